@@ -1,0 +1,1 @@
+"""What papers share: random rows, options and their schemas, cards, datasets, the training loop."""

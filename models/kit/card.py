@@ -1,0 +1,98 @@
+"""A checkpoint is one safetensors file whose header carries the model's card, as JSON under `card`.
+
+The card says what the file is (name, version, family, summary, image shape), what it can do (`operations`), how good it
+was measured to be (`figures`) and where it came from (`provenance`). It can be read without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMAT = 1
+HEADER_LIMIT_BYTES = 16 * 2**20
+REQUIRED = (
+    "format",
+    "name",
+    "version",
+    "family",
+    "summary",
+    "created_at",
+    "config",
+    "image",
+    "operations",
+    "figures",
+    "provenance",
+    "license",
+)
+
+
+def save(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
+    """Write weights and card as one file, whole or not at all; ValueError where the card lacks a field."""
+    from safetensors.torch import save_file  # noqa: PLC0415 - reading a card needs no torch
+
+    missing = [field for field in REQUIRED if field not in card]
+    if missing:
+        raise ValueError(f"the card lacks {', '.join(missing)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    part = path.with_name(path.name + ".part")
+    save_file(weights, part, metadata={"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
+    os.replace(part, path)  # noqa: PTH105 - Path.replace would read as str.replace
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card in a file's header; ValueError where the file is no checkpoint of ours, or of a later format."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT_BYTES + 1
+        if size > HEADER_LIMIT_BYTES:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header = file.read(size)
+    try:
+        card = json.loads(json.loads(header)["__metadata__"]["card"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is a safetensors file without a card") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f"{path.name} has a card of another format than {FORMAT}")
+    missing = [field for field in REQUIRED if field not in card]
+    if missing:
+        raise ValueError(f"the card of {path.name} lacks {', '.join(missing)}")
+    return card
+
+
+def family(name: str) -> Any:
+    """The module of a family, which defines `Config` and `Model`; ValueError where there is none of that name."""
+    if not name.isidentifier() or not (Path(__file__).parents[1] / f"{name}.py").is_file() or name.startswith("_"):
+        known = ", ".join(sorted(families()))
+        raise ValueError(f"no family {name!r}; there are {known}")
+    return importlib.import_module(f"models.{name}")
+
+
+def families() -> list[str]:
+    """Every file of `models/` is a family."""
+    return sorted(file.stem for file in Path(__file__).parents[1].glob("[!_]*.py"))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """The model, ready to be asked on `device`, and its card; ValueError where weights and card do not agree."""
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    from models.kit.schema import from_json  # noqa: PLC0415
+
+    card = read_card(path)
+    module = family(card["family"])
+    model = module.Model(from_json(module.Config, card["config"]))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {path.name} do not fit its card: {error}") from error
+    return model.eval().requires_grad_(requires_grad=False).to(device), card

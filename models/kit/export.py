@@ -1,0 +1,130 @@
+"""From a run to a checkpoint with its card, and from a measurement to the card's figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.kit import card, data
+from models.kit.rows import Rows
+from models.kit.shapes import Float, Tensor
+from models.kit.train import Recipe, weights
+
+DESCRIPTION = "provenance.json"
+
+
+def provenance(recipe: Recipe, pictures: data.Pictures, device: str = "cpu") -> dict[str, Any]:
+    """Where a run happens: hardware, code, library, data; no path and no machine's name."""
+    held_back = recipe.training.validation
+    kind = recipe.training.binarization
+    drawn = {"sha256": data.static_binarization(pictures.images)[1]} if kind == "static" else {}
+    return {
+        "recipe": recipe.to_json(),
+        "seed": recipe.seed,
+        "hardware": hardware(device),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "data": {
+            "name": pictures.name,
+            "sha256": pictures.sha256,
+            "count": len(pictures.images) - held_back,
+            "validation": held_back,
+        },
+        "binarization": {"kind": kind, **drawn},
+    }
+
+
+def hardware(device: str = "cpu") -> str:
+    """What computes, in words: "2-core CPU (AMD EPYC), 1 thread"."""
+    if torch.device(device).type == "cuda":
+        return f"1 GPU ({torch.cuda.get_device_name(device)})"
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        named = [line.split(":", 1)[1].strip() for line in facts.read_text().splitlines() if "model name" in line]
+        name = named[0] if named else name
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()}-core CPU ({name}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | None = None, note: str = "") -> Path:
+    """Write the run in `out` as `checkpoints/NAME/VERSION/model.safetensors` without figures; returns the file.
+
+    `selection` is the run on which the number of epochs was chosen; the card tells its best epoch. ValueError where
+    the run has no checkpoint.
+    """
+    if not (out / "state.pt").exists():
+        raise ValueError(f"{out.name} holds no run: there is no state.pt")
+    tensors, recipe, counters = weights(out)
+    module = card.family(recipe.family)
+    model = module.Model(recipe.config)
+    model.load_state_dict(tensors)
+    told: dict[str, Any] = json.loads((out / DESCRIPTION).read_text())
+    told |= {"epochs": counters["best_epoch"] or counters["epoch"], "seconds": round(counters["seconds"], 1)}
+    if selection is not None:
+        told["selection"] = _selection(selection)
+    if note:
+        told["note"] = note
+    path = checkpoints / recipe.name / version / "model.safetensors"
+    config = recipe.to_json()["config"]
+    described = {
+        "format": card.FORMAT,
+        "name": recipe.name,
+        "version": version,
+        "family": recipe.family,
+        "summary": recipe.summary,
+        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config": config,
+        "image": {key: config[key] for key in ("channels", "height", "width")},
+        "operations": model.operations(),
+        "figures": [],
+        "provenance": told,
+        "license": "MIT",
+    }
+    card.save(path, model, described)
+    return path
+
+
+def test_pictures(described: dict[str, Any], pictures: data.Pictures, seed: int) -> Float[Tensor, "N C H W"]:
+    """Test pictures as the model was trained on them: drawn afresh (dynamic), by the one fixed draw, or grey."""
+    kind = described["provenance"]["binarization"]["kind"]
+    if kind == "dynamic":
+        return data.binarize(pictures.images, Rows.range(seed, 0, len(pictures.images)))
+    images = data.static_binarization(pictures.images, test=True)[0] if kind == "static" else pictures.images
+    return data.grey(images)
+
+
+def _selection(run: Path) -> dict[str, Any]:
+    """How many epochs were tried on which split, and which was the best."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = min(lines, key=lambda line: line["validation_loss"])
+    told = json.loads((run / DESCRIPTION).read_text())
+    return {
+        "count": told["data"]["count"],
+        "validation": told["data"]["validation"],
+        "epochs_tried": lines[-1]["epoch"],
+        "best_epoch": best["epoch"],
+        "best_validation_loss": best["validation_loss"],
+        "last_validation_loss": lines[-1]["validation_loss"],
+        "seconds": lines[-1]["seconds"],
+    }
+
+
+def _commit() -> str:
+    """The commit of the code, with a plus where files of `models` differ from it; "unknown" outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,56 @@
+"""What a model can do, read off the signatures of its methods.
+
+An operation is a public method that takes `rows: Rows` and `options` (a dataclass). Its pictures are its parameters
+`images`, or `first` and `second`; a parameter `state` says that the work comes in slices (`Partial`); a class constant
+`UNIT` of its options says what its numbers are in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from models.kit.rows import Rows
+from models.kit.schema import json_schema
+
+PICTURES = ("images", "first", "second")
+
+
+def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
+    """Each operation's name → {"inputs", "options" (JSON Schema), "unit", "sliced"}; `without` names what it lacks."""
+    found = {}
+    for name, method in inspect.getmembers(type(model), inspect.isfunction):
+        if not name.startswith("_") and name not in without and _is_operation(method):
+            found[name] = _described(method)
+    return found
+
+
+def options_of(model: nn.Module, operation: str) -> type:
+    """The options dataclass of an operation; ValueError where the model has none of that name."""
+    method = getattr(type(model), operation, None)
+    if method is None or operation.startswith("_") or not inspect.isfunction(method) or not _is_operation(method):
+        raise ValueError(f"no operation {operation!r}; there are {', '.join(describe(model))}")
+    return typing.cast("type", _hints(method)["options"])
+
+
+def _is_operation(method: Any) -> bool:
+    hints = _hints(method)
+    return hints.get("rows") is Rows and "options" in hints
+
+
+def _described(method: Any) -> dict[str, Any]:
+    hints = _hints(method)
+    return {
+        "inputs": [name for name in PICTURES if name in hints],
+        "options": json_schema(hints["options"]),
+        "unit": getattr(hints["options"], "UNIT", None),
+        "sliced": "state" in hints,
+    }
+
+
+def _hints(method: Any) -> dict[str, Any]:
+    return typing.get_type_hints(inspect.unwrap(method))

@@ -1,0 +1,128 @@
+"""Frozen dataclasses whose fields carry their range, as JSON Schema and back from JSON with every range checked.
+
+A field is an `int`, `float`, `bool`, `str`, one of these or `None`, or a `tuple[T, ...]` of them (a JSON array).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
+
+
+def option(
+    default: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    description: str = "",
+) -> Any:
+    """A dataclass field with its default, its range (`above` and `below` exclude the end itself) and its meaning.
+
+    The range of a tuple is that of each of its items.
+    """
+    rules = {
+        "minimum": minimum,
+        "maximum": maximum,
+        "exclusiveMinimum": above,
+        "exclusiveMaximum": below,
+        "enum": None if choices is None else list(choices),
+        "description": description or None,
+    }
+    return dataclasses.field(default=default, metadata={k: v for k, v in rules.items() if v is not None})
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a dataclass: every field optional with its default, no other name allowed."""
+    hints = typing.get_type_hints(cls)
+    properties: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        rules = dict(field.metadata)
+        described = {"description": rules.pop("description")} if "description" in rules else {}
+        kinds = _kinds(hints[field.name])
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if kinds[0] is tuple:
+            item = {"type": NAMES[kinds[1]], **rules}
+            properties[field.name] = {"type": "array", "items": item, "default": default, **described}
+            continue
+        names = [NAMES[kind] for kind in kinds]
+        if len(names) > 1 and "enum" in rules:
+            rules["enum"] = [*rules["enum"], None]
+        kind = names[0] if len(names) == 1 else names
+        properties[field.name] = {"type": kind, **rules, "default": default, **described}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance from JSON values; ValueError names the first field that is unknown, mistyped or out of range."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; there are {', '.join(sorted(fields))}")
+    return cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+
+
+def to_json(instance: Any) -> dict[str, Any]:
+    """The JSON values of a dataclass instance; tuples become lists."""
+    values = dataclasses.asdict(instance)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _kinds(hint: Any) -> list[type]:
+    """`int | None` → [int, NoneType]; `tuple[int, ...]` → [tuple, int]."""
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return [tuple, typing.get_args(hint)[0]]
+    if origin in (typing.Union, types.UnionType):
+        return list(typing.get_args(hint))
+    return [hint]
+
+
+def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    kinds = _kinds(hint)
+    if kinds[0] is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {value!r}")
+        return tuple(_scalar(field, kinds[1:], item) for item in value)
+    return _scalar(field, kinds, value)
+
+
+def _scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
+    """A number, word or None of one of `kinds`, within the field's range; an integral float passes for an integer."""
+    if value is None and type(None) in kinds:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and int in kinds and float(value).is_integer():
+        value = int(value)
+    elif number and float in kinds and math.isfinite(value):
+        value = float(value)
+    elif not (isinstance(value, bool | str) and type(value) in kinds):
+        raise ValueError(f"{field.name} must be of type {' or '.join(NAMES[k] for k in kinds)}, not {value!r}")
+    rules = field.metadata
+    if "enum" in rules and value not in rules["enum"]:
+        raise ValueError(f"{field.name} must be one of {', '.join(rules['enum'])}, not {value!r}")
+    if (
+        value < rules.get("minimum", value)
+        or value > rules.get("maximum", value)
+        or ("exclusiveMinimum" in rules and value <= rules["exclusiveMinimum"])
+        or ("exclusiveMaximum" in rules and value >= rules["exclusiveMaximum"])
+    ):
+        raise ValueError(f"{field.name} must lie in {_interval(rules)}, not {value!r}")
+    return value
+
+
+def _interval(rules: Mapping[str, Any]) -> str:
+    left = f"[{rules['minimum']}" if "minimum" in rules else f"({rules.get('exclusiveMinimum', '-∞')}"
+    right = f"{rules['maximum']}]" if "maximum" in rules else f"{rules.get('exclusiveMaximum', '∞')})"
+    return f"{left}, {right}"

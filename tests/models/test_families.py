@@ -1,0 +1,155 @@
+"""What every family of `models/` owes, whoever wrote it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from models.kit import card
+from models.kit.operations import describe, options_of
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+from models.kit.schema import from_json, json_schema, to_json
+
+FAMILIES = card.families()
+
+
+def built(family: str):
+    """A model of the family's default `Config`, with reproducible weights."""
+    module = card.family(family)
+    model = module.Model(module.Config())
+    model.initialise(Rows.range(3, 0, 1))
+    return module, model.eval()
+
+
+def shape_of(config) -> tuple[int, int, int]:
+    """The (C, H, W) of a family's pictures."""
+    return config.channels, config.height, config.width
+
+
+def finished(method, *arguments):
+    """The final answer of an operation, its slices done one after another."""
+    answer = method(*arguments)
+    while isinstance(answer, Partial):
+        assert 0 < answer.done < 1
+        answer = method(*arguments, answer.state)
+    return answer
+
+
+def asked(model, operation: str, rows: Rows) -> dict:
+    """An operation's answer for `rows`, with pictures that belong to each row."""
+    entry = model.operations()[operation]
+    small = {"k": 20} if "k" in entry["options"]["properties"] else {}
+    pictures = []
+    for number, _ in enumerate(entry["inputs"]):
+        channels, height, width = shape_of(model.config)
+        drawn = rows.uniform(channels * height * width, 40 + number)
+        pictures.append(drawn.view(-1, channels, height, width))
+    options = from_json(options_of(model, operation), small)
+    return finished(getattr(model, operation), *pictures, rows, options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_documented_as_a_paper(family: str) -> None:
+    """The header names the paper and says where the file departs from it."""
+    document = inspect.getdoc(card.family(family))
+    assert "arXiv" in document or "PMLR" in document
+    assert "Departs from the paper:" in document
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_config_survives_json(family: str) -> None:
+    """A config written as JSON and read back is the same, and its schema has every field with its default."""
+    module = card.family(family)
+    config = module.Config()
+    assert from_json(module.Config, to_json(config)) == config
+    properties = json_schema(module.Config)["properties"]
+    assert {name: entry["default"] for name, entry in properties.items()} == to_json(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_weights_survive_a_file(family: str) -> None:
+    """Weights saved as safetensors and loaded into a new model are the same to the bit."""
+    module, model = built(family)
+    again = module.Model(module.Config())
+    again.load_state_dict(load(save(model.state_dict())))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_operations_are_those_it_defines(family: str) -> None:
+    """`operations` lists methods it has, with inputs and options read off their signatures."""
+    _, model = built(family)
+    listed = model.operations()
+    assert listed
+    assert set(listed) <= set(describe(model))
+    for entry in listed.values():
+        assert entry["inputs"] in ([], ["images"], ["first", "second"])
+        assert entry["options"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_answer_has_the_right_shape_and_range(family: str) -> None:
+    """Pictures lie in 0 … 1, every tensor has one row a request and is finite, the rest is a word or a number."""
+    _, model = built(family)
+    rows = Rows.range(11, 0, 3)
+    for operation in model.operations():
+        for name, value in asked(model, operation, rows).items():
+            if not isinstance(value, torch.Tensor):
+                assert isinstance(value, int | float | str), (operation, name)
+                continue
+            assert value.shape[0] == 3, (operation, name)
+            assert bool(torch.isfinite(value).all()), (operation, name)
+            if name == "images":
+                assert value.shape[1:] == shape_of(model.config)
+                assert 0 <= float(value.min()) <= float(value.max()) <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
+    """Row 2 of a seed alone equals row 2 among others, but for the last bits that a CPU's batch shape moves."""
+    _, model = built(family)
+    for operation in model.operations():
+        together = asked(model, operation, Rows.range(11, 0, 5))
+        alone = asked(model, operation, Rows.range(11, 2, 1))
+        for name, value in alone.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(value[0], together[name][2], rtol=1e-4, atol=1e-4)
+        again = asked(model, operation, Rows.range(11, 0, 5))
+        other = asked(model, operation, Rows.range(12, 0, 5))
+        for name, value in together.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, again[name]), (operation, name)
+        if model.operations()[operation]["inputs"]:
+            assert any(not torch.equal(v, other[n]) for n, v in together.items() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
+    """`loss` gives one finite number a picture, whose gradient reaches every weight."""
+    module, model = built(family)
+    rows = Rows.range(5, 0, 4)
+    channels, height, width = shape_of(module.Config())
+    images = (rows.uniform(channels * height * width, 9) > 0.5).float().view(4, channels, height, width)
+    losses = model.loss(images, rows)
+    assert losses.shape == (4,)
+    assert bool(torch.isfinite(losses).all())
+    losses.mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_a_family_is_a_file() -> None:
+    """Every file of `models/` but those with a leading underscore is a family; no other name is one."""
+    folder = Path(card.__file__).parents[1]
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"} == set(FAMILIES)
+    with pytest.raises(ValueError, match="no family 'kit'"):
+        card.family("kit")
+    with pytest.raises(ValueError, match="no family"):
+        card.family("../vae")
