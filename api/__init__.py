@@ -1,0 +1,1 @@
+"""HTTP only: routes, uploads, errors and answers. Nothing here reaches torch."""

@@ -1,0 +1,123 @@
+"""From fields to a body: JSON, PNG or NPZ as `Accept` asks, with a strong ETag and byte ranges for results."""
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.errors import NotAcceptableError, RangeError
+from workers.operations import Operation
+from workers.pictures import grid, png
+from workers.wire import Fields
+
+JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
+FORMS = {JSON: "json", PNG: "png", NPZ: "npz"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What an answer says beside its fields."""
+
+    model: str
+    version: str
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The same for bodies that cannot say it themselves."""
+        return {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
+
+
+def negotiate(accept: str, operation: Operation) -> str:
+    """The media type to answer with: JSON unless another is preferred. Raises NotAcceptableError."""
+    if not accept or accept in {"*/*", JSON}:
+        return JSON
+    offers = [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ]
+    wishes = [_wish(entry) for entry in accept.split(",")]
+    best, chosen = 0.0, None
+    for offer in offers:
+        quality = max(((exact, q) for pattern, q in wishes if (exact := _matches(pattern, offer))), default=(0, 0.0))[1]
+        if quality > best:
+            best, chosen = quality, offer
+    if chosen is None:
+        raise NotAcceptableError(f"this answer comes as {', '.join(offers)}, not as {accept[:200]}")
+    return chosen
+
+
+def _wish(entry: str) -> tuple[str, float]:
+    pattern, _, parameters = entry.strip().partition(";")
+    found = re.search(r"q=([\d.]+)", parameters)
+    try:
+        return pattern.strip().lower(), float(found.group(1)) if found else 1.0
+    except ValueError:
+        return pattern.strip().lower(), 0.0
+
+
+def _matches(pattern: str, offer: str) -> int:
+    """How exactly a pattern means an offer: 3, 2 or 1, or 0 where it does not."""
+    if pattern == offer or (offer == NPZ and pattern in {"application/npz", "application/vnd.numpy.npz"}):
+        return 3
+    if pattern == offer.partition("/")[0] + "/*":
+        return 2
+    return int(pattern == "*/*")
+
+
+def render(fields: Fields, about: About, media: str) -> bytes:
+    """The body of an answer. Pictures may come as pixels or, for JSON, as PNG bytes already."""
+    if media == PNG:
+        pixels = fields["images"]
+        return png(pixels[0]) if len(pixels) == 1 else grid(pixels)
+    if media == NPZ:
+        return _npz(fields, about)
+    body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
+    for name, value in fields.items():
+        if name == "images":
+            pngs = value if isinstance(value, list) else [png(pixels) for pixels in value]
+            body[name] = [base64.b64encode(data).decode() for data in pngs]
+        else:
+            body[name] = value
+    if about.notes:
+        body["conversions"] = list(about.notes)
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _npz(fields: Fields, about: About) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {name: np.asarray(value) for name, value in fields.items()}
+    np.savez(buffer, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
+    """`data` under its hash as ETag, or 304, or the part of it that `Range` asks for. Raises RangeError."""
+    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = {
+        **headers,
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, immutable",
+        "Vary": "Accept",
+    }
+    seen = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if tag in seen or "*" in seen:
+        return Response(status_code=304, headers=headers)
+    wanted = request.headers.get("range", "")
+    condition = request.headers.get("if-range", tag)
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
+    if found is None or condition != tag or found.groups() == ("", ""):
+        return Response(data, 200, headers, media)  # a range of another shape may be ignored
+    begin, end = found.groups()
+    first = int(begin) if begin else max(0, len(data) - int(end))
+    last = min(int(end), len(data) - 1) if begin and end else len(data) - 1
+    if first > last or (not begin and int(end) == 0):
+        raise RangeError(f"the result has {len(data)} bytes", headers={"Content-Range": f"bytes */{len(data)}"})
+    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+    return Response(data[first : last + 1], 206, headers, media)

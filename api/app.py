@@ -1,0 +1,139 @@
+"""The application: settings in, ASGI out."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import swagger_ui_bundle
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from api import openapi
+from api.book import Book
+from api.errors import ProblemError, handle_any, handle_http, handle_problem, problem, request_id_of, respond
+from api.front import Front
+from api.metrics import REGISTRY, Reports
+from api.routes import House, make_router
+from workers.blobs import Blobs
+from workers.ledger import Ledger
+from workers.logs import set_up
+from workers.outbox import Outbox
+from workers.registry import Registry
+from workers.settings import Settings, settings
+
+
+async def _handle_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class alone
+    wrong = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors()]
+    detail = "; ".join(f"{one['field']}: {one['detail']}" for one in wrong)
+    return respond(request_id_of(request), problem(422, "Invalid request", detail, errors=wrong))
+
+
+def create_app(chosen: Settings | None = None) -> FastAPI:
+    """The application with these settings, or with those of the environment."""
+    chosen = chosen or settings()
+    set_up(chosen.log_level, "api")
+    blobs = Blobs(chosen.blobs)
+    outbox = Outbox(chosen, blobs)
+    house = House(chosen, Registry(chosen.checkpoints), outbox, Book(chosen, Ledger(chosen.ledger), blobs, outbox))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await outbox.start()
+        await house.book.start()
+        yield
+        await house.book.stop()
+        await outbox.stop()
+
+    app = FastAPI(
+        title="Reverie",
+        version="0.1.0",
+        description="Trained generative models over HTTP: samples, encodings, energies, likelihoods.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={
+            ProblemError: handle_problem,
+            RequestValidationError: _handle_validation,
+            HTTPException: handle_http,
+            Exception: handle_any,
+        },
+    )
+    app.add_middleware(Front, settings=chosen)
+    app.include_router(make_router(house))
+    app.state.draining = False
+    _add_health(app, house)
+    _add_metrics(app, house)
+    _add_docs(app)
+    return app
+
+
+def _add_health(app: FastAPI, house: House) -> None:
+    @app.get("/healthz", summary="Whether this process lives", tags=["health"])
+    async def healthz() -> Response:
+        return Response(b'{"status":"alive"}', media_type="application/json")
+
+    @app.get("/readyz", summary="Whether a request would be answered now", tags=["health"])
+    async def readyz() -> Response:
+        workers = house.outbox.live_workers()
+        ready = [name for name, said in workers.items() if said["state"] == "ready"]
+        checks = {"queue": await house.outbox.ping(), "workers": len(ready), "draining": app.state.draining}
+        good = bool(checks["queue"] and ready and not app.state.draining)
+        models = sorted({ref for name in ready for ref in workers[name]["capacity"]})
+        body = {"status": "ready" if good else "not ready", "models": models, **checks}
+        return Response(orjson.dumps(body), 200 if good else 503, media_type="application/json")
+
+
+def _add_metrics(app: FastAPI, house: House) -> None:
+    @app.get("/metrics", summary="Prometheus metrics", tags=["health"])
+    async def metrics(request: Request) -> Response:
+        queues: dict[Any, int] = {}
+        with contextlib.suppress(Exception):  # the queue server is away: the other figures still count
+            queues = dict(await house.outbox.queue_lengths())
+        said = {
+            "waiting": house.outbox.waiting,
+            "resent": house.outbox.resent,
+            "queues": queues,
+            "jobs": house.book.counts,
+            "workers": house.outbox.live_workers(),
+        }
+        scrape = CollectorRegistry()
+        scrape.register(Reports(lambda: said))
+        encode, media = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(REGISTRY) + encode(scrape), media_type=media)
+
+
+def _add_docs(app: FastAPI) -> None:
+    folder = Path(swagger_ui_bundle.swagger_ui_path)
+    app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        static = "/docs/static"
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Reverie",
+            swagger_js_url=f"{static}/swagger-ui-bundle.js",
+            swagger_css_url=f"{static}/swagger-ui.css",
+            swagger_favicon_url=f"{static}/favicon-32x32.png",
+        )
+
+    made = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = made()
+            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update({"Problem": openapi.PROBLEM, "Job": openapi.JOB})
+        return app.openapi_schema or {}
+
+    app.openapi = described  # type: ignore[method-assign]

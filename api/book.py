@@ -1,0 +1,329 @@
+"""The API process's side of the ledger: promises made, waited for, taken over and swept, never on the event loop."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import orjson
+import redis
+
+from api.ask import Ask
+from workers.blobs import Blobs
+from workers.ledger import TERMINAL, Done, Job, Ledger, new_id
+from workers.outbox import Call, FailedError, Outbox
+from workers.queue import NEWS, connect_async, entries
+from workers.settings import Settings
+from workers.wire import Fields, joined, pack, unpack
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+INLINE_BYTES = 256 << 10
+_SWEEP_S = 30.0
+_POLL_S = 0.5
+_FORGET_FACTOR = 7
+
+
+class Book:
+    """Jobs as routes see them; one writer thread a process, since SQLite takes one writer at a time."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, blobs: Blobs, outbox: Outbox) -> None:
+        """Prepare; nothing runs before `start`."""
+        self._settings = settings
+        self._ledger = ledger
+        self._blobs = blobs
+        self._outbox = outbox
+        self._name = f"api-{uuid4().hex[:12]}"
+        self._writer = ThreadPoolExecutor(1, "ledger-writer")
+        self._readers = ThreadPoolExecutor(4, "ledger-reader")
+        self._pending: list[tuple[Job, asyncio.Future[None]]] = []
+        self._adopted: dict[str, Call] = {}
+        self._listeners: dict[str, set[asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.counts: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Begin to renew, reap, reconcile and listen."""
+        self._redis = connect_async(self._settings)
+        for loop in (self._keep, self._hear, self._sweep):
+            self._run(loop())
+
+    async def stop(self) -> None:
+        """Hand over what this process still holds, for workers to take at once."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await self._write(self._ledger.release, self._name)
+        self._writer.shutdown()
+        self._readers.shutdown()
+        await self._redis.aclose()
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, act: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, act, *args)
+
+    async def _read(self, act: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, act, *args)
+
+    # --- promises ---
+
+    @property
+    def full(self) -> bool:
+        """Whether the ledger holds as many unfinished jobs as it may."""
+        return sum(self.counts.values()) >= self._settings.max_queued_jobs
+
+    async def add(self, ask: Ask, owner: str, request_id: str) -> Job:
+        """Promise a job: its row is committed when this returns."""
+        row = await self._row(ask, owner, request_id)
+        done = asyncio.get_running_loop().create_future()
+        self._pending.append((row, done))
+        if len(self._pending) == 1:
+            self._run(self._flush())
+        await done
+        self._outbox.wake()
+        return row
+
+    async def _flush(self) -> None:
+        """Commit all rows that came up while the last commit was under way, in one transaction."""
+        while self._pending:
+            taken, self._pending[:] = list(self._pending), []
+            try:
+                await self._write(self._ledger.add, [row for row, _ in taken])
+            except Exception as error:  # noqa: BLE001 - each waiting request is told
+                for _, done in taken:
+                    done.set_exception(error)
+            else:
+                for _, done in taken:
+                    self.counts["queued"] = self.counts.get("queued", 0) + 1
+                    if not done.cancelled():
+                        done.set_result(None)
+
+    async def add_once(self, ask: Ask, owner: str, request_id: str, route: str, key: str) -> tuple[str, str]:
+        """Promise a job under an Idempotency-Key; answers the id and fingerprint of whichever request was first."""
+        row = await self._row(ask, owner, request_id)
+        keep_s = self._settings.keep_keys_s
+        job_id, first = await self._write(self._ledger.add_once, row, route, key, ask.fingerprint, keep_s)
+        if job_id == row["id"]:
+            self._outbox.wake()
+        elif row["items_blob"]:
+            await self._read(self._blobs.delete, f"jobs/{row['id']}")
+        return job_id, first
+
+    async def adopt(self, ask: Ask, call: Call, owner: str, request_id: str) -> Job:
+        """Turn a call that has waited too long into a job that this process goes on with, under its own lease.
+
+        Inserted as queued it would run twice. If this process dies, the lease lapses and a worker takes the job over.
+        """
+        row = await self._row(ask, owner, request_id)
+        lease = {"lease_owner": self._name, "lease_until": time.time() + self._settings.lease_s}
+        # "shared": losing this process says nothing against the request
+        row |= {"status": "running", "token": 1, "started_at": time.time(), "shared": True, **lease}
+        await self._write(self._ledger.add, [row])
+        self._adopted[row["id"]] = call
+        self._run(self._see_through(row, call))
+        return row
+
+    async def _see_through(self, row: Job, call: Call) -> None:
+        job_id = row["id"]
+        try:
+            fields = await call.result
+            data = pack(fields)
+            stored: dict[str, Any] = {"part": data}
+            if len(data) > INLINE_BYTES:
+                stored = {"blob": f"jobs/{job_id}/1-0"}
+                await self._read(self._blobs.put, stored["blob"], data)
+            report = Done(job_id, 1, 0, call.rows, **stored)
+        except FailedError as error:
+            report = Done(job_id, 1, problem=error.problem)
+        except asyncio.CancelledError:
+            if not call.result.cancelled():
+                raise  # this process stops
+            self._adopted.pop(job_id, None)
+            return
+        await self._write(self._ledger.settle, [report])
+        self._adopted.pop(job_id, None)
+        self._tell(job_id)
+
+    async def _row(self, ask: Ask, owner: str, request_id: str) -> Job:
+        items = pack(ask.items) if ask.items else None
+        row: Job = {
+            "id": new_id(),
+            "kind": ask.operation.path,
+            "owner": owner,
+            "status": "queued",
+            "model": ask.entry.name,
+            "version": ask.entry.version,
+            "method": ask.operation.method,
+            "options": orjson.dumps(ask.options, option=orjson.OPT_SORT_KEYS).decode(),
+            "request": orjson.dumps(ask.summary).decode(),
+            "request_id": request_id,
+            "seed": ask.seed,
+            "rows": ask.rows,
+            "items": items,
+            "items_blob": None,
+            "per": ask.per,
+            "token": 0,
+            "lease_owner": None,
+            "lease_until": None,
+            "shared": False,
+            "started_at": None,
+            "turn": time.time(),
+            "created_at": time.time(),
+        }
+        if items is not None and len(items) > INLINE_BYTES:
+            row |= {"items": None, "items_blob": f"jobs/{row['id']}/items"}
+            await self._read(self._blobs.put, row["items_blob"], items)
+        return row
+
+    # --- looking ---
+
+    async def get(self, job_id: str, owner: str) -> Job | None:
+        """A job of this owner's, or None."""
+        job = await self._read(self._ledger.get, job_id, owner)
+        call = self._adopted.get(job_id)
+        return {**job, "progress": max(job["progress"], call.progress)} if job and call else job
+
+    async def listing(self, owner: str, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
+        """Jobs of this owner's, newest first."""
+        return await self._read(self._ledger.listing, owner, filters, after, limit)
+
+    async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
+        """The job once it has ended, or as it stands when the time is up."""
+        until = time.monotonic() + timeout_s
+        async for job in self._watch(job_id, owner):
+            left = until - time.monotonic()
+            if job is None or job["status"] in TERMINAL or left <= 0:
+                return job
+            await self._changed(job_id, min(left, _POLL_S))
+        return None
+
+    async def _watch(self, job_id: str, owner: str) -> AsyncIterator[Job | None]:
+        while True:
+            yield await self.get(job_id, owner)
+
+    async def events(self, job_id: str, seq: int) -> list[Job]:
+        """Events with a number above `seq`."""
+        return await self._read(self._ledger.events_after, job_id, seq)
+
+    async def _changed(self, job_id: str, timeout_s: float) -> None:
+        """Return when there is news of a job, or after the time."""
+        event = asyncio.Event()
+        self._listeners.setdefault(job_id, set()).add(event)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            listeners = self._listeners[job_id]
+            listeners.discard(event)
+            if not listeners:
+                del self._listeners[job_id]
+
+    async def next_events(self, job_id: str, seq: int, timeout_s: float) -> list[Job]:
+        """Events above `seq`, waiting for one up to `timeout_s`; empty if none came."""
+        until = time.monotonic() + timeout_s
+        while True:
+            found = await self.events(job_id, seq)
+            left = until - time.monotonic()
+            if found or left <= 0:
+                return found
+            await self._changed(job_id, min(left, _POLL_S))
+
+    async def fields(self, job: Job) -> Fields:
+        """What a succeeded job computed."""
+
+        def load() -> Fields:
+            pieces = self._ledger.result(job["id"])
+            return joined([unpack(data if data is not None else self._blobs.get(str(key))) for data, key in pieces])
+
+        return await self._read(load)
+
+    # --- ending ---
+
+    async def cancel(self, job_id: str) -> bool:
+        """End a job that has not ended; answers whether this call did."""
+        ended = await self._write(self._ledger.cancel, job_id)
+        call = self._adopted.pop(job_id, None)
+        if call is not None:
+            self._outbox.drop(call)
+        self._tell(job_id)
+        return ended
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job and all it left."""
+        await self._write(self._ledger.delete, job_id)
+        await self._read(self._blobs.delete, f"jobs/{job_id}")
+
+    def _tell(self, job_id: str) -> None:
+        for event in self._listeners.get(job_id, ()):
+            event.set()
+
+    # --- keeping promises ---
+
+    async def _hear(self) -> None:
+        """Wake whoever waits for a job that a worker says has changed; the ledger is asked anyway twice a second."""
+        last: bytes | str = "$"
+        while True:
+            try:
+                found = await self._redis.xread({NEWS: last}, count=256, block=5000)
+            except (redis.RedisError, OSError):
+                await asyncio.sleep(0.2)
+                continue
+            for entry_id, values in entries(found):
+                last = entry_id
+                for job_id in unpack(values[b"ids"]):
+                    self._tell(job_id)
+
+    async def _keep(self) -> None:
+        """Renew this process's leases, give back lapsed ones, and remind the workers of jobs nobody took."""
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.lease_s / 3))
+            try:
+                if self._adopted:
+                    await self._write(self._ledger.renew, self._name, self._settings.lease_s)
+                    reached = {job_id: call.progress for job_id, call in self._adopted.items() if call.progress}
+                    await self._write(self._ledger.progress, self._name, reached)
+                given_back = await self._write(self._ledger.reap, self._settings.max_attempts)
+                for job_id in given_back:
+                    log.warning("lease lapsed", extra={"job": job_id})
+                    self._tell(job_id)
+                self.counts = await self._read(self._ledger.counts)
+                waiting = await self._read(self._ledger.claimable, 1.0)
+                if waiting and (await self._outbox.queue_lengths())["bulk"] == 0:
+                    for _ in range(min(waiting, max(1, len(self._outbox.live_workers())))):
+                        self._outbox.wake()
+            except (redis.RedisError, OSError):
+                continue
+            except Exception:
+                log.exception("keeping the ledger")
+
+    async def _sweep(self) -> None:
+        """Drop what has expired, and the oldest results while the store is over its quota."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            try:
+                keep_s = self._settings.keep_results_s
+                gone = await self._write(self._ledger.expire, keep_s, _FORGET_FACTOR * keep_s)
+                while await self._read(self._blobs.usage_bytes) > self._settings.disk_quota_bytes:
+                    oldest = await self._write(self._ledger.expire_oldest, 20)
+                    if not oldest:
+                        break
+                    gone += oldest
+                    for job_id in oldest:
+                        await self._read(self._blobs.delete, f"jobs/{job_id}")
+                for job_id in gone:
+                    await self._read(self._blobs.delete, f"jobs/{job_id}")
+                await self._read(self._blobs.sweep, "notes", 3600.0)
+            except Exception:
+                log.exception("sweeping")

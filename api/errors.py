@@ -1,0 +1,141 @@
+"""Every way a request can fail, each owning its status and title; one handler writes RFC 9457 problem details."""
+
+from typing import Any, ClassVar
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemError(Exception):
+    """A failure to be told as a problem; `detail` says what happened here and what would work."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    type: ClassVar[str] = "about:blank"
+
+    def __init__(self, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
+        """Extension members of the body come as keywords."""
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+        self.more = more
+
+
+class MalformedError(ProblemError):
+    """A body or parameter that cannot be read at all."""
+
+    status, title = 400, "Malformed request"
+
+
+class UnauthorizedError(ProblemError):
+    """No key, or one that is not known."""
+
+    status, title = 401, "Not authorized"
+
+
+class NotFoundError(ProblemError):
+    """No such model, job or route."""
+
+    status, title = 404, "Not found"
+
+
+class NotAcceptableError(ProblemError):
+    """An `Accept` that this answer has no form for."""
+
+    status, title = 406, "No acceptable form"
+
+
+class ConflictError(ProblemError):
+    """Something that cannot be had or done in this state."""
+
+    status, title = 409, "Not in this state"
+
+
+class GoneError(ProblemError):
+    """A result that was kept for its time and then dropped."""
+
+    status, title = 410, "Expired"
+
+
+class TooLargeError(ProblemError):
+    """A body over the limit."""
+
+    status, title = 413, "Body too large"
+
+
+class UnsupportedMediaError(ProblemError):
+    """A body of a type that the route does not read."""
+
+    status, title = 415, "Unsupported content type"
+
+
+class RangeError(ProblemError):
+    """A byte range outside the result."""
+
+    status, title = 416, "Range not satisfiable"
+
+
+class InvalidError(ProblemError):
+    """A request that can be read but not granted; `errors` names the fields."""
+
+    status, title = 422, "Invalid request"
+
+
+class OverloadedError(ProblemError):
+    """More work than may wait; `Retry-After` says when to come back."""
+
+    status, title = 503, "Overloaded"
+    type = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+
+class ModelFailedError(ProblemError):
+    """What a model or its worker reported; status and title are the report's."""
+
+    status, title = 500, "Model failed"
+
+
+ALL = tuple(sorted(ProblemError.__subclasses__(), key=lambda kind: kind.status))
+
+
+def problem(status: int, title: str, detail: str, kind: str = "about:blank", **more: Any) -> dict[str, Any]:
+    """The body of a problem."""
+    return {"type": kind, "title": title, "status": status, "detail": detail, **more}
+
+
+def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """The response that carries a problem."""
+    content = orjson.dumps({**body, "request_id": request_id})
+    return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def request_id_of(request: Request) -> str:
+    """The id this request goes by in logs and jobs."""
+    return str(request.scope.get("reverie_request_id", ""))
+
+
+async def handle_problem(request: Request, error: Exception) -> Response:
+    """Answer a ProblemError."""
+    assert isinstance(error, ProblemError)  # noqa: S101 - registered for this class alone
+    body = problem(error.status, error.title, error.detail, error.type)
+    return respond(request_id_of(request), {**body, **error.more}, error.headers)
+
+
+async def handle_http(request: Request, error: Exception) -> Response:
+    """Answer what the router raises: unknown paths and methods."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
+    detail = {404: f"no such route: {request.url.path}; see /docs", 405: f"{request.method} is not possible here"}
+    body = problem(
+        error.status_code,
+        "Not found" if error.status_code == 404 else "Refused",
+        detail.get(error.status_code, error.detail),
+    )
+    return respond(request_id_of(request), body, dict(error.headers or {}))
+
+
+async def handle_any(request: Request, _error: Exception) -> Response:
+    """Answer a fault of our own; the log has the details under the request id."""
+    return respond(request_id_of(request), problem(500, "Internal error", "a fault of the service; it was logged"))

@@ -1,0 +1,390 @@
+"""The routes under /v1. Operations are generic: one route each, and a card says which model has which."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.answers import JSON, About, negotiate, ranged, render
+from api.ask import Ask, read_ask
+from api.book import Book
+from api.errors import (
+    ConflictError,
+    GoneError,
+    InvalidError,
+    MalformedError,
+    ModelFailedError,
+    NotFoundError,
+    OverloadedError,
+    request_id_of,
+)
+from api.openapi import operation_docs
+from workers.ledger import TERMINAL, Job
+from workers.operations import BY_METHOD, OPERATIONS, Operation
+from workers.outbox import BusyError, Call, FailedError, Outbox
+from workers.registry import Entry, Registry
+from workers.settings import Settings
+from workers.wire import Fields
+
+PNG_BY_WORKER = 256
+"""Up to this many pictures a request, the worker makes the PNGs of a JSON answer; more come as pixels, which are smaller."""
+
+_KEEP_ALIVE_S = 15.0
+_KEY = re.compile(r'"?([\x21\x23-\x7e ]{1,255})"?')
+
+
+@dataclass(frozen=True)
+class House:
+    """What the routes stand on."""
+
+    settings: Settings
+    registry: Registry
+    outbox: Outbox
+    book: Book
+
+
+def make_router(house: House) -> APIRouter:
+    """All routes under /v1."""
+    router = APIRouter(prefix="/v1")
+    for operation in OPERATIONS:
+        router.add_api_route(
+            f"/{operation.path}",
+            _operation_route(house, operation),
+            methods=["POST"],
+            summary=operation.summary,
+            operation_id=operation.path,
+            tags=["operations"],
+            response_class=Response,
+            openapi_extra=operation_docs(operation, house.registry, house.settings),
+        )
+    _add_models(router, house)
+    _add_jobs(router, house)
+    return router
+
+
+# --- operations ---
+
+
+@dataclass(frozen=True)
+class _Prefer:
+    """RFC 7240: how long to wait, and what was applied."""
+
+    wait_s: float
+    applied: str
+
+    @classmethod
+    def read(cls, header: str, settings: Settings) -> "_Prefer":
+        """The preference of a request; without one it waits the default time."""
+        if not header:
+            return cls(settings.wait_s, "")
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", header)
+        if found:
+            seconds = min(int(found.group(1)), int(settings.max_wait_s))
+            return cls(seconds, f"wait={seconds}")
+        if re.search(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", header):
+            return cls(0.0, "respond-async")
+        return cls(settings.wait_s, "")
+
+
+def _operation_route(house: House, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def route(request: Request) -> Response:
+        media = negotiate(request.headers.get("accept", ""), operation)
+        ask = await read_ask(request, operation, house.registry, house.settings)
+        prefer = _Prefer.read(request.headers.get("prefer", ""), house.settings)
+        key = request.headers.get("idempotency-key")
+        if key is not None:
+            return await _once(house, request, ask, media, prefer, key)
+        if prefer.wait_s <= 0:
+            if house.book.full:
+                raise _overloaded("too many unfinished jobs")
+            job = await house.book.add(ask, _owner(request), request_id_of(request))
+            return _accepted(job, prefer)
+        return await _now(house, request, ask, media, prefer)
+
+    return route
+
+
+async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Prefer) -> Response:
+    """Answer while the client waits; after too long, promise a job that goes on with the same work."""
+    png = media == JSON and ask.operation.pictures and ask.rows <= PNG_BY_WORKER
+    call = Call(
+        ask.entry,
+        ask.operation.method,
+        ask.options,
+        ask.seed,
+        ask.rows,
+        ask.items,
+        ask.per,
+        png,
+        request_id_of(request),
+    )
+    try:
+        house.outbox.submit(call)
+    except BusyError as error:
+        raise _overloaded(f"{house.settings.max_waiting} requests wait already") from error
+    try:
+        fields = await _patiently(request, call, prefer.wait_s)
+    except TimeoutError:
+        job = await house.book.adopt(ask, call, _owner(request), request_id_of(request))
+        return _accepted(job, prefer)
+    except FailedError as error:
+        raise _failed(error.problem) from error
+    except asyncio.CancelledError:
+        house.outbox.drop(call)
+        raise
+    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes)
+    if ask.rows > PNG_BY_WORKER:
+        body = await asyncio.to_thread(render, fields, about, media)
+    else:
+        body = render(fields, about, media)
+    return Response(body, 200, {**about.headers, **_applied(prefer), "Vary": "Accept, Prefer"}, media)
+
+
+async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
+    """The call's result; while it is long in coming, look whether the client is still there."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    while True:
+        left = until - loop.time()
+        done, _ = await asyncio.wait((call.result,), timeout=min(left, 1.0))
+        if done:
+            return call.result.result()
+        if left <= 1.0:
+            raise TimeoutError
+        if await request.is_disconnected():
+            raise asyncio.CancelledError
+
+
+async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _Prefer, raw: str) -> Response:
+    """A request under an Idempotency-Key: one job however often it is sent; the first answer is given again."""
+    found = _KEY.fullmatch(raw.strip())
+    if found is None:
+        raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
+    if house.book.full:
+        raise _overloaded("too many unfinished jobs")
+    owner = _owner(request)
+    route = f"POST /v1/{ask.operation.path}"
+    job_id, fingerprint = await house.book.add_once(ask, owner, request_id_of(request), route, found.group(1))
+    if fingerprint != ask.fingerprint:
+        raise InvalidError(
+            f"Idempotency-Key {found.group(1)!r} was used with another body; send the same body or another key",
+            job_id=job_id,
+        )
+    job = await house.book.wait(job_id, owner, prefer.wait_s)
+    if job is None:
+        raise GoneError("the job of this Idempotency-Key was deleted; use another key")
+    if job["status"] not in TERMINAL:
+        return _accepted(job, prefer)
+    response = await _result(house, request, job, media)
+    response.headers.update({**_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"})
+    return response
+
+
+def _overloaded(why: str) -> OverloadedError:
+    return OverloadedError(f"{why}; try again in a moment", headers={"Retry-After": "2"})
+
+
+def _failed(said: dict[str, Any]) -> ModelFailedError:
+    """A problem that a worker reported, as it is told to the client."""
+    error = ModelFailedError(said["detail"], headers={"Retry-After": "2"} if said["status"] == 503 else None)
+    error.more = {"status": said["status"], "title": said["title"]}
+    return error
+
+
+def _owner(request: Request) -> str:
+    return str(request.scope.get("reverie_owner") or "")
+
+
+def _applied(prefer: _Prefer) -> dict[str, str]:
+    return {"Preference-Applied": prefer.applied} if prefer.applied else {}
+
+
+def _accepted(job: Job, prefer: _Prefer) -> Response:
+    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **_applied(prefer), "Vary": "Prefer"}
+    return Response(orjson.dumps(job_body(job)), 202, headers, JSON)
+
+
+# --- models ---
+
+
+def _add_models(router: APIRouter, house: House) -> None:
+    @router.get("/models", summary="List models", tags=["models"])
+    async def models() -> Response:
+        data = [model_body(house.registry, entry) for entry in house.registry.serving()]
+        return _json(_listing(data, "name", has_more=False))
+
+    @router.get("/models/{name}", summary="A model's card", tags=["models"], responses=_said(404))
+    async def model(name: str) -> Response:
+        entry = house.registry.find(name)
+        if entry is None:
+            raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
+        return _json(model_body(house.registry, entry))
+
+
+def model_body(registry: Registry, entry: Entry) -> dict[str, Any]:
+    """A model as clients see it: its card, its versions, and where each operation is asked for."""
+    routes = {
+        BY_METHOD[method].path: stated for method, stated in entry.card["operations"].items() if method in BY_METHOD
+    }
+    links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in routes}}
+    return {
+        **entry.card,
+        "operations": routes,
+        "version": entry.version,
+        "versions": registry.versions(entry.name),
+        "links": links,
+    }
+
+
+# --- jobs ---
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """A job as clients see it."""
+    here = f"/v1/jobs/{job['id']}"
+    body = {
+        "id": job["id"],
+        "kind": job["kind"],
+        "status": job["status"],
+        "progress": job.get("progress", 0.0),
+        "model": job["model"],
+        "version": job["version"],
+        "seed": job["seed"],
+        "request": orjson.loads(job["request"]),
+        "request_id": job["request_id"],
+        "attempts": job.get("attempts", 0),
+        "problem": orjson.loads(job["problem"]) if job.get("problem") else None,
+        "links": {"self": here, "events": f"{here}/events", "result": f"{here}/result", "cancel": f"{here}/cancel"},
+    }
+    for name in ("created_at", "started_at", "finished_at"):
+        moment = job.get(name)
+        body[name] = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds") if moment else None
+    return body
+
+
+async def _job(house: House, request: Request, job_id: str) -> Job:
+    job = await house.book.get(job_id, _owner(request))
+    if job is None:
+        raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
+    return job
+
+
+async def _result(house: House, request: Request, job: Job, media: str) -> Response:
+    if job["status"] != "succeeded":
+        if job["status"] == "failed":
+            raise _failed(orjson.loads(job["problem"]))
+        raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
+    if job["expired"]:
+        raise GoneError(
+            "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
+        )
+    asked = orjson.loads(job["request"])
+    about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())))
+    fields = await house.book.fields(job)
+    body = await asyncio.to_thread(render, fields, about, media)
+    return ranged(request, body, media, about.headers)
+
+
+def _add_jobs(router: APIRouter, house: House) -> None:
+    @router.get("/jobs", summary="List jobs, newest first", tags=["jobs"], responses=_said(422))
+    async def jobs(
+        request: Request,
+        status: Annotated[str | None, Query(pattern="^(queued|running|succeeded|failed|cancelled)$")] = None,
+        kind: Annotated[str | None, Query(max_length=40)] = None,
+        model: Annotated[str | None, Query(max_length=120)] = None,
+        after: Annotated[str | None, Query(max_length=60)] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> Response:
+        filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
+        found = await house.book.listing(_owner(request), filters, after, limit + 1)
+        data = [job_body(job) for job in found[:limit]]
+        return _json(_listing(data, "id", has_more=len(found) > limit))
+
+    @router.get("/jobs/{job_id}", summary="A job", tags=["jobs"], responses=_said(404))
+    async def job(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        return _json(job_body(found), {} if found["status"] in TERMINAL else {"Retry-After": "1"})
+
+    @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", tags=["jobs"], responses=_said(404, 409))
+    async def cancel(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        if not await house.book.cancel(job_id) and found["status"] != "cancelled":
+            found = await _job(house, request, job_id)
+            raise ConflictError(f"the job has {found['status']} already", job_status=found["status"])
+        return _json(job_body(await _job(house, request, job_id)))
+
+    @router.delete(
+        "/jobs/{job_id}", summary="Forget an ended job", tags=["jobs"], status_code=204, responses=_said(404, 409)
+    )
+    async def delete(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        if found["status"] not in TERMINAL:
+            raise ConflictError(f"the job is {found['status']}; cancel it first", job_status=found["status"])
+        await house.book.delete(job_id)
+        return Response(status_code=204)
+
+    @router.get(
+        "/jobs/{job_id}/result", summary="A job's result", tags=["jobs"], responses=_said(404, 406, 409, 410, 416)
+    )
+    async def result(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        media = negotiate(request.headers.get("accept", ""), BY_METHOD[found["method"]])
+        if found["status"] not in TERMINAL:
+            raise ConflictError(
+                f"the job is {found['status']}; wait for its end",
+                job_status=found["status"],
+                headers={"Retry-After": "1"},
+            )
+        if found["status"] == "failed":
+            raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(found["problem"]))
+        return await _result(house, request, found, media)
+
+    @router.get(
+        "/jobs/{job_id}/events", summary="A job's events as they come (SSE)", tags=["jobs"], responses=_said(404, 422)
+    )
+    async def events(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        seen = request.headers.get("last-event-id", "0")
+        if not seen.isdecimal() or len(seen) > 18:
+            raise InvalidError("Last-Event-ID must be the id of an event of this job")
+        if found["status"] in TERMINAL and not await house.book.events(job_id, int(seen)):
+            return Response(status_code=204)  # tells EventSource not to come back
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_stream(house, job_id, int(seen)), 200, headers, "text/event-stream")
+
+
+async def _stream(house: House, job_id: str, seq: int) -> Any:
+    yield "retry: 2000\n\n"
+    while True:
+        found = await house.book.next_events(job_id, seq, _KEEP_ALIVE_S)
+        if not found:
+            yield ": keep-alive\n\n"
+        for event in found:
+            seq = event["seq"]
+            yield f"id: {seq}\nevent: {event['event']}\ndata: {event['data']}\n\n"
+            if event["event"] == "status" and orjson.loads(event["data"])["status"] in TERMINAL:
+                return
+
+
+def _said(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problem responses for OpenAPI."""
+    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": "Problem", "content": {"application/problem+json": reference}} for status in statuses
+    }
+
+
+def _json(body: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), 200, headers, JSON)
+
+
+def _listing(data: list[dict[str, Any]], key: str, *, has_more: bool) -> dict[str, Any]:
+    ends = {"first_id": data[0][key] if data else None, "last_id": data[-1][key] if data else None}
+    return {"object": "list", "data": data, "has_more": has_more, **ends}

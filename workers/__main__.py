@@ -1,0 +1,28 @@
+"""`python -m workers`: one inference worker."""
+
+import os
+
+# two spinning OpenMP threads on a busy machine cost up to 25 times the work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import warnings
+
+import torch
+from celery.platforms import SecurityWarning
+
+from workers.logs import set_up
+from workers.settings import settings
+from workers.tasks import Worker
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    chosen = settings()
+    set_up(chosen.log_level, "worker")
+    warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
+    torch.set_num_threads(chosen.threads)
+    Worker(chosen).start()
+
+
+if __name__ == "__main__":
+    main()

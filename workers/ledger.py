@@ -1,0 +1,479 @@
+"""The ledger: what has been promised, in SQL. A 202 leaves only after its row is committed here.
+
+A job is claimed by compare-and-set: whoever takes it raises `token` and holds a lease until `lease_until`; every later
+write names the token and does nothing once the job was taken away (fencing). A job that has more slices to go is put
+back without an owner, so that jobs take turns. One terminal state each.
+
+Works on SQLite (WAL, `BEGIN IMMEDIATE`) and on any database SQLAlchemy writes `UPDATE … WHERE` for.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+SCHEMA_VERSION = 1
+TERMINAL = ("succeeded", "failed", "cancelled")
+SMALL = 16
+"""Jobs of at most this many rows share a forward pass with others of their kind."""
+
+_metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    _metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("kind", sa.String(40), nullable=False),
+    sa.Column("owner", sa.String(80), nullable=False, default=""),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("model", sa.String(120), nullable=False),
+    sa.Column("version", sa.String(40), nullable=False),
+    sa.Column("method", sa.String(40), nullable=False),
+    sa.Column("options", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),  # what the client asked, without pixels, as JSON
+    sa.Column("request_id", sa.String(120), nullable=False, default=""),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("items", sa.LargeBinary),  # the uploaded images, packed; None where there are none or they lie in a blob
+    sa.Column("items_blob", sa.String(200)),
+    sa.Column("per", sa.Integer, nullable=False, default=1),
+    sa.Column("next_row", sa.Integer, nullable=False, default=0),
+    sa.Column("state", sa.LargeBinary),  # what an unfinished slice carries on
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("token", sa.Integer, nullable=False, default=0),
+    sa.Column("lease_owner", sa.String(80)),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("shared", sa.Boolean, nullable=False, default=False),  # claimed together with other jobs
+    sa.Column("alone", sa.Boolean, nullable=False, default=False),  # must run without others: it may kill its worker
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("turn", sa.Float, nullable=False),  # when it last became claimable; oldest goes first
+    sa.Column("problem", sa.Text),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("expired", sa.Boolean, nullable=False, default=False),
+    sa.Index("jobs_turn", "status", "turn"),
+    sa.Index("jobs_owner", "owner", "id"),
+    sa.Index("jobs_finished", "finished_at"),
+)
+
+parts = sa.Table(
+    "parts",
+    _metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("first", sa.Integer, primary_key=True),
+    sa.Column("data", sa.LargeBinary),
+    sa.Column("blob", sa.String(200)),
+)
+
+events = sa.Table(
+    "events",
+    _metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("event", sa.String(40), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+keys = sa.Table(
+    "idempotency_keys",
+    _metadata,
+    sa.Column("owner", sa.String(80), primary_key=True),
+    sa.Column("route", sa.String(120), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.String(40), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+about = sa.Table("about", _metadata, sa.Column("schema_version", sa.Integer, nullable=False))
+
+_CLAIMABLE = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
+
+Job = dict[str, Any]
+"""A row of `jobs` by column name."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker has to say of a job it holds after one slice.
+
+    `part` is the packed fields of rows [first, first + rows), or None while the slice is unfinished; `blob` where they
+    were too large for the ledger. `state` and `state_done` carry an unfinished slice on. `problem` ends the job.
+    """
+
+    job_id: str
+    token: int
+    first: int = 0
+    rows: int = 0
+    part: bytes | None = None
+    blob: str | None = None
+    state: bytes | None = None
+    state_done: float = 0.0
+    problem: dict[str, Any] | None = None
+
+
+def new_id() -> str:
+    """An id that sorts by time: 12 hex digits of milliseconds, then randomness."""
+    return f"job_{int(time.time() * 1000):012x}{uuid4().hex[:16]}"
+
+
+class Ledger:
+    """The jobs, their parts, events and idempotency keys in one database."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database, making its tables where it is new. Raises RuntimeError for another schema version."""
+        address = sa.make_url(url)
+        sqlite = address.get_backend_name() == "sqlite"
+        if sqlite and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": 15, "check_same_thread": False}} if sqlite else {}
+        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, **options)
+        if sqlite:
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+        with self._writing() as connection:
+            _metadata.create_all(connection)
+            version = connection.scalar(sa.select(about.c.schema_version))
+            if version is None:
+                connection.execute(about.insert().values(schema_version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise RuntimeError(f"the ledger has schema {version}, this code {SCHEMA_VERSION}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    # --- what an API process does ---
+
+    def add(self, rows: Sequence[Job]) -> None:
+        """Insert jobs as given, all in one transaction, each with its first event."""
+        with self._writing() as connection:
+            self._insert(connection, rows)
+
+    def _insert(self, connection: Connection, rows: Sequence[Job]) -> None:
+        connection.execute(jobs.insert(), list(rows))
+        for row in rows:
+            _note(connection, row["id"], "status", {"status": row["status"]})
+
+    def add_once(self, row: Job, route: str, key: str, fingerprint: str, keep_s: float) -> tuple[str, str]:
+        """Insert a job under an idempotency key; answers (job id, fingerprint) of whoever was first under that key."""
+        mine = (keys.c.owner == row["owner"]) & (keys.c.route == route) & (keys.c.key == key)
+        with self._writing() as connection:
+            connection.execute(keys.delete().where(keys.c.created_at < time.time() - keep_s))
+            found = connection.execute(sa.select(keys.c.job_id, keys.c.fingerprint).where(mine)).first()
+            if found is not None:
+                return found.job_id, found.fingerprint
+            self._insert(connection, [row])
+            connection.execute(
+                keys.insert().values(
+                    owner=row["owner"],
+                    route=route,
+                    key=key,
+                    fingerprint=fingerprint,
+                    job_id=row["id"],
+                    created_at=time.time(),
+                )
+            )
+            return row["id"], fingerprint
+
+    def get(self, job_id: str, owner: str | None = None) -> Job | None:
+        """One job, or None; with `owner` only if it is theirs."""
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        with self.engine.connect() as connection:
+            found = connection.execute(query).mappings().first()
+            return dict(found) if found else None
+
+    def listing(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
+        """Jobs newest first, those after (older than) the id `after`, at most `limit` of them."""
+        query = (
+            sa.select(*(c for c in jobs.c if c.name not in {"items", "state"})).order_by(jobs.c.id.desc()).limit(limit)
+        )
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        if after:
+            query = query.where(jobs.c.id < after)
+        for name, value in filters.items():
+            query = query.where(jobs.c[name] == value)
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs stand in each state that is not terminal."""
+        query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
+        with self.engine.connect() as connection:
+            return dict(connection.execute(query.group_by(jobs.c.status)).tuples().all())
+
+    def result(self, job_id: str) -> list[tuple[bytes | None, str | None]]:
+        """Parts of a job in row order, each as (bytes, blob key) of which one is None."""
+        query = sa.select(parts.c.data, parts.c.blob).where(parts.c.job_id == job_id).order_by(parts.c.first)
+        with self.engine.connect() as connection:
+            return [(row.data, row.blob) for row in connection.execute(query)]
+
+    def events_after(self, job_id: str, seq: int) -> list[Job]:
+        """Events of a job with a number above `seq`, in order."""
+        query = sa.select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq)
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job that has not ended; answers whether this call did. A worker that holds it is fenced off."""
+        return self._end([job_id], "cancelled", None) == 1
+
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job; its blobs are the caller's to remove."""
+        with self._writing() as connection:
+            for table in (parts, events, keys):
+                connection.execute(table.delete().where(table.c.job_id == job_id))
+            connection.execute(jobs.delete().where(jobs.c.id == job_id))
+
+    # --- what whoever holds a job does ---
+
+    def claim(self, owner: str, lease_s: float, limit: int) -> list[Job]:
+        """Take the job whose turn it is, and with it up to `limit` − 1 small ones that can share its forward pass."""
+        now = time.time()
+        with self._writing() as connection:
+            first = (
+                connection.execute(sa.select(jobs).where(_CLAIMABLE).order_by(jobs.c.turn).limit(1)).mappings().first()
+            )
+            if first is None:
+                return []
+            taken = [dict(first)]
+            if _small(taken[0]):
+                like = (
+                    sa.select(jobs)
+                    .where(
+                        _CLAIMABLE,
+                        jobs.c.id != first["id"],
+                        jobs.c.model == first["model"],
+                        jobs.c.version == first["version"],
+                        jobs.c.method == first["method"],
+                        jobs.c.options == first["options"],
+                        jobs.c.rows <= SMALL,
+                        jobs.c.next_row == 0,
+                        jobs.c.state.is_(None),
+                        sa.not_(jobs.c.alone),
+                    )
+                    .order_by(jobs.c.turn)
+                    .limit(limit - 1)
+                )
+                taken += [dict(row) for row in connection.execute(like).mappings()]
+            held = []
+            for job in taken:
+                change = {
+                    "status": "running",
+                    "token": job["token"] + 1,
+                    "lease_owner": owner,
+                    "lease_until": now + lease_s,
+                    "shared": len(taken) > 1,
+                    "started_at": job["started_at"] or now,
+                }
+                same = (jobs.c.id == job["id"]) & (jobs.c.token == job["token"])
+                if connection.execute(jobs.update().where(same, _CLAIMABLE).values(**change)).rowcount:
+                    if job["status"] == "queued":
+                        _note(connection, job["id"], "status", {"status": "running"})
+                    held.append({**job, **change})
+            return held
+
+    def renew(self, owner: str, lease_s: float) -> None:
+        """Prolong every lease that `owner` holds."""
+        mine = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")
+        with self._writing() as connection:
+            connection.execute(jobs.update().where(mine).values(lease_until=time.time() + lease_s))
+
+    def progress(self, owner: str, reached: Mapping[str, float]) -> None:
+        """Note how far jobs that `owner` holds have got, by id, 0 to 1."""
+        with self._writing() as connection:
+            for job_id, fraction in reached.items():
+                held = (jobs.c.id == job_id) & (jobs.c.lease_owner == owner) & (jobs.c.progress < fraction)
+                if connection.execute(jobs.update().where(held).values(progress=round(fraction, 4))).rowcount:
+                    _note(connection, job_id, "progress", {"progress": round(fraction, 4)})
+
+    def release(self, owner: str) -> None:
+        """Put back whatever `owner` still holds, for others to take at once."""
+        held = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")
+        back = {"status": "queued", "token": jobs.c.token + 1, "lease_owner": None, "lease_until": None}
+        with self._writing() as connection:
+            connection.execute(jobs.update().where(held).values(**back))
+
+    def settle(self, reports: Sequence[Done]) -> list[str]:
+        """Write what became of held jobs, in one transaction; answers the ids whose claim still held."""
+        counted = []
+        with self._writing() as connection:
+            for done in reports:
+                held = (jobs.c.id == done.job_id) & (jobs.c.token == done.token) & (jobs.c.status == "running")
+                job = connection.execute(sa.select(jobs.c.rows, jobs.c.next_row).where(held)).first()
+                if job is None:
+                    continue
+                counted.append(done.job_id)
+                if done.problem is not None:
+                    _finish(connection, held, done.job_id, "failed", done.problem)
+                    continue
+                next_row = job.next_row
+                if done.state is None:
+                    connection.execute(
+                        parts.insert().values(job_id=done.job_id, first=done.first, data=done.part, blob=done.blob)
+                    )
+                    next_row = done.first + done.rows
+                if next_row >= job.rows:
+                    _finish(connection, held, done.job_id, "succeeded", None, next_row=next_row, progress=1.0)
+                    continue
+                progress = round(min((next_row + done.state_done * done.rows) / job.rows, 1.0), 4)
+                connection.execute(
+                    jobs.update()
+                    .where(held)
+                    .values(
+                        next_row=next_row,
+                        state=done.state,
+                        progress=progress,
+                        lease_owner=None,
+                        lease_until=None,
+                        attempts=0,
+                        turn=time.time(),
+                    )
+                )
+                _note(connection, done.job_id, "progress", {"progress": progress})
+        return counted
+
+    # --- what keeps promises when somebody dies ---
+
+    def reap(self, max_attempts: int) -> list[str]:
+        """Give back jobs whose lease ran out; answers their ids.
+
+        A job that ran among others is not charged: it runs alone from then on. One that took its holder down
+        `max_attempts` times alone is failed with the reason.
+        """
+        now = time.time()
+        lapsed = (jobs.c.status == "running") & jobs.c.lease_owner.is_not(None) & (jobs.c.lease_until < now)
+        with self._writing() as connection:
+            found = connection.execute(sa.select(jobs).where(lapsed)).mappings().all()
+            for job in found:
+                attempts = job["attempts"] + (0 if job["shared"] else 1)
+                here = jobs.c.id == job["id"]
+                if attempts >= max_attempts:
+                    problem = {
+                        "type": "about:blank",
+                        "title": "Worker lost",
+                        "status": 500,
+                        "detail": f"the process that ran this job died or fell silent {attempts} times",
+                    }
+                    _finish(connection, here, job["id"], "failed", problem, attempts=attempts, token=job["token"] + 1)
+                    continue
+                connection.execute(
+                    jobs.update()
+                    .where(here)
+                    .values(
+                        status="queued",
+                        token=job["token"] + 1,
+                        lease_owner=None,
+                        lease_until=None,
+                        alone=True,
+                        attempts=attempts,
+                    )
+                )
+                _note(connection, job["id"], "status", {"status": "queued", "reason": "its worker died or fell silent"})
+            return [job["id"] for job in found]
+
+    def claimable(self, older_than_s: float) -> int:
+        """How many jobs have been waiting for a worker for longer than that."""
+        query = sa.select(sa.func.count()).select_from(jobs).where(_CLAIMABLE, jobs.c.turn < time.time() - older_than_s)
+        with self.engine.connect() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def expire(self, older_than_s: float, forget_after_s: float) -> list[str]:
+        """Drop results of jobs that ended longer ago; answers their ids. Rows go after `forget_after_s`."""
+        now = time.time()
+        old = jobs.c.status.in_(TERMINAL) & (jobs.c.finished_at < now - older_than_s) & sa.not_(jobs.c.expired)
+        with self._writing() as connection:
+            ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(1000)))
+            self._drop(connection, ids)
+            forgotten = sa.select(jobs.c.id).where(jobs.c.expired, jobs.c.finished_at < now - forget_after_s)
+            gone = list(connection.scalars(forgotten.limit(1000)))
+            for table, column in ((events, events.c.job_id), (jobs, jobs.c.id)):
+                connection.execute(table.delete().where(column.in_(gone)))
+            return ids
+
+    def expire_oldest(self, count: int) -> list[str]:
+        """Drop the results of the `count` jobs that ended first; answers their ids."""
+        query = sa.select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), sa.not_(jobs.c.expired))
+        with self._writing() as connection:
+            ids = list(connection.scalars(query.order_by(jobs.c.finished_at).limit(count)))
+            self._drop(connection, ids)
+            return ids
+
+    @staticmethod
+    def _drop(connection: Connection, ids: list[str]) -> None:
+        connection.execute(parts.delete().where(parts.c.job_id.in_(ids)))
+        connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(expired=True, items=None, items_blob=None))
+
+    def _end(self, ids: Sequence[str], status: str, problem: dict[str, Any] | None) -> int:
+        ended = 0
+        with self._writing() as connection:
+            for job_id in ids:
+                ended += _finish(
+                    connection, (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL), job_id, status, problem
+                )
+        return ended
+
+
+def _small(job: Mapping[str, Any]) -> bool:
+    return job["rows"] <= SMALL and job["next_row"] == 0 and job["state"] is None and not job["alone"]
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where the code says so
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _finish(
+    connection: Connection,
+    where: sa.ColumnElement[bool],
+    job_id: str,
+    status: str,
+    problem: dict[str, Any] | None,
+    **more: Any,
+) -> int:
+    values = {
+        "status": status,
+        "problem": orjson.dumps(problem).decode() if problem else None,
+        "finished_at": time.time(),
+        "lease_owner": None,
+        "lease_until": None,
+        "state": None,
+        "items": None,
+        **more,
+    }
+    ended = connection.execute(jobs.update().where(where).values(**values)).rowcount
+    if ended:
+        said = {"status": status} | ({"problem": problem} if problem else {})
+        _note(connection, job_id, "status", said)
+    return ended
+
+
+def _note(connection: Connection, job_id: str, event: str, data: dict[str, Any]) -> None:
+    last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
+    connection.execute(
+        events.insert().values(
+            job_id=job_id, seq=last + 1, event=event, data=orjson.dumps(data).decode(), at=time.time()
+        )
+    )

@@ -1,0 +1,41 @@
+"""One JSON object a line on standard error, from structlog and from the standard library alike."""
+
+import logging
+import sys
+from typing import Any
+
+import orjson
+import structlog
+
+
+def _json(event: dict[str, Any], **_more: object) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def set_up(level: str, part: str) -> None:
+    """Send every log line of this process to standard error as JSON, naming the part of the service that wrote it."""
+
+    def named(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["part"] = part
+        return event
+
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        named,
+        structlog.processors.format_exc_info,
+    ]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(serializer=_json),
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("celery", "kombu", "amqp", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

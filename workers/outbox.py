@@ -1,0 +1,449 @@
+"""The outbox of one API process: groups waiting requests into batches, sends them, and sees every one through.
+
+Greedy and without a timer: a group leaves at once while few batches are in flight, and the next one grows meanwhile, so
+a lone request never waits and batches grow under load. A batch whose worker falls silent is sent again row by row; the
+first completion wins. Nothing here is promised to anybody but the request that holds the connection.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import redis
+from kombu.exceptions import OperationalError
+
+from workers.blobs import Blobs
+from workers.queue import (
+    LANES,
+    RUN_BATCH,
+    RUN_JOBS,
+    WORKERS,
+    Lane,
+    connect_async,
+    dropped_key,
+    entries,
+    make_celery,
+    notes_stream,
+    publish,
+    queue_name,
+)
+from workers.registry import Entry
+from workers.settings import HEARTBEAT_S, Settings
+from workers.wire import Batch, Fields, Items, Part, cut_items, joined, unpack
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT_PER_WORKER = 2
+"""Batches on their way to each worker: one that runs and one that waits for it."""
+
+_UNKNOWN_CAPACITY = (8, 8)
+_RETRY_S = 0.25
+_FORGET_WORKER_S = 60.0
+_KEEP_LATE = 1000
+
+
+class BusyError(Exception):
+    """As many requests wait as may."""
+
+
+class FailedError(Exception):
+    """A request that the model or its worker could not do; `problem` says why."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem.get("detail", ""))
+        self.problem = problem
+
+
+@dataclass(eq=False)
+class Call:
+    """One request's rows on their way to a model, and what has come back of them."""
+
+    entry: Entry
+    method: str
+    options: dict[str, Any]
+    seed: int
+    rows: int
+    items: Items = field(default_factory=dict)
+    per: int = 1
+    png: bool = False
+    request_id: str = ""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    result: "asyncio.Future[Fields]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    pieces: dict[int, Fields] = field(default_factory=dict)
+    rows_done: float = 0.0
+    rows_left: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows_left = self.rows
+
+    @property
+    def progress(self) -> float:
+        """Share of the rows that is done, 0 to 1."""
+        return min(self.rows_done / self.rows, 1.0)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A part that has not been answered, and how often it took its worker down alone."""
+
+    call: Call
+    part: Part
+    alone: bool = False
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A batch that was sent: when it last showed a sign of life, and on which worker."""
+
+    id: str
+    lane: Lane
+    waiting: list[_Waiting]
+    sign: float
+    worker: str | None = None
+    progress: float = 0.0
+    doubts: int = 0
+
+
+@dataclass
+class _Pulse:
+    """A worker as last heard of: its heartbeat, and when (on this process's clock) that last changed."""
+
+    said: dict[str, Any]
+    changed: float
+
+
+class Outbox:
+    """Sends calls to the workers and completes them; all methods belong to the event loop."""
+
+    def __init__(self, settings: Settings, blobs: Blobs) -> None:
+        """Prepare; nothing is connected before `start`."""
+        self._settings = settings
+        self._blobs = blobs
+        self._stream = notes_stream(uuid4().hex[:12])
+        self._groups: dict[Lane, OrderedDict[Any, deque[_Waiting]]] = {lane: OrderedDict() for lane in LANES}
+        self._flying: dict[str, _Flight] = {}
+        self._late: OrderedDict[str, _Flight] = OrderedDict()
+        self._calls: set[Call] = set()
+        self._workers: dict[str, _Pulse] = {}
+        self._capacity: dict[tuple[str, str], tuple[int, int]] = {}
+        self._paused_until = 0.0
+        self._celery = make_celery(settings)
+        self._to_send: queue.SimpleQueue[tuple[str, Lane, str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.resent = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Connect and begin to send."""
+        self._loop = asyncio.get_running_loop()
+        self._redis = connect_async(self._settings)
+        self._sender = threading.Thread(target=self._send_all, name="publisher", daemon=True)
+        self._sender.start()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+
+    async def stop(self) -> None:
+        """Stop sending; calls still waiting are given up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._to_send.put(None)
+        await asyncio.to_thread(self._sender.join, 3)
+        with contextlib.suppress(redis.RedisError):
+            await self._redis.delete(self._stream)
+        await self._redis.aclose()
+
+    # --- what routes use ---
+
+    @property
+    def waiting(self) -> int:
+        """Calls not answered yet."""
+        return len(self._calls)
+
+    def live_workers(self) -> dict[str, dict[str, Any]]:
+        """Heartbeats of the workers that are alive, by id."""
+        now = time.monotonic()
+        alive = self._settings.life_s
+        return {name: pulse.said for name, pulse in self._workers.items() if now - pulse.changed < alive}
+
+    def submit(self, call: Call) -> None:
+        """Send a call on its way; its `result` completes or raises FailedError. Raises BusyError."""
+        if len(self._calls) >= self._settings.max_waiting:
+            raise BusyError
+        self._calls.add(call)
+        _, slice_rows = self._capacity.get((call.entry.ref, call.method), _UNKNOWN_CAPACITY)
+        lane: Lane = "interactive" if call.rows <= slice_rows else "bulk"
+        group = self._groups[lane].setdefault(_key(call, lane), deque())
+        for first in range(0, call.rows, slice_rows):
+            rows = min(slice_rows, call.rows - first)
+            items = cut_items(call.items, call.per, first, rows)
+            part = Part(call.id, call.seed, first, rows, items, call.png, call.request_id)
+            group.append(_Waiting(call, part))
+        self._dispatch(lane)
+
+    def drop(self, call: Call) -> None:
+        """Nobody waits for this call any more: what has not been sent is not, and a long run ends at its next slice."""
+        if call not in self._calls:
+            return
+        self._calls.discard(call)
+        call.result.cancel()
+        for groups in self._groups.values():
+            for key in list(groups):
+                kept = deque(waiting for waiting in groups[key] if waiting.call is not call)
+                if kept:
+                    groups[key] = kept
+                else:
+                    del groups[key]
+        for flight in list(self._flying.values()):
+            if all(waiting.call not in self._calls for waiting in flight.waiting):
+                self._later(self._redis.set(dropped_key(flight.id), 1, ex=600))
+                self._land(flight)
+
+    def wake(self) -> None:
+        """Tell the workers that the ledger holds a job for them; the reconciler says it again if this is lost."""
+        self._to_send.put((RUN_JOBS, "bulk", "", ()))
+
+    async def ping(self) -> bool:
+        """Whether the queue server answers."""
+        try:
+            return bool(await self._redis.ping())
+        except (redis.RedisError, OSError):
+            return False
+
+    async def queue_lengths(self) -> dict[Lane, int]:
+        """Messages waiting on each lane. Raises RedisError while the queue server is away."""
+        return {lane: int(await self._redis.llen(queue_name(lane))) for lane in LANES}
+
+    # --- sending ---
+
+    def _dispatch(self, lane: Lane) -> None:
+        groups = self._groups[lane]
+        if not groups or time.monotonic() < self._paused_until:
+            return
+        limit = IN_FLIGHT_PER_WORKER * max(1, len(self.live_workers()))
+        room = limit - sum(flight.lane == lane for flight in self._flying.values())
+        while room > 0 and groups:
+            key, group = groups.popitem(last=False)
+            name, version, method, options = key[:4]
+            largest, _ = self._capacity.get((f"{name}@{version}", method), _UNKNOWN_CAPACITY)
+            taken = _take(group, largest)
+            if group:
+                groups[key] = group
+            parts = [waiting.part for waiting in taken]
+            batch = Batch(uuid4().hex, self._stream, name, version, method, orjson.loads(options), parts)
+            self._flying[batch.id] = _Flight(batch.id, lane, taken, time.monotonic())
+            self._to_send.put((RUN_BATCH, lane, batch.id, (batch.pack(),)))
+            room -= 1
+
+    def _send_all(self) -> None:
+        """The publisher thread: publishing blocks, for seconds when the queue server is away."""
+        while (message := self._to_send.get()) is not None:
+            task, lane, batch_id, args = message
+            try:
+                publish(self._celery, task, lane, *args)
+            except (OperationalError, redis.RedisError, OSError) as error:
+                log.warning("not sent", extra={"task": task, "reason": str(error)})
+                if batch_id:
+                    with contextlib.suppress(RuntimeError):  # the loop has ended
+                        self._loop.call_soon_threadsafe(self._unsent, batch_id)
+
+    def _unsent(self, batch_id: str) -> None:
+        flight = self._flying.get(batch_id)
+        if flight is not None:
+            self._paused_until = time.monotonic() + _RETRY_S
+            self._loop.call_later(_RETRY_S + 0.01, self._dispatch, flight.lane)
+            self._requeue(flight, alone=False)
+
+    def _requeue(self, flight: _Flight, *, alone: bool) -> None:
+        """Put the parts of a batch back in front."""
+        self._flying.pop(flight.id, None)
+        for waiting in reversed(flight.waiting):
+            call = waiting.call
+            if call not in self._calls or waiting.part.first in call.pieces:
+                continue
+            waiting.alone = waiting.alone or alone
+            key = _key(call, flight.lane)
+            groups = self._groups[flight.lane]
+            groups.setdefault(key, deque()).appendleft(waiting)
+            groups.move_to_end(key, last=False)
+        self._dispatch(flight.lane)
+
+    # --- notes that come back ---
+
+    async def _read(self) -> None:
+        last: bytes | str = "0"
+        while True:
+            try:
+                found = await self._redis.xread({self._stream: last}, count=64, block=5000)
+            except (redis.RedisError, OSError):
+                await asyncio.sleep(0.1)
+                continue
+            for entry_id, values in entries(found):
+                last = entry_id
+                try:
+                    await self._heed(values[b"note"])
+                except Exception:
+                    log.exception("note not understood")
+
+    async def _heed(self, data: bytes) -> None:
+        note = unpack(data)
+        if "blob" in note:
+            key = note["blob"]
+            note = unpack(await asyncio.to_thread(self._blobs.get, key))
+            self._later(asyncio.to_thread(self._blobs.delete, key))
+        flight = self._flying.get(note["batch"]) or self._late.get(note["batch"])
+        if flight is None:
+            return
+        flight.sign = time.monotonic()
+        flight.worker = note["worker"]
+        flight.doubts = 0
+        if note["kind"] == "progress":
+            flight.lane = "bulk"
+            for waiting in flight.waiting:
+                waiting.call.rows_done += (note["done"] - flight.progress) * waiting.part.rows
+            flight.progress = note["done"]
+            self._dispatch("interactive")
+        elif note["kind"] == "done":
+            for waiting, outcome in zip(flight.waiting, note["outcomes"], strict=True):
+                self._complete(waiting, flight, outcome)
+            self._land(flight)
+
+    def _complete(self, waiting: _Waiting, flight: _Flight, outcome: dict[str, Any]) -> None:
+        call, part = waiting.call, waiting.part
+        if call not in self._calls or part.first in call.pieces:
+            return
+        problem = outcome.get("problem")
+        if problem is not None:
+            self._fail(call, problem)
+            return
+        call.pieces[part.first] = outcome["fields"]
+        call.rows_done += (1 - flight.progress) * part.rows
+        call.rows_left -= part.rows
+        if call.rows_left == 0:
+            self._calls.discard(call)
+            if not call.result.done():
+                call.result.set_result(joined([call.pieces[first] for first in sorted(call.pieces)]))
+
+    def _fail(self, call: Call, problem: dict[str, Any]) -> None:
+        if not call.result.done():
+            call.result.set_exception(FailedError(problem))
+        self.drop(call)
+
+    def _land(self, flight: _Flight) -> None:
+        self._flying.pop(flight.id, None)
+        self._late.pop(flight.id, None)
+        self._dispatch(flight.lane)
+
+    # --- signs of life ---
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S / 2)
+            try:
+                heard = await self._redis.hgetall(WORKERS)
+                lengths = await self.queue_lengths()
+                await self._redis.expire(self._stream, 3600)
+            except (redis.RedisError, OSError):
+                # without the queue server nobody's silence means anything
+                for flight in self._flying.values():
+                    flight.sign = time.monotonic()
+                continue
+            try:
+                self._listen(heard)
+                self._judge(lengths)
+                for lane in LANES:
+                    self._dispatch(lane)
+                silent = [name for name, p in self._workers.items() if time.monotonic() - p.changed > _FORGET_WORKER_S]
+                for name in silent:
+                    self._later(self._redis.hdel(WORKERS, name))
+            except Exception:
+                log.exception("watching the workers")
+
+    def _listen(self, heard: dict[Any, Any]) -> None:
+        now = time.monotonic()
+        pulses = {}
+        for raw, data in heard.items():
+            name, said = raw.decode(), unpack(data)
+            known = self._workers.get(name)
+            fresh = known is None or known.said["beat"] != said["beat"]
+            # one never heard of before may long be dead: believe its own clock for the first time
+            first = now - max(0.0, time.time() - said["at"]) if known is None else now
+            pulses[name] = _Pulse(said, first if fresh else known.changed)  # type: ignore[union-attr]
+        self._workers = pulses
+        capacity: dict[tuple[str, str], tuple[int, int]] = {}
+        for said in self.live_workers().values():
+            for ref, methods in said["capacity"].items():
+                for method, (largest, slice_rows) in methods.items():
+                    known_largest, known_slice = capacity.get((ref, method), (largest, slice_rows))
+                    capacity[ref, method] = (min(known_largest, largest), min(known_slice, slice_rows))
+        self._capacity.update(capacity)
+
+    def _judge(self, lengths: dict[Lane, int]) -> None:
+        now = time.monotonic()
+        alive = self.live_workers()
+        running = {batch: name for name, said in alive.items() for batch in said["running"]}
+        for flight in list(self._flying.values()):
+            if flight.id in running:
+                flight.sign, flight.worker, flight.doubts = now, running[flight.id], 0
+            if now - flight.sign < self._settings.life_s:
+                continue
+            died = flight.worker is not None and flight.worker not in alive
+            if not died and lengths[flight.lane]:
+                continue  # may still lie on the queue
+            flight.doubts += 1
+            if died or flight.doubts > 1:
+                self._resend(flight, died=died)
+
+    def _resend(self, flight: _Flight, *, died: bool) -> None:
+        log.warning("batch sent again", extra={"batch": flight.id, "parts": len(flight.waiting), "worker_died": died})
+        self.resent += 1
+        self._late[flight.id] = flight
+        while len(self._late) > _KEEP_LATE:
+            self._late.popitem(last=False)
+        if died and len(flight.waiting) == 1:
+            waiting = flight.waiting[0]
+            waiting.attempts += 1
+            if waiting.attempts >= self._settings.max_attempts:
+                detail = f"the process that ran this request died or fell silent {waiting.attempts} times"
+                problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
+                self._flying.pop(flight.id, None)
+                self._fail(waiting.call, problem)
+                return
+        self._requeue(flight, alone=died)
+
+    def _later(self, act: Any) -> None:
+        """Do something nobody waits for."""
+
+        async def quietly() -> None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                await act
+
+        task = self._loop.create_task(quietly())
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+
+def _key(call: Call, lane: Lane) -> tuple[Any, ...]:
+    """What calls must share to share a batch; on the bulk lane each call is a group of its own, so that they take turns."""
+    options = orjson.dumps(call.options, option=orjson.OPT_SORT_KEYS)
+    alike = (call.entry.name, call.entry.version, call.method, options)
+    return (*alike, call.id) if lane == "bulk" else alike
+
+
+def _take(group: deque[_Waiting], largest: int) -> list[_Waiting]:
+    """As many parts off the front as fit one forward pass; one that must run alone goes alone."""
+    taken = [group.popleft()]
+    rows = taken[0].part.rows
+    while group and not taken[0].alone and not group[0].alone and rows + group[0].part.rows <= largest:
+        rows += group[0].part.rows
+        taken.append(group.popleft())
+    return taken

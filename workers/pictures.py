@@ -1,0 +1,81 @@
+"""Pictures in and out: PNG of one image or of a grid, and uploads checked before a pixel is decoded."""
+
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_GREY_16 = ("I;16", "I;16B", "I;16L", "I")
+
+
+class UnusableImageError(ValueError):
+    """An upload that cannot be used; the message says why and what would work."""
+
+
+def png(pixels: Pixels) -> bytes:
+    """PNG of one image, uint8 (C, H, W) with C = 1 or 3."""
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def grid(pixels: Pixels, columns: int | None = None) -> bytes:
+    """PNG of a batch, uint8 (B, C, H, W), laid out row-major on a near-square grid."""
+    count, channels, height, width = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    lines = math.ceil(count / columns)
+    sheet = np.zeros((lines * columns, channels, height, width), np.uint8)
+    sheet[:count] = pixels
+    sheet = sheet.reshape(lines, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
+    return png(np.ascontiguousarray(sheet.reshape(channels, lines * height, columns * width)))
+
+
+def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
+    """Pixels (C, H, W) of an upload, and what was converted, if anything was.
+
+    The size is checked on the header, so that a small file with huge dimensions costs nothing. Palette, RGB and CMYK
+    pictures become grey by luma where the model is grey; transparency is laid over black; a bilevel picture becomes
+    0 and 255. Raises UnusableImageError for what is no picture, truncated, animated, 16-bit or of another size.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise UnusableImageError(f"not a picture that can be read; send one of {', '.join(FORMATS)}") from error
+    if image.size != (width, height):
+        raise UnusableImageError(
+            f"the picture is {image.size[0]}×{image.size[1]} pixels; this model takes {width}×{height}"
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnusableImageError("the picture is animated; send a single frame")
+    if image.mode in _GREY_16 or image.mode == "F":
+        raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UnusableImageError("the picture is truncated or damaged") from error
+    return _converted(image, "L" if channels == 1 else "RGB")
+
+
+def _converted(image: Image.Image, wanted: str) -> tuple[Pixels, str | None]:
+    if image.mode == wanted and "transparency" not in image.info:
+        return _pixels(image), None
+    said = f"{image.mode} to {wanted}"
+    if image.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), over)
+        said += ", transparency over black"
+    return _pixels(image.convert(wanted)), said
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    array = np.asarray(image, np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,0 +1,142 @@
+"""The models that can be asked, known by their cards alone: read from safetensors headers, without torch."""
+
+import json
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+
+from workers.operations import BY_METHOD, Operation
+
+FILE = "model.safetensors"
+_LARGEST_HEADER = 100_000_000
+_RESCAN_S = 1.0
+
+
+class OptionsError(ValueError):
+    """Options that an operation does not take; `errors` lists the field and what is wrong with it."""
+
+    def __init__(self, errors: list[dict[str, str]]) -> None:
+        super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One operation of one model: what it takes, with the options' defaults and their check."""
+
+    operation: Operation
+    schema: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    check: Any
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options in force: `given` over the defaults. Raises OptionsError."""
+        wrong = [
+            {"field": ".".join(["options", *map(str, error.instance_path)]), "detail": error.message}
+            for error in self.check.iter_errors(given)
+        ]
+        if wrong:
+            raise OptionsError(wrong)
+        return {**self.defaults, **given}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a model: its card, and where its weights lie."""
+
+    name: str
+    version: str
+    card: Mapping[str, Any]
+    path: Path
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width of the model's images."""
+        image = self.card["image"]
+        return image["channels"], image["height"], image["width"]
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card in a safetensors file's header. Raises ValueError if the file is damaged or has none."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"{path.name} is no safetensors file")
+        header = json.loads(file.read(length))
+    try:
+        return json.loads(header["__metadata__"]["card"])  # type: ignore[no-any-return]
+    except KeyError as error:
+        raise ValueError(f"{path.name} carries no card") from error
+
+
+def _choice(method: str, stated: Mapping[str, Any]) -> Choice:
+    schema = stated["options"]
+    defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
+    return Choice(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema))
+
+
+def read_entry(path: Path) -> Entry:
+    """The model in a NAME/VERSION/model.safetensors file; its folders name it. Raises ValueError."""
+    card = read_card(path)
+    version, name = path.parent.name, path.parent.parent.name
+    choices = {method: _choice(method, stated) for method, stated in card["operations"].items() if method in BY_METHOD}
+    return Entry(name, version, card, path, choices)
+
+
+class Registry:
+    """All models in a folder of checkpoints; a name alone means its newest version."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read every card below `folder`."""
+        self._folder = folder
+        self._entries: dict[str, dict[str, Entry]] = {}
+        self._scanned = 0.0
+        self.scan()
+
+    def scan(self) -> None:
+        """Read the folder anew; cards already known are kept."""
+        found: dict[str, dict[str, Entry]] = {}
+        for path in sorted(self._folder.glob(f"*/*/{FILE}")):
+            version, name = path.parent.name, path.parent.parent.name
+            known = self._entries.get(name, {}).get(version)
+            found.setdefault(name, {})[version] = known or read_entry(path)
+        self._entries = found
+        self._scanned = time.monotonic()
+
+    def find(self, ref: str) -> Entry | None:
+        """The model `name` or `name@version`; None if there is none."""
+        entry = self._look(ref)
+        if entry is None and time.monotonic() - self._scanned > _RESCAN_S:
+            self.scan()
+            entry = self._look(ref)
+        return entry
+
+    def _look(self, ref: str) -> Entry | None:
+        name, _, version = ref.partition("@")
+        versions = self._entries.get(name)
+        if not versions:
+            return None
+        return versions.get(version) if version else versions[max(versions, key=_order)]
+
+    def serving(self) -> list[Entry]:
+        """The version of each model that answers to the bare name, by name."""
+        return [versions[max(versions, key=_order)] for _, versions in sorted(self._entries.items())]
+
+    def versions(self, name: str) -> list[str]:
+        """All versions of a model, oldest first."""
+        return sorted(self._entries.get(name, {}), key=_order)
+
+
+def _order(version: str) -> tuple[int, str]:
+    return (int(version) if version.isdecimal() else 0, version)

@@ -1,0 +1,194 @@
+"""Models kept in memory, warmed up: which batch sizes they run in, and for how long."""
+
+import contextlib
+import importlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models
+from models.kit import card as cards
+from models.kit.operations import options_of
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+from models.kit.schema import from_json
+from workers.operations import BY_METHOD
+from workers.registry import Entry
+from workers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LARGEST_BUCKET = 1024
+_GAIN = 1.3
+_PATIENCE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an operation of a model is run.
+
+    `smallest` and `largest` bound the rows of one forward pass, both powers of two; a row's bits are the same in every
+    bucket between them. `slice_rows` is how many rows take about one slice of time.
+    """
+
+    smallest: int
+    largest: int
+    slice_rows: int
+
+
+class Resident:
+    """One version of a model, loaded and ready to run."""
+
+    def __init__(self, entry: Entry, model: Any, device: torch.device) -> None:
+        """Hold a loaded model; `warm` it before it serves."""
+        self.entry = entry
+        self.model = model
+        self.device = device
+        self.plans: dict[str, Plan] = {}
+        self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        self._options = {method: options_of(model, method) for method in entry.choices}
+
+    def options(self, method: str, given: dict[str, Any]) -> Any:
+        """The operation's options as its model takes them. Raises ValueError."""
+        return from_json(self._options[method], given)
+
+    def call(self, method: str, options: Any, rows: Rows, items: list[Tensor], state: dict[str, Any] | None) -> Any:
+        """Run one step of an operation: a dict of fields, or a Partial to be called again with its state."""
+        with torch.inference_mode():
+            arguments = [*items, rows.to(self.device), options]
+            more = {} if state is None else {"state": state}
+            return getattr(self.model, method)(*arguments, **more)
+
+    def _defaults(self, method: str) -> dict[str, Any]:
+        return dict(self.entry.choices[method].defaults)
+
+    def warm(self, slice_s: float) -> None:
+        """Time every operation in growing batches and find the buckets that give a row the same bits."""
+        for method in self.entry.choices:
+            self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
+
+    def _probe(self, method: str, options: Any, size: int, *, reverse: bool = False) -> tuple[list[Tensor], float]:
+        """Outputs, in row order, of `size` made-up rows, and the seconds of the second run."""
+        operation = BY_METHOD[method]
+        own = operation.rows(size, size, self._defaults(method))  # a frame or a grid cell must be one of the request's
+        rows = Rows.range(20_140_501, 0, size)
+        rows = Rows(rows.seed, rows.row % own)
+        shape = (size, *self.entry.image)
+        noise = Rows.range(1, 0, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
+        if reverse:
+            rows, noise = Rows(rows.seed, rows.row.flip(0)), noise.flip(0)
+        items = [noise.to(self.device) for _ in operation.inputs]
+        result = self.call(method, options, rows, items, None)
+        begun = time.perf_counter()
+        self.call(method, options, rows, items, None)
+        self._wait()
+        seconds = time.perf_counter() - begun
+        fields = result.state if isinstance(result, Partial) else result
+        tensors = [value for value in fields.values() if isinstance(value, Tensor) and value.ndim]
+        return [tensor.flip(0) if reverse else tensor for tensor in tensors], seconds
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _plan(self, method: str, options: Any, slice_s: float) -> Plan:
+        sizes, outputs, seconds = [1], [], []
+        output, took = self._probe(method, options, 1)
+        outputs.append(output)
+        seconds.append(took)
+        while sizes[-1] < LARGEST_BUCKET:
+            # grow while a pass stays within a slice, or while doubling still pays and nobody waits too long for it
+            size = 2 * sizes[-1]
+            output, took = self._probe(method, options, size)
+            pays = 2 * seconds[-1] / took
+            if took > slice_s and (pays < _GAIN or took > _PATIENCE * slice_s):
+                break
+            sizes.append(size)
+            outputs.append(output)
+            seconds.append(took)
+        turned, _ = self._probe(method, options, sizes[-1], reverse=True)
+        agree = _same(outputs[-1], turned, sizes[-1])
+        smallest = sizes[-1]
+        for size, output in zip(reversed(sizes), reversed(outputs), strict=True):
+            if not (agree and _same(outputs[-1], output, size)):
+                break
+            smallest = size
+        within = [size for size, took in zip(sizes, seconds, strict=True) if took <= slice_s]
+        return Plan(smallest, sizes[-1], max([smallest, *within]))
+
+
+def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
+    return all(torch.equal(a[:size], b[:size]) for a, b in zip(whole, other, strict=True))
+
+
+class Residents:
+    """The models of one worker, least recently used first, within a budget of memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Choose the device; nothing is loaded yet."""
+        self.device = device_of(settings.device)
+        self._settings = settings
+        self._held: OrderedDict[str, Resident] = OrderedDict()
+        if settings.extra_models is not None:
+            models.__path__.append(str(Path(settings.extra_models).resolve()))
+            importlib.invalidate_caches()
+
+    def get(self, entry: Entry) -> Resident:
+        """The model, loaded and warmed where it was not; others make room. Raises what loading raises."""
+        held = self._held.get(entry.ref)
+        if held is not None:
+            self._held.move_to_end(entry.ref)
+            return held
+        begun = time.perf_counter()
+        model, _ = cards.load(entry.path, self.device)
+        resident = Resident(entry, model.eval(), self.device)
+        self._make_room(resident.size_bytes)
+        resident.warm(self._settings.slice_s)
+        self._held[entry.ref] = resident
+        log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - begun, 3)})
+        return resident
+
+    def _make_room(self, size_bytes: int) -> None:
+        budget = self._settings.memory_budget_bytes
+        while self._held and sum(held.size_bytes for held in self._held.values()) + size_bytes > budget:
+            ref, _ = self._held.popitem(last=False)
+            log.info("model unloaded", extra={"model": ref})
+
+    def warm_all(self, entries: list[Entry]) -> None:
+        """Load what fits of these, smallest file first; one that cannot be loaded is logged and left out."""
+        used = 0
+        for entry in sorted(entries, key=lambda entry: entry.path.stat().st_size):
+            used += entry.path.stat().st_size
+            if used > self._settings.memory_budget_bytes:
+                break
+            with self.failures_logged(entry):
+                self.get(entry)
+
+    @contextlib.contextmanager
+    def failures_logged(self, entry: Entry) -> Iterator[None]:
+        """Log what goes wrong with a model instead of raising it."""
+        try:
+            yield
+        except Exception:
+            log.exception("model cannot be loaded", extra={"model": entry.ref})
+
+    def capacity(self) -> dict[str, dict[str, list[int]]]:
+        """For each model held and each operation: rows of the largest pass, and rows of one slice."""
+        return {
+            ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
+            for ref, held in list(self._held.items())
+        }
+
+
+def device_of(name: str) -> torch.device:
+    """The device a setting means; `auto` is the first GPU, or the CPU where there is none."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,95 @@
+"""Every setting of the service, in one frozen object read from the environment once at start."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "REVERIE_"
+
+
+class Settings(BaseSettings):
+    """What can be set with `REVERIE_…` variables; every default works on a laptop.
+
+    Raises `pydantic.ValidationError` for a value out of range and for a name that is no setting.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
+    state: Path = Field(Path("var"), description="Folder of the ledger, blobs and the queue server's data.")
+    checkpoints: Path = Field(Path("checkpoints"), description="Folder with NAME/VERSION/model.safetensors.")
+    extra_models: Path | None = Field(None, description="A folder of more model families, one Python file each.")
+    queue_url: str = Field("redis://127.0.0.1:6390/0", description="Redis-compatible queue server.")
+    ledger_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
+    blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
+    api_keys: Path | None = Field(
+        None, description="File with `name:sha256-of-key` lines; without it every call is allowed."
+    )
+
+    device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of one model's forward pass.")
+    memory_budget_bytes: int = Field(4 << 30, ge=1 << 20, description="Weights the worker keeps resident.")
+    slice_s: float = Field(
+        0.04, gt=0, le=5, description="Longest piece of work that runs without letting others go first."
+    )
+
+    wait_s: float = Field(
+        10.0, gt=0, le=300, description="How long a request without a preference waits before it is a job."
+    )
+    max_wait_s: float = Field(60.0, gt=0, le=300, description="Longest wait that `Prefer: wait=N` can ask for.")
+    max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
+    max_images: int = Field(1024, ge=1, description="Images one request may upload.")
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
+    max_waiting: int = Field(2048, ge=1, description="Requests that may wait in one API process before it answers 503.")
+    max_queued_jobs: int = Field(20_000, ge=1, description="Unfinished jobs in the ledger before it answers 503.")
+
+    life_s: float = Field(
+        1.5, gt=0.2, le=60, description="Silence after which a worker counts as dead to a waiting request."
+    )
+    lease_s: float = Field(3.0, gt=0.5, le=600, description="How long a claim on a job holds without being renewed.")
+    max_attempts: int = Field(3, ge=1, le=10, description="Times a row may take its worker down before it is given up.")
+    keep_results_s: float = Field(86_400.0, gt=0, description="How long a finished job and its result are kept.")
+    keep_keys_s: float = Field(86_400.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    disk_quota_bytes: int = Field(
+        20 << 30, ge=1 << 20, description="Most the blob store may hold; oldest results go first."
+    )
+    drain_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
+
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log line written.")
+
+    @model_validator(mode="after")
+    def _known_names_only(self) -> Self:
+        """Refuse a `REVERIE_…` variable that is no setting: a misspelt one would silently do nothing."""
+        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+        if unknown:
+            raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        if self.api_keys is not None and not self.api_keys.is_file():
+            raise ValueError(f"REVERIE_API_KEYS names a file that is not there: {self.api_keys}")
+        if self.lease_s < 2 * HEARTBEAT_S or self.life_s < 2 * HEARTBEAT_S:
+            raise ValueError(f"life_s and lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat")
+        return self
+
+    @property
+    def ledger(self) -> str:
+        """URL of the ledger in force."""
+        return self.ledger_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
+
+    @property
+    def blobs(self) -> str:
+        """URL of the blob store in force."""
+        return self.blobs_url or f"file://{self.state.resolve() / 'blobs'}"
+
+
+HEARTBEAT_S = 0.4
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()  # type: ignore[call-arg]

@@ -1,0 +1,233 @@
+"""The worker process: resident models behind two Celery tasks, a heartbeat, and nothing it alone remembers."""
+
+import logging
+import os
+import platform
+import resource
+import socket
+import threading
+import time
+from collections import Counter
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import redis
+from celery import signals
+
+from workers import engine
+from workers.blobs import Blobs
+from workers.ledger import Done, Job, Ledger
+from workers.queue import NEWS, NOTES_LENGTH, RUN_BATCH, RUN_JOBS, WORKERS, connect, dropped_key, make_celery, publish
+from workers.registry import Entry, Registry
+from workers.resident import Residents
+from workers.settings import HEARTBEAT_S, Settings
+from workers.wire import Batch, Part, cut_items, pack, unpack
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 256 << 10
+"""A larger result goes to the blob store and its note names it."""
+
+CLAIM_LIMIT = 32
+
+
+class Worker:
+    """One process on one device: runs batches for API processes that wait, and slices of jobs in the ledger."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect to nothing yet but the ledger and the blob store."""
+        self.settings = settings
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.redis = connect(settings)
+        self.ledger = Ledger(settings.ledger)
+        self.blobs = Blobs(settings.blobs)
+        self.registry = Registry(settings.checkpoints)
+        self.residents = Residents(settings)
+        self.celery = make_celery(settings)
+        self.celery.task(name=RUN_BATCH)(self.run_batch)
+        self.celery.task(name=RUN_JOBS)(self.run_jobs)
+        self.counters: Counter[str] = Counter()
+        self.state = "warming"
+        self._holding = False
+        self._running: list[str] = []
+        self._beats = 0
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Warm the models up, then serve until told to stop; the current piece of work is finished first."""
+        pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
+        pulse.start()
+        self.residents.warm_all(self.registry.serving())
+        self.state = "ready"
+        self._beat()
+        signals.worker_shutting_down.connect(self._drain)
+        flags = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        try:
+            self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
+        finally:
+            self._stopped.set()
+            pulse.join(2)
+            self._quietly(lambda: self.redis.hdel(WORKERS, self.id))
+
+    def _drain(self, **_said: object) -> None:
+        self.state = "draining"
+
+    # --- sign of life ---
+
+    def _pulse(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            self._quietly(self._beat)
+            if self._holding:
+                self._quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+
+    def _beat(self) -> None:
+        self._beats += 1
+        said = {
+            "beat": self._beats,
+            "at": time.time(),
+            "state": self.state,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "device": str(self.residents.device),
+            "running": list(self._running),
+            "capacity": self.residents.capacity(),
+            "counters": dict(self.counters),
+            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        self.redis.hset(WORKERS, self.id, pack(said))
+
+    @staticmethod
+    def _quietly(act: Any) -> None:
+        try:
+            act()
+        except Exception:
+            log.warning("will be tried again", exc_info=True)
+
+    # --- a batch that an API process waits for ---
+
+    def run_batch(self, data: bytes) -> None:
+        """Run one slice of a batch; its note goes to whoever waits, the rest of a long one back on the bulk lane."""
+        batch = Batch.unpack(data)
+        if batch.state is not None and self.redis.exists(dropped_key(batch.id)):
+            return
+        if batch.state is None:
+            self._tell(batch, {"kind": "started"})
+        self._running = [batch.id]
+        try:
+            self._run(batch)
+        finally:
+            self._running = []
+
+    def _run(self, batch: Batch) -> None:
+        try:
+            resident = self.residents.get(self._entry(batch.model, batch.version))
+        except Exception as error:
+            log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
+            self._tell(batch, {"kind": "done", "outcomes": [{"problem": _unloadable(error)}] * len(batch.parts)})
+            return
+        begun = time.perf_counter()
+        answer = engine.run(resident, batch.method, batch.options, batch.parts, batch.state, self.settings.slice_s)
+        self._count(batch.method, sum(part.rows for part in batch.parts), time.perf_counter() - begun)
+        if isinstance(answer, engine.Unfinished):
+            batch.state = answer.state
+            publish(self.celery, RUN_BATCH, "bulk", batch.pack())
+            self._tell(batch, {"kind": "progress", "done": answer.done})
+            return
+        self._tell(batch, {"kind": "done", "outcomes": [vars(outcome) for outcome in answer]})
+        if log.isEnabledFor(logging.INFO):
+            ids = [part.request_id for part in batch.parts]
+            log.info("batch", extra={"method": batch.method, "parts": len(ids), "request_ids": ids})
+
+    def _tell(self, batch: Batch, note: dict[str, Any]) -> None:
+        data = pack({**note, "batch": batch.id, "worker": self.id})
+        if len(data) > INLINE_BYTES:
+            key = f"notes/{batch.id}-{uuid4().hex[:8]}"
+            self.blobs.put(key, data)
+            data = pack({"kind": note["kind"], "batch": batch.id, "worker": self.id, "blob": key})
+        try:
+            self.redis.xadd(batch.reply, {"note": data}, maxlen=NOTES_LENGTH, approximate=True)
+        except redis.RedisError:
+            log.warning("note lost; its batch will be sent again", exc_info=True)
+
+    def _entry(self, model: str, version: str) -> Entry:
+        entry = self.registry.find(f"{model}@{version}")
+        if entry is None:
+            raise LookupError(f"no checkpoint of {model}@{version} here")
+        return entry
+
+    def _count(self, method: str, rows: int, seconds: float) -> None:
+        self.counters[f"rows:{method}"] += rows
+        self.counters["batches"] += 1
+        self.counters["busy_us"] += int(seconds * 1e6)
+
+    # --- promised jobs ---
+
+    def run_jobs(self) -> None:
+        """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
+        claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT)
+        if not claimed:
+            return
+        self._holding = True
+        try:
+            reports = self._slice(claimed)
+            counted = self.ledger.settle(reports)
+        finally:
+            self._holding = False
+        if len(counted) < len(reports):
+            log.warning("claims lost meanwhile", extra={"jobs": len(reports) - len(counted)})
+        self._quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
+        publish(self.celery, RUN_JOBS, "bulk")
+
+    def _slice(self, claimed: list[Job]) -> list[Done]:
+        first = claimed[0]
+        method, options = first["method"], orjson.loads(first["options"])
+        try:
+            resident = self.residents.get(self._entry(first["model"], first["version"]))
+            slice_rows = resident.plans[method].slice_rows
+            parts = [self._part(job, max(1, slice_rows)) for job in claimed]
+        except Exception as error:
+            log.exception("job cannot run", extra={"jobs": [job["id"] for job in claimed]})
+            return [Done(job["id"], job["token"], problem=_unloadable(error)) for job in claimed]
+        state = None if first["state"] is None else unpack(first["state"])
+        begun = time.perf_counter()
+        answer = engine.run(resident, method, options, parts, state, self.settings.slice_s)
+        self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
+        log.info("jobs", extra={"method": method, "request_ids": [part.request_id for part in parts]})
+        reports = []
+        for index, (job, part) in enumerate(zip(claimed, parts, strict=True)):
+            done = Done(job["id"], job["token"], part.first, part.rows)
+            if isinstance(answer, engine.Unfinished):
+                carried = pack(answer.of(parts, index))
+                reports.append(Done(**{**vars(done), "state": carried, "state_done": answer.done}))
+                continue
+            outcome = answer[index]
+            if outcome.problem is not None:
+                reports.append(Done(**{**vars(done), "problem": outcome.problem}))
+                continue
+            reports.append(Done(**{**vars(done), **self._stored(job, part, pack(outcome.fields))}))
+        return reports
+
+    def _part(self, job: Job, slice_rows: int) -> Part:
+        items = {}
+        if job["items"] is not None:
+            items = unpack(job["items"])
+        elif job["items_blob"] is not None:
+            items = unpack(self.blobs.get(job["items_blob"]))
+        first = job["next_row"]
+        rows = job["rows"] if job["shared"] else min(slice_rows, job["rows"] - first)
+        return Part(
+            job["id"], job["seed"], first, rows, cut_items(items, job["per"], first, rows), request_id=job["request_id"]
+        )
+
+    def _stored(self, job: Job, part: Part, data: bytes) -> dict[str, Any]:
+        if len(data) <= INLINE_BYTES:
+            return {"part": data}
+        key = f"jobs/{job['id']}/{job['token']}-{part.first}"
+        self.blobs.put(key, data)
+        return {"blob": key}
+
+
+def _unloadable(error: Exception) -> dict[str, Any]:
+    detail = f"the model cannot be loaded: {error}"
+    return {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}
