@@ -46,6 +46,7 @@ def save(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     part = path.with_name(path.name + ".part")
     save_file(weights, part, metadata={"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
+    part.chmod(0o644)
     os.replace(part, path)  # noqa: PTH105 - Path.replace would read as str.replace
 
 

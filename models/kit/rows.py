@@ -81,7 +81,11 @@ class Rows:
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
         """Four 32-bit words from each of the blocks `first` … `first + blocks − 1`, (B, 4·blocks)."""
-        size = self.row.shape[0]
+        return self._blocks(blocks, stream, first).t().reshape(len(self), 4 * blocks)
+
+    def _blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 n"]:
+        """Those words as Philox leaves them: word by word, each for all rows and their blocks."""
+        size = len(self)
         block = torch.arange(first, first + blocks, device=self.row.device)
         counter = block.new_empty((4, size, blocks))
         counter[0] = block
@@ -91,7 +95,7 @@ class Rows:
         key = torch.stack((self.seed & MASK, self.seed >> 32))
         if blocks != 1:
             key = key[:, :, None].expand(2, size, blocks).reshape(2, -1)
-        return philox(counter.view(4, -1), key).t().reshape(size, 4 * blocks)
+        return philox(counter.view(4, -1), key)
 
     def uniform(self, n: int, stream: int = 0) -> Float[Tensor, "B n"]:
         """`n` numbers a row, uniform on the 2²⁴ multiples of 2⁻²⁴ in [0, 1)."""
@@ -113,9 +117,10 @@ class Rows:
         Sixteen bits a draw: half the work of a full word, and a bias below 8·10⁻⁶.
         """
         n = probability.shape[1]
-        words = self.words(-(-n // 8), stream)
-        halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).view(len(self), -1)[:, :n]
-        return (halves < (probability * 65536.0).round_()).to(probability.dtype)
+        words = self._blocks(-(-n // 8), stream).to(torch.int32)
+        halves = words.view(torch.int16).view(4, len(self), -1).transpose(0, 1).reshape(len(self), -1)[:, :n]
+        threshold = (probability * 65536.0).round_().sub_(32768.0)  # as the halves are signed
+        return (halves < threshold).to(probability.dtype)
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float[Tensor, "B words"]:
