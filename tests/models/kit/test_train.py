@@ -1,0 +1,174 @@
+"""`models.kit.train`: one loop, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.kit import data
+from models.kit.train import Recipe, Run, train, weights
+
+DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Four hundred digits."""
+    return data.load(str(DIGITS)).images[:400]
+
+
+def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
+    """A small network, trained for three epochs of six steps."""
+    return Recipe.from_json(
+        {
+            "family": "vae",
+            "name": "tiny",
+            "summary": "for tests",
+            "data": str(DIGITS),
+            "seed": 7,
+            "config": {"hidden": [20], "latents": 3, **(config or {})},
+            "training": {"epochs": 3, "batch_size": 50, "validation": 100, "average": 0.9, **(training or {})},
+        }
+    )
+
+
+def lines(out: Path) -> list[dict]:
+    """The metrics of a run, without the clock."""
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
+
+
+@pytest.mark.parametrize(
+    ("training", "config"),
+    [({}, {}), ({"optimiser": "adagrad", "learning_rate": 0.02, "precision": "bfloat16"}, {"objective": "importance"})],
+)
+def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, training: dict, config: dict) -> None:
+    """Stopped by SIGTERM amid its second epoch and resumed, a run ends with the same bits and the same metrics."""
+    chosen = recipe(training, config)
+    assert train(chosen, images, tmp_path / "whole").reason == "finished"
+
+    def stop(line: dict) -> None:
+        if line["epoch"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    ended = train(chosen, images, tmp_path / "parts", report=stop)
+    assert ended.reason == "interrupted"
+    assert ended.epochs == 1
+    assert train(chosen, images, tmp_path / "parts", resume=True).reason == "finished"
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name, weight in whole[0].items():
+        assert torch.equal(weight, parts[0][name]), name
+    states = [torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "parts")]
+    for first, second in zip(states[0]["average"], states[1]["average"], strict=True):
+        assert torch.equal(first, second)
+    for index, state in states[0]["optimiser"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, states[1]["optimiser"]["state"][index][name]), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: Path) -> None:
+    """Metrics written after the last checkpoint are dropped and written again, each epoch once."""
+    chosen = recipe({"save_every_s": 1000.0})
+    train(recipe({"epochs": 1, "save_every_s": 1000.0}), images, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train_loss": 0.0}\n{"epo')
+    train(chosen, images, tmp_path / "run", resume=True)
+    train(chosen, images, tmp_path / "whole")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_training_lowers_the_loss(images, tmp_path: Path) -> None:
+    """Thirty epochs bring the validation loss well below the first one's."""
+    train(recipe({"epochs": 30, "learning_rate": 0.005}), images, tmp_path / "run")
+    read = lines(tmp_path / "run")
+    assert read[-1]["validation_loss"] < read[0]["validation_loss"] - 100
+
+
+def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
+    """With a rate that soon overshoots, training ends after `patience` epochs in vain and ships the best epoch."""
+    chosen = recipe({"epochs": 200, "learning_rate": 0.05, "patience": 3, "average": 0.0})
+    ended = train(chosen, images, tmp_path / "run")
+    assert ended.reason == "early stop"
+    read = lines(tmp_path / "run")
+    best = min(read, key=lambda line: line["validation_loss"])["epoch"]
+    tensors, _, counters = weights(tmp_path / "run")
+    assert counters["best_epoch"] == best == ended.epochs - 3
+    run = Run(chosen, images, tmp_path)
+    run.model.load_state_dict(tensors)
+    assert run.validate() == pytest.approx(read[best - 1]["validation_loss"], abs=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(images, tmp_path: Path) -> None:
+    """Training that blows up stops, says so, and leaves no checkpoint of it."""
+    chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 1e4}, {"likelihood": "gaussian"})
+    assert train(chosen, images, tmp_path / "run").reason == "not a number"
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> None:
+    """Warm-up starts low, clipping and the prior change the step, the average trails the weights."""
+    index = torch.arange(50)
+
+    def stepped(**training) -> list[torch.Tensor]:
+        run = Run(recipe(training), images, tmp_path)
+        run.advance(index)
+        return [parameter.detach().clone() for parameter in run.model.parameters()]
+
+    run = Run(recipe({"warmup_steps": 10}), images, tmp_path)
+    assert run.rate() == pytest.approx(1e-4)
+    plain = stepped(optimiser="adagrad", epsilon=1.0)
+    for changed in ({"grad_clip": 1e-3}, {"weight_prior": True}):
+        other = stepped(optimiser="adagrad", epsilon=1.0, **changed)
+        assert any(not torch.equal(a, b) for a, b in zip(plain, other, strict=True)), changed
+    with run.averaged():
+        inside = [p.detach().clone() for p in run.model.parameters()]
+    for parameter, before in zip(run.model.parameters(), inside, strict=True):
+        assert torch.equal(parameter, before)
+    run.advance(index)
+    moved = [p.detach().clone() for p in run.model.parameters()]
+    with run.averaged():
+        assert all(not torch.equal(p, m) for p, m in zip(run.model.parameters(), moved, strict=True))
+    assert all(torch.equal(p, m) for p, m in zip(run.model.parameters(), moved, strict=True))
+
+
+def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
+    """A folder with a run needs `resume`, and resuming needs the same recipe, but for the epochs."""
+    train(recipe({"epochs": 1}), images, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(recipe(), images, tmp_path / "run")
+    with pytest.raises(ValueError, match="another recipe"):
+        train(recipe({"learning_rate": 0.1}), images, tmp_path / "run", resume=True)
+    assert train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"family": "nothing"}, "no family 'nothing'"),
+        ({"other": 1}, "has no field 'other'"),
+        ({"data": None}, "data must be a string"),
+        ({"seed": -1}, "seed must be"),
+        ({"config": {"latents": 0}}, "latents must lie in"),
+        ({"training": {"precision": "float8"}}, "precision must be one of"),
+    ],
+)
+def test_a_wrong_recipe_is_told(change: dict, said: str) -> None:
+    """ValueError names the field of the recipe."""
+    with pytest.raises(ValueError, match=said):
+        Recipe.from_json({**recipe().to_json(), **change})
+
+
+def test_a_recipe_needs_its_words() -> None:
+    """A recipe without its name is refused; too large a validation set leaves nothing and is refused."""
+    values = recipe().to_json()
+    del values["name"]
+    with pytest.raises(ValueError, match="needs 'name'"):
+        Recipe.from_json(values)
+    with pytest.raises(ValueError, match="leaves nothing of 20"):
+        Run(recipe(), torch.zeros(20, 1, 28, 28, dtype=torch.uint8), Path())
