@@ -1,0 +1,98 @@
+"""What every peer runs: the repository's own model and picture encoder, from seeds to answer bodies.
+
+Imported inside each peer's environment, which holds torch, numpy, Pillow, safetensors and orjson beside the peer; the
+repository itself is on ``PYTHONPATH``. As a script it prints what the benchmark needs to know of a checkpoint.
+"""
+
+import argparse
+import base64
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import torch
+
+from models.kit.card import load as load_checkpoint
+from models.kit.operations import options_of
+from models.kit.rows import Rows
+from workers.pictures import png
+
+CHECKPOINT = "PEER_CHECKPOINT"
+THREADS = "PEER_THREADS"
+
+
+class Generator(NamedTuple):
+    """A resident model and the name and version that its answers carry."""
+
+    model: Any
+    options: Any
+    name: str
+    version: str
+
+
+def load() -> Generator:
+    """Load the checkpoint folder ``.../NAME/VERSION`` that the environment names, and warm it on 1, 16 and 64 rows."""
+    torch.set_num_threads(int(os.environ.get(THREADS, "1")))
+    folder = Path(os.environ[CHECKPOINT])
+    model, _ = load_checkpoint(folder / "model.safetensors")
+    generator = Generator(model, options_of(model, "sample")(), folder.parent.name, folder.name)
+    for rows in (1, 16, 64):
+        pictures(generator, list(range(rows)))
+    return generator
+
+
+@torch.inference_mode()
+def pictures(generator: Generator, seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Row 0 of each seed's sample, as grey levels (B, 1, 28, 28), drawn in one forward pass."""
+    seed = torch.tensor(seeds, dtype=torch.int64)
+    images = generator.model.sample(Rows(seed, torch.zeros_like(seed)), generator.options)["images"]
+    return (images * 255).round().to(torch.uint8).numpy()
+
+
+def run(generator: Generator, seeds: list[int]) -> list[dict[str, Any]]:
+    """One answer body per seed, the same fields that Reverie answers with."""
+    return [
+        {
+            "model": generator.name,
+            "version": generator.version,
+            "seed": seed,
+            "images": [base64.b64encode(png(image)).decode("ascii")],
+        }
+        for seed, image in zip(seeds, pictures(generator, seeds), strict=True)
+    ]
+
+
+def encoded(generator: Generator, seeds: list[int]) -> list[bytes]:
+    """The same bodies as JSON text, for peers that pass bytes through."""
+    return [orjson.dumps(body) for body in run(generator, seeds)]
+
+
+def cost_ms(generator: Generator, rows: int, seconds: float) -> float:
+    """Median time in milliseconds of one forward pass over `rows` rows, PNG included."""
+    took: list[float] = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(took) < 5:
+        start = time.perf_counter()
+        run(generator, list(range(rows)))
+        took.append(time.perf_counter() - start)
+    return 1000 * sorted(took)[len(took) // 2]
+
+
+def main() -> None:
+    """Print, as JSON, the bodies of the first `--bodies` seeds, or the cost of a pass at several batch sizes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--bodies", type=int, default=0)
+    arguments = parser.parse_args()
+    generator = load()
+    if arguments.bodies:
+        print(json.dumps([body for seed in range(arguments.bodies) for body in run(generator, [seed])]))
+    else:
+        print(json.dumps({rows: cost_ms(generator, rows, 1.0) for rows in (1, 16, 64)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What serve.py is made of: servers, clients, sweep, rounds, bulk work and the report."""

@@ -1,0 +1,200 @@
+"""The load and the checks: wrk drives one server, a side client takes samples of its answers and decodes them."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import secrets
+import shutil
+import subprocess
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops
+
+LUA = Path(__file__).with_name("samples.lua")
+SAMPLES_PER_S = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a server listens and how it wants a seed: as a field, or in a list of one that is answered by a list."""
+
+    url: str
+    shape: str
+    model: str
+
+    def ask(self, connection: http.client.HTTPConnection, seed: int) -> tuple[int, bytes]:
+        """Send one request on an open connection; status and body."""
+        fields = {"seeds": [seed]} if self.shape == "list" else {"model": self.model, "count": 1, "seed": seed}
+        path = urllib.parse.urlsplit(self.url).path
+        connection.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    def connection(self, timeout_s: float = 60) -> "contextlib.closing[http.client.HTTPConnection]":
+        """A new connection to the server, closed at the end of its block."""
+        return contextlib.closing(http.client.HTTPConnection(urllib.parse.urlsplit(self.url).netloc, timeout=timeout_s))
+
+
+@dataclass(frozen=True)
+class Load:
+    """One wrk run: requests per second that were answered well, latencies in milliseconds, and what went wrong."""
+
+    connections: int
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    non_2xx: int
+    socket_errors: int
+    bytes_per_answer: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Answers decoded and held against local ones: `exact` to the bit, `near` within one grey level, `bad` the rest."""
+
+    taken: int
+    exact: int
+    near: int
+    bad: int
+    first_fault: str
+
+    def __add__(self, other: "Samples") -> "Samples":
+        """Both counts together."""
+        return Samples(
+            self.taken + other.taken,
+            self.exact + other.exact,
+            self.near + other.near,
+            self.bad + other.bad,
+            self.first_fault or other.first_fault,
+        )
+
+
+NO_SAMPLES = Samples(0, 0, 0, 0, "")
+
+
+def wrk_path() -> str:
+    """The load generator's path; says how to get it where it is missing."""
+    path = shutil.which("wrk")
+    if path is None:
+        raise SystemExit("wrk is not installed: `apt-get install -y wrk` on Debian, `brew install wrk` on macOS")
+    return path
+
+
+def drive(target: Target, connections: int, seconds: float) -> Load:
+    """Keep `connections` requests in flight for `seconds`, each with a seed never used before in this run."""
+    command = [wrk_path(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
+    command += ["-s", str(LUA), target.url, "--", str(1_000_000 + secrets.randbelow(2**40)), target.model, target.shape]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
+    found = json.loads(text.partition("RESULT ")[2])
+    well = found["requests"] - found["non_2xx"]
+    return Load(
+        connections,
+        1e6 * well / found["duration_us"],
+        found["p50_us"] / 1000,
+        found["p99_us"] / 1000,
+        found["max_us"] / 1000,
+        found["non_2xx"],
+        found["connect"] + found["read"] + found["write"] + found["timeout"],
+        found["bytes"] / max(1, found["requests"]),
+    )
+
+
+def drive_and_check(
+    target: Target, connections: int, seconds: float, expected: Sequence[Mapping[str, Any]]
+) -> tuple[Load, Samples]:
+    """As `drive`, with samples of the answers: beside the load, or after it where it is a single connection."""
+    if connections == 1:
+        return drive(target, connections, seconds), sample(target, expected, threading.Event(), most=10)
+    stop, found = threading.Event(), list[Samples]()
+    beside = threading.Thread(target=lambda: found.append(sample(target, expected, stop, most=len(expected))))
+    beside.start()
+    try:
+        load = drive(target, connections, seconds)
+    finally:
+        stop.set()
+        beside.join()
+    return load, found[0] if found else Samples(1, 0, 0, 1, "the side client got no answer at all")
+
+
+def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threading.Event, most: int) -> Samples:
+    """Ask for known seeds, a few a second, until `stop` or `most`; then decode what came."""
+    answers: list[tuple[int, int, bytes]] = []
+    with target.connection() as connection:
+        for seed in range(min(most, len(expected))):
+            try:
+                answers.append((seed, *target.ask(connection, seed)))
+            except (OSError, http.client.HTTPException) as error:
+                answers.append((seed, 0, repr(error).encode()))
+                connection.close()
+            if stop.wait(1 / SAMPLES_PER_S):
+                break
+    total = NO_SAMPLES
+    for seed, status, body in answers:
+        total += judge(status, body, expected[seed], target.shape)
+    return total
+
+
+def judge(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> Samples:
+    """One answer held against the one computed locally; fields must agree, pixels may differ by one grey level."""
+    try:
+        apart = _apart(status, body, expected, shape)
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        return Samples(1, 0, 0, 1, f"seed {expected['seed']}: {error}")
+    return Samples(1, int(apart == 0), int(apart == 1), 0, "")
+
+
+def _apart(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> int:
+    """How many grey levels an answer's pixels are away from the expected ones; raises for a wrong answer."""
+    if status != http.HTTPStatus.OK:
+        raise ValueError(f"status {status}: {body[:200]!r}")
+    answer = json.loads(body)
+    found = answer[0] if shape == "list" else answer
+    for name in ("model", "version", "seed"):
+        if found[name] != expected[name]:
+            raise ValueError(f"{name} is {found[name]!r}, not {expected[name]!r}")
+    if len(found["images"]) != 1:
+        raise ValueError(f"{len(found['images'])} images instead of one")
+    apart = _distance(found["images"][0], expected["images"][0])
+    if apart > 1:
+        raise ValueError(f"a pixel is {apart} grey levels away")
+    return apart
+
+
+def _distance(found: str, expected: str) -> int:
+    """Largest difference of two base64 PNGs of 28×28 grey pixels."""
+    left, right = (Image.open(io.BytesIO(base64.b64decode(text, validate=True))) for text in (found, expected))
+    if left.format != "PNG" or left.mode != "L" or left.size != (28, 28):
+        raise ValueError(f"a {left.format} of mode {left.mode} and size {left.size}")
+    return max(ImageChops.difference(left, right).tobytes())
+
+
+def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bool], timeout_s: float) -> float:
+    """Poll until the server answers a real request; returns the seconds it took, raises when it died or never came."""
+    start = time.monotonic()
+    while time.monotonic() - start < timeout_s:
+        if not alive():
+            raise RuntimeError("the server exited before it was ready")
+        with contextlib.suppress(OSError, http.client.HTTPException), target.connection(timeout_s=3) as connection:
+            if _ready(connection, ready_path) and target.ask(connection, 0)[0] == http.HTTPStatus.OK:
+                return time.monotonic() - start
+        time.sleep(0.1)
+    raise RuntimeError(f"the server was not ready after {timeout_s:.0f} s")
+
+
+def _ready(connection: http.client.HTTPConnection, path: str) -> bool:
+    """What the server's own readiness page says; a server without one counts as ready."""
+    if not path:
+        return True
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status == http.HTTPStatus.OK

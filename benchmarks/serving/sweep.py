@@ -1,0 +1,98 @@
+"""Finds each peer's best dials: one dial after the other, keeping what served most at 64 connections."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.client import drive
+from serving.servers import Checkpoint, Dials, Server, running
+
+CONNECTIONS = (64, 16, 1)
+SLACK = 1.05
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the dials: what it served at each number of connections, or why it did not."""
+
+    dials: Dials
+    requests_per_s: dict[int, float] = field(default_factory=dict)
+    p50_ms: dict[int, float] = field(default_factory=dict)
+    fault: str = ""
+
+    def served(self, connections: int) -> float:
+        """Requests per second; nothing for a setting that failed or refused requests."""
+        return 0.0 if self.fault else self.requests_per_s.get(connections, 0.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The dials that a server is measured with, for each number of connections, and the trials they come from."""
+
+    dials: dict[int, Dials]
+    trials: Sequence[Trial] = ()
+
+    def settings(self) -> Iterator[tuple[Dials, list[int]]]:
+        """Each distinct setting with the numbers of connections that it is measured at."""
+        for dials in {tuple(sorted(dials.items())): dials for dials in self.dials.values()}.values():
+            yield dials, sorted(count for count, chosen in self.dials.items() if chosen == dials)
+
+
+def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path, seconds: float) -> Trial:
+    """Start the server with these dials and load it briefly; a setting that fails is a finding, not an error."""
+    trial = Trial(dials)
+    try:
+        with running(server, checkpoint, dials, scratch) as up:
+            drive(up.target, CONNECTIONS[0], seconds)
+            for connections in CONNECTIONS:
+                load = drive(up.target, connections, seconds)
+                trial.requests_per_s[connections] = load.requests_per_s
+                trial.p50_ms[connections] = load.p50_ms
+                if load.non_2xx or load.socket_errors:
+                    fault = f"{load.non_2xx} answers not 2xx, {load.socket_errors} socket errors at {connections}"
+                    return dataclasses.replace(trial, fault=fault)
+    except RuntimeError as error:
+        return dataclasses.replace(trial, fault=str(error))
+    return trial
+
+
+def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, seconds: float) -> Choice:
+    """Try the server's dials one after the other; choose the best setting for each number of connections."""
+    trials: dict[tuple[tuple[str, str], ...], Trial] = {}
+
+    def tried(dials: Dials) -> Trial:
+        key = tuple(sorted(dials.items()))
+        if key not in trials:
+            trials[key] = attempt(server, checkpoint, dials, scratch, seconds)
+            print(f"  {server.name} {_told(trials[key])}", flush=True)
+        return trials[key]
+
+    best = tried(server.start)
+    for dial, values in [*server.sweep, *(server.heavy if heavy else ())]:
+        if dial == "wait_s" and best.dials.get("batch") == "1":
+            continue
+        settings = [tried({**best.dials, dial: value}) for value in values]
+        best = max([best, *settings], key=lambda trial: trial.served(64))
+    return choose(list(trials.values()))
+
+
+def choose(trials: Sequence[Trial]) -> Choice:
+    """Most requests at 16 and 64 connections and the lowest median at one; a setting of its own only where it wins.
+
+    A setting that is within 5 % of the best gives way to the one for 64 connections, which spares a start.
+    """
+    best = max(trials, key=lambda trial: trial.served(64))
+    at_16 = max(trials, key=lambda trial: trial.served(16))
+    alone = min((trial for trial in trials if trial.served(1)), key=lambda trial: trial.p50_ms[1], default=best)
+    if at_16.served(16) < SLACK * best.served(16):
+        at_16 = best
+    if not best.served(1) or SLACK * alone.p50_ms[1] > best.p50_ms[1]:
+        alone = best
+    return Choice({1: alone.dials, 16: at_16.dials, 64: best.dials}, trials)
+
+
+def _told(trial: Trial) -> str:
+    dials = " ".join(f"{name}={value}" for name, value in trial.dials.items()) or "as it comes"
+    served = "  ".join(f"{count}: {value:.0f}/s" for count, value in sorted(trial.requests_per_s.items()))
+    return f"{dials}  {served}  {trial.fault.splitlines()[0] if trial.fault else ''}".rstrip()
