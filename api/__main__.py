@@ -34,6 +34,7 @@ def main() -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(chosen.drain_s)),
         backlog=2048,
     )

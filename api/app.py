@@ -22,7 +22,7 @@ from api.book import Book
 from api.errors import ProblemError, handle_any, handle_http, handle_problem, problem, request_id_of, respond
 from api.front import Front
 from api.metrics import REGISTRY, Reports
-from api.routes import House, make_router
+from api.routes import House, add_routes
 from workers.blobs import Blobs
 from workers.ledger import Ledger
 from workers.logs import set_up
@@ -59,6 +59,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description="Trained generative models over HTTP: samples, encodings, energies, likelihoods.",
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
         exception_handlers={
@@ -69,7 +70,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         },
     )
     app.add_middleware(Front, settings=chosen)
-    app.include_router(make_router(house))
+    add_routes(app, house)
     app.state.draining = False
     _add_health(app, house)
     _add_metrics(app, house)

@@ -46,7 +46,7 @@ _HEADERS = [
         "name": "Prefer",
         "in": "header",
         "schema": {"type": "string"},
-        "description": "`wait=N` waits up to N seconds before the request becomes a job; `respond-async` makes it one at once.",
+        "description": "`wait=N`: wait up to N seconds before it becomes a job; `respond-async`: make it one at once.",
     },
     {
         "name": "Idempotency-Key",
@@ -84,7 +84,7 @@ def operation_docs(operation: Operation, registry: Registry, settings: Settings)
     if operation.inputs:
         form["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
     limits = (
-        f"At most {settings.max_count} answers, {settings.max_images} images and {settings.max_body_bytes} bytes a request. "
+        f"At most {settings.max_count} answers, {settings.max_images} images and {settings.max_body_bytes} bytes. "
         "Any option may also stand beside `model` as a field of its own."
     )
     content: dict[str, Any] = {JSON: {"schema": {"type": "object"}}, NPZ: {}}

@@ -8,8 +8,6 @@ first completion wins. Nothing here is promised to anybody but the request that 
 import asyncio
 import contextlib
 import logging
-import queue
-import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -18,7 +16,6 @@ from uuid import uuid4
 
 import orjson
 import redis
-from kombu.exceptions import OperationalError
 
 from workers.blobs import Blobs
 from workers.queue import (
@@ -30,10 +27,10 @@ from workers.queue import (
     connect_async,
     dropped_key,
     entries,
-    make_celery,
+    message,
     notes_stream,
-    publish,
     queue_name,
+    started_key,
 )
 from workers.registry import Entry
 from workers.settings import HEARTBEAT_S, Settings
@@ -136,9 +133,7 @@ class Outbox:
         self._workers: dict[str, _Pulse] = {}
         self._capacity: dict[tuple[str, str], tuple[int, int]] = {}
         self._paused_until = 0.0
-        self._celery = make_celery(settings)
-        self._to_send: queue.SimpleQueue[tuple[str, Lane, str, tuple[Any, ...]] | None] = queue.SimpleQueue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.resent = 0
 
     # --- life ---
@@ -147,17 +142,13 @@ class Outbox:
         """Connect and begin to send."""
         self._loop = asyncio.get_running_loop()
         self._redis = connect_async(self._settings)
-        self._sender = threading.Thread(target=self._send_all, name="publisher", daemon=True)
-        self._sender.start()
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+        self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
         """Stop sending; calls still waiting are given up."""
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._to_send.put(None)
-        await asyncio.to_thread(self._sender.join, 3)
         with contextlib.suppress(redis.RedisError):
             await self._redis.delete(self._stream)
         await self._redis.aclose()
@@ -210,7 +201,7 @@ class Outbox:
 
     def wake(self) -> None:
         """Tell the workers that the ledger holds a job for them; the reconciler says it again if this is lost."""
-        self._to_send.put((RUN_JOBS, "bulk", "", ()))
+        self._later(self._send("bulk", message(RUN_JOBS, "bulk")))
 
     async def ping(self) -> bool:
         """Whether the queue server answers."""
@@ -241,20 +232,16 @@ class Outbox:
             parts = [waiting.part for waiting in taken]
             batch = Batch(uuid4().hex, self._stream, name, version, method, orjson.loads(options), parts)
             self._flying[batch.id] = _Flight(batch.id, lane, taken, time.monotonic())
-            self._to_send.put((RUN_BATCH, lane, batch.id, (batch.pack(),)))
+            self._later(self._send(lane, message(RUN_BATCH, lane, batch.pack()), batch.id))
             room -= 1
 
-    def _send_all(self) -> None:
-        """The publisher thread: publishing blocks, for seconds when the queue server is away."""
-        while (message := self._to_send.get()) is not None:
-            task, lane, batch_id, args = message
-            try:
-                publish(self._celery, task, lane, *args)
-            except (OperationalError, redis.RedisError, OSError) as error:
-                log.warning("not sent", extra={"task": task, "reason": str(error)})
-                if batch_id:
-                    with contextlib.suppress(RuntimeError):  # the loop has ended
-                        self._loop.call_soon_threadsafe(self._unsent, batch_id)
+    async def _send(self, lane: Lane, data: bytes, batch_id: str = "") -> None:
+        try:
+            await self._redis.lpush(queue_name(lane), data)
+        except (redis.RedisError, OSError) as error:
+            log.warning("not sent", extra={"lane": lane, "reason": str(error)})
+            if batch_id:
+                self._unsent(batch_id)
 
     def _unsent(self, batch_id: str) -> None:
         flight = self._flying.get(batch_id)
@@ -359,7 +346,7 @@ class Outbox:
                 continue
             try:
                 self._listen(heard)
-                self._judge(lengths)
+                await self._judge(lengths)
                 for lane in LANES:
                     self._dispatch(lane)
                 silent = [name for name, p in self._workers.items() if time.monotonic() - p.changed > _FORGET_WORKER_S]
@@ -387,20 +374,22 @@ class Outbox:
                     capacity[ref, method] = (min(known_largest, largest), min(known_slice, slice_rows))
         self._capacity.update(capacity)
 
-    def _judge(self, lengths: dict[Lane, int]) -> None:
+    async def _judge(self, lengths: dict[Lane, int]) -> None:
         now = time.monotonic()
-        alive = self.live_workers()
-        running = {batch: name for name, said in alive.items() for batch in said["running"]}
+        running = {batch: name for name, said in self.live_workers().items() for batch in said["running"]}
         for flight in list(self._flying.values()):
             if flight.id in running:
                 flight.sign, flight.worker, flight.doubts = now, running[flight.id], 0
             if now - flight.sign < self._settings.life_s:
                 continue
-            died = flight.worker is not None and flight.worker not in alive
+            if flight.worker is None:
+                found = await self._redis.get(started_key(flight.id))
+                flight.worker = found.decode() if isinstance(found, bytes) else None
+            died = flight.worker is not None and flight.worker not in self.live_workers()
             if not died and lengths[flight.lane]:
                 continue  # may still lie on the queue
             flight.doubts += 1
-            if died or flight.doubts > 1:
+            if (died or flight.doubts > 1) and flight.id in self._flying:
                 self._resend(flight, died=died)
 
     def _resend(self, flight: _Flight, *, died: bool) -> None:
@@ -428,12 +417,12 @@ class Outbox:
                 await act
 
         task = self._loop.create_task(quietly())
-        self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _key(call: Call, lane: Lane) -> tuple[Any, ...]:
-    """What calls must share to share a batch; on the bulk lane each call is a group of its own, so that they take turns."""
+    """What calls must share to share a batch; on the bulk lane each call is a group of its own: they take turns."""
     options = orjson.dumps(call.options, option=orjson.OPT_SORT_KEYS)
     alike = (call.entry.name, call.entry.version, call.method, options)
     return (*alike, call.id) if lane == "bulk" else alike

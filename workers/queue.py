@@ -4,14 +4,20 @@ Messages are acknowledged early and carry no promise: what is owed is known to t
 in the ledger (design: docs/decisions.md). Celery's own results are not used.
 """
 
+import base64
 from typing import Any, Literal
+from uuid import uuid4
 
+import msgpack
+import orjson
 import redis
 import redis.asyncio
 from celery import Celery
+from kombu.entity import Queue as Queue_
 
 from workers.settings import Settings
 
+Queue: Any = Queue_  # kombu's classes are not typed
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 RUN_BATCH = "reverie.run_batch"
@@ -46,7 +52,8 @@ def make_celery(settings: Settings) -> Celery:
         task_acks_late=False,
         task_serializer="msgpack",
         accept_content=["msgpack"],
-        task_queues={queue_name(lane): {"routing_key": queue_name(lane)} for lane in LANES},
+        # no acknowledgement at all: the broker owes nothing, and each one costs two round trips
+        task_queues=[Queue(queue_name(lane), routing_key=queue_name(lane), no_ack=True) for lane in LANES],
         task_default_queue=queue_name("interactive"),
         task_send_sent_event=False,
         worker_send_task_events=False,
@@ -75,9 +82,37 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
-def publish(app: Celery, task: str, lane: Lane, *args: Any) -> None:
-    """Put one message on a lane; blocks for up to about 2 s and raises kombu's OperationalError if nobody takes it."""
-    app.send_task(task, args=args, queue=queue_name(lane), ignore_result=True, retry=False)
+def message(task: str, lane: Lane, *args: Any) -> bytes:
+    """A Celery message (protocol 2, as kombu's Redis transport stores it), ready to be pushed on the lane's list.
+
+    Written here and not by `send_task`, which blocks: a publisher thread waits for the interpreter lock at every step
+    while the event loop is busy, and that wait was most of a small request's time (docs/decisions.md).
+    """
+    name, task_id = queue_name(lane), str(uuid4())
+    body = msgpack.packb((args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}))
+    return orjson.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "binary",
+            "content-type": "application/x-msgpack",
+            "headers": {
+                "lang": "py",
+                "task": task,
+                "id": task_id,
+                "root_id": task_id,
+                "ignore_result": True,
+                "retries": 0,
+            },
+            "properties": {
+                "correlation_id": task_id,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": name},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": task_id,
+            },
+        }
+    )
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -92,6 +127,11 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(
         settings.queue_url, socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True
     )
+
+
+def started_key(batch: str) -> str:
+    """Holds the id of the worker that took a batch up."""
+    return f"reverie:started:{batch}"
 
 
 def dropped_key(batch: str) -> str:
@@ -110,3 +150,43 @@ def entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
         for entry in flat
         for pair in (entry if isinstance(entry, list) and isinstance(entry[0], tuple | list) else [entry])
     ]
+
+
+class Post:
+    """Commands whose replies nobody needs at once: `send` does not wait, `flush` takes the replies. For one thread."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """Use a connection of this client's pool."""
+        self._pool = client.connection_pool
+        self._connection: Any = None
+        self._owed = 0
+
+    def send(self, *command: Any) -> None:
+        """Send a command, on a new connection where the old one broke. Raises RedisError."""
+        try:
+            self._push(command)
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._drop()
+            self._push(command)
+
+    def _push(self, command: tuple[Any, ...]) -> None:
+        if self._connection is None:
+            self._connection = self._pool.get_connection()
+        self._connection.send_command(*command)
+        self._owed += 1
+
+    def flush(self) -> None:
+        """Wait for the replies of all that was sent. Raises RedisError."""
+        try:
+            while self._owed:
+                self._connection.read_response()
+                self._owed -= 1
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        connection, self._connection, self._owed = self._connection, None, 0
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LARGEST_BUCKET = 1024
 _GAIN = 1.3
 _PATIENCE = 8
+_KNOWN_OPTIONS = 256
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,17 @@ class Resident:
         self.device = device
         self.plans: dict[str, Plan] = {}
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        self._known: dict[tuple[str, str], Any] = {}
         self._options = {method: options_of(model, method) for method in entry.choices}
 
     def options(self, method: str, given: dict[str, Any]) -> Any:
         """The operation's options as its model takes them. Raises ValueError."""
-        return from_json(self._options[method], given)
+        key = (method, repr(sorted(given.items())))
+        if key not in self._known:
+            if len(self._known) >= _KNOWN_OPTIONS:
+                self._known.clear()
+            self._known[key] = from_json(self._options[method], given)
+        return self._known[key]
 
     def call(self, method: str, options: Any, rows: Rows, items: list[Tensor], state: dict[str, Any] | None) -> Any:
         """Run one step of an operation: a dict of fields, or a Partial to be called again with its state."""

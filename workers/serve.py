@@ -1,6 +1,6 @@
 """`python -m workers.serve`: the whole service in one terminal, each part restarted when it dies.
 
-supervisord runs the parts; this file writes its configuration, makes every part die with it, and says when all is ready.
+supervisord runs the parts; this file writes its configuration, makes every part die with it and says when it is ready.
 """
 
 import argparse
@@ -78,11 +78,16 @@ def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
     me = f"{sys.executable} -m"
     state = chosen.state.resolve()
     bound = f"{me} workers.serve --part"
-    parts = [
-        "[supervisord]\nnodaemon=true\nsilent=true\n"
-        f"logfile={state}/supervisord.log\nlogfile_maxbytes=10MB\nlogfile_backups=2\n"
-        f"pidfile={state}/supervisord.pid\nchildlogdir={state}\n"
-    ]
+    own = {
+        "nodaemon": "true",
+        "silent": "true",
+        "logfile": f"{state}/supervisord.log",
+        "logfile_maxbytes": "10MB",
+        "logfile_backups": "2",
+        "pidfile": f"{state}/supervisord.pid",
+        "childlogdir": str(state),
+    }
+    parts = ["\n".join(["[supervisord]", *(f"{key}={value}" for key, value in own.items()), ""])]
     if queue:
         parts.append(_program("queue", f"{bound} queue", 10, 10))
     many = {"numprocs": str(workers), "process_name": "%(program_name)s-%(process_num)d"}

@@ -18,7 +18,20 @@ from celery import signals
 from workers import engine
 from workers.blobs import Blobs
 from workers.ledger import Done, Job, Ledger
-from workers.queue import NEWS, NOTES_LENGTH, RUN_BATCH, RUN_JOBS, WORKERS, connect, dropped_key, make_celery, publish
+from workers.queue import (
+    NEWS,
+    NOTES_LENGTH,
+    RUN_BATCH,
+    RUN_JOBS,
+    WORKERS,
+    Post,
+    connect,
+    dropped_key,
+    make_celery,
+    message,
+    queue_name,
+    started_key,
+)
 from workers.registry import Entry, Registry
 from workers.resident import Residents
 from workers.settings import HEARTBEAT_S, Settings
@@ -40,6 +53,7 @@ class Worker:
         self.settings = settings
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.redis = connect(settings)
+        self._post = Post(self.redis)
         self.ledger = Ledger(settings.ledger)
         self.blobs = Blobs(settings.blobs)
         self.registry = Registry(settings.checkpoints)
@@ -112,7 +126,7 @@ class Worker:
         if batch.state is not None and self.redis.exists(dropped_key(batch.id)):
             return
         if batch.state is None:
-            self._tell(batch, {"kind": "started"})
+            self._post.send("SET", started_key(batch.id), self.id, "EX", 600)
         self._running = [batch.id]
         try:
             self._run(batch)
@@ -131,7 +145,7 @@ class Worker:
         self._count(batch.method, sum(part.rows for part in batch.parts), time.perf_counter() - begun)
         if isinstance(answer, engine.Unfinished):
             batch.state = answer.state
-            publish(self.celery, RUN_BATCH, "bulk", batch.pack())
+            self.redis.lpush(queue_name("bulk"), message(RUN_BATCH, "bulk", batch.pack()))
             self._tell(batch, {"kind": "progress", "done": answer.done})
             return
         self._tell(batch, {"kind": "done", "outcomes": [vars(outcome) for outcome in answer]})
@@ -146,7 +160,8 @@ class Worker:
             self.blobs.put(key, data)
             data = pack({"kind": note["kind"], "batch": batch.id, "worker": self.id, "blob": key})
         try:
-            self.redis.xadd(batch.reply, {"note": data}, maxlen=NOTES_LENGTH, approximate=True)
+            self._post.send("XADD", batch.reply, "MAXLEN", "~", NOTES_LENGTH, "*", "note", data)
+            self._post.flush()
         except redis.RedisError:
             log.warning("note lost; its batch will be sent again", exc_info=True)
 
@@ -177,7 +192,7 @@ class Worker:
         if len(counted) < len(reports):
             log.warning("claims lost meanwhile", extra={"jobs": len(reports) - len(counted)})
         self._quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
-        publish(self.celery, RUN_JOBS, "bulk")
+        self._quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
 
     def _slice(self, claimed: list[Job]) -> list[Done]:
         first = claimed[0]

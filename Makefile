@@ -1,0 +1,54 @@
+# Every command of the project. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: help serve test test-slow check bench train lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all of it
+	@exec $(BIN)/python -m workers.serve
+
+test: $(VENV)/.dev check ## every check that belongs on a change
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+check: $(VENV)/.dev ## linters, types, import contracts, lock files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## Reverie beside other servers, in one run (about 25 minutes, machine otherwise idle)
+	$(BIN)/python benchmarks/serve.py
+
+train: $(VENV)/.serve ## train from a recipe: make train RECIPE=vae-mnist-2d
+	$(BIN)/python -m models train $(RECIPE)
+
+lock: $(VENV)/.dev ## pin every dependency anew
+	for part in api worker serve dev; do \
+	  $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+	    --allow-unsafe --output-file requirements/$$part.lock requirements/$$part.in; \
+	  sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/$$part.lock; done
+
+clean: ## remove the environment and caches; checkpoints and var/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by exact version: nothing that comes later may pull another build
+$(VENV)/.serve: requirements/serve.lock | $(BIN)/python
+	$(PIP) $$(grep '^torch==' $<)
+	$(PIP) -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve | $(BIN)/python
+	$(PIP) -r $<
+	@touch $@

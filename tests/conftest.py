@@ -1,0 +1,44 @@
+"""Fixtures that all tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One real service for all tests that leave it whole."""
+    running = Stack(tmp_path_factory.mktemp("stack"), wait_s="20")
+    try:
+        yield running.up()
+    finally:
+        running.down()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    """An HTTP client of the shared service."""
+    with httpx.Client(base_url=stack.url, timeout=60) as opened:
+        yield opened
+
+
+@pytest.fixture
+def digit() -> bytes:
+    """A PNG of 28×28 grey pixels: a bright bar on black."""
+    import numpy as np
+
+    from workers.pictures import png
+
+    pixels = np.zeros((1, 28, 28), np.uint8)
+    pixels[0, 4:24, 12:16] = 255
+    return png(pixels)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).parents[1]

@@ -1,0 +1,80 @@
+"""A family that misbehaves on request: for tests of what the service does then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.kit.operations import describe
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+from models.kit.schema import option
+
+RAISES, REFUSES, KILLS = 13, 14, 666
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How long a pass takes."""
+
+    seconds: float = option(0.0, minimum=0.0, maximum=10.0, description="time that a pass sleeps")
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """How many slices a run has."""
+
+    k: int = option(3, minimum=1, maximum=10_000, description="steps")
+    seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
+
+
+class Model(nn.Module):
+    """Pictures of uniform noise; seed 13 raises, 14 is refused, 666 kills the process."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def operations(self) -> dict[str, Any]:
+        """What it can do."""
+        return describe(self)
+
+    def sample(self, rows: Rows, options: SampleOptions) -> dict[str, Any]:
+        """Noise, unless the seed says otherwise."""
+        if options.seconds:
+            time.sleep(options.seconds)
+        _obey(rows)
+        return {"images": rows.uniform(64).view(-1, 1, 8, 8) * self.scale}
+
+    def log_likelihood(
+        self, images: torch.Tensor, rows: Rows, options: LikelihoodOptions, state: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Any] | Partial:
+        """The mean pixel, after `k` steps."""
+        time.sleep(options.seconds)
+        _obey(rows)
+        steps = 1 + (torch.zeros(len(rows)) if state is None else state["steps"])
+        if int(steps[0]) < options.k:
+            return Partial({"steps": steps}, float(steps[0]) / options.k)
+        return {"log_p": images.flatten(1).mean(1), "k": options.k}
+
+
+def _obey(rows: Rows) -> None:
+    seeds = set(rows.seed.tolist())
+    if KILLS in seeds:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if RAISES in seeds:
+        raise RuntimeError("seed 13 brings bad luck")
+    if REFUSES in seeds:
+        raise ValueError("seed 14 is not for this model")

