@@ -1,0 +1,42 @@
+# Two images from one file: `api` holds no torch, `worker` adds the models. The classic builder is enough: no cache mounts.
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+RUN useradd --uid 10001 --create-home reverie && install --directory --owner=reverie --group=reverie /state
+WORKDIR /srv/reverie
+ENV REVERIE_STATE=/state \
+    REVERIE_CHECKPOINTS=/srv/reverie/checkpoints
+VOLUME /state
+
+FROM base AS api
+COPY requirements/api.lock requirements/api.lock
+RUN pip install --requirement requirements/api.lock
+COPY checkpoints checkpoints
+COPY workers workers
+COPY api api
+USER reverie
+ENV REVERIE_HOST=0.0.0.0 \
+    REVERIE_PORT=8000
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+CMD ["python", "-m", "api"]
+
+FROM base AS worker
+# An index that holds the wanted build of torch, where pip's own one does not: --build-arg TORCH_INDEX=URL
+ARG TORCH_INDEX=""
+COPY requirements/worker.lock requirements/worker.lock
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement requirements/worker.lock
+COPY docker/alive.py docker/alive.py
+COPY checkpoints checkpoints
+COPY models models
+COPY workers workers
+USER reverie
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s \
+    CMD ["python", "docker/alive.py"]
+CMD ["python", "-m", "workers"]
