@@ -160,9 +160,10 @@ def _bulk(found: Json) -> list[str]:
         "## Bulk work",
         "",
         (
-            f"One request for {draw['count']} samples as NPZ: {draw['reverie_s']:.3f} s. The bare torch loop (per-row "
-            f"seeds, uint8, stored NPZ; one thread, its best batch of {draw['best_batch']}): {draw['loop_s']:.3f} s, on "
-            f"two threads {draw['loop_two_threads_s']:.3f} s. Ratio of throughputs to one thread: {draw['ratio']:.2f} "
+            f"One request for {draw['count']} samples as NPZ: {draw['reverie_s']:.3f} s. The bare torch loop "
+            f"(per-row seeds, uint8, stored NPZ; one thread, its best batch of {draw['best_batch']}): "
+            f"{draw['loop_s']:.3f} s, on two threads {draw['loop_two_threads_s']:.3f} s. "
+            f"Ratio of throughputs to one thread: {draw['ratio']:.2f} "
             f"[{draw['ratio_low']:.2f}, {draw['ratio_high']:.2f}] over {draw['rounds']} rounds. "
             f"Pixels: {draw['equal_share']:.4%} equal, at most {draw['largest_difference']} grey levels apart."
         ),
