@@ -59,6 +59,9 @@ def arguments() -> argparse.ArgumentParser:
     evaluate.add_argument("--count", type=int, help="only the first so many test pictures")
     evaluate.add_argument("--k", type=int, default=5000, help="importance samples a picture (default 5000)")
     evaluate.add_argument("--seed", type=int, default=1, help="of the binarization and of the samples (default 1)")
+    evaluate.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the decoder's matrix products"
+    )
     evaluate.add_argument("--write", action="store_true", help="put the figures into the checkpoint's card")
 
     sample = commands.add_parser("sample", parents=[common], help="draw a picture", description=_sample.__doc__)
@@ -146,7 +149,7 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    """Measure a checkpoint on test pictures, in float32, and print its figures as JSON lines."""
+    """Measure a checkpoint on test pictures and print its figures as JSON lines."""
     from models.kit import card, data  # noqa: PLC0415
     from models.kit.export import test_pictures  # noqa: PLC0415
 
@@ -158,7 +161,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{len(images)}", end="\n" if done == len(images) else "", file=sys.stderr, flush=True)
 
-    described["figures"] = model.evaluate(images, chosen.seed, chosen.k, report)
+    described["figures"] = model.evaluate(images, chosen.seed, chosen.k, chosen.precision, report)
     for figure in described["figures"]:
         print(json.dumps(figure, ensure_ascii=False))
     if chosen.write:

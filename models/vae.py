@@ -52,7 +52,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
 }
 CHUNK = 250  # importance samples of one slice
-EVALUATED = 8  # pictures measured together
 
 
 @dataclass(frozen=True)
@@ -407,7 +406,7 @@ class Model(nn.Module):
         """log w = log p(x, z) − log q(z|x) of importance samples `first` … `first + count − 1`, nats."""
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)
-        return self._log_w(x, mean, log_variance, noise)[0]
+        return self._log_w(x, mean, log_variance, noise)
 
     def log_p_x(self, x: Float[Tensor, "B D"], z: Float[Tensor, "B L J"]) -> PerSample:
         """Eq. 11 or 12: log p(x|z) of every sample, nats."""
@@ -426,34 +425,49 @@ class Model(nn.Module):
         if self.config.objective == "sgvb_b":
             z = reparameterise(mean, log_variance, noise)
             return -sgvb_b(self.log_p_x(x, z), kl_to_prior(mean, log_variance))
-        log_w, _ = self._log_w(x, mean, log_variance, noise)
+        log_w = self._log_w(x, mean, log_variance, noise)
         return -(log_w.mean(dim=1) if self.config.objective == "sgvb_a" else importance_bound(log_w))
 
     # Measuring
 
     @torch.inference_mode()
     def evaluate(
-        self, images: Images, seed: int, k: int, report: Callable[[int], None] = lambda _: None
+        self,
+        images: Images,
+        seed: int,
+        k: int,
+        precision: str = "float32",
+        report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
         """The card's figures on given (binary or grey) pictures: L_K for K = 1, 10, … k, log p(x) and active units.
 
-        L_K for K < k averages over the k/K groups of the same samples, so that all K share their noise. ValueError
-        where k is not at least 10.
+        L_K for K < k averages over the k/K groups of the same samples, so that all K share their noise. `precision`
+        "bfloat16" is that of the decoder's matrix products alone. ValueError where k is not at least 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
         sizes = [size for size in (1, 10, 100, 1000) if size < k and k % size == 0] + [k]
-        bounds, errors, means = [], [], []
-        for first in range(0, len(images), EVALUATED):
-            x = images[first : first + EVALUATED].flatten(1)
-            rows = Rows.range(seed, first, len(x), images.device)
-            chunks = [self.log_weights(x, rows, at, min(CHUNK, k - at)) for at in range(0, k, CHUNK)]
-            log_w = torch.cat(chunks, dim=1).double()
+        bounds, errors = [], []
+        means, log_variances = self.encoder(images.flatten(1))
+        for i, x in enumerate(torch.split(images.flatten(1), 1)):
+            row = Rows.range(seed, i, 1, images.device)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                log_w = torch.cat(
+                    [
+                        self._log_w(
+                            x,
+                            means[i : i + 1],
+                            log_variances[i : i + 1],
+                            row.normals(self.config.latents, first, min(CHUNK, k - first), LATENT),
+                        )
+                        for first in range(0, k, CHUNK)
+                    ],
+                    dim=1,
+                ).double()
             bounds.append(torch.stack([_grouped_bound(log_w, size) for size in sizes], dim=1))
             errors.append(_relative_error(log_w))
-            means.append(self.encoder(x)[0])
-            report(first + len(x))
-        return _figures(sizes, torch.cat(bounds), torch.cat(errors), torch.cat(means))
+            report(i + 1)
+        return _figures(sizes, torch.cat(bounds), torch.cat(errors), means, precision)
 
     def _log_w(
         self,
@@ -461,11 +475,11 @@ class Model(nn.Module):
         mean: Float[Tensor, "B J"],
         log_variance: Float[Tensor, "B J"],
         noise: Float[Tensor, "B L J"],
-    ) -> tuple[PerSample, Float[Tensor, "B L J"]]:
+    ) -> PerSample:
         """log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε, where log q needs ε alone; log 2π cancels."""
         z = reparameterise(mean, log_variance, noise)
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
-        return self.log_p_x(x, z) + log_p_z_over_q, z
+        return self.log_p_x(x, z) + log_p_z_over_q
 
     def _binarized(self, images: Images, rows: Rows, how: str) -> Float[Tensor, "B D"]:
         x = images.flatten(1)
@@ -503,7 +517,11 @@ def _relative_error(log_w: Float[Tensor, "B k"]) -> PerImage:
 
 
 def _figures(
-    sizes: list[int], bounds: Float[Tensor, "N S"], errors: Float[Tensor, "N"], means: Float[Tensor, "N J"]
+    sizes: list[int],
+    bounds: Float[Tensor, "N S"],
+    errors: Float[Tensor, "N"],
+    means: Float[Tensor, "N J"],
+    precision: str,
 ) -> list[dict[str, Any]]:
     """Figures as a card holds them, each with its unit, its better direction and how it was measured."""
     count = len(bounds)
@@ -522,7 +540,7 @@ def _figures(
             "nats",
             "lower",
             f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {spread[-1]:.3f} over images, "
-            f"{sampling:.4f} of the sampling",
+            f"{sampling:.4f} of the sampling; products in {precision}",
         ),
         figure("bound", value[0], "nats", "higher", f"lower bound (estimator A), mean of {on}; s.e. {spread[0]:.3f}"),
     ]

@@ -6,7 +6,6 @@ and no generator. A run is a folder: `recipe.json`, `metrics.jsonl` (one line an
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -44,6 +43,9 @@ class Training:
     beta2: float = option(0.999, minimum=0.0, below=1.0, description="Adam's")
     epsilon: float = option(1e-8, above=0.0, maximum=1.0)
     warmup_steps: int = option(0, minimum=0, maximum=10**9, description="steps over which the rate rises from zero")
+    decay: str = option(
+        "constant", choices=("constant", "cosine"), description="of the rate after the warm-up; cosine ends at zero"
+    )
     grad_clip: float = option(0.0, minimum=0.0, maximum=1e9, description="largest norm of the gradient; 0 = no clip")
     weight_prior: bool = option(default=False, description="adds -log N(w; 0, 1) of all weights to the loss of the set")
     average: float = option(0.0, minimum=0.0, below=1.0, description="decay of the weights' moving average; 0 = none")
@@ -146,8 +148,12 @@ class Run:
         return losses.detach().sum()
 
     def rate(self) -> float:
-        """The learning rate of the next step: constant after a linear warm-up."""
-        return self.training.learning_rate * min(1.0, (self.steps + 1) / max(1, self.training.warmup_steps))
+        """The learning rate of the next step: a linear warm-up, then constant or half a cosine down to zero."""
+        warmup = min(1.0, (self.steps + 1) / max(1, self.training.warmup_steps))
+        if self.training.decay == "constant":
+            return self.training.learning_rate * warmup
+        total = self.training.epochs * math.ceil(self.count / self.training.batch_size)
+        return self.training.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.steps / total)))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -253,10 +259,10 @@ class Run:
         os.replace(part, self.out / "state.pt")  # noqa: PTH105
 
     def restore(self) -> None:
-        """Go on from `state.pt`; ValueError where it follows another recipe (`epochs` alone may differ)."""
+        """Go on from `state.pt`; ValueError where it follows another recipe (epochs of a constant rate may differ)."""
         state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
         if _but_epochs(json.loads(state["recipe"])) != _but_epochs(self.recipe.to_json()):
-            raise ValueError("the run was begun by another recipe; only training.epochs may change")
+            raise ValueError("the run was begun by another recipe; only training.epochs of a constant rate may change")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average, self.best = state["average"], state["best"]
@@ -351,10 +357,6 @@ def _epoch(line: str) -> float:
 
 
 def _but_epochs(recipe: dict[str, Any]) -> dict[str, Any]:
-    fitted = {name: value for name, value in recipe["training"].items() if name not in {"epochs", "save_every_s"}}
-    return {**recipe, "training": fitted}
-
-
-def replaced(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some of its `Training` changed."""
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, **changes))
+    """The recipe without what may change on resuming; the epochs may where no cosine is as long as they."""
+    free = {"save_every_s"} | ({"epochs"} if recipe["training"]["decay"] == "constant" else set())
+    return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in free}}
