@@ -24,7 +24,7 @@ SHARED = ("uvicorn[standard]==0.54.0", "orjson==3.13.0", "numpy==2.4.6", "pillow
 TOLD = ("torch", "numpy", "pillow", "uvicorn", "uvloop", "fastapi", "litserve", "bentoml", "ray", "celery", "redis")
 
 Dials = Mapping[str, str]
-Steps = Sequence[tuple[str, Sequence[str]]]
+Steps = Sequence[Sequence[Dials]]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Checkpoint:
 class Server:
     """One way to serve the generator.
 
-    `start` are the dials that the sweep begins with, `sweep` what it tries, one dial after the other, keeping the best
-    each time; `heavy` are steps for the heavy model only. Empty `package`: Reverie itself, as it comes.
+    `start` are the dials that the sweep begins with, `sweep` its steps: each tries some changes of the best so far and
+    keeps the best of them; `heavy` are steps for the heavy model only. Empty `package`: Reverie itself, as it comes.
     """
 
     name: str
@@ -137,8 +137,8 @@ FASTAPI = Server(
     "/predict",
     8811,
     start={"workers": "1"},
-    sweep=[("workers", ["2"])],
-    heavy=[("threads", ["2"])],
+    sweep=[[{"workers": "2"}]],
+    heavy=[[{"threads": "2"}]],
 )
 LITSERVE = Server(
     "litserve",
@@ -148,14 +148,13 @@ LITSERVE = Server(
     8821,
     start={"batch": "16", "wait_s": "0.002", "workers": "1", "fronts": "1", "fast_queue": "0"},
     sweep=[
-        ("fast_queue", ["1"]),
-        ("batch", ["1", "64"]),
-        ("wait_s", ["0", "0.01"]),
-        ("workers", ["2"]),
-        ("fronts", ["2"]),
-        ("fast_queue", ["0"]),
+        [{"fast_queue": "1"}],
+        [{"batch": "1"}, {"batch": "64"}],
+        [{"wait_s": "0"}, {"wait_s": "0.01"}],
+        [{"workers": "2"}, {"workers": "2", "fronts": "2"}, {"fronts": "2"}],
+        [{"fast_queue": "0"}],
     ],
-    heavy=[("threads", ["2"])],
+    heavy=[[{"threads": "2"}]],
 )
 BENTOML = Server(
     "bentoml",
@@ -165,8 +164,8 @@ BENTOML = Server(
     8831,
     shape="list",
     start={"batch": "64", "latency_ms": "10000", "workers": "1"},
-    sweep=[("batch", ["16"]), ("latency_ms", ["1000"]), ("workers", ["2"])],
-    heavy=[("threads", ["2"])],
+    sweep=[[{"batch": "16"}], [{"latency_ms": "1000"}], [{"workers": "2"}]],
+    heavy=[[{"threads": "2"}]],
     variables={"BENTOML_DO_NOT_TRACK": "True"},
 )
 RAY = Server(
@@ -176,8 +175,8 @@ RAY = Server(
     "/predict",
     8841,
     start={"batch": "64", "wait_s": "0.002", "workers": "1", "optimized": "1"},
-    sweep=[("optimized", ["0"]), ("wait_s", ["0"]), ("batch", ["16"]), ("workers", ["2"])],
-    heavy=[("threads", ["2"])],
+    sweep=[[{"wait_s": "0"}], [{"batch": "16"}], [{"workers": "2"}]],
+    heavy=[[{"threads": "2"}]],
     variables={"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
 )
 REVERIE = Server("reverie", "", _reverie, "/v1/samples", 8851, ready="/readyz", folder=ROOT, grace_s=20)

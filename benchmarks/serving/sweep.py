@@ -1,4 +1,4 @@
-"""Finds each peer's best dials: one dial after the other, keeping what served most at 64 connections."""
+"""Finds each peer's best dials: step after step, keeping what served most at 64 connections."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path,
 
 
 def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, seconds: float) -> Choice:
-    """Try the server's dials one after the other; choose the best setting for each number of connections."""
+    """Try the server's dials step after step; choose the best setting for each number of connections."""
     trials: dict[tuple[tuple[str, str], ...], Trial] = {}
 
     def tried(dials: Dials) -> Trial:
@@ -69,10 +69,9 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
         return trials[key]
 
     best = tried(server.start)
-    for dial, values in [*server.sweep, *(server.heavy if heavy else ())]:
-        if dial == "wait_s" and best.dials.get("batch") == "1":
-            continue
-        settings = [tried({**best.dials, dial: value}) for value in values]
+    for step in [*server.sweep, *(server.heavy if heavy else ())]:
+        alone = best.dials.get("batch") == "1"  # a window means nothing then
+        settings = [tried({**best.dials, **change}) for change in step if not (alone and "wait_s" in change)]
         best = max([best, *settings], key=lambda trial: trial.served(64))
     return choose(list(trials.values()))
 
