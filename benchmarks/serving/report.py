@@ -52,7 +52,7 @@ def _text_keys(model: Json) -> Json:
 
 
 def _model(kind: str, model: Json) -> list[str]:
-    cost = {str(rows): value for rows, value in model["cost_ms"].items()}
+    cost = {rows: value["median"] for rows, value in model["cost_ms"].items()}
     title = "Small decoder" if kind == "small" else "Heavy decoder"
     names = list(model["choices"])
     lines = [
