@@ -29,7 +29,7 @@ def provenance(recipe: Recipe, pictures: data.Pictures, device: str = "cpu") -> 
         "recipe": recipe.to_json(),
         "seed": recipe.seed,
         "hardware": hardware(device),
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "data": {
             "name": pictures.name,
@@ -117,7 +117,7 @@ def _selection(run: Path) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the code, with a plus where files of `models` differ from it; "unknown" outside a repository."""
     here = Path(__file__).parent
 

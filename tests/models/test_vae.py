@@ -1,0 +1,365 @@
+"""`models.vae`: the paper's equations, its estimators on a trained network, and the likelihood against quadrature."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import vae
+from models.kit import card, data
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
+TRAINED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained() -> vae.Model:
+    """The shipped model of two latents."""
+    return card.load(TRAINED)[0]
+
+
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    """Forty binary digits, (40, 1, 28, 28)."""
+    images = data.load(str(FIXTURE)).images[:40]
+    return data.binarize(images, Rows.range(1, 0, 40))
+
+
+def small(scale: float = 3.0, **config) -> vae.Model:
+    """An untrained model of 3×4 pictures; weights above their usual size put its posterior far from the prior."""
+    model = vae.Model(vae.Config(**{"height": 3, "width": 4, "hidden": (16,), "latents": 2, **config}))
+    model.initialise(Rows.range(3, 0, 1))
+    for parameter in model.parameters():
+        parameter.data.mul_(scale)
+    return model.eval()
+
+
+def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
+    """Binary pictures of the small model's shape."""
+    pixels = model.config.height * model.config.width
+    pictures = (Rows.range(seed, 0, count).uniform(pixels) > 0.5).float()
+    return pictures.view(count, 1, model.config.height, model.config.width)
+
+
+# --- Equations -------------------------------------------------------------------------------------------------------
+
+
+def test_log_normal_is_torchs(digits) -> None:
+    """Eq. 9 agrees with torch.distributions."""
+    z, mean, log_variance = Rows.range(1, 0, 3).normal(15).view(3, 3, 5)
+    expected = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(-1)
+    torch.testing.assert_close(vae.log_normal(z, mean, log_variance), expected)
+    torch.testing.assert_close(vae.log_prior(z), vae.log_normal(z, torch.zeros_like(z), torch.zeros_like(z)))
+
+
+def test_bernoulli_likelihood_is_torchs() -> None:
+    """Eq. 11 agrees with torch.distributions, also where a sigmoid would be 0 or 1 in float32."""
+    x = (Rows.range(1, 0, 4).uniform(30) > 0.5).float()
+    logits = 40 * Rows.range(2, 0, 4).normals(30, 0, 6)
+    expected = torch.distributions.Bernoulli(logits=logits).log_prob(x[:, None].expand(4, 6, 30)).sum(-1)
+    torch.testing.assert_close(vae.log_bernoulli(x, logits), expected)
+
+
+def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
+    """Eq. 10's KL agrees with a Monte Carlo mean of log q − log p within 3 standard errors, image by image."""
+    with torch.no_grad():
+        mean, log_variance = trained.encoder(digits.flatten(1))
+    z = vae.reparameterise(mean, log_variance, Rows.range(2, 0, 40).normals(2, 0, 4000))
+    samples = (vae.log_normal(z, mean[:, None], log_variance[:, None]) - vae.log_prior(z)).double()
+    gap = samples.mean(1) - vae.kl_to_prior(mean, log_variance)
+    error = samples.std(1) / math.sqrt(4000)
+    assert float(gap.mean().abs()) < 3 * float(error.square().sum().sqrt()) / 40
+    assert float((gap / error).abs().max()) < 4.5
+
+
+def test_minibatch_scales_both_terms() -> None:
+    """Eq. 8 multiplies reconstruction and KL alike by N/M, and does not depend on how the set is cut."""
+    log_p_x, kl = Rows.range(1, 0, 6).normal(3), Rows.range(2, 0, 6).uniform(1)[:, 0]
+    whole = vae.minibatch(vae.sgvb_b(log_p_x, kl), 600)
+    torch.testing.assert_close(whole, 100 * (log_p_x.mean(1).sum() - kl.sum()))
+    halves = [vae.minibatch(vae.sgvb_b(log_p_x[i : i + 3], kl[i : i + 3]), 300) for i in (0, 3)]
+    torch.testing.assert_close(whole, halves[0] + halves[1])
+
+
+def test_importance_bound_rises_with_k() -> None:
+    """L_K of groups of one sample set never falls as the groups grow, and K = 1 is estimator A."""
+    log_p_x, log_p_z, log_q = 30 * Rows.range(4, 0, 24).normal(3 * 64).view(3, 8, 192)[..., :64]
+    log_w = log_p_x + log_p_z - log_q
+    means = [float(vae.importance_bound(log_w.reshape(-1, k)).mean()) for k in (1, 2, 4, 8, 16, 32, 64)]
+    assert means == sorted(means)
+    assert means[-1] > means[0] + 1
+    a = vae.sgvb_a(log_p_x[:, :1], log_p_z[:, :1], log_q[:, :1])
+    torch.testing.assert_close(vae.importance_bound(log_w[:, :1]), a)
+
+
+def test_truncated_prior_is_a_truncated_normal() -> None:
+    """Its draws lie within ± t, have the truncated normal's variance, and t = 8 leaves the normal as it is."""
+    uniform = Rows.range(6, 0, 1000).uniform(200)
+    for t in (0.5, 1.0, 2.0):
+        z = vae.truncated_normal(uniform, t)
+        assert float(z.abs().max()) <= t
+        density = math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+        variance = 1 - 2 * t * density / math.erf(t / math.sqrt(2))
+        assert float(z.double().var()) == pytest.approx(variance, rel=0.02)
+    assert bool(torch.isfinite(vae.truncated_normal(torch.tensor([[0.0, 1 - 2**-24]]), 8.0)).all())
+    assert float(vae.truncated_normal(uniform, 8.0).double().var()) == pytest.approx(1, rel=0.02)
+
+
+def test_manifold_coordinates_are_interior_quantiles() -> None:
+    """Φ of the coordinates is evenly spaced, symmetric and excludes 0 and 1."""
+    at = torch.special.ndtr(vae.manifold_coordinates(20).double())
+    torch.testing.assert_close(at.diff(), torch.full((19,), 0.05, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert float(at[0]) == pytest.approx(0.025, abs=1e-6)
+    assert float(at[0] + at[-1]) == pytest.approx(1, abs=1e-6)
+
+
+# --- Estimators on a trained network ---------------------------------------------------------------------------------
+
+
+def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Each estimator's term: its value (A, B), and its encoder gradient."""
+    mean, log_variance = model.encoder(x)
+    z = vae.reparameterise(mean, log_variance, noise)
+    log_p_x, log_q = model.log_p_x(x, z), vae.log_normal(z, mean[:, None], log_variance[:, None])
+    signal = log_p_x + vae.log_prior(z) - log_q
+    log_q_fixed = vae.log_normal(z.detach(), mean[:, None], log_variance[:, None])
+    return {
+        "A": vae.sgvb_a(log_p_x, vae.log_prior(z), log_q),
+        "B": vae.sgvb_b(log_p_x, vae.kl_to_prior(mean, log_variance)),
+        "score": vae.score_function(signal, log_q_fixed),
+    }
+
+
+def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> None:
+    """On a trained network A and B agree in mean; B's encoder gradient varies less, the score function's far more."""
+    x = digits[:3].flatten(1)
+    bias = trained.encoder.mean.bias.requires_grad_(requires_grad=True)
+    weight = trained.encoder.mean.weight.requires_grad_(requires_grad=True)
+    spread = trained.encoder.log_variance.weight.requires_grad_(requires_grad=True)
+    values = {"A": [], "B": []}
+    gradients = {"A": [], "B": [], "score": []}
+    for repeat in range(400):
+        noise = Rows.range(8, 3 * repeat, 3).normals(2, 0, 1)
+        for name, term in estimates(trained, x, noise).items():
+            parts = torch.autograd.grad(term.sum(), (bias, weight, spread), retain_graph=True)
+            gradients[name].append(torch.cat([part.flatten() for part in parts]).double())
+            if name in values:
+                values[name].append(float(term.detach().mean()))
+    for parameter in (bias, weight, spread):
+        parameter.requires_grad_(requires_grad=False)
+    difference = torch.tensor(values["A"]) - torch.tensor(values["B"])
+    assert float(difference.mean().abs()) < 3 * float(difference.std()) / 20
+    mean = {name: torch.stack(drawn).mean(0) for name, drawn in gradients.items()}
+    variance = {name: float(torch.stack(drawn).var(0).sum()) for name, drawn in gradients.items()}
+    gap = torch.stack(gradients["A"]) - torch.stack(gradients["B"])
+    assert float((mean["A"] - mean["B"]).square().sum()) < 3 * float(gap.var(0).sum()) / 400
+    assert variance["B"] < variance["A"]
+    assert variance["score"] > 100 * variance["B"]
+
+
+def test_score_function_points_the_same_way() -> None:
+    """On a small network with many samples the score function's mean gradient is the reparameterised one's."""
+    model = small(latents=2)
+    x = drawn(model, 1).flatten(1)
+    noise = Rows.range(1, 0, 1).normals(2, 0, 200_000)
+    target = model.encoder.mean.bias
+    gradients = {
+        n: torch.autograd.grad(t.sum(), target, retain_graph=True)[0] for n, t in estimates(model, x, noise).items()
+    }
+    torch.testing.assert_close(gradients["A"], gradients["B"], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(gradients["score"], gradients["B"], rtol=0.1, atol=0.15)
+
+
+# --- Likelihood ------------------------------------------------------------------------------------------------------
+
+
+def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
+    """log p(x) by the rectangle rule over the latent plane, float64."""
+    axis = torch.linspace(-7, 7, 281)
+    z = torch.cartesian_prod(axis, axis)[None].expand(len(x), -1, -1)
+    terms = (model.log_p_x(x, z) + vae.log_prior(z)).double()
+    return terms.logsumexp(1) + 2 * math.log(14 / 280)
+
+
+def finished(model: vae.Model, images, rows: Rows, options: vae.LikelihoodOptions) -> dict:
+    """The likelihood's answer after all of its slices."""
+    answer = model.log_likelihood(images, rows, options)
+    while isinstance(answer, Partial):
+        answer = model.log_likelihood(images, rows, options, answer.state)
+    return answer
+
+
+@pytest.mark.parametrize(("likelihood", "scale"), [("bernoulli", 3.0), ("gaussian", 1.0)])
+def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None:
+    """5000 importance samples give log p(x) of a two-latent model within 4 of their own standard errors."""
+    model = small(scale, likelihood=likelihood)
+    images = drawn(model, 6)
+    answer = finished(model, images, Rows.range(2, 0, 6), vae.LikelihoodOptions(k=5000))
+    with torch.no_grad():
+        exact = quadrature(model, images.flatten(1))
+    assert float(answer["standard_error"].max()) < 0.5
+    assert float(((answer["log_p"] - exact) / answer["standard_error"]).abs().max()) < 4
+    assert float(answer["effective_sample_size"].min()) >= 1
+    assert float(answer["effective_sample_size"].max()) <= 5000
+
+
+def test_slices_make_the_whole(trained, digits) -> None:
+    """K = 600 comes in three slices whose answer is that of one pass over the same samples."""
+    rows, images = Rows.range(3, 0, 4), digits[:4]
+    first = trained.log_likelihood(images, rows, vae.LikelihoodOptions(k=600))
+    assert isinstance(first, Partial)
+    assert first.done == pytest.approx(250 / 600)
+    assert all(len(value) == 4 for value in first.state.values())
+    answer = finished(trained, images, rows, vae.LikelihoodOptions(k=600))
+    with torch.inference_mode():
+        log_w = trained.log_weights(images.flatten(1), rows, 0, 600).double()
+    weight = (log_w - log_w.max(1, keepdim=True).values).exp()
+    torch.testing.assert_close(answer["log_p"], vae.importance_bound(log_w).float())
+    size = weight.sum(1).square() / weight.square().sum(1)
+    torch.testing.assert_close(answer["effective_sample_size"], size.float(), rtol=1e-4, atol=1e-3)
+    error = weight.std(1) / weight.mean(1) / math.sqrt(600)
+    torch.testing.assert_close(answer["standard_error"], error.float(), rtol=1e-3, atol=1e-5)
+    assert answer["k"] == 600
+
+
+def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
+    """A batch whose rows come from different slices is refused."""
+    rows, options = Rows.range(3, 0, 2), vae.LikelihoodOptions(k=600)
+    state = trained.log_likelihood(digits[:2], rows, options).state
+    state["done"] = torch.tensor([250, 500])
+    with pytest.raises(ValueError, match="equally far"):
+        trained.log_likelihood(digits[:2], rows, options, state)
+
+
+def test_energy_is_minus_the_bound(trained, digits) -> None:
+    """Energies exceed −log p(x), and with one draw equal the training loss of estimator B to the last bits."""
+    rows, images = Rows.range(4, 0, 8), digits[:8]
+    energies = trained.energy(images, rows, vae.EnergyOptions(draws=200))["energies"]
+    log_p = finished(trained, images, rows, vae.LikelihoodOptions(k=2000))["log_p"]
+    assert bool((energies > -log_p).all())
+    with torch.no_grad():
+        loss = trained.loss(images, rows)
+    torch.testing.assert_close(trained.energy(images, rows, vae.EnergyOptions(draws=1))["energies"], loss)
+
+
+def test_objectives_are_their_equations() -> None:
+    """The loss is −A, −B or −L_K by the config, and one sample for the first epochs where it says so."""
+    images = drawn(small(), 5)
+    rows = Rows.range(9, 0, 5)
+    x, noise = images.flatten(1), rows.normals(2, 0, 7)
+    for objective in ("sgvb_a", "sgvb_b", "importance"):
+        model = small(objective=objective, samples=7, single_sample_epochs=2)
+        mean, log_variance = model.encoder(x)
+        z = vae.reparameterise(mean, log_variance, noise)
+        log_p_x = model.log_p_x(x, z)
+        log_p_z, log_q = vae.log_prior(z), vae.log_normal(z, mean[:, None], log_variance[:, None])
+        expected = {
+            "sgvb_a": vae.sgvb_a(log_p_x, log_p_z, log_q),
+            "sgvb_b": vae.sgvb_b(log_p_x, vae.kl_to_prior(mean, log_variance)),
+            "importance": vae.importance_bound(log_p_x + log_p_z - log_q),
+        }[objective]
+        torch.testing.assert_close(model.loss(images, rows, 2), -expected, rtol=1e-4, atol=1e-4)
+        early = small(objective=objective, samples=1).loss(images, rows)
+        torch.testing.assert_close(model.loss(images, rows, 1), early)
+
+
+# --- Operations ------------------------------------------------------------------------------------------------------
+
+
+def test_only_two_latents_make_a_manifold(trained) -> None:
+    """A model of other latents lists no manifold and refuses one; cells outside the grid are refused."""
+    assert "manifold" in trained.operations()
+    other = small(latents=3)
+    assert "manifold" not in other.operations()
+    with pytest.raises(ValueError, match="needs 2 latents"):
+        other.manifold(Rows.range(0, 0, 1), vae.ManifoldOptions())
+    with pytest.raises(ValueError, match="has 9 cells"):
+        trained.manifold(Rows.range(0, 9, 1), vae.ManifoldOptions(size=3))
+
+
+def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
+    """Cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), whatever the seed."""
+    cells = trained.manifold(Rows.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
+    at = vae.manifold_coordinates(3)
+    with torch.no_grad():
+        expected = trained.decoder(torch.stack((at[2], at[1]))[None]).sigmoid()
+    torch.testing.assert_close(cells[1 * 3 + 2].flatten(), expected[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(cells, trained.manifold(Rows.range(6, 0, 9), vae.ManifoldOptions(size=3))["images"])
+
+
+def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
+    """Frames 0 and last are the reconstructions of the two pictures; a frame beyond the path is refused."""
+    rows, options = Rows.range(5, 0, 6), vae.InterpolateOptions(steps=6)
+    first, second = digits[:1].expand(6, 1, 28, 28), digits[1:2].expand(6, 1, 28, 28)
+    frames = trained.interpolate(first, second, rows, options)["images"]
+    ends = trained.reconstruct(digits[:2], Rows.range(5, 0, 2), vae.ReconstructOptions())["images"]
+    torch.testing.assert_close(frames[[0, 5]], ends, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no frame 6"):
+        trained.interpolate(first, second, Rows.range(5, 1, 6), options)
+
+
+def test_options_of_sampling(trained) -> None:
+    """Draws are binary with the means as probabilities; a low temperature and a tight truncation draw near z = 0."""
+    rows = Rows.range(2, 0, 300)
+    means = trained.sample(rows, vae.SampleOptions())["images"]
+    draws = trained.sample(rows, vae.SampleOptions(output="draws"))["images"]
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert float(draws.mean()) == pytest.approx(float(means.mean()), abs=0.003)
+    with torch.no_grad():
+        centre = trained.decoder(torch.zeros(1, 2)).sigmoid().view(1, 1, 28, 28)
+    for options in (vae.SampleOptions(temperature=1e-4), vae.SampleOptions(truncation=1e-4)):
+        torch.testing.assert_close(trained.sample(rows, options)["images"], centre.expand_as(means), atol=1e-2, rtol=0)
+
+
+def test_binarization_of_grey_pictures(trained, digits) -> None:
+    """A draw depends on the seed, a threshold does not, and both leave binary pictures as they are."""
+    grey = data.grey(data.load(str(FIXTURE)).images[:4])
+    encode = {
+        (how, seed): trained.encode(grey, Rows.range(seed, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
+        for how in ("draw", "threshold", "none")
+        for seed in (1, 2)
+    }
+    assert not torch.equal(encode["draw", 1], encode["draw", 2])
+    assert torch.equal(encode["threshold", 1], encode["threshold", 2])
+    assert not torch.equal(encode["threshold", 1], encode["none", 1])
+    binary = [
+        trained.encode(digits[:4], Rows.range(1, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
+        for how in ("draw", "threshold", "none")
+    ]
+    assert torch.equal(binary[0], binary[1])
+    assert torch.equal(binary[0], binary[2])
+
+
+def test_a_gaussian_decoder_draws_within_range() -> None:
+    """A model of grey pixels keeps means and draws in 0 … 1, ignores binarization, and has a density."""
+    model = small(likelihood="gaussian", channels=1)
+    rows = Rows.range(2, 0, 20)
+    for output in ("means", "draws"):
+        images = model.sample(rows, vae.SampleOptions(output=output))["images"]
+        assert images.shape == (20, 1, 3, 4)
+        assert 0 <= float(images.min()) <= float(images.max()) <= 1
+    grey = rows.uniform(12).view(20, 1, 3, 4)
+    draw = model.energy(grey, rows, vae.EnergyOptions(binarization="draw"))["energies"]
+    assert torch.equal(draw, model.energy(grey, rows, vae.EnergyOptions(binarization="none"))["energies"])
+
+
+def test_normal_initialisation_is_the_papers() -> None:
+    """`init` normal draws every parameter from N(0, 0.1²); the default lies within ± 1/√fan-in."""
+    weights = torch.cat([p.detach().flatten() for p in small_initialised("normal").parameters()])
+    assert float(weights.std()) == pytest.approx(0.1, rel=0.02)
+    layer = small_initialised("torch").encoder.trunk[0].requires_grad_(requires_grad=False)
+    assert float(layer.weight.abs().max()) <= 784**-0.5
+    assert float(layer.weight.std()) == pytest.approx(784**-0.5 / math.sqrt(3), rel=0.02)
+
+
+def small_initialised(init: str) -> vae.Model:
+    """A fresh model of digits with one layer of 100."""
+    model = vae.Model(vae.Config(hidden=(100,), latents=5, init=init))
+    model.initialise(Rows.range(1, 0, 1))
+    return model
