@@ -108,6 +108,14 @@ def drive(target: Target, connections: int, seconds: float) -> Load:
     )
 
 
+def settle(target: Target) -> None:
+    """Wait until what an ended load left in the server's queues is done: a few lone requests come through at last."""
+    with target.connection() as connection:
+        for _ in range(3):
+            target.ask(connection, 0)
+    time.sleep(0.2)
+
+
 def drive_and_check(
     target: Target, connections: int, seconds: float, expected: Sequence[Mapping[str, Any]]
 ) -> tuple[Load, Samples]:

@@ -1,5 +1,6 @@
 """The measurement itself: every server alone for its turn, the turns interleaved in rounds."""
 
+import http.client
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.client import NO_SAMPLES, Load, Samples, drive, drive_and_check
+from serving.client import NO_SAMPLES, Load, Samples, drive, drive_and_check, settle
 from serving.facts import busy_cpu_s, load_average
 from serving.processes import Tree, Weight
 from serving.servers import Checkpoint, Dials, Server, running
@@ -59,7 +60,7 @@ def turn(
     try:
         for dials, counts in choice.settings():
             _measure(found, server, checkpoint, dials, counts, lengths, expected, scratch)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
         found.fault = str(error)
     return found
 
@@ -79,11 +80,13 @@ def _measure(
         drive(up.target, max(counts), lengths.warm_s)
         watch = _Others(up.tree)
         for connections in counts:
+            settle(up.target)
             load, samples = drive_and_check(up.target, connections, lengths.cell_s, expected)
             found.loads[connections] = load
             found.samples += samples
         found.others_cpu = max(found.others_cpu, watch.share())
         if found.number == 0 and WEIGHED_AT in counts:
+            settle(up.target)
             time.sleep(1)
             found.weight = up.tree.weigh(lengths.idle_s)
 

@@ -1,11 +1,12 @@
 """Finds each peer's best dials: step after step, keeping what served most at 64 connections."""
 
 import dataclasses
+import http.client
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.client import drive
+from serving.client import drive, settle
 from serving.servers import Checkpoint, Dials, Server, running
 
 CONNECTIONS = (64, 16, 1)
@@ -46,13 +47,14 @@ def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path,
         with running(server, checkpoint, dials, scratch) as up:
             drive(up.target, CONNECTIONS[0], seconds)
             for connections in CONNECTIONS:
+                settle(up.target)
                 load = drive(up.target, connections, seconds)
                 trial.requests_per_s[connections] = load.requests_per_s
                 trial.p50_ms[connections] = load.p50_ms
                 if load.non_2xx or load.socket_errors:
                     fault = f"{load.non_2xx} answers not 2xx, {load.socket_errors} socket errors at {connections}"
                     return dataclasses.replace(trial, fault=fault)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
         return dataclasses.replace(trial, fault=str(error))
     return trial
 
