@@ -29,28 +29,30 @@ LATENT, BINARIZE, OUTPUT, SHUFFLE, CHOICE, FIRST_FREE = range(6)
 
 
 @lru_cache(maxsize=16)
-def _constants(device: torch.device) -> tuple[Int64[Tensor, "2 1"], Int64[Tensor, "rounds 2 1"]]:
+def _constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
     """The two multipliers, and what each round adds to the key."""
     with torch.inference_mode(mode=False):
-        multipliers = torch.tensor(MULTIPLIERS, device=device)[:, None]
-        steps = torch.arange(ROUNDS, device=device)[:, None, None] * torch.tensor(WEYL, device=device)[:, None]
+        multipliers = torch.tensor(MULTIPLIERS, device=device)
+        steps = torch.arange(ROUNDS, device=device)[:, None] * torch.tensor(WEYL, device=device)
     return multipliers, steps
 
 
-def philox(counter: Int64[Tensor, "4 n"], key: Int64[Tensor, "2 m"]) -> Int64[Tensor, "4 n"]:
-    """Philox4x32-10 of 32-bit words kept in int64; `key` holds one column a counter, or one for all (m = 1).
+def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[Tensor, "4 *n"]:
+    """Philox4x32-10 of 32-bit words kept in int64; a key's shape broadcasts to that of the counters.
 
     A product of two 32-bit words wraps in int64, but its bits are right; an arithmetic shift and a mask give the high
     word. The pairs (c0, c2) and (c1, c3) go together, so that a round is six tensor operations.
     """
+    ones = (1,) * (counter.ndim - 1)
     multipliers, steps = _constants(counter.device)
-    keys = (key + steps) & MASK
+    multipliers = multipliers.view(2, *ones)
+    keys = (key + steps.view(ROUNDS, 2, *ones)) & MASK
     high, low = counter[0::2], counter[1::2]
     for round_key in keys.unbind():
         product = (high * multipliers).flip(0)
         high = (product >> 32).bitwise_xor_(low).bitwise_xor_(round_key).bitwise_and_(MASK)
         low = product  # its upper half is dropped by the next mask
-    return torch.stack((high, low & MASK), dim=1).view(4, -1)
+    return torch.stack((high, low & MASK), dim=1).view_as(counter)
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,17 @@ class Rows:
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
         """Four 32-bit words from each of the blocks `first` … `first + blocks − 1`, (B, 4·blocks)."""
-        return self._blocks(blocks, stream, first).t().reshape(len(self), 4 * blocks)
+        return self._blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
-    def _blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 n"]:
+    def _blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
         """Those words as Philox leaves them: word by word, each for all rows and their blocks."""
-        size = len(self)
         block = torch.arange(first, first + blocks, device=self.row.device)
-        counter = block.new_empty((4, size, blocks))
+        counter = block.new_empty((4, len(self), blocks))
         counter[0] = block
         counter[1] = (self.row & MASK)[:, None]
         counter[2] = (self.row >> 32)[:, None]
         counter[3] = stream
-        key = torch.stack((self.seed & MASK, self.seed >> 32))
-        if blocks != 1:
-            key = key[:, :, None].expand(2, size, blocks).reshape(2, -1)
-        return philox(counter.view(4, -1), key)
+        return philox(counter, torch.stack((self.seed & MASK, self.seed >> 32))[:, :, None])
 
     def uniform(self, n: int, stream: int = 0) -> Float[Tensor, "B n"]:
         """`n` numbers a row, uniform on the 2²⁴ multiples of 2⁻²⁴ in [0, 1)."""
