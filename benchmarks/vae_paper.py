@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("train", "choose", "report"))
     parser.add_argument("--latents", type=int, choices=LATENTS, default=20)
-    parser.add_argument("--step-size", type=float, choices=STEP_SIZES, default=0.02)
+    parser.add_argument("--step-size", type=float, choices=STEP_SIZES, default=0.01)
     parser.add_argument("--epochs", type=int, choices=MARKS, default=EPOCHS, help="of 50 000 images")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     chosen = parser.parse_args()
