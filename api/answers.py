@@ -32,33 +32,36 @@ class About:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The same for bodies that cannot say it themselves."""
-        return {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
+        """The same for bodies that cannot say it themselves; of many conversions the first few."""
+        said = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
+        return {**said, "Reverie-Conversions": "; ".join(self.notes[:8])} if self.notes else said
 
 
 def negotiate(accept: str, operation: Operation) -> str:
-    """The media type to answer with: JSON unless another is preferred. Raises NotAcceptableError."""
+    """The media type to answer with: the one wished for most, then named most exactly, then JSON.
+
+    Raises NotAcceptableError.
+    """
     if not accept or accept in {"*/*", JSON}:
         return JSON
     offers = [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ]
     wishes = [_wish(entry) for entry in accept.split(",")]
-    best, chosen = 0.0, None
+    best, chosen = (0.0, 0), None
     for offer in offers:
-        quality = max(((exact, q) for pattern, q in wishes if (exact := _matches(pattern, offer))), default=(0, 0.0))[1]
-        if quality > best:
-            best, chosen = quality, offer
+        exact, quality = max(((_matches(pattern, offer), q) for pattern, q in wishes), default=(0, 0.0))
+        if exact and quality > 0 and (quality, exact) > best:
+            best, chosen = (quality, exact), offer
     if chosen is None:
         raise NotAcceptableError(f"this answer comes as {', '.join(offers)}, not as {accept[:200]}")
     return chosen
 
 
 def _wish(entry: str) -> tuple[str, float]:
-    pattern, _, parameters = entry.strip().partition(";")
-    found = re.search(r"q=([\d.]+)", parameters)
-    try:
-        return pattern.strip().lower(), float(found.group(1)) if found else 1.0
-    except ValueError:
-        return pattern.strip().lower(), 0.0
+    """A pattern of `Accept` and its quality, 1 where none is given and 0 where it is no number."""
+    pattern, _, parameters = entry.strip().lower().partition(";")
+    found = re.search(r"(?:^|;)\s*q\s*=\s*([^;\s]*)", parameters)
+    quality = found.group(1) if found else "1"
+    return pattern.strip(), float(quality) if re.fullmatch(r"[01](\.\d{0,9})?", quality) else 0.0
 
 
 def _matches(pattern: str, offer: str) -> int:
@@ -92,6 +95,8 @@ def render(fields: Fields, about: About, media: str) -> bytes:
 def _npz(fields: Fields, about: About) -> bytes:
     buffer = io.BytesIO()
     arrays = {name: np.asarray(value) for name, value in fields.items()}
+    if about.notes:
+        arrays["conversions"] = np.asarray(about.notes)
     np.savez(buffer, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
@@ -111,7 +116,7 @@ def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -
         return Response(status_code=304, headers=headers)
     wanted = request.headers.get("range", "")
     condition = request.headers.get("if-range", tag)
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
     if found is None or condition != tag or found.groups() == ("", ""):
         return Response(data, 200, headers, media)  # a range of another shape may be ignored
     begin, end = found.groups()

@@ -10,8 +10,6 @@ import swagger_ui_bundle
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +17,9 @@ from starlette.staticfiles import StaticFiles
 
 from api import openapi
 from api.book import Book
-from api.errors import ProblemError, handle_any, handle_http, handle_problem, problem, request_id_of, respond
+from api.errors import ProblemError, handle_http, handle_problem, problem, request_id_of, respond
 from api.front import Front
-from api.metrics import REGISTRY, Reports
+from api.metrics import exposition
 from api.routes import House, add_routes
 from workers.blobs import Blobs
 from workers.ledger import Ledger
@@ -62,11 +60,11 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         exception_handlers={
             ProblemError: handle_problem,
             RequestValidationError: _handle_validation,
             HTTPException: handle_http,
-            Exception: handle_any,
         },
     )
     app.add_middleware(Front, settings=chosen)
@@ -74,16 +72,33 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.state.draining = False
     _add_health(app, house)
     _add_metrics(app, house)
-    _add_docs(app)
+    _add_docs(app, house)
     return app
 
 
 def _add_health(app: FastAPI, house: House) -> None:
-    @app.get("/healthz", summary="Whether this process lives", tags=["health"])
+    state = {"type": "object", "required": ["status"]}
+
+    @app.get(
+        "/healthz",
+        summary="Whether this process lives",
+        tags=["health"],
+        response_class=Response,
+        responses=openapi.answered(state),
+    )
     async def healthz() -> Response:
         return Response(b'{"status":"alive"}', media_type="application/json")
 
-    @app.get("/readyz", summary="Whether a request would be answered now", tags=["health"])
+    @app.get(
+        "/readyz",
+        summary="Whether a request would be answered now",
+        tags=["health"],
+        response_class=Response,
+        responses={
+            **openapi.answered(state),
+            503: {"description": "Not now", "content": {"application/json": {"schema": state}}},
+        },
+    )
     async def readyz() -> Response:
         workers = house.outbox.live_workers()
         ready = [name for name, said in workers.items() if said["state"] == "ready"]
@@ -91,11 +106,20 @@ def _add_health(app: FastAPI, house: House) -> None:
         good = bool(checks["queue"] and ready and not app.state.draining)
         models = sorted({ref for name in ready for ref in workers[name]["capacity"]})
         body = {"status": "ready" if good else "not ready", "models": models, **checks}
-        return Response(orjson.dumps(body), 200 if good else 503, media_type="application/json")
+        headers = {} if good else {"Retry-After": "1"}
+        return Response(orjson.dumps(body), 200 if good else 503, headers, "application/json")
 
 
 def _add_metrics(app: FastAPI, house: House) -> None:
-    @app.get("/metrics", summary="Prometheus metrics", tags=["health"])
+    formats = ("text/plain", "application/openmetrics-text")
+
+    @app.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        tags=["health"],
+        response_class=Response,
+        responses={200: {"description": "A page of metrics", "content": {kind: {} for kind in formats}}},
+    )
     async def metrics(request: Request) -> Response:
         queues: dict[Any, int] = {}
         with contextlib.suppress(Exception):  # the queue server is away: the other figures still count
@@ -107,13 +131,11 @@ def _add_metrics(app: FastAPI, house: House) -> None:
             "jobs": house.book.counts,
             "workers": house.outbox.live_workers(),
         }
-        scrape = CollectorRegistry()
-        scrape.register(Reports(lambda: said))
-        encode, media = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(REGISTRY) + encode(scrape), media_type=media)
+        page, media = exposition(request.headers.get("accept", ""), said)
+        return Response(page, headers={"Content-Type": media})
 
 
-def _add_docs(app: FastAPI) -> None:
+def _add_docs(app: FastAPI, house: House) -> None:
     folder = Path(swagger_ui_bundle.swagger_ui_path)
     app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
 
@@ -132,9 +154,7 @@ def _add_docs(app: FastAPI) -> None:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = made()
-            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update({"Problem": openapi.PROBLEM, "Job": openapi.JOB})
+            openapi.complete(made(), keys=house.settings.api_keys is not None)
         return app.openapi_schema or {}
 
     app.openapi = described  # type: ignore[method-assign]

@@ -1,16 +1,18 @@
 """From a request's body to an `Ask`: JSON, multipart or a raw picture, checked against the model's card."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -23,6 +25,8 @@ from workers.wire import Items
 
 SEED_LIMIT = 2**63
 _RAW = "application/octet-stream"
+_AT_ONCE_BYTES = 64 << 10
+"""A larger body is parsed and its pictures are decoded in a thread, so that small requests do not wait for it."""
 
 
 class Asked(BaseModel):
@@ -33,7 +37,9 @@ class Asked(BaseModel):
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
     count: int = Field(1, description="How many samples to draw.")
     seed: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="0 ≤ seed < 2^63; drawn and echoed where left out.")
-    images: list[str] = Field([], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files.")
+    images: Annotated[list[str], FailFast()] = Field(
+        [], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files."
+    )
     options: dict[str, Any] = Field({}, description="Options of the operation; the model's card has their schema.")
 
 
@@ -66,23 +72,48 @@ class Ask:
         return asked
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a body held, whatever its type: fields by name, and uploaded files."""
+
+    fields: dict[str, Any]
+    uploads: Sequence[bytes] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
+        said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))
+        for upload in self.uploads:
+            said.update(hashlib.sha256(upload).digest())
+        return said.hexdigest()
+
+
 async def read_ask(request: Request, operation: Operation, registry: Registry, settings: Settings) -> Ask:
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    uploads: list[bytes] = []
+    form = await _form(request, settings.max_images) if kind == "multipart/form-data" else None
+
+    def settled() -> Ask:
+        content = form or _content(body, kind, request.query_params.multi_items())
+        return _settled(content, operation, registry, settings)
+
+    return settled() if len(body) <= _AT_ONCE_BYTES else await asyncio.to_thread(settled)
+
+
+def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> _Content:
     if kind == "application/json":
-        fields = _json(body)
-    elif kind == "multipart/form-data":
-        fields, uploads = await _form(request)
-    elif kind.startswith("image/") or kind == _RAW:
-        fields, uploads = _typed(request.query_params), [body]
-    else:
-        raise UnsupportedMediaError(
-            f"{kind or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
-            "with files named `images`, or one picture as image/* with the other fields in the query"
-        )
-    asked = _validated(fields)
+        return _Content(_json(body))
+    if kind.startswith("image/") or kind == _RAW:
+        return _Content(_typed(query), [body])
+    raise UnsupportedMediaError(
+        f"{kind[:60] or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
+        "with files named `images`, or one picture as image/* with the other fields in the query"
+    )
+
+
+def _settled(content: _Content, operation: Operation, registry: Registry, settings: Settings) -> Ask:
+    asked = _validated(content.fields)
     entry = registry.find(asked.model)
     if entry is None:
         known = ", ".join(found.name for found in registry.serving()) or "none"
@@ -92,27 +123,32 @@ async def read_ask(request: Request, operation: Operation, registry: Registry, s
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.choices.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
     options = _options(choice, asked)
-    rows, images = _sizes(operation, asked, len(asked.images) + len(uploads), options, settings)
-    fingerprint = hashlib.sha256(body + kind.encode() + str(request.query_params).encode()).hexdigest()
+    images: list[bytes | str] = [*content.uploads, *asked.images]
+    rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
-    items, notes = _items(operation, entry, uploads or asked.images)
-    return Ask(operation, entry, options, seed, rows, fingerprint, items, max(1, rows // max(1, images)), notes)
+    items, notes = _items(operation, entry, images)
+    return Ask(operation, entry, options, seed, rows, content.fingerprint, items, per, notes)
 
 
 def _json(body: bytes) -> dict[str, Any]:
+    example = 'for example {"model": "vae-mnist"}'
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise MalformedError(f"the body is not JSON: {error}") from error
+        raise MalformedError(f"the body is not JSON ({error}); send an object, {example}") from error
     if not isinstance(fields, dict):
-        raise MalformedError('the body must be a JSON object, for example {"model": "vae-mnist"}')
+        raise MalformedError(f"the body must be a JSON object, {example}")
     return fields
 
 
-def _typed(values: Mapping[str, str]) -> dict[str, Any]:
+def _typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Text fields as what they stand for: numbers and JSON where they parse as such, text otherwise."""
+    values = list(values)
+    twice = sorted(name[:60] for name, times in Counter(name for name, _ in values).items() if times > 1)
+    if twice:
+        raise InvalidError(f"given more than once: {', '.join(twice[:10])}; send each field once")
     typed: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in values:
         try:
             typed[name] = value if name == "model" else orjson.loads(value)
         except orjson.JSONDecodeError:
@@ -120,17 +156,18 @@ def _typed(values: Mapping[str, str]) -> dict[str, Any]:
     return typed
 
 
-async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
-    form = await request.form()  # python-multipart's own faults come as HTTP 400
-    uploads, texts = [], {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name != "images":
+async def _form(request: Request, max_images: int) -> _Content:
+    uploads, texts = [], request.query_params.multi_items()
+    # one file more than may be, so that too many are refused in the words of JSON's images
+    async with request.form(max_files=max_images + 1) as form:  # python-multipart's own faults come as HTTP 400
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                texts.append((name, value))
+            elif name == "images":
+                uploads.append(await value.read())
+            else:
                 raise InvalidError(f"no file field {name[:60]!r}; the files' field is `images`")
-            uploads.append(await value.read())
-        else:
-            texts[name] = value
-    return _typed({**dict(request.query_params), **texts}), uploads
+    return _Content(_typed(texts), uploads)
 
 
 def _validated(fields: dict[str, Any]) -> Asked:
@@ -140,18 +177,18 @@ def _validated(fields: dict[str, Any]) -> Asked:
         wrong = [
             {"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors(include_input=False)
         ]
-        raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong[:5]), errors=wrong) from error
+        raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong) from error
 
 
 def _options(choice: Choice, asked: Asked) -> dict[str, Any]:
     extra = asked.model_extra or {}
     twice = sorted(extra.keys() & asked.options.keys())
     if twice:
-        raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}")
+        raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}; send each once")
     unknown = sorted(name[:60] for name in extra if name not in choice.schema.get("properties", {}))
     if unknown:
         known = sorted({*Asked.model_fields, *choice.schema.get("properties", {})})
-        raise InvalidError(f"no such field: {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
     try:
         return choice.options({**extra, **asked.options})
     except OptionsError as error:
@@ -161,7 +198,7 @@ def _options(choice: Choice, asked: Asked) -> dict[str, Any]:
 def _sizes(
     operation: Operation, asked: Asked, images: int, options: dict[str, Any], settings: Settings
 ) -> tuple[int, int]:
-    """Rows and images of the request, within their limits."""
+    """Rows of the request, and how many of them each image serves, within the limits."""
     needed = len(operation.inputs)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
         raise InvalidError(f"this operation takes {operation.images_needed}, not {images}")
@@ -174,7 +211,7 @@ def _sizes(
     rows = operation.rows(asked.count, images, options)
     if rows > settings.max_count:
         raise InvalidError(f"{rows} answers are more than the {settings.max_count} that one request may ask for")
-    return rows, images if needed == 1 else min(images, 1)
+    return rows, 1 if needed == 1 else rows
 
 
 def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) -> tuple[Items, tuple[str, ...]]:
@@ -183,10 +220,9 @@ def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) ->
     decoded, notes = [], []
     for index, image in enumerate(images):
         try:
-            data = image if isinstance(image, bytes) else base64.b64decode(image.rpartition(",")[2], validate=True)
-            pixels, said = decode(data, *entry.image)
-        except (binascii.Error, ValueError) as error:
-            detail = str(error) if isinstance(error, UnusableImageError) else "not base64 of a picture"
+            pixels, said = decode(image if isinstance(image, bytes) else _bytes(image), *entry.image)
+        except UnusableImageError as error:
+            detail = str(error)
             raise InvalidError(
                 f"images[{index}]: {detail}", errors=[{"field": f"images.{index}", "detail": detail}]
             ) from error
@@ -196,3 +232,11 @@ def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) ->
     if len(operation.inputs) == 2:
         return {name: pixels[None] for name, pixels in zip(operation.inputs, decoded, strict=True)}, tuple(notes)
     return {operation.inputs[0]: np.stack(decoded)}, tuple(notes)
+
+
+def _bytes(text: str) -> bytes:
+    """The file in base64 text, which may be wrapped into lines or be a data URL."""
+    try:
+        return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UnusableImageError("not base64; send the bytes of a picture file in standard base64") from error

@@ -14,7 +14,7 @@ import redis
 
 from api.ask import Ask
 from workers.blobs import Blobs
-from workers.ledger import TERMINAL, Done, Job, Ledger, new_id
+from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
 from workers.outbox import Call, FailedError, Outbox
 from workers.queue import NEWS, connect_async, entries
 from workers.settings import Settings
@@ -38,7 +38,7 @@ class Book:
         self._ledger = ledger
         self._blobs = blobs
         self._outbox = outbox
-        self._name = f"api-{uuid4().hex[:12]}"
+        self._name = f"{ADOPTER}{uuid4().hex[:12]}"
         self._writer = ThreadPoolExecutor(1, "ledger-writer")
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
         self._pending: list[tuple[Job, asyncio.Future[None]]] = []
@@ -101,12 +101,17 @@ class Book:
                 await self._write(self._ledger.add, [row for row, _ in taken])
             except Exception as error:  # noqa: BLE001 - each waiting request is told
                 for _, done in taken:
-                    done.set_exception(error)
+                    if not done.done():
+                        done.set_exception(error)
             else:
                 for _, done in taken:
-                    self.counts["queued"] = self.counts.get("queued", 0) + 1
-                    if not done.cancelled():
+                    self._count("queued")
+                    if not done.done():
                         done.set_result(None)
+
+    def _count(self, status: str) -> None:
+        """One more unfinished job, until the ledger is asked again."""
+        self.counts[status] = self.counts.get(status, 0) + 1
 
     async def add_once(self, ask: Ask, owner: str, request_id: str, route: str, key: str) -> tuple[str, str]:
         """Promise a job under an Idempotency-Key; answers the id and fingerprint of whichever request was first."""
@@ -114,6 +119,7 @@ class Book:
         keep_s = self._settings.keep_keys_s
         job_id, first = await self._write(self._ledger.add_once, row, route, key, ask.fingerprint, keep_s)
         if job_id == row["id"]:
+            self._count("queued")
             self._outbox.wake()
         elif row["items_blob"]:
             await self._read(self._blobs.delete, f"jobs/{row['id']}")
@@ -126,9 +132,9 @@ class Book:
         """
         row = await self._row(ask, owner, request_id)
         lease = {"lease_owner": self._name, "lease_until": time.time() + self._settings.lease_s}
-        # "shared": losing this process says nothing against the request
-        row |= {"status": "running", "token": 1, "started_at": time.time(), "shared": True, **lease}
+        row |= {"status": "running", "token": 1, "started_at": time.time(), **lease}
         await self._write(self._ledger.add, [row])
+        self._count("running")
         self._adopted[row["id"]] = call
         self._run(self._see_through(row, call))
         return row
@@ -241,11 +247,14 @@ class Book:
             await self._changed(job_id, min(left, _POLL_S))
 
     async def fields(self, job: Job) -> Fields:
-        """What a succeeded job computed."""
+        """What a succeeded job computed. Raises LookupError if it was dropped."""
 
         def load() -> Fields:
             pieces = self._ledger.result(job["id"])
-            return joined([unpack(data if data is not None else self._blobs.get(str(key))) for data, key in pieces])
+            try:
+                return joined([unpack(data if data is not None else self._blobs.get(str(key))) for data, key in pieces])
+            except (FileNotFoundError, IndexError) as error:
+                raise LookupError(f"{job['id']} has no result any more") from error
 
         return await self._read(load)
 

@@ -1,4 +1,4 @@
-"""Every way a request can fail, each owning its status and title; one handler writes RFC 9457 problem details."""
+"""Every way a request can fail, each owning its status and title, written as RFC 9457 problem details."""
 
 from typing import Any, ClassVar
 
@@ -98,7 +98,16 @@ class ModelFailedError(ProblemError):
     status, title = 500, "Model failed"
 
 
+class NoMethodError(ProblemError):
+    """A method that the route does not have; `Allow` says which it has."""
+
+    status, title = 405, "Method not allowed"
+
+
 ALL = tuple(sorted(ProblemError.__subclasses__(), key=lambda kind: kind.status))
+
+
+TITLES = {kind.status: kind.title for kind in ALL}
 
 
 def problem(status: int, title: str, detail: str, kind: str = "about:blank", **more: Any) -> dict[str, Any]:
@@ -127,15 +136,10 @@ async def handle_problem(request: Request, error: Exception) -> Response:
 async def handle_http(request: Request, error: Exception) -> Response:
     """Answer what the router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
-    detail = {404: f"no such route: {request.url.path}; see /docs", 405: f"{request.method} is not possible here"}
-    body = problem(
-        error.status_code,
-        "Not found" if error.status_code == 404 else "Refused",
-        detail.get(error.status_code, error.detail),
-    )
-    return respond(request_id_of(request), body, dict(error.headers or {}))
-
-
-async def handle_any(request: Request, _error: Exception) -> Response:
-    """Answer a fault of our own; the log has the details under the request id."""
-    return respond(request_id_of(request), problem(500, "Internal error", "a fault of the service; it was logged"))
+    status, headers = error.status_code, dict(error.headers or {})
+    detail = {
+        404: f"no such route: {request.url.path[:200]}; see /docs",
+        405: f"{request.method} is not possible here; {headers.get('Allow', headers.get('allow', 'GET'))} is",
+    }.get(status, error.detail)
+    body = problem(status, TITLES.get(status, "Refused"), detail)
+    return respond(request_id_of(request), body, headers)

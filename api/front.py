@@ -1,5 +1,7 @@
 """What every request passes: an id, the key check, the body limit, the clock. Plain ASGI, to cost little."""
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import re
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import TooLargeError, problem, respond
@@ -16,6 +19,7 @@ from workers.settings import Settings
 
 log = logging.getLogger("api.access")
 
+LINGER_S = 2.0
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
@@ -62,34 +66,32 @@ class Front:
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
+            scope = {**scope, "method": "GET"}  # the server leaves the body out
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex
-        scope["reverie_request_id"] = request_id
-        status = 500
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
-            await send(message)
-
-        owner = self._keys.owner(headers.get(b"authorization", b""))
-        scope["reverie_owner"] = owner
+        answer = _Answer(receive, send, given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex)
         try:
-            refusal = self._refusal(scope["path"], owner, headers, request_id)
-            if refusal is not None:
-                await refusal(scope, receive, sending)
-            else:
-                await self._app(scope, self._limited(receive), sending)
+            await self._pass(scope, receive, headers, answer)
+        except ClientDisconnect:
+            answer.status = 499  # nobody is there to be told
+        except Exception:
+            log.exception("fault", extra={"request_id": answer.request_id})
+            if answer.status:
+                raise  # the answer has begun; the connection is closed on it
+            body = problem(500, "Internal error", "a fault of the service; it was logged under this request id")
+            await respond(answer.request_id, body)(scope, receive, answer.send)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            seconds = time.perf_counter() - begun
-            LATENCY.labels(scope["method"], route, str(status)).observe(seconds)
-            if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
-                said = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-                log.info("request", extra={**said, "ms": round(seconds * 1000, 2)})
+            _note(scope, answer, time.perf_counter() - begun)
+
+    async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
+        owner = self._keys.owner(headers.get(b"authorization", b""))
+        scope["reverie_owner"], scope["reverie_request_id"] = owner, answer.request_id
+        refusal = self._refusal(scope["path"], owner, headers, answer.request_id)
+        if refusal is not None:
+            await refusal(scope, receive, answer.send)
+        else:
+            await self._app(scope, self._limited(receive), answer.send)
 
     def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes], request_id: str) -> Any:
         if owner is None and path not in OPEN_PATHS:
@@ -116,3 +118,41 @@ class Front:
             return message
 
         return receiving
+
+
+class _Answer:
+    """What goes back to a client, under the request's id; a refused upload is read on before its answer ends."""
+
+    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+        self._receive = receive
+        self._send = send
+        self.request_id = request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Send on what the application says."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"].append((b"x-request-id", self.request_id.encode()))
+        elif self.status == 413 and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await _linger(self._receive)
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+
+def _note(scope: Scope, answer: _Answer, seconds: float) -> None:
+    """Count and log a request that is over."""
+    route = getattr(scope.get("route"), "path", "other")
+    LATENCY.labels(scope["method"], route, str(answer.status)).observe(seconds)
+    if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
+        said = {"request_id": answer.request_id, "method": scope["method"], "path": scope["path"]}
+        log.info("request", extra={**said, "status": answer.status, "ms": round(seconds * 1000, 2)})
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment what the client still sends: closing at once would reset the connection under the answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass

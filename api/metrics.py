@@ -5,15 +5,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-
-REGISTRY = CollectorRegistry()
 
 LATENCY = Histogram(
     "reverie_request_seconds",
     "Time from a request's first byte to its answer's last",
     ["method", "route", "status"],
-    registry=REGISTRY,
+    registry=None,
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
 
@@ -52,3 +51,12 @@ class Reports(Collector):
             batches.add_metric([name], counters.get("batches", 0))
             memory.add_metric([name], worker["memory_bytes"])
         yield from (rows, busy, batches, memory)
+
+
+def exposition(accept: str, said: dict[str, Any]) -> tuple[bytes, str]:
+    """The metrics page in the format that `accept` asks for, and its media type; `said` is what Reports gathers."""
+    scrape = CollectorRegistry()
+    scrape.register(LATENCY)
+    scrape.register(Reports(lambda: said))
+    encode, media = choose_encoder(accept)
+    return encode(scrape), media

@@ -1,18 +1,23 @@
 """What OpenAPI says of the generic routes: made from the operations and the cards, so it cannot fall behind."""
 
+import base64
 from typing import Any
+
+import numpy as np
 
 from api.answers import JSON, NPZ, PNG
 from api.ask import Asked
-from api.errors import ALL, MEDIA_TYPE
+from api.errors import MEDIA_TYPE, TITLES
+from api.front import OPEN_PATHS
 from workers.operations import Operation
-from workers.registry import Registry
+from workers.pictures import png
+from workers.registry import Entry, Registry
 from workers.settings import Settings
 
 PROBLEM = {
     "type": "object",
     "description": "RFC 9457 problem details",
-    "required": ["type", "title", "status", "detail"],
+    "required": ["type", "title", "status", "detail", "request_id"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
@@ -37,8 +42,62 @@ JOB = {
         "created_at": {"type": "string"},
         "model": {"type": "string"},
         "problem": {"anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/Problem"}]},
+        "links": {"type": "object", "required": ["self", "events", "result", "cancel"]},
+    },
+}
+
+MODEL = {
+    "type": "object",
+    "required": ["name", "family", "version", "versions", "operations", "image", "figures", "provenance", "links"],
+    "properties": {
+        "name": {"type": "string"},
+        "family": {"type": "string"},
+        "version": {"type": "string", "description": "The version that answers to the bare name"},
+        "versions": {"type": "array", "items": {"type": "string"}},
+        "operations": {"type": "object", "description": "By the last part of their route, with their options' schema"},
+        "image": {"type": "object", "required": ["channels", "height", "width"]},
+        "figures": {"description": "Measured quality"},
+        "provenance": {"description": "How it was trained, on which data"},
         "links": {"type": "object"},
     },
+}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ANSWER = {
+    "type": "object",
+    "required": ["model", "version", "seed"],
+    "properties": {
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "seed": {"type": "integer"},
+        "conversions": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What was converted in the pictures sent, where anything was",
+        },
+    },
+}
+_PICTURES = {
+    **_ANSWER,
+    "required": [*_ANSWER["required"], "images"],
+    "properties": {
+        **_ANSWER["properties"],  # type: ignore[dict-item]
+        "images": {"type": "array", "items": {"type": "string"}, "description": "PNGs as base64"},
+    },
+}
+_FORMS: dict[str, Any] = {JSON: {"schema": {"$ref": "#/components/schemas/Answer"}}, NPZ: _BINARY, PNG: _BINARY}
+
+RESULT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, as its operation gives it", "content": _FORMS},
+    206: {"description": "The part that `Range` asked for", "content": _FORMS},
+    304: {"description": "What `If-None-Match` names is what there is"},
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "`status` and `progress` events, numbered; the stream ends with the job",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "The job has ended, and nothing came after `Last-Event-ID`"},
 }
 
 _HEADERS = [
@@ -51,78 +110,125 @@ _HEADERS = [
     {
         "name": "Idempotency-Key",
         "in": "header",
-        "schema": {"type": "string", "pattern": "^[!#-~]{1,255}$"},
+        "schema": {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
         "description": "Sent again with the same body, the first answer is given again.",
     },
 ]
-_OPERATION_ERRORS = (400, 401, 404, 406, 409, 410, 413, 415, 422, 500, 503)
+_OPERATION_ERRORS = (400, 404, 406, 409, 410, 413, 415, 422, 500, 503)
 
 
 def operation_docs(operation: Operation, registry: Registry, settings: Settings) -> dict[str, Any]:
     """The OpenAPI entry of one operation."""
     able = [entry for entry in registry.serving() if operation.method in entry.choices]
-    schema = Asked.model_json_schema()
-    properties = {name: rule for name, rule in schema["properties"].items() if _has(operation, name)}
-    schemas = {entry.name: dict(entry.choices[operation.method].schema) for entry in able}
-    if schemas:
-        properties["options"] = {
-            "description": "Options of the operation: " + "; ".join(_told(name, one) for name, one in schemas.items()),
-            "anyOf": list({str(one): one for one in schemas.values()}.values()),
-        }
-    properties["model"] = (
-        {**properties["model"], "enum": [entry.name for entry in able]} if able else properties["model"]
-    )
-    if operation.counted:
-        properties["count"] = {**properties["count"], "minimum": 1, "maximum": settings.max_count}
-    body = {"type": "object", "required": _required(operation), "properties": properties, "additionalProperties": False}
+    properties = _properties(operation, able, settings)
+    required = ["model", "images"] if operation.inputs else ["model"]
     example: dict[str, Any] = {"model": able[0].name if able else "vae-mnist", "seed": 3}
     if operation.counted:
         example["count"] = 4
     if operation.inputs:
-        example["images"] = ["iVBORw0KGgo…"] * len(operation.inputs)
-    form = {name: rule for name, rule in properties.items() if name not in {"images", "options"}}
+        example["images"] = [_example_picture(able)] * len(operation.inputs)
+    form = {name: rule for name, rule in properties.items() if name != "images"}
     if operation.inputs:
-        form["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    limits = (
-        f"At most {settings.max_count} answers, {settings.max_images} images and {settings.max_body_bytes} bytes. "
-        "Any option may also stand beside `model` as a field of its own."
-    )
-    content: dict[str, Any] = {JSON: {"schema": {"type": "object"}}, NPZ: {}}
-    if operation.pictures:
-        content[PNG] = {}
+        form["images"] = {"type": "array", "items": _BINARY["schema"]}
+    bodies: dict[str, Any] = {
+        JSON: {"schema": _object(required, properties), "example": example},
+        "multipart/form-data": {"schema": _object(required, form)},
+    }
+    if len(operation.inputs) == 1:
+        bodies[PNG] = _BINARY
+    answer = _PICTURES if operation.pictures else _ANSWER
+    content = {JSON: {"schema": answer}, NPZ: _BINARY, **({PNG: _BINARY} if operation.pictures else {})}
     return {
-        "description": limits,
-        "parameters": _HEADERS,
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": body, "example": example},
-                "multipart/form-data": {
-                    "schema": {"type": "object", "required": _required(operation), "properties": form}
-                },
-            },
-        },
+        "description": _limits(operation, settings),
+        "parameters": [*_HEADERS, *(_in_query(properties) if len(operation.inputs) == 1 else ())],
+        "requestBody": {"required": True, "content": bodies},
         "responses": {
             "200": {"description": "The answer", "content": content},
             "202": {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
-            **problem_responses(_OPERATION_ERRORS),
+            **problem_responses(*_OPERATION_ERRORS),
         },
     }
 
 
-def problem_responses(statuses: tuple[int, ...]) -> dict[str, Any]:
-    """Problems as responses, each under the title of its class."""
-    titles = {kind.status: kind.title for kind in ALL}
+def _properties(operation: Operation, able: list[Entry], settings: Settings) -> dict[str, Any]:
+    """The fields of a request, by name."""
+    known = Asked.model_json_schema()["properties"]
+    there = {"count": operation.counted, "images": bool(operation.inputs)}
+    properties = {name: dict(rule) for name, rule in known.items() if there.get(name, True)}
+    if able:
+        properties["model"]["enum"] = [name for entry in able for name in (entry.name, entry.ref)]
+        schemas = {entry.name: dict(entry.choices[operation.method].schema) for entry in able}
+        properties["options"] = {
+            "description": "Options of the operation: " + "; ".join(_told(name, one) for name, one in schemas.items()),
+            "anyOf": list({str(one): one for one in schemas.values()}.values()),
+        }
+    if operation.counted:
+        properties["count"] |= {"minimum": 1, "maximum": settings.max_count}
+    if operation.inputs:
+        properties["images"] |= {"minItems": len(operation.inputs), "maxItems": settings.max_images}
+    return properties
+
+
+def _object(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _in_query(properties: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fields that a raw picture has no place for."""
+    return [
+        {"name": name, "in": "query", "schema": properties[name], "description": "Beside a picture as the body."}
+        for name in ("model", "seed")
+    ]
+
+
+def _example_picture(able: list[Entry]) -> str:
+    pixels = np.zeros(able[0].image if able else (1, 28, 28), np.uint8)
+    pixels[:, len(pixels[0]) // 4 : -len(pixels[0]) // 4, pixels.shape[2] // 2] = 255
+    return base64.b64encode(png(pixels)).decode()
+
+
+def _limits(operation: Operation, settings: Settings) -> str:
+    said = f"At most {settings.max_count} answers, {settings.max_images} images and {settings.max_body_bytes} bytes. "
+    said += "Any option may also stand beside `model` as a field of its own."
+    if len(operation.inputs) == 1:
+        said += " One picture may also be the body itself, as `image/*` or `application/octet-stream`, with all other"
+        said += " fields in the query."
+    return said
+
+
+def answered(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """A 200 of JSON for OpenAPI."""
+    return {200: {"description": "As asked", "content": {JSON: {"schema": schema}}}}
+
+
+def listed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a list of these."""
+    ends = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    rules = {"object": {"const": "list"}, "data": {"type": "array", "items": schema}, "has_more": {"type": "boolean"}}
+    return _object(["data", "has_more", "first_id", "last_id"], {**rules, "first_id": ends, "last_id": ends})
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems as responses, each under its title."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {str(status): {"description": titles[status], "content": content} for status in statuses}
+    return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 
 
-def _has(operation: Operation, name: str) -> bool:
-    return {"count": operation.counted, "images": bool(operation.inputs)}.get(name, True)
-
-
-def _required(operation: Operation) -> list[str]:
-    return ["model", "images"] if operation.inputs else ["model"]
+def complete(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
+    """FastAPI's description with our problems in place of its own, and the key where the service asks for one."""
+    parts = schema.setdefault("components", {})
+    parts["schemas"] = {"Problem": PROBLEM, "Job": JOB, "Answer": _ANSWER}
+    if keys:
+        parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in schema["paths"].items():
+        for described in methods.values():
+            responses = described["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]  # ours are declared where there are any
+            if keys and path not in OPEN_PATHS:
+                described["security"] = [{"key": []}]
+                responses |= problem_responses(401)
+    return schema
 
 
 def _told(name: str, schema: dict[str, Any]) -> str:

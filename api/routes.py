@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +27,7 @@ from api.errors import (
     OverloadedError,
     request_id_of,
 )
-from api.openapi import operation_docs
+from api.openapi import EVENTS, JOB, MODEL, RESULT, answered, listed, operation_docs, problem_responses
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD, OPERATIONS, Operation
 from workers.outbox import BusyError, Call, FailedError, Outbox
@@ -39,7 +39,8 @@ PNG_BY_WORKER = 256
 """Up to this many pictures, the worker makes the PNGs of a JSON answer; more come as pixels, for a thread to encode."""
 
 _KEEP_ALIVE_S = 15.0
-_KEY = re.compile(r'"?([\x21\x23-\x7e ]{1,255})"?')
+_KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
+_JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ class _Prefer:
         """The preference of a request; without one it waits the default time."""
         if not header:
             return cls(settings.wait_s, "")
-        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", header)
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", header, re.IGNORECASE)
         if found:
             seconds = min(int(found.group(1)), int(settings.max_wait_s))
             return cls(seconds, f"wait={seconds}")
-        if re.search(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", header):
+        if re.search(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", header, re.IGNORECASE):
             return cls(0.0, "respond-async")
         return cls(settings.wait_s, "")
 
@@ -116,7 +117,7 @@ def _operation_route(house: House, operation: Operation) -> Callable[[Request], 
     async def route(request: Request) -> Response:
         media = negotiate(request.headers.get("accept", ""), operation)
         ask = await read_ask(request, operation, house.registry, house.settings)
-        prefer = _Prefer.read(request.headers.get("prefer", ""), house.settings)
+        prefer = _Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
         key = request.headers.get("idempotency-key")
         if key is not None:
             return await _once(house, request, ask, media, prefer, key)
@@ -155,7 +156,7 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Pr
         return _accepted(job, prefer)
     except FailedError as error:
         raise _failed(error.problem) from error
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, ClientDisconnect):
         house.outbox.drop(call)
         raise
     about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes)
@@ -178,7 +179,7 @@ async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
         if left <= 1.0:
             raise TimeoutError
         if await request.is_disconnected():
-            raise asyncio.CancelledError
+            raise ClientDisconnect
 
 
 async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _Prefer, raw: str) -> Response:
@@ -201,9 +202,9 @@ async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _P
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
     if job["status"] not in TERMINAL:
         return _accepted(job, prefer)
-    response = await _result(house, request, job, media)
-    response.headers.update({**_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"})
-    return response
+    body, about = await _rendered(house, job, media)
+    headers = {**about.headers, **_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"}
+    return Response(body, 200, {**headers, "Vary": "Accept, Prefer"}, media)
 
 
 def _overloaded(why: str) -> OverloadedError:
@@ -234,12 +235,20 @@ def _accepted(job: Job, prefer: _Prefer) -> Response:
 
 
 def _add_models(router: APIRouter, house: House) -> None:
-    @router.get("/models", summary="List models", tags=["models"])
+    @router.get(
+        "/models", summary="List models", tags=["models"], response_class=Response, responses=answered(listed(MODEL))
+    )
     async def models() -> Response:
         data = [model_body(house.registry, entry) for entry in house.registry.serving()]
         return _json(_listing(data, "name", has_more=False))
 
-    @router.get("/models/{name}", summary="A model's card", tags=["models"], responses=_said(404))
+    @router.get(
+        "/models/{name}",
+        summary="A model's card",
+        tags=["models"],
+        response_class=Response,
+        responses={**answered(MODEL), **problem_responses(404)},
+    )
     async def model(name: str) -> Response:
         entry = house.registry.find(name)
         if entry is None:
@@ -255,6 +264,7 @@ def model_body(registry: Registry, entry: Entry) -> dict[str, Any]:
     links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in routes}}
     return {
         **entry.card,
+        "name": entry.name,
         "operations": routes,
         "version": entry.version,
         "versions": registry.versions(entry.name),
@@ -289,32 +299,42 @@ def job_body(job: Job) -> dict[str, Any]:
 
 
 async def _job(house: House, request: Request, job_id: str) -> Job:
-    job = await house.book.get(job_id, _owner(request))
+    job = await house.book.get(job_id, _owner(request)) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
     return job
 
 
-async def _result(house: House, request: Request, job: Job, media: str) -> Response:
+async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, About]:
+    """The answer of an ended job. Raises the problem of one that has none."""
     if job["status"] != "succeeded":
         if job["status"] == "failed":
             raise _failed(orjson.loads(job["problem"]))
         raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
+    gone = GoneError(
+        "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
+    )
     if job["expired"]:
-        raise GoneError(
-            "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
-        )
+        raise gone
     asked = orjson.loads(job["request"])
     about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())))
-    fields = await house.book.fields(job)
-    body = await asyncio.to_thread(render, fields, about, media)
-    return ranged(request, body, media, about.headers)
+    try:
+        fields = await house.book.fields(job)
+    except LookupError as error:
+        raise gone from error
+    return await asyncio.to_thread(render, fields, about, media), about
 
 
 def _add_jobs(router: APIRouter, house: House) -> None:
     """Looking at jobs, and ending them."""
 
-    @router.get("/jobs", summary="List jobs, newest first", tags=["jobs"], responses=_said(422))
+    @router.get(
+        "/jobs",
+        summary="List jobs, newest first",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**answered(listed(JOB)), **problem_responses(422)},
+    )
     async def jobs(
         request: Request,
         status: Annotated[str | None, Query(pattern="^(queued|running|succeeded|failed|cancelled)$")] = None,
@@ -328,12 +348,24 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         data = [job_body(job) for job in found[:limit]]
         return _json(_listing(data, "id", has_more=len(found) > limit))
 
-    @router.get("/jobs/{job_id}", summary="A job", tags=["jobs"], responses=_said(404))
+    @router.get(
+        "/jobs/{job_id}",
+        summary="A job",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**answered(JOB), **problem_responses(404)},
+    )
     async def job(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
         return _json(job_body(found), {} if found["status"] in TERMINAL else {"Retry-After": "1"})
 
-    @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", tags=["jobs"], responses=_said(404, 409))
+    @router.post(
+        "/jobs/{job_id}/cancel",
+        summary="Cancel a job",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**answered(JOB), **problem_responses(404, 409)},
+    )
     async def cancel(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
         if not await house.book.cancel(job_id) and found["status"] != "cancelled":
@@ -342,7 +374,11 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         return _json(job_body(await _job(house, request, job_id)))
 
     @router.delete(
-        "/jobs/{job_id}", summary="Forget an ended job", tags=["jobs"], status_code=204, responses=_said(404, 409)
+        "/jobs/{job_id}",
+        summary="Forget an ended job",
+        tags=["jobs"],
+        status_code=204,
+        responses=problem_responses(404, 409),
     )
     async def delete(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
@@ -356,7 +392,11 @@ def _add_results(router: APIRouter, house: House) -> None:
     """What jobs say while they run, and what they leave."""
 
     @router.get(
-        "/jobs/{job_id}/result", summary="A job's result", tags=["jobs"], responses=_said(404, 406, 409, 410, 416)
+        "/jobs/{job_id}/result",
+        summary="A job's result",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**RESULT, **problem_responses(404, 406, 409, 410, 416)},
     )
     async def result(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
@@ -369,41 +409,44 @@ def _add_results(router: APIRouter, house: House) -> None:
             )
         if found["status"] == "failed":
             raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(found["problem"]))
-        return await _result(house, request, found, media)
+        body, about = await _rendered(house, found, media)
+        return ranged(request, body, media, about.headers)
 
     @router.get(
-        "/jobs/{job_id}/events", summary="A job's events as they come (SSE)", tags=["jobs"], responses=_said(404, 422)
+        "/jobs/{job_id}/events",
+        summary="A job's events as they come (SSE)",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**EVENTS, **problem_responses(404, 422)},
     )
     async def events(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
         seen = request.headers.get("last-event-id", "0")
         if not seen.isdecimal() or len(seen) > 18:
             raise InvalidError("Last-Event-ID must be the id of an event of this job")
-        if found["status"] in TERMINAL and not await house.book.events(job_id, int(seen)):
-            return Response(status_code=204)  # tells EventSource not to come back
+        seq = int(seen)
+        if not await house.book.events(job_id, seq):
+            if found["status"] in TERMINAL:
+                return Response(status_code=204)  # tells EventSource not to come back
+            seq = min(seq, len(await house.book.events(job_id, 0)))  # they are numbered from 1
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(house, job_id, int(seen)), 200, headers, "text/event-stream")
+        return StreamingResponse(_stream(house, job_id, _owner(request), seq), 200, headers, "text/event-stream")
 
 
-async def _stream(house: House, job_id: str, seq: int) -> Any:
+async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     while True:
         found = await house.book.next_events(job_id, seq, _KEEP_ALIVE_S)
         if not found:
+            job = await house.book.get(job_id, owner)
+            if job is None or (job["status"] in TERMINAL and not await house.book.events(job_id, seq)):
+                return  # it was deleted meanwhile
             yield ": keep-alive\n\n"
         for event in found:
             seq = event["seq"]
             yield f"id: {seq}\nevent: {event['event']}\ndata: {event['data']}\n\n"
             if event["event"] == "status" and orjson.loads(event["data"])["status"] in TERMINAL:
                 return
-
-
-def _said(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem responses for OpenAPI."""
-    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {"description": "Problem", "content": {"application/problem+json": reference}} for status in statuses
-    }
 
 
 def _json(body: Any, headers: dict[str, str] | None = None) -> Response:

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import warnings
 
 import torch
+from celery import signals
 from celery.platforms import SecurityWarning
 
 from workers.logs import set_up
@@ -19,6 +20,7 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     chosen = settings()
     set_up(chosen.log_level, "worker")
+    signals.setup_logging.connect(lambda **_said: None, weak=False)  # or Celery sets the root's level to its own
     warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
     torch.set_num_threads(chosen.threads)
     Worker(chosen).start()

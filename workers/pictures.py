@@ -2,16 +2,15 @@
 
 import io
 import math
-import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_GREY_16 = ("I;16", "I;16B", "I;16L", "I")
+Image.MAX_IMAGE_PIXELS = None  # a header's size is compared with the model's before a pixel is decoded
 
 
 class UnusableImageError(ValueError):
@@ -45,24 +44,30 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
     0 and 255. Raises UnusableImageError for what is no picture, truncated, animated, 16-bit or of another size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise anything on a damaged file
         raise UnusableImageError(f"not a picture that can be read; send one of {', '.join(FORMATS)}") from error
     if image.size != (width, height):
         raise UnusableImageError(
             f"the picture is {image.size[0]}×{image.size[1]} pixels; this model takes {width}×{height}"
         )
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):
         raise UnusableImageError("the picture is animated; send a single frame")
-    if image.mode in _GREY_16 or image.mode == "F":
+    if _deep(image):
         raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
     try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnusableImageError("the picture is truncated or damaged") from error
-    return _converted(image, "L" if channels == 1 else "RGB")
+        return _converted(image, "L" if channels == 1 else "RGB")
+    except Exception as error:
+        raise UnusableImageError(
+            "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
+        ) from error
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether a channel has more than 8 bits; Pillow would cut those of colour pictures without a word."""
+    tiles = getattr(image, "tile", ())  # what the file holds: (decoder, box, offset, raw mode and more)
+    layouts = [tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "") for tile in tiles]
+    return image.mode.startswith(("I", "F")) or any(";16" in str(layout) for layout in layouts)
 
 
 def _converted(image: Image.Image, wanted: str) -> tuple[Pixels, str | None]:

@@ -1,10 +1,12 @@
 """The models that can be asked, known by their cards alone: read from safetensors headers, without torch."""
 
 import json
+import logging
 import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ import jsonschema_rs
 
 from workers.operations import BY_METHOD, Operation
 
+log = logging.getLogger(__name__)
+
 FILE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000
 _RESCAN_S = 1.0
+_MOST_ERRORS = 8
+_LONGEST_DETAIL = 300
 
 
 class OptionsError(ValueError):
@@ -35,14 +41,29 @@ class Choice:
     check: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options in force: `given` over the defaults. Raises OptionsError."""
+        """The options in force: `given` over the defaults, whole numbers as integers. Raises OptionsError."""
+        rules = self.schema.get("properties", {})
         wrong = [
-            {"field": ".".join(["options", *map(str, error.instance_path)]), "detail": error.message}
-            for error in self.check.iter_errors(given)
+            {"field": f"options.{name[:60]}", "detail": f"no such option; there are: {', '.join(rules) or 'none'}"}
+            for name in islice((name for name in given if name not in rules), _MOST_ERRORS)
         ]
+        wrong = wrong or self._faults(given)
         if wrong:
             raise OptionsError(wrong)
-        return {**self.defaults, **given}
+        # to JSON Schema 8.0 is an integer, to a model it is not
+        whole = {name for name, rule in rules.items() if "integer" in rule.get("type", "")}
+        cast = {name: int(value) for name, value in given.items() if name in whole and isinstance(value, float)}
+        return {**self.defaults, **given, **cast}
+
+    def _faults(self, given: Mapping[str, Any]) -> list[dict[str, str]]:
+        try:
+            errors = list(islice(self.check.iter_errors(given), _MOST_ERRORS))
+        except ValueError:  # the checker follows some 250 levels
+            return [{"field": "options", "detail": "a value is nested too deeply; send plain numbers and words"}]
+        return [
+            {"field": ".".join(["options", *map(str, error.instance_path)]), "detail": error.message[:_LONGEST_DETAIL]}
+            for error in errors
+        ]
 
 
 @dataclass(frozen=True)
@@ -88,10 +109,17 @@ def _choice(method: str, stated: Mapping[str, Any]) -> Choice:
 
 def read_entry(path: Path) -> Entry:
     """The model in a NAME/VERSION/model.safetensors file; its folders name it. Raises ValueError."""
-    card = read_card(path)
     version, name = path.parent.name, path.parent.parent.name
-    choices = {method: _choice(method, stated) for method, stated in card["operations"].items() if method in BY_METHOD}
-    return Entry(name, version, card, path, choices)
+    try:
+        card = read_card(path)
+        stated = {method: stated for method, stated in card["operations"].items() if method in BY_METHOD}
+        entry = Entry(name, version, card, path, {method: _choice(method, one) for method, one in stated.items()})
+        channels, height, width = entry.image
+    except (LookupError, TypeError, AttributeError, jsonschema_rs.ValidationError) as error:
+        raise ValueError(f"the card of {name}@{version} lacks something: {error!r}") from error
+    if channels not in {1, 3} or min(height, width) < 1:
+        raise ValueError(f"the card of {name}@{version} describes no image: {channels}×{height}×{width}")
+    return entry
 
 
 class Registry:
@@ -105,12 +133,17 @@ class Registry:
         self.scan()
 
     def scan(self) -> None:
-        """Read the folder anew; cards already known are kept."""
+        """Read the folder anew; cards already known are kept, and a damaged file is left out."""
         found: dict[str, dict[str, Entry]] = {}
         for path in sorted(self._folder.glob(f"*/*/{FILE}")):
             version, name = path.parent.name, path.parent.parent.name
             known = self._entries.get(name, {}).get(version)
-            found.setdefault(name, {})[version] = known or read_entry(path)
+            try:
+                entry = known or read_entry(path)
+            except (OSError, ValueError) as error:
+                log.warning("checkpoint left out", extra={"file": str(path), "reason": str(error)})
+                continue
+            found.setdefault(name, {})[version] = entry
         self._entries = found
         self._scanned = time.monotonic()
 

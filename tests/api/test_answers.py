@@ -1,0 +1,147 @@
+"""Forms of an answer, without a service."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from starlette.requests import Request
+
+from api.answers import JSON, NPZ, PNG, About, negotiate, ranged, render
+from api.errors import NotAcceptableError, RangeError
+from tests.api.telling import opened
+from workers.operations import BY_METHOD
+from workers.pictures import png
+
+PICTURES, NUMBERS = BY_METHOD["sample"], BY_METHOD["energy"]
+DATA = bytes(range(100))
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("", JSON),
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("Application/JSON", JSON),
+        ("image/png", PNG),
+        ("image/*", PNG),
+        ("application/*", JSON),
+        ("application/x-npz", NPZ),
+        ("application/npz", NPZ),
+        ("image/png, */*", PNG),
+        ("image/png, */*;q=0.1", PNG),
+        ("application/json;q=0.5, image/png;q=0.4", JSON),
+        ("application/json;q=0.4, image/png; q=0.5", PNG),
+        ("application/json;q=0, */*", PNG),
+        ("text/html, application/xhtml+xml, image/webp, */*;q=0.8", JSON),
+        ("image/webp, image/png;q=0.9, text/html", PNG),
+        ("application/json;charset=utf-8", JSON),
+    ],
+)
+def test_the_form_most_wished_for_is_chosen(accept: str, media: str) -> None:
+    """Quality decides, then how exactly a form is named, then JSON goes before PNG and NPZ."""
+    assert negotiate(accept, PICTURES) == media
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/jpeg", "application/json;q=0", "*/*;q=0", "*/*;q=x", "nonsense"]
+)
+def test_a_form_there_is_none_of_is_refused(accept: str) -> None:
+    """The refusal lists the forms that there are."""
+    with pytest.raises(NotAcceptableError, match="image/png"):
+        negotiate(accept, PICTURES)
+
+
+def test_numbers_have_no_png() -> None:
+    """An answer without pictures is JSON or NPZ."""
+    assert negotiate("image/png, application/x-npz;q=0.1", NUMBERS) == NPZ
+    with pytest.raises(NotAcceptableError, match="application/x-npz, not as image/png"):
+        negotiate("image/png", NUMBERS)
+
+
+def test_every_form_carries_the_same_pixels() -> None:
+    """JSON's PNGs, the PNG grid and the NPZ array hold what the model gave; seed and model come with each."""
+    pixels = np.arange(3 * 1 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
+    about = About("m", "2", 2**63 - 1, ("images[0]: RGB to L",))
+    body = json.loads(render({"images": pixels}, about, JSON))
+    assert (body["model"], body["version"], body["seed"]) == ("m", "2", 2**63 - 1)
+    assert body["conversions"] == ["images[0]: RGB to L"]
+    assert body["images"] == json.loads(render({"images": [png(one) for one in pixels]}, about, JSON))["images"]
+    sheet = opened(render({"images": pixels}, about, PNG))
+    assert sheet.shape == (8, 8)
+    assert (sheet[:4, 4:] == pixels[1, 0]).all()
+    assert (sheet[4:, 4:] == 0).all()  # the empty cell
+    assert (opened(render({"images": pixels[:1]}, about, PNG)) == pixels[0, 0]).all()
+    with np.load(io.BytesIO(render({"images": pixels}, about, NPZ))) as arrays:
+        assert (arrays["images"] == pixels).all()
+        assert (str(arrays["model"]), int(arrays["seed"])) == ("m", 2**63 - 1)
+        assert list(arrays["conversions"]) == ["images[0]: RGB to L"]
+    assert about.headers["Reverie-Conversions"] == "images[0]: RGB to L"
+
+
+def test_rendering_twice_gives_the_same_bytes() -> None:
+    """An ETag is a hash of the body, so nothing in a body may depend on when it is made."""
+    fields = {"log_p": np.array([-1.5, -2.5]), "k": 10}
+    about = About("m", "1", 0)
+    assert render(fields, about, NPZ) == render(fields, about, NPZ)
+    assert json.loads(render(fields, about, JSON))["log_p"] == [-1.5, -2.5]
+
+
+def _asked(**headers: str) -> Request:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "GET", "headers": pairs})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        ("bytes=0-0", (0, 0)),
+        ("bytes=10-19", (10, 19)),
+        ("bytes=90-", (90, 99)),
+        ("bytes=90-900", (90, 99)),
+        ("bytes=-7", (93, 99)),
+        ("bytes=-700", (0, 99)),
+    ],
+)
+def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
+    """206 with the bytes asked for and where they lie."""
+    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert answer.status_code == 206
+    assert answer.body == DATA[part[0] : part[1] + 1]
+    assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1]}/100"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["", "bytes=-", "items=0-1", "bytes=0-1,5-6", "bytes=a-b", f"bytes=0-{'9' * 5000}", "bytes=²-³"]
+)
+def test_a_range_of_another_shape_is_ignored(wanted: str) -> None:
+    """The whole result comes, as RFC 9110 allows."""
+    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert (answer.status_code, answer.body) == (200, DATA)
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("wanted", ["bytes=100-", "bytes=200-300", "bytes=-0", "bytes=9-3"])
+def test_a_range_outside_is_refused(wanted: str) -> None:
+    """416 says how long the result is."""
+    with pytest.raises(RangeError) as caught:
+        ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert caught.value.headers["Content-Range"] == "bytes */100"
+
+
+def test_a_known_result_is_not_sent_again() -> None:
+    """If-None-Match with its ETag, weak or among others or any, gives 304; another one gives the result."""
+    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
+    for seen in (tag, f'"x", {tag}', f"W/{tag}", "*"):
+        answer = ranged(_asked(if_none_match=seen), DATA, NPZ, {})
+        assert (answer.status_code, answer.body, answer.headers["etag"]) == (304, b"", tag)
+    assert ranged(_asked(if_none_match='"x"'), DATA, NPZ, {}).status_code == 200
+    assert ranged(_asked(), DATA + b"!", NPZ, {}).headers["etag"] != tag
+
+
+def test_a_download_resumes_only_on_the_same_result() -> None:
+    """If-Range with its ETag gives the part; with another one, the whole."""
+    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
+    assert ranged(_asked(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
+    assert ranged(_asked(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA

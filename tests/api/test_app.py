@@ -1,0 +1,170 @@
+"""Health, metrics, pages and limits of the application as a whole."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from api.app import create_app
+from tests.api.telling import FAULTY, MODEL, problem, samples
+from tests.stack import Stack, free_port
+from workers.settings import Settings
+
+
+def test_health_and_readiness(client: httpx.Client) -> None:
+    """The process lives; a live worker has its models warm."""
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["workers"] == 1
+    assert ready["models"] == [f"{FAULTY}@1", f"{MODEL}@1"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "media", "parse"),
+    [("*/*", "text/plain", parse_text), ("application/openmetrics-text", "application/openmetrics-text", parse_open)],
+)
+def test_metrics_can_be_parsed(client: httpx.Client, accept: str, media: str, parse: Callable[[str], Any]) -> None:
+    """In both formats; requests are counted by route and status."""
+    samples(client)
+    client.get("/v1/models/none")
+    page = client.get("/metrics", headers={"Accept": accept})
+    assert page.headers["content-type"].startswith(media)
+    families = {family.name: family for family in parse(page.text)}
+    assert {
+        "reverie_request_seconds",
+        "reverie_waiting_requests",
+        "reverie_batches_resent",
+        "reverie_queue_messages",
+        "reverie_jobs",
+        "reverie_workers",
+        "reverie_worker_rows",
+        "reverie_worker_busy_seconds",
+        "reverie_worker_memory_bytes",
+    } <= set(families)
+    counted = {
+        (one.labels["method"], one.labels["route"], one.labels["status"]): one.value
+        for one in families["reverie_request_seconds"].samples
+        if one.name.endswith("_count")
+    }
+    assert counted["POST", "/v1/samples", "200"] >= 1
+    assert counted["GET", "/v1/models/{name}", "404"] >= 1
+    assert families["reverie_workers"].samples[0].value == 1
+
+
+def test_the_page_of_the_docs_needs_nobody_else(client: httpx.Client) -> None:
+    """Every script, style and picture of /docs comes from this service."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    sources = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert len(sources) >= 3
+    for source in sources:
+        assert source.startswith("/docs/static/")
+        assert client.get(source).status_code == 200
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
+def test_a_misspelt_setting_is_refused_at_start(tmp_path: Path, root: Path) -> None:
+    """The process ends at once and says which."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
+    environment = {**kept, "REVERIE_STATE": str(tmp_path), "REVERIE_COUNT_MAX": "3"}
+    command = [sys.executable, "-m", "api"]
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode != 0
+    assert "no such setting: REVERIE_COUNT_MAX" in ended.stderr
+
+
+def _alone(folder: Path, **chosen: Any) -> Settings:
+    """Settings of an API process without queue server or worker."""
+    return Settings(
+        state=folder,
+        checkpoints=Path("checkpoints"),
+        queue_url=f"redis://127.0.0.1:{free_port()}/0",
+        log_level="error",
+        **chosen,
+    )
+
+
+def test_requests_do_not_pile_up(tmp_path: Path) -> None:
+    """As many wait as may, and the others are told at once to come back; what waited becomes a promise."""
+    limit, crowd = 50, 1000
+
+    async def rush() -> list[httpx.Response]:
+        app = create_app(_alone(tmp_path, max_waiting=limit, wait_s=6))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
+        ):
+            asked = [client.post("/v1/samples", json={"model": MODEL, "seed": seed}) for seed in range(crowd)]
+            return list(await asyncio.gather(*asked))
+
+    answers = asyncio.run(rush())
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == crowd - limit
+    assert {answer.status_code for answer in answers} == {202, 503}
+    for answer in refused[:: len(refused) // 20]:
+        body = problem(answer, 503, "50 requests wait already", "try again")
+        assert body["type"].startswith("https://")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> None:
+    """A real service answers each with pictures or with 503 and when to come back, and works on afterwards."""
+
+    async def ask(seed: int, gate: asyncio.Semaphore) -> int:
+        body = orjson.dumps({"model": MODEL, "seed": seed, "count": 4})
+        head = f"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        async with gate:  # the backlog of the listening socket is 2048
+            reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+            writer.write(head.encode() + b"\r\n\r\n" + body)
+            await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        headers = await reader.readuntil(b"\r\n\r\n")
+        assert (status == 503) == (b"retry-after" in headers.lower())
+        writer.close()
+        return status
+
+    async def rush() -> list[int]:
+        gate = asyncio.Semaphore(500)
+        return list(await asyncio.gather(*(ask(seed, gate) for seed in range(10_000))))
+
+    statuses = asyncio.run(rush())
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 2048
+    assert samples(client).status_code == 200
+
+
+def test_promises_are_bounded(tmp_path: Path) -> None:
+    """As many unfinished jobs are kept as may be; the next promise is refused, with a key or without."""
+
+    async def rush() -> None:
+        app = create_app(_alone(tmp_path, max_queued_jobs=5))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
+        ):
+            prefer = {"Prefer": "respond-async"}
+            for number in range(5):
+                key = {"Idempotency-Key": "first"} if number == 0 else {}
+                answer = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
+                assert answer.status_code == 202
+            for key in ({}, {"Idempotency-Key": "another"}):
+                answer = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
+                problem(answer, 503, "unfinished jobs")
+                assert answer.headers["retry-after"]
+            first = (await client.get("/v1/jobs")).json()["data"][-1]["id"]
+            await client.post(f"/v1/jobs/{first}/cancel")
+
+    asyncio.run(rush())
