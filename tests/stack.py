@@ -71,7 +71,9 @@ class Stack:
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: queue, inference or api; `name` tells several workers apart."""
-        command = [sys.executable, "-m", "workers.serve", "--part", part]
+        # not through `workers.serve`, whose parts die with the thread that started them
+        modules = {"queue": ["workers.serve", "--part", "queue"], "inference": ["workers"], "api": ["api"]}
+        command = [sys.executable, "-m", *modules[part]]
         with (self.state / f"{name or part}.log").open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
 
@@ -94,7 +96,7 @@ class Stack:
     def wait_queue(self) -> None:
         """Return when the queue server answers."""
         with redis.Redis(port=self.queue_port) as client:
-            _until(lambda: client.ping(), "the queue server")
+            _until(client.ping, "the queue server")
 
     def wait_ready(self) -> None:
         """Return when the service is ready."""

@@ -116,9 +116,10 @@ def _run_all(
     chosen = resident.options(method, options)
     stack = _Stack.of(parts, BY_METHOD[method].inputs)
     count = len(stack.seeds)
-    # a state spans all rows, so a run that carries one is never cut
-    step = count if state is not None else min(plan.largest, count)
-    until = time.perf_counter() + (slice_s if step == count else float("inf"))
+    # a state spans all rows, so an operation that has one is never cut; whoever sends it keeps to its capacity
+    sliced = resident.entry.card["operations"][method].get("sliced", False)
+    step = count if sliced else min(plan.largest, count)
+    until = time.perf_counter() + slice_s
     pieces = []
     for first in range(0, count, step):
         piece = stack.cut(first, min(first + step, count))

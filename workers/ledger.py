@@ -8,7 +8,7 @@ Works on SQLite (WAL, `BEGIN IMMEDIATE`) and on any database SQLAlchemy writes `
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from sqlalchemy.engine import Connection
 
 SCHEMA_VERSION = 1
 TERMINAL = ("succeeded", "failed", "cancelled")
+ADOPTER = "api-"
+"""How names of API processes begin, which hold jobs but do not run them: their death says nothing against a job."""
+
 SMALL = 16
 """Jobs of at most this many rows share a forward pass with others of their kind."""
 
@@ -169,8 +172,8 @@ class Ledger:
             self._insert(connection, rows)
 
     def _insert(self, connection: Connection, rows: Sequence[Job]) -> None:
-        connection.execute(jobs.insert(), list(rows))
         for row in rows:
+            connection.execute(jobs.insert().values(**row))
             _note(connection, row["id"], "status", {"status": row["status"]})
 
     def add_once(self, row: Job, route: str, key: str, fingerprint: str, keep_s: float) -> tuple[str, str]:
@@ -248,8 +251,13 @@ class Ledger:
 
     # --- what whoever holds a job does ---
 
-    def claim(self, owner: str, lease_s: float, limit: int) -> list[Job]:
-        """Take the job whose turn it is, and with it up to `limit` − 1 small ones that can share its forward pass."""
+    def claim(
+        self, owner: str, lease_s: float, limit: int, room: Callable[[Job], int] = lambda _job: SMALL
+    ) -> list[Job]:
+        """Take the job whose turn it is, and with it small ones that can share its forward pass.
+
+        At most `limit` jobs, and as many rows together as there is `room` for in a pass of the first job's kind.
+        """
         now = time.time()
         with self._writing() as connection:
             first = (
@@ -276,7 +284,12 @@ class Ledger:
                     .order_by(jobs.c.turn)
                     .limit(limit - 1)
                 )
-                taken += [dict(row) for row in connection.execute(like).mappings()]
+                left = room(taken[0]) - taken[0]["rows"]
+                for row in connection.execute(like).mappings():
+                    left -= row["rows"]
+                    if left < 0:
+                        break
+                    taken.append(dict(row))
             held = []
             for job in taken:
                 change = {
@@ -367,7 +380,8 @@ class Ledger:
         with self._writing() as connection:
             found = connection.execute(sa.select(jobs).where(lapsed)).mappings().all()
             for job in found:
-                attempts = job["attempts"] + (0 if job["shared"] else 1)
+                ran = not job["lease_owner"].startswith(ADOPTER)
+                attempts = job["attempts"] + (ran and not job["shared"])
                 here = jobs.c.id == job["id"]
                 if attempts >= max_attempts:
                     problem = {
@@ -386,7 +400,7 @@ class Ledger:
                         token=job["token"] + 1,
                         lease_owner=None,
                         lease_until=None,
-                        alone=True,
+                        alone=job["alone"] or ran,
                         attempts=attempts,
                     )
                 )

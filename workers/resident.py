@@ -1,8 +1,12 @@
 """Models kept in memory, warmed up: which batch sizes they run in, and for how long."""
 
 import contextlib
+import hashlib
 import importlib
+import json
 import logging
+import os
+import platform
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -76,10 +80,36 @@ class Resident:
     def _defaults(self, method: str) -> dict[str, Any]:
         return dict(self.entry.choices[method].defaults)
 
-    def warm(self, slice_s: float) -> None:
-        """Time every operation in growing batches and find the buckets that give a row the same bits."""
+    def warm(self, slice_s: float, known: Path) -> None:
+        """Time every operation in growing batches and find the buckets that give a row the same bits.
+
+        What was found is kept in the folder `known`, under everything it depends on: a worker that was restarted
+        need only run each operation once.
+        """
+        stat = self.entry.path.stat()
+        threads = torch.get_num_threads()
+        depends = [
+            self.entry.ref,
+            stat.st_size,
+            stat.st_mtime_ns,
+            slice_s,
+            threads,
+            str(self.device),
+            torch.__version__,
+        ]
+        depends += [platform.node(), platform.processor(), sorted(self.entry.choices)]
+        file = known / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]}.json"
+        if file.is_file():
+            self.plans = {method: Plan(*numbers) for method, numbers in json.loads(file.read_text()).items()}
+            for method, plan in self.plans.items():
+                self._probe(method, self.options(method, self._defaults(method)), plan.smallest)
+            return
         for method in self.entry.choices:
             self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
+        known.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
+        part.replace(file)
 
     def _probe(self, method: str, options: Any, size: int, *, reverse: bool = False) -> tuple[list[Tensor], float]:
         """Outputs, in row order, of `size` made-up rows, and the seconds of the second run."""
@@ -157,7 +187,7 @@ class Residents:
         model, _ = cards.load(entry.path, self.device)
         resident = Resident(entry, model.eval(), self.device)
         self._make_room(resident.size_bytes)
-        resident.warm(self._settings.slice_s)
+        resident.warm(self._settings.slice_s, self._settings.state / "plans")
         self._held[entry.ref] = resident
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - begun, 3)})
         return resident
@@ -185,6 +215,11 @@ class Residents:
             yield
         except Exception:
             log.exception("model cannot be loaded", extra={"model": entry.ref})
+
+    def largest(self, ref: str, method: str) -> int:
+        """Rows of the largest pass; 1 while the model is not held."""
+        held = self._held.get(ref)
+        return held.plans[method].largest if held and method in held.plans else 1
 
     def capacity(self) -> dict[str, dict[str, list[int]]]:
         """For each model held and each operation: rows of the largest pass, and rows of one slice."""

@@ -180,7 +180,7 @@ class Worker:
 
     def run_jobs(self) -> None:
         """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
-        claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT)
+        claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT, self._room)
         if not claimed:
             return
         self._holding = True
@@ -193,6 +193,9 @@ class Worker:
             log.warning("claims lost meanwhile", extra={"jobs": len(reports) - len(counted)})
         self._quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
         self._quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
+
+    def _room(self, job: Job) -> int:
+        return self.residents.largest(f"{job['model']}@{job['version']}", job["method"])
 
     def _slice(self, claimed: list[Job]) -> list[Done]:
         first = claimed[0]
