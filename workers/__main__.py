@@ -22,7 +22,7 @@ def main() -> None:
     set_up(chosen.log_level, "worker")
     signals.setup_logging.connect(lambda **_said: None, weak=False)  # or Celery sets the root's level to its own
     warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
-    torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(1)
     Worker(chosen).start()
 
 

@@ -24,9 +24,9 @@ from workers.queue import (
     RUN_JOBS,
     WORKERS,
     Lane,
+    Line,
     connect_async,
     dropped_key,
-    entries,
     message,
     notes_stream,
     queue_name,
@@ -142,6 +142,7 @@ class Outbox:
         """Connect and begin to send."""
         self._loop = asyncio.get_running_loop()
         self._redis = connect_async(self._settings)
+        self._line, self._ears = Line(self._settings.queue_url), Line(self._settings.queue_url)
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
@@ -152,6 +153,8 @@ class Outbox:
         with contextlib.suppress(redis.RedisError):
             await self._redis.delete(self._stream)
         await self._redis.aclose()
+        self._line.close()
+        self._ears.close()
 
     # --- what routes use ---
 
@@ -237,7 +240,7 @@ class Outbox:
 
     async def _send(self, lane: Lane, data: bytes, batch_id: str = "") -> None:
         try:
-            await self._redis.lpush(queue_name(lane), data)
+            await self._line.command("LPUSH", queue_name(lane), data)
         except (redis.RedisError, OSError) as error:
             log.warning("not sent", extra={"lane": lane, "reason": str(error)})
             if batch_id:
@@ -270,14 +273,18 @@ class Outbox:
         last: bytes | str = "0"
         while True:
             try:
-                found = await self._redis.xread({self._stream: last}, count=64, block=5000)
+                async with asyncio.timeout(15):
+                    found = await self._ears.command(
+                        "XREAD", "COUNT", "64", "BLOCK", "5000", "STREAMS", self._stream, last
+                    )
             except (redis.RedisError, OSError):
+                self._ears.close()
                 await asyncio.sleep(0.1)
                 continue
-            for entry_id, values in entries(found):
+            for entry_id, (_, data) in found[0][1] if found else ():
                 last = entry_id
                 try:
-                    await self._heed(values[b"note"])
+                    await self._heed(data)
                 except Exception:
                     log.exception("note not understood")
 

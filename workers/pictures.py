@@ -2,6 +2,8 @@
 
 import io
 import math
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,21 @@ class UnusableImageError(ValueError):
 
 
 def png(pixels: Pixels) -> bytes:
-    """PNG of one image, uint8 (C, H, W) with C = 1 or 3."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    """PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines, one zlib stream.
+
+    Written here because it is the last step of every small answer: Pillow's encoder takes four times as long for
+    28×28 pixels, nearly all of it in Python.
+    """
+    channels, height, width = pixels.shape
+    lines = np.zeros((height, 1 + width * channels), np.uint8)
+    lines[:, 1:] = pixels[0] if channels == 1 else pixels.transpose(1, 2, 0).reshape(height, -1)
+    head = struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:

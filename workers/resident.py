@@ -30,8 +30,16 @@ from workers.settings import Settings
 log = logging.getLogger(__name__)
 
 LARGEST_BUCKET = 1024
-_GAIN = 1.3
 _PATIENCE = 8
+"""Slices that a batch may take where it pays."""
+
+_GAIN, _ENOUGH = 1.2, 8
+"""Stop growing if this many rows together are not this much faster than alone."""
+
+_NEARLY = 1.15
+_MANY_WEIGHTS_BYTES = 64 << 20
+"""Models with more weights than this are worth several threads; small ones lose by them."""
+
 _KNOWN_OPTIONS = 256
 
 
@@ -51,13 +59,15 @@ class Plan:
 class Resident:
     """One version of a model, loaded and ready to run."""
 
-    def __init__(self, entry: Entry, model: Any, device: torch.device) -> None:
-        """Hold a loaded model; `warm` it before it serves."""
+    def __init__(self, entry: Entry, model: Any, device: torch.device, threads: int = 0) -> None:
+        """Hold a loaded model; `warm` it before it serves. `threads` 0: one for a small model, all for a large one."""
         self.entry = entry
         self.model = model
         self.device = device
         self.plans: dict[str, Plan] = {}
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        # by a rule and not by a clock: a row's bits may depend on it, and must survive a restart
+        self.threads = threads or (len(os.sched_getaffinity(0)) if self.size_bytes > _MANY_WEIGHTS_BYTES else 1)
         self._known: dict[tuple[str, str], Any] = {}
         self._options = {method: options_of(model, method) for method in entry.choices}
 
@@ -73,6 +83,8 @@ class Resident:
     def call(self, method: str, options: Any, rows: Rows, items: list[Tensor], state: dict[str, Any] | None) -> Any:
         """Run one step of an operation: a dict of fields, or a Partial to be called again with its state."""
         with torch.inference_mode():
+            if torch.get_num_threads() != self.threads:
+                torch.set_num_threads(self.threads)
             arguments = [*items, rows.to(self.device), options]
             more = {} if state is None else {"state": state}
             return getattr(self.model, method)(*arguments, **more)
@@ -87,13 +99,12 @@ class Resident:
         need only run each operation once.
         """
         stat = self.entry.path.stat()
-        threads = torch.get_num_threads()
         depends = [
             self.entry.ref,
             stat.st_size,
             stat.st_mtime_ns,
             slice_s,
-            threads,
+            self.threads,
             str(self.device),
             torch.__version__,
         ]
@@ -136,29 +147,29 @@ class Resident:
             torch.cuda.synchronize(self.device)
 
     def _plan(self, method: str, options: Any, slice_s: float) -> Plan:
-        sizes, outputs, seconds = [1], [], []
-        output, took = self._probe(method, options, 1)
-        outputs.append(output)
-        seconds.append(took)
-        while sizes[-1] < LARGEST_BUCKET:
-            # grow while a pass stays within a slice, or while doubling still pays and nobody waits too long for it
-            size = 2 * sizes[-1]
+        sizes: list[int] = []
+        outputs: list[list[Tensor]] = []
+        seconds: list[float] = []
+        for size in (2**power for power in range(LARGEST_BUCKET.bit_length())):
             output, took = self._probe(method, options, size)
-            pays = 2 * seconds[-1] / took
-            if took > slice_s and (pays < _GAIN or took > _PATIENCE * slice_s):
+            if size > 1 and took > _PATIENCE * slice_s:
                 break
             sizes.append(size)
             outputs.append(output)
             seconds.append(took)
-        turned, _ = self._probe(method, options, sizes[-1], reverse=True)
-        agree = _same(outputs[-1], turned, sizes[-1])
-        smallest = sizes[-1]
-        for size, output in zip(reversed(sizes), reversed(outputs), strict=True):
-            if not (agree and _same(outputs[-1], output, size)):
-                break
-            smallest = size
-        within = [size for size, took in zip(sizes, seconds, strict=True) if took <= slice_s]
-        return Plan(smallest, sizes[-1], max([smallest, *within]))
+            if took > slice_s and size / took < _GAIN * sizes[0] / seconds[0] and size >= _ENOUGH:
+                break  # a larger batch does not pay
+        within = [index for index, took in enumerate(seconds) if took <= slice_s]
+        rates = [size / took for size, took in zip(sizes, seconds, strict=True)]
+        # beyond a slice only where it pays: the first size that is nearly as fast as the fastest
+        paying = next(index for index, rate in enumerate(rates) if rate * _NEARLY >= max(rates))
+        top = max(paying, *within) if within else paying
+        turned, _ = self._probe(method, options, sizes[top], reverse=True)
+        smallest = top
+        if _same(outputs[top], turned, sizes[top]):
+            while smallest and _same(outputs[top], outputs[smallest - 1], sizes[smallest - 1]):
+                smallest -= 1
+        return Plan(sizes[smallest], sizes[top], sizes[max([smallest, *within])])
 
 
 def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
@@ -185,7 +196,7 @@ class Residents:
             return held
         begun = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
-        resident = Resident(entry, model.eval(), self.device)
+        resident = Resident(entry, model.eval(), self.device, self._settings.threads)
         self._make_room(resident.size_bytes)
         resident.warm(self._settings.slice_s, self._settings.state / "plans")
         self._held[entry.ref] = resident

@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     )
 
     device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N.")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of one model's forward pass.")
+    threads: int = Field(
+        0, ge=0, le=256, description="CPU threads of a forward pass; 0: one, or all for a large model."
+    )
     memory_budget_bytes: int = Field(4 << 30, ge=1 << 20, description="Weights the worker keeps resident.")
     slice_s: float = Field(
         0.04, gt=0, le=5, description="Longest piece of work that runs without letting others go first."
