@@ -156,6 +156,7 @@ def _properties(operation: Operation, able: list[Entry], settings: Settings) -> 
     there = {"count": operation.counted, "images": bool(operation.inputs)}
     properties = {name: dict(rule) for name, rule in known.items() if there.get(name, True)}
     if able:
+        del properties["model"]["examples"]
         properties["model"]["enum"] = [name for entry in able for name in (entry.name, entry.ref)]
         schemas = {entry.name: dict(entry.choices[operation.method].schema) for entry in able}
         properties["options"] = {
@@ -165,6 +166,7 @@ def _properties(operation: Operation, able: list[Entry], settings: Settings) -> 
     if operation.counted:
         properties["count"] |= {"minimum": 1, "maximum": settings.max_count}
     if operation.inputs:
+        del properties["images"]["default"]
         properties["images"] |= {"minItems": len(operation.inputs), "maxItems": settings.max_images}
     return properties
 

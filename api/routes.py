@@ -40,6 +40,7 @@ PNG_BY_WORKER = 256
 
 _KEEP_ALIVE_S = 15.0
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
+_WORD = r"^[\w.-]*$"
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
@@ -338,9 +339,9 @@ def _add_jobs(router: APIRouter, house: House) -> None:
     async def jobs(
         request: Request,
         status: Annotated[str | None, Query(pattern="^(queued|running|succeeded|failed|cancelled)$")] = None,
-        kind: Annotated[str | None, Query(max_length=40)] = None,
-        model: Annotated[str | None, Query(max_length=120)] = None,
-        after: Annotated[str | None, Query(max_length=60)] = None,
+        kind: Annotated[str | None, Query(max_length=40, pattern=_WORD)] = None,
+        model: Annotated[str | None, Query(max_length=120, pattern=_WORD)] = None,
+        after: Annotated[str | None, Query(max_length=60, pattern=_WORD)] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}

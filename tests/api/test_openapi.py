@@ -1,0 +1,139 @@
+"""The service held to its own description."""
+
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from tests.api.telling import FAULTY, MODEL, b64
+from tests.stack import Stack
+from workers.operations import OPERATIONS
+from workers.pictures import png
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+MOST = {"count": 20, "size": 4, "steps": 12, "draws": 20, "k": 200}
+"""What the tests ask for at most of each: the numbers up to the limits are good, and long."""
+
+
+def _bounded(value: Any) -> Any:
+    """The same with large numbers of rows and steps made small."""
+    if isinstance(value, dict):
+        return {name: _smaller(name, _bounded(inner)) for name, inner in value.items()}
+    return value
+
+
+def _smaller(name: str, value: Any) -> Any:
+    large = name in MOST and type(value) is int and MOST[name] < value <= 100_000
+    return MOST[name] if large else value
+
+
+def _pictured(case: Any, files: dict[str, bytes]) -> None:
+    """Put real pictures where the description can only ask for text or bytes."""
+    if isinstance(case.body, dict) and "images" in case.body:
+        file = files.get(case.body.get("model"), files[MODEL])
+        form = case.media_type == "multipart/form-data"
+        case.body["images"] = [file if form else b64(file) for _ in case.body["images"][:4]]
+    elif case.media_type == "image/png":
+        case.query = {"model": MODEL, **(case.query or {})}
+        case.body = files.get(case.query["model"], files[MODEL])
+
+
+@pytest.fixture
+def files(digit: bytes) -> dict[str, bytes]:
+    """A picture that each model takes."""
+    small = png(np.full((1, 8, 8), 100, np.uint8))
+    return {MODEL: digit, f"{MODEL}@1": digit, FAULTY: small, f"{FAULTY}@1": small}
+
+
+def test_whatever_is_sent_the_answer_is_a_described_one(
+    stack: Stack, files: dict[str, bytes], subtests: pytest.Subtests
+) -> None:
+    """No fault of the service, and no status, content type or body that its description does not have."""
+    description = schemathesis.openapi.from_url(f"{stack.url}/openapi.json")
+    operations = [found.ok() for found in description.get_all_operations()]
+    assert len(operations) >= 18
+    for operation in operations:
+        with subtests.test(operation.label):
+            good = _try(operation, GenerationMode.POSITIVE, 8, files)
+            if operation.body:
+                assert good & {200, 202}  # what the description calls good is good
+        if operation.body or operation.query:
+            with subtests.test(f"{operation.label}, gone wrong"):
+                _try(operation, GenerationMode.NEGATIVE, 12, {})
+
+
+def _try(operation: Any, mode: GenerationMode, examples: int, files: dict[str, bytes]) -> set[int]:
+    """Send that many requests; answers the statuses that came."""
+    statuses = set()
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def sent(case: Any) -> None:
+        case.body = _bounded(case.body)
+        if files:
+            _pictured(case, files)
+        answer = case.call(headers={"Prefer": "wait=5"}, timeout=60)
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=CHECKS)
+
+    sent()
+    return statuses
+
+
+def test_the_examples_work(client: httpx.Client) -> None:
+    """Every example body of the description is answered with what it shows."""
+    paths = client.get("/openapi.json").json()["paths"]
+    tried = 0
+    for path, methods in paths.items():
+        body = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "example" in body:
+            example = {**body["example"], "model": MODEL}
+            if "images" in example:
+                example["images"] = [b64(png(np.zeros((1, 28, 28), np.uint8)))] * len(example["images"])
+            answer = client.post(path, json=example)
+            assert answer.status_code == 200, answer.text
+            tried += 1
+    assert tried == len(OPERATIONS)
+
+
+def test_the_description_is_one(client: httpx.Client) -> None:
+    """It is valid OpenAPI, says each operation's limits and options, and asks for no key where none is needed."""
+    said = client.get("/openapi.json").json()
+    schemathesis.openapi.from_dict(said).validate()
+    samples = said["paths"]["/v1/samples"]["post"]
+    assert "65536" in samples["description"]
+    fields = samples["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert fields["model"]["enum"] == [FAULTY, f"{FAULTY}@1", MODEL, f"{MODEL}@1"]
+    assert "temperature" in fields["options"]["description"]
+    assert "images" not in fields
+    assert "securitySchemes" not in said["components"]
+    assert "HTTPValidationError" not in str(said)
+    operations = [described for methods in said["paths"].values() for described in methods.values()]
+    assert all(described["summary"] and described["tags"] for described in operations)
+    assert len({described["operationId"] for described in operations}) == len(operations)
