@@ -1,0 +1,52 @@
+"""`python benchmarks/table.py --write`: the README's table of models, made from the cards of the checkpoints that ship."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from workers.registry import Entry, Registry  # noqa: E402 - the repository is put on the path first
+
+BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
+
+
+def row(entry: Entry) -> str:
+    """One line of the table: name, what it is, how it was trained, and its figures."""
+    card = entry.card
+    provenance = card["provenance"]
+    trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min on a {provenance['hardware']}"
+    figures = "; ".join(f"{one['name']} {one['value']:.4g} {one['unit'] or ''}".strip() for one in card["figures"])
+    return f"| `{entry.name}` | {card['summary']} | {trained} | {figures or 'none measured yet'} |"
+
+
+def table() -> str:
+    """The table, between its marks."""
+    rows = [row(entry) for entry in Registry(ROOT / "checkpoints").serving()]
+    head = "| model | what it is | trained | measured on the test set |\n| --- | --- | --- | --- |"
+    return "\n".join([BEGIN, head, *rows, END])
+
+
+def written(readme: str) -> str:
+    """The README with the table in its place. Raises ValueError where its marks are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md lacks the marks {BEGIN} and {END}")
+    return before + table() + after
+
+
+def main() -> None:
+    """Print the table, or write it into the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write it into README.md")
+    if not parser.parse_args().write:
+        print(table())
+        return
+    readme = ROOT / "README.md"
+    readme.write_text(written(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
