@@ -528,7 +528,7 @@ def _figures(
     spread = bounds.std(dim=0) / math.sqrt(count)
     sampling = float(errors.square().sum().sqrt()) / count
     value = [round(float(mean), 3) for mean in bounds.mean(dim=0)]
-    on = f"{count} test images"
+    on = f"{count} test images, products in {precision}"
 
     def figure(name: str, number: float, unit: str, better: str, detail: str) -> dict[str, Any]:
         return {"name": name, "value": number, "unit": unit, "better": better, "detail": detail}
@@ -540,7 +540,7 @@ def _figures(
             "nats",
             "lower",
             f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {spread[-1]:.3f} over images, "
-            f"{sampling:.4f} of the sampling; products in {precision}",
+            f"{sampling:.4f} of the sampling",
         ),
         figure("bound", value[0], "nats", "higher", f"lower bound (estimator A), mean of {on}; s.e. {spread[0]:.3f}"),
     ]

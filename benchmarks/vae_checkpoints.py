@@ -1,0 +1,73 @@
+"""docs/results/vae-checkpoints.md: how the VAE's checkpoints were trained and what was measured, from their cards.
+
+python benchmarks/vae_checkpoints.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from models.kit.card import read_card  # noqa: E402
+
+
+def described(card: dict[str, Any]) -> list[str]:
+    """One checkpoint as Markdown."""
+    told = card["provenance"]
+    config, training, chosen = told["recipe"]["config"], told["recipe"]["training"], told["selection"]
+    widths = "-".join(map(str, (*config["hidden"], config["latents"])))
+    bound = {"sgvb_a": "estimator A", "sgvb_b": "estimator B", "importance": "the importance-weighted bound"}
+    trained = [
+        f"{card['summary']}.",
+        f"Encoder 784-{widths} and the decoder its mirror, {config['activation']}.",
+        f"Maximises {bound[config['objective']]}, samples an image: {config['samples']}.",
+        f"{training['optimiser']}, step {training['learning_rate']} ({training.get('decay', 'constant')}), {training['batch_size']}",
+        f"images a step, average of weights {training['average']}, products in {training['precision']},",
+        f"{told['binarization']['kind']} binarization, seed {told['seed']}.",
+    ]
+    epochs = [
+        f"- Epochs: {told['epochs']}. Of {chosen['epochs_tried']} tried on {chosen['count']:,} digits the best on the",
+        f"other {chosen['validation']:,} was epoch {chosen['best_epoch']}",
+        f"(loss {chosen['best_validation_loss']:.2f} nats;",
+        f"{chosen['seconds']:.0f} s); then all {told['data']['count']:,} in {told['seconds']:.0f} s.",
+    ]
+    name, file = card["name"], f"checkpoints/{card['name']}/{card['version']}/model.safetensors"
+    return [
+        f"## {name}",
+        "",
+        " ".join(trained),
+        "",
+        " ".join(epochs),
+        f"- Machine: {told['hardware']}, shared with other work. Commit: {told['commit'][:12]}. torch {told['torch']}.",
+        *([f"- Note: {told['note']}."] if "note" in told else []),
+        "",
+        "| figure | value | unit | how |",
+        "| --- | --- | --- | --- |",
+        *[f"| {f['name']} | {f['value']} | {f['unit']} | {f['detail']} |" for f in card["figures"]],
+        "",
+        "```",
+        f"python -m models train {name} --set training.validation=5000 --out runs/choice",
+        f"python -m models train {name} --out runs/final",
+        "python -m models export runs/final --selection runs/choice",
+        f"python -m models evaluate {file} --write",
+        "```",
+        "",
+    ]
+
+
+def main() -> None:
+    """Write the page."""
+    text = ["# The VAE's checkpoints", "", "Made from the cards by `python benchmarks/vae_checkpoints.py`.", ""]
+    for path in sorted((ROOT / "checkpoints").glob("*/*/model.safetensors")):
+        card = read_card(path)
+        if card["family"] == "vae":
+            text += described(card)
+    (ROOT / "docs" / "results" / "vae-checkpoints.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""`models.kit.card` and `models.kit.export`: a checkpoint is one file that says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models import __main__ as command
+from models.kit import card, data, export
+from models.kit.train import Recipe
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
+DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
+PROVENANCE = {"recipe", "seed", "epochs", "seconds", "hardware", "commit", "torch", "data", "binarization"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint made by the command line from a tiny recipe."""
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = {
+        "family": "vae",
+        "name": "tiny",
+        "summary": "two latents, for tests",
+        "data": str(DIGITS),
+        "config": {"hidden": [16], "latents": 2},
+        "training": {"epochs": 9, "batch_size": 200},
+    }
+    (folder / "tiny.json").write_text(json.dumps(recipe))
+    train = ["train", str(folder / "tiny.json"), "--set", "training.epochs=2", "--out", str(folder / "run")]
+    choice = ["--set", "training.validation=500", "--out", str(folder / "choice")]
+    assert command.main(train) == 0
+    assert command.main([*train[:4], *choice]) == 0
+    out = ["--checkpoints", str(folder), "--selection", str(folder / "choice"), "--note", "a note"]
+    assert command.main(["export", str(folder / "run"), *out]) == 0
+    return folder / "tiny" / "1" / "model.safetensors"
+
+
+def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
+    """Train, export: the card has every field, the recipe with its change, the choice of epochs, and no path."""
+    described = card.read_card(trained)
+    assert (described["name"], described["version"], described["family"]) == ("tiny", "1", "vae")
+    assert described["image"] == {"channels": 1, "height": 28, "width": 28}
+    assert "manifold" in described["operations"]
+    told = described["provenance"]
+    assert set(told) >= PROVENANCE
+    assert told["recipe"]["training"]["epochs"] == told["epochs"] == 2
+    assert told["selection"]["epochs_tried"] == 2
+    assert told["selection"]["validation"] == 500
+    assert told["note"] == "a note"
+
+
+def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`evaluate --write` prints each figure and keeps it; L_K rises with K; weights stay as they were."""
+    before = card.load(trained)[0].state_dict()
+    again = ["evaluate", str(trained), "--data", str(DIGITS), "--count", "20", "--k", "100", "--write"]
+    assert command.main(again) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert card.read_card(trained)["figures"] == printed
+    value = {figure["name"]: figure["value"] for figure in printed}
+    assert value["bound"] <= value["bound_10"] <= value["bound_100"] == -value["nll"]
+    assert 0 <= value["active_units"] <= 2
+    for name, weight in card.load(trained)[0].state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
+    """The provenance of a static run has the draw's SHA-256; test pictures come as the training ones did."""
+    described = card.read_card(trained)
+    pictures = data.load(str(DIGITS))
+    values = described["provenance"]["recipe"]
+    recipe = Recipe.from_json({**values, "training": {**values["training"], "binarization": "static"}})
+    told = export.provenance(recipe, pictures)["binarization"]
+    assert told == {"kind": "static", "sha256": data.static_binarization(pictures.images)[1]}
+    few = data.Pictures("few", pictures.images[:5], "")
+    assert torch.equal(
+        export.test_pictures({"provenance": {"binarization": told}}, few, 1),
+        data.static_binarization(few.images, test=True)[0] / 255,
+    )
+    grey = export.test_pictures({"provenance": {"binarization": {"kind": "none"}}}, few, 1)
+    assert torch.equal(grey, data.grey(few.images))
+
+
+def test_sample_draws_the_same_sheet_twice(trained: Path, tmp_path: Path) -> None:
+    """One seed is one picture; the manifold needs no seed; a wrong option is told with exit status 1."""
+    draw = ["sample", str(trained), "--count", "6", "--columns", "3", "--set", "output=draws", "--out"]
+    assert command.main([*draw, str(tmp_path / "a.png"), "--seed", "5"]) == 0
+    assert command.main([*draw, str(tmp_path / "b.png"), "--seed", "5"]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (84, 56)
+    grid = ["sample", str(trained), "--operation", "manifold", "--set", "size=3", "--count", "9"]
+    assert command.main([*grid, "--out", str(tmp_path / "m.png")]) == 0
+    assert command.main(["sample", str(trained), "--set", "temperature=9"]) == 1
+    assert command.main(["sample", str(trained), "--operation", "encode"]) == 1
+
+
+def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown recipe lists those there are; a --set without a value is refused."""
+    assert command.main(["train", "nothing"]) == 1
+    assert "there are vae-mnist, vae-mnist-2d" in capsys.readouterr().err
+    assert command.main(["train", "vae-mnist", "--set", "seed"]) == 1
+    assert "write NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_card_is_read_without_torch(trained: Path) -> None:
+    """Reading a card imports neither torch nor numpy."""
+    code = (
+        "import sys; from pathlib import Path; from models.kit.card import read_card;"
+        f"read_card(Path({str(trained)!r})); assert not {{'torch', 'numpy'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "is not a safetensors file"),
+        (b"\xff" * 64, "is not a safetensors file"),
+        (struct.pack("<Q", 2) + b"{}", "without a card"),
+        (struct.pack("<Q", 9) + b"{broken", "without a card"),
+        (struct.pack("<Q", 37) + b'{"__metadata__":{"card":"{}"}}       ', "of another format"),
+        (struct.pack("<Q", 46) + b'{"__metadata__":{"card":"{\\"format\\":1}"}}     ', "lacks name"),
+    ],
+)
+def test_a_file_without_a_card_is_told(payload: bytes, said: str, tmp_path: Path) -> None:
+    """ValueError says what the file lacks."""
+    (tmp_path / "x.safetensors").write_bytes(payload)
+    with pytest.raises(ValueError, match=said):
+        card.read_card(tmp_path / "x.safetensors")
+
+
+def test_weights_that_do_not_fit_are_told(trained: Path, tmp_path: Path) -> None:
+    """A card whose config is of another shape than its weights is refused, and so is one that lacks a field."""
+    model, described = card.load(trained)
+    wrong = {**described, "config": {**described["config"], "latents": 3}}
+    card.save(tmp_path / "model.safetensors", model, wrong)
+    with pytest.raises(ValueError, match="do not fit its card"):
+        card.load(tmp_path / "model.safetensors")
+    del described["license"]
+    with pytest.raises(ValueError, match="lacks license"):
+        card.save(tmp_path / "model.safetensors", model, described)
+
+
+def test_checkpoints_ship() -> None:
+    """Both checkpoints of the VAE are in the repository."""
+    assert {path.parents[1].name for path in SHIPPED} >= {"vae-mnist-2d"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
+def test_a_shipped_card_is_complete(path: Path) -> None:
+    """It loads, its operations are the model's, its figures have units, its provenance is whole and names no folder."""
+    model, described = card.load(path)
+    assert described["name"] == path.parents[1].name
+    assert described["version"] == path.parent.name
+    assert described["operations"] == model.operations()
+    told = described["provenance"]
+    assert set(told) >= PROVENANCE
+    assert len(told["data"]["sha256"]) == 64
+    assert told["data"]["count"] == 60000
+    assert told["selection"]["count"] + told["selection"]["validation"] == 60000
+    assert len(told["commit"]) == 40
+    for entry in described["figures"]:
+        assert set(entry) == {"name", "value", "unit", "better", "detail"}
+    assert {"nll", "bound", "active_units"} <= {entry["name"] for entry in described["figures"]}
+    assert not re.search(r'"[^" ]*/[^" ]*/[^" ]*"', json.dumps(described)), "a card names no path"
