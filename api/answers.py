@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
 from workers.operations import Operation
-from workers.pictures import grid, png
+from workers.pictures import Pixels, grid, png, unpng
 from workers.wire import Fields
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
@@ -74,12 +74,12 @@ def _matches(pattern: str, offer: str) -> int:
 
 
 def render(fields: Fields, about: About, media: str) -> bytes:
-    """The body of an answer. Pictures may come as pixels or, for JSON, as PNG bytes already."""
+    """The body of an answer. Pictures come as pixels, or as PNGs where JSON was asked for first."""
     if media == PNG:
-        pixels = fields["images"]
+        pixels = _pixels(fields["images"])
         return png(pixels[0]) if len(pixels) == 1 else grid(pixels)
     if media == NPZ:
-        return _npz(fields, about)
+        return _npz({**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
     body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
     for name, value in fields.items():
         if name == "images":
@@ -90,6 +90,10 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     if about.notes:
         body["conversions"] = list(about.notes)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _pixels(images: Pixels | list[bytes]) -> Pixels:
+    return np.stack([unpng(image) for image in images]) if isinstance(images, list) else images
 
 
 def _npz(fields: Fields, about: About) -> bytes:

@@ -1,11 +1,13 @@
 """The application: settings in, ASGI out."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import orjson
+import sqlalchemy.exc
 import swagger_ui_bundle
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import openapi
 from api.book import Book
-from api.errors import ProblemError, handle_http, handle_problem, problem, request_id_of, respond
+from api.errors import OverloadedError, ProblemError, handle_http, handle_problem, problem, request_id_of, respond
 from api.front import Front
 from api.metrics import exposition
 from api.routes import House, add_routes
@@ -28,12 +30,20 @@ from workers.outbox import Outbox
 from workers.registry import Registry
 from workers.settings import Settings, settings
 
+log = logging.getLogger(__name__)
+
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class alone
     wrong = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors()]
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in wrong)
     return respond(request_id_of(request), problem(422, "Invalid request", detail, errors=wrong))
+
+
+async def _handle_ledger(request: Request, error: Exception) -> Response:
+    log.error("ledger not to be had", exc_info=error, extra={"request_id": request_id_of(request)})
+    said = OverloadedError("the ledger of jobs cannot be used now; try again later", headers={"Retry-After": "5"})
+    return said.response(request_id_of(request))
 
 
 def create_app(chosen: Settings | None = None) -> FastAPI:
@@ -65,6 +75,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
             ProblemError: handle_problem,
             RequestValidationError: _handle_validation,
             HTTPException: handle_http,
+            sqlalchemy.exc.OperationalError: _handle_ledger,
         },
     )
     app.add_middleware(Front, settings=chosen)

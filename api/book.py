@@ -11,8 +11,10 @@ from uuid import uuid4
 
 import orjson
 import redis
+import sqlalchemy as sa
 
 from api.ask import Ask
+from api.errors import problem
 from workers.blobs import Blobs
 from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
 from workers.outbox import Call, FailedError, Outbox
@@ -151,14 +153,29 @@ class Book:
             report = Done(job_id, 1, 0, call.rows, **stored)
         except FailedError as error:
             report = Done(job_id, 1, problem=error.problem)
+        except OSError as error:
+            log.exception("result not stored", extra={"job": job_id})
+            detail = f"the result was computed, but could not be stored: {error.strerror}"
+            report = Done(job_id, 1, problem=problem(500, "Result not stored", detail))
         except asyncio.CancelledError:
             if not call.result.cancelled():
                 raise  # this process stops
             self._adopted.pop(job_id, None)
             return
-        await self._write(self._ledger.settle, [report])
+        await self._settle(report)
         self._adopted.pop(job_id, None)
         self._tell(job_id)
+
+    async def _settle(self, report: Done) -> None:
+        """Write what became of an adopted job, however often that must be tried."""
+        while True:
+            try:
+                await self._write(self._ledger.settle, [report])
+            except sa.exc.OperationalError:
+                log.exception("ledger not written", extra={"job": report.job_id})
+                await asyncio.sleep(_POLL_S)
+            else:
+                return
 
     async def _row(self, ask: Ask, owner: str, request_id: str) -> Job:
         items = pack(ask.items) if ask.items else None

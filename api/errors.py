@@ -24,6 +24,11 @@ class ProblemError(Exception):
         self.headers = headers or {}
         self.more = more
 
+    def response(self, request_id: str) -> Response:
+        """The answer that tells it."""
+        body = problem(self.status, self.title, self.detail, self.type)
+        return respond(request_id, {**body, **self.more}, self.headers)
+
 
 class MalformedError(ProblemError):
     """A body or parameter that cannot be read at all."""
@@ -129,8 +134,7 @@ def request_id_of(request: Request) -> str:
 async def handle_problem(request: Request, error: Exception) -> Response:
     """Answer a ProblemError."""
     assert isinstance(error, ProblemError)  # noqa: S101 - registered for this class alone
-    body = problem(error.status, error.title, error.detail, error.type)
-    return respond(request_id_of(request), {**body, **error.more}, error.headers)
+    return error.response(request_id_of(request))
 
 
 async def handle_http(request: Request, error: Exception) -> Response:

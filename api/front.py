@@ -7,13 +7,12 @@ import logging
 import re
 import time
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import TooLargeError, problem, respond
+from api.errors import ProblemError, TooLargeError, UnauthorizedError, problem, respond
 from api.metrics import LATENCY
 from workers.settings import Settings
 
@@ -87,23 +86,22 @@ class Front:
     async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
         owner = self._keys.owner(headers.get(b"authorization", b""))
         scope["reverie_owner"], scope["reverie_request_id"] = owner, answer.request_id
-        refusal = self._refusal(scope["path"], owner, headers, answer.request_id)
+        refusal = self._refusal(scope["path"], owner, headers)
         if refusal is not None:
-            await refusal(scope, receive, answer.send)
+            await refusal.response(answer.request_id)(scope, receive, answer.send)
         else:
             await self._app(scope, self._limited(receive), answer.send)
 
-    def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes], request_id: str) -> Any:
+    def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes]) -> ProblemError | None:
         if owner is None and path not in OPEN_PATHS:
             detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
-            return respond(request_id, problem(401, "Not authorized", detail), {"WWW-Authenticate": "Bearer"})
+            return UnauthorizedError(detail, headers={"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._limit:
-            return respond(request_id, problem(413, "Body too large", self._too_large()), {"Connection": "close"})
-        return None
+        return self._too_large() if length.isdigit() and int(length) > self._limit else None
 
-    def _too_large(self) -> str:
-        return f"this route takes bodies of at most {self._limit} bytes; send fewer images a request"
+    def _too_large(self) -> TooLargeError:
+        detail = f"this route takes bodies of at most {self._limit} bytes; send fewer images a request"
+        return TooLargeError(detail, headers={"Connection": "close"})
 
     def _limited(self, receive: Receive) -> Receive:
         read = 0
@@ -114,7 +112,7 @@ class Front:
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > self._limit:
-                    raise TooLargeError(self._too_large(), headers={"Connection": "close"})
+                    raise self._too_large()
             return message
 
         return receiving

@@ -153,7 +153,11 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Pr
     try:
         fields = await _patiently(request, call, prefer.wait_s)
     except TimeoutError:
-        job = await house.book.adopt(ask, call, _owner(request), request_id_of(request))
+        try:
+            job = await house.book.adopt(ask, call, _owner(request), request_id_of(request))
+        except BaseException:
+            house.outbox.drop(call)
+            raise
         return _accepted(job, prefer)
     except FailedError as error:
         raise _failed(error.problem) from error

@@ -37,6 +37,11 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+def unpng(data: bytes) -> Pixels:
+    """Pixels (C, H, W) of a PNG of our own."""
+    return _pixels(Image.open(io.BytesIO(data)))
+
+
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:
     """PNG of a batch, uint8 (B, C, H, W), laid out row-major on a near-square grid."""
     count, channels, height, width = pixels.shape

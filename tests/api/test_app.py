@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from api.app import create_app
 from tests.api.telling import FAULTY, MODEL, problem, samples
 from tests.stack import Stack, free_port
+from workers.ledger import Ledger
 from workers.settings import Settings
 
 
@@ -168,3 +169,25 @@ def test_promises_are_bounded(tmp_path: Path) -> None:
             await client.post(f"/v1/jobs/{first}/cancel")
 
     asyncio.run(rush())
+
+
+def test_a_ledger_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    """503 and when to come back, and no word of SQL."""
+
+    async def ask() -> httpx.Response:
+        chosen = _alone(tmp_path)
+        app = create_app(chosen)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
+        ):
+            ledger = Ledger(chosen.ledger)
+            with ledger.engine.begin() as connection:
+                connection.exec_driver_sql("DROP TABLE jobs")
+            ledger.engine.dispose()
+            return await client.post("/v1/samples", json={"model": MODEL}, headers={"Prefer": "respond-async"})
+
+    answer = asyncio.run(ask())
+    body = problem(answer, 503, "ledger", "try again")
+    assert "SQL" not in body["detail"]
+    assert answer.headers["retry-after"]

@@ -183,3 +183,16 @@ def test_a_refused_upload_is_read_on_before_the_end() -> None:
         (b"too large", True),
         (b"", False),
     ]
+
+
+def test_a_client_that_leaves_is_not_waited_for(stack: Stack, client: httpx.Client) -> None:
+    """Its request is dropped before its turn, and that is no error in the log."""
+    busy = promised(client, "/v1/samples", model="faulty", seconds=2.5)
+    reached(client, busy, lambda job: job["status"] == "running")
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=stack.url, timeout=0.2) as hasty:
+        samples(hasty, {"X-Request-Id": "hasty"}, seed=1)
+    reached(client, busy, lambda job: job["status"] == "succeeded")
+    assert "reverie_waiting_requests 0.0" in client.get("/metrics").text
+    lines = [line for line in stack.log("api") if line.get("request_id") == "hasty"]
+    assert [line["status"] for line in lines] == [499]
+    assert not [line for line in stack.log("api") if line["level"] in {"error", "critical"}]

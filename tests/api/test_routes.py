@@ -214,7 +214,13 @@ def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
     assert job["status"] == "running"
     done = ended(client, job["id"])
     assert (done["status"], done["attempts"]) == ("succeeded", 0)
-    assert client.get(job["links"]["result"]).content == client.post("/v1/samples", json=fields).content
+    for media in ("application/json", "image/png", "application/x-npz"):
+        form = {"Accept": media}
+        result, direct = (
+            client.get(job["links"]["result"], headers=form),
+            client.post("/v1/samples", json=fields, headers=form),
+        )
+        assert result.content == direct.content
 
 
 @pytest.mark.parametrize(
