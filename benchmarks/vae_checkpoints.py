@@ -15,6 +15,11 @@ sys.path.insert(0, str(ROOT))
 from models.kit.card import read_card  # noqa: E402
 
 
+def escaped(text: str) -> str:
+    """Text that may stand in a table's cell."""
+    return text.replace("|", "\\|")
+
+
 def described(card: dict[str, Any]) -> list[str]:
     """One checkpoint as Markdown."""
     told = card["provenance"]
@@ -25,9 +30,9 @@ def described(card: dict[str, Any]) -> list[str]:
         f"{card['summary']}.",
         f"Encoder 784-{widths} and the decoder its mirror, {config['activation']}.",
         f"Maximises {bound[config['objective']]}, samples an image: {config['samples']}.",
-        f"{training['optimiser']}, step {training['learning_rate']} ({training.get('decay', 'constant')}), {training['batch_size']}",
-        f"images a step, average of weights {training['average']}, products in {training['precision']},",
-        f"{told['binarization']['kind']} binarization, seed {told['seed']}.",
+        f"{training['optimiser']}, step {training['learning_rate']} ({training.get('decay', 'constant')}),",
+        f"{training['batch_size']} images a step, average of weights {training['average']},",
+        f"products in {training['precision']}, {told['binarization']['kind']} binarization, seed {told['seed']}.",
     ]
     epochs = [
         f"- Epochs: {told['epochs']}. Of {chosen['epochs_tried']} tried on {chosen['count']:,} digits the best on the",
@@ -47,13 +52,13 @@ def described(card: dict[str, Any]) -> list[str]:
         "",
         "| figure | value | unit | how |",
         "| --- | --- | --- | --- |",
-        *[f"| {f['name']} | {f['value']} | {f['unit']} | {f['detail']} |" for f in card["figures"]],
+        *[f"| {f['name']} | {f['value']} | {f['unit']} | {escaped(f['detail'])} |" for f in card["figures"]],
         "",
         "```",
         f"python -m models train {name} --set training.validation=5000 --out runs/choice",
         f"python -m models train {name} --out runs/final",
         "python -m models export runs/final --selection runs/choice",
-        f"python -m models evaluate {file} --write",
+        f"python -m models evaluate {file} --write  # --precision bfloat16 where the table says so",
         "```",
         "",
     ]

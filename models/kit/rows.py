@@ -67,7 +67,7 @@ class Rows:
         """Rows `first` … `first + count − 1` of one seed; ValueError where they leave 0 … 2⁶³ − 1."""
         if not 0 <= seed < 2**63 or first < 0 or count < 0 or first + count > 2**63:
             raise ValueError(f"seed {seed}, first {first}, count {count}: seed and rows must lie in 0 … 2^63 - 1")
-        row = torch.arange(first, first + count, device=device)
+        row = first + torch.arange(count, device=device)
         return cls(seed=torch.full_like(row, seed), row=row)
 
     def __len__(self) -> int:

@@ -50,6 +50,14 @@ def test_seed_row_and_stream_each_make_other_numbers() -> None:
     assert len({tuple(numbers) for numbers in drawn}) == 6
 
 
+def test_a_range_names_its_rows() -> None:
+    """`range` counts on from its first row, up to the very last one there is."""
+    assert Rows.range(3, 5, 3).row.tolist() == [5, 6, 7]
+    assert Rows.range(2**63 - 1, 2**63 - 1, 1).row.tolist() == [2**63 - 1]
+    assert torch.equal(Rows.range(1, 4, 2).uniform(5), Rows.range(1, 0, 9).uniform(5)[4:6])
+    assert Rows.range(1, 4, 2).shared().row.tolist() == [0, 0]
+
+
 def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
     """Samples 5 to 7 drawn alone are the fifth to seventh of a run from zero; sample 0 is `normal`."""
     rows = Rows.range(9, 3, 2)
