@@ -25,7 +25,7 @@ from workers.wire import Items
 
 SEED_LIMIT = 2**63
 _RAW = "application/octet-stream"
-_AT_ONCE_BYTES = 64 << 10
+_AT_ONCE_BYTES = 16 << 10
 """A larger body is parsed and its pictures are decoded in a thread, so that small requests do not wait for it."""
 
 

@@ -202,12 +202,12 @@ def test_a_request_may_ask_for_a_job_at_once(client: httpx.Client) -> None:
 
 
 def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
-    """`wait=1` of a two-second request gives 202 after one, and the same work goes on to the same bytes."""
+    """`wait=1` of a request of four seconds gives 202 after one, and the same work goes on to the same bytes."""
     fields = {"model": FAULTY, "seed": 31}
     begun = time.monotonic()
-    asked = {**fields, "seconds": 2}
+    asked = {**fields, "seconds": 4}
     answer = client.post("/v1/samples", json=asked, headers={"Prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - begun < 1.9
+    assert 0.9 < time.monotonic() - begun < 3
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "wait=1"
     job = answer.json()
