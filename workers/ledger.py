@@ -326,7 +326,10 @@ class Ledger:
         held = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")
         back = {"status": "queued", "token": jobs.c.token + 1, "lease_owner": None, "lease_until": None}
         with self._writing() as connection:
+            ids = list(connection.scalars(sa.select(jobs.c.id).where(held)))
             connection.execute(jobs.update().where(held).values(**back))
+            for job_id in ids:
+                _note(connection, job_id, "status", {"status": "queued", "reason": "its holder stopped"})
 
     def settle(self, reports: Sequence[Done]) -> list[str]:
         """Write what became of held jobs, in one transaction; answers the ids whose claim still held."""

@@ -391,7 +391,10 @@ class Outbox:
                 continue
             if flight.worker is None:
                 found = await self._redis.get(started_key(flight.id))
-                flight.worker = found.decode() if isinstance(found, bytes) else None
+                if isinstance(found, bytes):
+                    # taken up after lying on the queue: whether that worker lives will be known one silence later
+                    flight.sign, flight.worker = now, found.decode()
+                    continue
             died = flight.worker is not None and flight.worker not in self.live_workers()
             if not died and lengths[flight.lane]:
                 continue  # may still lie on the queue

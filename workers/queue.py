@@ -8,7 +8,7 @@ import asyncio
 import base64
 from collections import deque
 from typing import Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 from uuid import uuid4
 
 import hiredis
@@ -231,9 +231,14 @@ class Line:
             async with asyncio.timeout(2):
                 transport, _ = await loop.create_connection(lambda: _Replies(self), host, port, ssl=secure)
             self._transport, self._reader = transport, hiredis.Reader()
-            if self._address.password:
-                await self._push("AUTH", self._address.username or "default", self._address.password)
-            await self._push("SELECT", self._address.path.strip("/") or "0")
+            try:
+                if self._address.password:
+                    name = unquote(self._address.username or "default")
+                    await self._push("AUTH", name, unquote(self._address.password))
+                await self._push("SELECT", self._address.path.strip("/") or "0")
+            except redis.RedisError:
+                transport.close()
+                raise
 
     def fed(self, data: bytes) -> None:
         """Bytes have come: complete the oldest commands."""
