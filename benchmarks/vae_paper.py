@@ -173,15 +173,14 @@ def report() -> None:
     tried = [json.loads(line) for line in CHOICE.read_text().splitlines()] if CHOICE.exists() else []
     losses = ", ".join(f"{line['step_size']}: {line['train_loss']:.1f}" for line in tried)
     taken = sorted({line["step_size"] for line in found.values()})
-    seconds = ", ".join(
-        f"{n}: {line['seconds']} s for {at:,}" for (at, n), line in sorted(found.items()) if at == last[n]
-    )
+    longest = [(n, at, found[at, n]["seconds"]) for n, at in sorted(last.items())]
+    times = ", ".join(f"{n}: {seconds} s for {at:,}" for n, at, seconds in longest)
     text += [
         "",
         "± is the standard error over images. Target at 10 000 000 samples and N_z = 20: at least −105.5, aim −104.7.",
         "",
-        f"- Step size of Adagrad: {', '.join(map(str, taken))}, by the training loss over steps 1000 to 1500 at N_z = 20",
-        f"  ({losses}; `python benchmarks/vae_paper.py choose`).",
+        f"- Step size of Adagrad: {', '.join(map(str, taken))}, by the training loss over steps 1000 to 1500 at",
+        f"  N_z = 20 ({losses}; `python benchmarks/vae_paper.py choose`).",
         f"- Training time by N_z: {times}.",
         f"- Machine: {'; '.join(sorted(machines))}, shared with other work. Commit: {', '.join(sorted(commits))}.",
         f"- Date: {datetime.now(UTC):%Y-%m-%d}.",
