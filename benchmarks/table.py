@@ -1,4 +1,4 @@
-"""`python benchmarks/table.py --write`: the README's table of models, made from the cards of the checkpoints that ship."""
+"""`python benchmarks/table.py --write`: the README's table of models, from the cards of the checkpoints that ship."""
 
 import argparse
 import sys
