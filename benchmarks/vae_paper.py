@@ -181,7 +181,7 @@ def report() -> None:
         "",
         f"- Step size of Adagrad: {', '.join(map(str, taken))}, by the training loss over steps 1000 to 1500 at",
         f"  N_z = 20 ({losses}; `python benchmarks/vae_paper.py choose`).",
-        f"- Training time by N_z: {times}.",
+        f"- Wall-clock time by N_z, pauses of the machine included: {times}.",
         f"- Machine: {'; '.join(sorted(machines))}, shared with other work. Commit: {', '.join(sorted(commits))}.",
         f"- Date: {datetime.now(UTC):%Y-%m-%d}.",
         "- Command: `python benchmarks/vae_paper.py train --latents N` for each N_z (`--epochs 20` for 1 000 000",
