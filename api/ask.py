@@ -44,6 +44,22 @@ class Asked(BaseModel):
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a body held, whatever its type: fields by name, and uploaded files."""
+
+    fields: dict[str, Any]
+    uploads: Sequence[bytes] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
+        said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))
+        for upload in self.uploads:
+            said.update(hashlib.sha256(upload).digest())
+        return said.hexdigest()
+
+
+@dataclass(frozen=True)
 class Ask:
     """A request that can be granted: everything about it is settled, and its images are pixels."""
 
@@ -52,10 +68,15 @@ class Ask:
     options: dict[str, Any]
     seed: int
     rows: int
-    fingerprint: str
+    content: Content
     items: Items = field(default_factory=dict)
     per: int = 1
     notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """What an Idempotency-Key stands for."""
+        return self.content.fingerprint
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -72,22 +93,6 @@ class Ask:
         return asked
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What a body held, whatever its type: fields by name, and uploaded files."""
-
-    fields: dict[str, Any]
-    uploads: Sequence[bytes] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
-        said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))
-        for upload in self.uploads:
-            said.update(hashlib.sha256(upload).digest())
-        return said.hexdigest()
-
-
 async def read_ask(request: Request, operation: Operation, registry: Registry, settings: Settings) -> Ask:
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
@@ -101,18 +106,18 @@ async def read_ask(request: Request, operation: Operation, registry: Registry, s
     return settled() if len(body) <= _AT_ONCE_BYTES else await asyncio.to_thread(settled)
 
 
-def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> _Content:
+def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Content:
     if kind == "application/json":
-        return _Content(_json(body))
+        return Content(_json(body))
     if kind.startswith("image/") or kind == _RAW:
-        return _Content(_typed(query), [body])
+        return Content(_typed(query), [body])
     raise UnsupportedMediaError(
         f"{kind[:60] or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
         "with files named `images`, or one picture as image/* with the other fields in the query"
     )
 
 
-def _settled(content: _Content, operation: Operation, registry: Registry, settings: Settings) -> Ask:
+def _settled(content: Content, operation: Operation, registry: Registry, settings: Settings) -> Ask:
     asked = _validated(content.fields)
     entry = registry.find(asked.model)
     if entry is None:
@@ -127,7 +132,7 @@ def _settled(content: _Content, operation: Operation, registry: Registry, settin
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
     items, notes = _items(operation, entry, images)
-    return Ask(operation, entry, options, seed, rows, content.fingerprint, items, per, notes)
+    return Ask(operation, entry, options, seed, rows, content, items, per, notes)
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return typed
 
 
-async def _form(request: Request, max_images: int) -> _Content:
+async def _form(request: Request, max_images: int) -> Content:
     uploads, texts = [], request.query_params.multi_items()
     # one file more than may be, so that too many are refused in the words of JSON's images
     async with request.form(max_files=max_images + 1) as form:  # python-multipart's own faults come as HTTP 400
@@ -167,7 +172,7 @@ async def _form(request: Request, max_images: int) -> _Content:
                 uploads.append(await value.read())
             else:
                 raise InvalidError(f"no file field {name[:60]!r}; the files' field is `images`")
-    return _Content(_typed(texts), uploads)
+    return Content(_typed(texts), uploads)
 
 
 def _validated(fields: dict[str, Any]) -> Asked:

@@ -43,6 +43,7 @@ IN_FLIGHT_PER_WORKER = 2
 
 _UNKNOWN_CAPACITY = (8, 8)
 _RETRY_S = 0.25
+_LONG_S, _SHARE = 0.03, 0.1
 _FORGET_WORKER_S = 60.0
 _KEEP_LATE = 1000
 
@@ -105,9 +106,19 @@ class _Flight:
     lane: Lane
     waiting: list[_Waiting]
     sign: float
+    sent: float
+    key: Any = None
     worker: str | None = None
     progress: float = 0.0
     doubts: int = 0
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What a long pass of one kind held, and until when the next one waits for as much."""
+
+    rows: int
+    until: float
 
 
 @dataclass
@@ -133,6 +144,7 @@ class Outbox:
         self._workers: dict[str, _Pulse] = {}
         self._capacity: dict[tuple[str, str], tuple[int, int]] = {}
         self._paused_until = 0.0
+        self._paces: dict[Any, _Pace] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.resent = 0
 
@@ -223,20 +235,60 @@ class Outbox:
         groups = self._groups[lane]
         if not groups or time.monotonic() < self._paused_until:
             return
-        limit = IN_FLIGHT_PER_WORKER * max(1, len(self.live_workers()))
-        room = limit - sum(flight.lane == lane for flight in self._flying.values())
-        while room > 0 and groups:
-            key, group = groups.popitem(last=False)
-            name, version, method, options = key[:4]
-            largest, _ = self._capacity.get((f"{name}@{version}", method), _UNKNOWN_CAPACITY)
-            taken = _take(group, largest)
-            if group:
-                groups[key] = group
-            parts = [waiting.part for waiting in taken]
-            batch = Batch(uuid4().hex, self._stream, name, version, method, orjson.loads(options), parts)
-            self._flying[batch.id] = _Flight(batch.id, lane, taken, time.monotonic())
-            self._later(self._send(lane, message(RUN_BATCH, lane, batch.pack()), batch.id))
+        workers = max(1, len(self.live_workers()))
+        room = IN_FLIGHT_PER_WORKER * workers - sum(flight.lane == lane for flight in self._flying.values())
+        while room > 0:
+            key = next(
+                (key for key, group in groups.items() if lane == "bulk" or not self._holds(key, group, workers)), None
+            )
+            if key is None:
+                return
+            self._take_off(lane, key)
             room -= 1
+
+    def _take_off(self, lane: Lane, key: Any) -> None:
+        """Send one batch of a group; what is left of the group goes to the back."""
+        group = self._groups[lane].pop(key)
+        name, version, method, options = key[:4]
+        largest, _ = self._capacity.get((f"{name}@{version}", method), _UNKNOWN_CAPACITY)
+        taken = _take(group, largest)
+        if group:
+            self._groups[lane][key] = group
+        parts = [waiting.part for waiting in taken]
+        batch = Batch(uuid4().hex, self._stream, name, version, method, orjson.loads(options), parts)
+        now = time.monotonic()
+        self._flying[batch.id] = _Flight(batch.id, lane, taken, now, now, key if lane == "interactive" else None)
+        self._later(self._send(lane, message(RUN_BATCH, lane, batch.pack()), batch.id))
+
+    def _holds(self, key: Any, group: deque[_Waiting], workers: int) -> bool:
+        """Whether a group should wait for more rows: only behind long passes, where it makes the next one worth more.
+
+        While such a pass runs on each worker, the next one grows. After it, its clients come back within moments of
+        each other: the next one waits until as many rows are there again, for a tenth of the pass at most.
+        """
+        pace = self._paces.get(key)
+        if pace is None or group[0].alone:
+            return False
+        if sum(flight.key == key for flight in self._flying.values()) >= workers:
+            return True
+        left = pace.until - time.monotonic()
+        if left <= 0 or sum(waiting.part.rows for waiting in group) >= pace.rows:
+            return False
+        self._loop.call_later(left + 0.0005, self._dispatch, "interactive")
+        return True
+
+    def _learn(self, flight: _Flight) -> None:
+        """Remember how long a pass of this kind takes, where it is long."""
+        took = time.monotonic() - flight.sent
+        if flight.key is None or flight.progress:
+            return
+        if took < _LONG_S:
+            self._paces.pop(flight.key, None)
+        else:
+            rows = sum(waiting.part.rows for waiting in flight.waiting)
+            self._paces[flight.key] = _Pace(rows, time.monotonic() + took * _SHARE)
+            while len(self._paces) > _KEEP_LATE:
+                self._paces.pop(next(iter(self._paces)))
 
     async def _send(self, lane: Lane, data: bytes, batch_id: str = "") -> None:
         try:
@@ -307,6 +359,7 @@ class Outbox:
             flight.progress = note["done"]
             self._dispatch("interactive")
         elif note["kind"] == "done":
+            self._learn(flight)
             for waiting, outcome in zip(flight.waiting, note["outcomes"], strict=True):
                 self._complete(waiting, flight, outcome)
             self._land(flight)
