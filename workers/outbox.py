@@ -106,7 +106,6 @@ class _Flight:
     lane: Lane
     waiting: list[_Waiting]
     sign: float
-    sent: float
     key: Any = None
     worker: str | None = None
     progress: float = 0.0
@@ -256,8 +255,9 @@ class Outbox:
             self._groups[lane][key] = group
         parts = [waiting.part for waiting in taken]
         batch = Batch(uuid4().hex, self._stream, name, version, method, orjson.loads(options), parts)
-        now = time.monotonic()
-        self._flying[batch.id] = _Flight(batch.id, lane, taken, now, now, key if lane == "interactive" else None)
+        self._flying[batch.id] = _Flight(
+            batch.id, lane, taken, time.monotonic(), key if lane == "interactive" else None
+        )
         self._later(self._send(lane, message(RUN_BATCH, lane, batch.pack()), batch.id))
 
     def _holds(self, key: Any, group: deque[_Waiting], workers: int) -> bool:
@@ -277,9 +277,8 @@ class Outbox:
         self._loop.call_later(left + 0.0005, self._dispatch, "interactive")
         return True
 
-    def _learn(self, flight: _Flight) -> None:
-        """Remember how long a pass of this kind takes, where it is long."""
-        took = time.monotonic() - flight.sent
+    def _learn(self, flight: _Flight, took: float) -> None:
+        """Remember how long a pass of this kind takes in the worker, where it is long."""
         if flight.key is None or flight.progress:
             return
         if took < _LONG_S:
@@ -359,7 +358,7 @@ class Outbox:
             flight.progress = note["done"]
             self._dispatch("interactive")
         elif note["kind"] == "done":
-            self._learn(flight)
+            self._learn(flight, note.get("took", 0.0))
             for waiting, outcome in zip(flight.waiting, note["outcomes"], strict=True):
                 self._complete(waiting, flight, outcome)
             self._land(flight)
