@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -87,7 +86,9 @@ def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: 
     bodies = ended(stack, ids)
     lost = {seed: body["problem"] for seed, body in bodies.items() if body["status"] != "succeeded"}
     assert len(lost) <= len(ids) // 100, lost
-    assert len(interrupted & set(ids.values())) >= least
+    struck = len(interrupted & set(ids.values()))
+    report("promised jobs", jobs=len(ids), interrupted=struck, succeeded=len(ids) - len(lost))
+    assert struck >= least
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         for seed, job_id in ids.items():
             if seed in lost:
@@ -175,11 +176,11 @@ def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) ->
 
 
 @pytest.mark.parametrize(
-    ("requests", "kills"),
-    [pytest.param(40, 1, id="small"), pytest.param(500, 4, id="full", marks=pytest.mark.slow)],
+    ("requests", "kills", "limit_s"),
+    [pytest.param(40, 1, 30.0, id="small"), pytest.param(500, 4, 15.0, id="full", marks=pytest.mark.slow)],
 )
-def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: int) -> None:
-    """Who waits is answered in time and rightly, though workers die."""
+def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: int, limit_s: float) -> None:
+    """Who waits is answered in time and rightly, though workers die; the full size is for a machine that is idle."""
     with httpx.Client(base_url=chaos.url, timeout=60) as client:
         right = {
             seed: client.post("/v1/samples", json={"model": "faulty", "seed": seed}).json() for seed in range(100, 150)
@@ -212,7 +213,7 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
     assert {status for _, status, _ in answers} == {200}
     assert all(same for _, _, same in answers)
     report("waiting requests under kills", slowest_s=max(seconds for seconds, _, _ in answers))
-    assert max(seconds for seconds, _, _ in answers) < 15 * float(os.environ.get("SLOW_MACHINE", "1"))
+    assert max(seconds for seconds, _, _ in answers) < limit_s
 
 
 @pytest.mark.parametrize("bad", [RAISES, KILLS], ids=["raises", "kills the process"])
