@@ -405,6 +405,8 @@ class Ledger:
                         lease_until=None,
                         alone=job["alone"] or ran,
                         attempts=attempts,
+                        # behind the others: a suspect must not hold them up, nor take one blow after another
+                        turn=now,
                     )
                 )
                 _note(connection, job["id"], "status", {"status": "queued", "reason": "its worker died or fell silent"})

@@ -125,7 +125,7 @@ def test_worker_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
         chaos.kill("inference")
         chaos.start("inference")
 
-    check_kept(chaos, ids, strike(chaos, blows, blow), least)
+    check_kept(chaos, ids, strike(chaos, blows, blow, "inference"), least)
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
