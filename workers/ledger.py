@@ -240,7 +240,9 @@ class Ledger:
 
     def cancel(self, job_id: str) -> bool:
         """End a job that has not ended; answers whether this call did. A worker that holds it is fenced off."""
-        return self._end([job_id], "cancelled", None) == 1
+        open_ = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
+        with self._writing() as connection:
+            return _finish(connection, open_, job_id, "cancelled", None) == 1
 
     def delete(self, job_id: str) -> None:
         """Forget an ended job; its blobs are the caller's to remove."""
@@ -443,15 +445,6 @@ class Ledger:
     def _drop(connection: Connection, ids: list[str]) -> None:
         connection.execute(parts.delete().where(parts.c.job_id.in_(ids)))
         connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(expired=True, items=None, items_blob=None))
-
-    def _end(self, ids: Sequence[str], status: str, problem: dict[str, Any] | None) -> int:
-        ended = 0
-        with self._writing() as connection:
-            for job_id in ids:
-                ended += _finish(
-                    connection, (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL), job_id, status, problem
-                )
-        return ended
 
 
 def _small(job: Mapping[str, Any]) -> bool:
