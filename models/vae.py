@@ -37,6 +37,7 @@ from torch.nn import functional
 from models.kit.operations import describe
 from models.kit.partial import Partial
 from models.kit.rows import BINARIZE, LATENT, OUTPUT, Rows
+from models.kit.sampling import Weights, log_mean_error, log_mean_exp, manifold_coordinates, truncated_normal
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
 
@@ -141,21 +142,7 @@ def log_gaussian(
 
 def importance_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
     """IWAE §3: L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x); E L_K rises with K to log p(x)."""
-    return torch.logsumexp(log_w, dim=1) - math.log(log_w.shape[1])
-
-
-def truncated_normal(uniform: Float[Tensor, "*B"], truncation: float) -> Float[Tensor, "*B"]:
-    """§2.4, inverse CDF: Φ⁻¹(Φ(−t) + u (Φ(t) − Φ(−t))) is N(0, 1) given that it lies in (−t, t)."""
-    low = 0.5 * math.erfc(truncation / math.sqrt(2.0))
-    inner = low + (uniform.double() + 2.0**-25) * (1.0 - 2.0 * low)
-    z: Tensor = torch.special.ndtri(inner)
-    return z.to(uniform.dtype)
-
-
-def manifold_coordinates(size: int) -> Float[Tensor, "size"]:
-    """Appendix A: Φ⁻¹ of `size` evenly spaced points inside the unit interval, its ends (±∞) left out."""
-    z: Tensor = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
-    return z.float()
+    return log_mean_exp(log_w)
 
 
 # --- Blocks (appendix C) ---------------------------------------------------------------------------------------------
@@ -377,26 +364,17 @@ class Model(nn.Module):
         `standard_error` (B,) is that of log_p by the delta method, in nats; `effective_sample_size` (B,) is
         (Σw)²/Σw², between 1 and K.
         """
-        if state is None:
-            empty = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=images.device)
-            state = {"log_sum": empty, "log_square_sum": empty, "done": torch.zeros_like(rows.row)}
-        done = int(state["done"][0]) if len(rows) else options.k
-        if len(rows) and not bool((state["done"] == done).all()):
-            raise ValueError("the rows of a batch must be equally far")
+        weights = Weights.start(len(rows), images.device) if state is None else Weights.from_state(state)
+        done = weights.done if len(rows) else options.k
         x = self._binarized(images, rows, options.binarization)
-        log_w = self.log_weights(x, rows, done, min(CHUNK, options.k - done)).double()
-        log_sum = torch.logaddexp(state["log_sum"], log_w.logsumexp(1))
-        log_square_sum = torch.logaddexp(state["log_square_sum"], (2.0 * log_w).logsumexp(1))
-        done += log_w.shape[1]
+        weights = weights.add(self.log_weights(x, rows, done, min(CHUNK, options.k - done)))
+        done = min(done + CHUNK, options.k)
         if done < options.k:
-            counts = torch.full_like(rows.row, done)
-            return Partial({"log_sum": log_sum, "log_square_sum": log_square_sum, "done": counts}, done / options.k)
-        size = (2.0 * log_sum - log_square_sum).exp()
-        error = ((options.k / size - 1.0).clamp_min(0.0) / (options.k - 1)).sqrt()
+            return Partial(weights.state(), done / options.k)
         return {
-            "log_p": (log_sum - math.log(options.k)).float(),
-            "standard_error": error.float(),
-            "effective_sample_size": size.float(),
+            "log_p": weights.log_mean.float(),
+            "standard_error": weights.error.float(),
+            "effective_sample_size": weights.effective_sample_size.float(),
             "k": options.k,
             "unit": "nats",
             "binarization": options.binarization,
@@ -465,7 +443,7 @@ class Model(nn.Module):
                     dim=1,
                 ).double()
             bounds.append(torch.stack([_grouped_bound(log_w, size) for size in sizes], dim=1))
-            errors.append(_relative_error(log_w))
+            errors.append(log_mean_error(log_w))
             report(i + 1)
         return _figures(sizes, torch.cat(bounds), torch.cat(errors), means, precision)
 
@@ -507,13 +485,6 @@ def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
     per_group: Tensor = importance_bound(groups).view(log_w.shape[0], -1)
     mean: Tensor = per_group.mean(dim=1)
     return mean
-
-
-def _relative_error(log_w: Float[Tensor, "B k"]) -> PerImage:
-    """Standard error of log (1/k) Σ w by the delta method: √((k Σw²/(Σw)² − 1)/(k − 1)), nats."""
-    k = log_w.shape[1]
-    inverse_size = (torch.logsumexp(2.0 * log_w, dim=1) - 2.0 * torch.logsumexp(log_w, dim=1)).exp()
-    return ((k * inverse_size - 1.0).clamp_min(0.0) / (k - 1)).sqrt()
 
 
 def _figures(

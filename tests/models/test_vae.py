@@ -12,6 +12,7 @@ from models import vae
 from models.kit import card, data
 from models.kit.partial import Partial
 from models.kit.rows import Rows
+from models.kit.sampling import manifold_coordinates
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -96,27 +97,6 @@ def test_importance_bound_rises_with_k() -> None:
     assert means[-1] > means[0] + 1
     a = vae.sgvb_a(log_p_x[:, :1], log_p_z[:, :1], log_q[:, :1])
     torch.testing.assert_close(vae.importance_bound(log_w[:, :1]), a)
-
-
-def test_truncated_prior_is_a_truncated_normal() -> None:
-    """Its draws lie within ± t, have the truncated normal's variance, and t = 8 leaves the normal as it is."""
-    uniform = Rows.range(6, 0, 1000).uniform(200)
-    for t in (0.5, 1.0, 2.0):
-        z = vae.truncated_normal(uniform, t)
-        assert float(z.abs().max()) <= t
-        density = math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
-        variance = 1 - 2 * t * density / math.erf(t / math.sqrt(2))
-        assert float(z.double().var()) == pytest.approx(variance, rel=0.02)
-    assert bool(torch.isfinite(vae.truncated_normal(torch.tensor([[0.0, 1 - 2**-24]]), 8.0)).all())
-    assert float(vae.truncated_normal(uniform, 8.0).double().var()) == pytest.approx(1, rel=0.02)
-
-
-def test_manifold_coordinates_are_interior_quantiles() -> None:
-    """Φ of the coordinates is evenly spaced, symmetric and excludes 0 and 1."""
-    at = torch.special.ndtr(vae.manifold_coordinates(20).double())
-    torch.testing.assert_close(at.diff(), torch.full((19,), 0.05, dtype=torch.float64), atol=1e-6, rtol=0)
-    assert float(at[0]) == pytest.approx(0.025, abs=1e-6)
-    assert float(at[0] + at[-1]) == pytest.approx(1, abs=1e-6)
 
 
 # --- Estimators on a trained network ---------------------------------------------------------------------------------
@@ -232,7 +212,7 @@ def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
     """A batch whose rows come from different slices is refused."""
     rows, options = Rows.range(3, 0, 2), vae.LikelihoodOptions(k=600)
     state = trained.log_likelihood(digits[:2], rows, options).state
-    state["done"] = torch.tensor([250, 500])
+    state["count"] = torch.tensor([250, 500])
     with pytest.raises(ValueError, match="equally far"):
         trained.log_likelihood(digits[:2], rows, options, state)
 
@@ -286,7 +266,7 @@ def test_only_two_latents_make_a_manifold(trained) -> None:
 def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
     """Cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), whatever the seed."""
     cells = trained.manifold(Rows.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
-    at = vae.manifold_coordinates(3)
+    at = manifold_coordinates(3)
     with torch.no_grad():
         expected = trained.decoder(torch.stack((at[2], at[1]))[None]).sigmoid()
     torch.testing.assert_close(cells[1 * 3 + 2].flatten(), expected[0], rtol=1e-4, atol=1e-5)
