@@ -1,5 +1,9 @@
 """One training loop for every family that has `loss(images, rows, epoch) -> (B,)`: resumable to the bit.
 
+A family of several players names them in `PLAYERS` (submodules, each with its own optimiser) and has, instead of
+`loss`, `turns(images, rows, epoch)`, which yields a `Turn` a player; each is played before the next is computed. A
+family that has `settle(images, rows)` gets the training pictures once more at the end, with the weights that will ship.
+
 Everything random is a function of (seed, epoch, image), so a checkpoint needs weights, optimiser, average and counters
 and no generator. A run is a folder: `recipe.json`, `metrics.jsonl` (one line an epoch) and `state.pt`.
 """
@@ -27,8 +31,10 @@ from models.kit.card import family
 from models.kit.rows import Rows
 from models.kit.schema import from_json, option, to_json
 from models.kit.shapes import Float, Int, Tensor, UInt8
+from models.kit.turn import Turn
 
 CHECK_EVERY_STEPS = 100
+ALONE = ""  # the one player of a family that names none: the whole model
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,25 @@ class Training:
 
     epochs: int = option(20, minimum=1, maximum=100000, description="passes over the training pictures")
     batch_size: int = option(100, minimum=1, maximum=65536, description="pictures a step")
-    optimiser: str = option("adam", choices=("adam", "adagrad"))
+    optimiser: str = option("adam", choices=("adam", "adagrad", "sgd"))
     learning_rate: float = option(1e-3, above=0.0, maximum=10.0)
+    player_optimisers: tuple[str, ...] = option(
+        (), choices=("adam", "adagrad", "sgd"), description="one for each player, in their order; none: `optimiser`"
+    )
+    player_rates: tuple[float, ...] = option(
+        (), above=0.0, maximum=10.0, description="a learning rate for each player; none: `learning_rate`"
+    )
     beta1: float = option(0.9, minimum=0.0, below=1.0, description="Adam's")
     beta2: float = option(0.999, minimum=0.0, below=1.0, description="Adam's")
     epsilon: float = option(1e-8, above=0.0, maximum=1.0)
     warmup_steps: int = option(0, minimum=0, maximum=10**9, description="steps over which the rate rises from zero")
     decay: str = option(
-        "constant", choices=("constant", "cosine"), description="of the rate after the warm-up; cosine ends at zero"
+        "constant",
+        choices=("constant", "cosine", "drop"),
+        description="of the rate after the warm-up; cosine ends at zero, drop is `drop_to` from epoch `drop_from` on",
     )
+    drop_from: int = option(0, minimum=0, maximum=10**9, description="the first epoch, from 0, at the rate `drop_to`")
+    drop_to: float = option(3e-4, above=0.0, maximum=10.0)
     grad_clip: float = option(0.0, minimum=0.0, maximum=1e9, description="largest norm of the gradient; 0 = no clip")
     weight_prior: bool = option(default=False, description="adds -log N(w; 0, 1) of all weights to the loss of the set")
     average: float = option(0.0, minimum=0.0, below=1.0, description="decay of the weights' moving average; 0 = none")
@@ -118,39 +134,51 @@ class Run:
         self.model.initialise(Rows.range(recipe.seed, 2**62, 1))
         self.model.to(self.device)
         self.average = [p.detach().clone() for p in self.model.parameters()] if self.training.average else []
-        self.optimiser = _optimiser(self.model, self.training, self.count)
+        self.players: dict[str, list[nn.Parameter]] = _players(self.model)
+        self.optimisers = _optimisers(self.players, self.training, self.count)
+        if self.training.validation and ALONE not in self.players:
+            raise ValueError("players have no common loss to choose epochs on: training.validation must be 0")
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.epoch = self.step = self.steps = 0
         self.loss_sum, self.seconds, self.stopping = 0.0, 0.0, False
+        self.fact_sums: dict[str, float] = {}
 
     # One step and one epoch
 
-    def forward(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """The loss of each picture of a batch, drawn by (seed, epoch, picture); nats."""
-        rows = Rows(torch.full_like(index, self.recipe.seed), self.epoch * len(self.images) + index)
-        return self._loss(self.images[index], rows, self.epoch)
-
     def advance(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """One step of the optimiser; returns the batch's summed loss."""
-        losses = self.forward(index)
-        self.optimiser.zero_grad(set_to_none=True)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        if self.training.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.step()
+        """One step of each player, the pictures' numbers drawn by (seed, epoch, picture); returns the summed losses."""
+        rows = Rows(torch.full_like(index, self.recipe.seed), self.epoch * len(self.images) + index)
+        total = torch.zeros((), device=self.device)
+        for turn in self._turns(self.images[index], rows, self.epoch):
+            self._play(turn)
+            total = total + turn.losses.detach().sum()
         self.steps += 1
         if self.average:
             decay = min(self.training.average, (1 + self.steps) / (10 + self.steps))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - decay)
-        return losses.detach().sum()
+        return total
+
+    def _play(self, turn: Turn) -> None:
+        """Move one player's weights, and no other's, down the mean of its losses."""
+        parameters, optimiser = self.players[turn.player], self.optimisers[turn.player]
+        optimiser.zero_grad(set_to_none=True)
+        turn.losses.mean().backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        if self.training.grad_clip:
+            nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
+        for group in optimiser.param_groups:
+            group["lr"] = self.rate() * (group["initial_lr"] / self.training.learning_rate)
+        optimiser.step()
+        facts = {**turn.facts, **({f"loss_{turn.player}": turn.losses} if turn.player else {})}
+        for name, values in facts.items():
+            self.fact_sums[name] = self.fact_sums.get(name, 0.0) + float(values.detach().sum())
 
     def rate(self) -> float:
-        """The learning rate of the next step: a linear warm-up, then constant or half a cosine down to zero."""
+        """The learning rate of the next step: a linear warm-up, then constant, one drop, or a cosine down to zero."""
         warmup = min(1.0, (self.steps + 1) / max(1, self.training.warmup_steps))
-        if self.training.decay == "constant":
+        if self.training.decay == "drop" and self.epoch >= self.training.drop_from:
+            return self.training.drop_to * warmup
+        if self.training.decay != "cosine":
             return self.training.learning_rate * warmup
         total = self.training.epochs * math.ceil(self.count / self.training.batch_size)
         return self.training.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.steps / total)))
@@ -167,12 +195,47 @@ class Run:
         return total / self.training.validation
 
     def _loss(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Float[Tensor, "B"]:
-        dynamic = self.training.binarization == "dynamic"
-        x = data.binarize(images, rows) if dynamic else data.grey(images)
-        low = self.training.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        x = self._prepared(images, rows)
+        with self._precision():
             losses: Tensor = self.model.loss(x, rows, epoch)
         return losses
+
+    def _turns(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Iterator[Turn]:
+        """The turns of one step. Each is computed in a block of its own: autocast keeps the weights it has cast."""
+        if ALONE in self.players:
+            yield Turn(ALONE, self._loss(images, rows, epoch))
+            return
+        turns = self.model.turns(self._prepared(images, rows), rows, epoch)
+        while True:
+            with self._precision():
+                turn = next(turns, None)
+            if turn is None:
+                return
+            yield turn
+
+    def _prepared(self, images: UInt8[Tensor, "B C H W"], rows: Rows) -> Float[Tensor, "B C H W"]:
+        return data.binarize(images, rows) if self.training.binarization == "dynamic" else data.grey(images)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16")
+
+    def _settle(self) -> None:
+        """What the model wants to know of the training pictures, under the weights that will ship; then these ship."""
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+
+        def images() -> Iterator[Tensor]:
+            for index in torch.split(torch.arange(self.count, device=self.device), 500):
+                rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
+                yield self._prepared(self.images[index], rows)
+
+        def rows(first: int, count: int) -> Rows:
+            return Rows.range(self.recipe.seed + 2, first, count, self.device)
+
+        with self.averaged() as model:
+            self.model.settle(images, rows)
+            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        for name, value in self.model.named_buffers():
+            value.copy_(buffers[name])
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -210,6 +273,8 @@ class Run:
             self.seconds = before + time.monotonic() - began
             report(self.end_epoch())
             last = self.epoch == self.training.epochs
+            if last and hasattr(self.model, "settle"):
+                self._settle()
             stop = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
             if last or stop or time.monotonic() - saved >= self.training.save_every_s:
                 self.save()
@@ -228,7 +293,8 @@ class Run:
             "learning_rate": self.rate(),
             "seconds": round(self.seconds, 2),
         }
-        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        line |= {name: round(total / self.count, 5) for name, total in self.fact_sums.items()}
+        self.epoch, self.step, self.loss_sum, self.fact_sums = self.epoch + 1, 0, 0.0, {}
         if self.training.validation:
             line["validation_loss"] = round(loss := self.validate(), 4)
             if loss < self.best_loss:
@@ -247,7 +313,7 @@ class Run:
             "recipe": json.dumps(self.recipe.to_json()),
             "model": self.model.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self._optimiser_state(),
             "best": self.best,
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -258,13 +324,20 @@ class Run:
             os.fsync(file.fileno())
         os.replace(part, self.out / "state.pt")  # noqa: PTH105
 
+    def _optimiser_state(self) -> dict[str, Any]:
+        """The optimiser's state, or each player's by name."""
+        states = {player: optimiser.state_dict() for player, optimiser in self.optimisers.items()}
+        return states.get(ALONE, states)
+
     def restore(self) -> None:
         """Go on from `state.pt`; ValueError where it follows another recipe (epochs of a constant rate may differ)."""
         state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
         if _but_epochs(json.loads(state["recipe"])) != _but_epochs(self.recipe.to_json()):
             raise ValueError("the run was begun by another recipe; only training.epochs of a constant rate may change")
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        saved = {ALONE: state["optimiser"]} if ALONE in self.optimisers else state["optimiser"]
+        for player, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(saved[player])
         self.average, self.best = state["average"], state["best"]
         for name in COUNTERS:
             setattr(self, name, state[name])
@@ -274,7 +347,7 @@ class Run:
         metrics.write_text("".join(line + "\n" for line in kept))
 
 
-COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "seconds")
+COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fact_sums", "seconds")
 
 
 def train(
@@ -328,14 +401,43 @@ def _stopped_by_signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _optimiser(model: nn.Module, training: Training, count: int) -> torch.optim.Optimizer:
-    """Adam or Adagrad; a prior N(0, 1) on the weights of a mean loss over `count` pictures is a decay of 1/count."""
+def _players(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Each player's weights; those of the whole model where the family names no players."""
+    names: tuple[str, ...] = getattr(model, "PLAYERS", ())
+    if not names:
+        return {ALONE: list(model.parameters())}
+    return {name: list(model.get_submodule(name).parameters()) for name in names}
+
+
+def _optimisers(
+    players: Mapping[str, list[nn.Parameter]], training: Training, count: int
+) -> dict[str, torch.optim.Optimizer]:
+    """An optimiser a player; ValueError where kinds or rates are not as many as the players."""
+    kinds = training.player_optimisers or (training.optimiser,) * len(players)
+    rates = training.player_rates or (training.learning_rate,) * len(players)
+    if not len(kinds) == len(rates) == len(players):
+        raise ValueError(
+            f"player_optimisers and player_rates: one for each of {', '.join(filter(None, players)) or 'the model'}"
+        )
+    made = {}
+    for (player, parameters), kind, rate in zip(players.items(), kinds, rates, strict=True):
+        made[player] = _optimiser(parameters, kind, rate, training, count)
+        for group in made[player].param_groups:
+            group["initial_lr"] = rate
+    return made
+
+
+def _optimiser(
+    parameters: list[nn.Parameter], kind: str, rate: float, training: Training, count: int
+) -> torch.optim.Optimizer:
+    """Adam, Adagrad or SGD; a prior N(0, 1) on the weights of a mean loss over `count` pictures decays by 1/count."""
     decay = 1.0 / count if training.weight_prior else 0.0
-    rate, epsilon = training.learning_rate, training.epsilon
-    if training.optimiser == "adagrad":
-        return torch.optim.Adagrad(model.parameters(), rate, weight_decay=decay, eps=epsilon, fused=True)
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
+    if kind == "adagrad":
+        return torch.optim.Adagrad(parameters, rate, weight_decay=decay, eps=training.epsilon, fused=True)
     betas = (training.beta1, training.beta2)
-    return torch.optim.Adam(model.parameters(), rate, betas, epsilon, decay, fused=True)
+    return torch.optim.Adam(parameters, rate, betas, training.epsilon, decay, fused=True)
 
 
 def _progress(run: Run, batches: int) -> None:

@@ -53,6 +53,15 @@ def asked(model, operation: str, rows: Rows) -> dict:
     return finished(getattr(model, operation), *pictures, rows, options)
 
 
+def losses_of(model, images, rows: Rows):
+    """The loss and "", or each player's loss in its turn and what the names of its weights begin with."""
+    if not hasattr(model, "turns"):
+        yield "", model.loss(images, rows)
+        return
+    for turn in model.turns(images, rows):
+        yield f"{turn.player}.", turn.losses
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_documented_as_a_paper(family: str) -> None:
     """The header names the paper and says where the file departs from it."""
@@ -131,18 +140,22 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
-    """`loss` gives one finite number a picture, whose gradient reaches every weight."""
+    """`loss`, or each of the `turns` of a game, gives one finite number a picture; it reaches every weight it moves."""
     module, model = built(family)
     rows = Rows.range(5, 0, 4)
     channels, height, width = shape_of(module.Config())
     images = (rows.uniform(channels * height * width, 9) > 0.5).float().view(4, channels, height, width)
-    losses = model.loss(images, rows)
-    assert losses.shape == (4,)
-    assert bool(torch.isfinite(losses).all())
-    losses.mean().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert float(parameter.grad.abs().sum()) > 0, name
+    moved = set()
+    for player, losses in losses_of(model, images, rows):
+        assert losses.shape == (4,)
+        assert bool(torch.isfinite(losses).all())
+        named = {name: p for name, p in model.named_parameters() if name.startswith(player)}
+        losses.mean().backward(inputs=list(named.values()))
+        for name, parameter in named.items():
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
+        moved |= set(named)
+    assert moved == {name for name, _ in model.named_parameters()}
 
 
 def test_a_family_is_a_file() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from models.kit import data
+from models.kit.rows import Rows
 from models.kit.train import Recipe, Run, train, weights
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -32,6 +33,21 @@ def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
             "seed": 7,
             "config": {"hidden": [20], "latents": 3, **(config or {})},
             "training": {"epochs": 3, "batch_size": 50, "validation": 100, "average": 0.9, **(training or {})},
+        }
+    )
+
+
+def game(training: dict | None = None, config: dict | None = None) -> Recipe:
+    """Two small players, three epochs of eight steps."""
+    return Recipe.from_json(
+        {
+            "family": "ebgan",
+            "name": "game",
+            "summary": "for tests",
+            "data": str(DIGITS),
+            "seed": 7,
+            "config": {"latents": 5, "size_g": 20, "size_d": 16, **(config or {})},
+            "training": {"epochs": 3, "batch_size": 50, "binarization": "none", **(training or {})},
         }
     )
 
@@ -69,6 +85,74 @@ def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, trainin
         for name, value in state.items():
             assert torch.equal(value, states[1]["optimiser"]["state"][index][name]), name
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("training", "config"),
+    [
+        ({"average": 0.9, "precision": "bfloat16"}, {"pulling_away": 0.1, "dropout": 0.5}),
+        ({"player_optimisers": ["sgd", "adam"], "player_rates": [0.1, 0.001], "grad_clip": 1.0}, {"objective": "gan"}),
+    ],
+)
+def test_a_resumed_game_equals_an_undisturbed_one(images, tmp_path: Path, training: dict, config: dict) -> None:
+    """Two players, stopped and resumed, end with the same bits: weights, statistics, quantiles, metrics."""
+    chosen = game(training, config)
+    assert train(chosen, images, tmp_path / "whole").reason == "finished"
+
+    def stop(line: dict) -> None:
+        if line["epoch"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert train(chosen, images, tmp_path / "parts", report=stop).reason == "interrupted"
+    assert train(chosen, images, tmp_path / "parts", resume=True).reason == "finished"
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert float(whole[0]["quantiles"].max()) > 0
+    for name, weight in whole[0].items():
+        assert torch.equal(weight, parts[0][name]), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    assert {"loss_discriminator", "loss_generator", "d_real", "d_fake"} <= set(lines(tmp_path / "whole")[0])
+    ended = game({**training, "epochs": 4}, config)
+    for run in ("whole", "longer"):
+        train(ended, images, tmp_path / run, resume=True)
+    for name, weight in weights(tmp_path / "whole")[0].items():
+        assert torch.equal(weight, weights(tmp_path / "longer")[0][name]), name
+
+
+def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
+    """The discriminator's turn leaves the generator's weights as they are, and the other way round."""
+    run = Run(game({"player_rates": [0.01, 0.02]}), images, tmp_path)
+    rows = Rows.range(7, 0, 50)
+    for turn in run._turns(images[:50], rows, 0):
+        before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        run._play(turn)
+        for name, parameter in run.model.named_parameters():
+            moved = float((parameter - before[name]).detach().abs().max())
+            rate = 0.01 if name.startswith("discriminator") else 0.02
+            if name.startswith(turn.player):
+                assert moved == pytest.approx(rate, rel=1e-2), name  # Adam's first step is the rate itself
+            else:
+                assert moved == 0, name
+
+
+def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_path: Path) -> None:
+    """Autocast keeps the weights it has cast, so each turn is computed with those of its own time."""
+    run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
+    rows = Rows.range(7, 0, 50)
+    turns = list(run._turns(images[:50], rows, 0))
+    played = [turn.losses for turn in run._turns(images[:50], rows, 0) if run._play(turn) is None]
+    assert torch.equal(played[0], turns[0].losses)
+    assert not torch.equal(played[1], turns[1].losses)
+
+
+def test_players_are_counted(images, tmp_path: Path) -> None:
+    """Optimisers and rates come one a player; a game has no loss to choose epochs on."""
+    for wrong in ({"player_rates": [0.1]}, {"player_optimisers": ["adam"] * 3}):
+        with pytest.raises(ValueError, match="one for each of discriminator, generator"):
+            Run(game(wrong), images, tmp_path)
+    with pytest.raises(ValueError, match="one for each of the model"):
+        Run(recipe({"player_rates": [0.1, 0.1]}), images, tmp_path)
+    with pytest.raises(ValueError, match="validation must be 0"):
+        Run(game({"validation": 100}), images, tmp_path)
 
 
 def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: Path) -> None:

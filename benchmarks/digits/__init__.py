@@ -1,0 +1,1 @@
+"""What the benchmarks of generated digits share: labels, a classifier, scores, anomalies."""

@@ -1,0 +1,56 @@
+"""Pictures that are no digits, made from test pictures alone, and how well a score tells them from digits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from models.kit import data  # noqa: E402
+
+KINDS = ("fashion", "joined", "upside_down")
+
+
+def joined(images: torch.Tensor) -> torch.Tensor:
+    """The upper half of each picture above the lower half of the next one."""
+    middle = images.shape[2] // 2
+    return torch.cat((images[:, :, :middle], images.roll(-1, 0)[:, :, middle:]), dim=2)
+
+
+def upside_down(images: torch.Tensor) -> torch.Tensor:
+    """Each picture turned by half a circle."""
+    return images.flip(2, 3)
+
+
+def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
+    """The chance that an unusual picture scores higher than a normal one, ties counted half."""
+    both = torch.cat((normal, unusual)).double()
+    _, inverse, counts = both.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
+    above = float(ranks[len(normal) :].sum()) - len(unusual) * (len(unusual) + 1) / 2
+    return above / (len(normal) * len(unusual))
+
+
+def principal(images: torch.Tensor, components: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (D,) and the first principal directions (D, components) of training pictures."""
+    x = images.flatten(1).double()
+    mean = x.mean(dim=0)
+    _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
+    return mean, vectors[:, -components:]
+
+
+def residual(images: torch.Tensor, mean: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """How far each picture lies from the principal subspace, the Euclidean norm (N,)."""
+    x = images.flatten(1).double() - mean
+    return (x - (x @ directions) @ directions.T).norm(dim=1)
+
+
+def sets(folder: Path = ROOT / "data") -> dict[str, torch.Tensor]:
+    """The MNIST test pictures ("digits") and each kind of what is none, (N, 1, 28, 28) in 0 … 1."""
+    digits = data.grey(data.load("mnist", "test", folder).images)
+    fashion = data.grey(data.load("fashion-mnist", "test", folder).images)
+    return {"digits": digits, "fashion": fashion, "joined": joined(digits), "upside_down": upside_down(digits)}

@@ -1,0 +1,51 @@
+"""How good and how varied generated digits are, by the classifier.
+
+I' = E_x KL(p(y) ‖ p(y|x)) is the EBGAN paper's score: every p(y|x) is clamped at 1e-2 from below and renormalised, and
+p(y) is the mean of these; without the clamp the classifier's confidence alone decides. E KL = E_x KL(p(y|x) ‖ p(y)),
+the inception score's exponent, is not clamped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+CLAMP = 1e-2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Both in nats, and the share of pictures that the classifier takes for each digit."""
+
+    i_prime: float
+    e_kl: float
+    shares: tuple[float, ...]
+
+    def rounded(self) -> dict[str, Any]:
+        """As JSON."""
+        values = asdict(self)
+        return {"i_prime": round(self.i_prime, 4), "e_kl": round(self.e_kl, 4)} | {
+            "shares": [round(share, 4) for share in values["shares"]]
+        }
+
+
+def i_prime(p: torch.Tensor, clamp: float = CLAMP) -> float:
+    """E_x KL(p(y) ‖ p(y|x)) of rows of probabilities (N, 10), clamped and renormalised; nats."""
+    p = p.clamp_min(clamp)
+    p = p / p.sum(dim=1, keepdim=True)
+    mean = p.mean(dim=0)
+    return float((mean * (mean.log() - p.log())).sum(dim=1).mean())
+
+
+def e_kl(p: torch.Tensor) -> float:
+    """E_x KL(p(y|x) ‖ p(y)) of rows of probabilities (N, 10); nats."""
+    mean = p.mean(dim=0, keepdim=True)
+    return float((torch.xlogy(p, p) - torch.xlogy(p, mean)).sum(dim=1).mean())
+
+
+def scores(p: torch.Tensor) -> Scores:
+    """The scores of rows of probabilities (N, 10), float64."""
+    shares = torch.bincount(p.argmax(dim=1), minlength=10).double() / len(p)
+    return Scores(i_prime(p), e_kl(p), tuple(shares.tolist()))

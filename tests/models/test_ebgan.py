@@ -1,0 +1,352 @@
+"""`models.ebgan`: the equations against closed forms, the game's gradients, the operations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models import ebgan
+from models.kit.partial import Partial
+from models.kit.rows import LATENT, Rows
+from models.kit.turn import Turn
+
+
+def small(**changed) -> ebgan.Model:
+    """A model of 8 × 8 pictures with reproducible weights, ready to be asked."""
+    config = {"height": 8, "width": 8, "latents": 5, "size_g": 16, "size_d": 12, "code": 6, **changed}
+    model = ebgan.Model(ebgan.Config(**config))
+    model.initialise(Rows.range(4, 0, 1))
+    return model.eval()
+
+
+def pictures(count: int, model: ebgan.Model, seed: int = 9) -> torch.Tensor:
+    """Grey noise in 0 … 1."""
+    pixels = model.config.channels * model.config.height * model.config.width
+    return Rows.range(seed, 0, count).uniform(pixels).view(count, 1, model.config.height, model.config.width)
+
+
+def finished(model: ebgan.Model, rows: Rows, options: ebgan.SampleOptions) -> dict:
+    """A sample's answer after all of its slices."""
+    answer = model.sample(rows, options)
+    while isinstance(answer, Partial):
+        assert 0 < answer.done < 1
+        answer = model.sample(rows, options, answer.state)
+    return answer
+
+
+# --- Equations -------------------------------------------------------------------------------------------------------
+
+
+def test_the_energy_is_the_norm_over_a_pictures_pixels() -> None:
+    """It lies in 0 … 56 for 28 × 28 pixels in −1 … 1, does not depend on the batch, and is safe at 0."""
+    white, black = torch.ones(3, 1, 28, 28), -torch.ones(3, 1, 28, 28)
+    torch.testing.assert_close(ebgan.energy(white, black), torch.full((3,), 56.0))
+    one = black.clone()
+    one[:, :, 0, 0], one[:, :, 0, 1] = 0.5, 1.0
+    torch.testing.assert_close(ebgan.energy(one, black), torch.full((3,), 2.5))
+    torch.testing.assert_close(ebgan.energy(one[:1], black[:1]), torch.full((1,), 2.5))
+    guess = black.clone().requires_grad_()
+    ebgan.energy(black, guess).sum().backward()
+    assert torch.equal(guess.grad, torch.zeros_like(black))
+
+
+def test_the_energys_gradient_is_its_finite_difference() -> None:
+    """Double precision, central differences."""
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    guess = torch.zeros_like(x).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r: ebgan.energy(x, r), guess)
+
+
+def test_the_hinge_is_taken_for_each_sample() -> None:
+    """A sample beyond the margin adds nothing and gets no gradient, whatever the mean of the batch is."""
+    fake = torch.tensor([2.0, 9.0, 11.0, 50.0], requires_grad=True)
+    real = torch.tensor([3.0, 3.0, 4.0, 5.0])
+    losses = ebgan.discriminator_loss(real, fake, 10.0)
+    torch.testing.assert_close(losses, torch.tensor([11.0, 4.0, 4.0, 5.0]))
+    losses.sum().backward()
+    assert fake.grad.tolist() == [-1.0, -1.0, 0.0, 0.0]
+    torch.testing.assert_close(ebgan.generator_loss(fake), fake)
+
+
+def test_pulling_away_of_known_codes() -> None:
+    """Identical codes give 1, orthogonal ones 0, opposite ones 1 (the cosine is squared), at any length."""
+    same = torch.tensor([[1.0, 2.0, 3.0]]) * torch.tensor([[1.0], [5.0], [0.1]])
+    torch.testing.assert_close(ebgan.pulling_away(same), torch.ones(3))
+    torch.testing.assert_close(ebgan.pulling_away(torch.eye(4) * 7.0), torch.zeros(4))
+    torch.testing.assert_close(ebgan.pulling_away(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])), torch.ones(2))
+    assert ebgan.pulling_away(torch.ones(1, 3)).tolist() == [0.0]
+
+
+def test_pulling_away_is_the_papers_double_sum() -> None:
+    """The mean of the rows is 1/(N(N − 1)) Σᵢ Σ_{j≠i} cos², written out."""
+    code = Rows.range(2, 0, 6).normal(5)
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            if i != j:
+                total += float(code[i] @ code[j] / (code[i].norm() * code[j].norm())) ** 2
+    assert float(ebgan.pulling_away(code).mean()) == pytest.approx(total / 30, rel=1e-5)
+
+
+def test_pulling_away_of_gaussian_codes_is_one_over_their_dimension() -> None:
+    """Independent Gaussian codes in 32 dimensions: 1/32 within three standard errors of 200 batches."""
+    found = torch.stack([ebgan.pulling_away(Rows.range(seed, 0, 50).normal(32)).mean() for seed in range(200)])
+    error = float(found.std()) / math.sqrt(200)
+    assert abs(float(found.mean()) - 1 / 32) < 3 * error < 0.001
+
+
+def test_pulling_away_is_safe_for_a_zero_code() -> None:
+    """A code of zeros counts as orthogonal; values and gradients are numbers, and others' are finite differences."""
+    code = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    rows = ebgan.pulling_away(code)
+    assert rows[0] == 0
+    rows.mean().backward()
+    assert torch.isfinite(code.grad).all()
+    assert torch.equal(code.grad[0], torch.zeros(2, dtype=torch.float64))
+    free = Rows.range(1, 0, 4).normal(3).double().requires_grad_()
+    assert torch.autograd.gradcheck(ebgan.pulling_away, free)
+
+
+def test_the_plain_gans_losses_are_the_logarithms() -> None:
+    """−log D(x) − log(1 − D(G(z))) and −log D(G(z)) of D = sigmoid(logit)."""
+    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.0, -0.5])
+    expected = -real.sigmoid().log() - (1 - fake.sigmoid()).log()
+    torch.testing.assert_close(ebgan.gan_discriminator_loss(real, fake), expected)
+    torch.testing.assert_close(ebgan.gan_generator_loss(fake), -fake.sigmoid().log())
+
+
+# --- The game --------------------------------------------------------------------------------------------------------
+
+GAMES = [
+    {},
+    {"pulling_away": 0.1, "layers_d": 3},
+    {"objective": "gan", "layers_d": 3},
+    {"architecture": "conv", "dropout": 0.5},
+]
+
+
+def reached(module: torch.nn.Module) -> list[bool]:
+    """Which weights have a gradient that is not zero."""
+    return [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters()]
+
+
+@pytest.mark.parametrize("changed", GAMES)
+def test_each_turn_reaches_its_player(changed: dict) -> None:
+    """The discriminator's loss has no path to the generator; the generator's reaches all of its weights."""
+    model = small(**changed).train()
+    turns = model.turns(pictures(6, model), Rows.range(1, 0, 6))
+    first = next(turns)
+    assert isinstance(first, Turn)
+    assert first.player == "discriminator"
+    first.losses.mean().backward()
+    assert not any(reached(model.generator))
+    assert all(reached(model.discriminator))
+    second = next(turns)
+    assert second.player == "generator"
+    before = [p.grad.clone() for p in model.discriminator.parameters()]
+    second.losses.mean().backward(inputs=list(model.generator.parameters()))
+    for parameter, grad in zip(model.discriminator.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, grad)
+    gradients = [p.grad for p in model.generator.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    assert next(turns, None) is None
+    for turn in (first, second):
+        assert turn.losses.shape == (6,)
+        assert all(values.shape == (6,) for values in turn.facts.values())
+
+
+def test_the_generator_plays_against_the_discriminator_just_moved() -> None:
+    """Weights that change between the turns are those that the second turn is computed with."""
+    model = small().train()
+    images, rows = pictures(6, model), Rows.range(1, 0, 6)
+    turns = model.turns(images, rows)
+    next(turns)
+    with torch.no_grad():
+        for parameter in model.discriminator.parameters():
+            parameter.mul_(0.5)
+    fake = model.generator(rows.normal(5, LATENT))
+    expected, _ = model.discriminator(fake)
+    torch.testing.assert_close(next(turns).losses, expected)
+
+
+def test_the_pulling_away_term_is_on_the_generators_loss_alone() -> None:
+    """Its weight changes the second turn by weight · f_PT of the generated codes, and the first not at all."""
+    images = pictures(6, small())
+    plain = list(small(batch_norm=False).turns(images, Rows.range(1, 0, 6)))
+    model = small(batch_norm=False, pulling_away=0.3)
+    repelled = list(model.turns(images, Rows.range(1, 0, 6)))
+    assert torch.equal(plain[0].losses, repelled[0].losses)
+    code, _ = model.discriminator.encoder(model.generator(Rows.range(1, 0, 6).normal(5, LATENT)))
+    torch.testing.assert_close(repelled[1].losses - plain[1].losses, 0.3 * ebgan.pulling_away(code))
+
+
+def test_facts_tell_the_share_of_active_hinges() -> None:
+    """Hinges are active exactly where D(G(z)) is under the margin."""
+    model = small(margin=4.0).train()
+    turn = next(model.turns(pictures(50, model), Rows.range(1, 0, 50)))
+    facts = turn.facts
+    assert 0 < float(facts["active_hinges"].mean()) < 1
+    assert torch.equal(facts["active_hinges"] == 1, facts["d_fake"] < 4.0)
+    torch.testing.assert_close(turn.losses, facts["d_real"] + ebgan.hinge(facts["d_fake"], 4.0))
+
+
+def test_dropout_belongs_to_the_row() -> None:
+    """Units left out follow from the row, are those of no other pass, and none is left out of an answer."""
+    model = small(dropout=0.5, layers_d=3)
+    images = pictures(4, model)
+    rows = Rows.range(1, 0, 4)
+    codes = [model.discriminator.encoder(images, rows, stream)[1] for stream in (7, 7, 9)]
+    assert torch.equal(codes[0], codes[1])
+    assert not torch.equal(codes[0], codes[2])
+    alone = model.discriminator.encoder(images[2:3], Rows.range(1, 2, 1), 7)[1]
+    torch.testing.assert_close(alone[0], codes[0][2])
+    whole, kept = model.discriminator.encoder(images)
+    assert torch.equal(whole, kept)
+
+
+def test_after_training_statistics_and_quantiles_are_fixed() -> None:
+    """`settle` stores the quantiles of the training energies, and samples no longer depend on their batch-mates."""
+    model = small()
+    images = pictures(2000, model)
+    before = model.generator(Rows.range(5, 0, 3).normal(5))
+    model.settle(lambda: iter(images.split(500)), lambda first, count: Rows.range(8, first, count))
+    model.eval()
+    assert not torch.equal(before, model.generator(Rows.range(5, 0, 3).normal(5)))
+    energies = model.energies(images)
+    torch.testing.assert_close(model.quantiles[500], energies.median(), rtol=1e-3, atol=1e-3)
+    assert model.quantiles[0] == energies.min()
+    assert model.quantiles[1000] == energies.max()
+    again = small()
+    again.settle(lambda: iter(images.split(500)), lambda first, count: Rows.range(8, first, count))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+# --- Operations ------------------------------------------------------------------------------------------------------
+
+
+def settled() -> ebgan.Model:
+    """A model with quantiles."""
+    model = small()
+    images = pictures(1000, model)
+    model.settle(lambda: iter([images]), lambda first, count: Rows.range(8, first, count))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def test_percentiles_are_ranks_among_the_training_energies() -> None:
+    """The training pictures' percentiles are uniform; beyond both ends lie 0 and 100."""
+    model = settled()
+    answer = model.energy(pictures(1000, model), Rows.range(1, 0, 1000), ebgan.EnergyOptions())
+    assert answer["unit"] == "norm"
+    ranks = answer["energies"].argsort().argsort().float() / 999 * 100
+    torch.testing.assert_close(answer["percentile"], ranks, atol=0.2, rtol=0)
+    ends = model.percentile(torch.tensor([0.0, 1000.0]))
+    assert ends.tolist() == [0.0, 100.0]
+    order = model.percentile(torch.linspace(0.0, 12.0, 500))
+    assert bool((order.diff() >= 0).all())
+
+
+def test_best_of_keeps_the_lowest_energy() -> None:
+    """Of 40 candidates, in three slices, each row has the one of lowest energy; candidate 0 is the plain sample."""
+    model, rows = settled(), Rows.range(3, 0, 7)
+    answer = finished(model, rows, ebgan.SampleOptions(best_of=40))
+    candidates = [(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)]
+    energies = torch.stack([model.energies(images) for images in candidates], dim=1)
+    torch.testing.assert_close(answer["energies"], energies.amin(1))
+    chosen = energies.argmin(1)
+    expected = torch.stack(candidates, dim=1)[torch.arange(7), chosen]
+    torch.testing.assert_close(answer["images"], expected)
+    torch.testing.assert_close(model.sample(rows, ebgan.SampleOptions())["images"], candidates[0])
+    assert set(answer) == {"images", "energies"}
+
+
+def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
+    """Each row's first candidate below it, how many it took, and the lowest energy where none is below."""
+    model, rows = settled(), Rows.range(3, 0, 30)
+    candidates = torch.stack([(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)], dim=1)
+    energies = torch.stack([model.energies(images) for images in candidates.unbind(1)], dim=1)
+    below = float(energies.flatten().quantile(0.03))
+    answer = finished(model, rows, ebgan.SampleOptions(below=below, proposals=40))
+    under = energies < below
+    assert 0 < int(answer["accepted"].sum()) < 30
+    for row in range(30):
+        hits = under[row].nonzero()[:, 0].tolist()
+        assert bool(answer["accepted"][row]) == bool(hits)
+        assert int(answer["proposals"][row]) == (hits[0] + 1 if hits else 40)
+        index = hits[0] if hits else int(energies[row].argmin())
+        torch.testing.assert_close(answer["energies"][row], energies[row, index])
+        torch.testing.assert_close(answer["images"][row], candidates[row, index])
+        alone = finished(model, Rows.range(3, row, 1), ebgan.SampleOptions(below=below, proposals=40))
+        assert int(alone["proposals"][0]) == int(answer["proposals"][row])
+
+
+def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
+    """It ends after its first slice; one that none meets ends after all proposals with what was found."""
+    model, rows = settled(), Rows.range(3, 0, 4)
+    answer = model.sample(rows, ebgan.SampleOptions(below=1e6))
+    assert answer["proposals"].tolist() == [1] * 4
+    assert torch.equal(answer["images"], model.sample(rows, ebgan.SampleOptions())["images"])
+    none = finished(model, rows, ebgan.SampleOptions(below=0.0, proposals=20))
+    assert not bool(none["accepted"].any())
+    best = finished(model, rows, ebgan.SampleOptions(best_of=20))
+    assert torch.equal(none["images"], best["images"])
+
+
+def test_wrong_ways_of_sampling_are_told() -> None:
+    """Both ways at once, or rows that are not equally far, are refused."""
+    model, rows = small(), Rows.range(3, 0, 2)
+    with pytest.raises(ValueError, match="not both"):
+        model.sample(rows, ebgan.SampleOptions(best_of=2, below=1.0))
+    partial = model.sample(rows, ebgan.SampleOptions(best_of=50))
+    assert isinstance(partial, Partial)
+    assert all(len(value) == 2 for value in partial.state.values())
+    with pytest.raises(ValueError, match="equally far"):
+        model.sample(rows, ebgan.SampleOptions(best_of=50), {**partial.state, "done": torch.tensor([16, 32])})
+
+
+def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
+    """Its energy is −log D(x) in nats, its code the last hidden layer."""
+    model = small(objective="gan", layers_d=3)
+    assert set(model.operations()) == {"sample", "energy", "encode"}
+    assert model.operations()["energy"]["unit"] == "nats"
+    images, rows = pictures(3, model), Rows.range(1, 0, 3)
+    answer = model.energy(images, rows, ebgan.EnergyOptions())
+    logits, code = model.discriminator(images * 2 - 1)
+    torch.testing.assert_close(answer["energies"], -logits.sigmoid().log())
+    torch.testing.assert_close(model.encode(images, rows, ebgan.EncodeOptions())["code"], code)
+    with pytest.raises(ValueError, match="reconstructs nothing"):
+        model.reconstruct(images, rows, ebgan.ReconstructOptions())
+
+
+def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
+    """‖2 x̂ − 2 x‖ of pictures in 0 … 1, for both architectures."""
+    for architecture in ("mlp", "conv"):
+        model = small(architecture=architecture)
+        images, rows = pictures(3, model), Rows.range(1, 0, 3)
+        guess = model.reconstruct(images, rows, ebgan.ReconstructOptions())["images"]
+        energies = model.energy(images, rows, ebgan.EnergyOptions())["energies"]
+        torch.testing.assert_close(energies, 2.0 * (guess - images).flatten(1).norm(dim=1))
+
+
+def test_conv_needs_multiples_of_four() -> None:
+    """Other sizes are refused with the reason."""
+    with pytest.raises(ValueError, match="multiples of four"):
+        small(architecture="conv", height=10)
+
+
+def test_the_figures_of_a_card() -> None:
+    """Each is the mean of what it says, with a standard error; too few or another precision is refused."""
+    model = settled()
+    images = pictures(20, model)
+    figures = {figure["name"]: figure for figure in model.evaluate(images, 1, 30)}
+    assert figures["energy"]["value"] == pytest.approx(float(model.energies(images).mean()), abs=1e-3)
+    drawn = model.sample(Rows.range(1, 0, 30), ebgan.SampleOptions())["images"]
+    assert figures["sample_energy"]["value"] == pytest.approx(float(model.energies(drawn).mean()), abs=1e-3)
+    assert 0 < figures["pulling_away"]["value"] <= 1
+    assert all(set(figure) == {"name", "value", "unit", "better", "detail"} for figure in figures.values())
+    with pytest.raises(ValueError, match="takes two"):
+        model.evaluate(images, 1, 1)
+    with pytest.raises(ValueError, match="float32"):
+        model.evaluate(images, 1, 30, "bfloat16")
