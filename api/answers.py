@@ -18,23 +18,41 @@ from workers.pictures import Pixels, grid, png, unpng
 from workers.wire import Fields
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
-FORMS = {JSON: "json", PNG: "png", NPZ: "npz"}
+ACCEPTANCE = "acceptance_rate"
+
+
+_NUMBERED = re.compile(r"(.+)\.(\d{1,9})")
 
 
 @dataclass(frozen=True)
 class About:
-    """What an answer says beside its fields."""
+    """What an answer says beside its fields; `columns` of its grid of pictures, where they are not near-square."""
 
     model: str
     version: str
     seed: int
     notes: tuple[str, ...] = ()
+    columns: int | None = None
 
-    @property
-    def headers(self) -> dict[str, str]:
+    def headers(self, fields: Fields) -> dict[str, str]:
         """The same for bodies that cannot say it themselves; of many conversions the first few."""
         said = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
-        return {**said, "Reverie-Conversions": "; ".join(self.notes[:8])} if self.notes else said
+        if self.notes:
+            said["Reverie-Conversions"] = "; ".join(self.notes[:8])
+        if ACCEPTANCE in fields:
+            said["Reverie-Acceptance-Rate"] = f"{fields[ACCEPTANCE]:.6g}"
+        return said
+
+
+def summed(fields: Fields) -> Fields:
+    """The fields, and what follows from all rows of a request together: of those drawn by rejection, the acceptance.
+
+    `accepted` (whether a row found what it looked for) and `proposals` (how many it drew) give `acceptance_rate`.
+    """
+    if not {"accepted", "proposals"} <= fields.keys():
+        return fields
+    proposals = int(np.sum(fields["proposals"]))
+    return {**fields, ACCEPTANCE: int(np.sum(fields["accepted"])) / proposals} if proposals else fields
 
 
 def negotiate(accept: str, operation: Operation) -> str:
@@ -74,14 +92,17 @@ def _matches(pattern: str, offer: str) -> int:
 
 
 def render(fields: Fields, about: About, media: str) -> bytes:
-    """The body of an answer. Pictures come as pixels, or as PNGs where JSON was asked for first."""
+    """The body of an answer. Pictures come as pixels, or as PNGs where JSON was asked for first.
+
+    In JSON, fields `name.0`, `name.1`, … of different widths are one list `name`; in NPZ they stay what they are.
+    """
     if media == PNG:
         pixels = _pixels(fields["images"])
-        return png(pixels[0]) if len(pixels) == 1 else grid(pixels)
+        return png(pixels[0]) if len(pixels) == 1 else grid(pixels, about.columns)
     if media == NPZ:
         return _npz({**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
     body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
-    for name, value in fields.items():
+    for name, value in _gathered(fields).items():
         if name == "images":
             pngs = value if isinstance(value, list) else [png(pixels) for pixels in value]
             body[name] = [base64.b64encode(data).decode() for data in pngs]
@@ -90,6 +111,21 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     if about.notes:
         body["conversions"] = list(about.notes)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _gathered(fields: Fields) -> Fields:
+    """Numbered fields as lists, each at the place of the first of its fields."""
+    numbered: dict[str, dict[int, Any]] = {}
+    gathered: Fields = {}
+    for name, value in fields.items():
+        found = _NUMBERED.fullmatch(name)
+        if found:
+            numbered.setdefault(found.group(1), {})[int(found.group(2))] = value
+            gathered[found.group(1)] = None
+        else:
+            gathered[name] = value
+    lists = {name: [values[number] for number in sorted(values)] for name, values in numbered.items()}
+    return gathered | lists
 
 
 def _pixels(images: Pixels | list[bytes]) -> Pixels:

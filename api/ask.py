@@ -6,7 +6,7 @@ import binascii
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -17,8 +17,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
-from workers.operations import Operation
-from workers.pictures import UnusableImageError, decode
+from workers.operations import Operation, Shared
+from workers.pictures import Pixels, UnusableImageError, decode
 from workers.registry import Choice, Entry, OptionsError, Registry
 from workers.settings import Settings
 from workers.wire import Items
@@ -35,7 +35,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
-    count: int = Field(1, description="How many samples to draw.")
+    count: int = Field(1, description="How many to draw.")
     seed: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="0 ≤ seed < 2^63; drawn and echoed where left out.")
     images: Annotated[list[str], FailFast()] = Field(
         [], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files."
@@ -45,10 +45,11 @@ class Asked(BaseModel):
 
 @dataclass(frozen=True)
 class Content:
-    """What a body held, whatever its type: fields by name, and uploaded files."""
+    """What a body held, whatever its type: fields by name, uploaded images, and other files by name."""
 
     fields: dict[str, Any]
     uploads: Sequence[bytes] = ()
+    named: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -56,6 +57,10 @@ class Content:
         said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))
         for upload in self.uploads:
             said.update(hashlib.sha256(upload).digest())
+        for name, uploads in sorted(self.named.items()):
+            said.update(name.encode())
+            for upload in uploads:
+                said.update(hashlib.sha256(upload).digest())
         return said.hexdigest()
 
 
@@ -83,11 +88,9 @@ class Ask:
         """The request without pixels, as jobs show it."""
         asked: dict[str, Any] = {"model": self.entry.ref, "seed": self.seed, "options": self.options}
         if self.operation.counted:
-            asked["count"] = self.rows
+            asked["count"] = self.per if self.items else self.rows
         if self.items:
-            asked["images"] = (
-                max(len(array) for array in self.items.values()) if len(self.items) == 1 else len(self.items)
-            )
+            asked["images"] = sum(len(self.items[name]) for name in self.operation.images)
         if self.notes:
             asked["conversions"] = list(self.notes)
         return asked
@@ -97,7 +100,7 @@ async def read_ask(request: Request, operation: Operation, registry: Registry, s
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = await _form(request, settings.max_images) if kind == "multipart/form-data" else None
+    form = await _form(request, operation, settings.max_images) if kind == "multipart/form-data" else None
 
     def settled() -> Ask:
         content = form or _content(body, kind, request.query_params.multi_items())
@@ -127,11 +130,15 @@ def _settled(content: Content, operation: Operation, registry: Registry, setting
     if choice is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.choices.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
-    options = _options(choice, asked)
+    options = _options(choice, operation, asked)
     images: list[bytes | str] = [*content.uploads, *asked.images]
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
     items, notes = _items(operation, entry, images)
+    for shared in operation.shared:
+        sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_texts(shared, asked)]
+        items[shared.name], said = _shared(shared, entry, sent)
+        notes += said
     return Ask(operation, entry, options, seed, rows, content, items, per, notes)
 
 
@@ -161,18 +168,23 @@ def _typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return typed
 
 
-async def _form(request: Request, max_images: int) -> Content:
+async def _form(request: Request, operation: Operation, max_images: int) -> Content:
     uploads, texts = [], request.query_params.multi_items()
+    named: dict[str, list[bytes]] = {shared.name: [] for shared in operation.shared}
     # one file more than may be, so that too many are refused in the words of JSON's images
-    async with request.form(max_files=max_images + 1) as form:  # python-multipart's own faults come as HTTP 400
+    most = max_images + 1 + 2 * len(named)
+    async with request.form(max_files=most) as form:  # python-multipart's own faults come as HTTP 400
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 texts.append((name, value))
             elif name == "images":
                 uploads.append(await value.read())
+            elif name in named:
+                named[name].append(await value.read())
             else:
-                raise InvalidError(f"no file field {name[:60]!r}; the files' field is `images`")
-    return Content(_typed(texts), uploads)
+                fields = " and ".join(f"`{one}`" for one in ("images", *named))
+                raise InvalidError(f"no file field {name[:60]!r}; the files' field is {fields}")
+    return Content(_typed(texts), uploads, named)
 
 
 def _validated(fields: dict[str, Any]) -> Asked:
@@ -185,14 +197,15 @@ def _validated(fields: dict[str, Any]) -> Asked:
         raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong) from error
 
 
-def _options(choice: Choice, asked: Asked) -> dict[str, Any]:
-    extra = asked.model_extra or {}
+def _options(choice: Choice, operation: Operation, asked: Asked) -> dict[str, Any]:
+    named = {shared.name for shared in operation.shared}
+    extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in named}
     twice = sorted(extra.keys() & asked.options.keys())
     if twice:
         raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}; send each once")
     unknown = sorted(name[:60] for name in extra if name not in choice.schema.get("properties", {}))
     if unknown:
-        known = sorted({*Asked.model_fields, *choice.schema.get("properties", {})})
+        known = sorted({*Asked.model_fields, *named, *choice.schema.get("properties", {})})
         raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
     try:
         return choice.options({**extra, **asked.options})
@@ -204,7 +217,7 @@ def _sizes(
     operation: Operation, asked: Asked, images: int, options: dict[str, Any], settings: Settings
 ) -> tuple[int, int]:
     """Rows of the request, and how many of them each image serves, within the limits."""
-    needed = len(operation.inputs)
+    needed = len(operation.images)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
         raise InvalidError(f"this operation takes {operation.images_needed}, not {images}")
     if images > settings.max_images:
@@ -216,27 +229,57 @@ def _sizes(
     rows = operation.rows(asked.count, images, options)
     if rows > settings.max_count:
         raise InvalidError(f"{rows} answers are more than the {settings.max_count} that one request may ask for")
-    return rows, 1 if needed == 1 else rows
+    return rows, rows // images if needed == 1 else rows
 
 
 def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) -> tuple[Items, tuple[str, ...]]:
     if not images:
         return {}, ()
-    decoded, notes = [], []
+    decoded: list[Pixels] = []
+    notes: list[str] = []
     for index, image in enumerate(images):
-        try:
-            pixels, said = decode(image if isinstance(image, bytes) else _bytes(image), *entry.image)
-        except UnusableImageError as error:
-            detail = str(error)
-            raise InvalidError(
-                f"images[{index}]: {detail}", errors=[{"field": f"images.{index}", "detail": detail}]
-            ) from error
+        pixels, said = _decoded(image, entry.image, f"images[{index}]", f"images.{index}")
         decoded.append(pixels)
-        if said:
-            notes.append(f"images[{index}]: {said}")
-    if len(operation.inputs) == 2:
-        return {name: pixels[None] for name, pixels in zip(operation.inputs, decoded, strict=True)}, tuple(notes)
-    return {operation.inputs[0]: np.stack(decoded)}, tuple(notes)
+        notes += said
+    if len(operation.images) == 2:
+        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}, tuple(notes)
+    return {operation.images[0]: np.stack(decoded)}, tuple(notes)
+
+
+def _decoded(image: bytes | str, size: tuple[int, int, int], name: str, path: str) -> tuple[Pixels, tuple[str, ...]]:
+    """Pixels of a picture sent as file or text, and what was converted. Raises InvalidError, which names it."""
+    try:
+        pixels, said = decode(image if isinstance(image, bytes) else _bytes(image), *size)
+    except UnusableImageError as error:
+        detail = str(error)
+        raise InvalidError(f"{name}: {detail}", errors=[{"field": path, "detail": detail}]) from error
+    return pixels, (f"{name}: {said}",) if said else ()
+
+
+def _texts(shared: Shared, asked: Asked) -> Sequence[str]:
+    """What was sent as text under the name of a shared picture."""
+    text = (asked.model_extra or {}).get(shared.name, [])
+    texts = text if isinstance(text, list) else [text]
+    if not all(isinstance(one, str) for one in texts):
+        raise _wrong(shared, "must be a picture file as base64 text")
+    return texts
+
+
+def _shared(shared: Shared, entry: Entry, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
+    """The one grey picture of that name, over all of the model's channels, (1, C, H, W)."""
+    channels, height, width = entry.image
+    if len(sent) != 1:
+        number = f"{len(sent)} were sent" if sent else "missing"
+        raise _wrong(shared, f"{number}; send one picture of {width}×{height} pixels. {shared.description}")
+    pixels, notes = _decoded(sent[0], (1, height, width), shared.name, shared.name)
+    fault = shared.fault(pixels)
+    if fault:
+        raise _wrong(shared, fault)
+    return np.repeat(pixels[None], channels, axis=1), notes
+
+
+def _wrong(shared: Shared, detail: str) -> InvalidError:
+    return InvalidError(f"{shared.name}: {detail}", errors=[{"field": shared.name, "detail": detail}])
 
 
 def _bytes(text: str) -> bytes:

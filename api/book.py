@@ -18,7 +18,7 @@ from api.errors import problem
 from workers.blobs import Blobs
 from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
 from workers.outbox import Call, FailedError, Outbox
-from workers.queue import NEWS, connect_async, entries
+from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
 from workers.wire import Fields, joined, pack, unpack
 
@@ -262,6 +262,15 @@ class Book:
             if found or left <= 0:
                 return found
             await self._changed(job_id, min(left, _POLL_S))
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """A PNG of what a running job's pictures look like so far, if a worker has shown any lately."""
+        call = self._adopted.get(job_id)
+        try:
+            found: Any = await self._redis.get(preview_key(call.id if call else job_id))
+        except (redis.RedisError, OSError):
+            return None
+        return found if isinstance(found, bytes) else None
 
     async def fields(self, job: Job) -> Fields:
         """What a succeeded job computed. Raises LookupError if it was dropped."""

@@ -42,7 +42,7 @@ JOB = {
         "created_at": {"type": "string"},
         "model": {"type": "string"},
         "problem": {"anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/Problem"}]},
-        "links": {"type": "object", "required": ["self", "events", "result", "cancel"]},
+        "links": {"type": "object", "required": ["self", "events", "result", "cancel", "preview"]},
     },
 }
 
@@ -75,6 +75,27 @@ _ANSWER = {
             "items": {"type": "string"},
             "description": "What was converted in the pictures sent, where anything was",
         },
+        "accepted": {
+            "type": "array",
+            "items": {"type": "boolean"},
+            "description": "Of rows drawn by rejection: whether a proposal met the condition",
+        },
+        "proposals": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "Of rows drawn by rejection: how many proposals each took",
+        },
+        "acceptance_rate": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Rows accepted over proposals, of all rows; as a header Reverie-Acceptance-Rate",
+        },
+        "effective_sample_size": {
+            "type": "array",
+            "items": {"type": ["number", "null"]},
+            "description": "Of rows that came by importance weights: (Σw)²/Σw², between 1 and their number",
+        },
     },
 }
 _PICTURES = {
@@ -94,10 +115,15 @@ RESULT: dict[int | str, dict[str, Any]] = {
 }
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "`status` and `progress` events, numbered; the stream ends with the job",
+        "description": "`status` and `progress` events, numbered, and `preview` ones without a number, at most two a "
+        "second, which link to a picture of what the run has reached; the stream ends with the job",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "The job has ended, and nothing came after `Last-Event-ID`"},
+}
+
+PREVIEW: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Up to 64 pictures as a grid, as of one of the last slices", "content": {PNG: _BINARY}},
 }
 
 _HEADERS = [
@@ -121,15 +147,18 @@ def operation_docs(operation: Operation, registry: Registry, settings: Settings)
     """The OpenAPI entry of one operation."""
     able = [entry for entry in registry.serving() if operation.method in entry.choices]
     properties = _properties(operation, able, settings)
-    required = ["model", "images"] if operation.inputs else ["model"]
+    named = {shared.name: shared.description for shared in operation.shared}
+    required = ["model", *(["images"] if operation.images else []), *named]
     example: dict[str, Any] = {"model": able[0].name if able else "vae-mnist", "seed": 3}
     if operation.counted:
         example["count"] = 4
-    if operation.inputs:
-        example["images"] = [_example_picture(able)] * len(operation.inputs)
+    if operation.images:
+        example["images"] = [_example_picture(able)] * len(operation.images)
+    example |= dict.fromkeys(named, _example_picture(able))
     form = {name: rule for name, rule in properties.items() if name != "images"}
-    if operation.inputs:
+    if operation.images:
         form["images"] = {"type": "array", "items": _BINARY["schema"]}
+    form |= {name: {**_BINARY["schema"], "description": said} for name, said in named.items()}
     bodies: dict[str, Any] = {
         JSON: {"schema": _object(required, properties), "example": example},
         "multipart/form-data": {"schema": _object(required, form)},
@@ -153,7 +182,7 @@ def operation_docs(operation: Operation, registry: Registry, settings: Settings)
 def _properties(operation: Operation, able: list[Entry], settings: Settings) -> dict[str, Any]:
     """The fields of a request, by name."""
     known = Asked.model_json_schema()["properties"]
-    there = {"count": operation.counted, "images": bool(operation.inputs)}
+    there = {"count": operation.counted, "images": bool(operation.images)}
     properties = {name: dict(rule) for name, rule in known.items() if there.get(name, True)}
     if able:
         del properties["model"]["examples"]
@@ -165,9 +194,13 @@ def _properties(operation: Operation, able: list[Entry], settings: Settings) -> 
         }
     if operation.counted:
         properties["count"] |= {"minimum": 1, "maximum": settings.max_count}
-    if operation.inputs:
+    if operation.counted and operation.images:
+        properties["count"]["description"] = "How many answers each image gets: answer j of image i is row i·count + j."
+    if operation.images:
         del properties["images"]["default"]
-        properties["images"] |= {"minItems": len(operation.inputs), "maxItems": settings.max_images}
+        properties["images"] |= {"minItems": len(operation.images), "maxItems": settings.max_images}
+    for shared in operation.shared:
+        properties[shared.name] = {"type": "string", "description": f"{shared.description} As base64 of a file."}
     return properties
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.answers import JSON, About, negotiate, ranged, render
+from api.answers import JSON, PNG, About, negotiate, ranged, render, summed
 from api.ask import Ask, read_ask
 from api.book import Book
 from api.errors import (
@@ -27,7 +28,7 @@ from api.errors import (
     OverloadedError,
     request_id_of,
 )
-from api.openapi import EVENTS, JOB, MODEL, RESULT, answered, listed, operation_docs, problem_responses
+from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD, OPERATIONS, Operation
 from workers.outbox import BusyError, Call, FailedError, Outbox
@@ -39,6 +40,7 @@ PNG_BY_WORKER = 256
 """Up to this many pictures, the worker makes the PNGs of a JSON answer; more come as pixels, for a thread to encode."""
 
 _KEEP_ALIVE_S = 15.0
+_PREVIEW_S = 0.5
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _WORD = r"^[\w.-]*$"
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
@@ -151,7 +153,7 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Pr
     except BusyError as error:
         raise _overloaded(f"{house.settings.max_waiting} requests wait already") from error
     try:
-        fields = await _patiently(request, call, prefer.wait_s)
+        fields = summed(await _patiently(request, call, prefer.wait_s))
     except TimeoutError:
         try:
             job = await house.book.adopt(ask, call, _owner(request), request_id_of(request))
@@ -164,12 +166,12 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Pr
     except (asyncio.CancelledError, ClientDisconnect):
         house.outbox.drop(call)
         raise
-    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes)
+    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes, ask.operation.columns(ask.per))
     if ask.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
-    return Response(body, 200, {**about.headers, **_applied(prefer), "Vary": "Accept, Prefer"}, media)
+    return Response(body, 200, {**about.headers(fields), **_applied(prefer), "Vary": "Accept, Prefer"}, media)
 
 
 async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
@@ -207,8 +209,8 @@ async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _P
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
     if job["status"] not in TERMINAL:
         return _accepted(job, prefer)
-    body, about = await _rendered(house, job, media)
-    headers = {**about.headers, **_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"}
+    body, said = await _rendered(house, job, media)
+    headers = {**said, **_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"}
     return Response(body, 200, {**headers, "Vary": "Accept, Prefer"}, media)
 
 
@@ -295,7 +297,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "request_id": job["request_id"],
         "attempts": job.get("attempts", 0),
         "problem": orjson.loads(job["problem"]) if job.get("problem") else None,
-        "links": {"self": here, "events": f"{here}/events", "result": f"{here}/result", "cancel": f"{here}/cancel"},
+        "links": {"self": here, **{name: f"{here}/{name}" for name in ("events", "result", "cancel", "preview")}},
     }
     for name in ("created_at", "started_at", "finished_at"):
         moment = job.get(name)
@@ -310,8 +312,8 @@ async def _job(house: House, request: Request, job_id: str) -> Job:
     return job
 
 
-async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, About]:
-    """The answer of an ended job. Raises the problem of one that has none."""
+async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
+    """The answer of an ended job and its headers. Raises the problem of one that has none."""
     if job["status"] != "succeeded":
         if job["status"] == "failed":
             raise _failed(orjson.loads(job["problem"]))
@@ -322,12 +324,13 @@ async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, About]:
     if job["expired"]:
         raise gone
     asked = orjson.loads(job["request"])
-    about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())))
+    columns = BY_METHOD[job["method"]].columns(job["per"])
+    about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())), columns)
     try:
-        fields = await house.book.fields(job)
+        fields = summed(await house.book.fields(job))
     except LookupError as error:
         raise gone from error
-    return await asyncio.to_thread(render, fields, about, media), about
+    return await asyncio.to_thread(render, fields, about, media), about.headers(fields)
 
 
 def _add_jobs(router: APIRouter, house: House) -> None:
@@ -414,8 +417,22 @@ def _add_results(router: APIRouter, house: House) -> None:
             )
         if found["status"] == "failed":
             raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(found["problem"]))
-        body, about = await _rendered(house, found, media)
-        return ranged(request, body, media, about.headers)
+        body, said = await _rendered(house, found, media)
+        return ranged(request, body, media, said)
+
+    @router.get(
+        "/jobs/{job_id}/preview",
+        summary="What a running job's pictures look like so far",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**PREVIEW, **problem_responses(404)},
+    )
+    async def preview(request: Request, job_id: str) -> Response:
+        found = await _job(house, request, job_id)
+        picture = await house.book.preview(job_id) if found["status"] not in TERMINAL else None
+        if picture is None:
+            raise NotFoundError(f"the job is {found['status']} and has nothing to show; a long run of pictures has")
+        return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -439,7 +456,9 @@ def _add_results(router: APIRouter, house: House) -> None:
 
 
 async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncIterator[str]:
+    """The job's events as they come, and between them, without a number, that there is another preview."""
     yield "retry: 2000\n\n"
+    shown, again = None, 0.0
     while True:
         found = await house.book.next_events(job_id, seq, _KEEP_ALIVE_S)
         if not found:
@@ -452,6 +471,11 @@ async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncItera
             yield f"id: {seq}\nevent: {event['event']}\ndata: {event['data']}\n\n"
             if event["event"] == "status" and orjson.loads(event["data"])["status"] in TERMINAL:
                 return
+        if found and time.monotonic() >= again:
+            picture = await house.book.preview(job_id)
+            if picture is not None and picture != shown:
+                shown, again = picture, time.monotonic() + _PREVIEW_S
+                yield f'event: preview\ndata: {{"link":"/v1/jobs/{job_id}/preview"}}\n\n'
 
 
 def _json(body: Any, headers: dict[str, str] | None = None) -> Response:

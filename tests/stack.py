@@ -27,21 +27,22 @@ def free_port() -> int:
 
 
 def checkpoints(folder: Path) -> Path:
-    """A folder with the shipped two-dimensional VAE and the faulty family."""
+    """A folder with the shipped two-dimensional VAE and the families of the tests."""
     shipped = ROOT / "checkpoints" / "vae-mnist-2d"
     folder.mkdir(parents=True)
     (folder / "vae-mnist-2d").symlink_to(shipped)
     program = (
-        "import sys, models; models.__path__.append(sys.argv[1])\n"
-        "from models import faulty\n"
+        "import importlib, sys, models; models.__path__.append(sys.argv[1])\n"
         "from models.kit import card\n"
         "from pathlib import Path\n"
-        "model = faulty.Model(faulty.Config())\n"
-        "said = dict.fromkeys(card.REQUIRED, 'test')\n"
-        "said |= {'format': 1, 'name': 'faulty', 'version': '1', 'family': 'faulty', 'config': {}, 'figures': [],\n"
-        "         'provenance': {}, 'image': {'channels': 1, 'height': 8, 'width': 8},\n"
-        "         'operations': model.operations()}\n"
-        "card.save(Path(sys.argv[2]) / 'faulty' / '1' / 'model.safetensors', model, said)\n"
+        "for name in ('faulty', 'tiny'):\n"
+        "    family = importlib.import_module(f'models.{name}')\n"
+        "    model = family.Model(family.Config())\n"
+        "    said = dict.fromkeys(card.REQUIRED, 'test')\n"
+        "    said |= {'format': 1, 'name': name, 'version': '1', 'family': name, 'config': {}, 'figures': [],\n"
+        "             'provenance': {}, 'image': {'channels': 1, 'height': 8, 'width': 8},\n"
+        "             'operations': model.operations()}\n"
+        "    card.save(Path(sys.argv[2]) / name / '1' / 'model.safetensors', model, said)\n"
     )
     families = str(ROOT / "tests" / "families")
     subprocess.run([sys.executable, "-c", program, families, str(folder)], check=True, cwd=ROOT)

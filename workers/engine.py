@@ -21,15 +21,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that used up its slice: what to carry on with, for all rows, and how far it got (0 to 1)."""
+    """A run that used up its slice: what to carry on with, for all rows, and how far it got (0 to 1).
+
+    `preview`: what the pictures look like so far, uint8 (B, C, H, W), where the model shows it.
+    """
 
     state: dict[str, Any]
     done: float
+    preview: np.ndarray[Any, Any] | None = None
 
     def of(self, parts: list[Part], index: int) -> dict[str, Any]:
         """The share of one part in the state."""
         begin = sum(part.rows for part in parts[:index])
         return {name: value[begin : begin + parts[index].rows] for name, value in self.state.items()}
+
+    def preview_of(self, parts: list[Part], index: int) -> np.ndarray[Any, Any] | None:
+        """The share of one part in the preview."""
+        begin = sum(part.rows for part in parts[:index])
+        return None if self.preview is None else self.preview[begin : begin + parts[index].rows]
 
 
 def run(
@@ -125,7 +134,9 @@ def _run_all(
         piece = stack.cut(first, min(first + step, count))
         answer = _steps(resident, method, chosen, piece.padded(plan.smallest), state, until)
         if isinstance(answer, Partial):
-            return Unfinished({name: _host(value[:count]) for name, value in answer.state.items()}, float(answer.done))
+            state = {name: _host(value[:count]) for name, value in answer.state.items()}
+            preview = None if answer.preview is None else _fields({"images": answer.preview}, count)["images"]
+            return Unfinished(state, float(answer.done), preview)
         pieces.append(_fields(answer, len(piece.seeds)))
     return _split(joined(pieces), parts)
 
@@ -154,8 +165,8 @@ def _fields(answer: dict[str, Any], count: int) -> Fields:
     """Host arrays of the first `count` rows; pictures become uint8 by rounding."""
     fields: Fields = {}
     for name, value in answer.items():
-        if not isinstance(value, Tensor):
-            fields[name] = value
+        if not isinstance(value, Tensor) or not value.ndim:
+            fields[name] = value.item() if isinstance(value, Tensor) else value
             continue
         if value.shape[0] < count:
             raise RuntimeError(f"the model gave {value.shape[0]} rows of {name!r} for {count}")

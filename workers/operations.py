@@ -8,28 +8,65 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+WHITE = 128
+"""The least level of a mask's pixel that counts as white."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A grey picture of the model's size, sent under its own name, one for all rows of a request.
+
+    `fault` says what is wrong with its pixels, if anything is.
+    """
+
+    name: str
+    description: str
+    fault: Callable[[np.ndarray[Any, Any]], str | None] = lambda _pixels: None
+
+
+def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
+    hidden = pixels >= WHITE
+    if not hidden.any():
+        return f"it hides nothing: no pixel is white ({WHITE} or lighter); paint white what is to be filled in"
+    if hidden.all():
+        return f"it hides everything: every pixel is white ({WHITE} or lighter); paint black what is to be kept"
+    return None
+
 
 @dataclass(frozen=True)
 class Operation:
     """One operation: its route, the model's method, what it reads and how many rows a request makes.
 
-    `inputs` names the model's image arguments in order. `rows(count, images, options)` is the number of rows, where
-    `count` is the request's count and `images` how many pictures came with it. `pictures` says that the answer holds
-    `images`, so that it can be had as PNG.
+    `inputs` names the model's image arguments in order; those that are `shared` come under their own name.
+    `rows(count, images, options)` is the number of rows, where `count` is the request's count and `images` how many
+    pictures came with it. `pictures` says that the answer holds `images`, so that it can be had as PNG.
     """
 
     path: str
     method: str
     summary: str
     inputs: tuple[str, ...] = ()
+    shared: tuple[Shared, ...] = ()
     counted: bool = False
     pictures: bool = False
     rows: Callable[[int, int, Mapping[str, Any]], int] = lambda _count, images, _options: images
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """The inputs that a request's `images` are: one of any number, or so many one by one."""
+        named = {one.name for one in self.shared}
+        return tuple(name for name in self.inputs if name not in named)
+
+    @property
     def images_needed(self) -> str:
         """How many images a request must bring, in words."""
-        return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.inputs)]
+        return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.images)]
+
+    def columns(self, per: int) -> int | None:
+        """How many pictures make a line of the answer's grid, where each image has `per`; None: near-square."""
+        return per if self.counted and self.images else None
 
 
 OPERATIONS = (
@@ -57,6 +94,16 @@ OPERATIONS = (
         inputs=("first", "second"),
         pictures=True,
         rows=lambda _count, _images, options: int(options["steps"]),
+    ),
+    Operation(
+        "inpaintings",
+        "inpaint",
+        "Fill in what a mask hides of images",
+        inputs=("images", "mask"),
+        shared=(Shared("mask", "A picture of the model's size, for all images: white is hidden.", _mask_fault),),
+        counted=True,
+        pictures=True,
+        rows=lambda count, images, _options: count * images,
     ),
     Operation("energies", "energy", "Score images by their energy", inputs=("images",)),
     Operation("likelihoods", "log_likelihood", "Estimate the log-likelihood of images", inputs=("images",)),

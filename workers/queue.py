@@ -143,6 +143,11 @@ def dropped_key(batch: str) -> str:
     return f"reverie:dropped:{batch}"
 
 
+def preview_key(call: str) -> str:
+    """Holds a PNG of what a job's (or a waiting call's) unfinished pictures look like."""
+    return f"reverie:preview:{call}"
+
+
 def entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Entries of an XREAD answer on one stream, in either protocol's shape."""
     if not found:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from celery import signals
 from workers import engine
 from workers.blobs import Blobs
 from workers.ledger import Done, Job, Ledger
+from workers.pictures import grid
 from workers.queue import (
     NEWS,
     NOTES_LENGTH,
@@ -30,6 +32,7 @@ from workers.queue import (
     dropped_key,
     make_celery,
     message,
+    preview_key,
     queue_name,
     started_key,
 )
@@ -44,6 +47,9 @@ INLINE_BYTES = 256 << 10
 """A larger result goes to the blob store and its note names it."""
 
 CLAIM_LIMIT = 32
+
+PREVIEW_S, PREVIEW_ROWS, PREVIEW_KEEP_S = 0.4, 64, 600
+"""Least time between two previews of one run, how many of its pictures they show, and how long the last one is kept."""
 
 
 class Worker:
@@ -66,6 +72,7 @@ class Worker:
         self.state = "warming"
         self._holding = False
         self._running: list[str] = []
+        self._shown: dict[str, float] = {}
         self._beats = 0
         self._stopped = threading.Event()
 
@@ -150,6 +157,7 @@ class Worker:
         self._count(batch.method, sum(part.rows for part in batch.parts), took)
         if isinstance(answer, engine.Unfinished):
             batch.state = answer.state
+            self._show(batch.parts, answer)
             self.redis.lpush(queue_name("bulk"), message(RUN_BATCH, "bulk", batch.pack()))
             self._tell(batch, {"kind": "progress", "done": answer.done})
             return
@@ -168,6 +176,19 @@ class Worker:
             self._post.send("XADD", batch.reply, "MAXLEN", "~", NOTES_LENGTH, "*", "note", data)
         except redis.RedisError:
             log.warning("note lost; its batch will be sent again", exc_info=True)
+
+    def _show(self, parts: list[Part], answer: engine.Unfinished) -> None:
+        """Leave what unfinished pictures look like where an API process finds them."""
+        now = time.monotonic()
+        for index, part in enumerate(parts):
+            preview = answer.preview_of(parts, index)
+            if preview is None or now - self._shown.get(part.call, 0.0) < PREVIEW_S:
+                continue
+            if len(self._shown) > CLAIM_LIMIT:
+                self._shown = {call: at for call, at in self._shown.items() if now - at < PREVIEW_S}
+            self._shown[part.call] = now
+            command = ("SET", preview_key(part.call), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_KEEP_S)
+            self._quietly(partial(self._post.send, *command))
 
     def _entry(self, model: str, version: str) -> Entry:
         entry = self.registry.find(f"{model}@{version}")
@@ -215,6 +236,8 @@ class Worker:
         begun = time.perf_counter()
         answer = engine.run(resident, method, options, parts, state, self.settings.slice_s)
         self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
+        if isinstance(answer, engine.Unfinished):
+            self._show(parts, answer)
         log.info("jobs", extra={"method": method, "request_ids": [part.request_id for part in parts]})
         reports = []
         for index, (job, part) in enumerate(zip(claimed, parts, strict=True)):

@@ -92,10 +92,12 @@ Items = dict[str, np.ndarray[Any, Any]]
 
 
 def cut_items(items: Items, per: int, first: int, rows: int) -> Items:
-    """The images that rows `first` … `first + rows − 1` read, where each image serves `per` consecutive rows."""
-    if all(len(array) == 1 for array in items.values()):
-        return items
-    return {name: np.repeat(array, per, axis=0)[first : first + rows] for name, array in items.items()}
+    """The images that rows `first` … `first + rows − 1` read, where each image serves `per` consecutive rows.
+
+    One that is alone under its name serves all rows.
+    """
+    index = np.arange(first, first + rows) // per
+    return {name: array if len(array) == 1 else array[index] for name, array in items.items()}
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """What a model can do, read off the signatures of its methods.
 
 An operation is a public method that takes `rows: Rows` and `options` (a dataclass). Its pictures are its parameters
-`images`, or `first` and `second`; a parameter `state` says that the work comes in slices (`Partial`); a class constant
-`UNIT` of its options says what its numbers are in.
+`images`, or `first` and `second`, and `mask`; a parameter `state` says that the work comes in slices (`Partial`); a
+class constant `UNIT` of its options says what its numbers are in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from models.kit.rows import Rows
 from models.kit.schema import json_schema
 
-PICTURES = ("images", "first", "second")
+PICTURES = ("images", "first", "second", "mask")
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 MODEL = "vae-mnist-2d"
 FAULTY = "faulty"
+TINY = "tiny"
 
 
 def b64(data: bytes) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from api.answers import JSON, NPZ, PNG, About, negotiate, ranged, render
+from api.answers import JSON, NPZ, PNG, About, negotiate, ranged, render, summed
 from api.errors import NotAcceptableError, RangeError
 from tests.api.telling import opened
 from workers.operations import BY_METHOD
@@ -79,7 +79,7 @@ def test_every_form_carries_the_same_pixels() -> None:
         assert (arrays["images"] == pixels).all()
         assert (str(arrays["model"]), int(arrays["seed"])) == ("m", 2**63 - 1)
         assert list(arrays["conversions"]) == ["images[0]: RGB to L"]
-    assert about.headers["Reverie-Conversions"] == "images[0]: RGB to L"
+    assert about.headers({})["Reverie-Conversions"] == "images[0]: RGB to L"
 
 
 def test_rendering_twice_gives_the_same_bytes() -> None:
@@ -88,6 +88,32 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
     about = About("m", "1", 0)
     assert render(fields, about, NPZ) == render(fields, about, NPZ)
     assert json.loads(render(fields, about, JSON))["log_p"] == [-1.5, -2.5]
+
+
+def test_a_grid_may_have_so_many_columns() -> None:
+    """Three pictures in one line, where near-square they would stand in two."""
+    pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
+    assert opened(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
+
+
+def test_numbered_fields_are_one_list_in_json() -> None:
+    """`layers.0` … `layers.10` come in the order of their numbers, whatever their widths; NPZ keeps their names."""
+    fields = {f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)}
+    fields |= {"log.p": np.zeros(2, np.float32), "unit": "nats"}
+    body = json.loads(render(fields, About("m", "1", 0), JSON))
+    assert [layer[0] for layer in body["layers"]] == [[0.0], [1.0] * 2, [2.0] * 3, [10.0] * 11]
+    assert (body["log.p"], body["unit"]) == ([0.0, 0.0], "nats")
+    with np.load(io.BytesIO(render(fields, About("m", "1", 0), NPZ))) as arrays:
+        assert arrays["layers.10"].shape == (2, 11)
+
+
+def test_acceptance_is_summed_over_all_rows() -> None:
+    """Accepted over proposed, not the mean of the rows' own rates; without proposals there is none."""
+    fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
+    assert summed(fields)["acceptance_rate"] == 0.25
+    assert About("m", "1", 0).headers(summed(fields))["Reverie-Acceptance-Rate"] == "0.25"
+    assert summed({**fields, "proposals": np.zeros(3, np.int64)}).keys() == fields.keys()
+    assert summed({"accepted": np.array([True])}).keys() == {"accepted"}
 
 
 def _asked(**headers: str) -> Request:

@@ -42,7 +42,10 @@ def test_items_are_cut_to_rows() -> None:
     three = {"images": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)}
     assert cut_items(three, 2, 1, 4)["images"].ravel().tolist() == [0, 1, 1, 2]
     one = {"first": three["images"][:1]}
-    assert cut_items(one, 9, 5, 2) is one
+    assert cut_items(one, 9, 5, 2)["first"] is one["first"]
+    both = cut_items({**three, "mask": three["images"][2:]}, 2, 3, 3)
+    assert both["images"].ravel().tolist() == [1, 2, 2]
+    assert both["mask"].ravel().tolist() == [2]
 
 
 def test_pieces_are_joined_in_order() -> None:

@@ -1,0 +1,170 @@
+"""Inpaintings over HTTP: images, one mask for all of them, several answers each."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.api.telling import MODEL, TINY, b64, encoded, ended, opened, opened_text, problem, promised
+from workers.pictures import png
+
+SIDE = 8
+PATH = "/v1/inpaintings"
+
+
+def picture(seed: int) -> bytes:
+    """A black-and-white picture of the tiny family's size."""
+    return png(np.random.default_rng(seed).integers(0, 2, (1, SIDE, SIDE), np.uint8) * np.uint8(255))
+
+
+def mask(lines: int = 4, level: int = 255) -> bytes:
+    """The lower lines hidden."""
+    pixels = np.zeros((1, SIDE, SIDE), np.uint8)
+    if lines:
+        pixels[:, -lines:] = level
+    return png(pixels)
+
+
+IMAGES = [picture(0), picture(1)]
+
+
+def inpainted(client: httpx.Client, /, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    """Answer of two images with the lower half hidden, unless said otherwise."""
+    asked = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, **fields}
+    return client.post(PATH, json={name: value for name, value in asked.items() if value is not None}, headers=headers)
+
+
+def test_each_image_gets_so_many_answers(client: httpx.Client) -> None:
+    """Answers come image by image, keep what is shown, and differ where it is hidden."""
+    body = inpainted(client, count=3).json()
+    assert set(body) == {"model", "version", "seed", "images", "binarization"}
+    answers = [opened_text(image) for image in body["images"]]
+    assert len(answers) == 6
+    for index, answer in enumerate(answers):
+        assert (answer[:4] == opened(IMAGES[index // 3])[:4]).all()
+    assert len({answer[4:].tobytes() for answer in answers}) == 6
+
+
+def test_an_answer_depends_on_its_row_alone(client: httpx.Client) -> None:
+    """Answer j of image i is row i·count + j: with one image, more answers begin with the same ones."""
+    few = inpainted(client, count=2, images=[b64(IMAGES[0])]).json()["images"]
+    many = inpainted(client, count=400, images=[b64(IMAGES[0])]).json()["images"]
+    assert many[:2] == few
+    first = inpainted(client, count=2).json()["images"]
+    assert first[:2] == few
+
+
+def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
+    """Files, base64, a data URL and a mixture of them give the same bytes; so does a job."""
+    whole = {"model": TINY, "seed": 5, "count": 2}
+    files = [("images", ("a.png", IMAGES[0])), ("images", ("b.png", IMAGES[1]))]
+    answers = [
+        inpainted(client, count=2),
+        inpainted(client, count=2, mask=f"data:image/png;base64,{b64(mask())}"),
+        client.post(PATH, data=whole, files=[*files, ("mask", ("mask.png", mask()))]),
+        client.post(PATH, data={**whole, "mask": b64(mask())}, files=files),
+    ]
+    job_id = promised(client, PATH, **whole, images=[b64(one) for one in IMAGES], mask=b64(mask()))
+    job = ended(client, job_id)
+    assert (job["request"]["count"], job["request"]["images"], job["kind"]) == (2, 2, "inpaintings")
+    answers.append(client.get(f"/v1/jobs/{job_id}/result"))
+    assert [answer.status_code for answer in answers] == [200] * 5, [answer.text[:200] for answer in answers]
+    assert len({answer.content for answer in answers}) == 1
+
+
+def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
+    """The same files under the same Idempotency-Key are the same request; another mask is another one."""
+
+    def send(hidden: bytes) -> httpx.Response:
+        files = [("images", ("a.png", IMAGES[0])), ("mask", ("mask.png", hidden))]
+        return client.post(PATH, data={"model": TINY}, files=files, headers={"Idempotency-Key": "inpaint"})
+
+    first = send(mask())
+    assert first.status_code == 200, first.text
+    assert send(mask()).content == first.content
+    problem(send(mask(2)), 422, "another key")
+
+
+def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
+    """PNG lays the answers of an image side by side, at once and as a job's result; NPZ holds them in order."""
+    grid = opened(inpainted(client, {"Accept": "image/png"}, count=5).content)
+    assert grid.shape == (2 * SIDE, 5 * SIDE)
+    arrays = inpainted(client, {"Accept": "application/x-npz"}, count=5)
+    with np.load(io.BytesIO(arrays.content)) as kept:
+        pixels = kept["images"]
+        assert str(kept["binarization"]) == "threshold"
+    assert pixels.shape == (10, 1, SIDE, SIDE)
+    assert (grid[SIDE:, 3 * SIDE : 4 * SIDE] == pixels[8, 0]).all()
+    asked = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, "count": 5}
+    job_id = promised(client, PATH, **asked)
+    ended(client, job_id)
+    result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "image/png"})
+    assert (opened(result.content) == grid).all()
+
+
+def test_grey_pictures_are_made_binary_and_the_answer_says_how(client: httpx.Client) -> None:
+    """A threshold or a seeded draw; either way what is shown is black or white."""
+    grey = b64(png(np.full((1, SIDE, SIDE), 100, np.uint8)))
+    said = {}
+    for how in ("threshold", "draw"):
+        body = inpainted(client, images=[grey], binarization=how).json()
+        assert body["binarization"] == how
+        said[how] = opened_text(body["images"][0])[:4]
+    assert (said["threshold"] == 0).all()
+    assert set(np.unique(said["draw"])) == {0, 255}
+
+
+def test_a_mask_of_any_kind_is_read_as_grey(client: httpx.Client) -> None:
+    """A coloured mask is converted and said so; 128 is white, 127 is not."""
+    colour = encoded(Image.fromarray(opened(mask())).convert("RGB"))
+    body = inpainted(client, mask=b64(colour)).json()
+    assert body["conversions"] == ["mask: RGB to L"]
+    assert body["images"] == inpainted(client, mask=b64(mask(level=128))).json()["images"]
+    problem(inpainted(client, mask=b64(mask(level=127))), 422, "mask", "hides nothing")
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (lambda: None, ["mask: missing", "8×8", "white is hidden"]),
+        (lambda: b64(mask(0)), ["mask", "hides nothing"]),
+        (lambda: b64(mask(8)), ["mask", "hides everything"]),
+        (lambda: b64(png(np.zeros((1, 28, 28), np.uint8))), ["mask", "28×28", "8×8"]),
+        (lambda: [b64(mask())] * 2, ["mask", "2 were sent", "one picture"]),
+        (list, ["mask: missing"]),
+        (lambda: 7, ["mask", "base64"]),
+        (lambda: [7], ["mask", "base64"]),
+        (lambda: "%%%", ["mask", "base64"]),
+        (lambda: b64(b"no picture"), ["mask", "PNG"]),
+    ],
+)
+def test_a_wrong_mask_is_refused(client: httpx.Client, sent: Callable[[], Any], words: list[str]) -> None:
+    """422 says what is wrong with it and what would work."""
+    body = problem(inpainted(client, mask=sent()), 422, *words)
+    assert [error["field"] for error in body["errors"]] == ["mask"]
+
+
+def test_two_masks_of_a_form_are_refused(client: httpx.Client) -> None:
+    """As two files, or as a file and a field."""
+    files = [("images", ("a.png", IMAGES[0])), ("mask", ("m.png", mask())), ("mask", ("n.png", mask()))]
+    problem(client.post(PATH, data={"model": TINY}, files=files), 422, "mask", "2 were sent")
+    problem(client.post(PATH, data={"model": TINY, "mask": b64(mask())}, files=files[:2]), 422, "mask", "2 were sent")
+
+
+def test_what_else_may_be_wrong(client: httpx.Client, digit: bytes) -> None:
+    """No images or of another size, too many answers, a raw picture, a model that cannot, a mask elsewhere."""
+    problem(inpainted(client, images=[]), 422, "at least one image")
+    problem(inpainted(client, images=[b64(digit)]), 422, "images[0]", "8×8")
+    problem(inpainted(client, count=0), 422, "count", "65536")
+    problem(inpainted(client, count=40_000), 422, "80000 answers", "65536")
+    raw = client.post(PATH, params={"model": TINY}, content=IMAGES[0], headers={"Content-Type": "image/png"})
+    problem(raw, 422, "mask: missing")
+    problem(inpainted(client, model=MODEL), 422, MODEL, "/v1/samples")
+    problem(client.post("/v1/samples", json={"model": TINY, "mask": b64(mask())}), 422, "no such field: mask")
+    files = [("images", ("a.png", IMAGES[0])), ("mask", ("m.png", mask()))]
+    problem(client.post("/v1/encodings", data={"model": TINY}, files=files), 422, "'mask'", "`images`")
+    problem(inpainted(client, steps=501), 422, "options.steps", "500")

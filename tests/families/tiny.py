@@ -1,0 +1,116 @@
+"""A family of 8×8 binary pictures that does everything in almost no time: for tests of what the service makes of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from models.kit.operations import describe
+from models.kit.partial import Partial
+from models.kit.rows import BINARIZE, CHOICE, LATENT, OUTPUT, Rows
+from models.kit.sampling import first_accepted
+from models.kit.schema import option
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How long the chain is, and which of its pictures are kept."""
+
+    steps: int = option(1, minimum=1, maximum=500, description="steps of the chain")
+    seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
+    threshold: float | None = option(None, minimum=0.0, maximum=1.0, description="keep what is darker than this")
+
+
+@dataclass(frozen=True)
+class InpaintOptions:
+    """How grey pictures become binary, and how long the chain is."""
+
+    binarization: str = option("threshold", choices=("draw", "threshold"), description="how grey pixels become binary")
+    steps: int = option(1, minimum=1, maximum=500, description="steps of the chain")
+    seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """How many samples."""
+
+    UNIT: ClassVar[str] = "nats"
+    k: int = option(10, minimum=2, maximum=1000, description="importance samples an image")
+
+
+class Model(nn.Module):
+    """Its samples brighten with each step, its hidden pixels are coin tosses, its codes are sums of pixels."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def operations(self) -> dict[str, Any]:
+        """What it can do."""
+        return describe(self)
+
+    def sample(
+        self, rows: Rows, options: SampleOptions, state: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Any] | Partial:
+        """Eight proposals a row, of uniform brightness; with a `threshold` the first that is darker, if any is."""
+        steps = self._stepped(rows, options.seconds, state)
+        brightness = rows.uniform(8, LATENT)
+        kept = brightness < (2.0 if options.threshold is None else options.threshold)
+        index, found, proposals = first_accepted(kept)
+        images = brightness.gather(1, index[:, None]).expand(-1, 64).reshape(-1, 1, 8, 8)
+        if int(steps[0]) < options.steps:
+            done = int(steps[0]) / options.steps
+            return Partial({"steps": steps}, done, images * done)
+        answer = {"images": images * self.scale}
+        return answer if options.threshold is None else {**answer, "accepted": found, "proposals": proposals}
+
+    def inpaint(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor,
+        rows: Rows,
+        options: InpaintOptions,
+        state: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, Any] | Partial:
+        """The shown pixels, binarized, and a coin toss for each hidden one."""
+        steps = self._stepped(rows, options.seconds, state)
+        pixels = images.flatten(1)
+        known = rows.bernoulli(pixels, BINARIZE) if options.binarization == "draw" else (pixels >= 0.5).float()
+        tossed = (rows.uniform(64, OUTPUT) < 0.5).float()
+        filled = torch.where(mask.flatten(1) >= 0.5, tossed, known).view_as(images)
+        if int(steps[0]) < options.steps:
+            return Partial({"steps": steps}, int(steps[0]) / options.steps, filled)
+        return {"images": filled, "binarization": options.binarization}
+
+    def encode(self, images: torch.Tensor, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
+        """Sums of thirds of the picture, and of its halves: two layers of three and two units."""
+        pixels = images.flatten(1)
+        thirds = torch.stack([third.sum(1) for third in pixels.tensor_split(3, 1)], 1)
+        halves = torch.stack([half.sum(1) for half in pixels.tensor_split(2, 1)], 1)
+        return {"layers.1": halves, "layers.0": thirds}
+
+    def log_likelihood(self, images: torch.Tensor, rows: Rows, options: LikelihoodOptions) -> dict[str, Any]:
+        """Numbers a row, numbers of the model, and one that is none."""
+        mean = images.flatten(1).mean(1)
+        size = options.k * rows.uniform(1, CHOICE)[:, 0]
+        constants = {"log_z": -1.25, "log_z_standard_error": torch.tensor(0.5), "k": options.k}
+        return {"log_p": -mean, "log_p_star": -mean / 0.0, "effective_sample_size": size, **constants}
+
+    def _stepped(self, rows: Rows, seconds: float, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
+        time.sleep(seconds)
+        return 1 + (torch.zeros(len(rows), dtype=torch.int64) if state is None else state["steps"])
