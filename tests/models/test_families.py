@@ -98,7 +98,7 @@ def test_its_operations_are_those_it_defines(family: str) -> None:
     assert listed
     assert set(listed) <= set(describe(model))
     for entry in listed.values():
-        assert entry["inputs"] in ([], ["images"], ["first", "second"])
+        assert entry["inputs"] in ([], ["images"], ["first", "second"], ["images", "mask"])
         assert entry["options"]["additionalProperties"] is False
 
 
