@@ -1,0 +1,77 @@
+"""Training a game of two players for a benchmark, and scoring the digits it draws."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+
+from digits.classifier import Classifier, probabilities  # noqa: E402
+from digits.scores import Scores, scores  # noqa: E402
+from models import ebgan  # noqa: E402
+from models.kit.rows import Rows  # noqa: E402
+from models.kit.train import Recipe, train, weights  # noqa: E402
+
+SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Game:
+    """A finished run: the model as it would ship, its metrics an epoch, how it ended and how long it took."""
+
+    model: ebgan.Model
+    metrics: list[dict[str, Any]]
+    reason: str
+    seconds: float
+
+
+def recipe(name: str, seed: int, config: dict[str, Any], training: dict[str, Any]) -> Recipe:
+    """A recipe for grey MNIST digits, 128 a step, products in bfloat16, but for what is given."""
+    common = {"batch_size": 128, "binarization": "none", "precision": "bfloat16", "save_every_s": 86400.0}
+    return Recipe.from_json(
+        {
+            "family": "ebgan",
+            "name": name,
+            "summary": "for a benchmark",
+            "data": "mnist",
+            "seed": seed,
+            "config": config,
+            "training": {**common, **training},
+        }
+    )
+
+
+def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
+    """The game fitted to training pictures; nothing where its losses ceased to be numbers."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        ended = train(chosen, images, out)
+        if ended.reason == "not a number":
+            return None
+        if ended.reason == "interrupted":
+            raise KeyboardInterrupt
+        metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        tensors, _, _ = weights(out)
+    model = ebgan.Model(chosen.config)
+    model.load_state_dict(tensors)
+    return Game(model.eval(), metrics, ended.reason, ended.seconds)
+
+
+def drawn(model: ebgan.Model, count: int = SAMPLES, seed: int = 1) -> torch.Tensor:
+    """Rows 0 … count − 1 of a seed's samples, (count, 1, 28, 28) in 0 … 1."""
+    parts = [Rows.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
+    return torch.cat([model.sample(rows, ebgan.SampleOptions())["images"] for rows in parts])
+
+
+def scored(model: ebgan.Model, classifier: Classifier, count: int = SAMPLES) -> Scores:
+    """The scores of `count` samples."""
+    return scores(probabilities(classifier, drawn(model, count)))
