@@ -131,9 +131,7 @@ def importance(say: Say) -> None:
         share = sampling.effective_sample_size(log_weights(spread, 40, 10_000)) / 10_000
         law = math.sqrt(2 * spread**2 - 1) / spread**2
         say(f"| {spread} | {float(share.mean()):.4f} ± {float(share.std()) / math.sqrt(40):.4f} | {law:.4f} |")
-    say(
-        "\nFor σ² ≤ ¾, as at σ = 0.8, the squared weights have no variance: the share comes to its law slowly, from above."
-    )
+    say("\nFor σ² ≤ ¾, as at σ = 0.8, the squared weights have no variance: the share comes to its law slowly.")
     say("\n**A proposal that is too narrow** (σ² ≤ ½) has weights without variance. 400 estimates of log Z = 0: their")
     say("root mean square, the standard error that they claim by the delta method, and how often the truth is more")
     say("than four of these away. For σ² = 2 the error falls as L^−½. For σ² ≤ ½ the weights' tail is a power, the")
