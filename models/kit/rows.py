@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import torch
 
-from models.kit.shapes import Float, Int, Int64, Tensor
+from models.kit.shapes import Float, Int, Int16, Int64, Tensor
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -109,16 +109,25 @@ class Rows:
         words = self.words(count * blocks, stream, first * blocks)
         return box_muller(words).view(len(self), count, 4 * blocks)[..., :n]
 
+    def halves(self, n: int, first: int, count: int, stream: int = 0) -> Int16[Tensor, "B count n"]:
+        """Samples `first` … `first + count − 1` of a row's endless run of n signed 16-bit numbers, for `below`."""
+        blocks = -(-n // 8)
+        words = self._blocks(count * blocks, stream, first * blocks).to(torch.int32)
+        halves = words.view(torch.int16).view(4, len(self), count, 2 * blocks)
+        return halves.permute(1, 2, 0, 3).reshape(len(self), count, 8 * blocks)[..., :n]
+
     def bernoulli(self, probability: Float[Tensor, "B n"], stream: int = BINARIZE) -> Float[Tensor, "B n"]:
         """One draw for each probability, itself rounded to a multiple of 2⁻¹⁶; 0 and 1 stay what they are.
 
         Sixteen bits a draw: half the work of a full word, and a bias below 8·10⁻⁶.
         """
-        n = probability.shape[1]
-        words = self._blocks(-(-n // 8), stream).to(torch.int32)
-        halves = words.view(torch.int16).view(4, len(self), -1).transpose(0, 1).reshape(len(self), -1)[:, :n]
-        threshold = (probability * 65536.0).round_().sub_(32768.0)  # as the halves are signed
-        return (halves < threshold).to(probability.dtype)
+        return below(self.halves(probability.shape[1], 0, 1, stream)[:, 0], probability)
+
+
+def below(halves: Int16[Tensor, "*B n"], probability: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B n"]:
+    """1 where a 16-bit number, uniform on −2¹⁵ … 2¹⁵ − 1, lies below its probability's share of that range, else 0."""
+    threshold = probability * 65536.0
+    return (halves < threshold.round_().sub_(32768.0)).to(probability.dtype)
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float[Tensor, "B words"]:

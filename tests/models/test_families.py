@@ -16,6 +16,7 @@ from models.kit.rows import Rows
 from models.kit.schema import from_json, json_schema, to_json
 
 FAMILIES = card.families()
+SMALL = {"k": 20, "steps": 5, "draws": 3}
 
 
 def built(family: str):
@@ -43,7 +44,7 @@ def finished(method, *arguments):
 def asked(model, operation: str, rows: Rows) -> dict:
     """An operation's answer for `rows`, with pictures that belong to each row."""
     entry = model.operations()[operation]
-    small = {"k": 20} if "k" in entry["options"]["properties"] else {}
+    small = {name: value for name, value in SMALL.items() if name in entry["options"]["properties"]}
     pictures = []
     for number, _ in enumerate(entry["inputs"]):
         channels, height, width = shape_of(model.config)

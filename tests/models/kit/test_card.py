@@ -107,7 +107,7 @@ def test_sample_draws_the_same_sheet_twice(trained: Path, tmp_path: Path) -> Non
 def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown recipe lists those there are; a --set without a value is refused."""
     assert command.main(["train", "nothing"]) == 1
-    assert "there are vae-mnist, vae-mnist-2d" in capsys.readouterr().err
+    assert "vae-mnist, vae-mnist-2d, or give the path" in capsys.readouterr().err
     assert command.main(["train", "vae-mnist", "--set", "seed"]) == 1
     assert "write NAME=VALUE" in capsys.readouterr().err
 

@@ -1,0 +1,269 @@
+"""The Helmholtz machine against exact sums over every state of a tiny one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from models import bihm
+from models.bihm import Config, InpaintOptions, LikelihoodOptions, Model, SampleOptions
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+
+TINY = Config(height=1, width=4, hidden=(3, 2), samples=2000)
+
+
+def states(n: int) -> torch.Tensor:
+    """Every binary vector of n units, (2ⁿ, n)."""
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=n)))
+
+
+def tiny(scale: float = 1.5, config: Config = TINY) -> Model:
+    """A small machine with weights that matter."""
+    model = Model(config)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data = scale * Rows.range(11, number, 1).normal(parameter.numel())[0].view_as(parameter)
+    return model.requires_grad_(requires_grad=False)
+
+
+class Exact:
+    """Sums over all (x, h) of a tiny machine, in float64."""
+
+    def __init__(self, model: Model) -> None:
+        model = model.double()
+        x = states(model.sizes[0]).double()
+        h1, h2 = (states(n).double() for n in model.config.hidden)
+        pairs = [h1.repeat_interleave(len(h2), 0), h2.repeat(len(h1), 1)]
+        h = [layer[None].expand(len(x), -1, -1) for layer in pairs]
+        self.x, self.h = x, h
+        self.log_p_joint = log_joint(model, x[:, None], h)
+        self.log_q = log_inferred(model, x[:, None], h)
+        self.log_p = self.log_p_joint.logsumexp(1)
+        self.log_p_tilde = 2.0 * (0.5 * (self.log_p_joint + self.log_q)).logsumexp(1)
+        self.log_z = 0.5 * self.log_p_tilde.logsumexp(0)
+        self.log_p_star = self.log_p_tilde - 2.0 * self.log_z
+        model.float()
+
+
+def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
+    """log p(x, h), written out in float64."""
+
+    def log_prob(t: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+        return torch.where(t == 1, probability, 1 - probability).log().sum(-1)
+
+    total = log_prob(h[-1], torch.sigmoid(model.top))
+    for layer, lower, upper in zip(model.p, [x.expand(-1, h[0].shape[1], -1), *h[:-1]], h, strict=True):
+        total = total + log_prob(lower, torch.sigmoid(upper @ layer.weight.T + layer.bias))
+    return total
+
+
+def log_inferred(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
+    """log q(h|x), written out in float64."""
+    total = torch.zeros(len(x), h[0].shape[1], dtype=torch.float64)
+    for layer, lower, upper in zip(model.q, [x, *h[:-1]], h, strict=True):
+        probability = torch.sigmoid(lower @ layer.weight.T + layer.bias)
+        total = total + torch.where(upper == 1, probability, 1 - probability).log().sum(-1)
+    return total
+
+
+def finished(method, *arguments):
+    """The answer of a sliced operation."""
+    answer = method(*arguments)
+    while isinstance(answer, Partial):
+        answer = method(*arguments, answer.state)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def exact() -> Exact:
+    """The sums of the tiny machine."""
+    return Exact(tiny())
+
+
+def test_log_joint_and_log_inferred_are_the_products_of_the_layers(exact: Exact) -> None:
+    """The model's log p(x, h) and log q(h|x) are those of the definition."""
+    model = tiny()
+    h = [layer.float() for layer in exact.h]
+    x = exact.x.float()[:, None]
+    torch.testing.assert_close(model.log_joint(x, h).double(), exact.log_p_joint, atol=2e-5, rtol=0)
+    torch.testing.assert_close(model.log_inferred(x, h).double(), exact.log_q, atol=2e-5, rtol=0)
+
+
+def test_p_star_is_a_distribution_above_its_bound(exact: Exact) -> None:
+    """Σ p* = 1, Z ≤ 1, and p̃* is no more than p* and no more than p, for every x."""
+    assert float(exact.log_p_star.exp().sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(exact.log_z) < 0
+    assert bool((exact.log_p_tilde <= exact.log_p_star).all())
+    assert bool((exact.log_p_tilde <= exact.log_p).all())
+
+
+def test_eq_7_finds_z(exact: Exact) -> None:
+    """The estimate of log Z lies within three standard errors of the sum, and makes Σ p* one."""
+    found = tiny().estimate_log_z(seed=4, samples=200_000)
+    assert found["log_z"] == pytest.approx(float(exact.log_z), abs=3 * found["standard_error"])
+    assert 0 < found["standard_error"] < 0.02
+    assert found["largest"] < 0.01
+    total = float((exact.log_p_tilde - 2 * found["log_z"]).exp().sum())
+    assert total == pytest.approx(1.0, abs=6 * found["standard_error"])
+
+
+def test_estimators_reach_the_sums(exact: Exact) -> None:
+    """log p, log p̃* and log p* by K = 20 000 samples lie within four standard errors of the sums, for every x."""
+    model = tiny()
+    model.log_z.fill_(float(exact.log_z))
+    model.log_z_error.fill_(0.0)
+    images = exact.x.float().view(-1, 1, 1, 4)
+    answer = finished(model.log_likelihood, images, Rows.range(5, 0, len(images)), LikelihoodOptions("none", 20_000))
+    for name, error, sums in (
+        ("log_p", "standard_error", exact.log_p),
+        ("log_p_tilde_star", "log_p_tilde_star_standard_error", exact.log_p_tilde),
+        ("log_p_star", "log_p_star_standard_error", exact.log_p_star),
+    ):
+        away = (answer[name].double() - sums).abs() / answer[error]
+        assert float(away.max()) < 4, name
+    assert bool((answer["effective_sample_size"] <= answer["effective_sample_size_star"]).all())
+
+
+def test_one_sample_tells_p_from_p_tilde_star_by_nothing() -> None:
+    """With K = 1 eq. 4 and eq. 5 are the same number."""
+    a = Rows.range(1, 0, 7).normal(1)
+    assert torch.allclose(bihm.log_p_tilde_star(a), bihm.log_p(a), atol=1e-6)
+    assert torch.allclose(bihm.log_p(a), a[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None:
+    """With samples in exactly q's proportions, eq. 6 is the exact gradient of the exact log p̃* (to 1e-6), for p and q.
+
+    q's units have the probabilities ¼, ½, ¾, so that 1024 samples can hold every h as often as q says.
+    """
+    model = tiny().double()
+    third = math.log(3.0)
+    for layer, biases in zip(model.q, ([third, -third, 0.0], [-third, third]), strict=True):
+        layer.weight.data.zero_()
+        layer.bias.data = torch.tensor(biases, dtype=torch.float64)
+    exact = Exact(model)
+    model.double()
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    at = int((exact.x == x).all(1).nonzero()[0])
+    counts = (exact.log_q[at].exp() * 1024).round().long()
+    assert int(counts.sum()) == 1024
+    h = [layer[at].repeat_interleave(counts, 0)[None] for layer in exact.h]
+    model.requires_grad_(requires_grad=True)
+    carrier = bihm.gradient_carrier(
+        model.log_joint(x[:, None], h), model.log_inferred(x[:, None], h), baseline=baseline
+    )
+    gradients = torch.autograd.grad(carrier.sum(), list(model.parameters()))
+    model.requires_grad_(requires_grad=False)
+
+    def log_p_tilde() -> float:
+        every = [layer[at][None] for layer in exact.h]
+        total = log_joint(model, x[:, None], every) + log_inferred(model, x[:, None], every)
+        return float(2.0 * (0.5 * total).logsumexp(1))
+
+    step = 1e-5
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        flat = parameter.data.view(-1)
+        for i in range(len(flat)):
+            kept = float(flat[i])
+            flat[i] = kept + step
+            upper = log_p_tilde()
+            flat[i] = kept - step
+            lower = log_p_tilde()
+            flat[i] = kept
+            assert float(gradient.view(-1)[i]) == pytest.approx((upper - lower) / (2 * step), abs=1e-6)
+
+
+def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -> None:
+    """The loss is −log p̃* in the mean over many seeds, nearly (K = 2000), and its gradient that of the exact bound."""
+    model = tiny().requires_grad_(requires_grad=True)
+    images = exact.x.float()[5].view(1, 1, 1, 4).expand(400, -1, -1, -1)
+    loss = model.loss(images, Rows.range(2, 0, 400))
+    assert float(loss.detach().mean()) == pytest.approx(-float(exact.log_p_tilde[5]), abs=0.03)
+    (gradient,) = torch.autograd.grad(loss.mean(), [model.top])
+    other = Model(TINY).double()
+    other.load_state_dict(tiny().state_dict())
+    other.double().requires_grad_(requires_grad=True)
+    every = [layer[5][None] for layer in exact.h]
+    x = exact.x[5][None, None]
+    bound = 2.0 * (0.5 * (log_joint(other, x, every) + log_inferred(other, x, every))).logsumexp(1)
+    (wanted,) = torch.autograd.grad(-bound.sum(), [other.top])
+    torch.testing.assert_close(gradient.double(), wanted, atol=0.02, rtol=0)
+
+
+def test_a_machine_whose_directions_agree_has_z_one_and_a_full_sample_size() -> None:
+    """Where q is p's posterior, Z = 1 and every importance sample counts."""
+    model = tiny()
+    for layer in [*model.q, *model.p]:
+        layer.weight.data.zero_()
+    model.q[0].bias.data.copy_(model.p[1].bias.data)
+    model.q[1].bias.data.copy_(model.top.data)
+    found = model.estimate_log_z(seed=1, samples=5000)
+    assert found["log_z"] == pytest.approx(0.0, abs=1e-6)
+    answer = model.log_likelihood(torch.zeros(1, 1, 1, 4), Rows.range(1, 0, 1), LikelihoodOptions("none", 200))
+    assert float(answer["effective_sample_size"][0]) == pytest.approx(200, rel=1e-4)
+    assert "log_p_star" not in answer
+
+
+def shares(images: torch.Tensor) -> torch.Tensor:
+    """How often each of the 16 pictures of four pixels occurs."""
+    code = (images.flatten(1) * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum(1).long()
+    return torch.bincount(code, minlength=16).double() / len(code)
+
+
+def departure(found: torch.Tensor, probability: torch.Tensor, count: int) -> float:
+    """χ² of 16 shares, per degree of freedom."""
+    return float((count * (found - probability).square() / probability).sum() / (len(found) - 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "of"),
+    [
+        (SampleOptions(source="p", output="draws"), "p"),
+        (SampleOptions(source="p_star", output="draws", steps=10, candidates=4, inner=20), "p_star"),
+        (SampleOptions(source="block", output="draws", pool=60, inner=10), "p_star"),
+    ],
+    ids=["ancestral", "gibbs", "block"],
+)
+def test_samples_follow_their_distribution(options: SampleOptions, of: str, exact: Exact) -> None:
+    """3000 draws have the exact shares (χ² per degree of freedom below 3); those of p have not p*'s, and conversely."""
+    count = 3000
+    answer = finished(tiny().sample, Rows.range(8, 0, count), options)
+    wanted = {"p": exact.log_p.exp(), "p_star": exact.log_p_star.exp()}
+    found = shares(answer["images"])
+    assert departure(found, wanted.pop(of), count) < 3
+    assert departure(found, wanted.popitem()[1], count) > 10
+
+
+def test_inpainting_draws_the_hidden_pixels_given_the_known(exact: Exact) -> None:
+    """Two hidden pixels have the shares of p*(hidden | known); the known ones stay."""
+    count = 2000
+    images = torch.tensor([1.0, 0.0, 0.3, 0.6]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
+    mask = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
+    options = InpaintOptions(binarization="draw", output="draws", steps=15, candidates=4, inner=40, pool=10)
+    answer = finished(tiny().inpaint, images, mask, Rows.range(9, 0, count), options)
+    assert torch.equal(answer["images"].flatten(1)[:, :2], images.flatten(1)[:, :2])
+    found = shares(answer["images"])[8:12]
+    wanted, other = exact.log_p_star.exp()[8:12], exact.log_p.exp()[8:12]
+    assert departure(found, wanted / wanted.sum(), count) < 3
+    assert departure(found, other / other.sum(), count) > 10
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_mask_must_hide_some_and_keep_some(level: float) -> None:
+    """Nothing hidden or everything hidden is refused."""
+    picture = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(ValueError, match="mask"):
+        tiny().inpaint(picture, torch.full_like(picture, level), Rows.range(0, 0, 1), InpaintOptions())
+
+
+def test_encodings_are_the_layers_probabilities(exact: Exact) -> None:
+    """The first layer's are exact; the second's are q(h₂|x), which sums tell."""
+    images = exact.x.float().view(-1, 1, 1, 4)
+    answer = tiny().encode(images, Rows.range(3, 0, 16), bihm.EncodeOptions("none", 1000))
+    wanted = [(exact.log_q.exp()[..., None] * layer).sum(1) for layer in exact.h]
+    torch.testing.assert_close(answer["layers.0"].double(), wanted[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer["layers.1"].double(), wanted[1], atol=0.06, rtol=0)
