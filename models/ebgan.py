@@ -20,8 +20,8 @@ losses and its energy −log D(x) are in nats.
 
 Departs from the paper: z is normal, and the generator's turn plays the same z against the discriminator just moved;
 the convolutional variant is ours, for small pictures, and its decoder mirrors the encoder; batch normalisation is in
-the generator alone, where sampling uses statistics fixed after training; the code of "conv" is linear and narrow; the
-plain GAN's generator descends −log D(G(z)), which the slides leave open.
+the generator alone, where sampling uses statistics fixed after training; a narrow linear code and a decoder of several
+layers are possible; the plain GAN's generator descends −log D(G(z)), which the slides leave open.
 """
 
 from __future__ import annotations
@@ -65,9 +65,15 @@ class Config:
     latents: int = option(100, minimum=1, maximum=4096, description="dimensions of z")
     layers_g: int = option(3, minimum=1, maximum=16, description="layers of the generator (mlp)")
     size_g: int = option(400, minimum=1, maximum=8192, description="units a layer (mlp), channels at half size (conv)")
-    layers_d: int = option(2, minimum=2, maximum=16, description="layers of Enc and Dec; Dec is one (mlp)")
+    layers_d: int = option(2, minimum=2, maximum=16, description="layers of Enc and Dec together (mlp)")
+    layers_dec: int = option(1, minimum=1, maximum=15, description="of them Dec's; one in the paper (mlp)")
     size_d: int = option(128, minimum=1, maximum=8192, description="units a layer (mlp), channels at half size (conv)")
-    code: int = option(32, minimum=1, maximum=8192, description="units of the code (conv; mlp's code has size_d)")
+    code: int = option(
+        0,
+        minimum=0,
+        maximum=8192,
+        description="units of a narrow linear code; 0: size_d units, rectified in mlp",
+    )
     batch_norm: bool = option(default=True, description="normalise the generator's hidden layers over the batch")
     dropout: float = option(0.0, minimum=0.0, below=1.0, description="share of the encoder's units left out")
     margin: float = option(10.0, above=0.0, maximum=1e6, description="m, an energy")
@@ -170,18 +176,21 @@ class Encoder(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         channels, size = config.channels, config.size_d
+        self.units = config.code or size
         if config.architecture == "conv":
             flat = 2 * size * (config.height // 4) * (config.width // 4)
             stages: list[nn.Module] = [
                 nn.Sequential(nn.Conv2d(channels, size, 4, 2, 1), nn.LeakyReLU(SLOPE)),
                 nn.Sequential(nn.Conv2d(size, 2 * size, 4, 2, 1), nn.LeakyReLU(SLOPE)),
-                nn.Sequential(nn.Flatten(), nn.Linear(flat, config.code)),
+                nn.Sequential(nn.Flatten(), nn.Linear(flat, self.units)),
             ]
         else:
-            widths = (channels * config.height * config.width, *[size] * (config.layers_d - 1))
+            inner = [size] * (config.layers_d - config.layers_dec - 1)
+            widths = (channels * config.height * config.width, *inner, self.units)
             stages = [nn.Sequential(nn.Flatten(), nn.Linear(*pair), nn.ReLU()) for pair in pairwise(widths)]
+            if config.code:
+                stages[-1] = nn.Sequential(nn.Flatten(), nn.Linear(widths[-2], widths[-1]))
         self.stages = nn.ModuleList(stages)
-        self.units: int = config.code if config.architecture == "conv" else size
 
     def forward(self, x: Images, rows: Rows | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
         """The code with all of its units, and with some left out (the same where there is no dropout, or no rows)."""
@@ -208,7 +217,9 @@ class AutoEncoder(nn.Module):
         self.decoder = (
             upwards(self.encoder.units, config, config.size_d, batch_norm=False)
             if config.architecture == "conv"
-            else nn.Linear(self.encoder.units, math.prod(self.shape))
+            else perceptron(
+                self.encoder.units, config.size_d, config.layers_dec, math.prod(self.shape), batch_norm=False
+            )
         )
 
     def forward(self, x: Images, rows: Rows | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
@@ -284,6 +295,8 @@ class Model(nn.Module):
         super().__init__()
         if config.architecture == "conv" and (config.height % 4 or config.width % 4):
             raise ValueError(f"conv needs multiples of four, not {config.height} × {config.width} pixels")
+        if config.layers_dec >= config.layers_d:
+            raise ValueError(f"layers_d = {config.layers_d} with layers_dec = {config.layers_dec} leaves no encoder")
         self.config = config
         self.generator = Generator(config)
         self.discriminator: AutoEncoder | Critic = (

@@ -12,18 +12,25 @@ import torch  # noqa: E402
 
 from models.kit import data  # noqa: E402
 
-KINDS = ("fashion", "joined", "upside_down")
+KINDS = {
+    "fashion": "Fashion-MNIST's test pictures",
+    "joined": "the left half of a digit and the right half of the next one",
+    "stacked": "the upper half of a digit and the lower half of the next one",
+    "upside_down": "digits upside down (top and bottom swapped)",
+    "turned": "digits turned by half a circle (a 6 is then a 9)",
+}
 
 
 def joined(images: torch.Tensor) -> torch.Tensor:
+    """The left half of each picture beside the right half of the next one."""
+    middle = images.shape[3] // 2
+    return torch.cat((images[:, :, :, :middle], images.roll(-1, 0)[:, :, :, middle:]), dim=3)
+
+
+def stacked(images: torch.Tensor) -> torch.Tensor:
     """The upper half of each picture above the lower half of the next one."""
     middle = images.shape[2] // 2
     return torch.cat((images[:, :, :middle], images.roll(-1, 0)[:, :, middle:]), dim=2)
-
-
-def upside_down(images: torch.Tensor) -> torch.Tensor:
-    """Each picture turned by half a circle."""
-    return images.flip(2, 3)
 
 
 def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
@@ -53,4 +60,5 @@ def sets(folder: Path = ROOT / "data") -> dict[str, torch.Tensor]:
     """The MNIST test pictures ("digits") and each kind of what is none, (N, 1, 28, 28) in 0 … 1."""
     digits = data.grey(data.load("mnist", "test", folder).images)
     fashion = data.grey(data.load("fashion-mnist", "test", folder).images)
-    return {"digits": digits, "fashion": fashion, "joined": joined(digits), "upside_down": upside_down(digits)}
+    made = {"joined": joined(digits), "stacked": stacked(digits), "upside_down": digits.flip(2)}
+    return {"digits": digits, "fashion": fashion, **made, "turned": digits.flip(2, 3)}

@@ -15,7 +15,7 @@ from models.kit.turn import Turn
 
 def small(**changed) -> ebgan.Model:
     """A model of 8 × 8 pictures with reproducible weights, ready to be asked."""
-    config = {"height": 8, "width": 8, "latents": 5, "size_g": 16, "size_d": 12, "code": 6, **changed}
+    config = {"height": 8, "width": 8, "latents": 5, "size_g": 16, "size_d": 12, **changed}
     model = ebgan.Model(ebgan.Config(**config))
     model.initialise(Rows.range(4, 0, 1))
     return model.eval()
@@ -123,7 +123,8 @@ GAMES = [
     {},
     {"pulling_away": 0.1, "layers_d": 3},
     {"objective": "gan", "layers_d": 3},
-    {"architecture": "conv", "dropout": 0.5},
+    {"architecture": "conv", "dropout": 0.5, "code": 6},
+    {"layers_d": 4, "layers_dec": 2, "code": 3},
 ]
 
 
@@ -330,10 +331,12 @@ def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
         torch.testing.assert_close(energies, 2.0 * (guess - images).flatten(1).norm(dim=1))
 
 
-def test_conv_needs_multiples_of_four() -> None:
-    """Other sizes are refused with the reason."""
+def test_networks_that_cannot_be_are_told() -> None:
+    """Convolutions need multiples of four pixels, and a discriminator an encoder."""
     with pytest.raises(ValueError, match="multiples of four"):
         small(architecture="conv", height=10)
+    with pytest.raises(ValueError, match="leaves no encoder"):
+        small(layers_d=3, layers_dec=3)
 
 
 def test_the_figures_of_a_card() -> None:

@@ -1,0 +1,211 @@
+"""How good the shipped EBGANs are: scores of their samples, and their energies as an anomaly score.
+
+    python benchmarks/gan_scores.py score --write    # docs/results/gan-scores.md and .json; figures into the cards
+    python benchmarks/gan_scores.py figure           # docs/images/gan-figure.png: GAN, EBGAN and EBGAN-PT side by side
+
+Anomalies are told from MNIST's test digits by the energy alone; beside it stands the distance to the subspace of the
+first 128 principal components of the training digits, in the same run. The GAN of the figure is a run of the recipe
+`gan-mnist`, which does not ship: `python -m models train gan-mnist`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+from digits import anomalies, classifier, games  # noqa: E402
+from digits.labels import labelled  # noqa: E402
+from digits.scores import scores  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+from serving import facts  # noqa: E402
+
+from models import ebgan  # noqa: E402
+from models.kit import card, data  # noqa: E402
+from models.kit.grid import sheet  # noqa: E402
+from models.kit.partial import Partial  # noqa: E402
+from models.kit.rows import Rows  # noqa: E402
+from models.kit.train import weights  # noqa: E402
+
+NAMES = ("ebgan-mnist", "ebgan-pt-mnist")
+COMPONENTS = 128
+TITLES = {"gan-mnist": "GAN", "ebgan-mnist": "EBGAN", "ebgan-pt-mnist": "EBGAN-PT"}
+
+
+def checkpoint(name: str) -> Path:
+    """Where version 1 of a model lies."""
+    return ROOT / "checkpoints" / name / "1" / "model.safetensors"
+
+
+def best_of(model: ebgan.Model, count: int, candidates: int) -> torch.Tensor:
+    """Samples, each the lowest energy of several candidates."""
+    parts = []
+    for at in range(0, count, 500):
+        rows, options = Rows.range(1, at, min(500, count - at)), ebgan.SampleOptions(best_of=candidates)
+        answer = model.sample(rows, options)
+        while isinstance(answer, Partial):
+            answer = model.sample(rows, options, answer.state)
+        parts.append(answer["images"])
+    return torch.cat(parts)
+
+
+def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
+    """D(x) of many pictures."""
+    with torch.inference_mode():
+        return torch.cat([model.energies(part) for part in images.split(500)])
+
+
+def separations(score: Any, pictures: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The AUROC of each kind of anomaly against the digits, by a function from pictures to scores."""
+    found = {kind: score(images) for kind, images in pictures.items()}
+    return {
+        kind: round(anomalies.auroc(found["digits"], values), 4) for kind, values in found.items() if kind != "digits"
+    }
+
+
+def measured(count: int) -> dict[str, Any]:
+    """All figures of the shipped models, of the real test digits and of the principal components."""
+    judge = classifier.load()
+    pictures = anomalies.sets()
+    mean, directions = anomalies.principal(data.grey(labelled("train")[0]), COMPONENTS)
+    result: dict[str, Any] = {
+        "classifier_accuracy": classifier.accuracy(judge),
+        "real": scores(classifier.probabilities(judge, pictures["digits"])).rounded(),
+        "pca": separations(lambda images: anomalies.residual(images, mean, directions), pictures),
+        "models": {},
+    }
+    for name in NAMES:
+        model, _ = card.load(checkpoint(name))
+        result["models"][name] = {
+            **scores(classifier.probabilities(judge, games.drawn(model, count))).rounded(),
+            "best_of_4": scores(classifier.probabilities(judge, best_of(model, count // 5, 4))).rounded(),
+            "auroc": separations(lambda images, model=model: energies(model, images), pictures),
+        }
+        print(name, json.dumps(result["models"][name]), flush=True)
+    return result
+
+
+def spread(found: dict[str, Any]) -> str:
+    """The rarest and the commonest digit's share."""
+    return f"{min(found['shares']):.1%} … {max(found['shares']):.1%}"
+
+
+def into_card(name: str, found: dict[str, Any], result: dict[str, Any], count: int) -> None:
+    """Put a model's scores beside the figures that its card has already."""
+    path = checkpoint(name)
+    model, described = card.load(path)
+    real = result["real"]
+    how = f"{count} samples, {result['classifier_accuracy']:.2%} classifier"
+    shares = f"each digit {spread(found)} of samples"
+    figures = [
+        ("i_prime", found["i_prime"], "nats", f"E KL(p(y) | p(y|x)), clamp 0.01, {how}; test digits {real['i_prime']}"),
+        ("e_kl", found["e_kl"], "nats", f"E KL(p(y|x) | p(y)), {how}; test digits {real['e_kl']}; {shares}"),
+        *[
+            (f"auroc_{kind}", value, "1", f"by energy, against the test digits; by PCA-128 {result['pca'][kind]}")
+            for kind, value in found["auroc"].items()
+        ],
+    ]
+    new = [
+        {"name": key, "value": value, "unit": unit, "better": "higher", "detail": detail}
+        for key, value, unit, detail in figures
+    ]
+    names = {figure["name"] for figure in new}
+    described["figures"] = [figure for figure in described["figures"] if figure["name"] not in names] + new
+    card.save(path, model, described)
+
+
+def report(result: dict[str, Any], count: int) -> None:
+    """Write the page and its numbers."""
+    real, models = result["real"], result["models"]
+    rows = [
+        f"| {name} | {found['i_prime']:.3f} ({found['i_prime'] / real['i_prime']:.2f} × real) | {found['e_kl']:.3f}"
+        f" | {spread(found)} | {found['best_of_4']['i_prime']:.3f}, {found['best_of_4']['e_kl']:.3f} |"
+        for name, found in models.items()
+    ]
+    columns = {"PCA-128 residual": result["pca"]} | {name: found["auroc"] for name, found in models.items()}
+    machine = facts.machine()
+    text = [
+        "# The EBGANs' samples and energies",
+        "",
+        f"Classifier: {result['classifier_accuracy']:.2%} on the 10 000 test digits (ships in `benchmarks/digits/`).",
+        f"{count:,} samples, seed 1. I' = E KL(p(y) ‖ p(y|x)) with p(y|x) clamped at 1e-2 and renormalised;",
+        "E KL(p(y|x) ‖ p(y)) is not clamped. Nats.",
+        "",
+        "| | I' | E KL | rarest … commonest digit | I', E KL of the best of 4 by energy |",
+        "| --- | --- | --- | --- | --- |",
+        f"| test digits | {real['i_prime']:.3f} | {real['e_kl']:.3f} | {spread(real)} | |",
+        *rows,
+        "",
+        "![GAN, EBGAN, EBGAN-PT](../images/gan-figure.png)",
+        "",
+        "The slides' figure 5: best GAN, EBGAN and EBGAN-PT, the first samples of seed 1 of each.",
+        "",
+        "## The energy as an anomaly score",
+        "",
+        "AUROC against the 10 000 MNIST test digits; 10 000 anomalies of each kind, made from test pictures alone",
+        "(`benchmarks/digits/anomalies.py`).",
+        "",
+        f"| | {' | '.join(columns)} |",
+        "| --- |" + " --- |" * len(columns),
+        *[
+            f"| {what} | {' | '.join(f'{found[kind]:.4f}' for found in columns.values())} |"
+            for kind, what in anomalies.KINDS.items()
+        ],
+        "",
+        f"- Machine: {machine['cpu']}, one thread of {machine['cores']} cores, shared with other work.",
+        f"- Commit: {facts.commit()}. Date: {facts.now()}.",
+        "- Command: `python benchmarks/gan_scores.py score --write`, then `python benchmarks/gan_scores.py figure`.",
+        "",
+    ]
+    results = ROOT / "docs" / "results"
+    (results / "gan-scores.md").write_text("\n".join(text))
+    told = {"date": facts.now(), "commit": facts.commit(), "machine": machine, "samples": count, **result}
+    (results / "gan-scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    print("docs/results/gan-scores.md")
+
+
+def figure(gan: Path) -> None:
+    """The slides' figure 5 from a run of the plain GAN and the two checkpoints."""
+    tensors, recipe, _ = weights(gan)
+    model = ebgan.Model(recipe.config)
+    model.load_state_dict(tensors)
+    models = {"gan-mnist": model.eval(), **{name: card.load(checkpoint(name))[0] for name in NAMES}}
+    sheets = [sheet(games.drawn(model, 100), 10, 1) for model in models.values()]
+    side, top, gap = sheets[0].width, 18, 12
+    page = Image.new("L", (len(sheets) * (side + gap) - gap, top + sheets[0].height), 255)
+    pen = ImageDraw.Draw(page)
+    for place, (name, one) in enumerate(zip(models, sheets, strict=True)):
+        pen.text((place * (side + gap), 3), TITLES[name], fill=0)
+        page.paste(one, (place * (side + gap), top))
+    page.save(ROOT / "docs" / "images" / "gan-figure.png", optimize=True)
+    print("docs/images/gan-figure.png")
+
+
+def main() -> None:
+    """Score or draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("score", "figure"))
+    parser.add_argument("--samples", type=int, default=games.SAMPLES, help="digits drawn and scored a model")
+    parser.add_argument("--write", action="store_true", help="put the figures into the checkpoints' cards")
+    parser.add_argument("--gan", type=Path, default=ROOT / "runs" / "gan-mnist", help="the plain GAN's run")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.command == "figure":
+        figure(chosen.gan)
+        return
+    result = measured(chosen.samples)
+    if chosen.write:
+        for name, found in result["models"].items():
+            into_card(name, found, result, chosen.samples)
+    report(result, chosen.samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The benchmarks of generated digits: scores and anomalies by closed forms, and each script in a few seconds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a module of benchmarks/, as the scripts do."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """In place of MNIST the few digits of the tests."""
+    from models.kit import data
+
+    pictures = data.load(str(DIGITS))
+    monkeypatch.setattr(data, "load", lambda *_arguments, **_named: pictures)
+    return pictures
+
+
+@pytest.mark.parametrize("name", ["gan_grid", "gan_margins", "gan_scores", "digits/classifier"])
+def test_each_script_explains_itself(name: str) -> None:
+    """`--help` names its commands."""
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "python benchmarks/" in told
+
+
+def test_scores_of_known_probabilities(module) -> None:
+    """Ten sure digits, evenly: the closed form of the clamped I', log 10 for E KL; one digit alone: 0 for both."""
+    scores = module("digits.scores")
+    even = torch.eye(10, dtype=torch.float64).repeat(30, 1)
+    high, low = 1.0 / 1.09, 0.01 / 1.09
+    expected = math.log(0.1) - 0.1 * math.log(high) - 0.9 * math.log(low)
+    found = scores.scores(even)
+    assert found.i_prime == pytest.approx(expected)
+    assert found.e_kl == pytest.approx(math.log(10.0))
+    assert found.shares == pytest.approx([0.1] * 10)
+    alone = scores.scores(even[:1].repeat(50, 1))
+    assert alone.i_prime == pytest.approx(0.0, abs=1e-12)
+    assert alone.e_kl == pytest.approx(0.0, abs=1e-12)
+    assert scores.i_prime(even, 1e-3) > expected
+
+
+def test_auroc_counts_pairs(module) -> None:
+    """It is the share of pairs in the right order, ties half."""
+    auroc = module("digits.anomalies").auroc
+    normal, unusual = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0])
+    assert auroc(normal, unusual) == pytest.approx((1.5 + 3) / 6)
+    assert auroc(normal, normal) == pytest.approx(0.5)
+    assert auroc(normal, normal + 10) == 1.0
+
+
+def test_anomalies_are_made_of_the_pictures_given(module) -> None:
+    """Halves come from a picture and the next one; principal components leave no residual where there are enough."""
+    anomalies = module("digits.anomalies")
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    joined, stacked = anomalies.joined(images), anomalies.stacked(images)
+    assert torch.equal(joined[5, :, :, :2], images[5, :, :, :2])
+    assert torch.equal(joined[5, :, :, 2:], images[0, :, :, 2:])
+    assert torch.equal(stacked[0, :, :2], images[0, :, :2])
+    assert torch.equal(stacked[0, :, 2:], images[1, :, 2:])
+    mean, directions = anomalies.principal(images, 5)
+    assert float(anomalies.residual(images, mean, directions).max()) < 1e-6
+    assert float(anomalies.residual(joined, mean, directions).max()) > 1e-3
+
+
+def test_the_classifier_that_ships_is_small_and_knows_its_digits(module) -> None:
+    """Under 2 MB; probabilities sum to one; of the tests' digits it is mostly sure."""
+    classifier = module("digits.classifier")
+    from models.kit import data
+
+    assert classifier.WEIGHTS.stat().st_size < 2_000_000
+    p = classifier.probabilities(classifier.load(), data.grey(data.load(str(DIGITS)).images))
+    torch.testing.assert_close(p.sum(1), torch.ones(len(p), dtype=torch.float64))
+    assert float((p.amax(1) > 0.9).double().mean()) > 0.95
+
+
+def test_the_grid_is_what_its_seed_says(module) -> None:
+    """32 EBGANs, every network once; 12 GANs a learning rate; the same list every time."""
+    grid = module("gan_grid")
+    runs = grid.settings()
+    assert runs == grid.settings()
+    assert [run["number"] for run in runs] == list(range(68))
+    energy_based = {tuple(run[name] for name in grid.NETWORKS) for run in runs if run["side"] == "ebgan"}
+    assert len(energy_based) == 32
+    for rate in grid.RATES:
+        assert sum(run["side"] == "gan" and run["rate"] == rate for run in runs) == 12
+
+
+def test_a_grid_resumes_and_reports(module, few, monkeypatch, tmp_path: Path) -> None:
+    """Runs that have a line are not done again; the report has every run."""
+    grid = module("gan_grid")
+    lines = tmp_path / "lines.jsonl"
+    for limit in (1, 2):
+        grid.fit(lines, 1, limit, 100, 20)
+    runs = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [run["number"] for run in runs] == [0, 1]
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    for folder in ("results", "images"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+    grid.report(lines, 1)
+    assert (tmp_path / "docs" / "results" / "gan-grid.md").read_text().count("| yes |") == sum(
+        run["dropout"] > 0 for run in runs
+    )
+    assert (tmp_path / "docs" / "images" / "gan-grid.png").exists()
+
+
+def test_margins_are_swept_and_reported(module, few, monkeypatch, tmp_path: Path) -> None:
+    """One row and one picture a margin."""
+    margins = module("gan_margins")
+    monkeypatch.setattr(margins, "MARGINS", (4, 8))
+    monkeypatch.setattr(margins, "ROOT", tmp_path)
+    monkeypatch.setattr(margins, "NETWORKS", {"layers_g": 2, "size_g": 20, "layers_d": 2, "size_d": 10})
+    for folder in ("results", "images"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+    margins.fit(tmp_path / "runs", 1, 100, 48)
+    margins.report(tmp_path / "runs", 1)
+    page = (tmp_path / "docs" / "results" / "gan-margins.md").read_text()
+    assert "| 4 |" in page
+    assert "| 8 |" in page
+    assert (tmp_path / "docs" / "images" / "gan-margins.png").exists()
+
+
+def test_what_became_of_a_run_is_said(module) -> None:
+    """Collapse, dropped digits, and a good run by their shares and score."""
+    verdict = module("gan_margins").verdict
+    assert verdict({"shares": [0.04] * 9 + [0.64], "i_prime": 0.4}).startswith("collapsed: 64% are taken for a 9")
+    assert verdict({"shares": [0.0, 0.2, *[0.1] * 8], "i_prime": 1.7}) == "drops 0"
+    assert verdict({"shares": [0.1] * 10, "i_prime": 1.7}) == "all ten digits"
+    assert "unclear" in verdict({"shares": [0.1] * 10, "i_prime": 1.0})
