@@ -29,7 +29,7 @@ from models.kit.grid import sheet  # noqa: E402
 
 MARGINS = (1, 2, 4, 8, 16, 32)
 NETWORKS = {"layers_g": 3, "size_g": 800, "layers_d": 2, "size_d": 256}
-EPOCHS = 4
+EPOCHS = 3
 SEED = 9
 REAL = 1.918  # I' of the 10 000 test digits
 FOLDER = ROOT / "runs" / "gan-margins"
