@@ -294,14 +294,14 @@ class Model(nn.Module):
             return self._block(rows, options, state)
         if state is None:
             x, h, means = self.ancestral(rows.halves(sum(self.sizes), 0, 1, VISIBLE))
-            chain = [x[:, 0], *(layer[:, 0] for layer in h)]
+            chain, done = [x[:, 0], *(layer[:, 0] for layer in h)], 0
             if options.source == "p":
                 return {"images": self._pictures(means[:, 0] if options.output == "means" else chain[0])}
-            return self._partial(chain, 0, options.steps)
-        done = _common(state["done"]) + 1
-        chain = self._sweep(self._unpacked(state["chain"]), rows, done, options, None)
-        if done < options.steps:
-            return self._partial(chain, done, options.steps)
+        else:
+            chain, done = self._unpacked(state["chain"]), _common(state["done"])
+        chain = self._sweep(chain, rows, done, options, None)
+        if done + 1 < options.steps:
+            return self._partial(chain, done + 1, options.steps)
         return {"images": self._pictures(self._shown(chain, options.output))}
 
     @torch.inference_mode()
@@ -322,14 +322,14 @@ class Model(nn.Module):
         share = hidden.float().mean(1)
         if bool((share == 0).any() or (share == 1).any()):
             raise ValueError("the mask hides nothing or everything: hide some pixels (white) and keep some (black)")
-        x = self._binarized(images, rows.shared(), options.binarization)
         if state is None:
-            chain = self._start(x, hidden, rows, options.pool)
-            return self._partial(chain, 0, options.steps)
-        done = _common(state["done"]) + 1
-        chain = self._sweep(self._unpacked(state["chain"]), rows, done, options, hidden)
-        if done < options.steps:
-            return self._partial(chain, done, options.steps)
+            x = self._binarized(images, rows.shared(), options.binarization)
+            chain, done = self._start(x, hidden, rows, options.pool), 0
+        else:
+            chain, done = self._unpacked(state["chain"]), _common(state["done"])
+        chain = self._sweep(chain, rows, done, options, hidden)
+        if done + 1 < options.steps:
+            return self._partial(chain, done + 1, options.steps)
         filled = torch.where(hidden, self._shown(chain, options.output), images.flatten(1))
         return {"images": self._pictures(filled), "binarization": options.binarization}
 
@@ -506,11 +506,16 @@ class Model(nn.Module):
         # pixels that are known add the same to every candidate's log p(x|h₁), and cancel
         log_w = 0.5 * (log_bernoulli(chain[1][:, None], self.q[0](candidates)) - log_bernoulli(candidates, logits))
         if inner:
-            x = candidates.repeat_interleave(inner, dim=1)
-            h, log_q = self.infer(x, rows.halves(sum(self.config.hidden), number * count * inner, count * inner, INNER))
-            a = (self.log_joint(x, h) - log_q).view(-1, inner)
-            log_w = log_w + 0.5 * log_p_tilde_star(a).view(-1, count)
+            log_w = log_w + 0.5 * self._log_p_tilde_star(candidates, rows, number * count, inner)
         return candidates, log_w
+
+    def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: Rows, first: int, inner: int) -> PerSample:
+        """Eq. 4 with K = `inner` for each of J pictures of a row, the `first`-th and following of its run, nats."""
+        batch, count, _ = x.shape
+        halves = rows.halves(sum(self.config.hidden), first * inner, count * inner, INNER)
+        flat = x.reshape(batch * count, 1, -1)
+        h, log_q = self.infer(flat, halves.reshape(batch * count, inner, -1))
+        return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
     def _start(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: Rows, pool: int) -> Layers:
         """h of one of `pool` draws of p, chosen by the known pixels' likelihood, and x with its hidden pixels."""
@@ -531,11 +536,7 @@ class Model(nn.Module):
         count, inner = min(BLOCK, options.pool - first), max(1, options.inner)
         x, h, _ = self.ancestral(rows.halves(sum(self.sizes), first, count, VISIBLE))
         drawn = self.log_joint(x, h) - self.log_inferred(x, h)
-        repeated = x.repeat_interleave(inner, dim=1)
-        halves = rows.halves(sum(self.config.hidden), first * inner, count * inner, INNER)
-        inferred, log_q = self.infer(repeated, halves)
-        a = (self.log_joint(repeated, inferred) - log_q).view(-1, inner)
-        log_w = 0.5 * (log_p_tilde_star(a).view(-1, count) - drawn)
+        log_w = 0.5 * (self._log_p_tilde_star(x, rows, first, inner) - drawn)
         new = [layer[torch.arange(len(rows)), resample(log_w, self._choice(rows, 2 * first))] for layer in [x, *h]]
         total = weights.add(log_w)
         chain = new
@@ -558,7 +559,7 @@ class Model(nn.Module):
         packed = torch.cat(chain, dim=1).to(torch.uint8)
         counts = torch.full((len(packed),), done, device=packed.device)
         preview = self._pictures(self._shown(chain, "means"))
-        return Partial({"chain": packed, "done": counts}, (done + 1) / (steps + 1), preview)
+        return Partial({"chain": packed, "done": counts}, done / steps, preview)
 
     def _unpacked(self, chain: Tensor) -> Layers:
         return list(torch.split(chain.float(), list(self.sizes), dim=1))

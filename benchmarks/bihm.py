@@ -1,0 +1,365 @@
+"""The bidirectional Helmholtz machine's figures beside the paper's.
+
+    python benchmarks/bihm.py partition      # log Z of bihm-mnist by two seeds, 5 million samples each; 10 minutes
+    python benchmarks/bihm.py sizes          # effective sample sizes of 100 test digits, beside the VAE's; 3 minutes
+    python benchmarks/bihm.py speed          # training against a direct transcription of Algorithm 1; 1 minute
+    python benchmarks/bihm.py inpaint        # the lower half of 1000 test digits filled in; 10 minutes
+    python benchmarks/bihm.py pictures       # samples of p and p*, inpaintings: docs/images/bihm-*.png; 1 minute
+    python benchmarks/bihm.py report         # docs/results/bihm.md of what was measured last
+
+Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are in the cards:
+`python -m models evaluate checkpoints/bihm-mnist/1/model.safetensors --count 1000 --k 10000 --write`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+from digits import classifier  # noqa: E402
+from digits.labels import labelled  # noqa: E402
+from serving import facts  # noqa: E402
+
+from models import bihm  # noqa: E402
+from models.kit import card, data  # noqa: E402
+from models.kit.grid import sheet  # noqa: E402
+from models.kit.partial import Partial  # noqa: E402
+from models.kit.rows import Rows  # noqa: E402
+from models.kit.sampling import effective_sample_size, log_mean_exp  # noqa: E402
+
+RESULT = ROOT / "docs" / "results" / "bihm.json"
+NAMES = ("bihm-mnist", "bihm-mushrooms", "bihm-dna")
+HALF = 14  # lines of a digit that stay
+STEP = 50  # digits at once
+
+
+def checkpoint(name: str) -> Path:
+    """Where version 1 of a model lies."""
+    return ROOT / "checkpoints" / name / "1" / "model.safetensors"
+
+
+def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The answer of a sliced operation."""
+    answer = method(*arguments)
+    while isinstance(answer, Partial):
+        answer = method(*arguments, answer.state)
+    told: dict[str, Any] = answer
+    return told
+
+
+def test_digits(count: int) -> torch.Tensor:
+    """The first test digits under the one static draw, (count, 1, 28, 28)."""
+    pictures = data.load("mnist", "test", ROOT / "data")
+    return data.grey(data.static_binarization(pictures.images, test=True)[0][:count])
+
+
+# --- log Z -----------------------------------------------------------------------------------------------------------
+
+
+def partition(samples: int, seeds: tuple[int, ...] = (101, 102)) -> dict[str, Any]:
+    """−2 log Z by eq. 7 under each seed, with its standard error by batch means and the largest weight's share."""
+    model, _ = card.load(checkpoint("bihm-mnist"))
+    runs = []
+    for seed in seeds:
+        z = model.estimate_log_z(seed, samples)
+        runs.append(
+            {
+                "seed": seed,
+                "minus_2_log_z": -2.0 * z["log_z"],
+                "standard_error": 2.0 * z["standard_error"],
+                "largest": z["largest"],
+            }
+        )
+    return {"samples": samples, "runs": runs}
+
+
+# --- Effective sample sizes ------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def sizes(count: int, k: int) -> dict[str, Any]:
+    """Effective sample size (% of K) of each model's posterior samples, for weights p/q and for their roots.
+
+    The VAE has no p*: √(p/q) are its weights for (∫ √(p q) dz)², the same kind of weight as the BiHM's for p̃*.
+    """
+    x = test_digits(count)
+    found: dict[str, Any] = {"count": count, "k": k}
+    for name in ("bihm-mnist", "vae-mnist"):
+        model, _ = card.load(checkpoint(name))
+        logs = []
+        for i in range(count):
+            row = Rows.range(7, i, 1)
+            parts = [model.log_weights(x[i].flatten(1), row, at, 500) for at in range(0, k, 500)]
+            logs.append(torch.cat(parts, dim=1).double())
+        a = torch.cat(logs)
+        entry = {
+            "log_p": float(log_mean_exp(a).mean()),
+            "size_p": 100.0 * float(effective_sample_size(a).mean()) / k,
+            "size_root": 100.0 * float(effective_sample_size(0.5 * a).mean()) / k,
+        }
+        if isinstance(model, bihm.Model):
+            entry["log_p_star"] = float(2.0 * log_mean_exp(0.5 * a).mean() - 2.0 * model.log_z)
+        found[name] = entry
+    return found
+
+
+# --- Speed -----------------------------------------------------------------------------------------------------------
+
+
+def transcription(model: bihm.Model, x: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
+    """Algorithm 1 as the paper writes it: the picture is repeated K times, and every layer's probabilities are formed.
+
+    Given the same 16-bit draws it has the loss (B,) and the gradient of `bihm.Model.loss`.
+    """
+    batch, k = halves.shape[:2]
+    h = [x.repeat_interleave(k, dim=0)]
+    first = 0
+    log_q = torch.zeros(batch * k)
+    for layer, size in zip(model.q, model.config.hidden, strict=True):
+        probability = torch.sigmoid(layer(h[-1])).clamp(1e-6, 1 - 1e-6)
+        uniform = (halves[..., first : first + size].float() + 32768.0).view(batch * k, size) / 65536.0
+        h.append((uniform < probability.detach()).float())
+        log_q = log_q + (h[-1] * probability.log() + (1 - h[-1]) * (1 - probability).log()).sum(1)
+        first += size
+    top = torch.sigmoid(model.top).clamp(1e-6, 1 - 1e-6)
+    log_p = (h[-1] * top.log() + (1 - h[-1]) * (1 - top).log()).sum(1)
+    for layer, lower, upper in zip(model.p, h[:-1], h[1:], strict=True):
+        probability = torch.sigmoid(layer(upper)).clamp(1e-6, 1 - 1e-6)
+        log_p = log_p + (lower * probability.log() + (1 - lower) * (1 - probability).log()).sum(1)
+    log_p, log_q = log_p.view(batch, k), log_q.view(batch, k)
+    omega = torch.softmax(0.5 * (log_p - log_q).detach(), dim=1)
+    carrier = (omega * log_p + (omega - 1.0 / k) * log_q).sum(1)
+    value = 2.0 * log_mean_exp(0.5 * (log_p - log_q).detach())
+    return carrier.detach() - carrier - value
+
+
+def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
+    """Images a second of a training step (draws, loss, gradient, Adam) on one thread; rounds interleaved."""
+    images = data.grey(data.static_binarization(data.load("mnist", "train", ROOT / "data").images[:batch])[0])
+    model = bihm.Model(bihm.Config())
+    model.initialise(Rows.range(1, 0, 1))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    total = sum(model.config.hidden)
+
+    def direct(rows: Rows) -> torch.Tensor:
+        return transcription(model, images.flatten(1), rows.halves(total, 0, model.config.samples, bihm.HIDDEN))
+
+    def ours(rows: Rows) -> torch.Tensor:
+        return model.loss(images, rows)
+
+    def low(rows: Rows) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.loss(images, rows)
+
+    kinds = {"transcription": direct, "ours, float32": ours, "ours, bfloat16": low}
+    gradients = {}
+    for name, loss in kinds.items():
+        model.zero_grad()
+        loss(Rows.range(2, 0, batch)).mean().backward()
+        gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    norm = gradients["transcription"].norm()
+    apart = {n: float((g - gradients["transcription"]).norm() / norm) for n, g in gradients.items()}
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(rounds):
+        for name, loss in kinds.items():
+            began = time.perf_counter()
+            for step in range(steps):
+                optimiser.zero_grad()
+                loss(Rows.range(3 + number, step * batch, batch)).mean().backward()
+                optimiser.step()
+            rates[name].append(steps * batch / (time.perf_counter() - began))
+    base = rates["transcription"]
+    return {
+        name: {
+            "images_per_s": statistics.median(values),
+            "ratio": statistics.median(a / b for a, b in zip(values, base, strict=True)),
+            "gradient_apart": apart[name],
+        }
+        for name, values in rates.items()
+    }
+
+
+# --- Inpainting ------------------------------------------------------------------------------------------------------
+
+
+def lower_half(count: int) -> torch.Tensor:
+    """A mask that hides the lower half, (count, 1, 28, 28)."""
+    mask = torch.zeros(count, 1, 28, 28)
+    mask[:, :, HALF:] = 1.0
+    return mask
+
+
+def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
+    """Two answers for each of the first test digits: agreement with the true digit, known pixels, differences."""
+    model, _ = card.load(checkpoint("bihm-mnist"))
+    judge = classifier.load()
+    images, labels = test_digits(count), labelled("test")[1][:count]
+    agreed, kept, apart, upper = [], True, [], []
+    for first in range(0, count, STEP):
+        x = images[first : first + STEP]
+        mask = lower_half(len(x))
+        answers = []
+        for answer in (0, 1):
+            rows = Rows.range(11 + answer, first, len(x))
+            answers.append(finished(model.inpaint, x, mask, rows, options)["images"])
+            kept &= torch.equal(answers[-1][:, :, :HALF], x[:, :, :HALF])
+        right = labels[first : first + STEP]
+        agreed += [(classifier.probabilities(judge, a).argmax(1) == right).double().mean(0) for a in answers]
+        apart.append((answers[0] - answers[1]).abs().flatten(1).sum(1))
+        upper.append(classifier.probabilities(judge, x * (1 - mask)).argmax(1) == right)
+        print(f"{first + len(x)}/{count}: {100 * float(torch.stack(agreed).mean()):.1f} %", file=sys.stderr, flush=True)
+    different = torch.cat(apart)
+    return {
+        "count": count,
+        "options": vars(options),
+        "agreement": float(torch.stack(agreed).mean()),
+        "agreement_of_the_upper_half_alone": float(torch.cat(upper).double().mean()),
+        "agreement_of_the_whole_digit": float(
+            (classifier.probabilities(judge, images).argmax(1) == labels).double().mean()
+        ),
+        "known_pixels_unchanged": kept,
+        "answers_that_differ": float((different > 0).double().mean()),
+        "mean_pixels_apart": float(different.mean()),
+    }
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, Any]:
+    """docs/images: 100 samples each of p and p*, and for ten digits the known half, five answers and the digit."""
+    model, _ = card.load(checkpoint("bihm-mnist"))
+    folder = ROOT / "docs" / "images"
+    chosen = {
+        "p": bihm.SampleOptions(source="p"),
+        "p-star": bihm.SampleOptions(source="p_star", steps=100),
+    }
+    for name, options in chosen.items():
+        images = finished(model.sample, Rows.range(1, 0, 100), options)["images"]
+        sheet(images, 10).save(folder / f"bihm-{name}.png", optimize=True)
+    x = test_digits(10)
+    answers = [
+        finished(model.inpaint, x, lower_half(10), Rows.range(20 + i, 0, 10), bihm.InpaintOptions()) for i in range(5)
+    ]
+    known = torch.where(lower_half(10) > 0, 0.5, x)
+    columns = torch.stack([known, *(answer["images"] for answer in answers), x], dim=1)
+    sheet(columns.flatten(0, 1), 7, 1).save(folder / "bihm-inpaintings.png", optimize=True)
+    return {"files": ["bihm-p.png", "bihm-p-star.png", "bihm-inpaintings.png"]}
+
+
+# --- Report ----------------------------------------------------------------------------------------------------------
+
+
+def keep(part: str, found: dict[str, Any]) -> None:
+    """Put one part's result into the JSON file, with where and when it was measured."""
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results[part] = found | {"commit": facts.commit(), "date": facts.now(), "machine": facts.machine()}
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def card_lines() -> list[str]:
+    """The shipped machines' figures, out of their cards, as table lines."""
+    lines = ["| model | epochs | log p* | log p | −2 log Z | ESS of √(p/q) | ESS of p/q |", "| --- " * 7 + "|"]
+    for name in NAMES:
+        if not checkpoint(name).exists():
+            continue
+        described = card.read_card(checkpoint(name))
+        value = {figure["name"]: figure["value"] for figure in described["figures"]}
+        if value:
+            names = ("log_p_star", "log_p", "minus_2_log_z")
+            shares = ("effective_sample_size_star", "effective_sample_size")
+            cells = [f"{value[n]:.2f}" for n in names] + [f"{value[n]:.1f} %" for n in shares]
+            lines.append(f"| `{name}` | {described['provenance']['epochs']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def report() -> str:
+    """The page."""
+    results = json.loads(RESULT.read_text())
+    lines = ["# The bidirectional Helmholtz machine, measured", ""]
+    lines += [
+        "Made by `python benchmarks/bihm.py report` from bihm.json, which says where and when each was measured.",
+        "",
+    ]
+    lines += ["## Likelihoods (nats, test), from the cards", "", *card_lines(), ""]
+    if "partition" in results:
+        part = results["partition"]
+        lines += [f"## log Z of `bihm-mnist`, {part['samples']:,} samples of eq. 7 a seed", ""]
+        lines += [
+            f"- seed {run['seed']}: −2 log Z = {run['minus_2_log_z']:.3f} ± {run['standard_error']:.3f} nats, largest "
+            f"weight {100 * run['largest']:.3f} % of all"
+            for run in part["runs"]
+        ] + [""]
+    if "sizes" in results:
+        part = results["sizes"]
+        lines += [f"## Effective sample size, K = {part['k']}, the first {part['count']} test digits", ""]
+        for name in ("bihm-mnist", "vae-mnist"):
+            entry = part[name]
+            star = f", log p* {entry['log_p_star']:.2f}" if "log_p_star" in entry else ""
+            lines.append(
+                f"- `{name}`: weights √(p/q) {entry['size_root']:.2f} %, weights p/q {entry['size_p']:.2f} % "
+                f"(log p {entry['log_p']:.2f}{star})"
+            )
+        lines.append("")
+    if "speed" in results:
+        lines += ["## Training, one thread, K = 10, batches of 100", ""]
+        lines += [
+            f"- {name}: {entry['images_per_s']:.0f} images/s, {entry['ratio']:.2f} × the transcription; gradient "
+            f"{entry['gradient_apart']:.1e} of its norm apart"
+            for name, entry in results["speed"].items()
+            if isinstance(entry, dict) and "ratio" in entry
+        ] + [""]
+    if "inpaint" in results:
+        part = results["inpaint"]
+        share = {name: f"{100 * value:.1f} %" for name, value in part.items() if isinstance(value, float)}
+        lines += [f"## Lower half hidden, {part['count']} test digits, two answers each", ""]
+        lines.append(f"- answers in which the classifier names the true digit: {share['agreement']}")
+        lines.append(f"- of the whole digits {share['agreement_of_the_whole_digit']}")
+        lines.append(f"- of the upper halves alone {share['agreement_of_the_upper_half_alone']}")
+        lines.append(f"- known pixels unchanged: {'yes' if part['known_pixels_unchanged'] else 'no'}")
+        lines.append(f"- pairs of answers that differ: {share['answers_that_differ']}")
+        lines += [f"- options: {part['options']}", ""]
+    lines += [
+        f"- {part}: {told['date']}, commit {told['commit']}, {told['machine']['cpu']}" for part, told in results.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("partition", "sizes", "speed", "inpaint", "pictures", "report"))
+    parser.add_argument("--samples", type=int, default=5_000_000, help="of partition, a seed")
+    parser.add_argument("--count", type=int, help="digits (sizes: 100, inpaint: 1000)")
+    parser.add_argument("--k", type=int, default=10_000, help="importance samples of sizes")
+    parser.add_argument("--steps", type=int, default=100, help="Gibbs sweeps of inpaint")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "partition": lambda: partition(chosen.samples),
+        "sizes": lambda: sizes(chosen.count or 100, chosen.k),
+        "speed": lambda: speed(10),
+        "inpaint": lambda: inpaint(chosen.count or 1000, bihm.InpaintOptions(steps=chosen.steps)),
+        "pictures": pictures,
+    }
+    if chosen.part != "report":
+        found = parts[chosen.part]()
+        keep(chosen.part, found)
+        print(json.dumps(found, indent=1))
+    if RESULT.exists():
+        RESULT.with_suffix(".md").write_text(report())
+
+
+if __name__ == "__main__":
+    main()

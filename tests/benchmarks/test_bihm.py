@@ -1,0 +1,45 @@
+"""The machine's benchmark measures what it says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import bihm as benchmark
+
+from models import bihm
+from models.kit.rows import Rows
+
+
+def test_the_transcription_has_our_loss_and_gradient() -> None:
+    """Repeating the picture K times and forming every probability gives the same numbers."""
+    config = bihm.Config(height=4, width=5, hidden=(7, 4), samples=6)
+    model = bihm.Model(config)
+    model.initialise(Rows.range(1, 0, 1))
+    rows = Rows.range(2, 0, 9)
+    images = rows.bernoulli(torch.full((9, 20), 0.4)).view(9, 1, 4, 5)
+    found = []
+    for loss in (
+        model.loss(images, rows),
+        benchmark.transcription(model, images.flatten(1), rows.halves(11, 0, 6, bihm.HIDDEN)),
+    ):
+        model.zero_grad()
+        loss.mean().backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
+
+
+def test_its_page_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was measured is kept with where and when, and told on the page."""
+    monkeypatch.setattr(benchmark, "RESULT", tmp_path / "bihm.json")
+    run = {"seed": 1, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}
+    benchmark.keep("partition", {"samples": 5_000_000, "runs": [run]})
+    page = benchmark.report()
+    assert "−2 log Z = 2.600 ± 0.050 nats, largest weight 0.100 % of all" in page
+    assert "partition: 20" in page
