@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import papers
 
@@ -29,4 +28,4 @@ def test_its_commands_are_there() -> None:
     """Every command on the page names a script of this repository."""
     for line in papers.LINES:
         script = line[3].split()[1]
-        assert script == "-m" or (ROOT / script).is_file()
+        assert script == "-m" or (papers.ROOT / script).is_file()
