@@ -131,7 +131,8 @@ def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
                     assert picture.headers["cache-control"] == "no-store"
                     assert opened(picture.content).shape == (16, 16)
                     shown.append((time.monotonic(), float(opened(picture.content).mean())))
-    assert 3 <= len(shown) <= 9
+    assert len(shown) >= 3
+    assert len(shown) <= 2 + 2 * (shown[-1][0] - shown[0][0])
     assert [brightness for _, brightness in shown] == sorted(brightness for _, brightness in shown)
     assert min(b[0] - a[0] for a, b in pairwise(shown)) > 0.3
     problem(client.get(f"{here}/preview"), 404, "succeeded")

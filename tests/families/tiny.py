@@ -11,7 +11,7 @@ from torch import nn
 
 from models.kit.operations import describe
 from models.kit.partial import Partial
-from models.kit.rows import BINARIZE, CHOICE, LATENT, OUTPUT, Rows
+from models.kit.rows import BINARIZE, CHOICE, FIRST_FREE, LATENT, Rows
 from models.kit.sampling import first_accepted
 from models.kit.schema import option
 
@@ -87,14 +87,15 @@ class Model(nn.Module):
         options: InpaintOptions,
         state: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, Any] | Partial:
-        """The shown pixels, binarized, and a coin toss for each hidden one."""
+        """The shown pixels, binarized, and a coin for each hidden one, turned a little further by each step."""
         steps = self._stepped(rows, options.seconds, state)
+        turned = rows.uniform(64, FIRST_FREE + int(steps[0]))
+        turned = (turned if state is None else turned + state["turned"]).frac()
         pixels = images.flatten(1)
         known = rows.bernoulli(pixels, BINARIZE) if options.binarization == "draw" else (pixels >= 0.5).float()
-        tossed = (rows.uniform(64, OUTPUT) < 0.5).float()
-        filled = torch.where(mask.flatten(1) >= 0.5, tossed, known).view_as(images)
+        filled = torch.where(mask.flatten(1) >= 0.5, (turned < 0.5).float(), known).view_as(images)
         if int(steps[0]) < options.steps:
-            return Partial({"steps": steps}, int(steps[0]) / options.steps, filled)
+            return Partial({"steps": steps, "turned": turned}, int(steps[0]) / options.steps, filled)
         return {"images": filled, "binarization": options.binarization}
 
     def encode(self, images: torch.Tensor, rows: Rows, options: EncodeOptions) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import random
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.families.faulty import KILLS, RAISES
 from tests.stack import Stack
+from workers.pictures import png
 
 SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full", marks=pytest.mark.slow)]
 """Jobs, blows, and how many jobs must have been hit while they ran."""
@@ -214,6 +217,29 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
     assert all(same for _, _, same in answers)
     report("waiting requests under kills", slowest_s=max(seconds for seconds, _, _ in answers))
     assert max(seconds for seconds, _, _ in answers) < limit_s
+
+
+def test_a_chain_goes_on_where_its_worker_died(chaos: Stack) -> None:
+    """A run of many slices is carried on from the last one, to the bytes of an undisturbed run."""
+    half = np.zeros((1, 8, 8), np.uint8)
+    half[:, 4:] = 255
+    picture = base64.b64encode(png(half)).decode()
+    body = {"model": "tiny", "seed": 7, "images": [picture], "mask": picture, "count": 3, "steps": 80}
+    with httpx.Client(base_url=chaos.url, timeout=60) as client:
+        undisturbed = client.post("/v1/inpaintings", json=body)
+        job = client.post("/v1/inpaintings", json={**body, "seconds": 0.06}, headers={"Prefer": "respond-async"}).json()
+        here = job["links"]["self"]
+        while client.get(here).json()["progress"] < 0.3:
+            time.sleep(0.05)
+        chaos.kill("inference")
+        reached = client.get(here).json()["progress"]
+        assert reached < 1
+        chaos.start("inference")
+        assert ended(chaos, {0: job["id"]})[0]["status"] == "succeeded"
+        assert client.get(job["links"]["result"]).content == undisturbed.content
+        events = client.get(f"{here}/events").text.splitlines()
+    progress = [json.loads(line.removeprefix("data: "))["progress"] for line in events if '"progress"' in line]
+    assert progress == sorted(progress)  # it did not begin anew
 
 
 @pytest.mark.parametrize("bad", [RAISES, KILLS], ids=["raises", "kills the process"])
