@@ -9,6 +9,7 @@ sys.path.insert(0, str(ROOT))
 
 from workers.registry import Entry, Registry  # noqa: E402 - the repository is put on the path first
 
+MOST = 4  # figures of a model; its card has them all
 BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
 
 
@@ -17,7 +18,8 @@ def row(entry: Entry) -> str:
     card = entry.card
     provenance = card["provenance"]
     trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min on a {provenance['hardware']}"
-    figures = "; ".join(f"{one['name']} {one['value']:.4g} {one['unit'] or ''}".strip() for one in card["figures"])
+    told = card["figures"][:MOST]
+    figures = "; ".join(f"{one['name']} {one['value']:.4g} {one['unit'] or ''}".strip() for one in told)
     return f"| `{entry.name}` | {card['summary']} | {trained} | {figures or 'none measured yet'} |"
 
 
