@@ -96,9 +96,8 @@ class _Stack:
         """Rows `first` to `last`, the latter left out."""
         return _Stack(self.seeds[first:last], self.row[first:last], [item[first:last] for item in self.items])
 
-    def padded(self, smallest: int) -> "_Stack":
-        """The rows filled up to a bucket: a power of two, at least `smallest`."""
-        size = max(smallest, 1 << (len(self.seeds) - 1).bit_length())
+    def padded(self, size: int) -> "_Stack":
+        """The rows filled up to a bucket of so many."""
         return _Stack(_pad(self.seeds, size), _pad(self.row, size), [_pad(item, size) for item in self.items])
 
 
@@ -132,7 +131,7 @@ def _run_all(
     pieces = []
     for first in range(0, count, step):
         piece = stack.cut(first, min(first + step, count))
-        answer = _steps(resident, method, chosen, piece.padded(plan.smallest), state, until)
+        answer = _steps(resident, method, chosen, piece.padded(plan.bucket(len(piece.seeds))), state, until)
         if isinstance(answer, Partial):
             state = {name: _host(value[:count]) for name, value in answer.state.items()}
             preview = None if answer.preview is None else _fields({"images": answer.preview}, count)["images"]

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -43,7 +44,12 @@ IN_FLIGHT_PER_WORKER = 2
 
 _UNKNOWN_CAPACITY = (8, 8)
 _RETRY_S = 0.25
-_LONG_S, _SHARE = 0.03, 0.1
+_LONG_S = 0.03
+"""Passes longer than this are worth waiting for, to make the next one fuller."""
+
+_QUIET, _HOLD = 0.15, 0.5
+"""Shares of a long pass: how long no row may come before the next one leaves, and how long it waits at most."""
+
 _FORGET_WORKER_S = 60.0
 _KEEP_LATE = 1000
 
@@ -90,12 +96,13 @@ class Call:
 
 @dataclass(eq=False)
 class _Waiting:
-    """A part that has not been answered, and how often it took its worker down alone."""
+    """A part that has not been answered, since when, and how often it took its worker down alone."""
 
     call: Call
     part: Part
     alone: bool = False
     attempts: int = 0
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False)
@@ -114,10 +121,15 @@ class _Flight:
 
 @dataclass(frozen=True)
 class _Pace:
-    """What a long pass of one kind held, and until when the next one waits for as much."""
+    """A long pass of one kind that has ended, and the rows there are when its clients have come back."""
 
     rows: int
-    until: float
+    took: float
+    ended: float
+
+    def until(self, last: float) -> float:
+        """When the next pass leaves though it holds fewer rows, the last of which came at `last`."""
+        return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
 
 @dataclass
@@ -144,6 +156,7 @@ class Outbox:
         self._capacity: dict[tuple[str, str], tuple[int, int]] = {}
         self._paused_until = 0.0
         self._paces: dict[Any, _Pace] = {}
+        self._alarm: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.resent = 0
 
@@ -158,6 +171,7 @@ class Outbox:
 
     async def stop(self) -> None:
         """Stop sending; calls still waiting are given up."""
+        self._silence()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -249,8 +263,7 @@ class Outbox:
         """Send one batch of a group; what is left of the group goes to the back."""
         group = self._groups[lane].pop(key)
         name, version, method, options = key[:4]
-        largest, _ = self._capacity.get((f"{name}@{version}", method), _UNKNOWN_CAPACITY)
-        taken = _take(group, largest)
+        taken = _take(group, self._largest(key))
         if group:
             self._groups[lane][key] = group
         parts = [waiting.part for waiting in taken]
@@ -264,30 +277,54 @@ class Outbox:
         """Whether a group should wait for more rows: only behind long passes, where it makes the next one worth more.
 
         While such a pass runs on each worker, the next one grows. After it, its clients come back within moments of
-        each other: the next one waits until as many rows are there again, for a tenth of the pass at most.
+        each other: the next one waits until they have, or nobody comes any more.
         """
         pace = self._paces.get(key)
         if pace is None or group[0].alone:
             return False
         if sum(flight.key == key for flight in self._flying.values()) >= workers:
             return True
-        left = pace.until - time.monotonic()
-        if left <= 0 or sum(waiting.part.rows for waiting in group) >= pace.rows:
+        left = pace.until(group[-1].since) - time.monotonic()
+        if left <= 0 or _rows(group) >= pace.rows:
             return False
-        self._loop.call_later(left + 0.0005, self._dispatch, "interactive")
+        self._ring_in(left + 0.0005)
         return True
+
+    def _ring_in(self, seconds: float) -> None:
+        """Look again then, or earlier where another group is due earlier."""
+        due = self._loop.time() + seconds
+        if self._alarm is None or due < self._alarm.when():
+            self._silence()
+            self._alarm = self._loop.call_at(due, self._ring)
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._dispatch("interactive")
 
     def _learn(self, flight: _Flight, took: float) -> None:
         """Remember how long a pass of this kind takes in the worker, where it is long."""
-        if flight.key is None or flight.progress:
+        key = flight.key
+        if key is None or flight.progress:
             return
         if took < _LONG_S:
-            self._paces.pop(flight.key, None)
-        else:
-            rows = sum(waiting.part.rows for waiting in flight.waiting)
-            self._paces[flight.key] = _Pace(rows, time.monotonic() + took * _SHARE)
-            while len(self._paces) > _KEEP_LATE:
-                self._paces.pop(next(iter(self._paces)))
+            self._paces.pop(key, None)
+            return
+        # those that came meanwhile count too: two halves that take turns would else stay halves for ever
+        rows = _rows(flight.waiting) + _rows(self._groups["interactive"].get(key, ()))
+        self._paces[key] = _Pace(min(rows, self._largest(key)), took, time.monotonic())
+        while len(self._paces) > _KEEP_LATE:
+            self._paces.pop(next(iter(self._paces)))
+
+    def _largest(self, key: Any) -> int:
+        """Rows of the largest pass of a group's kind."""
+        name, version, method = key[:3]
+        largest, _ = self._capacity.get((f"{name}@{version}", method), _UNKNOWN_CAPACITY)
+        return largest
 
     async def _send(self, lane: Lane, data: bytes, batch_id: str = "") -> None:
         try:
@@ -488,6 +525,10 @@ def _key(call: Call, lane: Lane) -> tuple[Any, ...]:
     options = orjson.dumps(call.options, option=orjson.OPT_SORT_KEYS)
     alike = (call.entry.name, call.entry.version, call.method, options)
     return (*alike, call.id) if lane == "bulk" else alike
+
+
+def _rows(group: Iterable[_Waiting]) -> int:
+    return sum(waiting.part.rows for waiting in group)
 
 
 def _take(group: deque[_Waiting], largest: int) -> list[_Waiting]:

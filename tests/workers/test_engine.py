@@ -12,7 +12,7 @@ from tests.families.faulty import RAISES, REFUSES
 from tests.stack import checkpoints
 from workers import engine
 from workers.registry import Registry
-from workers.resident import Resident, Residents
+from workers.resident import Plan, Resident, Residents
 from workers.settings import Settings
 from workers.wire import Outcome, Part
 
@@ -51,6 +51,25 @@ def test_rows_do_not_depend_on_their_batch(residents: dict[str, Resident]) -> No
         assert alone is not None
         assert among is not None
         np.testing.assert_array_equal(alone[key], among[key])
+
+
+def test_every_bucket_gives_a_row_the_same_bits(residents: dict[str, Resident]) -> None:
+    """Also those between two powers of two, wherever the row stands in them."""
+    vae = residents["vae-mnist-2d"]
+    buckets = vae.plans["sample"].buckets
+    assert any(size & (size - 1) for size in buckets)
+    (whole,) = run(vae, "sample", [Part("a", 5, 0, buckets[-1])])
+    assert whole.fields is not None
+    for size in buckets:
+        (some,) = run(vae, "sample", [Part("a", 5, 0, size)])
+        assert some.fields is not None
+        np.testing.assert_array_equal(some.fields["images"], whole.fields["images"][:size])
+
+
+def test_a_pass_is_padded_to_the_next_bucket() -> None:
+    """And to nothing where there is none: whoever sends more than the largest knows why."""
+    plan = Plan((4, 8, 16, 20), 8)
+    assert [plan.bucket(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
 
 
 def test_more_rows_than_a_pass_takes(residents: dict[str, Resident]) -> None:
@@ -107,11 +126,11 @@ def test_plans_are_remembered(residents: dict[str, Resident], tmp_path: Path) ->
     vae.warm(0.04, tmp_path)
     (file,) = tmp_path.glob("*.json")
     first = dict(vae.plans)
-    edited = {method: [*numbers[:2], 3] for method, numbers in json.loads(file.read_text()).items()}
+    edited = {method: [buckets, 3] for method, (buckets, _) in json.loads(file.read_text()).items()}
     file.write_text(json.dumps(edited))
     vae.warm(0.04, tmp_path)
     assert {plan.slice_rows for plan in vae.plans.values()} == {3}
-    assert {method: plan.smallest for method, plan in vae.plans.items()} == {m: p.smallest for m, p in first.items()}
+    assert {method: plan.buckets for method, plan in vae.plans.items()} == {m: p.buckets for m, p in first.items()}
     vae.plans.update(found)
 
 
