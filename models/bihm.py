@@ -267,7 +267,7 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: Rows, epoch: int = 0) -> PerImage:
-        """−log p̃* of each image by eq. 4, with the gradient of eq. 6; nats (and the L1 penalty)."""
+        """−log p̃* of each image by eq. 4, with the gradient of eq. 6; nats. To learn from, the L1 penalty too."""
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
         x = images.flatten(1)[:, None]
@@ -276,7 +276,7 @@ class Model(nn.Module):
         value = log_p_tilde_star((log_p_joint - log_q).detach())
         carrier = gradient_carrier(log_p_joint, log_q, baseline=self.config.baseline)
         loss = carrier.detach() - carrier - value
-        if self.config.l1:
+        if self.config.l1 and torch.is_grad_enabled():
             loss = loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
         return loss
 
