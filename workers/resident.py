@@ -40,6 +40,9 @@ _NEARLY = 1.15
 _TRIES = 2
 """Runs of which the fastest counts: one that something else slowed down must not decide how a model is run."""
 
+_TRIED = 32
+"""Rows that a small bucket is tried on: one may have the right bits by chance."""
+
 _FINE = 16
 """Buckets from here on come in quarters of a power of two."""
 
@@ -114,7 +117,7 @@ class Resident:
         """
         stat = self.entry.path.stat()
         depends = [
-            "buckets",
+            "buckets tried on several rows",
             self.entry.ref,
             stat.st_size,
             stat.st_mtime_ns,
@@ -139,22 +142,28 @@ class Resident:
         part.replace(file)
 
     def _probe(
-        self, method: str, options: Any, size: int, tries: int = 1, *, reverse: bool = False
+        self, method: str, options: Any, size: int, tries: int = 1, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Outputs, in row order, of `size` made-up rows, and the seconds of the fastest run."""
+        """Outputs, in row order, of made-up rows from `first` on, and the seconds of the fastest run.
+
+        Of work in slices the second slice is tried: the first only begins.
+        """
         operation = BY_METHOD[method]
-        own = operation.rows(size, size, self._defaults(method))  # a frame or a grid cell must be one of the request's
-        rows = Rows.range(20_140_501, 0, size)
+        # a frame or a grid cell must be one of the request's
+        own = operation.rows(LARGEST_BUCKET, LARGEST_BUCKET, self._defaults(method))
+        rows = Rows.range(20_140_501, first, size)
         rows = Rows(rows.seed, rows.row % own)
         shape = (size, *self.entry.image)
-        noise = Rows.range(1, 0, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
+        noise = Rows.range(1, first, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
         if reverse:
             rows, noise = Rows(rows.seed, rows.row.flip(0)), noise.flip(0)
         items = [noise.to(self.device) for _ in operation.inputs]
+        result = self.call(method, options, rows, items, None)
+        state = result.state if isinstance(result, Partial) else None
         seconds = float("inf")
         for _ in range(tries):
             begun = time.perf_counter()
-            result = self.call(method, options, rows, items, None)
+            result = self.call(method, options, rows, items, state)
             self._wait()
             seconds = min(seconds, time.perf_counter() - begun)
         fields = result.state if isinstance(result, Partial) else result
@@ -186,15 +195,19 @@ class Resident:
         turned, _ = self._probe(method, options, sizes[top], reverse=True)
         smallest = top
         if _same(outputs[top], turned, sizes[top]):
-            while smallest and _same(outputs[top], outputs[smallest - 1], sizes[smallest - 1]):
+            while smallest and self._alike(method, options, sizes[smallest - 1], outputs[top]):
                 smallest -= 1
         buckets = sizes[smallest : top + 1]
         between = [size for size in _between(buckets) if self._alike(method, options, size, outputs[top])]
         return Plan(tuple(sorted([*buckets, *between])), sizes[max([smallest, *within])])
 
     def _alike(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        output, _ = self._probe(method, options, size)
-        return _same(whole, output, size)
+        """Whether a pass of this size gives rows the bits of a larger one, tried on several rows."""
+        for first in range(0, min(max(_TRIED, size), len(whole[0]) - size + 1), size):
+            output, _ = self._probe(method, options, size, first=first)
+            if not _same([tensor[first:] for tensor in whole], output, size):
+                return False
+        return True
 
 
 def _between(buckets: list[int]) -> list[int]:

@@ -84,6 +84,18 @@ def test_more_rows_than_a_pass_takes(residents: dict[str, Resident]) -> None:
     np.testing.assert_array_equal(whole.fields["images"][-3:], tail.fields["images"])
 
 
+def test_a_bucket_is_tried_on_several_rows(residents: dict[str, Resident]) -> None:
+    """Where few rows of a small pass have other bits than in a large one, no such pass is run."""
+    tiny = residents["tiny"]
+    assert tiny.plans["energy"].buckets[0] == 4
+    image = np.full((1, 1, 8, 8), 77, np.uint8)
+    alone = run(tiny, "energy", [Part("a", 5, 5, 1, {"images": image})])[0].fields
+    among = run(tiny, "energy", [Part(str(i), 9, 5, 1, {"images": image}) for i in range(9)])[3].fields
+    assert alone is not None
+    assert among is not None
+    np.testing.assert_array_equal(alone["energies"], among["energies"])
+
+
 @pytest.mark.parametrize(("seed", "status"), [(RAISES, 500), (REFUSES, 422)])
 def test_a_bad_part_fails_alone(residents: dict[str, Resident], seed: int, status: int) -> None:
     """Where one part of 32 makes the model raise, it alone fails, with the model's words."""
