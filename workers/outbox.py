@@ -44,8 +44,9 @@ IN_FLIGHT_PER_WORKER = 2
 
 _UNKNOWN_CAPACITY = (8, 8)
 _RETRY_S = 0.25
-_LONG_S = 0.03
-"""Passes longer than this are worth waiting for, to make the next one fuller."""
+_LONG_S, _LONG_WIDE_S = 0.03, 0.01
+"""Passes longer than this are worth waiting for, to make the next one fuller; a wide one, on all cores, sooner: what
+is done beside it slows it down."""
 
 _QUIET, _HOLD = 0.15, 0.5
 """Shares of a long pass: how long no row may come before the next one leaves, and how long it waits at most."""
@@ -306,12 +307,12 @@ class Outbox:
         self._alarm = None
         self._dispatch("interactive")
 
-    def _learn(self, flight: _Flight, took: float) -> None:
+    def _learn(self, flight: _Flight, took: float, *, wide: bool) -> None:
         """Remember how long a pass of this kind takes in the worker, where it is long."""
         key = flight.key
         if key is None or flight.progress:
             return
-        if took < _LONG_S:
+        if took < (_LONG_WIDE_S if wide else _LONG_S):
             self._paces.pop(key, None)
             return
         # those that came meanwhile count too: two halves that take turns would else stay halves for ever
@@ -395,7 +396,7 @@ class Outbox:
             flight.progress = note["done"]
             self._dispatch("interactive")
         elif note["kind"] == "done":
-            self._learn(flight, note.get("took", 0.0))
+            self._learn(flight, note.get("took", 0.0), wide=note.get("wide", False))
             for waiting, outcome in zip(flight.waiting, note["outcomes"], strict=True):
                 self._complete(waiting, flight, outcome)
             self._land(flight)

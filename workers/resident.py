@@ -24,6 +24,7 @@ from models.kit.partial import Partial
 from models.kit.rows import Rows
 from models.kit.schema import from_json
 from workers.operations import BY_METHOD
+from workers.packed import pack
 from workers.registry import Entry
 from workers.settings import Settings
 
@@ -47,7 +48,10 @@ _FINE = 16
 """Buckets from here on come in quarters of a power of two."""
 
 _MANY_WEIGHTS_BYTES = 64 << 20
-"""Models with more weights than this are worth several threads; small ones lose by them."""
+"""Models with more weights than this are worth several threads, and packing; small ones lose by both."""
+
+_RULES = "quarters, packed"
+"""What besides the settings decides on a plan: another name makes the remembered ones void."""
 
 _KNOWN_OPTIONS = 256
 
@@ -84,7 +88,10 @@ class Resident:
         self.plans: dict[str, Plan] = {}
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         # by a rule and not by a clock: a row's bits may depend on it, and must survive a restart
-        self.threads = threads or (len(os.sched_getaffinity(0)) if self.size_bytes > _MANY_WEIGHTS_BYTES else 1)
+        large = self.size_bytes > _MANY_WEIGHTS_BYTES
+        self.threads = threads or (len(os.sched_getaffinity(0)) if large else 1)
+        if large and device.type == "cpu":
+            pack(model)
         self._known: dict[tuple[str, str], Any] = {}
         self._options = {method: options_of(model, method) for method in entry.choices}
 
@@ -117,7 +124,11 @@ class Resident:
         """
         stat = self.entry.path.stat()
         depends = [
+<<<<<<< Updated upstream
             "buckets tried on several rows",
+=======
+            _RULES,
+>>>>>>> Stashed changes
             self.entry.ref,
             stat.st_size,
             stat.st_mtime_ns,

@@ -161,7 +161,8 @@ class Worker:
             self.redis.lpush(queue_name("bulk"), message(RUN_BATCH, "bulk", batch.pack()))
             self._tell(batch, {"kind": "progress", "done": answer.done})
             return
-        self._tell(batch, {"kind": "done", "took": took, "outcomes": [vars(outcome) for outcome in answer]})
+        pace = {"took": took, "wide": resident.threads > 1}
+        self._tell(batch, {"kind": "done", **pace, "outcomes": [vars(outcome) for outcome in answer]})
         if log.isEnabledFor(logging.INFO):
             ids = [part.request_id for part in batch.parts]
             log.info("batch", extra={"method": batch.method, "parts": len(ids), "request_ids": ids})
