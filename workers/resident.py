@@ -50,7 +50,7 @@ _FINE = 16
 _MANY_WEIGHTS_BYTES = 64 << 20
 """Models with more weights than this are worth several threads, and packing; small ones lose by both."""
 
-_RULES = "quarters, packed"
+_RULES = "buckets tried on several rows, wide layers packed"
 """What besides the settings decides on a plan: another name makes the remembered ones void."""
 
 _KNOWN_OPTIONS = 256
@@ -124,11 +124,7 @@ class Resident:
         """
         stat = self.entry.path.stat()
         depends = [
-<<<<<<< Updated upstream
-            "buckets tried on several rows",
-=======
             _RULES,
->>>>>>> Stashed changes
             self.entry.ref,
             stat.st_size,
             stat.st_mtime_ns,
