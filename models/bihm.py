@@ -70,6 +70,9 @@ class Config:
     late_samples: int = option(100, minimum=1, maximum=10000, description="K from epoch `late_from` on")
     late_from: int = option(10**9, minimum=0, maximum=10**9, description="the first epoch with `late_samples`, from 0")
     baseline: bool = option(default=True, description="q's weights less 1/K, which is zero in the mean")
+    init: str = option(
+        "glorot", choices=("glorot", "small"), description="of the weights; small: Glorot's over the fan-in"
+    )
     bias: float = option(-1.0, minimum=-20.0, maximum=20.0, description="every bias at the start")
     l1: float = option(0.0, minimum=0.0, maximum=1.0, description="penalty on every weight, for each picture")
 
@@ -206,10 +209,15 @@ class Model(nn.Module):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
     def initialise(self, rows: Rows) -> None:
-        """§4: Glorot's uniform law ±√(6/(fan-in + fan-out)) for weights; every bias `config.bias`."""
+        """§4: Glorot's uniform law ±√(6/(fan-in + fan-out)) for weights; every bias `config.bias`.
+
+        The authors' code divides that by the fan-in ("small").
+        """
         for number, layer in enumerate([*self.q, *self.p]):
             drawn = 2.0 * rows.uniform(layer.weight.numel(), number) - 1.0
             bound = math.sqrt(6.0 / (layer.in_features + layer.out_features))
+            if self.config.init == "small":
+                bound /= layer.in_features
             layer.weight.data.copy_(drawn[0].view_as(layer.weight) * bound)
             layer.bias.data.fill_(self.config.bias)
         self.top.data.fill_(self.config.bias)
@@ -548,7 +556,7 @@ class Model(nn.Module):
         if done < options.pool:
             packed = {"chain": torch.cat(chain, dim=1).to(torch.uint8), **total.state()}
             return Partial(packed, done / options.pool, self._pictures(self._shown(chain, "means")))
-        size = total.effective_sample_size.float()
+        size = total.effective_sample_size.float().round(decimals=1)  # more digits would tell of the batch's shape
         return {"images": self._pictures(self._shown(chain, options.output)), "effective_sample_size": size}
 
     def _choice(self, rows: Rows, number: int) -> PerImage:
