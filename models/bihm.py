@@ -49,6 +49,7 @@ PerSample = Float[Tensor, "B K"]
 Layers = list[Tensor]
 
 CHUNK, BLOCK = 200, 10  # importance samples, and draws of p in a block, of one slice
+PICTURES = 20  # measured at once
 HIDDEN, VISIBLE, INNER = range(FIRST_FREE, FIRST_FREE + 3)  # streams: q's draws, p's draws, those of p̃* within a sweep
 SWEEP = 16  # streams of a Gibbs sweep begin here
 
@@ -439,15 +440,16 @@ class Model(nn.Module):
             self.log_z.fill_(z["log_z"])
             self.log_z_error.fill_(z["standard_error"])
             kept: dict[str, list[Tensor]] = {}
-            for i, picture in enumerate(torch.split(images, 1)):
-                row = Rows.range(seed, i, 1, images.device)
-                answer = self.log_likelihood(picture, row, LikelihoodOptions("none", k))
+            for first in range(0, len(images), PICTURES):
+                few = images[first : first + PICTURES]
+                rows = Rows.range(seed, first, len(few), images.device)
+                answer = self.log_likelihood(few, rows, LikelihoodOptions("none", k))
                 while isinstance(answer, Partial):
-                    answer = self.log_likelihood(picture, row, LikelihoodOptions("none", k), answer.state)
+                    answer = self.log_likelihood(few, rows, LikelihoodOptions("none", k), answer.state)
                 for name, value in answer.items():
                     if isinstance(value, Tensor):
                         kept.setdefault(name, []).append(value)
-                report(i + 1)
+                report(first + len(few))
         on = f"{len(images)} test images, K = {k}, products in {precision}"
         return _figures({name: torch.cat(values).double() for name, values in kept.items()}, z, z_samples, k, on)
 
