@@ -149,9 +149,9 @@ class Resident:
         part.replace(file)
 
     def _probe(
-        self, method: str, options: Any, size: int, tries: int = 1, *, first: int = 0, reverse: bool = False
+        self, method: str, options: Any, size: int, tries: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Outputs, in row order, of made-up rows from `first` on, and the seconds of the fastest run.
+        """Outputs, in row order, of made-up rows from `first` on, and the seconds of the fastest of `tries`.
 
         Of work in slices the second slice is tried: the first only begins.
         """
@@ -168,7 +168,7 @@ class Resident:
         result = self.call(method, options, rows, items, None)
         state = result.state if isinstance(result, Partial) else None
         seconds = float("inf")
-        for _ in range(tries):
+        for _ in range(tries or int(state is not None)):
             begun = time.perf_counter()
             result = self.call(method, options, rows, items, state)
             self._wait()
