@@ -153,7 +153,7 @@ class InpaintOptions:
 
     binarization: str = _BINARIZATION
     output: str = _OUTPUT
-    steps: int = option(100, minimum=1, maximum=2000, description="Gibbs sweeps")
+    steps: int = option(50, minimum=1, maximum=2000, description="Gibbs sweeps; the paper takes 100")
     candidates: int = _CANDIDATES
     inner: int = _INNER
     pool: int = option(100, minimum=1, maximum=1000, description="draws of p of which the chain starts from one")
