@@ -2,7 +2,7 @@
 
 Zhao, Mathieu and LeCun, arXiv:1609.03126v4, appendix, figure 9 (there nLayerG 5, sizeG 1600, sizeD 1024).
 
-    python benchmarks/gan_margins.py run       # about five minutes on one core; may be stopped and run again
+    python benchmarks/gan_margins.py run       # about four minutes on one core; may be stopped and run again
     python benchmarks/gan_margins.py report    # docs/results/gan-margins.md and .json, docs/images/gan-margins.png
 """
 
@@ -29,7 +29,7 @@ from models.kit.grid import sheet  # noqa: E402
 
 MARGINS = (1, 2, 4, 8, 16, 32)
 NETWORKS = {"layers_g": 3, "size_g": 800, "layers_d": 2, "size_d": 256}
-EPOCHS = 3
+EPOCHS = 2
 SEED = 9
 REAL = 1.918  # I' of the 10 000 test digits
 FOLDER = ROOT / "runs" / "gan-margins"
