@@ -48,6 +48,9 @@ INLINE_BYTES = 256 << 10
 
 CLAIM_LIMIT = 32
 
+AWAKE_S = 0.002
+"""How long a worker that has just had something to do looks for more before it sleeps."""
+
 PREVIEW_S, PREVIEW_ROWS, PREVIEW_KEEP_S = 0.4, 64, 600
 """Least time between two previews of one run, how many of its pictures they show, and how long the last one is kept."""
 
@@ -87,6 +90,7 @@ class Worker:
         self.state = "ready"
         self._beat()
         signals.worker_shutting_down.connect(self._drain)
+        signals.worker_ready.connect(_stay_awake)
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         try:
             self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
@@ -291,6 +295,29 @@ def at_once(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
             log.exception("task failed", extra={"task": task.name})
 
     return handle
+
+
+def _stay_awake(sender: Any, **_said: object) -> None:
+    """Let the loop of Celery's consumer look for messages for a moment after the last one, and sleep then.
+
+    A client that asks again as soon as it is answered comes back within a millisecond or two; to wake a sleeping
+    processor for it costs a good part of that.
+    """
+    poller = sender.hub.poller
+    sleep = poller.poll
+    awake_until = 0.0
+
+    def poll(timeout: float | None) -> Any:
+        nonlocal awake_until
+        events = sleep(0)
+        while not events and timeout and time.perf_counter() < awake_until:
+            events = sleep(0)
+        events = events or sleep(timeout)
+        if events:
+            awake_until = time.perf_counter() + AWAKE_S
+        return events
+
+    poller.poll = poll
 
 
 def _unloadable(error: Exception) -> dict[str, Any]:
