@@ -38,8 +38,9 @@ def test_the_transcription_has_our_loss_and_gradient() -> None:
 def test_its_page_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What was measured is kept with where and when, and told on the page."""
     monkeypatch.setattr(benchmark, "RESULT", tmp_path / "bihm.json")
-    run = {"seed": 1, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}
-    benchmark.keep("partition", {"samples": 5_000_000, "runs": [run]})
+    told = {"seed": 2, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}
+    carded = {"card": {"minus_2_log_z": 2.5, "standard_error": 0.05}, "card_detail": "as measured"}
+    benchmark.keep("partition", {"samples": 5_000_000, **told, **carded})
     page = benchmark.report()
     assert "−2 log Z = 2.600 ± 0.050 nats, largest weight 0.100 % of all" in page
     assert "partition: 20" in page
