@@ -303,8 +303,8 @@ def report() -> str:
         lines += [f"## log Z of `bihm-mnist`, {part['samples']:,} samples of eq. 7 a seed", ""]
         lines.append(f"- the card's: −2 log Z = {part['card']['minus_2_log_z']:.3f} nats; {part['card_detail']}")
         lines.append(
-            f"- seed {part['seed']}: −2 log Z = {part['minus_2_log_z']:.3f} ± {part['standard_error']:.3f} nats, largest "
-            f"weight {100 * part['largest']:.3f} % of all"
+            f"- seed {part['seed']}: −2 log Z = {part['minus_2_log_z']:.3f} ± {part['standard_error']:.3f} nats, "
+            f"largest weight {100 * part['largest']:.3f} % of all"
         )
         lines.append("")
     if "sizes" in results:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import bihm as benchmark
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, imported as late as this so that the tests of `models` are collected before it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    torch.set_num_threads(1)
+    return importlib.import_module("bihm")
 
-from models import bihm
-from models.kit.rows import Rows
 
-
-def test_the_transcription_has_our_loss_and_gradient() -> None:
+def test_the_transcription_has_our_loss_and_gradient(benchmark: Any) -> None:
     """Repeating the picture K times and forming every probability gives the same numbers."""
+    from models import bihm
+    from models.kit.rows import Rows
+
     config = bihm.Config(height=4, width=5, hidden=(7, 4), samples=6)
     model = bihm.Model(config)
     model.initialise(Rows.range(1, 0, 1))
@@ -35,7 +40,7 @@ def test_the_transcription_has_our_loss_and_gradient() -> None:
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
 
 
-def test_its_page_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_its_page_can_be_written(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What was measured is kept with where and when, and told on the page."""
     monkeypatch.setattr(benchmark, "RESULT", tmp_path / "bihm.json")
     told = {"seed": 2, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}

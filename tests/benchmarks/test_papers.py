@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import papers
+@pytest.fixture
+def papers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, imported as late as this so that the tests of `models` are collected before it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("papers")
 
 
 def test_every_line_can_be_read_or_says_that_it_was_not_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    papers: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without results the page says so, line by line; what is in a card is there all the same."""
     monkeypatch.setattr(papers, "RESULTS", tmp_path)
@@ -24,7 +28,7 @@ def test_every_line_can_be_read_or_says_that_it_was_not_measured(
     assert papers.MISSING in lines[-1]
 
 
-def test_its_commands_are_there() -> None:
+def test_its_commands_are_there(papers: Any) -> None:
     """Every command on the page names a script of this repository."""
     for line in papers.LINES:
         script = line[3].split()[1]
