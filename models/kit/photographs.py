@@ -1,0 +1,141 @@
+"""The photographs that super-resolution is trained on: 47 of four Debian packages, as patches of 96×96.
+
+The packages are known by their SHA-256. Photographs are halved first, and taken at a third and a quarter of their size
+too: so the traces of their JPEG compression vanish and edges are as sharp as in small pictures. Of overlapping patches
+those with the most structure are kept; five photographs are held back for choices (`TUNING`). No test photograph of
+`benchmarks/superres.py` is among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHA256 = {
+    "lomiri-wallpapers-16.04": "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+    "plasma-workspace-wallpapers": "32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
+    "lxqt-themes": "d518df36b515b09d36cb00b12645dd8ce170bb82bb0966297741905ce3edc8e1",
+    "mate-backgrounds": "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+}
+PLASMA = "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"
+LXQT = (
+    "Butterfly-Kenneth-Wimer Valendas after-the-rain appleflower beam butterfly cloud drop flowers fog "
+    "this-is-not-windows"
+)
+NO_PHOTOGRAPH = ("analogpattern", "umang")
+TUNING = ("FallenLeaf", "Garden", "Storm", "Wine_by_Jakkub_Mede", "flowers")
+EDGE = 96
+STRIDES = {2: 64, 3: 48, 4: 48}  # by how much a photograph is made smaller → pixels between two patches
+TRAINING, HELD_BACK = 24000, 960
+WAY = (
+    "on Debian or Ubuntu `apt-get download` of {names} fetches them; put the .deb files into the folder {folder}, or "
+    "their contents with dpkg -x into {folder}/files"
+)
+
+
+def patches(folder: Path) -> tuple[np.ndarray, str]:
+    """Training patches, then the held-back ones, uint8 (N, 3, 96, 96), and the SHA-256 of their bytes.
+
+    They are cut once and kept in `folder`. ValueError says which ways there are to get the photographs.
+    """
+    kept = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
+    if not kept.is_file():
+        _cut(_files(folder), kept)
+    array = np.load(kept, mmap_mode="c")
+    return array, hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def photographs(folder: Path) -> dict[str, Path]:
+    """Each photograph by its name; ValueError where they are not here and cannot be had."""
+    found = _files(folder)
+    chosen: dict[str, Path] = {}
+    for path in sorted(found.rglob("*")):
+        if not path.is_file() or path.suffix.lower() not in {".jpg", ".png"}:
+            continue
+        name = path.relative_to(found).as_posix()
+        stem = path.stem
+        lomiri = path.parent.name == "backgrounds" and not stem.startswith(NO_PHOTOGRAPH)
+        lxqt = "lxqt/wallpapers/" in name and stem in LXQT.split()
+        if lomiri or lxqt or "backgrounds/mate/nature/" in name:
+            chosen[stem] = path
+        elif "share/wallpapers/" in name and stem == "2560x1600" and path.parents[2].name in PLASMA.split():
+            chosen[path.parents[2].name] = path
+    if len(chosen) != 47:
+        raise ValueError(f"{len(chosen)} of 47 photographs are in {found.name}; {_way(folder)}")
+    return dict(sorted(chosen.items()))
+
+
+def smaller(photograph: Image.Image, factor: int) -> Image.Image:
+    """The photograph at 1/factor of its size, by the antialiased Lanczos filter."""
+    width, height = photograph.size
+    return photograph.resize((width // factor, height // factor), Image.Resampling.LANCZOS, reducing_gap=None)
+
+
+def structure(patch: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels of (H, W, 3), in grey levels: near 0 for sky."""
+    grey = patch.astype(np.float32).mean(axis=2)
+    return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
+
+
+def _cut(found: Path, kept: Path) -> None:
+    parts = {False: list(_candidates(found, held_back=False)), True: list(_candidates(found, held_back=True))}
+    chosen = []
+    for held_back, wanted in ((False, TRAINING), (True, HELD_BACK)):
+        ranked = sorted(range(len(parts[held_back])), key=lambda index, of=parts[held_back]: -of[index][0])  # type: ignore[misc]
+        if len(ranked) < wanted:
+            raise ValueError(f"{len(ranked)} patches where {wanted} are wanted")
+        # of the held-back ones every so manieth: what is chosen on should not be the hardest part alone
+        step = max(1, len(ranked) // (2 * wanted)) if held_back else 1
+        chosen += [parts[held_back][index][1] for index in sorted(ranked[::step][:wanted])]
+    part = kept.with_name(f".{kept.name}")
+    with part.open("wb") as file:
+        np.save(file, np.stack(chosen).transpose(0, 3, 1, 2).copy())
+    os.replace(part, kept)  # noqa: PTH105
+
+
+def _candidates(found: Path, *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
+    for name, path in photographs(found.parent).items():
+        if (name in TUNING) != held_back:
+            continue
+        with Image.open(path) as opened:
+            whole = opened.convert("RGB")
+        for factor, stride in STRIDES.items():
+            pixels = np.asarray(smaller(whole, factor))
+            for top in range(0, pixels.shape[0] - EDGE + 1, stride):
+                for left in range(0, pixels.shape[1] - EDGE + 1, stride):
+                    patch = pixels[top : top + EDGE, left : left + EDGE]
+                    yield structure(patch), patch
+
+
+def _files(folder: Path) -> Path:
+    """The folder that the packages' files lie in; they are unpacked, or fetched and unpacked, where they do not."""
+    files = folder / "files"
+    if files.is_dir():
+        return files
+    folder.mkdir(parents=True, exist_ok=True)
+    debs = {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
+    if not all(debs.values()) and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "download", "-q", *SHA256], cwd=folder, capture_output=True, check=False)  # noqa: S603, S607
+        debs = {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for name, deb in debs.items():
+            if deb is None or not shutil.which("dpkg"):
+                raise ValueError(f"the photographs are not here: {_way(folder)}")
+            if hashlib.sha256(deb.read_bytes()).hexdigest() != SHA256[name]:
+                raise ValueError(f"{deb.name} is another version of {name} than the one known by its SHA-256")
+            subprocess.run(["dpkg", "-x", str(deb.resolve()), scratch], check=True)  # noqa: S603, S607
+        Path(scratch, "usr").rename(folder / "unpacked")
+    (folder / "unpacked").rename(files)
+    return files
+
+
+def _way(folder: Path) -> str:
+    return WAY.format(names=", ".join(SHA256), folder=f"{folder.parent.name}/{folder.name}")
