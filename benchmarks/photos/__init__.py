@@ -1,0 +1,1 @@
+"""What the benchmark of upscaling uses: test photographs, metrics, peers."""

@@ -1,0 +1,111 @@
+"""How close an upscaled photograph is to the original, as the field measures it; all pictures are 8-bit RGB arrays.
+
+PSNR and SSIM are of the luma of BT.601 in 16 … 235, a border of some pixels cut off; SSIM has Gaussian weights
+(σ = 1.5, 11 × 11). `perceptual` is the distance of LPIPS without its learned heads (arXiv:1801.03924v2), the mean over
+a network's pieces; `energies` compare gradients and octaves of the power spectrum with the original's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from models.kit import features
+
+BORDER = 4
+LUMA = (65.481 / 255.0, 128.553 / 255.0, 24.966 / 255.0)
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def cropped(picture: np.ndarray, multiple: int) -> np.ndarray:
+    """The upper left part whose sides are multiples."""
+    height, width = (size - size % multiple for size in picture.shape[:2])
+    return picture[:height, :width]
+
+
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pillow's bicubic filter, antialiased where it makes a picture smaller."""
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def downscaled(picture: np.ndarray, scale: int) -> np.ndarray:
+    """A picture whose sides are multiples of `scale`, `scale` times smaller."""
+    return resized(picture, picture.shape[0] // scale, picture.shape[1] // scale)
+
+
+def luma(picture: np.ndarray) -> np.ndarray:
+    """BT.601's Y in 16 … 235, float64, not rounded."""
+    return picture.astype(np.float64) @ np.array(LUMA) + 16.0
+
+
+def decibel(first: np.ndarray, second: np.ndarray) -> float:
+    """PSNR of two arrays of 0 … 255; infinite where they are equal."""
+    error = float(np.square(first.astype(np.float64) - second).mean())
+    return math.inf if error == 0 else 10.0 * math.log10(255.0**2 / error)
+
+
+def psnr(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
+    """PSNR of the luma, in dB."""
+    return decibel(_inner(luma(picture), border), _inner(luma(original), border))
+
+
+def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
+    """Structural similarity of the luma (Wang et al. 2004), over the windows that lie inside."""
+    x, y = (torch.from_numpy(_inner(luma(one), border))[None, None] for one in (picture, original))
+    taps = torch.exp(-torch.arange(-5, 6, dtype=torch.float64).square() / (2 * 1.5**2))
+    taps /= taps.sum()
+
+    def mean(image: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(functional.conv2d(image, taps[None, None, None]), taps[None, None, :, None])
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    found = (2 * mx * my + C1) * (2 * vxy + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
+    return float(found.mean())
+
+
+@torch.inference_mode()
+def perceptual(network: features.Features, picture: np.ndarray, original: np.ndarray) -> float:
+    """The mean over the network's pieces of the distance between features of unit length."""
+    first, second = (
+        torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1)[None] / 255.0 for one in (picture, original)
+    )
+    return float(features.distances(network, first, second).mean())
+
+
+def consistency(picture: np.ndarray, low: np.ndarray) -> float:
+    """PSNR over all colours of the picture made small again, against what it was made from, in dB."""
+    return decibel(resized(picture, *low.shape[:2]), low)
+
+
+@dataclass(frozen=True)
+class Energies:
+    """As shares of the original's: Σ‖∇y‖², and the power in the upper two octaves of the spectrum."""
+
+    gradient: float
+    octave_1: float  # frequencies from a quarter to a half cycle a pixel
+    octave_2: float  # from an eighth to a quarter
+
+
+def energies(picture: np.ndarray, original: np.ndarray) -> Energies:
+    """Both energies of the luma; 1 is as sharp as the original."""
+    mine, theirs = _energies(luma(picture)), _energies(luma(original))
+    return Energies(*(a / b for a, b in zip(mine, theirs, strict=True)))
+
+
+def _energies(y: np.ndarray) -> tuple[float, float, float]:
+    gradient = sum(float(np.square(np.diff(y, axis=axis)).sum()) for axis in (0, 1))
+    window = np.outer(*(np.hanning(size) for size in y.shape))
+    power = np.square(np.abs(np.fft.fft2((y - y.mean()) * window)))
+    radius = np.hypot(*np.meshgrid(*(np.fft.fftfreq(size) for size in y.shape), indexing="ij"))
+    octaves = [float(power[(radius >= low) & (radius < 2 * low)].sum()) for low in (0.25, 0.125)]
+    return gradient, octaves[0], octaves[1]
+
+
+def _inner(picture: np.ndarray, border: int) -> np.ndarray:
+    return picture[border : picture.shape[0] - border, border : picture.shape[1] - border]

@@ -1,0 +1,103 @@
+"""The benchmark of upscaling: its metrics against scikit-image's, its yardstick, and each script in a few seconds."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage import metrics as reference
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a module of benchmarks/, as the scripts do; one thread, as they have."""
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(("name", "expected"), [("astronaut", 26.84), ("chelsea", 31.47), ("coffee", 27.29)])
+def test_bicubic_reproduces_the_known_figures(module, name: str, expected: float) -> None:
+    """×4 down and up with Pillow's bicubic filter gives the PSNR that others measured, to 0.05 dB."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    original = metrics.cropped(pictures.photograph(name), 4)
+    low = metrics.downscaled(original, 4)
+    assert metrics.psnr(metrics.resized(low, *original.shape[:2]), original) == pytest.approx(expected, abs=0.05)
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image(module) -> None:
+    """On the luma without its border, to rounding; equal pictures have no error."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    original = metrics.cropped(pictures.photograph("chelsea"), 4)
+    worse = metrics.resized(metrics.downscaled(original, 4), *original.shape[:2])
+    inner = slice(metrics.BORDER, -metrics.BORDER)
+    a, b = (metrics.luma(one)[inner, inner] for one in (worse, original))
+    assert metrics.psnr(worse, original) == pytest.approx(reference.peak_signal_noise_ratio(b, a, data_range=255))
+    expected = reference.structural_similarity(
+        b, a, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert metrics.ssim(worse, original) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ssim(original, original) == pytest.approx(1.0)
+    assert metrics.psnr(original, original) == math.inf
+
+
+def test_luma_spans_16_to_235(module) -> None:
+    """Black, white and green by BT.601."""
+    luma = module("photos.metrics").luma
+    colours = np.array([[[0, 0, 0], [255, 255, 255], [0, 255, 0]]], np.uint8)
+    assert luma(colours)[0] == pytest.approx([16.0, 235.0, 144.553])
+
+
+def test_energies_of_a_blurred_picture_are_lower(module) -> None:
+    """A picture has its own energies; blurred it loses most of the finest octave and less of the next."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    original = metrics.cropped(pictures.photograph("coffee"), 4)
+    blurred = metrics.resized(metrics.downscaled(original, 2), *original.shape[:2])
+    same, less = metrics.energies(original, original), metrics.energies(blurred, original)
+    assert (same.gradient, same.octave_1, same.octave_2) == pytest.approx((1, 1, 1))
+    assert less.octave_1 < 0.5 * less.octave_2 < 0.5
+    assert less.gradient < 1
+
+
+def test_consistency_is_of_the_picture_made_small(module) -> None:
+    """An original is consistent with its own reduction; another photograph's is not."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    original = metrics.cropped(pictures.photograph("astronaut"), 4)
+    low = metrics.downscaled(original, 4)
+    assert metrics.consistency(original, low) == math.inf
+    assert metrics.consistency(original[::-1], low) < 20
+
+
+def test_perceptual_distance_tells_blur_from_shift(module) -> None:
+    """It is 0 for equal pictures and does not depend on their order."""
+    metrics = module("photos.metrics")
+    from models.kit import features
+
+    torch.manual_seed(1)
+    network = features.EfficientNetLite0()
+    drawn = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert metrics.perceptual(network, drawn[0], drawn[0]) == 0
+    assert metrics.perceptual(network, drawn[0], drawn[1]) > 1e-3
+    assert metrics.perceptual(network, drawn[0], drawn[1]) == pytest.approx(
+        metrics.perceptual(network, drawn[1], drawn[0])
+    )
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_model_downsamples_as_pillow_does(module, scale: int) -> None:
+    """U and Pillow's filter, which rounds and clips between its passes, are seldom a level apart, hardly ever two."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    from models import superres
+
+    original = metrics.cropped(pictures.photograph("coffee"), 12)
+    high = torch.from_numpy(original.copy()).permute(2, 0, 1)[None] / 255.0
+    mine = (superres.downsampled(high, scale)[0].permute(1, 2, 0) * 255.0).round().numpy().astype(np.int16)
+    apart = np.abs(mine - metrics.downscaled(original, scale).astype(np.int16))
+    assert (apart > 0).mean() < 0.2
+    assert (apart > 1).mean() < 0.001

@@ -1,0 +1,66 @@
+"""Features of trained networks: where they are taken, how pictures go in, and the distance between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from models.kit import features
+
+
+def test_vgg_gives_every_rectified_layer() -> None:
+    """Thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR levels less their mean."""
+    network = features.VGG16()
+    images = torch.rand(2, 3, 32, 32)
+    found = network(images)
+    assert [one.shape[1] for one in found] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert [one.shape[2] for one in found] == [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
+    levels = images[:, [2, 1, 0]] * 255 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
+    first = network.convolutions[0]
+    expected = functional.conv2d(levels, first.weight, first.bias, padding=1).relu()
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
+    """Stem and four stages; "same" padding puts the odd pixel to the right and below."""
+    network = features.EfficientNetLite0()
+    images = torch.rand(1, 3, 64, 48)
+    found = network(images)
+    assert [tuple(one.shape[1:]) for one in found] == [
+        (32, 32, 24),
+        (16, 32, 24),
+        (24, 16, 12),
+        (40, 8, 6),
+        (80, 4, 3),
+    ]
+    stem = network.convolutions[0]
+    padded = functional.pad((images * 255 - 127) / 128, (0, 1, 0, 1))
+    torch.testing.assert_close(found[0], functional.relu6(functional.conv2d(padded, stem.weight, stem.bias, 2)))
+
+
+def test_distance_is_that_of_unit_features() -> None:
+    """0 for equal pictures, one number a picture and piece, and not more than 4, the square of a diameter."""
+    network = features.VGG16().requires_grad_(requires_grad=False)
+    first, second = torch.rand(2, 2, 3, 32, 32)
+    assert float(features.distances(network, first, first).abs().max()) == 0
+    found = features.distances(network, first, second)
+    assert found.shape == (2, 13)
+    assert bool(((found > 0) & (found <= 4)).all())
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    """A file round trip gives the same features; a file of other shapes or names says whose weights it lacks."""
+    network = features.EfficientNetLite0()
+    names = {name.removeprefix("convolutions."): value.numpy() for name, value in network.state_dict().items()}
+    path = tmp_path / "weights.npz"
+    np.savez(path, **names)
+    again = features.load(features.EfficientNetLite0, path)
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(again(images)[-1], network(images)[-1])
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    with pytest.raises(ValueError, match=r"weights\.npz holds the weights of another network"):
+        features.load(features.VGG16, path)
