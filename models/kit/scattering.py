@@ -1,0 +1,157 @@
+r"""The scattering transform of pictures: wavelets, modulus, low-pass, twice over.
+
+    paper             here          shape             source
+    ψ_{j,θ}           wavelets[j]   L K K complex     Bruna, Mallat, arXiv:1203.1513v2, §2.1
+    φ_J               lowpass       K K               §2.1
+    S_0 = x ⋆ φ       order 0       1 a picture       §2.2
+    S_1 = |x ⋆ ψ| ⋆ φ order 1       J·L               §2.2
+    S_2 = ||x ⋆ ψ| ⋆ ψ'| ⋆ φ        L²·J(J − 1)/2     §2.2, j' > j alone
+
+Wavelets are Morlet's, σ = 0.8·2^j, ξ = ¾π/2^j, slant 4/L; φ is a Gaussian of σ = 0.8·2^(J−1); every output is taken at
+each 2^J-th pixel. Conventions (padding by reflection, order of the channels, subsampling by 2^j after ψ_j) are
+kymatio's, so that outputs agree. Filters are kept as kernels in space and can be trained: then their means stay zero
+and their norms stay what they were, so that the transform cannot shrink to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit.shapes import Float, Tensor
+
+REACH = 5.0  # standard deviations of a Gaussian that a kernel holds
+
+
+def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Tensor:
+    """exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) on −reach … reach, its envelope longer by 1/slant across θ; complex128."""
+    grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    along = y * math.cos(theta) + x * math.sin(theta)
+    across = (x * math.cos(theta) - y * math.sin(theta)) * slant
+    envelope = torch.exp(-(along.square() + across.square()) / (2.0 * sigma**2))
+    return torch.polar(envelope, xi * along) * (slant / (2.0 * math.pi * sigma**2))
+
+
+def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Tensor:
+    """ψ = g·(exp(i ξ·u) − β), β such that the sum is zero; complex128."""
+    wave, envelope = gabor(reach, sigma, theta, xi, slant), gabor(reach, sigma, theta, 0.0, slant)
+    return wave - envelope * (wave.sum() / envelope.sum())
+
+
+class Scattering(nn.Module):
+    """S of orders 0, 1 and 2: (B, C, H, W) to (B, C, 1 + J·L + L²·J(J − 1)/2, H/2^J, W/2^J)."""
+
+    lowpass: Tensor
+    norms: Tensor
+
+    def __init__(self, scales: int = 2, angles: int = 8) -> None:
+        """J = `scales` and L = `angles`."""
+        super().__init__()
+        self.scales, self.angles = scales, angles
+        slant = 4.0 / angles
+        wavelets, norms = [], []
+        for j in range(scales):
+            sigma = 0.8 * 2**j
+            reach = math.ceil(REACH * sigma / min(1.0, slant))
+            turns = [((angles - angles // 2 - 1) - number) * math.pi / angles for number in range(angles)]
+            made = torch.stack([morlet(reach, sigma, theta, 0.75 * math.pi / 2**j, slant) for theta in turns])
+            wavelets.append(torch.view_as_real(made).float())
+            norms.append(wavelets[-1].square().sum((1, 2, 3)).sqrt())
+        self.wavelets = nn.ParameterList(wavelets)
+        self.register_buffer("norms", torch.stack(norms), persistent=False)
+        sigma = 0.8 * 2 ** (scales - 1)
+        self.register_buffer("lowpass", gabor(math.ceil(REACH * sigma), sigma, 0.0, 0.0).real.float(), persistent=False)
+
+    @property
+    def channels(self) -> int:
+        """Outputs a channel of the picture."""
+        return 1 + self.scales * self.angles + self.angles**2 * self.scales * (self.scales - 1) // 2
+
+    def orders(self) -> tuple[slice, slice, slice]:
+        """Where the outputs of order 0, 1 and 2 lie."""
+        first = 1 + self.scales * self.angles
+        return slice(0, 1), slice(1, first), slice(first, self.channels)
+
+    def filters(self, j: int) -> Float[Tensor, "L K K 2"]:
+        """The wavelets of scale j, their means taken away and at their norms, whatever training did to them."""
+        kernel: Tensor = self.wavelets[j]
+        kernel = kernel - kernel.mean((1, 2), keepdim=True)
+        norm = kernel.square().sum((1, 2, 3)).sqrt()
+        return kernel * (self.norms[j] / norm)[:, None, None, None]
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C K _h _w"]:
+        """ValueError where a side is shorter than 2^J or no multiple of it."""
+        step = 2**self.scales
+        batch, channels, height, width = images.shape
+        if min(height, width) < step or height % step or width % step:
+            raise ValueError(f"scattering needs sides that are multiples of {step}, not {height} × {width}")
+        padded = functional.pad(
+            images.reshape(-1, 1, height, width), (step,) * 4, "reflect" if min(height, width) > step else "replicate"
+        )
+        size = padded.shape[2:]
+        spectra = [_spectrum(torch.view_as_complex(self.filters(j).contiguous()), *size) for j in range(self.scales)]
+        low = _spectrum(self.lowpass[None].to(torch.complex64), *size)
+        zeroth = torch.fft.fft2(padded)
+        firsts, seconds = [], []
+        for j in range(self.scales):
+            first = torch.fft.fft2(_modulus(zeroth * spectra[j], 2**j))
+            firsts.append(self._smooth(first, low, j))
+            within = [
+                _modulus((first[:, :, None] * _crop(spectra[k], j)).flatten(1, 2), 2 ** (k - j))
+                for k in range(j + 1, self.scales)
+            ]
+            smooth = [
+                self._smooth(torch.fft.fft2(one), low, k).unflatten(1, (self.angles, self.angles))
+                for k, one in enumerate(within, j + 1)
+            ]
+            seconds += [torch.cat(smooth, 2).flatten(1, 2)] if smooth else []
+        found = torch.cat([self._smooth(zeroth, low, 0), *firsts, *seconds], 1)
+        return found.view(batch, channels, *found.shape[1:])
+
+    def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
+        """x ⋆ φ at each 2^J-th pixel, from the spectrum of x at each 2^j-th, the padding cut off."""
+        smooth = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
+        return smooth[:, :, 1:-1, 1:-1]
+
+
+def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
+    """The Fourier transform of kernels (L, K, K) that lie around pixel 0 of a periodic picture, (L, height, width)."""
+    reach = kernels.shape[1] // 2
+    where = torch.arange(-reach, reach + 1, device=kernels.device)
+    canvas = kernels.new_zeros((len(kernels), height, width))
+    canvas = canvas.index_put(
+        (torch.arange(len(kernels), device=kernels.device)[:, None, None], (where % height)[:, None], where % width),
+        kernels,
+        accumulate=True,
+    )
+    return torch.fft.fft2(canvas)
+
+
+def _crop(spectrum: Tensor, j: int) -> Tensor:
+    """The lower frequencies of a spectrum: that of the same filter at each 2^j-th pixel."""
+    for axis in (-2, -1):
+        size = spectrum.shape[axis]
+        half = size // 2 ** (j + 1)
+        spectrum = (
+            torch.cat((spectrum.narrow(axis, 0, half), spectrum.narrow(axis, size - half, half)), axis)
+            if j
+            else spectrum
+        )
+    return spectrum
+
+
+def _fold(spectrum: Tensor, step: int) -> Tensor:
+    """The spectrum of each `step`-th pixel."""
+    if step == 1:
+        return spectrum
+    height, width = spectrum.shape[-2:]
+    return spectrum.unflatten(-2, (step, height // step)).unflatten(-1, (step, width // step)).mean((-4, -2))
+
+
+def _modulus(spectrum: Tensor, step: int) -> Tensor:
+    """The modulus of each `step`-th pixel, from the spectrum."""
+    return torch.fft.ifft2(_fold(spectrum, step)).abs()

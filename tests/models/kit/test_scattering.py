@@ -1,0 +1,99 @@
+"""The scattering transform: agreement with kymatio's, and what the theory promises of it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from models.kit.scattering import Scattering
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
+
+def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Smoothed noise: some structure at every scale, in 0 … 1."""
+    noise = torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.avg_pool2d(noise, 5, 1, 2)
+    return 0.5 * noise + 0.5 * (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
+
+
+@pytest.mark.parametrize(("scales", "angles", "height", "width"), [(2, 8, 32, 48), (3, 8, 64, 64), (2, 4, 32, 32)])
+def test_it_agrees_with_kymatio(scales: int, angles: int, height: int, width: int) -> None:
+    """All orders, channel by channel, to 1e-4."""
+    images = drawn(2, 3, height, width)
+    expected = ScatteringTorch2D(scales, (height, width), angles)(images)
+    found = Scattering(scales, angles)(images).detach()
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-4
+
+
+def test_nothing_maps_to_nothing() -> None:
+    """The scattering of zeros is zero, that of a constant is the constant in order 0 and zero above it."""
+    transform = Scattering(2, 8).requires_grad_(requires_grad=False)
+    assert float(transform(torch.zeros(1, 1, 32, 32)).abs().max()) == 0
+    constant = transform(torch.full((1, 1, 32, 32), 0.7))
+    torch.testing.assert_close(constant[:, :, :1], torch.full_like(constant[:, :, :1], 0.7), atol=1e-5, rtol=0)
+    assert float(constant[:, :, 1:].abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_energy_does_not_grow_with_order(seed: int) -> None:
+    """Each order has less energy than the one before, and all together no more than the picture."""
+    transform = Scattering(3, 8).requires_grad_(requires_grad=False)
+    images = drawn(1, 1, 64, 64, seed=seed)
+    found = transform(images) * 2.0**transform.scales  # subsampled
+    energies = [float(found[:, :, order].square().sum()) for order in transform.orders()]
+    assert energies[0] > energies[1] > energies[2] > 0
+    assert sum(energies) <= float(images.square().sum()) * 1.05
+
+
+@pytest.mark.parametrize("scales", [2, 3])
+def test_a_small_shift_moves_it_little(scales: int) -> None:
+    """A shift of a quarter of 2^J moves it by less than a tenth of its norm."""
+    transform = Scattering(scales, 8).requires_grad_(requires_grad=False)
+    images = drawn(1, 1, 64, 80)
+    shift = 2**scales // 4
+    here, there = transform(images[..., :64]), transform(images[..., shift : 64 + shift])
+    assert float((here - there).norm()) < 0.1 * float(here.norm())
+
+
+def test_its_gradient_is_that_of_differences() -> None:
+    """Toward the picture and toward the wavelets, in float64."""
+    transform = Scattering(2, 4).double()
+    images = drawn(1, 1, 8, 8).double().requires_grad_()
+    weight = torch.randn(1, 1, transform.channels, 2, 2, generator=torch.Generator().manual_seed(3)).double()
+
+    def total() -> torch.Tensor:
+        return (transform(images) * weight).sum()
+
+    total().backward()
+    kernel = transform.wavelets[0]
+    for tensor, index in ((images, (0, 0, 3, 4)), (kernel, (1, 4, 3, 0))):
+        step = torch.zeros_like(tensor)
+        step[index] = 1e-6
+        with torch.no_grad():
+            tensor.add_(step)
+            above = total()
+            tensor.sub_(step, alpha=2)
+            below = total()
+            tensor.add_(step)
+        assert float((above - below) / 2e-6) == pytest.approx(float(tensor.grad[index]), rel=1e-5)
+
+
+def test_trained_filters_cannot_shrink() -> None:
+    """Scaled and offset, the wavelets come back at their norm and with zero mean."""
+    transform = Scattering(2, 8)
+    before = transform.filters(1).detach()
+    with torch.no_grad():
+        transform.wavelets[1].mul_(0.01).add_(0.3)
+    torch.testing.assert_close(transform.filters(1), before, atol=1e-5, rtol=1e-3)
+
+
+def test_sides_must_be_multiples() -> None:
+    """A picture that cannot be taken at each 2^J-th pixel is refused."""
+    with pytest.raises(ValueError, match="multiples of 4, not 30 × 32"):
+        Scattering(2, 8)(torch.zeros(1, 1, 30, 32))
