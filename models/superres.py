@@ -235,7 +235,7 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """The card's figures on given patches: the luminance's PSNR of bicubic and of the regression, for each scale."""
+        """The figures on given patches: the PSNR of the luminance, of bicubic and of the regression, for each scale."""
         figures = []
         for scale in sorted(self.config.scales, reverse=True):
             edge = min(images.shape[2:]) // scale * scale
