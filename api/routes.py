@@ -96,14 +96,14 @@ def add_routes(app: FastAPI, house: House) -> None:
 
 
 @dataclass(frozen=True)
-class _Prefer:
+class Prefer:
     """RFC 7240: how long to wait, and what was applied."""
 
     wait_s: float
     applied: str
 
     @classmethod
-    def read(cls, header: str, settings: Settings) -> "_Prefer":
+    def read(cls, header: str, settings: Settings) -> "Prefer":
         """The preference of a request; without one it waits the default time."""
         if not header:
             return cls(settings.wait_s, "")
@@ -120,21 +120,21 @@ def _operation_route(house: House, operation: Operation) -> Callable[[Request], 
     async def route(request: Request) -> Response:
         media = negotiate(request.headers.get("accept", ""), operation)
         ask = await read_ask(request, operation, house.registry, house.settings)
-        prefer = _Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
+        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
         key = request.headers.get("idempotency-key")
         if key is not None:
             return await _once(house, request, ask, media, prefer, key)
         if prefer.wait_s <= 0:
             if house.book.full:
-                raise _overloaded("too many unfinished jobs")
-            job = await house.book.add(ask, _owner(request), request_id_of(request))
-            return _accepted(job, prefer)
+                raise overloaded("too many unfinished jobs")
+            job = await house.book.add(ask, owner_of(request), request_id_of(request))
+            return accepted(job, prefer)
         return await _now(house, request, ask, media, prefer)
 
     return route
 
 
-async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Prefer) -> Response:
+async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Prefer) -> Response:
     """Answer while the client waits; after too long, promise a job that goes on with the same work."""
     png = media == JSON and ask.operation.pictures and ask.rows <= PNG_BY_WORKER
     call = Call(
@@ -148,30 +148,38 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: _Pr
         png,
         request_id_of(request),
     )
-    try:
-        house.outbox.submit(call)
-    except BusyError as error:
-        raise _overloaded(f"{house.settings.max_waiting} requests wait already") from error
-    try:
-        fields = summed(await _patiently(request, call, prefer.wait_s))
-    except TimeoutError:
-        try:
-            job = await house.book.adopt(ask, call, _owner(request), request_id_of(request))
-        except BaseException:
-            house.outbox.drop(call)
-            raise
-        return _accepted(job, prefer)
-    except FailedError as error:
-        raise _failed(error.problem) from error
-    except (asyncio.CancelledError, ClientDisconnect):
-        house.outbox.drop(call)
-        raise
+    fields = await computed(house, request, ask, call, prefer)
+    if isinstance(fields, Response):
+        return fields
+    fields = summed(fields)
     about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes, ask.operation.columns(ask.per))
     if ask.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
-    return Response(body, 200, {**about.headers(fields), **_applied(prefer), "Vary": "Accept, Prefer"}, media)
+    return Response(body, 200, {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}, media)
+
+
+async def computed(house: House, request: Request, ask: Ask, call: Call, prefer: Prefer) -> Fields | Response:
+    """What the workers make of a call while the client waits; after too long, the answer that promises a job."""
+    try:
+        house.outbox.submit(call)
+    except BusyError as error:
+        raise overloaded(f"{house.settings.max_waiting} requests wait already") from error
+    try:
+        return await _patiently(request, call, prefer.wait_s)
+    except TimeoutError:
+        try:
+            job = await house.book.adopt(ask, call, owner_of(request), request_id_of(request))
+        except BaseException:
+            house.outbox.drop(call)
+            raise
+        return accepted(job, prefer)
+    except FailedError as error:
+        raise failed(error.problem) from error
+    except (asyncio.CancelledError, ClientDisconnect):
+        house.outbox.drop(call)
+        raise
 
 
 async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
@@ -189,14 +197,24 @@ async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
             raise ClientDisconnect
 
 
-async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _Prefer, raw: str) -> Response:
-    """A request under an Idempotency-Key: one job however often it is sent; the first answer is given again."""
+async def _once(house: House, request: Request, ask: Ask, media: str, prefer: Prefer, raw: str) -> Response:
+    """A request under an Idempotency-Key: the first answer is given again."""
+    job = await promised_once(house, request, ask, prefer, raw)
+    if job["status"] not in TERMINAL:
+        return accepted(job, prefer)
+    body, said = await _rendered(house, job, media)
+    headers = {**said, **applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result"}
+    return Response(body, 200, {**headers, "Vary": "Accept, Prefer"}, media)
+
+
+async def promised_once(house: House, request: Request, ask: Ask, prefer: Prefer, raw: str) -> Job:
+    """The job of a request under an Idempotency-Key, one however often it is sent, waited for as preferred."""
     found = _KEY.fullmatch(raw.strip())
     if found is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
     if house.book.full:
-        raise _overloaded("too many unfinished jobs")
-    owner = _owner(request)
+        raise overloaded("too many unfinished jobs")
+    owner = owner_of(request)
     route = f"POST /v1/{ask.operation.path}"
     job_id, fingerprint = await house.book.add_once(ask, owner, request_id_of(request), route, found.group(1))
     if fingerprint != ask.fingerprint:
@@ -207,34 +225,34 @@ async def _once(house: House, request: Request, ask: Ask, media: str, prefer: _P
     job = await house.book.wait(job_id, owner, prefer.wait_s)
     if job is None:
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
-    if job["status"] not in TERMINAL:
-        return _accepted(job, prefer)
-    body, said = await _rendered(house, job, media)
-    headers = {**said, **_applied(prefer), "Content-Location": f"/v1/jobs/{job_id}/result"}
-    return Response(body, 200, {**headers, "Vary": "Accept, Prefer"}, media)
+    return job
 
 
-def _overloaded(why: str) -> OverloadedError:
+def overloaded(why: str) -> OverloadedError:
+    """The refusal of a request that there is no room for now."""
     return OverloadedError(f"{why}; try again in a moment", headers={"Retry-After": "2"})
 
 
-def _failed(said: dict[str, Any]) -> ModelFailedError:
+def failed(said: dict[str, Any]) -> ModelFailedError:
     """A problem that a worker reported, as it is told to the client."""
     error = ModelFailedError(said["detail"], headers={"Retry-After": "2"} if said["status"] == 503 else None)
     error.more = {"status": said["status"], "title": said["title"]}
     return error
 
 
-def _owner(request: Request) -> str:
+def owner_of(request: Request) -> str:
+    """Whose request it is; empty where keys are not used."""
     return str(request.scope.get("reverie_owner") or "")
 
 
-def _applied(prefer: _Prefer) -> dict[str, str]:
+def applied(prefer: Prefer) -> dict[str, str]:
+    """The header that says which preference was followed."""
     return {"Preference-Applied": prefer.applied} if prefer.applied else {}
 
 
-def _accepted(job: Job, prefer: _Prefer) -> Response:
-    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **_applied(prefer), "Vary": "Prefer"}
+def accepted(job: Job, prefer: Prefer) -> Response:
+    """202: the job, and where to look for it."""
+    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer), "Vary": "Prefer"}
     return Response(orjson.dumps(job_body(job)), 202, headers, JSON)
 
 
@@ -306,7 +324,7 @@ def job_body(job: Job) -> dict[str, Any]:
 
 
 async def _job(house: House, request: Request, job_id: str) -> Job:
-    job = await house.book.get(job_id, _owner(request)) if _JOB_ID.fullmatch(job_id) else None
+    job = await house.book.get(job_id, owner_of(request)) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
     return job
@@ -316,7 +334,7 @@ async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, dict[str
     """The answer of an ended job and its headers. Raises the problem of one that has none."""
     if job["status"] != "succeeded":
         if job["status"] == "failed":
-            raise _failed(orjson.loads(job["problem"]))
+            raise failed(orjson.loads(job["problem"]))
         raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
     gone = GoneError(
         "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
@@ -352,7 +370,7 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
-        found = await house.book.listing(_owner(request), filters, after, limit + 1)
+        found = await house.book.listing(owner_of(request), filters, after, limit + 1)
         data = [job_body(job) for job in found[:limit]]
         return _json(_listing(data, "id", has_more=len(found) > limit))
 
@@ -452,7 +470,7 @@ def _add_results(router: APIRouter, house: House) -> None:
                 return Response(status_code=204)  # tells EventSource not to come back
             seq = min(seq, len(await house.book.events(job_id, 0)))  # they are numbered from 1
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(house, job_id, _owner(request), seq), 200, headers, "text/event-stream")
+        return StreamingResponse(_stream(house, job_id, owner_of(request), seq), 200, headers, "text/event-stream")
 
 
 async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncIterator[str]:

@@ -30,10 +30,11 @@ def png(pixels: Pixels) -> bytes:
     lines[:, 1:] = pixels[0] if channels == 1 else pixels.transpose(1, 2, 0).reshape(height, -1)
     head = struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks)
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A piece of a PNG, with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
@@ -70,7 +71,7 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
         )
     if getattr(image, "is_animated", False):
         raise UnusableImageError("the picture is animated; send a single frame")
-    if _deep(image):
+    if deep(image):
         raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
     try:
         return _converted(image, "L" if channels == 1 else "RGB")
@@ -80,7 +81,7 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
         ) from error
 
 
-def _deep(image: Image.Image) -> bool:
+def deep(image: Image.Image) -> bool:
     """Whether a channel has more than 8 bits; Pillow would cut those of colour pictures without a word."""
     tiles = getattr(image, "tile", ())  # what the file holds: (decoder, box, offset, raw mode and more)
     layouts = [tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "") for tile in tiles]

@@ -1,0 +1,262 @@
+"""Photographs of any size: files to sRGB pixels as an image editor would, and pixels to tiles and back.
+
+A picture is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it goes on as its
+mirror image. What models make of the tiles, without their margins, lies side by side without a seam.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFilter, ImageOps
+
+from workers.pictures import Pixels, UnusableImageError, deep
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+Image.MAX_IMAGE_PIXELS = None  # sizes are compared with the service's own limit before a pixel is decoded
+
+_LINES = 256
+"""So many lines of a picture are worked on at once where that needs memory."""
+
+_SPREAD = 8
+"""How far, in pixels, visible colours are spread under transparent ones, which a model's neighbourhood reaches."""
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+# --- files in ---
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded picture: sRGB or grey uint8 (H, W, C), C = 3 or 1, `alpha` (H, W) where it has one, and what was done.
+
+    `notes` say what was converted.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 of a grey picture."""
+        return int(self.pixels.shape[2])
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture in a file, of which only the header was read. Raises UnusableImageError for what is none of ours."""
+    if not data:
+        raise UnusableImageError(f"the file is empty; send one of {', '.join(FORMATS)}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise anything on a damaged file
+        raise UnusableImageError(f"not a picture that can be read; send one of {', '.join(FORMATS)}") from error
+    # a JPEG may carry further pictures (previews, a gain map): the first is the photograph
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise UnusableImageError("the picture is animated; send a single frame")
+    return image
+
+
+def decoded(image: Image.Image) -> Photograph:
+    """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises UnusableImageError.
+
+    Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken for sRGB. Palettes
+    become RGB, black and white become grey. Nothing else of the file is kept: neither place nor camera.
+    """
+    try:
+        return _developed(image)
+    except Exception as error:
+        raise UnusableImageError(
+            "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
+        ) from error
+
+
+def _developed(image: Image.Image) -> Photograph:
+    notes = []
+    profile = image.info.get("icc_profile")
+    if deep(image):
+        notes.append("16 bits a channel to 8")
+    image.load()
+    with contextlib.suppress(Exception):  # an orientation that cannot be read is none
+        turned = image.getexif().get(0x0112, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+        if turned in range(2, 9):
+            notes.append("turned upright")
+    image, alpha = _apart(image)
+    mode = image.mode
+    image, said = _managed(image, profile)
+    if said:
+        notes.append(said)
+    if mode == "CMYK" and not said:
+        notes.append("CMYK to sRGB without a profile")
+    pixels = np.asarray(image, np.uint8)
+    if alpha is not None and image.mode == "RGB" and not alpha.all():
+        pixels = _spread(image, alpha)
+    return Photograph(pixels.reshape(image.height, image.width, -1), alpha, tuple(notes))
+
+
+def _apart(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
+    """The picture in L, RGB or CMYK, and its transparency."""
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((levels / 257.0).round().clip(0, 255).astype(np.uint8))
+    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
+        grey = image.mode in {"1", "L", "LA"}
+        whole = image.convert("RGBA")
+        return whole.getchannel("R") if grey else whole.convert("RGB"), np.asarray(whole.getchannel("A"))
+    if image.mode in {"L", "RGB", "CMYK"}:
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _managed(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
+    """The picture in sRGB or grey, and through which profile it came there."""
+    wanted = "L" if image.mode == "L" else "RGB"
+    if not profile:
+        return image.convert(wanted), None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source).strip()[:60] or "unnamed"
+        if "srgb" in name.lower() and "linear" not in name.lower():
+            return image.convert(wanted), None
+        # relative colorimetric with black point compensation, as editors do
+        through = ImageCms.buildTransform(
+            source,
+            _SRGB,
+            image.mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        made = ImageCms.applyTransform(image, through)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image.convert(wanted), "an ICC profile that does not fit was left out"
+    assert made is not None  # noqa: S101 - None only where it works in place
+    printable = "".join(one if " " <= one <= "~" else "?" for one in name)
+    return made.convert(wanted), f"{printable} to sRGB"
+
+
+def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
+    """The colours, of which those under full transparency are what is seen around them."""
+    blur = ImageFilter.BoxBlur(_SPREAD)
+    cover = Image.fromarray(alpha)
+    weights = np.asarray(cover.filter(blur))
+    sums = np.asarray(Image.composite(image, Image.new("RGB", image.size), cover).filter(blur))
+    pixels = np.array(image)
+    for y in range(0, len(pixels), _LINES):
+        lines = slice(y, y + _LINES)
+        hidden = (alpha[lines] == 0) & (weights[lines] > 4)
+        around = sums[lines][hidden].astype(np.float32) * 255 / weights[lines][hidden][:, None]
+        pixels[lines][hidden] = around.clip(0, 255).round().astype(np.uint8)
+    return pixels
+
+
+# --- tiles ---
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a picture of `height` × `width` is cut into tiles of `tile` (height, width) that overlap by two `margin`s.
+
+    Tiles are counted line by line; tile (i, j) is what lies around the core at (i·core_height, j·core_width).
+    """
+
+    height: int
+    width: int
+    tile: tuple[int, int]
+    margin: int
+
+    @property
+    def core(self) -> tuple[int, int]:
+        """Height and width of a tile without its margins."""
+        return self.tile[0] - 2 * self.margin, self.tile[1] - 2 * self.margin
+
+    @property
+    def lines(self) -> int:
+        """How many tiles lie one below the other."""
+        return math.ceil(self.height / self.core[0])
+
+    @property
+    def columns(self) -> int:
+        """How many tiles lie side by side."""
+        return math.ceil(self.width / self.core[1])
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return self.lines * self.columns
+
+    def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
+        """Tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
+
+        `read(begin, end)` gives these lines of the picture, (end − begin, W, C); asked once for each line of tiles.
+        """
+        tiles = np.empty((count, 3, *self.tile), np.uint8)
+        at = 0
+        while at < count:
+            line, column = divmod(first + at, self.columns)
+            mine = min(self.columns - column, count - at)
+            above = _mirrored(line * self.core[0] - self.margin, self.tile[0], self.height)
+            begin = int(above.min())
+            band = read(begin, int(above.max()) + 1)[above - begin]
+            for j in range(column, column + mine):
+                across = _mirrored(j * self.core[1] - self.margin, self.tile[1], self.width)
+                tiles[at] = band[:, across].transpose(2, 0, 1)  # one grey channel becomes three
+                at += 1
+        return tiles
+
+    def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
+        """The enlarged picture, in bands (lines, W·scale, 3) from top to bottom, from the enlarged cores of its tiles."""
+        high, wide = self.core[0] * scale, self.core[1] * scale
+        for line in range(self.lines):
+            band = np.empty((high, self.columns * wide, 3), np.uint8)
+            for j in range(self.columns):
+                band[:, j * wide : (j + 1) * wide] = next(tiles).transpose(1, 2, 0)
+            yield band[: (self.height - line * self.core[0]) * scale, : self.width * scale]
+
+
+def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
+    """Indices `begin` … of a line of `size` pixels that goes on as its mirror image on both sides, again and again."""
+    around = np.arange(begin, begin + count) % (2 * size)
+    return np.minimum(around, 2 * size - 1 - around)
+
+
+# --- what was kept of the picture ---
+
+
+def finished(bands: Iterator[Pixels], photograph: Photograph, scale: int, *, opaque: bool) -> Iterator[Pixels]:
+    """Bands as the picture was: grey, or with its transparency, enlarged by bicubic interpolation.
+
+    `opaque`: for a format without transparency, which is laid over white.
+    """
+    alpha = None if photograph.alpha is None else Image.fromarray(photograph.alpha)
+    at = 0
+    for band in bands:
+        pixels = band if photograph.channels == 3 else _grey(band)
+        if alpha is not None:
+            lines = len(band)
+            box = (0, at / scale, alpha.width, (at + lines) / scale)
+            size = (alpha.width * scale, lines)
+            cover = np.asarray(alpha.resize(size, Image.Resampling.BICUBIC, box))[:, :, None]
+            pixels = _over_white(pixels, cover) if opaque else np.concatenate([pixels, cover], axis=2)
+        at += len(band)
+        yield pixels
+
+
+def _grey(band: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(band)).convert("L"))[:, :, None]
+
+
+def _over_white(pixels: Pixels, cover: Pixels) -> Pixels:
+    share = cover.astype(np.uint32)
+    return ((pixels * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
