@@ -1,14 +1,24 @@
-"""The command line: train, export, evaluate and sample, each with a `--help` that suffices."""
+"""The command line: train, export, evaluate, sample and more, each with a `--help` that suffices."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import fcntl
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.kit.data import Pictures
+    from models.kit.train import Recipe
+
+_PR_SET_PDEATHSIG = 1
 
 EXAMPLES = """\
 examples:
@@ -29,7 +39,10 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    outside = argparse.ArgumentParser(add_help=False)
+    outside.add_argument("--extra-models", type=Path, help="a folder of more families, one file each")
+    outside.add_argument("--parent", type=int, help="end, as by SIGTERM, when this process does, which started it")
+    common = argparse.ArgumentParser(add_help=False, parents=[outside])
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     common.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
     common.add_argument("--data-folder", type=Path, default=Path("data"), help="where named data lie (default data/)")
@@ -72,22 +85,66 @@ def arguments() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="default 0")
     sample.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option; may be repeated")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="default samples.png")
+    _service_commands(commands, outside, common)
     return parser
 
 
+def _service_commands(commands: Any, outside: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """What the service's training worker asks for, each in a process of its own."""
+    publish = commands.add_parser(
+        "publish", parents=[common], help="export and measure at once", description=_publish.__doc__
+    )
+    publish.add_argument("run", type=Path, help="folder of the run")
+    publish.add_argument("--checkpoints", type=Path, required=True, help="folder of NAME/VERSION/model.safetensors")
+    publish.add_argument("--version", required=True, help="version of the model")
+    publish.add_argument("--count", type=int, default=1000, help="only the first so many test pictures (default 1000)")
+    publish.add_argument("--k", type=int, default=100, help="importance samples a picture (default 100)")
+    publish.add_argument("--against", type=Path, help="a checkpoint to measure on the same pictures")
+    publish.add_argument("--job", default="", help="what to call the training in the card")
+
+    estimate = commands.add_parser(
+        "estimate", parents=[common], help="time and memory of a run", description=_estimate.__doc__
+    )
+    estimate.add_argument("recipe", help="a name in models/recipes, or the path of a JSON file")
+    estimate.add_argument("--set", action="append", default=[], metavar="A.B=C", help="as of train")
+    estimate.add_argument("--seconds", type=float, default=3.0, help="how long to time steps for (default 3)")
+
+    check = commands.add_parser(
+        "check", parents=[outside], help="whether a file is a model", description=_check.__doc__
+    )
+    check.add_argument("checkpoint", type=Path, help="a model.safetensors")
+
+    commands.add_parser("families", parents=[outside], help="options as JSON", description=_families.__doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 1 failed (said why on stderr), 3 interrupted and resumable."""
+    """Run one command; 0 done, 1 failed (said why on stderr), 3 interrupted and resumable, 4 ended by its own loss."""
     chosen = arguments().parse_args(argv)
+    if getattr(chosen, "parent", None):
+        _bind(chosen.parent)
+    if getattr(chosen, "extra_models", None):
+        import models  # noqa: PLC0415
+
+        models.__path__.append(str(chosen.extra_models.resolve()))
     threads = getattr(chosen, "threads", 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch  # noqa: PLC0415 - after the threads are set, and not for --help
 
     torch.set_num_threads(threads)
-    commands = {"train": _train, "export": _export, "evaluate": _evaluate, "sample": _sample}
+    commands = {
+        "train": _train,
+        "export": _export,
+        "publish": _publish,
+        "estimate": _estimate,
+        "check": _check,
+        "families": _families,
+        "evaluate": _evaluate,
+        "sample": _sample,
+    }
     try:
         return commands[chosen.command](chosen)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, MemoryError) as error:
+        print(f"error: {error or 'out of memory'}", file=sys.stderr)
         return 1
 
 
@@ -122,22 +179,66 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 def _train(chosen: argparse.Namespace) -> int:
     """Fit a recipe: prints a line of JSON an epoch; SIGTERM or Ctrl-C leaves a checkpoint to resume from."""
-    from models.kit import data, export, train  # noqa: PLC0415
+    from models.kit import export, train  # noqa: PLC0415
 
     recipe = train.Recipe.from_json(changed(recipe_values(chosen.recipe), chosen.set))
-    pictures = data.load(recipe.data, "train", chosen.data_folder)
     out = chosen.out or Path("runs") / recipe.name
-    if not (out / "state.pt").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        told = export.provenance(recipe, pictures, chosen.device)
-        (out / export.DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        pictures, held_back = _training_data(recipe, chosen.data_folder)
+        if not (out / "state.pt").exists():
+            told = export.provenance(recipe, pictures, chosen.device, held_back)
+            (out / export.DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n")
 
-    def report(line: dict[str, Any]) -> None:
-        print(json.dumps(line), flush=True)
+        def report(line: dict[str, Any]) -> None:
+            print(json.dumps(line), flush=True)
 
-    ended = train.train(recipe, pictures.images, out, resume=chosen.resume, device=chosen.device, report=report)
+        ended = train.train(
+            recipe,
+            pictures.images,
+            out,
+            resume=chosen.resume,
+            device=chosen.device,
+            held_back=held_back.images if held_back else None,
+            report=report,
+        )
     print(f"{ended.reason} after {ended.epochs} epochs, {ended.seconds:.0f} s: {out}", file=sys.stderr)
-    return {"interrupted": 3, "not a number": 1}.get(ended.reason, 0)
+    return {"interrupted": 3, "not a number": 4, "diverged": 4}.get(ended.reason, 0)
+
+
+def _training_data(recipe: Recipe, folder: Path) -> tuple[Pictures, Pictures | None]:
+    """What a recipe trains on, and what it chooses epochs on where the data hold that apart."""
+    from models.kit import data  # noqa: PLC0415
+
+    source = _source(recipe.data, folder)
+    apart = (Path(source) / "validation.npy").is_file() and recipe.training.validation
+    return data.load(source, "train", folder), data.load(source, "validation", folder) if apart else None
+
+
+def _source(name: str, folder: Path) -> str:
+    """A converted dataset in the folder goes before a set known by name or path."""
+    return str(folder / name) if (folder / name / "dataset.json").is_file() else name
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run in the folder `out`; ValueError where another process does, whose id stands in its `lock`."""
+    with (out / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process works on the run {out.name}") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _bind(parent: int) -> None:
+    """Get SIGTERM when the process that started this one dies, however it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(3)  # it died meanwhile
 
 
 def _export(chosen: argparse.Namespace) -> int:
@@ -148,13 +249,59 @@ def _export(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(chosen: argparse.Namespace) -> int:
+    """Write a run's weights and card with figures and a preview; prints its path and figures as one line of JSON.
+
+    The figures are of the first test pictures, and quick; those of the checkpoint `--against` are of the same ones.
+    """
+    from models.kit import data  # noqa: PLC0415
+    from models.kit.export import publish  # noqa: PLC0415
+
+    def load(name: str, split: str) -> Pictures:
+        return data.load(_source(name, chosen.data_folder), split, chosen.data_folder)
+
+    path = chosen.checkpoints, chosen.version
+    said = publish(chosen.run, *path, load, chosen.count, chosen.k, chosen.against, chosen.job)
+    print(json.dumps(said, ensure_ascii=False))
+    return 0
+
+
+def _estimate(chosen: argparse.Namespace) -> int:
+    """Time a few steps of a recipe and print, as one line of JSON, what the whole run would take; nothing is kept."""
+    from models.kit.estimate import estimate  # noqa: PLC0415
+    from models.kit.train import Recipe  # noqa: PLC0415
+
+    recipe = Recipe.from_json(changed(recipe_values(chosen.recipe), chosen.set))
+    pictures, held_back = _training_data(recipe, chosen.data_folder)
+    said = estimate(recipe, pictures.images, held_back.images if held_back else None, chosen.device, chosen.seconds)
+    print(json.dumps(said))
+    return 0
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    """Say whether a file's card names a known family and its weights have the names, shapes and types of that model."""
+    from models.kit.card import check  # noqa: PLC0415
+
+    check(chosen.checkpoint)
+    return 0
+
+
+def _families(_chosen: argparse.Namespace) -> int:
+    """Print what each family can be trained with, as JSON; `models/families.json` is this for the families here."""
+    from models.kit.families import described  # noqa: PLC0415
+
+    print(json.dumps(described(), indent=1, ensure_ascii=False))
+    return 0
+
+
 def _evaluate(chosen: argparse.Namespace) -> int:
     """Measure a checkpoint on test pictures and print its figures as JSON lines."""
     from models.kit import card, data  # noqa: PLC0415
     from models.kit.export import test_pictures  # noqa: PLC0415
 
     model, described = card.load(chosen.checkpoint, chosen.device)
-    pictures = data.load(chosen.data or described["provenance"]["data"]["name"], "test", chosen.data_folder)
+    source = _source(chosen.data or described["provenance"]["data"]["name"], chosen.data_folder)
+    pictures = data.load(source, "test", chosen.data_folder)
     images = test_pictures(described, pictures, chosen.seed)[: chosen.count]
 
     def report(done: int) -> None:

@@ -6,6 +6,7 @@ was measured to be (`figures`) and where it came from (`provenance`). It can be 
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -37,8 +38,11 @@ REQUIRED = (
 )
 
 
-def save(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
-    """Write weights and card as one file, whole or not at all; ValueError where the card lacks a field."""
+def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
+    """Write weights, card and a PNG of what the model makes as one file, whole or not at all.
+
+    ValueError where the card lacks a field.
+    """
     from safetensors.torch import save_file  # noqa: PLC0415 - reading a card needs no torch
 
     missing = [field for field in REQUIRED if field not in card]
@@ -47,7 +51,10 @@ def save(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     part = path.with_name(path.name + ".part")
-    save_file(weights, part, metadata={"card": json.dumps(card, ensure_ascii=False, allow_nan=False)})
+    metadata = {"card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
+    if preview is not None:
+        metadata["preview"] = base64.b64encode(preview).decode()
+    save_file(weights, part, metadata=metadata)
     part.chmod(0o644)
     os.replace(part, path)  # noqa: PTH105 - Path.replace would read as str.replace
 
@@ -98,3 +105,40 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
     except RuntimeError as error:
         raise ValueError(f"the weights of {path.name} do not fit its card: {error}") from error
     return model.eval().requires_grad_(requires_grad=False).to(device), card
+
+
+def check(path: Path) -> None:
+    """Hold a file to its card without running anything; ValueError says what does not fit."""
+    import torch  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    from models.kit.schema import from_json  # noqa: PLC0415
+
+    card = read_card(path)
+    module = family(card["family"])
+    config = from_json(module.Config, card["config"])
+    with torch.device("meta"):
+        model = module.Model(config)
+    wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            # nothing that the header claims is made before it is compared
+            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            _compare(path.name, {name: shape for name, (shape, _) in wanted.items()}, there)
+            kinds = {name: file.get_tensor(name).dtype for name in there}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    for name, (_, kind) in wanted.items():
+        if kinds[name] != kind:
+            raise ValueError(f"{name} of {path.name} is {kinds[name]}, not {kind}")
+    if card["operations"] != json.loads(json.dumps(model.operations())):
+        raise ValueError(f"the card of {path.name} tells of other operations than {card['family']} has here")
+
+
+def _compare(file: str, wanted: dict[str, list[int]], there: dict[str, list[int]]) -> None:
+    missing, foreign = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
+    if missing or foreign:
+        raise ValueError(f"{file} {f'lacks the weights {missing[0]}' if missing else f'has foreign {foreign[0]}'}")
+    for name, shape in wanted.items():
+        if there[name] != shape:
+            raise ValueError(f"{name} of {file} has shape {there[name]}, its card asks for {shape}")

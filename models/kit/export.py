@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,24 @@ from typing import Any
 import torch
 
 from models.kit import card, data
+from models.kit.preview import preview
 from models.kit.rows import Rows
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import Recipe, weights
 
 DESCRIPTION = "provenance.json"
+MEASURED = 1
+"""The seed of what is drawn to measure."""
 
 
-def provenance(recipe: Recipe, pictures: data.Pictures, device: str = "cpu") -> dict[str, Any]:
+def provenance(
+    recipe: Recipe, pictures: data.Pictures, device: str = "cpu", held_back: data.Pictures | None = None
+) -> dict[str, Any]:
     """Where a run happens: hardware, code, library, data; no path and no machine's name."""
-    held_back = recipe.training.validation
+    kept = recipe.training.validation
     kind = recipe.training.binarization
-    drawn = {"sha256": data.static_binarization(pictures.images)[1]} if kind == "static" else {}
+    both = pictures.images if held_back is None else torch.cat([pictures.images, held_back.images[:kept]])
+    drawn = {"sha256": data.static_binarization(both)[1]} if kind == "static" else {}
     return {
         "recipe": recipe.to_json(),
         "seed": recipe.seed,
@@ -34,8 +41,8 @@ def provenance(recipe: Recipe, pictures: data.Pictures, device: str = "cpu") -> 
         "data": {
             "name": pictures.name,
             "sha256": pictures.sha256,
-            "count": len(pictures.images) - held_back,
-            "validation": held_back,
+            "count": len(both) - kept,
+            "validation": kept,
         },
         "binarization": {"kind": kind, **drawn},
     }
@@ -92,12 +99,70 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     return path
 
 
+def publish(
+    out: Path,
+    checkpoints: Path,
+    version: str,
+    load: Callable[[str, str], data.Pictures],
+    count: int,
+    k: int,
+    against: Path | None = None,
+    job: str = "",
+) -> dict[str, Any]:
+    """Export the run in `out` with figures on `count` test pictures and a preview; answers its path and the figures.
+
+    `load` finds pictures by name and split. The checkpoint `against` is measured on the same pictures with the same
+    numbers, if it can be.
+    """
+    path = export(out, checkpoints, version)
+    model, described = card.load(path)
+    if job:
+        described["provenance"]["job"] = job
+    try:
+        pictures = load(described["provenance"]["data"]["name"], "test").images[:count]
+    except ValueError:  # there is no test part
+        pictures = torch.empty(0)
+    described["figures"] = figures(model, described, pictures, k)
+    shown = pictures if len(pictures) else load(described["provenance"]["data"]["name"], "train").images[:100]
+    card.save(path, model, described, preview(model, shown, described["provenance"]["seed"]))
+    said = {"path": str(path), "figures": described["figures"]}
+    if against is not None:
+        other, its = card.load(against)
+        same = its["family"] == described["family"] and its["image"] == described["image"]
+        said["against"] = figures(other, described, pictures, k) if same else []
+    return said
+
+
+def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> list[dict[str, Any]]:
+    """The family's own figures on these pictures, or their mean loss where it has none; none without pictures."""
+    if len(pictures) < 2:
+        return []
+    images = _as_trained(described, pictures, MEASURED)
+    if hasattr(model, "evaluate"):
+        found: list[dict[str, Any]] = model.evaluate(images, MEASURED, k)
+        return found
+    if not hasattr(model, "loss"):
+        return []
+    parts = []
+    with torch.no_grad():
+        for index in torch.split(torch.arange(len(images)), 100):
+            rows = Rows(torch.full_like(index, MEASURED), index)
+            parts.append(model.loss(images[index], rows, described["provenance"]["recipe"]["training"]["epochs"]))
+    value = round(float(torch.cat(parts).double().mean()), 4)
+    detail = f"the training loss, mean of {len(images)} test pictures"
+    return [{"name": "loss", "value": value, "unit": "1", "better": "lower", "detail": detail}]
+
+
 def test_pictures(described: dict[str, Any], pictures: data.Pictures, seed: int) -> Float[Tensor, "N C H W"]:
     """Test pictures as the model was trained on them: drawn afresh (dynamic), by the one fixed draw, or grey."""
+    return _as_trained(described, pictures.images, seed)
+
+
+def _as_trained(described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], seed: int) -> Float[Tensor, "N C H W"]:
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
-        return data.binarize(pictures.images, Rows.range(seed, 0, len(pictures.images)))
-    images = data.static_binarization(pictures.images, test=True)[0] if kind == "static" else pictures.images
+        return data.binarize(pictures, Rows.range(seed, 0, len(pictures)))
+    images = data.static_binarization(pictures, test=True)[0] if kind == "static" else pictures
     return data.grey(images)
 
 

@@ -5,7 +5,8 @@ A family of several players names them in `PLAYERS` (submodules, each with its o
 family that has `settle(images, rows)` gets the training pictures once more at the end, with the weights that will ship.
 
 Everything random is a function of (seed, epoch, image), so a checkpoint needs weights, optimiser, average and counters
-and no generator. A run is a folder: `recipe.json`, `metrics.jsonl` (one line an epoch) and `state.pt`.
+and no generator; it may be taken after any step. A run is a folder: `recipe.json`, `metrics.jsonl` (one line an
+epoch), `progress.json` (how far it is, a second ago), `preview.png` (what the model makes) and `state.pt`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ from torch import nn
 
 from models.kit import data
 from models.kit.card import family
+from models.kit.preview import preview
 from models.kit.rows import Rows
 from models.kit.schema import from_json, option, to_json
 from models.kit.shapes import Float, Int, Tensor, UInt8
 from models.kit.turn import Turn
 
 CHECK_EVERY_STEPS = 100
+TELL_EVERY_S = 0.5
+PREVIEW_EVERY_S = 10.0
+DIVERGED = 1e4
+"""A mean loss this many times the first step's has left for good."""
+
 ALONE = ""  # the one player of a family that names none: the whole model
 
 
@@ -111,7 +118,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "finished", "early stop", "interrupted" (resume it) or "not a number" (the loss)."""
+    """How a run ended: "finished", "early stop", "interrupted" (resume it), "not a number" or "diverged" (the loss)."""
 
     reason: str
     epochs: int
@@ -121,15 +128,19 @@ class Outcome:
 class Run:
     """A model being fitted to pictures, between two steps."""
 
-    def __init__(self, recipe: Recipe, images: UInt8[Tensor, "N C H W"], out: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: UInt8[Tensor, "N C H W"],
+        out: Path,
+        device: str = "cpu",
+        held_back: UInt8[Tensor, "V C H W"] | None = None,
+    ) -> None:
         self.recipe, self.training, self.out = recipe, recipe.training, out
         self.device = torch.device(device)
-        if self.training.validation >= len(images):
-            raise ValueError(f"validation = {self.training.validation} leaves nothing of {len(images)} pictures")
-        if self.training.binarization == "static":
-            images, _ = data.static_binarization(images)
-        self.images = images.to(self.device)
-        self.count = len(images) - self.training.validation
+        images, held_back = _parts(images, held_back, self.training)
+        self.images, self.held_back = images.to(self.device), held_back.to(self.device)
+        self.count, self.span = len(images), len(images) + len(held_back)
         self.model: Any = family(recipe.family).Model(recipe.config)
         self.model.initialise(Rows.range(recipe.seed, 2**62, 1))
         self.model.to(self.device)
@@ -141,14 +152,16 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.epoch = self.step = self.steps = 0
-        self.loss_sum, self.seconds, self.stopping = 0.0, 0.0, False
+        self.loss_sum, self.first_loss, self.seconds, self.stopping = 0.0, 0.0, 0.0, False
+        self.saved: dict[str, Any] | None = None
+        self._began = self._before = self._saved_at = self._told_at = self._shown_at = 0.0
         self.fact_sums: dict[str, float] = {}
 
     # One step and one epoch
 
     def advance(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """One step of each player, the pictures' numbers drawn by (seed, epoch, picture); returns the summed losses."""
-        rows = Rows(torch.full_like(index, self.recipe.seed), self.epoch * len(self.images) + index)
+        rows = Rows(torch.full_like(index, self.recipe.seed), self.epoch * self.span + index)
         total = torch.zeros((), device=self.device)
         for turn in self._turns(self.images[index], rows, self.epoch):
             self._play(turn)
@@ -188,10 +201,10 @@ class Run:
         """Mean loss of the held-back pictures under the averaged weights, the same draws every time; nats."""
         total = 0.0
         with self.averaged():
-            for first in range(self.count, len(self.images), 500):
-                index = torch.arange(first, min(first + 500, len(self.images)), device=self.device)
+            for index in torch.split(torch.arange(self.count, self.span, device=self.device), 500):
                 rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
-                total += float(self._loss(self.images[index], rows, self.training.epochs).double().sum())
+                pictures = self.held_back[index - self.count]
+                total += float(self._loss(pictures, rows, self.training.epochs).double().sum())
         return total / self.training.validation
 
     def _loss(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Float[Tensor, "B"]:
@@ -253,35 +266,92 @@ class Run:
 
     def fit(self, report: Callable[[dict[str, Any]], None] = lambda _: None) -> Outcome:
         """Train to the end, to an early stop, to a signal, or to a loss that is no number; `report` gets each epoch."""
-        saved = began = time.monotonic()
-        before = self.seconds
+        self._began = self._saved_at = self._told_at = time.monotonic()
+        self._shown_at, self._before = -math.inf, self.seconds
         while self.epoch < self.training.epochs:
-            order = data.shuffled(self.count, self.recipe.seed, self.epoch).to(self.device)
-            batches = torch.split(order, self.training.batch_size)
-            for number in range(self.step, len(batches)):
-                total = self.advance(batches[number])
-                self.loss_sum += float(total)
-                self.step = number + 1
-                if number % CHECK_EVERY_STEPS == 0 or self.step == len(batches):
-                    if not math.isfinite(self.loss_sum):
-                        return Outcome("not a number", self.epoch, before + time.monotonic() - began)
-                    _progress(self, len(batches))
-                if self.stopping:
-                    self.seconds = before + time.monotonic() - began
-                    self.save()
-                    return Outcome("interrupted", self.epoch, self.seconds)
-            self.seconds = before + time.monotonic() - began
-            report(self.end_epoch())
-            last = self.epoch == self.training.epochs
-            if last and hasattr(self.model, "settle"):
-                self._settle()
-            stop = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
-            if last or stop or time.monotonic() - saved >= self.training.save_every_s:
-                self.save()
-                saved = time.monotonic()
-            if stop:
-                return Outcome("early stop", self.epoch, self.seconds)
+            reason = self._steps() or self._turn_page(report)
+            if reason:
+                return Outcome(reason, self.epoch, self.seconds)
         return Outcome("finished", self.epoch, self.seconds)
+
+    def _steps(self) -> str:
+        """The epoch's steps from where it is; answers why the run ends before the epoch does, or nothing."""
+        order = data.shuffled(self.count, self.recipe.seed, self.epoch).to(self.device)
+        batches = torch.split(order, self.training.batch_size)
+        for number in range(self.step, len(batches)):
+            self.loss_sum += float(self.advance(batches[number]))
+            self.step, now = number + 1, time.monotonic()
+            self.seconds = self._before + now - self._began
+            self.first_loss = self.first_loss or abs(self.loss_sum) / len(batches[number])
+            whole = self.step == len(batches)
+            due = self.stopping or (now - self._saved_at >= self.training.save_every_s and not whole)
+            if (number % CHECK_EVERY_STEPS == 0 or whole or due) and (fault := self.fault(thorough=due)):
+                return fault
+            if due:
+                self._save_now()
+            if self.stopping:
+                return "interrupted"
+            if whole or now - self._told_at >= TELL_EVERY_S:
+                self.tell()
+                self._told_at = now
+        return ""
+
+    def _turn_page(self, report: Callable[[dict[str, Any]], None]) -> str:
+        """End the epoch, with a checkpoint and a picture where it is time; answers why the run ends here, if it does.
+
+        The last epoch is not told before the checkpoint that holds it is written.
+        """
+        line = self.end_epoch()
+        last = self.epoch == self.training.epochs
+        if last and hasattr(self.model, "settle"):
+            self._settle()
+        stop = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
+        if last or stop or time.monotonic() - self._saved_at >= self.training.save_every_s:
+            if fault := self.fault(thorough=True):
+                return fault
+            self._save_now()
+        if last or stop or time.monotonic() - self._shown_at >= PREVIEW_EVERY_S:
+            self._show()
+            self._shown_at = time.monotonic()
+        report(line)
+        return "early stop" if stop else ""
+
+    def _save_now(self) -> None:
+        self.save()
+        self._saved_at = time.monotonic()
+
+    def fault(self, *, thorough: bool) -> str:
+        """Why this run must not go on, or nothing; `thorough` looks at every weight, which what is kept must pass."""
+        if not math.isfinite(self.loss_sum):
+            return "not a number"
+        if thorough and not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            return "not a number"
+        seen = min(self.step * self.training.batch_size, self.count)
+        return "diverged" if abs(self.loss_sum) > DIVERGED * (1 + self.first_loss) * max(1, seen) else ""
+
+    def tell(self) -> None:
+        """Write `progress.json`: how far the run is, and of which step its checkpoint is."""
+        batches = math.ceil(self.count / self.training.batch_size)
+        place = {name: getattr(self, name) for name in ("epoch", "step", "steps")}
+        total = self.training.epochs * batches
+        mean = self.loss_sum / min(self.step * self.training.batch_size, self.count) if self.step else None
+        said = {
+            **place,
+            "epochs": self.training.epochs,
+            "steps_total": total,
+            "loss": mean,
+            "seconds": round(self.seconds, 2),
+            "checkpoint": self.saved,
+        }
+        _replace(self.out / "progress.json", json.dumps(said).encode())
+        _progress(self, batches)
+
+    def _show(self) -> None:
+        """Write `preview.png` with the averaged weights; it costs no random number and moves no weight."""
+        with self.averaged() as model:
+            picture = preview(model, self.held_back if len(self.held_back) else self.images, self.recipe.seed)
+        if picture is not None:
+            _replace(self.out / "preview.png", picture)
 
     def end_epoch(self) -> dict[str, Any]:
         """Validate, keep the best weights, write the line of metrics, turn the page."""
@@ -308,7 +378,7 @@ class Run:
     # Checkpoints
 
     def save(self) -> None:
-        """Write `state.pt`, whole or not at all."""
+        """Write `state.pt`, whole or not at all; ValueError where the disk does not take it."""
         state = {
             "recipe": json.dumps(self.recipe.to_json()),
             "model": self.model.state_dict(),
@@ -318,11 +388,19 @@ class Run:
             **{name: getattr(self, name) for name in COUNTERS},
         }
         part = self.out / "state.pt.part"
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.out / "state.pt")  # noqa: PTH105
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.out / "state.pt")  # noqa: PTH105
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into the latter
+            part.unlink(missing_ok=True)
+            kept = f"that of step {self.saved['steps']} is kept" if self.saved else "there is none yet"
+            raise ValueError(f"the checkpoint of step {self.steps} could not be written ({error}); {kept}") from error
+        self.saved = {name: getattr(self, name) for name in ("epoch", "step", "steps")}
+        self.saved["seconds"] = round(self.seconds, 2)
+        self.tell()
 
     def _optimiser_state(self) -> dict[str, Any]:
         """The optimiser's state, or each player's by name."""
@@ -332,7 +410,9 @@ class Run:
     def restore(self) -> None:
         """Go on from `state.pt`; ValueError where it follows another recipe (epochs of a constant rate may differ)."""
         state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
-        if _but_epochs(json.loads(state["recipe"])) != _but_epochs(self.recipe.to_json()):
+        # what the recipe did not have when the run began is as it was: at its default
+        begun = Recipe.from_json(json.loads(state["recipe"])).to_json()
+        if _but_epochs(begun) != _but_epochs(self.recipe.to_json()):
             raise ValueError("the run was begun by another recipe; only training.epochs of a constant rate may change")
         self.model.load_state_dict(state["model"])
         saved = {ALONE: state["optimiser"]} if ALONE in self.optimisers else state["optimiser"]
@@ -340,14 +420,15 @@ class Run:
             optimiser.load_state_dict(saved[player])
         self.average, self.best = state["average"], state["best"]
         for name in COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
+        self.saved = {**{name: state[name] for name in ("epoch", "step", "steps")}, "seconds": round(self.seconds, 2)}
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         kept = [line for line in lines if _epoch(line) <= self.epoch]
-        metrics.write_text("".join(line + "\n" for line in kept))
+        _replace(metrics, "".join(line + "\n" for line in kept).encode())
 
 
-COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fact_sums", "seconds")
+COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds")
 
 
 def train(
@@ -357,16 +438,18 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    held_back: UInt8[Tensor, "V C H W"] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Outcome:
     """Fit a recipe into the folder `out`, or go on with what is there; SIGTERM and SIGINT leave a checkpoint.
 
+    The first `training.validation` of the pictures `held_back` choose epochs; without them, the last of `images` do.
     ValueError where `out` holds a run and `resume` is not asked for, or the recipe differs from the run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(recipe, images, out, device)
+    run = Run(recipe, images, out, device, held_back)
     if (out / "state.pt").exists():
         run.restore()
     else:
@@ -383,7 +466,7 @@ def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
     tensors: dict[str, Tensor] = dict(state["model"])
     names = [name for name, _ in family(recipe.family).Model(recipe.config).named_parameters()]
     tensors.update(zip(names, state["average"], strict=False))
-    return state["best"] or tensors, recipe, {name: state[name] for name in COUNTERS}
+    return state["best"] or tensors, recipe, {name: state.get(name, 0.0) for name in COUNTERS}
 
 
 @contextmanager
@@ -399,6 +482,32 @@ def _stopped_by_signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _parts(
+    images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
+) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
+    """The pictures to train on and those to choose epochs on; ValueError where there are too few."""
+    wanted = training.validation
+    if held_back is None:
+        if wanted >= len(images):
+            raise ValueError(f"validation = {wanted} leaves nothing of {len(images)} pictures")
+        count = len(images) - wanted
+        images, held_back = images[:count], images[count:]
+    elif wanted > len(held_back):
+        raise ValueError(f"validation = {wanted}, but only {len(held_back)} pictures are held back")
+    held_back = held_back[:wanted]
+    if training.binarization == "static":
+        drawn, _ = data.static_binarization(torch.cat([images, held_back]))
+        images, held_back = drawn[: len(images)], drawn[len(images) :]
+    return images, held_back
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)  # noqa: PTH105
 
 
 def _players(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from models.kit import data
+from models.kit import train as under_test
 from models.kit.rows import Rows
 from models.kit.train import Recipe, Run, train, weights
 
@@ -167,6 +170,86 @@ def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: 
     assert [line["epoch"] for line in lines(tmp_path / "run")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 9, 13])
+def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path, monkeypatch, steps: int) -> None:
+    """Checkpoints are taken between steps by the clock; whatever step the process died after, the weights are equal."""
+    chosen = recipe({"save_every_s": 0.0})
+    advance, done = Run.advance, []
+
+    def dying(run: Run, index: torch.Tensor) -> torch.Tensor:
+        done.append(run.steps)
+        if len(done) > steps:
+            raise KeyboardInterrupt
+        return advance(run, index)
+
+    monkeypatch.setattr(Run, "advance", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(chosen, images, tmp_path / "parts")
+    monkeypatch.undo()
+    told = json.loads((tmp_path / "parts" / "progress.json").read_text())
+    assert told["checkpoint"]["steps"] == steps
+    assert (told["epoch"], told["step"]) == divmod(steps, 6)
+    assert train(chosen, images, tmp_path / "parts", resume=True).reason == "finished"
+    train(recipe({"save_every_s": 1000.0}), images, tmp_path / "whole")
+    for name, weight in weights(tmp_path / "whole")[0].items():
+        assert torch.equal(weight, weights(tmp_path / "parts")[0][name]), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "progress.json").read_text())["steps"] == 18
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "static"])
+def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: str) -> None:
+    """Given apart, the pictures that choose epochs give the weights and figures that they give at the set's end."""
+    chosen = recipe({"binarization": binarization})
+    train(chosen, images, tmp_path / "together")
+    train(chosen, images[:300], tmp_path / "apart", held_back=images[300:])
+    assert lines(tmp_path / "together") == lines(tmp_path / "apart")
+    for name, weight in weights(tmp_path / "together")[0].items():
+        assert torch.equal(weight, weights(tmp_path / "apart")[0][name]), name
+    with pytest.raises(ValueError, match="only 50 pictures are held back"):
+        train(chosen, images, tmp_path / "few", held_back=images[:50])
+
+
+def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> None:
+    """A recipe saved before a field was invented is the same recipe with that field at its default."""
+    train(recipe({"epochs": 1}), images, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    saved = json.loads(state["recipe"])
+    del saved["training"]["grad_clip"], saved["config"]["single_sample_epochs"]
+    torch.save({**state, "recipe": json.dumps(saved)}, tmp_path / "run" / "state.pt")
+    with pytest.raises(ValueError, match="another recipe"):
+        train(recipe({"epochs": 2, "grad_clip": 1.0}), images, tmp_path / "run", resume=True)
+    assert train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True).reason == "finished"
+
+
+def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch) -> None:
+    """`preview.png` is a picture; a run that draws one after every epoch has the weights of one that draws none."""
+    monkeypatch.setattr(under_test, "PREVIEW_EVERY_S", 0.0)
+    train(game(), images, tmp_path / "shown")
+    with Image.open(tmp_path / "shown" / "preview.png") as picture:
+        assert picture.size == (8 * 29 - 1, 8 * 29 - 1)
+        assert len(set(picture.get_flattened_data())) > 2
+    monkeypatch.setattr(Run, "_show", lambda _run: None)
+    train(game(), images, tmp_path / "hidden")
+    for name, weight in weights(tmp_path / "shown")[0].items():
+        assert torch.equal(weight, weights(tmp_path / "hidden")[0][name]), name
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(images, tmp_path: Path, monkeypatch) -> None:
+    """A checkpoint that the disk does not take ends the run with that reason; the one before it is whole."""
+    train(recipe({"epochs": 1}), images, tmp_path / "run")
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(under_test.os, "fsync", full)
+    with pytest.raises(ValueError, match=r"step 12 .* No space left on device\); that of step 6 is kept"):
+        train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
 def test_training_lowers_the_loss(images, tmp_path: Path) -> None:
     """Thirty epochs bring the validation loss well below the first one's."""
     train(recipe({"epochs": 30, "learning_rate": 0.005}), images, tmp_path / "run")
@@ -191,8 +274,16 @@ def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run(images, tmp_path: Path) -> None:
     """Training that blows up stops, says so, and leaves no checkpoint of it."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 1e4}, {"likelihood": "gaussian"})
-    assert train(chosen, images, tmp_path / "run").reason == "not a number"
+    assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
     assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_what_is_kept_of_a_run_that_blows_up_is_sound(images, tmp_path: Path) -> None:
+    """With a checkpoint after every step, the last one kept has numbers for weights."""
+    chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 0.0}, {"likelihood": "gaussian"})
+    assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert all(bool(torch.isfinite(weight).all()) for weight in state["model"].values())
 
 
 def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""What each family can be trained with: JSON Schemas of its options, and the recipe that overrides begin from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+from models.kit.card import families, family
+from models.kit.schema import json_schema
+from models.kit.train import Training
+
+
+def described() -> dict[str, Any]:
+    """Each family that can be trained → {"summary", "data", "players", "config", "training", "recipe"}.
+
+    `data`: "photographs" for a family that enlarges pictures, else "pictures", whose shape is that of its `Config`.
+    `recipe` is what `models/recipes/FAMILY.json` says of config and training.
+    """
+    return {name: _told(name) for name in families() if _trainable(name)}
+
+
+def _trainable(name: str) -> bool:
+    model = family(name).Model
+    return hasattr(model, "loss") or hasattr(model, "turns")
+
+
+def _told(name: str) -> dict[str, Any]:
+    module = family(name)
+    found = [folder / f"{name}.json" for folder in _folders() if (folder / f"{name}.json").is_file()]
+    recipe = json.loads(found[0].read_text()) if found else {}
+    return {
+        "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
+        "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
+        "players": list(getattr(module.Model, "PLAYERS", ())),
+        "config": json_schema(module.Config),
+        "training": json_schema(Training),
+        "recipe": {part: recipe.get(part, {}) for part in ("config", "training")},
+    }
+
+
+def _folders() -> list[Path]:
+    return [Path(models.__path__[0]) / "recipes", *(Path(folder) for folder in list(models.__path__)[1:])]

@@ -1,0 +1,58 @@
+"""What a model makes, on one small PNG sheet: samples, or else pictures reconstructed or enlarged."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit.grid import sheet
+from models.kit.operations import options_of
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+from models.kit.shapes import Tensor, UInt8
+
+EDGE = 256
+"""About how many pixels wide and high the sheet is."""
+
+
+@torch.no_grad()
+def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> bytes | None:
+    """A PNG of what the model makes for a seed, with its default options; None where it makes no pictures.
+
+    `images` are there to be reconstructed or, once reduced, enlarged by a model that draws no samples. The model's
+    mode is as before afterwards.
+    """
+    made: Any = model
+    operations = made.operations()
+    named = next((name for name in ("sample", "reconstruct", "upscale") if name in operations), None)
+    if named is None:
+        return None
+    options = options_of(model, named)()
+    scale = getattr(options, "scale", 1) if named == "upscale" else 1
+    edge = max(images.shape[-2:])
+    across = max(1, min(10, EDGE // (edge + 1)))
+    count = across * across
+    rows = Rows.range(seed, 0, count)
+    items = []
+    if named != "sample":
+        pictures = images[: min(count, len(images))].to(rows.seed.device).float() / 255
+        rows = Rows.range(seed, 0, len(pictures))
+        small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
+        items = [pictures if scale == 1 else small.clamp(0, 1)]
+    device = next(model.parameters()).device
+    mode = model.training
+    model.eval()
+    try:
+        arguments = [*(item.to(device) for item in items), rows.to(device), options]
+        answer = getattr(made, named)(*arguments)
+        while isinstance(answer, Partial):
+            answer = getattr(made, named)(*arguments, state=answer.state)
+    finally:
+        model.train(mode)
+    file = io.BytesIO()
+    sheet(answer["images"], across, margin_px=1).save(file, "PNG", optimize=True)
+    return file.getvalue()
