@@ -24,6 +24,10 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 ADOPTER = "api-"
 """How names of API processes begin, which hold jobs but do not run them: their death says nothing against a job."""
 
+TRAINING = "training"
+DESK = ("estimate", "import", "publication")
+"""Kinds of jobs that a training worker does beside its training: each takes some seconds in a process of its own."""
+
 SMALL = 16
 """Jobs of at most this many rows share a forward pass with others of their kind."""
 
@@ -99,7 +103,9 @@ keys = sa.Table(
 
 about = sa.Table("about", _metadata, sa.Column("schema_version", sa.Integer, nullable=False))
 
-_CLAIMABLE = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
+_WAITING = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
+_CLAIMABLE = _WAITING & jobs.c.kind.not_in((TRAINING, *DESK))
+"""What an inference worker may take; the rest is for training workers."""
 
 Job = dict[str, Any]
 """A row of `jobs` by column name."""
@@ -122,6 +128,29 @@ class Done:
     state: bytes | None = None
     state_done: float = 0.0
     problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """An idempotency key: of which route, of what request, kept how long."""
+
+    route: str
+    key: str
+    fingerprint: str
+    keep_s: float
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of a job that was to be added: `job_id` is its own, or that of the job before it.
+
+    `first` is the fingerprint of the request that was first under the key; `conflict` the status of the job that
+    stands in its way.
+    """
+
+    job_id: str
+    first: str = ""
+    conflict: str = ""
 
 
 def new_id() -> str:
@@ -244,6 +273,52 @@ class Ledger:
         with self._writing() as connection:
             return _finish(connection, open_, job_id, "cancelled", None) == 1
 
+    def add_apart(self, row: Job, *, alone: bool, key: Key | None = None) -> Added:
+        """Insert a job for the training worker; where it must be `alone` under its model's name, only if it is.
+
+        Under an idempotency key, the job that was first under that key is answered instead.
+        """
+        with self._writing() as connection:
+            if key is not None:
+                connection.execute(keys.delete().where(keys.c.created_at < time.time() - key.keep_s))
+                mine = (keys.c.owner == row["owner"]) & (keys.c.route == key.route) & (keys.c.key == key.key)
+                found = connection.execute(sa.select(keys.c.job_id, keys.c.fingerprint).where(mine)).first()
+                if found is not None:
+                    return Added(found.job_id, first=found.fingerprint)
+            if alone:
+                open_ = (jobs.c.kind == row["kind"]) & (jobs.c.model == row["model"]) & jobs.c.status.not_in(TERMINAL)
+                other = connection.execute(sa.select(jobs.c.id, jobs.c.status).where(open_)).first()
+                if other is not None:
+                    return Added(other.id, conflict=other.status)
+            self._insert(connection, [row])
+            if key is not None:
+                named = {"owner": row["owner"], "route": key.route, "key": key.key, "fingerprint": key.fingerprint}
+                connection.execute(keys.insert().values(**named, job_id=row["id"], created_at=time.time()))
+            return Added(row["id"], first=key.fingerprint if key else "")
+
+    def unfinished(self, kind: str) -> list[Job]:
+        """Jobs of a kind that have not ended, paused ones among them."""
+        query = sa.select(jobs).where(jobs.c.kind == kind, jobs.c.status.not_in(TERMINAL))
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def pause(self, job_id: str) -> bool:
+        """Let a training rest; answers whether this call did. Whoever runs it is fenced off, and stops it."""
+        open_ = (jobs.c.id == job_id) & (jobs.c.kind == TRAINING) & jobs.c.status.in_(("queued", "running"))
+        return self._turned(job_id, open_, "paused")
+
+    def resume(self, job_id: str) -> bool:
+        """Put a paused training back in line; answers whether this call did."""
+        return self._turned(job_id, (jobs.c.id == job_id) & (jobs.c.status == "paused"), "queued")
+
+    def _turned(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
+        change = {"status": status, "token": jobs.c.token + 1, "lease_owner": None, "lease_until": None}
+        with self._writing() as connection:
+            turned = connection.execute(jobs.update().where(where).values(**change, turn=time.time())).rowcount == 1
+            if turned:
+                _note(connection, job_id, "status", {"status": status})
+            return turned
+
     def delete(self, job_id: str) -> None:
         """Forget an ended job; its blobs are the caller's to remove."""
         with self._writing() as connection:
@@ -308,6 +383,67 @@ class Ledger:
                         _note(connection, job["id"], "status", {"status": "running"})
                     held.append({**job, **change})
             return held
+
+    def take(self, owner: str, lease_s: float, kinds: Sequence[str]) -> Job | None:
+        """Take the job of these kinds whose turn it is, alone; None where none waits."""
+        now = time.time()
+        with self._writing() as connection:
+            query = sa.select(jobs).where(_WAITING, jobs.c.kind.in_(kinds)).order_by(jobs.c.turn).limit(1)
+            found = connection.execute(query).mappings().first()
+            if found is None:
+                return None
+            change = {
+                "status": "running",
+                "token": found["token"] + 1,
+                "lease_owner": owner,
+                "lease_until": now + lease_s,
+                "started_at": found["started_at"] or now,
+            }
+            connection.execute(jobs.update().where(jobs.c.id == found["id"]).values(**change))
+            if found["status"] == "queued":
+                _note(connection, found["id"], "status", {"status": "running"})
+            return {**found, **change}
+
+    def holds(self, job_id: str, token: int) -> bool:
+        """Whether a claim still holds: nobody took the job away, paused or ended it."""
+        query = sa.select(jobs.c.id).where(_held(job_id, token))
+        with self.engine.connect() as connection:
+            return connection.scalar(query) is not None
+
+    def tell(
+        self, job_id: str, token: int, notes: Sequence[tuple[str, Any]], progress: float, *, further: bool = False
+    ) -> bool:
+        """Write events of a held job and how far it is, 0 to 1; answers whether the claim still held.
+
+        `further`: it has left behind what it may have failed at before, so its attempts count anew.
+        """
+        change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if further else {})
+        with self._writing() as connection:
+            if not connection.execute(jobs.update().where(_held(job_id, token)).values(**change)).rowcount:
+                return False
+            for event, data in notes:
+                _note(connection, job_id, event, data)
+            return True
+
+    def end(
+        self,
+        job_id: str,
+        token: int,
+        *,
+        problem: dict[str, Any] | None = None,
+        result: bytes | None = None,
+        version: str | None = None,
+    ) -> bool:
+        """End a held job with its problem, or with its result; answers whether the claim still held."""
+        with self._writing() as connection:
+            if connection.scalar(sa.select(jobs.c.id).where(_held(job_id, token))) is None:
+                return False
+            if problem is not None:
+                return _finish(connection, _held(job_id, token), job_id, "failed", problem) == 1
+            connection.execute(parts.delete().where(parts.c.job_id == job_id))
+            connection.execute(parts.insert().values(job_id=job_id, first=0, data=result))
+            more = {"progress": 1.0} | ({"version": version} if version else {})
+            return _finish(connection, _held(job_id, token), job_id, "succeeded", None, **more) == 1
 
     def renew(self, owner: str, lease_s: float) -> None:
         """Prolong every lease that `owner` holds."""
@@ -423,7 +559,8 @@ class Ledger:
     def expire(self, older_than_s: float, forget_after_s: float) -> list[str]:
         """Drop results of jobs that ended longer ago; answers their ids. Rows go after `forget_after_s`."""
         now = time.time()
-        old = jobs.c.status.in_(TERMINAL) & (jobs.c.finished_at < now - older_than_s) & sa.not_(jobs.c.expired)
+        ended = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING)  # a training is kept until it is deleted
+        old = ended & (jobs.c.finished_at < now - older_than_s) & sa.not_(jobs.c.expired)
         with self._writing() as connection:
             ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(1000)))
             self._drop(connection, ids)
@@ -435,7 +572,8 @@ class Ledger:
 
     def expire_oldest(self, count: int) -> list[str]:
         """Drop the results of the `count` jobs that ended first; answers their ids."""
-        query = sa.select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), sa.not_(jobs.c.expired))
+        old = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
+        query = sa.select(jobs.c.id).where(old)
         with self._writing() as connection:
             ids = list(connection.scalars(query.order_by(jobs.c.finished_at).limit(count)))
             self._drop(connection, ids)
@@ -445,6 +583,10 @@ class Ledger:
     def _drop(connection: Connection, ids: list[str]) -> None:
         connection.execute(parts.delete().where(parts.c.job_id.in_(ids)))
         connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(expired=True, items=None, items_blob=None))
+
+
+def _held(job_id: str, token: int) -> sa.ColumnElement[bool]:
+    return (jobs.c.id == job_id) & (jobs.c.token == token) & (jobs.c.status == "running")
 
 
 def _small(job: Mapping[str, Any]) -> bool:

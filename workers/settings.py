@@ -4,11 +4,14 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlparse
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REVERIE_"
+CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
+"""Not the service's: the command line `reverie` reads them, maybe in the same shell."""
 
 
 class Settings(BaseSettings):
@@ -62,12 +65,25 @@ class Settings(BaseSettings):
     )
     drain_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
 
+    training_queue_url: str = Field(
+        "", description="Where training workers are woken; empty: the queue server, one database further."
+    )
+    training_device: str = Field("auto", description="Device of trainings: auto, cpu, cuda or cuda:N.")
+    training_threads: int = Field(1, ge=1, le=256, description="CPU threads of a training.")
+    training_nice: int = Field(10, ge=0, le=19, description="How far a training steps back for what serves requests.")
+    training_s: float = Field(604_800.0, gt=0, description="Longest time a training may run.")
+    training_memory_bytes: int = Field(8 << 30, ge=1 << 28, description="Most memory a training may hold.")
+    training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Most disk space that a training's run may take.")
+    training_free_bytes: int = Field(256 << 20, ge=0, description="Disk space that a training must leave free.")
+    desk_s: float = Field(600.0, gt=1, description="Longest time that a model may take to be measured or checked.")
+    max_version_bytes: int = Field(4 << 30, ge=1024, description="Largest file of a version that can be imported.")
+
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log line written.")
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
         """Refuse a `REVERIE_…` variable that is no setting: a misspelt one would silently do nothing."""
-        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        known = CLIENT_NAMES | {PREFIX + name.upper() for name in type(self).model_fields}
         unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -81,6 +97,14 @@ class Settings(BaseSettings):
     def ledger(self) -> str:
         """URL of the ledger in force."""
         return self.ledger_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
+
+    @property
+    def training_queue(self) -> str:
+        """URL of the training workers' database in force."""
+        if self.training_queue_url:
+            return self.training_queue_url
+        address = urlparse(self.queue_url)
+        return address._replace(path=f"/{int(address.path.strip('/') or 0) + 1}").geturl()
 
     @property
     def blobs(self) -> str:
