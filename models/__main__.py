@@ -114,6 +114,12 @@ def _service_commands(commands: Any, outside: argparse.ArgumentParser, common: a
     )
     check.add_argument("checkpoint", type=Path, help="a model.safetensors")
 
+    dataset = commands.add_parser(
+        "dataset", parents=[common], help="a named set as one NPZ file", description=_dataset.__doc__
+    )
+    dataset.add_argument("name", choices=("mnist", "fashion-mnist"), help="looked for, and fetched where it can be")
+    dataset.add_argument("out", type=Path, help="the file")
+
     commands.add_parser("families", parents=[outside], help="options as JSON", description=_families.__doc__)
 
 
@@ -138,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "estimate": _estimate,
         "check": _check,
         "families": _families,
+        "dataset": _dataset,
         "evaluate": _evaluate,
         "sample": _sample,
     }
@@ -286,8 +293,20 @@ def _check(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _dataset(chosen: argparse.Namespace) -> int:
+    """Write a named set as an NPZ with the arrays train and test."""
+    import numpy as np  # noqa: PLC0415
+
+    from models.kit import data  # noqa: PLC0415
+
+    parts = {part: data.load(chosen.name, part, chosen.data_folder).images.numpy() for part in ("train", "test")}
+    with chosen.out.open("wb") as file:
+        np.savez(file, train=parts["train"], test=parts["test"])
+    return 0
+
+
 def _families(_chosen: argparse.Namespace) -> int:
-    """Print what each family can be trained with, as JSON; `models/families.json` is this for the families here."""
+    """Print what each family can be trained with, as JSON; `workers/families.json` is this for the families here."""
     from models.kit.families import described  # noqa: PLC0415
 
     print(json.dumps(described(), indent=1, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Pictures to train and to measure on: IDX, NPZ, a folder of pictures, and five sets by name, checked by SHA-256.
+"""Pictures to train and measure on: IDX, NPZ, a folder of pictures, an uploaded dataset, and five known sets by name.
 
 MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are known by the SHA-256 of
 their uncompressed IDX bytes, so any packing of the same data passes and nothing else does. UCI's mushrooms and DNA in
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -50,6 +51,7 @@ WAYS = {
 }
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+ABOUT = "dataset.json"  # of the folder of an uploaded dataset
 STATIC_SEED = 20131220  # of the one draw that "static" binarization means
 
 
@@ -65,9 +67,12 @@ class Pictures:
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
     """Pictures by name (looked up under `folder`) or by the path of a file or folder.
 
+    The folder of an uploaded dataset has a "validation" part, too, and its arrays stay on the disk until they are read.
     The training part of "mushrooms", "dna" and "photographs" ends with their validation part. ValueError
     says what is wrong with the file, or which ways there are to get a named set.
     """
+    if (Path(source) / ABOUT).is_file():
+        return _dataset(Path(source), split)
     if split not in IMAGES:
         raise ValueError(f"split must be train or test, not {split!r}")
     if source in BINARY:
@@ -76,15 +81,7 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pict
         return _photographs(split, folder)
     if source in NAMED:
         return _named(source, split, folder)
-    path = Path(source)
-    if path.is_dir():
-        return _from_folder(path)
-    if not path.is_file():
-        raise ValueError(f"no data at {path.name!r}: give a file, a folder of pictures, or one of {', '.join(NAMED)}")
-    if path.suffix == ".npz":
-        return _from_npz(path, split)
-    payload = _bytes(path)
-    return Pictures(path.name.split(".")[0], _pictures(idx(payload, path.name), path.name), _sha256(payload))
+    return _from_path(Path(source), split)
 
 
 def idx(payload: bytes, name: str = "the file") -> np.ndarray:
@@ -151,6 +148,21 @@ def _named(name: str, split: str, folder: Path) -> Pictures:
     return Pictures(name, _pictures(idx(payload, found.name), found.name), wanted)
 
 
+def _dataset(path: Path, split: str) -> Pictures:
+    """One of the arrays that an upload was converted to, over a memory map."""
+    try:
+        about = json.loads((path / ABOUT).read_bytes())
+        expected = (about["counts"].get(split), about["channels"], about["height"], about["width"])
+        array = np.load(path / f"{split}.npy", mmap_mode="c", allow_pickle=False) if expected[0] is not None else None
+    except (OSError, EOFError, ValueError, LookupError) as error:
+        raise ValueError(f"the dataset {path.name} is damaged: {error}; delete it and upload it anew") from error
+    if array is None:
+        raise ValueError(f"the dataset {path.name} has no part {split!r}; it has {', '.join(about['counts'])}")
+    if array.shape != expected or array.dtype != np.uint8:
+        raise ValueError(f"the dataset {path.name} is damaged: {split}.npy holds {array.dtype} {array.shape}")
+    return Pictures(about["name"], torch.from_numpy(array), about["sha256"])
+
+
 def _binary(name: str, split: str, folder: Path) -> Pictures:
     """Binary vectors as pictures of one line: the training and the validation part together, or the test part."""
     path = folder / f"{name}.npz"
@@ -193,6 +205,17 @@ def _fetch_mnist(target: Path) -> Path:
                     part.write_bytes(gzip.compress(file.read(), mtime=0))
                     os.replace(part, target / f"{name}.gz")  # noqa: PTH105
     return target
+
+
+def _from_path(path: Path, split: str) -> Pictures:
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.is_file():
+        raise ValueError(f"no data at {path.name!r}: give a file, a folder of pictures, or one of {', '.join(NAMED)}")
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    payload = _bytes(path)
+    return Pictures(path.name.split(".")[0], _pictures(idx(payload, path.name), path.name), _sha256(payload))
 
 
 def _from_npz(path: Path, split: str) -> Pictures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.__main__ import main
 from models.kit import data
 from models.kit.rows import Rows
 
@@ -135,3 +138,85 @@ def test_an_epoch_is_a_permutation_of_its_own() -> None:
     assert torch.equal(order, data.shuffled(1000, 3, 0))
     assert not torch.equal(order, data.shuffled(1000, 3, 1))
     assert not torch.equal(order, data.shuffled(1000, 4, 0))
+
+
+@pytest.fixture
+def dataset(picture: np.ndarray, tmp_path: Path) -> Path:
+    """The folder of an uploaded dataset with three, one and one pictures."""
+    folder = tmp_path / "uploaded"
+    folder.mkdir()
+    counts = {"train": 3, "validation": 1, "test": 1}
+    about = {"name": "uploaded", "channels": 1, "height": 6, "width": 4, "counts": counts, "sha256": "f" * 64}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    for name, part in (("train", picture[:3]), ("validation", picture[3:4]), ("test", picture[4:])):
+        np.save(folder / f"{name}.npy", part[:, None])
+    return folder
+
+
+def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path) -> None:
+    """Each as it lies there, under the fingerprint of the whole; what is changed in memory stays in memory."""
+    for name, part in (("train", picture[:3]), ("validation", picture[3:4]), ("test", picture[4:])):
+        found = data.load(str(dataset), name)
+        assert (found.name, found.sha256) == ("uploaded", "f" * 64)
+        assert found.images.dtype == torch.uint8
+        assert torch.equal(found.images[:, 0], torch.from_numpy(part))
+    found.images.zero_()
+    assert torch.equal(data.load(str(dataset), "test").images[:, 0], torch.from_numpy(picture[4:]))
+    with pytest.raises(ValueError, match="no part 'valid'; it has train, validation, test"):
+        data.load(str(dataset), "valid")
+
+
+def test_an_uploaded_dataset_is_not_read_before_it_is_used(dataset: Path) -> None:
+    """Four gigabytes cost no memory to open."""
+    held = _held_kb()
+    count = (4 << 30) // 24
+    about = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**about, "counts": {"train": count}}))
+    np.lib.format.open_memmap(dataset / "train.npy", "w+", np.uint8, (count, 1, 6, 4)).flush()  # a file of holes
+    found = data.load(str(dataset))
+    assert found.images[count - 1].sum() == 0
+    assert _held_kb() - held < 100_000
+
+
+def _held_kb() -> int:
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("dataset.json", b"{", "is damaged"),
+        ("dataset.json", b"{}", "is damaged: 'counts'"),
+        ("train.npy", b"", "is damaged"),
+        ("train.npy", None, "is damaged: .*No such file"),
+        ("test.npy", "other", r"test.npy holds uint8 \(3, 1, 6, 4\)"),
+    ],
+)
+def test_a_damaged_dataset_is_told(dataset: Path, file: str, content: bytes | str | None, said: str) -> None:
+    """With its name, whichever file is at fault."""
+    (dataset / file).unlink()
+    if content == "other":
+        (dataset / file).write_bytes((dataset / "train.npy").read_bytes())
+    elif isinstance(content, bytes):
+        (dataset / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"the dataset uploaded .*{said}"):
+        data.load(str(dataset), "test" if file == "test.npy" else "train")
+
+
+def test_a_named_set_as_one_file(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m models dataset` writes both parts, or says what is wrong."""
+    (tmp_path / "mnist").mkdir()
+    for split, part in (("train", picture[:3]), ("test", picture[3:])):
+        (tmp_path / "mnist" / data.IMAGES[split]).write_bytes(data.to_idx(part))
+        digest = hashlib.sha256(data.to_idx(part)).hexdigest()
+        monkeypatch.setitem(data.SHA256, ("mnist", split), digest)
+    asked = ["dataset", "mnist", str(tmp_path / "file"), "--data-folder", str(tmp_path)]
+    assert main(asked) == 0
+    with np.load(tmp_path / "file") as arrays:
+        assert np.array_equal(arrays["train"][:, 0], picture[:3])
+        assert np.array_equal(arrays["test"][:, 0], picture[3:])
+    (tmp_path / "mnist" / data.IMAGES["test"]).write_bytes(data.to_idx(picture))
+    assert main(asked) == 1
+    assert "is not mnist's test set" in capsys.readouterr().err
