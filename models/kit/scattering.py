@@ -104,17 +104,16 @@ class Scattering(nn.Module):
                 _modulus((first[:, :, None] * _crop(spectra[k], j)).flatten(1, 2), 2 ** (k - j))
                 for k in range(j + 1, self.scales)
             ]
-            smooth = [
-                self._smooth(torch.fft.fft2(one), low, k).unflatten(1, (self.angles, self.angles))
-                for k, one in enumerate(within, j + 1)
-            ]
+            smooth = [self._smooth(torch.fft.fft2(one), low, k) for k, one in enumerate(within, j + 1)]
+            smooth = [one.reshape(len(one), self.angles, self.angles, *one.shape[2:]) for one in smooth]
             seconds += [torch.cat(smooth, 2).flatten(1, 2)] if smooth else []
         found = torch.cat([self._smooth(zeroth, low, 0), *firsts, *seconds], 1)
-        return found.view(batch, channels, *found.shape[1:])
+        answer: Tensor = found.view(batch, channels, *found.shape[1:])
+        return answer
 
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
         """x ⋆ φ at each 2^J-th pixel, from the spectrum of x at each 2^j-th, the padding cut off."""
-        smooth = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
+        smooth: Tensor = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
         return smooth[:, :, 1:-1, 1:-1]
 
 
@@ -128,7 +127,8 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
         kernels,
         accumulate=True,
     )
-    return torch.fft.fft2(canvas)
+    spectrum: Tensor = torch.fft.fft2(canvas)
+    return spectrum
 
 
 def _crop(spectrum: Tensor, j: int) -> Tensor:
@@ -148,10 +148,12 @@ def _fold(spectrum: Tensor, step: int) -> Tensor:
     """The spectrum of each `step`-th pixel."""
     if step == 1:
         return spectrum
-    height, width = spectrum.shape[-2:]
-    return spectrum.unflatten(-2, (step, height // step)).unflatten(-1, (step, width // step)).mean((-4, -2))
+    *lead, height, width = spectrum.shape
+    folded: Tensor = spectrum.reshape(*lead, step, height // step, step, width // step).mean((-4, -2))
+    return folded
 
 
 def _modulus(spectrum: Tensor, step: int) -> Tensor:
     """The modulus of each `step`-th pixel, from the spectrum."""
-    return torch.fft.ifft2(_fold(spectrum, step)).abs()
+    modulus: Tensor = torch.fft.ifft2(_fold(spectrum, step)).abs()
+    return modulus

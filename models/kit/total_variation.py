@@ -1,0 +1,128 @@
+r"""Regularised inversion of a separable downsampling: argmin over 0 ≤ y ≤ 1 of ½‖U(y) − x‖² + λ‖∇y‖₁.
+
+U(y) = A y Bᵀ, ∇ are the differences of neighbours, ‖·‖₁ is anisotropic: the sum of all their moduli. The solver is
+the primal–dual one of Condat (J. Optim. Theory Appl. 158, 2013; there algorithm 3.1): a gradient step of the data
+term, a projection onto 0 … 1, and a projection of the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1.
+Every picture of a batch is solved on its own and stops when its own change is small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from models.kit.shapes import Bool, Float, Tensor
+
+Images = Float[Tensor, "B C H W"]
+PerImage = Float[Tensor, "B"]
+
+
+@dataclass(frozen=True)
+class Downsampling:
+    """U(y) = A y Bᵀ, and its adjoint Aᵀ x B."""
+
+    rows: Float[Tensor, "h H"]
+    columns: Float[Tensor, "w W"]
+
+    def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
+        """U(y)."""
+        return self.rows @ (high @ self.columns.T)
+
+    def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
+        """Uᵀ(x)."""
+        return self.rows.T @ low @ self.columns
+
+    def norm_squared(self) -> float:
+        """‖U‖², the largest eigenvalue of UᵀU."""
+        norms = [float(torch.linalg.matrix_norm(one.double(), 2)) for one in (self.rows, self.columns)]
+        return (norms[0] * norms[1]) ** 2
+
+
+def bicubic(height: int, width: int, scale: int) -> Downsampling:
+    """Antialiased bicubic downsampling to `height` × `width`, as exact matrices."""
+    return Downsampling(_reduction(height, scale), _reduction(width, scale))
+
+
+def _reduction(size: int, scale: int) -> Float[Tensor, "n m"]:
+    """Keys' cubic (a = −½) stretched by the scale, cut at the border and normalised there, as Pillow's filter is."""
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    places = torch.arange(size * scale, dtype=torch.float64) + 0.5
+    d = (places - centres[:, None]).abs() / scale
+    near, far = (1.5 * d - 2.5) * d * d + 1.0, ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    weights = torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:
+    """∇y: the next pixel below and to the right less this one, 0 at the last."""
+    below = functional.pad(y[:, :, 1:] - y[:, :, :-1], (0, 0, 0, 1))
+    right = functional.pad(y[..., 1:] - y[..., :-1], (0, 1))
+    return torch.stack((below, right), 1)
+
+
+def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
+    """−∇ᵀp; the dual's last row and column, where ∇y is 0, count for nothing."""
+    below, right = p[:, 0, :, :-1], p[:, 1, :, :, :-1]
+    return (
+        functional.pad(below, (0, 0, 0, 1))
+        - functional.pad(below, (0, 0, 1, 0))
+        + functional.pad(right, (0, 1))
+        - functional.pad(right, (1, 0))
+    )
+
+
+def objective(y: Images, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
+    """½‖U(y) − x‖² + λ‖∇y‖₁ of each picture."""
+    data = 0.5 * (u(y) - low).square().sum((1, 2, 3))
+    return data + strength * gradient(y).abs().sum((1, 2, 3, 4))
+
+
+def gap(solution: Solution, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
+    """How far above the minimum a picture can be at most: the objective less its dual at p and q = U(y) − x.
+
+    The dual is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)), the last from the box 0 … 1.
+    """
+    q = u(solution.y) - low
+    slope = u.adjoint(q) - divergence(solution.p)
+    dual = -0.5 * q.square().sum((1, 2, 3)) - (q * low).sum((1, 2, 3)) - (-slope).clamp_min(0.0).sum((1, 2, 3))
+    return objective(solution.y, low, u, strength) - dual
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The picture y, the dual variable p, and which pictures have come to rest."""
+
+    y: Images
+    p: Float[Tensor, "B 2 C H W"]
+    rests: Bool[Tensor, "B"]
+
+
+def begin(y: Images) -> Solution:
+    """Start from a picture, by its values in 0 … 1."""
+    return Solution(y.clamp(0.0, 1.0), torch.zeros_like(y[:, None].repeat(1, 2, 1, 1, 1)), y.new_zeros(len(y)).bool())
+
+
+def solve(
+    start: Solution,
+    low: Float[Tensor, "B C h w"],
+    u: Downsampling,
+    strength: float,
+    iterations: int,
+    tolerance: float = 1e-4,
+    sigma: float = 0.003,
+) -> Solution:
+    """Go on for at most so many iterations; a picture rests once its root-mean-square change is under `tolerance`."""
+    tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
+    y, p, rests = start.y, start.p, start.rests
+    for _ in range(iterations):
+        if bool(rests.all()):
+            break
+        moved = (y - tau * (u.adjoint(u(y) - low) - divergence(p))).clamp_(0.0, 1.0)
+        dual = gradient(moved.mul(2.0).sub_(y)).mul_(sigma).add_(p).clamp_(-strength, strength)
+        change = (moved - y).square().mean((1, 2, 3)).sqrt()
+        still = rests[:, None, None, None]
+        y, p = torch.where(still, y, moved), torch.where(still[:, None], p, dual)
+        rests = rests | (change < tolerance)
+    return Solution(y, p, rests)
