@@ -71,8 +71,9 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pict
     The training part of "mushrooms", "dna" and "photographs" ends with their validation part. ValueError
     says what is wrong with the file, or which ways there are to get a named set.
     """
-    if (Path(source) / ABOUT).is_file():
-        return _dataset(Path(source), split)
+    uploaded = next((path for path in (folder / source, Path(source)) if (path / ABOUT).is_file()), None)
+    if uploaded is not None:
+        return _dataset(uploaded, split)
     if split not in IMAGES:
         raise ValueError(f"split must be train or test, not {split!r}")
     if source in BINARY:

@@ -160,6 +160,7 @@ def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path)
         assert (found.name, found.sha256) == ("uploaded", "f" * 64)
         assert found.images.dtype == torch.uint8
         assert torch.equal(found.images[:, 0], torch.from_numpy(part))
+        assert torch.equal(data.load("uploaded", name, dataset.parent).images, found.images)
     found.images.zero_()
     assert torch.equal(data.load(str(dataset), "test").images[:, 0], torch.from_numpy(picture[4:]))
     with pytest.raises(ValueError, match="no part 'valid'; it has train, validation, test"):
