@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +57,15 @@ def summed(fields: Fields) -> Fields:
 
 
 def negotiate(accept: str, operation: Operation) -> str:
-    """The media type to answer with: the one wished for most, then named most exactly, then JSON.
-
-    Raises NotAcceptableError.
-    """
+    """The media type that an operation is answered with. Raises NotAcceptableError."""
     if not accept or accept in {"*/*", JSON}:
         return JSON
-    offers = [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ]
-    wishes = [_wish(entry) for entry in accept.split(",")]
+    return choose(accept, [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ])
+
+
+def choose(accept: str, offers: Sequence[str]) -> str:
+    """The media type wished for most, then named most exactly, then first offered. Raises NotAcceptableError."""
+    wishes = [_wish(entry) for entry in (accept or "*/*").split(",")]
     best, chosen = (0.0, 0), None
     for offer in offers:
         exact, quality = max(((_matches(pattern, offer), q) for pattern, q in wishes), default=(0, 0.0))
@@ -143,7 +145,15 @@ def _npz(fields: Fields, about: About) -> bytes:
 
 def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
     """`data` under its hash as ETag, or 304, or the part of it that `Range` asks for. Raises RangeError."""
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
+    if status == 304:
+        return Response(status_code=304, headers=headers)
+    return Response(data[begin:end], status, headers, media)
+
+
+def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
+    """Which bytes of a result to send: status (200, 206 or 304), begin, end and headers. Raises RangeError."""
+    tag = f'"{digest[:32]}"'
     headers = {
         **headers,
         "ETag": tag,
@@ -153,16 +163,16 @@ def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -
     }
     seen = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
     if tag in seen or "*" in seen:
-        return Response(status_code=304, headers=headers)
+        return 304, 0, 0, headers
     wanted = request.headers.get("range", "")
     condition = request.headers.get("if-range", tag)
     found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
     if found is None or condition != tag or found.groups() == ("", ""):
-        return Response(data, 200, headers, media)  # a range of another shape may be ignored
+        return 200, 0, size, headers  # a range of another shape may be ignored
     begin, end = found.groups()
-    first = int(begin) if begin else max(0, len(data) - int(end))
-    last = min(int(end), len(data) - 1) if begin and end else len(data) - 1
+    first = int(begin) if begin else max(0, size - int(end))
+    last = min(int(end), size - 1) if begin and end else size - 1
     if first > last or (not begin and int(end) == 0):
-        raise RangeError(f"the result has {len(data)} bytes", headers={"Content-Range": f"bytes */{len(data)}"})
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-    return Response(data[first : last + 1], 206, headers, media)
+        raise RangeError(f"the result has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+    return 206, first, last + 1, headers

@@ -22,7 +22,9 @@ from api.book import Book
 from api.errors import OverloadedError, ProblemError, handle_http, handle_problem, problem, request_id_of, respond
 from api.front import Front
 from api.metrics import exposition
+from api.photographs import Darkroom
 from api.routes import House, add_routes
+from api.upscales import add_upscales
 from workers.blobs import Blobs
 from workers.ledger import Ledger
 from workers.logs import set_up
@@ -52,7 +54,9 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     set_up(chosen.log_level, "api")
     blobs = Blobs(chosen.blobs)
     outbox = Outbox(chosen, blobs)
-    house = House(chosen, Registry(chosen.checkpoints), outbox, Book(chosen, Ledger(chosen.ledger), blobs, outbox))
+    book = Book(chosen, Ledger(chosen.ledger), blobs, outbox)
+    darkroom = Darkroom(chosen.state / "unfinished", blobs, book.pieces)
+    house = House(chosen, Registry(chosen.checkpoints), outbox, book, darkroom)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -80,6 +84,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Front, settings=chosen)
     add_routes(app, house)
+    add_upscales(app, house)
     app.state.draining = False
     _add_health(app, house)
     _add_metrics(app, house)

@@ -6,9 +6,9 @@ import binascii
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
@@ -17,14 +17,17 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
+from api.photographs import Order
 from workers.operations import Operation, Shared
+from workers.photographs import Photograph
 from workers.pictures import Pixels, UnusableImageError, decode
 from workers.registry import Choice, Entry, OptionsError, Registry
 from workers.settings import Settings
 from workers.wire import Items
 
 SEED_LIMIT = 2**63
-_RAW = "application/octet-stream"
+Fields = TypeVar("Fields", bound=BaseModel)
+RAW = "application/octet-stream"
 _AT_ONCE_BYTES = 16 << 10
 """A larger body is parsed and its pictures are decoded in a thread, so that small requests do not wait for it."""
 
@@ -66,7 +69,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request that can be granted: everything about it is settled, and its images are pixels."""
+    """A request that can be granted: everything about it is settled, and its images are pixels.
+
+    One for a picture of any size has it as `photograph`, and what is to become of it as `order`.
+    """
 
     operation: Operation
     entry: Entry
@@ -77,6 +83,8 @@ class Ask:
     items: Items = field(default_factory=dict)
     per: int = 1
     notes: tuple[str, ...] = ()
+    photograph: Photograph | None = None
+    order: Order | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -89,7 +97,9 @@ class Ask:
         asked: dict[str, Any] = {"model": self.entry.ref, "seed": self.seed, "options": self.options}
         if self.operation.counted:
             asked["count"] = self.per if self.items else self.rows
-        if self.items:
+        if self.order is not None:
+            asked |= self.order.said
+        elif self.items:
             asked["images"] = sum(len(self.items[name]) for name in self.operation.images)
         if self.notes:
             asked["conversions"] = list(self.notes)
@@ -111,9 +121,9 @@ async def read_ask(request: Request, operation: Operation, registry: Registry, s
 
 def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Content:
     if kind == "application/json":
-        return Content(_json(body))
-    if kind.startswith("image/") or kind == _RAW:
-        return Content(_typed(query), [body])
+        return Content(parsed(body))
+    if kind.startswith("image/") or kind == RAW:
+        return Content(typed(query), [body])
     raise UnsupportedMediaError(
         f"{kind[:60] or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
         "with files named `images`, or one picture as image/* with the other fields in the query"
@@ -121,7 +131,7 @@ def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Conten
 
 
 def _settled(content: Content, operation: Operation, registry: Registry, settings: Settings) -> Ask:
-    asked = _validated(content.fields)
+    asked = validated(Asked, content.fields)
     entry = registry.find(asked.model)
     if entry is None:
         known = ", ".join(found.name for found in registry.serving()) or "none"
@@ -130,7 +140,9 @@ def _settled(content: Content, operation: Operation, registry: Registry, setting
     if choice is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.choices.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
-    options = _options(choice, operation, asked)
+    beside = {shared.name for shared in operation.shared}
+    extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in beside}
+    options = options_of(choice, asked.options, extra, {*Asked.model_fields, *beside})
     images: list[bytes | str] = [*content.uploads, *asked.images]
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
@@ -142,7 +154,8 @@ def _settled(content: Content, operation: Operation, registry: Registry, setting
     return Ask(operation, entry, options, seed, rows, content, items, per, notes)
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def parsed(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON object."""
     example = 'for example {"model": "vae-mnist"}'
     try:
         fields = orjson.loads(body)
@@ -153,7 +166,7 @@ def _json(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Text fields as what they stand for: numbers and JSON where they parse as such, text otherwise."""
     values = list(values)
     twice = sorted(name[:60] for name, times in Counter(name for name, _ in values).items() if times > 1)
@@ -184,12 +197,13 @@ async def _form(request: Request, operation: Operation, max_images: int) -> Cont
             else:
                 fields = " and ".join(f"`{one}`" for one in ("images", *named))
                 raise InvalidError(f"no file field {name[:60]!r}; the files' field is {fields}")
-    return Content(_typed(texts), uploads, named)
+    return Content(typed(texts), uploads, named)
 
 
-def _validated(fields: dict[str, Any]) -> Asked:
+def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
+    """The known fields, each of its type. Raises InvalidError, which names those that are not."""
     try:
-        return Asked.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         wrong = [
             {"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors(include_input=False)
@@ -197,18 +211,19 @@ def _validated(fields: dict[str, Any]) -> Asked:
         raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong) from error
 
 
-def _options(choice: Choice, operation: Operation, asked: Asked) -> dict[str, Any]:
-    named = {shared.name for shared in operation.shared}
-    extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in named}
-    twice = sorted(extra.keys() & asked.options.keys())
+def options_of(
+    choice: Choice, inside: Mapping[str, Any], extra: Mapping[str, Any], fields: Collection[str]
+) -> dict[str, Any]:
+    """The options in force, from those in `options` and those `extra` ones beside the known `fields`."""
+    twice = sorted(extra.keys() & inside.keys())
     if twice:
         raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}; send each once")
     unknown = sorted(name[:60] for name in extra if name not in choice.schema.get("properties", {}))
     if unknown:
-        known = sorted({*Asked.model_fields, *named, *choice.schema.get("properties", {})})
+        known = sorted({*fields, *choice.schema.get("properties", {})})
         raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
     try:
-        return choice.options({**extra, **asked.options})
+        return choice.options({**extra, **inside})
     except OptionsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
 
@@ -249,7 +264,7 @@ def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) ->
 def _decoded(image: bytes | str, size: tuple[int, int, int], name: str, path: str) -> tuple[Pixels, tuple[str, ...]]:
     """Pixels of a picture sent as file or text, and what was converted. Raises InvalidError, which names it."""
     try:
-        pixels, said = decode(image if isinstance(image, bytes) else _bytes(image), *size)
+        pixels, said = decode(image if isinstance(image, bytes) else file_of(image), *size)
     except UnusableImageError as error:
         detail = str(error)
         raise InvalidError(f"{name}: {detail}", errors=[{"field": path, "detail": detail}]) from error
@@ -282,7 +297,7 @@ def _wrong(shared: Shared, detail: str) -> InvalidError:
     return InvalidError(f"{shared.name}: {detail}", errors=[{"field": shared.name, "detail": detail}])
 
 
-def _bytes(text: str) -> bytes:
+def file_of(text: str) -> bytes:
     """The file in base64 text, which may be wrapped into lines or be a data URL."""
     try:
         return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -18,6 +18,7 @@ from api.errors import problem
 from workers.blobs import Blobs
 from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
 from workers.outbox import Call, FailedError, Outbox
+from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
 from workers.wire import Fields, joined, pack, unpack
@@ -178,7 +179,8 @@ class Book:
                 return
 
     async def _row(self, ask: Ask, owner: str, request_id: str) -> Job:
-        items = pack(ask.items) if ask.items else None
+        tiled = ask.operation.tiled
+        items = pack(ask.items) if ask.items and not tiled else None
         row: Job = {
             "id": new_id(),
             "kind": ask.operation.path,
@@ -203,7 +205,9 @@ class Book:
             "turn": time.time(),
             "created_at": time.time(),
         }
-        if items is not None and len(items) > INLINE_BYTES:
+        if ask.photograph is not None:
+            items = await self._read(stored, ask.photograph)
+        if items is not None and (tiled or len(items) > INLINE_BYTES):
             row |= {"items": None, "items_blob": f"jobs/{row['id']}/items"}
             await self._read(self._blobs.put, row["items_blob"], items)
         return row
@@ -276,13 +280,20 @@ class Book:
         """What a succeeded job computed. Raises LookupError if it was dropped."""
 
         def load() -> Fields:
-            pieces = self._ledger.result(job["id"])
-            try:
-                return joined([unpack(data if data is not None else self._blobs.get(str(key))) for data, key in pieces])
-            except (FileNotFoundError, IndexError) as error:
-                raise LookupError(f"{job['id']} has no result any more") from error
+            pieces = list(self.pieces(job))
+            if not pieces:
+                raise LookupError(f"{job['id']} has no result any more")
+            return joined(pieces)
 
         return await self._read(load)
+
+    def pieces(self, job: Job) -> Iterator[Fields]:
+        """What a succeeded job computed, one slice after the other; for a thread. Raises LookupError."""
+        for data, key in self._ledger.result(job["id"]):
+            try:
+                yield unpack(data if data is not None else self._blobs.get(str(key)))
+            except FileNotFoundError as error:
+                raise LookupError(f"{job['id']} has no result any more") from error
 
     # --- ending ---
 

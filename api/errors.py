@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+GONE = "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
 
 
 class ProblemError(Exception):

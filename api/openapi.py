@@ -4,11 +4,13 @@ import base64
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from api.answers import JSON, NPZ, PNG
 from api.ask import Asked
 from api.errors import MEDIA_TYPE, TITLES
 from api.front import OPEN_PATHS
+from workers.encoders import MEDIA
 from workers.operations import Operation
 from workers.pictures import png
 from workers.registry import Entry, Registry
@@ -106,7 +108,19 @@ _PICTURES = {
         "images": {"type": "array", "items": {"type": "string"}, "description": "PNGs as base64"},
     },
 }
-_FORMS: dict[str, Any] = {JSON: {"schema": {"$ref": "#/components/schemas/Answer"}}, NPZ: _BINARY, PNG: _BINARY}
+_PICTURE_ANSWER: dict[str, Any] = {**_ANSWER["properties"]}  # type: ignore[dict-item]
+_UPSCALED = {
+    "image": {"type": "string", "description": "The picture's file as base64"},
+    "format": {"type": "string"},
+    "scale": {"type": "integer"},
+    "width": {"type": "integer"},
+    "height": {"type": "integer"},
+}
+_FORMS: dict[str, Any] = {
+    JSON: {"schema": {"$ref": "#/components/schemas/Answer"}},
+    NPZ: _BINARY,
+    **dict.fromkeys(MEDIA.values(), _BINARY),
+}
 
 RESULT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, as its operation gives it", "content": _FORMS},
@@ -177,6 +191,57 @@ def operation_docs(operation: Operation, registry: Registry, settings: Settings)
             **problem_responses(*_OPERATION_ERRORS),
         },
     }
+
+
+def upscale_docs(
+    operation: Operation, asked: type[BaseModel], registry: Registry, settings: Settings
+) -> dict[str, Any]:
+    """The OpenAPI entry of the route that takes a picture of any size."""
+    able = [entry for entry in registry.serving() if operation.method in entry.choices]
+    properties = {name: _plain(rule) for name, rule in asked.model_json_schema()["properties"].items()}
+    if able:
+        properties["model"]["enum"] = [name for entry in able for name in (entry.name, entry.ref)]
+        schemas = {entry.name: dict(entry.choices[operation.method].schema) for entry in able}
+        properties["options"] |= {
+            "description": "Options of the operation: " + "; ".join(_told(name, one) for name, one in schemas.items()),
+            "anyOf": list({str(one): one for one in schemas.values()}.values()),
+        }
+    picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
+    form = {**properties, "image": {**_BINARY["schema"], "description": "A PNG, JPEG or WebP file"}}
+    query = [
+        {"name": name, "in": "query", "schema": rule, "description": "Beside a picture as the body."}
+        for name, rule in properties.items()
+        if name not in {"image", "options"}
+    ]
+    pictures: dict[str, Any] = dict.fromkeys(MEDIA.values(), _BINARY)
+    answer = _object(["model", "version", "seed", *_UPSCALED], {**_PICTURE_ANSWER, **_UPSCALED})
+    return {
+        "description": (
+            f"One picture of any size and at most {settings.max_body_bytes} bytes, as a file `image`, as the body "
+            "itself with the other fields in the query, or as base64 in JSON. Its answer has at most "
+            f"{settings.max_upscaled_pixels} pixels. Any option may also stand beside `model` as a field of its own."
+        ),
+        "parameters": [*_HEADERS, *query],
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": _object(["image"], properties), "example": {"image": picture, "seed": 3}},
+                "multipart/form-data": {"schema": _object(["image"], form)},
+                **pictures,
+            },
+        },
+        "responses": {
+            "200": {"description": "The picture", "content": {**pictures, JSON: {"schema": answer}}},
+            "202": {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
+            **problem_responses(*_OPERATION_ERRORS),
+        },
+    }
+
+
+def _plain(rule: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field that may be left out, where pydantic says that it may be null."""
+    kinds = [kind for kind in rule.get("anyOf", ()) if kind != {"type": "null"}]
+    return {"description": rule["description"], **kinds[0]} if len(kinds) == 1 else dict(rule)
 
 
 def _properties(operation: Operation, able: list[Entry], settings: Settings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from api.answers import JSON, PNG, About, negotiate, ranged, render, summed
 from api.ask import Ask, read_ask
 from api.book import Book
 from api.errors import (
+    GONE,
     ConflictError,
     GoneError,
     InvalidError,
@@ -29,6 +30,7 @@ from api.errors import (
     request_id_of,
 )
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
+from api.photographs import Darkroom, Wish, kinds_of
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD, OPERATIONS, Operation
 from workers.outbox import BusyError, Call, FailedError, Outbox
@@ -54,6 +56,7 @@ class House:
     registry: Registry
     outbox: Outbox
     book: Book
+    darkroom: Darkroom
 
 
 class PlainRoute(APIRoute):
@@ -74,6 +77,8 @@ class PlainRoute(APIRoute):
 def add_routes(app: FastAPI, house: House) -> None:
     """Put all routes under /v1 into the application."""
     for operation in OPERATIONS:
+        if operation.tiled:
+            continue  # pictures of any size have a route of their own
         route = PlainRoute(
             f"/v1/{operation.path}",
             _operation_route(house, operation),
@@ -332,23 +337,25 @@ async def _job(house: House, request: Request, job_id: str) -> Job:
 
 async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
     """The answer of an ended job and its headers. Raises the problem of one that has none."""
-    if job["status"] != "succeeded":
-        if job["status"] == "failed":
-            raise failed(orjson.loads(job["problem"]))
-        raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
-    gone = GoneError(
-        "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
-    )
-    if job["expired"]:
-        raise gone
+    check_succeeded(job)
     asked = orjson.loads(job["request"])
     columns = BY_METHOD[job["method"]].columns(job["per"])
     about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())), columns)
     try:
         fields = summed(await house.book.fields(job))
     except LookupError as error:
-        raise gone from error
+        raise GoneError(GONE) from error
     return await asyncio.to_thread(render, fields, about, media), about.headers(fields)
+
+
+def check_succeeded(job: Job) -> None:
+    """Raise the problem of an ended job that has no result, or none any more."""
+    if job["status"] == "failed":
+        raise failed(orjson.loads(job["problem"]))
+    if job["status"] != "succeeded":
+        raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
+    if job["expired"]:
+        raise GoneError(GONE)
 
 
 def _add_jobs(router: APIRouter, house: House) -> None:
@@ -426,17 +433,7 @@ def _add_results(router: APIRouter, house: House) -> None:
     )
     async def result(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
-        media = negotiate(request.headers.get("accept", ""), BY_METHOD[found["method"]])
-        if found["status"] not in TERMINAL:
-            raise ConflictError(
-                f"the job is {found['status']}; wait for its end",
-                job_status=found["status"],
-                headers={"Retry-After": "1"},
-            )
-        if found["status"] == "failed":
-            raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(found["problem"]))
-        body, said = await _rendered(house, found, media)
-        return ranged(request, body, media, said)
+        return await _result(house, request, found)
 
     @router.get(
         "/jobs/{job_id}/preview",
@@ -471,6 +468,26 @@ def _add_results(router: APIRouter, house: House) -> None:
             seq = min(seq, len(await house.book.events(job_id, 0)))  # they are numbered from 1
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_stream(house, job_id, owner_of(request), seq), 200, headers, "text/event-stream")
+
+
+async def _result(house: House, request: Request, job: Job) -> Response:
+    """A job's result in the form that `Accept` asks for, whole or in part."""
+    operation, accept = BY_METHOD[job["method"]], request.headers.get("accept", "")
+    media = "" if operation.tiled else negotiate(accept, operation)
+    if job["status"] not in TERMINAL:
+        raise ConflictError(
+            f"the job is {job['status']}; wait for its end",
+            job_status=job["status"],
+            headers={"Retry-After": "1"},
+        )
+    if job["status"] == "failed":
+        raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(job["problem"]))
+    if operation.tiled:
+        check_succeeded(job)
+        wish = Wish.read(accept, kinds_of(orjson.loads(job["request"])["format"]))
+        return await house.darkroom.respond(request, job, wish, {})
+    body, said = await _rendered(house, job, media)
+    return ranged(request, body, media, said)
 
 
 async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncIterator[str]:

@@ -1,7 +1,9 @@
 """Named bytes that outlive a process: a folder by default, any fsspec store by URL."""
 
 import contextlib
+import shutil
 import time
+from pathlib import Path
 from uuid import uuid4
 
 import fsspec
@@ -32,9 +34,19 @@ class Blobs:
             file.write(data)
         self._fs.mv(partial, path)
 
-    def get(self, key: str) -> bytes:
-        """The bytes under `key`. Raises FileNotFoundError."""
-        return bytes(self._fs.cat_file(self._path(key)))
+    def take(self, key: str, file: Path) -> None:
+        """Store a local file under `key`, whole or not at all; the file itself may be gone afterwards."""
+        path = self._path(key)
+        if not self._local:
+            self._fs.put_file(str(file), path)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, f"{path}.part")
+        Path(f"{path}.part").replace(path)
+
+    def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
+        """The bytes under `key`, all or those from `begin` up to `end`. Raises FileNotFoundError."""
+        return bytes(self._fs.cat_file(self._path(key), begin, end))
 
     def delete(self, prefix: str) -> None:
         """Remove the blob at `prefix` and all below it; what is not there is no error."""

@@ -42,6 +42,7 @@ class Operation:
     `inputs` names the model's image arguments in order; those that are `shared` come under their own name.
     `rows(count, images, options)` is the number of rows, where `count` is the request's count and `images` how many
     pictures came with it. `pictures` says that the answer holds `images`, so that it can be had as PNG.
+    `tiled` says that a request brings one picture of any size, whose tiles are the rows.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Operation:
     shared: tuple[Shared, ...] = ()
     counted: bool = False
     pictures: bool = False
+    tiled: bool = False
     rows: Callable[[int, int, Mapping[str, Any]], int] = lambda _count, images, _options: images
 
     @property
@@ -105,6 +107,7 @@ OPERATIONS = (
         pictures=True,
         rows=lambda count, images, _options: count * images,
     ),
+    Operation("upscales", "upscale", "Enlarge a picture", inputs=("images",), pictures=True, tiled=True),
     Operation("energies", "energy", "Score images by their energy", inputs=("images",)),
     Operation("likelihoods", "log_likelihood", "Estimate the log-likelihood of images", inputs=("images",)),
 )

@@ -7,7 +7,7 @@ mirror image. What models make of the tiles, without their margins, lies side by
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +216,7 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """The enlarged picture, in bands (lines, W·scale, 3) from top to bottom, from the enlarged cores of its tiles."""
+        """The enlarged picture in bands (lines, W·scale, 3), top to bottom, from the enlarged cores of its tiles."""
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
             band = np.empty((high, self.columns * wide, 3), np.uint8)
@@ -231,24 +231,89 @@ def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
     return np.minimum(around, 2 * size - 1 - around)
 
 
-# --- what was kept of the picture ---
+# --- a picture in the blob store ---
+
+Get = Callable[[int, int], bytes]
+"""Bytes `begin` … `end` − 1 of a blob."""
 
 
-def finished(bands: Iterator[Pixels], photograph: Photograph, scale: int, *, opaque: bool) -> Iterator[Pixels]:
-    """Bands as the picture was: grey, or with its transparency, enlarged by bicubic interpolation.
+@dataclass(frozen=True)
+class Layout:
+    """How a picture lies in a blob (its pixels line by line, then its transparency) and how it is cut into tiles."""
+
+    tiling: Tiling
+    channels: int
+    alpha: bool
+
+    @classmethod
+    def of(cls, size: tuple[int, int], channels: int, *, alpha: bool, tile: tuple[int, int], margin: int) -> "Layout":
+        """The layout of a picture of this size for a model with tiles like that."""
+        return cls(Tiling(*size, tile, margin), channels, alpha)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> "Layout":
+        """The layout that `said` is of."""
+        picture, tiles = said["image"], said["tiles"]
+        tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
+        return cls(tiling, picture["channels"], picture["alpha"])
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        tiling = self.tiling
+        height, width = tiling.tile
+        return {
+            "image": {"width": tiling.width, "height": tiling.height, "channels": self.channels, "alpha": self.alpha},
+            "tiles": {"width": width, "height": height, "margin": tiling.margin, "count": tiling.count},
+        }
+
+    @property
+    def _line_bytes(self) -> int:
+        return self.tiling.width * self.channels
+
+    def tiles(self, get: Get, first: int, count: int) -> Pixels:
+        """Some tiles of the picture, of which no more is read than they need."""
+
+        def read(begin: int, end: int) -> Pixels:
+            data = get(begin * self._line_bytes, end * self._line_bytes)
+            return np.frombuffer(data, np.uint8).reshape(end - begin, self.tiling.width, self.channels)
+
+        return self.tiling.cut(read, first, count)
+
+    def transparency(self, get: Get) -> Pixels | None:
+        """The picture's transparency, (H, W), where it has one."""
+        if not self.alpha:
+            return None
+        height, width = self.tiling.height, self.tiling.width
+        begin = height * self._line_bytes
+        return np.frombuffer(get(begin, begin + height * width), np.uint8).reshape(height, width)
+
+
+def stored(photograph: Photograph) -> bytes:
+    """The bytes of a picture's blob."""
+    alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
+    return photograph.pixels.tobytes() + alpha
+
+
+# --- the answer ---
+
+
+def finished(
+    bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
+) -> Iterator[Pixels]:
+    """Bands as the picture was: grey, or with its transparency, which bicubic interpolation enlarges.
 
     `opaque`: for a format without transparency, which is laid over white.
     """
-    alpha = None if photograph.alpha is None else Image.fromarray(photograph.alpha)
+    cover = None if alpha is None else Image.fromarray(alpha)
     at = 0
     for band in bands:
-        pixels = band if photograph.channels == 3 else _grey(band)
-        if alpha is not None:
-            lines = len(band)
-            box = (0, at / scale, alpha.width, (at + lines) / scale)
-            size = (alpha.width * scale, lines)
-            cover = np.asarray(alpha.resize(size, Image.Resampling.BICUBIC, box))[:, :, None]
-            pixels = _over_white(pixels, cover) if opaque else np.concatenate([pixels, cover], axis=2)
+        pixels = band if channels == 3 else _grey(band)
+        if cover is not None:
+            box = (0, at / scale, cover.width, (at + len(band)) / scale)
+            size = (cover.width * scale, len(band))
+            share = np.asarray(cover.resize(size, Image.Resampling.BICUBIC, box))[:, :, None]
+            pixels = _over_white(pixels, share) if opaque else np.concatenate([pixels, share], axis=2)
         at += len(band)
         yield pixels
 

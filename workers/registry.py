@@ -87,6 +87,11 @@ class Entry:
         image = self.card["image"]
         return image["channels"], image["height"], image["width"]
 
+    @property
+    def margin(self) -> int:
+        """Pixels on every side of an image that are context alone, of a model that works tile by tile."""
+        return int(self.card["operations"]["upscale"]["margin"])
+
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card in a safetensors file's header. Raises ValueError if the file is damaged or has none."""
@@ -115,9 +120,11 @@ def read_entry(path: Path) -> Entry:
         stated = {method: stated for method, stated in card["operations"].items() if method in BY_METHOD}
         entry = Entry(name, version, card, path, {method: _choice(method, one) for method, one in stated.items()})
         channels, height, width = entry.image
+        tiled = any(choice.operation.tiled for choice in entry.choices.values())
+        margin = entry.margin if tiled else 0
     except (LookupError, TypeError, AttributeError, jsonschema_rs.ValidationError) as error:
         raise ValueError(f"the card of {name}@{version} lacks something: {error!r}") from error
-    if channels not in {1, 3} or min(height, width) < 1:
+    if channels not in ({3} if tiled else {1, 3}) or min(height, width) <= 2 * margin or margin < 0:
         raise ValueError(f"the card of {name}@{version} describes no image: {channels}×{height}×{width}")
     return entry
 

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
     max_images: int = Field(1024, ge=1, description="Images one request may upload.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
+    max_upscaled_pixels: int = Field(
+        180_000_000, ge=1, description="Pixels of the largest answer of the upscaling route."
+    )
     max_waiting: int = Field(2048, ge=1, description="Requests that may wait in one API process before it answers 503.")
     max_queued_jobs: int = Field(20_000, ge=1, description="Unfinished jobs in the ledger before it answers 503.")
 

@@ -20,6 +20,8 @@ from celery import signals
 from workers import engine
 from workers.blobs import Blobs
 from workers.ledger import Done, Job, Ledger
+from workers.operations import BY_METHOD
+from workers.photographs import Layout
 from workers.pictures import grid
 from workers.queue import (
     NEWS,
@@ -39,7 +41,7 @@ from workers.queue import (
 from workers.registry import Entry, Registry
 from workers.resident import Residents
 from workers.settings import HEARTBEAT_S, Settings
-from workers.wire import Batch, Part, cut_items, pack, unpack
+from workers.wire import Batch, Items, Part, cut_items, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -259,19 +261,23 @@ class Worker:
         return reports
 
     def _part(self, job: Job, slice_rows: int) -> Part:
-        items = {}
+        items: Items = {}
+        first = job["next_row"]
+        rows = job["rows"] if job["shared"] else min(slice_rows, job["rows"] - first)
+        if BY_METHOD[job["method"]].tiled:
+            layout = Layout.read(orjson.loads(job["request"]))
+            tiles = layout.tiles(partial(self.blobs.get, job["items_blob"]), first, rows)
+            return Part(job["id"], job["seed"], first, rows, {"images": tiles}, request_id=job["request_id"])
         if job["items"] is not None:
             items = unpack(job["items"])
         elif job["items_blob"] is not None:
             items = unpack(self.blobs.get(job["items_blob"]))
-        first = job["next_row"]
-        rows = job["rows"] if job["shared"] else min(slice_rows, job["rows"] - first)
-        return Part(
-            job["id"], job["seed"], first, rows, cut_items(items, job["per"], first, rows), request_id=job["request_id"]
-        )
+        mine = cut_items(items, job["per"], first, rows)
+        return Part(job["id"], job["seed"], first, rows, mine, request_id=job["request_id"])
 
     def _stored(self, job: Job, part: Part, data: bytes) -> dict[str, Any]:
-        if len(data) <= INLINE_BYTES:
+        # the ledger is no place for a picture's thousands of tiles, however small each is
+        if len(data) <= INLINE_BYTES and not BY_METHOD[job["method"]].tiled:
             return {"part": data}
         key = f"jobs/{job['id']}/{job['token']}-{part.first}"
         self.blobs.put(key, data)
@@ -311,6 +317,7 @@ def _stay_awake(sender: Any, **_said: object) -> None:
         nonlocal awake_until
         events = sleep(0)
         while not events and timeout and time.perf_counter() < awake_until:
+            os.sched_yield()  # whoever is to bring the next message may be waiting for this very processor
             events = sleep(0)
         events = events or sleep(timeout)
         if events:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 MODEL = "vae-mnist-2d"
+ENLARGE = "enlarge"
 FAULTY = "faulty"
 TINY = "tiny"
 

@@ -55,6 +55,10 @@ def _pictured(case: Any, files: dict[str, bytes]) -> None:
         if "mask" in case.body:
             half = np.frombuffer(bytes(32) + b"\xff" * 32, np.uint8).reshape(1, 8, 8)
             case.body["mask"] = png(half) if form else b64(png(half))
+    elif isinstance(case.body, dict) and "image" in case.body:
+        case.body["image"] = files[MODEL] if case.media_type == "multipart/form-data" else b64(files[MODEL])
+    elif case.path == "/v1/upscales" and (case.media_type or "").startswith("image/"):
+        case.body = files[MODEL]
     elif case.media_type == "image/png":
         case.query = {"model": MODEL, **(case.query or {})}
         case.body = files.get(case.query["model"], files[MODEL])

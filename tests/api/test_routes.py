@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.api.telling import (
+    ENLARGE,
     FAULTY,
     MODEL,
     TINY,
@@ -160,11 +161,11 @@ def test_what_a_model_refuses_is_told(client: httpx.Client) -> None:
 def test_models_are_listed_with_their_cards(client: httpx.Client) -> None:
     """The list has each model; its entry is its card, and says where each operation is."""
     listed = client.get("/v1/models").json()
-    assert [model["name"] for model in listed["data"]] == [FAULTY, TINY, MODEL]
+    assert [model["name"] for model in listed["data"]] == [ENLARGE, FAULTY, TINY, MODEL]
     assert (listed["object"], listed["has_more"]) == ("list", False)
-    assert (listed["first_id"], listed["last_id"]) == (FAULTY, MODEL)
+    assert (listed["first_id"], listed["last_id"]) == (ENLARGE, MODEL)
     card = client.get(f"/v1/models/{MODEL}").json()
-    assert card == listed["data"][2]
+    assert card == listed["data"][3]
     assert card["image"] == {"channels": 1, "height": 28, "width": 28}
     assert (card["version"], card["versions"], card["family"]) == ("1", ["1"], "vae")
     assert card["operations"]["manifold"]["options"]["properties"]["size"]["default"] == 20

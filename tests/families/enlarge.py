@@ -1,0 +1,58 @@
+"""A family that enlarges tiles in almost no time: for tests of how pictures are cut, sent and put together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit.operations import describe
+from models.kit.rows import Rows
+from models.kit.schema import option
+
+MARGIN, RADIUS = 4, 3
+IMAGE = {"channels": 3, "height": 32, "width": 32}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose."""
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How much larger, and how."""
+
+    scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
+    method: str = option(
+        "nearest", choices=("nearest", "smooth"), description="copies of a pixel, or of a mean around it"
+    )
+    seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a tile sleeps")
+
+
+class Model(nn.Module):
+    """Each pixel becomes a square; a smooth one depends on its neighbours as far as RADIUS."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def operations(self) -> dict[str, Any]:
+        """What it can do."""
+        described = describe(self)
+        described["upscale"]["margin"] = MARGIN
+        return described
+
+    def upscale(self, images: torch.Tensor, rows: Rows, options: UpscaleOptions) -> dict[str, Any]:
+        """The tiles without their margins, `scale` times larger."""
+        time.sleep(options.seconds * len(rows))
+        if options.method == "smooth":
+            images = functional.avg_pool2d(images, 2 * RADIUS + 1, 1)
+        cut = MARGIN - RADIUS if options.method == "smooth" else MARGIN
+        kept = images[:, :, cut:-cut, cut:-cut]
+        return {"images": kept.repeat_interleave(options.scale, 2).repeat_interleave(options.scale, 3)}
