@@ -13,46 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from models.kit.resize import Downsampling
 from models.kit.shapes import Bool, Float, Tensor
 
 Images = Float[Tensor, "B C H W"]
 PerImage = Float[Tensor, "B"]
-
-
-@dataclass(frozen=True)
-class Downsampling:
-    """U(y) = A y Bᵀ, and its adjoint Aᵀ x B."""
-
-    rows: Float[Tensor, "h H"]
-    columns: Float[Tensor, "w W"]
-
-    def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
-        """U(y)."""
-        return self.rows @ (high @ self.columns.T)
-
-    def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
-        """Uᵀ(x)."""
-        return self.rows.T @ low @ self.columns
-
-    def norm_squared(self) -> float:
-        """‖U‖², the largest eigenvalue of UᵀU."""
-        norms = [float(torch.linalg.matrix_norm(one.double(), 2)) for one in (self.rows, self.columns)]
-        return (norms[0] * norms[1]) ** 2
-
-
-def bicubic(height: int, width: int, scale: int) -> Downsampling:
-    """Antialiased bicubic downsampling to `height` × `width`, as exact matrices."""
-    return Downsampling(_reduction(height, scale), _reduction(width, scale))
-
-
-def _reduction(size: int, scale: int) -> Float[Tensor, "n m"]:
-    """Keys' cubic (a = −½) stretched by the scale, cut at the border and normalised there, as Pillow's filter is."""
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
-    places = torch.arange(size * scale, dtype=torch.float64) + 0.5
-    d = (places - centres[:, None]).abs() / scale
-    near, far = (1.5 * d - 2.5) * d * d + 1.0, ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
-    weights = torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
-    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:

@@ -1,0 +1,71 @@
+"""Antialiased bicubic downsampling of pictures as exact separable matrices, with adjoint and right inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from models.kit.shapes import Float, Tensor
+
+Images = Float[Tensor, "B C H W"]
+
+
+@dataclass(frozen=True)
+class Downsampling:
+    """U(y) = A y Bᵀ, its adjoint Aᵀ x B and its right inverse A⁺ x B⁺ᵀ."""
+
+    rows: Float[Tensor, "h H"]
+    columns: Float[Tensor, "w W"]
+
+    def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
+        """U(y)."""
+        return self.rows @ (high @ self.columns.T)
+
+    def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
+        """Uᵀ(x)."""
+        return self.rows.T @ low @ self.columns
+
+    def norm_squared(self) -> float:
+        """‖U‖², the largest eigenvalue of UᵀU."""
+        norms = [float(torch.linalg.matrix_norm(one.double(), 2)) for one in (self.rows, self.columns)]
+        return (norms[0] * norms[1]) ** 2
+
+
+@dataclass(frozen=True)
+class Projection:
+    """y + U⁺(x − U(y)), U⁺ = Uᵀ(UUᵀ)⁻¹: the picture nearest to y whose downsampling is x."""
+
+    u: Downsampling
+    rows: Float[Tensor, "H h"]
+    columns: Float[Tensor, "W w"]
+
+    def __call__(self, high: Images, low: Float[Tensor, "B C h w"]) -> Images:
+        """The nearest consistent picture; may leave 0 … 1 a little."""
+        return high + self.rows @ (low - self.u(high)) @ self.columns.T
+
+
+@lru_cache(maxsize=32)
+def bicubic(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Downsampling:
+    """To `height` × `width` from `scale` times that."""
+    with torch.inference_mode(mode=False):
+        return Downsampling(*(_reduction(size, scale).float().to(device) for size in (height, width)))
+
+
+@lru_cache(maxsize=32)
+def projection(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Projection:
+    """Onto the pictures that `bicubic` maps to a given one."""
+    with torch.inference_mode(mode=False):
+        inverses = [torch.linalg.pinv(_reduction(size, scale)).float().to(device) for size in (height, width)]
+        return Projection(bicubic(height, width, scale, device), *inverses)
+
+
+def _reduction(size: int, scale: int) -> Float[Tensor, "n m"]:
+    """Keys' cubic (a = −½) stretched by the scale, cut at the border and normalised there, as Pillow's filter is."""
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    places = torch.arange(size * scale, dtype=torch.float64) + 0.5
+    d = (places - centres[:, None]).abs() / scale
+    near, far = (1.5 * d - 2.5) * d * d + 1.0, ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    weights = torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
+    return weights / weights.sum(1, keepdim=True)
