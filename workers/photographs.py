@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from workers.pictures import Pixels, UnusableImageError, deep
+from workers.pictures import Pixels, UnusableImageError, deep, layouts
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 Image.MAX_IMAGE_PIXELS = None  # sizes are compared with the service's own limit before a pixel is decoded
@@ -86,13 +86,15 @@ def _developed(image: Image.Image) -> Photograph:
     profile = image.info.get("icc_profile")
     if deep(image):
         notes.append("16 bits a channel to 8")
+    # Pillow makes colours of 16-bit grey with transparency
+    grey = image.mode in {"1", "L", "LA"} or any(one.startswith("LA") for one in layouts(image))
     image.load()
     with contextlib.suppress(Exception):  # an orientation that cannot be read is none
         turned = image.getexif().get(0x0112, 1)
         ImageOps.exif_transpose(image, in_place=True)
         if turned in range(2, 9):
             notes.append("turned upright")
-    image, alpha = _apart(image)
+    image, alpha = _apart(image, grey=grey)
     mode = image.mode
     image, said = _managed(image, profile)
     if said:
@@ -105,13 +107,12 @@ def _developed(image: Image.Image) -> Photograph:
     return Photograph(pixels.reshape(image.height, image.width, -1), alpha, tuple(notes))
 
 
-def _apart(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
+def _apart(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
     """The picture in L, RGB or CMYK, and its transparency."""
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
         image = Image.fromarray((levels / 257.0).round().clip(0, 255).astype(np.uint8))
     if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
-        grey = image.mode in {"1", "L", "LA"}
         whole = image.convert("RGBA")
         return whole.getchannel("R") if grey else whole.convert("RGB"), np.asarray(whole.getchannel("A"))
     if image.mode in {"L", "RGB", "CMYK"}:
@@ -297,6 +298,9 @@ def stored(photograph: Photograph) -> bytes:
 
 # --- the answer ---
 
+_CONTEXT = 3
+"""Pixels beyond a band that bicubic interpolation may look at."""
+
 
 def finished(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
@@ -305,17 +309,24 @@ def finished(
 
     `opaque`: for a format without transparency, which is laid over white.
     """
-    cover = None if alpha is None else Image.fromarray(alpha)
     at = 0
     for band in bands:
         pixels = band if channels == 3 else _grey(band)
-        if cover is not None:
-            box = (0, at / scale, cover.width, (at + len(band)) / scale)
-            size = (cover.width * scale, len(band))
-            share = np.asarray(cover.resize(size, Image.Resampling.BICUBIC, box))[:, :, None]
+        if alpha is not None:
+            share = _enlarged(alpha, at, at + len(band), scale)[:, :, None]
             pixels = _over_white(pixels, share) if opaque else np.concatenate([pixels, share], axis=2)
         at += len(band)
         yield pixels
+
+
+def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
+    """Lines `begin` … `end` − 1 of the enlarged transparency, the same as if it were enlarged as a whole."""
+    above = max(0, begin // scale - _CONTEXT)
+    part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
+    # across first, then down: which of them Pillow would do first depends on the band's height
+    wide = part.resize((part.width * scale, part.height), Image.Resampling.BICUBIC)
+    box = (0, begin / scale - above, wide.width, end / scale - above)
+    return np.asarray(wide.resize((wide.width, end - begin), Image.Resampling.BICUBIC, box))
 
 
 def _grey(band: Pixels) -> Pixels:

@@ -83,9 +83,13 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
 
 def deep(image: Image.Image) -> bool:
     """Whether a channel has more than 8 bits; Pillow would cut those of colour pictures without a word."""
-    tiles = getattr(image, "tile", ())  # what the file holds: (decoder, box, offset, raw mode and more)
-    layouts = [tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "") for tile in tiles]
-    return image.mode.startswith(("I", "F")) or any(";16" in str(layout) for layout in layouts)
+    return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in layouts(image))
+
+
+def layouts(image: Image.Image) -> list[str]:
+    """How the pixels of an opened file lie in it, in Pillow's words: its raw modes."""
+    tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
+    return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
 
 
 def _converted(image: Image.Image, wanted: str) -> tuple[Pixels, str | None]:
