@@ -47,6 +47,7 @@ $(BIN)/python:
 $(VENV)/.serve: requirements/serve.lock | $(BIN)/python
 	$(PIP) $$(grep '^torch==' $<)
 	$(PIP) -r $<
+	$(PIP) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve | $(BIN)/python

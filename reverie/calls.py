@@ -1,0 +1,394 @@
+"""Every call of the service, written once as steps that a client makes: one after the other, or awaited."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+
+from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
+from reverie.records import Answer, Job, Model, Saved
+from reverie.wire import Ask, Download, Pause, Upload, Watch
+
+if TYPE_CHECKING:
+    from reverie.client import AsyncClient, Client
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Ask | Pause, Any, T]
+Picture: TypeAlias = bytes | str | os.PathLike[str]
+"""The bytes of a picture file, or its path."""
+
+Progress: TypeAlias = Callable[[Job], object]
+"""Hears of a job each time it was looked at."""
+
+JSON = "application/json"
+MEDIA = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".npz": "application/x-npz",
+    ".json": JSON,
+}
+SEED_LIMIT = 2**63
+_PAGE = 100
+
+
+class Call(Generic[P, T]):
+    """A method written as steps: requests and pauses, each of which is made by the client that it is called on."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        """As if it were a plain method, to `help` and `inspect`."""
+        self.__doc__ = steps.__doc__
+        self.__wrapped__ = steps
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        if client is None:
+            return self
+
+        @functools.wraps(self.__wrapped__)
+        def made(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client.run(self.__wrapped__(client, *args, **kwargs))
+
+        return made
+
+
+class Calls:
+    """Everything that can be asked of the service."""
+
+    def __init__(self, retries: int) -> None:
+        """`retries`: how often a request is sent again."""
+        self._retries = retries
+
+    # --- one request ---
+
+    def _send(self, ask: Ask) -> Steps[httpx.Response]:
+        """The answer, once it is a good one. Raises ProblemError, UnreachableError."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                response: httpx.Response = yield ask
+            except httpx.TransportError as error:
+                if attempt > self._retries or not ask.repeatable(error):
+                    raise UnreachableError.of(error) from error
+                yield Pause.before(attempt)
+                continue
+            if not response.is_error:
+                return response
+            if attempt > self._retries or not ask.repeatable(response):
+                raise ProblemError.of(response)
+            yield Pause.before(attempt, response)
+
+    def _json(self, ask: Ask) -> Steps[Any]:
+        response = yield from self._send(ask)
+        return response.json()
+
+    def _saved(
+        self, into: Path, fetch: Callable[[Download], Steps[httpx.Response]], watch: Watch | None = None
+    ) -> Steps[Saved]:
+        """A file, whole or not at all."""
+        download = Download(into, watch)
+        try:
+            response = yield from fetch(download)
+            download.keep()
+        finally:
+            download.drop()
+        said = response.headers
+        seed = int(said["reverie-seed"]) if "reverie-seed" in said else None
+        media = str(said.get("content-type", ""))
+        return Saved(into, download.size_bytes, media, str(said.get("reverie-model", "")), seed)
+
+    def _listed(self, path: str, limit: int | None, **filters: str | None) -> Steps[list[Any]]:
+        """The entries of a list, page by page."""
+        found: list[Any] = []
+        after: str | None = None
+        while limit is None or len(found) < limit:
+            size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+            query = {**filters, "limit": size, "after": after}
+            page = yield from self._json(Ask("GET", path, query=query))
+            found += page["data"]
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        return found
+
+    def _settled(self, ask: Ask, watch: Progress | None) -> Steps[httpx.Response]:
+        """The answer of an operation: at once, or the result of the job that it became. Raises JobFailedError."""
+        response = yield from self._send(ask)
+        if response.status_code != 202:
+            return response
+        job = yield from self._ended(response.json()["id"], None, watch)
+        if job.status != "succeeded":
+            raise JobFailedError(job)
+        headers = {"Accept": ask.headers["Accept"]}
+        return (yield from self._send(Ask("GET", f"/v1/jobs/{job.id}/result", headers=headers, into=ask.into)))
+
+    # --- operations ---
+
+    @Call
+    def ask(
+        self,
+        /,
+        operation: str,
+        model: str,
+        images: Sequence[Picture] = (),
+        *,
+        seed: int | None = None,
+        watch: Progress | None = None,
+        **options: Any,
+    ) -> Steps[Answer]:
+        """Any operation that the model's card lists, by the last part of its route.
+
+        What takes long becomes a job, which is waited for; `watch` hears how far it is.
+        """
+        ask = _asking(operation, JSON, _fields(model, images, seed, options))
+        return Answer((yield from self._settled(ask, watch)).json())
+
+    @Call
+    def save(
+        self,
+        /,
+        into: str | os.PathLike[str],
+        operation: str,
+        model: str,
+        images: Sequence[Picture] = (),
+        *,
+        seed: int | None = None,
+        watch: Progress | None = None,
+        **options: Any,
+    ) -> Steps[Saved]:
+        """The answer of an operation as a file, in the form that its name asks for: .png, .npz or .json."""
+        path = Path(into)
+        ask = _asking(operation, _media(path), _fields(model, images, seed, options))
+        return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
+
+    @Call
+    def start(
+        self, /, operation: str, model: str, images: Sequence[Picture] = (), *, seed: int | None = None, **options: Any
+    ) -> Steps[Job]:
+        """An operation as a job, not waited for."""
+        headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
+        ask = Ask("POST", f"/v1/{operation}", json=_fields(model, images, seed, options), headers=headers)
+        response = yield from self._send(ask)
+        if response.status_code == 202:
+            return Job(response.json())
+        # sent again after a lost answer, it has ended meanwhile
+        here = response.headers["content-location"].removesuffix("/result")
+        return Job((yield from self._json(Ask("GET", here))))
+
+    @Call
+    def upscales(
+        self,
+        /,
+        image: str | os.PathLike[str],
+        into: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        watch: Progress | None = None,
+        **options: Any,
+    ) -> Steps[Saved]:
+        """A picture file of any size, enlarged by `scale`, `method`, …: .png, .jpg or .webp, as `into` says."""
+        path = Path(into)
+        query = {"model": model, "seed": _seed(seed), **options}
+        ask = Ask("POST", "/v1/upscales", query=query, headers={"Accept": _media(path)}, upload=Upload(Path(image)))
+        return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
+
+    @Call
+    def samples(self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any) -> Steps[Answer]:
+        """Draw `count` pictures."""
+        return (yield from self._answer("samples", model, (), seed, {**options, "count": count}))
+
+    @Call
+    def manifold(self, /, model: str, *, seed: int | None = None, **options: Any) -> Steps[Answer]:
+        """The grid of a two-dimensional latent space."""
+        return (yield from self._answer("manifold", model, (), seed, options))
+
+    @Call
+    def encodings(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[Answer]:
+        """The family's codes of images."""
+        return (yield from self._answer("encodings", model, images, seed, options))
+
+    @Call
+    def reconstructions(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[Answer]:
+        """Images through the code and back."""
+        return (yield from self._answer("reconstructions", model, images, seed, options))
+
+    @Call
+    def interpolations(
+        self, /, model: str, first: Picture, second: Picture, *, seed: int | None = None, **options: Any
+    ) -> Steps[Answer]:
+        """A walk from one image to another."""
+        return (yield from self._answer("interpolations", model, (first, second), seed, options))
+
+    @Call
+    def inpaintings(
+        self,
+        /,
+        model: str,
+        images: Sequence[Picture],
+        mask: Picture,
+        count: int = 1,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Steps[Answer]:
+        """`count` ways to fill in what is white in the mask, for each image."""
+        more = {**options, "mask": _base64(mask), "count": count}
+        return (yield from self._answer("inpaintings", model, images, seed, more))
+
+    @Call
+    def energies(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[Answer]:
+        """The family's energy of images."""
+        return (yield from self._answer("energies", model, images, seed, options))
+
+    @Call
+    def likelihoods(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[Answer]:
+        """Importance-sampled log p of images, with its standard error."""
+        return (yield from self._answer("likelihoods", model, images, seed, options))
+
+    def _answer(
+        self, operation: str, model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]
+    ) -> Steps[Answer]:
+        ask = _asking(operation, JSON, _fields(model, images, seed, options))
+        return Answer((yield from self._settled(ask, None)).json())
+
+    # --- models ---
+
+    @Call
+    def models(self) -> Steps[list[Model]]:
+        """All models that serve."""
+        page = yield from self._json(Ask("GET", "/v1/models"))
+        return [Model(body) for body in page["data"]]
+
+    @Call
+    def model(self, name: str) -> Steps[Model]:
+        """A model's card, by its name or name@version."""
+        return Model((yield from self._json(Ask("GET", f"/v1/models/{word(name)}"))))
+
+    # --- jobs ---
+
+    @Call
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        kind: str | None = None,
+        model: str | None = None,
+        limit: int | None = 20,
+    ) -> Steps[list[Job]]:
+        """Jobs, newest first; `limit=None` for all."""
+        found = yield from self._listed("/v1/jobs", limit, status=status, kind=kind, model=model)
+        return [Job(body) for body in found]
+
+    @Call
+    def job(self, job_id: str) -> Steps[Job]:
+        """A job as it stands."""
+        return Job((yield from self._json(Ask("GET", f"/v1/jobs/{word(job_id)}"))))
+
+    @Call
+    def wait(self, job_id: str, timeout_s: float | None = None, watch: Progress | None = None) -> Steps[Job]:
+        """A job once it has ended, however; StillRunningError when the time is up before."""
+        return (yield from self._ended(job_id, timeout_s, watch))
+
+    def _ended(self, job_id: str, timeout_s: float | None, watch: Progress | None) -> Steps[Job]:
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = 0.05
+        while True:
+            job = Job((yield from self._json(Ask("GET", f"/v1/jobs/{word(job_id)}"))))
+            if watch is not None:
+                watch(job)
+            if job.ended:
+                return job
+            left = pause_s if until is None else until - time.monotonic()
+            if left <= 0:
+                raise StillRunningError(job)
+            yield Pause(min(pause_s, left))
+            pause_s = min(1.5 * pause_s, 1.0)
+
+    @Call
+    def result(self, job_id: str) -> Steps[Answer]:
+        """What a succeeded job computed."""
+        ask = Ask("GET", f"/v1/jobs/{word(job_id)}/result", headers={"Accept": JSON})
+        return Answer((yield from self._json(ask)))
+
+    @Call
+    def save_result(self, job_id: str, into: str | os.PathLike[str], *, watch: Watch | None = None) -> Steps[Saved]:
+        """What a succeeded job computed, as a file in the form that its name asks for."""
+        path = Path(into)
+        ask = Ask("GET", f"/v1/jobs/{word(job_id)}/result", headers={"Accept": _media(path)})
+        return (yield from self._saved(path, lambda file: self._send(replace(ask, into=file)), watch))
+
+    @Call
+    def preview(self, job_id: str) -> Steps[bytes]:
+        """A PNG of what a running job's pictures look like so far; NotFoundError where there is nothing to show."""
+        response = yield from self._send(Ask("GET", f"/v1/jobs/{word(job_id)}/preview"))
+        return response.content
+
+    @Call
+    def cancel(self, job_id: str) -> Steps[Job]:
+        """End a job that has not ended."""
+        return Job((yield from self._json(Ask("POST", f"/v1/jobs/{word(job_id)}/cancel"))))
+
+    @Call
+    def forget(self, job_id: str) -> Steps[None]:
+        """Delete an ended job and what it left."""
+        yield from self._send(Ask("DELETE", f"/v1/jobs/{word(job_id)}", again=False))
+
+
+def word(name: str) -> str:
+    """A name as part of a path."""
+    return quote(name, safe="@")
+
+
+def _media(path: Path) -> str:
+    """The form that a file's name asks for."""
+    media = MEDIA.get(path.suffix.lower())
+    if media is None:
+        raise ValueError(f"{path.name}: name the file {', '.join(MEDIA)}; that says the form of the answer")
+    return media
+
+
+def _seed(seed: int | None) -> int:
+    """One is drawn here where none is given, so that it is the same request when it is sent again."""
+    return secrets.randbelow(SEED_LIMIT) if seed is None else seed
+
+
+def _fields(model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {"model": model, "seed": _seed(seed), **options}
+    return {**fields, "images": [_base64(image) for image in images]} if images else fields
+
+
+def _asking(operation: str, media: str, fields: Mapping[str, Any]) -> Ask:
+    return Ask("POST", f"/v1/{operation}", json=fields, headers={"Accept": media})
+
+
+def _base64(image: Picture) -> str:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return base64.b64encode(data).decode()

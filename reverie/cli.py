@@ -1,0 +1,308 @@
+"""The command `reverie`: everything over HTTP, by the same client that programs use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reverie.client import URL, Client
+from reverie.errors import JobFailedError, ReverieError
+from reverie.records import Event, Job, Model, Saved
+from reverie.screen import Bar, Screen, number, numbers, size
+
+FAILED, INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    name="reverie",
+    help="Samples, upscaled pictures and trained models from a Reverie service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models = typer.Typer(help="Models and their versions; alone, a list.", invoke_without_command=True)
+jobs = typer.Typer(help="Jobs, trainings among them; alone, a list, newest first.", invoke_without_command=True)
+app.add_typer(models, name="models")
+app.add_typer(jobs, name="jobs")
+
+
+@dataclass(frozen=True)
+class House:
+    """What every command stands on."""
+
+    client: Client
+    screen: Screen
+
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to; - is standard output.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; may be repeated.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: drawn and told]")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; its exit status is 0, 1 where it was refused or failed, 2 where it made no sense."""
+    try:
+        app(args=argv, prog_name="reverie")
+    except (ReverieError, OSError, ValueError) as error:
+        Screen(as_json=False).note(f"reverie: {error}")
+        sys.exit(FAILED)
+
+
+@app.callback()
+def _opened(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="REVERIE_URL", help="Address of the service.")] = URL,
+    key: Annotated[str | None, typer.Option(envvar="REVERIE_KEY", help="The key, where it wants one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answers as JSON, as the service gives them.")] = False,
+) -> None:
+    context.obj = House(context.with_resource(Client(url, key, retries=3)), Screen(as_json=as_json))
+
+
+# --- asking ---
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model, or model@version.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 64,
+    seed: Seed = None,
+    out: Out = None,
+    options: Set = None,
+) -> None:
+    """Draw samples: a PNG with a grid of them, or an NPZ or JSON file, as the name says.
+
+    reverie sample vae-mnist -n 64 --seed 3 -o digits.png
+    """
+    house: House = context.obj
+    given = out or Path(f"{model.partition('@')[0]}.png")
+    with _written(given) as path, Bar(house.screen, model) as bar:
+        saved = house.client.save(
+            path,
+            "samples",
+            model,
+            seed=seed,
+            watch=lambda job: bar.reach(job.progress),
+            count=count,
+            **changed(options),
+        )
+    _told(house, given, saved, f"{count} of ")
+
+
+@app.command()
+def upscale(
+    context: typer.Context,
+    picture: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A PNG, JPEG or WebP of any size.")],
+    out: Out = None,
+    model: Annotated[str | None, typer.Option(help="A model that enlarges pictures.")] = None,
+    scale: Annotated[int | None, typer.Option(min=1, help="Times the width and the height.")] = None,
+    method: Annotated[str | None, typer.Option(help="One of the model's: bicubic, tv, mse, statistics.")] = None,
+    seed: Seed = None,
+    options: Set = None,
+) -> None:
+    """Enlarge a picture: a PNG, JPEG or WebP, as the name says.
+
+    reverie upscale photo.jpg --scale 4 -o large.png
+    """
+    house: House = context.obj
+    given = out or picture.with_name(f"{picture.stem}-large.png")
+    asked = changed(options) | {name: value for name, value in {"scale": scale, "method": method}.items() if value}
+    with _written(given) as path, Bar(house.screen, picture.name) as bar:
+        saved = house.client.upscales(picture, path, model=model, seed=seed, watch=bar.watch, **asked)
+    _told(house, given, saved, "by ")
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """Where to write what is meant for `out`; what is meant for standard output passes through a file."""
+    if str(out) != "-":
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "answer.png")
+        yield path
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def _told(house: House, out: Path, saved: Saved, what: str) -> None:
+    """What was written, where it was not written to standard output."""
+    seed = "" if saved.seed is None else f", seed {saved.seed}"
+    if str(out) == "-":
+        return
+    if house.screen.as_json:
+        house.screen.json(
+            {"path": str(out), "size_bytes": saved.size_bytes, "made_by": saved.made_by, "seed": saved.seed}
+        )
+    else:
+        house.screen.line(f"{out}: {what}{saved.made_by}{seed}, {size(saved.size_bytes)}")
+
+
+def changed(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Each `a.b=c` at its place, c being JSON or else a word. Raises typer.BadParameter."""
+    values: dict[str, Any] = {}
+    for setting in settings or ():
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting}: write NAME=VALUE", param_hint="--set")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        inner = values
+        *parents, name = path.split(".")
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return values
+
+
+# --- models ---
+
+
+@models.callback()
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    house: House = context.obj
+    found = house.client.models()
+    if house.screen.as_json:
+        house.screen.json([dict(model.body) for model in found])
+        return
+    rows = [[one.name, one.version, len(one.versions), one.family, one["summary"]] for one in found]
+    house.screen.table(["MODEL", "SERVES", "VERSIONS", "FAMILY", "WHAT IT IS"], rows)
+
+
+@models.command("show")
+def _model(context: typer.Context, name: Annotated[str, typer.Argument(help="A model, or model@version.")]) -> None:
+    """A model's card: what it can do, how good it is, where it came from."""
+    house: House = context.obj
+    model = house.client.model(name)
+    if house.screen.as_json:
+        house.screen.json(dict(model.body))
+        return
+    _card(house.screen, model)
+
+
+def _card(screen: Screen, model: Model) -> None:
+    versions = ", ".join(model.versions)
+    screen.line(f"{model.name}@{model.version}  {model.family}  {model['summary']}  (versions {versions})")
+    screen.line("")
+    rows = [
+        [path, name, json.dumps(rule.get("default"), ensure_ascii=False), rule.get("description", "")]
+        for path, operation in model.operations.items()
+        for name, rule in (operation["options"].get("properties") or {"": {}}).items()
+    ]
+    screen.table(["OPERATION", "OPTION", "DEFAULT", "WHAT IT IS"], rows)
+    screen.line("")
+    for figure in model.figures:
+        said = figure.get("description") or ""
+        screen.line(f"{figure['name']}  {number(figure['value'])} {figure.get('unit', '')}  {said}".rstrip())
+
+
+# --- jobs ---
+
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job_….")]
+
+
+@jobs.callback()
+def _jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
+    kind: Annotated[str | None, typer.Option(help="samples, upscales, training, ….")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    house: House = context.obj
+    found = house.client.jobs(status=status, kind=kind, model=model, limit=limit)
+    if house.screen.as_json:
+        house.screen.json([dict(job.body) for job in found])
+        return
+    rows = [[job.id, job.kind, job.model, job.status, f"{job.progress:.0%}", job["created_at"] or ""] for job in found]
+    house.screen.table(["JOB", "KIND", "MODEL", "STATUS", "DONE", "SINCE"], rows)
+
+
+@jobs.command("show")
+def _show(context: typer.Context, job_id: JobId) -> None:
+    """Everything about a job."""
+    house: House = context.obj
+    house.screen.json(dict(house.client.job(job_id).body))
+
+
+@jobs.command("watch")
+def _watch(context: typer.Context, job_id: JobId) -> None:
+    """Follow a job to its end; Ctrl-C leaves it running."""
+    house: House = context.obj
+    _ended(house, followed(house, house.client.job(job_id)))
+
+
+@jobs.command("result")
+def _result(context: typer.Context, job_id: JobId, out: Out = None) -> None:
+    """Save what a job computed: a .png, .npz or .json file."""
+    house: House = context.obj
+    given = out or Path(f"{job_id}.png")
+    with _written(given) as path:
+        saved = house.client.save_result(job_id, path)
+    _told(house, given, saved, "")
+
+
+@jobs.command("cancel")
+def _cancel(context: typer.Context, job_id: JobId) -> None:
+    """End a job; a training leaves its last checkpoint."""
+    house: House = context.obj
+    _ended(house, house.client.cancel(job_id))
+
+
+@jobs.command("delete")
+def _delete(context: typer.Context, job_id: JobId) -> None:
+    """Forget an ended job and its result."""
+    house: House = context.obj
+    house.client.forget(job_id)
+
+
+def followed(house: House, job: Job) -> Job:
+    """The job once it has ended, shown on the way."""
+    title = f"{job.kind} {job.model}"
+    with Bar(house.screen, f"{title} {job.status}") as bar:
+        try:
+            for event in house.client.events(job.id):
+                _shown(bar, title, event)
+        except KeyboardInterrupt:
+            bar.say(f"{job.id} goes on; reverie jobs watch {job.id}")
+            raise typer.Exit(INTERRUPTED) from None
+    return house.client.wait(job.id)
+
+
+def _shown(bar: Bar, title: str, event: Event) -> None:
+    if event.kind == "progress":
+        bar.reach(float(event.data["progress"]))
+    elif event.kind == "status":
+        bar.reach(1.0 if event.data["status"] == "succeeded" else 0.0, f"{title} {event.data['status']}")
+    elif event.kind == "metrics":
+        bar.beside(numbers(event.data))
+    elif event.kind == "message":
+        bar.say(str(event.data.get("message", "")))
+
+
+def _ended(house: House, job: Job) -> None:
+    """Say how a job stands. Raises JobFailedError where it failed."""
+    if job.status == "failed":
+        raise JobFailedError(job)
+    if house.screen.as_json:
+        house.screen.json(dict(job.body))
+    else:
+        house.screen.line(f"{job.id} {job.status}")

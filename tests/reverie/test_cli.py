@@ -1,0 +1,162 @@
+"""The command `reverie`, run as people run it, on a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverie.cli import changed, main
+from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
+from tests.stack import ROOT, Stack, free_port
+from workers.pictures import png
+from workers.settings import Settings
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(stack: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command in an empty folder; answers its exit status and what it wrote to both outputs."""
+    monkeypatch.setenv("REVERIE_URL", stack.url)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return command
+
+
+def lines(text: str) -> list[list[str]]:
+    """The words of each line."""
+    return [line.split() for line in text.splitlines()]
+
+
+def test_it_is_installed_and_runs_as_a_module(stack: Stack) -> None:
+    """`reverie` and `python -m reverie` are the same, and need nothing of the service's own packages."""
+    environment = {**os.environ, "REVERIE_URL": stack.url}
+    module = subprocess.run(
+        [sys.executable, "-m", "reverie", "models"], cwd=ROOT, env=environment, capture_output=True, check=True
+    )
+    script = Path(sys.executable).with_name("reverie")
+    said = subprocess.run([script, "models"], env=environment, capture_output=True, check=True)
+    assert said.stdout == module.stdout
+    program = "import sys, reverie.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'workers')))"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
+    """A grid under the model's name, and a line with what made it and the seed to make it again."""
+    status, out, _ = run("sample", f"{MODEL}@1", "-n", "4", "--seed", "3", "--set", "output=draws")
+    assert status == 0
+    assert out.startswith(f"{MODEL}.png: 4 of {MODEL}@1, seed 3")
+    assert opened((tmp_path / f"{MODEL}.png").read_bytes()).shape == (56, 56)
+    run("sample", MODEL, "-n", "4", "--seed", "3", "--set", "output=draws", "-o", "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / f"{MODEL}.png").read_bytes()
+    run("sample", MODEL, "-n", "5", "-o", "five.npz")
+    with np.load(tmp_path / "five.npz") as kept:
+        assert kept["images"].shape == (5, 1, 28, 28)
+    assert run("sample", MODEL, "-o", "five.gif")[0] == 1
+
+
+def test_sample_may_go_to_standard_output(stack: Stack, tmp_path: Path) -> None:
+    """Bytes of the picture and nothing else, for the next program."""
+    said = subprocess.run(
+        [sys.executable, "-m", "reverie", "--url", stack.url, "sample", MODEL, "-n", "1", "-o", "-"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert opened(said.stdout).shape == (28, 28)
+
+
+def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
+    """A picture of any size, in the form of the answer's name; what the model cannot is refused in its words."""
+    small = np.arange(37 * 50 * 3, dtype=np.uint8).reshape(3, 37, 50)
+    (tmp_path / "small.png").write_bytes(png(small))
+    status, out, err = run("upscale", "small.png", "--scale", "3", "--model", ENLARGE, "--seed", "1")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"small-large.png: by {ENLARGE}@1, seed 1")
+    large = opened((tmp_path / "small-large.png").read_bytes())
+    assert large.shape == (111, 150, 3)
+    assert (large[1::3, 1::3] == small.transpose(1, 2, 0)).all()
+    assert run("upscale", "small.png", "-o", "large.jpg", "--set", "quality=80")[0] == 0
+    assert (tmp_path / "large.jpg").read_bytes()[:2] == b"\xff\xd8"
+    status, _, err = run("upscale", "small.png", "--method", "magic")
+    assert status == 1
+    assert "magic" in err
+    assert run("upscale", "nothing.png")[0] == 2
+
+
+def test_models_are_listed_and_shown(run: Run) -> None:
+    """A line a model; a card with operations, options and figures; JSON where it is asked for."""
+    status, out, _ = run("models")
+    assert status == 0
+    assert lines(out)[0][:2] == ["MODEL", "SERVES"]
+    assert [line[:4] for line in lines(out) if line[0] == MODEL] == [[MODEL, "1", "1", "vae"]]
+    _, out, _ = run("models", "show", MODEL)
+    assert ["manifold", "size", "20"] in [line[:3] for line in lines(out)]
+    assert "nats" in out
+    _, out, _ = run("--json", "models")
+    assert {FAULTY, TINY, MODEL} <= {model["name"] for model in json.loads(out)}
+
+
+def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Path) -> None:
+    """List, watch to the end, save the result, delete; a running one can be cancelled."""
+    from reverie.client import Client
+
+    with Client(stack.url) as reverie:
+        slow = {"steps": 400, "seconds": 0.05}
+        first, second = (reverie.start("samples", TINY, seed=1, **options).id for options in ({}, slow))
+    assert run("jobs", "watch", first)[:2] == (0, f"{first} succeeded\n")
+    status, out, _ = run("jobs", "--kind", "samples", "--model", TINY, "-n", "2")
+    assert [line[0] for line in lines(out)[1:]] == [second, first]
+    assert run("jobs", "cancel", second)[:2] == (0, f"{second} cancelled\n")
+    assert run("jobs", "result", first, "-o", "one.png")[0] == 0
+    assert opened((tmp_path / "one.png").read_bytes()).shape == (8, 8)
+    assert json.loads(run("jobs", "show", first)[1])["status"] == "succeeded"
+    assert run("jobs", "delete", first) == (0, "", "")
+    status, _, err = run("jobs", "show", first)
+    assert status == 1
+    assert "no job" in err
+
+
+def test_what_was_refused_is_said_on_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what would work; exit status 1, and 2 for a command that makes no sense."""
+    status, out, err = run("sample", "gan")
+    assert (status, out) == (1, "")
+    assert MODEL in err
+    status, _, err = run("sample", MODEL, "--set", "temperature=hot")
+    assert status == 1
+    assert "temperature" in err
+    assert run("sample", MODEL, "--set", "temperature")[0] == 2
+    assert run("sample")[0] == 2
+    assert run("samples")[0] == 2
+    status, _, err = run("jobs", "result", "job_0", "-o", "a.png")
+    assert status == 1
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("REVERIE_URL", url)
+    status, _, err = run("--json", "models")
+    assert status == 1
+    assert url in err
+
+
+def test_settings_are_json_or_words_at_their_place() -> None:
+    """`a.b=c`, as `python -m models train` takes them."""
+    assert changed(["a.b=1", "a.c=word", "d=[1, 2]"]) == {"a": {"b": 1, "c": "word"}, "d": [1, 2]}
+
+
+def test_its_variables_do_not_stop_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same shell may run both."""
+    monkeypatch.setenv("REVERIE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("REVERIE_KEY", "open-sesame")
+    assert Settings().port == 8000  # type: ignore[call-arg]
