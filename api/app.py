@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import openapi
 from api.book import Book
+from api.datasets import add_datasets
 from api.errors import OverloadedError, ProblemError, handle_http, handle_problem, problem, request_id_of, respond
 from api.front import Front
 from api.metrics import exposition
@@ -26,6 +27,7 @@ from api.photographs import Darkroom
 from api.routes import House, add_routes
 from api.upscales import add_upscales
 from workers.blobs import Blobs
+from workers.datasets import Datasets
 from workers.ledger import Ledger
 from workers.logs import set_up
 from workers.outbox import Outbox
@@ -85,6 +87,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_middleware(Front, settings=chosen)
     add_routes(app, house)
     add_upscales(app, house)
+    add_datasets(app, chosen, Datasets(chosen.state / "datasets"))
     app.state.draining = False
     _add_health(app, house)
     _add_metrics(app, house)

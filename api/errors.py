@@ -55,6 +55,12 @@ class NotAcceptableError(ProblemError):
     status, title = 406, "No acceptable form"
 
 
+class StalledError(ProblemError):
+    """A body that stopped coming before its end."""
+
+    status, title = 408, "Body did not arrive"
+
+
 class ConflictError(ProblemError):
     """Something that cannot be had or done in this state."""
 
@@ -96,6 +102,12 @@ class OverloadedError(ProblemError):
 
     status, title = 503, "Overloaded"
     type = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+
+class FullError(ProblemError):
+    """A disk without room for what was sent."""
+
+    status, title = 507, "Disk full"
 
 
 class ModelFailedError(ProblemError):

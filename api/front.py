@@ -19,6 +19,7 @@ from workers.settings import Settings
 log = logging.getLogger("api.access")
 
 LINGER_S = 2.0
+DATASETS = ("POST", "/v1/datasets")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
@@ -58,6 +59,7 @@ class Front:
         self._app = app
         self._keys = Keys(settings.api_keys)
         self._limit = settings.max_body_bytes
+        self._limits = {DATASETS: settings.max_dataset_bytes}  # of routes that stream their body to the disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -86,24 +88,26 @@ class Front:
     async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
         owner = self._keys.owner(headers.get(b"authorization", b""))
         scope["reverie_owner"], scope["reverie_request_id"] = owner, answer.request_id
-        refusal = self._refusal(scope["path"], owner, headers)
+        limit = self._limits.get((scope["method"], scope["path"]), self._limit)
+        refusal = self._refusal(scope["path"], owner, headers, limit)
         if refusal is not None:
             await refusal.response(answer.request_id)(scope, receive, answer.send)
         else:
-            await self._app(scope, self._limited(receive), answer.send)
+            await self._app(scope, self._limited(receive, answer, limit), answer.send)
 
-    def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes]) -> ProblemError | None:
+    def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes], limit: int) -> ProblemError | None:
         if owner is None and path not in OPEN_PATHS:
             detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
             return UnauthorizedError(detail, headers={"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"")
-        return self._too_large() if length.isdigit() and int(length) > self._limit else None
+        return self._too_large(limit) if length.isdigit() and int(length) > limit else None
 
-    def _too_large(self) -> TooLargeError:
-        detail = f"this route takes bodies of at most {self._limit} bytes; send fewer images a request"
+    def _too_large(self, limit: int) -> TooLargeError:
+        way = "send fewer images a request" if limit == self._limit else "send a smaller file"
+        detail = f"this route takes bodies of at most {limit} bytes; {way}"
         return TooLargeError(detail, headers={"Connection": "close"})
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, answer: "_Answer", limit: int) -> Receive:
         read = 0
 
         async def receiving() -> Message:
@@ -111,8 +115,9 @@ class Front:
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
-                if read > self._limit:
-                    raise self._too_large()
+                if read > limit:
+                    raise self._too_large(limit)
+                answer.unread = message.get("more_body", False)
             return message
 
         return receiving
@@ -126,13 +131,15 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.status = 0
+        self.unread = False
+        """Whether the body was begun to be read, and has more."""
 
     async def send(self, message: Message) -> None:
         """Send on what the application says."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
-        elif self.status == 413 and not message.get("more_body"):
+        elif (self.status == 413 or (self.status >= 400 and self.unread)) and not message.get("more_body"):
             await self._send({**message, "more_body": True})
             await _linger(self._receive)
             message = {"type": "http.response.body"}

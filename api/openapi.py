@@ -39,7 +39,7 @@ JOB = {
     "properties": {
         "id": {"type": "string"},
         "kind": {"type": "string"},
-        "status": {"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
+        "status": {"enum": ["queued", "running", "paused", "succeeded", "failed", "cancelled"]},
         "progress": {"type": "number", "minimum": 0, "maximum": 1},
         "created_at": {"type": "string"},
         "model": {"type": "string"},
@@ -61,6 +61,27 @@ MODEL = {
         "figures": {"description": "Measured quality"},
         "provenance": {"description": "How it was trained, on which data"},
         "links": {"type": "object"},
+    },
+}
+
+DATASET = {
+    "type": "object",
+    "required": ["name", "kind", "channels", "height", "width", "counts", "sha256", "created_at", "format", "links"],
+    "properties": {
+        "name": {"type": "string"},
+        "kind": {"enum": ["pictures", "vectors", "photographs"]},
+        "channels": {"type": "integer"},
+        "height": {"type": "integer"},
+        "width": {"type": "integer"},
+        "counts": {"type": "object", "required": ["train", "validation", "test"]},
+        "sha256": {"type": "string", "description": "Of train.npy, validation.npy, test.npy and labels.npy in a row"},
+        "created_at": {"type": "string"},
+        "format": {"type": "string", "description": "Of the upload"},
+        "split": {"type": "object", "description": "By what rule, and which shares were cut from what was sent"},
+        "labels": {"type": "boolean"},
+        "duplicates": {"type": "object", "description": "Equal pictures, equal names, held-back pictures in train"},
+        "bytes": {"type": "integer", "description": "On the disk"},
+        "links": {"type": "object", "required": ["self", "preview"]},
     },
 }
 
@@ -294,6 +315,30 @@ def _limits(operation: Operation, settings: Settings) -> str:
         said += " One picture may also be the body itself, as `image/*` or `application/octet-stream`, with all other"
         said += " fields in the query."
     return said
+
+
+def dataset_body(asked: type[BaseModel], named: type[BaseModel], settings: Settings) -> dict[str, Any]:
+    """The OpenAPI entry of an upload: a form, the file itself, or a name."""
+    fields, known = asked.model_json_schema(), named.model_json_schema()
+    form = {
+        "file": {"type": "string", "format": "binary", "description": "IDX, gzipped or not, NPZ, or ZIP of pictures."},
+        "labels": {"type": "string", "format": "binary", "description": "IDX of one whole number a picture."},
+        **fields["properties"],
+    }
+    query = [{"name": name, "in": "query", "schema": rule} for name, rule in fields["properties"].items()]
+    return {
+        "description": f"At most {settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked. "
+        "The same content under the same name again is the dataset that is there. Fields stand in form or query.",
+        "parameters": query,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _object(["file"], form)},
+                "application/octet-stream": _BINARY,
+                JSON: {"schema": _object(known["required"], known["properties"])},
+            },
+        },
+    }
 
 
 def answered(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:

@@ -5,11 +5,13 @@ gzipped or not, NPZ, or a ZIP of pictures) and FOLDER/labels a piece at a time, 
 validation.npy, test.npy and labels.npy, and says on stdout, as JSON, what they are or why there are none.
 """
 
+import ctypes
 import hashlib
 import json
 import math
 import os
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from workers.sources import (
 MEMORY_BYTES = 2 << 30
 LEAST_PICTURES = 10
 _NICENESS = 10
+_PR_SET_PDEATHSIG = 1
 
 
 def convert(folder: Path, wish: Wish) -> dict[str, Any]:
@@ -187,12 +190,21 @@ def _sha256(files: Sequence[Path]) -> str:
     return said.hexdigest()
 
 
+def _bind(parent: int) -> None:
+    """End when the process that started this one does, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)  # it ended meanwhile
+
+
 def main() -> None:
     """Convert, and say as JSON what was made or what is wrong; a fault of ours leaves its traceback on stderr."""
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(_NICENESS)
+    if len(sys.argv) > 3:
+        _bind(int(sys.argv[3]))
     try:
         said = convert(Path(sys.argv[1]), Wish.from_json(sys.argv[2]))
     except RefusedError as error:

@@ -45,8 +45,8 @@ class Datasets:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder, and clear what processes that died had at work there."""
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._clear()
 
     def _clear(self) -> None:

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
     state: Path = Field(Path("var"), description="Folder of the ledger, blobs and the queue server's data.")
     checkpoints: Path = Field(Path("checkpoints"), description="Folder with NAME/VERSION/model.safetensors.")
+    data: Path = Field(Path("data"), description="Folder of data known by name: MNIST, Fashion-MNIST.")
     extra_models: Path | None = Field(None, description="A folder of more model families, one Python file each.")
     queue_url: str = Field("redis://127.0.0.1:6390/0", description="Redis-compatible queue server.")
     ledger_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
@@ -50,6 +51,9 @@ class Settings(BaseSettings):
     max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
     max_images: int = Field(1024, ge=1, description="Images one request may upload.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
+    max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Largest upload of a dataset.")
+    max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Largest a dataset may be unpacked.")
+    reserve_bytes: int = Field(512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone.")
     max_upscaled_pixels: int = Field(
         180_000_000, ge=1, description="Pixels of the largest answer of the upscaling route."
     )

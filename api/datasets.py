@@ -1,0 +1,318 @@
+"""Routes of datasets: an upload streams to the disk, a child process converts it, and what came of it has a name."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from api.answers import JSON, PNG
+from api.errors import (
+    ConflictError,
+    FullError,
+    InvalidError,
+    MalformedError,
+    NotFoundError,
+    ProblemError,
+    TooLargeError,
+)
+from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, problem_responses
+from api.spool import Spool
+from workers.datasets import NAME, Datasets, InUseError, TakenError
+from workers.settings import Settings
+from workers.sources import Wish
+
+log = logging.getLogger(__name__)
+
+PATH = "/v1/datasets"
+AT_ONCE = 2
+"""Conversions at a time in one API process; further ones wait with their upload on the disk."""
+
+_LOOK_S = 0.5
+_ROOT = Path(__file__).resolve().parents[1]
+_EDGE = 4096
+_LARGEST_JSON = 64 << 10
+
+
+class Asked(BaseModel):
+    """The fields beside the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=f"^{NAME.pattern}$", description="Of the dataset: letters, digits, `.`, `-`, `_`.")
+    format: Literal["idx", "npz", "zip"] | None = Field(None, description="Of the file; found out where left out.")
+    kind: Literal["pictures", "photographs"] = Field(
+        "pictures", description="`photographs`, of any size, are cut into patches of 96×96 for super-resolution."
+    )
+    resize: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,4}x[0-9]{1,4}$",
+        description="HEIGHTxWIDTH: scale each picture of a ZIP until it covers that size, and cut it at the centre.",
+    )
+    validation: float = Field(0.1, ge=0, le=0.5, description="Share held back for choices, where the file has no such.")
+    test: float = Field(0.1, ge=0, le=0.5, description="Share held back for the last measurement, likewise.")
+
+    def wish(self, settings: Settings) -> Wish:
+        """The same for the converter."""
+        size = tuple(map(int, self.resize.split("x"))) if self.resize else None
+        if size is not None and not all(1 <= edge <= _EDGE for edge in size):
+            raise _wrong("resize", f"each edge must be 1 to {_EDGE} pixels, as in 64x64")
+        return Wish(
+            format=self.format or "",
+            kind="photographs" if self.kind == "photographs" else "",
+            resize=(size[0], size[1]) if size else None,
+            validation=self.validation,
+            test=self.test,
+            unpacked_bytes=settings.max_unpacked_bytes,
+            reserve_bytes=settings.reserve_bytes,
+        )
+
+
+class Named(BaseModel):
+    """A set that is known by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    source: Literal["mnist", "fashion-mnist"] = Field(description="Which; its own test part is kept.")
+    name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")
+    validation: float = Field(0.1, ge=0, le=0.5, description="Share of its training part held back for choices.")
+
+    def wish(self, settings: Settings) -> Wish:
+        """The same for the converter."""
+        limits = settings.max_unpacked_bytes, settings.reserve_bytes
+        return Wish(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])
+
+
+def add_datasets(app: FastAPI, settings: Settings, datasets: Datasets) -> None:
+    """Put the routes into the application."""
+    router = APIRouter(prefix="/v1")
+    _add_making(router, settings, datasets)
+    _add_looking(router, datasets)
+    app.include_router(router)
+
+
+def _add_making(router: APIRouter, settings: Settings, datasets: Datasets) -> None:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    @router.post(
+        "/datasets",
+        summary="Upload a dataset, or take one by name",
+        tags=["datasets"],
+        status_code=201,
+        response_class=Response,
+        responses={
+            201: {"description": "Made", "content": {JSON: {"schema": DATASET}}},
+            200: {"description": "It was there already, with the same content", "content": {JSON: {"schema": DATASET}}},
+            **problem_responses(400, 408, 409, 413, 415, 422, 507),
+        },
+        openapi_extra=dataset_body(Asked, Named, settings),
+    )
+    async def create(request: Request) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        with datasets.workshop() as folder:
+            if kind == JSON:
+                named = _named(await _small(request))
+                name, wish = named.name or named.source, named.wish(settings)
+                async with gate:
+                    await _fetch(request, folder, named, settings)
+                    said = {**await _convert(request, folder, wish), "source": named.source}
+            else:
+                spool = Spool(folder, ("file", "labels"), tuple(Asked.model_fields), settings.reserve_bytes)
+                asked = _asked(await spool.read(request))
+                name, wish = asked.name, asked.wish(settings)
+                async with gate:
+                    said = await _convert(request, folder, wish)
+            about, new = await asyncio.to_thread(_added, datasets, folder / "made", name, said)
+        return Response(orjson.dumps(_body(about)), 201 if new else 200, {"Location": f"{PATH}/{name}"}, JSON)
+
+
+def _add_looking(router: APIRouter, datasets: Datasets) -> None:
+    def found(name: str) -> dict[str, Any]:
+        about = datasets.get(name)
+        if about is None:
+            raise NotFoundError(f"no dataset {name[:120]!r}; GET {PATH} lists them")
+        return about
+
+    @router.get(
+        "/datasets",
+        summary="List datasets, by name",
+        tags=["datasets"],
+        response_class=Response,
+        responses={**answered(listed(DATASET)), **problem_responses(422)},
+    )
+    async def listing(
+        after: Annotated[str, Query(max_length=64)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> Response:
+        about = await asyncio.to_thread(datasets.listing, after, limit + 1)
+        data = [_body(one) for one in about[:limit]]
+        ends = {"first_id": data[0]["name"] if data else None, "last_id": data[-1]["name"] if data else None}
+        body = {"object": "list", "data": data, "has_more": len(about) > limit, **ends}
+        return Response(orjson.dumps(body), media_type=JSON)
+
+    @router.get(
+        "/datasets/{name}",
+        summary="A dataset",
+        tags=["datasets"],
+        response_class=Response,
+        responses={**answered(DATASET), **problem_responses(404)},
+    )
+    async def dataset(name: str) -> Response:
+        return Response(orjson.dumps(_body(found(name))), media_type=JSON)
+
+    @router.get(
+        "/datasets/{name}/preview",
+        summary="Some of a dataset's pictures as a grid",
+        tags=["datasets"],
+        response_class=Response,
+        responses={**PREVIEW, **problem_responses(404, 422)},
+    )
+    async def preview(
+        name: str,
+        split: Literal["train", "validation", "test"] = "train",
+        count: Annotated[int, Query(ge=1, le=400)] = 64,
+    ) -> Response:
+        found(name)
+        picture = await asyncio.to_thread(datasets.preview, name, split, count)
+        if picture is None:
+            raise NotFoundError(f"the dataset {name} has no pictures in its {split} part")
+        return Response(picture, 200, {"Cache-Control": "no-cache"}, PNG)
+
+    @router.delete(
+        "/datasets/{name}",
+        summary="Delete a dataset that nothing uses",
+        tags=["datasets"],
+        status_code=204,
+        responses=problem_responses(404, 409),
+    )
+    async def delete(name: str) -> Response:
+        found(name)
+        try:
+            await asyncio.to_thread(datasets.delete, name)
+        except InUseError as error:
+            users = ", ".join(error.users[:10])
+            raise ConflictError(f"{name} is in use by {users}; wait for their end, or cancel them first") from error
+        return Response(status_code=204)
+
+
+def _body(about: dict[str, Any]) -> dict[str, Any]:
+    here = f"{PATH}/{about['name']}"
+    return {**about, "links": {"self": here, "preview": f"{here}/preview"}}
+
+
+def _wrong(field: str, detail: str) -> InvalidError:
+    return InvalidError(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+
+
+def _invalid(error: ValidationError) -> InvalidError:
+    wrong = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors()]
+    return InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong)
+
+
+def _asked(fields: dict[str, str]) -> Asked:
+    try:
+        return Asked.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+async def _small(request: Request) -> bytes:
+    """A body of JSON, which the limit of this route's files is not meant for."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_JSON:
+            raise TooLargeError(f"a JSON body here has at most {_LARGEST_JSON} bytes")
+    return body
+
+
+def _named(body: bytes) -> Named:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedError(f'the body is not JSON ({error}); send for example {{"source": "mnist"}}') from error
+    try:
+        return Named.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from error
+
+
+def _added(datasets: Datasets, made: Path, name: str, said: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    try:
+        return datasets.add(made, name, said)
+    except TakenError as error:
+        raise ConflictError(
+            f"there is a dataset {name} with other content; use another name, or delete that one first"
+        ) from error
+
+
+# --- child processes ---
+
+
+async def _fetch(request: Request, folder: Path, named: Named, settings: Settings) -> None:
+    """FOLDER/file with a set known by name; the models know where it is to be had."""
+    file, data = str(folder / "file"), str(settings.data.resolve())
+    words = ["models", "dataset", named.source, file, "--data-folder", data, "--parent", str(os.getpid())]
+    code, _, told = await _run(request, words)
+    if code:
+        lines = told.decode("utf-8", "replace").strip().splitlines() or [f"its process ended with {code}"]
+        log.warning("named set not to be had", extra={"set": named.source, "reason": lines[-1][:500]})
+        ours = lines[-1].startswith("error: ")
+        why = lines[-1].removeprefix("error: ")[:500] if ours else "it cannot be fetched here; upload its files"
+        raise _wrong("source", why)
+
+
+async def _convert(request: Request, folder: Path, wish: Wish) -> dict[str, Any]:
+    """What the converter made of FOLDER/file. Raises the ProblemError that it reported."""
+    code, answer, told = await _run(
+        request, ["workers.conversion", str(folder), json.dumps(asdict(wish)), str(os.getpid())]
+    )
+    if code < 0:  # a decoder crashed, or the system's memory ran out
+        raise _wrong("file", f"reading it took its process down (signal {-code}); save it anew, or send it in parts")
+    if code:
+        raise RuntimeError(f"the converter failed: {told.decode('utf-8', 'replace')[-4000:]}")
+    said: dict[str, Any] = orjson.loads(answer)
+    if "problem" in said:
+        raise _problem(**said["problem"])
+    return said
+
+
+def _problem(status: int, field: str, detail: str) -> ProblemError:
+    if status == FullError.status:
+        return FullError(f"{detail}; delete datasets, or send a smaller one")
+    errors = [{"field": field, "detail": detail}]
+    return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
+
+
+async def _run(request: Request, words: list[str]) -> tuple[int, bytes, bytes]:
+    """Run `python -m WORDS` for as long as the client is there; its exit code, stdout and stderr."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    talk = asyncio.ensure_future(child.communicate())
+    try:
+        while not talk.done():
+            await asyncio.wait((talk,), timeout=_LOOK_S)
+            if not talk.done() and await request.is_disconnected():
+                raise ClientDisconnect
+    finally:
+        if child.returncode is None and not talk.done():
+            child.kill()
+            await talk
+    out, told = talk.result()
+    return child.returncode or 0, out, told

@@ -1,0 +1,207 @@
+"""A body streamed to files, multipart or raw: a piece at a time, so that its size is the disk's concern alone."""
+
+import asyncio
+import errno
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
+from starlette.requests import Request
+
+from api.errors import FullError, InvalidError, MalformedError, StalledError, UnsupportedMediaError
+from workers.sources import FULL
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+IDLE_S = 60.0
+_BLOCK_BYTES = 1 << 20
+_LONGEST_FIELD = 200
+_RAW = (
+    "application/octet-stream",
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/gzip",
+    "application/x-gzip",
+    "application/x-npz",
+)
+
+
+class Spool:
+    """What arrives of one body: its files go to a folder, under the names of their fields; its fields are kept.
+
+    A body that is no form is the first of `files`, its fields are in the query.
+    """
+
+    def __init__(self, folder: Path, files: Collection[str], fields: Collection[str], reserve_bytes: int) -> None:
+        self._folder = folder
+        self._files = tuple(files)
+        self._known = tuple(fields)
+        self._reserve_bytes = reserve_bytes
+        self._open: dict[str, IO[bytes]] = {}
+        self._waiting: list[tuple[str, bytes]] = []
+        self._waiting_bytes = 0
+        self.fields: dict[str, str] = {}
+
+    async def read(self, request: Request) -> dict[str, str]:
+        """Take in the body; answers its fields. Raises the ProblemError that says what is wrong with it."""
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        form = kind.lower() == b"multipart/form-data"
+        if not form and kind.lower().decode("latin-1") not in _RAW:
+            raise UnsupportedMediaError(
+                f"{kind.decode('latin-1')[:60] or 'a body without a Content-Type'} is not read here; send "
+                f"multipart/form-data with a file `{self._files[0]}`, or the file itself as {_RAW[0]} with the other "
+                "fields in the query"
+            )
+        for name, value in request.query_params.multi_items():
+            self._put(name, value)
+        try:
+            await (self._form(request, options) if form else self._raw(request))
+            await self._flush()
+        finally:
+            for file in self._open.values():
+                file.close()
+        if self._files[0] not in self._open:
+            raise _wrong(self._files[0], "missing; send the file under this name")
+        return self.fields
+
+    async def _raw(self, request: Request) -> None:
+        self._begin(self._files[0])
+        async for chunk in _chunks(request):
+            await self._take(self._files[0], chunk)
+
+    async def _form(self, request: Request, options: dict[bytes, bytes]) -> None:
+        if not options.get(b"boundary"):
+            raise MalformedError("the Content-Type names no boundary of the parts; let the client make that header")
+        form = _Form(self._begin, self._put, self._hold)
+        try:
+            parser = MultipartParser(options[b"boundary"], form.callbacks)
+            async for chunk in _chunks(request):
+                parser.write(chunk)
+                if self._waiting_bytes >= _BLOCK_BYTES:
+                    await self._flush()
+        except MultipartParseError as error:
+            raise MalformedError(f"the body is not multipart/form-data: {error}") from error
+        if parser.state != MultipartState.END:
+            raise MalformedError("the body ends before its last boundary; send it whole")
+
+    def _begin(self, name: str) -> bool:
+        """Whether a part is a file; if so its file is there from now on."""
+        if name not in self._files:
+            return False
+        if name in self._open:
+            raise _wrong(name, "sent twice; send one file")
+        self._open[name] = (self._folder / name).open("wb")
+        return True
+
+    def _put(self, name: str, value: str) -> None:
+        if name not in self._known:
+            raise InvalidError(f"no such field: {name[:60]!r}; there are {', '.join((*self._files, *self._known))}")
+        if name in self.fields:
+            raise _wrong(name, "given more than once; send it once")
+        self.fields[name] = value
+
+    def _hold(self, name: str, data: bytes) -> None:
+        self._waiting.append((name, data))
+        self._waiting_bytes += len(data)
+
+    async def _take(self, name: str, data: bytes) -> None:
+        self._hold(name, data)
+        if self._waiting_bytes >= _BLOCK_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Write what waits, in a thread: a disk that is busy holds up nobody else."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        try:
+            await asyncio.to_thread(self._write, waiting)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise FullError("the disk has no room for this file; delete datasets, or send a smaller one") from error
+
+    def _write(self, waiting: list[tuple[str, bytes]]) -> None:
+        if shutil.disk_usage(self._folder).free < self._reserve_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for name, data in waiting:
+            self._open[name].write(data)
+        for file in self._open.values():
+            file.flush()
+
+
+class _Form:
+    """The callbacks of a parser of one form."""
+
+    def __init__(
+        self, begin: Callable[[str], bool], put: Callable[[str, str], None], hold: Callable[[str, bytes], None]
+    ) -> None:
+        self._begin, self._put, self._hold = begin, put, hold
+        self._header = self._value = self._disposition = b""
+        self._name, self._file, self._text = "", False, b""
+        self.callbacks: "MultipartCallbacks" = {
+            "on_part_begin": self._part,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+        }
+
+    def _part(self) -> None:
+        self._header = self._value = self._disposition = self._text = b""
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _headers_end(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
+        self._name = options[b"name"].decode("utf-8", "replace")
+        self._file = self._begin(self._name)
+        if not self._file and b"filename" in options:
+            raise InvalidError(f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._file:
+            self._hold(self._name, data[start:end])
+            return
+        self._text += data[start:end]
+        if len(self._text) > _LONGEST_FIELD:
+            raise _wrong(self._name[:60], f"longer than {_LONGEST_FIELD} bytes; only `file` and `labels` are files")
+
+    def _end(self) -> None:
+        if not self._file:
+            self._put(self._name, self._text.decode("utf-8", "replace"))
+
+
+def _wrong(name: str, detail: str) -> InvalidError:
+    return InvalidError(f"{name}: {detail}", errors=[{"field": name, "detail": detail}])
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body's pieces. Raises ClientDisconnect, and StalledError where none comes for too long."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                chunk = await anext(stream, None)
+        except TimeoutError as error:
+            detail = f"nothing of the body came for {IDLE_S:.0f} s before its end; send it again, whole"
+            raise StalledError(detail, headers={"Connection": "close"}) from error
+        if chunk is None:
+            return
+        yield chunk
