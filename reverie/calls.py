@@ -17,7 +17,7 @@ from uuid import uuid4
 import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
-from reverie.records import Answer, Job, Model, Saved
+from reverie.records import Answer, Dataset, Job, Model, Saved, Training
 from reverie.wire import Ask, Download, Pause, Upload, Watch
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ MEDIA = {
 }
 SEED_LIMIT = 2**63
 _PAGE = 100
+_CONVERSION_S = 3600.0
+"""A large upload is answered when it has been converted."""
+
+_ESTIMATE_S = 60
 
 
 class Call(Generic[P, T]):
@@ -209,7 +213,9 @@ class Calls:
         """A picture file of any size, enlarged by `scale`, `method`, …: .png, .jpg or .webp, as `into` says."""
         path = Path(into)
         query = {"model": model, "seed": _seed(seed), **options}
-        ask = Ask("POST", "/v1/upscales", query=query, headers={"Accept": _media(path)}, upload=Upload(Path(image)))
+        ask = Ask(
+            "POST", "/v1/upscales", query=query, headers={"Accept": _media(path)}, upload=Upload({"image": Path(image)})
+        )
         return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
 
     @Call
@@ -360,6 +366,146 @@ class Calls:
     def forget(self, job_id: str) -> Steps[None]:
         """Delete an ended job and what it left."""
         yield from self._send(Ask("DELETE", f"/v1/jobs/{word(job_id)}", again=False))
+
+    # --- datasets ---
+
+    @Call
+    def datasets(self) -> Steps[list[Dataset]]:
+        """What can be trained on, by name."""
+        return [Dataset(body) for body in (yield from self._listed("/v1/datasets", None))]
+
+    @Call
+    def dataset(self, name: str) -> Steps[Dataset]:
+        """One of them."""
+        return Dataset((yield from self._json(Ask("GET", f"/v1/datasets/{word(name)}"))))
+
+    @Call
+    def upload(
+        self,
+        name: str,
+        file: str | os.PathLike[str],
+        labels: str | os.PathLike[str] | None = None,
+        *,
+        format: str | None = None,  # noqa: A002 - the route's word
+        kind: str | None = None,
+        resize: str | None = None,
+        validation: float | None = None,
+        test: float | None = None,
+        watch: Watch | None = None,
+    ) -> Steps[Dataset]:
+        """Make a dataset of an IDX, an NPZ or a ZIP of pictures; sent again it is the one that is there.
+
+        `kind="photographs"`, of any size, are cut into patches; `resize` is HEIGHTxWIDTH; `validation` and `test` are
+        shares. `watch` hears how many bytes have gone.
+        """
+        files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
+        query = {"format": format, "kind": kind, "resize": resize, "validation": validation, "test": test}
+        ask = Ask(
+            "POST", "/v1/datasets", query={"name": name, **query}, upload=Upload(files, watch), timeout_s=_CONVERSION_S
+        )
+        return Dataset((yield from self._json(ask)))
+
+    @Call
+    def fetch(self, source: str, name: str | None = None) -> Steps[Dataset]:
+        """Make a dataset of a set that the service knows by name: mnist, fashion-mnist."""
+        fields = {"source": source, **({"name": name} if name else {})}
+        return Dataset((yield from self._json(Ask("POST", "/v1/datasets", json=fields, timeout_s=_CONVERSION_S))))
+
+    @Call
+    def save_preview(
+        self, name: str, into: str | os.PathLike[str], *, split: str = "train", count: int = 64
+    ) -> Steps[Saved]:
+        """Some of a dataset's pictures as a PNG."""
+        ask = Ask("GET", f"/v1/datasets/{word(name)}/preview", query={"split": split, "count": count})
+        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file))))
+
+    @Call
+    def delete_dataset(self, name: str) -> Steps[None]:
+        """Delete a dataset; ConflictError while a training uses it."""
+        yield from self._send(Ask("DELETE", f"/v1/datasets/{word(name)}", again=False))
+
+    # --- trainings ---
+
+    @Call
+    def families(self) -> Steps[list[Mapping[str, Any]]]:
+        """What can be trained: `name`, the schemas of `config` and `training`, and the `recipe` where none is given."""
+        return (yield from self._json(Ask("GET", "/v1/families")))["data"]  # type: ignore[no-any-return]
+
+    @Call
+    def train(
+        self,
+        family: str,
+        dataset: str,
+        name: str,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        summary: str = "",
+        serve: str = "if better",
+        evaluation: Mapping[str, int] | None = None,
+        gpus: int = 1,
+    ) -> Steps[Training]:
+        """Begin a training, not waited for; at its end the model `name` has one version more.
+
+        `recipe` is what differs from the family's own: `config`, `training`, `seed`. `serve` says whether the new
+        version serves: "if better", "always" or "never". `evaluation`: `count` of test pictures, `k` samples of each.
+        """
+        fields = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "summary": summary}
+        more = {"serve": serve, "gpus": gpus, **({"evaluation": evaluation} if evaluation else {})}
+        headers = {"Idempotency-Key": uuid4().hex}
+        return Training((yield from self._json(Ask("POST", "/v1/trainings", json=fields | more, headers=headers))))
+
+    @Call
+    def estimate(
+        self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
+    ) -> Steps[Mapping[str, Any]]:
+        """What a training would take, from a few timed steps: `parameters`, `memory_bytes`, `seconds`, …."""
+        fields = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
+        headers = {"Prefer": f"wait={_ESTIMATE_S}"}
+        response = yield from self._send(Ask("POST", "/v1/trainings", json=fields, headers=headers))
+        if response.status_code == 202:
+            raise StillRunningError(Job(response.json()))
+        return dict(response.json())
+
+    @Call
+    def trainings(
+        self, *, status: str | None = None, model: str | None = None, limit: int | None = 20
+    ) -> Steps[list[Training]]:
+        """Trainings, newest first; `limit=None` for all."""
+        found = yield from self._listed("/v1/trainings", limit, status=status, model=model)
+        return [Training(body) for body in found]
+
+    @Call
+    def training(self, job_id: str) -> Steps[Training]:
+        """A training as it stands, with the last line of its metrics."""
+        return Training((yield from self._json(Ask("GET", f"/v1/trainings/{word(job_id)}"))))
+
+    @Call
+    def metrics(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
+        """A line an epoch; `events` has them as they come."""
+        page = yield from self._json(Ask("GET", f"/v1/trainings/{word(job_id)}/metrics"))
+        return list(page["data"])
+
+    @Call
+    def checkpoints(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
+        """What the training could be resumed from, the last of which is kept."""
+        page = yield from self._json(Ask("GET", f"/v1/trainings/{word(job_id)}/checkpoints"))
+        return list(page["data"])
+
+    @Call
+    def save_curves(self, job_id: str, into: str | os.PathLike[str]) -> Steps[Saved]:
+        """The losses as a PNG."""
+        ask = Ask("GET", f"/v1/trainings/{word(job_id)}/curves.png")
+        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file))))
+
+    @Call
+    def pause(self, job_id: str) -> Steps[Training]:
+        """Stop a training with a checkpoint, to be resumed."""
+        return Training((yield from self._json(Ask("POST", f"/v1/trainings/{word(job_id)}/pause"))))
+
+    @Call
+    def resume(self, job_id: str) -> Steps[Training]:
+        """Go on with a paused training."""
+        return Training((yield from self._json(Ask("POST", f"/v1/trainings/{word(job_id)}/resume"))))
 
 
 def word(name: str) -> str:

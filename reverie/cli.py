@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ import typer
 
 from reverie.client import URL, Client
 from reverie.errors import JobFailedError, ReverieError
-from reverie.records import Event, Job, Model, Saved
+from reverie.records import Dataset, Event, Job, Model, Saved
 from reverie.screen import Bar, Screen, number, numbers, size
 
 FAILED, INTERRUPTED = 1, 130
+PARTS = ("train", "validation", "test")
 
 app = typer.Typer(
     name="reverie",
@@ -31,7 +32,9 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Models and their versions; alone, a list.", invoke_without_command=True)
 jobs = typer.Typer(help="Jobs, trainings among them; alone, a list, newest first.", invoke_without_command=True)
+datasets = typer.Typer(help="What can be trained on; alone, a list.", invoke_without_command=True)
 app.add_typer(models, name="models")
+app.add_typer(datasets, name="datasets")
 app.add_typer(jobs, name="jobs")
 
 
@@ -149,9 +152,9 @@ def _told(house: House, out: Path, saved: Saved, what: str) -> None:
         house.screen.line(f"{out}: {what}{saved.made_by}{seed}, {size(saved.size_bytes)}")
 
 
-def changed(settings: Sequence[str] | None) -> dict[str, Any]:
-    """Each `a.b=c` at its place, c being JSON or else a word. Raises typer.BadParameter."""
-    values: dict[str, Any] = {}
+def changed(settings: Sequence[str] | None, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`values` with each `a.b=c` at its place, c being JSON or else a word. Raises typer.BadParameter."""
+    values = {} if values is None else values
     for setting in settings or ():
         path, equals, text = setting.partition("=")
         if not equals:
@@ -200,15 +203,203 @@ def _card(screen: Screen, model: Model) -> None:
     screen.line(f"{model.name}@{model.version}  {model.family}  {model['summary']}  (versions {versions})")
     screen.line("")
     rows = [
-        [path, name, json.dumps(rule.get("default"), ensure_ascii=False), rule.get("description", "")]
+        [path, name, _brief(rule.get("default")), rule.get("description", "")]
         for path, operation in model.operations.items()
         for name, rule in (operation["options"].get("properties") or {"": {}}).items()
     ]
     screen.table(["OPERATION", "OPTION", "DEFAULT", "WHAT IT IS"], rows)
     screen.line("")
-    for figure in model.figures:
-        said = figure.get("description") or ""
-        screen.line(f"{figure['name']}  {number(figure['value'])} {figure.get('unit', '')}  {said}".rstrip())
+    _figures(screen, model)
+
+
+# --- datasets ---
+
+
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="A dataset.")]
+
+
+@datasets.callback()
+def _datasets(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    house: House = context.obj
+    found = house.client.datasets()
+    if house.screen.as_json:
+        house.screen.json([dict(dataset.body) for dataset in found])
+        return
+    rows = [
+        [
+            one.name,
+            one.kind,
+            "×".join(map(str, one.shape)),
+            *(one.counts.get(part, 0) for part in PARTS),
+            one.sha256[:12],
+        ]
+        for one in found
+    ]
+    house.screen.table(["DATASET", "KIND", "SHAPE", *(part.upper() for part in PARTS), "SHA256"], rows)
+
+
+@datasets.command("add")
+def _add(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="An IDX, NPZ or ZIP file, or a set by name: mnist, fashion-mnist.")],
+    name: Annotated[str | None, typer.Option(help="[default: the file's]")] = None,
+    labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels as an IDX file.")] = None,
+    kind: Annotated[str | None, typer.Option(help="pictures, or photographs of any size.")] = None,
+    resize: Annotated[str | None, typer.Option(metavar="HxW", help="Scale and cut each picture to this size.")] = None,
+    validation: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share held back for choices.")] = None,
+    test: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share held back for the measurement.")] = None,
+) -> None:
+    """Upload a dataset, or have the service fetch one that it knows.
+
+    reverie datasets add digits.zip
+    """
+    house: House = context.obj
+    path = Path(source)
+    if not path.exists():
+        _made(house, house.client.fetch(source, name))
+        return
+    called = name or path.name.partition(".")[0]
+    with Bar(house.screen, f"{path.name} on its way") as bar:
+        total = path.stat().st_size or 1
+        made = house.client.upload(
+            called,
+            path,
+            labels,
+            kind=kind,
+            resize=resize,
+            validation=validation,
+            test=test,
+            watch=lambda gone: bar.reach(gone / total, f"{path.name} " + ("read" if gone >= total else "on its way")),
+        )
+    _made(house, made)
+
+
+def _shape(dataset: Dataset) -> str:
+    return "×".join(map(str, dataset.shape))
+
+
+def _counts(dataset: Dataset) -> list[int]:
+    return [dataset.counts.get(part, 0) for part in PARTS]
+
+
+def _made(house: House, dataset: Dataset) -> None:
+    if house.screen.as_json:
+        house.screen.json(dict(dataset.body))
+        return
+    parts = ", ".join(f"{count} {part}" for part, count in zip(PARTS, _counts(dataset), strict=True))
+    house.screen.line(f"{dataset.name}: {dataset.kind} of {_shape(dataset)}; {parts}")
+
+
+@datasets.command("show")
+def _dataset(context: typer.Context, name: DatasetName) -> None:
+    """Everything about a dataset."""
+    house: House = context.obj
+    house.screen.json(dict(house.client.dataset(name).body))
+
+
+@datasets.command("preview")
+def _preview(
+    context: typer.Context,
+    name: DatasetName,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 64,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    out: Out = None,
+) -> None:
+    """Some of a dataset's pictures as a PNG."""
+    house: House = context.obj
+    given = out or Path(f"{name}.png")
+    with _written(given) as path:
+        saved = house.client.save_preview(name, path, split=split, count=count)
+    _told(house, given, saved, f"some of {name}")
+
+
+@datasets.command("delete")
+def _drop(context: typer.Context, name: DatasetName) -> None:
+    """Delete a dataset that no training uses."""
+    house: House = context.obj
+    house.client.delete_dataset(name)
+
+
+# --- training ---
+
+
+@app.command()
+def families(context: typer.Context) -> None:
+    """What can be trained, and the options that `reverie train --set` takes."""
+    house: House = context.obj
+    found = house.client.families()
+    if house.screen.as_json:
+        house.screen.json(found)
+        return
+    rows = [
+        [
+            family["name"],
+            f"{part}.{name}",
+            json.dumps(family["recipe"][part].get(name, rule.get("default"))),
+            _told_of(rule),
+        ]
+        for family in found
+        for part in ("config", "training")
+        for name, rule in family[part]["properties"].items()
+    ]
+    house.screen.table(["FAMILY", "OPTION", "DEFAULT", "WHAT IT IS"], rows)
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _told_of(rule: dict[str, Any]) -> str:
+    said = rule.get("description", "")
+    return f"{said} ({', '.join(map(str, rule['enum']))})".strip() if "enum" in rule else said
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    family: Annotated[str, typer.Argument(help="vae, bihm, ebgan, superres, …: `reverie families` lists them.")],
+    dataset: Annotated[str, typer.Argument(help="What to learn from: `reverie datasets` lists them.")],
+    name: Annotated[str | None, typer.Option(help="The model that it becomes. [default: FAMILY-DATASET]")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="training.epochs=5, config.latents=2; may be repeated."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file of options.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. [default: 0]")] = None,
+    serve: Annotated[str, typer.Option(help="Whether it serves: if better, always, never.")] = "if better",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, from a few steps.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it to its end.")] = False,
+) -> None:
+    """Train a model; it is a new version of NAME at the end.
+
+    reverie train vae digits --name my-digits --set training.epochs=5 --follow
+    """
+    house: House = context.obj
+    called = name or f"{family}-{dataset}"
+    asked = changed(options, json.loads(recipe.read_bytes()) if recipe else {}) | (
+        {} if seed is None else {"seed": seed}
+    )
+    if dry_run:
+        estimate = house.client.estimate(family, dataset, called, recipe=asked)
+        _estimated(house.screen, estimate)
+        return
+    training = house.client.train(family, dataset, called, recipe=asked, serve=serve)
+    if not follow:
+        _ended(house, training)
+        return
+    house.screen.note(f"{training.id}: Ctrl-C leaves it running")
+    _ended(house, followed(house, training))
+
+
+def _estimated(screen: Screen, estimate: Mapping[str, Any]) -> None:
+    if screen.as_json:
+        screen.json(dict(estimate))
+        return
+    screen.line(f"parameters  {estimate['parameters']}")
+    screen.line(f"memory      {size(estimate['memory_bytes'])}")
+    screen.line(f"time        {estimate['seconds']:.0f} s")
 
 
 # --- jobs ---
@@ -267,6 +458,30 @@ def _cancel(context: typer.Context, job_id: JobId) -> None:
     _ended(house, house.client.cancel(job_id))
 
 
+@jobs.command("pause")
+def _pause(context: typer.Context, job_id: JobId) -> None:
+    """Stop a training with a checkpoint, to be resumed."""
+    house: House = context.obj
+    _ended(house, house.client.pause(job_id))
+
+
+@jobs.command("resume")
+def _resume(context: typer.Context, job_id: JobId) -> None:
+    """Go on with a paused training."""
+    house: House = context.obj
+    _ended(house, house.client.resume(job_id))
+
+
+@jobs.command("curves")
+def _curves(context: typer.Context, job_id: JobId, out: Out = None) -> None:
+    """A training's losses as a PNG."""
+    house: House = context.obj
+    given = out or Path(f"{job_id}.png")
+    with _written(given) as path:
+        saved = house.client.save_curves(job_id, path)
+    _told(house, given, saved, f"the losses of {job_id}")
+
+
 @jobs.command("delete")
 def _delete(context: typer.Context, job_id: JobId) -> None:
     """Forget an ended job and its result."""
@@ -299,10 +514,22 @@ def _shown(bar: Bar, title: str, event: Event) -> None:
 
 
 def _ended(house: House, job: Job) -> None:
-    """Say how a job stands. Raises JobFailedError where it failed."""
+    """Say how a job stands, and what a training made. Raises JobFailedError where it failed."""
     if job.status == "failed":
         raise JobFailedError(job)
     if house.screen.as_json:
         house.screen.json(dict(job.body))
-    else:
-        house.screen.line(f"{job.id} {job.status}")
+        return
+    house.screen.line(f"{job.id} {job.status}")
+    if job.kind == "training" and job.status == "succeeded":
+        made = house.client.model(f"{job.model}@{job['version']}")
+        serves = house.client.model(job.model).version == made.version
+        house.screen.line(f"{made.name}@{made.version} {'serves' if serves else 'is kept and does not serve'}")
+        _figures(house.screen, made)
+
+
+def _figures(screen: Screen, model: Model) -> None:
+    screen.table(
+        ["FIGURE", "VALUE", "UNIT", "WHAT IT IS"],
+        [[one["name"], number(one["value"]), one.get("unit", ""), one.get("detail", "")] for one in model.figures],
+    )

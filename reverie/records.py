@@ -134,8 +134,58 @@ class Job(Record):
 
 
 @dataclass(frozen=True)
+class Training(Job):
+    """A job that makes a version of a model."""
+
+    @property
+    def family(self) -> str:
+        """What is trained."""
+        return str(self.body["family"])
+
+    @property
+    def dataset(self) -> str:
+        """What it is trained on."""
+        return str(self.body["dataset"])
+
+    @property
+    def version(self) -> str | None:
+        """The version that it became, once it has succeeded."""
+        return self.body["version"] or None
+
+
+@dataclass(frozen=True)
+class Dataset(Record):
+    """What can be trained on."""
+
+    @property
+    def name(self) -> str:
+        """Its name in calls."""
+        return str(self.body["name"])
+
+    @property
+    def kind(self) -> str:
+        """One of pictures, vectors, photographs."""
+        return str(self.body["kind"])
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many there are in each part: train, validation, test."""
+        return dict(self.body["counts"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one."""
+        return self.body["channels"], self.body["height"], self.body["width"]
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint of its arrays."""
+        return str(self.body["sha256"])
+
+
+@dataclass(frozen=True)
 class Event:
-    """Something that happened to a job: `kind` is status, progress, message, metrics or preview."""
+    """Something that happened to a job: `kind` is status, progress, message, metrics, checkpoint or preview."""
 
     kind: str
     data: Mapping[str, Any]

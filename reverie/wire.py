@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import json
 import random
 import time
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import httpx
 
@@ -86,24 +88,48 @@ class Pause:
 
 
 class Upload(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A file on its way out, read piece by piece; `watch` hears how many bytes have gone."""
+    """Files on their way out, read piece by piece: one as it is, several as a form by the names of their fields.
 
-    def __init__(self, path: Path, watch: Watch | None = None, media: str = "application/octet-stream") -> None:
+    `watch` hears how many bytes have gone.
+    """
+
+    def __init__(self, files: Mapping[str, Path], watch: Watch | None = None) -> None:
         """Raises OSError where there is no such file."""
-        self.path, self.media = path, media
-        self.size_bytes = path.stat().st_size
+        self._pieces: list[Path | bytes] = list(files.values())
+        self.media = "application/octet-stream"
+        if len(files) > 1:
+            boundary = uuid4().hex
+            self._pieces = [piece for name, path in files.items() for piece in (_head(boundary, name, path), path)]
+            self._pieces.append(f"\r\n--{boundary}--\r\n".encode())
+            self.media = f"multipart/form-data; boundary={boundary}"
+        self.size_bytes = sum(one.stat().st_size if isinstance(one, Path) else len(one) for one in self._pieces)
         self._watch = watch or (lambda _gone: None)
 
     def __iter__(self) -> Iterator[bytes]:
         gone = 0
-        with self.path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-                gone += len(chunk)
-                self._watch(gone)
+        for chunk in itertools.chain.from_iterable(map(_chunks, self._pieces)):
+            yield chunk
+            gone += len(chunk)
+            self._watch(gone)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self:
+            yield chunk
+
+
+def _head(boundary: str, name: str, path: Path) -> bytes:
+    """What stands before a file in a form."""
+    file = path.name.replace('"', "%22")
+    said = f'Content-Disposition: form-data; name="{name}"; filename="{file}"'
+    return f"\r\n--{boundary}\r\n{said}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+
+
+def _chunks(piece: Path | bytes) -> Iterator[bytes]:
+    if isinstance(piece, bytes):
+        yield piece
+        return
+    with piece.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,26 @@ def test_models_are_listed_and_shown(run: Run) -> None:
     assert "nats" in out
     _, out, _ = run("--json", "models")
     assert {FAULTY, TINY, MODEL} <= {model["name"] for model in json.loads(out)}
+
+
+def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
+    """Under the file's name, unless another is given."""
+    with zipfile.ZipFile(tmp_path / "bars.zip", "w") as archive:
+        for number in range(20):
+            pixels = np.zeros((1, 8, 8), np.uint8)
+            pixels[0, number % 8, : 1 + number // 8] = 255
+            archive.writestr(f"{number}.png", png(pixels))
+    status, out, err = run("datasets", "add", "bars.zip", "--validation", "0.2", "--test", "0.2")
+    assert (status, out, err) == (0, "bars: pictures of 1×8×8; 12 train, 4 validation, 4 test\n", "")
+    _, out, _ = run("datasets")
+    assert ["bars", "pictures", "1×8×8", "12", "4", "4"] in [line[:6] for line in lines(out)]
+    assert json.loads(run("datasets", "show", "bars")[1])["counts"]["train"] == 12
+    assert run("datasets", "preview", "bars", "-n", "4", "-o", "bars.png")[0] == 0
+    assert opened((tmp_path / "bars.png").read_bytes()).shape == (16, 16)
+    assert run("datasets", "delete", "bars") == (0, "", "")
+    status, _, err = run("datasets", "add", "nowhere.zip")
+    assert status == 1
+    assert "mnist" in err
 
 
 def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Path) -> None:

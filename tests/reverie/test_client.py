@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import inspect
 import json
+import struct
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +33,7 @@ from reverie.errors import (
 from reverie.records import Event
 from tests.api.telling import FAULTY, MODEL, TINY, opened
 from tests.reverie.rough import Rough
-from tests.stack import Stack, free_port
+from tests.stack import ROOT, Stack, free_port
 from workers.pictures import png
 
 SLOW = {"steps": 20, "seconds": 0.05}
@@ -193,6 +196,63 @@ def test_a_job_may_be_cancelled(reverie: Client) -> None:
     assert reverie.wait(job.id, 5).ended
     with pytest.raises(ConflictError, match="cancelled"):
         reverie.result(job.id)
+
+
+# --- datasets ---
+
+
+def digits(count: int) -> np.ndarray:
+    """Pictures of the fixture."""
+    with gzip.open(ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz") as file:
+        return np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 1, 28, 28)[:count]
+
+
+def zipped(path: Path, pictures: np.ndarray) -> Path:
+    """A ZIP of PNGs."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, pixels in enumerate(pictures):
+            archive.writestr(f"{number:04}.png", png(pixels))
+    return path
+
+
+def test_a_dataset_is_uploaded_looked_at_and_deleted(reverie: Client, tmp_path: Path) -> None:
+    """A file as it is, or with its labels; the same again is the same, other content under the name is refused."""
+    file = zipped(tmp_path / "digits.zip", digits(40))
+    gone: list[int] = []
+    made = reverie.upload("client-digits", file, validation=0.2, test=0.1, watch=gone.append)
+    assert (made.name, made.kind, made.shape) == ("client-digits", "pictures", (1, 28, 28))
+    assert made.counts == {"train": 28, "validation": 8, "test": 4}
+    assert gone[-1] == file.stat().st_size
+    assert reverie.upload("client-digits", file, validation=0.2, test=0.1).sha256 == made.sha256
+    with pytest.raises(ConflictError):
+        reverie.upload("client-digits", zipped(tmp_path / "other.zip", digits(30)))
+    idx, labels = tmp_path / 'the "images"', tmp_path / "labels"
+    idx.write_bytes(struct.pack(">HBBIII", 0, 8, 3, 40, 28, 28) + digits(40).tobytes())
+    labels.write_bytes(struct.pack(">HBBI", 0, 8, 1, 40) + bytes(40))
+    assert sum(reverie.upload("client-labelled", idx, labels).counts.values()) == 40
+    names = [dataset.name for dataset in reverie.datasets()]
+    assert {"client-digits", "client-labelled"} <= set(names)
+    assert reverie.dataset("client-digits").sha256 == made.sha256
+    saved = reverie.save_preview("client-digits", tmp_path / "a.png", split="test", count=4)
+    assert opened(saved.path.read_bytes()).shape == (56, 56)
+    for name in ("client-digits", "client-labelled"):
+        reverie.delete_dataset(name)
+    with pytest.raises(NotFoundError):
+        reverie.dataset("client-digits")
+
+
+def test_an_upload_that_broke_off_is_sent_again(patient: Client, rough: Rough, tmp_path: Path) -> None:
+    """All of it; and what is wrong with a file is said with the name of the part."""
+    file = zipped(tmp_path / "digits.zip", digits(40))
+    rough.faults += ["drop", "lose"]
+    assert sum(patient.upload("client-again", file).counts.values()) == 40
+    assert [len(seen.body) for seen in rough.seen] == [file.stat().st_size] * 3
+    patient.delete_dataset("client-again")
+    bad = zipped(tmp_path / "bad.zip", digits(3))
+    with zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("broken.png", b"not a picture")
+    with pytest.raises(InvalidError, match=r"broken\.png"):
+        patient.upload("client-bad", bad)
 
 
 # --- refusals ---
