@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     outside.add_argument("--extra-models", type=Path, help="a folder of more families, one file each")
     outside.add_argument("--parent", type=int, help="end, as by SIGTERM, when this process does, which started it")
     common = argparse.ArgumentParser(add_help=False, parents=[outside])
-    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …, or auto")
     common.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
     common.add_argument("--data-folder", type=Path, default=Path("data"), help="where named data lie (default data/)")
 
@@ -57,6 +57,14 @@ def arguments() -> argparse.ArgumentParser:
         help="change one value of the recipe, e.g. training.epochs=5 or config.latents=2; may be repeated",
     )
     train.add_argument("--out", type=Path, help="folder of the run (default runs/NAME)")
+    train.add_argument(
+        "--start",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="CHECKPOINT",
+        help="a model.safetensors to begin with, where the family can; of several the later ones count",
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder, to the bit")
 
     export = commands.add_parser("export", help="a run as a checkpoint with its card", description=_export.__doc__)
@@ -137,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch  # noqa: PLC0415 - after the threads are set, and not for --help
 
     torch.set_num_threads(threads)
+    if getattr(chosen, "device", "") == "auto":
+        chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
     commands = {
         "train": _train,
         "export": _export,
@@ -195,6 +205,8 @@ def _train(chosen: argparse.Namespace) -> int:
         pictures, held_back = _training_data(recipe, chosen.data_folder)
         if not (out / "state.pt").exists():
             told = export.provenance(recipe, pictures, chosen.device, held_back)
+            if chosen.start:
+                told["start"] = [export.told_of(path) for path in chosen.start]
             (out / export.DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n")
 
         def report(line: dict[str, Any]) -> None:
@@ -207,6 +219,7 @@ def _train(chosen: argparse.Namespace) -> int:
             resume=chosen.resume,
             device=chosen.device,
             held_back=held_back.images if held_back else None,
+            start=export.tensors(chosen.start) if chosen.start else None,
             report=report,
         )
     print(f"{ended.reason} after {ended.epochs} epochs, {ended.seconds:.0f} s: {out}", file=sys.stderr)

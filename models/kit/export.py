@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from models.kit import card, data
 from models.kit.preview import preview
@@ -180,6 +182,19 @@ def _selection(run: Path) -> dict[str, Any]:
         "last_validation_loss": lines[-1]["validation_loss"],
         "seconds": lines[-1]["seconds"],
     }
+
+
+def told_of(checkpoint: Path) -> dict[str, Any]:
+    """What a card should tell of a checkpoint that training began with; ValueError where it is none."""
+    known = card.read_card(checkpoint)
+    told = {name: known["provenance"].get(name) for name in ("epochs", "seconds", "commit")}
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return {"name": known["name"], "version": known["version"], "sha256": digest, **told}
+
+
+def tensors(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The weights of several checkpoints together; of one name the last counts."""
+    return {name: value for path in checkpoints for name, value in load_file(path).items()}
 
 
 def commit() -> str:

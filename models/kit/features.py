@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional
 from models.kit.shapes import Float, Tensor
 
 Images = Float[Tensor, "B 3 H W"]
+Network = TypeVar("Network", bound="Features")
 
 VGG_BLOCKS = (2, 2, 3, 3, 3)  # convolutions between two poolings
 VGG_WIDTHS = (64, 128, 256, 512, 512)
@@ -121,9 +123,8 @@ def _same(layer: nn.Module, h: Tensor) -> Tensor:
     return padded
 
 
-def load(kind: type[Features], path: Path) -> Features:
-    """The network with its weights, frozen; ValueError where the file lacks one or holds another shape."""
-    network = kind()
+def load(network: Network, path: Path) -> Network:
+    """The network with the weights of its pieces, frozen; ValueError where the file lacks one or has other shapes."""
     names = list(network.state_dict())
     with np.load(path, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in arrays.files}

@@ -74,6 +74,7 @@ class Training:
     average: float = option(0.0, minimum=0.0, below=1.0, description="decay of the weights' moving average; 0 = none")
     precision: str = option("float32", choices=("float32", "bfloat16"), description="of the matrix products")
     binarization: str = option("dynamic", choices=("dynamic", "static", "none"))
+    pictures: int = option(0, minimum=0, maximum=10**9, description="only the first so many of the data; 0 = all")
     validation: int = option(0, minimum=0, maximum=10**9, description="last pictures held back to choose epochs on")
     patience: int = option(0, minimum=0, maximum=100000, description="epochs in vain before a stop; 0 = no stop")
     save_every_s: float = option(20.0, minimum=0.0, maximum=86400.0, description="least time between checkpoints")
@@ -135,6 +136,7 @@ class Run:
         out: Path,
         device: str = "cpu",
         held_back: UInt8[Tensor, "V C H W"] | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe, self.training, self.out = recipe, recipe.training, out
         self.device = torch.device(device)
@@ -143,6 +145,8 @@ class Run:
         self.count, self.span = len(images), len(images) + len(held_back)
         self.model: Any = family(recipe.family).Model(recipe.config)
         self.model.initialise(Rows.range(recipe.seed, 2**62, 1))
+        if start is not None:
+            self.model.begin(start)
         self.model.to(self.device)
         self.average = [p.detach().clone() for p in self.model.parameters()] if self.training.average else []
         self.players: dict[str, list[nn.Parameter]] = _players(self.model)
@@ -439,17 +443,19 @@ def train(
     resume: bool = False,
     device: str = "cpu",
     held_back: UInt8[Tensor, "V C H W"] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Outcome:
     """Fit a recipe into the folder `out`, or go on with what is there; SIGTERM and SIGINT leave a checkpoint.
 
     The first `training.validation` of the pictures `held_back` choose epochs; without them, the last of `images` do.
-    ValueError where `out` holds a run and `resume` is not asked for, or the recipe differs from the run's.
+    A new run begins with the weights `start` as far as its family takes them over. ValueError where `out` holds a run
+    and `resume` is not asked for, or the recipe differs from the run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(recipe, images, out, device, held_back)
+    run = Run(recipe, images, out, device, held_back, start)
     if (out / "state.pt").exists():
         run.restore()
     else:
@@ -489,6 +495,7 @@ def _parts(
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
     """The pictures to train on and those to choose epochs on; ValueError where there are too few."""
     wanted = training.validation
+    images = images[: training.pictures or None]
     if held_back is None:
         if wanted >= len(images):
             raise ValueError(f"validation = {wanted} leaves nothing of {len(images)} pictures")

@@ -66,7 +66,7 @@ def asked(model, operation: str, rows: Rows) -> dict:
 
 def losses_of(model, images, rows: Rows):
     """The loss and "", or each player's loss in its turn and what the names of its weights begin with."""
-    if not hasattr(model, "turns"):
+    if not getattr(model, "PLAYERS", ()):
         yield "", model.loss(images, rows)
         return
     for turn in model.turns(images, rows):

@@ -58,9 +58,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     names = {name.removeprefix("convolutions."): value.numpy() for name, value in network.state_dict().items()}
     path = tmp_path / "weights.npz"
     np.savez(path, **names)
-    again = features.load(features.EfficientNetLite0, path)
+    again = features.load(features.EfficientNetLite0(), path)
     images = torch.rand(1, 3, 16, 16)
     assert torch.equal(again(images)[-1], network(images)[-1])
     assert not any(parameter.requires_grad for parameter in again.parameters())
     with pytest.raises(ValueError, match=r"weights\.npz holds the weights of another network"):
-        features.load(features.VGG16, path)
+        features.load(features.VGG16(), path)

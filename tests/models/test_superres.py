@@ -1,0 +1,254 @@
+"""Super-resolution: each equation by closed forms and differences, the networks, the descent, tiles against wholes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from models import superres
+from models.kit import resize
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+
+SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
+STATISTICS = replace(SMALL, objective="statistics", network=False, predictor_blocks=1, wavelet_angles=2)
+
+
+def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Smoothed noise in 0 … 1."""
+    noise = torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    smooth = functional.avg_pool2d(noise, 5, 1, 2)
+    return (0.3 * noise + 2.0 * (smooth - 0.5) + 0.35).clamp(0, 1)
+
+
+def built(config: superres.Config = STATISTICS) -> superres.Model:
+    """A model with reproducible weights, its spreads those of two pictures."""
+    model = superres.Model(config)
+    model.initialise(Rows.range(3, 0, 1))
+    if config.objective == "statistics":
+        with torch.no_grad():
+            model.spread.copy_(torch.cat(superres.spread_of(model.statistics(drawn(2, 3, 64, 64)))))
+    return model.eval()
+
+
+def upscaled(model: superres.Model, images: torch.Tensor, **options: object) -> torch.Tensor:
+    """The pictures of an `upscale`, its slices done one after another."""
+    chosen = superres.UpscaleOptions(**options)
+    answer = model.upscale(images, Rows.range(0, 0, len(images)), chosen)
+    while isinstance(answer, Partial):
+        assert 0 < answer.done < 1
+        assert all(len(value) == len(images) for value in answer.state.values())
+        answer = model.upscale(images, Rows.range(0, 0, len(images)), chosen, answer.state)
+    return answer["images"]
+
+
+# Equations
+
+
+def test_energy_is_the_mean_square_in_spreads() -> None:
+    """Two parts: the mean of the two mean squares, each channel divided by its spread; missing parts do not count."""
+    predicted = [torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 2, 2)]
+    found = [torch.full((1, 2, 3, 3), 2.0), torch.full((1, 1, 2, 2), 4.0)]
+    spread = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
+    assert float(superres.energy(predicted, found, spread)) == pytest.approx(((4 + 1) / 2 + 1) / 2)
+    assert float(superres.energy(predicted, found[:1], spread)) == pytest.approx(2.5)
+
+
+def test_spread_is_the_deviation_of_a_channel() -> None:
+    """Over pictures and places; a constant channel counts as it is."""
+    parts = [torch.stack([torch.arange(8.0), torch.full((8,), 3.0)]).view(1, 2, 2, 4)]
+    (found,) = superres.spread_of(parts)
+    assert found.tolist() == pytest.approx([float(torch.arange(8.0).std()), 1.0])
+
+
+def test_contrast_is_the_difference_of_two_phases() -> None:
+    """0 where sample and picture have the same statistics, and its slope pushes them apart in opposite ways."""
+    predicted, spread = [torch.zeros(1, 1, 1, 1)], [torch.ones(1)]
+    real, sampled = ([torch.full((1, 1, 1, 1), value, requires_grad=True)] for value in (2.0, 3.0))
+    found = superres.contrast(predicted, real, sampled, spread)
+    assert float(found.detach()) == pytest.approx(4 - 9)
+    found.sum().backward()
+    assert float(real[0].grad) == pytest.approx(4.0)
+    assert float(sampled[0].grad) == pytest.approx(-6.0)
+
+
+def test_the_luminance_of_grey_is_itself() -> None:
+    """The weights sum to one, so a detail of all colours alike changes no colour."""
+    images = drawn(2, 3, 8, 8)
+    detail = drawn(2, 1, 8, 8, seed=2) - 0.5
+    torch.testing.assert_close(superres.grey(images + detail), superres.grey(images) + detail)
+    assert float(superres.colour_change(images + detail, images).max()) < 1e-6
+    assert float(superres.colour_change(images * torch.tensor([1.1, 1, 1]).view(1, 3, 1, 1), images).min()) > 0.1
+
+
+def test_the_posterior_has_the_slope_of_its_differences() -> None:
+    """∂E/∂y by central differences, in float64."""
+    model = built().double()
+    low = drawn(1, 3, 8, 8).double()
+    estimate = superres.interpolated(low, 2)
+    with torch.no_grad():
+        target = model.predicted(estimate, model.statistics(estimate), 2)
+    spread = model.spreads()
+
+    def energy(detail: torch.Tensor) -> torch.Tensor:
+        return superres.energy(target, model.statistics(estimate + detail), spread)
+
+    detail = 0.1 * drawn(1, 1, 16, 16, seed=3).double()
+    _, slope = superres.value_and_slope(energy, detail)
+    for place in ((3, 4), (9, 12)):
+        step = torch.zeros_like(detail)
+        step[0, 0, place[0], place[1]] = 1e-5
+        with torch.no_grad():
+            expected = float(energy(detail + step) - energy(detail - step)) / 2e-5
+        assert float(slope[0, 0, place[0], place[1]]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+# Descent
+
+
+def test_descent_falls_at_every_step_to_the_minimum_of_a_quadratic() -> None:
+    """Each picture on its own: the energies never rise, and an ill-conditioned quadratic is solved."""
+    weights = torch.logspace(-2, 0, 16).view(1, 1, 4, 4)
+    goal = drawn(2, 1, 4, 4) * torch.tensor([1.0, 0.01]).view(2, 1, 1, 1)
+
+    def quadratic(detail: torch.Tensor) -> torch.Tensor:
+        return (weights * (detail - goal).square()).sum((1, 2, 3))
+
+    state = superres.begun(quadratic, torch.zeros(2, 1, 4, 4))
+    for _ in range(150):
+        after = superres.descend(state, quadratic, 1)
+        assert bool((after.energy <= state.energy).all())
+        state = after
+    assert bool((state.energy < 1e-4 * state.first).all())
+    alone = superres.begun(lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], torch.zeros(1, 1, 4, 4))
+    alone = superres.descend(alone, lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], 20)
+    both = superres.descend(superres.begun(quadratic, torch.zeros(2, 1, 4, 4)), quadratic, 20)
+    torch.testing.assert_close(alone.detail[0], both.detail[0])
+
+
+def test_descent_halves_the_energy_of_a_picture() -> None:
+    """Toward the statistics of a sharper picture, from its blurred copy."""
+    model = built()
+    high = drawn(1, 3, 32, 32)
+    low = superres.downsampled(high, 2)
+    estimate = superres.interpolated(low, 2)
+    with torch.no_grad():
+        target = model.statistics(high)
+    state = superres.begun(
+        lambda detail: superres.energy(target, model.statistics(estimate + detail), model.spreads()),
+        torch.zeros_like(estimate[:, :1]),
+    )
+    after = superres.descend(
+        state, lambda detail: superres.energy(target, model.statistics(estimate + detail), model.spreads()), 20
+    )
+    assert float(after.energy) < 0.5 * float(after.first)
+
+
+# Training
+
+
+def test_each_player_moves_its_own_weights() -> None:
+    """Three turns, a loss a picture; every weight of a player has a slope, and the wavelets wait for their epoch."""
+    model = built()
+    images, rows = drawn(3, 3, 64, 64), Rows.range(5, 0, 3)
+    assert [turn.player for turn in model.turns(images, rows, 0)] == ["predictor", "generator"]
+    for turn in model.turns(images, rows, 1):
+        assert turn.losses.shape == (3,)
+        player = getattr(model, turn.player)
+        turn.losses.mean().backward(inputs=list(player.parameters()))
+        scale = str(model._pair(images, rows)[2])
+        for name, parameter in player.named_parameters():
+            other = ("tails." in name or name.startswith("scales.")) and f".{scale}" not in name
+            assert other or float(parameter.grad.abs().sum()) > 0, (turn.player, name)
+    assert model.PLAYERS == ("predictor", "generator", "scattering")
+    assert built(SMALL).PLAYERS == ()
+
+
+def test_the_generator_starts_where_the_regression_ends() -> None:
+    """`begin` takes over a regression's weights; without them it says what is missing."""
+    trained, model = built(SMALL), superres.Model(STATISTICS)
+    model.initialise(Rows.range(9, 0, 1))
+    model.begin(trained.state_dict())
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name])
+        assert torch.equal(weight, model.state_dict()[name.replace("regression.", "generator.")])
+    with pytest.raises(ValueError, match=r"regression\.head\.weight is missing"):
+        model.begin({})
+
+
+# Enlarging
+
+
+@pytest.mark.parametrize("method", ["bicubic", "tv", "mse", "statistics"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_every_method_gives_the_middle_of_a_tile(method: str, scale: int) -> None:
+    """The margin is cut off, the values lie in 0 … 1, and a flat tile stays flat where nothing was learned."""
+    model = built()
+    images = torch.stack([drawn(3, 48, 48)[0].expand(3, -1, -1), torch.full((3, 48, 48), 0.4)])
+    found = upscaled(model, images, method=method, scale=scale)
+    assert found.shape == (2, 3, 16 * scale, 16 * scale)
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    if method in ("bicubic", "tv"):
+        torch.testing.assert_close(found[1], torch.full_like(found[1], 0.4), atol=1e-4, rtol=0)
+
+
+def test_learned_methods_agree_with_their_low_resolution() -> None:
+    """The antialiased bicubic of the answer is the input, to half a level, where nothing clips."""
+    model = built()
+    low = 0.3 + 0.4 * drawn(1, 3, 48, 48)
+    model.requires_grad_(requires_grad=False)
+    for high in (model.regressed(low, 4), model.regressed(low, 4, ensemble=True), model.sharpened(low, 4, 0.3)):
+        found = resize.bicubic(48, 48, 4)(high)
+        assert float((found - low).abs().max()) < 0.5 / 255
+
+
+def test_fidelity_goes_from_the_statistics_to_the_regression() -> None:
+    """1 is the regression to the bit, 0 the generator's, and between them the mixture."""
+    model = built()
+    images = drawn(1, 3, 48, 48)
+    mse = upscaled(model, images, method="mse", scale=2)
+    sharp, half, faithful = (upscaled(model, images, scale=2, fidelity=value) for value in (0.0, 0.5, 1.0))
+    assert torch.equal(faithful, mse)
+    assert not torch.allclose(sharp, mse, atol=1e-3)
+    torch.testing.assert_close(half, 0.5 * (sharp + mse), atol=0.02, rtol=0)  # clipping comes last
+
+
+def test_descent_comes_in_slices_that_say_how_far_they_are() -> None:
+    """One slice a step and one to begin with; fidelity 1 returns to the regression."""
+    model = built()
+    images = drawn(2, 3, 48, 48)
+    options = superres.UpscaleOptions(scale=2, inference="descent", steps=2)
+    rows, shares, state = Rows.range(0, 0, 2), [], None
+    while isinstance(answer := model.upscale(images, rows, options, state), Partial):
+        shares.append(answer.done)
+        state = answer.state
+    assert shares == sorted(shares)
+    assert len(shares) == 2
+    assert answer["images"].shape == (2, 3, 32, 32)
+    faithful = upscaled(model, images, scale=2, inference="descent", steps=1, fidelity=1.0)
+    torch.testing.assert_close(faithful, upscaled(model, images, scale=2, method="mse"), atol=1e-5, rtol=0)
+
+
+def test_a_regression_alone_has_no_statistics() -> None:
+    """Its card does not offer them; asked without a method it gives the regression's."""
+    model = built(SMALL)
+    method = model.operations()["upscale"]["options"]["properties"]["method"]
+    assert method["enum"] == ["bicubic", "tv", "mse"]
+    assert method["default"] == "mse"
+    assert built().operations()["upscale"]["options"]["properties"]["method"]["default"] == "statistics"
+    images = drawn(1, 3, 48, 48)
+    assert torch.equal(upscaled(model, images), upscaled(model, images, method="mse"))
+    with pytest.raises(ValueError, match="scale must be one of 2, 4, not 3"):
+        upscaled(built(replace(SMALL, scales=(2, 4))), images, scale=3)
+
+
+def test_the_ensemble_turns_with_the_picture() -> None:
+    """Its answer for a turned picture is the turned answer."""
+    model = built(SMALL)
+    images = drawn(1, 3, 48, 48)
+    found = upscaled(model, images, ensemble=True, method="mse", scale=2)
+    turned = upscaled(model, torch.rot90(images, 1, (2, 3)), ensemble=True, method="mse", scale=2)
+    torch.testing.assert_close(turned, torch.rot90(found, 1, (2, 3)), atol=1e-4, rtol=0)
