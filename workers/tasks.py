@@ -140,7 +140,8 @@ class Worker:
     def run_batch(self, data: bytes) -> None:
         """Run one slice of a batch; its note goes to whoever waits, the rest of a long one back on the bulk lane."""
         batch = Batch.unpack(data)
-        if batch.state is not None and self.redis.exists(dropped_key(batch.id)):
+        long = batch.state is not None or BY_METHOD[batch.method].tiled
+        if long and self.redis.exists(dropped_key(batch.id)):
             return
         if batch.state is None:
             self._post.send("SET", started_key(batch.id), self.id, "EX", 600)
