@@ -25,6 +25,7 @@ from api.front import Front
 from api.metrics import exposition
 from api.photographs import Darkroom
 from api.routes import House, add_routes
+from api.trainings import add_trainings
 from api.upscales import add_upscales
 from workers.blobs import Blobs
 from workers.datasets import Datasets
@@ -33,6 +34,7 @@ from workers.logs import set_up
 from workers.outbox import Outbox
 from workers.registry import Registry
 from workers.settings import Settings, settings
+from workers.trainings import Places
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     outbox = Outbox(chosen, blobs)
     book = Book(chosen, Ledger(chosen.ledger), blobs, outbox)
     darkroom = Darkroom(chosen.state / "unfinished", blobs, book.pieces)
-    house = House(chosen, Registry(chosen.checkpoints), outbox, book, darkroom)
+    registry = Registry(chosen.checkpoints, Places(chosen.state).checkpoints)
+    house = House(chosen, registry, outbox, book, darkroom)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -87,6 +90,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_middleware(Front, settings=chosen)
     add_routes(app, house)
     add_upscales(app, house)
+    add_trainings(app, house)
     add_datasets(app, chosen, Datasets(chosen.state / "datasets"))
     app.state.draining = False
     _add_health(app, house)

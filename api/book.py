@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import orjson
 import redis
+import redis.asyncio
 import sqlalchemy as sa
 
 from api.ask import Ask
@@ -21,6 +22,7 @@ from workers.outbox import Call, FailedError, Outbox
 from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
+from workers.trainings import WAKE
 from workers.wire import Fields, joined, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Book:
     async def start(self) -> None:
         """Begin to renew, reap, reconcile and listen."""
         self._redis = connect_async(self._settings)
+        self._trainers = redis.asyncio.Redis.from_url(self._settings.training_queue, socket_connect_timeout=2)
         for loop in (self._keep, self._hear, self._sweep):
             self._run(loop())
 
@@ -66,6 +69,7 @@ class Book:
         self._writer.shutdown()
         self._readers.shutdown()
         await self._redis.aclose()
+        await self._trainers.aclose()
 
     def _run(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -211,6 +215,25 @@ class Book:
             row |= {"items": None, "items_blob": f"jobs/{row['id']}/items"}
             await self._read(self._blobs.put, row["items_blob"], items)
         return row
+
+    # --- what is the training worker's ---
+
+    async def look(self, act: Callable[[Ledger], T]) -> T:
+        """What the ledger says."""
+        return await self._read(act, self._ledger)
+
+    async def change(self, act: Callable[[Ledger], T]) -> T:
+        """Write to the ledger, in turn with everybody else."""
+        return await self._write(act, self._ledger)
+
+    async def rouse(self, job_id: str) -> None:
+        """Tell whoever waits for a job, and the training workers, that there is something to do."""
+        self._tell(job_id)
+        with contextlib.suppress(redis.RedisError, OSError):  # they ask the ledger anyway
+            async with self._trainers.pipeline() as line:
+                line.lpush(WAKE, job_id)
+                line.ltrim(WAKE, 0, 7)
+                await line.execute()
 
     # --- looking ---
 

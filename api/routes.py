@@ -36,7 +36,7 @@ from workers.operations import BY_METHOD, OPERATIONS, Operation
 from workers.outbox import BusyError, Call, FailedError, Outbox
 from workers.registry import Entry, Registry
 from workers.settings import Settings
-from workers.wire import Fields
+from workers.wire import Fields, unpack
 
 PNG_BY_WORKER = 256
 """Up to this many pictures, the worker makes the PNGs of a JSON answer; more come as pixels, for a thread to encode."""
@@ -370,7 +370,7 @@ def _add_jobs(router: APIRouter, house: House) -> None:
     )
     async def jobs(
         request: Request,
-        status: Annotated[str | None, Query(pattern="^(queued|running|succeeded|failed|cancelled)$")] = None,
+        status: Annotated[str | None, Query(pattern="^(queued|running|paused|succeeded|failed|cancelled)$")] = None,
         kind: Annotated[str | None, Query(max_length=40, pattern=_WORD)] = None,
         model: Annotated[str | None, Query(max_length=120, pattern=_WORD)] = None,
         after: Annotated[str | None, Query(max_length=60, pattern=_WORD)] = None,
@@ -470,10 +470,8 @@ def _add_results(router: APIRouter, house: House) -> None:
         return StreamingResponse(_stream(house, job_id, owner_of(request), seq), 200, headers, "text/event-stream")
 
 
-async def _result(house: House, request: Request, job: Job) -> Response:
-    """A job's result in the form that `Accept` asks for, whole or in part."""
-    operation, accept = BY_METHOD[job["method"]], request.headers.get("accept", "")
-    media = "" if operation.tiled else negotiate(accept, operation)
+def _check_ended(job: Job) -> None:
+    """Raise ConflictError for a job that runs yet, or failed."""
     if job["status"] not in TERMINAL:
         raise ConflictError(
             f"the job is {job['status']}; wait for its end",
@@ -482,6 +480,18 @@ async def _result(house: House, request: Request, job: Job) -> Response:
         )
     if job["status"] == "failed":
         raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(job["problem"]))
+
+
+async def _result(house: House, request: Request, job: Job) -> Response:
+    """A job's result in the form that `Accept` asks for, whole or in part."""
+    if job["method"] not in BY_METHOD:  # the training worker's: what it says is JSON
+        _check_ended(job)
+        check_succeeded(job)
+        found = await house.book.look(lambda ledger: ledger.result(job["id"]))
+        return _json(unpack(found[0][0] or b""))
+    operation, accept = BY_METHOD[job["method"]], request.headers.get("accept", "")
+    media = "" if operation.tiled else negotiate(accept, operation)
+    _check_ended(job)
     if operation.tiled:
         check_succeeded(job)
         wish = Wish.read(accept, kinds_of(orjson.loads(job["request"])["format"]))

@@ -66,14 +66,16 @@ class Stack:
             "REVERIE_STATE": str(state / "state"),
             "REVERIE_CHECKPOINTS": str(checkpoints(state / "checkpoints")),
             "REVERIE_EXTRA_MODELS": str(ROOT / "tests" / "families"),
+            "REVERIE_TRAINING_NICE": "0",
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, part: str, name: str | None = None) -> None:
-        """Start a part: queue, inference or api; `name` tells several workers apart."""
+        """Start a part: queue, inference, training or api; `name` tells several workers apart."""
         # not through `workers.serve`, whose parts die with the thread that started them
-        modules = {"queue": ["workers.serve", "--part", "queue"], "inference": ["workers"], "api": ["api"]}
+        queue = ["workers.serve", "--part", "queue"]
+        modules = {"queue": queue, "inference": ["workers"], "training": ["workers.training"], "api": ["api"]}
         command = [sys.executable, "-m", *modules[part]]
         with (self.state / f"{name or part}.log").open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
@@ -90,6 +92,7 @@ class Stack:
         self.start("queue")
         self.wait_queue()
         self.start("inference")
+        self.start("training")
         self.start("api")
         self.wait_ready()
         return self

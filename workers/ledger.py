@@ -445,6 +445,13 @@ class Ledger:
             more = {"progress": 1.0} | ({"version": version} if version else {})
             return _finish(connection, _held(job_id, token), job_id, "succeeded", None, **more) == 1
 
+    def put_back(self, job_id: str, token: int, reason: str) -> None:
+        """Return a held job for others to take at once."""
+        back = {"status": "queued", "token": token + 1, "lease_owner": None, "lease_until": None}
+        with self._writing() as connection:
+            if connection.execute(jobs.update().where(_held(job_id, token)).values(**back)).rowcount:
+                _note(connection, job_id, "status", {"status": "queued", "reason": reason})
+
     def renew(self, owner: str, lease_s: float) -> None:
         """Prolong every lease that `owner` holds."""
         mine = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")

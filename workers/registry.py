@@ -13,12 +13,13 @@ from typing import Any
 import jsonschema_rs
 
 from workers.operations import BY_METHOD, Operation
+from workers.versions import FILE, Versions
 
 log = logging.getLogger(__name__)
 
-FILE = "model.safetensors"
 _LARGEST_HEADER = 100_000_000
 _RESCAN_S = 1.0
+_LOOK_S = 0.1
 _MOST_ERRORS = 8
 _LONGEST_DETAIL = 300
 
@@ -130,20 +131,31 @@ def read_entry(path: Path) -> Entry:
 
 
 class Registry:
-    """All models in a folder of checkpoints; a name alone means its newest version."""
+    """All models in a folder of checkpoints and, if given, in that of versions made here.
 
-    def __init__(self, folder: Path) -> None:
-        """Read every card below `folder`."""
+    A name alone means the version that was set to serve, or else the newest.
+    """
+
+    def __init__(self, folder: Path, made: Path | None = None) -> None:
+        """Read every card below the folders."""
         self._folder = folder
+        self._made = Versions(made) if made is not None else None
         self._entries: dict[str, dict[str, Entry]] = {}
+        self._pointers: dict[str, dict[str, str]] = {}
+        self._stamp = self._looked = 0.0
         self._scanned = 0.0
         self.scan()
 
     def scan(self) -> None:
-        """Read the folder anew; cards already known are kept, and a damaged file is left out."""
+        """Read the folders anew; cards already known are kept, and a damaged file is left out."""
         found: dict[str, dict[str, Entry]] = {}
-        for path in sorted(self._folder.glob(f"*/*/{FILE}")):
+        folders = [self._folder, *([self._made.folder] if self._made else [])]
+        if self._made:
+            self._stamp, self._pointers = self._made.stamp(), self._made.pointers()
+        for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):
             version, name = path.parent.name, path.parent.parent.name
+            if version in found.get(name, {}):
+                continue  # what ships goes before what was made here
             known = self._entries.get(name, {}).get(version)
             try:
                 entry = known or read_entry(path)
@@ -152,10 +164,20 @@ class Registry:
                 continue
             found.setdefault(name, {})[version] = entry
         self._entries = found
-        self._scanned = time.monotonic()
+        self._scanned = self._looked = time.monotonic()
+
+    def refresh(self, *, at_once: bool = False) -> None:
+        """See that another version serves, wherever it was switched; looks ten times a second at most."""
+        now = time.monotonic()
+        if self._made is None or (now - self._looked < _LOOK_S and not at_once):
+            return
+        self._looked = now
+        if self._made.stamp() != self._stamp:
+            self.scan()
 
     def find(self, ref: str) -> Entry | None:
         """The model `name` or `name@version`; None if there is none."""
+        self.refresh()
         entry = self._look(ref)
         if entry is None and time.monotonic() - self._scanned > _RESCAN_S:
             self.scan()
@@ -167,11 +189,22 @@ class Registry:
         versions = self._entries.get(name)
         if not versions:
             return None
-        return versions.get(version) if version else versions[max(versions, key=_order)]
+        return versions.get(version) if version else versions[self._serves(name, versions)]
+
+    def _serves(self, name: str, versions: Mapping[str, Entry]) -> str:
+        chosen = self._pointers.get(name, {}).get("serves", "")
+        return chosen if chosen in versions else max(versions, key=_order)
 
     def serving(self) -> list[Entry]:
         """The version of each model that answers to the bare name, by name."""
-        return [versions[max(versions, key=_order)] for _, versions in sorted(self._entries.items())]
+        self.refresh()
+        return [versions[self._serves(name, versions)] for name, versions in sorted(self._entries.items())]
+
+    def announced(self) -> list[Entry]:
+        """Versions that are to serve next: a worker loads them meanwhile."""
+        self.refresh()
+        found = [self._entries.get(name, {}).get(said.get("next", "")) for name, said in self._pointers.items()]
+        return [entry for entry in found if entry is not None]
 
     def versions(self, name: str) -> list[str]:
         """All versions of a model, oldest first."""

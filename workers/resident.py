@@ -116,18 +116,17 @@ class Resident:
     def _defaults(self, method: str) -> dict[str, Any]:
         return dict(self.entry.choices[method].defaults)
 
-    def warm(self, slice_s: float, known: Path) -> None:
+    def warm(self, slice_s: float, known: Path) -> Iterator[None]:
         """Time every operation in growing batches and find the buckets that give a row the same bits.
 
-        What was found is kept in the folder `known`, under everything it depends on: a worker that was restarted
-        need only run each operation once.
+        What was found is kept in the folder `known`, under everything it depends on: a worker that was restarted,
+        or meets another version of the same networks, need only run each operation once. Between the operations the
+        caller may do something else.
         """
-        stat = self.entry.path.stat()
         depends = [
             _RULES,
-            self.entry.ref,
-            stat.st_size,
-            stat.st_mtime_ns,
+            self.entry.card["family"],
+            self.entry.card["config"],
             slice_s,
             self.threads,
             str(self.device),
@@ -140,9 +139,11 @@ class Resident:
             self.plans = {method: Plan(tuple(buckets), slice_rows) for method, (buckets, slice_rows) in found.items()}
             for method, plan in self.plans.items():
                 self._probe(method, self.options(method, self._defaults(method)), plan.buckets[0])
+                yield
             return
         for method in self.entry.choices:
             self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
+            yield
         known.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
@@ -245,14 +246,24 @@ class Residents:
         if held is not None:
             self._held.move_to_end(entry.ref)
             return held
+        for _ in self.loading(entry):
+            pass
+        return self._held[entry.ref]
+
+    def loading(self, entry: Entry) -> Iterator[None]:
+        """Load and warm a model in steps, between which the caller may serve others; held when they are done."""
         begun = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
         resident = Resident(entry, model.eval(), self.device, self._settings.threads)
         self._make_room(resident.size_bytes)
-        resident.warm(self._settings.slice_s, self._settings.state / "plans")
+        yield
+        yield from resident.warm(self._settings.slice_s, self._settings.state / "plans")
         self._held[entry.ref] = resident
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - begun, 3)})
-        return resident
+
+    def holds(self, ref: str) -> bool:
+        """Whether a model is loaded and warm."""
+        return ref in self._held
 
     def _make_room(self, size_bytes: int) -> None:
         budget = self._settings.memory_budget_bytes

@@ -92,6 +92,7 @@ def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
         parts.append(_program("queue", f"{bound} queue", 10, 10))
     many = {"numprocs": str(workers), "process_name": "%(program_name)s-%(process_num)d"}
     parts.append(_program("inference", f"{bound} inference", 20, 30, **many))
+    parts.append(_program("training", f"{bound} training", 25, 40))
     parts.append(_program("api", f"{bound} api", 30, int(chosen.drain_s) + 5))
     parts.append(_program("ready", f"{bound} ready", 40, 1, autorestart="false", startsecs="0"))
     return "\n".join(parts)
@@ -124,7 +125,7 @@ def announce(chosen: Settings) -> int:
 def main() -> None:
     """Run everything, or with --part become one part of it."""
     parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
-    parser.add_argument("--part", choices=["queue", "inference", "api", "ready"], help="become one part")
+    parser.add_argument("--part", choices=["queue", "inference", "training", "api", "ready"], help="become one part")
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")
     parser.add_argument("--no-queue", action="store_true", help="use the queue server at REVERIE_QUEUE_URL as it is")
     asked = parser.parse_args()
@@ -134,6 +135,7 @@ def main() -> None:
     commands = {
         "queue": lambda: queue_command(chosen),
         "inference": lambda: [sys.executable, "-m", "workers"],
+        "training": lambda: [sys.executable, "-m", "workers.training"],
         "api": lambda: [sys.executable, "-m", "api"],
     }
     if asked.part:

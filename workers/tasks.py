@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -41,6 +42,7 @@ from workers.queue import (
 from workers.registry import Entry, Registry
 from workers.resident import Residents
 from workers.settings import HEARTBEAT_S, Settings
+from workers.trainings import Places
 from workers.wire import Batch, Items, Part, cut_items, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,9 @@ INLINE_BYTES = 256 << 10
 """A larger result goes to the blob store and its note names it."""
 
 CLAIM_LIMIT = 32
+
+LOOK_OUT_S = 0.1
+"""How often a worker looks for a version that is to serve next, and takes one step in loading it."""
 
 AWAKE_S = 0.002
 """How long a worker that has just had something to do looks for more before it sleeps."""
@@ -68,7 +73,7 @@ class Worker:
         self._post = Post(self.redis)
         self.ledger = Ledger(settings.ledger)
         self.blobs = Blobs(settings.blobs)
-        self.registry = Registry(settings.checkpoints)
+        self.registry = Registry(settings.checkpoints, Places(settings.state).checkpoints)
         self.residents = Residents(settings)
         self.celery = make_celery(settings)
         self.celery.task(name=RUN_BATCH, Strategy="workers.tasks:at_once")(self.run_batch)
@@ -78,6 +83,8 @@ class Worker:
         self._holding = False
         self._running: list[str] = []
         self._shown: dict[str, float] = {}
+        self._refused: dict[str, str] = {}
+        self._loading: tuple[Entry, Iterator[None]] | None = None
         self._beats = 0
         self._stopped = threading.Event()
 
@@ -93,6 +100,7 @@ class Worker:
         self._beat()
         signals.worker_shutting_down.connect(self._drain)
         signals.worker_ready.connect(_stay_awake)
+        signals.worker_ready.connect(self._look_out)
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         try:
             self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
@@ -103,6 +111,33 @@ class Worker:
 
     def _drain(self, **_said: object) -> None:
         self.state = "draining"
+
+    # --- versions that are to serve next ---
+
+    def _look_out(self, sender: Any, **_said: object) -> None:
+        sender.hub.call_repeatedly(LOOK_OUT_S, self.load_announced)
+
+    def load_announced(self) -> None:
+        """One step towards having loaded what is to serve next; what waits on the lanes goes between the steps."""
+        if self._loading is None:
+            wanted = {entry.ref: entry for entry in self.registry.announced()}
+            self._refused = {ref: why for ref, why in self._refused.items() if ref in wanted}
+            open_ = [ref for ref in wanted if ref not in self._refused and not self.residents.holds(ref)]
+            entry = wanted[open_[0]] if open_ else None
+            if entry is None:
+                return
+            self._loading = (entry, self.residents.loading(entry))
+        entry, steps = self._loading
+        try:
+            next(steps)
+        except StopIteration:
+            self._loading = None
+            self._quietly(self._beat)
+        except Exception as error:
+            log.exception("version cannot be loaded", extra={"model": entry.ref})
+            self._loading = None
+            self._refused[entry.ref] = f"{type(error).__name__}: {error}"
+            self._quietly(self._beat)
 
     # --- sign of life ---
 
@@ -123,6 +158,7 @@ class Worker:
             "device": str(self.residents.device),
             "running": list(self._running),
             "capacity": self.residents.capacity(),
+            "refused": dict(self._refused),
             "counters": dict(self.counters),
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import models
 from models.kit.card import families, family
 from models.kit.schema import json_schema
@@ -28,12 +30,14 @@ def _trainable(name: str) -> bool:
 
 def _told(name: str) -> dict[str, Any]:
     module = family(name)
+    with torch.device("meta"):
+        model = module.Model(module.Config())
     found = [folder / f"{name}.json" for folder in _folders() if (folder / f"{name}.json").is_file()]
     recipe = json.loads(found[0].read_text()) if found else {}
     return {
         "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
         "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
-        "players": list(getattr(module.Model, "PLAYERS", ())),
+        "players": list(getattr(model, "PLAYERS", ())),
         "config": json_schema(module.Config),
         "training": json_schema(Training),
         "recipe": {part: recipe.get(part, {}) for part in ("config", "training")},

@@ -135,12 +135,12 @@ def test_plans_are_remembered(residents: dict[str, Resident], tmp_path: Path) ->
     """A restarted worker takes over what was found about the buckets."""
     vae = residents["vae-mnist-2d"]
     found = dict(vae.plans)
-    vae.warm(0.04, tmp_path)
+    list(vae.warm(0.04, tmp_path))
     (file,) = tmp_path.glob("*.json")
     first = dict(vae.plans)
     edited = {method: [buckets, 3] for method, (buckets, _) in json.loads(file.read_text()).items()}
     file.write_text(json.dumps(edited))
-    vae.warm(0.04, tmp_path)
+    list(vae.warm(0.04, tmp_path))
     assert {plan.slice_rows for plan in vae.plans.values()} == {3}
     assert {method: plan.buckets for method, plan in vae.plans.items()} == {m: p.buckets for m, p in first.items()}
     vae.plans.update(found)

@@ -12,16 +12,16 @@ from models.kit.card import families
 from models.kit.families import described
 from models.kit.train import Recipe
 
-FILE = Path(models.__path__[0]) / "families.json"
+FILE = Path(models.__path__[0]).parent / "workers" / "families.json"
 
 
 def test_the_file_says_what_the_families_say() -> None:
-    """`python -m models families > models/families.json` keeps it current."""
+    """`python -m models families > workers/families.json` keeps it current."""
     assert json.loads(FILE.read_text()) == json.loads(json.dumps(described()))
 
 
 @pytest.mark.parametrize("name", families())
 def test_what_trainings_begin_from_is_a_recipe(name: str) -> None:
     """Each family's default recipe passes its own schemas."""
-    recipe = json.loads((FILE.parent / "recipes" / f"{name}.json").read_text())
+    recipe = json.loads((Path(models.__path__[0]) / "recipes" / f"{name}.json").read_text())
     assert Recipe.from_json(recipe).family == recipe["name"] == name

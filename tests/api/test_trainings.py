@@ -1,0 +1,216 @@
+"""`/v1/trainings`, from the wish to the version, and every wish that cannot be granted."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.datasets import digits
+from tests.stack import Stack
+
+END_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack) -> Path:
+    """The folder of datasets, with one in it."""
+    folder = stack.state / "state" / "datasets"
+    digits(folder, "little-digits")
+    return folder
+
+
+def wish(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A training of a few steps."""
+    recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 3, "batch_size": 50, **(training or {})}}
+    evaluation = {"count": 40, "k": 20}
+    return {
+        "family": "vae",
+        "dataset": "little-digits",
+        "name": name,
+        "recipe": recipe,
+        "evaluation": evaluation,
+    } | more
+
+
+def asked(client: httpx.Client, body: dict[str, Any]) -> str:
+    """Ask for a training; answers its id."""
+    answer = client.post("/v1/trainings", json=body)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
+    return str(answer.json()["id"])
+
+
+def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    """The training once it has ended."""
+    until = time.monotonic() + END_S
+    while (body := client.get(f"/v1/trainings/{job_id}").json())["status"] not in {"succeeded", "failed", "cancelled"}:
+        assert time.monotonic() < until, body
+        time.sleep(0.2)
+    return dict(body)
+
+
+def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple[str, str]]:
+    """The named events of an SSE answer that has ended."""
+    answer = client.get(address, headers={"Accept": "text/event-stream", **headers})
+    assert answer.status_code == 200
+    for block in answer.text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "event" in lines:
+            yield lines["event"], lines["data"]
+
+
+def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained: Path) -> None:
+    """Asked for, watched and ended, it is a model with a card, from which samples come."""
+    dry = client.post("/v1/trainings", json=wish("watched", dry_run=True), headers={"Prefer": "wait=60"})
+    if dry.status_code == 202:  # the machine is busy
+        _wait(client, dry.json()["id"], lambda: client.get(dry.json()["links"]["job"]).json()["status"] == "succeeded")
+        dry = client.get(dry.json()["links"]["result"])
+    assert dry.status_code == 200, dry.text
+    assert dry.json()["steps"] == 18
+    there_and_back = 196 * 16 + 16 + 2 * (16 * 3 + 3) + 3 * 16 + 16 + 16 * 196 + 196
+    assert dry.json()["parameters"] == there_and_back
+    assert dry.json()["seconds"] > 0 < dry.json()["memory_bytes"]
+    assert client.get("/v1/models/watched").status_code == 404
+
+    job_id = asked(client, wish("watched", summary="Small digits"))
+    streamed = list(events(client, f"/v1/trainings/{job_id}/metrics"))
+    body = ended(client, job_id)
+    assert (body["status"], body["version"], body["progress"]) == ("succeeded", "1", 1.0)
+    assert body["recipe"]["config"] | {"height": 14, "width": 14, "channels": 1} == body["recipe"]["config"]
+    assert body["recipe"]["training"]["validation"] == 60
+    metrics = client.get(body["links"]["metrics"]).json()["data"]
+    assert [line["epoch"] for line in metrics] == [1, 2, 3]
+    assert metrics[-1] == body["metrics"]
+    assert [name for name, _ in streamed] == ["metrics"] * 3 + ["status"]
+    told = [name for name, _ in events(client, f"/v1/jobs/{job_id}/events")]
+    assert {"status", "message", "metrics", "checkpoint", "progress"} <= set(told)
+    (checkpoint,) = client.get(body["links"]["checkpoints"]).json()["data"][-1:]
+    assert (checkpoint["step_number"], checkpoint["kept"]) == (18, True)
+    assert checkpoint["metrics"]["train_loss"] == metrics[-1]["train_loss"]
+    for link in ("curves", "preview"):
+        with Image.open(io.BytesIO(client.get(body["links"][link]).content)) as picture:
+            assert picture.format == "PNG"
+    result = client.get(f"/v1/jobs/{job_id}/result").json()
+    assert (result["model"], result["version"], result["figures"][0]["name"]) == ("watched", "1", "nll")
+
+    card = client.get("/v1/models/watched").json()
+    assert card["provenance"]["job"] == job_id
+    assert card["provenance"]["data"]["name"] == "little-digits"
+    assert card["provenance"]["recipe"]["training"]["epochs"] == 3
+    assert {"commit", "hardware", "seconds", "seed", "torch"} <= set(card["provenance"])
+    assert (card["summary"], card["figures"]) == ("Small digits", result["figures"])
+    drawn = client.post("/v1/samples", json={"model": "watched", "seed": 1})
+    assert (drawn.status_code, drawn.json()["version"]) == (200, "1")
+    found = client.get("/v1/trainings", params={"model": "watched"}).json()
+    assert [one["id"] for one in found["data"]] == [job_id]
+    assert client.get("/v1/jobs", params={"kind": "training", "model": "watched"}).json()["first_id"] == job_id
+    assert client.post(f"/v1/trainings/{job_id}/pause").status_code == 409
+    assert client.post(f"/v1/trainings/{job_id}/publish").status_code == 409
+
+
+def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Path) -> None:
+    """Paused it keeps its place and its name, resumed it goes on, cancelled it leaves a checkpoint to publish."""
+    job_id = asked(client, wish("resting", {"epochs": 100_000, "save_every_s": 0.2}))
+    second = client.post("/v1/trainings", json=wish("resting"))
+    assert second.status_code == 409
+    assert second.json()["training_id"] == job_id
+    _wait(client, job_id, lambda: client.get(f"/v1/trainings/{job_id}/checkpoints").json()["data"])
+    assert client.post(f"/v1/trainings/{job_id}/pause").json()["status"] == "paused"
+    assert client.post("/v1/trainings", json=wish("resting")).status_code == 409
+    time.sleep(1.0)
+    reached = client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"]
+    assert client.post(f"/v1/trainings/{job_id}/resume").json()["status"] == "queued"
+    _wait(client, job_id, lambda: client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"] > reached)
+    assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    assert client.post(f"/v1/trainings/{job_id}/resume").status_code == 409
+    assert client.get("/v1/models/resting").status_code == 404
+
+    published = client.post(f"/v1/trainings/{job_id}/publish")
+    assert published.status_code == 202
+    _wait(client, job_id, lambda: client.get(f"/v1/jobs/{published.json()['id']}").json()["status"] == "succeeded")
+    assert client.get("/v1/models/resting").json()["provenance"]["job"] == published.json()["id"]
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert client.get(f"/v1/trainings/{job_id}").status_code == 404
+
+
+def _wait(client: httpx.Client, job_id: str, done: Any) -> None:
+    until = time.monotonic() + END_S
+    while not done():
+        assert time.monotonic() < until, client.get(f"/v1/trainings/{job_id}").text
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "said"),
+    [
+        ({"family": "nothing"}, "family", "there are: bihm, ebgan"),
+        ({"recipe": {"config": {"latent": 1}}}, "recipe.config.latent", "no such field; there are: channels"),
+        ({"recipe": {"config": {"latents": 0}}}, "recipe.config.latents", "an integer in [1, 4096]"),
+        ({"recipe": {"training": {"learning_rate": 0}}}, "recipe.training.learning_rate", "in (0.0, 10.0]"),
+        ({"recipe": {"training": {"precision": "int4"}}}, "recipe.training.precision", "one of float32, bfloat16"),
+        ({"recipe": {"config": {"hidden": [0]}}}, "recipe.config.hidden.0", "a list, each an integer in [1, 8192]"),
+        ({"recipe": {"config": {"height": 28}}}, "recipe.config.height", "pictures of little-digits have 14"),
+        ({"recipe": {"training": {"batch_size": 301}}}, "recipe.training.batch_size", "the 300 training pictures"),
+        ({"recipe": {"training": {"validation": 61}}}, "recipe.training.validation", "the 60 pictures held back"),
+        ({"recipe": {"training": {"validation": 0, "patience": 3}}}, "recipe.training.patience", "needs"),
+        ({"family": "superres", "recipe": {}}, "dataset", "upload photographs"),
+        ({"name": "vae-mnist-2d", "recipe": {}}, "name", "has images of 1×28×28, these are 1×14×14"),
+        ({"name": "tiny", "recipe": {}}, "name", "tiny is of the family tiny"),
+        ({"name": "Bad Name"}, "body.name", "pattern"),
+        ({"serve": "perhaps"}, "body.serve", "'if better'"),
+        ({"recipe": {"seed": -1}}, "body.recipe.seed", "greater"),
+        ({"else": 1}, "body.else", "not permitted"),
+    ],
+)
+def test_a_wish_that_cannot_be_names_its_field(
+    client: httpx.Client, trained: Path, change: dict[str, Any], field: str, said: str
+) -> None:
+    """422 with the field and what it may be, before anything is promised."""
+    answer = client.post("/v1/trainings", json=wish("impossible") | change)
+    assert answer.status_code == 422, answer.text
+    wrong = {error["field"]: error["detail"] for error in answer.json()["errors"]}
+    assert said in wrong[field]
+    assert not client.get("/v1/trainings", params={"model": "impossible"}).json()["data"]
+
+
+def test_a_game_has_no_pictures_to_choose_epochs_on(client: httpx.Client, trained: Path) -> None:
+    """Held-back pictures are refused for a family of players, and not taken by default."""
+    recipe = {"training": {"validation": 10}}
+    answer = client.post("/v1/trainings", json=wish("game", family="ebgan", recipe=recipe))
+    assert "players" in answer.json()["errors"][0]["detail"]
+
+
+def test_what_is_not_there_is_said(client: httpx.Client, trained: Path) -> None:
+    """A dataset or a training of no such name is 404; a body that is no JSON, or a strange key, is refused."""
+    assert client.post("/v1/trainings", json=wish("x", dataset="nothing")).status_code == 404
+    assert client.get("/v1/trainings/job_0").status_code == 404
+    assert client.post("/v1/trainings", content=b"{").status_code == 422
+    headers = {"Idempotency-Key": "ä".encode().decode("latin-1")}
+    assert client.post("/v1/trainings", json=wish("x"), headers=headers).status_code == 400
+
+
+def test_a_key_makes_one_training_of_two_wishes(client: httpx.Client, trained: Path) -> None:
+    """The same wish under the same Idempotency-Key is the same training; another wish under it is refused."""
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/v1/trainings", json=wish("once"), headers=headers)
+    again = client.post("/v1/trainings", json=wish("once"), headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    assert client.post("/v1/trainings", json=wish("twice"), headers=headers).status_code == 422
+    ended(client, first.json()["id"])
+
+
+def test_families_say_what_can_be_asked(client: httpx.Client, trained: Path) -> None:
+    """Each family with the schemas of its options and the recipe that overrides begin from."""
+    found = {family["name"]: family for family in client.get("/v1/families").json()["data"]}
+    assert {"vae", "bihm", "ebgan", "superres"} <= set(found)
+    assert found["vae"]["config"]["properties"]["latents"]["maximum"] == 4096
+    assert found["ebgan"]["players"] == ["discriminator", "generator"]
+    assert found["superres"]["data"] == "photographs"

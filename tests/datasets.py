@@ -1,0 +1,34 @@
+"""A small dataset for tests, as an upload leaves it: digits reduced to 14×14, or binary vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from models.kit import data
+
+DIGITS = Path(__file__).parent / "fixtures" / "digits-images-idx3-ubyte.gz"
+
+
+def digits(datasets: Path, name: str = "digits", counts: tuple[int, int, int] = (300, 60, 40)) -> Path:
+    """`counts` digits of 14×14 pixels to train on, to choose by and to test on, as STATE/datasets/NAME."""
+    images = data.load(str(DIGITS)).images[: sum(counts), :, ::2, ::2].contiguous().numpy()
+    return write(datasets, name, np.split(images, np.cumsum(counts)[:2]), "pictures")
+
+
+def write(datasets: Path, name: str, splits: list[np.ndarray], kind: str) -> Path:
+    """The folder of a dataset with these training, validation and test pictures, uint8 (N, C, H, W)."""
+    folder = datasets / name
+    (folder / "uses").mkdir(parents=True)
+    for part, images in zip(("train", "validation", "test"), splits, strict=True):
+        np.save(folder / f"{part}.npy", images)
+    _, channels, height, width = splits[0].shape
+    counts = {part: len(images) for part, images in zip(("train", "validation", "test"), splits, strict=True)}
+    sha256 = hashlib.sha256(b"".join(images.tobytes() for images in splits)).hexdigest()
+    shape = {"channels": channels, "height": height, "width": width}
+    about = {"name": name, "kind": kind, **shape, "counts": counts, "sha256": sha256}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder

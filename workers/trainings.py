@@ -1,0 +1,205 @@
+"""What the API and the training worker both know of trainings, without torch: their files, families and recipes."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+
+from workers.settings import Settings
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+SERVE = ("if better", "always", "never")
+WAKE = "reverie:trainings"
+"""The list by which training workers are woken; what it holds means nothing."""
+
+TRAINERS = "reverie:trainers"
+"""Hash of training worker id → packed heartbeat, in the training workers' database."""
+
+_MOST_ERRORS = 8
+_LONGEST_DETAIL = 300
+_SHAPE = ("channels", "height", "width")
+
+Facts = dict[str, Any]
+"""What `python -m models families` says of one family."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be; `errors` lists the field and what is wrong with it."""
+
+    def __init__(self, errors: list[dict[str, str]]) -> None:
+        super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where what trainings read and write lies in the state folder."""
+
+    state: Path
+
+    def run(self, job_id: str) -> Path:
+        """The folder of a training's run."""
+        return self.state / "runs" / job_id
+
+    def desk(self, job_id: str) -> Path:
+        """The folder of a short job's files, gone after it."""
+        return self.state / "desk" / job_id
+
+    @property
+    def datasets(self) -> Path:
+        """The folder of datasets."""
+        return self.state / "datasets"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of versions made here."""
+        return self.state / "checkpoints"
+
+    @property
+    def families(self) -> Path:
+        """What a training worker found in the folder of extra models."""
+        return self.state / "families.json"
+
+
+def families(settings: Settings) -> dict[str, Facts]:
+    """What each family can be trained with, those of the folder of extra models among them."""
+    known = _shipped()
+    if settings.extra_models is None:
+        return known
+    try:
+        return {**json.loads(Places(settings.state).families.read_bytes()), **known}
+    except FileNotFoundError:  # no training worker has looked yet
+        return known
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Facts]:
+    found: dict[str, Facts] = json.loads(Path(__file__).with_name("families.json").read_bytes())
+    return found
+
+
+def settled(family: str, facts: Facts, dataset: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Any:
+    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises RecipeError."""
+    config, training = dict(asked.get("config", {})), dict(asked.get("training", {}))
+    wrong = [*_faults("config", facts["config"], config), *_faults("training", facts["training"], training)]
+    _raise(wrong)
+    config, training = (
+        {**facts["recipe"][part], **given} for part, given in (("config", config), ("training", training))
+    )
+    wrong += _shaped(facts, dataset, config)
+    counts = dataset["counts"]
+    if not facts["players"] and "validation" not in training:
+        training["validation"] = min(counts.get("validation", 0), _most_validation(facts))
+    wrong += _fitting(facts, counts, training)
+    _raise(wrong)
+    return {
+        "family": family,
+        "name": name,
+        "summary": asked.get("summary") or f"{family} trained on {dataset['name']}",
+        "data": dataset["name"],
+        "seed": asked.get("seed", 0),
+        "config": config,
+        "training": training,
+    }
+
+
+def _most_validation(facts: Facts) -> int:
+    return min(1000, int(facts["training"]["properties"]["validation"]["maximum"]))
+
+
+def _raise(wrong: list[dict[str, str]]) -> None:
+    if wrong:
+        raise RecipeError(wrong)
+
+
+def _faults(part: str, schema: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a schema has against values, each naming its field and the field's range."""
+    rules = schema["properties"]
+    unknown = [
+        {"field": f"recipe.{part}.{name[:60]}", "detail": f"no such field; there are: {', '.join(rules)}"}
+        for name in islice((name for name in given if name not in rules), _MOST_ERRORS)
+    ]
+    if unknown:
+        return unknown
+    try:
+        errors = list(islice(jsonschema_rs.validator_for(schema).iter_errors(given), _MOST_ERRORS))
+    except ValueError:  # the checker follows some 250 levels
+        return [{"field": f"recipe.{part}", "detail": "a value is nested too deeply; send plain numbers and words"}]
+    found = []
+    for error in errors:
+        path = [str(step) for step in error.instance_path]
+        detail = f"{error.message[:_LONGEST_DETAIL]}; it must be {_range(rules[path[0]])}" if path else error.message
+        found.append({"field": ".".join(["recipe", part, *path]), "detail": detail})
+    return found
+
+
+def _range(rule: Mapping[str, Any]) -> str:
+    """A field's rule in words: "an integer in [1, 100000]"."""
+    if rule.get("type") == "array":
+        return f"a list, each {_range(rule['items'])}"
+    if "enum" in rule:
+        return f"one of {', '.join(map(str, rule['enum']))}"
+    kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    said = " or ".join({"integer": "an integer", "null": "null"}.get(kind, f"a {kind}") for kind in kinds)
+    left = f"[{rule['minimum']}" if "minimum" in rule else f"({rule.get('exclusiveMinimum', '-∞')}"
+    right = f"{rule['maximum']}]" if "maximum" in rule else f"{rule.get('exclusiveMaximum', '∞')})"
+    return f"{said} in {left}, {right}" if {"integer", "number"} & set(kinds) else said
+
+
+def _shaped(facts: Facts, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[dict[str, str]]:
+    """Give the config the dataset's shape; answers what does not fit."""
+    photographs = dataset["kind"] == "photographs"
+    if facts["data"] == "photographs":
+        detail = f"{dataset['name']} holds {dataset['kind']}; upload photographs for a family that enlarges them"
+        return [] if photographs else [{"field": "dataset", "detail": detail}]
+    wrong = []
+    for word in _SHAPE:
+        rule = facts["config"]["properties"].get(word)
+        if rule is None:
+            continue
+        value = dataset[word]
+        if config.get(word, value) != value:
+            wrong.append({"field": f"recipe.config.{word}", "detail": f"pictures of {dataset['name']} have {value}"})
+        elif not rule["minimum"] <= value <= rule["maximum"]:
+            detail = f"its pictures have {word} {value}; the family takes {_range(rule)}"
+            wrong.append({"field": "dataset", "detail": detail})
+        config[word] = value
+    return wrong
+
+
+def _fitting(facts: Facts, counts: Mapping[str, int], training: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What the numbers of pictures do not allow."""
+    rules = facts["training"]["properties"]
+    wrong = []
+    size = training.get("batch_size", rules["batch_size"]["default"])
+    if size > counts["train"]:
+        detail = f"{size} is more than the {counts['train']} training pictures; ask for at most as many"
+        wrong.append({"field": "recipe.training.batch_size", "detail": detail})
+    wanted, there = training.get("validation", 0), counts.get("validation", 0)
+    field = "recipe.training.validation"
+    if facts["players"] and wanted:
+        wrong.append({"field": field, "detail": "players have no common loss to choose epochs on: it must be 0"})
+    elif there and wanted > there:
+        detail = f"{wanted} is more than the {there} pictures held back; ask for at most as many"
+        wrong.append({"field": field, "detail": detail})
+    elif not there and wanted >= counts["train"]:
+        wrong.append({"field": field, "detail": f"{wanted} leaves nothing of the {counts['train']} training pictures"})
+    if training.get("patience") and not wanted:
+        wrong.append(
+            {"field": "recipe.training.patience", "detail": "it needs training.validation to choose epochs on"}
+        )
+    return wrong
+
+
+def better(new: list[dict[str, Any]], old: list[dict[str, Any]]) -> bool | None:
+    """Whether the first figure of one card is better than that of another; None where they are not the same figure."""
+    if not new or not old or new[0]["name"] != old[0]["name"]:
+        return None
+    rise = float(new[0]["value"]) - float(old[0]["value"])
+    return rise > 0 if new[0]["better"] == "higher" else rise < 0
