@@ -429,12 +429,14 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
         *,
-        z_samples: int = 5_000_000,
+        z_samples: int | None = None,
     ) -> list[dict[str, Any]]:
         """The card's figures on given binary pictures; measures log Z first, by `z_samples`, and keeps it in `log_z`.
 
+        By default these are a thousand for each of `k`, so that a quick measurement is quick, and five million at most.
         `precision` "bfloat16" is that of the matrix products.
         """
+        z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             z = self.estimate_log_z(seed, z_samples)
             self.log_z.fill_(z["log_z"])
