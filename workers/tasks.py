@@ -55,6 +55,9 @@ CLAIM_LIMIT = 32
 LOOK_OUT_S = 0.1
 """How often a worker looks for a version that is to serve next, and takes one step in loading it."""
 
+TILE_SLICE_S = 0.25
+"""Least slice of work on tiles, about what one takes a network on a CPU."""
+
 AWAKE_S = 0.002
 """How long a worker that has just had something to do looks for more before it sleeps."""
 
@@ -195,7 +198,9 @@ class Worker:
             self._tell(batch, {"kind": "done", "outcomes": [{"problem": _unloadable(error)}] * len(batch.parts)})
             return
         begun = time.perf_counter()
-        answer = engine.run(resident, batch.method, batch.options, batch.parts, batch.state, self.settings.slice_s)
+        answer = engine.run(
+            resident, batch.method, batch.options, batch.parts, batch.state, self._slice_s(batch.method)
+        )
         took = time.perf_counter() - begun
         self._count(batch.method, sum(part.rows for part in batch.parts), took)
         if isinstance(answer, engine.Unfinished):
@@ -233,6 +238,11 @@ class Worker:
             self._shown[part.call] = now
             command = ("SET", preview_key(part.call), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_KEEP_S)
             self._quietly(partial(self._post.send, *command))
+
+    def _slice_s(self, method: str) -> float:
+        """How long a slice may take: the states of unfinished tiles have megabytes, which cost time to carry on."""
+        least = TILE_SLICE_S if BY_METHOD[method].tiled else 0.0
+        return max(self.settings.slice_s, least)
 
     def _entry(self, model: str, version: str) -> Entry:
         entry = self.registry.find(f"{model}@{version}")
@@ -278,7 +288,7 @@ class Worker:
             return [Done(job["id"], job["token"], problem=_unloadable(error)) for job in claimed]
         state = None if first["state"] is None else unpack(first["state"])
         begun = time.perf_counter()
-        answer = engine.run(resident, method, options, parts, state, self.settings.slice_s)
+        answer = engine.run(resident, method, options, parts, state, self._slice_s(method))
         self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
         if isinstance(answer, engine.Unfinished):
             self._show(parts, answer)
