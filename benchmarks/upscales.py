@@ -1,0 +1,295 @@
+"""Measures `POST /v1/upscales` with a photograph as large as may be: time, memory of API and worker, who else waits.
+
+It runs the service on ports of its own, has one made-up photograph enlarged as a job, draws single samples one after
+the other meanwhile, and then fetches the answer in each format. Linux only: it reads and resets peaks in /proc.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from serving import facts
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.stack import free_port  # noqa: E402 - after the path is known
+
+MIB = 1 << 20
+OCTAVES = 9
+WAIT_S = 60.0
+
+
+class Service:
+    """Queue server, worker and API of this checkout, whose memory can be asked."""
+
+    def __init__(self, checkpoints: Path, state: Path) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")},
+            "REVERIE_PORT": self.url.rpartition(":")[2],
+            "REVERIE_QUEUE_URL": f"redis://127.0.0.1:{free_port()}/0",
+            "REVERIE_STATE": str(state),
+            "REVERIE_CHECKPOINTS": str(checkpoints),
+            "REVERIE_LOG_LEVEL": "warning",
+        }
+        modules = {"queue": ["workers.serve", "--part", "queue"], "worker": ["workers"], "api": ["api"]}
+        self.parts = {}
+        for name, words in modules.items():
+            command = [sys.executable, "-m", *words]
+            self.parts[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr)
+            time.sleep(1.0)
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.5)
+        raise TimeoutError("the service did not come up")
+
+    def memory(self, name: str) -> dict[str, int]:
+        """Bytes that a part holds, and the most it held since `forget`."""
+        lines = Path(f"/proc/{self.parts[name].pid}/status").read_text().splitlines()
+        found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Vm")}
+        return {"now": found["VmRSS"], "peak": found["VmHWM"]}
+
+    def forget(self) -> None:
+        """Count peaks of memory from now on."""
+        for part in self.parts.values():
+            Path(f"/proc/{part.pid}/clear_refs").write_text("5")
+
+    def stop(self) -> None:
+        """Stop all parts."""
+        for part in reversed(self.parts.values()):
+            part.terminate()
+        for part in self.parts.values():
+            part.wait(30)
+
+
+def photograph(megapixels: float) -> tuple[bytes, tuple[int, int]]:
+    """A made-up picture of that size, 3 by 2, as a JPEG file: noise in octaves, which has detail at each scale."""
+    height = round((megapixels * 1e6 / 1.5) ** 0.5)
+    width = round(megapixels * 1e6 / height)
+    random = np.random.default_rng(4)
+    whole = np.zeros((height, width, 3), np.float32)
+    for octave in range(1, OCTAVES):
+        cells = random.normal(0, 2.0 ** (6 - octave * 0.8), (2**octave * 2, 2**octave * 3, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(cells[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC)
+            whole[:, :, channel] += np.asarray(layer)
+    file = io.BytesIO()
+    Image.fromarray((whole + 128).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
+    return file.getvalue(), (width, height)
+
+
+class Sampler(threading.Thread):
+    """A client that asks for one sample after the other until it is told to stop."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url, self._over = url, threading.Event()
+        self.waits: list[float] = []
+        self.bad = 0
+
+    def run(self) -> None:
+        """Ask on."""
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self._over.wait(0.02):
+                begun = time.perf_counter()
+                answer = client.post("/v1/samples", json={"model": "vae-mnist"})
+                self.waits.append(time.perf_counter() - begun)
+                self.bad += answer.status_code != 200
+
+    def stop(self) -> dict[str, Any]:
+        """End it; what its requests had to wait."""
+        self._over.set()
+        self.join()
+        waits = sorted(self.waits)
+        last = [waits[min(len(waits) - 1, int(len(waits) * share))] for share in (0.5, 0.99)]
+        said = {"p50_ms": last[0] * 1e3, "p99_ms": last[1] * 1e3, "largest_ms": waits[-1] * 1e3}
+        return {"requests": len(waits), "bad": self.bad, **{name: round(value, 1) for name, value in said.items()}}
+
+
+def sampled(url: str, act: Any) -> tuple[Any, dict[str, Any]]:
+    """What `act` gives, and how single samples fared meanwhile."""
+    client = Sampler(url)
+    client.start()
+    try:
+        found = act()
+    finally:
+        said = client.stop()
+    return found, said
+
+
+def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
+    """Enlarge the photograph as a job and watch it by its events."""
+    with httpx.Client(base_url=url, timeout=WAIT_S) as client:
+        begun = time.perf_counter()
+        answer = client.post(
+            "/v1/upscales",
+            params=fields,
+            content=file,
+            headers={"Content-Type": "image/jpeg", "Prefer": "respond-async"},
+        )
+        assert answer.status_code == 202, answer.text
+        promised = time.perf_counter() - begun
+        job_id, progress = answer.json()["id"], 0
+        with client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
+            for line in events.iter_lines():
+                progress += line == "event: progress"
+        found = client.get(f"/v1/jobs/{job_id}").json()
+        assert found["status"] == "succeeded", found["problem"]
+        took = time.perf_counter() - begun
+    tiles = found["request"]["tiles"]["count"]
+    return {"id": job_id, "promised_s": promised, "seconds": took, "progress_events": progress, "tiles": tiles}
+
+
+def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
+    """The answer in a format: the first byte of it comes when it was written."""
+    size = 0
+    begun = time.perf_counter()
+    path = f"{url}/v1/jobs/{job_id}/result"
+    with httpx.stream("GET", path, headers={"Accept": f"image/{kind}"}, timeout=600) as answer:
+        first = time.perf_counter() - begun
+        for piece in answer.iter_bytes():
+            size += len(piece)
+        detail = json.loads(piece)["detail"] if answer.status_code != 200 else None
+    return {
+        "status": answer.status_code,
+        "first_byte_s": first,
+        "seconds": time.perf_counter() - begun,
+        "bytes": size,
+    } | ({"detail": detail} if detail else {})
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every figure, from one service."""
+    file, (width, height) = photograph(arguments.megapixels)
+    fields = {"scale": str(arguments.scale), "method": arguments.method}
+    load = facts.load_average()
+    with tempfile.TemporaryDirectory() as state:
+        service = Service(arguments.checkpoints, Path(state))
+        try:
+            _, idle = sampled(service.url, lambda: time.sleep(10))
+            service.forget()
+            before = {name: service.memory(name)["now"] for name in service.parts}
+            made, busy = sampled(service.url, lambda: job(service.url, file, fields))
+            peaks = {"job": {name: service.memory(name) for name in service.parts}}
+            answers, fetching = {}, {}
+            for kind in ("png", "jpeg", "webp"):
+                service.forget()
+                answers[kind], fetching[kind] = sampled(
+                    service.url, lambda kind=kind: fetched(service.url, made["id"], kind)
+                )
+                peaks[kind] = {name: service.memory(name) for name in service.parts}
+        finally:
+            service.stop()
+    return {
+        "date": facts.now(),
+        "commit": facts.commit(),
+        "machine": facts.machine(),
+        "load_average_at_start": load,
+        "photograph": {"width": width, "height": height, "bytes": len(file)},
+        "answer_megapixels": width * height * arguments.scale**2 / 1e6,
+        "options": fields,
+        "job": made,
+        "answers": answers,
+        "memory_before": before,
+        "memory": peaks,
+        "samples": {"idle": idle, "during the job": busy, **{f"while {k} is written": v for k, v in fetching.items()}},
+    }
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """The page."""
+    first = runs[0]
+    machine = first["machine"]
+    lines = [
+        "# Upscaling: the largest photograph",
+        "",
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python {machine['python']}.",
+        "Made by `python benchmarks/upscales.py`; all numbers are in the JSON file beside this page. The photograph is",
+        "made up and sent as a JPEG; it becomes a job, whose tiles the worker takes one slice at a time. One client",
+        "draws single samples of `vae-mnist` all the while. The answer is written when it is first asked for.",
+        "",
+    ]
+    for run in runs:
+        lines += [*_section(run), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(run: dict[str, Any]) -> list[str]:
+    picture, made, options = run["photograph"], run["job"], run["options"]
+    size = f"{picture['width']}×{picture['height']}, {picture['bytes'] / MIB:.1f} MiB"
+    pace = f"{made['seconds']:.0f} s ({made['seconds'] / run['answer_megapixels']:.2f} s a megapixel)"
+    lines = [
+        f"## `{options['method']}`, {options['scale']} times",
+        "",
+        f"{run['date']}, commit `{run['commit']}`, load average at the start {run['load_average_at_start']:.1f}.",
+        f"A photograph of {size} became {run['answer_megapixels']:.1f} megapixels in {made['tiles']} tiles and {pace};",
+        f"promised after {made['promised_s']:.2f} s, with {made['progress_events']} progress events.",
+        "",
+        "| what | seconds | MiB | API's peak RSS, MiB | worker's peak RSS, MiB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        f"| before | | | {run['memory_before']['api'] / MIB:.0f} | {run['memory_before']['worker'] / MIB:.0f} |",
+    ]
+    peak = {what: {name: held["peak"] / MIB for name, held in parts.items()} for what, parts in run["memory"].items()}
+    lines.append(f"| the job | {made['seconds']:.0f} | | {peak['job']['api']:.0f} | {peak['job']['worker']:.0f} |")
+    for kind, answer in run["answers"].items():
+        if answer["status"] == 200:
+            took = f"{answer['first_byte_s']:.1f} + {answer['seconds'] - answer['first_byte_s']:.1f}"
+            held = f"{peak[kind]['api']:.0f} | {peak[kind]['worker']:.0f}"
+            lines.append(f"| {kind.upper()}, written + sent | {took} | {answer['bytes'] / MIB:.0f} | {held} |")
+        else:
+            lines.append(f"| {kind.upper()} | {answer['status']}: {answer['detail']} | | {peak[kind]['api']:.0f} | |")
+    lines += [
+        "",
+        "| single samples | requests | bad | p50 ms | p99 ms | largest ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for when, said in run["samples"].items():
+        figures = " | ".join(str(said[name]) for name in ("requests", "bad", "p50_ms", "p99_ms", "largest_ms"))
+        lines.append(f"| {when} | {figures} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, and add the run to the page; a run with the same options is replaced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--megapixels", type=float, default=10.65, help="of the photograph; four times larger it is 170"
+    )
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--method", default="bicubic", help="of the model")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=ROOT / "checkpoints", help="vae-mnist and one that upscales"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "upscales.md", help="the Markdown file")
+    arguments = parser.parse_args()
+    run = measured(arguments)
+    side = arguments.out.with_suffix(".json")
+    runs = json.loads(side.read_text()) if side.exists() else []
+    runs = sorted(
+        [one for one in runs if one["options"] != run["options"]] + [run], key=lambda one: str(one["options"])
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    side.write_text(json.dumps(runs, indent=1) + "\n")
+    arguments.out.write_text(markdown(runs))
+    print(f"wrote {arguments.out} and {side.name}")
+
+
+if __name__ == "__main__":
+    main()
