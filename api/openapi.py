@@ -254,7 +254,7 @@ def upscale_docs(
         "responses": {
             "200": {"description": "The picture", "content": {**pictures, JSON: {"schema": answer}}},
             "202": {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
-            **problem_responses(*_OPERATION_ERRORS),
+            **problem_responses(*_OPERATION_ERRORS, 507),
         },
     }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import hashlib
 import io
 import tempfile
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.answers import JSON, About, choose, window
-from api.errors import GONE, GoneError, NotAcceptableError, OverloadedError
+from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
 from workers.blobs import Blobs
 from workers.encoders import FORMATS, JPEG, MEDIA, Shape, fault, write
 from workers.ledger import Job
@@ -100,6 +101,13 @@ class File:
     constants: Fields
 
 
+def unwritten(error: OSError) -> ProblemError:
+    """What a client is told where a picture could not be stored."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return FullError("the disk has no room for this picture; delete ended jobs, or send a smaller picture")
+    return OverloadedError(f"the picture could not be stored: {error.strerror}", headers={"Retry-After": "30"})
+
+
 class Darkroom:
     """Decodes what comes in and writes what goes out, in threads of its own, a few pictures at a time."""
 
@@ -147,8 +155,7 @@ class Darkroom:
         except (LookupError, FileNotFoundError) as error:
             raise GoneError(GONE) from error
         except OSError as error:
-            said = f"the picture could not be written: {error.strerror}; try again later"
-            raise OverloadedError(said, headers={"Retry-After": "30"}) from error
+            raise unwritten(error) from error
         headers = {**about.headers({}), **headers}
         if not wish.json:
             return self._streamed(request, file, wish.media, headers)
@@ -207,6 +214,9 @@ class Darkroom:
                 path.unlink(missing_ok=True)
         said: dict[str, Any] = {"size": hashed.size, "digest": hashed.digest.hexdigest(), "constants": constants}
         self._blobs.put(note, orjson.dumps(said))
+        if next(self._pieces(job), None) is None:  # it was deleted meanwhile
+            self._blobs.delete(f"jobs/{job['id']}")
+            raise LookupError(job["id"])
         return File(key, **said)
 
 

@@ -16,7 +16,7 @@ from api.answers import About
 from api.ask import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, typed, validated
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
 from api.openapi import upscale_docs
-from api.photographs import Order, Wish
+from api.photographs import Order, Wish, unwritten
 from api.routes import (
     House,
     PlainRoute,
@@ -81,14 +81,19 @@ def _route(house: House) -> Callable[[Request], Awaitable[Response]]:
         ask, wish = await _read(request, house)
         prefer = Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
         key = request.headers.get("idempotency-key")
-        if key is not None:
-            return await _told(house, request, await promised_once(house, request, ask, prefer, key), wish, prefer)
-        if prefer.wait_s > 0 and ask.rows <= AT_ONCE:
+        if key is None and prefer.wait_s > 0 and ask.rows <= AT_ONCE:
             return await _now(house, request, ask, wish, prefer)
-        if house.book.full:
-            raise overloaded("too many unfinished jobs")
-        job = await house.book.add(ask, owner_of(request), request_id_of(request))
-        if prefer.wait_s > 0:
+        try:
+            if key is not None:
+                job = await promised_once(house, request, ask, prefer, key)
+            elif house.book.full:
+                raise overloaded("too many unfinished jobs")
+            else:
+                job = await house.book.add(ask, owner_of(request), request_id_of(request))
+        except OSError as error:
+            raise unwritten(error) from error
+        del ask  # the pixels lie in the store now
+        if key is None and prefer.wait_s > 0:
             job = await _awaited(house, request, job, prefer.wait_s)
         return await _told(house, request, job, wish, prefer)
 

@@ -75,8 +75,7 @@ class Service:
         """Stop all parts."""
         for part in reversed(self.parts.values()):
             part.terminate()
-        for part in self.parts.values():
-            part.wait(30)
+            part.wait(60)
 
 
 def photograph(megapixels: float) -> tuple[bytes, tuple[int, int]]:
@@ -107,7 +106,7 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         """Ask on."""
         with httpx.Client(base_url=self._url, timeout=60) as client:
-            while not self._over.wait(0.02):
+            while not self.waits or not self._over.wait(0.02):
                 begun = time.perf_counter()
                 answer = client.post("/v1/samples", json={"model": "vae-mnist"})
                 self.waits.append(time.perf_counter() - begun)
