@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,22 +50,23 @@ class Datasets:
         self._clear()
 
     def _clear(self) -> None:
-        for left in self.folder.glob(".*/lock"):
-            with suppress(OSError), left.open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its process lives
-                shutil.rmtree(left.parent)
+        with self._alone():
+            for left in self.folder.glob(".*/lock"):
+                with suppress(OSError), left.open("rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its process lives
+                    shutil.rmtree(left.parent)
 
     @contextmanager
     def workshop(self) -> Iterator[Path]:
         """A folder to make a dataset in; whatever is left there at the end goes."""
         folder = self.folder / f".{uuid4().hex}"
-        folder.mkdir()
-        try:
-            with (folder / "lock").open("wb") as lock:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            with self._alone():
+                folder.mkdir()
+                lock = stack.enter_context((folder / "lock").open("wb"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            yield folder
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -92,6 +93,7 @@ class Datasets:
                 os.fsync(file.fileno())
             (made / _USES).mkdir()
             made.rename(self.folder / name)
+            _sync(self.folder)
             return about, True
 
     def get(self, name: str) -> dict[str, Any] | None:
@@ -124,7 +126,7 @@ class Datasets:
             gone = self.folder / f".{uuid4().hex}"
             (self.folder / name / "lock").touch()  # without a holder: cleared at the next start if this is cut short
             (self.folder / name).rename(gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)
         return True
 
     # --- uses ---
@@ -159,6 +161,15 @@ class Datasets:
         most = max(1, _PREVIEW_VALUES // math.prod(pictures.shape[1:]))
         places = np.linspace(0, len(pictures) - 1, min(count, len(pictures), most)).astype(int)
         return grid(np.asarray(pictures[places]), 1 if pictures.shape[2] == 1 else None)
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's list of names on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 __all__ = ["NAME", "SPLITS", "Datasets", "InUseError", "TakenError"]

@@ -574,6 +574,9 @@ def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish)
     said: dict[str, Any] = {**_ignored(ignored), **({"hidden": len(hidden)} if hidden else {})}
     with zipfile.ZipFile(folder / "file") as archive:
         found = [_looked_at(archive, info) for info in files]
+    pixels = sum(one.width * one.height for one in found)
+    if pixels > wish.unpacked_bytes:
+        raise bomb(f"its pictures ({len(found)}) are {pixels} pixels", wish)
     names = Counter(one.info.filename for one in found)
     said["duplicate_names"] = sum(times - 1 for times in names.values())
     if wish.kind == "photographs":

@@ -185,6 +185,23 @@ def test_a_refused_upload_is_read_on_before_the_end() -> None:
     ]
 
 
+@pytest.mark.parametrize(("reads", "answers"), [(1, 3), (3, 2)])
+def test_an_upload_refused_half_way_is_read_on(reads: int, answers: int) -> None:
+    """So that its client reads the answer; one refused at its end is answered at once."""
+
+    async def refusing(_scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(reads):
+            await receive()
+        await send({"type": "http.response.start", "status": 422, "headers": []})
+        await send({"type": "http.response.body", "body": b"wrong"})
+
+    wire = [{"type": "http.request", "body": b"x", "more_body": more} for more in (True, True, False)]
+    wire += [{"type": "http.disconnect"}] * 2
+    sent = asyncio.run(_through(refusing, wire=wire))
+    assert len(wire) == 2
+    assert len(sent) == answers
+
+
 def test_a_client_that_leaves_is_not_waited_for(stack: Stack, client: httpx.Client) -> None:
     """Its request is dropped before its turn, and that is no error in the log."""
     busy = promised(client, "/v1/samples", model="faulty", seconds=2.5)

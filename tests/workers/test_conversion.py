@@ -457,12 +457,14 @@ def test_bombs_are_refused_by_what_they_promise(bench: Bench) -> None:
     limit = {"unpacked_bytes": 1 << 20}
     cases = [
         (packed([*zipped(), ("zeros.png", bytes(2 << 20))]), "its members (13) are"),
-        (packed((f"{number}.png", png(np.zeros((300, 400), np.uint8))) for number in range(12)), "12 pictures"),
+        (packed((f"{number}.png", png(np.zeros((200, 200, 3), np.uint8))) for number in range(12)), "12 pictures"),
         (npz(train=np.zeros((12, 400, 400))), "its members (1) are"),
         (gzip.compress(idx(np.zeros((12, 300, 400), np.uint8))), "the file promises"),
     ]
     for file, word in cases:
         assert bench.refused(file, word, str(1 << 20), **limit).status == 413
+    hidden = packed((f"{number}.png", png(np.zeros((300, 400), np.uint8))) for number in range(12))
+    assert bench.refused(hidden, "are 1440000 pixels", resize=(4, 4), **limit).status == 413
     huge = png(np.zeros((8001, 8000), np.uint8))
     assert bench.refused(packed([*zipped(), ("huge.png", huge)]), "'huge.png'", "8000×8001 pixels").status == 413
 
