@@ -13,7 +13,7 @@ from models.kit.grid import sheet
 from models.kit.operations import options_of
 from models.kit.partial import Partial
 from models.kit.rows import Rows
-from models.kit.shapes import Tensor, UInt8
+from models.kit.shapes import Float, Tensor, UInt8
 
 EDGE = 256
 """About how many pixels wide and high the sheet is."""
@@ -41,8 +41,7 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     if named != "sample":
         pictures = images[: min(count, len(images))].to(rows.seed.device).float() / 255
         rows = Rows.range(seed, 0, len(pictures))
-        small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
-        items = [pictures if scale == 1 else small.clamp(0, 1)]
+        items = [pictures if scale == 1 else _reduced(pictures, scale, operations[named].get("margin", 0))]
     device = next(model.parameters()).device
     mode = model.training
     model.eval()
@@ -56,3 +55,9 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     file = io.BytesIO()
     sheet(answer["images"], across, margin_px=1).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _reduced(pictures: Float[Tensor, "B C H W"], scale: int, margin: int) -> Float[Tensor, "B C h w"]:
+    """The pictures `scale` times smaller, each with a margin that repeats its edge: enlarging cuts it off again."""
+    small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    return functional.pad(small.clamp(0, 1), (margin,) * 4, mode="replicate")
