@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -149,6 +150,69 @@ def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Pa
     status, _, err = run("jobs", "show", first)
     assert status == 1
     assert "no job" in err
+
+
+TRAIN = ["vae", "cli-digits", "--set", "config.hidden=[16]", "--set", "config.latents=2"]
+SHORT = ["--set", "training.epochs=2", "--set", "training.batch_size=10"]
+
+
+@pytest.fixture
+def learnable(run: Run, tmp_path: Path) -> str:
+    """A dataset to learn from."""
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "cli-digits.zip", "w") as archive:
+        for number in range(40):
+            archive.writestr(f"{number}.png", png(random.integers(0, 2, (1, 8, 8), np.uint8) * 255))
+    assert run("datasets", "add", "cli-digits.zip")[0] == 0
+    return "cli-digits"
+
+
+def test_a_training_is_followed_to_its_version(run: Run, learnable: str, tmp_path: Path) -> None:
+    """A line an epoch, then the version, whether it serves, and its figures; samples come from it."""
+    status, out, err = run("train", *TRAIN, *SHORT, "--name", "cli-vae", "--seed", "7", "--follow")
+    assert status == 0
+    assert [line.split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [
+        ["epoch", "1"],
+        ["epoch", "2"],
+    ]
+    told = lines(out)
+    assert told[0][1] == "succeeded"
+    assert told[1] == ["cli-vae@1", "serves"]
+    assert told[3][0] == "nll"
+    assert run("sample", "cli-vae", "-n", "1", "-o", "a.png")[0] == 0
+    assert opened((tmp_path / "a.png").read_bytes()).shape == (8, 8)
+    assert run("jobs", "curves", told[0][0], "-o", "curves.png")[0] == 0
+    assert opened((tmp_path / "curves.png").read_bytes()).ndim >= 2
+
+
+def test_a_training_goes_on_without_its_watcher(run: Run, learnable: str, stack: Stack) -> None:
+    """Ctrl-C ends the watching alone, and says how to watch again."""
+    words = [sys.executable, "-m", "reverie", "--url", stack.url, "train", *TRAIN, "--name", "cli-long", "--follow"]
+    long = ["--set", "training.epochs=100000", "--set", "training.batch_size=10"]
+    with subprocess.Popen([*words, *long], cwd=ROOT, stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stderr
+        training = watcher.stderr.readline().partition(":")[0]
+        assert "training begins" in watcher.stderr.readline()
+        watcher.send_signal(signal.SIGINT)
+        last = watcher.stderr.read()
+    assert watcher.returncode == 130
+    assert f"reverie jobs watch {training}" in last
+    assert json.loads(run("jobs", "show", training)[1])["status"] == "running"
+    assert run("jobs", "pause", training)[1] == f"{training} paused\n"
+    assert run("jobs", "resume", training)[1] == f"{training} queued\n"
+    assert run("jobs", "cancel", training)[1] == f"{training} cancelled\n"
+
+
+def test_what_can_be_trained_and_what_it_would_take_is_told(run: Run, learnable: str) -> None:
+    """Every option with its default; parameters, memory and time without a training."""
+    _, out, _ = run("families")
+    assert ["vae", "training.epochs"] in [line[:2] for line in lines(out)]
+    status, out, _ = run("train", *TRAIN, *SHORT, "--dry-run")
+    assert status == 0
+    assert [line[0] for line in lines(out)] == ["parameters", "memory", "time"]
+    status, _, err = run("train", *TRAIN, "--set", "training.epochs=0")
+    assert status == 1
+    assert "recipe.training.epochs" in err
 
 
 def test_what_was_refused_is_said_on_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,44 @@ def test_an_upload_that_broke_off_is_sent_again(patient: Client, rough: Rough, t
         patient.upload("client-bad", bad)
 
 
+# --- trainings ---
+
+TINY_VAE = {"config": {"hidden": [16], "latents": 2}, "training": {"epochs": 100_000, "batch_size": 10}, "seed": 5}
+
+
+def test_a_training_is_begun_steered_and_cancelled(patient: Client, rough: Rough, tmp_path: Path) -> None:
+    """Begun once however often it is sent; paused, resumed and cancelled; refused where its recipe cannot be."""
+    patient.upload("client-train", zipped(tmp_path / "digits.zip", digits(40)))
+    rough.seen.clear()
+    rough.faults += ["lose"]
+    training = patient.train("vae", "client-train", "client-vae", recipe=TINY_VAE, serve="never", summary="Small")
+    assert len({seen.headers["idempotency-key"] for seen in rough.seen}) == 1
+    assert (training.kind, training.family, training.dataset) == ("training", "vae", "client-train")
+    assert (training["recipe"]["seed"], training["summary"], training.version) == (5, "Small", None)
+    assert [one.id for one in patient.trainings(model="client-vae")] == [training.id]
+    with pytest.raises(ConflictError):
+        patient.train("vae", "client-train", "client-vae", recipe=TINY_VAE)
+    assert patient.pause(training.id).status == "paused"
+    assert patient.resume(training.id).status == "queued"
+    with pytest.raises(ConflictError, match=training.id):
+        patient.delete_dataset("client-train")
+    assert patient.cancel(training.id).status == "cancelled"
+    assert patient.training(training.id).ended
+    assert isinstance(patient.metrics(training.id), list)
+    assert isinstance(patient.checkpoints(training.id), list)
+    assert patient.save_curves(training.id, tmp_path / "curves.png").media == "image/png"
+    with pytest.raises(InvalidError, match=r"recipe\.training\.epochs"):
+        patient.train("vae", "client-train", "client-vae", recipe={"training": {"epochs": 0}})
+
+
+def test_families_say_what_can_be_chosen(reverie: Client) -> None:
+    """Each with the schemas of its options and the recipe in force without any."""
+    families = {family["name"]: family for family in reverie.families()}
+    assert {"vae", "bihm", "ebgan", "superres"} <= families.keys()
+    assert families["vae"]["training"]["properties"]["epochs"]["minimum"] == 1
+    assert families["vae"]["recipe"]["training"]["epochs"] > 1
+
+
 # --- refusals ---
 
 
