@@ -27,6 +27,7 @@ from api.photographs import Darkroom
 from api.routes import House, add_routes
 from api.trainings import add_trainings
 from api.upscales import add_upscales
+from api.versions import add_versions
 from workers.blobs import Blobs
 from workers.datasets import Datasets
 from workers.ledger import Ledger
@@ -91,6 +92,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     add_routes(app, house)
     add_upscales(app, house)
     add_trainings(app, house)
+    add_versions(app, house)
     add_datasets(app, chosen, Datasets(chosen.state / "datasets"))
     app.state.draining = False
     _add_health(app, house)

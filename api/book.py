@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from workers.outbox import Call, FailedError, Outbox
 from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
-from workers.trainings import WAKE
+from workers.trainings import WAKE, Places
 from workers.wire import Fields, joined, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -333,6 +334,7 @@ class Book:
         """Forget an ended job and all it left."""
         await self._write(self._ledger.delete, job_id)
         await self._read(self._blobs.delete, f"jobs/{job_id}")
+        await self._read(lambda: shutil.rmtree(Places(self._settings.state).run(job_id), ignore_errors=True))
 
     def _tell(self, job_id: str) -> None:
         for event in self._listeners.get(job_id, ()):

@@ -21,6 +21,7 @@ log = logging.getLogger("api.access")
 LINGER_S = 2.0
 DATASETS = ("POST", "/v1/datasets")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
@@ -60,6 +61,7 @@ class Front:
         self._keys = Keys(settings.api_keys)
         self._limit = settings.max_body_bytes
         self._limits = {DATASETS: settings.max_dataset_bytes}  # of routes that stream their body to the disk
+        self._version_limit = settings.max_version_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -89,6 +91,8 @@ class Front:
         owner = self._keys.owner(headers.get(b"authorization", b""))
         scope["reverie_owner"], scope["reverie_request_id"] = owner, answer.request_id
         limit = self._limits.get((scope["method"], scope["path"]), self._limit)
+        if scope["method"] == "POST" and _VERSIONS.fullmatch(scope["path"]):
+            limit = self._version_limit
         refusal = self._refusal(scope["path"], owner, headers, limit)
         if refusal is not None:
             await refusal.response(answer.request_id)(scope, receive, answer.send)

@@ -1,22 +1,31 @@
-"""Exits 0 if a worker of this container renewed its heartbeat while this ran; a solo worker answers no ping at work."""
+"""Exits 0 if a worker of this container renewed its heartbeat while this ran; a solo worker answers no ping at work.
+
+`docker/alive.py training` looks for a training worker.
+"""
 
 import socket
 import sys
 import time
 from pathlib import Path
 
+import redis
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from workers.queue import WORKERS, connect
 from workers.settings import HEARTBEAT_S, settings
+from workers.trainings import TRAINERS
 
 
-def beating(host: str) -> bool:
+def beating(host: str, *, training: bool = False) -> bool:
     """Whether a heartbeat of `host` changes within three of its periods."""
-    queue = connect(settings())
+    chosen = settings()
+    queue = redis.Redis.from_url(chosen.training_queue) if training else connect(chosen)
+    begins = f"trainer-{host}-" if training else f"{host}-"
 
     def beats() -> set[tuple[bytes, bytes]]:
-        return {(name, said) for name, said in queue.hgetall(WORKERS).items() if name.startswith(f"{host}-".encode())}
+        found = queue.hgetall(TRAINERS if training else WORKERS)
+        return {(name, said) for name, said in found.items() if name.startswith(begins.encode())}
 
     before = beats()
     time.sleep(3 * HEARTBEAT_S)
@@ -24,4 +33,4 @@ def beating(host: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not beating(socket.gethostname()))
+    sys.exit(not beating(socket.gethostname(), training=sys.argv[1:] == ["training"]))

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,8 @@ def arguments() -> argparse.ArgumentParser:
         help="a model.safetensors to begin with, where the family can; of several the later ones count",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder, to the bit")
+
+    train.add_argument("--gpus", type=int, default=1, help="processes to spread over by torchrun, a GPU each if there")
 
     export = commands.add_parser("export", help="a run as a checkpoint with its card", description=_export.__doc__)
     export.add_argument("run", type=Path, help="folder of the run")
@@ -133,9 +135,12 @@ def _service_commands(commands: Any, outside: argparse.ArgumentParser, common: a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 failed (said why on stderr), 3 interrupted and resumable, 4 ended by its own loss."""
-    chosen = arguments().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = arguments().parse_args(words)
     if getattr(chosen, "parent", None):
         _bind(chosen.parent)
+    if getattr(chosen, "gpus", 1) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        _spread(words, chosen.gpus)
     if getattr(chosen, "extra_models", None):
         import models  # noqa: PLC0415
 
@@ -147,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(threads)
     if getattr(chosen, "device", "") == "auto":
         chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if getattr(chosen, "device", "") == "cuda" and "LOCAL_RANK" in os.environ:
+        chosen.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(chosen.device)
     commands = {
         "train": _train,
         "export": _export,
@@ -201,9 +209,10 @@ def _train(chosen: argparse.Namespace) -> int:
     recipe = train.Recipe.from_json(changed(recipe_values(chosen.recipe), chosen.set))
     out = chosen.out or Path("runs") / recipe.name
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    first = os.environ.get("RANK", "0") == "0"
+    with _alone(out) if first else nullcontext():
         pictures, held_back = _training_data(recipe, chosen.data_folder)
-        if not (out / "state.pt").exists():
+        if first and not (out / "state.pt").exists():
             told = export.provenance(recipe, pictures, chosen.device, held_back)
             if chosen.start:
                 told["start"] = [export.told_of(path) for path in chosen.start]
@@ -256,9 +265,17 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _bind(parent: int) -> None:
     """Get SIGTERM when the process that started this one dies, however it dies."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()  # torchrun, which is bound itself
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(3)  # it died meanwhile
+
+
+def _spread(words: Sequence[str], processes: int) -> None:
+    """Become torchrun, which starts this command so many times; whom this process is bound to, torchrun is."""
+    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "models"]
+    os.execv(sys.executable, [sys.executable, *run, *words])  # noqa: S606 - our own program
 
 
 def _export(chosen: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import httpx
 import redis
 
 ROOT = Path(__file__).parents[1]
-READY_S = 90.0
+READY_S = 240.0
 
 
 def free_port() -> int:

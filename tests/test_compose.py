@@ -50,7 +50,9 @@ def stage(name):
 def startable(command):
     """Whether `python -m MODULE` or `python FILE` names something that can be run."""
     if command[1] == "-m":
-        return bool(importlib.util.find_spec(f"{command[2]}.__main__"))
+        found = importlib.util.find_spec(command[2])
+        package = bool(found and found.submodule_search_locations)
+        return bool(importlib.util.find_spec(f"{command[2]}.__main__") if package else found)
     return (ROOT / command[1]).is_file()
 
 
@@ -71,7 +73,8 @@ def test_commands_exist_in_the_code(services):
     """Every module and file that a container runs is there."""
     ours = {name: service for name, service in services.items() if "build" in service}
     assert set(ours) == {"api", "inference"}
-    for service in ours.values():
+    assert services["training"]["image"] == services["inference"]["image"]
+    for service in [*ours.values(), services["training"]]:
         assert service["command"][0] == "python"
         assert startable(service["command"])
     for target in ("api", "worker"):
@@ -95,7 +98,8 @@ def test_health_checks_name_what_answers(services, tmp_path):
     asked = re.findall(r"127\.0\.0\.1:8000(/\w+)", DOCKERFILE.read_text() + COMPOSE.read_text())
     assert set(asked) == {"/healthz", "/readyz"}
     assert set(asked) <= paths
-    assert startable(services["inference"]["healthcheck"]["test"][1:])
+    for worker in ("inference", "training"):
+        assert startable(services[worker]["healthcheck"]["test"][1:])
     assert all("healthcheck" in service for service in services.values())
 
 
@@ -115,7 +119,7 @@ def test_state_outlives_containers(services):
         name: {(volume["type"], volume["source"], volume["target"]) for volume in service["volumes"]}
         for name, service in services.items()
     }
-    assert mounts["api"] == mounts["inference"] == {("volume", "state", "/state")}
+    assert mounts["api"] == mounts["inference"] == mounts["training"] == {("volume", "state", "/state")}
     assert mounts["queue"] == {("volume", "queue", "/data")}
     command = services["queue"]["command"]
     assert command[command.index("--appendonly") + 1] == "yes"

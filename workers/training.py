@@ -257,7 +257,7 @@ class Trainer:
             code, said = self._child(job, asked, folder, watched)
             if code == 0:
                 break
-            if code == INTERRUPTED and self.stopping.is_set():
+            if self.stopping.is_set():
                 raise StopError
             if code == INTERRUPTED:
                 code = -signal.SIGTERM
@@ -293,10 +293,8 @@ class Trainer:
     def _child(self, job: Job, asked: Any, folder: Path, watched: Watched) -> tuple[int, str]:
         """Run the training's process to its end; answers its exit code and what it said last."""
         command = self._models("train", str(folder / "asked.json"), "--out", str(folder), "--resume", *self._common())
-        gpus = asked.get("gpus", 1)
-        if gpus > 1:
-            spread = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-            command = [*command[: command.index("-m")], *spread, *command[command.index("-m") :]]
+        if asked.get("gpus", 1) > 1:
+            command += ["--gpus", str(asked["gpus"])]
         with self._running(command, folder / "log", self.settings.training_threads) as child:
             begun = time.monotonic()
             while child.poll() is None:

@@ -4,11 +4,14 @@ NAME/VERSION/model.safetensors is a version, never changed once it is there. `se
 version `serves`, and which is `next`: workers load that one before it serves.
 """
 
+import base64
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,30 @@ from uuid import uuid4
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
+LARGEST_HEADER = 16 << 20
+CARD = (
+    "format",
+    "name",
+    "version",
+    "family",
+    "summary",
+    "created_at",
+    "config",
+    "image",
+    "operations",
+    "figures",
+    "provenance",
+    "license",
+)
+"""What the card of a version must have; `models.kit.card` says the same, and a test that it does."""
+
+BITS = {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)} | {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "BOOL": 8,
+}
 
 
 class Versions:
@@ -107,6 +134,8 @@ class Versions:
             os.link(part, path)
         finally:
             part.unlink()
+        with self._changing():
+            pass  # a new stamp: registries look again
         return path
 
 
@@ -119,3 +148,68 @@ def loaded(workers: Mapping[str, Mapping[str, Any]], ref: str) -> bool:
 def refused(workers: Mapping[str, Mapping[str, Any]], ref: str) -> str:
     """Why a worker could not load `name@version`; nothing where none said so."""
     return next((said["refused"][ref] for said in workers.values() if ref in said.get("refused", {})), "")
+
+
+class ForeignError(ValueError):
+    """A file that is no version of the model that it is sent for."""
+
+
+def inspect(path: Path, name: str) -> dict[str, Any]:
+    """The card of a safetensors file whose header is sound and which says that it is a version of `name`.
+
+    Nothing is unpickled and no tensor is made; whether the weights fit the card's family is for `models check` to
+    say. Raises ForeignError.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start.ljust(8, b"\xff"))
+        if len(start) < 8 or length > size - 8:
+            raise ForeignError("it is no safetensors file, or a truncated one: its header is longer than the file")
+        if length > LARGEST_HEADER:
+            raise ForeignError(f"its header has {length} bytes; at most {LARGEST_HEADER} are read")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        end = _end(header)
+        card = json.loads(metadata["card"])
+    except KeyError as error:
+        raise ForeignError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ForeignError(f"its header cannot be read: {error}") from error
+    if end != size - 8 - length:
+        raise ForeignError(f"it is damaged: its header promises {end} bytes of weights, it has {size - 8 - length}")
+    missing = [field for field in CARD if field not in card] if isinstance(card, dict) else list(CARD)
+    if missing:
+        raise ForeignError(f"its card lacks {', '.join(missing)}")
+    if card["name"] != name:
+        raise ForeignError(
+            f"its card is that of {str(card['name'])[:120]!r}; send it to /v1/models/{card['name']}/versions"
+        )
+    return dict(card)
+
+
+def _end(tensors: Mapping[str, Any]) -> int:
+    """Where the tensors end which a header lists, one after another without a gap. Raises ValueError."""
+    end = 0
+    for name, said in sorted(tensors.items(), key=lambda one: one[1]["data_offsets"]):
+        first, last = said["data_offsets"]
+        bits = BITS.get(said["dtype"])
+        if bits is None:
+            raise ValueError(f"{name[:60]} is of the unknown type {said['dtype']!r}")
+        if any(not isinstance(edge, int) or edge < 0 for edge in said["shape"]):
+            raise ValueError(f"{name[:60]} has the shape {said['shape']}")
+        if first != end or 8 * (last - first) != math.prod(said["shape"]) * bits:
+            raise ValueError(f"{name[:60]} does not lie where it should")
+        end = last
+    return end
+
+
+def preview(path: Path) -> bytes | None:
+    """The PNG in a version's header of what the model makes; None where it has none."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    found = header.get("__metadata__", {}).get("preview")
+    return base64.b64decode(found) if found else None

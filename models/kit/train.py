@@ -33,6 +33,7 @@ from models.kit.preview import preview
 from models.kit.rows import Rows
 from models.kit.schema import from_json, option, to_json
 from models.kit.shapes import Float, Int, Tensor, UInt8
+from models.kit.spread import Spread
 from models.kit.turn import Turn
 
 CHECK_EVERY_STEPS = 100
@@ -73,6 +74,7 @@ class Training:
     weight_prior: bool = option(default=False, description="adds -log N(w; 0, 1) of all weights to the loss of the set")
     average: float = option(0.0, minimum=0.0, below=1.0, description="decay of the weights' moving average; 0 = none")
     precision: str = option("float32", choices=("float32", "bfloat16"), description="of the matrix products")
+    compile: bool = option(default=False, description="the loss by torch.compile: some steps later, faster ones")
     binarization: str = option("dynamic", choices=("dynamic", "static", "none"))
     pictures: int = option(0, minimum=0, maximum=10**9, description="only the first so many of the data; 0 = all")
     validation: int = option(0, minimum=0, maximum=10**9, description="last pictures held back to choose epochs on")
@@ -153,6 +155,10 @@ class Run:
         self.optimisers = _optimisers(self.players, self.training, self.count)
         if self.training.validation and ALONE not in self.players:
             raise ValueError("players have no common loss to choose epochs on: training.validation must be 0")
+        if self.training.compile and ALONE not in self.players:
+            raise ValueError("the turns of players are not compiled: training.compile must be false")
+        self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
+        self.spread = Spread()
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.epoch = self.step = self.steps = 0
@@ -165,30 +171,37 @@ class Run:
 
     def advance(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """One step of each player, the pictures' numbers drawn by (seed, epoch, picture); returns the summed losses."""
-        rows = Rows(torch.full_like(index, self.recipe.seed), self.epoch * self.span + index)
+        mine = self.spread.share(index)
+        rows = Rows(torch.full_like(mine, self.recipe.seed), self.epoch * self.span + mine)
         total = torch.zeros((), device=self.device)
-        for turn in self._turns(self.images[index], rows, self.epoch):
-            self._play(turn)
-            total = total + turn.losses.detach().sum()
+        for turn in self._turns(self.images[mine], rows, self.epoch):
+            total = total + self._play(turn, len(index))
         self.steps += 1
         if self.average:
             decay = min(self.training.average, (1 + self.steps) / (10 + self.steps))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - decay)
         return total
 
-    def _play(self, turn: Turn) -> None:
-        """Move one player's weights, and no other's, down the mean of its losses."""
+    def _play(self, turn: Turn, count: int) -> Float[Tensor, ""]:
+        """Move one player's weights, and no other's, down the mean of its losses; returns their sum.
+
+        `count` is how many pictures the step has, on all processes together.
+        """
         parameters, optimiser = self.players[turn.player], self.optimisers[turn.player]
         optimiser.zero_grad(set_to_none=True)
-        turn.losses.mean().backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        loss = turn.losses.mean() if self.spread.alone else turn.losses.sum() / count
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        self.spread.add_gradients(parameters)
         if self.training.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
         for group in optimiser.param_groups:
             group["lr"] = self.rate() * (group["initial_lr"] / self.training.learning_rate)
         optimiser.step()
         facts = {**turn.facts, **({f"loss_{turn.player}": turn.losses} if turn.player else {})}
-        for name, values in facts.items():
-            self.fact_sums[name] = self.fact_sums.get(name, 0.0) + float(values.detach().sum())
+        sums = self.spread.added([turn.losses.detach().sum(), *(values.detach().sum() for values in facts.values())])
+        for name, value in zip(facts, sums[1:], strict=True):
+            self.fact_sums[name] = self.fact_sums.get(name, 0.0) + float(value)
+        return sums[0]
 
     def rate(self) -> float:
         """The learning rate of the next step: a linear warm-up, then constant, one drop, or a cosine down to zero."""
@@ -211,16 +224,18 @@ class Run:
                 total += float(self._loss(pictures, rows, self.training.epochs).double().sum())
         return total / self.training.validation
 
-    def _loss(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Float[Tensor, "B"]:
+    def _loss(
+        self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int, compiled: Any = None
+    ) -> Float[Tensor, "B"]:
         x = self._prepared(images, rows)
         with self._precision():
-            losses: Tensor = self.model.loss(x, rows, epoch)
+            losses: Tensor = (compiled or self.model.loss)(x, rows, epoch)
         return losses
 
     def _turns(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Iterator[Turn]:
         """The turns of one step. Each is computed in a block of its own: autocast keeps the weights it has cast."""
         if ALONE in self.players:
-            yield Turn(ALONE, self._loss(images, rows, epoch))
+            yield Turn(ALONE, self._loss(images, rows, epoch, self._compiled))
             return
         turns = self.model.turns(self._prepared(images, rows), rows, epoch)
         while True:
@@ -288,14 +303,15 @@ class Run:
             self.seconds = self._before + now - self._began
             self.first_loss = self.first_loss or abs(self.loss_sum) / len(batches[number])
             whole = self.step == len(batches)
-            due = self.stopping or (now - self._saved_at >= self.training.save_every_s and not whole)
+            late = now - self._saved_at >= self.training.save_every_s and not whole
+            self.stopping, due = self.spread.any_of(self.stopping, self.stopping or late)
             if (number % CHECK_EVERY_STEPS == 0 or whole or due) and (fault := self.fault(thorough=due)):
                 return fault
             if due:
                 self._save_now()
             if self.stopping:
                 return "interrupted"
-            if whole or now - self._told_at >= TELL_EVERY_S:
+            if self.spread.first and (whole or now - self._told_at >= TELL_EVERY_S):
                 self.tell()
                 self._told_at = now
         return ""
@@ -305,23 +321,28 @@ class Run:
 
         The last epoch is not told before the checkpoint that holds it is written.
         """
+        self.spread.agree(self.model)
         line = self.end_epoch()
         last = self.epoch == self.training.epochs
         if last and hasattr(self.model, "settle"):
             self._settle()
         stop = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
-        if last or stop or time.monotonic() - self._saved_at >= self.training.save_every_s:
+        late = time.monotonic() - self._saved_at >= self.training.save_every_s
+        if self.spread.any_of(last or stop or late)[0]:
             if fault := self.fault(thorough=True):
                 return fault
             self._save_now()
-        if last or stop or time.monotonic() - self._shown_at >= PREVIEW_EVERY_S:
-            self._show()
-            self._shown_at = time.monotonic()
-        report(line)
+        if self.spread.first:
+            if last or stop or time.monotonic() - self._shown_at >= PREVIEW_EVERY_S:
+                self._show()
+                self._shown_at = time.monotonic()
+            report(line)
         return "early stop" if stop else ""
 
     def _save_now(self) -> None:
-        self.save()
+        self.spread.agree(self.model)
+        if self.spread.first:
+            self.save()
         self._saved_at = time.monotonic()
 
     def fault(self, *, thorough: bool) -> str:
@@ -375,8 +396,9 @@ class Run:
                 self.best_loss, self.best_epoch = loss, self.epoch
                 with self.averaged() as model:
                     self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.spread.first:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
         return line
 
     # Checkpoints
@@ -426,6 +448,8 @@ class Run:
         for name in COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
         self.saved = {**{name: state[name] for name in ("epoch", "step", "steps")}, "seconds": round(self.seconds, 2)}
+        if not self.spread.first:
+            return
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         kept = [line for line in lines if _epoch(line) <= self.epoch]
@@ -458,9 +482,10 @@ def train(
     run = Run(recipe, images, out, device, held_back, start)
     if (out / "state.pt").exists():
         run.restore()
-    else:
+    elif run.spread.first:
         (out / "metrics.jsonl").unlink(missing_ok=True)
-    (out / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
+    if run.spread.first:
+        (out / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
     with _stopped_by_signals(run):
         return run.fit(report)
 

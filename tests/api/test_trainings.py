@@ -192,7 +192,7 @@ def test_what_is_not_there_is_said(client: httpx.Client, trained: Path) -> None:
     assert client.post("/v1/trainings", json=wish("x", dataset="nothing")).status_code == 404
     assert client.get("/v1/trainings/job_0").status_code == 404
     assert client.post("/v1/trainings", content=b"{").status_code == 422
-    headers = {"Idempotency-Key": "ä".encode().decode("latin-1")}
+    headers = {"Idempotency-Key": "x" * 256}
     assert client.post("/v1/trainings", json=wish("x"), headers=headers).status_code == 400
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,7 @@ def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
     rows = Rows.range(7, 0, 50)
     for turn in run._turns(images[:50], rows, 0):
         before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-        run._play(turn)
+        run._play(turn, 50)
         for name, parameter in run.model.named_parameters():
             moved = float((parameter - before[name]).detach().abs().max())
             rate = 0.01 if name.startswith("discriminator") else 0.02
@@ -142,7 +144,7 @@ def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_pat
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
     rows = Rows.range(7, 0, 50)
     turns = list(run._turns(images[:50], rows, 0))
-    played = [turn.losses for turn in run._turns(images[:50], rows, 0) if run._play(turn) is None]
+    played = [turn.losses for turn in run._turns(images[:50], rows, 0) if run._play(turn, 50) is not None]
     assert torch.equal(played[0], turns[0].losses)
     assert not torch.equal(played[1], turns[1].losses)
 
@@ -347,3 +349,32 @@ def test_a_recipe_needs_its_words() -> None:
         Recipe.from_json(values)
     with pytest.raises(ValueError, match="leaves nothing of 20"):
         Run(recipe(), torch.zeros(20, 1, 28, 28, dtype=torch.uint8), Path())
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_is_the_loss(images, tmp_path: Path) -> None:
+    """`training.compile` gives the same losses but for the last bits, and resumes as any run; players have none."""
+    compiled = recipe({"compile": True, "epochs": 1, "validation": 0, "batch_size": 200})
+    train(compiled, images, tmp_path / "compiled")
+    train(recipe({"epochs": 1, "validation": 0, "batch_size": 200}), images, tmp_path / "plain")
+    first, second = (lines(tmp_path / run)[0]["train_loss"] for run in ("compiled", "plain"))
+    assert first == pytest.approx(second, rel=1e-5)
+    with pytest.raises(ValueError, match="compile must be false"):
+        Run(game({"compile": True}), images, tmp_path)
+
+
+def test_a_training_spreads_over_processes(images, tmp_path: Path) -> None:
+    """Two processes, each with half of every batch, reach the weights of one but for rounding, and resume together."""
+    chosen = recipe({"epochs": 2, "optimiser": "sgd", "learning_rate": 0.001}).to_json()
+    (tmp_path / "recipe.json").write_text(json.dumps(chosen))
+    train(Recipe.from_json(chosen), data.load(str(DIGITS)).images, tmp_path / "one")
+    for epochs in (1, 2):
+        command = [sys.executable, "-m", "models", "train", str(tmp_path / "recipe.json"), "--gpus", "2", "--resume"]
+        command += ["--out", str(tmp_path / "two"), "--set", f"training.epochs={epochs}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [line["epoch"] for line in two] == [1, 2]
+    assert two[-1]["validation_loss"] == pytest.approx(one[-1]["validation_loss"], rel=1e-4)
+    for name, weight in weights(tmp_path / "one")[0].items():
+        assert torch.allclose(weight, weights(tmp_path / "two")[0][name], atol=1e-5), name

@@ -1,0 +1,268 @@
+"""Versions of a model: which one serves, and each of them as one file, out and in."""
+
+import asyncio
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from api.answers import JSON, PNG
+from api.errors import ConflictError, InvalidError, NotFoundError, OverloadedError
+from api.openapi import MODEL, answered, listed, problem_responses
+from api.routes import House, job_body, model_body
+from api.spool import Spool
+from api.trainings import desk, desk_row
+from workers.registry import Entry
+from workers.trainings import NAME, Places, families
+from workers.versions import ForeignError, Versions, inspect, loaded, preview, refused
+
+LOAD_S = 60.0
+"""How long workers may take to load a version before a switch is given up."""
+
+IMPORT_S = 120.0
+_LOOK_S = 0.05
+_FILE = "application/octet-stream"
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+class Chosen(BaseModel):
+    """Which version is to serve."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"version": "1"}})
+
+    version: str = Field(max_length=40, description="One of the model's `versions`.")
+
+
+_VERSION = {
+    "type": "object",
+    "required": ["model", "version", "serves", "links"],
+    "properties": {
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "serves": {"type": "boolean", "description": "Whether the bare name means this version"},
+        "card": MODEL,
+        "links": {"type": "object", "required": ["self", "file"]},
+    },
+}
+
+
+def add_versions(app: FastAPI, house: House) -> None:
+    """Put the routes into the application."""
+    router = APIRouter(prefix="/v1")
+    versions = Versions(Places(house.settings.state).checkpoints)
+    _add_switch(router, house, versions)
+    _add_looking(router, house)
+    _add_file(router, house)
+    _add_import(router, house)
+    app.include_router(router)
+
+
+def version_body(house: House, entry: Entry) -> dict[str, Any]:
+    """A version as clients see it."""
+    here = f"/v1/models/{entry.name}/versions/{entry.version}"
+    links = {"self": here, "file": f"{here}/file", "preview": f"{here}/preview", "model": f"/v1/models/{entry.name}"}
+    job = entry.card["provenance"].get("job") if isinstance(entry.card["provenance"], dict) else None
+    serving = house.registry.find(entry.name)
+    return {
+        "object": "version",
+        "model": entry.name,
+        "version": entry.version,
+        "serves": serving is not None and serving.version == entry.version,
+        "card": model_body(house.registry, entry),
+        "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
+    }
+
+
+def _found(house: House, name: str, version: str = "") -> Entry:
+    entry = house.registry.find(f"{name}@{version}" if version else name)
+    if entry is None and (known := house.registry.versions(name)):
+        raise NotFoundError(f"{name[:120]} has no version {version[:40]!r}; there are: {', '.join(known)}")
+    if entry is None:
+        raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
+    return entry
+
+
+# --- which one serves ---
+
+
+def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
+    @router.patch(
+        "/models/{name}",
+        summary="Choose the version that serves",
+        tags=["models"],
+        response_class=Response,
+        responses={**answered(MODEL), **problem_responses(404, 409, 422, 503)},
+    )
+    async def switch(name: str, chosen: Chosen) -> Response:
+        _found(house, name)
+        entry = _found(house, name, chosen.version)
+        await asyncio.to_thread(versions.announce, name, chosen.version)
+        await _loaded(house, versions, entry)
+        await asyncio.to_thread(versions.serve, name, chosen.version)
+        house.registry.refresh(at_once=True)
+        return Response(orjson.dumps(model_body(house.registry, _found(house, name))), 200, {}, JSON)
+
+
+async def _loaded(house: House, versions: Versions, entry: Entry) -> None:
+    """Return when every worker has the version warm; until then the one before it serves."""
+    until = time.monotonic() + LOAD_S
+    while not loaded(house.outbox.live_workers(), entry.ref):
+        if time.monotonic() > until:
+            await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+            raise OverloadedError(
+                f"the workers have not loaded {entry.ref} in {LOAD_S:.0f} s; the version before it goes on serving",
+                headers={"Retry-After": "10"},
+            )
+        await asyncio.sleep(_LOOK_S)
+    if why := refused(house.outbox.live_workers(), entry.ref):
+        await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+        raise ConflictError(f"a worker cannot load {entry.ref}: {why}; the version before it goes on serving")
+
+
+# --- looking ---
+
+
+def _add_looking(router: APIRouter, house: House) -> None:
+    @router.get(
+        "/models/{name}/versions",
+        summary="A model's versions, oldest first",
+        tags=["models"],
+        response_class=Response,
+        responses={**answered(listed(_VERSION)), **problem_responses(404)},
+    )
+    async def list_versions(name: str) -> Response:
+        _found(house, name)
+        data = [version_body(house, _found(house, name, version)) for version in house.registry.versions(name)]
+        ends = {"first_id": data[0]["version"], "last_id": data[-1]["version"]}
+        return Response(orjson.dumps({"object": "list", "data": data, "has_more": False, **ends}), 200, {}, JSON)
+
+    @router.get(
+        "/models/{name}/versions/{version}",
+        summary="A version and its card",
+        tags=["models"],
+        response_class=Response,
+        responses={**answered(_VERSION), **problem_responses(404)},
+    )
+    async def one(name: str, version: str) -> Response:
+        return Response(orjson.dumps(version_body(house, _found(house, name, version))), 200, {}, JSON)
+
+    @router.get(
+        "/models/{name}/versions/{version}/preview",
+        summary="What a version makes",
+        tags=["models"],
+        response_class=Response,
+        responses={200: {"description": "A picture", "content": {PNG: _BINARY}}, **problem_responses(404)},
+    )
+    async def picture(name: str, version: str) -> Response:
+        drawn = await asyncio.to_thread(preview, _found(house, name, version).path)
+        if drawn is None:
+            raise NotFoundError(f"{name[:120]}@{version[:40]} carries no preview; ask for samples")
+        return Response(drawn, 200, {"Cache-Control": "public, immutable"}, PNG)
+
+
+def _add_file(router: APIRouter, house: House) -> None:
+    @router.get(
+        "/models/{name}/versions/{version}/file",
+        summary="A version as one safetensors file",
+        tags=["models"],
+        response_class=Response,
+        responses={
+            200: {"description": "The file", "content": {_FILE: _BINARY}},
+            206: {"description": "The part that `Range` asked for", "content": {_FILE: _BINARY}},
+            **problem_responses(404, 416),
+        },
+    )
+    async def export(name: str, version: str) -> Response:
+        entry = _found(house, name, version)
+        headers = {"Cache-Control": "private, immutable"}
+        filename = f"{entry.name}-{entry.version}.safetensors"
+        return FileResponse(entry.path, headers=headers, media_type=_FILE, filename=filename)
+
+
+# --- in ---
+
+
+def _add_import(router: APIRouter, house: House) -> None:
+    form = {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}
+    accepted = {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}}
+
+    @router.post(
+        "/models/{name}/versions",
+        summary="Import a version from a safetensors file with a card",
+        tags=["models"],
+        response_class=Response,
+        responses={
+            200: {"description": "The same file is a version already", "content": {JSON: {"schema": _VERSION}}},
+            201: {"description": "A new version; another goes on serving", "content": {JSON: {"schema": _VERSION}}},
+            202: accepted,
+            **problem_responses(400, 408, 413, 415, 422, 503, 507),
+        },
+        openapi_extra={
+            "description": f"At most {house.settings.max_version_bytes} bytes. Only safetensors whose card is of this "
+            "name, with exactly the weights that its family has for its config. The version is the next free number.",
+            "requestBody": {
+                "required": True,
+                "content": {_FILE: _BINARY, "multipart/form-data": {"schema": form}},
+            },
+        },
+    )
+    async def bring(request: Request, name: str) -> Response:
+        if not NAME.fullmatch(name):
+            raise InvalidError(f"{name[:120]!r} is no name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
+        row = desk_row(request, "import", name, {"model": name})
+        folder = Places(house.settings.state).desk(row["id"])
+        folder.mkdir(parents=True)
+        try:
+            await Spool(folder, ("file",), (), house.settings.reserve_bytes).read(request)
+            same = await asyncio.to_thread(_checked, house, folder / "file", name)
+            if same is not None:
+                return Response(orjson.dumps(version_body(house, same)), 200, {}, JSON)
+            (folder / "file").rename(folder / "model.safetensors")
+            result, job = await desk(house, row, IMPORT_S)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            (folder / "file").unlink(missing_ok=True)
+        if result is None:
+            return Response(orjson.dumps(job_body(job)), 202, {"Location": f"/v1/jobs/{job['id']}"}, JSON)
+        house.registry.scan()
+        entry = _found(house, name, result["version"])
+        headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
+        return Response(orjson.dumps(version_body(house, entry)), 201, headers, JSON)
+
+
+def _checked(house: House, file: Path, name: str) -> Entry | None:
+    """Refuse what is no version of this model; answers the version that has the same bytes, if one has."""
+    try:
+        card = inspect(file, name)
+    except ForeignError as error:
+        raise InvalidError(f"the file cannot be imported: {error}") from error
+    known = families(house.settings)
+    if card["family"] not in known and all(
+        entry.card["family"] != card["family"] for entry in house.registry.serving()
+    ):
+        raise InvalidError(f"its family {str(card['family'])[:60]!r} is not known here; there are: {', '.join(known)}")
+    there = house.registry.find(name)
+    if there is not None and (there.card["family"], there.card["image"]) != (card["family"], card["image"]):
+        raise InvalidError(f"{name} is a {there.card['family']} of {'×'.join(map(str, there.image))}; this is another")
+    size, digest = file.stat().st_size, None
+    for version in house.registry.versions(name):
+        entry = _found(house, name, version)
+        if entry.path.stat().st_size == size:
+            digest = digest or _sha256(file)
+            if _sha256(entry.path) == digest:
+                return entry
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

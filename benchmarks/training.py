@@ -1,0 +1,271 @@
+"""Training measured: through the service against the bare loop, beside pythae, and what it costs those who are served.
+
+`python benchmarks/training.py` writes docs/results/training.json and .md; half an hour on a machine otherwise idle.
+pythae runs in an environment of its own: python -m venv .venv-peers/pythae && .venv-peers/pythae/bin/pip install
+torch==2.13.0 pythae.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.serving.facts import commit, machine, now  # noqa: E402
+from tests.stack import Stack  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+PEER = ROOT / ".venv-peers" / "pythae" / "bin" / "python"
+BATCH, HIDDEN, LATENTS = 100, 512, 16
+PARTS = ("bare", "served", "peers", "latency")
+
+
+def recipe(data: str, epochs: int, **training: Any) -> dict[str, Any]:
+    """The network and batch that all are measured with: 784-512-16-512-784, Adam, batches of 100, one thread."""
+    chosen = {"epochs": epochs, "batch_size": BATCH, "learning_rate": 1e-3, "binarization": "none", "validation": 0}
+    config = {"hidden": [HIDDEN], "latents": LATENTS, "activation": "elu"}
+    words = {"family": "vae", "name": "measured", "summary": "for a benchmark", "data": data, "seed": 1}
+    return {**words, "config": config, "training": {**chosen, **training}}
+
+
+def bare(folder: Path, epochs: int) -> dict[str, float]:
+    """`python -m models train` alone: pictures a second within epochs, and over the whole process."""
+    file = folder / "recipe.json"
+    file.write_text(json.dumps(recipe("mnist", epochs)))
+    out = folder / f"bare-{time.monotonic_ns()}"
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "models", "train", str(file), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return _speed(_lines((out / "metrics.jsonl").read_text()), time.monotonic() - begun)
+
+
+def served(client: httpx.Client, epochs: int) -> dict[str, float]:
+    """The same recipe through POST /v1/trainings."""
+    wish = recipe("mnist", epochs)
+    overrides = {
+        "config": wish["config"],
+        "training": {**wish["training"], "average": 0.0, "decay": "constant"},
+        "seed": 1,
+    }
+    overrides["config"] |= {"hidden": [HIDDEN]}
+    body = {"family": "vae", "dataset": "mnist", "name": "measured", "recipe": overrides, "serve": "never"}
+    begun = time.monotonic()
+    job = client.post("/v1/trainings", json={**body, "evaluation": {"count": 10, "k": 10}}).json()
+    while not (said := client.get(f"/v1/trainings/{job['id']}").json())["finished_at"]:
+        time.sleep(0.2)
+    assert said["status"] == "succeeded", said["problem"]
+    lines = client.get(f"/v1/trainings/{job['id']}/metrics").json()["data"]
+    return _speed(lines, time.monotonic() - begun)
+
+
+def _speed(lines: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
+    return {"images_per_s": lines[-1]["images"] / lines[-1]["seconds"], "wall_s": wall_s}
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+PYTHAE = """
+import sys, time, json, logging
+import numpy as np, torch
+torch.set_num_threads(1)
+logging.disable(logging.CRITICAL)
+from torch import nn
+from pythae.models import VAE, VAEConfig
+from pythae.models.nn import BaseEncoder, BaseDecoder
+from pythae.models.base.base_utils import ModelOutput
+from pythae.trainers import BaseTrainer, BaseTrainerConfig
+from pythae.data.datasets import BaseDataset
+from pythae.trainers.training_callbacks import TrainingCallback
+
+hidden, latents, batch, epochs = map(int, sys.argv[2:6])
+
+class Encoder(BaseEncoder):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(784, hidden), nn.ELU())
+        self.mean, self.log_variance = nn.Linear(hidden, latents), nn.Linear(hidden, latents)
+    def forward(self, x):
+        h = self.trunk(x.flatten(1))
+        return ModelOutput(embedding=self.mean(h), log_covariance=self.log_variance(h))
+
+class Decoder(BaseDecoder):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(latents, hidden), nn.ELU(), nn.Linear(hidden, 784), nn.Sigmoid())
+    def forward(self, z):
+        return ModelOutput(reconstruction=self.net(z).view(-1, 1, 28, 28))
+
+class Clock(TrainingCallback):
+    def __init__(self):
+        self.ends = []
+    def on_epoch_end(self, *args, **kwargs):
+        self.ends.append(time.monotonic())
+
+images = np.load(sys.argv[1]).astype(np.float32) / 255
+model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=latents, reconstruction_loss="bce"), Encoder(), Decoder())
+config = BaseTrainerConfig(output_dir=sys.argv[6], num_epochs=epochs, learning_rate=1e-3, optimizer_cls="Adam",
+    per_device_train_batch_size=batch, train_dataloader_num_workers=0, no_cuda=True, seed=1)
+clock = Clock()
+data = BaseDataset(torch.from_numpy(images), torch.zeros(len(images)))
+trainer = BaseTrainer(model=model, train_dataset=data, eval_dataset=None, training_config=config, callbacks=[clock])
+begun = time.monotonic()
+trainer.train()
+print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - begun), "loss": 0}))
+"""
+
+
+def pythae(folder: Path, epochs: int) -> dict[str, float]:
+    """The same network, batch and optimiser in pythae's own trainer."""
+    import numpy as np
+
+    from models.kit import data
+
+    file = folder / "mnist.npy"
+    if not file.exists():
+        np.save(file, data.load("mnist").images.numpy())
+    words = [str(file), str(HIDDEN), str(LATENTS), str(BATCH), str(epochs), str(folder / "pythae")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [str(PEER), "-c", PYTHAE, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@contextmanager
+def service(folder: Path) -> Iterator[tuple[Stack, httpx.Client]]:
+    """A whole service as it comes, with MNIST in it."""
+    stack = Stack(folder, log_level="warning", training_nice="10", checkpoints=str(ROOT / "checkpoints"))
+    try:
+        stack.up()
+        with httpx.Client(base_url=stack.url, timeout=600) as client:
+            made = client.post("/v1/datasets", json={"name": "mnist", "source": "mnist"})
+            assert made.status_code in {200, 201}, made.text
+            yield stack, client
+    finally:
+        stack.down()
+
+
+def latencies(url: str, seconds: float) -> dict[str, float]:
+    """Single samples, one after another on one connection: p50 and p99 in milliseconds."""
+    took = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            begun = time.perf_counter()
+            answer = client.post("/v1/samples", json={"model": "vae-mnist", "seed": len(took)})
+            assert answer.status_code == 200, answer.text
+            took.append(1000 * (time.perf_counter() - begun))
+            time.sleep(0.01)
+    took.sort()
+    return {"requests": len(took), "p50_ms": statistics.median(took), "p99_ms": took[int(0.99 * len(took))]}
+
+
+def beside(client: httpx.Client, url: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Latencies while nothing trains, while a training runs, and when it has been cancelled."""
+    latencies(url, 3)
+    found = {"idle": latencies(url, seconds)}
+    wish = recipe("mnist", 10_000)
+    body = {"family": "vae", "dataset": "mnist", "name": "beside", "serve": "never"}
+    overrides = {part: wish[part] for part in ("config", "training")}
+    job = client.post("/v1/trainings", json={**body, "recipe": overrides}).json()
+    while not client.get(f"/v1/trainings/{job['id']}/metrics").json()["data"]:
+        time.sleep(0.2)
+    found["training"] = latencies(url, seconds)
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    time.sleep(3)
+    found["after"] = latencies(url, seconds)
+    return found
+
+
+def measure(parts: tuple[str, ...], rounds: int, epochs: int, seconds: float) -> dict[str, Any]:
+    """All figures, the systems in turns, so that what disturbs the machine disturbs each."""
+    found: dict[str, Any] = {"machine": machine(), "commit": commit(), "at": now(), "epochs": epochs}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "stack").mkdir()
+        with service(folder / "stack") as (stack, client):
+            for number in range(rounds):
+                if "bare" in parts:
+                    found.setdefault("bare", []).append(bare(folder, epochs))
+                if "served" in parts:
+                    found.setdefault("served", []).append(served(client, epochs))
+                if "peers" in parts:
+                    found.setdefault("pythae", []).append(pythae(folder, epochs))
+                print(f"round {number + 1}", json.dumps({k: v[-1] for k, v in found.items() if isinstance(v, list)}))
+            if "latency" in parts:
+                found["latency"] = beside(client, stack.url, seconds)
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """The results as a page."""
+
+    def best(name: str) -> float:
+        return max(one["images_per_s"] for one in found.get(name, [{"images_per_s": float("nan")}]))
+
+    speeds = {name: best(name) for name in ("bare", "served", "pythae")}
+    lines = [
+        "# Training measured",
+        "",
+        "Made by `python benchmarks/training.py`; the numbers are in [training.json](training.json).",
+        f"Commit {found['commit']}, {found['at']}; {found['machine']['cpu']}, {found['machine']['cores']} cores; one",
+        f"thread. A VAE 784–{HIDDEN}–{LATENTS}–{HIDDEN}–784, Adam, batches of {BATCH}, grey MNIST, {found['epochs']}",
+        f"epochs; the best of {len(found.get('bare', []))} rounds in turns.",
+        "",
+        "| training by | images/s | of the bare loop |",
+        "| --- | --- | --- |",
+    ]
+    named = {
+        "bare": "`python -m models train`",
+        "served": "`POST /v1/trainings`, nice 10",
+        "pythae": "pythae's `BaseTrainer`",
+    }
+    lines += [f"| {named[name]} | {speed:.0f} | {speed / speeds['bare']:.1%} |" for name, speed in speeds.items()]
+    lines += ["", f"Against pythae: {speeds['bare'] / speeds['pythae']:.2f} times as many images a second."]
+    if "latency" in found:
+        lines += ["", "Single samples of `vae-mnist` on one connection while the same machine trains:", ""]
+        lines += ["| | requests | p50 | p99 |", "| --- | --- | --- | --- |"]
+        for name, one in found["latency"].items():
+            lines.append(f"| {name} | {one['requests']} | {one['p50_ms']:.2f} ms | {one['p99_ms']:.2f} ms |")
+        ratio = found["latency"]["training"]["p99_ms"] / found["latency"]["idle"]["p99_ms"]
+        lines += ["", f"p99 while training is {ratio:.2f} times that of an idle machine."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (default all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each latency measurement")
+    parser.add_argument("--write", action="store_true", help="write docs/results/training.json and .md")
+    chosen = parser.parse_args()
+    found = measure(tuple(chosen.parts or PARTS), chosen.rounds, chosen.epochs, chosen.seconds)
+    print(json.dumps(found, indent=1))
+    if chosen.write:
+        (RESULTS / "training.json").write_text(json.dumps(found, indent=1) + "\n")
+        (RESULTS / "training.md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()

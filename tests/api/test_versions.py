@@ -1,0 +1,198 @@
+"""Versions: which one serves, and files out and in."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.stack import ROOT, Stack
+
+SHIPPED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
+
+
+def parts(data: bytes) -> tuple[dict, bytes]:
+    """Header and weights of a safetensors file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def joined(header: dict, weights: bytes) -> bytes:
+    """A safetensors file of them."""
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + weights
+
+
+def carded(data: bytes, **change: object) -> bytes:
+    """The file with another card."""
+    header, weights = parts(data)
+    card = json.loads(header["__metadata__"]["card"])
+    card |= change
+    header["__metadata__"]["card"] = json.dumps({name: value for name, value in card.items() if value is not None})
+    return joined(header, weights)
+
+
+def brighter(data: bytes) -> bytes:
+    """Other weights in the same shapes."""
+    header, weights = parts(data)
+    return joined(header, (np.frombuffer(weights, np.float32) * np.float32(0.9)).tobytes())
+
+
+def send(client: httpx.Client, data: bytes, name: str = "vae-mnist-2d") -> httpx.Response:
+    """Import a file."""
+    headers = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
+    return client.post(f"/v1/models/{name}/versions", content=data, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def second(stack: Stack) -> str:
+    """Another version of the shipped model."""
+    with httpx.Client(base_url=stack.url, timeout=180) as client:
+        answer = send(client, brighter(SHIPPED.read_bytes()))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["version"])
+
+
+def drawn(client: httpx.Client, model: str) -> tuple[str, list[str]]:
+    """The version that answers, and what it draws."""
+    answer = client.post("/v1/samples", json={"model": model, "seed": 5}).json()
+    return answer["version"], answer["images"]
+
+
+def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Client, second: str) -> None:
+    """An import does not serve until it is told to; name@version always means that one; rollback is the same call."""
+    assert (second, drawn(client, "vae-mnist-2d")[0]) == ("2", "1")
+    pinned = {version: drawn(client, f"vae-mnist-2d@{version}") for version in ("1", second)}
+    assert pinned["1"][1] != pinned[second][1]
+    for version in (second, "1", second, "1"):
+        card = client.patch("/v1/models/vae-mnist-2d", json={"version": version})
+        assert (card.status_code, card.json()["version"]) == (200, version)
+        assert card.json()["versions"] == ["1", second]
+        assert drawn(client, "vae-mnist-2d") == pinned[version]
+        listed = client.get("/v1/models/vae-mnist-2d/versions").json()["data"]
+        assert [one["version"] for one in listed if one["serves"]] == [version]
+
+
+def test_a_version_goes_out_as_it_came_in(client: httpx.Client, second: str) -> None:
+    """The file of a version is the file that made it, whole or in part; the same file again is the same version."""
+    data = brighter(SHIPPED.read_bytes())
+    address = f"/v1/models/vae-mnist-2d/versions/{second}"
+    answer = client.get(f"{address}/file")
+    assert answer.content == data
+    part = client.get(f"{address}/file", headers={"Range": "bytes=8-15"})
+    assert (part.status_code, part.content) == (206, data[8:16])
+    again = send(client, data)
+    assert (again.status_code, again.json()["version"]) == (200, second)
+    assert client.get(f"{address}/preview").status_code == 404
+    assert client.get(address).json()["card"]["name"] == "vae-mnist-2d"
+
+
+def test_a_version_without_a_predecessor_serves(client: httpx.Client, stack: Stack) -> None:
+    """Under a new name the imported version is the first and serves; a form will do as well."""
+    data = carded(SHIPPED.read_bytes(), name="new-name")
+    answer = client.post("/v1/models/new-name/versions", files={"file": data}, timeout=180)
+    assert (answer.status_code, answer.json()["version"], answer.json()["serves"]) == (201, "1", True), answer.text
+    assert answer.headers["location"] == "/v1/models/new-name/versions/1"
+    assert drawn(client, "new-name")[1] == drawn(client, "vae-mnist-2d@1")[1]
+
+
+def _wrong_shape(data: bytes) -> bytes:
+    header, weights = parts(data)
+    name = next(name for name in header if name != "__metadata__" and len(header[name]["shape"]) == 2)
+    header[name]["shape"] = header[name]["shape"][::-1]
+    return joined(header, weights)
+
+
+def _renamed(data: bytes) -> bytes:
+    header, weights = parts(data)
+    name = next(name for name in header if name != "__metadata__")
+    return joined({("other" if key == name else key): value for key, value in header.items()}, weights)
+
+
+def _overlapping(data: bytes) -> bytes:
+    header, weights = parts(data)
+    tensors = [said for name, said in header.items() if name != "__metadata__"]
+    tensors[0]["data_offsets"] = tensors[1]["data_offsets"]
+    return joined(header, weights)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _data: b"", "truncated"),
+        (lambda _data: _png(), "no safetensors file"),
+        (lambda data: data[:-1], "damaged: its header promises"),
+        (lambda data: data + b"\0", "damaged: its header promises"),
+        (lambda data: struct.pack("<Q", 17 << 20) + bytes(18 << 20), "its header has 17825792 bytes; at most"),
+        (lambda data: struct.pack("<Q", 4) + b"nope", "cannot be read"),
+        (lambda data: joined({"__metadata__": {}}, b""), "carries no card"),
+        (_overlapping, "does not lie where it should"),
+        (lambda data: carded(data, name="somebody"), "its card is that of 'somebody'"),
+        (lambda data: carded(data, figures=None), "its card lacks figures"),
+        (lambda data: carded(data, family="magic"), "'magic' is not known here"),
+        (lambda data: carded(data, image={"channels": 1, "height": 8, "width": 8}), "is a vae of 1×28×28"),
+    ],
+)
+def test_what_is_no_version_is_refused(client: httpx.Client, change, said: str) -> None:
+    """422 with the reason, and nothing is left of it."""
+    answer = send(client, change(SHIPPED.read_bytes()))
+    assert answer.status_code == 422, answer.text
+    assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_wrong_shape, "its card asks for"),
+        (_renamed, "lacks the weights"),
+        (lambda data: carded(data, config={"latents": 3}), "its card asks for"),
+        (lambda data: carded(data, operations={}), "tells of other operations"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change, said: str) -> None:
+    """A file whose header is sound but whose weights are not its family's is refused by the process that has torch."""
+    before = client.get("/v1/models/vae-mnist-2d").json()["versions"]
+    answer = send(client, change(SHIPPED.read_bytes()))
+    assert answer.status_code == 422, answer.text
+    assert said in answer.json()["detail"]
+    assert client.get("/v1/models/vae-mnist-2d").json()["versions"] == before
+    assert not list((stack.state / "state" / "desk").iterdir())
+
+
+def test_what_is_not_there_cannot_serve(client: httpx.Client, second: str) -> None:
+    """An unknown model or version is 404 and says which there are; a body of another shape is 422."""
+    answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "9"})
+    assert (answer.status_code, "there are: 1, 2" in answer.json()["detail"]) == (404, True)
+    assert client.patch("/v1/models/nothing", json={"version": "1"}).status_code == 404
+    assert client.patch("/v1/models/vae-mnist-2d", json={"version": 1}).status_code == 422
+    assert client.get("/v1/models/vae-mnist-2d/versions/9/file").status_code == 404
+    assert send(client, b"", "Bad Name").status_code == 422
+
+
+def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client, stack: Stack) -> None:
+    """The worker says why, the switch is refused, and the version before goes on serving."""
+    path: Path = stack.state / "state" / "checkpoints" / "vae-mnist-2d" / "7" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(_renamed(SHIPPED.read_bytes()))
+    serving = client.get("/v1/models/vae-mnist-2d").json()["version"]
+    time.sleep(1.1)
+    client.get("/v1/models/vae-mnist-2d/versions/0")  # the folder is read anew, once a second at most
+    answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
+    assert answer.status_code == 409, answer.text
+    assert "cannot load vae-mnist-2d@7" in answer.json()["detail"]
+    assert client.get("/v1/models/vae-mnist-2d").json()["version"] == serving
+    assert drawn(client, "vae-mnist-2d")[0] == serving
+    path.unlink()
