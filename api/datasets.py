@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +31,7 @@ from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, proble
 from api.spool import Spool
 from workers.datasets import NAME, Datasets, InUseError, TakenError
 from workers.settings import Settings
-from workers.sources import Wish
+from workers.sources import FULL, Wish
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ _LOOK_S = 0.5
 _ROOT = Path(__file__).resolve().parents[1]
 _EDGE = 4096
 _LARGEST_JSON = 64 << 10
+_NO_ROOM = "the disk has no room for this dataset; delete others, or send a smaller one"
 
 
 class Asked(BaseModel):
@@ -118,7 +121,7 @@ def _add_making(router: APIRouter, settings: Settings, datasets: Datasets) -> No
     )
     async def create(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        with datasets.workshop() as folder:
+        async with _workshop(datasets) as folder:
             if kind == JSON:
                 named = _named(await _small(request))
                 name, wish = named.name or named.source, named.wish(settings)
@@ -201,6 +204,25 @@ def _add_looking(router: APIRouter, datasets: Datasets) -> None:
             users = ", ".join(error.users[:10])
             raise ConflictError(f"{name} is in use by {users}; wait for their end, or cancel them first") from error
         return Response(status_code=204)
+
+
+@asynccontextmanager
+async def _workshop(datasets: Datasets) -> AsyncIterator[Path]:
+    """A folder to make a dataset in, opened and cleared in a thread: to delete gigabytes takes a while.
+
+    Raises FullError where the disk is full.
+    """
+    workshop = datasets.workshop()
+    try:
+        folder = await asyncio.to_thread(workshop.__enter__)
+        try:
+            yield folder
+        finally:
+            await asyncio.shield(asyncio.to_thread(workshop.__exit__, None, None, None))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise FullError(_NO_ROOM) from error
 
 
 def _body(about: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +309,7 @@ async def _convert(request: Request, folder: Path, wish: Wish) -> dict[str, Any]
 
 def _problem(status: int, field: str, detail: str) -> ProblemError:
     if status == FullError.status:
-        return FullError(f"{detail}; delete datasets, or send a smaller one")
+        return FullError(_NO_ROOM)
     errors = [{"field": field, "detail": detail}]
     return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
 

@@ -12,8 +12,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import Request
 
-from api.errors import FullError, InvalidError, MalformedError, StalledError, UnsupportedMediaError
-from workers.sources import FULL
+from api.errors import InvalidError, MalformedError, StalledError, UnsupportedMediaError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -48,7 +47,10 @@ class Spool:
         self.fields: dict[str, str] = {}
 
     async def read(self, request: Request) -> dict[str, str]:
-        """Take in the body; answers its fields. Raises the ProblemError that says what is wrong with it."""
+        """Take in the body; answers its fields.
+
+        Raises the ProblemError that says what is wrong with it, and OSError where the disk is full.
+        """
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         form = kind.lower() == b"multipart/form-data"
         if not form and kind.lower().decode("latin-1") not in _RAW:
@@ -117,12 +119,7 @@ class Spool:
     async def _flush(self) -> None:
         """Write what waits, in a thread: a disk that is busy holds up nobody else."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        try:
-            await asyncio.to_thread(self._write, waiting)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise FullError("the disk has no room for this file; delete datasets, or send a smaller one") from error
+        await asyncio.to_thread(self._write, waiting)
 
     def _write(self, waiting: list[tuple[str, bytes]]) -> None:
         if shutil.disk_usage(self._folder).free < self._reserve_bytes:

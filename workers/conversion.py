@@ -37,7 +37,7 @@ from workers.sources import (
 
 MEMORY_BYTES = 2 << 30
 LEAST_PICTURES = 10
-_NICENESS = 10
+_NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -215,7 +215,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        said = {"problem": {"status": 507, "field": "file", "detail": "there is no room to unpack the dataset"}}
+        said = {"problem": {"status": 507, "field": "file", "detail": "the disk is full"}}
     sys.stdout.write(json.dumps(said))
 
 

@@ -319,7 +319,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     async def visit(client: httpx.AsyncClient) -> None:
         for file in (bytes(3 << 20), DIGITS.read_bytes()):
-            problem(await client.post(PATH, content=file, **RAW), 507, "no room", "delete datasets")
+            problem(await client.post(PATH, content=file, **RAW), 507, "no room", "delete others")
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file of more is refused as by a full disk
@@ -333,7 +333,7 @@ def test_a_reserve_is_left_on_the_disk(tmp_path: Path) -> None:
     """For the ledger, which must go on."""
 
     async def visit(client: httpx.AsyncClient) -> None:
-        problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 507, "no room", "delete datasets")
+        problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 507, "no room", "delete others")
 
     _alone(tmp_path, visit, reserve_bytes=1 << 60)
 
