@@ -14,8 +14,8 @@ arXiv:1511.05666v4 (ICLR 2016).
     ∂ log p(y|x)/∂Ψ          contrast      B            1         §4, positive and negative phase
 
 Levels are grey levels: 255 from black to white. Losses are means over a picture's pixels and channels. Statistics are
-counted in the spread of each of their channels over the training set, and the energy is their mean squared error: a
-temperature for each part, as the paper's norm leaves open.
+counted, channel by channel, in what the regression leaves open of them in the root mean square, and the energy is their
+mean squared error: a temperature for each part, as the paper's norm leaves open. The regression's own is about 1.
 
 Departs from the paper: the regression network is residual and upsamples by sub-pixel shuffling (Shi et al.,
 arXiv:1609.05158v2; Lim et al., arXiv:1707.02921v1), with one trunk for all scales; colours go through it together.
@@ -56,7 +56,8 @@ AUGMENT = FIRST_FREE  # the stream of a patch's flips, turns and place
 LUMA = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # of red, green and blue in 0 … 1
 NETWORK = Path("data/features/efficientnet-lite0.npz")
 NETWORK_WAY = "`python benchmarks/superres.py install` puts it there"
-NETWORK_WIDTHS = (32, 16, 24, 40)  # of the stem and the first three stages
+NETWORK_WIDTHS = (24, 40)  # of the second and the third stage
+SPREAD_RATE = 0.02  # of the running mean of the spreads
 CONSISTENCY = 0.01  # weight of (U(y) − x)² in squared levels beside the energy
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
 TV_ITERATIONS = 400  # at most
@@ -91,6 +92,9 @@ class Config:
         1, minimum=0, maximum=100000, description="the first epoch, from 0, that tunes the wavelets"
     )
     edge: int = option(16, minimum=4, maximum=256, description="low-resolution pixels of a patch for the statistics")
+    amortise: bool = option(default=True, description="train the generator too")
+    tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
+    pixels: float = option(0.002, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
     colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
 
 
@@ -142,10 +146,11 @@ def absolute(estimate: Images, high: Images) -> PerImage:
     return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
 
 
-def spread_of(statistics: Statistics) -> Statistics:
-    """The standard deviation of each channel over pictures and places, (C,) a part; 1 where a channel is constant."""
-    found = [part.float().transpose(0, 1).flatten(1).std(1) for part in statistics]
-    return [torch.where(one > 0, one, 1.0) for one in found]
+def spread_of(own: Statistics, wanted: Statistics) -> Statistics:
+    """The root mean square of Ψ(y) − Ψ(R(x)), (C,) a part: how much the regression leaves open in each channel."""
+    return [
+        (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, wanted, strict=True)
+    ]
 
 
 def energy(predicted: Statistics, found: Statistics, spread: Statistics) -> PerImage:
@@ -241,10 +246,8 @@ class Predictor(nn.Module):
         self.blocks = nn.Sequential(*(Block(width) for _ in range(config.predictor_blocks)))
         self.scattering = nn.Conv2d(width, widths[0], 3, padding=1)
         if len(widths) > 1:
-            halves, quarters, eighths = sum(widths[1:3]), widths[3], widths[4]
-            self.halves = nn.Conv2d(width, 4 * halves, 3, padding=1)
-            self.quarters = nn.Conv2d(width, quarters, 3, padding=1)
-            self.eighths = nn.Conv2d(width, eighths, 3, stride=2, padding=1)
+            self.quarters = nn.Conv2d(width, widths[1], 3, padding=1)
+            self.eighths = nn.Conv2d(width, widths[2], 3, stride=2, padding=1)
         self.widths = tuple(widths)
 
     def forward(self, estimate: Images, own: Statistics, spread: Statistics, scale: int) -> Statistics:
@@ -254,8 +257,7 @@ class Predictor(nn.Module):
         h = h + self.blocks(h)
         corrections = [self.scattering(h)]
         if len(self.widths) > 1:
-            halves = torch.split(functional.pixel_shuffle(self.halves(h), 2), list(self.widths[1:3]), 1)
-            corrections += [*halves, self.quarters(h), self.eighths(h)]
+            corrections += [self.quarters(h), self.eighths(h)]
         return [
             part + correction.float() * width[:, None, None]
             for part, correction, width in zip(own, corrections, spread, strict=False)
@@ -365,7 +367,7 @@ class Model(nn.Module):
                 if parameter.ndim < 2:
                     parameter.zero_()
                     continue
-                ends = ("second.weight", "end.weight", "scattering.weight", "ves.weight", "ers.weight", "hths.weight")
+                ends = ("second.weight", "end.weight", "scattering.weight", "quarters.weight", "eighths.weight")
                 small = (".tails." in name) or name.endswith(ends)
                 deviation = (2.0 / parameter[0].numel()) ** 0.5 * (0.1 if small else 1.0)
                 drawn = rows.normals(parameter.numel(), number, 1, LATENT)[0, 0]
@@ -477,10 +479,14 @@ class Model(nn.Module):
     # The statistics
 
     def statistics(self, high: Images) -> Statistics:
-        """Ψ(y) in float32: the scattering of the luminance, then the network's pieces where it was loaded."""
+        """Ψ(y) in float32: the scattering of the luminance, then the network's stages where it was loaded.
+
+        The network's features have unit length over their channels, as in LPIPS.
+        """
         with torch.autocast(high.device.type, enabled=False):
             found = [self.scattering(grey(high))[:, 0]]
-            return found + [piece for network in self.networks for piece in network(high)]
+            stages = [one for network in self.networks for one in network(high)[-len(NETWORK_WIDTHS) :]]
+            return found + [one / (one.square().sum(1, keepdim=True) + 1e-6).sqrt() for one in stages]
 
     def with_network(self) -> Model:
         """Load the network that Ψ is trained with, if it is; a model that only enlarges does without.
@@ -490,7 +496,7 @@ class Model(nn.Module):
         if self.config.network and not self.networks:
             if not NETWORK.is_file():
                 raise ValueError(f"the features of EfficientNet-Lite0 are not in {NETWORK}: {NETWORK_WAY}")
-            network = features.EfficientNetLite0(features.LITE0[: len(NETWORK_WIDTHS) - 1])
+            network = features.EfficientNetLite0(features.LITE0[: len(NETWORK_WIDTHS) + 1])
             self.networks = [features.load(network, NETWORK).to(self.spread.device)]
         return self
 
@@ -540,27 +546,34 @@ class Model(nn.Module):
         return losses
 
     def turns(self, images: Images, rows: Rows, epoch: int = 0) -> Iterator[Turn]:
-        """Φ toward Ψ(y); the generator down the energy under Φ(x); from `tune_from` on, Ψ by its two phases.
+        """Φ toward Ψ(y); the generator down the energy; from `tune_from` on, Ψ by its two phases.
 
-        One scale a step, drawn by its first row.
+        The generator's target is Φ(x) for one half and for the other Ψ(y), whose mean Φ estimates: in the mean their
+        slopes are the same once Φ has learned. The first row draws the step's scale and whether Ψ has its turn.
         """
         self.with_network()
         low, high, scale = self._pair(images, rows)
         with torch.no_grad():
             estimate = self.regressed(low, scale)
             wanted, own = self.statistics(high), self.statistics(estimate)
-            if not bool(self.spread.any()):
-                self.spread.copy_(torch.cat(spread_of(wanted)))
+            now = torch.cat(spread_of(own, wanted))
+            self.spread.copy_(torch.lerp(self.spread, now, SPREAD_RATE) if bool(self.spread.any()) else now)
         spread = self.spreads()
         predicted = self.predicted(estimate, own, scale)
-        unchanged = energy(own, wanted, spread)  # of the regression's statistics: what Φ improves on
-        yield Turn("predictor", energy(predicted, wanted, spread), {"energy_of_regression": unchanged})
+        unexplained = energy(predicted, wanted, spread)
+        yield Turn("predictor", unexplained, {"energy_of_regression": energy(own, wanted, spread)})
         target = [part.detach() for part in predicted]
-        made = self._consistent(self.generator(low, scale), low, scale)
-        amortised = energy(target, self.statistics(made), spread)
-        facts = {"error_of_generator": squared(made, high), "error_of_regression": squared(estimate, high)}
-        yield Turn("generator", amortised + self.config.colour * colour_change(made, estimate), facts)
-        if epoch >= self.config.tune_from:
+        with torch.set_grad_enabled(self.config.amortise):
+            made = self._consistent(self.generator(low, scale), low, scale)
+        if self.config.amortise:
+            found = self.statistics(made)
+            losses = 0.5 * (energy(target, found, spread) + energy(wanted, found, spread))
+            losses = (
+                losses + self.config.pixels * squared(made, high) + self.config.colour * colour_change(made, estimate)
+            )
+            facts = {"error_of_generator": squared(made, high), "error_of_regression": squared(estimate, high)}
+            yield Turn("generator", losses, facts)
+        if epoch >= self.config.tune_from and float(rows.uniform(2, CHOICE)[0, 1]) < self.config.tune_share:
             real, sampled = (self.statistics(one)[:1] for one in (high, made.detach()))
             yield Turn("scattering", contrast(target, real, sampled, spread))
 

