@@ -101,3 +101,42 @@ def test_the_model_downsamples_as_pillow_does(module, scale: int) -> None:
     apart = np.abs(mine - metrics.downscaled(original, scale).astype(np.int16))
     assert (apart > 0).mean() < 0.2
     assert (apart > 1).mean() < 0.001
+
+
+def test_the_script_explains_itself(module, monkeypatch, capsys) -> None:
+    """`--help` names its commands."""
+    monkeypatch.setattr("sys.argv", ["superres", "--help"])
+    with pytest.raises(SystemExit):
+        module("superres").main()
+    assert "python benchmarks/superres.py measure" in capsys.readouterr().out
+
+
+def test_a_picture_comes_back_whole_from_its_tiles(module) -> None:
+    """Bicubic tile by tile is bicubic of the whole picture, inside of its border, and no seam shows."""
+    superres = module("superres")
+    from models import superres as family
+
+    model = family.Model(family.Config(height=48, width=48, margin=16, features=4, blocks=1))
+    low = module("photos.metrics").downscaled(module("photos.pictures").photograph("chelsea")[:120, :184], 4)
+    found = superres.upscaled(model, low, family.UpscaleOptions(scale=4, method="bicubic"))
+    x = torch.tensor(low).permute(2, 0, 1)[None] / 255.0
+    whole = family.interpolated(x, 4).clamp(0, 1).mul(255).round()[0].permute(1, 2, 0).numpy()
+    assert found.shape == (120, 184, 3)
+    assert np.abs(found[12:-12, 12:-12].astype(int) - whole[12:-12, 12:-12]).max() <= 1
+
+
+def test_the_page_has_every_method_and_photograph(module, monkeypatch, tmp_path: Path) -> None:
+    """A table of means, one of each photograph for three metrics, and the descents' energies."""
+    superres = module("superres")
+    one = {"psnr": 28.0, "ssim": 0.8, "vgg": 0.15, "lite0": 0.3, "consistency": 60.0}
+    one |= {"gradient": 0.5, "octave_1": 0.1, "octave_2": 0.6}
+    method = {"cpu_s_per_megapixel": 0.5, "wall_s_per_megapixel": 0.6, "peak_mib": 400}
+    method["photographs"] = {"astronaut": one, "coffee": {**one, "psnr": 29.0}}
+    result = {"scale": 4, "methods": {"mse": method, "descent": {**method, "energies": {"astronaut": [1.0, 0.4]}}}}
+    result |= {"machine": {"cpu": "a processor", "cores": 2}, "commit": "abc", "date": "today"}
+    monkeypatch.setattr(superres, "RESULTS", tmp_path / "superres")
+    superres.report(result)
+    page = (tmp_path / "superres.md").read_text()
+    assert "| regression | 28.50 | 0.800 | 0.1500 |" in page
+    assert "| regression | 28.00 | 29.00 |" in page
+    assert "0.40 (1.000)" in page
