@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -54,7 +55,7 @@ class Content:
     uploads: Sequence[bytes] = ()
     named: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
         said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))

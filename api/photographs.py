@@ -66,6 +66,10 @@ class Order:
         """The order that a job's request says."""
         return cls(Layout.read(said), said["scale"], said["format"], said["quality"])
 
+    def lost(self, kind: str) -> tuple[str, ...]:
+        """What a format cannot keep, as a conversion."""
+        return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
+
     def shape(self, kind: str) -> Shape:
         """Of the answer in a format."""
         return Shape(*self.size, self.layout.channels + (self.layout.alpha and kind != JPEG))
@@ -149,7 +153,8 @@ class Darkroom:
         wrong = fault(wish.kind, *order.size)
         if wrong:
             raise NotAcceptableError(wrong)
-        about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())))
+        notes = (*asked.get("conversions", ()), *order.lost(wish.kind))
+        about = About(job["model"], job["version"], job["seed"], notes)
         try:
             file = await self._file(job, order, wish.kind)
         except (LookupError, FileNotFoundError) as error:

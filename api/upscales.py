@@ -85,6 +85,7 @@ def _route(house: House) -> Callable[[Request], Awaitable[Response]]:
             return await _now(house, request, ask, wish, prefer)
         try:
             if key is not None:
+                await asyncio.to_thread(lambda: ask.fingerprint)  # of all that was sent; kept for what follows
                 job = await promised_once(house, request, ask, prefer, key)
             elif house.book.full:
                 raise overloaded("too many unfinished jobs")
@@ -119,7 +120,7 @@ async def _now(house: House, request: Request, ask: Ask, wish: Wish, prefer: Pre
     fields = await computed(house, request, ask, call, prefer)
     if isinstance(fields, Response):
         return fields
-    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes)
+    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes + order.lost(wish.kind))
     body = await house.darkroom.answer(order, photograph.alpha, fields, about, wish)
     return Response(body, 200, {**about.headers({}), **applied(prefer), "Vary": "Accept, Prefer"}, wish.media)
 
@@ -176,9 +177,6 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
         margin=entry.margin,
     )
     order = Order(layout, int(options["scale"]), wish.kind, asked.quality)
-    notes = photograph.notes
-    if photograph.alpha is not None and order.shape(wish.kind).channels in {1, 3}:
-        notes += ("transparency over white",)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
     ask = Ask(
         OPERATION,
@@ -187,7 +185,7 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
         seed,
         layout.tiling.count,
         content,
-        notes=notes,
+        notes=photograph.notes,
         photograph=photograph,
         order=order,
     )

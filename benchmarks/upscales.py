@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from tests.stack import free_port  # noqa: E402 - after the path is known
 
 MIB = 1 << 20
-OCTAVES = 9
+OCTAVES = 11
 WAIT_S = 60.0
 
 
@@ -85,7 +85,7 @@ def photograph(megapixels: float) -> tuple[bytes, tuple[int, int]]:
     random = np.random.default_rng(4)
     whole = np.zeros((height, width, 3), np.float32)
     for octave in range(1, OCTAVES):
-        cells = random.normal(0, 2.0 ** (6 - octave * 0.8), (2**octave * 2, 2**octave * 3, 3)).astype(np.float32)
+        cells = random.normal(0, 2.0 ** (5.5 - octave * 0.5), (2**octave * 2, 2**octave * 3, 3)).astype(np.float32)
         for channel in range(3):
             layer = Image.fromarray(cells[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC)
             whole[:, :, channel] += np.asarray(layer)

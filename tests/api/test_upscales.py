@@ -176,6 +176,8 @@ def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
     flat = upscaled(client, png(clear), scale=2, format="jpeg")
     assert Image.open(io.BytesIO(flat.content)).mode == "RGB"
     assert flat.headers["reverie-conversions"] == "transparency over white"
+    later = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "image/jpeg", "Range": "bytes=0-9"})
+    assert (later.status_code, later.headers["reverie-conversions"]) == (206, "transparency over white")
 
 
 def test_place_and_camera_do_not_come_back(client: httpx.Client) -> None:
