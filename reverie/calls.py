@@ -17,7 +17,7 @@ from uuid import uuid4
 import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
-from reverie.records import Answer, Dataset, Job, Model, Saved, Training
+from reverie.records import Answer, Dataset, Job, Model, Saved, Training, Version
 from reverie.wire import Ask, Download, Pause, Upload, Watch
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _CONVERSION_S = 3600.0
 """A large upload is answered when it has been converted."""
 
 _ESTIMATE_S = 60
+_LOADING_S = 90.0
 
 
 class Call(Generic[P, T]):
@@ -297,6 +298,39 @@ class Calls:
     def model(self, name: str) -> Steps[Model]:
         """A model's card, by its name or name@version."""
         return Model((yield from self._json(Ask("GET", f"/v1/models/{word(name)}"))))
+
+    @Call
+    def versions(self, name: str) -> Steps[list[Version]]:
+        """A model's versions, oldest first."""
+        page = yield from self._json(Ask("GET", f"/v1/models/{word(name)}/versions"))
+        return [Version(body) for body in page["data"]]
+
+    @Call
+    def serve(self, name: str, version: str) -> Steps[Model]:
+        """Have this version serve; it is loaded before the one before it goes."""
+        ask = Ask("PATCH", f"/v1/models/{word(name)}", json={"version": version}, timeout_s=_LOADING_S)
+        return Model((yield from self._json(ask)))
+
+    @Call
+    def export(
+        self, name: str, into: str | os.PathLike[str], version: str | None = None, *, watch: Watch | None = None
+    ) -> Steps[Saved]:
+        """A version, or the one that serves, as one safetensors file with its card."""
+        if version is None:
+            version = str((yield from self._json(Ask("GET", f"/v1/models/{word(name)}")))["version"])
+        ask = Ask("GET", f"/v1/models/{word(name)}/versions/{word(version)}/file")
+        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file)), watch))
+
+    @Call
+    def bring(self, name: str, file: str | os.PathLike[str], *, watch: Watch | None = None) -> Steps[Version]:
+        """A file that was exported becomes a version, which does not serve yet; the same again is the one there is."""
+        here = f"/v1/models/{word(name)}/versions"
+        ask = Ask("POST", here, upload=Upload({"file": Path(file)}, watch), timeout_s=_CONVERSION_S)
+        response = yield from self._settled(replace(ask, headers={"Accept": JSON}), None)
+        body = response.json()
+        if "links" in body:
+            return Version(body)
+        return Version((yield from self._json(Ask("GET", f"{here}/{word(body['version'])}"))))
 
     # --- jobs ---
 

@@ -16,7 +16,7 @@ import typer
 
 from reverie.client import URL, Client
 from reverie.errors import JobFailedError, ReverieError
-from reverie.records import Dataset, Event, Job, Model, Saved
+from reverie.records import Dataset, Event, Job, Model, Saved, Version
 from reverie.screen import Bar, Screen, number, numbers, size
 
 FAILED, INTERRUPTED = 1, 130
@@ -210,6 +210,74 @@ def _card(screen: Screen, model: Model) -> None:
     screen.table(["OPERATION", "OPTION", "DEFAULT", "WHAT IT IS"], rows)
     screen.line("")
     _figures(screen, model)
+
+
+@models.command("versions")
+def _versions(context: typer.Context, name: Annotated[str, typer.Argument(help="A model.")]) -> None:
+    """A model's versions, with the first figure of each."""
+    house: House = context.obj
+    found = house.client.versions(name)
+    if house.screen.as_json:
+        house.screen.json([dict(version.body) for version in found])
+        return
+    rows = [
+        [one.version, "yes" if one.serves else "", _first(one.card), one.card["created_at"], one.card["summary"]]
+        for one in found
+    ]
+    house.screen.table(["VERSION", "SERVES", "FIGURE", "MADE", "WHAT IT IS"], rows)
+
+
+def _first(model: Model) -> str:
+    return " ".join(f"{one['name']} {number(one['value'])} {one.get('unit', '')}" for one in model.figures[:1])
+
+
+@models.command("use")
+def _use(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model.")],
+    version: Annotated[str, typer.Argument(help="The version that is to serve.")],
+) -> None:
+    """Have a version serve, without a dropped request; back is the same."""
+    house: House = context.obj
+    model = house.client.serve(name, version)
+    if house.screen.as_json:
+        house.screen.json(dict(model.body))
+    else:
+        house.screen.line(f"{model.name}@{model.version} serves")
+
+
+@models.command("export")
+def _export(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="A model, or model@version.")], out: Out = None
+) -> None:
+    """Save a version as one safetensors file, its card in the header."""
+    house: House = context.obj
+    model, _, version = name.partition("@")
+    given = out or Path(f"{name.replace('@', '-')}.safetensors")
+    with _written(given) as path:
+        saved = house.client.export(model, path, version or None)
+    _told(house, given, saved, name)
+
+
+@models.command("import")
+def _import(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The model that its card names.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that was exported.")],
+) -> None:
+    """Make a file a version; `reverie models use` has it serve."""
+    house: House = context.obj
+    with Bar(house.screen, file.name) as bar:
+        total = file.stat().st_size or 1
+        version = house.client.bring(name, file, watch=lambda gone: bar.reach(gone / total))
+    if house.screen.as_json:
+        house.screen.json(dict(version.body))
+    else:
+        house.screen.line(f"{version.model}@{version.version} {_serving(version)}")
+
+
+def _serving(version: Version) -> str:
+    return "serves" if version.serves else "is kept and does not serve"
 
 
 # --- datasets ---
@@ -522,10 +590,9 @@ def _ended(house: House, job: Job) -> None:
         return
     house.screen.line(f"{job.id} {job.status}")
     if job.kind == "training" and job.status == "succeeded":
-        made = house.client.model(f"{job.model}@{job['version']}")
-        serves = house.client.model(job.model).version == made.version
-        house.screen.line(f"{made.name}@{made.version} {'serves' if serves else 'is kept and does not serve'}")
-        _figures(house.screen, made)
+        made = next(one for one in house.client.versions(job.model) if one.version == job["version"])
+        house.screen.line(f"{made.model}@{made.version} {_serving(made)}")
+        _figures(house.screen, made.card)
 
 
 def _figures(screen: Screen, model: Model) -> None:

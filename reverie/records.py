@@ -94,6 +94,31 @@ class Model(Record):
 
 
 @dataclass(frozen=True)
+class Version(Record):
+    """One of a model's versions, which never change."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.body["model"])
+
+    @property
+    def version(self) -> str:
+        """Its number; model@version pins it in requests."""
+        return str(self.body["version"])
+
+    @property
+    def serves(self) -> bool:
+        """Whether the bare name means this one."""
+        return bool(self.body["serves"])
+
+    @property
+    def card(self) -> Model:
+        """What it can do, how good it is, where it came from."""
+        return Model(self.body["card"])
+
+
+@dataclass(frozen=True)
 class Job(Record):
     """A promise of the service and what has become of it."""
 

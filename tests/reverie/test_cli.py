@@ -112,6 +112,26 @@ def test_models_are_listed_and_shown(run: Run) -> None:
     assert {FAULTY, TINY, MODEL} <= {model["name"] for model in json.loads(out)}
 
 
+def test_versions_are_exported_imported_and_switched(run: Run, tmp_path: Path) -> None:
+    """Another version comes in, serves when it is told to, and goes back to the first by the same command."""
+    status, out, _ = run("models", "export", f"{TINY}@1")
+    file = tmp_path / f"{TINY}-1.safetensors"
+    assert status == 0
+    assert out.startswith(f"{file.name}: {TINY}@1, ")
+    data = bytearray(file.read_bytes())
+    data[-4:] = np.float32(0.5).tobytes()  # its one weight
+    file.write_bytes(data)
+    status, out, _ = run("models", "import", TINY, file.name)
+    assert status == 0
+    second = out.split()[0].partition("@")[2]
+    assert out == f"{TINY}@{second} is kept and does not serve\n"
+    for version in (second, "1"):
+        assert run("models", "use", TINY, version)[:2] == (0, f"{TINY}@{version} serves\n")
+        serving = [line[0] for line in lines(run("models", "versions", TINY)[1]) if "yes" in line]
+        assert serving == [version]
+    assert run("models", "use", TINY, "99")[0] == 1
+
+
 def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
     """Under the file's name, unless another is given."""
     with zipfile.ZipFile(tmp_path / "bars.zip", "w") as archive:

@@ -198,6 +198,25 @@ def test_a_job_may_be_cancelled(reverie: Client) -> None:
         reverie.result(job.id)
 
 
+# --- versions ---
+
+
+def test_a_version_goes_out_and_comes_in(patient: Client, rough: Rough, stack: Stack, tmp_path: Path) -> None:
+    """The file that was made, over a line that breaks; the same file again is no new version, another is refused."""
+    made = stack.state / "checkpoints" / TINY / "1" / "model.safetensors"
+    rough.faults += ["drop", 300]
+    saved = patient.export(TINY, tmp_path / "tiny.safetensors", "1")
+    assert saved.path.read_bytes() == made.read_bytes()
+    back = patient.bring(TINY, saved.path)
+    assert (back.model, back.version, back.card.family) == (TINY, "1", TINY)
+    assert "1" in [one.version for one in patient.versions(TINY)]
+    saved.path.write_bytes(b"not a model")
+    with pytest.raises(InvalidError, match="imported"):
+        patient.bring(TINY, saved.path)
+    with pytest.raises(NotFoundError):
+        patient.serve(TINY, "99")
+
+
 # --- datasets ---
 
 
