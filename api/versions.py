@@ -21,14 +21,14 @@ from api.spool import Spool
 from api.trainings import desk, desk_row
 from workers.registry import Entry
 from workers.trainings import NAME, Places, families
-from workers.versions import ForeignError, Versions, inspect, loaded, preview, refused
+from workers.versions import FILE, ForeignError, Versions, inspect, loaded, preview, refused
 
 LOAD_S = 60.0
 """How long workers may take to load a version before a switch is given up."""
 
 IMPORT_S = 120.0
 _LOOK_S = 0.05
-_FILE = "application/octet-stream"
+_RAW = "application/octet-stream"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -174,8 +174,8 @@ def _add_file(router: APIRouter, house: House) -> None:
         tags=["models"],
         response_class=Response,
         responses={
-            200: {"description": "The file", "content": {_FILE: _BINARY}},
-            206: {"description": "The part that `Range` asked for", "content": {_FILE: _BINARY}},
+            200: {"description": "The file", "content": {_RAW: _BINARY}},
+            206: {"description": "The part that `Range` asked for", "content": {_RAW: _BINARY}},
             **problem_responses(404, 416),
         },
     )
@@ -183,7 +183,7 @@ def _add_file(router: APIRouter, house: House) -> None:
         entry = _found(house, name, version)
         headers = {"Cache-Control": "private, immutable"}
         filename = f"{entry.name}-{entry.version}.safetensors"
-        return FileResponse(entry.path, headers=headers, media_type=_FILE, filename=filename)
+        return FileResponse(entry.path, headers=headers, media_type=_RAW, filename=filename)
 
 
 # --- in ---
@@ -209,7 +209,7 @@ def _add_import(router: APIRouter, house: House) -> None:
             "name, with exactly the weights that its family has for its config. The version is the next free number.",
             "requestBody": {
                 "required": True,
-                "content": {_FILE: _BINARY, "multipart/form-data": {"schema": form}},
+                "content": {_RAW: _BINARY, "multipart/form-data": {"schema": form}},
             },
         },
     )
@@ -219,18 +219,18 @@ def _add_import(router: APIRouter, house: House) -> None:
         row = desk_row(request, "import", name, {"model": name})
         folder = Places(house.settings.state).desk(row["id"])
         folder.mkdir(parents=True)
+        handed_over = False  # from then on the folder is the desk's to clear
         try:
             await Spool(folder, ("file",), (), house.settings.reserve_bytes).read(request)
             same = await asyncio.to_thread(_checked, house, folder / "file", name)
             if same is not None:
                 return Response(orjson.dumps(version_body(house, same)), 200, {}, JSON)
-            (folder / "file").rename(folder / "model.safetensors")
+            (folder / "file").rename(folder / FILE)
+            handed_over = True
             result, job = await desk(house, row, IMPORT_S)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         finally:
-            (folder / "file").unlink(missing_ok=True)
+            if not handed_over:
+                shutil.rmtree(folder, ignore_errors=True)
         if result is None:
             return Response(orjson.dumps(job_body(job)), 202, {"Location": f"/v1/jobs/{job['id']}"}, JSON)
         house.registry.scan()
