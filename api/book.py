@@ -232,7 +232,7 @@ class Book:
         self._tell(job_id)
         with contextlib.suppress(redis.RedisError, OSError):  # they ask the ledger anyway
             async with self._trainers.pipeline() as line:
-                line.lpush(WAKE, job_id)
+                line.lpush(WAKE, job_id, job_id)  # one for the trainer and one for the desk
                 line.ltrim(WAKE, 0, 7)
                 await line.execute()
 

@@ -232,6 +232,10 @@ def _train(chosen: argparse.Namespace) -> int:
             report=report,
         )
     print(f"{ended.reason} after {ended.epochs} epochs, {ended.seconds:.0f} s: {out}", file=sys.stderr)
+    if ended.reason in {"not a number", "diverged"}:
+        became = "became no number" if ended.reason == "not a number" else "left for good"
+        way = "a smaller learning_rate, grad_clip or warmup_steps may help"
+        print(f"error: the loss {became} in epoch {ended.epochs + 1}; {way}", file=sys.stderr)
     return {"interrupted": 3, "not a number": 4, "diverged": 4}.get(ended.reason, 0)
 
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -44,6 +44,10 @@ INTERRUPTED, UNSOUND = 3, 4
 """Exit codes of `python -m models train`: stopped with a checkpoint, and ended by its own loss."""
 
 LOOK_S = 0.25
+SWEEP_S = 1.0
+WEIGH_S = 1.0
+"""How often a child is held to its limits; looking through all processes costs some milliseconds."""
+
 STOP_S = 20.0
 """How long a child may take for its checkpoint before it is killed."""
 
@@ -87,7 +91,7 @@ class Watched:
     progress: float = 0.0
     reached: float = 0.0
     preview: int = 0
-    notes: list[tuple[str, Any]] = field(default_factory=list)
+    weighed: float = 0.0
 
 
 class Trainer:
@@ -107,6 +111,7 @@ class Trainer:
         self.stopping = threading.Event()
         self.state = "ready"
         self.running: dict[str, str] = {}
+        self._swept = 0.0
 
     def start(self) -> None:
         """Serve until told to stop."""
@@ -118,7 +123,7 @@ class Trainer:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             self._quietly(self._keep)
-            self.stopping.wait(HEARTBEAT_S) if not self.stopping.is_set() else time.sleep(HEARTBEAT_S / 4)
+            time.sleep(HEARTBEAT_S / 4 if self.stopping.is_set() else HEARTBEAT_S)
         self._quietly(lambda: self.ledger.release(self.id))
         self._quietly(lambda: self.redis.hdel(TRAINERS, self.id))
 
@@ -141,9 +146,11 @@ class Trainer:
             "running": list(self.running),
         }
         self._quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
-        for job_id in self.ledger.reap(self.settings.max_attempts):
-            log.warning("lease lapsed", extra={"job": job_id})
-        self._let_go()
+        if time.monotonic() - self._swept >= SWEEP_S:
+            self._swept = time.monotonic()
+            for job_id in self.ledger.reap(self.settings.max_attempts):
+                log.warning("lease lapsed", extra={"job": job_id})
+            self._let_go()
 
     def _let_go(self) -> None:
         for folder in self.places.datasets.glob("[!.]*/uses/job_*"):
@@ -296,7 +303,7 @@ class Trainer:
         if asked.get("gpus", 1) > 1:
             command += ["--gpus", str(asked["gpus"])]
         with self._running(command, folder / "log", self.settings.training_threads) as child:
-            begun = time.monotonic()
+            begun, watched.weighed = time.monotonic(), 0.0
             while child.poll() is None:
                 self._look(job, folder, watched, child, time.monotonic() - begun)
                 if self.stopping.is_set():
@@ -313,7 +320,9 @@ class Trainer:
         try:
             self._report(job, folder, watched)
             self._hold(job)
-            self._limits(folder, child.pid, took_s)
+            if took_s >= watched.weighed + WEIGH_S:
+                watched.weighed = took_s
+                self._limits(folder, child.pid, took_s)
         except LostError:
             self._stopped(child)
             raise
@@ -408,17 +417,18 @@ class Trainer:
 
     def _published(self, job: Job, asked: Any, folder: Path) -> tuple[str, list[Any]]:
         """Measure a run and make it a version, which serves if it was asked to; answers its number and figures."""
-        name = job["model"]
-        version = self._number(name, folder)
+        name, desk = job["model"], folder / job["id"]
+        desk.mkdir(exist_ok=True)
+        version = self._number(name, desk)
         path = self.versions.path(name, version)
         against = self.registry.find(name)
         if against is not None and against.version == version:
             against = None
-        measured = folder / "measured.json"
+        measured = desk / "measured.json"
         if not path.exists():
             self._tell(job, Watched(progress=0.99), [_message(f"measuring version {version} on the test split")])
             how = asked.get("evaluation", {})
-            words = ["--checkpoints", str(folder / "made"), "--version", version, "--job", job["id"]]
+            words = ["--checkpoints", str(desk), "--version", version, "--job", job["id"]]
             words += [f"--count={how.get('count', 1000)}", f"--k={how.get('k', 100)}", *self._common(device=False)]
             words += ["--against", str(against.path)] if against else []
             said = self._short(job, self._models("publish", str(folder), *words), folder / "log")
@@ -434,7 +444,7 @@ class Trainer:
         return version, list(said.get("figures", []))
 
     def _number(self, name: str, folder: Path) -> str:
-        """The version that a run is to become, the same however often it is asked."""
+        """The version that what a job makes is to be, the same however often it is asked."""
         file = folder / "version"
         if not file.exists():
             self.registry.scan()
@@ -655,8 +665,8 @@ def _anonymous_bytes(leader: int) -> int:
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             if os.getpgid(int(status.parent.name)) == leader:
-                line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-                total += int(line.split()[1]) << 10
+                lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+                total += int(lines[0].split()[1]) << 10 if lines else 0  # one that is ending has none
     return total
 
 

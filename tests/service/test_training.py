@@ -57,6 +57,7 @@ def undisturbed(recipe: dict[str, Any], datasets: Path, out: Path) -> dict[str, 
     folder = datasets / recipe["data"]
     held_back = data.load(str(folder), "validation").images
     images = data.load(str(folder), "train").images
+    recipe = {**recipe, "training": {**recipe["training"], "save_every_s": 1000.0}}
     assert train(Recipe.from_json(recipe), images, out, held_back=held_back).reason == "finished"
     return weights(out)[0]
 
@@ -192,6 +193,7 @@ def test_a_loss_that_blows_up_fails_with_its_reason(house: Stack) -> None:
         ended = client.get(f"/v1/trainings/{job['id']}").json()
         assert (ended["status"], ended["problem"]["status"]) == ("failed", 422)
         assert ended["problem"]["title"] == "Training diverged"
+        assert "in epoch 1; a smaller learning_rate" in ended["problem"]["detail"]
         assert client.get("/v1/models/blown-up").status_code == 404
 
 
