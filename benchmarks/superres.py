@@ -79,10 +79,14 @@ EDGE = 96  # of a crop, in pixels
 # --- One method, in a process of its own ------------------------------------------------------------------------------
 
 
-def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
-    """The picture as the service makes it: tile after tile, their margins cut off."""
+def upscaled(
+    model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions, *, whole: bool = True
+) -> np.ndarray:
+    """The picture by `upscale`, as one tile, as the others take it too, or in tiles of the size that is served."""
     config = model.config
-    tiling = Tiling(*low.shape[:2], (config.height, config.width), config.margin)
+    height, width = low.shape[:2]
+    edges = (height + 2 * config.margin, width + 2 * config.margin) if whole else (config.height, config.width)
+    tiling = Tiling(height, width, edges, config.margin)
 
     def tiles() -> Any:
         for number in range(tiling.count):
@@ -156,50 +160,48 @@ def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) 
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def scored(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
-    """Every metric of a method's pictures, by photograph."""
-    vgg = features.load(features.VGG16(), peers.FEATURES / "vgg16-hed.npz")
-    lite0 = features.load(features.EfficientNetLite0(), peers.FEATURES / "efficientnet-lite0.npz")
-    found = {}
+def scored(names: list[str], originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Every metric of every method's pictures, by method and photograph."""
+    networks = {
+        "vgg": features.load(features.VGG16(), peers.FEATURES / "vgg16-hed.npz"),
+        "lite0": features.load(features.EfficientNetLite0(), peers.FEATURES / "efficientnet-lite0.npz"),
+    }
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for photograph, original in originals.items():
-        high = np.fromfile(scratch / f"{photograph}.{name}", np.uint8).reshape(original.shape)
-        found[photograph] = {
-            "psnr": metrics.psnr(high, original),
-            "ssim": metrics.ssim(high, original),
-            "vgg": metrics.perceptual(vgg, high, original),
-            "lite0": metrics.perceptual(lite0, high, original),
-            "consistency": metrics.consistency(high, metrics.downscaled(original, scale)),
-            **asdict(metrics.energies(high, original)),
-        }
-        found[photograph] = {key: round(value, 4) for key, value in found[photograph].items()}
+        wanted = {kind: metrics.seen(network, original) for kind, network in networks.items()}
+        for name in names:
+            high = np.fromfile(scratch / f"{photograph}.{name}", np.uint8).reshape(original.shape)
+            values = {
+                "psnr": metrics.psnr(high, original),
+                "ssim": metrics.ssim(high, original),
+                **{kind: metrics.perceptual(networks[kind], high, wanted[kind]) for kind in networks},
+                "consistency": metrics.consistency(high, metrics.downscaled(original, scale)),
+                **asdict(metrics.energies(high, original)),
+            }
+            found[name][photograph] = {key: round(value, 4) for key, value in values.items()}
+            print(photograph, name, json.dumps(found[name][photograph]), flush=True)
     return found
 
 
-def measured(names: list[str], scale: int, photographs_: list[str], scratch: Path) -> dict[str, Any]:
+def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> dict[str, Any]:
     """All methods on all photographs."""
-    originals = {name: metrics.cropped(pictures.photograph(name), scale) for name in photographs_}
-    result: dict[str, Any] = {"scale": scale, "methods": {}}
+    originals = {name: metrics.cropped(pictures.photograph(name), scale) for name in wanted}
+    megapixels = sum(original.shape[0] * original.shape[1] for original in originals.values()) / 1e6
+    methods: dict[str, dict[str, Any]] = {}
     for name in names:
         ran = run(name, originals, scale, scratch)
-        megapixels = [original.shape[0] * original.shape[1] / 1e6 for original in originals.values()]
-        cpu = sum(one["cpu_s"] for one in ran["took"]) / sum(megapixels)
-        wall = sum(one["wall_s"] for one in ran["took"]) / sum(megapixels)
-        result["methods"][name] = {
-            "cpu_s_per_megapixel": round(cpu, 3),
-            "wall_s_per_megapixel": round(wall, 3),
+        methods[name] = {
+            "cpu_s_per_megapixel": round(sum(one["cpu_s"] for one in ran["took"]) / megapixels, 3),
+            "wall_s_per_megapixel": round(sum(one["wall_s"] for one in ran["took"]) / megapixels, 3),
             "peak_mib": round(ran["peak_mib"]),
-            "photographs": scored(name, originals, scale, scratch),
         }
         energies = [one["energy"] for one in ran["took"] if "energy" in one]
         if energies:
-            result["methods"][name]["energies"] = dict(zip(originals, energies, strict=True))
-        print(
-            name,
-            json.dumps(mean_of(result["methods"][name])),
-            json.dumps(result["methods"][name].get("energies")),
-            flush=True,
-        )
-    return result
+            methods[name]["energies"] = dict(zip(originals, energies, strict=True))
+        print(name, json.dumps(methods[name]), flush=True)
+    for name, found in scored(names, originals, scale, scratch).items():
+        methods[name]["photographs"] = found
+    return {"scale": scale, "methods": methods}
 
 
 def mean_of(method: dict[str, Any]) -> dict[str, float]:
@@ -309,6 +311,8 @@ def main() -> None:
     measure.add_argument("--scale", type=int, default=4)
     measure.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     measure.add_argument("--fixed", type=Path, default=FIXED)
+    measure.add_argument("--pictures", type=Path, help="a folder to leave the enlarged pictures in, as raw bytes")
+    measure.add_argument("--into", type=Path, help="a JSON file that the figures are added to")
     measure.add_argument("--write", action="store_true", help="the page, the numbers and the crops")
     commands.add_parser("tune", help="the weight of total variation")
     worker = commands.add_parser("work", help="one method, for `measure`")
@@ -326,12 +330,19 @@ def main() -> None:
     else:
         os.environ[VARIABLE], os.environ[FIXED_VARIABLE] = str(chosen.checkpoint), str(chosen.fixed)
         names = [name for name in chosen.methods if name != "descent-fixed" or chosen.fixed.exists()]
-        with tempfile.TemporaryDirectory() as scratch:
-            result = measured(names, chosen.scale, chosen.photographs, Path(scratch))
+        with tempfile.TemporaryDirectory() as temporary:
+            scratch = chosen.pictures or Path(temporary)
+            scratch.mkdir(parents=True, exist_ok=True)
+            result = measured(names, chosen.scale, chosen.photographs, scratch)
+            result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
+            if chosen.into is not None:
+                known = json.loads(chosen.into.read_text()) if chosen.into.exists() else {"methods": {}}
+                result["methods"] = known["methods"] | result["methods"]
+                chosen.into.write_text(json.dumps(result, indent=1) + "\n")
             if chosen.write:
-                result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
+                result["methods"] = {name: result["methods"][name] for name in TITLES if name in result["methods"]}
                 report(result)
-                drawn = crops(Path(scratch), [name for name in SHOWN if name in names])
+                drawn = crops(scratch, [name for name in SHOWN if name in result["methods"]])
                 drawn.save(ROOT / "docs" / "images" / "superres-crops.png", optimize=True)
 
 

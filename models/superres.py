@@ -56,7 +56,7 @@ AUGMENT = FIRST_FREE  # the stream of a patch's flips, turns and place
 LUMA = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # of red, green and blue in 0 … 1
 NETWORK = Path("data/features/efficientnet-lite0.npz")
 NETWORK_WAY = "`python benchmarks/superres.py install` puts it there"
-NETWORK_WIDTHS = (24, 40)  # of the second and the third stage
+NETWORK_WIDTHS = (32, 16, 24, 40, 80)  # of the stem and four stages, at ½, ½, ¼, ⅛ and 1/16 of the size
 SPREAD_RATE = 0.02  # of the running mean of the spreads
 CONSISTENCY = 0.01  # weight of (U(y) − x)² in squared levels beside the energy
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
@@ -94,7 +94,7 @@ class Config:
     edge: int = option(16, minimum=4, maximum=256, description="low-resolution pixels of a patch for the statistics")
     amortise: bool = option(default=True, description="train the generator too")
     tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
-    pixels: float = option(0.002, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
+    pixels: float = option(0.0, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
     colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
 
 
@@ -246,8 +246,10 @@ class Predictor(nn.Module):
         self.blocks = nn.Sequential(*(Block(width) for _ in range(config.predictor_blocks)))
         self.scattering = nn.Conv2d(width, widths[0], 3, padding=1)
         if len(widths) > 1:
-            self.quarters = nn.Conv2d(width, widths[1], 3, padding=1)
-            self.eighths = nn.Conv2d(width, widths[2], 3, stride=2, padding=1)
+            self.halves = nn.Conv2d(width, 4 * sum(widths[1:3]), 3, padding=1)
+            self.quarters = nn.Conv2d(width, widths[3], 3, padding=1)
+            self.eighths = nn.Conv2d(width, widths[4], 3, stride=2, padding=1)
+            self.sixteenths = nn.Conv2d(width, widths[5], 5, stride=4, padding=2)
         self.widths = tuple(widths)
 
     def forward(self, estimate: Images, own: Statistics, spread: Statistics, scale: int) -> Statistics:
@@ -257,7 +259,8 @@ class Predictor(nn.Module):
         h = h + self.blocks(h)
         corrections = [self.scattering(h)]
         if len(self.widths) > 1:
-            corrections += [self.quarters(h), self.eighths(h)]
+            halves = torch.split(functional.pixel_shuffle(self.halves(h), 2), list(self.widths[1:3]), 1)
+            corrections += [*halves, self.quarters(h), self.eighths(h), self.sixteenths(h)]
         return [
             part + correction.float() * width[:, None, None]
             for part, correction, width in zip(own, corrections, spread, strict=False)
@@ -367,7 +370,14 @@ class Model(nn.Module):
                 if parameter.ndim < 2:
                     parameter.zero_()
                     continue
-                ends = ("second.weight", "end.weight", "scattering.weight", "quarters.weight", "eighths.weight")
+                ends = (
+                    "second.weight",
+                    "end.weight",
+                    "scattering.weight",
+                    "halves.weight",
+                    "quarters.weight",
+                    "hs.weight",
+                )
                 small = (".tails." in name) or name.endswith(ends)
                 deviation = (2.0 / parameter[0].numel()) ** 0.5 * (0.1 if small else 1.0)
                 drawn = rows.normals(parameter.numel(), number, 1, LATENT)[0, 0]
@@ -485,7 +495,7 @@ class Model(nn.Module):
         """
         with torch.autocast(high.device.type, enabled=False):
             found = [self.scattering(grey(high))[:, 0]]
-            stages = [one for network in self.networks for one in network(high)[-len(NETWORK_WIDTHS) :]]
+            stages = [one for network in self.networks for one in network(high)]
             return found + [one / (one.square().sum(1, keepdim=True) + 1e-6).sqrt() for one in stages]
 
     def with_network(self) -> Model:
@@ -496,8 +506,7 @@ class Model(nn.Module):
         if self.config.network and not self.networks:
             if not NETWORK.is_file():
                 raise ValueError(f"the features of EfficientNet-Lite0 are not in {NETWORK}: {NETWORK_WAY}")
-            network = features.EfficientNetLite0(features.LITE0[: len(NETWORK_WIDTHS) + 1])
-            self.networks = [features.load(network, NETWORK).to(self.spread.device)]
+            self.networks = [features.load(features.EfficientNetLite0(), NETWORK).to(self.spread.device)]
         return self
 
     def spreads(self) -> Statistics:

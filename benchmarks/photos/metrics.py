@@ -70,10 +70,15 @@ def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 
 
 @torch.inference_mode()
-def perceptual(network: features.Features, picture: np.ndarray, original: np.ndarray) -> float:
-    """The mean over the network's pieces of the distance between features of unit length."""
-    first, second = (torch.tensor(one).permute(2, 0, 1)[None] / 255.0 for one in (picture, original))
-    return float(features.distances(network, first, second).mean())
+def seen(network: features.Features, picture: np.ndarray) -> list[torch.Tensor]:
+    """The network's pieces of a picture."""
+    return network(torch.tensor(picture).permute(2, 0, 1)[None] / 255.0)
+
+
+@torch.inference_mode()
+def perceptual(network: features.Features, picture: np.ndarray, original: list[torch.Tensor]) -> float:
+    """The mean over the network's pieces of the distance to an original's, features being of unit length."""
+    return float(features.distance(seen(network, picture), original).mean())
 
 
 def consistency(picture: np.ndarray, low: np.ndarray) -> float:

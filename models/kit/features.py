@@ -136,10 +136,15 @@ def load(network: Network, path: Path) -> Network:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def distances(network: Features, first: Images, second: Images, epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
+def distances(network: Features, first: Images, second: Images) -> Float[Tensor, "B pieces"]:
+    """The distance of two pictures, piece by piece."""
+    return distance(network(first), network(second))
+
+
+def distance(first: list[Tensor], second: list[Tensor], epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
     """Of each piece: the mean over positions of ‖u − v‖², u and v being features of unit length over channels."""
     found = []
-    for a, b in zip(network(first), network(second), strict=True):
+    for a, b in zip(first, second, strict=True):
         u, v = (h / (h.square().sum(1, keepdim=True) + epsilon).sqrt() for h in (a, b))
         found.append((u - v).square().sum(1).mean((1, 2)))
     return torch.stack(found, 1)
