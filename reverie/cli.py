@@ -17,7 +17,7 @@ import typer
 from reverie.client import URL, Client
 from reverie.errors import JobFailedError, ReverieError
 from reverie.records import Dataset, Event, Job, Model, Saved, Version
-from reverie.screen import Bar, Screen, number, numbers, size
+from reverie.screen import Bar, Screen, metrics, number, size
 
 FAILED, INTERRUPTED = 1, 130
 PARTS = ("train", "validation", "test")
@@ -574,9 +574,10 @@ def _shown(bar: Bar, title: str, event: Event) -> None:
     if event.kind == "progress":
         bar.reach(float(event.data["progress"]))
     elif event.kind == "status":
-        bar.reach(1.0 if event.data["status"] == "succeeded" else 0.0, f"{title} {event.data['status']}")
+        status = str(event.data["status"])
+        bar.reach(1.0 if status == "succeeded" else None, f"{title} {status}")
     elif event.kind == "metrics":
-        bar.beside(numbers(event.data))
+        bar.below(metrics(event.data))
     elif event.kind == "message":
         bar.say(str(event.data.get("message", "")))
 

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from reverie.records import Job
+
+_COUNTERS = {"steps", "images", "seconds"}
 
 
 class Screen:
@@ -42,23 +45,34 @@ class Screen:
         self.said.print(text)
 
 
+class _Lines(Progress):
+    """A bar with a line below it."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and the line as far as it fits."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
+
+
 class Bar:
     """How far something is: a bar on a terminal; elsewhere only what is said on the way, a line each."""
 
     def __init__(self, screen: Screen, title: str) -> None:
         """It shows from `with` on."""
         self._screen = screen
-        self._progress = Progress(
+        self._progress = _Lines(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=screen.said,
             disable=not screen.said.is_terminal,
         )
-        self._task = self._progress.add_task(title, total=1.0, said="")
+        self._task = self._progress.add_task(title, total=1.0)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -67,31 +81,31 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._progress.stop()
 
-    def reach(self, share: float, title: str | None = None) -> None:
-        """So much is done, 0…1."""
-        self._progress.update(self._task, completed=share)
-        if title is not None:
-            self._progress.update(self._task, description=title)
+    def reach(self, share: float | None = None, title: str | None = None) -> None:
+        """So much is done, 0…1; or the same as before, under another title."""
+        self._progress.update(self._task, completed=share, description=title)
 
     def watch(self, job: Job) -> None:
         """As far as a job."""
         self.reach(job.progress)
 
-    def beside(self, text: str) -> None:
-        """What stands beside the bar, replaced by the next; a line where there is no bar."""
+    def below(self, text: str) -> None:
+        """What stands below the bar, replaced by the next; a line where there is no bar."""
         if self._progress.disable:
             self._screen.note(text)
         else:
-            self._progress.update(self._task, said=text)
+            self._progress.below = text
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self._screen.note(text)
 
 
-def numbers(values: Mapping[str, Any]) -> str:
-    """Named numbers on a line: `epoch 3  loss 103.2`."""
-    return "  ".join(f"{name} {number(value)}" for name, value in values.items() if isinstance(value, int | float))
+def metrics(values: Mapping[str, Any]) -> str:
+    """An epoch's numbers on a line, what matters most first: `epoch 3  train_loss 103.2  validation_loss 105.1  …`."""
+    said = {name: value for name, value in values.items() if name not in _COUNTERS and isinstance(value, int | float)}
+    names = sorted(said, key=lambda name: (name != "epoch", not name.endswith("_loss")))
+    return "  ".join(f"{name} {number(said[name])}" for name in names)
 
 
 def number(value: float) -> str:
