@@ -46,7 +46,6 @@ _PAGE = 100
 _CONVERSION_S = 3600.0
 """A large upload is answered when it has been converted."""
 
-_ESTIMATE_S = 60
 _LOADING_S = 90.0
 
 
@@ -494,11 +493,8 @@ class Calls:
     ) -> Steps[Mapping[str, Any]]:
         """What a training would take, from a few timed steps: `parameters`, `memory_bytes`, `seconds`, …."""
         fields = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
-        headers = {"Prefer": f"wait={_ESTIMATE_S}"}
-        response = yield from self._send(Ask("POST", "/v1/trainings", json=fields, headers=headers))
-        if response.status_code == 202:
-            raise StillRunningError(Job(response.json()))
-        return dict(response.json())
+        ask = Ask("POST", "/v1/trainings", json=fields, headers={"Accept": JSON})
+        return dict((yield from self._settled(ask, None)).json())
 
     @Call
     def trainings(
@@ -540,6 +536,12 @@ class Calls:
     def resume(self, job_id: str) -> Steps[Training]:
         """Go on with a paused training."""
         return Training((yield from self._json(Ask("POST", f"/v1/trainings/{word(job_id)}/resume"))))
+
+    @Call
+    def publish(self, job_id: str) -> Steps[Job]:
+        """Begin to make the last checkpoint of a paused, failed or cancelled training a version."""
+        ask = Ask("POST", f"/v1/trainings/{word(job_id)}/publish", again=False)
+        return Job((yield from self._json(ask)))
 
 
 def word(name: str) -> str:

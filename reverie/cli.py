@@ -540,6 +540,13 @@ def _resume(context: typer.Context, job_id: JobId) -> None:
     _ended(house, house.client.resume(job_id))
 
 
+@jobs.command("publish")
+def _publish(context: typer.Context, job_id: JobId) -> None:
+    """Make the last checkpoint of a paused, failed or cancelled training a version."""
+    house: House = context.obj
+    _ended(house, followed(house, house.client.publish(job_id)))
+
+
 @jobs.command("curves")
 def _curves(context: typer.Context, job_id: JobId, out: Out = None) -> None:
     """A training's losses as a PNG."""
@@ -590,8 +597,9 @@ def _ended(house: House, job: Job) -> None:
         house.screen.json(dict(job.body))
         return
     house.screen.line(f"{job.id} {job.status}")
-    if job.kind == "training" and job.status == "succeeded":
-        made = next(one for one in house.client.versions(job.model) if one.version == job["version"])
+    if job.kind in {"training", "publication"} and job.status == "succeeded":
+        version = house.client.result(job.id)["version"]
+        made = next(one for one in house.client.versions(job.model) if one.version == version)
         house.screen.line(f"{made.model}@{made.version} {_serving(made)}")
         _figures(house.screen, made.card)
 

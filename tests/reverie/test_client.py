@@ -297,6 +297,8 @@ def test_a_training_is_begun_steered_and_cancelled(patient: Client, rough: Rough
         patient.delete_dataset("client-train")
     assert patient.cancel(training.id).status == "cancelled"
     assert patient.training(training.id).ended
+    with pytest.raises(ConflictError, match="no checkpoint"):
+        patient.publish(training.id)
     assert isinstance(patient.metrics(training.id), list)
     assert isinstance(patient.checkpoints(training.id), list)
     assert patient.save_curves(training.id, tmp_path / "curves.png").media == "image/png"
