@@ -33,7 +33,7 @@ T = TypeVar("T")
 JSON_BYTES = 32 << 20
 """Larger files are not given as base64 inside JSON."""
 
-_AT_ONCE, _LARGE_PIXELS = 2, 12_000_000
+_AT_ONCE, _LARGE_PIXELS = 2, 4_000_000
 """Pictures of more pixels than that are decoded and written so many at a time, since they take time and memory."""
 
 _CHUNK = 1 << 20

@@ -66,6 +66,11 @@ class Service:
         found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Vm")}
         return {"now": found["VmRSS"], "peak": found["VmHWM"]}
 
+    def cpu_s(self, name: str) -> float:
+        """Seconds of a processor that a part has used."""
+        words = Path(f"/proc/{self.parts[name].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def forget(self) -> None:
         """Count peaks of memory from now on."""
         for part in self.parts.values():
@@ -185,7 +190,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             _, idle = sampled(service.url, lambda: time.sleep(10))
             service.forget()
             before = {name: service.memory(name)["now"] for name in service.parts}
+            used = {name: service.cpu_s(name) for name in service.parts}
             made, busy = sampled(service.url, lambda: job(service.url, file, fields))
+            made["cpu_s"] = {name: service.cpu_s(name) - before_s for name, before_s in used.items()}
             peaks = {"job": {name: service.memory(name) for name in service.parts}}
             answers, fetching = {}, {}
             for kind in ("png", "jpeg", "webp"):
@@ -233,13 +240,17 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 def _section(run: dict[str, Any]) -> list[str]:
     picture, made, options = run["photograph"], run["job"], run["options"]
     size = f"{picture['width']}×{picture['height']}, {picture['bytes'] / MIB:.1f} MiB"
+    cpu = made["cpu_s"]
+    pace_s = cpu["worker"] / run["answer_megapixels"]
     pace = f"{made['seconds']:.0f} s ({made['seconds'] / run['answer_megapixels']:.2f} s a megapixel)"
     lines = [
         f"## `{options['method']}`, {options['scale']} times",
         "",
         f"{run['date']}, commit `{run['commit']}`, load average at the start {run['load_average_at_start']:.1f}.",
         f"A photograph of {size} became {run['answer_megapixels']:.1f} megapixels in {made['tiles']} tiles and {pace};",
-        f"promised after {made['promised_s']:.2f} s, with {made['progress_events']} progress events.",
+        f"promised after {made['promised_s']:.2f} s, with {made['progress_events']} progress events. Processor time,",
+        f"that of the samples included: worker {cpu['worker']:.0f} s ({pace_s:.2f} s a megapixel),",
+        f"API {cpu['api']:.0f} s, queue server {cpu['queue']:.0f} s.",
         "",
         "| what | seconds | MiB | API's peak RSS, MiB | worker's peak RSS, MiB |",
         "| --- | ---: | ---: | ---: | ---: |",

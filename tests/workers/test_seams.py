@@ -1,0 +1,48 @@
+"""The photographs' own model, tile by tile, against the picture in one piece."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.kit import card
+from models.kit.operations import options_of
+from models.kit.rows import Rows
+from models.kit.schema import from_json
+from workers.photographs import Tiling
+
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
+
+
+@pytest.mark.skipif(not CHECKPOINT.exists(), reason="the checkpoint does not ship here")
+@pytest.mark.parametrize("method", ["bicubic", "mse", "statistics"])
+def test_tiles_show_no_seam(method: str) -> None:
+    """At most one level of 255 anywhere, at the largest scale."""
+    model, said = card.load(CHECKPOINT)
+    tile, margin = said["image"], said["operations"]["upscale"]["margin"]
+    options = from_json(options_of(model, "upscale"), {"scale": max(said["config"]["scales"]), "method": method})
+
+    def made(images: np.ndarray) -> np.ndarray:
+        low = torch.from_numpy(images).float() / 255
+        with torch.inference_mode():
+            high = model.upscale(low, Rows.range(0, 0, len(low)), options)["images"]
+        return high.mul(255).round().clamp(0, 255).byte().numpy()
+
+    picture = _picture(100, 110)
+    tiling = Tiling(100, 110, (tile["height"], tile["width"]), margin)
+    tiles = tiling.cut(lambda begin, end: picture[begin:end], 0, tiling.count)
+    joined = np.concatenate(list(tiling.bands((made(one[None])[0] for one in tiles), options.scale)))
+    below, right = tiling.lines * tiling.core[0] - 100, tiling.columns * tiling.core[1] - 110
+    whole = np.pad(picture, ((margin, margin + below), (margin, margin + right), (0, 0)), "symmetric")
+    once = made(whole.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+    assert tiling.count == 4
+    assert np.abs(joined.astype(int) - once[: len(joined), : joined.shape[1]]).max() <= 1
+
+
+def _picture(height: int, width: int) -> np.ndarray:
+    """Edges and texture at several scales."""
+    random = np.random.default_rng(5)
+    y, x = np.mgrid[:height, :width]
+    waves = 128 + 60 * np.sin(x / 3 + y / 17) + 40 * np.sign(np.sin(x * y / 900))
+    return (waves[:, :, None] + random.normal(0, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
