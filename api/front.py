@@ -107,7 +107,7 @@ class Front:
         return self._too_large(limit) if length.isdigit() and int(length) > limit else None
 
     def _too_large(self, limit: int) -> TooLargeError:
-        way = "send fewer images a request" if limit == self._limit else "send a smaller file"
+        way = "send fewer images a request, or a smaller file" if limit == self._limit else "send a smaller file"
         detail = f"this route takes bodies of at most {limit} bytes; {way}"
         return TooLargeError(detail, headers={"Connection": "close"})
 
