@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -22,6 +23,9 @@ from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import Recipe, weights
 
 DESCRIPTION = "provenance.json"
+Z_SAMPLES = 1000
+"""Samples of a normaliser for each importance sample of a picture."""
+
 MEASURED = 1
 """The seed of what is drawn to measure."""
 
@@ -141,7 +145,10 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
         return []
     images = _as_trained(described, pictures, MEASURED)
     if hasattr(model, "evaluate"):
-        found: list[dict[str, Any]] = model.evaluate(images, MEASURED, k)
+        known = inspect.signature(model.evaluate).parameters
+        # a constant of the model deserves more samples than a picture, but not minutes of them
+        more = {"z_samples": Z_SAMPLES * k} if "z_samples" in known else {}
+        found: list[dict[str, Any]] = model.evaluate(images, MEASURED, k, **more)
         return found
     if not hasattr(model, "loss"):
         return []
