@@ -81,7 +81,7 @@ def version_body(house: House, entry: Entry) -> dict[str, Any]:
 
 
 def _found(house: House, name: str, version: str = "") -> Entry:
-    entry = house.registry.find(f"{name}@{version}" if version else name)
+    entry = house.registry.find(f"{name}@{version}" if version else name) if "@" not in name else None
     if entry is None and (known := house.registry.versions(name)):
         raise NotFoundError(f"{name[:120]} has no version {version[:40]!r}; there are: {', '.join(known)}")
     if entry is None:
@@ -98,7 +98,7 @@ def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
         summary="Choose the version that serves",
         tags=["models"],
         response_class=Response,
-        responses={**answered(MODEL), **problem_responses(404, 409, 422, 503)},
+        responses={**answered(MODEL), **problem_responses(400, 404, 409, 422, 503)},
     )
     async def switch(name: str, chosen: Chosen) -> Response:
         _found(house, name)

@@ -23,8 +23,8 @@ from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import Recipe, weights
 
 DESCRIPTION = "provenance.json"
-Z_SAMPLES = 1000
-"""Samples of a normaliser for each importance sample of a picture."""
+Z_SAMPLES, MOST_Z_SAMPLES = 1000, 5_000_000
+"""Samples of a normaliser for each importance sample of a picture, and how many are enough."""
 
 MEASURED = 1
 """The seed of what is drawn to measure."""
@@ -147,7 +147,7 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     if hasattr(model, "evaluate"):
         known = inspect.signature(model.evaluate).parameters
         # a constant of the model deserves more samples than a picture, but not minutes of them
-        more = {"z_samples": Z_SAMPLES * k} if "z_samples" in known else {}
+        more = {"z_samples": min(Z_SAMPLES * k, MOST_Z_SAMPLES)} if "z_samples" in known else {}
         found: list[dict[str, Any]] = model.evaluate(images, MEASURED, k, **more)
         return found
     if not hasattr(model, "loss"):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from workers import registry as under_test
-from workers.registry import FILE, OptionsError, Registry, read_card, read_entry
+from workers.registry import OptionsError, Registry, read_card, read_entry
+from workers.versions import FILE, Versions
 
 OPTIONS = {
     "type": "object",
@@ -139,3 +140,34 @@ def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: s
     assert error["field"] == field
     assert word in error["detail"]
     assert len(str(caught.value)) < 500
+
+
+def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions made here stand beside those that ship; what serves is what was set, else the newest."""
+    monkeypatch.setattr(under_test, "_LOOK_S", 0.0)
+    shipped, made = tmp_path / "shipped", tmp_path / "made"
+    _save(shipped, "m", "1")
+    models = Registry(shipped, made)
+    assert models.announced() == []
+    versions = Versions(made)
+    versions.settle("m", "1")
+    _save(made, "m", "2")
+    _save(made, "n", "1")
+    versions.announce("m", "2")
+    assert [entry.ref for entry in models.serving()] == ["m@1", "n@1"]
+    assert [entry.ref for entry in models.announced()] == ["m@2"]
+    versions.serve("m", "2")
+    found = models.find("m")
+    assert found is not None
+    assert (found.version, models.versions("m"), models.announced()) == ("2", ["1", "2"], [])
+    versions.serve("m", "7")  # of another machine's: not here
+    assert [entry.ref for entry in models.serving()] == ["m@2", "n@1"]
+
+
+def test_what_ships_goes_before_what_was_made_here(tmp_path: Path) -> None:
+    """The same number in both folders is the shipped file."""
+    path = _save(tmp_path / "shipped", "m", "1")
+    _save(tmp_path / "made", "m", "1")
+    found = Registry(tmp_path / "shipped", tmp_path / "made").find("m@1")
+    assert found is not None
+    assert found.path == path
