@@ -252,11 +252,11 @@ def _export(
 ) -> None:
     """Save a version as one safetensors file, its card in the header."""
     house: House = context.obj
-    model, _, version = name.partition("@")
-    given = out or Path(f"{name.replace('@', '-')}.safetensors")
+    model = house.client.model(name)
+    given = out or Path(f"{model.name}-{model.version}.safetensors")
     with _written(given) as path:
-        saved = house.client.export(model, path, version or None)
-    _told(house, given, saved, name)
+        saved = house.client.export(model.name, path, model.version)
+    _told(house, given, saved, f"{model.name}@{model.version}")
 
 
 @models.command("import")
