@@ -25,7 +25,7 @@ from api.errors import (
     request_id_of,
 )
 from api.openapi import EVENTS, JOB, answered, listed, problem_responses
-from api.routes import House, Prefer, job_body, owner_of
+from api.routes import House, Prefer, failed, job_body, owner_of
 from workers.datasets import Datasets
 from workers.ledger import TERMINAL, TRAINING, Job, Key, new_id
 from workers.registry import Entry
@@ -172,7 +172,7 @@ def _add_asking(router: APIRouter, house: House) -> None:
         responses={
             200: {"description": "What a dry run found", "content": {JSON: {"schema": _ESTIMATE}}},
             202: accepted,
-            **problem_responses(400, 404, 409, 410, 422, 503),
+            **problem_responses(400, 404, 409, 410, 422, 500, 503),
         },
     )
     async def train(request: Request, asked: Asked) -> Response:
@@ -295,7 +295,7 @@ async def _dry_run(request: Request, house: House, row: Job) -> Response:
 async def desk(house: House, row: Job, wait_s: float) -> tuple[dict[str, Any] | None, Job]:
     """Give the desk of a training worker something to do, and wait; answers its result, if it came, and the job.
 
-    Raises InvalidError or ConflictError with what the desk said where it could not.
+    Raises the ProblemError that the desk found.
     """
     await house.book.change(lambda ledger: ledger.add([row]))
     await house.book.rouse(row["id"])
@@ -305,8 +305,7 @@ async def desk(house: House, row: Job, wait_s: float) -> tuple[dict[str, Any] | 
         return dict(unpack(found[0][0] or b"")), job
     if job["status"] == "failed":
         problem = orjson.loads(job["problem"])
-        kind = InvalidError if problem["status"] == 422 else OverloadedError
-        raise kind(problem["detail"], job_id=row["id"])
+        raise InvalidError(problem["detail"], job_id=row["id"]) if problem["status"] == 422 else failed(problem)
     return None, job
 
 

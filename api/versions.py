@@ -202,7 +202,7 @@ def _add_import(router: APIRouter, house: House) -> None:
             200: {"description": "The same file is a version already", "content": {JSON: {"schema": _VERSION}}},
             201: {"description": "A new version; another goes on serving", "content": {JSON: {"schema": _VERSION}}},
             202: accepted,
-            **problem_responses(400, 408, 413, 415, 422, 503, 507),
+            **problem_responses(400, 408, 413, 415, 422, 500, 503, 507),
         },
         openapi_extra={
             "description": f"At most {house.settings.max_version_bytes} bytes. Only safetensors whose card is of this "

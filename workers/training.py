@@ -600,6 +600,10 @@ class Trainer:
             printed = child.stdout.read() if child.stdout else b""
         if child.returncode:
             said = _last_words(log_file)
+            if not said:
+                log.error(
+                    "child failed", extra={"job": job["id"], "said": log_file.read_text(errors="replace")[-2000:]}
+                )
             raise FailError(
                 "Not possible", said or f"the process ended with code {child.returncode}", 422 if said else 500
             )
