@@ -13,7 +13,7 @@ DIGITS = Path(__file__).parent / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 def digits(datasets: Path, name: str = "digits", counts: tuple[int, int, int] = (300, 60, 40)) -> Path:
     """`counts` digits of 14×14 pixels to train on, to choose by and to test on, as STATE/datasets/NAME."""
-    from models.kit import data  # noqa: PLC0415 - not while tests are collected, when shapes are not checked yet
+    from models.kit import data  # late: while tests are collected, shapes are not checked yet
 
     images = data.load(str(DIGITS)).images[: sum(counts), :, ::2, ::2].contiguous().numpy()
     return write(datasets, name, np.split(images, np.cumsum(counts)[:2]), "pictures")

@@ -20,12 +20,12 @@ from PIL import Image
 
 from api.upscales import AT_ONCE
 from tests.api.telling import ENLARGE, MODEL, b64, encoded, ended, opened, opened_text, problem, reached, samples
-from tests.families.enlarge import RADIUS
 from tests.stack import Stack
 
 PATH = "/v1/upscales"
 ASYNC = {"Prefer": "respond-async"}
 CORE = 24
+RADIUS = 3  # of the test family, which must not be imported before its shapes are checked
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
