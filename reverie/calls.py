@@ -212,10 +212,8 @@ class Calls:
     ) -> Steps[Saved]:
         """A picture file of any size, enlarged by `scale`, `method`, …: .png, .jpg or .webp, as `into` says."""
         path = Path(into)
-        query = {"model": model, "seed": _seed(seed), **options}
-        ask = Ask(
-            "POST", "/v1/upscales", query=query, headers={"Accept": _media(path)}, upload=Upload({"image": Path(image)})
-        )
+        query, headers = {"model": model, "seed": _seed(seed), **options}, {"Accept": _media(path)}
+        ask = Ask("POST", "/v1/upscales", query=query, headers=headers, upload=Upload({"image": Path(image)}))
         return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
 
     @Call
@@ -432,10 +430,9 @@ class Calls:
         shares. `watch` hears how many bytes have gone.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
-        query = {"format": format, "kind": kind, "resize": resize, "validation": validation, "test": test}
-        ask = Ask(
-            "POST", "/v1/datasets", query={"name": name, **query}, upload=Upload(files, watch), timeout_s=_CONVERSION_S
-        )
+        shares = {"validation": validation, "test": test}
+        query = {"name": name, "format": format, "kind": kind, "resize": resize, **shares}
+        ask = Ask("POST", "/v1/datasets", query=query, upload=Upload(files, watch), timeout_s=_CONVERSION_S)
         return Dataset((yield from self._json(ask)))
 
     @Call

@@ -90,16 +90,9 @@ def sample(
     """
     house: House = context.obj
     given = out or Path(f"{model.partition('@')[0]}.png")
+    asked = {**changed(options), "count": count}
     with _written(given) as path, Bar(house.screen, model) as bar:
-        saved = house.client.save(
-            path,
-            "samples",
-            model,
-            seed=seed,
-            watch=lambda job: bar.reach(job.progress),
-            count=count,
-            **changed(options),
-        )
+        saved = house.client.save(path, "samples", model, seed=seed, watch=bar.watch, **asked)
     _told(house, given, saved, f"{count} of ")
 
 
@@ -145,9 +138,7 @@ def _told(house: House, out: Path, saved: Saved, what: str) -> None:
     if str(out) == "-":
         return
     if house.screen.as_json:
-        house.screen.json(
-            {"path": str(out), "size_bytes": saved.size_bytes, "made_by": saved.made_by, "seed": saved.seed}
-        )
+        house.screen.json({**vars(saved), "path": str(out)})
     else:
         house.screen.line(f"{out}: {what}{saved.made_by}{seed}, {size(saved.size_bytes)}")
 
@@ -295,16 +286,7 @@ def _datasets(context: typer.Context) -> None:
     if house.screen.as_json:
         house.screen.json([dict(dataset.body) for dataset in found])
         return
-    rows = [
-        [
-            one.name,
-            one.kind,
-            "×".join(map(str, one.shape)),
-            *(one.counts.get(part, 0) for part in PARTS),
-            one.sha256[:12],
-        ]
-        for one in found
-    ]
+    rows = [[one.name, one.kind, _shape(one), *_counts(one), one.sha256[:12]] for one in found]
     house.screen.table(["DATASET", "KIND", "SHAPE", *(part.upper() for part in PARTS), "SHA256"], rows)
 
 
@@ -405,7 +387,7 @@ def families(context: typer.Context) -> None:
         [
             family["name"],
             f"{part}.{name}",
-            json.dumps(family["recipe"][part].get(name, rule.get("default"))),
+            _brief(family["recipe"][part].get(name, rule.get("default"))),
             _told_of(rule),
         ]
         for family in found
@@ -446,12 +428,11 @@ def train(
     """
     house: House = context.obj
     called = name or f"{family}-{dataset}"
-    asked = changed(options, json.loads(recipe.read_bytes()) if recipe else {}) | (
-        {} if seed is None else {"seed": seed}
-    )
+    asked = changed(options, json.loads(recipe.read_bytes()) if recipe else {})
+    if seed is not None:
+        asked["seed"] = seed
     if dry_run:
-        estimate = house.client.estimate(family, dataset, called, recipe=asked)
-        _estimated(house.screen, estimate)
+        _estimated(house.screen, house.client.estimate(family, dataset, called, recipe=asked))
         return
     training = house.client.train(family, dataset, called, recipe=asked, serve=serve)
     if not follow:
@@ -479,7 +460,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, job_….")]
 @jobs.callback()
 def _jobs(
     context: typer.Context,
-    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
+    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
     kind: Annotated[str | None, typer.Option(help="samples, upscales, training, ….")] = None,
     model: Annotated[str | None, typer.Option(help="Of this model.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,

@@ -166,5 +166,11 @@ class AsyncClient(Calls):
 
 
 def _settings(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is no address ({error}); write one like {URL}") from error
+    if address.scheme not in {"http", "https"} or not address.host:
+        raise ValueError(f"{url!r} is no address; write one like {URL}")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return {"base_url": url, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=CONNECT_S)}
+    return {"base_url": address, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=CONNECT_S)}

@@ -134,7 +134,7 @@ class Job(Record):
 
     @property
     def status(self) -> str:
-        """One of queued, running, succeeded, failed, cancelled."""
+        """One of queued, running, succeeded, failed, cancelled; of a training also paused."""
         return str(self.body["status"])
 
     @property

@@ -429,3 +429,10 @@ def test_nobody_there_is_said_soon() -> None:
     """An address where nothing listens is an UnreachableError, after a few attempts."""
     with Client(f"http://127.0.0.1:{free_port()}", retries=2) as reverie, pytest.raises(UnreachableError, match="/v1"):
         reverie.models()
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://localhost:port", "http://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    """Before anything is sent, with an example of one."""
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:8000"):
+        Client(url)
