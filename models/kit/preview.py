@@ -50,6 +50,8 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
         answer = getattr(made, named)(*arguments)
         while isinstance(answer, Partial):
             answer = getattr(made, named)(*arguments, state=answer.state)
+    except ValueError:  # it refuses its own defaults as yet: no reason to end a training
+        return None
     finally:
         model.train(mode)
     file = io.BytesIO()

@@ -104,7 +104,7 @@ def blow(stack: Stack, folder: Path, victim: str) -> None:
     ("epochs", "victims"),
     [
         pytest.param(60, ["child", "training", "queue"], id="small"),
-        pytest.param(300, ["child", "training", "queue", "child", "training"] * 2, id="full", marks=pytest.mark.slow),
+        pytest.param(120, ["child", "training", "queue", "child", "training"] * 2, id="full", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_training_reaches_the_same_weights(
