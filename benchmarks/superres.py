@@ -41,7 +41,7 @@ from models.kit.rows import Rows  # noqa: E402
 from workers.photographs import Tiling  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
-FIXED = ROOT / "runs" / "superres-fixed" / "model.safetensors"
+FIXED = ROOT / "runs" / "checkpoints" / "superres-fixed" / "1" / "model.safetensors"
 RESULTS = ROOT / "docs" / "results" / "superres"
 VARIABLE, FIXED_VARIABLE = "REVERIE_BENCH_CHECKPOINT", "REVERIE_BENCH_FIXED"
 STEPS = 20
@@ -113,7 +113,8 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
         posterior = model.posterior(x, estimate, scale)
         state = superres.descend(superres.begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, STEPS)
         project = resize.projection(*low.shape[:2], scale)
-        high = project((project(estimate + state.detail, x)).clamp(0, 1), x).clamp(0, 1)
+        detail = superres.unlocked(state.detail, scale)
+        high = project(project(estimate + detail, x).clamp(0, 1), x).clamp(0, 1)
     facts_of["energy"] = [round(float(state.first), 5), round(float(state.energy), 5)]
     return (high[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
 

@@ -60,10 +60,9 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument(
         "--start",
         action="append",
-        type=Path,
         default=[],
-        metavar="CHECKPOINT",
-        help="a model.safetensors to begin with, where the family can; of several the later ones count",
+        metavar="PATH[:PART,…]",
+        help="a model.safetensors to begin with, or parts of it, where the family can; of several the later ones count",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder, to the bit")
 
@@ -215,7 +214,7 @@ def _train(chosen: argparse.Namespace) -> int:
         if first and not (out / "state.pt").exists():
             told = export.provenance(recipe, pictures, chosen.device, held_back)
             if chosen.start:
-                told["start"] = [export.told_of(path) for path in chosen.start]
+                told["start"] = [export.told_of(start) for start in chosen.start]
             (out / export.DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n")
 
         def report(line: dict[str, Any]) -> None:

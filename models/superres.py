@@ -20,9 +20,9 @@ mean squared error: a temperature for each part, as the paper's norm leaves open
 Departs from the paper: the regression network is residual and upsamples by sub-pixel shuffling (Shi et al.,
 arXiv:1609.05158v2; Lim et al., arXiv:1707.02921v1), with one trunk for all scales; colours go through it together.
 Ψ is the scattering of the luminance and, beside it, the first stages of EfficientNet-Lite0 of the colours where these
-are trained with; Φ corrects the statistics of the regression's estimate. Samples of the negative phase, and pictures at
-the size of a photograph, are made by a network amortised to the energy (Johnson et al., arXiv:1603.08155v1, without
-Φ); the slower descent begins where the regression ends. What is returned is projected onto U(y) = x.
+are trained with; Φ corrects the statistics of the regression's estimate. Samples of the negative phase are some steps
+of descent from where the regression ends. Pictures at the size of a photograph are made by a network amortised to the
+energy (Johnson et al., arXiv:1603.08155v1, without Φ). What is returned is projected onto U(y) = x.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ LUMA = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # of red, green and bl
 NETWORK = Path("data/features/efficientnet-lite0.npz")
 NETWORK_WAY = "`python benchmarks/superres.py install` puts it there"
 NETWORK_WIDTHS = (32, 16, 24, 40, 80)  # of the stem and four stages, at ½, ½, ¼, ⅛ and 1/16 of the size
+NEIGHBOURS = 5  # low-resolution pixels over which a detail has no mean
 SPREAD_RATE = 0.02  # of the running mean of the spreads
 CONSISTENCY = 0.01  # weight of (U(y) − x)² in squared levels beside the energy
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
@@ -93,6 +94,7 @@ class Config:
     )
     edge: int = option(16, minimum=4, maximum=256, description="low-resolution pixels of a patch for the statistics")
     amortise: bool = option(default=True, description="train the generator too")
+    negative_steps: int = option(5, minimum=1, maximum=100, description="of the descent that samples y' to tune by")
     tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
     pixels: float = option(0.0, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
     colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
@@ -116,7 +118,7 @@ class UpscaleOptions:
         choices=("amortised", "descent"),
         description="of statistics: a network's one pass, or gradient descent of the energy, minutes a photograph",
     )
-    steps: int = option(20, minimum=1, maximum=200, description="of the descent")
+    steps: int = option(8, minimum=1, maximum=200, description="of the descent")
     ensemble: bool = option(
         default=False, description="of mse: mean over eight flips and turns, better and eight times slower"
     )
@@ -171,6 +173,16 @@ def colour_change(high: Images, estimate: Images) -> PerImage:
     """The mean square of what differs beyond the luminance, in squared levels."""
     change = high - estimate
     return squared(change - grey(change), torch.zeros_like(change))
+
+
+def unlocked(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
+    """A detail without any pattern of the low-resolution grid's own period, which would be the cheapest texture.
+
+    Each of the s² phases of a pixel loses its mean over the low-resolution neighbourhood.
+    """
+    phases = functional.pixel_unshuffle(detail, scale)
+    means = functional.avg_pool2d(phases, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
+    return functional.pixel_shuffle(phases - means, scale)
 
 
 def grey(images: Images) -> Float[Tensor, "B 1 H W"]:
@@ -457,17 +469,22 @@ class Model(nn.Module):
             before = Descent(**{field.name: state[field.name] for field in dataclasses.fields(Descent)})
             now = descend(before, posterior, DESCENT_SLICE)
         if float(done.max()) >= options.steps:
-            high = self._consistent(estimate + now.detail, low, scale)
+            high = self._consistent(estimate + unlocked(now.detail, scale), low, scale)
             return self._answer(torch.lerp(high, estimate, options.fidelity), scale)
         share = (float(done.max()) + 0.5) / (options.steps + 1)
         return Partial({"estimate": estimate, "done": done, **vars(now)}, share)
 
     def sharpened(self, low: Images, scale: int, fidelity: float = 0.0) -> Float[Tensor, "B C sH sW"]:
         """The amortised statistics, mixed with the regression by `fidelity`; consistent with `low`."""
-        if fidelity == 1.0:
-            return self.regressed(low, scale)
-        high = self._consistent(self.generator(low, scale), low, scale)
-        return torch.lerp(high, self.regressed(low, scale), fidelity) if fidelity else high
+        estimate = self.regressed(low, scale)
+        return self._amortised(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
+
+    def _amortised(
+        self, low: Images, estimate: Float[Tensor, "B C sH sW"], scale: int, share: float = 1.0
+    ) -> Float[Tensor, "B C sH sW"]:
+        """The regression's estimate and a share of the generator's detail."""
+        detail = unlocked(self.generator(low, scale) - estimate, scale)
+        return self._consistent(estimate + share * detail, low, scale)
 
     def _consistent(self, high: Float[Tensor, "B C sH sW"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
         """The nearest picture whose downsampling is `low`, twice, as clipping moves the first away again."""
@@ -524,7 +541,7 @@ class Model(nn.Module):
         spread, u = self.spreads(), resize.bicubic(*low.shape[2:], scale, low.device)
 
         def posterior(detail: Float[Tensor, "B 1 H W"]) -> PerImage:
-            high = estimate + detail
+            high = estimate + unlocked(detail, scale)
             return energy(target, self.statistics(high), spread) + CONSISTENCY * squared(u(high), low)
 
         return posterior
@@ -572,9 +589,8 @@ class Model(nn.Module):
         unexplained = energy(predicted, wanted, spread)
         yield Turn("predictor", unexplained, {"energy_of_regression": energy(own, wanted, spread)})
         target = [part.detach() for part in predicted]
-        with torch.set_grad_enabled(self.config.amortise):
-            made = self._consistent(self.generator(low, scale), low, scale)
         if self.config.amortise:
+            made = self._amortised(low, estimate, scale)
             found = self.statistics(made)
             losses = 0.5 * (energy(target, found, spread) + energy(wanted, found, spread))
             losses = (
@@ -583,8 +599,23 @@ class Model(nn.Module):
             facts = {"error_of_generator": squared(made, high), "error_of_regression": squared(estimate, high)}
             yield Turn("generator", losses, facts)
         if epoch >= self.config.tune_from and float(rows.uniform(2, CHOICE)[0, 1]) < self.config.tune_share:
-            real, sampled = (self.statistics(one)[:1] for one in (high, made.detach()))
-            yield Turn("scattering", contrast(target, real, sampled, spread))
+            sampled = self._sampled(low, estimate, target, scale)
+            with torch.autocast(high.device.type, enabled=False):
+                real, negative = ([self.scattering(grey(one))[:, 0]] for one in (high, sampled))
+            yield Turn("scattering", contrast(target, real, negative, spread))
+
+    def _sampled(self, low: Images, estimate: Float[Tensor, "B C sH sW"], target: Statistics, scale: int) -> Tensor:
+        """y' ~ p(· given x), roughly: some steps down the energy of the scattering, from the estimate on."""
+        u, spread = resize.bicubic(*low.shape[2:], scale, low.device), self.spreads()
+
+        def posterior(detail: Float[Tensor, "B 1 H W"]) -> PerImage:
+            high = estimate + unlocked(detail, scale)
+            with torch.autocast(high.device.type, enabled=False):
+                found = [self.scattering(grey(high))[:, 0]]
+                return energy(target, found, spread) + CONSISTENCY * squared(u(high), low)
+
+        state = descend(begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, self.config.negative_steps)
+        return estimate + unlocked(state.detail, scale)
 
     def _pair(self, images: Images, rows: Rows) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
         """Low and high resolution of patches, turned, at the scale that the first row draws."""

@@ -191,17 +191,28 @@ def _selection(run: Path) -> dict[str, Any]:
     }
 
 
-def told_of(checkpoint: Path) -> dict[str, Any]:
-    """What a card should tell of a checkpoint that training began with; ValueError where it is none."""
-    known = card.read_card(checkpoint)
+def told_of(start: str) -> dict[str, Any]:
+    """What a card should tell of a checkpoint, PATH or PATH:PART,PART, that training began with."""
+    path, parts = _parted(start)
+    known = card.read_card(path)
     told = {name: known["provenance"].get(name) for name in ("epochs", "seconds", "commit")}
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return {"name": known["name"], "version": known["version"], "sha256": digest, **told}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": known["name"], "version": known["version"], "sha256": digest, "parts": parts, **told}
 
 
-def tensors(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
-    """The weights of several checkpoints together; of one name the last counts."""
-    return {name: value for path in checkpoints for name, value in load_file(path).items()}
+def tensors(starts: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of checkpoints together, of each PATH or the parts in PATH:PART,PART; of one name the last."""
+    found: dict[str, Tensor] = {}
+    for start in starts:
+        path, parts = _parted(start)
+        chosen = load_file(path).items()
+        found |= {name: value for name, value in chosen if not parts or name.partition(".")[0] in parts}
+    return found
+
+
+def _parted(start: str) -> tuple[Path, list[str]]:
+    path, _, parts = start.partition(":")
+    return Path(path), parts.split(",") if parts else []
 
 
 def commit() -> str:

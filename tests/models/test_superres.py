@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
 from models import superres
-from models.kit import resize
+from models.kit import card, resize
 from models.kit.partial import Partial
 from models.kit.rows import Rows
 
+CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
 STATISTICS = replace(SMALL, objective="statistics", network=False, predictor_blocks=1, wavelet_angles=2, tune_share=1.0)
 
@@ -85,6 +87,15 @@ def test_the_luminance_of_grey_is_itself() -> None:
     torch.testing.assert_close(superres.grey(images + detail), superres.grey(images) + detail)
     assert float(superres.colour_change(images + detail, images).max()) < 1e-6
     assert float(superres.colour_change(images * torch.tensor([1.1, 1, 1]).view(1, 3, 1, 1), images).min()) > 0.1
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_detail_is_not_locked_to_the_grid(scale: int) -> None:
+    """A pattern that repeats with every low-resolution pixel vanishes; one that does not, stays mostly."""
+    pattern = drawn(1, 3, scale, scale).repeat(1, 1, 12, 12)
+    assert float(superres.unlocked(pattern, scale).abs().max()) < 1e-6
+    noise = torch.randn(1, 3, 12 * scale, 12 * scale, generator=torch.Generator().manual_seed(2))
+    assert float(superres.unlocked(noise, scale).square().mean()) > 0.9 * float(noise.square().mean())
 
 
 def test_the_posterior_has_the_slope_of_its_differences() -> None:
@@ -255,3 +266,45 @@ def test_the_ensemble_turns_with_the_picture() -> None:
     found = upscaled(model, images, ensemble=True, method="mse", scale=2)
     turned = upscaled(model, torch.rot90(images, 1, (2, 3)), ensemble=True, method="mse", scale=2)
     torch.testing.assert_close(turned, torch.rot90(found, 1, (2, 3)), atol=1e-4, rtol=0)
+
+
+# The model that ships
+
+
+@pytest.fixture(scope="module")
+def shipped() -> superres.Model:
+    """`superres-photos` as it ships."""
+    model, _ = card.load(CHECKPOINT)
+    return model
+
+
+@pytest.mark.parametrize("method", ["mse", "statistics"])
+def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -> None:
+    """Two tiles side by side are at most one level from the whole picture, their seam included."""
+    margin, core = shipped.config.margin, shipped.config.height - 2 * shipped.config.margin
+    low = drawn(1, 3, core + 2 * margin, 2 * core + 2 * margin)
+    tiles = torch.cat([low[..., :, j : j + core + 2 * margin] for j in (0, core)])
+    found = torch.cat(list(upscaled(shipped, tiles, method=method, scale=2)), 2)
+    whole = shipped.sharpened(low, 2) if method == "statistics" else shipped.regressed(low, 2)
+    cut = 2 * margin
+    expected = whole[0, :, cut:-cut, cut:-cut].clamp(0, 1)
+    apart = (found.mul(255).round() - expected.mul(255).round()).abs()
+    assert float(apart.max()) <= 1
+
+
+def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Model) -> None:
+    """By every learned method, the 8-bit answer made small again is within 45 dB of the input."""
+    low = (0.1 + 0.8 * drawn(1, 3, 32, 32)).mul(255).round() / 255
+    for high in (shipped.regressed(low, 4), shipped.sharpened(low, 4), shipped.sharpened(low, 4, 0.5)):
+        levels = high.clamp(0, 1).mul(255).round() / 255
+        again = resize.bicubic(32, 32, 4)(levels)
+        assert float((again - low).square().mean()) < 10**-4.5
+
+
+def test_the_shipped_descent_halves_its_energy(shipped: superres.Model) -> None:
+    """Under Φ(x), from the regression's estimate on."""
+    low = superres.downsampled(drawn(1, 3, 96, 96), 4)
+    estimate = shipped.regressed(low, 4)
+    posterior = shipped.posterior(low, estimate, 4)
+    state = superres.descend(superres.begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, 20)
+    assert float(state.energy) <= 0.5 * float(state.first)
