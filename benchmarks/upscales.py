@@ -231,6 +231,10 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         "made up and sent as a JPEG; it becomes a job, whose tiles the worker takes one slice at a time. One client",
         "draws single samples of `vae-mnist` all the while. The answer is written when it is first asked for.",
         "",
+        "Where the load average at the start is well above the cores, others had most of the machine: then seconds and",
+        "waits say little, processor time and memory what they always do. The API grows by the decoded picture, of which",
+        "it decodes or writes two large ones at a time; the worker by a few tiles.",
+        "",
     ]
     for run in runs:
         lines += [*_section(run), ""]
@@ -248,8 +252,9 @@ def _section(run: dict[str, Any]) -> list[str]:
         "",
         f"{run['date']}, commit `{run['commit']}`, load average at the start {run['load_average_at_start']:.1f}.",
         f"A photograph of {size} became {run['answer_megapixels']:.1f} megapixels in {made['tiles']} tiles and {pace};",
-        f"promised after {made['promised_s']:.2f} s, with {made['progress_events']} progress events. Processor time,",
-        f"that of the samples included: worker {cpu['worker']:.0f} s ({pace_s:.2f} s a megapixel),",
+        f"promised after {made['promised_s']:.2f} s, with {made['progress_events']} progress events.",
+        "",
+        f"Processor time, that of the samples included: worker {cpu['worker']:.0f} s ({pace_s:.2f} s a megapixel),",
         f"API {cpu['api']:.0f} s, queue server {cpu['queue']:.0f} s.",
         "",
         "| what | seconds | MiB | API's peak RSS, MiB | worker's peak RSS, MiB |",
