@@ -232,8 +232,8 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         "draws single samples of `vae-mnist` all the while. The answer is written when it is first asked for.",
         "",
         "Where the load average at the start is well above the cores, others had most of the machine: then seconds and",
-        "waits say little, processor time and memory what they always do. The API grows by the decoded picture, of which",
-        "it decodes or writes two large ones at a time; the worker by a few tiles.",
+        "waits say little, processor time and memory what they always do. The API grows by the decoded picture, of",
+        "which it decodes or writes two large ones at a time; the worker by a few tiles.",
         "",
     ]
     for run in runs:
