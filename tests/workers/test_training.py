@@ -168,6 +168,32 @@ def test_a_publication_is_made_once(trainer: Trainer, tmp_path: Path) -> None:
     assert trainer._number("m", tmp_path / "other") == "2"
 
 
+@pytest.mark.parametrize(
+    ("how", "new", "old", "switched", "note"),
+    [
+        ("if better", 1.0, 2.0, True, "version 2 is there and serves"),
+        ("if better", 2.0, 1.0, False, "version 1 goes on serving: it measures no better"),
+        ("if better", 1.0, None, False, "version 1 goes on serving: the two cannot be compared"),
+        ("always", 2.0, 1.0, True, "and serves"),
+        ("never", 1.0, 2.0, False, "version 1 goes on serving"),
+    ],
+)
+def test_what_serves_follows_the_wish_and_the_measure(
+    trainer: Trainer, how: str, new: float, old: float | None, switched: bool, note: str
+) -> None:
+    """The new version serves if it is better, always, or never; the job says which and why."""
+    job = taken(trainer, row())
+    seen: list[str] = []
+    trainer._switch = lambda _name, version: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
+    figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
+    trainer._serve_it(job, how, "2", dict(zip(("figures", "against"), figures, strict=True)), "1")
+    assert seen == (["2"] if switched else [])
+    told = [json.loads(one["data"]) for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    assert note in told[-1]["message"]
+    trainer._serve_it(job, "never", "1", {}, None)
+    assert seen[-1:] == ["1"]  # there is no other
+
+
 def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
     """A line without its end is left for later; only a line that begins with error speaks for the child."""
     (tmp_path / "lines").write_text('{"epoch": 1}\n{"epoch"')
