@@ -30,5 +30,6 @@ def write(datasets: Path, name: str, splits: list[np.ndarray], kind: str) -> Pat
     sha256 = hashlib.sha256(b"".join(images.tobytes() for images in splits)).hexdigest()
     shape = {"channels": channels, "height": height, "width": width}
     about = {"name": name, "kind": kind, **shape, "counts": counts, "sha256": sha256}
+    about |= {"created_at": "2026-11-22T00:00:00.000+00:00", "format": "npz"}
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
