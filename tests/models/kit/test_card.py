@@ -156,11 +156,12 @@ def test_checkpoints_ship() -> None:
     assert {path.parents[1].name for path in SHIPPED} >= {"vae-mnist", "vae-mnist-2d"}
 
 
-SIZES = {"mnist": 60000, "fashion-mnist": 60000, "mushrooms": 2500, "dna": 2000}
+SIZES = {"mnist": 60000, "fashion-mnist": 60000, "mushrooms": 2500, "dna": 2000, "photographs": 24000}
 FIGURES = {
     "vae": {"nll", "bound", "active_units"},
     "bihm": {"log_p_star", "log_p", "minus_2_log_z", "effective_sample_size_star"},
     "ebgan": {"energy", "sample_energy", "pulling_away"},
+    "superres": {"psnr_mse", "psnr_statistics", "vgg_statistics"},
 }
 
 
