@@ -444,8 +444,9 @@ class Model(nn.Module):
         """A slice of the inversion under total variation, each tile until it rests."""
         u = resize.bicubic(*low.shape[2:], scale, low.device)
         if state is None:
-            begun = total_variation.begin(interpolated(low, scale))
-            state = {"y": begun.y, "p": begun.p, "rests": torch.zeros(len(low)), "done": torch.zeros(len(low))}
+            first = total_variation.begin(interpolated(low, scale))
+            zeros = low.new_zeros(len(low))
+            state = {"y": first.y, "p": first.p, "rests": zeros, "done": zeros}
         before = total_variation.Solution(state["y"], state["p"], state["rests"] > 0)
         now = total_variation.solve(before, low, u, TV_STRENGTH, TV_SLICE)
         done = state["done"] + TV_SLICE
@@ -460,7 +461,7 @@ class Model(nn.Module):
         """A slice of the descent of the energy, from the regression's estimate on."""
         scale = options.scale
         if state is None:
-            estimate, done = self.regressed(low, scale), torch.zeros(len(low))
+            estimate, done = self.regressed(low, scale), low.new_zeros(len(low))
             posterior = self.posterior(low, estimate, scale)
             now = begun(posterior, torch.zeros_like(estimate[:, :1]))
         else:
