@@ -143,7 +143,7 @@ data = BaseDataset(torch.from_numpy(images), torch.zeros(len(images)))
 trainer = BaseTrainer(model=model, train_dataset=data, eval_dataset=None, training_config=config, callbacks=[clock])
 begun = time.monotonic()
 trainer.train()
-print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - begun), "loss": 0}))
+print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - begun)}))
 """
 
 
