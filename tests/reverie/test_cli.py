@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,15 @@ def test_a_training_goes_on_without_its_watcher(run: Run, learnable: str, stack:
     """Ctrl-C ends the watching alone, and says how to watch again."""
     words = [sys.executable, "-m", "reverie", "--url", stack.url, "train", *TRAIN, "--name", "cli-long", "--follow"]
     long = ["--set", "training.epochs=100000", "--set", "training.batch_size=10"]
-    with subprocess.Popen([*words, *long], cwd=ROOT, stderr=subprocess.PIPE, text=True) as watcher:
+    # a background shell, as CI may have, starts its commands deaf to Ctrl-C
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        [*words, *long],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,  # noqa: PLW1509 - threads do not matter to a signal's default
+    ) as watcher:
         assert watcher.stderr
         training = watcher.stderr.readline().partition(":")[0]
         assert "training begins" in watcher.stderr.readline()
