@@ -47,7 +47,7 @@ def estimate(
         "steps": epochs * steps,
         "step_seconds": round(step_s, 6),
         "images_per_second": round(min(size, run.count) / step_s, 1),
-        "seconds": round(epochs * (steps * step_s + validation_s), 1),
+        "seconds": round(epochs * (steps * step_s + validation_s), 3),
     }
 
 
