@@ -328,10 +328,12 @@ async def _run(request: Request, words: list[str]) -> tuple[int, bytes, bytes]:
     )
     talk = asyncio.ensure_future(child.communicate())
     try:
-        while not talk.done():
-            await asyncio.wait((talk,), timeout=_LOOK_S)
-            if not talk.done() and await request.is_disconnected():
+        while True:  # asked first, too: the server reads on only when asked, and so hears of an end a look later
+            if await request.is_disconnected():
                 raise ClientDisconnect
+            if talk.done():
+                break
+            await asyncio.wait((talk,), timeout=_LOOK_S)
     finally:
         if child.returncode is None and not talk.done():
             child.kill()

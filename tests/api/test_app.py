@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from api.app import create_app
-from tests.api.telling import FAULTY, MODEL, TINY, problem, samples
+from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, problem, samples
 from tests.stack import Stack, free_port
 from workers.ledger import Ledger
 from workers.settings import Settings
@@ -28,7 +28,7 @@ def test_health_and_readiness(client: httpx.Client) -> None:
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
     assert ready["workers"] == 1
-    assert ready["models"] == [f"{FAULTY}@1", f"{TINY}@1", f"{MODEL}@1"]
+    assert ready["models"] == [f"{ENLARGE}@1", f"{FAULTY}@1", f"{TINY}@1", f"{MODEL}@1"]
 
 
 @pytest.mark.parametrize(

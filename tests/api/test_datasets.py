@@ -248,8 +248,12 @@ def test_a_client_that_leaves_leaves_nothing(stack: Stack, client: httpx.Client,
             _soon(lambda: at_work(datasets))
         _soon(lambda: not at_work(datasets))
     assert client.get(f"{PATH}/early").status_code == 404
-    lines = [line for line in stack.log("api") if line.get("request_id") == "early"]
-    assert [line["status"] for line in lines] == [499, 499]
+
+    def statuses() -> list[int]:
+        return [line["status"] for line in stack.log("api") if line.get("request_id") == "early"]
+
+    _soon(lambda: len(statuses()) == 2)
+    assert statuses() == [499, 499]
 
 
 def test_a_wrong_content_length_is_a_truncated_file(stack: Stack, client: httpx.Client, datasets: Datasets) -> None:
