@@ -78,3 +78,9 @@ class Spread:
         if not self.alone:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
+
+    def leave(self) -> None:
+        """Part from the others once all are here: a process that just ends may be aborted by its threads."""
+        if not self.alone and distributed.is_initialized():
+            distributed.barrier()
+            distributed.destroy_process_group()

@@ -487,7 +487,9 @@ def train(
     if run.spread.first:
         (out / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
     with _stopped_by_signals(run):
-        return run.fit(report)
+        outcome = run.fit(report)
+    run.spread.leave()
+    return outcome
 
 
 def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
