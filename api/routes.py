@@ -479,7 +479,7 @@ def _check_ended(job: Job) -> None:
             headers={"Retry-After": "1"},
         )
     if job["status"] == "failed":
-        raise ConflictError("the job failed; `job_problem` says why", job_problem=orjson.loads(job["problem"]))
+        raise ConflictError("the job failed; `job_problem` says why", job_problem=job_body(job)["problem"])
 
 
 async def _result(house: House, request: Request, job: Job) -> Response:
