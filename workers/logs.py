@@ -2,10 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import structlog
+
+log = logging.getLogger(__name__)
 
 
 def _json(event: dict[str, Any], **_more: object) -> str:
@@ -39,3 +42,11 @@ def set_up(level: str, part: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("celery", "kombu", "amqp", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def quietly(act: Callable[[], object]) -> None:
+    """Do what will be done again anyway: a failure is logged and ends nothing."""
+    try:
+        act()
+    except Exception:
+        log.warning("will be tried again", exc_info=True)

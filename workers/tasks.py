@@ -21,6 +21,7 @@ from celery import signals
 from workers import engine
 from workers.blobs import Blobs
 from workers.ledger import Done, Job, Ledger
+from workers.logs import quietly
 from workers.operations import BY_METHOD
 from workers.photographs import Layout
 from workers.pictures import grid
@@ -110,7 +111,7 @@ class Worker:
         finally:
             self._stopped.set()
             pulse.join(2)
-            self._quietly(lambda: self.redis.hdel(WORKERS, self.id))
+            quietly(lambda: self.redis.hdel(WORKERS, self.id))
 
     def _drain(self, **_said: object) -> None:
         self.state = "draining"
@@ -135,20 +136,20 @@ class Worker:
             next(steps)
         except StopIteration:
             self._loading = None
-            self._quietly(self._beat)
+            quietly(self._beat)
         except Exception as error:
             log.exception("version cannot be loaded", extra={"model": entry.ref})
             self._loading = None
             self._refused[entry.ref] = f"{type(error).__name__}: {error}"
-            self._quietly(self._beat)
+            quietly(self._beat)
 
     # --- sign of life ---
 
     def _pulse(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
-            self._quietly(self._beat)
+            quietly(self._beat)
             if self._holding:
-                self._quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+                quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
 
     def _beat(self) -> None:
         self._beats += 1
@@ -166,13 +167,6 @@ class Worker:
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         self.redis.hset(WORKERS, self.id, pack(said))
-
-    @staticmethod
-    def _quietly(act: Any) -> None:
-        try:
-            act()
-        except Exception:
-            log.warning("will be tried again", exc_info=True)
 
     # --- a batch that an API process waits for ---
 
@@ -237,7 +231,7 @@ class Worker:
                 self._shown = {call: at for call, at in self._shown.items() if now - at < PREVIEW_S}
             self._shown[part.call] = now
             command = ("SET", preview_key(part.call), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_KEEP_S)
-            self._quietly(partial(self._post.send, *command))
+            quietly(partial(self._post.send, *command))
 
     def _slice_s(self, method: str) -> float:
         """How long a slice may take: the states of unfinished tiles have megabytes, which cost time to carry on."""
@@ -270,8 +264,8 @@ class Worker:
             self._holding = False
         if len(counted) < len(reports):
             log.warning("claims lost meanwhile", extra={"jobs": len(reports) - len(counted)})
-        self._quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
-        self._quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
+        quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
+        quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
 
     def _room(self, job: Job) -> int:
         return self.residents.largest(f"{job['model']}@{job['version']}", job["method"])

@@ -29,7 +29,7 @@ import redis
 
 from workers.datasets import Datasets
 from workers.ledger import DESK, TERMINAL, TRAINING, Job, Ledger
-from workers.logs import set_up
+from workers.logs import quietly, set_up
 from workers.queue import NEWS, NOTES_LENGTH, WORKERS, connect, preview_key
 from workers.registry import Registry
 from workers.settings import HEARTBEAT_S, Settings, settings
@@ -122,10 +122,10 @@ class Trainer:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            self._quietly(self._keep)
+            quietly(self._keep)
             time.sleep(HEARTBEAT_S / 4 if self.stopping.is_set() else HEARTBEAT_S)
-        self._quietly(lambda: self.ledger.release(self.id))
-        self._quietly(lambda: self.redis.hdel(TRAINERS, self.id))
+        quietly(lambda: self.ledger.release(self.id))
+        quietly(lambda: self.redis.hdel(TRAINERS, self.id))
 
     def stop(self) -> None:
         """Have children write their checkpoints, and end."""
@@ -145,7 +145,7 @@ class Trainer:
             "pid": os.getpid(),
             "running": list(self.running),
         }
-        self._quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
+        quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
         if time.monotonic() - self._swept >= SWEEP_S:
             self._swept = time.monotonic()
             for job_id in self.ledger.reap(self.settings.max_attempts):
@@ -157,13 +157,6 @@ class Trainer:
             job = self.ledger.get(folder.name)
             if job is None or job["status"] in TERMINAL:
                 self.datasets.release(folder.parent.parent.name, folder.name)
-
-    @staticmethod
-    def _quietly(act: Any) -> None:
-        try:
-            act()
-        except Exception:
-            log.warning("will be tried again", exc_info=True)
 
     def _look_at_families(self) -> None:
         if self.settings.extra_models is None:
@@ -182,7 +175,7 @@ class Trainer:
     def _serve(self, kinds: tuple[str, ...]) -> None:
         """Take jobs of these kinds, one after another, until this worker stops."""
         if kinds == DESK:
-            self._quietly(self._look_at_families)
+            quietly(self._look_at_families)
         while not self.stopping.is_set():
             try:
                 job = self.ledger.take(self.id, self.settings.lease_s, kinds)
@@ -197,7 +190,7 @@ class Trainer:
                 self._do(job)
             finally:
                 del self.running[job["id"]]
-                self._quietly(lambda: self._news(job["id"]))  # noqa: B023 - called at once
+                quietly(lambda: self._news(job["id"]))  # noqa: B023 - called at once
 
     def _sleep(self) -> None:
         """Wait for a message, a second at most: it is a hint, and the ledger is asked anyway."""
@@ -221,7 +214,7 @@ class Trainer:
         except LostError:
             log.info("taken away", extra={"job": job["id"]})
         except StopError:
-            self._quietly(lambda: self.ledger.put_back(job["id"], job["token"], "its worker stopped"))
+            quietly(lambda: self.ledger.put_back(job["id"], job["token"], "its worker stopped"))
         except FailError as error:
             self._fail(job, error)
         except Exception as error:

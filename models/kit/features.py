@@ -44,14 +44,6 @@ LITE0 = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 6, 40), St
 class Features(nn.Module):
     """A network cut into pieces: called with pictures in 0 … 1 it gives each piece's output, finest first."""
 
-    def pieces(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
-        """The outputs, (B, C, H, W) each."""
-        raise NotImplementedError
-
-    def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
-        """The outputs of the pieces."""
-        return self.pieces(images)
-
 
 class VGG16(Features):
     """The thirteen convolutions of VGG-16, each output after its ReLU; BGR of 0 … 255 less the mean goes in."""
@@ -66,7 +58,7 @@ class VGG16(Features):
         )
         self.register_buffer("mean", torch.tensor(VGG_MEAN)[:, None, None], persistent=False)
 
-    def pieces(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
+    def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
         """The output of every ReLU."""
         h = images.flip(1) * 255.0 - self.mean
         found, layers = [], iter(self.convolutions)
@@ -96,7 +88,7 @@ class EfficientNetLite0(Features):
                 width = stage.width
         self.convolutions = nn.ModuleList(layers)
 
-    def pieces(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
+    def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
         """The stem's output and that of every stage."""
         layers = iter(self.convolutions)
         h = functional.relu6(_same(next(layers), (images * 255.0 - 127.0) / 128.0))
