@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from serving import facts  # noqa: E402
 
 from models import superres  # noqa: E402
-from models.kit import card, features, photographs, resize, total_variation  # noqa: E402
+from models.kit import card, features, memory, photographs, resize, total_variation  # noqa: E402
 from models.kit.partial import Partial  # noqa: E402
 from models.kit.rows import Rows  # noqa: E402
 from workers.photographs import Tiling  # noqa: E402
@@ -80,21 +80,17 @@ EDGE = 96  # of a crop, in pixels
 # --- One method, in a process of its own ------------------------------------------------------------------------------
 
 
-def upscaled(
-    model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions, *, whole: bool = True
-) -> np.ndarray:
-    """The picture by `upscale`, as one tile, as the others take it too, or in tiles of the size that is served."""
-    config = model.config
+def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
+    """The picture by `upscale`, as one tile with a margin of one pixel.
+
+    The others take a whole picture without the context that a margin gives, so for a comparison so do we.
+    """
     height, width = low.shape[:2]
-    edges = (height + 2 * config.margin, width + 2 * config.margin) if whole else (config.height, config.width)
-    tiling = Tiling(height, width, edges, config.margin)
-
-    def tiles() -> Any:
-        for number in range(tiling.count):
-            cut = tiling.cut(lambda begin, end: low[begin:end], number, 1)
-            yield one_tile(model, torch.from_numpy(cut).float() / 255.0, options)
-
-    return np.concatenate(list(tiling.bands(tiles(), options.scale)))
+    model.config = replace(model.config, margin=1)
+    tiling = Tiling(height, width, (height + 2, width + 2), 1)
+    cut = tiling.cut(lambda begin, end: low[begin:end], 0, 1)
+    tile = one_tile(model, torch.from_numpy(cut).float() / 255.0, options)
+    return np.concatenate(list(tiling.bands(iter([tile]), options.scale)))
 
 
 def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.UpscaleOptions) -> np.ndarray:
@@ -123,6 +119,7 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
     """Upscale the jobs' pictures with a method of ours; what each took, and the process's peak memory."""
     torch.set_num_threads(1)
+    memory.keep_freed()
     model, _ = card.load(checkpoint)
     if name == "descent-network":
         model.with_network()

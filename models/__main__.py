@@ -148,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch  # noqa: PLC0415 - after the threads are set, and not for --help
 
+    from models.kit import memory  # noqa: PLC0415
+
+    memory.keep_freed()
     torch.set_num_threads(threads)
     if getattr(chosen, "device", "") == "auto":
         chosen.device = "cuda" if torch.cuda.is_available() else "cpu"

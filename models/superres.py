@@ -74,7 +74,7 @@ class Config:
         128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, its margin included"
     )
     width: int = option(128, minimum=32, maximum=1024, description="as many as `height`")
-    margin: int = option(16, minimum=1, maximum=128, description="low-resolution pixels around a tile that are cut off")
+    margin: int = option(10, minimum=1, maximum=128, description="low-resolution pixels around a tile that are cut off")
     scales: tuple[int, ...] = option((2, 3, 4), minimum=2, maximum=4)
     largest_scale_share: float = option(0.7, above=0.0, maximum=1.0, description="of the patches trained on")
     features: int = option(64, minimum=1, maximum=1024, description="channels of the trunk")
@@ -217,7 +217,12 @@ class Block(nn.Module):
 
     def forward(self, h: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F H W"]:
         """The same size and number of channels."""
-        return h + self.second(functional.relu(self.first(h)))  # type: ignore[no-any-return]
+        return _sum(self.second(functional.relu_(self.first(h))), h)
+
+
+def _sum(made: Tensor, h: Tensor) -> Tensor:
+    """h + made, in the memory of what was made where it can: a fresh page costs more than the sum."""
+    return made.add_(h) if made.dtype == h.dtype else h + made
 
 
 class Upscaler(nn.Module):
@@ -234,12 +239,12 @@ class Upscaler(nn.Module):
     def trunk(self, low: Images) -> Float[Tensor, "B F H W"]:
         """Features at low resolution, common to all scales."""
         h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
-        return h + self.end(self.blocks(h))  # type: ignore[no-any-return]
+        return _sum(self.end(self.blocks(h)), h)
 
     def tail(self, features: Float[Tensor, "B F H W"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
         """The estimate at one scale, from the trunk's features."""
         residual = functional.pixel_shuffle(self.tails[str(scale)](features), scale)
-        return interpolated(low, scale) + residual.float()
+        return interpolated(low, scale).add_(residual)
 
     def forward(self, low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
         """The estimate of the picture at `scale` times the size; may leave 0 … 1 a little."""

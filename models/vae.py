@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from models.kit.operations import describe
 from models.kit.partial import Partial
+from models.kit.products import Linear
 from models.kit.rows import BINARIZE, LATENT, OUTPUT, Rows
 from models.kit.sampling import Weights, log_mean_error, log_mean_exp, manifold_coordinates, truncated_normal
 from models.kit.schema import option
@@ -152,7 +153,7 @@ def trunk(widths: tuple[int, ...], activation: str) -> nn.Sequential:
     """Appendix C: a multi-layer perceptron, an activation after each layer."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
+        layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 
@@ -162,8 +163,8 @@ class Gaussian(nn.Module):
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str, *, unit: bool = False) -> None:
         super().__init__()
         self.trunk = trunk(widths, activation)
-        self.mean = nn.Linear(widths[-1], outputs)
-        self.log_variance = nn.Linear(widths[-1], outputs)
+        self.mean = Linear(widths[-1], outputs)
+        self.log_variance = Linear(widths[-1], outputs)
         self.unit = unit
 
     def forward(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B O"], Float[Tensor, "*B O"]]:
@@ -179,7 +180,7 @@ class Bernoulli(nn.Module):
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str) -> None:
         super().__init__()
         self.trunk = trunk(widths, activation)
-        self.logits = nn.Linear(widths[-1], outputs)
+        self.logits = Linear(widths[-1], outputs)
 
     def forward(self, z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B D"]:
         """Logits, float32 whatever the precision inside."""

@@ -11,6 +11,7 @@ import torch
 from celery import signals
 from celery.platforms import SecurityWarning
 
+from models.kit import memory
 from workers.logs import set_up
 from workers.settings import settings
 from workers.tasks import Worker
@@ -23,6 +24,7 @@ def main() -> None:
     signals.setup_logging.connect(lambda **_said: None, weak=False)  # or Celery sets the root's level to its own
     warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
     torch.set_num_threads(1)
+    memory.keep_freed()
     Worker(chosen).start()
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 
+from models.kit.products import product
 from models.kit.shapes import Float, Tensor
 
 Images = Float[Tensor, "B C H W"]
@@ -21,11 +22,11 @@ class Downsampling:
 
     def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
         """U(y)."""
-        return self.rows @ (high @ self.columns.T)
+        return product(product(high, self.columns).mT, self.rows).mT
 
     def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
         """Uᵀ(x)."""
-        return self.rows.T @ low @ self.columns
+        return _between(self.rows.T, low, self.columns.T)
 
     def norm_squared(self) -> float:
         """‖U‖², the largest eigenvalue of UᵀU."""
@@ -43,7 +44,7 @@ class Projection:
 
     def __call__(self, high: Images, low: Float[Tensor, "B C h w"]) -> Images:
         """The nearest consistent picture; may leave 0 … 1 a little."""
-        return high + self.rows @ (low - self.u(high)) @ self.columns.T
+        return high + _between(self.rows, low - self.u(high), self.columns)
 
 
 @lru_cache(maxsize=32)
@@ -57,8 +58,21 @@ def bicubic(height: int, width: int, scale: int, device: torch.device | str = "c
 def projection(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Projection:
     """Onto the pictures that `bicubic` maps to a given one."""
     with torch.inference_mode(mode=False):
-        inverses = [torch.linalg.pinv(_reduction(size, scale)).float().to(device) for size in (height, width)]
+        inverses = [_right_inverse(_reduction(size, scale)).float().to(device) for size in (height, width)]
         return Projection(bicubic(height, width, scale, device), *inverses)
+
+
+def _between(
+    rows: Float[Tensor, "H h"], low: Float[Tensor, "B C h w"], columns: Float[Tensor, "W w"]
+) -> Float[Tensor, "B C H W"]:
+    """R x Cᵀ."""
+    return product(product(low.mT, rows).mT, columns)
+
+
+def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
+    """Aᵀ(AAᵀ)⁻¹."""
+    inverse: Tensor = torch.linalg.solve(a @ a.T, a).T
+    return inverse
 
 
 def _reduction(size: int, scale: int) -> Float[Tensor, "n m"]:

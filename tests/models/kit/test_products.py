@@ -1,0 +1,43 @@
+"""Large products by oneDNN: torch's values and slopes, in training and wherever they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from models.kit import products
+
+SIZES = [(100, 784, 512), (7, 600, 600), (3, 4, 5)]
+
+
+def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Normal numbers that want slopes."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+@pytest.mark.parametrize("biased", [True, False])
+def test_values_and_slopes_are_those_of_torch(rows: int, inputs: int, outputs: int, *, biased: bool) -> None:
+    """x Wᵀ + b and its three slopes, in float64's eyes, whatever the size; more dimensions count as rows."""
+    x, weight = drawn(rows, 2, inputs), drawn(outputs, inputs, seed=2)
+    wanted = [x, weight, *([drawn(outputs, seed=3)] if biased else [])]
+    toward = torch.randn(rows, 2, outputs)
+    made = products.product(*wanted)
+    exact = functional.linear(*(one.double() for one in wanted))
+    torch.testing.assert_close(made.double(), exact, rtol=1e-4, atol=1e-3)
+    for one, other in zip(
+        torch.autograd.grad(made, wanted, toward), torch.autograd.grad(exact, wanted, toward.double()), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_a_layer_that_is_not_trained_is_torchs_to_the_bit() -> None:
+    """What is served does not depend on which library trained it; what is trained takes the detour."""
+    layer, x = products.Linear(784, 512), drawn(100, 784).detach()
+    with torch.no_grad():
+        assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
+    assert type(layer(x).grad_fn).__name__ == "ViewBackward0"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+    assert torch.equal(layer.double()(x.double()), functional.linear(x.double(), layer.weight, layer.bias))
