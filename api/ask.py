@@ -19,10 +19,11 @@ from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
 from api.photographs import Order
+from workers.faults import FaultsError
 from workers.operations import Operation, Shared
 from workers.photographs import Photograph
 from workers.pictures import Pixels, UnusableImageError, decode
-from workers.registry import Choice, Entry, OptionsError, Registry
+from workers.registry import Choice, Entry, Registry
 from workers.settings import Settings
 from workers.wire import Items
 
@@ -225,7 +226,7 @@ def options_of(
         raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
     try:
         return choice.options({**extra, **inside})
-    except OptionsError as error:
+    except FaultsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
 
 

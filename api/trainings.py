@@ -27,9 +27,10 @@ from api.errors import (
 from api.openapi import EVENTS, JOB, answered, listed, problem_responses
 from api.routes import House, Prefer, failed, job_body, owner_of
 from workers.datasets import Datasets
+from workers.faults import FaultsError
 from workers.ledger import TERMINAL, TRAINING, Job, Key, new_id
 from workers.registry import Entry
-from workers.trainings import NAME, Places, RecipeError, families, settled
+from workers.trainings import NAME, Places, families, settled
 from workers.wire import unpack
 
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
@@ -218,7 +219,7 @@ def _recipe(house: House, asked: Asked) -> dict[str, Any]:
     overrides = {**asked.recipe.model_dump(), "summary": asked.summary}
     try:
         recipe: dict[str, Any] = settled(asked.family, known[asked.family], dataset, asked.name, overrides)
-    except RecipeError as error:
+    except FaultsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
     there = house.registry.find(asked.name)
     if there is not None and (said := _unlike(there, asked.family, recipe["config"])):

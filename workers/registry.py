@@ -2,34 +2,22 @@
 
 import json
 import logging
-import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 
+from workers.faults import FaultsError, faults
 from workers.operations import BY_METHOD, Operation
-from workers.versions import FILE, Versions
+from workers.versions import FILE, Versions, header
 
 log = logging.getLogger(__name__)
 
-_LARGEST_HEADER = 100_000_000
 _RESCAN_S = 1.0
 _LOOK_S = 0.1
-_MOST_ERRORS = 8
-_LONGEST_DETAIL = 300
-
-
-class OptionsError(ValueError):
-    """Options that an operation does not take; `errors` lists the field and what is wrong with it."""
-
-    def __init__(self, errors: list[dict[str, str]]) -> None:
-        super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
-        self.errors = errors
 
 
 @dataclass(frozen=True)
@@ -42,29 +30,15 @@ class Choice:
     check: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options in force: `given` over the defaults, whole numbers as integers. Raises OptionsError."""
+        """The options in force: `given` over the defaults, whole numbers as integers. Raises FaultsError."""
         rules = self.schema.get("properties", {})
-        wrong = [
-            {"field": f"options.{name[:60]}", "detail": f"no such option; there are: {', '.join(rules) or 'none'}"}
-            for name in islice((name for name in given if name not in rules), _MOST_ERRORS)
-        ]
-        wrong = wrong or self._faults(given)
+        wrong = faults(given, rules, self.check, "options", "option")
         if wrong:
-            raise OptionsError(wrong)
+            raise FaultsError(wrong)
         # to JSON Schema 8.0 is an integer, to a model it is not
         whole = {name for name, rule in rules.items() if "integer" in rule.get("type", "")}
         cast = {name: int(value) for name, value in given.items() if name in whole and isinstance(value, float)}
         return {**self.defaults, **given, **cast}
-
-    def _faults(self, given: Mapping[str, Any]) -> list[dict[str, str]]:
-        try:
-            errors = list(islice(self.check.iter_errors(given), _MOST_ERRORS))
-        except ValueError:  # the checker follows some 250 levels
-            return [{"field": "options", "detail": "a value is nested too deeply; send plain numbers and words"}]
-        return [
-            {"field": ".".join(["options", *map(str, error.instance_path)]), "detail": error.message[:_LONGEST_DETAIL]}
-            for error in errors
-        ]
 
 
 @dataclass(frozen=True)
@@ -96,13 +70,8 @@ class Entry:
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card in a safetensors file's header. Raises ValueError if the file is damaged or has none."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
-        if length > _LARGEST_HEADER:
-            raise ValueError(f"{path.name} is no safetensors file")
-        header = json.loads(file.read(length))
     try:
-        return json.loads(header["__metadata__"]["card"])  # type: ignore[no-any-return]
+        return json.loads(header(path)[0]["__metadata__"]["card"])  # type: ignore[no-any-return]
     except KeyError as error:
         raise ValueError(f"{path.name} carries no card") from error
 

@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 
+from workers.faults import FaultsError, faults
 from workers.settings import Settings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -21,20 +21,10 @@ WAKE = "reverie:trainings"
 TRAINERS = "reverie:trainers"
 """Hash of training worker id → packed heartbeat, in the training workers' database."""
 
-_MOST_ERRORS = 8
-_LONGEST_DETAIL = 300
 _SHAPE = ("channels", "height", "width")
 
 Facts = dict[str, Any]
 """What `python -m models families` says of one family."""
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be; `errors` lists the field and what is wrong with it."""
-
-    def __init__(self, errors: list[dict[str, str]]) -> None:
-        super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
-        self.errors = errors
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ def _shipped() -> dict[str, Facts]:
 
 
 def settled(family: str, facts: Facts, dataset: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Any:
-    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises RecipeError."""
+    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises FaultsError."""
     config, training = dict(asked.get("config", {})), dict(asked.get("training", {}))
     wrong = [*_faults("config", facts["config"], config), *_faults("training", facts["training"], training)]
     _raise(wrong)
@@ -115,28 +105,14 @@ def _most_validation(facts: Facts) -> int:
 
 def _raise(wrong: list[dict[str, str]]) -> None:
     if wrong:
-        raise RecipeError(wrong)
+        raise FaultsError(wrong)
 
 
 def _faults(part: str, schema: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a schema has against values, each naming its field and the field's range."""
     rules = schema["properties"]
-    unknown = [
-        {"field": f"recipe.{part}.{name[:60]}", "detail": f"no such field; there are: {', '.join(rules)}"}
-        for name in islice((name for name in given if name not in rules), _MOST_ERRORS)
-    ]
-    if unknown:
-        return unknown
-    try:
-        errors = list(islice(jsonschema_rs.validator_for(schema).iter_errors(given), _MOST_ERRORS))
-    except ValueError:  # the checker follows some 250 levels
-        return [{"field": f"recipe.{part}", "detail": "a value is nested too deeply; send plain numbers and words"}]
-    found = []
-    for error in errors:
-        path = [str(step) for step in error.instance_path]
-        detail = f"{error.message[:_LONGEST_DETAIL]}; it must be {_range(rules[path[0]])}" if path else error.message
-        found.append({"field": ".".join(["recipe", part, *path]), "detail": detail})
-    return found
+    check = jsonschema_rs.validator_for(schema)
+    return faults(given, rules, check, f"recipe.{part}", "field", lambda name: f"; it must be {_range(rules[name])}")
 
 
 def _range(rule: Mapping[str, Any]) -> str:

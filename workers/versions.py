@@ -154,32 +154,43 @@ class ForeignError(ValueError):
     """A file that is no version of the model that it is sent for."""
 
 
+def header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file's header says, and its length in bytes. Raises ForeignError, OSError."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start.ljust(8, b"\xff"))
+        if len(start) < 8 or length > path.stat().st_size - 8:
+            raise ForeignError("it is no safetensors file, or a truncated one: its header is longer than the file")
+        if length > LARGEST_HEADER:
+            raise ForeignError(f"its header has {length} bytes; at most {LARGEST_HEADER} are read")
+        raw = file.read(length)
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ForeignError(f"its header cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ForeignError("its header cannot be read: it is no object")
+    return found, length
+
+
 def inspect(path: Path, name: str) -> dict[str, Any]:
     """The card of a safetensors file whose header is sound and which says that it is a version of `name`.
 
     Nothing is unpickled and no tensor is made; whether the weights fit the card's family is for `models check` to
     say. Raises ForeignError.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        (length,) = struct.unpack("<Q", start.ljust(8, b"\xff"))
-        if len(start) < 8 or length > size - 8:
-            raise ForeignError("it is no safetensors file, or a truncated one: its header is longer than the file")
-        if length > LARGEST_HEADER:
-            raise ForeignError(f"its header has {length} bytes; at most {LARGEST_HEADER} are read")
-        raw = file.read(length)
+    tensors, length = header(path)
     try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        end = _end(header)
+        metadata = tensors.pop("__metadata__", {})
+        end = _end(tensors)
         card = json.loads(metadata["card"])
     except KeyError as error:
         raise ForeignError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ForeignError(f"its header cannot be read: {error}") from error
-    if end != size - 8 - length:
-        raise ForeignError(f"it is damaged: its header promises {end} bytes of weights, it has {size - 8 - length}")
+    there = path.stat().st_size - 8 - length
+    if end != there:
+        raise ForeignError(f"it is damaged: its header promises {end} bytes of weights, it has {there}")
     missing = [field for field in CARD if field not in card] if isinstance(card, dict) else list(CARD)
     if missing:
         raise ForeignError(f"its card lacks {', '.join(missing)}")
@@ -208,8 +219,5 @@ def _end(tensors: Mapping[str, Any]) -> int:
 
 def preview(path: Path) -> bytes | None:
     """The PNG in a version's header of what the model makes; None where it has none."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    found = header.get("__metadata__", {}).get("preview")
+    found = header(path)[0].get("__metadata__", {}).get("preview")
     return base64.b64decode(found) if found else None

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
     """
     kept = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
     if not kept.is_file():
-        _cut(_files(folder), kept)
+        _cut(photographs(folder), kept)
     array = np.load(kept, mmap_mode="c")
     return array, hashlib.sha256(array.tobytes()).hexdigest()
 
@@ -76,7 +76,7 @@ def photographs(folder: Path) -> dict[str, Path]:
 def smaller(photograph: Image.Image, factor: int) -> Image.Image:
     """The photograph at 1/factor of its size, by the antialiased Lanczos filter."""
     width, height = photograph.size
-    return photograph.resize((width // factor, height // factor), Image.Resampling.LANCZOS, reducing_gap=None)
+    return photograph.resize((width // factor, height // factor), Image.Resampling.LANCZOS)
 
 
 def structure(patch: np.ndarray) -> float:
@@ -85,8 +85,8 @@ def structure(patch: np.ndarray) -> float:
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
-def _cut(found: Path, kept: Path) -> None:
-    parts = {False: list(_candidates(found, held_back=False)), True: list(_candidates(found, held_back=True))}
+def _cut(found: Mapping[str, Path], kept: Path) -> None:
+    parts = {held_back: list(_candidates(found, held_back=held_back)) for held_back in (False, True)}
     chosen = []
     for held_back, wanted in ((False, TRAINING), (True, HELD_BACK)):
         ranked = sorted(range(len(parts[held_back])), key=lambda index, of=parts[held_back]: -of[index][0])  # type: ignore[misc]
@@ -101,8 +101,8 @@ def _cut(found: Path, kept: Path) -> None:
     os.replace(part, kept)  # noqa: PTH105
 
 
-def _candidates(found: Path, *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
-    for name, path in photographs(found.parent).items():
+def _candidates(found: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
+    for name, path in found.items():
         if (name in TUNING) != held_back:
             continue
         with Image.open(path) as opened:
@@ -121,12 +121,10 @@ def _files(folder: Path) -> Path:
     if files.is_dir():
         return files
     folder.mkdir(parents=True, exist_ok=True)
-    debs = {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
-    if not all(debs.values()) and shutil.which("apt-get"):
+    if not all(_debs(folder).values()) and shutil.which("apt-get"):
         subprocess.run(["apt-get", "download", "-q", *SHA256], cwd=folder, capture_output=True, check=False)  # noqa: S603, S607
-        debs = {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for name, deb in debs.items():
+        for name, deb in _debs(folder).items():
             if deb is None or not shutil.which("dpkg"):
                 raise ValueError(f"the photographs are not here: {_way(folder)}")
             if hashlib.sha256(deb.read_bytes()).hexdigest() != SHA256[name]:
@@ -135,6 +133,10 @@ def _files(folder: Path) -> Path:
         Path(scratch, "usr").rename(folder / "unpacked")
     (folder / "unpacked").rename(files)
     return files
+
+
+def _debs(folder: Path) -> dict[str, Path | None]:
+    return {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
 
 
 def _way(folder: Path) -> str:

@@ -28,7 +28,7 @@ def test_health_and_readiness(client: httpx.Client) -> None:
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
     assert ready["workers"] == 1
-    assert ready["models"] == [f"{ENLARGE}@1", f"{FAULTY}@1", f"{TINY}@1", f"{MODEL}@1"]
+    assert {f"{ENLARGE}@1", f"{FAULTY}@1", f"{TINY}@1", f"{MODEL}@1"} <= set(ready["models"])
 
 
 @pytest.mark.parametrize(

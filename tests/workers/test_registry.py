@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from workers import registry as under_test
-from workers.registry import OptionsError, Registry, read_card, read_entry
+from workers.faults import FaultsError
+from workers.registry import Registry, read_card, read_entry
 from workers.versions import FILE, Versions
 
 OPTIONS = {
@@ -134,7 +135,7 @@ def test_options_are_checked_and_completed(tmp_path: Path) -> None:
 def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: str, word: str) -> None:
     """With what would be right, in a few words."""
     choice = read_entry(_save(tmp_path, "m", "1")).choices["sample"]
-    with pytest.raises(OptionsError) as caught:
+    with pytest.raises(FaultsError) as caught:
         choice.options(given)
     (error,) = caught.value.errors
     assert error["field"] == field

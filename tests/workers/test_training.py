@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.datasets import digits
+from workers.faults import FaultsError
 from workers.ledger import TRAINING, Job, Key, Ledger, new_id
 from workers.settings import Settings
 from workers.training import FailError, LostError, StopError, Trainer, Watched, _anonymous_bytes, _last_words, _lines
-from workers.trainings import RecipeError, better, families, settled
+from workers.trainings import better, families, settled
 from workers.versions import Versions
 
 
@@ -292,7 +293,7 @@ def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
     found = settled("vae", facts, dataset, "m", {"training": {"epochs": 3}})
     assert found["config"] == {**facts["recipe"]["config"], "channels": 1, "height": 1, "width": 112}
     assert found["training"] == {**facts["recipe"]["training"], "epochs": 3, "validation": 500}
-    with pytest.raises(RecipeError, match="600 is more than the 500 pictures held back"):
+    with pytest.raises(FaultsError, match="600 is more than the 500 pictures held back"):
         settled("vae", facts, dataset, "m", {"training": {"validation": 600}})
     dataset["counts"] = {"train": 2000, "validation": 0, "test": 0}
     assert settled("vae", facts, dataset, "m", {})["training"]["validation"] == 0
