@@ -70,5 +70,6 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= LARGE
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # which lowers this operator for packed constants alone
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )

@@ -28,13 +28,18 @@ ROUNDS = 10
 LATENT, BINARIZE, OUTPUT, SHUFFLE, CHOICE, FIRST_FREE = range(6)
 
 
-@lru_cache(maxsize=16)
 def _constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
     """The two multipliers, and what each round adds to the key."""
-    with torch.inference_mode(mode=False):
-        multipliers = torch.tensor(MULTIPLIERS, device=device)
-        steps = torch.arange(ROUNDS, device=device)[:, None] * torch.tensor(WEYL, device=device)
+    multipliers = torch.tensor(MULTIPLIERS, device=device)
+    steps = torch.arange(ROUNDS, device=device)[:, None] * torch.tensor(WEYL, device=device)
     return multipliers, steps
+
+
+@lru_cache(maxsize=16)
+def _kept(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
+    """The constants, for every mode of gradients."""
+    with torch.inference_mode(mode=False):
+        return _constants(device)
 
 
 def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[Tensor, "4 *n"]:
@@ -44,7 +49,8 @@ def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[
     word. The pairs (c0, c2) and (c1, c3) go together, so that a round is six tensor operations.
     """
     ones = (1,) * (counter.ndim - 1)
-    multipliers, steps = _constants(counter.device)
+    # a compiler folds them into its program, and follows neither the mode nor the cache
+    multipliers, steps = (_constants if torch.compiler.is_compiling() else _kept)(counter.device)
     multipliers = multipliers.view(2, *ones)
     keys = (key + steps.view(ROUNDS, 2, *ones)) & MASK
     high, low = counter[0::2], counter[1::2]
