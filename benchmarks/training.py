@@ -272,14 +272,15 @@ def measure(parts: tuple[str, ...], rounds: int, epochs: int, seconds: float) ->
 TESTED = """
 ## Killed on the way
 
-`python -m pytest tests/service/test_training.py -m slow`: a training of 18000 steps (checkpoint every 0.2 s) whose process (4 times), worker (4) and queue
-server (2) are killed with SIGKILL at random moments, at least 8 of the 10 amid an epoch. The version has the weights of an undisturbed run, to the bit, and
-each epoch is told once. Three kills of the same kind are part of `make test`, as are a worker frozen past its lease and one that is told to stop.
+`python -m pytest tests/service/test_training.py -m slow`: a training of 18000 steps (checkpoint every 0.2 s) whose
+process (4 times), worker (4) and queue server (2) are killed with SIGKILL at random moments, at least 8 of the 10
+amid an epoch. The version has the weights of an undisturbed run, to the bit, and each epoch is told once. Three kills
+of the same kind are part of `make test`, as are a worker frozen past its lease and one that is told to stop.
 
 ## Versions that switch
 
-`tests/service/test_training.py`, in `make test`: a sample asked for every ten milliseconds while three versions of a model switch twenty times; no request
-fails, and each answer is byte for byte that of the version it names.
+`tests/service/test_training.py`, in `make test`: a sample asked for every ten milliseconds while three versions of a
+model switch twenty times; no request fails, and each answer is byte for byte that of the version it names.
 """
 
 OPTIONS_SAID = (
