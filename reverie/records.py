@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 
+T = TypeVar("T")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Field(Generic[T]):
+    """A field of a record by its own name, as a type."""
+
+    def __init__(self, kind: Callable[[Any], T], said: str) -> None:
+        """`kind` makes the value of what JSON holds, `said` tells what it is."""
+        self._kind, self.__doc__ = kind, said
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, record: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, record: Record, owner: type) -> T: ...
+
+    def __get__(self, record: Record | None, owner: type) -> Self | T:
+        return self if record is None else self._kind(record.body[self._name])
 
 
 @dataclass(frozen=True)
@@ -26,20 +47,9 @@ class Record:
 class Answer(Record):
     """What a model said: its fields by name, and which version said it with which seed."""
 
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self.body["model"])
-
-    @property
-    def version(self) -> str:
-        """The version that answered."""
-        return str(self.body["version"])
-
-    @property
-    def seed(self) -> int:
-        """Asked again with this seed, it gives the same bytes."""
-        return int(self.body["seed"])
+    model = Field(str, "The model's name.")
+    version = Field(str, "The version that answered.")
+    seed = Field(int, "Asked again with this seed, it gives the same bytes.")
 
     @property
     def images(self) -> list[bytes]:
@@ -62,55 +72,21 @@ class Saved:
 class Model(Record):
     """A model's card; `version` is the one that answers to the bare name."""
 
-    @property
-    def name(self) -> str:
-        """Its name in requests."""
-        return str(self.body["name"])
-
-    @property
-    def family(self) -> str:
-        """The paper it follows."""
-        return str(self.body["family"])
-
-    @property
-    def version(self) -> str:
-        """The version that this card is of."""
-        return str(self.body["version"])
-
-    @property
-    def versions(self) -> list[str]:
-        """All versions that there are."""
-        return list(self.body["versions"])
-
-    @property
-    def operations(self) -> Mapping[str, Any]:
-        """What it can do, by the last part of the route, with the JSON Schema of the options."""
-        return dict(self.body["operations"])
-
-    @property
-    def figures(self) -> list[Mapping[str, Any]]:
-        """How good it was measured to be."""
-        return list(self.body["figures"])
+    name = Field(str, "Its name in requests.")
+    family = Field(str, "The paper it follows.")
+    version = Field(str, "The version that this card is of.")
+    versions = Field(list[str], "All versions that there are.")
+    operations = Field(dict[str, Any], "What it can do, by the last part of the route, with its options' JSON Schema.")
+    figures = Field(list[Mapping[str, Any]], "How good it was measured to be.")
 
 
 @dataclass(frozen=True)
 class Version(Record):
     """One of a model's versions, which never change."""
 
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self.body["model"])
-
-    @property
-    def version(self) -> str:
-        """Its number; model@version pins it in requests."""
-        return str(self.body["version"])
-
-    @property
-    def serves(self) -> bool:
-        """Whether the bare name means this one."""
-        return bool(self.body["serves"])
+    model = Field(str, "The model's name.")
+    version = Field(str, "Its number; model@version pins it in requests.")
+    serves = Field(bool, "Whether the bare name means this one.")
 
     @property
     def card(self) -> Model:
@@ -122,30 +98,15 @@ class Version(Record):
 class Job(Record):
     """A promise of the service and what has become of it."""
 
-    @property
-    def id(self) -> str:
-        """Its name in calls."""
-        return str(self.body["id"])
-
-    @property
-    def kind(self) -> str:
-        """The operation, or "training"."""
-        return str(self.body["kind"])
-
-    @property
-    def status(self) -> str:
-        """One of queued, running, succeeded, failed, cancelled; of a training also paused."""
-        return str(self.body["status"])
+    id = Field(str, "Its name in calls.")
+    kind = Field(str, "The operation, or training.")
+    status = Field(str, "One of queued, running, succeeded, failed, cancelled; of a training also paused.")
+    progress = Field(float, "The share that is done, 0…1.")
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in TERMINAL
-
-    @property
-    def progress(self) -> float:
-        """The share that is done, 0…1."""
-        return float(self.body["progress"])
 
     @property
     def model(self) -> str:
@@ -162,15 +123,8 @@ class Job(Record):
 class Training(Job):
     """A job that makes a version of a model."""
 
-    @property
-    def family(self) -> str:
-        """What is trained."""
-        return str(self.body["family"])
-
-    @property
-    def dataset(self) -> str:
-        """What it is trained on."""
-        return str(self.body["dataset"])
+    family = Field(str, "What is trained.")
+    dataset = Field(str, "What it is trained on.")
 
     @property
     def version(self) -> str | None:
@@ -182,30 +136,16 @@ class Training(Job):
 class Dataset(Record):
     """What can be trained on."""
 
-    @property
-    def name(self) -> str:
-        """Its name in calls."""
-        return str(self.body["name"])
-
-    @property
-    def kind(self) -> str:
-        """One of pictures, vectors, photographs."""
-        return str(self.body["kind"])
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How many there are in each part: train, validation, test."""
-        return dict(self.body["counts"])
+    name = Field(str, "Its name in calls.")
+    kind = Field(str, "One of pictures, vectors, photographs.")
+    counts = Field(dict[str, int], "How many there are in each part: train, validation, test.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one."""
         return self.body["channels"], self.body["height"], self.body["width"]
 
-    @property
-    def sha256(self) -> str:
-        """The fingerprint of its arrays."""
-        return str(self.body["sha256"])
+    sha256 = Field(str, "The fingerprint of its arrays.")
 
 
 @dataclass(frozen=True)
