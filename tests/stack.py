@@ -15,6 +15,9 @@ from pathlib import Path
 import httpx
 import redis
 
+from workers.queue import WORKERS
+from workers.wire import unpack
+
 ROOT = Path(__file__).parents[1]
 READY_S = 240.0
 
@@ -105,6 +108,12 @@ class Stack:
     def wait_ready(self) -> None:
         """Return when the service is ready."""
         _until(lambda: httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200, "the service")
+
+    def serves(self, name: str) -> bool:
+        """Whether this very worker says that it is ready: a dead one's heartbeat says so for some seconds more."""
+        with redis.Redis(port=self.queue_port) as client:
+            beats = {key.decode(): unpack(said) for key, said in client.hgetall(WORKERS).items()}
+        return any(f"-{self.parts[name].pid}-" in key and said["state"] == "ready" for key, said in beats.items())
 
     def down(self) -> None:
         """Stop everything."""
