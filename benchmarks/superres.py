@@ -46,13 +46,13 @@ FIXED = ROOT / "runs" / "checkpoints" / "superres-fixed" / "1" / "model.safetens
 RESULTS = ROOT / "docs" / "results" / "superres"
 VARIABLE, FIXED_VARIABLE = "REVERIE_BENCH_CHECKPOINT", "REVERIE_BENCH_FIXED"
 STEPS = 8
-DESCENT = {"method": "statistics", "inference": "descent", "steps": STEPS}
+DESCENT = {"method": "statistics", "inference": "descent", "steps": STEPS, "fidelity": 0.0}
 OURS: dict[str, dict[str, Any]] = {
     "bicubic": {"method": "bicubic"},
     "tv": {"method": "tv"},
     "mse": {"method": "mse"},
     "mse-ensemble": {"method": "mse", "ensemble": True},
-    "statistics": {"method": "statistics"},
+    "statistics": {"method": "statistics", "fidelity": 0.0},
     "statistics-half": {"method": "statistics", "fidelity": 0.5},
     "descent": DESCENT,
 }

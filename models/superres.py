@@ -111,7 +111,7 @@ class UpscaleOptions:
         description="bicubic interpolation, total variation, the regression, or the deep statistics: ever sharper",
     )
     fidelity: float = option(
-        0.0, minimum=0.0, maximum=1.0, description="of statistics: from its own picture, 0, to the regression's, 1"
+        0.5, minimum=0.0, maximum=1.0, description="of statistics: from its own picture, 0, to the regression's, 1"
     )
     inference: str = option(
         "amortised",
