@@ -348,13 +348,13 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (default all)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each latency measurement")
     parser.add_argument("--write", action="store_true", help="write docs/results/training.json and .md")
     chosen = parser.parse_args()
-    found = measure(tuple(chosen.parts or PARTS), chosen.rounds, chosen.epochs, chosen.seconds)
+    found = measure(tuple(chosen.parts), chosen.rounds, chosen.epochs, chosen.seconds)
     print(json.dumps(found, indent=1))
     if chosen.write:
         (RESULTS / "training.json").write_text(json.dumps(found, indent=1) + "\n")
