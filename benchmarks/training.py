@@ -313,10 +313,14 @@ def page(found: dict[str, Any]) -> str:
         "pythae": "pythae's `BaseTrainer`",
     }
     lines += [f"| {named[name]} | {speed:.0f} | {speed / speeds['bare']:.1%} |" for name, speed in speeds.items()]
-    rounds = zip(found.get("bare", []), found.get("pythae", []), strict=False)
-    ratios = ", ".join(f"{one['images_per_s'] / other['images_per_s']:.2f}" for one, other in rounds)
+
+    def by_round(one: str, other: str) -> str:
+        rounds = zip(found.get(one, []), found.get(other, []), strict=False)
+        return ", ".join(f"{mine['images_per_s'] / theirs['images_per_s']:.2f}" for mine, theirs in rounds)
+
     ratio = speeds["bare"] / speeds["pythae"]
-    lines += ["", f"Against pythae: {ratio:.2f} times as many images a second ({ratios} by round)."]
+    lines += ["", f"Against pythae: {ratio:.2f} times as many images a second ({by_round('bare', 'pythae')} by round);"]
+    lines.append(f"through REST against bare by round: {by_round('served', 'bare')}.")
     if set(OPTIONS) <= set(found):
         later = {name: best(name, "later_images_per_s") for name in ("bare", *OPTIONS)}
         waited = OPTIONS_SAID.format(
