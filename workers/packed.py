@@ -5,6 +5,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from models.kit.products import Linear
+
 _WORTH_BYTES = 1 << 20
 """Smaller layers gain nothing."""
 
@@ -47,7 +49,7 @@ def pack(model: nn.Module) -> None:
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(layer) is not nn.Linear:
+    if type(layer) not in {nn.Linear, Linear}:
         return False
     weight = layer.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() * 4 >= _WORTH_BYTES

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from models import vae
 from workers.packed import PackedLinear, pack
 
 
@@ -30,3 +31,11 @@ def test_only_wide_layers_are_packed() -> None:
     assert model[1][1] is narrow
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
     assert sum(parameter.numel() for parameter in model.parameters()) < 20_000
+
+
+def test_a_wide_model_of_a_family_is_packed() -> None:
+    """Whatever layer the family trains by."""
+    model = vae.Model(vae.Config(hidden=(1024, 1024)))
+    pack(model)
+    assert sum(isinstance(layer, PackedLinear) for layer in model.modules()) == 4
+    assert not any(isinstance(layer, nn.Linear) and layer.weight.numel() >= 1 << 18 for layer in model.modules())
