@@ -1,16 +1,14 @@
 """Weights of wide layers, laid out once as the processor wants them."""
 
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from models.kit.products import Linear
+from models.kit.products import Linear, onednn
 
 _WORTH_BYTES = 1 << 20
 """Smaller layers gain nothing."""
-
-_onednn: Any = torch.ops.mkldnn
 
 
 class PackedLinear(nn.Module):
@@ -24,7 +22,7 @@ class PackedLinear(nn.Module):
         """Take over a layer of float32 on the CPU."""
         super().__init__()
         self.bias = layer.bias
-        self._packed = _onednn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - inductor's own way
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - inductor's own way
 
     @property
     def weight(self) -> Tensor:
@@ -33,7 +31,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Wx + b."""
-        return _onednn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return] # noqa: SLF001
+        return onednn(x, self._packed, self.bias)
 
 
 def pack(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ def product(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Tensor
     if not _suits(x, weight):
         return functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    act: Callable[..., Tensor] = _Product.apply if torch.is_grad_enabled() else _onednn
+    act: Callable[..., Tensor] = _Product.apply if torch.is_grad_enabled() else onednn
     made = act(rows, weight, bias)
     return made.view(*x.shape[:-1], -1)
 
@@ -44,7 +44,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -52,13 +52,14 @@ class _Product(torch.autograd.Function):
         (slope,) = slopes
         toward_x, toward_weight, toward_bias = ctx.needs_input_grad
         return (
-            _onednn(slope, weight.T) if toward_x else None,
-            _onednn(slope.T, x.T) if toward_weight else None,
+            onednn(slope, weight.T) if toward_x else None,
+            onednn(slope.T, x.T) if toward_weight else None,
             slope.sum(0) if toward_bias else None,
         )
 
 
-def _onednn(x: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Tensor | None = None) -> Float[Tensor, "B O"]:
+def onednn(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None = None) -> Float[Tensor, "*B O"]:
+    """x Wᵀ + b by oneDNN, W plain or in its blocks; the operator of torch's own compiler, without slopes."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public way
     return made
 
