@@ -10,7 +10,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from api.app import create_app
-from api.front import Front, Keys
+from api.auth import Keys
+from api.front import Front
 from tests.api.telling import MODEL, problem, promised, reached, samples
 from tests.stack import Stack, free_port
 from workers.settings import Settings
