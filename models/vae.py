@@ -1,7 +1,8 @@
 r"""Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, arXiv:1312.6114v11 (ICLR 2014).
 
 The importance-weighted bound L_K is that of Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders",
-arXiv:1509.00519v4 (ICLR 2016); with K = 1 it is the paper's estimator A.
+arXiv:1509.00519v4 (ICLR 2016); with K = 1 it is the paper's estimator A. Its doubly reparameterized gradient (DReG) is
+that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
 
     paper            here                shape      unit   eq.
     x                x                   B D        1      -
@@ -15,6 +16,7 @@ arXiv:1509.00519v4 (ICLR 2016); with K = 1 it is the paper's estimator A.
     L̃(X; Xᴹ)         minibatch           -          nats   8
     −D_KL(q ‖ p)     −kl_to_prior        B          nats   10, app. B
     L_K (IWAE)       importance_bound    B          nats   IWAE §3
+    ∇L_K (DReG)      dreg_bound          B          nats   DReG, eq. 8
 
 L counts samples of one image (K in IWAE) and is axis 1; J latents, D pixels. Losses are −bound, one an image, in nats.
 
@@ -25,7 +27,7 @@ the objective; grey pictures are binarized by a seeded draw, which the paper lea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -38,7 +40,14 @@ from models.kit.operations import describe
 from models.kit.partial import Partial
 from models.kit.products import Linear
 from models.kit.rows import BINARIZE, LATENT, OUTPUT, Rows
-from models.kit.sampling import Weights, log_mean_error, log_mean_exp, manifold_coordinates, truncated_normal
+from models.kit.sampling import (
+    Weights,
+    log_mean_error,
+    log_mean_exp,
+    manifold_coordinates,
+    normalised_weights,
+    truncated_normal,
+)
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
 
@@ -72,8 +81,9 @@ class Config:
     init: str = option("torch", choices=("torch", "normal"), description="normal: N(0, 0.1²) for every parameter")
     objective: str = option(
         "sgvb_b",
-        choices=("sgvb_a", "sgvb_b", "importance"),
-        description="maximised: estimator A, estimator B, or the importance-weighted bound",
+        choices=("sgvb_a", "sgvb_b", "importance", "importance_dreg"),
+        description="maximised: estimator A, estimator B, or the importance-weighted bound, by its plain gradient or by"
+        " the doubly reparameterized one",
     )
     samples: int = option(1, minimum=1, maximum=1000, description="L of A and B, K of the importance-weighted bound")
     single_sample_epochs: int = option(0, minimum=0, maximum=100000, description="first epochs with samples = 1")
@@ -144,6 +154,39 @@ def log_gaussian(
 def importance_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
     """IWAE §3: L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x); E L_K rises with K to log p(x)."""
     return log_mean_exp(log_w)
+
+
+class _Slopes(torch.autograd.Function):
+    """Values as they are, whose gradient comes back multiplied by the factors in `factors`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Float[Tensor, "B K J"], factors: list[Float[Tensor, "B K"]]) -> Float[Tensor, "B K J"]:
+        ctx.factors = factors
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Float[Tensor, "B K J"]) -> tuple[Tensor | None, ...]:
+        (slope,) = slopes
+        (factors,) = ctx.factors
+        return slope * factors[..., None], None
+
+
+def dreg_bound(
+    log_joint: Callable[[Float[Tensor, "B K J"]], Float[Tensor, "B K"]],
+    mean: Float[Tensor, "B J"],
+    log_variance: Float[Tensor, "B J"],
+    noise: Float[Tensor, "B K J"],
+) -> PerImage:
+    """L_K with the doubly reparameterized gradient (DReG, eq. 8); `log_joint` is z ↦ log p(x, z), nats.
+
+    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ) with w̃ₖ = wₖ/Σw, the score term of log q(z|x) left out;
+    the decoder's is the plain one, Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are unbiased for the gradient of E L_K.
+    """
+    factors: list[Tensor] = []  # known after log w, which is made of z, and wanted in the backward pass alone
+    z = _Slopes.apply(reparameterise(mean, log_variance, noise), factors)
+    log_w = log_joint(z) - log_normal(z, mean.detach()[:, None], log_variance.detach()[:, None])
+    factors.append(normalised_weights(log_w.detach()))
+    return importance_bound(log_w)
 
 
 # --- Blocks (appendix C) ---------------------------------------------------------------------------------------------
@@ -277,6 +320,13 @@ class Model(nn.Module):
             else Gaussian(inner, pixels, config.activation, unit=True)
         )
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over all of a model of the same networks; ValueError where its weights are others or of other shapes."""
+        try:
+            self.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise ValueError(f"a VAE begins with one of the same networks: {error}") from error
+
     def initialise(self, rows: Rows) -> None:
         """§5: every parameter from N(0, 0.1²) where the config says "normal"; else torch's law of fan-in, ±1/√n."""
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
@@ -404,6 +454,8 @@ class Model(nn.Module):
         if self.config.objective == "sgvb_b":
             z = reparameterise(mean, log_variance, noise)
             return -sgvb_b(self.log_p_x(x, z), kl_to_prior(mean, log_variance))
+        if self.config.objective == "importance_dreg":
+            return -dreg_bound(lambda z: self.log_p_x(x, z) + log_prior(z), mean, log_variance, noise)
         log_w = self._log_w(x, mean, log_variance, noise)
         return -(log_w.mean(dim=1) if self.config.objective == "sgvb_a" else importance_bound(log_w))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -156,6 +157,53 @@ def test_score_function_points_the_same_way() -> None:
     torch.testing.assert_close(gradients["score"], gradients["B"], rtol=0.1, atol=0.15)
 
 
+def test_dreg_points_the_same_way_and_varies_less(trained, digits) -> None:
+    """DReG's gradients of L_K are those of the plain estimator in the mean, the encoder's with less variance."""
+    images = digits[:3]
+    config = dataclasses.asdict(trained.config) | {"samples": 20}
+    names = ["encoder.mean.bias", "encoder.log_variance.weight", "decoder.trunk.0.weight", "decoder.logits.bias"]
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for objective in ("importance", "importance_dreg"):
+        model = vae.Model(vae.Config(**{**config, "objective": objective}))
+        model.begin(trained.state_dict())
+        parameters = [model.get_parameter(name) for name in names]
+        gradients[objective] = []
+        for repeat in range(400):
+            loss = model.loss(images, Rows.range(8, 3 * repeat, 3)).sum()
+            parts = torch.autograd.grad(loss, parameters)
+            gradients[objective].append([part.flatten().double() for part in parts])
+    for number, name in enumerate(names):
+        plain, dreg = (torch.stack([drawn[number] for drawn in gradients[kind]]) for kind in gradients)
+        gap = plain - dreg
+        assert float(gap.mean(0).square().sum()) < 3 * float(gap.var(0).sum()) / 400 + 1e-8, name
+        if name.startswith("encoder"):
+            assert float(dreg.var(0).sum()) < 0.5 * float(plain.var(0).sum()), name
+        else:
+            torch.testing.assert_close(dreg, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_dreg_has_no_variance_at_the_posterior() -> None:
+    """Where q is the posterior every weight is the same, and the encoder's DReG gradient is zero for every draw."""
+    model = small(objective="importance_dreg", samples=5)
+    for name, parameter in model.named_parameters():  # q is the prior, and the decoder does not look at z
+        if name.startswith("encoder") or name == "decoder.trunk.0.weight":
+            parameter.data.zero_()
+    loss = model.loss(drawn(model, 4), Rows.range(2, 0, 4)).sum()
+    bias, weight = torch.autograd.grad(loss, (model.encoder.mean.bias, model.encoder.log_variance.weight))
+    torch.testing.assert_close(bias, torch.zeros_like(bias), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
+
+
+def test_a_vae_begins_with_one_of_the_same_networks(trained) -> None:
+    """A run may go on from another model's weights, all of them or none."""
+    model = vae.Model(trained.config)
+    model.begin(trained.state_dict())
+    for mine, its in zip(model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    with pytest.raises(ValueError, match="same networks"):
+        small().begin(trained.state_dict())
+
+
 # --- Likelihood ------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +281,7 @@ def test_objectives_are_their_equations() -> None:
     images = drawn(small(), 5)
     rows = Rows.range(9, 0, 5)
     x, noise = images.flatten(1), rows.normals(2, 0, 7)
-    for objective in ("sgvb_a", "sgvb_b", "importance"):
+    for objective in ("sgvb_a", "sgvb_b", "importance", "importance_dreg"):
         model = small(objective=objective, samples=7, single_sample_epochs=2)
         mean, log_variance = model.encoder(x)
         z = vae.reparameterise(mean, log_variance, noise)
@@ -243,7 +291,7 @@ def test_objectives_are_their_equations() -> None:
             "sgvb_a": vae.sgvb_a(log_p_x, log_p_z, log_q),
             "sgvb_b": vae.sgvb_b(log_p_x, vae.kl_to_prior(mean, log_variance)),
             "importance": vae.importance_bound(log_p_x + log_p_z - log_q),
-        }[objective]
+        }[objective.removesuffix("_dreg")]
         torch.testing.assert_close(model.loss(images, rows, 2), -expected, rtol=1e-4, atol=1e-4)
         early = small(objective=objective, samples=1).loss(images, rows)
         torch.testing.assert_close(model.loss(images, rows, 1), early)
