@@ -183,7 +183,8 @@ def dreg_bound(
     the decoder's is the plain one, Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are unbiased for the gradient of E L_K.
     """
     factors: list[Tensor] = []  # known after log w, which is made of z, and wanted in the backward pass alone
-    z = _Slopes.apply(reparameterise(mean, log_variance, noise), factors)
+    scaled: Callable[..., Tensor] = _Slopes.apply
+    z = scaled(reparameterise(mean, log_variance, noise), factors)
     log_w = log_joint(z) - log_normal(z, mean.detach()[:, None], log_variance.detach()[:, None])
     factors.append(normalised_weights(log_w.detach()))
     return importance_bound(log_w)
