@@ -107,7 +107,7 @@ def test_sample_draws_the_same_sheet_twice(trained: Path, tmp_path: Path) -> Non
 def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown recipe lists those there are; a --set without a value is refused."""
     assert command.main(["train", "nothing"]) == 1
-    assert "vae-mnist, vae-mnist-2d, or give the path" in capsys.readouterr().err
+    assert "vae-mnist, vae-mnist-2d, vae-mnist-k5, or give the path" in capsys.readouterr().err
     assert command.main(["train", "vae-mnist", "--set", "seed"]) == 1
     assert "write NAME=VALUE" in capsys.readouterr().err
 
@@ -156,11 +156,12 @@ def test_checkpoints_ship() -> None:
     assert {path.parents[1].name for path in SHIPPED} >= {"vae-mnist", "vae-mnist-2d"}
 
 
-SIZES = {"mnist": 60000, "fashion-mnist": 60000, "mushrooms": 2500, "dna": 2000, "photographs": 24000}
+SIZES = {"mnist": 60000, "mushrooms": 2500, "dna": 2000, "photographs": 24000}
 FIGURES = {
     "vae": {"nll", "bound", "active_units"},
     "bihm": {"log_p_star", "log_p", "minus_2_log_z", "effective_sample_size_star"},
-    "ebgan": {"energy", "sample_energy", "pulling_away"},
+    # a GAN ships after a classifier has looked at its samples: the game's own figures do not tell a collapse
+    "ebgan": {"energy", "sample_energy", "pulling_away", "i_prime", "e_kl"},
     "superres": {"psnr_mse", "psnr_statistics", "vgg_statistics"},
 }
 
