@@ -13,7 +13,7 @@ VOLUME /state
 
 FROM base AS api
 COPY requirements/api.lock requirements/api.lock
-RUN pip install --requirement requirements/api.lock
+RUN pip install --require-hashes --requirement requirements/api.lock
 COPY checkpoints checkpoints
 COPY workers workers
 COPY api api
@@ -29,8 +29,10 @@ CMD ["python", "-m", "api"]
 FROM base AS worker
 # An index that holds the wanted build of torch, where pip's own one does not: --build-arg TORCH_INDEX=URL
 ARG TORCH_INDEX=""
+COPY requirements/torch.txt requirements/torch.txt
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement requirements/torch.txt
 COPY requirements/worker.lock requirements/worker.lock
-RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement requirements/worker.lock
+RUN pip install --require-hashes --requirement requirements/worker.lock
 COPY docker/alive.py docker/alive.py
 COPY checkpoints checkpoints
 COPY models models

@@ -35,11 +35,12 @@ bench-superres: $(VENV)/.dev ## upscaling beside other upscalers (about an hour 
 train: $(VENV)/.serve ## train from a recipe: make train RECIPE=vae-mnist-2d
 	$(BIN)/python -m models train $(RECIPE)
 
-lock: $(VENV)/.dev ## pin every dependency anew
+lock: $(VENV)/.dev ## lock what requirements/*.in name, with hashes (UPGRADE=--upgrade for newer releases)
 	for part in api worker serve dev; do \
-	  $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
-	    --allow-unsafe --output-file requirements/$$part.lock requirements/$$part.in; \
-	  sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/$$part.lock; done
+	  $(BIN)/pip-compile --quiet $(UPGRADE) --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
+	    --no-emit-trusted-host --no-header --no-allow-unsafe --unsafe-package torch \
+	    --output-file requirements/$$part.lock requirements/$$part.in 2>/dev/null || exit 1; \
+	  sed -i '/^# WARNING: The following packages were not pinned/,$$d' requirements/$$part.lock; done
 
 clean: ## remove the environment and caches; checkpoints and var/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -47,13 +48,17 @@ clean: ## remove the environment and caches; checkpoints and var/ stay
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by exact version: nothing that comes later may pull another build
-$(VENV)/.serve: requirements/serve.lock | $(BIN)/python
-	$(PIP) $$(grep '^torch==' $<)
+# torch first and from a file of its own: a build of it belongs to a machine, so it has no hash and stands in no lock
+# file. All else is locked with hashes, and pip refuses what has none: nothing that comes later can pull another torch.
+$(VENV)/.torch: requirements/torch.txt | $(BIN)/python
 	$(PIP) -r $<
-	$(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve | $(BIN)/python
-	$(PIP) -r $<
+$(VENV)/.serve: requirements/serve.lock $(VENV)/.torch
+	$(PIP) --require-hashes -r $<
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
+	$(PIP) --require-hashes -r $<
 	@touch $@

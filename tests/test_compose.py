@@ -129,8 +129,56 @@ def test_the_api_image_holds_no_torch():
     """Neither torch nor the models go into the api's image."""
     sources = [rest for word, rest in stage("api") if word == "COPY"]
     assert not any("models" in rest for rest in sources)
-    assert not re.search(r"(?m)^torch\b", (ROOT / "requirements" / "api.lock").read_text())
-    assert re.search(r"(?m)^torch==", (ROOT / "requirements" / "worker.lock").read_text())
+    assert not any("torch" in rest for word, rest in stage("api"))
+
+
+def locked(part):
+    """The requirements of a lock file, by name: the pinned version and its hashes."""
+    text = (ROOT / "requirements" / f"{part}.lock").read_text()
+    pattern = r"(?m)^([\w.-]+)==([\w.!+-]+)((?: \\\n +--hash=sha256:[0-9a-f]{64})*)$"
+    return {name: (version, re.findall(r"sha256:\w+", hashes)) for name, version, hashes in re.findall(pattern, text)}
+
+
+@pytest.mark.parametrize("part", ["api", "worker", "serve", "dev"])
+def test_lock_files_have_hashes_and_leave_torch_out(part):
+    """Every line of a lock file is a pinned version with its hashes, a hash or a comment; torch is in none."""
+    lines = (ROOT / "requirements" / f"{part}.lock").read_text().splitlines()
+    stated = [line for line in lines if line.strip() and not line.lstrip().startswith(("#", "--hash=sha256:"))]
+    pins = locked(part)
+    assert len(stated) == len(pins) > 20
+    assert all(hashes for _, hashes in pins.values())
+    assert "torch" not in pins
+    wanted = re.findall(r"(?m)^([A-Za-z][\w.-]*)", (ROOT / "requirements" / f"{part}.in").read_text())
+    assert {name.lower().replace("_", "-") for name in wanted} <= set(pins)
+
+
+def test_lock_files_agree():
+    """What the images install is what tests run on: a package has one version in all lock files."""
+    versions = {}
+    for part in ("api", "worker", "serve", "dev"):
+        for name, (version, _) in locked(part).items():
+            assert versions.setdefault(name, version) == version, f"{name} in {part}.lock"
+
+
+def test_torch_is_installed_first_and_all_else_by_hash():
+    """Image and Makefile install torch from its own file, and everything after it by lock file and hash alone."""
+    assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
+    for target, files in (("api", ["api.lock"]), ("worker", ["torch.txt", "worker.lock"])):
+        installs = [rest for word, rest in stage(target) if word == "RUN" and "pip install" in rest]
+        assert [rest.split("requirements/")[-1] for rest in installs] == files
+        assert all("--require-hashes" in rest for rest in installs if rest.endswith(".lock"))
+    shown = subprocess.run(
+        ["make", "--dry-run", "--always-make", "VENV=/nowhere", "/nowhere/.dev"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    installs = [line.split(" install ")[1] for line in shown.stdout.splitlines() if " install " in line]
+    assert "requirements/torch.txt" in installs[0]
+    assert ["--require-hashes" in line for line in installs] == [False, True, False, True]
+    assert "--no-deps --no-build-isolation --editable ." in installs[2]
 
 
 def test_what_is_copied_exists_and_is_not_ignored():
