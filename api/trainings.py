@@ -187,10 +187,10 @@ def _add_asking(router: APIRouter, house: House) -> None:
             lambda ledger: ledger.add_apart(row, alone=True, key=_key(request, house, asked))
         )
         if added.conflict:
-            raise ConflictError(
-                f"a training of {asked.name} is {added.conflict}; wait for its end, cancel it, or choose another name",
-                training_id=added.job_id,
+            detail = (
+                f"a training of {asked.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
             )
+            raise await _conflict(house, request, added.job_id, detail, "training_id")
         if added.first and added.first != _fingerprint(asked):
             raise InvalidError(
                 "this Idempotency-Key was used with another body; send the same body or another key",
@@ -523,10 +523,21 @@ def _add_steering(router: APIRouter, house: House) -> None:
         said = {**orjson.loads(job["request"]), "training": job_id}
         row = desk_row(request, "publication", job["model"], said, job["seed"])
         added = await house.book.change(lambda ledger: ledger.add_apart(row, alone=True))
-        await house.book.rouse(added.job_id)
         found = await house.book.get(added.job_id, row["owner"]) or row
+        # asked for again while it is under way, a publication is the same one; that of another run stands in its way
+        same = found["id"] == added.job_id and orjson.loads(found["request"])["training"] == job_id
+        if added.conflict and not same:
+            detail = f"a publication of {job['model']} is {added.conflict}; wait for its end, then publish this run"
+            raise await _conflict(house, request, added.job_id, detail, "job_id")
+        await house.book.rouse(added.job_id)
         headers = {"Location": f"/v1/jobs/{added.job_id}", "Retry-After": "1"}
         return Response(orjson.dumps(job_body(found)), 202, headers, JSON)
+
+
+async def _conflict(house: House, request: Request, job_id: str, detail: str, field: str) -> ConflictError:
+    """Return the error for a job that another one excludes; it names the other one's id to its owner alone."""
+    other = await house.book.get(job_id, owner_of(request))
+    return ConflictError(detail, headers={"Retry-After": "2"}, **({field: other["id"]} if other else {}))
 
 
 async def _refusal(house: House, request: Request, job_id: str, instead: str) -> ConflictError:

@@ -1,6 +1,5 @@
 """The models that can be asked, known by their cards alone: read from safetensors headers, without torch."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from workers.card_check import CardError, check_card
 from workers.faults import FaultsError, faults
 from workers.operations import BY_METHOD, Operation
 from workers.versions import FILE, Versions, header
@@ -69,10 +69,10 @@ class Entry:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card in a safetensors file's header. Raises ValueError if the file is damaged or has none."""
+    """The card in a safetensors file's header. Raises ValueError if the file is damaged, has none or a huge one."""
     try:
-        return json.loads(header(path)[0]["__metadata__"]["card"])  # type: ignore[no-any-return]
-    except KeyError as error:
+        return check_card(header(path)[0]["__metadata__"]["card"])
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} carries no card") from error
 
 
@@ -92,6 +92,8 @@ def read_entry(path: Path) -> Entry:
         channels, height, width = entry.image
         tiled = any(choice.operation.tiled for choice in entry.choices.values())
         margin = entry.margin if tiled else 0
+    except CardError as error:
+        raise ValueError(f"the card of {name}@{version} cannot be used: {error}") from error
     except (LookupError, TypeError, AttributeError, jsonschema_rs.ValidationError) as error:
         raise ValueError(f"the card of {name}@{version} lacks something: {error!r}") from error
     if channels not in ({3} if tiled else {1, 3}) or min(height, width) <= 2 * margin or margin < 0:

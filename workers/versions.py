@@ -4,7 +4,6 @@ NAME/VERSION/model.safetensors is a version, never changed once it is there. `se
 version `serves`, and which is `next`: workers load that one before it serves.
 """
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -17,9 +16,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError, safe_open
+
+from workers.card_check import CardError, check_card, check_preview
+
 FILE = "model.safetensors"
 POINTERS = "serving.json"
-LARGEST_HEADER = 16 << 20
+LARGEST_HEADER = 1 << 20
+MAX_DIMENSIONS, INTEGER_LIMIT = 8, 1 << 48
+"""Of a tensor that a header lists: how many axes it has at most, and what its sizes and offsets lie below."""
+
 CARD = (
     "format",
     "name",
@@ -167,7 +173,7 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ForeignError(f"its header cannot be read: {error}") from error
+        raise ForeignError(f"its header cannot be read: {str(error)[:200]}") from error
     if not isinstance(found, dict):
         raise ForeignError("its header cannot be read: it is no object")
     return found, length
@@ -180,44 +186,62 @@ def inspect(path: Path, name: str) -> dict[str, Any]:
     say. Raises ForeignError.
     """
     tensors, length = header(path)
+    tensors.pop("__metadata__", None)
     try:
-        metadata = tensors.pop("__metadata__", {})
         end = _end(tensors)
-        card = json.loads(metadata["card"])
-    except KeyError as error:
-        raise ForeignError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ForeignError(f"its header cannot be read: {error}") from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ForeignError(f"its header cannot be read: {str(error)[:200]}") from error
     there = path.stat().st_size - 8 - length
     if end != there:
         raise ForeignError(f"it is damaged: its header promises {end} bytes of weights, it has {there}")
-    missing = [field for field in CARD if field not in card] if isinstance(card, dict) else list(CARD)
+    try:
+        with safe_open(path, "numpy") as file:  # the rules of the format, as its own library has them
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ForeignError(f"it is damaged: {str(error)[:200]}") from error
+    if "card" not in metadata:
+        raise ForeignError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file")
+    try:
+        card = check_card(metadata["card"])
+        if "preview" in metadata:
+            check_preview(metadata["preview"])
+    except CardError as error:
+        raise ForeignError(str(error)) from error
+    missing = [field for field in CARD if field not in card]
     if missing:
         raise ForeignError(f"its card lacks {', '.join(missing)}")
     if card["name"] != name:
-        raise ForeignError(
-            f"its card is that of {str(card['name'])[:120]!r}; send it to /v1/models/{card['name']}/versions"
-        )
-    return dict(card)
+        raise ForeignError(f"its card is that of {card['name']!r}; send it to /v1/models/{card['name']}/versions")
+    return card
 
 
 def _end(tensors: Mapping[str, Any]) -> int:
-    """Where the tensors end which a header lists, one after another without a gap. Raises ValueError."""
+    """Where the tensors end which a header lists, one after another without a gap. Raises ValueError and the like."""
+    for name, said in tensors.items():
+        sizes, offsets = said["shape"], said["data_offsets"]
+        if len(sizes) > MAX_DIMENSIONS or len(offsets) != 2:
+            raise ValueError(f"{name[:60]!r} has {len(sizes)} dimensions; at most {MAX_DIMENSIONS} may be")
+        # before any arithmetic: a product of many or of long integers takes minutes
+        if not all(type(size) is int and 0 <= size < INTEGER_LIMIT for size in (*sizes, *offsets)):
+            raise ValueError(f"{name[:60]!r} has a shape or offsets that are no integers in [0, 2^48)")
     end = 0
     for name, said in sorted(tensors.items(), key=lambda one: one[1]["data_offsets"]):
         first, last = said["data_offsets"]
         bits = BITS.get(said["dtype"])
         if bits is None:
-            raise ValueError(f"{name[:60]} is of the unknown type {said['dtype']!r}")
-        if any(not isinstance(edge, int) or edge < 0 for edge in said["shape"]):
-            raise ValueError(f"{name[:60]} has the shape {said['shape']}")
+            raise ValueError(f"{name[:60]!r} is of the unknown type {str(said['dtype'])[:40]!r}")
         if first != end or 8 * (last - first) != math.prod(said["shape"]) * bits:
-            raise ValueError(f"{name[:60]} does not lie where it should")
+            raise ValueError(f"{name[:60]!r} does not lie where it should")
         end = last
     return end
 
 
 def preview(path: Path) -> bytes | None:
-    """The PNG in a version's header of what the model makes; None where it has none."""
-    found = header(path)[0].get("__metadata__", {}).get("preview")
-    return base64.b64decode(found) if found else None
+    """The PNG in a version's header of what the model makes; None where it has none, or none that can be shown."""
+    metadata = header(path)[0].get("__metadata__", {})
+    if "preview" not in metadata:
+        return None
+    try:
+        return check_preview(metadata["preview"])
+    except CardError:
+        return None

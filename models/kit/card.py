@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = 1
-HEADER_LIMIT_BYTES = 16 * 2**20
+HEADER_LIMIT_BYTES = 2**20
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+}
+"""Torch's names of types → those of safetensors."""
+
 REQUIRED = (
     "format",
     "name",
@@ -54,6 +68,9 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
     metadata = {"card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
     if preview is not None:
         metadata["preview"] = base64.b64encode(preview).decode()
+    size = sum(len(text.encode()) for text in metadata.values())
+    if size > HEADER_LIMIT_BYTES * 3 // 4:
+        raise ValueError(f"card and preview have {size} bytes, too many for the header of a file")
     save_file(weights, part, metadata=metadata)
     part.chmod(0o644)
     os.replace(part, path)  # noqa: PTH105 - Path.replace would read as str.replace
@@ -114,6 +131,7 @@ def check(path: Path) -> None:
 
     from models.kit.schema import from_json  # noqa: PLC0415
 
+    kinds_of = {getattr(torch, name): short for name, short in DTYPES.items()}
     card = read_card(path)
     module = family(card["family"])
     config = from_json(module.Config, card["config"])
@@ -125,12 +143,12 @@ def check(path: Path) -> None:
             # nothing that the header claims is made before it is compared
             there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             _compare(path.name, {name: shape for name, (shape, _) in wanted.items()}, there)
-            kinds = {name: file.get_tensor(name).dtype for name in there}
+            kinds = {name: file.get_slice(name).get_dtype() for name in there}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
     for name, (_, kind) in wanted.items():
-        if kinds[name] != kind:
-            raise ValueError(f"{name} of {path.name} is {kinds[name]}, not {kind}")
+        if kinds[name] != kinds_of.get(kind):
+            raise ValueError(f"{name} of {path.name} is {kinds[name]}, not {kinds_of.get(kind)}")
     if card["operations"] != json.loads(json.dumps(model.operations())):
         raise ValueError(f"the card of {path.name} tells of other operations than {card['family']} has here")
 

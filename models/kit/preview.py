@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +18,10 @@ from models.kit.shapes import Float, Tensor, UInt8
 
 EDGE = 256
 """About how many pixels wide and high the sheet is."""
+
+
+LIMIT_BYTES = 384 << 10
+"""Of the PNG, which must fit into the header of a checkpoint."""
 
 
 @torch.no_grad()
@@ -54,8 +59,15 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
         return None
     finally:
         model.train(mode)
+    picture = sheet(answer["images"], across, margin_px=1)
+    while len(png := _png(picture)) > LIMIT_BYTES:
+        picture = picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)))
+    return png
+
+
+def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    sheet(answer["images"], across, margin_px=1).save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

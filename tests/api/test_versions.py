@@ -123,6 +123,19 @@ def _overlapping(data: bytes) -> bytes:
     return joined(header, weights)
 
 
+def _shaped(data: bytes, shape: list[int]) -> bytes:
+    header, weights = parts(data)
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["shape"] = shape
+    return joined(header, weights)
+
+
+def _previewed(data: bytes, preview: str) -> bytes:
+    header, weights = parts(data)
+    header["__metadata__"]["preview"] = preview
+    return joined(header, weights)
+
+
 def _png() -> bytes:
     file = io.BytesIO()
     Image.new("L", (64, 64)).save(file, "PNG")
@@ -137,6 +150,15 @@ def _png() -> bytes:
         (lambda data: data[:-1], "damaged: its header promises"),
         (lambda data: data + b"\0", "damaged: its header promises"),
         (lambda data: struct.pack("<Q", 17 << 20) + bytes(18 << 20), "its header has 17825792 bytes; at most"),
+        (lambda data: _shaped(data, [2] * 3_000_000), "bytes; at most 1048576 are read"),
+        (lambda data: _shaped(data, [2] * 300_000), "300000 dimensions; at most 8"),
+        (lambda data: _shaped(data, [10**3999]), "no integers in [0, 2^48)"),
+        (lambda data: carded(data, summary="x" * 12_000_000), "bytes; at most 1048576 are read"),
+        (lambda data: carded(data, summary="x" * 301), "'summary' of its card has 301 characters; at most 300"),
+        (lambda data: carded(data, figures=[{"name": "nll", "value": "low"}]), "needs a name and a number"),
+        (lambda data: carded(data, provenance={"seed": 10**40}), "'provenance' of its card holds an integer"),
+        (lambda data: _previewed(data, "not base64!"), "its preview is not base64"),
+        (lambda data: _previewed(data, "aGVsbG8="), "its preview is no whole PNG"),
         (lambda data: struct.pack("<Q", 4) + b"nope", "cannot be read"),
         (lambda data: joined({"__metadata__": {}}, b""), "carries no card"),
         (_overlapping, "does not lie where it should"),
@@ -147,10 +169,14 @@ def _png() -> bytes:
     ],
 )
 def test_what_is_no_version_is_refused(client: httpx.Client, change, said: str) -> None:
-    """422 with the reason, and nothing is left of it."""
-    answer = send(client, change(SHIPPED.read_bytes()))
+    """422 with the reason, at once, and nothing is left of it."""
+    data = change(SHIPPED.read_bytes())
+    begun = time.monotonic()
+    answer = send(client, data)
     assert answer.status_code == 422, answer.text
     assert said in answer.json()["detail"]
+    assert time.monotonic() - begun < 1.0
+    assert len(answer.content) < 2000
 
 
 @pytest.mark.parametrize(
