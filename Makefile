@@ -14,7 +14,7 @@ serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all
 	@exec $(BIN)/python -m workers.serve
 
 test: $(VENV)/.dev check ## every check that belongs on a change
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600

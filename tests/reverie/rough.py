@@ -94,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         if length is not None:
             self.send_header("Content-Length", str(length))
+        if self.close_connection:
+            self.send_header("Connection", "close")  # or the client's next request may meet a connection that ends
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
