@@ -21,7 +21,8 @@ that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
 L counts samples of one image (K in IWAE) and is axis 1; J latents, D pixels. Losses are −bound, one an image, in nats.
 
 Departs from the paper: any depth and activation (the paper has one tanh layer); Adam beside Adagrad; L_K beside L̃ᴮ as
-the objective; grey pictures are binarized by a seeded draw, which the paper leaves open.
+the objective; grey pictures are binarized by a seeded draw, which the paper leaves open; outside training log
+variances are held to ±30, which keeps every estimate finite and the bounds bounds.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
 }
 CHUNK = 250  # importance samples of one slice
+LOG_VARIANCE_LIMIT = 30.0  # of what is measured and drawn: beyond it float32 overflows in squares of z
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,14 @@ class Gaussian(nn.Module):
         self.unit = unit
 
     def forward(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B O"], Float[Tensor, "*B O"]]:
-        """Mean and log variance, both float32 whatever the precision inside."""
+        """Mean and log variance, both float32 whatever the precision inside.
+
+        Outside training the log variance is held to ±`LOG_VARIANCE_LIMIT`, so that every estimate is finite.
+        """
         h = self.trunk(x)
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float()
+        if not torch.is_grad_enabled():  # a picture unlike any that was trained on: q stays a distribution, L a bound
+            log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         return (mean.sigmoid() if self.unit else mean), log_variance
 
 

@@ -1,0 +1,108 @@
+"""Every number that a model answers is finite, whatever the picture: blank, full, checkered, square or noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import bihm, ebgan, superres, vae
+from models.kit import card
+from models.kit.operations import options_of
+from models.kit.partial import Partial
+from models.kit.rows import Rows
+from models.kit.schema import from_json
+
+CHECKPOINTS = sorted((Path(__file__).parents[2] / "checkpoints").glob("*/*/model.safetensors"))
+FEW = {"k": 20, "draws": 3, "steps": 2, "inner": 2, "pool": 4}
+
+
+def plain(channels: int, height: int, width: int) -> torch.Tensor:
+    """Pictures that nobody trains on."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    made = [torch.full((height, width), level) for level in (0.0, 0.5, 1.0)]
+    made += [((x // size + y // size) % 2).float() for size in (1, 4)]
+    made += [(y % 2).float(), (x < width // 2).float(), (y < height // 2).float()]
+    for share in (8, 4, 3, 2):
+        inside = ((x - width // 2).abs() <= width // share) & ((y - height // 2).abs() <= height // share)
+        made += [inside.float(), 1.0 - inside.float()]
+    made.append(((x < width // 2) & (y < height // 2)).float())
+    noise = Rows.range(1, 0, 8).uniform(height * width).view(8, height, width)
+    pictures = torch.cat([torch.stack(made), noise, (noise < 0.5).float()])
+    return pictures[:, None].expand(-1, channels, -1, -1).contiguous()
+
+
+def answers(model, operation: str, pictures: torch.Tensor, **options) -> dict:
+    """The final answer of an operation for these pictures."""
+    known = options_of(model, operation)
+    chosen = from_json(known, {**{k: v for k, v in FEW.items() if k in known.__dataclass_fields__}, **options})
+    inputs = model.operations()[operation]["inputs"]
+    rows = Rows.range(3, 0, len(pictures))
+    arguments = [pictures.flip(0) if name == "second" else pictures for name in inputs]
+    if operation == "interpolate":
+        rows = Rows.range(3, 0, 2)
+        arguments = [pictures[:1].expand(2, -1, -1, -1), pictures[-1:].expand(2, -1, -1, -1)]
+    if "mask" in inputs:
+        half = torch.zeros_like(pictures)
+        half[..., : half.shape[-1] // 2] = 1.0
+        arguments[-1] = half
+    answer = getattr(model, operation)(*arguments, rows, chosen)
+    while isinstance(answer, Partial):
+        answer = getattr(model, operation)(*arguments, rows, chosen, answer.state)
+    return answer
+
+
+def check(model, pictures: torch.Tensor) -> None:
+    """Hold every operation on pictures to finite numbers."""
+    for operation, entry in model.operations().items():
+        if not entry["inputs"]:
+            continue
+        kinds = [{"method": way} for way in ("bicubic", "tv", "mse")] if operation == "upscale" else [{}]
+        for options in kinds:
+            for field, value in answers(model, operation, pictures, **options).items():
+                if isinstance(value, torch.Tensor):
+                    assert torch.isfinite(value).all(), (operation, options, field, value)
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.parent.parent.name)
+def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
+    """Also for pictures far from all that it was trained on."""
+    model, described = card.load(path)
+    image = described["image"]
+    tiled = "upscale" in described["operations"]
+    edges = (48, 48) if tiled else (image["height"], image["width"])
+    pictures = plain(image["channels"], *edges)
+    check(model, pictures[::9] if tiled else pictures)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        vae.Model(vae.Config(hidden=(32,), latents=4)),
+        vae.Model(vae.Config(hidden=(32, 32), latents=2, activation="relu", likelihood="gaussian")),
+        bihm.Model(bihm.Config(hidden=(20, 10, 5))),
+        ebgan.Model(ebgan.Config(size_g=16, size_d=16, latents=4)),
+        ebgan.Model(ebgan.Config(size_g=16, size_d=16, latents=4, objective="gan", architecture="conv")),
+        superres.Model(superres.Config(features=8, blocks=1)),
+    ],
+    ids=["vae", "vae-gaussian", "bihm", "ebgan", "gan", "superres"],
+)
+def test_a_family_answers_finite_numbers(model) -> None:
+    """With weights twenty times their size, so that codes, variances and logits leave their usual ranges."""
+    model.initialise(Rows.range(3, 0, 1))
+    for parameter in model.parameters():
+        parameter.data.mul_(20.0)
+    tiled = "upscale" in model.operations()
+    check(model.eval(), plain(3, 48, 48)[::9] if tiled else plain(1, 28, 28))
+
+
+def test_what_lies_in_range_is_not_touched() -> None:
+    """A log variance within the limit comes out as it is, and training never meets the limit."""
+    encoder = vae.Gaussian((4, 8), 2, "tanh")
+    x = torch.rand(5, 4)
+    with torch.no_grad():
+        assert torch.equal(encoder(x)[1], encoder.log_variance(encoder.trunk(x)))
+        encoder.log_variance.bias.fill_(100.0)
+        assert float(encoder(x)[1].max()) == vae.LOG_VARIANCE_LIMIT
+    assert float(encoder(x)[1].detach().min()) > 90.0
