@@ -5,7 +5,6 @@ import base64
 import binascii
 import hashlib
 import secrets
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
+from api.form_fields import given, json_value, option_value
 from api.photographs import Order
 from workers.faults import FaultsError
 from workers.operations import Operation, Shared
@@ -55,6 +55,8 @@ class Content:
     fields: dict[str, Any]
     uploads: Sequence[bytes] = ()
     named: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """The fields of a form or query as they came: an option's schema says what its text stands for."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,7 +127,8 @@ def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Conten
     if kind == "application/json":
         return Content(parsed(body))
     if kind.startswith("image/") or kind == RAW:
-        return Content(typed(query), [body])
+        fields, texts = typed(query)
+        return Content(fields, [body], texts=texts)
     raise UnsupportedMediaError(
         f"{kind[:60] or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
         "with files named `images`, or one picture as image/* with the other fields in the query"
@@ -144,7 +147,7 @@ def _settled(content: Content, operation: Operation, registry: Registry, setting
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
     beside = {shared.name for shared in operation.shared}
     extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in beside}
-    options = options_of(choice, asked.options, extra, {*Asked.model_fields, *beside})
+    options = options_of(choice, asked.options, extra, {*Asked.model_fields, *beside}, content.texts)
     images: list[bytes | str] = [*content.uploads, *asked.images]
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
@@ -168,30 +171,23 @@ def parsed(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def typed(values: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Text fields as what they stand for: numbers and JSON where they parse as such, text otherwise."""
-    values = list(values)
-    twice = sorted(name[:60] for name, times in Counter(name for name, _ in values).items() if times > 1)
-    if twice:
-        raise InvalidError(f"given more than once: {', '.join(twice[:10])}; send each field once")
-    typed: dict[str, Any] = {}
-    for name, value in values:
-        try:
-            typed[name] = value if name == "model" else orjson.loads(value)
-        except orjson.JSONDecodeError:
-            typed[name] = value
-    return typed
+def typed(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return text fields as what they stand for, numbers and JSON where they parse as such; and as they came."""
+    texts = given(values)
+    return {name: text if name == "model" else json_value(text) for name, text in texts.items()}, texts
 
 
 async def _form(request: Request, operation: Operation, max_images: int) -> Content:
-    uploads, texts = [], request.query_params.multi_items()
+    uploads, values = [], request.query_params.multi_items()
     named: dict[str, list[bytes]] = {shared.name: [] for shared in operation.shared}
     # one file more than may be, so that too many are refused in the words of JSON's images
     most = max_images + 1 + 2 * len(named)
     async with request.form(max_files=most) as form:  # python-multipart's own faults come as HTTP 400
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
-                texts.append((name, value))
+                values.append((name, value))
+            elif not value.filename and not value.size:
+                continue  # what a browser sends for a file field without a file
             elif name == "images":
                 uploads.append(await value.read())
             elif name in named:
@@ -199,7 +195,8 @@ async def _form(request: Request, operation: Operation, max_images: int) -> Cont
             else:
                 fields = " and ".join(f"`{one}`" for one in ("images", *named))
                 raise InvalidError(f"no file field {name[:60]!r}; the files' field is {fields}")
-    return Content(typed(texts), uploads, named)
+    fields_by_name, texts = typed(values)
+    return Content(fields_by_name, uploads, named, texts)
 
 
 def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
@@ -214,9 +211,16 @@ def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
 
 
 def options_of(
-    choice: Choice, inside: Mapping[str, Any], extra: Mapping[str, Any], fields: Collection[str]
+    choice: Choice,
+    inside: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    fields: Collection[str],
+    texts: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The options in force, from those in `options` and those `extra` ones beside the known `fields`."""
+    """The options in force, from those in `options` and those `extra` ones beside the known `fields`.
+
+    `texts` has the ones that came as text of a form or query.
+    """
     twice = sorted(extra.keys() & inside.keys())
     if twice:
         raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}; send each once")
@@ -224,8 +228,10 @@ def options_of(
     if unknown:
         known = sorted({*fields, *choice.schema.get("properties", {})})
         raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
+    rules = choice.schema.get("properties", {})
+    values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
     try:
-        return choice.options({**extra, **inside})
+        return choice.options({**values, **inside})
     except FaultsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
 

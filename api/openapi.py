@@ -359,10 +359,15 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 
 
+_REPLACED_SCHEMAS = frozenset({"HTTPValidationError", "ValidationError"})
+"""FastAPI's own descriptions of a 422, which is a problem here."""
+
+
 def complete(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
     """FastAPI's description with our problems in place of its own, and the key where the service asks for one."""
     parts = schema.setdefault("components", {})
-    parts["schemas"] = {"Problem": PROBLEM, "Job": JOB, "Answer": _ANSWER}
+    made = {name: one for name, one in parts.get("schemas", {}).items() if name not in _REPLACED_SCHEMAS}
+    parts["schemas"] = {**made, "Problem": PROBLEM, "Job": JOB, "Answer": _ANSWER}
     if keys:
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():

@@ -31,6 +31,7 @@ from api.errors import (
 )
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from api.photographs import Darkroom, Wish, kinds_of
+from api.prefer import Prefer
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD, OPERATIONS, Operation
 from workers.outbox import BusyError, Call, FailedError, Outbox
@@ -98,27 +99,6 @@ def add_routes(app: FastAPI, house: House) -> None:
 
 
 # --- operations ---
-
-
-@dataclass(frozen=True)
-class Prefer:
-    """RFC 7240: how long to wait, and what was applied."""
-
-    wait_s: float
-    applied: str
-
-    @classmethod
-    def read(cls, header: str, settings: Settings) -> "Prefer":
-        """The preference of a request; without one it waits the default time."""
-        if not header:
-            return cls(settings.wait_s, "")
-        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", header, re.IGNORECASE)
-        if found:
-            seconds = min(int(found.group(1)), int(settings.max_wait_s))
-            return cls(seconds, f"wait={seconds}")
-        if re.search(r"(?:^|[,;\s])respond-async(?:$|[,;\s])", header, re.IGNORECASE):
-            return cls(0.0, "respond-async")
-        return cls(settings.wait_s, "")
 
 
 def _operation_route(house: House, operation: Operation) -> Callable[[Request], Awaitable[Response]]:

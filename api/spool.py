@@ -79,7 +79,7 @@ class Spool:
     async def _form(self, request: Request, options: dict[bytes, bytes]) -> None:
         if not options.get(b"boundary"):
             raise MalformedError("the Content-Type names no boundary of the parts; let the client make that header")
-        form = _Form(self._begin, self._put, self._hold)
+        form = _Form(self._files, self._begin, self._put, self._hold)
         try:
             parser = MultipartParser(options[b"boundary"], form.callbacks)
             async for chunk in _chunks(request):
@@ -91,18 +91,17 @@ class Spool:
         if parser.state != MultipartState.END:
             raise MalformedError("the body ends before its last boundary; send it whole")
 
-    def _begin(self, name: str) -> bool:
-        """Whether a part is a file; if so its file is there from now on."""
-        if name not in self._files:
-            return False
+    def _begin(self, name: str) -> None:
+        """Open the file of a part."""
         if name in self._open:
             raise _wrong(name, "sent twice; send one file")
         self._open[name] = (self._folder / name).open("wb")
-        return True
 
     def _put(self, name: str, value: str) -> None:
         if name not in self._known:
             raise InvalidError(f"no such field: {name[:60]!r}; there are {', '.join((*self._files, *self._known))}")
+        if not value.strip():
+            return  # a field that was left empty is not given
         if name in self.fields:
             raise _wrong(name, "given more than once; send it once")
         self.fields[name] = value
@@ -134,11 +133,15 @@ class _Form:
     """The callbacks of a parser of one form."""
 
     def __init__(
-        self, begin: Callable[[str], bool], put: Callable[[str, str], None], hold: Callable[[str, bytes], None]
+        self,
+        files: Collection[str],
+        begin: Callable[[str], None],
+        put: Callable[[str, str], None],
+        hold: Callable[[str, bytes], None],
     ) -> None:
-        self._begin, self._put, self._hold = begin, put, hold
+        self._files, self._begin, self._put, self._hold = files, begin, put, hold
         self._header = self._value = self._disposition = b""
-        self._name, self._file, self._text = "", False, b""
+        self._name, self._file, self._begun, self._text = "", False, False, b""
         self.callbacks: "MultipartCallbacks" = {
             "on_part_begin": self._part,
             "on_header_field": self._header_name,
@@ -168,12 +171,19 @@ class _Form:
         if b"name" not in options:
             raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
         self._name = options[b"name"].decode("utf-8", "replace")
-        self._file = self._begin(self._name)
+        self._file = self._name in self._files
+        # a browser sends a file field without a file as an empty part with an empty name: nothing is opened for that
+        self._begun = self._file and bool(options.get(b"filename"))
+        if self._begun:
+            self._begin(self._name)
         if not self._file and b"filename" in options:
             raise InvalidError(f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file:
+            if not self._begun:
+                self._begin(self._name)
+                self._begun = True
             self._hold(self._name, data[start:end])
             return
         self._text += data[start:end]

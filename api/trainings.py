@@ -25,7 +25,8 @@ from api.errors import (
     request_id_of,
 )
 from api.openapi import EVENTS, JOB, answered, listed, problem_responses
-from api.routes import House, Prefer, failed, job_body, owner_of
+from api.prefer import Prefer
+from api.routes import House, applied, failed, job_body, owner_of
 from workers.datasets import Datasets
 from workers.faults import FaultsError
 from workers.ledger import TERMINAL, TRAINING, Job, Key, new_id
@@ -285,12 +286,12 @@ def _use(house: House, dataset: str, job_id: str) -> bool:
 async def _dry_run(request: Request, house: House, row: Job) -> Response:
     """What the desk of a training worker found, or its job where that takes long."""
     header = ",".join(request.headers.getlist("prefer"))
-    wait_s = Prefer.read(header, house.settings).wait_s if header else _ESTIMATE_S
-    result, job = await desk(house, row, wait_s)
+    prefer = Prefer.read(header, house.settings, _ESTIMATE_S)
+    result, job = await desk(house, row, prefer.wait_s)
     if result is None:
-        headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1"}
+        headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer)}
         return Response(orjson.dumps(training_body(job)), 202, headers, JSON)
-    return _json({**result, "recipe": orjson.loads(row["request"])["recipe"]})
+    return _json({**result, "recipe": orjson.loads(row["request"])["recipe"]}, applied(prefer))
 
 
 async def desk(house: House, row: Job, wait_s: float) -> tuple[dict[str, Any] | None, Job]:

@@ -17,10 +17,10 @@ from api.ask import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, 
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
 from api.openapi import upscale_docs
 from api.photographs import Order, Wish, unwritten
+from api.prefer import Prefer
 from api.routes import (
     House,
     PlainRoute,
-    Prefer,
     accepted,
     applied,
     check_succeeded,
@@ -165,7 +165,8 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
     content = await _content(request)
     asked = validated(Asked, content.fields)
     entry = _entry(asked.model, house.registry)
-    options = options_of(entry.choices[OPERATION.method], asked.options, asked.model_extra or {}, Asked.model_fields)
+    choice = entry.choices[OPERATION.method]
+    options = options_of(choice, asked.options, asked.model_extra or {}, Asked.model_fields, content.texts)
     wish = Wish.read(request.headers.get("accept", ""), [asked.format] if asked.format else FORMATS)
     photograph = await _photograph(house, content, asked, wish.kind, int(options["scale"]))
     _, height, width = entry.image
@@ -215,7 +216,8 @@ async def _content(request: Request) -> Content:
     if kind == "application/json":
         return Content(parsed(body) if len(body) < 1 << 16 else await asyncio.to_thread(parsed, body))
     if kind.startswith("image/") or kind == RAW:
-        return Content(typed(request.query_params.multi_items()), [body])
+        fields, texts = typed(request.query_params.multi_items())
+        return Content(fields, [body], texts=texts)
     raise UnsupportedMediaError(
         f"{kind[:60] or 'a body without a Content-Type'} is not read here; send multipart/form-data with a file named "
         "`image`, the picture itself as image/* with the other fields in the query, or application/json"
@@ -223,16 +225,19 @@ async def _content(request: Request) -> Content:
 
 
 async def _form(request: Request) -> Content:
-    uploads, texts = [], request.query_params.multi_items()
+    uploads, values = [], request.query_params.multi_items()
     async with request.form(max_files=2) as form:  # python-multipart's own faults come as HTTP 400
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
-                texts.append((name, value))
+                values.append((name, value))
+            elif not value.filename and not value.size:
+                continue  # what a browser sends for a file field without a file
             elif name == "image":
                 uploads.append(await value.read())
             else:
                 raise InvalidError(f"no file field {name[:60]!r}; the picture's field is `image`")
-    return Content(typed(texts), uploads)
+    fields, texts = typed(values)
+    return Content(fields, uploads, texts=texts)
 
 
 async def _photograph(house: House, content: Content, asked: Asked, kind: str, scale: int) -> Photograph:

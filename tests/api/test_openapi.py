@@ -1,10 +1,12 @@
 """The service held to its own description."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import openapi_spec_validator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -152,8 +154,20 @@ def test_the_examples_work(client: httpx.Client) -> None:
     assert tried == len(OPERATIONS)
 
 
+def _references(part: Any) -> Iterator[str]:
+    """Every `$ref` below a part of the description."""
+    if isinstance(part, list):
+        for one in part:
+            yield from _references(one)
+    elif isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for one in part.values():
+            yield from _references(one)
+
+
 def test_the_description_is_one(client: httpx.Client) -> None:
-    """It is valid OpenAPI, says each operation's limits and options, and asks for no key where none is needed."""
+    """It is valid OpenAPI whose references resolve; it has each operation's limits and options, and asks for no key."""
     said = client.get("/openapi.json").json()
     schemathesis.openapi.from_dict(said).validate()
     samples = said["paths"]["/v1/samples"]["post"]
@@ -164,6 +178,13 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     assert "images" not in fields
     assert "securitySchemes" not in said["components"]
     assert "HTTPValidationError" not in str(said)
+    references = list(_references(said))
+    assert {"#/components/schemas/Asked", "#/components/schemas/Chosen", "#/components/schemas/Job"} <= set(references)
+    for reference in references:
+        found = said
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step.replace("~1", "/").replace("~0", "~")]
+    openapi_spec_validator.validate(said)
     operations = [described for methods in said["paths"].values() for described in methods.values()]
     assert all(described["summary"] and described["tags"] for described in operations)
     assert len({described["operationId"] for described in operations}) == len(operations)

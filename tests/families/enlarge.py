@@ -32,6 +32,7 @@ class UpscaleOptions:
         "nearest", choices=("nearest", "smooth"), description="copies of a pixel, or of a mean around it"
     )
     seconds: float = option(0.002, minimum=0.0, maximum=1.0, description="time that a tile sleeps")
+    inverted: bool = option(False, description="whether dark and light change places")
 
 
 class Model(nn.Module):
@@ -55,4 +56,5 @@ class Model(nn.Module):
             images = functional.avg_pool2d(images, 2 * RADIUS + 1, 1)
         cut = MARGIN - RADIUS if options.method == "smooth" else MARGIN
         kept = images[:, :, cut:-cut, cut:-cut]
+        kept = 1 - kept if options.inverted else kept
         return {"images": kept.repeat_interleave(options.scale, 2).repeat_interleave(options.scale, 3)}

@@ -35,6 +35,7 @@ class InpaintOptions:
     """How grey pictures become binary, and how long the chain is."""
 
     binarization: str = option("threshold", choices=("draw", "threshold"), description="how grey pixels become binary")
+    inverted: bool = option(False, description="whether dark and light change places in the answer")
     steps: int = option(1, minimum=1, maximum=500, description="steps of the chain")
     seconds: float = option(0.0, minimum=0.0, maximum=1.0, description="time that a step sleeps")
 
@@ -96,7 +97,8 @@ class Model(nn.Module):
         filled = torch.where(mask.flatten(1) >= 0.5, (turned < 0.5).float(), known).view_as(images)
         if int(steps[0]) < options.steps:
             return Partial({"steps": steps, "turned": turned}, int(steps[0]) / options.steps, filled)
-        return {"images": filled, "binarization": options.binarization}
+        images = 1 - filled if options.inverted else filled
+        return {"images": images, "binarization": options.binarization}
 
     def encode(self, images: torch.Tensor, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
         """Sums of thirds of the picture, and of its halves: two layers of three and two units."""

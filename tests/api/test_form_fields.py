@@ -1,0 +1,120 @@
+"""Fields of forms and queries: booleans as people write them, and fields that were left empty."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from api.errors import InvalidError
+from api.form_fields import given, option_value
+from tests.api.telling import ENLARGE, TINY, opened, problem
+from tests.stack import Stack
+from workers.datasets import Datasets
+from workers.pictures import png
+
+DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
+TRUE = ["true", "True", "TRUE", "1", "on", "On", "yes", "YES"]
+FALSE = ["false", "False", "FALSE", "0", "off", "no", "No"]
+PICTURE = png(np.full((3, 8, 8), 100, np.uint8))
+GREY = png(np.full((1, 8, 8), 100, np.uint8))
+MASK = png(np.repeat(np.arange(8, dtype=np.uint8)[None, :, None] // 4 * 255, 8, axis=2))
+
+
+@pytest.fixture
+def datasets(stack: Stack) -> Iterator[Datasets]:
+    """The datasets of the shared service, empty again afterwards."""
+    folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
+    yield folder
+    for about in folder.listing(limit=100):
+        folder.delete(about["name"])
+
+
+def inpainted(client: httpx.Client, **fields: str) -> httpx.Response:
+    """The response to a form that asks for one picture with its lower half filled in."""
+    files = {"images": ("a.png", GREY), "mask": ("b.png", MASK)}
+    return client.post("/v1/inpaintings", data={"model": TINY, "seed": "3", **fields}, files=files)
+
+
+def enlarged(client: httpx.Client, **fields: str) -> httpx.Response:
+    """The response to a form that asks for a larger picture."""
+    return client.post("/v1/upscales", data={"model": ENLARGE, **fields}, files={"image": ("a.png", PICTURE)})
+
+
+@pytest.mark.parametrize("text", TRUE + FALSE)
+def test_a_form_says_yes_and_no_in_many_words(client: httpx.Client, text: str) -> None:
+    """Each word for true and false is the boolean, on both kinds of operation route and in the query."""
+    picture = opened(enlarged(client, inverted=text, scale="2").content)
+    assert (picture == (155 if text in TRUE else 100)).all()
+    inverted = inpainted(client, inverted=text).json()["images"]
+    plain = client.post(
+        f"/v1/upscales?model={ENLARGE}&scale=2&inverted={text}", content=PICTURE, headers={"Content-Type": "image/png"}
+    )
+    assert (opened(plain.content) == picture).all()
+    assert (inverted != inpainted(client).json()["images"]) == (text in TRUE)
+
+
+@pytest.mark.parametrize("text", ["maybe", "2", "-1", "yes please", "null", "[]"])
+def test_another_word_is_no_boolean(client: httpx.Client, text: str) -> None:
+    """What is neither true nor false is refused, and the option is named."""
+    assert "inverted" in problem(enlarged(client, inverted=text), 422, "boolean")["errors"][0]["field"]
+
+
+@pytest.mark.parametrize("value", ["true", "yes", 1, 0])
+def test_json_has_booleans_of_its_own(client: httpx.Client, value: Any) -> None:
+    """In JSON, which can say true, words and numbers stand for themselves."""
+    body = {"model": TINY, "images": ["AAAA"], "mask": "AAAA", "inverted": value}
+    problem(client.post("/v1/inpaintings", json=body), 422, "inverted", "boolean")
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_field_is_not_given(client: httpx.Client, datasets: Datasets, empty: str) -> None:
+    """A form with its optional fields left empty is the form without them, on every route that takes one."""
+    left = dict.fromkeys(("count", "steps", "options", "binarization", "inverted"), empty)
+    assert inpainted(client, **left).json() == inpainted(client).json()
+    left = dict.fromkeys(("seed", "format", "quality", "options", "scale", "method", "inverted"), empty)
+    response = enlarged(client, **left)
+    assert response.status_code == 200
+    assert (opened(response.content) == opened(enlarged(client).content)).all()
+    left = dict.fromkeys(("format", "kind", "resize", "validation", "test"), empty)
+    files = {"file": ("digits.gz", DIGITS.read_bytes()), "labels": ("", b"")}
+    made = client.post("/v1/datasets", data={"name": "plain", **left}, files=files)
+    assert made.status_code == 201, made.text
+    assert made.json()["labels"] is False
+
+
+def test_an_empty_required_field_is_named(client: httpx.Client, datasets: Datasets) -> None:
+    """An empty required field is missing, and the problem says which one it is."""
+    for response, field in (
+        (inpainted(client, model=""), "model"),
+        (client.post("/v1/datasets", data={"name": ""}, files={"file": ("a.gz", DIGITS.read_bytes())}), "name"),
+        (client.post("/v1/datasets", data={"name": "a"}, files={"file": ("", b"")}), "file"),
+        (client.post("/v1/upscales", data={"model": ENLARGE}, files={"image": ("", b"")}), "image"),
+    ):
+        assert problem(response, 422, field)["errors"][0]["field"] == field
+    files = {"images": ("a.png", GREY), "mask": ("", b"")}
+    response = client.post("/v1/inpaintings", data={"model": TINY}, files=files)
+    assert problem(response, 422, "mask")["errors"][0]["field"] == "mask"
+    files = {"images": ("", b""), "mask": ("b.png", MASK)}
+    problem(client.post("/v1/inpaintings", data={"model": TINY}, files=files), 422, "image")
+
+
+def test_an_empty_field_beside_a_filled_one_is_no_contradiction() -> None:
+    """The filled one counts; two filled ones are refused."""
+    assert given([("seed", ""), ("seed", "3"), ("count", "")]) == {"seed": "3"}
+    with pytest.raises(InvalidError, match="seed"):
+        given([("seed", "3"), ("seed", "3")])
+
+
+def test_an_option_s_schema_says_what_its_text_is() -> None:
+    """Text of an option of text stays text; numbers, null and lists are what they look like."""
+    assert option_value("5", {"type": "string"}) == "5"
+    assert option_value("1", {"type": "boolean"}) is True
+    assert option_value("off", {"type": ["boolean", "null"]}) is False
+    assert option_value("null", {"type": ["boolean", "null"]}) is None
+    assert option_value("1", {"type": "integer"}) == 1
+    assert option_value("0.5", {"type": ["number", "null"]}) == 0.5
+    assert option_value("[1, 2]", {"type": "array"}) == [1, 2]
+    assert option_value("on", {}) == "on"

@@ -1,0 +1,83 @@
+"""The `Prefer` header as RFC 7240 has it."""
+
+import httpx
+import pytest
+
+from api.prefer import Prefer, preferences
+from tests.api.telling import TINY
+from workers.settings import Settings
+
+SETTINGS = Settings(wait_s=10, max_wait_s=60)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s", "applied"),
+    [
+        ("wait=5", 5, "wait=5"),
+        ('WAIT = "5"', 5, "wait=5"),
+        ("wait=60", 60, "wait=60"),
+        ("wait=61", 60, "wait=60"),
+        ("wait=" + "9" * 30, 60, "wait=60"),
+        ("wait=" + "9" * 5000, 60, "wait=60"),
+        ("wait=" + "0" * 30 + "7", 7, "wait=7"),
+        ("wait=0", 0, "wait=0"),
+        ("wait=000", 0, "wait=0"),
+        ("respond-async, wait=20", 20, "wait=20"),
+        ("wait=20;strict, respond-async", 20, "wait=20"),
+        ("wait=3, wait=50", 3, "wait=3"),
+        (r'wait="\1\2"', 12, "wait=12"),
+        ("respond-async", 0, "respond-async"),
+        ("return=minimal,Respond-Async;now", 0, "respond-async"),
+        ('respond-async=""', 0, "respond-async"),
+    ],
+)
+def test_a_preference_is_read_and_stated(header: str, wait_s: float, applied: str) -> None:
+    """Names in any case, quoted values, other preferences and parameters beside it; a long wait is cut."""
+    assert Prefer.read(header, SETTINGS) == Prefer(wait_s, applied)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "wait",
+        "wait=",
+        'wait=""',
+        "wait=-1",
+        "wait=1.5",
+        "wait=soon",
+        "wait=5 5",
+        "wait=\xb2",
+        "await=5",
+        "return=representation; wait=5",
+        'note="a, wait=5, respond-async"',
+        'note="wait=5',
+        "respond-asynchronously",
+        ';=,,;"\\',
+    ],
+)
+def test_what_is_no_such_preference_is_ignored(header: str) -> None:
+    """The default time holds, and nothing is said to be applied."""
+    assert Prefer.read(header, SETTINGS) == Prefer(10, "")
+    assert Prefer.read(header, SETTINGS, default_s=25) == Prefer(25, "")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("header", ["a" + " " * 60_000 + "x", '"' * 60_001, ", ;=" * 20_000, '"\\' * 30_000])
+def test_a_long_header_costs_little(header: str) -> None:
+    """Time grows with the length of a header, not with its square."""
+    assert "wait" not in preferences(header)
+
+
+def test_a_longer_wait_than_the_service_has_is_cut_and_said(client: httpx.Client) -> None:
+    """The response of a request says how long the service was ready to wait, also of several headers."""
+    body = {"model": TINY, "seed": 1}
+    for headers, applied in (
+        ([("Prefer", "wait=" + "9" * 30)], "wait=60"),
+        ([("Prefer", "handling=lenient"), ("Prefer", 'wait="3600"')], "wait=60"),
+    ):
+        response = client.post("/v1/samples", json=body, headers=headers)
+        assert (response.status_code, response.headers["preference-applied"]) == (200, applied)
+    response = client.post("/v1/samples", json=body, headers={"Prefer": "wait=0"})
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
+    assert response.headers["content-type"] == "application/json"
