@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import orjson
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -23,6 +22,7 @@ from api.answers import JSON, About, choose, window
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
 from workers.blobs import Blobs
 from workers.encoders import FORMATS, JPEG, MEDIA, Shape, fault, write
+from workers.imaging.decode import PictureFile
 from workers.ledger import Job
 from workers.photographs import Layout, Photograph, decoded, finished
 from workers.pictures import Pixels
@@ -128,9 +128,9 @@ class Darkroom:
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
 
-    async def decode(self, image: Image.Image) -> Photograph:
+    async def decode(self, file: PictureFile) -> Photograph:
         """The pixels of an opened picture. Raises UnusableImageError."""
-        return await self._run(image.width * image.height, decoded, image)
+        return await self._run(file.width * file.height, decoded, file)
 
     # --- a picture that a client waits for ---
 

@@ -248,10 +248,10 @@ async def _photograph(house: House, content: Content, asked: Asked, kind: str, s
         raise _wrong(f"{number}; send one PNG, JPEG or WebP file")
     try:
         file = sent[0] if isinstance(sent[0], bytes) else await asyncio.to_thread(file_of, sent[0])
-        image = await asyncio.to_thread(opened, file)
-        width, height = image.size
+        picture = await asyncio.to_thread(opened, file)
+        width, height = picture.size
         beyond = _too_large(height, width, scale, house.settings) or fault(kind, height * scale, width * scale)
-        photograph = None if beyond else await house.darkroom.decode(image)
+        photograph = None if beyond else await house.darkroom.decode(picture)
     except UnusableImageError as error:
         raise _wrong(str(error)) from error
     if photograph is None:

@@ -4,28 +4,24 @@ A picture is cut into tiles of one shape that overlap by a margin on every side;
 mirror image. What models make of the tiles, without their margins, lies side by side without a seam.
 """
 
-import contextlib
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
-from workers.pictures import Pixels, UnusableImageError, deep, layouts
+from workers.imaging.container import Pixels
+from workers.imaging.decode import PictureFile, open_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-Image.MAX_IMAGE_PIXELS = None  # sizes are compared with the service's own limit before a pixel is decoded
 
 _LINES = 256
 """So many lines of a picture are worked on at once where that needs memory."""
 
 _SPREAD = 8
 """How far, in pixels, visible colours are spread under transparent ones, which a model's neighbourhood reaches."""
-
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 # --- files in ---
@@ -53,98 +49,27 @@ class Photograph:
         return int(self.pixels.shape[2])
 
 
-def opened(data: bytes) -> Image.Image:
+def opened(data: bytes) -> PictureFile:
     """The picture in a file, of which only the header was read. Raises UnusableImageError for what is none of ours."""
-    if not data:
-        raise UnusableImageError(f"the file is empty; send one of {', '.join(FORMATS)}")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # Pillow's readers raise anything on a damaged file
-        raise UnusableImageError(f"not a picture that can be read; send one of {', '.join(FORMATS)}") from error
-    # a JPEG may carry further pictures (previews, a gain map): the first is the photograph
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise UnusableImageError("the picture is animated; send a single frame")
-    return image
+    return open_picture(data, FORMATS)
 
 
-def decoded(image: Image.Image) -> Photograph:
+def decoded(file: PictureFile) -> Photograph:
     """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises UnusableImageError.
 
     Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken for sRGB. Palettes
     become RGB, black and white become grey. Nothing else of the file is kept: neither place nor camera.
     """
-    try:
-        return _developed(image)
-    except Exception as error:
-        raise UnusableImageError(
-            "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
-        ) from error
-
-
-def _developed(image: Image.Image) -> Photograph:
-    notes = []
-    profile = image.info.get("icc_profile")
-    if deep(image):
-        notes.append("16 bits a channel to 8")
-    # Pillow makes colours of 16-bit grey with transparency
-    grey = image.mode in {"1", "L", "LA"} or any(one.startswith("LA") for one in layouts(image))
-    image.load()
-    with contextlib.suppress(Exception):  # an orientation that cannot be read is none
-        turned = image.getexif().get(0x0112, 1)
-        ImageOps.exif_transpose(image, in_place=True)
-        if turned in range(2, 9):
-            notes.append("turned upright")
-    image, alpha = _apart(image, grey=grey)
-    mode = image.mode
-    image, said = _managed(image, profile)
-    if said:
-        notes.append(said)
-    if mode == "CMYK" and not said:
-        notes.append("CMYK to sRGB without a profile")
+    colours = file.colours()
+    image, alpha, notes = colours.image, colours.alpha, colours.notes
+    if image.mode == "CMYK":
+        notes = (*notes, "CMYK to sRGB without a profile")
+    if image.mode not in {"L", "RGB"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
     pixels = np.asarray(image, np.uint8)
     if alpha is not None and image.mode == "RGB" and not alpha.all():
         pixels = _spread(image, alpha)
-    return Photograph(pixels.reshape(image.height, image.width, -1), alpha, tuple(notes))
-
-
-def _apart(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
-    """The picture in L, RGB or CMYK, and its transparency."""
-    if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((levels / 257.0).round().clip(0, 255).astype(np.uint8))
-    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
-        whole = image.convert("RGBA")
-        return whole.getchannel("R") if grey else whole.convert("RGB"), np.asarray(whole.getchannel("A"))
-    if image.mode in {"L", "RGB", "CMYK"}:
-        return image, None
-    return image.convert("L" if image.mode == "1" else "RGB"), None
-
-
-def _managed(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
-    """The picture in sRGB or grey, and through which profile it came there."""
-    wanted = "L" if image.mode == "L" else "RGB"
-    if not profile:
-        return image.convert(wanted), None
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = ImageCms.getProfileDescription(source).strip()[:60] or "unnamed"
-        if "srgb" in name.lower() and "linear" not in name.lower():
-            return image.convert(wanted), None
-        # relative colorimetric with black point compensation, as editors do
-        through = ImageCms.buildTransform(
-            source,
-            _SRGB,
-            image.mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-        made = ImageCms.applyTransform(image, through)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert(wanted), "an ICC profile that does not fit was left out"
-    assert made is not None  # noqa: S101 - None only where it works in place
-    printable = "".join(one if " " <= one <= "~" else "?" for one in name)
-    return made.convert(wanted), f"{printable} to sRGB"
+    return Photograph(pixels.reshape(image.height, image.width, -1), alpha, notes)
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:

@@ -1,22 +1,17 @@
-"""Pictures in and out: PNG of one image or of a grid, and uploads checked before a pixel is decoded."""
+"""Pictures of a model's own size, in and out: PNG of one image or of a grid, and uploads as the model takes them."""
 
 import io
 import math
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from workers.imaging.container import Pixels, UnusableImageError
+from workers.imaging.decode import DAMAGED, FORMATS, Colours, open_picture
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-Image.MAX_IMAGE_PIXELS = None  # a header's size is compared with the model's before a pixel is decoded
-
-
-class UnusableImageError(ValueError):
-    """An upload that cannot be used; the message says why and what would work."""
+__all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid", "png", "unpng"]
 
 
 def png(pixels: Pixels) -> bytes:
@@ -57,50 +52,36 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
     """Pixels (C, H, W) of an upload, and what was converted, if anything was.
 
-    The size is checked on the header, so that a small file with huge dimensions costs nothing. Palette, RGB and CMYK
-    pictures become grey by luma where the model is grey; transparency is laid over black; a bilevel picture becomes
-    0 and 255. Raises UnusableImageError for what is no picture, truncated, animated, 16-bit or of another size.
+    The size is checked on the header, so that a small file with huge dimensions costs nothing. The picture is turned
+    upright and brought to sRGB. Palette, RGB and CMYK pictures become grey by luma where the model is grey;
+    transparency is laid over black; a bilevel picture becomes 0 and 255. Raises UnusableImageError for what is no
+    picture, truncated, animated, of more than 8 bits a channel or of another size.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # Pillow's readers raise anything on a damaged file
-        raise UnusableImageError(f"not a picture that can be read; send one of {', '.join(FORMATS)}") from error
-    if image.size != (width, height):
-        raise UnusableImageError(
-            f"the picture is {image.size[0]}×{image.size[1]} pixels; this model takes {width}×{height}"
-        )
-    if getattr(image, "is_animated", False):
-        raise UnusableImageError("the picture is animated; send a single frame")
-    if deep(image):
+    file = open_picture(data)
+    if file.size != (width, height):
+        raise UnusableImageError(f"the picture is {file.width}×{file.height} pixels; this model takes {width}×{height}")
+    if file.deep:
         raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
     try:
-        return _converted(image, "L" if channels == 1 else "RGB")
+        return _converted(file.colours(), "L" if channels == 1 else "RGB")
+    except UnusableImageError:
+        raise
     except Exception as error:
-        raise UnusableImageError(
-            "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
-        ) from error
+        raise UnusableImageError(DAMAGED) from error
 
 
-def deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits; Pillow would cut those of colour pictures without a word."""
-    return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in layouts(image))
-
-
-def layouts(image: Image.Image) -> list[str]:
-    """How the pixels of an opened file lie in it, in Pillow's words: its raw modes."""
-    tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
-    return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
-
-
-def _converted(image: Image.Image, wanted: str) -> tuple[Pixels, str | None]:
-    if image.mode == wanted and "transparency" not in image.info:
-        return _pixels(image), None
-    said = f"{image.mode} to {wanted}"
-    if image.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in image.info:
+def _converted(colours: Colours, wanted: str) -> tuple[Pixels, str | None]:
+    image, notes = colours.image, list(colours.notes)
+    if colours.alpha is not None:
         over = image.convert("RGBA")
+        over.putalpha(Image.fromarray(colours.alpha))
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), over)
-        said += ", transparency over black"
-    return _pixels(image.convert(wanted)), said
+        notes.append(f"{colours.mode} to {wanted}, transparency over black")
+    elif colours.mode != wanted:
+        notes.append(f"{colours.mode} to {wanted}")
+    if image.mode != wanted:
+        image = image.convert(wanted)
+    return _pixels(image), ", ".join(notes) or None
 
 
 def _pixels(image: Image.Image) -> Pixels:
