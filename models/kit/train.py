@@ -65,10 +65,13 @@ class Training:
     warmup_steps: int = option(0, minimum=0, maximum=10**9, description="steps over which the rate rises from zero")
     decay: str = option(
         "constant",
-        choices=("constant", "cosine", "drop"),
-        description="of the rate after the warm-up; cosine ends at zero, drop is `drop_to` from epoch `drop_from` on",
+        choices=("constant", "cosine", "drop", "linear"),
+        description="of the rate after the warm-up; cosine ends at zero, drop is `drop_to` from epoch `drop_from` on,"
+        " linear falls from there to zero at the end",
     )
-    drop_from: int = option(0, minimum=0, maximum=10**9, description="the first epoch, from 0, at the rate `drop_to`")
+    drop_from: int = option(
+        0, minimum=0, maximum=10**9, description="the first epoch, from 0, of drop's or linear's other rates"
+    )
     drop_to: float = option(3e-4, above=0.0, maximum=10.0)
     grad_clip: float = option(0.0, minimum=0.0, maximum=1e9, description="largest norm of the gradient; 0 = no clip")
     weight_prior: bool = option(default=False, description="adds -log N(w; 0, 1) of all weights to the loss of the set")
@@ -204,13 +207,17 @@ class Run:
         return sums[0]
 
     def rate(self) -> float:
-        """The learning rate of the next step: a linear warm-up, then constant, one drop, or a cosine down to zero."""
+        """The learning rate of the next step: a linear warm-up, then constant, one drop, or a fall to zero."""
         warmup = min(1.0, (self.steps + 1) / max(1, self.training.warmup_steps))
         if self.training.decay == "drop" and self.epoch >= self.training.drop_from:
             return self.training.drop_to * warmup
-        if self.training.decay != "cosine":
+        if self.training.decay in {"constant", "drop"}:
             return self.training.learning_rate * warmup
-        total = self.training.epochs * math.ceil(self.count / self.training.batch_size)
+        an_epoch = math.ceil(self.count / self.training.batch_size)
+        total = self.training.epochs * an_epoch
+        if self.training.decay == "linear":
+            falling = max(1, total - self.training.drop_from * an_epoch)
+            return self.training.learning_rate * warmup * min(1.0, max(0, total - self.steps) / falling)
         return self.training.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.steps / total)))
 
     @torch.no_grad()
@@ -434,12 +441,22 @@ class Run:
         return states.get(ALONE, states)
 
     def restore(self) -> None:
-        """Go on from `state.pt`; ValueError where it follows another recipe (epochs of a constant rate may differ)."""
+        """Go on from `state.pt`; ValueError where it follows another recipe.
+
+        While the rate has been constant, the epochs and how it decays may differ.
+        """
         state = torch.load(self.out / "state.pt", map_location=self.device, weights_only=True)
         # what the recipe did not have when the run began is as it was: at its default
-        begun = Recipe.from_json(json.loads(state["recipe"])).to_json()
-        if _but_epochs(begun) != _but_epochs(self.recipe.to_json()):
-            raise ValueError("the run was begun by another recipe; only training.epochs of a constant rate may change")
+        begun = Recipe.from_json(json.loads(state["recipe"]))
+        touched = int(state["epoch"]) + bool(state["step"])
+        free = {"save_every_s"}
+        if touched <= min(_constant_epochs(begun.training), _constant_epochs(self.training)):
+            free |= {"epochs", "decay", "drop_from", "drop_to"}
+        if _without(begun.to_json(), free) != _without(self.recipe.to_json(), free):
+            raise ValueError(
+                "the run was begun by another recipe; only training.epochs and the decay of a rate that has been"
+                " constant so far may change"
+            )
         self.model.load_state_dict(state["model"])
         saved = {ALONE: state["optimiser"]} if ALONE in self.optimisers else state["optimiser"]
         for player, optimiser in self.optimisers.items():
@@ -601,7 +618,11 @@ def _epoch(line: str) -> float:
         return math.inf
 
 
-def _but_epochs(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without what may change on resuming; the epochs may where no cosine is as long as they."""
-    free = {"save_every_s"} | ({"epochs"} if recipe["training"]["decay"] == "constant" else set())
+def _constant_epochs(training: Training) -> float:
+    """For how many epochs the rate is constant, whatever the number of all epochs."""
+    return {"constant": math.inf, "cosine": 0}.get(training.decay, training.drop_from)
+
+
+def _without(recipe: dict[str, Any], free: set[str]) -> dict[str, Any]:
+    """The recipe's JSON without what may change in its training."""
     return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in free}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -322,6 +323,35 @@ def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another recipe"):
         train(recipe({"learning_rate": 0.1}), images, tmp_path / "run", resume=True)
     assert train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True).epochs == 2
+
+
+def test_a_constant_rate_may_yet_decay(images, tmp_path: Path) -> None:
+    """A run of a constant rate goes on with a decay as if it had begun with it; one that has decayed does not."""
+    whole = {"epochs": 4, "decay": "linear", "drop_from": 2}
+    train(recipe(whole), images, tmp_path / "whole")
+    train(recipe({"epochs": 2}), images, tmp_path / "run")
+    with pytest.raises(ValueError, match="another recipe"):
+        train(recipe({**whole, "drop_from": 1}), images, tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(recipe({"epochs": 4, "decay": "cosine"}), images, tmp_path / "run", resume=True)
+    train(recipe(whole), images, tmp_path / "run", resume=True)
+    for name, weight in weights(tmp_path / "whole")[0].items():
+        assert torch.equal(weight, weights(tmp_path / "run")[0][name]), name
+    with pytest.raises(ValueError, match="another recipe"):
+        train(recipe({**whole, "epochs": 5}), images, tmp_path / "run", resume=True)
+
+
+def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
+    """The rate is constant until `drop_from` and falls by the same amount a step to nothing after the last."""
+    run = Run(recipe({"epochs": 4, "decay": "linear", "drop_from": 2, "learning_rate": 0.01}), images, tmp_path)
+    an_epoch = math.ceil(run.count / run.training.batch_size)
+    found = []
+    for step in range(4 * an_epoch + 1):
+        run.steps, run.epoch = step, step // an_epoch
+        found.append(run.rate())
+    assert found[: 2 * an_epoch + 1] == pytest.approx([0.01] * (2 * an_epoch + 1))
+    assert found[3 * an_epoch] == pytest.approx(0.005)
+    assert found[-1] == 0.0
 
 
 @pytest.mark.parametrize(
