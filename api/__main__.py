@@ -1,12 +1,18 @@
-"""`python -m api`: one API process; on SIGTERM it turns readiness off, finishes what it has, and exits."""
+"""`python -m api`: one API process; on SIGTERM it turns readiness off, finishes what it has, and exits.
+
+`python -m api keys` makes, lists, revokes and rotates API keys.
+"""
 
 import gc
+import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from api import keys_command
 from api.app import create_app
+from api.exposure import exit_if_refused
 from workers.settings import settings
 
 
@@ -25,8 +31,11 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Listen until told to stop."""
+    """Listen until told to stop, or run a subcommand."""
+    if sys.argv[1:2] == ["keys"]:
+        sys.exit(keys_command.main(sys.argv[2:]))
     chosen = settings()
+    exit_if_refused(chosen)
     app = create_app(chosen)
     # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
     gc.collect()

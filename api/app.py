@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -21,7 +22,9 @@ from api import openapi
 from api.book import Book
 from api.datasets import add_datasets
 from api.errors import OverloadedError, ProblemError, handle_http, handle_problem, problem, request_id_of, respond
+from api.exposure import allowed_origins
 from api.front import Front
+from api.html_headers import policy_of
 from api.metrics import exposition
 from api.photographs import Darkroom
 from api.routes import House, add_routes
@@ -38,6 +41,15 @@ from workers.settings import Settings, settings
 from workers.trainings import Places
 
 log = logging.getLogger(__name__)
+
+CORS_REQUEST_HEADERS = (
+    *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
+    *("Last-Event-ID", "Prefer", "Range", "X-Request-ID"),
+)
+CORS_RESPONSE_HEADERS = (
+    *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),
+    *("Reverie-Model", "Reverie-Seed", "X-Request-ID"),
+)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
@@ -89,6 +101,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         },
     )
     app.add_middleware(Front, settings=chosen)
+    _add_cors(app, chosen)
     add_routes(app, house)
     add_upscales(app, house)
     add_trainings(app, house)
@@ -99,6 +112,19 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     _add_metrics(app, house)
     _add_docs(app, house)
     return app
+
+
+def _add_cors(app: FastAPI, settings: Settings) -> None:
+    """Let the pages of other origins call, where there are such; their preflights carry no key and end here."""
+    origins = allowed_origins(settings)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
 
 
 def _add_health(app: FastAPI, house: House) -> None:
@@ -167,13 +193,15 @@ def _add_docs(app: FastAPI, house: House) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         static = "/docs/static"
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="Reverie",
             swagger_js_url=f"{static}/swagger-ui-bundle.js",
             swagger_css_url=f"{static}/swagger-ui.css",
             swagger_favicon_url=f"{static}/favicon-32x32.png",
         )
+        page.headers["Content-Security-Policy"] = policy_of(bytes(page.body).decode())
+        return page
 
     made = app.openapi
 

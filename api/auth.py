@@ -1,32 +1,100 @@
-"""Who calls: API keys by the hash of their secret."""
+"""Who calls: API keys by the hash of their secret, reloaded while the service runs, and the roles of a caller."""
 
-import hashlib
-import re
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from api.key_file import ROLES, KeyRecord, digest_of, parse_keys
+
+log = logging.getLogger(__name__)
+
+_INCLUDED = {"run": {"read"}, "train": {"read"}, "admin": {"read", "run", "train"}}
+_LOOK_S = 0.5
+"""How often the key file's modification time is looked at while requests come."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sent a request: the name of its key, empty where keys are not used, and what it may do.
+
+    `limits` holds the limits of this key that differ from the settings.
+    """
+
+    name: str
+    roles: frozenset[str]
+    limits: Mapping[str, int] = field(default_factory=dict)
+    key_expires_at: float | None = None
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> "Caller":
+        """Return the caller that a key stands for; `run` and `train` include `read`, `admin` all others."""
+        roles = record.roles.union(*(_INCLUDED.get(role, ()) for role in record.roles))
+        return cls(record.name, roles, record.limits, record.expires_at)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may change what others own."""
+        return "admin" in self.roles
+
+
+ANONYMOUS = Caller("", frozenset(ROLES))
+"""Everybody, where keys are not used."""
 
 
 class Keys:
-    """Names of callers by the SHA-256 of their key, from a file of `name:hash` lines; no file lets everybody in."""
+    """Callers by the SHA-256 of their key; without a file everybody is let in."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file. Raises ValueError for a line of another shape."""
-        self._names: dict[str, str] | None = None
-        if path is None:
-            return
-        self._names = {}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            name, _, digest = line.strip().partition(":")
-            if not name or not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError(f"line {number} of the key file is not name:sha256-in-hex")
-            self._names[digest] = name
+        """Read the file. Raises ValueError for a line of another shape, OSError for a file that cannot be read."""
+        self._path = path
+        self._callers: dict[str, Caller] = {}
+        self._stamp: tuple[int, int, int] | None = None
+        self._looked = time.monotonic()
+        if path is not None:
+            self._load(path)
 
-    def owner(self, authorization: bytes) -> str | None:
-        """The caller's name, empty where keys are not used; None if the key is missing or unknown."""
-        if self._names is None:
-            return ""
+    @property
+    def used(self) -> bool:
+        """Whether a key is needed."""
+        return self._path is not None
+
+    def caller(self, authorization: bytes) -> Caller | None:
+        """Return who sends this Authorization header; None if its key is missing, unknown or expired."""
+        if self._path is None:
+            return ANONYMOUS
+        now = time.monotonic()
+        if now - self._looked > _LOOK_S:
+            self._looked = now
+            self._reload(self._path)
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
-        return self._names.get(hashlib.sha256(key.strip()).hexdigest())
+        caller = self._callers.get(digest_of(key.strip()))
+        if caller is not None and caller.key_expires_at is not None and time.time() >= caller.key_expires_at:
+            return None
+        return caller
+
+    def _load(self, path: Path) -> None:
+        with path.open() as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            records = parse_keys(file.read())
+        self._callers = {record.digest: Caller.of(record) for record in records}
+        self._stamp = stamp
+
+    def _reload(self, path: Path) -> None:
+        """Read the file again if it was changed or replaced; one that cannot be read leaves the keys as they are."""
+        try:
+            if _stamp(path.stat()) == self._stamp:
+                return
+            self._load(path)
+        except (OSError, ValueError) as error:
+            log.error("key file not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - its words say enough
+        else:
+            log.info("key file reloaded", extra={"keys": len(self._callers)})
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -43,6 +43,12 @@ class UnauthorizedError(ProblemError):
     status, title = 401, "Not authorized"
 
 
+class ForbiddenError(ProblemError):
+    """Something that this caller may not do."""
+
+    status, title = 403, "Not allowed"
+
+
 class NotFoundError(ProblemError):
     """No such model, job or route."""
 
@@ -91,10 +97,23 @@ class RangeError(ProblemError):
     status, title = 416, "Range not satisfiable"
 
 
+class MisdirectedError(ProblemError):
+    """A host that this service does not go by."""
+
+    status, title = 421, "Misdirected request"
+
+
 class InvalidError(ProblemError):
     """A request that can be read but not granted; `errors` names the fields."""
 
     status, title = 422, "Invalid request"
+
+
+class TooManyRequestsError(ProblemError):
+    """More than a caller may have or send; `limit` names which, `Retry-After` says when to come back."""
+
+    status, title = 429, "Too many requests"
+    type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 class OverloadedError(ProblemError):

@@ -10,8 +10,10 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import Keys
-from api.errors import ProblemError, TooLargeError, UnauthorizedError, problem, respond
+from api import audit
+from api.access import OPEN_PATHS, AccessControl, rule_of
+from api.errors import ProblemError, TooLargeError, problem, respond
+from api.html_headers import add_html_headers
 from api.metrics import LATENCY
 from workers.settings import Settings
 
@@ -19,7 +21,6 @@ log = logging.getLogger("api.access")
 
 LINGER_S = 2.0
 DATASETS = ("POST", "/v1/datasets")
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
@@ -30,7 +31,7 @@ class Front:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Wrap `app`."""
         self._app = app
-        self._keys = Keys(settings.api_keys)
+        self._access = AccessControl(settings)
         self._limit = settings.max_body_bytes
         self._limits = {DATASETS: settings.max_dataset_bytes}  # of routes that stream their body to the disk
         self._version_limit = settings.max_version_bytes
@@ -46,6 +47,7 @@ class Front:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         answer = _Answer(receive, send, given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex)
+        answer.may_be_html = not scope["path"].startswith("/v1/")
         try:
             await self._pass(scope, receive, headers, answer)
         except ClientDisconnect:
@@ -60,21 +62,17 @@ class Front:
             _note(scope, answer, time.perf_counter() - begun)
 
     async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
-        owner = self._keys.owner(headers.get(b"authorization", b""))
-        scope["reverie_owner"], scope["reverie_request_id"] = owner, answer.request_id
+        scope["reverie_request_id"] = answer.request_id
         limit = self._limits.get((scope["method"], scope["path"]), self._limit)
         if scope["method"] == "POST" and _VERSIONS.fullmatch(scope["path"]):
             limit = self._version_limit
-        refusal = self._refusal(scope["path"], owner, headers, limit)
+        refusal = self._access.refusal(scope, headers) or self._refusal(headers, limit)
         if refusal is not None:
             await refusal.response(answer.request_id)(scope, receive, answer.send)
         else:
             await self._app(scope, self._limited(receive, answer, limit), answer.send)
 
-    def _refusal(self, path: str, owner: str | None, headers: dict[bytes, bytes], limit: int) -> ProblemError | None:
-        if owner is None and path not in OPEN_PATHS:
-            detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
-            return UnauthorizedError(detail, headers={"WWW-Authenticate": "Bearer"})
+    def _refusal(self, headers: dict[bytes, bytes], limit: int) -> ProblemError | None:
         length = headers.get(b"content-length", b"")
         return self._too_large(limit) if length.isdigit() and int(length) > limit else None
 
@@ -107,6 +105,7 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.status = 0
+        self.may_be_html = True
         self.unread = False
         """Whether the body was begun to be read, and has more."""
 
@@ -115,6 +114,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
+            if self.may_be_html:
+                add_html_headers(message)
         elif (self.status == 413 or (self.status >= 400 and self.unread)) and not message.get("more_body"):
             await self._send({**message, "more_body": True})
             await _linger(self._receive)
@@ -126,8 +127,13 @@ def _note(scope: Scope, answer: _Answer, seconds: float) -> None:
     """Count and log a request that is over."""
     route = getattr(scope.get("route"), "path", "other")
     LATENCY.labels(scope["method"], route, str(answer.status)).observe(seconds)
+    owner = scope.get("reverie_owner", "")
+    action = rule_of(scope["method"], scope["path"]).action
+    if action and answer.status not in {401, 429}:
+        details = {"owner": owner, "resource": scope["path"][:200], "request_id": answer.request_id}
+        audit.record(action, status=answer.status, **details, **audit.details_of(scope))
     if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
-        said = {"request_id": answer.request_id, "method": scope["method"], "path": scope["path"]}
+        said = {"request_id": answer.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
         log.info("request", extra={**said, "status": answer.status, "ms": round(seconds * 1000, 2)})
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from api.access import OPEN_PATHS, SAFE_METHODS
 from api.answers import JSON, NPZ, PNG
 from api.ask import Asked
 from api.errors import MEDIA_TYPE, TITLES
-from api.front import OPEN_PATHS
 from workers.encoders import MEDIA
 from workers.operations import Operation
 from workers.pictures import png
@@ -371,13 +371,18 @@ def complete(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
     if keys:
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():
-        for described in methods.values():
+        for method, described in methods.items():
             responses = described["responses"]
             if "HTTPValidationError" in str(responses.get("422")):
                 del responses["422"]  # ours are declared where there are any
-            if keys and path not in OPEN_PATHS:
+            if path in OPEN_PATHS:
+                continue
+            responses |= problem_responses(421)
+            if keys:
                 described["security"] = [{"key": []}]
-                responses |= problem_responses(401)
+                responses |= problem_responses(401, 403, 429)
+            elif method.upper() not in SAFE_METHODS:
+                responses |= problem_responses(403)
     return schema
 
 

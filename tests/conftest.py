@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import httpx
 import pytest
 
 from tests.stack import Stack
+
+os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1,[::1]")
+"""What clients of applications in this process call them; a `Stack` has the defaults."""
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -140,6 +141,8 @@ def main() -> None:
     }
     if asked.part:
         exec_bound(commands[asked.part]())
+    if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
+        sys.exit(1)  # it has said why the API must not listen with these settings
     chosen.state.mkdir(parents=True, exist_ok=True)
     file = chosen.state.resolve() / "supervisord.conf"
     file.write_text(configuration(chosen, queue=not asked.no_queue, workers=asked.workers))

@@ -32,7 +32,43 @@ class Settings(BaseSettings):
     ledger_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
     blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
     api_keys: Path | None = Field(
-        None, description="File with `name:sha256-of-key` lines; without it every call is allowed."
+        None, description="File with `name:sha256-of-key[:roles]` lines; without it every call is allowed."
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Listen on an address other than loopback without API keys: everybody may call."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Hosts that requests may name, separated by commas, `*.` for subdomains; empty: the loopback names "
+        "on a loopback address, else any if keys are used.",
+    )
+    allowed_origins: str = Field(
+        "", description="Origins of web pages that may call besides the service's own, separated by commas."
+    )
+    trusted_proxies: str = Field(
+        "", description="Addresses and networks of proxies whose X-Forwarded-For is believed, separated by commas."
+    )
+    wrong_keys_per_minute: int = Field(
+        10, ge=1, description="Wrong API keys that one address may send in a minute before it gets 429."
+    )
+    key_requests_per_second: int = Field(
+        1000, ge=0, description="Requests a second of one key's name in one API process; 0: any number."
+    )
+    key_unfinished_jobs: int = Field(
+        5000, ge=0, description="Unfinished jobs of one key's name before it gets 429; 0: any number."
+    )
+    key_trainings: int = Field(
+        20, ge=0, description="Unfinished trainings of one key's name before it gets 429; 0: any number."
+    )
+    key_stored_bytes: int = Field(
+        64 << 30,
+        ge=0,
+        description="Bytes of datasets, versions and results that one key's name may store; 0: any number.",
+    )
+    keep_versions: int = Field(
+        0,
+        ge=0,
+        description="Versions made here that are kept for each model beside the one that serves, the newest; 0: all.",
     )
 
     device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N.")
@@ -94,8 +130,6 @@ class Settings(BaseSettings):
         unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if self.api_keys is not None and not self.api_keys.is_file():
-            raise ValueError(f"REVERIE_API_KEYS names a file that is not there: {self.api_keys}")
         if self.lease_s < 2 * HEARTBEAT_S or self.life_s < 2 * HEARTBEAT_S:
             raise ValueError(f"life_s and lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat")
         return self

@@ -10,7 +10,6 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from api.app import create_app
-from api.auth import Keys
 from api.front import Front
 from tests.api.telling import MODEL, problem, promised, reached, samples
 from tests.stack import Stack, free_port
@@ -24,34 +23,6 @@ def _digest(key: str) -> str:
 # --- keys ---
 
 
-def test_without_a_file_everybody_is_let_in() -> None:
-    """The caller has no name then."""
-    assert Keys(None).owner(b"") == Keys(None).owner(b"Bearer x") == ""
-
-
-def test_a_key_names_its_owner(tmp_path: Path) -> None:
-    """By its hash; a missing, unknown or differently sent key names nobody."""
-    file = tmp_path / "keys"
-    file.write_text(f"# who may call\n\nann:{_digest('a')}\nbob:{_digest('b')}\n")
-    keys = Keys(file)
-    assert keys.owner(b"Bearer a") == "ann"
-    assert keys.owner(b"bearer  b ") == "bob"
-    for wrong in (b"", b"Bearer", b"Bearer ", b"Bearer c", b"Basic a", b"a", _digest("a").encode(), b"\xff \xff"):
-        assert keys.owner(wrong) is None
-    empty = tmp_path / "empty"
-    empty.write_text("")
-    assert Keys(empty).owner(b"Bearer ") is None
-
-
-@pytest.mark.parametrize("line", ["ann", "ann:", ":" + "0" * 64, "ann:abc", f"ann:{'G' * 64}", "ann:secret:x"])
-def test_a_line_of_another_shape_is_refused(tmp_path: Path, line: str) -> None:
-    """With its number and without its words, which may be a secret."""
-    file = tmp_path / "keys"
-    file.write_text(f"\n{line}\n")
-    with pytest.raises(ValueError, match=r"^line 2 of the key file is not name:sha256-in-hex$"):
-        Keys(file)
-
-
 def test_keys_close_everything_but_health(tmp_path: Path) -> None:
     """Without a good key there is no model, job, metric or page to be had; a job is its owner's alone."""
     file = tmp_path / "keys"
@@ -61,6 +32,7 @@ def test_keys_close_everything_but_health(tmp_path: Path) -> None:
         checkpoints=Path("checkpoints"),
         queue_url=f"redis://127.0.0.1:{free_port()}/0",
         api_keys=file,
+        wrong_keys_per_minute=100,
         log_level="error",
     )
 

@@ -1,0 +1,163 @@
+"""What a request must pass before it reaches a route: host, origin, key, rate and role, in this order."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Scope
+
+from api import audit
+from api.auth import ANONYMOUS, Caller, Keys
+from api.errors import ForbiddenError, MisdirectedError, ProblemError, TooManyRequestsError, UnauthorizedError
+from api.exposure import HostCheck, OriginCheck, allowed_hosts, allowed_origins, client_address, trusted_proxies
+from api.rate_limits import RateLimits
+from workers.operations import OPERATIONS
+from workers.settings import Settings
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""What probes ask: without a key, and under any host."""
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a route asks of its caller: one of `roles`; and the action under which the audit log has it, if any."""
+
+    roles: tuple[str, ...]
+    action: str = ""
+
+
+_READ = Rule(("read",))
+_OTHERWISE = Rule(("train",))
+
+RULES: dict[tuple[str, str], Rule] = {
+    **{("POST", f"/v1/{operation.path}"): Rule(("run",)) for operation in OPERATIONS},
+    ("POST", "/v1/jobs/{job_id}/cancel"): Rule(("run", "train"), "cancel"),
+    ("DELETE", "/v1/jobs/{job_id}"): Rule(("run", "train"), "delete"),
+    ("POST", "/v1/trainings"): Rule(("train",)),
+    ("POST", "/v1/trainings/{job_id}/pause"): Rule(("train",)),
+    ("POST", "/v1/trainings/{job_id}/resume"): Rule(("train",)),
+    ("POST", "/v1/trainings/{job_id}/publish"): Rule(("train",), "publish"),
+    ("POST", "/v1/datasets"): Rule(("train",)),
+    ("PATCH", "/v1/datasets/{name}"): Rule(("train",), "share"),
+    ("DELETE", "/v1/datasets/{name}"): Rule(("train",), "delete"),
+    ("PATCH", "/v1/models/{name}"): Rule(("train",), "switch"),
+    ("DELETE", "/v1/models/{name}"): Rule(("train",), "delete"),
+    ("POST", "/v1/models/{name}/versions"): Rule(("train",), "import"),
+    ("DELETE", "/v1/models/{name}/versions/{version}"): Rule(("train",), "delete"),
+}
+"""Every route that changes something. GET and HEAD ask for `read`; what is not listed asks for `train`."""
+
+_PATTERNS = [
+    (method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule)
+    for (method, path), rule in RULES.items()
+    if "{" in path
+]
+
+
+def rule_of(method: str, path: str) -> Rule:
+    """Return the rule of a request's route."""
+    if method in SAFE_METHODS:
+        return _READ
+    rule = RULES.get((method, path))
+    if rule is None:
+        matches = (rule for verb, pattern, rule in _PATTERNS if verb == method and pattern.fullmatch(path))
+        rule = next(matches, _OTHERWISE)
+    return rule
+
+
+def caller_of(scope: Mapping[str, Any]) -> Caller:
+    """Return who sent a request that was admitted."""
+    caller: Caller = scope.get("reverie_caller", ANONYMOUS)
+    return caller
+
+
+class AccessControl:
+    """The checks of one API process, with the keys and counts that they need."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the key file. Raises ValueError, OSError."""
+        self.keys = Keys(settings.api_keys)
+        self._hosts = HostCheck(allowed_hosts(settings))
+        self._origins = OriginCheck(allowed_origins(settings))
+        self._proxies = trusted_proxies(settings)
+        self._rates = RateLimits(settings.wrong_keys_per_minute)
+        self._per_second = settings.key_requests_per_second
+
+    def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
+        """Return why a request must not reach its route, None if it may; the scope then names its caller."""
+        path, method = scope["path"], scope["method"]
+        scope["reverie_owner"], scope["reverie_caller"] = "", ANONYMOUS
+        if path in OPEN_PATHS:
+            return None
+        host = headers.get(b"host")
+        if host is not None and not self._hosts.allows(host):  # browsers always name one
+            return _misdirected(host)
+        origin = headers.get(b"origin")
+        if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host or b""):
+            return _foreign(origin)
+        authorization = headers.get(b"authorization", b"")
+        caller = self.keys.caller(authorization)
+        if caller is None:
+            return self._without_key(scope, headers, tried=bool(authorization))
+        scope["reverie_owner"], scope["reverie_caller"] = caller.name, caller
+        return self._beyond(scope, caller, rule_of(method, path)) if self.keys.used else None
+
+    def _without_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:
+        challenge = {"WWW-Authenticate": "Bearer"}
+        if not tried:
+            detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
+            return UnauthorizedError(detail, headers=challenge)
+        peer = scope.get("client")
+        address = client_address(peer[0] if peer else "unknown", headers, self._proxies)
+        wait_s = self._rates.wrong_key(address)
+        error: ProblemError
+        if wait_s:
+            detail = f"too many wrong keys came from your address; wait {wait_s} s, and check the key"
+            error = TooManyRequestsError(detail, headers={"Retry-After": str(wait_s)}, type=ABUSE)
+        else:
+            detail = "the key in `Authorization: Bearer KEY` is not known here or has expired; ask the operator for one"
+            error = UnauthorizedError(detail, headers=challenge)
+        _audit_refusal(scope, "", error.status, "wrong key", address=address)
+        return error
+
+    def _beyond(self, scope: Scope, caller: Caller, rule: Rule) -> ProblemError | None:
+        per_second = caller.limits.get("requests_per_second", self._per_second)
+        if not self._rates.request(caller.name, per_second):
+            return quota_exceeded("requests_per_second", f"you may send {per_second} requests a second")
+        if not caller.roles.isdisjoint(rule.roles):
+            return None
+        needed = " or ".join(f"`{role}`" for role in rule.roles)
+        have = ", ".join(f"`{role}`" for role in sorted(caller.roles))
+        _audit_refusal(scope, caller.name, ForbiddenError.status, "missing role", role=rule.roles[0])
+        return ForbiddenError(f"this needs a key with the role {needed}; yours has {have}", role=rule.roles[0])
+
+
+def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
+    """Return the refusal of what goes beyond a limit of its caller's."""
+    headers = {"Retry-After": str(retry_after_s)}
+    return TooManyRequestsError(
+        f"{detail}; GET /v1/me shows your limits and what you use", headers=headers, limit=limit
+    )
+
+
+def _misdirected(host: bytes) -> ProblemError:
+    name = host.decode("latin-1")[:80]
+    return MisdirectedError(
+        f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
+    )
+
+
+def _foreign(origin: bytes) -> ProblemError:
+    name = origin.decode("latin-1")[:80]
+    return ForbiddenError(
+        f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
+    )
+
+
+def _audit_refusal(scope: Scope, owner: str, status: int, reason: str, **details: str) -> None:
+    resource, request_id = f"{scope['method']} {scope['path'][:200]}", scope.get("reverie_request_id", "")
+    audit.record("key", owner=owner, resource=resource, status=status, request_id=request_id, reason=reason, **details)

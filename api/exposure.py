@@ -1,0 +1,195 @@
+"""Who can reach the service: the hosts and origins that requests may name, and the addresses it may listen on.
+
+`python -m api.exposure` checks the settings and does nothing else.
+"""
+
+import ipaddress
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from api.auth import Keys
+from workers.settings import Settings, settings
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_REMEMBERED = 1000
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]|\*")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of a comma-separated setting."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server on this address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_settings(chosen: Settings) -> None:
+    """Raise ValueError, with one sentence that says what to set, where the service must not listen like this."""
+    path = chosen.api_keys
+    if path is not None:
+        _check_key_file(path)
+    hosts = allowed_hosts(chosen)
+    origins = allowed_origins(chosen)
+    trusted_proxies(chosen)
+    if path is None and "*" in origins:
+        raise ValueError("REVERIE_ALLOWED_ORIGINS=* needs API keys: without them any web page could use the service")
+    if path is not None or is_loopback(chosen.host):
+        return
+    if not chosen.allow_anonymous:
+        raise ValueError(
+            f"REVERIE_HOST={chosen.host} can be reached from other machines and no API keys are set: set "
+            "REVERIE_API_KEYS (`python -m api keys --file FILE add NAME` makes one), listen on 127.0.0.1, or set "
+            "REVERIE_ALLOW_ANONYMOUS=true to let everybody in"
+        )
+    if not hosts:
+        raise ValueError(
+            f"REVERIE_HOST={chosen.host} without API keys needs REVERIE_ALLOWED_HOSTS, the names by which clients "
+            "call the service, such as localhost,127.0.0.1"
+        )
+
+
+def exit_if_refused(chosen: Settings) -> None:
+    """End the process with status 1 and one sentence where `check_settings` raises."""
+    try:
+        check_settings(chosen)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+
+
+def _check_key_file(path: Path) -> None:
+    try:
+        Keys(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(
+            f"REVERIE_API_KEYS names a file that cannot be read, {path} ({reason}); "
+            f"`python -m api keys --file {path} add NAME` makes it"
+        ) from error
+
+
+def allowed_hosts(settings: Settings) -> tuple[str, ...]:
+    """Return the hosts in force, lower-case and without port; none where any will do. Raises ValueError."""
+    hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"REVERIE_ALLOWED_HOSTS: {host[:80]!r} is not a host, such as example.com or [::1]")
+    return hosts or (LOOPBACK_HOSTS if is_loopback(settings.host) else ())
+
+
+def allowed_origins(settings: Settings) -> tuple[str, ...]:
+    """Return the further origins in force, such as https://example.com. Raises ValueError."""
+    origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@?#\s]+", origin):
+            raise ValueError(f"REVERIE_ALLOWED_ORIGINS: {origin[:80]!r} is not an origin, such as https://example.com")
+    return origins
+
+
+def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
+    """Return the networks of proxies. Raises ValueError."""
+    try:
+        return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))
+    except ValueError as error:
+        raise ValueError(f"REVERIE_TRUSTED_PROXIES: {error}; write for example 10.0.0.1,10.1.0.0/16") from error
+
+
+def _name(host: str) -> str:
+    """The host without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0].rstrip(".")
+
+
+class HostCheck:
+    """Whether a request names one of the service's hosts; a page that rebinds its DNS name to this address does not."""
+
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        """Allow these, `*.` for subdomains, or any where there are none."""
+        self._any = not hosts or "*" in hosts
+        self._names = frozenset(host for host in hosts if not host.startswith("*"))
+        self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
+        self._seen: set[bytes] = set()
+
+    def allows(self, host: bytes) -> bool:
+        """Return whether a Host header is good."""
+        if self._any or host in self._seen:
+            return True
+        name = _name(host.decode("latin-1"))
+        allowed = name in self._names or (bool(self._suffixes) and name.endswith(self._suffixes))
+        if allowed and len(self._seen) < _REMEMBERED:
+            self._seen.add(host)
+        return allowed
+
+
+class OriginCheck:
+    """Whether a request that changes something comes from a page that may send it; others than browsers name none."""
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        """Allow these besides the service's own."""
+        self._any = "*" in origins
+        self._origins = frozenset(origins)
+
+    def allows(self, origin: bytes, host: bytes) -> bool:
+        """Return whether an Origin header is good, with the Host header beside it."""
+        text = origin.decode("latin-1").strip().lower()
+        if text == "null":
+            return False
+        if self._any or text in self._origins:
+            return True
+        try:
+            address = urlsplit(text)
+            port = address.port or _DEFAULT_PORTS.get(address.scheme)
+            same = urlsplit(f"//{host.decode('latin-1').strip().lower()}")
+            # behind a proxy that speaks TLS the scheme is not known here: the origin's own default port stands in
+            own_port = same.port or _DEFAULT_PORTS.get(address.scheme)
+        except ValueError:
+            return False
+        return bool(address.hostname) and (address.hostname, port) == (same.hostname, own_port)
+
+
+def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
+    """Return the address that a request counts for: the peer's, or what trusted proxies say of it.
+
+    Of X-Forwarded-For the last address counts that no trusted proxy has; an IPv6 address counts by its /64 network.
+    """
+    address = _parsed(peer)
+    if address is not None and _trusted(address, proxies):
+        for word in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
+            forwarded = _parsed(word.strip())
+            if forwarded is None:
+                break
+            address = forwarded
+            if not _trusted(address, proxies):
+                break
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address or peer)
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _trusted(address: ipaddress.IPv4Address | ipaddress.IPv6Address, proxies: tuple[Network, ...]) -> bool:
+    return any(address in network for network in proxies)
+
+
+if __name__ == "__main__":
+    exit_if_refused(settings())

@@ -1,0 +1,149 @@
+"""`python -m api keys`: make, list, revoke and rotate API keys."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from api.key_file import DEFAULT_ROLES, LIMITS, NAME, ROLES, KeyFile, KeyRecord, digest_of, new_key
+from workers.settings import settings
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}
+_UNTIL_REVOKED = "until-revoked"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = _parser()
+    asked = parser.parse_args(words)
+    path = asked.file or settings().api_keys
+    if path is None:
+        parser.error("name the key file: set REVERIE_API_KEYS, or add --file PATH")
+    file = KeyFile(Path(path))
+    try:
+        return int(asked.act(file, asked))
+    except (OSError, ValueError, LookupError) as error:
+        sys.stderr.write(f"keys: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m api keys", description="API keys; the service reloads the file.")
+    parser.add_argument("--file", type=Path, help="the key file [default: REVERIE_API_KEYS]")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser("add", help="make a key and print it; it cannot be shown again")
+    add.add_argument("name", type=_name, help="whose it is, as jobs, datasets and models will name their owner")
+    add.add_argument(
+        "--roles", type=_roles, default=DEFAULT_ROLES, help=f"of {','.join(ROLES)} [default: all but admin]"
+    )
+    add.add_argument(
+        "--expires", type=_seconds, metavar="TIME", help="how long it is valid, as 12h or 90d [default: ever]"
+    )
+    add.add_argument(
+        "--limit", type=_limit, action="append", default=[], metavar="NAME=N", help=f"of {', '.join(LIMITS)}"
+    )
+    add.set_defaults(act=_add)
+    listing = commands.add_parser("list", help="show all keys, without their secrets")
+    listing.set_defaults(act=_list)
+    revoke = commands.add_parser("revoke", help="remove keys; they are refused within a second")
+    revoke.add_argument("name", help="whose")
+    revoke.add_argument("--id", default="", help="only the one of this id, as `list` shows it")
+    revoke.set_defaults(act=_revoke)
+    rotate = commands.add_parser("rotate", help="make a new key for a name that has one, and let the old ones expire")
+    rotate.add_argument("name", help="whose")
+    rotate.add_argument(
+        "--keep",
+        type=_keep,
+        default=86_400.0,
+        metavar="TIME",
+        help=f"how long old keys stay valid: 0, 12h, 7d or {_UNTIL_REVOKED} [default: 1d]",
+    )
+    rotate.set_defaults(act=_rotate)
+    return parser
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError("a name has 1 to 80 letters, digits and . _ @ + -, and begins with no sign")
+    return text
+
+
+def _roles(text: str) -> frozenset[str]:
+    roles = frozenset(word.strip() for word in text.split(",") if word.strip())
+    if not roles or not roles <= set(ROLES):
+        raise argparse.ArgumentTypeError(f"roles are {', '.join(ROLES)}, separated by commas")
+    return roles
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError("a time is a number with s, m, h or d, as in 12h or 90d")
+    return float(found.group(1)) * _UNITS_S[found.group(2)]
+
+
+def _keep(text: str) -> float | None:
+    return None if text == _UNTIL_REVOKED else _seconds(text)
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if name not in LIMITS or not re.fullmatch(r"[0-9]{1,18}", value):
+        raise argparse.ArgumentTypeError(f"a limit is NAME=NUMBER, of {', '.join(LIMITS)}")
+    return name, int(value)
+
+
+def _add(file: KeyFile, asked: argparse.Namespace) -> int:
+    key = new_key()
+    expires_at = None if asked.expires is None else time.time() + asked.expires
+    file.add(KeyRecord(asked.name, digest_of(key), asked.roles, expires_at, dict(asked.limit)))
+    _print_key(key)
+    return 0
+
+
+def _list(file: KeyFile, _asked: argparse.Namespace) -> int:
+    rows = [("NAME", "ID", "ROLES", "EXPIRES", "LIMITS")]
+    for record in file.records():
+        roles = ",".join(role for role in ROLES if role in record.roles)
+        limits = ",".join(f"{name}={value}" for name, value in sorted(record.limits.items()))
+        rows.append((record.name, record.id, roles, _expiry(record), limits or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        sys.stdout.write("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    return 0
+
+
+def _expiry(record: KeyRecord) -> str:
+    if record.expires_at is None:
+        return "never"
+    at = datetime.fromtimestamp(record.expires_at, UTC).isoformat(timespec="seconds")
+    return f"{at} (expired)" if record.expired(time.time()) else at
+
+
+def _revoke(file: KeyFile, asked: argparse.Namespace) -> int:
+    removed = file.revoke(asked.name, asked.id)
+    if not removed:
+        raise LookupError(f"{asked.name} has no key{f' of id {asked.id}' if asked.id else ''}; `list` shows all")
+    sys.stdout.write(f"{removed} key{'s' if removed > 1 else ''} of {asked.name} revoked\n")
+    return 0
+
+
+def _rotate(file: KeyFile, asked: argparse.Namespace) -> int:
+    key, now = new_key(), time.time()
+    until = None if asked.keep is None else now + asked.keep
+    file.rotate(asked.name, digest_of(key), until, now)
+    _print_key(key)
+    kept = (
+        "until they are revoked" if until is None else f"until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
+    )
+    sys.stderr.write(f"older keys of {asked.name} stay valid {kept}\n")
+    return 0
+
+
+def _print_key(key: str) -> None:
+    """Print the secret alone on standard output, so that a script can take it."""
+    sys.stdout.write(f"{key}\n")
+    sys.stderr.write("keep it: it is not stored and cannot be shown again\n")

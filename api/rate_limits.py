@@ -1,0 +1,45 @@
+"""Limits on how often something may happen, by the library `limits`, in the memory of one API process."""
+
+import math
+import time
+
+from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+_SHARE = 20
+"""A window's requests are taken from the limiter in so many portions: each costs as much as one request would."""
+
+
+class RateLimits:
+    """Requests a second of each owner, and wrong keys a minute of each address."""
+
+    def __init__(self, wrong_keys_per_minute: int) -> None:
+        """Count nothing yet."""
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
+        self._portions: dict[str, tuple[int, float]] = {}
+
+    def wrong_key(self, address: str) -> int:
+        """Count a wrong key; return 0, or the seconds to wait where the address has sent too many."""
+        if self._limiter.hit(self._wrong_keys, "wrong key", address):
+            return 0
+        reset = self._limiter.get_window_stats(self._wrong_keys, "wrong key", address).reset_time
+        return max(1, math.ceil(reset - time.time()))
+
+    def request(self, owner: str, per_second: int) -> bool:
+        """Count a request; return whether it is within the limit, which 0 lifts."""
+        if not per_second:
+            return True
+        left, until = self._portions.get(owner, (0, 0.0))
+        now = time.time()
+        if left > 0 and now < until:
+            self._portions[owner] = (left - 1, until)
+            return True
+        item = RateLimitItemPerSecond(per_second)
+        for portion in (max(1, per_second // _SHARE), 1):
+            if self._limiter.hit(item, "request", owner, cost=portion):
+                until = self._limiter.get_window_stats(item, "request", owner).reset_time
+                self._portions[owner] = (portion - 1, until)
+                return True
+        return False

@@ -1,0 +1,59 @@
+"""Applications in this process that ask for keys, and clients that have one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from api.app import create_app
+from tests.stack import free_port
+from workers.settings import Settings
+
+
+def key_line(name: str, *more: str) -> str:
+    """A line of the key file for the key `NAME-key`."""
+    return ":".join([name, hashlib.sha256(f"{name}-key".encode()).hexdigest(), *more])
+
+
+def key_file(folder: Path, *lines: str) -> Path:
+    """A key file of these lines."""
+    file = folder / "keys"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
+def bearer(name: str) -> dict[str, str]:
+    """The header of `NAME-key`."""
+    return {"Authorization": f"Bearer {name}-key"}
+
+
+def chosen(folder: Path, **settings: Any) -> Settings:
+    """Settings of an application without workers, its state in a folder."""
+    given = {
+        "state": folder / "state",
+        "checkpoints": Path("checkpoints"),
+        "queue_url": f"redis://127.0.0.1:{free_port()}/0",
+        "allowed_hosts": "x",
+        "log_level": "info",
+    }
+    return Settings(**{**given, **settings})
+
+
+@asynccontextmanager
+async def application(settings: Settings, *names: str) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """An application and a client of it for each name, which sends that name's key; "" sends none."""
+    app = create_app(settings)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        transport = httpx.ASGITransport(app)
+        yield [
+            await stack.enter_async_context(
+                httpx.AsyncClient(transport=transport, base_url="http://x", headers=bearer(name) if name else {})
+            )
+            for name in names
+        ]

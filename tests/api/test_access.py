@@ -1,0 +1,414 @@
+"""Host, origin, key, rate and role: what a request passes before its route, and what is logged of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import ipaddress
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.access import RULES, SAFE_METHODS, rule_of
+from api.app import create_app
+from api.exposure import (
+    HostCheck,
+    OriginCheck,
+    allowed_hosts,
+    allowed_origins,
+    check_settings,
+    client_address,
+    trusted_proxies,
+)
+from api.rate_limits import RateLimits
+from tests.api.callers import application, bearer, chosen, key_file, key_line
+from tests.api.telling import MODEL, problem
+
+# --- roles ---
+
+
+def test_every_route_that_changes_something_has_a_rule(tmp_path: Path) -> None:
+    """None falls back to the rule of unknown routes, and no rule is for a route that is not there."""
+    app = create_app(chosen(tmp_path))
+    described = app.openapi()["paths"].items()
+    routes = {(method.upper(), path) for path, methods in described for method in methods}
+    changing = {(method, path) for method, path in routes if method not in SAFE_METHODS}
+    assert {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path in changing} <= {
+        (method, re.sub(r"\{\w+\}", "{}", path)) for method, path in RULES
+    }
+    for method, path in changing:
+        assert rule_of(method, re.sub(r"\{\w+\}", "some-name", path)) is RULES[method, path]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "needed"),
+    [
+        ("POST", "/v1/samples", "run"),
+        ("POST", "/v1/energies", "run"),
+        ("POST", "/v1/upscales", "run"),
+        ("POST", "/v1/datasets", "train"),
+        ("DELETE", "/v1/datasets/digits", "train"),
+        ("POST", "/v1/trainings", "train"),
+        ("PATCH", f"/v1/models/{MODEL}", "train"),
+        ("POST", f"/v1/models/{MODEL}/versions", "train"),
+        ("DELETE", f"/v1/models/{MODEL}", "train"),
+        ("DELETE", f"/v1/models/{MODEL}/versions/1", "train"),
+        ("POST", "/v1/jobs/job_1/cancel", "run"),
+        ("PUT", "/v1/whatever", "train"),
+    ],
+)
+def test_a_key_without_the_role_is_refused(tmp_path: Path, method: str, path: str, needed: str) -> None:
+    """403, and the problem names the role; with the role the request reaches its route."""
+
+    async def visit() -> None:
+        other = "train" if needed == "run" and "jobs" not in path else "read"
+        keys = key_file(tmp_path, key_line("reader", other), key_line("doer", needed))
+        async with application(chosen(tmp_path, api_keys=keys), "reader", "doer") as (reader, doer):
+            body = problem(await reader.request(method, path, json={}), 403, f"`{needed}`")
+            assert body["role"] == needed
+            assert (
+                (await doer.request(method, path, json={})).status_code not in {401, 403}
+                or "versions" in path
+                or (MODEL in path)
+            )
+            assert (await reader.get("/v1/models")).status_code == 200
+
+    asyncio.run(visit())
+
+
+# --- wrong keys and rates ---
+
+
+def test_too_many_wrong_keys_from_one_address(tmp_path: Path) -> None:
+    """Ten are 401, then 429 says how long to wait; a good key goes on working, and a missing one is no wrong one."""
+
+    async def visit() -> None:
+        keys = key_file(tmp_path, key_line("ann"))
+        async with application(chosen(tmp_path, api_keys=keys), "ann", "") as (ann, nobody):
+            for number in range(10):
+                problem(await nobody.get("/v1/models", headers={"Authorization": f"Bearer {number}"}), 401)
+            refused = await nobody.get("/v1/models", headers={"Authorization": "Bearer 11"})
+            assert "abnormal-usage" in problem(refused, 429, "wrong keys")["type"]
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert (await ann.get("/v1/models")).status_code == 200
+            problem(await nobody.get("/v1/models"), 401)
+
+    asyncio.run(visit())
+
+
+def test_forwarded_addresses_count_where_the_proxy_is_trusted(tmp_path: Path) -> None:
+    """Behind a trusted proxy each client has its own count; without trust the header changes nothing."""
+
+    async def visit(trusted: str, last: int) -> None:
+        keys = key_file(tmp_path, key_line("ann"))
+        settings = chosen(tmp_path, api_keys=keys, trusted_proxies=trusted)
+        async with application(settings, "") as (nobody,):
+            for number in range(11):
+                headers = {"Authorization": "Bearer wrong", "X-Forwarded-For": f"8.8.8.{number}"}
+                answer = await nobody.get("/v1/models", headers=headers)
+            problem(answer, last)
+
+    asyncio.run(visit("", 429))
+    asyncio.run(visit("127.0.0.1", 401))
+
+
+NETWORKS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "counted"),
+    [
+        ("8.8.8.8", "1.1.1.1", "8.8.8.8"),
+        ("10.1.1.1", "", "10.1.1.1"),
+        ("10.1.1.1", "1.1.1.1", "1.1.1.1"),
+        ("10.1.1.1", "6.6.6.6, 1.1.1.1, 10.2.2.2", "1.1.1.1"),
+        ("10.1.1.1", "6.6.6.6, nonsense", "10.1.1.1"),
+        ("::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::ffff:10.1.1.1", "1.1.1.1", "1.1.1.1"),
+        ("unix", "1.1.1.1", "unix"),
+    ],
+)
+def test_the_address_of_a_client(peer: str, forwarded: str, counted: str) -> None:
+    """The last one that no trusted proxy has; IPv6 addresses count by their network."""
+    assert client_address(peer, {b"x-forwarded-for": forwarded.encode()}, NETWORKS) == counted
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_a_window_holds_as_many_requests_as_the_limit(limit: int) -> None:
+    """Not one more, whatever the portions in which they are taken; each owner has its own."""
+    rates = RateLimits(10)
+    assert sum(rates.request("ann", limit) for _ in range(3 * limit + 5)) in {limit, 2 * limit}
+    assert rates.request("bob", limit)
+    assert all(rates.request("eve", 0) for _ in range(1000))
+
+
+def test_too_many_requests_a_second(tmp_path: Path) -> None:
+    """429 with `Retry-After` and the limit's name; a key's own limit goes before the setting."""
+
+    async def visit() -> None:
+        keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "requests_per_second=100"))
+        settings = chosen(tmp_path, api_keys=keys, key_requests_per_second=5)
+        async with application(settings, "ann", "bob") as (ann, bob):
+            answers = [await ann.get("/v1/models/nothing") for _ in range(20)]
+            refused = [answer for answer in answers if answer.status_code == 429]
+            assert len(refused) >= 10
+            body = problem(refused[0], 429, "5 requests a second")
+            assert body["type"].endswith("#quota-exceeded")
+            assert body["limit"] == "requests_per_second"
+            assert refused[0].headers["retry-after"] == "1"
+            assert {(await bob.get("/v1/models/nothing")).status_code for _ in range(20)} == {404}
+
+    asyncio.run(visit())
+
+
+# --- logs ---
+
+
+def test_log_lines_name_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each line of the access log; and the audit log has refused keys and actions, with resource and outcome."""
+
+    async def visit() -> None:
+        keys = key_file(tmp_path, key_line("ann"), key_line("eve", "read"))
+        async with application(chosen(tmp_path, api_keys=keys), "ann", "eve", "") as (ann, eve, nobody):
+            logging.getLogger().addHandler(caplog.handler)
+            await ann.get("/v1/models")
+            await ann.delete("/v1/datasets/nothing", headers={"X-Request-Id": "trace-1"})
+            await eve.delete("/v1/datasets/nothing")
+            await nobody.get("/v1/models", headers={"Authorization": "Bearer secret"})
+            logging.getLogger().removeHandler(caplog.handler)
+
+    asyncio.run(visit())
+    access = [record.__dict__ for record in caplog.records if record.name == "api.access"]
+    assert [(line["owner"], line["path"]) for line in access][:2] == [
+        ("ann", "/v1/models"),
+        ("ann", "/v1/datasets/nothing"),
+    ]
+    lines = [record.__dict__ for record in caplog.records if record.name == "api.audit"]
+    assert [(line["owner"], line["action"], line["outcome"], line["status"]) for line in lines] == [
+        ("ann", "delete", "refused", 404),
+        ("eve", "key", "refused", 403),
+        ("eve", "delete", "refused", 403),
+        ("", "key", "refused", 401),
+    ]
+    assert (lines[0]["resource"], lines[0]["request_id"]) == ("/v1/datasets/nothing", "trace-1")
+    assert "secret" not in caplog.text
+
+
+# --- hosts and origins ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "good", "bad"),
+    [
+        (
+            {},
+            ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "localhost."],
+            ["evil.example", "", "10.0.0.1"],
+        ),
+        ({"host": "::1"}, ["localhost", "[::1]"], ["x"]),
+        ({"host": "0.0.0.0"}, ["anything:1"], []),  # noqa: S104
+        (
+            {"allowed_hosts": "a.example, *.b.example"},
+            ["a.example", "c.b.example"],
+            ["localhost", "b.example", "xb.example"],
+        ),
+        ({"allowed_hosts": "*"}, ["anything"], []),
+    ],
+)
+def test_hosts(settings: dict[str, str], good: list[str], bad: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loopback address its own names, elsewhere those that are set."""
+    monkeypatch.delenv("REVERIE_ALLOWED_HOSTS")
+    check = HostCheck(allowed_hosts(chosen(Path(), **{"allowed_hosts": "", **settings})))
+    for _ in range(2):
+        assert all(check.allows(host.encode()) for host in good)
+        assert not any(check.allows(host.encode()) for host in bad)
+
+
+def test_another_host_is_misdirected(tmp_path: Path) -> None:
+    """A page that rebinds its name to this address gets nothing; probes may use any."""
+
+    async def visit() -> None:
+        async with application(chosen(tmp_path, allowed_hosts="x,localhost"), "") as (client,):
+            rebound = {"Host": "evil.example:8000"}
+            for method, path in (("GET", "/v1/models"), ("POST", "/v1/samples"), ("GET", "/docs"), ("GET", "/metrics")):
+                problem(await client.request(method, path, headers=rebound), 421, "evil.example")
+            assert (await client.get("/healthz", headers=rebound)).status_code == 200
+            assert (await client.get("/readyz", headers=rebound)).status_code == 503
+            assert (await client.get("/v1/models", headers={"Host": "localhost:8000"})).status_code == 200
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        ("http://localhost:8000", "localhost:8000", True),
+        ("https://a.example", "a.example", True),
+        ("https://a.example:443", "a.example", True),
+        ("http://[::1]:8000", "[::1]:8000", True),
+        ("https://friend.example", "localhost:8000", True),
+        ("http://friend.example", "localhost:8000", False),
+        ("http://localhost:3000", "localhost:8000", False),
+        ("http://localhost", "localhost:8000", False),
+        ("https://evil.example", "localhost:8000", False),
+        ("null", "null", False),
+        ("", "localhost", False),
+        ("localhost:8000", "localhost:8000", False),
+        ("http://localhost:x", "localhost:8000", False),
+        ("http://a@localhost:8000.evil.example", "localhost:8000", False),
+    ],
+)
+def test_origins(origin: str, host: str, allowed: bool) -> None:
+    """The service's own and those that are set; never `null`."""
+    assert OriginCheck(("https://friend.example",)).allows(origin.encode(), host.encode()) == allowed
+    assert OriginCheck(("*",)).allows(origin.encode(), host.encode()) == (origin != "null")
+
+
+def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
+    """Any request that changes something is refused, with or without keys; without an Origin it passes."""
+
+    async def visit() -> None:
+        async with application(chosen(tmp_path), "") as (client,):
+            for origin in ("https://evil.example", "null"):
+                foreign = {"Origin": origin, "Content-Type": "text/plain"}
+                for method, path in (
+                    ("POST", "/v1/datasets?name=a"),
+                    ("POST", "/v1/jobs/j/cancel"),
+                    ("DELETE", "/v1/datasets/a"),
+                ):
+                    problem(await client.request(method, path, headers=foreign), 403, origin)
+                assert (await client.get("/v1/models", headers=foreign)).status_code == 200
+            problem(await client.delete("/v1/datasets/a", headers={"Origin": "http://x"}), 404)
+            problem(await client.delete("/v1/datasets/a"), 404)
+            answer = await client.get("/v1/models", headers={"Origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in answer.headers
+
+    asyncio.run(visit())
+
+
+def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
+    """Its preflight needs no key; what it sends is answered with the headers that let it read the answer."""
+
+    async def visit() -> None:
+        keys = key_file(tmp_path, key_line("ann"))
+        settings = chosen(tmp_path, api_keys=keys, allowed_origins="https://friend.example")
+        async with application(settings, "ann", "") as (ann, nobody):
+            asks = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
+            good = await nobody.options("/v1/datasets/a", headers={"Origin": "https://friend.example", **asks})
+            assert good.status_code == 200
+            assert good.headers["access-control-allow-origin"] == "https://friend.example"
+            bad = await nobody.options("/v1/datasets/a", headers={"Origin": "https://evil.example", **asks})
+            assert "access-control-allow-origin" not in bad.headers
+            answer = await ann.delete("/v1/datasets/a", headers={"Origin": "https://friend.example"})
+            problem(answer, 404)
+            assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+            problem(await ann.delete("/v1/datasets/a", headers={"Origin": "https://evil.example"}), 403)
+
+    asyncio.run(visit())
+
+
+def test_pages_have_security_headers(tmp_path: Path) -> None:
+    """The documentation's own script runs, no other does, and no page may frame it; JSON has none of it."""
+
+    async def visit() -> None:
+        async with application(chosen(tmp_path), "") as (client,):
+            page = await client.get("/docs")
+            assert page.status_code == 200
+            assert page.headers["x-content-type-options"] == "nosniff"
+            assert page.headers["x-frame-options"] == "DENY"
+            policy = page.headers["content-security-policy"]
+            assert "frame-ancestors 'none'" in policy
+            script = re.search(r"<script>(.*?)</script>", page.text, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+            assert f"script-src 'self' 'sha256-{digest}'" in policy
+            assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+            assert all(source.startswith("/docs/static/") for source in re.findall(r'src="([^"]+)"', page.text))
+            other = await client.get("/docs/static/index.html")
+            assert other.status_code != 200 or "content-security-policy" in other.headers
+            assert "content-security-policy" not in (await client.get("/v1/models")).headers
+
+    asyncio.run(visit())
+
+
+# --- where it may listen ---
+
+PUBLIC = {"host": "0.0.0.0"}  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (PUBLIC, "REVERIE_ALLOW_ANONYMOUS=true"),
+        ({"host": "::"}, "no API keys are set"),
+        ({"host": "192.168.1.5"}, "no API keys are set"),
+        ({"host": "example.com"}, "no API keys are set"),
+        ({**PUBLIC, "allow_anonymous": True}, "needs REVERIE_ALLOWED_HOSTS"),
+        ({"allowed_origins": "*"}, "needs API keys"),
+        ({"allowed_origins": "example.com"}, "is not an origin"),
+        ({"allowed_hosts": "http://a.example"}, "is not a host"),
+        ({"trusted_proxies": "proxy"}, "REVERIE_TRUSTED_PROXIES"),
+        ({"api_keys": Path("/nowhere/keys")}, "cannot be read"),
+    ],
+)
+def test_settings_under_which_the_service_does_not_listen(settings: dict[str, object], said: str) -> None:
+    """One sentence says what to set."""
+    with pytest.raises(ValueError, match=said):
+        check_settings(chosen(Path(), **{"allowed_hosts": "", **settings}))
+
+
+def test_settings_under_which_it_listens(tmp_path: Path) -> None:
+    """Loopback without more; a public address with keys, or for everybody under names that are set."""
+    keys = key_file(tmp_path, key_line("ann"))
+    for settings in (
+        {},
+        {"host": "localhost"},
+        {"host": "::1"},
+        {"host": "127.0.0.2"},
+        {**PUBLIC, "api_keys": keys},
+        {**PUBLIC, "allow_anonymous": True, "allowed_hosts": "localhost"},
+    ):
+        check_settings(chosen(tmp_path, **{"allowed_hosts": "", **settings}))
+    assert allowed_origins(chosen(tmp_path, allowed_origins="https://A.example/")) == ("https://a.example",)
+    assert len(trusted_proxies(chosen(tmp_path, trusted_proxies="10.0.0.1, 10.1.0.0/16"))) == 2
+
+
+@pytest.mark.parametrize("module", ["api", "workers.serve"])
+def test_a_refused_start_is_one_sentence(tmp_path: Path, root: Path, module: str) -> None:
+    """And status 1, without a traceback, before anything listens or is made."""
+    environment = {"REVERIE_HOST": "0.0.0.0", "REVERIE_STATE": str(tmp_path / "state"), "PATH": "/usr/bin"}  # noqa: S104
+    done = subprocess.run(
+        [sys.executable, "-m", module], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "REVERIE_ALLOW_ANONYMOUS=true" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_key_that_is_revoked_is_refused_by_a_running_service(tmp_path: Path) -> None:
+    """Within a second, without a restart."""
+
+    async def visit() -> None:
+        keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
+        async with application(chosen(tmp_path, api_keys=keys), "ann", "bob") as (ann, bob):
+            assert (await ann.get("/v1/models")).status_code == 200
+            keys.write_text(key_line("bob") + "\n")
+            await asyncio.sleep(0.6)
+            problem(await ann.get("/v1/models"), 401)
+            assert (await bob.get("/v1/models")).status_code == 200
+
+    asyncio.run(visit())
+
+
+def test_a_real_client_has_the_defaults(client: httpx.Client) -> None:
+    """The service that tests start on 127.0.0.1 knows its own names, and refuses others."""
+    assert client.get("/v1/models").status_code == 200
+    problem(client.get("/v1/models", headers={"Host": "evil.example"}), 421)
+    problem(client.post("/v1/samples", json={"model": MODEL}, headers={"Origin": "https://evil.example"}), 403)
+    assert bearer("ann")

@@ -1,0 +1,126 @@
+"""Who owns datasets and models, and which of them are shared: a table in the database of jobs.
+
+What has no row is nobody's: shipped checkpoints, and what was made before keys were used or without them. It is shared,
+and only an administrator may change it. A version belongs to the owner of its model.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+Kind = Literal["dataset", "model"]
+
+_metadata = sa.MetaData()
+
+resources = sa.Table(
+    "resources",
+    _metadata,
+    sa.Column("kind", sa.String(12), primary_key=True),
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("owner", sa.String(80), nullable=False),
+    sa.Column("shared", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+changes = sa.Table("resource_changes", _metadata, sa.Column("count", sa.BigInteger, nullable=False))
+"""One row: how often `resources` was changed, so that other processes see cheaply whether it was."""
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Whose a dataset or model is, None for nobody's, and whether everybody may use it."""
+
+    owner: str | None
+    shared: bool
+    created_at: float = 0.0
+
+
+NOBODYS = Ownership(None, shared=True)
+
+
+class ResourceStore:
+    """The owners of datasets and models, for any number of processes on one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Make the tables where they are missing."""
+        self._engine = engine
+        with self._transaction() as connection:
+            _metadata.create_all(connection)
+            if connection.scalar(sa.select(changes.c.count)) is None:
+                connection.execute(changes.insert().values(count=0))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def change_count(self) -> int:
+        """Return another number after each change."""
+        with self._engine.connect() as connection:
+            return int(connection.scalar(sa.select(changes.c.count)) or 0)
+
+    def all(self) -> dict[tuple[str, str], Ownership]:
+        """Return every row, by kind and name."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(resources)).all()
+        return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
+
+    def claim(
+        self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
+    ) -> Ownership:
+        """Make `owner` the owner of a name that nobody owns, and return whose it is then, theirs or another's.
+
+        `shared` None is private for a new name and leaves an old one as it is. A row made before `vacant_before`, in
+        seconds since the epoch, stands for nothing any more and is taken over.
+        """
+        here = (resources.c.kind == kind) & (resources.c.name == name)
+        made = Ownership(owner, bool(shared), time.time())
+        values = {"owner": made.owner, "shared": made.shared, "created_at": made.created_at}
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(resources).where(here)).first()
+            if found is None:
+                connection.execute(resources.insert().values(kind=kind, name=name, **values))
+            elif found.owner == owner:
+                made = Ownership(owner, found.shared if shared is None else shared, found.created_at)
+                if made.shared == found.shared:
+                    return made
+                connection.execute(resources.update().where(here).values(shared=made.shared))
+            elif vacant_before is not None and found.created_at < vacant_before:
+                connection.execute(resources.update().where(here).values(**values))
+            else:
+                return Ownership(found.owner, found.shared, found.created_at)
+            _count(connection)
+            return made
+
+    def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
+        """Set whether everybody may use it; return whether it has an owner at all."""
+        here = (resources.c.kind == kind) & (resources.c.name == name)
+        with self._transaction() as connection:
+            changed = connection.execute(resources.update().where(here).values(shared=shared)).rowcount
+            _count(connection)
+            return changed > 0
+
+    def release(self, kind: Kind, name: str) -> None:
+        """Forget the owner of what was deleted."""
+        with self._transaction() as connection:
+            here = (resources.c.kind == kind) & (resources.c.name == name)
+            if connection.execute(resources.delete().where(here)).rowcount:
+                _count(connection)
+
+
+def _count(connection: Connection) -> None:
+    connection.execute(changes.update().values(count=changes.c.count + 1))
