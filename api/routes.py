@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.answers import JSON, PNG, About, negotiate, ranged, render, summed
+from api.answers import JSON, PNG, About, choose, negotiate, ranged, render, summed
 from api.ask import Ask, read_ask
 from api.book import Book
 from api.errors import (
@@ -465,6 +465,7 @@ def _check_ended(job: Job) -> None:
 async def _result(house: House, request: Request, job: Job) -> Response:
     """A job's result in the form that `Accept` asks for, whole or in part."""
     if job["method"] not in BY_METHOD:  # the training worker's: what it says is JSON
+        choose(request.headers.get("accept", ""), [JSON])
         _check_ended(job)
         check_succeeded(job)
         found = await house.book.look(lambda ledger: ledger.result(job["id"]))

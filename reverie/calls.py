@@ -42,6 +42,7 @@ MEDIA = {
     ".json": JSON,
 }
 SEED_LIMIT = 2**63
+_RAW = "application/octet-stream"
 _PAGE = 100
 _CONVERSION_S = 3600.0
 """A large upload is answered when it has been converted."""
@@ -106,10 +107,10 @@ class Calls:
         return response.json()
 
     def _saved(
-        self, into: Path, fetch: Callable[[Download], Steps[httpx.Response]], watch: Watch | None = None
+        self, into: Path, media: str, fetch: Callable[[Download], Steps[httpx.Response]], watch: Watch | None = None
     ) -> Steps[Saved]:
-        """A file, whole or not at all."""
-        download = Download(into, watch)
+        """A file of this content type, whole or not at all. Raises UnexpectedContentError where another one came."""
+        download = Download(into, media, watch)
         try:
             response = yield from fetch(download)
             download.keep()
@@ -117,7 +118,6 @@ class Calls:
             download.drop()
         said = response.headers
         seed = int(said["reverie-seed"]) if "reverie-seed" in said else None
-        media = str(said.get("content-type", ""))
         return Saved(into, download.size_bytes, media, str(said.get("reverie-model", "")), seed)
 
     def _listed(self, path: str, limit: int | None, **filters: str | None) -> Steps[list[Any]]:
@@ -181,8 +181,9 @@ class Calls:
     ) -> Steps[Saved]:
         """The answer of an operation as a file, in the form that its name asks for: .png, .npz or .json."""
         path = Path(into)
-        ask = _asking(operation, _media(path), _fields(model, images, seed, options))
-        return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
+        media = _media(path)
+        ask = _asking(operation, media, _fields(model, images, seed, options))
+        return (yield from self._saved(path, media, lambda file: self._settled(replace(ask, into=file), watch)))
 
     @Call
     def start(
@@ -212,9 +213,10 @@ class Calls:
     ) -> Steps[Saved]:
         """A picture file of any size, enlarged by `scale`, `method`, …: .png, .jpg or .webp, as `into` says."""
         path = Path(into)
-        query, headers = {"model": model, "seed": _seed(seed), **options}, {"Accept": _media(path)}
+        media = _media(path)
+        query, headers = {"model": model, "seed": _seed(seed), **options}, {"Accept": media}
         ask = Ask("POST", "/v1/upscales", query=query, headers=headers, upload=Upload({"image": Path(image)}))
-        return (yield from self._saved(path, lambda file: self._settled(replace(ask, into=file), watch)))
+        return (yield from self._saved(path, media, lambda file: self._settled(replace(ask, into=file), watch)))
 
     @Call
     def samples(self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any) -> Steps[Answer]:
@@ -316,7 +318,7 @@ class Calls:
         if version is None:
             version = str((yield from self._json(Ask("GET", f"/v1/models/{word(name)}")))["version"])
         ask = Ask("GET", f"/v1/models/{word(name)}/versions/{word(version)}/file")
-        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file)), watch))
+        return (yield from self._saved(Path(into), _RAW, lambda file: self._send(replace(ask, into=file)), watch))
 
     @Call
     def bring(self, name: str, file: str | os.PathLike[str], *, watch: Watch | None = None) -> Steps[Version]:
@@ -379,8 +381,9 @@ class Calls:
     def save_result(self, job_id: str, into: str | os.PathLike[str], *, watch: Watch | None = None) -> Steps[Saved]:
         """What a succeeded job computed, as a file in the form that its name asks for."""
         path = Path(into)
-        ask = Ask("GET", f"/v1/jobs/{word(job_id)}/result", headers={"Accept": _media(path)})
-        return (yield from self._saved(path, lambda file: self._send(replace(ask, into=file)), watch))
+        media = _media(path)
+        ask = Ask("GET", f"/v1/jobs/{word(job_id)}/result", headers={"Accept": media})
+        return (yield from self._saved(path, media, lambda file: self._send(replace(ask, into=file)), watch))
 
     @Call
     def preview(self, job_id: str) -> Steps[bytes]:
@@ -447,7 +450,7 @@ class Calls:
     ) -> Steps[Saved]:
         """Some of a dataset's pictures as a PNG."""
         ask = Ask("GET", f"/v1/datasets/{word(name)}/preview", query={"split": split, "count": count})
-        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file))))
+        return (yield from self._saved(Path(into), MEDIA[".png"], lambda file: self._send(replace(ask, into=file))))
 
     @Call
     def delete_dataset(self, name: str) -> Steps[None]:
@@ -522,7 +525,7 @@ class Calls:
     def save_curves(self, job_id: str, into: str | os.PathLike[str]) -> Steps[Saved]:
         """The losses as a PNG."""
         ask = Ask("GET", f"/v1/trainings/{word(job_id)}/curves.png")
-        return (yield from self._saved(Path(into), lambda file: self._send(replace(ask, into=file))))
+        return (yield from self._saved(Path(into), MEDIA[".png"], lambda file: self._send(replace(ask, into=file))))
 
     @Call
     def pause(self, job_id: str) -> Steps[Training]:

@@ -21,6 +21,8 @@ from reverie.screen import Bar, Screen, metrics, number, size
 
 FAILED, INTERRUPTED = 1, 130
 PARTS = ("train", "validation", "test")
+PICTURE_KINDS = {"samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"}
+"""Jobs whose results can be had as a picture."""
 
 app = typer.Typer(
     name="reverie",
@@ -494,7 +496,8 @@ def _watch(context: typer.Context, job_id: JobId) -> None:
 def _result(context: typer.Context, job_id: JobId, out: Out = None) -> None:
     """Save what a job computed: a .png, .npz or .json file."""
     house: House = context.obj
-    given = out or Path(f"{job_id}.png")
+    suffix = ".png" if out is None and house.client.job(job_id).kind in PICTURE_KINDS else ".json"
+    given = out or Path(f"{job_id}{suffix}")
     with _written(given) as path:
         saved = house.client.save_result(job_id, path)
     _told(house, given, saved, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import httpx
@@ -40,6 +41,18 @@ class StillRunningError(ReverieError):
         """The job as it stood."""
         super().__init__(f"{job.id} is {job.status} at {job.progress:.0%}; it goes on")
         self.job = job
+
+
+class UnexpectedContentError(ReverieError):
+    """A response was not the kind of file that was asked for; nothing was written."""
+
+    def __init__(self, path: Path, media: str, response: httpx.Response | None) -> None:
+        """`media` was asked for, to be saved at `path`."""
+        found = "nothing"
+        if response is not None:
+            found = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"
+        hint = "; to save that, name the file .json" if found.startswith("application/json") else ""
+        super().__init__(f"{path} was not written: the service sent {found}, not {media}{hint}")
 
 
 class ProblemError(ReverieError):

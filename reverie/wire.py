@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import httpx
 
-from reverie.errors import ProblemError, UnreachableError
+from reverie.errors import ProblemError, UnexpectedContentError, UnreachableError
 from reverie.records import TERMINAL, Event
 
 CHUNK_BYTES = 256 << 10
@@ -136,11 +136,14 @@ def _chunks(piece: Path | bytes) -> Iterator[bytes]:
 class Download:
     """A file on its way in: at its place when it is whole; one that breaks off goes on from there."""
 
-    def __init__(self, path: Path, watch: Watch | None = None) -> None:
-        """Nothing is written yet."""
+    def __init__(self, path: Path, media: str, watch: Watch | None = None) -> None:
+        """Nothing is written yet; `media` is the only content type that may be."""
         self.path = path
+        self.media = media
         self.part = path.with_name(f".{path.name}.part")
         self.size_bytes = 0
+        self.response: httpx.Response | None = None
+        """The last response that was no error."""
         self._etag = ""
         self._watch = watch or (lambda _come: None)
 
@@ -153,7 +156,9 @@ class Download:
 
     def opened(self, response: httpx.Response) -> AbstractContextManager[IO[bytes] | None]:
         """Where the answer's body goes; nowhere if it is no file."""
-        if response.status_code not in {200, 206}:
+        if not response.is_error:
+            self.response = response
+        if not self._is_file(response):
             return nullcontext(None)
         if response.status_code == 200:
             self.size_bytes = 0
@@ -166,8 +171,14 @@ class Download:
         self.size_bytes += len(chunk)
         self._watch(self.size_bytes)
 
+    def _is_file(self, response: httpx.Response) -> bool:
+        media = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return response.status_code in {200, 206} and media == self.media
+
     def keep(self) -> None:
-        """All of it has come."""
+        """All of it has come. Raises UnexpectedContentError where something else came than was asked for."""
+        if self.response is None or not self._is_file(self.response):
+            raise UnexpectedContentError(self.path, self.media, self.response)
         self.part.replace(self.path)
 
     def drop(self) -> None:

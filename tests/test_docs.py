@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from benchmarks.table import written
+from workers.operations import OPERATIONS
 from workers.settings import PREFIX, Settings
 
 
@@ -34,3 +35,20 @@ def test_every_decision_is_dated_and_newest_first(root: Path) -> None:
     dates = re.findall(r"^## (\S+) ·", (root / "docs" / "decisions.md").read_text(), re.MULTILINE)
     assert dates
     assert dates == sorted(dates, reverse=True)
+
+
+def test_commands_that_save_a_file_cannot_save_something_else_unnoticed(root: Path) -> None:
+    """Each `curl … -o` fails on errors; one that may become a job waits longest and prints what it saved."""
+    operations = {operation.path for operation in OPERATIONS}
+    commands = []
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        commands += re.findall(r"(?m)^(?:\$ )?(curl .*? -o .*)$", text)
+    assert len(commands) >= 10
+    for command in commands:
+        assert "--fail-with-body" in command
+        path = re.search(r"/v1/(\w+)", command)
+        assert path is not None
+        if path.group(1) in operations:
+            assert "-H 'Prefer: wait=60'" in command
+            assert "%{http_code} %{content_type}" in command

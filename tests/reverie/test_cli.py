@@ -204,6 +204,12 @@ def test_a_training_is_followed_to_its_version(run: Run, learnable: str, tmp_pat
     assert opened((tmp_path / "a.png").read_bytes()).shape == (8, 8)
     assert run("jobs", "curves", told[0][0], "-o", "curves.png")[0] == 0
     assert opened((tmp_path / "curves.png").read_bytes()).ndim >= 2
+    status, _, err = run("jobs", "result", told[0][0], "-o", "result.png")
+    assert status == 1
+    assert "application/json" in err
+    assert not (tmp_path / "result.png").exists()
+    assert run("jobs", "result", told[0][0])[0] == 0
+    assert json.loads((tmp_path / f"{told[0][0]}.json").read_text())["version"] == "1"
 
 
 def test_a_training_goes_on_without_its_watcher(run: Run, learnable: str, stack: Stack) -> None:

@@ -30,10 +30,11 @@ from reverie.errors import (
     OverloadedError,
     StillRunningError,
     UnauthorizedError,
+    UnexpectedContentError,
     UnreachableError,
 )
 from reverie.records import Event
-from tests.api.telling import FAULTY, MODEL, TINY, opened
+from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
 from tests.reverie.rough import Rough
 from tests.stack import ROOT, Stack, free_port
 from workers.pictures import png
@@ -426,6 +427,37 @@ def test_a_download_that_fails_leaves_no_file(patient: Client, rough: Rough, tmp
     with pytest.raises(GoneError):
         patient.save_result(job.id, tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [200, 202, 206])
+def test_a_picture_file_never_holds_something_else(
+    patient: Client, rough: Rough, reverie: Client, tmp_path: Path, status: int
+) -> None:
+    """Where JSON comes instead of the file, whatever its status, each call that saves raises and writes nothing."""
+    done = reverie.wait(reverie.start("samples", TINY, seed=1).id).id
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "small.png").write_bytes(png(np.full((3, 32, 32), 100, np.uint8)))
+    path = tmp_path / "out" / "a.png"
+    path.parent.mkdir()
+    calls = [
+        lambda: patient.save_result(done, path),
+        lambda: patient.save_preview("digits", path),
+        lambda: patient.save_curves(done, path),
+        lambda: patient.export(MODEL, path.with_suffix(".safetensors"), "1"),
+    ]
+    if status != 202:  # which these two follow to the job's result
+        calls += [
+            lambda: patient.save(path, "samples", TINY),
+            lambda: patient.upscales(tmp_path / "in" / "small.png", path, model=ENLARGE),
+        ]
+    for call in calls:
+        rough.faults = [(status, {"Content-Type": "application/json"})]
+        with pytest.raises(UnexpectedContentError, match=rf"was not written.*application/json.*{status}"):
+            call()
+    rough.faults = [5000, (status, {"Content-Type": "text/html"})]  # what came before is no file either
+    with pytest.raises(UnexpectedContentError, match="text/html"):
+        patient.export(MODEL, path.with_suffix(".safetensors"), "1")
+    assert list(path.parent.iterdir()) == []
 
 
 def test_nobody_there_is_said_soon() -> None:
