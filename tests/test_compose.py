@@ -108,9 +108,49 @@ def test_only_known_settings_are_set(services):
     for service in services.values():
         given = {name.removeprefix(PREFIX).lower(): value for name, value in service.get("environment", {}).items()}
         assert set(given) <= set(Settings.model_fields)
-        Settings(**given)
+        Settings(**{name: value for name, value in given.items() if value})
     stated = re.findall(rf"\b{PREFIX}([A-Z_]+)=", DOCKERFILE.read_text())
     assert {name.lower() for name in stated} <= set(Settings.model_fields)
+
+
+def test_an_empty_variable_is_no_setting(monkeypatch):
+    """Compose sets a variable to nothing where the operator gave nothing; the default holds."""
+    monkeypatch.setenv("REVERIE_API_KEYS", "")
+    monkeypatch.setenv("REVERIE_PORT", "")
+    assert (Settings().api_keys, Settings().port) == (None, 8000)
+
+
+def test_every_container_is_confined(services):
+    """No root, no capabilities, no new privileges, a read-only root file system, and bounds on memory and processes."""
+    assert set(services) == {"queue", "api", "inference", "training"}
+    for name, service in services.items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert "cap_add" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.get("privileged", False)
+        assert service["user"] == ("valkey" if name == "queue" else "reverie")
+        assert 256 << 20 <= int(service["mem_limit"]) <= 16 << 30
+        assert 16 <= service["pids_limit"] <= 1024
+        assert [entry.split(":")[0] for entry in service["tmpfs"]] == ["/tmp"]  # noqa: S108
+        assert re.search(r"size=\d+m", service["tmpfs"][0])
+        assert all(volume["type"] == "volume" for volume in service["volumes"])
+        assert service["init"] is True
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
+
+
+def test_keys_are_a_secret_file(monkeypatch, tmp_path):
+    """The operator names a file; the api alone finds it among its secrets, and without one no keys are asked for."""
+    keys = tmp_path / "keys"
+    keys.write_text("")
+    for given, stated in (("", ""), (str(keys), "/run/secrets/api-keys")):
+        monkeypatch.setenv("API_KEYS_FILE", given)
+        shown = json.loads(compose(COMPOSE, "config", "--format", "json").stdout)
+        environment = shown["services"]["api"]["environment"]
+        assert (environment["REVERIE_API_KEYS"] or "") == stated
+        assert shown["secrets"]["api-keys"]["file"] == (given or "/dev/null")
+        assert [name for name, one in shown["services"].items() if one.get("secrets")] == ["api"]
+        assert [one["source"] for one in shown["services"]["api"]["secrets"]] == ["api-keys"]
 
 
 def test_state_outlives_containers(services):

@@ -15,12 +15,12 @@ CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
 
 
 class Settings(BaseSettings):
-    """What can be set with `REVERIE_…` variables; every default works on a laptop.
+    """What can be set with `REVERIE_…` variables, an empty one being none; every default works on a laptop.
 
     Raises `pydantic.ValidationError` for a value out of range and for a name that is no setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
