@@ -62,9 +62,9 @@ class NotAcceptableError(ProblemError):
 
 
 class StalledError(ProblemError):
-    """A body that stopped coming before its end."""
+    """A request that did not arrive in time."""
 
-    status, title = 408, "Body did not arrive"
+    status, title = 408, "Request timeout"
 
 
 class ConflictError(ProblemError):

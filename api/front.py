@@ -12,16 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import audit
 from api.access import OPEN_PATHS, AccessControl, rule_of
-from api.errors import ProblemError, TooLargeError, problem, respond
+from api.errors import ProblemError, problem, respond
 from api.html_headers import add_html_headers
 from api.metrics import LATENCY
+from api.request_bodies import BodyReader, RequestBodies
 from workers.settings import Settings
 
 log = logging.getLogger("api.access")
 
 LINGER_S = 2.0
-DATASETS = ("POST", "/v1/datasets")
-_VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
+_BODILESS = frozenset({"GET", "DELETE", "OPTIONS"})
+_ENCODED_HEADERS = frozenset({b"content-encoding", b"content-length"})
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
@@ -32,9 +33,7 @@ class Front:
         """Wrap `app`."""
         self._app = app
         self._access = AccessControl(settings)
-        self._limit = settings.max_body_bytes
-        self._limits = {DATASETS: settings.max_dataset_bytes}  # of routes that stream their body to the disk
-        self._version_limit = settings.max_version_bytes
+        self._bodies = RequestBodies(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -46,7 +45,7 @@ class Front:
             scope = {**scope, "method": "GET"}  # the server leaves the body out
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        answer = _Answer(receive, send, given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex)
+        answer = _Answer(receive, send, headers, given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex)
         answer.may_be_html = not scope["path"].startswith("/v1/")
         try:
             await self._pass(scope, receive, headers, answer)
@@ -59,55 +58,49 @@ class Front:
             body = problem(500, "Internal error", "a fault of the service; it was logged under this request id")
             await respond(answer.request_id, body)(scope, receive, answer.send)
         finally:
+            if answer.body is not None:
+                answer.body.release()
             _note(scope, answer, time.perf_counter() - begun)
 
     async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
         scope["reverie_request_id"] = answer.request_id
-        limit = self._limits.get((scope["method"], scope["path"]), self._limit)
-        if scope["method"] == "POST" and _VERSIONS.fullmatch(scope["path"]):
-            limit = self._version_limit
-        refusal = self._access.refusal(scope, headers) or self._refusal(headers, limit)
+        refusal = self._access.refusal(scope, headers)
         if refusal is not None:
-            await refusal.response(answer.request_id)(scope, receive, answer.send)
-        else:
-            await self._app(scope, self._limited(receive, answer, limit), answer.send)
+            await _refuse(refusal, scope, receive, answer)
+            return
+        try:
+            body = answer.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
+            if body.decoded:
+                scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]
+            receive = body if scope["method"] in _BODILESS else await body.ahead()
+        except ProblemError as error:
+            await _refuse(error, scope, receive, answer)
+            return
+        await self._app(scope, receive, answer.send)
 
-    def _refusal(self, headers: dict[bytes, bytes], limit: int) -> ProblemError | None:
-        length = headers.get(b"content-length", b"")
-        return self._too_large(limit) if length.isdigit() and int(length) > limit else None
 
-    def _too_large(self, limit: int) -> TooLargeError:
-        way = "send fewer images a request, or a smaller file" if limit == self._limit else "send a smaller file"
-        detail = f"this route takes bodies of at most {limit} bytes; {way}"
-        return TooLargeError(detail, headers={"Connection": "close"})
-
-    def _limited(self, receive: Receive, answer: "_Answer", limit: int) -> Receive:
-        read = 0
-
-        async def receiving() -> Message:
-            nonlocal read
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > limit:
-                    raise self._too_large(limit)
-                answer.unread = message.get("more_body", False)
-            return message
-
-        return receiving
+async def _refuse(error: ProblemError, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    await error.response(answer.request_id)(scope, receive, answer.send)
 
 
 class _Answer:
     """What goes back to a client, under the request's id; a refused upload is read on before its answer ends."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
         self._receive = receive
         self._send = send
+        self._headers = headers
         self.request_id = request_id
         self.status = 0
         self.may_be_html = True
-        self.unread = False
-        """Whether the body was begun to be read, and has more."""
+        self.body: BodyReader | None = None
+
+    @property
+    def _unread(self) -> bool:
+        """Whether the client may still be sending a body that nobody will read."""
+        if self.status < 400 or (self.body is not None and not self.body.unread):
+            return False
+        return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
         """Send on what the application says."""
@@ -116,7 +109,9 @@ class _Answer:
             message["headers"].append((b"x-request-id", self.request_id.encode()))
             if self.may_be_html:
                 add_html_headers(message)
-        elif (self.status == 413 or (self.status >= 400 and self.unread)) and not message.get("more_body"):
+            if self._unread and all(name != b"connection" for name, _ in message["headers"]):
+                message["headers"].append((b"connection", b"close"))
+        elif self._unread and not message.get("more_body"):
             await self._send({**message, "more_body": True})
             await _linger(self._receive)
             message = {"type": "http.response.body"}

@@ -87,6 +87,19 @@ class Settings(BaseSettings):
     max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
     max_images: int = Field(1024, ge=1, description="Images one request may upload.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
+    max_control_body_bytes: int = Field(
+        64 << 10, ge=1024, description="Largest request body of routes that take neither images nor files."
+    )
+    max_inflight_body_bytes: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        description="Request bodies that are held in memory at a time before it answers 503.",
+    )
+    max_inflight_response_bytes: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        description="Large responses held in memory at a time; further ones go to temporary files.",
+    )
     max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Largest upload of a dataset.")
     max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Largest a dataset may be unpacked.")
     reserve_bytes: int = Field(512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone.")
@@ -94,7 +107,34 @@ class Settings(BaseSettings):
         180_000_000, ge=1, description="Pixels of the largest answer of the upscaling route."
     )
     max_waiting: int = Field(2048, ge=1, description="Requests that may wait in one API process before it answers 503.")
+    max_streams: int = Field(
+        50, ge=1, description="Event streams that one key, or without keys one address, may have open in a process."
+    )
     max_queued_jobs: int = Field(20_000, ge=1, description="Unfinished jobs in the ledger before it answers 503.")
+
+    max_connections: int = Field(
+        4096, ge=8, description="Open connections of one API process; beyond, idle ones are closed, or it answers 503."
+    )
+    max_header_bytes: int = Field(64 << 10, ge=4096, description="Largest head of a request: its line and headers.")
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="Time for the head of a request, from the connection or its first byte.",
+    )
+    idle_timeout_s: float = Field(15.0, gt=0, le=3600, description="How long a connection is kept between requests.")
+    body_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="How long a request body may stand still or come slower than the minimal rate."
+    )
+    body_total_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Time for a whole request body, except uploads that stream to the disk.",
+    )
+    write_timeout_s: float = Field(30.0, gt=0, le=3600, description="The same for a client that reads its response.")
+    min_transfer_rate: float = Field(
+        500.0, ge=0.001, description="Slowest rate of bodies and responses, in bytes per second, over the time-out."
+    )
 
     life_s: float = Field(
         1.5, gt=0.2, le=60, description="Silence after which a worker counts as dead to a waiting request."

@@ -103,7 +103,8 @@ async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"x-request-id", b"seven")]}
+    headers = [(b"x-request-id", b"seven"), *([(b"transfer-encoding", b"chunked")] if wire else [])]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
     await Front(app, Settings(max_body_bytes=1024))(scope, receive, send)
     return sent
 

@@ -1,0 +1,402 @@
+"""The HTTP/1.1 protocol of a connection: uvicorn's, with limits on header bytes, time, transfer rates and connections.
+
+uvicorn's parser (httptools) accepts heads of any size and its only timer is the keep-alive one. Here the bytes of a
+request head are counted before the parser sees them, and a watchdog timer per connection ends what makes no progress:
+a head that is not complete in time, a body or a response that moves slower than a minimal rate, an idle connection.
+"""
+
+import asyncio
+import heapq
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar, cast
+from uuid import uuid4
+
+import httptools
+import orjson
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.errors import MEDIA_TYPE, TITLES, problem
+from workers.settings import Settings
+
+log = logging.getLogger("api.access")
+
+MAX_HEADERS = 256
+"""Header fields of one request."""
+
+MAX_PIPELINED = 64
+"""Requests that may wait on one connection behind the one that is being answered."""
+
+MAX_SMALL_CHUNKS = 16_384
+"""From so many chunks on, the chunks of a body must have `MIN_CHUNK_BYTES` on average: each one costs two callbacks."""
+
+MIN_CHUNK_BYTES = 64
+LINGER_S = 2.0
+"""How long a rejected connection is still read from: closing at once would reset it before the client has read why."""
+
+_PIECE_BYTES = 64 << 10
+_EVICTED_SHARE = 20
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What one connection may take, and how many there may be. Times in seconds, rates in bytes per second."""
+
+    max_connections: int
+    max_header_bytes: int
+    header_timeout_s: float
+    idle_timeout_s: float
+    body_timeout_s: float
+    write_timeout_s: float
+    min_transfer_rate: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ConnectionLimits":
+        """The limits that the settings state."""
+        return cls(
+            max_connections=settings.max_connections,
+            max_header_bytes=settings.max_header_bytes,
+            header_timeout_s=settings.header_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+            min_transfer_rate=settings.min_transfer_rate,
+        )
+
+    @property
+    def check_interval_s(self) -> float:
+        """How often the watchdog of a connection looks."""
+        shortest = min(self.header_timeout_s, self.idle_timeout_s, self.body_timeout_s, self.write_timeout_s)
+        return min(2.5, shortest / 4)
+
+
+class _RejectedError(Exception):
+    """Raised inside a parser callback to stop the parser; the response has been chosen already."""
+
+
+class _ProgressCredit:
+    """Seconds a transfer may still go without progress: time uses them up, bytes earn them back up to the time-out.
+
+    A transfer faster than the minimal rate never runs out; one that stops, or trickles, does.
+    """
+
+    __slots__ = ("_rate", "_timeout_s", "left_s")
+
+    def __init__(self, timeout_s: float, rate: float) -> None:
+        self._timeout_s = timeout_s
+        self._rate = rate
+        self.left_s = timeout_s
+
+    def update(self, elapsed_s: float, moved_bytes: int) -> None:
+        self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
+
+    def refill(self) -> None:
+        self.left_s = self._timeout_s
+
+    @property
+    def low(self) -> bool:
+        return self.left_s < self._timeout_s / 2
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol within `limits`; use the class that `limited_protocol` makes."""
+
+    limits: ClassVar[ConnectionLimits]
+
+    # --- life of a connection ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the watchdog: the head of the first request must be complete within the header time-out."""
+        super().connection_made(transport)
+        limits = self.limits
+        self.url = b""
+        self._in_head = True  # no complete head of the next request yet
+        self._head_bytes = 0
+        self._silent_bytes = 0  # bytes of a message since its last piece of body: chunk extensions, trailers
+        self._messages = 0  # complete requests so far
+        self._parsed_pieces = 0  # of bodies
+        self._chunks = 0
+        self._message_bytes = 0  # body of the current message
+        self._new_body_bytes = 0  # since the watchdog looked
+        self._writes_resumed = 0  # since the watchdog looked
+        self._unsent_bytes = 0  # when the watchdog looked
+        self._rejected = False
+        self._replaying_head = False
+        self._body_framing: bytes | None = None
+        self._body_credit = _ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
+        self._write_credit = _ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
+        self._checked_at = self.loop.time()
+        self._head_began_at: float | None = self._checked_at
+        self._idle_since = (0, self._checked_at)
+        self._watchdog: asyncio.TimerHandle | None = self.loop.call_later(limits.check_interval_s, self._check)
+        if len(self.connections) > limits.max_connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the watchdog."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Note that the client has read most of what was written."""
+        self._writes_resumed += 1
+        super().resume_writing()
+
+    # --- parsing ---
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, never more of a head than the limit allows."""
+        if self._rejected:
+            return  # read and dropped until the connection is closed
+        self._unset_keepalive_if_required()
+        at, size = 0, len(data)
+        while at < size and not self._rejected:
+            room = self.limits.max_header_bytes - self._head_bytes if self._in_head else _PIECE_BYTES
+            if at == 0 and size <= room:
+                self._feed(data)
+                return
+            self._feed(data[at : at + min(room, _PIECE_BYTES)])
+            at += min(room, _PIECE_BYTES)
+
+    def _feed(self, piece: bytes) -> None:
+        began_in_head, messages, parsed_pieces = self._in_head, self._messages, self._parsed_pieces
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if not self._rejected:
+                log.debug("malformed request", extra={"reason": str(error)})
+                self._reject(400, "this is not HTTP/1.1; see RFC 9112 for what a request looks like")
+        limit = self.limits.max_header_bytes
+        if self._in_head:
+            # a head that began inside this piece counts from the next piece on
+            self._head_bytes += len(piece) if began_in_head and messages == self._messages else 0
+            if self._head_bytes >= limit and not self._rejected:
+                in_target = len(self.url) > limit // 2
+                what = "request target" if in_target else "head of the request"
+                self._reject(414 if in_target else 431, f"the {what} has more than the {limit} bytes that are read")
+        elif parsed_pieces == self._parsed_pieces and not self._rejected:
+            self._silent_bytes += len(piece)
+            if self._silent_bytes >= limit:
+                self._reject(431, f"chunk extensions or trailers of more than {limit} bytes are not read")
+
+    def on_message_begin(self) -> None:
+        """Reject a client that sends requests faster than it reads responses."""
+        if self._replaying_head:
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._reject(400, f"at most {MAX_PIPELINED} requests can be sent ahead of their responses")
+            raise _RejectedError
+        if self._head_began_at is None:
+            self._head_began_at = self.loop.time()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Collect the request target."""
+        if not self._replaying_head:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header field, and drop a trailer field."""
+        if self._in_head and not self._replaying_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request."""
+        if self._replaying_head:
+            return
+        if len(self.headers) > MAX_HEADERS:
+            self._reject(431, f"a request has at most {MAX_HEADERS} header fields")
+            raise _RejectedError
+        super().on_headers_complete()
+        self._in_head = False
+        self._head_bytes = self._silent_bytes = self._chunks = self._message_bytes = 0
+        self._head_began_at = None
+        self._body_credit.refill()
+        if self.parser.should_upgrade():
+            self._body_framing = _framing(self.headers)
+
+    def on_chunk_header(self) -> None:
+        """Count the chunks of a body."""
+        self._chunks += 1
+        if self._chunks > MAX_SMALL_CHUNKS and self._message_bytes < MIN_CHUNK_BYTES * self._chunks:
+            self._reject(400, f"the chunks of the body are too small; send {_PIECE_BYTES} bytes in each")
+            raise _RejectedError
+
+    def on_body(self, body: bytes) -> None:
+        """Count the body's bytes and pass them on."""
+        size = len(body)
+        self._parsed_pieces += 1
+        self._silent_bytes = 0
+        self._message_bytes += size
+        self._new_body_bytes += size
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Be ready for the head of the next request."""
+        if self._body_framing is not None:
+            return  # of a request to upgrade, whose body the parser does not read; see _decline_upgrade
+        self._messages += 1
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1 where a client has offered another protocol, as RFC 9110 allows.
+
+        The parser stops at the end of such a head. A body is read by a fresh parser, told how the body is framed.
+        """
+        framing, self._body_framing = self._body_framing, None
+        if framing is not None:
+            self.parser = httptools.HttpRequestParser(self)
+            self._replaying_head = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+            self._replaying_head = False
+        if rest and not self._rejected:
+            self._feed(rest)
+
+    # --- rejections ---
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject what is no HTTP; uvicorn calls it."""
+        self._reject(400, msg)
+
+    def _reject(self, status: int, detail: str) -> None:
+        """Send a problem and close; what still arrives is dropped. Requests before this one are answered first."""
+        self._rejected = True
+        request_id = uuid4().hex
+        log.info("rejected", extra={"request_id": request_id, "status": status, "reason": detail})
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and (self._in_head or self.pipeline):
+            if self._in_head:
+                cycle.keep_alive = False  # the connection closes after the last complete request's response
+            else:
+                self.transport.close()
+            return
+        if cycle is not None and not self._in_head:  # the body of the current request
+            began = cycle.response_started
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if began:
+                self.transport.abort()
+                return
+        title = TITLES.get(status, HTTPStatus(status).phrase)
+        body = orjson.dumps({**problem(status, title, detail), "request_id": request_id})
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\ncache-control: no-store\r\n"
+            f"{'retry-after: 2' + chr(13) + chr(10) if status == 503 else ''}connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+    # --- the watchdog ---
+
+    def _check(self) -> None:
+        now = self.loop.time()
+        elapsed_s, self._checked_at = now - self._checked_at, now
+        self._check_writing(elapsed_s)
+        if not self._rejected and not self.transport.is_closing():
+            if not self._in_head:
+                self._check_body(elapsed_s)
+            elif self._head_began_at is not None:
+                self._check_head(now)
+            elif self._answered:
+                self._check_idle(now)
+        self._watchdog = self.loop.call_later(self.limits.check_interval_s, self._check)
+
+    @property
+    def _answered(self) -> bool:
+        """Whether no request of this connection is being worked on."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
+
+    def _check_head(self, now: float) -> None:
+        timeout_s = self.limits.header_timeout_s
+        if self._head_began_at is not None and now - self._head_began_at >= timeout_s:
+            if self._head_bytes == 0 and self._messages == 0:
+                self.transport.close()  # nothing was ever sent
+            else:
+                self._reject(408, f"the head of the request was not complete within {timeout_s:g} s")
+
+    def _check_body(self, elapsed_s: float) -> None:
+        moved, self._new_body_bytes = self._new_body_bytes, 0
+        if self.flow.read_paused:
+            return  # the application is behind, not the client
+        answered = self.cycle.response_complete
+        self._body_credit.update(elapsed_s, 0 if answered else moved)
+        if self._body_credit.left_s > 0:
+            return
+        if answered:
+            self.transport.close()
+            return
+        limits = self.limits
+        self._reject(
+            408,
+            f"the body came at less than {limits.min_transfer_rate:g} bytes a second for {limits.body_timeout_s:g} s; "
+            "send it again, whole",
+        )
+
+    def _check_idle(self, now: float) -> None:
+        messages, since = self._idle_since
+        if messages != self._messages:
+            self._idle_since = (self._messages, now)
+        elif now - since >= self.limits.idle_timeout_s and not self._unsent_bytes:
+            self.transport.close()
+
+    def _check_writing(self, elapsed_s: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0:
+            self._write_credit.refill()
+        else:
+            drained = max(0, self._unsent_bytes - unsent) + self._writes_resumed * HIGH_WATER_LIMIT
+            self._write_credit.update(elapsed_s, drained)
+            if self._write_credit.left_s <= 0:
+                log.info("client stopped reading", extra={"unsent_bytes": unsent})
+                self.transport.abort()
+        self._unsent_bytes, self._writes_resumed = unsent, 0
+
+    # --- too many connections ---
+
+    def _make_room(self) -> None:
+        """Close the connections that can best be missed, or this one where all others are at work."""
+        others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
+        ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._dispensable()) is not None]  # noqa: SLF001
+        evicted = heapq.nsmallest(max(1, len(others) // _EVICTED_SHARE), ranked)
+        for _, number in evicted:
+            self.connections.discard(others[number])
+            others[number].transport.abort()
+        if not evicted:
+            self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
+
+    def _dispensable(self) -> tuple[int, float] | None:
+        """How well this connection can be missed, the smallest first; None while a request is being worked on."""
+        if self._rejected:
+            return 0, 0.0
+        if not self._in_head and not self._answered:
+            return (2, self._body_credit.left_s) if self._body_credit.low else None
+        if not self._answered or self._unsent_bytes:
+            return None
+        if self._head_began_at is not None:
+            return 0, self._head_began_at
+        return 1, self._idle_since[1]
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The header field that says how long the body is; None without a body."""
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
+            return name + b": " + value
+    return None
+
+
+def limited_protocol(limits: ConnectionLimits) -> type[LimitedHttpProtocol]:
+    """The protocol class with these limits, for `uvicorn.Config(http=…)`."""
+    attributes: dict[str, Any] = {"limits": limits}
+    return type("HttpProtocol", (LimitedHttpProtocol,), attributes)

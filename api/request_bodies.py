@@ -1,0 +1,181 @@
+"""What the body of a request may take: a size by route, a time, and a share of the memory for all bodies together."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from api.content_encoding import DecodedReceive, content_encoding
+from api.errors import OverloadedError, StalledError, TooLargeError
+from workers.operations import OPERATIONS
+from workers.settings import Settings
+
+UNCOUNTED_BYTES = 8 << 10
+"""The first bytes of a body do not count against the shared memory, so that small requests pass when it is used up."""
+
+_IMAGES = {("POST", f"/v1/{operation.path}") for operation in OPERATIONS}
+_DATASETS = ("POST", "/v1/datasets")
+_VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
+
+
+@dataclass(frozen=True)
+class BodyRule:
+    """What holds for the bodies of a route."""
+
+    limit: int
+    """Bytes, decoded."""
+    in_memory: bool
+    """Whether the body is held in memory as a whole; if not, the route streams it to the disk."""
+    small: bool = False
+    """Whether the body is read before the route runs."""
+
+
+class SharedMemory:
+    """Bytes of bodies that are held in memory now, of all requests."""
+
+    def __init__(self, limit: int) -> None:
+        """At most `limit` bytes."""
+        self._limit = limit
+        self.held = 0
+
+    def check(self, size: int) -> None:
+        """Raise OverloadedError where there is no room for `size` bytes now."""
+        if self.held + size > self._limit:
+            raise OverloadedError(
+                f"{self.held} bytes of request bodies are being read or worked on, of {self._limit} at a time; try "
+                "again in a moment",
+                headers={"Retry-After": "2", "Connection": "close"},
+            )
+
+
+class RequestBodies:
+    """Gives each request a `receive` that holds its body to the limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Limits as the settings state them."""
+        self._images = BodyRule(settings.max_body_bytes, in_memory=True)
+        self._control = BodyRule(settings.max_control_body_bytes, in_memory=True, small=True)
+        self._dataset = BodyRule(settings.max_dataset_bytes, in_memory=False)
+        self._version = BodyRule(settings.max_version_bytes, in_memory=False)
+        self._timeout_s = settings.body_total_timeout_s
+        self.memory = SharedMemory(settings.max_inflight_body_bytes)
+
+    def _rule(self, method: str, path: str) -> BodyRule:
+        if (method, path) in _IMAGES:
+            return self._images
+        if (method, path) == _DATASETS:
+            return self._dataset
+        if method == "POST" and _VERSIONS.fullmatch(path):
+            return self._version
+        return self._control
+
+    def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
+        """The `receive` for a request. Raises the ProblemError that its headers call for."""
+        rule = self._rule(method, path)
+        encoding, declared = "", 0
+        for name, value in headers:
+            if name == b"content-encoding":
+                encoding = content_encoding(headers)
+            elif name == b"content-length" and value.isdigit():
+                declared = int(value)
+        if declared > rule.limit:
+            raise too_large(rule)
+        if declared > UNCOUNTED_BYTES and rule.in_memory:
+            self.memory.check(declared)
+        if encoding:
+            receive = DecodedReceive(receive, encoding, rule.limit)
+        return BodyReader(receive, rule, self.memory, self._timeout_s, decoded=bool(encoding))
+
+
+class BodyReader:
+    """An ASGI `receive` that counts. Raises TooLargeError, OverloadedError or StalledError; `release` it at the end."""
+
+    __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
+
+    def __init__(
+        self, receive: Receive, rule: BodyRule, memory: SharedMemory, timeout_s: float, *, decoded: bool
+    ) -> None:
+        """Read from `receive`."""
+        self._receive = receive
+        self._rule = rule
+        self._memory = memory
+        self._timeout_s = timeout_s
+        self._deadline: float | None = None
+        self._read = self._held = 0
+        self.decoded = decoded
+        self.unread = True
+        """Whether the body may have more than was read."""
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
+        if message["type"] != "http.request":
+            return message
+        self._read += len(message.get("body", b""))
+        self.unread = message.get("more_body", False)
+        if self._read > self._rule.limit:
+            self.unread = True  # of a body that is decoded, only the encoded part may be all there
+            raise too_large(self._rule)
+        if self._read > UNCOUNTED_BYTES and self._rule.in_memory:
+            self._hold(self._read - UNCOUNTED_BYTES)
+        if self.unread and self._rule.in_memory:
+            self._deadline = self._deadline or asyncio.get_running_loop().time() + self._timeout_s
+        else:
+            self._deadline = None
+        return message
+
+    async def _in_time(self, deadline: float) -> Message:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._receive()
+        except TimeoutError as error:
+            detail = f"the body was not complete after {self._timeout_s:g} s; send it faster, or in parts"
+            raise StalledError(detail, headers={"Connection": "close"}) from error
+
+    def _hold(self, size: int) -> None:
+        try:
+            self._memory.check(size - self._held)
+        except OverloadedError:
+            self.unread = True
+            raise
+        self._memory.held += size - self._held
+        self._held = size
+
+    def release(self) -> None:
+        """Give the memory back: the request is over."""
+        self._memory.held -= self._held
+        self._held = 0
+
+    async def ahead(self) -> Receive:
+        """Read a small body now: a route that parses it would turn this reader's errors into others.
+
+        Returns the `receive` that gives the body again. Raises ClientDisconnect.
+        """
+        if not self._rule.small:
+            return self
+        body = b""
+        while True:
+            message = await self()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else await self()
+
+        return receive
+
+
+def too_large(rule: BodyRule) -> TooLargeError:
+    """The refusal of a body over the limit of its route."""
+    advice = "send fewer images a request, or a smaller file" if rule.in_memory else "send a smaller file"
+    if rule.small:
+        advice = "send less"
+    return TooLargeError(
+        f"this route takes bodies of at most {rule.limit} bytes; {advice}", headers={"Connection": "close"}
+    )

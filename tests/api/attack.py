@@ -1,0 +1,150 @@
+"""What tests of hostile clients need: an API process alone, raw connections, its memory, and how fast it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from tests.stack import ROOT, free_port
+
+MIB = 1 << 20
+
+
+class BareApi:
+    """An API process without workers or queue server, for what never gets to them."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")},
+            "OMP_NUM_THREADS": "1",
+            "REVERIE_PORT": str(self.port),
+            "REVERIE_QUEUE_URL": f"redis://127.0.0.1:{free_port()}/0",
+            "REVERIE_STATE": str(folder / "state"),
+            "REVERIE_CHECKPOINTS": str(ROOT / "checkpoints"),
+            **{f"REVERIE_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+
+    def __enter__(self) -> Self:
+        with (self._folder / "api.log").open("ab") as log:
+            command = [sys.executable, "-m", "api"]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200:
+                    return self
+            time.sleep(0.05)
+        raise TimeoutError("the API did not come up")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+
+    @property
+    def log(self) -> str:
+        """What the process has written."""
+        return (self._folder / "api.log").read_text()
+
+
+def connect(port: int) -> socket.socket:
+    """A raw connection."""
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def answer(connection: socket.socket, timeout_s: float = 30) -> bytes:
+    """All that comes until the server closes the connection; a reset counts as closing."""
+    connection.settimeout(timeout_s)
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            received += piece
+    return received
+
+
+def send_all(connection: socket.socket, data: bytes) -> None:
+    """Send as much as the server takes."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(data)
+
+
+def status_of(response: bytes) -> int:
+    """The status of a raw response; 0 for none."""
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.1 ") else 0
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Latencies:
+    """Times of one request sent again and again on one connection, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.failures: list[str] = []
+
+    @property
+    def worst(self) -> float:
+        """The longest."""
+        return max(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return sorted(self.seconds)[len(self.seconds) // 2]
+
+
+@contextlib.contextmanager
+def watched(url: str, method: str = "GET", path: str = "/healthz", body: object = None) -> Iterator[Latencies]:
+    """Send a request every 10 ms while the block runs, and time each; an answer other than 200 is a failure."""
+    found = Latencies()
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while True:
+                began = time.perf_counter()
+                try:
+                    response = client.request(method, path, json=body)
+                    if response.status_code != 200:
+                        found.failures.append(response.text[:200])
+                except httpx.HTTPError as error:
+                    found.failures.append(repr(error))
+                found.seconds.append(time.perf_counter() - began)
+                if stop.wait(0.01):
+                    return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()

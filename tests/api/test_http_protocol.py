@@ -1,0 +1,273 @@
+"""Connections that take too much: heads, chunks, pipelines, time. Others are served meanwhile, memory stays bounded."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from api.http_protocol import MAX_HEADERS, MAX_PIPELINED
+from tests.api.attack import (
+    MIB,
+    BareApi,
+    answer,
+    connect,
+    cpu_seconds,
+    rss_bytes,
+    send_all,
+    status_of,
+    watched,
+)
+
+POST = b"POST /v1/samples HTTP/1.1\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\n"
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
+    """An API process with short time-outs."""
+    times = {"header_timeout_s": 1, "idle_timeout_s": 2, "body_timeout_s": 1, "write_timeout_s": 1}
+    with BareApi(tmp_path_factory.mktemp("protocol"), **times) as running:
+        yield running
+
+
+def _raw(api: BareApi, data: bytes, timeout_s: float = 30) -> bytes:
+    with connect(api.port) as connection:
+        send_all(connection, data)
+        return answer(connection, timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /" + b"a" * (40 * MIB) + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /?" + b"a=b&" * (10 * MIB) + b" HTTP/1.1\r\n\r\n", 414),
+        (GET + b"X: " + b"a" * (40 * MIB) + b"\r\n\r\n", 431),
+        (GET + b"a" * (40 * MIB) + b": x\r\n\r\n", 431),
+        (GET + b"a:\r\n" * 1_000_000 + b"\r\n", 431),
+        (GET + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n", 431),
+        (GET + b"Cookie: a=b\r\n" * 8000 + b"\r\n", 431),
+        (CHUNKED + b"1\r\na\r\n0\r\nX: " + b"a" * (40 * MIB) + b"\r\n\r\n", 431),
+        (CHUNKED + b"1\r\na\r\n0\r\n" + b"a:\r\n" * 1_000_000 + b"\r\n", 431),
+        (CHUNKED + b"1;" + b"a" * (40 * MIB) + b"\r\na\r\n0\r\n\r\n", 431),
+        (CHUNKED + b"1\r\n \r\n" * 5_000_000, 400),
+        (GET + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(MIB), 400),
+        (bytes(range(256)) * (80 * 1024), 400),
+        (b"CONNECT localhost:80 HTTP/1.1\r\n\r\n", 400),
+    ],
+    ids=[
+        *("path", "query", "value", "name", "many headers", "a few headers too many", "cookies", "trailer", "trailers"),
+        *("chunk extension", "chunks of one byte", "two lengths", "TLS", "garbage", "CONNECT"),
+    ],
+)
+def test_an_excessive_request_is_rejected_at_once(api: BareApi, data: bytes, status: int) -> None:
+    """With a problem, for little CPU and memory, while others are answered within 100 ms."""
+    rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
+    with watched(api.url) as latencies:
+        response = _raw(api, data)
+    assert status_of(response) == status, response[:300]
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head.lower()
+    found = orjson.loads(body)
+    assert found["status"] == status
+    assert 10 < len(found["detail"]) < 300
+    assert found["request_id"].encode() in head
+    assert not latencies.failures
+    assert latencies.worst < 0.1
+    assert rss_bytes(api.process.pid) < rss + 16 * MIB
+    assert cpu_seconds(api.process.pid) < cpu + 0.5
+
+
+def test_a_head_just_within_the_limit_is_read(api: BareApi) -> None:
+    """63 kB of headers, and 63 kB of query, sent in pieces of all sizes."""
+    for data in (
+        GET + b"X: " + b"a" * 63_000 + b"\r\nConnection: close\r\n\r\n",
+        b"GET /healthz?" + b"a" * 63_000 + b" HTTP/1.1\r\nConnection: close\r\n\r\n",
+    ):
+        for step in (len(data), 9000):
+            with connect(api.port) as connection:
+                for at in range(0, len(data), step):
+                    connection.sendall(data[at : at + step])
+                    time.sleep(0.005)
+                assert status_of(answer(connection)) == 200
+
+
+def test_pipelined_requests_are_answered_in_order(api: BareApi) -> None:
+    """As many as fit; one client that sends a million without reading is cut off after those."""
+    few = _raw(api, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\n\r\n" + GET + b"Connection: close\r\n\r\n")
+    assert [int(part[:3]) for part in few.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
+    rss = rss_bytes(api.process.pid)
+    with watched(api.url) as latencies:
+        many = _raw(api, (GET + b"\r\n") * 300_000)
+    assert 1 <= many.count(b"HTTP/1.1 200") <= MAX_PIPELINED + 2
+    assert many.count(b"HTTP/1.1 ") == many.count(b"HTTP/1.1 200")
+    assert latencies.worst < 0.1
+    assert rss_bytes(api.process.pid) < rss + 16 * MIB
+
+
+def test_a_long_body_before_a_long_head_is_no_long_head(api: BareApi) -> None:
+    """Bytes of a body do not count for the head of the request that follows in the same packet."""
+    body = b" " * 60_000
+    first = POST + b"Content-Length: 60000\r\n\r\n" + body
+    second = GET + b"X: " + b"a" * 50_000
+    with connect(api.port) as connection:
+        connection.sendall(first + second[:20_000])
+        time.sleep(0.2)
+        connection.sendall(second[20_000:] + b"\r\nConnection: close\r\n\r\n")
+        response = answer(connection)
+    assert [int(part[:3]) for part in response.split(b"HTTP/1.1 ")[1:]] == [400, 200]
+
+
+def test_another_protocol_is_declined(api: BareApi) -> None:
+    """A request that offers WebSocket or HTTP/2 is answered over HTTP/1.1, its body is read, the connection goes on."""
+    for offer in (b"websocket", b"h2c"):
+        upgrade = b"Connection: Upgrade\r\nUpgrade: " + offer + b"\r\n"
+        last = GET + b"Connection: close\r\n\r\n"
+        for body in (b"Content-Length: 3\r\n\r\n[1]", b"Transfer-Encoding: chunked\r\n\r\n3\r\n[1]\r\n0\r\n\r\n"):
+            response = _raw(api, POST + upgrade + body + last)
+            statuses = [int(part[:3]) for part in response.split(b"HTTP/1.1 ")[1:]]
+            assert statuses == [400, 200], response
+            assert b"must be a JSON object" in response
+        assert _raw(api, GET + upgrade + b"\r\n" + last).count(b"HTTP/1.1 200") == 2
+
+
+def test_http_1_0_and_continue_work(api: BareApi) -> None:
+    """HTTP/1.0 closes after the answer; `Expect` is answered by 100, or by a refusal before anything is sent."""
+    assert status_of(_raw(api, b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
+    expect = b"Expect: 100-continue\r\nConnection: close\r\n"
+    with connect(api.port) as connection:
+        connection.sendall(POST + expect + b"Content-Length: 3\r\n\r\n")
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"[1]")
+        assert status_of(answer(connection)) == 400
+    assert status_of(_raw(api, POST + expect + b"Content-Length: 99999999\r\n\r\n")) == 413
+
+
+# --- time ---
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(api: BareApi) -> None:
+    """Neither one that stops nor one that trickles, the first or a later one; a silent connection is just closed."""
+    with connect(api.port) as silent, connect(api.port) as half, connect(api.port) as later, connect(api.port) as drip:
+        half.sendall(b"GET / HTTP/1.1\r\nX: ")
+        drip.sendall(b"GET /")
+        later.sendall(GET + b"\r\n" + b"GET /")
+        until = time.monotonic() + 2.5
+        drip.settimeout(0.1)
+        dripped = b""
+        while time.monotonic() < until and b"\r\n\r\n" not in dripped:
+            try:
+                drip.sendall(b"G" if not dripped else b"")
+                dripped += drip.recv(1000)
+            except TimeoutError:
+                continue
+        assert status_of(answer(half, 1)) == 408
+        assert answer(later, 1).count(b"HTTP/1.1 408") == 1
+        assert answer(silent, 1) == b""
+        assert status_of(dripped) == 408
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/samples", "/v1/upscales", "/v1/trainings", "/v1/datasets?name=slow", "/v1/models/some/versions"],
+)
+@pytest.mark.parametrize("pause_s", [0.2, 60])
+def test_a_body_that_trickles_is_not_waited_for(api: BareApi, path: str, pause_s: float) -> None:
+    """On every route, whether it stops or goes on a byte at a time."""
+    kind = "application/zip" if "datasets" in path else "application/octet-stream"
+    head = f"POST {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+    with connect(api.port) as connection:
+        connection.sendall(head.encode())
+        connection.settimeout(min(pause_s, 4))
+        received, until = b"", time.monotonic() + 4
+        while time.monotonic() < until and not received:
+            try:
+                connection.sendall(b"x")
+                received = connection.recv(1000)
+            except TimeoutError:
+                continue
+        assert status_of(received) == 408, received
+
+
+def test_a_slow_honest_upload_goes_on(api: BareApi) -> None:
+    """Several times as long as the time-outs, at a rate above the least one."""
+    size = 60 * 400
+    head = f"POST /v1/datasets?name=honest HTTP/1.1\r\nContent-Type: application/zip\r\nContent-Length: {size}\r\n\r\n"
+    with connect(api.port) as connection:
+        connection.sendall(head.encode())
+        for _ in range(60):
+            connection.sendall(bytes(400))
+            time.sleep(0.05)
+        connection.settimeout(20)
+        assert status_of(connection.recv(1000)) == 422  # it came whole, and is no ZIP
+
+
+def test_an_idle_connection_is_closed(api: BareApi) -> None:
+    """After its time, also where the answer went out before the end of the body."""
+    unfinished = GET + b"Content-Length: 10\r\n\r\n12345"
+    with connect(api.port) as idle, connect(api.port) as early:
+        idle.sendall(GET + b"\r\n")
+        early.sendall(unfinished)
+        began = time.monotonic()
+        assert status_of(answer(idle, 10)) == 200
+        assert 1.5 < time.monotonic() - began < 5
+        assert status_of(answer(early, 10)) == 200
+
+
+def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
+    """A slow one that goes on reading gets the whole answer."""
+    paths = ["/docs/static/swagger-ui-bundle.js"] * 40
+    ask = b"".join(f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths)
+    size = len(httpx.get(api.url + paths[0]).content)
+    with socket.socket() as stalled, socket.socket() as slow:
+        for client in (stalled, slow):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+            client.connect(("127.0.0.1", api.port))
+            client.sendall(ask)
+        received, until = 0, time.monotonic() + 4
+        while time.monotonic() < until:
+            received += len(slow.recv(8192))
+            time.sleep(0.01)
+        received += sum(len(piece) for piece in iter(lambda: slow.recv(1 << 20) if received < size * 40 else b"", b""))
+        assert "client stopped reading" in api.log
+        assert len(answer(stalled)) < 40 * size
+
+
+# --- many connections ---
+
+
+def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
+    """A flood of connections that send nothing, half a head, or a trickle of a body keeps nobody out."""
+    with BareApi(tmp_path, max_connections=100, header_timeout_s=30, body_timeout_s=30) as api:
+        rss = rss_bytes(api.process.pid)
+        starts = (b"", b"GET / HT", POST + b"Content-Length: 9\r\n\r\n", GET + b"\r\n")
+        held = []
+        with httpx.Client(base_url=api.url) as known:
+            assert known.get("/healthz").status_code == 200
+            for number in range(600):
+                connection = connect(api.port)
+                send_all(connection, starts[number % 2])
+                held.append(connection)
+                if number % 20 == 0:
+                    assert httpx.get(f"{api.url}/healthz").status_code == 200
+        assert rss_bytes(api.process.pid) < rss + 16 * MIB
+        for connection in held:
+            connection.close()
+        working = [connect(api.port) for _ in range(110)]  # all at work: the rest is refused, in words
+        for connection in working:
+            send_all(connection, starts[2] + b"x" * 8)
+        time.sleep(0.5)
+        with connect(api.port) as refused:
+            response = answer(refused, 5)
+        assert status_of(response) == 503
+        assert b"retry-after" in response
+        for connection in working:
+            connection.close()
+        time.sleep(0.5)
+        assert httpx.get(f"{api.url}/healthz").status_code == 200
