@@ -4,8 +4,11 @@
 """
 
 import gc
+import logging
+import os
 import resource
 import sys
+import threading
 from dataclasses import replace
 from types import FrameType
 
@@ -16,7 +19,12 @@ from api import keys_command
 from api.app import create_app
 from api.exposure import exit_if_refused
 from api.http_protocol import ConnectionLimits, limited_protocol
-from workers.settings import settings
+from workers.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
+
+log = logging.getLogger(__name__)
+
+EXIT_S = 4.0
+"""Seconds beyond `REVERIE_DRAIN_S` after which a stopping API that still hangs somewhere ends all the same."""
 
 
 class Server(uvicorn.Server):
@@ -30,7 +38,25 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Answer not ready from now on, and let uvicorn finish the open requests."""
         self._app.state.draining = True
+        self._end_later()
         super().handle_exit(sig, frame)
+
+    def stop(self) -> None:
+        """Stop as on SIGTERM; for other threads."""
+        self._app.state.draining = True
+        self._end_later()
+        self.should_exit = True
+
+    def _end_later(self) -> None:
+        grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
+
+        def end() -> None:
+            log.error("still running after the grace period; ended", extra={"seconds": grace_s})
+            os._exit(1)
+
+        timer = threading.Timer(grace_s, end)
+        timer.daemon = True
+        timer.start()
 
 
 OTHER_FILES = 512
@@ -53,8 +79,11 @@ def main() -> None:
     """Listen until told to stop, or run a subcommand."""
     if sys.argv[1:2] == ["keys"]:
         sys.exit(keys_command.main(sys.argv[2:]))
-    chosen = settings()
-    exit_if_refused(chosen)
+    with errors_end_the_program():
+        chosen = load_settings()
+        exit_if_refused(chosen)
+        listener = bound_socket(chosen.host, chosen.port, "REVERIE_HOST or REVERIE_PORT to another one")
+        check(chosen)
     app = create_app(chosen)
     # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
     gc.collect()
@@ -74,7 +103,11 @@ def main() -> None:
         timeout_keep_alive=max(1, round(chosen.idle_timeout_s)),
         backlog=1024,
     )
-    Server(config, app).run()
+    server = Server(config, app)
+    guard = QueueGuard(chosen, server.stop)
+    guard.start()
+    server.run(sockets=[listener])
+    sys.exit(guard.exit_status())
 
 
 if __name__ == "__main__":

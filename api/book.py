@@ -17,9 +17,10 @@ import sqlalchemy as sa
 
 from api.ask import Ask
 from api.errors import problem
+from workers.batching.requests import PendingRequest
 from workers.blobs import Blobs
 from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
-from workers.outbox import Call, FailedError, Outbox
+from workers.outbox import FailedError, Outbox
 from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
@@ -48,7 +49,7 @@ class Book:
         self._writer = ThreadPoolExecutor(1, "ledger-writer")
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
         self._pending: list[tuple[Job, asyncio.Future[None]]] = []
-        self._adopted: dict[str, Call] = {}
+        self._adopted: dict[str, PendingRequest] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
@@ -56,7 +57,9 @@ class Book:
     async def start(self) -> None:
         """Begin to renew, reap, reconcile and listen."""
         self._redis = connect_async(self._settings)
-        self._trainers = redis.asyncio.Redis.from_url(self._settings.training_queue, socket_connect_timeout=2)
+        self._trainers = redis.asyncio.Redis.from_url(
+            self._settings.training_queue, socket_timeout=15, socket_connect_timeout=2
+        )
         for loop in (self._keep, self._hear, self._sweep):
             self._run(loop())
 
@@ -133,7 +136,7 @@ class Book:
             await self._read(self._blobs.delete, f"jobs/{row['id']}")
         return job_id, first
 
-    async def adopt(self, ask: Ask, call: Call, owner: str, request_id: str) -> Job:
+    async def adopt(self, ask: Ask, call: PendingRequest, owner: str, request_id: str) -> Job:
         """Turn a call that has waited too long into a job that this process goes on with, under its own lease.
 
         Inserted as queued it would run twice. If this process dies, the lease lapses and a worker takes the job over.
@@ -147,7 +150,7 @@ class Book:
         self._run(self._see_through(row, call))
         return row
 
-    async def _see_through(self, row: Job, call: Call) -> None:
+    async def _see_through(self, row: Job, call: PendingRequest) -> None:
         job_id = row["id"]
         try:
             fields = await call.result

@@ -175,7 +175,7 @@ _HEADERS = [
         "description": "Sent again with the same body, the first answer is given again.",
     },
 ]
-_OPERATION_ERRORS = (400, 404, 406, 409, 410, 413, 415, 422, 500, 503)
+_OPERATION_ERRORS = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
 
 
 def operation_docs(operation: Operation, registry: Registry, settings: Settings) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.access import caller_of, quota_exceeded
 from api.answers import JSON, PNG, About, choose, negotiate, ranged, render, summed
 from api.ask import Ask, read_ask
 from api.book import Book
@@ -32,9 +33,11 @@ from api.errors import (
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from api.photographs import Darkroom, Wish, kinds_of
 from api.prefer import Prefer
+from workers.batching.requests import PendingRequest
+from workers.batching.scheduler import QueueFullError
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD, OPERATIONS, Operation
-from workers.outbox import BusyError, Call, FailedError, Outbox
+from workers.outbox import FailedError, Outbox
 from workers.registry import Entry, Registry
 from workers.settings import Settings
 from workers.wire import Fields, unpack
@@ -122,7 +125,7 @@ def _operation_route(house: House, operation: Operation) -> Callable[[Request], 
 async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Prefer) -> Response:
     """Answer while the client waits; after too long, promise a job that goes on with the same work."""
     png = media == JSON and ask.operation.pictures and ask.rows <= PNG_BY_WORKER
-    call = Call(
+    call = PendingRequest(
         ask.entry,
         ask.operation.method,
         ask.options,
@@ -132,6 +135,7 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Pre
         ask.per,
         png,
         request_id_of(request),
+        owner_of(request),
     )
     fields = await computed(house, request, ask, call, prefer)
     if isinstance(fields, Response):
@@ -145,12 +149,16 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Pre
     return Response(body, 200, {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}, media)
 
 
-async def computed(house: House, request: Request, ask: Ask, call: Call, prefer: Prefer) -> Fields | Response:
+async def computed(house: House, request: Request, ask: Ask, call: PendingRequest, prefer: Prefer) -> Fields | Response:
     """What the workers make of a call while the client waits; after too long, the answer that promises a job."""
+    call.limits = caller_of(request.scope).limits
     try:
         house.outbox.submit(call)
-    except BusyError as error:
-        raise overloaded(f"{house.settings.max_waiting} requests wait already") from error
+    except QueueFullError as error:
+        if error.own:
+            raise quota_exceeded(error.limit, str(error), 2) from error
+        detail = f"{error}; try again when some of them have ended"
+        raise OverloadedError(detail, headers={"Retry-After": "2"}, limit=error.limit) from error
     try:
         return await _patiently(request, call, prefer.wait_s)
     except TimeoutError:
@@ -167,7 +175,7 @@ async def computed(house: House, request: Request, ask: Ask, call: Call, prefer:
         raise
 
 
-async def _patiently(request: Request, call: Call, wait_s: float) -> Fields:
+async def _patiently(request: Request, call: PendingRequest, wait_s: float) -> Fields:
     """The call's result; while it is long in coming, look whether the client is still there."""
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s

@@ -512,7 +512,7 @@ def _add_steering(router: APIRouter, house: House) -> None:
         response_class=Response,
         responses={
             202: {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
-            **problem_responses(404, 409),
+            **problem_responses(404, 409, 503),
         },
     )
     async def publish(request: Request, job_id: str) -> Response:
@@ -522,6 +522,12 @@ def _add_steering(router: APIRouter, house: House) -> None:
         if not (Places(house.settings.state).run(job_id) / "state.pt").exists():
             raise ConflictError("the training has left no checkpoint", job_status=job["status"])
         said = {**orjson.loads(job["request"]), "training": job_id}
+        if said.get("serve") != "never" and not house.outbox.live_workers():
+            raise OverloadedError(
+                "no inference worker is running, which would load the version before it serves; start one "
+                "(python -m workers), then publish again",
+                headers={"Retry-After": "10"},
+            )
         row = desk_row(request, "publication", job["model"], said, job["seed"])
         added = await house.book.change(lambda ledger: ledger.add_apart(row, alone=True))
         found = await house.book.get(added.job_id, row["owner"]) or row

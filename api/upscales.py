@@ -29,10 +29,10 @@ from api.routes import (
     owner_of,
     promised_once,
 )
+from workers.batching.requests import PendingRequest
 from workers.encoders import FORMATS, fault
 from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD
-from workers.outbox import Call
 from workers.photographs import Layout, Photograph, opened
 from workers.pictures import UnusableImageError
 from workers.registry import Entry, Registry
@@ -108,7 +108,7 @@ async def _now(house: House, request: Request, ask: Ask, wish: Wish, prefer: Pre
     assert photograph is not None  # noqa: S101
     tiling = order.layout.tiling
     tiles = await asyncio.to_thread(tiling.cut, lambda begin, end: photograph.pixels[begin:end], 0, tiling.count)
-    call = Call(
+    call = PendingRequest(
         ask.entry,
         OPERATION.method,
         ask.options,
@@ -116,6 +116,7 @@ async def _now(house: House, request: Request, ask: Ask, wish: Wish, prefer: Pre
         ask.rows,
         {"images": tiles},
         request_id=request_id_of(request),
+        owner=owner_of(request),
     )
     fields = await computed(house, request, ask, call, prefer)
     if isinstance(fields, Response):

@@ -21,10 +21,13 @@ from api.spool import Spool
 from api.trainings import desk, desk_row
 from workers.registry import Entry
 from workers.trainings import NAME, Places, families
-from workers.versions import FILE, ForeignError, Versions, inspect, loaded, preview, refused
+from workers.versions import FILE, ForeignError, Versions, awaited, inspect, loaded, preview, refused
 
 LOAD_S = 60.0
 """How long workers may take to load a version before a switch is given up."""
+
+NO_WORKER_S = 3.0
+"""How long no worker may be alive before a switch is given up: one that is heard of now and then is waited for."""
 
 IMPORT_S = 120.0
 _LOOK_S = 0.05
@@ -104,25 +107,29 @@ def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
         _found(house, name)
         entry = _found(house, name, chosen.version)
         await asyncio.to_thread(versions.announce, name, chosen.version)
-        await _loaded(house, versions, entry)
+        try:
+            await _loaded(house, entry)
+        except BaseException:
+            await asyncio.to_thread(versions.withdraw, name, chosen.version)
+            raise
         await asyncio.to_thread(versions.serve, name, chosen.version)
         house.registry.refresh(at_once=True)
         return Response(orjson.dumps(model_body(house.registry, _found(house, name))), 200, {}, JSON)
 
 
-async def _loaded(house: House, versions: Versions, entry: Entry) -> None:
+async def _loaded(house: House, entry: Entry) -> None:
     """Return when every worker has the version warm; until then the one before it serves."""
-    until = time.monotonic() + LOAD_S
-    while not loaded(house.outbox.live_workers(), entry.ref):
-        if time.monotonic() > until:
-            await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+    begun = alive = time.monotonic()
+    while not loaded(workers := house.outbox.live_workers(), entry.ref):
+        now = time.monotonic()
+        alive = now if workers else alive
+        if now - begun > LOAD_S or now - alive > NO_WORKER_S:
             raise OverloadedError(
-                f"the workers have not loaded {entry.ref} in {LOAD_S:.0f} s; the version before it goes on serving",
+                f"{awaited(workers, entry.ref)}, after {now - begun:.0f} s; the version before it goes on serving",
                 headers={"Retry-After": "10"},
             )
         await asyncio.sleep(_LOOK_S)
-    if why := refused(house.outbox.live_workers(), entry.ref):
-        await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+    if why := refused(workers, entry.ref):
         raise ConflictError(f"a worker cannot load {entry.ref}: {why}; the version before it goes on serving")
 
 

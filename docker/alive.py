@@ -20,7 +20,7 @@ from workers.trainings import TRAINERS
 def beating(host: str, *, training: bool = False) -> bool:
     """Whether a heartbeat of `host` changes within three of its periods."""
     chosen = settings()
-    queue = redis.Redis.from_url(chosen.training_queue) if training else connect(chosen)
+    queue = redis.Redis.from_url(chosen.training_queue, socket_timeout=5) if training else connect(chosen)
     begins = f"trainer-{host}-" if training else f"{host}-"
 
     def beats() -> set[tuple[bytes, bytes]]:

@@ -4,14 +4,11 @@ Messages are acknowledged early and carry no promise: what is owed is known to t
 in the ledger (design: docs/decisions.md). Celery's own results are not used.
 """
 
-import asyncio
 import base64
-from collections import deque
+import logging
 from typing import Any, Literal
-from urllib.parse import unquote, urlparse
 from uuid import uuid4
 
-import hiredis
 import msgpack
 import orjson
 import redis
@@ -20,6 +17,8 @@ from celery import Celery
 from kombu.entity import Queue as Queue_
 
 from workers.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Queue: Any = Queue_  # kombu's classes are not typed
 Lane = Literal["interactive", "bulk"]
@@ -37,9 +36,9 @@ NOTES_LENGTH = 10_000
 """About how many notes a stream keeps; a reader further behind than that has its rows resent."""
 
 
-def notes_stream(api: str) -> str:
-    """The stream of one API process's completion notes."""
-    return f"reverie:notes:{api}"
+def new_notes_stream() -> str:
+    """A name for the completion stream of one API process."""
+    return f"reverie:notes:{uuid4().hex[:12]}"
 
 
 def queue_name(lane: Lane) -> str:
@@ -177,8 +176,11 @@ class Post:
         """Send a command, on a new connection where the old one broke. Raises RedisError."""
         try:
             while self._owed:
-                self._connection.read_response()
                 self._owed -= 1
+                try:
+                    self._connection.read_response()
+                except redis.ResponseError as error:  # of an earlier command, whose sender has gone on
+                    log.warning("command refused by the queue server", extra={"reason": str(error)})
             self._push(command)
         except (redis.ConnectionError, redis.TimeoutError):
             self._drop()
@@ -195,88 +197,3 @@ class Post:
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)
-
-
-class Line:
-    """One connection to the queue server on the event loop, in pipeline: replies come in the order of the commands.
-
-    hiredis speaks the protocol; redis-py's asyncio client costs half a millisecond a command, which a small request
-    pays twice. It connects by itself; commands in flight on a connection that breaks fail with ConnectionError.
-    """
-
-    def __init__(self, url: str) -> None:
-        """Prepare; the first command connects."""
-        self._address = urlparse(url)
-        self._transport: asyncio.Transport | None = None
-        self._reader = hiredis.Reader()
-        self._owed: deque[asyncio.Future[Any]] = deque()
-        self._connecting = asyncio.Lock()
-
-    async def command(self, *words: Any) -> Any:
-        """The reply to a command. Raises RedisError, OSError among them where the server is away."""
-        if self._transport is None:
-            await self._connect()
-        return await self._push(*words)
-
-    def _push(self, *words: Any) -> "asyncio.Future[Any]":
-        reply = asyncio.get_running_loop().create_future()
-        if self._transport is None:
-            raise redis.ConnectionError("the connection broke")
-        self._owed.append(reply)
-        self._transport.write(hiredis.pack_command(words))
-        return reply
-
-    async def _connect(self) -> None:
-        async with self._connecting:
-            if self._transport is not None:
-                return
-            host, port = self._address.hostname or "127.0.0.1", self._address.port or 6379
-            secure = self._address.scheme == "rediss" or None
-            loop = asyncio.get_running_loop()
-            async with asyncio.timeout(2):
-                transport, _ = await loop.create_connection(lambda: _Replies(self), host, port, ssl=secure)
-            self._transport, self._reader = transport, hiredis.Reader()
-            try:
-                if self._address.password:
-                    name = unquote(self._address.username or "default")
-                    await self._push("AUTH", name, unquote(self._address.password))
-                await self._push("SELECT", self._address.path.strip("/") or "0")
-            except redis.RedisError:
-                transport.close()
-                raise
-
-    def fed(self, data: bytes) -> None:
-        """Bytes have come: complete the oldest commands."""
-        self._reader.feed(data)
-        while (reply := self._reader.gets()) is not False:
-            waiting = self._owed.popleft()
-            if waiting.done():
-                continue
-            if isinstance(reply, hiredis.ReplyError):
-                waiting.set_exception(redis.ResponseError(str(reply)))
-            else:
-                waiting.set_result(reply)
-
-    def broke(self) -> None:
-        """The connection is gone, and with it what was in flight."""
-        self._transport = None
-        while self._owed:
-            waiting = self._owed.popleft()
-            if not waiting.done():
-                waiting.set_exception(redis.ConnectionError("the connection broke"))
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
-
-
-class _Replies(asyncio.Protocol):
-    def __init__(self, line: Line) -> None:
-        self._line = line
-
-    def data_received(self, data: bytes) -> None:
-        self._line.fed(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._line.broke()

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,20 @@ class Plan:
 class Resident:
     """One version of a model, loaded and ready to run."""
 
-    def __init__(self, entry: Entry, model: Any, device: torch.device, threads: int = 0) -> None:
-        """Hold a loaded model; `warm` it before it serves. `threads` 0: one for a small model, all for a large one."""
+    def __init__(
+        self,
+        entry: Entry,
+        model: Any,
+        device: torch.device,
+        threads: int = 0,
+        advance: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Hold a loaded model; `warm` it before it serves. `threads` 0: one for a small model, all for a large one.
+
+        `advance` is called after each step of an operation.
+        """
         self.entry = entry
+        self._advance = advance
         self.model = model
         self.device = device
         self.plans: dict[str, Plan] = {}
@@ -111,7 +122,9 @@ class Resident:
                 torch.set_num_threads(self.threads)
             arguments = [*items, rows.to(self.device), options]
             more = {} if state is None else {"state": state}
-            return getattr(self.model, method)(*arguments, **more)
+            result = getattr(self.model, method)(*arguments, **more)
+        self._advance()
+        return result
 
     def _defaults(self, method: str) -> dict[str, Any]:
         return dict(self.entry.choices[method].defaults)
@@ -231,8 +244,9 @@ def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
 class Residents:
     """The models of one worker, least recently used first, within a budget of memory."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Choose the device; nothing is loaded yet."""
+    def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
+        """Choose the device; nothing is loaded yet. `advance` is called after each step of an operation."""
+        self._advance = advance
         self.device = device_of(settings.device)
         self._settings = settings
         self._held: OrderedDict[str, Resident] = OrderedDict()
@@ -254,7 +268,7 @@ class Residents:
         """Load and warm a model in steps, between which the caller may serve others; held when they are done."""
         begun = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
-        resident = Resident(entry, model.eval(), self.device, self._settings.threads)
+        resident = Resident(entry, model.eval(), self.device, self._settings.threads, self._advance)
         self._make_room(resident.size_bytes)
         yield
         yield from resident.warm(self._settings.slice_s, self._settings.state / "plans")

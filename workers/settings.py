@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     data: Path = Field(Path("data"), description="Folder of data known by name: MNIST, Fashion-MNIST.")
     extra_models: Path | None = Field(None, description="A folder of more model families, one Python file each.")
     queue_url: str = Field("redis://127.0.0.1:6390/0", description="Redis-compatible queue server.")
+    queue_memory_bytes: int = Field(
+        1 << 30, ge=16 << 20, description="Most memory of the queue server that `make serve` starts (`maxmemory`)."
+    )
     ledger_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
     blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
     api_keys: Path | None = Field(
@@ -53,6 +56,15 @@ class Settings(BaseSettings):
     )
     key_requests_per_second: int = Field(
         1000, ge=0, description="Requests a second of one key's name in one API process; 0: any number."
+    )
+    key_waiting_requests: int = Field(
+        1024, ge=0, description="Requests of one key's name that may wait in one API process; 0: any number."
+    )
+    key_waiting_rows: int = Field(
+        262_144,
+        ge=0,
+        description="Rows that large requests of one key's name (without keys: of all) may have waiting in one API "
+        "process; 0: any number.",
     )
     key_unfinished_jobs: int = Field(
         5000, ge=0, description="Unfinished jobs of one key's name before it gets 429; 0: any number."
@@ -140,6 +152,11 @@ class Settings(BaseSettings):
         1.5, gt=0.2, le=60, description="Silence after which a worker counts as dead to a waiting request."
     )
     lease_s: float = Field(3.0, gt=0.5, le=600, description="How long a claim on a job holds without being renewed.")
+    stall_s: float = Field(
+        120.0,
+        gt=0.5,
+        description="A worker whose work does not advance for so long is ended, and its rows are charged.",
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="Times a row may take its worker down before it is given up.")
     keep_results_s: float = Field(86_400.0, gt=0, description="How long a finished job and its result are kept.")
     keep_keys_s: float = Field(86_400.0, gt=0, description="How long an Idempotency-Key is remembered.")

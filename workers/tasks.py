@@ -44,6 +44,7 @@ from workers.registry import Entry, Registry
 from workers.resident import Residents
 from workers.settings import HEARTBEAT_S, Settings
 from workers.trainings import Places
+from workers.watchdog import Watchdog
 from workers.wire import Batch, Items, Part, cut_items, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class Worker:
         self.ledger = Ledger(settings.ledger)
         self.blobs = Blobs(settings.blobs)
         self.registry = Registry(settings.checkpoints, Places(settings.state).checkpoints)
-        self.residents = Residents(settings)
+        self.watchdog = Watchdog(settings.stall_s)
+        self.residents = Residents(settings, self.watchdog.advance)
         self.celery = make_celery(settings)
         self.celery.task(name=RUN_BATCH, Strategy="workers.tasks:at_once")(self.run_batch)
         self.celery.task(name=RUN_JOBS, Strategy="workers.tasks:at_once")(self.run_jobs)
@@ -96,7 +98,8 @@ class Worker:
         """Warm the models up, then serve until told to stop; the current piece of work is finished first."""
         pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
         pulse.start()
-        self.residents.warm_all(self.registry.serving())
+        with self.watchdog.working("loading models"):
+            self.residents.warm_all(self.registry.serving())
         # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
         gc.collect()
         gc.freeze()
@@ -110,6 +113,7 @@ class Worker:
             self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
         finally:
             self._stopped.set()
+            self.watchdog.stop()
             pulse.join(2)
             quietly(lambda: self.redis.hdel(WORKERS, self.id))
 
@@ -133,7 +137,8 @@ class Worker:
             self._loading = (entry, self.residents.loading(entry))
         entry, steps = self._loading
         try:
-            next(steps)
+            with self.watchdog.working("loading", entry.ref):
+                next(steps)
         except StopIteration:
             self._loading = None
             quietly(self._beat)
@@ -147,6 +152,7 @@ class Worker:
 
     def _pulse(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
+            self.watchdog.check()
             quietly(self._beat)
             if self._holding:
                 quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
@@ -180,7 +186,8 @@ class Worker:
             self._post.send("SET", started_key(batch.id), self.id, "EX", 600)
         self._running = [batch.id]
         try:
-            self._run(batch)
+            with self.watchdog.working(batch.method, *(part.request_id for part in batch.parts)):
+                self._run(batch)
         finally:
             self._running = []
 
@@ -258,7 +265,8 @@ class Worker:
             return
         self._holding = True
         try:
-            reports = self._slice(claimed)
+            with self.watchdog.working(claimed[0]["method"], *(job["id"] for job in claimed)):
+                reports = self._slice(claimed)
             counted = self.ledger.settle(reports)
         finally:
             self._holding = False

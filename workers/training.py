@@ -32,9 +32,10 @@ from workers.ledger import DESK, TERMINAL, TRAINING, Job, Ledger
 from workers.logs import quietly, set_up
 from workers.queue import NEWS, NOTES_LENGTH, WORKERS, connect, preview_key
 from workers.registry import Registry
-from workers.settings import HEARTBEAT_S, Settings, settings
+from workers.settings import HEARTBEAT_S, Settings
+from workers.startup import QueueGuard, check, errors_end_the_program, load_settings
 from workers.trainings import TRAINERS, WAKE, Places, better
-from workers.versions import FILE, Versions, loaded, refused
+from workers.versions import FILE, Versions, awaited, loaded, refused
 from workers.wire import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -451,7 +452,7 @@ class Trainer:
         improved = better(said.get("figures", []), said.get("against", []))
         note = f"version {version} is there"
         if old is None or how == "always" or (how == "if better" and improved):
-            problem = self._switch(job["model"], version)
+            problem = self._switch(job, version, old)
             note += f", but cannot serve: {problem}" if problem else " and serves"
         elif how == "if better":
             why = "it measures no better" if improved is not None else "the two cannot be compared"
@@ -461,8 +462,12 @@ class Trainer:
         figures = {"figures": said.get("figures", []), "against": said.get("against", [])}
         self._tell(job, Watched(progress=0.99), [_message(note, version=version, **figures)])
 
-    def _switch(self, name: str, version: str) -> str:
-        """Have a version serve once the workers have loaded it; answers why not, if a worker cannot."""
+    def _switch(self, job: Job, version: str, old: str | None) -> str:
+        """Have a version serve once the workers have loaded it; returns why it does not, if they cannot.
+
+        Without a worker the old version is not given up: nobody has loaded the new one.
+        """
+        name, waits, workers = job["model"], "", {}
         ref = f"{name}@{version}"
         self.versions.announce(name, version)
         until = time.monotonic() + LOAD_S
@@ -478,7 +483,14 @@ class Trainer:
                     self.versions.withdraw(name, version)
                     return why
                 break
+            if (missing := awaited(workers, ref)) != waits:
+                waits = missing
+                text = f"waiting, at most {LOAD_S:.0f} s, for version {version} to be loaded: {missing}"
+                self._tell(job, Watched(progress=0.99), [_message(text)])
             time.sleep(0.1)
+        if old is not None and not workers:
+            self.versions.withdraw(name, version)
+            return f"{awaited(workers, ref)}; version {old} goes on serving, PATCH /v1/models/{name} switches"
         self.versions.serve(name, version)
         return ""
 
@@ -669,12 +681,17 @@ def _anonymous_bytes(leader: int) -> int:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    chosen = settings()
+    with errors_end_the_program():
+        chosen = load_settings()
+        check(chosen)
     set_up(chosen.log_level, "training")
     trainer = Trainer(chosen)
+    guard = QueueGuard(chosen, trainer.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_said: trainer.stop())
+    guard.start()
     trainer.start()
+    sys.exit(guard.exit_status())
 
 
 if __name__ == "__main__":

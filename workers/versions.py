@@ -146,9 +146,20 @@ class Versions:
 
 
 def loaded(workers: Mapping[str, Mapping[str, Any]], ref: str) -> bool:
-    """Whether every worker that serves has loaded `name@version`, or has said why it cannot."""
+    """Whether some worker serves, and each that does has loaded `name@version` or has said why it cannot."""
     ready = [said for said in workers.values() if said["state"] == "ready"]
-    return all(ref in said["capacity"] or ref in said.get("refused", {}) for said in ready)
+    return bool(ready) and all(ref in said["capacity"] or ref in said.get("refused", {}) for said in ready)
+
+
+def awaited(workers: Mapping[str, Mapping[str, Any]], ref: str) -> str:
+    """What is missing until `name@version` can serve, in words."""
+    if not workers:
+        return "no inference worker is running"
+    ready = [said for said in workers.values() if said["state"] == "ready"]
+    if not ready:
+        return "no inference worker is ready: those there are load their models, or stop"
+    missing = sum(ref not in said["capacity"] for said in ready)
+    return f"{missing} of {len(ready)} inference workers have not loaded {ref} yet"
 
 
 def refused(workers: Mapping[str, Mapping[str, Any]], ref: str) -> str:

@@ -12,10 +12,11 @@ from api.ask import Ask
 from api.book import INLINE_BYTES, Book
 from tests.api.telling import MODEL
 from tests.stack import free_port
+from workers.batching.requests import PendingRequest
 from workers.blobs import Blobs
 from workers.ledger import TERMINAL, Job, Ledger
 from workers.operations import BY_METHOD
-from workers.outbox import Call, FailedError, Outbox
+from workers.outbox import FailedError, Outbox
 from workers.registry import Registry
 from workers.settings import Settings
 from workers.wire import Fields
@@ -30,8 +31,10 @@ def _ask() -> Ask:
     return Ask(BY_METHOD["sample"], entry, {}, 7, 3, "f" * 64)
 
 
-def _call(ask: Ask) -> Call:
-    return Call(ask.entry, ask.operation.method, ask.options, ask.seed, ask.rows)
+def _call(ask: Ask) -> PendingRequest:
+    request = PendingRequest(ask.entry, ask.operation.method, ask.options, ask.seed, ask.rows)
+    request.result = asyncio.get_running_loop().create_future()
+    return request
 
 
 @asynccontextmanager

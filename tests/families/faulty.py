@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -17,6 +18,8 @@ from models.kit.rows import Rows
 from models.kit.schema import option
 
 RAISES, REFUSES, KILLS = 13, 14, 666
+HANGS, HANGS_LOCKED = 667, 668
+"""Seeds whose pass does not return: with the interpreter lock free, as in a kernel, and held, as in a bad extension."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class LikelihoodOptions:
 
 
 class Model(nn.Module):
-    """Pictures of uniform noise; seed 13 raises, 14 is refused, 666 kills the process."""
+    """Pictures of uniform noise; seed 13 raises, 14 is refused, 666 kills the process, 667 and 668 hang."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -74,6 +77,10 @@ def _obey(rows: Rows) -> None:
     seeds = set(rows.seed.tolist())
     if KILLS in seeds:
         os.kill(os.getpid(), signal.SIGKILL)
+    if HANGS in seeds:
+        time.sleep(3600)
+    if HANGS_LOCKED in seeds:
+        ctypes.PyDLL(None).sleep(3600)
     if RAISES in seeds:
         raise RuntimeError("seed 13 brings bad luck")
     if REFUSES in seeds:

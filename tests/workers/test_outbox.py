@@ -1,10 +1,13 @@
 """How requests share passes, seen from outside: what the worker's log says of its batches."""
 
+import contextlib
 import statistics
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import redis
 
 from tests.stack import Stack
 
@@ -32,3 +35,83 @@ def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, clie
 
 def _batches(stack: Stack) -> list[int]:
     return [int(str(line["parts"])) for line in stack.log("inference") if line.get("event") == "batch"]
+
+
+def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, client: httpx.Client) -> None:
+    """What was answered is not kept: soon after the last answer, the completion stream holds nothing."""
+    with ThreadPoolExecutor(16) as threads:
+        body = {"model": "faulty", "count": 8}
+        asked = [
+            threads.submit(client.post, "/v1/samples", json={**body, "seed": seed}) for seed in range(10_000, 10_300)
+        ]
+    assert {one.result().status_code for one in asked} == {200}
+    time.sleep(1.0)
+    with redis.Redis(port=stack.queue_port) as queue:
+        streams = list(queue.scan_iter("reverie:notes:*"))
+        assert streams
+        assert [queue.xlen(stream) for stream in streams] == [0] * len(streams)
+        assert all(queue.ttl(stream) > 0 for stream in streams)
+
+
+def test_the_queue_server_has_a_limit_of_memory(stack: Stack) -> None:
+    """`maxmemory` is set, and nothing is evicted."""
+    with redis.Redis(port=stack.queue_port) as queue:
+        found = {**queue.config_get("maxmemory"), **queue.config_get("maxmemory-policy")}
+    assert found == {"maxmemory": str(1 << 30), "maxmemory-policy": "noeviction"}
+
+
+def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Client) -> None:
+    """150 clients ask for 65 536 rows each and go: those beyond the budget are refused, and a sample waits little."""
+    body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.02}}
+    assert client.post("/v1/samples", json={"model": "faulty"}).is_success
+
+    def leave(seed: int) -> int:
+        with contextlib.suppress(httpx.TimeoutException):
+            return httpx.post(f"{stack.url}/v1/samples", json={**body, "seed": seed}, timeout=3).status_code
+        return 0
+
+    with ThreadPoolExecutor(150) as threads:
+        asked = [threads.submit(leave, seed) for seed in range(150)]
+        time.sleep(1.5)
+        begun = time.monotonic()
+        assert client.post("/v1/samples", json={"model": "faulty", "seed": 1}).is_success
+        took = time.monotonic() - begun
+        statuses = Counter(one.result() for one in asked)
+    assert statuses[503] >= 140, statuses
+    assert took < 2.0
+    # what the others left behind is gone at once
+    time.sleep(2.5)
+    begun = time.monotonic()
+    assert client.post("/v1/samples", json={"model": "faulty", "seed": 2}).is_success
+    assert time.monotonic() - begun < 1.0
+    assert client.get("/metrics").text.count("reverie_waiting_requests 0.0") == 1
+
+
+def test_the_bytes_do_not_depend_on_slicing(client: httpx.Client) -> None:
+    """A request that is cut into many slices draws the rows that small requests draw."""
+    whole = client.post(
+        "/v1/samples", json={"model": "faulty", "count": 3000, "seed": 9, "options": {"seconds": 0.001}}
+    )
+    few = client.post("/v1/samples", json={"model": "faulty", "count": 5, "seed": 9})
+    assert whole.status_code == few.status_code == 200
+    assert whole.json()["images"][:5] == few.json()["images"]
+
+
+def test_a_refusal_names_the_limit(stack: Stack) -> None:
+    """503 with `Retry-After` and the name of the limit."""
+    body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.05}}
+
+    def ask(seed: int) -> httpx.Response | None:
+        with contextlib.suppress(httpx.TimeoutException):
+            return httpx.post(f"{stack.url}/v1/samples", json={**body, "seed": seed}, timeout=2)
+        return None
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask, seed) for seed in range(8)]
+        refused = [one.result() for one in asked if one.result() is not None]
+    assert refused
+    for answer in refused:
+        assert answer is not None
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["limit"] == "waiting_rows"
+    time.sleep(1.5)

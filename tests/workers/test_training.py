@@ -185,7 +185,7 @@ def test_what_serves_follows_the_wish_and_the_measure(
     """The new version serves if it is better, always, or never; the job says which and why."""
     job = taken(trainer, row())
     seen: list[str] = []
-    trainer._switch = lambda _name, version: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
+    trainer._switch = lambda _job, version, _old: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
     trainer._serve_it(job, how, "2", dict(zip(("figures", "against"), figures, strict=True)), "1")
     assert seen == (["2"] if switched else [])
@@ -193,6 +193,33 @@ def test_what_serves_follows_the_wish_and_the_measure(
     assert note in told[-1]["message"]
     trainer._serve_it(job, "never", "1", {}, None)
     assert seen[-1:] == ["1"]  # there is no other
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["nobody", "a dead worker's heartbeat"])
+def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    """The job says what it waits for, then that the old version goes on serving and why; nothing is announced."""
+    monkeypatch.setattr("workers.training.LOAD_S", 1.0)
+    beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
+    trainer._workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
+    job = taken(trainer, row())
+    trainer._serve_it(job, "always", "2", {}, "1")
+    told = [json.loads(one["data"]) for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    texts = [one["message"] for one in told]
+    waits = "waiting, at most 1 s, for version 2 to be loaded: "
+    assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
+    assert texts[-2] == f"{waits}no inference worker is running"
+    assert "cannot serve: no inference worker is running; version 1 goes on serving" in texts[-1]
+    assert trainer.versions.pointers().get("m", {}) == {}
+
+
+def test_the_first_version_of_a_name_serves_without_a_worker(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no other that could go on serving; the worker that comes loads it."""
+    monkeypatch.setattr("workers.training.LOAD_S", 0.5)
+    trainer._workers = dict  # type: ignore[method-assign]
+    trainer._serve_it(taken(trainer, row()), "if better", "1", {}, None)
+    assert trainer.versions.pointers()["m"] == {"serves": "1"}
 
 
 def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""A forward pass that never returns: its worker ends, its row fails with the reason, and nobody else's does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.families.faulty import HANGS, HANGS_LOCKED
+from tests.service.test_chaos import ended, promise
+from tests.stack import Stack
+
+STALL_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service whose worker is started again whenever it ends, as a supervisor does."""
+    running = Stack(tmp_path_factory.mktemp("hang"), stall_s=str(STALL_S), max_wait_s="280", max_attempts="2")
+    stop = threading.Event()
+
+    def revive() -> None:
+        while not stop.wait(0.1):
+            if running.parts["inference"].poll() is not None:
+                running.start("inference")
+
+    reviver = threading.Thread(target=revive)
+    try:
+        running.up()
+        reviver.start()
+        yield running
+    finally:
+        stop.set()
+        if reviver.ident is not None:
+            reviver.join()
+        running.down()
+
+
+@pytest.mark.parametrize("seed", [HANGS, HANGS_LOCKED], ids=["lock free", "lock held"])
+def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) -> None:
+    """The requests beside it in the batch are answered; the worker says what it was doing."""
+    body, wait = {"model": "faulty", "seconds": 0.0}, {"Prefer": "wait=280"}
+    seeds = [*range(3000, 3007), seed]
+    with httpx.Client(base_url=reviving.url, timeout=290) as client, ThreadPoolExecutor(9) as pool:
+        pool.submit(client.post, "/v1/samples", json={**body, "seed": 1, "seconds": 1.0})
+
+        def ask(number: int) -> httpx.Response:
+            return client.post("/v1/samples", json={**body, "seed": number}, headers=wait)
+
+        answers = dict(zip(seeds, pool.map(ask, seeds), strict=True))
+    assert {number for number, answer in answers.items() if answer.status_code == 200} == set(seeds) - {seed}
+    assert "died or fell silent 2 times" in answers[seed].json()["detail"]
+    log = (reviving.state / "inference.log").read_text()
+    assert "Timeout (0:00:02)!" in log
+    assert "_obey" in log
+
+
+@pytest.mark.parametrize("seed", [HANGS, HANGS_LOCKED], ids=["lock free", "lock held"])
+def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
+    """Its lease is not renewed for ever; after its attempts it fails with the reason, and other jobs succeed."""
+    with httpx.Client(base_url=reviving.url, timeout=60) as client:
+        ids = {number: promise(client, number, seconds=0.0) for number in (seed, 3100, 3101)}
+    bodies = ended(reviving, ids)
+    assert [bodies[number]["status"] for number in ids] == ["failed", "succeeded", "succeeded"]
+    assert "died or fell silent 2 times" in json.dumps(bodies[seed]["problem"])
+
+
+def test_long_work_that_advances_is_left_alone(reviving: Stack) -> None:
+    """A run of many steps may take longer than the limit; each step may not."""
+    body = {"model": "faulty", "seed": 5, "k": 8, "seconds": 0.5, "images": [_black()]}
+    with httpx.Client(base_url=reviving.url, timeout=120) as client:
+        before = reviving.parts["inference"].pid
+        answer = client.post("/v1/likelihoods", json=body, headers={"Prefer": "wait=100"})
+    assert answer.status_code == 200, answer.text
+    assert reviving.parts["inference"].pid == before
+
+
+def _black() -> str:
+    import base64
+
+    import numpy as np
+
+    from workers.pictures import png
+
+    return base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()

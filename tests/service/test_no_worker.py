@@ -1,0 +1,78 @@
+"""Switching versions while no inference worker is there: refused with the reason, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.api.test_versions import SHIPPED, brighter, send
+from tests.stack import Stack
+from tests.workers.test_training import row
+from workers.ledger import Ledger
+from workers.settings import Settings
+
+NAME = "vae-mnist-2d"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with two versions of the shipped model."""
+    running = Stack(tmp_path_factory.mktemp("alone"))
+    try:
+        running.up()
+        with httpx.Client(base_url=running.url, timeout=180) as client:
+            assert send(client, brighter(SHIPPED.read_bytes())).status_code == 201
+        yield running
+    finally:
+        running.down()
+
+
+def refused(stack: Stack, version: str) -> str:
+    """Why a switch is refused, which must be soon."""
+    begun = time.monotonic()
+    answer = httpx.patch(f"{stack.url}/v1/models/{NAME}", json={"version": version}, timeout=30)
+    assert time.monotonic() - begun < 8
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10"), answer.text
+    pointers = json.loads((stack.state / "state" / "checkpoints" / "serving.json").read_text())
+    assert "next" not in pointers[NAME]
+    assert httpx.get(f"{stack.url}/v1/models/{NAME}").json()["version"] == "1"
+    return str(answer.json()["detail"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_switch_needs_a_worker(house: Stack, how: signal.Signals) -> None:
+    """At once after the last worker died, when its heartbeat is still there, and later; with a worker it is done."""
+    house.kill("inference", how)
+    assert "no inference worker is running" in refused(house, "2")
+    assert "no inference worker is running" in refused(house, "2")
+    house.start("inference")
+    house.wait_ready()
+    with httpx.Client(base_url=house.url, timeout=90) as client:
+        for version in ("2", "1"):
+            answer = client.patch(f"/v1/models/{NAME}", json={"version": version})
+            assert (answer.status_code, answer.json()["version"]) == (200, version)
+
+
+def test_a_publication_needs_a_worker(house: Stack) -> None:
+    """It is refused at once with 503 and makes no job; one that is never to serve is taken."""
+    chosen = Settings(state=house.state / "state")
+    ledger = Ledger(chosen.ledger)
+    jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]
+    ledger.add(jobs)
+    for job in jobs:
+        ledger.cancel(job["id"])
+        folder = chosen.state / "runs" / job["id"]
+        folder.mkdir(parents=True)
+        (folder / "state.pt").touch()
+    house.kill("inference")
+    time.sleep(2)
+    answers = [httpx.post(f"{house.url}/v1/trainings/{job['id']}/publish") for job in jobs]
+    house.start("inference")
+    assert [answer.status_code for answer in answers] == [503, 202], [answer.text for answer in answers]
+    assert "no inference worker is running" in answers[0].json()["detail"]
+    assert answers[0].headers["retry-after"] == "10"

@@ -1,0 +1,320 @@
+"""Programs that cannot start say why in one sentence and exit with 1; one that can be started can be stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from tests.stack import ROOT, free_port
+from workers import startup
+from workers.serve import queue_command
+from workers.settings import Settings
+
+PROGRAMS = {
+    "api": ["api"],
+    "inference": ["workers"],
+    "training": ["workers.training"],
+    "serve": ["workers.serve"],
+    "serve beside a queue server": ["workers.serve", "--no-queue"],
+}
+END_S = 90.0
+"""Importing torch takes its time on a busy machine."""
+
+
+def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
+    """Start a program with these settings and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
+    chosen = {f"REVERIE_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {**kept, "OMP_NUM_THREADS": "1", **chosen}
+    command = [sys.executable, "-m", *module]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
+
+
+def refusals(*programs: str, **settings: object) -> dict[str, str]:
+    """Run programs side by side; each must end by itself with status 1 and one sentence, which are returned."""
+    running = {name: start(PROGRAMS[name], **{"port": free_port(), **settings}) for name in programs or PROGRAMS}
+    said = {}
+    try:
+        for name, process in running.items():
+            said[name], _ = process.communicate(timeout=END_S)
+            assert process.returncode == 1, (name, said[name])
+            assert "Traceback" not in said[name]
+            lines = said[name].splitlines()
+            assert len(lines) == 1, (name, lines)
+            assert lines[0].startswith("error: ")
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return said
+
+
+@contextlib.contextmanager
+def queue_server(folder: Path, *options: str) -> Iterator[str]:
+    """A queue server of its own; its URL."""
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    command = [*queue_command(Settings(state=folder, queue_url=url)), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.kill()
+
+
+# --- state folder, database, settings ---
+
+
+@pytest.mark.parametrize("where", ["a file", "below a file", "below /proc"])
+def test_a_state_folder_that_cannot_be_written(tmp_path: Path, where: str) -> None:
+    """All programs name the folder, the reason and the setting."""
+    (tmp_path / "file").touch()
+    state = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "state", "below /proc": Path("/proc/x/y")}
+    queue = f"redis://127.0.0.1:{free_port()}/0"
+    for said in refusals(state=state[where], queue_url=queue).values():
+        assert str(state[where]) in said
+        assert "set REVERIE_STATE to" in said
+
+
+def test_a_part_of_the_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file where the folder of results should be."""
+    (tmp_path / "blobs").touch()
+    for said in refusals("api", "inference", state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0").values():
+        assert "REVERIE_STATE" in said
+
+
+def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+    """What is no database is named, without its password."""
+    (tmp_path / "text").write_text("no database" * 1000)
+    queue = {"queue_url": f"redis://127.0.0.1:{free_port()}/0", "state": tmp_path}
+    for said in refusals(ledger_url=f"sqlite:///{tmp_path}/text", **queue).values():
+        assert "file is not a database" in said
+        assert "REVERIE_LEDGER_URL" in said
+    (said,) = refusals("api", ledger_url="mariadb://me:secret@localhost/x", **queue).values()
+    assert "secret" not in said
+
+
+def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
+    """A value out of range and a name that is no setting."""
+    for said in refusals(state=tmp_path, wait_s="-1").values():
+        assert "REVERIE_WAIT_S: Input should be greater than 0" in said
+    for said in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
+        assert "no such setting: REVERIE_WIAT_S" in said
+
+
+# --- ports ---
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """Whoever would listen there says so, before anything else has begun."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        queue = f"redis://127.0.0.1:{free_port()}/0"
+        for said in refusals("api", "serve", state=tmp_path, queue_url=queue, port=port).values():
+            assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in said
+            assert "REVERIE_PORT" in said
+
+
+# --- queue servers ---
+
+
+def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
+    """The sentence says how it is given, and never shows one; with the right one the server is used."""
+    with queue_server(tmp_path, "--requirepass", "sesame") as url:
+        said = refusals(state=tmp_path, queue_url=url)
+        assert "Address already in use" in said.pop("serve")
+        for one in said.values():
+            assert "wants a password" in one
+            assert "REVERIE_QUEUE_URL: redis://:PASSWORD@HOST:PORT/0" in one
+        wrong = url.replace("redis://", "redis://:opensesame@")
+        for one in refusals("api", "inference", "training", state=tmp_path, queue_url=wrong).values():
+            assert "refuses the user name or password" in one
+            assert "opensesame" not in one
+        assert startup.check_queue(Settings(state=tmp_path, queue_url=url.replace("redis://", "redis://:sesame@")))
+
+
+class Talker(threading.Thread):
+    """A server that says the same to everybody and hangs up, or stays silent."""
+
+    def __init__(self, said: bytes) -> None:
+        super().__init__(daemon=True)
+        self.said = said
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
+
+    def run(self) -> None:
+        """Accept until the listener is closed."""
+        kept = []
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                if not self.said:
+                    kept.append(connection)
+                    continue
+                connection.sendall(self.said)
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"-DENIED Redis is running in protected mode\r\n", "DENIED Redis is running in protected mode"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Redis-compatible server"),
+        (b"", "does not reply"),
+    ],
+    ids=["denied", "another protocol", "silent"],
+)
+def test_a_queue_server_that_refuses(tmp_path: Path, said: bytes, reason: str) -> None:
+    """What it says, or that it says nothing, is told."""
+    talker = Talker(said)
+    talker.start()
+    try:
+        told = refusals(state=tmp_path, queue_url=talker.url)
+    finally:
+        talker.listener.close()
+    assert "Address already in use" in told.pop("serve")
+    for one in told.values():
+        assert reason in one
+        assert "REVERIE_QUEUE_URL" in one
+
+
+def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
+    """Another state folder, or the same with another database, is refused, on each of the first one's databases."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    with queue_server(tmp_path) as url:
+        assert startup.check(Settings(state=first, queue_url=url))
+        for said in refusals(state=second, queue_url=url).values():
+            assert "belongs to" in said
+            assert str(first) in said
+        database = f"sqlite:///{tmp_path}/other.sqlite3"
+        for said in refusals("api", "inference", "training", state=first, ledger_url=database, queue_url=url).values():
+            assert "belongs to another instance" in said
+        # the training workers' database of one instance is no queue for another
+        for said in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
+            assert "belongs to another instance" in said
+        (second / "link").symlink_to(first)
+        assert startup.check(Settings(state=second / "link", queue_url=url))
+        assert startup.check(Settings(state=second, queue_url=url.replace("/0", "/4")))
+
+
+def test_a_service_that_runs_already(tmp_path: Path) -> None:
+    """A second `make serve` from one state folder is refused, whatever its ports."""
+    state = tmp_path / "state"
+    quiet = {"state": state, "checkpoints": tmp_path / "none"}
+    first = start(["workers.serve"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
+    try:
+        until = time.monotonic() + END_S
+        while not (state / "supervisord.pid").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        (said,) = refusals("serve", queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet).values()
+        assert f"runs already from the state folder {state.resolve()} (process {first.pid})" in said
+    finally:
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=END_S)
+
+
+# --- an API can be stopped at any time ---
+
+
+def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], str]:
+    """An API process that answers, and its address."""
+    port = free_port()
+    process = start(["api"], state=folder, port=port, drain_s=1, **settings)
+    until = time.monotonic() + END_S
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"http://127.0.0.1:{port}/healthz").is_success:
+                return process, f"http://127.0.0.1:{port}"
+        time.sleep(0.1)
+    process.kill()
+    raise TimeoutError(process.communicate()[0])
+
+
+def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
+    """Send SIGTERM; the process must be gone soon. Answers what it has written."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.communicate(timeout=limit_s)[0]
+    finally:
+        process.kill()
+
+
+def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
+    """It has started, is not ready, and ends when it is told to, with a request open too."""
+    process, address = serving(tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0")
+    assert httpx.get(f"{address}/readyz").status_code == 503
+    body = {"model": "vae-mnist-2d"}
+    waiting = threading.Thread(target=_post, args=(address, body))
+    waiting.start()
+    time.sleep(0.3)
+    ended_in_time(process)
+    waiting.join()
+
+
+def _post(address: str, body: dict[str, str]) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(f"{address}/v1/samples", json=body, timeout=20)
+
+
+def test_sigterm_ends_an_api_whose_queue_server_hangs(tmp_path: Path) -> None:
+    """The queue server accepts what comes and replies no more."""
+    with queue_server(tmp_path) as url:
+        process, _ = serving(tmp_path, queue_url=url)
+        with redis.Redis.from_url(url) as client:
+            number = client.info()["process_id"]
+        os.kill(number, signal.SIGSTOP)
+        try:
+            time.sleep(1)
+            assert "Traceback" not in ended_in_time(process)
+        finally:
+            os.kill(number, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1.0, 2.0])
+def test_sigterm_ends_an_api_that_is_starting(tmp_path: Path, after_s: float) -> None:
+    """Whatever it is doing at that moment."""
+    process = start(["api"], state=tmp_path, port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0")
+    time.sleep(after_s)
+    ended_in_time(process, 20.0)
+
+
+def test_another_instance_s_queue_server_that_comes_up_later_is_refused(tmp_path: Path) -> None:
+    """An API that started before its queue server looks at whose it is once it is there."""
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    process, _ = serving(tmp_path / "mine", queue_url=url)
+    command = queue_command(Settings(state=tmp_path, queue_url=url))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as queue:
+        try:
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                with contextlib.suppress(redis.RedisError):
+                    startup.check_queue(Settings(state=tmp_path / "theirs", queue_url=url))
+                    if startup.mark_of(url):
+                        break
+            said, _ = process.communicate(timeout=30)
+            assert process.returncode == 1, said
+            assert "belongs to another instance" in said
+            assert "Traceback" not in said
+        finally:
+            queue.kill()
+            process.kill()
