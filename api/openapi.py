@@ -152,7 +152,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`status` and `progress` events, numbered, and `preview` ones without a number, at most two a "
         "second, which link to a picture of what the run has reached; the stream ends with the job",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     },
     204: {"description": "The job has ended, and nothing came after `Last-Event-ID`"},
 }

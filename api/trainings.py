@@ -129,7 +129,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
         "description": "A line an epoch; as `text/event-stream` each as it comes",
         "content": {
             JSON: {"schema": listed({"type": "object", "required": ["epoch", "train_loss"]})},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     },
     204: EVENTS[204],

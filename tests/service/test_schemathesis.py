@@ -1,0 +1,113 @@
+"""Generated requests of every kind, valid and not, alone and in sequences, never meet a fault or a hang."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.stack import Stack
+
+HANG_S = 10.0
+ALLOWED = {503, 504, 507}
+"""Statuses of a service without room or time; anything else from 500 is a fault."""
+
+PHASES = "examples,coverage,fuzzing,stateful"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request that was made, and its response; status 0: none came."""
+
+    method: str
+    url: str
+    sent: str
+    status: int
+    seconds: float
+    content_type: str
+    received: str
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Exchange:
+        """Read an entry of a HAR file."""
+        request, response = entry["request"], entry["response"]
+        content = response["content"]
+        return cls(
+            request["method"],
+            request["url"],
+            str(request.get("postData", ""))[:2000],
+            response["status"],
+            entry["time"] / 1000,
+            str(content.get("mimeType", "")),
+            str(content.get("text") or "")[:2000],
+        )
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it; empty where nothing is."""
+        if self.status == 0:
+            return "no response"
+        if self.seconds > HANG_S:
+            return f"{self.seconds:.1f} s"
+        if self.status < 500:
+            return ""
+        if self.status not in ALLOWED:
+            return "a fault of the service"
+        if self.url.partition("?")[0].endswith("/readyz"):
+            return ""  # whose body says what is missing
+        reasoned = self.content_type.startswith("application/problem+json") and json.loads(self.received)["detail"]
+        return "" if reasoned else "no reason"
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service of its own, which fetches nothing: on its PATH there is no program to fetch with."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    running = Stack(folder, wait_s="3", max_wait_s="5", data=str(folder / "data"))
+    running.environment["PATH"] = str(folder)
+    try:
+        yield running.up()
+    finally:
+        running.down()
+
+
+def exchanges(stack: Stack, seconds: int, *words: str) -> list[Exchange]:
+    """What schemathesis sent in so many seconds, and what came back."""
+    report = stack.state / "report.har"
+    command = [
+        *(Path(sys.executable).with_name("schemathesis"), "run", f"{stack.url}/openapi.json"),
+        *("--max-time", str(seconds), "--request-timeout", str(2 * HANG_S), "--checks", "not_a_server_error"),
+        *("--report-har-path", report, "--continue-on-failure", "--suppress-health-check", "all"),
+        *("--no-shrink", "--output-sanitize", "false", *words),
+    ]
+    done = subprocess.run(command, cwd=stack.state, capture_output=True, text=True, timeout=seconds + 120, check=False)
+    assert report.is_file(), done.stdout[-2000:] + done.stderr[-2000:]
+    return [Exchange.of(entry) for entry in json.loads(report.read_text())["log"]["entries"]]
+
+
+# the run itself, the start of the service and the reading of its report
+@pytest.mark.parametrize(
+    ("seconds", "least", "words"),
+    [
+        pytest.param(15, 100, ["--workers", "4", "--max-examples", "4", "--seed", "1"], id="short"),
+        pytest.param(600, 3000, [], id="full", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+)
+def test_generated_requests_meet_no_fault(fuzzed: Stack, seconds: int, least: int, words: list[str]) -> None:
+    """In all phases of schemathesis: no 5xx but one that says what there is no room or time for, and no hang."""
+    made = exchanges(fuzzed, seconds, "--phases", PHASES, *words)
+    statuses = Counter(exchange.status for exchange in made)
+    assert len(made) >= least, statuses
+    assert statuses[200] >= least / 20, statuses
+    assert statuses[422] >= least / 20, statuses
+    faults = [(exchange.fault, exchange) for exchange in made if exchange.fault]
+    assert not faults, f"{len(faults)} of {len(made)}: {faults[:5]}"
+    assert httpx.get(f"{fuzzed.url}/readyz", timeout=10).status_code == 200
