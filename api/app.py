@@ -21,7 +21,17 @@ from starlette.staticfiles import StaticFiles
 from api import openapi
 from api.book import Book
 from api.datasets import add_datasets
-from api.errors import OverloadedError, ProblemError, handle_http, handle_problem, problem, request_id_of, respond
+from api.errors import (
+    FullError,
+    OverloadedError,
+    ProblemError,
+    handle_http,
+    handle_problem,
+    problem,
+    request_id_of,
+    respond,
+    storage_error,
+)
 from api.exposure import allowed_origins
 from api.front import Front
 from api.html_headers import policy_of
@@ -38,6 +48,7 @@ from workers.logs import set_up
 from workers.outbox import Outbox
 from workers.registry import Registry
 from workers.settings import Settings, settings
+from workers.storage import lacks_space, reason_of
 from workers.trainings import Places
 
 log = logging.getLogger(__name__)
@@ -60,9 +71,24 @@ async def _handle_validation(request: Request, error: Exception) -> Response:
 
 
 async def _handle_ledger(request: Request, error: Exception) -> Response:
+    if lacks_space(error):
+        log.error("database full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})
+        full = FullError(
+            f"the job database has no room ({reason_of(error)}); delete ended jobs, or try again later",
+            headers={"Retry-After": "30"},
+        )
+        return full.response(request_id_of(request))
     log.error("ledger not to be had", exc_info=error, extra={"request_id": request_id_of(request)})
     said = OverloadedError("the ledger of jobs cannot be used now; try again later", headers={"Retry-After": "5"})
     return said.response(request_id_of(request))
+
+
+async def _handle_os_error(request: Request, error: Exception) -> Response:
+    """Answer a full disk wherever it was met; any other fault of the system is a fault of the service."""
+    if not isinstance(error, OSError) or not lacks_space(error):
+        raise error
+    log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})
+    return storage_error(error).response(request_id_of(request))
 
 
 def create_app(chosen: Settings | None = None) -> FastAPI:
@@ -98,6 +124,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
             RequestValidationError: _handle_validation,
             HTTPException: handle_http,
             sqlalchemy.exc.OperationalError: _handle_ledger,
+            OSError: _handle_os_error,
         },
     )
     app.add_middleware(Front, settings=chosen)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,17 @@ import redis.asyncio
 import sqlalchemy as sa
 
 from api.ask import Ask
-from api.errors import problem
+from api.errors import OverloadedError, storage_error
 from workers.batching.requests import PendingRequest
-from workers.blobs import Blobs
+from workers.blobs import Blobs, remove_tree
+from workers.cleanup import Cleanup
+from workers.lease_reaper import LeaseReaper
 from workers.ledger import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
 from workers.outbox import FailedError, Outbox
 from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
+from workers.storage import INSUFFICIENT_STORAGE, storage_problem
 from workers.trainings import WAKE, Places
 from workers.wire import Fields, joined, pack, unpack
 
@@ -31,9 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INLINE_BYTES = 256 << 10
-_SWEEP_S = 30.0
 _POLL_S = 0.5
-_FORGET_FACTOR = 7
 
 
 class Book:
@@ -45,6 +45,8 @@ class Book:
         self._ledger = ledger
         self._blobs = blobs
         self._outbox = outbox
+        self._cleanup = Cleanup(settings, ledger, blobs)
+        self._reaper = LeaseReaper(ledger, settings.lease_s, settings.max_attempts)
         self._name = f"{ADOPTER}{uuid4().hex[:12]}"
         self._writer = ThreadPoolExecutor(1, "ledger-writer")
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
@@ -100,9 +102,27 @@ class Book:
         self._pending.append((row, done))
         if len(self._pending) == 1:
             self._run(self._flush())
-        await done
+        async with self._stored_inputs(row):
+            await done
         self._outbox.wake()
         return row
+
+    @contextlib.asynccontextmanager
+    async def _stored_inputs(self, row: Job) -> AsyncIterator[None]:
+        """While a row is being committed: see that its stored inputs stay with it, or go if it is refused.
+
+        A sweep that found them before the row was there may have taken them for an orphan's.
+        """
+        key = row["items_blob"]
+        try:
+            yield
+        except sa.exc.SQLAlchemyError:
+            if key is not None:
+                await self._read(self._blobs.delete, f"jobs/{row['id']}")
+            raise
+        if key is not None and not await self._read(self._blobs.exists, key):
+            await self._write(self._ledger.delete, row["id"])
+            raise OverloadedError("the request was stored too slowly; send it again", headers={"Retry-After": "2"})
 
     async def _flush(self) -> None:
         """Commit all rows that came up while the last commit was under way, in one transaction."""
@@ -128,7 +148,8 @@ class Book:
         """Promise a job under an Idempotency-Key; answers the id and fingerprint of whichever request was first."""
         row = await self._row(ask, owner, request_id)
         keep_s = self._settings.keep_keys_s
-        job_id, first = await self._write(self._ledger.add_once, row, route, key, ask.fingerprint, keep_s)
+        async with self._stored_inputs(row):
+            job_id, first = await self._write(self._ledger.add_once, row, route, key, ask.fingerprint, keep_s)
         if job_id == row["id"]:
             self._count("queued")
             self._outbox.wake()
@@ -144,7 +165,8 @@ class Book:
         row = await self._row(ask, owner, request_id)
         lease = {"lease_owner": self._name, "lease_until": time.time() + self._settings.lease_s}
         row |= {"status": "running", "token": 1, "started_at": time.time(), **lease}
-        await self._write(self._ledger.add, [row])
+        async with self._stored_inputs(row):
+            await self._write(self._ledger.add, [row])
         self._count("running")
         self._adopted[row["id"]] = call
         self._run(self._see_through(row, call))
@@ -152,36 +174,42 @@ class Book:
 
     async def _see_through(self, row: Job, call: PendingRequest) -> None:
         job_id = row["id"]
+        report, size_bytes = Done(job_id, 1), 0
+        blocked: dict[str, Any] | None = None
         try:
             fields = await call.result
             data = pack(fields)
             stored: dict[str, Any] = {"part": data}
             if len(data) > INLINE_BYTES:
-                stored = {"blob": f"jobs/{job_id}/1-0"}
+                size_bytes, stored = len(data), {"blob": f"jobs/{job_id}/1-0"}
                 await self._read(self._blobs.put, stored["blob"], data)
             report = Done(job_id, 1, 0, call.rows, **stored)
         except FailedError as error:
+            blocked = error.problem if error.problem["status"] == INSUFFICIENT_STORAGE else None
             report = Done(job_id, 1, problem=error.problem)
         except OSError as error:
-            log.exception("result not stored", extra={"job": job_id})
-            detail = f"the result was computed, but could not be stored: {error.strerror}"
-            report = Done(job_id, 1, problem=problem(500, "Result not stored", detail))
+            log.warning("result not stored", extra={"job": job_id, "reason": str(error)})
+            blocked = storage_problem(error)
         except asyncio.CancelledError:
             if not call.result.cancelled():
                 raise  # this process stops
             self._adopted.pop(job_id, None)
             return
-        await self._settle(report)
+        if blocked is None:
+            await self._insist(job_id, lambda: self._ledger.settle([report]))
+        else:  # a worker takes it up when there may be room
+            wait_s = self._settings.storage_wait_s
+            await self._insist(job_id, lambda: self._ledger.defer(job_id, 1, blocked, wait_s, size_bytes))
         self._adopted.pop(job_id, None)
         self._tell(job_id)
 
-    async def _settle(self, report: Done) -> None:
+    async def _insist(self, job_id: str, act: Callable[[], object]) -> None:
         """Write what became of an adopted job, however often that must be tried."""
         while True:
             try:
-                await self._write(self._ledger.settle, [report])
-            except sa.exc.OperationalError:
-                log.exception("ledger not written", extra={"job": report.job_id})
+                await self._write(act)
+            except sa.exc.OperationalError as error:
+                log.warning("database not written", extra={"job": job_id, "reason": str(error.orig)})
                 await asyncio.sleep(_POLL_S)
             else:
                 return
@@ -217,7 +245,10 @@ class Book:
             items = await self._read(stored, ask.photograph)
         if items is not None and (tiled or len(items) > INLINE_BYTES):
             row |= {"items": None, "items_blob": f"jobs/{row['id']}/items"}
-            await self._read(self._blobs.put, row["items_blob"], items)
+            try:
+                await self._read(self._blobs.put, row["items_blob"], items)
+            except OSError as error:
+                raise storage_error(error) from error
         return row
 
     # --- what is the training worker's ---
@@ -334,10 +365,13 @@ class Book:
         return ended
 
     async def delete(self, job_id: str) -> None:
-        """Forget an ended job and all it left."""
-        await self._write(self._ledger.delete, job_id)
+        """Forget an ended job and all it left: files first, so that a full disk has room for the rest.
+
+        What a worker writes to it even later is swept.
+        """
         await self._read(self._blobs.delete, f"jobs/{job_id}")
-        await self._read(lambda: shutil.rmtree(Places(self._settings.state).run(job_id), ignore_errors=True))
+        await self._read(remove_tree, Places(self._settings.state).run(job_id))
+        await self._write(self._ledger.delete, job_id)
 
     def _tell(self, job_id: str) -> None:
         for event in self._listeners.get(job_id, ()):
@@ -368,7 +402,7 @@ class Book:
                     await self._write(self._ledger.renew, self._name, self._settings.lease_s)
                     reached = {job_id: call.progress for job_id, call in self._adopted.items() if call.progress}
                     await self._write(self._ledger.progress, self._name, reached)
-                given_back = await self._write(self._ledger.reap, self._settings.max_attempts)
+                given_back = await self._write(self._reaper.reap)
                 for job_id in given_back:
                     log.warning("lease lapsed", extra={"job": job_id})
                     self._tell(job_id)
@@ -383,21 +417,10 @@ class Book:
                 log.exception("keeping the ledger")
 
     async def _sweep(self) -> None:
-        """Drop what has expired, and the oldest results while the store is over its quota."""
+        """Drop what has expired, the oldest results over the quota, and files that belong to nothing."""
         while True:
-            await asyncio.sleep(_SWEEP_S)
+            await asyncio.sleep(self._settings.sweep_s)
             try:
-                keep_s = self._settings.keep_results_s
-                gone = await self._write(self._ledger.expire, keep_s, _FORGET_FACTOR * keep_s)
-                while await self._read(self._blobs.usage_bytes) > self._settings.disk_quota_bytes:
-                    oldest = await self._write(self._ledger.expire_oldest, 20)
-                    if not oldest:
-                        break
-                    gone += oldest
-                    for job_id in oldest:
-                        await self._read(self._blobs.delete, f"jobs/{job_id}")
-                for job_id in gone:
-                    await self._read(self._blobs.delete, f"jobs/{job_id}")
-                await self._read(self._blobs.sweep, "notes", 3600.0)
+                await asyncio.to_thread(self._cleanup.run)
             except Exception:
                 log.exception("sweeping")

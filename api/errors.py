@@ -7,6 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workers.storage import lacks_space, reason_of
+
 MEDIA_TYPE = "application/problem+json"
 GONE = "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
 
@@ -156,6 +158,18 @@ def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | Non
     """The response that carries a problem."""
     content = orjson.dumps({**body, "request_id": request_id})
     return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
+
+
+def storage_error(error: OSError) -> ProblemError:
+    """The refusal of something that cannot be stored: 507 where there is no room, 503 otherwise."""
+    if lacks_space(error):
+        return FullError(
+            f"the store has no room for this request ({reason_of(error)}); delete ended jobs, or try again later",
+            headers={"Retry-After": "30"},
+        )
+    return OverloadedError(
+        f"the request could not be stored: {reason_of(error)}; try again later", headers={"Retry-After": "30"}
+    )
 
 
 def request_id_of(request: Request) -> str:

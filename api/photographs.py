@@ -3,10 +3,10 @@
 import asyncio
 import base64
 import errno
+import fcntl
 import hashlib
 import io
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ _AT_ONCE, _LARGE_PIXELS = 2, 4_000_000
 """Pictures of more pixels than that are decoded and written so many at a time, since they take time and memory."""
 
 _CHUNK = 1 << 20
-_STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -205,12 +204,10 @@ class Darkroom:
         alpha = order.layout.transparency(read)
         constants: Fields = {}
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.iterdir():  # of a process that was killed
-            if time.time() - left.stat().st_mtime > _STALE_S:
-                left.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             path = Path(file.name)
             try:
+                fcntl.flock(file, fcntl.LOCK_EX)  # a sweep removes what nobody is writing
                 hashed = _Hashed(file)
                 _write(order, kind, alpha, _tiles(self._pieces(job), constants), hashed)  # type: ignore[arg-type]
                 file.flush()

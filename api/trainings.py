@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -294,12 +294,16 @@ async def _dry_run(request: Request, house: House, row: Job) -> Response:
     return _json({**result, "recipe": orjson.loads(row["request"])["recipe"]}, applied(prefer))
 
 
-async def desk(house: House, row: Job, wait_s: float) -> tuple[dict[str, Any] | None, Job]:
+async def desk(
+    house: House, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any] | None, Job]:
     """Give the desk of a training worker something to do, and wait; answers its result, if it came, and the job.
 
+    `committed` is called once the job is promised, whatever comes of the wait.
     Raises the ProblemError that the desk found.
     """
     await house.book.change(lambda ledger: ledger.add([row]))
+    committed()
     await house.book.rouse(row["id"])
     job = await house.book.wait(row["id"], row["owner"], wait_s) or row
     if job["status"] == "succeeded":

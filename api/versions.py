@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from api.trainings import desk, desk_row
 from workers.registry import Entry
 from workers.trainings import NAME, Places, families
 from workers.versions import FILE, ForeignError, Versions, awaited, inspect, loaded, preview, refused
+from workers.work_folder import work_folder
 
 LOAD_S = 60.0
 """How long workers may take to load a version before a switch is given up."""
@@ -224,20 +224,13 @@ def _add_import(router: APIRouter, house: House) -> None:
         if not NAME.fullmatch(name):
             raise InvalidError(f"{name[:120]!r} is no name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
         row = desk_row(request, "import", name, {"model": name})
-        folder = Places(house.settings.state).desk(row["id"])
-        folder.mkdir(parents=True)
-        handed_over = False  # from then on the folder is the desk's to clear
-        try:
-            await Spool(folder, ("file",), (), house.settings.reserve_bytes).read(request)
-            same = await asyncio.to_thread(_checked, house, folder / "file", name)
+        with work_folder(Places(house.settings.state).desk(row["id"])) as folder:
+            await Spool(folder.path, ("file",), (), house.settings.reserve_bytes).read(request)
+            same = await asyncio.to_thread(_checked, house, folder.path / "file", name)
             if same is not None:
                 return Response(orjson.dumps(version_body(house, same)), 200, {}, JSON)
-            (folder / "file").rename(folder / FILE)
-            handed_over = True
-            result, job = await desk(house, row, IMPORT_S)
-        finally:
-            if not handed_over:
-                shutil.rmtree(folder, ignore_errors=True)
+            (folder.path / "file").rename(folder.path / FILE)
+            result, job = await desk(house, row, IMPORT_S, folder.hand_over)
         if result is None:
             return Response(orjson.dumps(job_body(job)), 202, {"Location": f"/v1/jobs/{job['id']}"}, JSON)
         house.registry.scan()

@@ -1,12 +1,20 @@
 """Named bytes that outlive a process: a folder by default, any fsspec store by URL."""
 
 import contextlib
+import errno
+import os
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
+
+PARTIAL = ".part"
+"""How names of files end that are being written."""
 
 
 class Blobs:
@@ -24,47 +32,163 @@ class Blobs:
         return f"{self._root}/{key}"
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data` under `key`, whole or not at all."""
+        """Store `data` under `key`, whole or not at all. Raises OSError, whatever the store says."""
         path = self._path(key)
         if not self._local:  # object stores write whole objects
-            self._fs.pipe_file(path, data)
+            with _as_os_error():
+                self._fs.pipe_file(path, data)
             return
-        partial = f"{path}.{uuid4().hex}.part"
-        with self._fs.open(partial, "wb") as file:
-            file.write(data)
-        self._fs.mv(partial, path)
+        partial = f"{path}.{uuid4().hex}{PARTIAL}"
+        with _removed_on_failure(partial):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(partial).write_bytes(data)
+            Path(partial).replace(path)
 
     def take(self, key: str, file: Path) -> None:
-        """Store a local file under `key`, whole or not at all; the file itself may be gone afterwards."""
+        """Store a local file under `key`, whole or not at all; the file itself may be gone afterwards.
+
+        Raises OSError, whatever the store says.
+        """
         path = self._path(key)
         if not self._local:
-            self._fs.put_file(str(file), path)
+            with _as_os_error():
+                self._fs.put_file(str(file), path)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, f"{path}.part")
-        Path(f"{path}.part").replace(path)
+        partial = f"{path}.{uuid4().hex}{PARTIAL}"
+        with _removed_on_failure(partial):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, partial)
+            Path(partial).replace(path)
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raise OSError (ENOSPC) where `size_bytes` more certainly do not fit; only a local store can tell."""
+        if self._local and shutil.disk_usage(self._root).free < size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
         """The bytes under `key`, all or those from `begin` up to `end`. Raises FileNotFoundError."""
         return bytes(self._fs.cat_file(self._path(key), begin, end))
 
+    def copy_to(self, key: str, file: Path) -> None:
+        """Write the bytes under `key` to a local file, without holding them in memory. Raises FileNotFoundError."""
+        self._fs.get_file(self._path(key), str(file))
+
     def delete(self, prefix: str) -> None:
-        """Remove the blob at `prefix` and all below it; what is not there is no error."""
+        """Remove the blob at `prefix` and all below it; what is not there, or vanishes meanwhile, is no error."""
+        if self._local:
+            remove_tree(Path(self._path(prefix)))
+            return
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(prefix), recursive=True)
 
-    def usage_bytes(self) -> int:
-        """Bytes in the whole store."""
-        return int(self._fs.du(self._root, total=True))
+    def exists(self, key: str) -> bool:
+        """Return whether there is a blob under `key`."""
+        return bool(self._fs.exists(self._path(key)))
 
-    def sweep(self, prefix: str, older_than_s: float) -> int:
-        """Remove blobs below `prefix` not touched for `older_than_s` seconds; answers how many went."""
-        gone = 0
-        with contextlib.suppress(FileNotFoundError):
-            for path, info in self._fs.find(self._path(prefix), detail=True).items():
-                touched = info.get("mtime", info.get("created", 0))
-                if isinstance(touched, int | float) and time.time() - touched > older_than_s:
+    def names(self, prefix: str) -> dict[str, float]:
+        """Names directly below `prefix`, each with when it was last written (Unix time; 0 where the store cannot say).
+
+        Of a folder that is the time when something was last added to it or removed from it.
+        """
+        found = {}
+        if self._local:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._path(prefix)) as entries:
+                for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
-                        self._fs.rm_file(path)
-                        gone += 1
+                        found[entry.name] = entry.stat(follow_symlinks=False).st_mtime
+            return found
+        self._fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            for info in self._fs.ls(self._path(prefix), detail=True):
+                found[info["name"].rstrip("/").rsplit("/", 1)[-1]] = _written_at(info)
+        return found
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys at or below `prefix`, without those that are being written."""
+        path = self._path(prefix)
+        found = self._fs.find(path)
+        return sorted(name[len(self._root) + 1 :] for name in found if not name.endswith(PARTIAL))
+
+    def usage_bytes(self) -> int:
+        """Bytes in the whole store; files that vanish while it is measured do not count."""
+        if not self._local:
+            return int(self._fs.du(self._root, total=True))
+        total = 0
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(f"{folder}/{name}").st_size
+        return total
+
+    def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
+        """Remove blobs below `prefix` not touched for `older_than_s` seconds; return how many went.
+
+        With `partial`, only what was left half-written: of a local store, whose writes are not atomic by themselves.
+        """
+        gone = 0
+        for path, touched in self._files(prefix):
+            if partial and not path.endswith(PARTIAL):
+                continue
+            if time.time() - touched > older_than_s:
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+                    gone += 1
         return gone
+
+    def _files(self, prefix: str) -> list[tuple[str, float]]:
+        """Files below `prefix` and when each was last written; what vanishes meanwhile is left out."""
+        root = self._path(prefix) if prefix else self._root
+        if not self._local:
+            with contextlib.suppress(FileNotFoundError):
+                return [(path, _written_at(info)) for path, info in self._fs.find(root, detail=True).items()]
+            return []
+        found = []
+        for folder, _, names in os.walk(root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    found.append((f"{folder}/{name}", os.lstat(f"{folder}/{name}").st_mtime))
+        return found
+
+
+def remove_tree(path: Path) -> bool:
+    """Remove a file or a folder with all that is in it; return whether nothing is left.
+
+    What vanishes meanwhile is no error; what cannot be removed is left for the next time.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    return not os.path.lexists(path)
+
+
+def _written_at(info: Mapping[str, Any]) -> float:
+    """When an object was last written, of whatever type the store gives; now where it does not say."""
+    for name in ("mtime", "LastModified", "last_modified", "created"):
+        moment = info.get(name)
+        if isinstance(moment, datetime):
+            return moment.timestamp()
+        if isinstance(moment, int | float):
+            return float(moment)
+    return 0.0 if info.get("type") == "directory" else time.time()
+
+
+@contextlib.contextmanager
+def _removed_on_failure(partial: str) -> Iterator[None]:
+    """Remove what was written so far if it cannot be written whole."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(partial).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Raise the faults of a remote store as OSError: libraries of stores have their own classes."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}"[:300]) from error

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import re
-import shutil
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from uuid import uuid4
 
 import numpy as np
 
+from workers.blobs import remove_tree
 from workers.pictures import grid
 from workers.sources import SPLITS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ABOUT = "dataset.json"
 _USES = "uses"
+_AT_WORK = re.compile(r"\.[0-9a-f]{32}")
 _PREVIEW_VALUES = 4 << 20
 
 
@@ -47,21 +49,36 @@ class Datasets:
         """Open the folder, and clear what processes that died had at work there."""
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
-        with self._alone():
-            for left in self.folder.glob(".*/lock"):
-                with suppress(OSError), left.open("rb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its process lives
-                    shutil.rmtree(left.parent)
+    def clear(self, older_than_s: float = 0.0) -> None:
+        """Remove what processes that died had at work here, where nothing was written for so many seconds.
+
+        A folder without a lock is one whose removal was cut short.
+        """
+        for folder in self.folder.glob(".*"):
+            with ExitStack() as stack:
+                if self._abandoned(folder, stack) and _age_s(folder) >= older_than_s:
+                    remove_tree(folder)
+
+    def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
+        """Whether no live process works in a folder; its lock, if it has one, is held until the stack is left."""
+        with self._alone():  # or a new one might be seen between its making and its locking
+            try:
+                lock = stack.enter_context((folder / "lock").open("rb"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its process lives
+            except FileNotFoundError:
+                return _AT_WORK.fullmatch(folder.name) is not None
+            except OSError:
+                return False
+            return True
 
     @contextmanager
     def workshop(self) -> Iterator[Path]:
         """A folder to make a dataset in; whatever is left there at the end goes."""
         folder = self.folder / f".{uuid4().hex}"
         with ExitStack() as stack:
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(remove_tree, folder)
             with self._alone():
                 folder.mkdir()
                 lock = stack.enter_context((folder / "lock").open("wb"))
@@ -126,7 +143,7 @@ class Datasets:
             gone = self.folder / f".{uuid4().hex}"
             (self.folder / name / "lock").touch()  # without a holder: cleared at the next start if this is cut short
             (self.folder / name).rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
         return True
 
     # --- uses ---
@@ -161,6 +178,14 @@ class Datasets:
         most = max(1, _PREVIEW_VALUES // math.prod(pictures.shape[1:]))
         places = np.linspace(0, len(pictures) - 1, min(count, len(pictures), most)).astype(int)
         return grid(np.asarray(pictures[places]), 1 if pictures.shape[2] == 1 else None)
+
+
+def _age_s(folder: Path) -> float:
+    """Seconds since something was last written in a folder; for ever where it vanished."""
+    try:
+        return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("made/*")))
+    except OSError:
+        return math.inf
 
 
 def _sync(folder: Path) -> None:

@@ -19,6 +19,9 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from workers import claim_order, schema_upgrade
+from workers.claim_order import ClaimOrder
+
 SCHEMA_VERSION = 1
 TERMINAL = ("succeeded", "failed", "cancelled")
 ADOPTER = "api-"
@@ -66,7 +69,13 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
     sa.Column("expired", sa.Boolean, nullable=False, default=False),
+    # of a job whose result could not be stored: when it may be claimed again, since when it waits, why, and for what
+    sa.Column("not_before", sa.Float),
+    sa.Column("blocked_since", sa.Float),
+    sa.Column("blocked_reason", sa.Text),
+    sa.Column("blocked_bytes", sa.BigInteger),
     sa.Index("jobs_turn", "status", "turn"),
+    sa.Index("jobs_owner_turn", "owner", "status", "turn"),
     sa.Index("jobs_owner", "owner", "id"),
     sa.Index("jobs_finished", "finished_at"),
 )
@@ -103,9 +112,35 @@ keys = sa.Table(
 
 about = sa.Table("about", _metadata, sa.Column("schema_version", sa.Integer, nullable=False))
 
-_WAITING = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
-_CLAIMABLE = _WAITING & jobs.c.kind.not_in((TRAINING, *DESK))
+_turns = ClaimOrder(_metadata)
+
+_DROPPABLE = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
+
+_UNBLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None, "blocked_bytes": None}
+_LONGEST_DELAY_S = 30.0
+"""Longest time between two attempts to store a result."""
+
+_INFERENCE = jobs.c.kind.not_in((TRAINING, *DESK))
 """What an inference worker may take; the rest is for training workers."""
+
+
+def _waiting() -> sa.ColumnElement[bool]:
+    """Jobs that nobody holds and that may be claimed now."""
+    free = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
+    return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
+
+
+def _claimable() -> sa.ColumnElement[bool]:
+    """Those of them that an inference worker may take."""
+    return _waiting() & _INFERENCE
+
+
+def _queue_of(kind: str) -> str:
+    """The queue in which owners take turns for jobs of a kind."""
+    if kind == TRAINING:
+        return claim_order.TRAINING
+    return claim_order.AUXILIARY if kind in DESK else claim_order.INFERENCE
+
 
 Job = dict[str, Any]
 """A row of `jobs` by column name."""
@@ -172,12 +207,20 @@ class Ledger:
         if sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         with self._writing() as connection:
-            _metadata.create_all(connection)
+            if schema_upgrade.upgrade(connection, _metadata):
+                self._register_owners(connection)
             version = connection.scalar(sa.select(about.c.schema_version))
             if version is None:
                 connection.execute(about.insert().values(schema_version=SCHEMA_VERSION))
             elif version != SCHEMA_VERSION:
                 raise RuntimeError(f"the ledger has schema {version}, this code {SCHEMA_VERSION}")
+
+    @staticmethod
+    def _register_owners(connection: Connection) -> None:
+        """Give the owners of jobs that wait in a database of an earlier release their turns."""
+        query = sa.select(jobs.c.kind, jobs.c.owner).where(jobs.c.status.not_in(TERMINAL)).distinct()
+        for kind, owner in connection.execute(query).all():
+            _turns.register(connection, _queue_of(kind), [owner])
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -201,6 +244,8 @@ class Ledger:
             self._insert(connection, rows)
 
     def _insert(self, connection: Connection, rows: Sequence[Job]) -> None:
+        for queue, owner in {(_queue_of(row["kind"]), row.get("owner", "")) for row in rows}:
+            _turns.register(connection, queue, [owner])
         for row in rows:
             connection.execute(jobs.insert().values(**row))
             _note(connection, row["id"], "status", {"status": row["status"]})
@@ -253,7 +298,7 @@ class Ledger:
         """How many jobs stand in each state that is not terminal."""
         query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.engine.connect() as connection:
-            return dict(connection.execute(query.group_by(jobs.c.status)).tuples().all())
+            return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
 
     def result(self, job_id: str) -> list[tuple[bytes | None, str | None]]:
         """Parts of a job in row order, each as (bytes, blob key) of which one is None."""
@@ -336,10 +381,13 @@ class Ledger:
         At most `limit` jobs, and as many rows together as there is `room` for in a pass of the first job's kind.
         """
         now = time.time()
+        claimable = _claimable()
         with self._writing() as connection:
-            first = (
-                connection.execute(sa.select(jobs).where(_CLAIMABLE).order_by(jobs.c.turn).limit(1)).mappings().first()
-            )
+            next_owner = _turns.next_owner(connection, claim_order.INFERENCE, jobs, claimable)
+            if next_owner is None:
+                return []
+            theirs = sa.select(jobs).where(jobs.c.owner == next_owner, claimable).order_by(jobs.c.turn).limit(1)
+            first = connection.execute(theirs.with_for_update(skip_locked=True)).mappings().first()
             if first is None:
                 return []
             taken = [dict(first)]
@@ -347,7 +395,7 @@ class Ledger:
                 like = (
                     sa.select(jobs)
                     .where(
-                        _CLAIMABLE,
+                        claimable,
                         jobs.c.id != first["id"],
                         jobs.c.model == first["model"],
                         jobs.c.version == first["version"],
@@ -360,6 +408,7 @@ class Ledger:
                     )
                     .order_by(jobs.c.turn)
                     .limit(limit - 1)
+                    .with_for_update(skip_locked=True)
                 )
                 left = room(taken[0]) - taken[0]["rows"]
                 for row in connection.execute(like).mappings():
@@ -378,20 +427,26 @@ class Ledger:
                     "started_at": job["started_at"] or now,
                 }
                 same = (jobs.c.id == job["id"]) & (jobs.c.token == job["token"])
-                if connection.execute(jobs.update().where(same, _CLAIMABLE).values(**change)).rowcount:
+                if connection.execute(jobs.update().where(same, claimable).values(**change)).rowcount:
                     if job["status"] == "queued":
                         _note(connection, job["id"], "status", {"status": "running"})
                     held.append({**job, **change})
+            _turns.served(connection, claim_order.INFERENCE, [job["owner"] for job in held])
             return held
 
     def take(self, owner: str, lease_s: float, kinds: Sequence[str]) -> Job | None:
         """Take the job of these kinds whose turn it is, alone; None where none waits."""
         now = time.time()
         with self._writing() as connection:
-            query = sa.select(jobs).where(_WAITING, jobs.c.kind.in_(kinds)).order_by(jobs.c.turn).limit(1)
-            found = connection.execute(query).mappings().first()
+            wanted, queue = _waiting() & jobs.c.kind.in_(kinds), _queue_of(kinds[0])
+            next_owner = _turns.next_owner(connection, queue, jobs, wanted)
+            if next_owner is None:
+                return None
+            query = sa.select(jobs).where(jobs.c.owner == next_owner, wanted).order_by(jobs.c.turn).limit(1)
+            found = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
             if found is None:
                 return None
+            _turns.served(connection, queue, [next_owner])
             change = {
                 "status": "running",
                 "token": found["token"] + 1,
@@ -452,6 +507,38 @@ class Ledger:
             if connection.execute(jobs.update().where(_held(job_id, token)).values(**back)).rowcount:
                 _note(connection, job_id, "status", {"status": "queued", "reason": reason})
 
+    def defer(self, job_id: str, token: int, problem: Mapping[str, Any], give_up_s: float, size_bytes: int = 0) -> bool:
+        """Put a held job back because its result cannot be stored; return whether the claim still held.
+
+        It may be claimed again after a delay that grows with the wait, up to half a minute, and no attempt is charged.
+        A job that has waited for `give_up_s` seconds ends with `problem`. `size_bytes` is what could not be stored.
+        """
+        now = time.time()
+        held = _held(job_id, token)
+        with self._writing() as connection:
+            query = sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held)
+            job = connection.execute(query).first()
+            if job is None:
+                return False
+            since = job.blocked_since or now
+            if now - since >= give_up_s:
+                _finish(connection, held, job_id, "failed", dict(problem))
+                return True
+            change = {
+                "status": "queued",
+                "token": token + 1,
+                "lease_owner": None,
+                "lease_until": None,
+                "not_before": now + min(_LONGEST_DELAY_S, max(1.0, now - since), max(0.0, since + give_up_s - now)),
+                "blocked_since": since,
+                "blocked_reason": problem["detail"],
+                "blocked_bytes": size_bytes,
+            }
+            connection.execute(jobs.update().where(held).values(**change))
+            if job.blocked_reason != problem["detail"]:  # said once: a wait of an hour is no hundred events
+                _note(connection, job_id, "status", {"status": "queued", "reason": problem["detail"]})
+            return True
+
     def renew(self, owner: str, lease_s: float) -> None:
         """Prolong every lease that `owner` holds."""
         mine = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")
@@ -510,6 +597,7 @@ class Ledger:
                         lease_until=None,
                         attempts=0,
                         turn=time.time(),
+                        **_UNBLOCKED,
                     )
                 )
                 _note(connection, done.job_id, "progress", {"progress": progress})
@@ -559,37 +647,61 @@ class Ledger:
 
     def claimable(self, older_than_s: float) -> int:
         """How many jobs have been waiting for a worker for longer than that."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(_CLAIMABLE, jobs.c.turn < time.time() - older_than_s)
+        old = jobs.c.turn < time.time() - older_than_s
+        query = sa.select(sa.func.count()).select_from(jobs).where(_claimable(), old)
         with self.engine.connect() as connection:
             return int(connection.scalar(query) or 0)
 
-    def expire(self, older_than_s: float, forget_after_s: float) -> list[str]:
-        """Drop results of jobs that ended longer ago; answers their ids. Rows go after `forget_after_s`."""
-        now = time.time()
-        ended = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING)  # a training is kept until it is deleted
-        old = ended & (jobs.c.finished_at < now - older_than_s) & sa.not_(jobs.c.expired)
+    def expiring(self, older_than_s: float, limit: int) -> list[str]:
+        """Ids of jobs that ended longer ago and whose results are kept still, at most `limit`.
+
+        A training is kept until it is deleted.
+        """
+        old = jobs.c.finished_at < time.time() - older_than_s
+        query = sa.select(jobs.c.id).where(_DROPPABLE, old).order_by(jobs.c.finished_at).limit(limit)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def oldest_results(self, count: int) -> list[str]:
+        """Ids of the `count` jobs that ended first of those whose results are kept."""
+        query = sa.select(jobs.c.id).where(_DROPPABLE).order_by(jobs.c.finished_at).limit(count)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def mark_expired(self, ids: Sequence[str]) -> None:
+        """Drop the results of these jobs; their blobs must be gone already."""
         with self._writing() as connection:
-            ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(1000)))
-            self._drop(connection, ids)
-            forgotten = sa.select(jobs.c.id).where(jobs.c.expired, jobs.c.finished_at < now - forget_after_s)
-            gone = list(connection.scalars(forgotten.limit(1000)))
+            connection.execute(parts.delete().where(parts.c.job_id.in_(ids)))
+            change = {"expired": True, "items": None, "items_blob": None}
+            connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(**change))
+
+    def forget(self, after_s: float) -> None:
+        """Remove the rows of expired jobs that ended longer ago."""
+        old = sa.select(jobs.c.id).where(jobs.c.expired, jobs.c.finished_at < time.time() - after_s).limit(1000)
+        with self.engine.connect() as connection:
+            gone = list(connection.scalars(old))
+        if not gone:
+            return
+        with self._writing() as connection:
             for table, column in ((events, events.c.job_id), (jobs, jobs.c.id)):
                 connection.execute(table.delete().where(column.in_(gone)))
-            return ids
 
-    def expire_oldest(self, count: int) -> list[str]:
-        """Drop the results of the `count` jobs that ended first; answers their ids."""
-        old = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
-        query = sa.select(jobs.c.id).where(old)
-        with self._writing() as connection:
-            ids = list(connection.scalars(query.order_by(jobs.c.finished_at).limit(count)))
-            self._drop(connection, ids)
-            return ids
+    def states(self, ids: Sequence[str]) -> dict[str, tuple[str, bool]]:
+        """Status, and whether the result has expired, of those of the jobs that are there."""
+        found = {}
+        with self.engine.connect() as connection:
+            for first in range(0, len(ids), 500):
+                some = jobs.c.id.in_(ids[first : first + 500])
+                query = sa.select(jobs.c.id, jobs.c.status, jobs.c.expired).where(some)
+                found.update({row.id: (row.status, bool(row.expired)) for row in connection.execute(query)})
+        return found
 
-    @staticmethod
-    def _drop(connection: Connection, ids: list[str]) -> None:
-        connection.execute(parts.delete().where(parts.c.job_id.in_(ids)))
-        connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(expired=True, items=None, items_blob=None))
+    def has_open_job(self, model: str) -> bool:
+        """Whether a job that may make a version of a model has not ended."""
+        kinds = (TRAINING, "import", "publication")
+        open_ = (jobs.c.model == model) & jobs.c.kind.in_(kinds) & jobs.c.status.not_in(TERMINAL)
+        with self.engine.connect() as connection:
+            return connection.scalar(sa.select(jobs.c.id).where(open_).limit(1)) is not None
 
 
 def _held(job_id: str, token: int) -> sa.ColumnElement[bool]:
@@ -622,6 +734,7 @@ def _finish(
         "lease_until": None,
         "state": None,
         "items": None,
+        **_UNBLOCKED,
         **more,
     }
     ended = connection.execute(jobs.update().where(where).values(**values)).rowcount

@@ -157,10 +157,14 @@ class Resident:
         for method in self.entry.choices:
             self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
             yield
-        known.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
-        part.replace(file)
+        try:
+            known.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
+            part.replace(file)
+        except OSError as error:  # a full disk: the next start finds them out again
+            log.warning("plans not kept", extra={"model": self.entry.ref, "reason": str(error)})
+            part.unlink(missing_ok=True)
 
     def _probe(
         self, method: str, options: Any, size: int, tries: int = 0, *, first: int = 0, reverse: bool = False

@@ -163,6 +163,12 @@ class Settings(BaseSettings):
     disk_quota_bytes: int = Field(
         20 << 30, ge=1 << 20, description="Most the blob store may hold; oldest results go first."
     )
+    storage_wait_s: float = Field(
+        3600.0, ge=0, description="How long a job whose result cannot be stored waits for room before it ends with 507."
+    )
+    sweep_s: float = Field(
+        15.0, gt=0, le=3600, description="How often files that belong to nothing are looked for; twice found, they go."
+    )
     drain_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
 
     training_queue_url: str = Field(

@@ -43,7 +43,9 @@ from workers.queue import (
 from workers.registry import Entry, Registry
 from workers.resident import Residents
 from workers.settings import HEARTBEAT_S, Settings
+from workers.storage import storage_problem
 from workers.trainings import Places
+from workers.unsaved import UnsavedReports
 from workers.watchdog import Watchdog
 from workers.wire import Batch, Items, Part, cut_items, pack, unpack
 
@@ -87,6 +89,7 @@ class Worker:
         self.counters: Counter[str] = Counter()
         self.state = "warming"
         self._holding = False
+        self._unsaved = UnsavedReports(self.ledger, settings.storage_wait_s)
         self._running: list[str] = []
         self._shown: dict[str, float] = {}
         self._refused: dict[str, str] = {}
@@ -154,8 +157,14 @@ class Worker:
         while not self._stopped.wait(HEARTBEAT_S):
             self.watchdog.check()
             quietly(self._beat)
-            if self._holding:
+            if self._holding or self._unsaved.waiting:
                 quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+            if self._unsaved.waiting:
+                quietly(self._save_again)
+
+    def _save_again(self) -> None:
+        if counted := self._unsaved.save():
+            self._announce(counted)
 
     def _beat(self) -> None:
         self._beats += 1
@@ -220,8 +229,13 @@ class Worker:
         data = pack({**note, "batch": batch.id, "worker": self.id})
         if len(data) > INLINE_BYTES:
             key = f"notes/{batch.id}-{uuid4().hex[:8]}"
-            self.blobs.put(key, data)
-            data = pack({"kind": note["kind"], "batch": batch.id, "worker": self.id, "blob": key})
+            try:
+                self.blobs.put(key, data)
+                note = {"kind": note["kind"], "blob": key}
+            except OSError as error:  # said at once: silence would have the batch computed again and again
+                log.warning("result not stored", extra={"batch": batch.id, "reason": str(error)})
+                note = {"kind": "done", "outcomes": [{"problem": storage_problem(error)}] * len(batch.parts)}
+            data = pack({**note, "batch": batch.id, "worker": self.id})
         try:
             self._post.send("XADD", batch.reply, "MAXLEN", "~", NOTES_LENGTH, "*", "note", data)
         except redis.RedisError:
@@ -260,34 +274,59 @@ class Worker:
 
     def run_jobs(self) -> None:
         """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
+        if self._unsaved.waiting:
+            return  # the database cannot be written: no more is computed until what is done is saved
         claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT, self._room)
         if not claimed:
             return
         self._holding = True
         try:
             with self.watchdog.working(claimed[0]["method"], *(job["id"] for job in claimed)):
-                reports = self._slice(claimed)
-            counted = self.ledger.settle(reports)
+                reports = self._slice(self._with_room(claimed))
+            counted = self._unsaved.add(reports)
         finally:
             self._holding = False
-        if len(counted) < len(reports):
-            log.warning("claims lost meanwhile", extra={"jobs": len(reports) - len(counted)})
-        quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(counted)}, maxlen=NOTES_LENGTH, approximate=True))
+        self._announce(counted)
+
+    def _announce(self, job_ids: list[str]) -> None:
+        """Say which jobs have changed, and that there may be more to do."""
+        quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(job_ids)}, maxlen=NOTES_LENGTH, approximate=True))
         quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
+
+    def _with_room(self, claimed: list[Job]) -> list[Job]:
+        """The jobs whose results there seems to be room for; those known not to fit yet are put back uncomputed."""
+        kept = []
+        for job in claimed:
+            try:
+                if job["blocked_bytes"]:
+                    self.blobs.check_room(job["blocked_bytes"])
+                kept.append(job)
+            except OSError as error:
+                self._defer(job, error, job["blocked_bytes"])
+        return kept
+
+    def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
+        """Put back a job whose result cannot be stored now."""
+        log.warning("job waits for the blob store", extra={"job": job["id"], "reason": str(error)})
+        self._unsaved.defer(job["id"], job["token"], storage_problem(error), size_bytes)
 
     def _room(self, job: Job) -> int:
         return self.residents.largest(f"{job['model']}@{job['version']}", job["method"])
 
     def _slice(self, claimed: list[Job]) -> list[Done]:
+        if not claimed:
+            return []
         first = claimed[0]
         method, options = first["method"], orjson.loads(first["options"])
         try:
             resident = self.residents.get(self._entry(first["model"], first["version"]))
             slice_rows = resident.plans[method].slice_rows
-            parts = [self._part(job, max(1, slice_rows)) for job in claimed]
+            claimed, parts = self._parts(claimed, max(1, slice_rows))
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job["id"] for job in claimed]})
             return [Done(job["id"], job["token"], problem=_unloadable(error)) for job in claimed]
+        if not parts:
+            return []
         state = None if first["state"] is None else unpack(first["state"])
         begun = time.perf_counter()
         answer = engine.run(resident, method, options, parts, state, self._slice_s(method))
@@ -306,8 +345,24 @@ class Worker:
             if outcome.problem is not None:
                 reports.append(Done(**{**vars(done), "problem": outcome.problem}))
                 continue
-            reports.append(Done(**{**vars(done), **self._stored(job, part, pack(outcome.fields))}))
+            data = pack(outcome.fields)
+            try:
+                reports.append(Done(**{**vars(done), **self._stored(job, part, data)}))
+            except OSError as error:
+                self._defer(job, error, len(data))
         return reports
+
+    def _parts(self, claimed: list[Job], slice_rows: int) -> tuple[list[Job], list[Part]]:
+        """The jobs whose inputs can be read, and their next rows; where the store is away, a job is put back."""
+        found = []
+        for job in claimed:
+            try:
+                found.append((job, self._part(job, slice_rows)))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                self._defer(job, error)
+        return [job for job, _ in found], [part for _, part in found]
 
     def _part(self, job: Job, slice_rows: int) -> Part:
         items: Items = {}

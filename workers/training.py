@@ -26,14 +26,18 @@ from uuid import uuid4
 
 import orjson
 import redis
+import sqlalchemy.exc
 
+from workers.blobs import remove_tree
 from workers.datasets import Datasets
+from workers.lease_reaper import LeaseReaper
 from workers.ledger import DESK, TERMINAL, TRAINING, Job, Ledger
 from workers.logs import quietly, set_up
 from workers.queue import NEWS, NOTES_LENGTH, WORKERS, connect, preview_key
 from workers.registry import Registry
 from workers.settings import HEARTBEAT_S, Settings
 from workers.startup import QueueGuard, check, errors_end_the_program, load_settings
+from workers.storage import INSUFFICIENT_STORAGE, NO_SPACE, lacks_space, reason_of, storage_problem
 from workers.trainings import TRAINERS, WAKE, Places, better
 from workers.versions import FILE, Versions, awaited, loaded, refused
 from workers.wire import pack, unpack
@@ -104,6 +108,7 @@ class Trainer:
         self.id = f"trainer-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.places = Places(chosen.state.resolve())
         self.ledger = Ledger(chosen.ledger)
+        self.reaper = LeaseReaper(self.ledger, chosen.lease_s, chosen.max_attempts)
         self.datasets = Datasets(self.places.datasets)
         self.versions = Versions(self.places.checkpoints)
         self.registry = Registry(chosen.checkpoints, self.places.checkpoints)
@@ -138,7 +143,7 @@ class Trainer:
     def _keep(self) -> None:
         """Renew leases, tell that this worker lives, give back what dead ones held, let go of unused datasets."""
         if self.running:
-            self.ledger.renew(self.id, self.settings.lease_s)
+            quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
         said = {
             "at": time.time(),
             "state": self.state,
@@ -149,7 +154,7 @@ class Trainer:
         quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
         if time.monotonic() - self._swept >= SWEEP_S:
             self._swept = time.monotonic()
-            for job_id in self.ledger.reap(self.settings.max_attempts):
+            for job_id in self.reaper.reap():
                 log.warning("lease lapsed", extra={"job": job_id})
             self._let_go()
 
@@ -168,8 +173,11 @@ class Trainer:
             log.error("families cannot be described", extra={"said": done.stderr.decode()[-2000:]})
             return
         part = self.places.families.with_suffix(f".{os.getpid()}")
-        part.write_bytes(done.stdout)
-        part.replace(self.places.families)
+        try:
+            part.write_bytes(done.stdout)
+            part.replace(self.places.families)
+        finally:
+            part.unlink(missing_ok=True)
 
     # --- jobs ---
 
@@ -191,6 +199,7 @@ class Trainer:
                 self._do(job)
             finally:
                 del self.running[job["id"]]
+                quietly(lambda: self._remove_scratch(job))  # noqa: B023 - called at once
                 quietly(lambda: self._news(job["id"]))  # noqa: B023 - called at once
 
     def _sleep(self) -> None:
@@ -217,10 +226,28 @@ class Trainer:
         except StopError:
             quietly(lambda: self.ledger.put_back(job["id"], job["token"], "its worker stopped"))
         except FailError as error:
-            self._fail(job, error)
+            if error.status == INSUFFICIENT_STORAGE:
+                self._defer(job, error.problem)
+            else:
+                self._fail(job, error)
+        except sqlalchemy.exc.OperationalError as error:
+            self._defer(job, storage_problem(error, "the job runs, but what it says"))
+        except OSError as error:
+            if not lacks_space(error):
+                log.exception("job failed", extra={"job": job["id"]})
+                why = f"a fault of the service: {type(error).__name__}: {reason_of(error)}"
+                self._fail(job, FailError("Training failed", why))
+            else:
+                self._defer(job, _no_room(reason_of(error)).problem)
         except Exception as error:
             log.exception("job failed", extra={"job": job["id"]})
             self._fail(job, FailError("Training failed", f"a fault of the service: {type(error).__name__}: {error}"))
+
+    def _defer(self, job: Job, problem: dict[str, Any]) -> None:
+        """Put a job back until there is room on the disk; after the time that it may wait, it ends with the problem."""
+        log.warning("job waits for room", extra={"job": job["id"], "reason": problem["detail"]})
+        wait_s = self.settings.storage_wait_s
+        self._settle(lambda: self.ledger.defer(job["id"], job["token"], problem, wait_s))
 
     def _fail(self, job: Job, error: FailError) -> None:
         self._settle(lambda: self.ledger.end(job["id"], job["token"], problem=error.problem))
@@ -265,6 +292,7 @@ class Trainer:
             if code == UNSOUND:
                 raise FailError("Training diverged", f"{said}; {_exportable(folder)}", 422)
             if code > 0:
+                self._check_full(folder, said)
                 why = said or f"its process ended with code {code}, which is a fault of the service"
                 raise FailError("Training failed", f"{why}; {_exportable(folder)}", 422 if said else 500)
             # killed from outside, by the kernel for its memory perhaps: not by what it trains on
@@ -398,6 +426,15 @@ class Trainer:
             detail = f"the disk has {free >> 20} MiB left, and {self.settings.training_free_bytes >> 20} MiB stay free"
             raise FailError("Disk full", f"{detail}; delete trainings or datasets that are not needed", 507)
 
+    def _check_full(self, folder: Path, said: str) -> None:
+        """Raise FailError (507) where a child failed because the disk is full. `said` is its own reason, if any."""
+        lines = (folder / "log").read_text(errors="replace").splitlines() if (folder / "log").exists() else []
+        reason = next((os.strerror(number) for number in NO_SPACE if os.strerror(number) in "".join(lines[-1:])), None)
+        if reason is not None:
+            raise _no_room(reason).adding(_exportable(folder))
+        if not said:
+            self._room(folder)
+
     def _evict(self, folder: Path) -> None:
         """End the process that a worker thought dead left at work in a run's folder."""
         deadline = time.monotonic() + STOP_S
@@ -504,23 +541,26 @@ class Trainer:
     def _estimate(self, job: Job) -> None:
         """Time a few steps of a recipe."""
         asked = orjson.loads(job["request"])
-        with self._scratch(job) as folder:
-            (folder / "asked.json").write_text(json.dumps(asked["recipe"]))
-            said = self._short(
-                job, self._models("estimate", str(folder / "asked.json"), *self._common()), folder / "log"
-            )
+        folder = self._scratch(job)
+        (folder / "asked.json").write_text(json.dumps(asked["recipe"]))
+        said = self._short(job, self._models("estimate", str(folder / "asked.json"), *self._common()), folder / "log")
         self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(said)))
 
     def _import(self, job: Job) -> None:
         """Hold an uploaded file to its card, and make it a version that serves only where there is no other."""
         name = job["model"]
-        with self._scratch(job) as folder:
-            file = folder / FILE  # the API has put it there
+        folder = self._scratch(job)
+        file = folder / FILE  # the API has put it there
+        version = self._number(name, folder) if (folder / "version").exists() else ""
+        if not version or not self.versions.path(name, version).exists():
             self._short(job, self._models("check", str(file)), folder / "log", answers=False)
-            version = self._number(name, folder)
-            known = self.registry.find(name)
-            if known is not None:
-                self.versions.settle(name, known.version)
+        version = self._number(name, folder)
+        known = self.registry.find(name)
+        if known is not None and known.version == version:
+            known = None  # made by whoever held this job before
+        if known is not None:
+            self.versions.settle(name, known.version)
+        if not self.versions.path(name, version).exists():
             self.versions.publish(file, name, version)
         if known is None:
             self.versions.serve(name, version)
@@ -535,14 +575,17 @@ class Trainer:
         result = {"model": job["model"], "version": version, "figures": figures}
         self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(result), version=version))
 
-    @contextlib.contextmanager
-    def _scratch(self, job: Job) -> Iterator[Path]:
+    def _scratch(self, job: Job) -> Path:
+        """A job's folder of files. It stays while the job may be run again, and goes when the job has ended."""
         folder = self.places.desk(job["id"])
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def _remove_scratch(self, job: Job) -> None:
+        """Remove a job's folder of files if it has ended, whoever ended it; later sweeps would find it, too."""
+        ended = self.ledger.states([job["id"]]).get(job["id"], ("cancelled", False))[0] in TERMINAL
+        if ended:
+            remove_tree(self.places.desk(job["id"]))
 
     # --- children ---
 
@@ -605,6 +648,7 @@ class Trainer:
             printed = child.stdout.read() if child.stdout else b""
         if child.returncode:
             said = _last_words(log_file)
+            self._check_full(log_file.parent, said)
             if not said:
                 log.error(
                     "child failed", extra={"job": job["id"], "said": log_file.read_text(errors="replace")[-2000:]}
@@ -613,6 +657,11 @@ class Trainer:
                 "Not possible", said or f"the process ended with code {child.returncode}", 422 if said else 500
             )
         return dict(orjson.loads(printed.splitlines()[-1])) if answers else {}
+
+
+def _no_room(reason: str) -> FailError:
+    detail = f"the disk is full ({reason}); delete trainings or datasets that are not needed"
+    return FailError("Disk full", detail, INSUFFICIENT_STORAGE)
 
 
 def _message(text: str, **more: Any) -> tuple[str, dict[str, Any]]:

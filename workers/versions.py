@@ -9,9 +9,10 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,7 +26,7 @@ POINTERS = "serving.json"
 LARGEST_HEADER = 1 << 20
 MAX_DIMENSIONS, INTEGER_LIMIT = 8, 1 << 48
 """Of a tensor that a header lists: how many axes it has at most, and what its sizes and offsets lie below."""
-
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}")
 CARD = (
     "format",
     "name",
@@ -107,11 +108,14 @@ class Versions:
             pointers = self.pointers()
             yield pointers
             part = self.folder / f".{POINTERS}.{uuid4().hex}"
-            with part.open("w") as file:
-                file.write(json.dumps(pointers, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.folder / POINTERS)
+            try:
+                with part.open("w") as file:
+                    file.write(json.dumps(pointers, indent=1) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(self.folder / POINTERS)
+            finally:
+                part.unlink(missing_ok=True)
 
     # --- new ones ---
 
@@ -125,6 +129,22 @@ class Versions:
                 (self.folder / name / str(number)).mkdir()
                 return str(number)
 
+    def leftovers(self, awaited: Callable[[str], bool]) -> list[Path]:
+        """What killed processes have left here: files half-way to being a version, pointers half-written, numbers that
+        were reserved in vain.
+
+        `awaited` says of a model whether something may be about to make a version of it.
+        """
+        found = list(self.folder.glob(f".{POINTERS}.*"))
+        for folder in self.folder.glob("[!.]*/*"):
+            if awaited(folder.parent.name):
+                continue
+            inside = list(folder.glob("*"))
+            found += [path for path in inside if _PARTIAL.fullmatch(path.name)]
+            if not inside and folder.is_dir():
+                found.append(folder)
+        return found
+
     def path(self, name: str, version: str) -> Path:
         """Where a version lies, or will."""
         return self.folder / name / version / FILE
@@ -134,12 +154,12 @@ class Versions:
         path = self.path(name, version)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid4().hex}")
-        shutil.move(made, part)
         try:
+            shutil.move(made, part)
             part.chmod(0o444)
             os.link(part, path)
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
         with self._changing():
             pass  # a new stamp: registries look again
         return path

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,17 +127,6 @@ def test_what_was_deleted_stays_so(bench: Bench) -> None:
         bench.ask()
     with pytest.raises(FileNotFoundError):
         bench.blobs.get("jobs/job_1/answer.png")
-
-
-def test_leftovers_of_a_killed_process_go(bench: Bench) -> None:
-    """Once they are an hour old; a younger one may be in the making."""
-    bench.unfinished.mkdir()
-    for name, age in (("old", 4000), ("young", 10)):
-        (bench.unfinished / name).write_bytes(b"half")
-        moment = (bench.unfinished / name).stat().st_mtime - age
-        os.utime(bench.unfinished / name, (moment, moment))
-    bench.ask()
-    assert [path.name for path in bench.unfinished.iterdir()] == ["young"]
 
 
 def test_a_full_disk_is_told(bench: Bench) -> None:

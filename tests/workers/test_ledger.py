@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from workers.lease_reaper import LeaseReaper
 from workers.ledger import ADOPTER, SMALL, Done, Job, Ledger, new_id
 
 LEASE_S = 30.0
@@ -153,13 +154,16 @@ def test_expiry_drops_results_then_rows(ledger: Ledger) -> None:
     ledger.add([row])
     (held,) = ledger.claim("a", LEASE_S, 1)
     ledger.settle([Done(row["id"], held["token"], 0, 1, b"x")])
-    assert ledger.expire(60, 600) == []
-    assert ledger.expire(-1, 600) == [row["id"]]
+    assert ledger.expiring(60, 10) == []
+    assert ledger.expiring(-1, 10) == ledger.oldest_results(10) == [row["id"]]
+    ledger.mark_expired([row["id"]])
+    assert ledger.expiring(-1, 10) == []
+    ledger.forget(600)
     found = ledger.get(row["id"])
     assert found is not None
     assert found["expired"]
     assert ledger.result(row["id"]) == []
-    ledger.expire(-1, -1)
+    ledger.forget(-1)
     assert ledger.get(row["id"]) is None
 
 
@@ -174,3 +178,175 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     ledger.engine.dispose()
     with pytest.raises(RuntimeError, match="99"):
         Ledger(url)
+
+
+def test_owners_take_turns(ledger: Ledger) -> None:
+    """A backlog of one owner delays nobody else's job by more than one claim, whichever was promised first."""
+    backlog = [job(owner="ann", rows=SMALL + 1) for _ in range(20)]
+    ledger.add(backlog)
+    assert ledger.claim("w", LEASE_S, 32)[0]["owner"] == "ann"
+    ledger.add([job(owner="bob", rows=SMALL + 1), job(owner="bob", rows=SMALL + 1), job(owner="eve", rows=SMALL + 1)])
+    order = [ledger.claim("w", LEASE_S, 32)[0] for _ in range(6)]
+    assert [one["owner"] for one in order] == ["bob", "eve", "ann", "bob", "ann", "ann"]
+    assert [one["id"] for one in order if one["owner"] == "ann"] == [one["id"] for one in backlog[1:4]]
+
+
+def test_owners_take_turns_slice_by_slice(ledger: Ledger) -> None:
+    """A long job that goes on after each slice lets other owners in between, however many they are."""
+    ledger.add([job(owner="ann", rows=1000), *(job(owner=f"o{n}", rows=SMALL + 1) for n in range(3))])
+    served = []
+    for _ in range(7):
+        (held,) = ledger.claim("w", LEASE_S, 1)
+        served.append(held["owner"])
+        first = held["next_row"]
+        ledger.settle([Done(held["id"], held["token"], first, min(100, held["rows"] - first), b"x")])
+    assert sorted(served[:4]) == ["ann", "o0", "o1", "o2"]
+    assert served[4:] == ["ann"] * 3
+
+
+def test_owners_take_turns_at_the_training_worker(ledger: Ledger) -> None:
+    """Each of its queues by itself: what an owner draws in samples does not count against a training."""
+    ledger.add([job(owner="ann", kind="training", model=f"m{n}") for n in range(3)])
+    ledger.add([job(owner="bob", kind="training"), job(owner="bob"), job(owner="bob", kind="estimate")])
+    assert ledger.claim("w", LEASE_S, 1)[0]["owner"] == "bob"
+    owners = []
+    for _ in range(4):
+        taken = ledger.take("t", LEASE_S, ("training",))
+        assert taken is not None
+        owners.append(taken["owner"])
+    assert owners.index("bob") <= 1
+    estimate = ledger.take("t", LEASE_S, ("estimate", "import"))
+    assert estimate is not None
+    assert estimate["kind"] == "estimate"
+
+
+def test_alike_jobs_of_several_owners_share_a_pass(ledger: Ledger) -> None:
+    """Fairness costs no throughput: a pass is filled with whoever's jobs fit, and counts as a turn of each."""
+    ledger.add([job(owner="ann"), job(owner="bob"), job(owner="ann")])
+    assert len(ledger.claim("w", LEASE_S, 32)) == 3
+
+
+def test_a_job_that_cannot_be_stored_waits_and_is_not_charged(ledger: Ledger) -> None:
+    """It is claimable again after a moment, says why it waits, and ends with that reason after the stated time."""
+    row = job()
+    ledger.add([row])
+    problem = {"title": "Disk full", "status": 507, "detail": "no room", "type": "about:blank"}
+    (held,) = ledger.claim("a", LEASE_S, 1)
+    assert ledger.defer(row["id"], held["token"], problem, 60.0, 1000)
+    assert not ledger.defer(row["id"], held["token"], problem, 60.0)  # the claim is gone
+    waiting = ledger.get(row["id"])
+    assert waiting is not None
+    assert (waiting["status"], waiting["attempts"], waiting["blocked_reason"]) == ("queued", 0, "no room")
+    assert waiting["blocked_bytes"] == 1000
+    assert ledger.claim("a", LEASE_S, 1) == []  # not at once
+    assert ledger.claimable(-1) == 0
+    assert ledger.reap(3) == []
+    time.sleep(1.1)
+    assert ledger.claimable(0) == 1
+    (again,) = ledger.claim("a", LEASE_S, 1)
+    assert ledger.settle([Done(row["id"], again["token"], 0, 1, b"x")]) == [row["id"]]
+    done = ledger.get(row["id"])
+    assert done is not None
+    assert (done["status"], done["blocked_since"], done["blocked_reason"]) == ("succeeded", None, None)
+    events = [event["data"] for event in ledger.events_after(row["id"], 0)]
+    assert sum("no room" in data for data in events) == 1
+
+
+def test_a_job_that_waited_for_room_too_long_says_why(ledger: Ledger) -> None:
+    """It fails with the reason it was given, and not for having been tried."""
+    row = job()
+    ledger.add([row])
+    (held,) = ledger.claim("a", LEASE_S, 1)
+    problem = {"title": "Disk full", "status": 507, "detail": "no room", "type": "about:blank"}
+    assert ledger.defer(row["id"], held["token"], problem, 0.5)
+    time.sleep(0.6)
+    (held,) = ledger.claim("a", LEASE_S, 1)
+    assert ledger.defer(row["id"], held["token"], problem, 0.5)
+    failed = ledger.get(row["id"])
+    assert failed is not None
+    assert failed["status"] == "failed"
+    assert '"status":507' in failed["problem"]
+
+
+def test_leases_that_nobody_could_renew_do_not_lapse(tmp_path: Path) -> None:
+    """After a failed write and at a start, holders get the time of a lease before they count as dead."""
+    import sqlite3
+
+    import sqlalchemy as sa
+
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}")
+    row = job()
+    ledger.add([row])
+    ledger.claim("a", 0.2, 1)
+    time.sleep(0.3)
+    reaper = LeaseReaper(ledger, 0.3, 1)
+    assert reaper.reap() == []  # a start
+    time.sleep(0.35)
+    with ledger.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=100")
+    blocker = sqlite3.connect(tmp_path / "l.sqlite3", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sa.exc.OperationalError):
+        reaper.reap()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert reaper.reap() == []  # the holder has time to renew
+    ledger.renew("a", LEASE_S)
+    time.sleep(0.35)
+    assert reaper.reap() == []
+    assert status(ledger, row["id"]) == "running"
+    ledger.engine.dispose()
+
+
+def _open_and_close(url: str) -> None:
+    Ledger(url).engine.dispose()
+
+
+def test_a_database_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """Its columns and owners are added once, whoever starts first, and its jobs are claimed as before."""
+    import multiprocessing
+    import sqlite3
+
+    import sqlalchemy as sa
+
+    file = tmp_path / "l.sqlite3"
+    url = f"sqlite:///{file}"
+    ledger = Ledger(url)
+    rows = [job(owner="ann"), job(owner="bob", method="encode"), job(owner="bob", kind="training")]
+    ledger.add(rows)
+    ledger.engine.dispose()
+    with sqlite3.connect(file) as old:  # as the release before made it
+        old.execute("DROP TABLE owner_turns")
+        old.execute("DROP INDEX jobs_owner_turn")
+        for column in ("not_before", "blocked_since", "blocked_reason", "blocked_bytes"):
+            old.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+    old.close()
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.map(_open_and_close, [url] * 8)
+    ledger = Ledger(url)
+    inspector = sa.inspect(ledger.engine)
+    assert "jobs_owner_turn" in {index["name"] for index in inspector.get_indexes("jobs")}
+    claimed = [ledger.claim("w", LEASE_S, 1)[0]["owner"] for _ in range(2)]
+    assert sorted(claimed) == ["ann", "bob"]
+    assert ledger.take("t", LEASE_S, ("training",)) is not None
+    ledger.engine.dispose()
+
+
+def test_a_job_inserted_by_an_earlier_release_is_claimed(ledger: Ledger) -> None:
+    """Though that process knows nothing of turns."""
+    import sqlalchemy as sa
+
+    ledger.add([job(owner="ann")])
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM owner_turns"))
+    assert ledger.claim("w", LEASE_S, 1)[0]["owner"] == "ann"
+
+
+def test_a_large_backlog_is_claimed_quickly(ledger: Ledger) -> None:
+    """Choosing an owner does not walk through everybody's jobs."""
+    now = time.time()
+    ledger.add([job(owner=f"o{n % 50}", turn=now + n) for n in range(5000)])
+    begun = time.perf_counter()
+    for _ in range(50):
+        assert ledger.claim("w", LEASE_S, 1)
+    assert (time.perf_counter() - begun) / 50 < 0.05

@@ -291,7 +291,7 @@ def test_whoever_lost_a_claim_writes_nothing(ledger: Ledger) -> None:
     assert done is not None
     assert (done["status"], done["version"], done["progress"]) == ("succeeded", "3", 1.0)
     assert ledger.result(job["id"]) == [(b"good", None)]
-    assert ledger.expire(-1, -1) == []
+    assert ledger.expiring(-1, 10) == ledger.oldest_results(10) == []
     assert ledger.get(job["id"]) is not None
 
 
