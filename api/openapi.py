@@ -43,6 +43,10 @@ JOB = {
         "progress": {"type": "number", "minimum": 0, "maximum": 1},
         "created_at": {"type": "string"},
         "model": {"type": "string"},
+        "waiting_reason": {
+            "type": ["string", "null"],
+            "description": "Why a queued job is not run now: its result cannot be stored",
+        },
         "problem": {"anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/Problem"}]},
         "links": {"type": "object", "required": ["self", "events", "result", "cancel", "preview"]},
     },

@@ -307,6 +307,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "request": orjson.loads(job["request"]),
         "request_id": job["request_id"],
         "attempts": job.get("attempts", 0),
+        "waiting_reason": job.get("blocked_reason"),
         "problem": {**orjson.loads(job["problem"]), "request_id": job["request_id"]} if job.get("problem") else None,
         "links": {"self": here, **{name: f"{here}/{name}" for name in ("events", "result", "cancel", "preview")}},
     }

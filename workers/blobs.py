@@ -104,8 +104,8 @@ class Blobs:
         return found
 
     def keys(self, prefix: str) -> list[str]:
-        """All keys at or below `prefix`, without those that are being written."""
-        path = self._path(prefix)
+        """All keys at or below `prefix`, or of the whole store, without those that are being written."""
+        path = self._path(prefix) if prefix else self._root
         found = self._fs.find(path)
         return sorted(name[len(self._root) + 1 :] for name in found if not name.endswith(PARTIAL))
 

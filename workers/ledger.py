@@ -555,13 +555,20 @@ class Ledger:
 
     def release(self, owner: str) -> None:
         """Put back whatever `owner` still holds, for others to take at once."""
-        held = (jobs.c.lease_owner == owner) & (jobs.c.status == "running")
+        self._release(jobs.c.lease_owner == owner, "its holder stopped")
+
+    def release_all(self, reason: str) -> None:
+        """Put back every job that somebody holds: the database was copied from elsewhere."""
+        self._release(jobs.c.lease_owner.is_not(None), reason)
+
+    def _release(self, whose: sa.ColumnElement[bool], reason: str) -> None:
+        held = whose & (jobs.c.status == "running")
         back = {"status": "queued", "token": jobs.c.token + 1, "lease_owner": None, "lease_until": None}
         with self._writing() as connection:
             ids = list(connection.scalars(sa.select(jobs.c.id).where(held)))
             connection.execute(jobs.update().where(held).values(**back))
             for job_id in ids:
-                _note(connection, job_id, "status", {"status": "queued", "reason": "its holder stopped"})
+                _note(connection, job_id, "status", {"status": "queued", "reason": reason})
 
     def settle(self, reports: Sequence[Done]) -> list[str]:
         """Write what became of held jobs, in one transaction; answers the ids whose claim still held."""

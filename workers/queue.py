@@ -69,6 +69,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # a queue server whose disk is full refuses writes, and popping a message is one: wait for it, do not exit
+        broker_channel_error_retry=True,
         broker_connection_timeout=2,
         broker_heartbeat=0,
         broker_transport_options={

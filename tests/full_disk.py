@@ -1,0 +1,56 @@
+"""Small disks for tests: a tmpfs of some megabytes that can be filled to its last byte, and emptied again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FILLER = "filler"
+
+
+class SmallDisk:
+    """A file system of its own at a folder; writing to it when it is full raises ENOSPC, as on any full disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fill(self, leave_bytes: int = 0) -> None:
+        """Take all room but so many bytes."""
+        taken = self.free() - leave_bytes
+        with (self.path / FILLER).open("ab", buffering=0) as file:
+            while taken > 0:
+                try:
+                    taken -= file.write(b"\0" * min(taken, 1 << 16))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    return
+
+    def empty(self) -> None:
+        """Give the room back."""
+        (self.path / FILLER).unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """Bytes that are free."""
+        said = os.statvfs(self.path)
+        return said.f_bavail * said.f_frsize
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size_bytes: int) -> Iterator[SmallDisk]:
+    """Mount a tmpfs of this size at a folder. Skips the test where this user may not mount."""
+    path.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(path)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a disk that fills needs the right to mount a tmpfs: {done.stderr.decode().strip()}")
+    try:
+        yield SmallDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
