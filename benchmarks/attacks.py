@@ -1,0 +1,238 @@
+"""Measures what hostile requests cost everybody else: one client draws samples while a process at nice 19 attacks.
+
+For each attack: p50 and p99 of the samples without and under it, and the resident memory of the API before it and 60 s
+after it began. It runs a service of its own on this machine, on free ports. Linux only: memory is read from /proc.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from hostile import ATTACKS, CHAIN, MODEL, Target
+from serving.facts import commit, machine
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.stack import Stack  # noqa: E402 - after the path is known
+
+MIB = 1 << 20
+P99_S, TIMES_IDLE = 0.100, 5
+GROWTH, GROWTH_BYTES = 0.20, 64 * MIB
+DATASET = "attacked"
+RESULTS = ROOT / "docs" / "results" / "attacks"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack cost."""
+
+    name: str
+    words: str
+    outcomes: dict[str, int]
+    samples: int
+    failed: int
+    idle_p50_s: float
+    idle_p99_s: float
+    p50_s: float
+    p99_s: float
+    rss_before: int
+    rss_after: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether both limits held, and every sample came."""
+        slow = self.p99_s > max(TIMES_IDLE * self.idle_p99_s, P99_S)
+        large = self.rss_after > self.rss_before + max(GROWTH * self.rss_before, GROWTH_BYTES)
+        return not (slow or large or self.failed)
+
+
+class Sampler:
+    """A client that draws single samples one after the other, as long as it is open."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._draw)
+        self.seconds: list[float] = []
+        self.failed = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _draw(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self._over.is_set():
+                begun = time.perf_counter()
+                try:
+                    body = {"model": MODEL, "seed": len(self.seconds)}
+                    self.failed += client.post("/v1/samples", json=body).status_code != 200
+                except httpx.HTTPError:
+                    self.failed += 1
+                self.seconds.append(time.perf_counter() - begun)
+                time.sleep(0.005)
+
+    def percentile(self, share: float) -> float:
+        """Seconds that this share of the samples took at most."""
+        return float(np.percentile(self.seconds, 100 * share))
+
+
+def prepared(url: str) -> dict[str, str]:
+    """What attacks need: a dataset, a large result, and a job that goes on."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 28, 28), np.uint8)
+    idx = struct.pack(">BBBBIII", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
+    with httpx.Client(base_url=url, timeout=300) as client:
+        headers = {"Content-Type": "application/octet-stream"}
+        client.post(f"/v1/datasets?name={DATASET}", content=idx, headers=headers).raise_for_status()
+        body = {"model": MODEL, "count": 60_000, "seed": 1}
+        result = (
+            client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"}).raise_for_status().json()["id"]
+        )
+        recipe = {"training": {"epochs": 100_000}}
+        training = {"family": "vae", "dataset": DATASET, "name": "goes-on", "recipe": recipe}
+        job = client.post("/v1/trainings", json=training).raise_for_status().json()["id"]
+        while client.get(f"/v1/jobs/{result}").json()["status"] != "succeeded":
+            time.sleep(0.5)
+        client.post(
+            f"/v1/trainings/{job}/pause"
+        ).raise_for_status()  # its events are waited for, its work is not wanted
+    return {"dataset": DATASET, "result": result, "job": job}
+
+
+def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, after_s: float) -> Outcome:
+    """One attack on a service, and what it cost."""
+    process = f"/proc/{stack.parts['api'].pid}/status"
+
+    def resident() -> int:
+        line = next(line for line in Path(process).read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) << 10
+
+    before = resident()
+    with Sampler(stack.url) as idle:
+        time.sleep(seconds / 2)
+    words = [sys.executable, __file__, "--attack", name, "--url", stack.url, "--seconds", str(seconds)]
+    begun = time.monotonic()
+    with Sampler(stack.url) as sampler:
+        attack = [*words, "--prepared", json.dumps(there)]
+        attacker = subprocess.Popen(attack, stdout=subprocess.PIPE, text=True)
+        try:
+            said, _ = attacker.communicate(timeout=3 * seconds + 60)
+        except subprocess.TimeoutExpired:
+            attacker.kill()
+            said, _ = attacker.communicate()
+    time.sleep(max(0.0, begun + after_s - time.monotonic()))
+    return Outcome(
+        name,
+        ATTACKS[name][0],
+        json.loads(said) if said.strip() else {"killed": 1},
+        len(sampler.seconds),
+        sampler.failed,
+        idle.percentile(0.5),
+        idle.percentile(0.99),
+        sampler.percentile(0.5),
+        sampler.percentile(0.99),
+        before,
+        resident(),
+    )
+
+
+def attacking(name: str, url: str, seconds: float, there: dict[str, str]) -> None:
+    """Make an attack, and print how many of its requests ended how."""
+    os.nice(19)
+    target = Target(url, there["dataset"], there["result"], there["job"], time.monotonic() + seconds)
+    target.address  # noqa: B018 - refuses another machine
+    outcomes: Counter[str] = Counter()
+    with contextlib.suppress(KeyboardInterrupt):
+        outcomes.update(ATTACKS[name][1](target))
+    print(json.dumps(outcomes))
+
+
+def row(one: Outcome) -> str:
+    """A line of the table."""
+    outcomes = ", ".join(f"{times} × {what}" for what, times in one.outcomes.items())
+    times_ms = [1000 * seconds for seconds in (one.idle_p50_s, one.idle_p99_s, one.p50_s, one.p99_s)]
+    latency = "{:.1f} / {:.1f} | {:.1f} / {:.1f}".format(*times_ms)
+    memory = f"{one.rss_before / MIB:.0f} → {one.rss_after / MIB:.0f}"
+    failed = f", {one.failed} of {one.samples} samples failed" if one.failed else ""
+    return f"| {one.words} | {outcomes} | {latency} | {memory} | {'yes' if one.kept else '**no**'}{failed} |"
+
+
+def page(measurements: list[Outcome], about: dict[str, Any]) -> str:
+    """The table of what was measured."""
+    rows = [row(one) for one in measurements]
+    return "\n".join(
+        [
+            "# What hostile requests cost others",
+            "",
+            f"Made by `python benchmarks/attacks.py --write` on {about['machine']['cores']} × {about['machine']['cpu']}.",
+            f"One client draws samples one after the other while a process at nice 19 attacks for {about['seconds']:.0f} s.",
+            "Limits: p99 at most five times that without the attack, or 100 ms; memory of the API",
+            f"{about['memory_after_s']:.0f} s after the attack began at most a fifth, or 64 MiB, above what it was; no",
+            "sample fails.",
+            "",
+            "| attack | how its requests ended | idle p50 / p99, ms | under it, ms | memory of the API, MiB | kept |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure the attacks, or make one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="these attacks")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long each attack goes on")
+    parser.add_argument("--after", type=float, default=60.0, help="when memory is read, in seconds after its start")
+    parser.add_argument("--write", action="store_true", help="write docs/results/attacks.json and .md")
+    parser.add_argument("--attack", choices=ATTACKS, help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.attack:
+        attacking(asked.attack, asked.url, asked.seconds, json.loads(asked.prepared))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Stack(Path(folder), log_level="error", training_nice="10")
+        models = Path(folder, "models")
+        models.mkdir()
+        for name in (MODEL, CHAIN):
+            (models / name).symlink_to(ROOT / "checkpoints" / name)
+        stack.environment["REVERIE_CHECKPOINTS"] = str(models)
+        try:
+            stack.up()
+            there = prepared(stack.url)
+            measurements = []
+            for name in asked.only:
+                measurements.append(measured(stack, name, there, asked.seconds, asked.after))
+                print(row(measurements[-1]), flush=True)
+        finally:
+            stack.down()
+    about = {"machine": machine(), "commit": commit(), "seconds": asked.seconds, "memory_after_s": asked.after}
+    if asked.write:
+        said = {**about, "attacks": [{**asdict(one), "kept": one.kept} for one in measurements]}
+        RESULTS.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(page(measurements, about))
+    sys.exit(not all(one.kept for one in measurements))
+
+
+if __name__ == "__main__":
+    main()
