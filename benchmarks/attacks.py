@@ -22,7 +22,7 @@ from typing import Any, Self
 import httpx
 import numpy as np
 from hostile import ATTACKS, CHAIN, MODEL, Target
-from serving.facts import commit, machine
+from serving.facts import commit, machine, now
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -177,15 +177,17 @@ def row(one: Outcome) -> str:
 
 def page(measurements: list[Outcome], about: dict[str, Any]) -> str:
     """The table of what was measured."""
+    where = f"{about['machine']['cores']} × {about['machine']['cpu']}"
+    seconds, after_s = f"{about['seconds']:.0f} s", f"{about['memory_after_s']:.0f} s"
     rows = [row(one) for one in measurements]
     return "\n".join(
         [
             "# What hostile requests cost others",
             "",
-            f"Made by `python benchmarks/attacks.py --write` on {about['machine']['cores']} × {about['machine']['cpu']}.",
-            f"One client draws samples one after the other while a process at nice 19 attacks for {about['seconds']:.0f} s.",
+            f"Made by `python benchmarks/attacks.py --write` on {where}, {about['date']}.",
+            f"One client draws samples one after the other while a process at nice 19 attacks for {seconds}.",
             "Limits: p99 at most five times that without the attack, or 100 ms; memory of the API",
-            f"{about['memory_after_s']:.0f} s after the attack began at most a fifth, or 64 MiB, above what it was; no",
+            f"{after_s} after the attack began at most a fifth, or 64 MiB, above what it was; no",
             "sample fails.",
             "",
             "| attack | how its requests ended | idle p50 / p99, ms | under it, ms | memory of the API, MiB | kept |",
@@ -226,7 +228,13 @@ def main() -> None:
                 print(row(measurements[-1]), flush=True)
         finally:
             stack.down()
-    about = {"machine": machine(), "commit": commit(), "seconds": asked.seconds, "memory_after_s": asked.after}
+    about = {
+        "machine": machine(),
+        "commit": commit(),
+        "date": now(),
+        "seconds": asked.seconds,
+        "memory_after_s": asked.after,
+    }
     if asked.write:
         said = {**about, "attacks": [{**asdict(one), "kept": one.kept} for one in measurements]}
         RESULTS.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
