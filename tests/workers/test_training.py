@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import sqlalchemy as sa
 
 from tests.datasets import digits
 from workers.faults import FaultsError
@@ -343,3 +348,85 @@ def test_better_follows_the_figures_own_direction() -> None:
 def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None:
     """Numbers go on from the shipped ones."""
     assert Versions(tmp_path).reserve("vae-mnist", ["1"]) == "2"
+
+
+def test_a_training_waits_for_room_on_the_disk(trainer: Trainer) -> None:
+    """It goes back uncharged with the reason, and fails with 507 only after the time that is set."""
+    trainer.settings = trainer.settings.model_copy(update={"training_free_bytes": 1 << 60})
+    job = taken(trainer, row(recipe=recipe()))
+    trainer._do(job)
+    waiting = trainer.ledger.get(job["id"])
+    assert waiting is not None
+    assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
+    assert "stay free" in waiting["blocked_reason"]
+    assert trainer.ledger.take(trainer.id, 600, (TRAINING,)) is None  # not at once
+    time.sleep(1.1)
+    again = trainer.ledger.take(trainer.id, 600, (TRAINING,))
+    assert again is not None
+    trainer.settings = trainer.settings.model_copy(update={"storage_wait_s": 0.0})
+    trainer._do(again)
+    failed = trainer.ledger.get(job["id"])
+    assert failed is not None
+    assert failed["status"] == "failed"
+    assert json.loads(failed["problem"])["status"] == 507
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_child_that_finds_the_disk_full_waits_too(trainer: Trainer, number: int) -> None:
+    """Whatever it was writing; a child that fails for its own reason does not."""
+    said = f"OSError: [Errno {number}] {os.strerror(number)}"
+    trainer._models = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
+    job = taken(trainer, row(recipe=recipe()))
+    trainer._do(job)
+    waiting = trainer.ledger.get(job["id"])
+    assert waiting is not None
+    assert waiting["status"] == "queued"
+    assert os.strerror(number) in waiting["blocked_reason"]
+    trainer._models = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
+    other = taken(trainer, row("other", recipe=recipe()))
+    trainer._do(other)
+    assert trainer.ledger.states([other["id"]])[other["id"]][0] == "failed"
+
+
+def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: Trainer) -> None:
+    """The database is full when it begins: it is put back as soon as that can be written."""
+    error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+    job = taken(trainer, row(recipe=recipe()))
+    with patch.object(Ledger, "tell", side_effect=error):
+        trainer._do(job)
+    waiting = trainer.ledger.get(job["id"])
+    assert waiting is not None
+    assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
+
+
+def test_an_import_keeps_its_file_until_it_has_ended(trainer: Trainer) -> None:
+    """Put back for want of room, or because its worker stops, it is done later; then its folder goes."""
+    trainer._short = lambda *_told, **_more: {}  # type: ignore[method-assign]
+    job = row("m", "import")
+    trainer.ledger.add([job])
+    folder = trainer.places.desk(job["id"])
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+    def claimed() -> Job:
+        held = trainer.ledger.take(trainer.id, 600, ("import",))
+        assert held is not None
+        return held
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with patch.object(Versions, "publish", side_effect=full):
+        trainer._do(held := claimed())
+    trainer._remove_scratch(held)
+    assert (folder / "model.safetensors").exists()
+    time.sleep(1.1)
+    with patch.object(trainer, "_short", side_effect=StopError):
+        trainer._do(held := claimed())
+    trainer._remove_scratch(held)
+    assert (folder / "model.safetensors").exists()
+    trainer._do(held := claimed())
+    trainer._remove_scratch(held)
+    assert not folder.exists()
+    done = trainer.ledger.get(job["id"])
+    assert done is not None
+    assert (done["status"], done["version"]) == ("succeeded", "1")
+    assert [path.name for path in (trainer.places.checkpoints / "m").iterdir()] == ["1"]  # one number, kept

@@ -1,0 +1,184 @@
+"""The fifth kind of failure: disks that are full to the last byte, and have room again later."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.full_disk import SmallDisk, small_disk
+from tests.service.test_chaos import ended, held, promise, report, wait_for_running
+from tests.stack import Stack
+from workers.pictures import png
+
+SIZES = [
+    pytest.param(40, 2, 1, id="small"),
+    pytest.param(400, 10, 20, id="full", marks=pytest.mark.slow),
+]
+"""Jobs, times that the disk fills up, and how many jobs must have run when it did."""
+
+REFUSED = {503, 507}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
+    """A service all of whose state lies on one small disk, the queue server's too."""
+    yield from _stack(tmp_path_factory.mktemp("whole"), "state")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
+    """A service whose blob store alone lies on a small disk."""
+    yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8")
+
+
+def _stack(folder: Path, where: str, **settings: str) -> Iterator[tuple[Stack, SmallDisk]]:
+    with small_disk(folder / where, 64 << 20) as disk:
+        running = Stack(folder, max_wait_s="280", log_level="warning", sweep_s="1", **settings)
+        try:
+            yield running.up(), disk
+        finally:
+            disk.empty()
+            running.down()
+
+
+def upscale(client: httpx.Client, prefer: str, size: int = 96, **fields: Any) -> httpx.Response:
+    """Have a picture enlarged: the tiles of a job go to the blob store."""
+    pixels = np.random.default_rng(size).integers(0, 256, (3, size, size), dtype=np.uint8)
+    body = {"model": "enlarge", "seed": "7", "scale": "2", **{name: str(value) for name, value in fields.items()}}
+    headers = {"Prefer": prefer}
+    return client.post("/v1/upscales", files={"image": ("picture", png(pixels))}, data=body, headers=headers)
+
+
+@pytest.mark.parametrize(("jobs", "times", "least"), SIZES)
+def test_a_full_disk_costs_no_job(whole: tuple[Stack, SmallDisk], jobs: int, times: int, least: int) -> None:
+    """Whoever was promised something gets it, to the byte, uncharged; whoever asks meanwhile is told what it is."""
+    stack, disk = whole
+    ids: dict[int, str] = {}
+    pictures: list[str] = []
+    interrupted: set[str] = set()
+    codes: Counter[int] = Counter()
+    with httpx.Client(base_url=stack.url, timeout=60) as client:
+        right = upscale(client, "wait=60").content
+        for seed in range(1000, 1000 + jobs):  # in passes of four
+            ids[seed] = promise(client, seed, seconds=0.4 + 0.0001 * (seed // 4 % 100))
+            if seed % 10 == 0:
+                pictures.append(upscale(client, "respond-async", seconds=0.02).json()["id"])
+        for number in range(times):
+            interrupted |= wait_for_running(stack, None)
+            disk.fill()
+            interrupted |= held(stack, None)
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                seed = 5000 + number
+                body = {"model": "faulty", "seed": seed, "seconds": 0.05}
+                answer = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
+                codes[answer.status_code] += 1
+                if answer.status_code == 202:
+                    ids[seed] = answer.json()["id"]
+                else:
+                    assert answer.status_code in REFUSED, answer.text
+                answer = client.post("/v1/samples", json=body, headers={"Prefer": "wait=1"})
+                codes[answer.status_code] += 1
+                assert answer.status_code in {200, 202, *REFUSED}, answer.text
+                time.sleep(0.1)
+            disk.empty()
+        bodies = ended(stack, {**ids, **dict(enumerate(pictures))})
+        lost = {key: body["problem"] for key, body in bodies.items() if body["status"] != "succeeded"}
+        charged = {key: body["attempts"] for key, body in bodies.items() if body["attempts"]}
+        struck = len(interrupted & {*ids.values(), *pictures})
+        report("jobs over a full disk", jobs=len(bodies), interrupted=struck, refused=codes[507] + codes[503])
+        assert lost == {}
+        assert charged == {}
+        assert struck >= least
+        assert codes[507] > 0
+        for seed, job_id in ids.items():
+            got = client.get(f"/v1/jobs/{job_id}/result").json()["images"]
+            assert got == client.post("/v1/samples", json={"model": "faulty", "seed": seed}).json()["images"]
+        for job_id in pictures:
+            assert client.get(f"/v1/jobs/{job_id}/result").content == right
+    assert all(part.poll() is None for part in stack.parts.values())  # nobody has died of it
+
+
+def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) -> None:
+    """It says what it waits for, holds up nobody, and goes on when there is room."""
+    stack, disk = store
+    with httpx.Client(base_url=stack.url, timeout=60) as client:
+        right = upscale(client, "wait=60").content
+        job_id = upscale(client, "respond-async", seconds=0.02).json()["id"]
+        disk.fill()
+        until = time.monotonic() + 20
+        while "no room" not in client.get(f"/v1/jobs/{job_id}").text:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        other = promise(client, 1)  # whose result is small enough for the database
+        assert ended(stack, {1: other})[1]["status"] == "succeeded"
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
+        disk.empty()
+        body = ended(stack, {0: job_id})[0]
+        assert (body["status"], body["attempts"], body["waiting_reason"]) == ("succeeded", 0, None)
+        assert client.get(f"/v1/jobs/{job_id}/result").content == right
+
+
+def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, SmallDisk]) -> None:
+    """507 after the time that is set, and not one attempt charged."""
+    stack, disk = store
+    with httpx.Client(base_url=stack.url, timeout=60) as client:
+        job_id = upscale(client, "respond-async", seconds=0.02).json()["id"]
+        disk.fill()
+        begun = time.monotonic()
+        body = ended(stack, {0: job_id})[0]
+        disk.empty()
+    assert body["status"] == "failed"
+    assert body["attempts"] == 0
+    assert "No space left on device" in json.dumps(body["problem"])
+    assert body["problem"]["status"] == 507  # type: ignore[index]
+    assert 5 < time.monotonic() - begun < 40
+
+
+def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDisk]) -> None:
+    """A response too large for a message, and no room for it: 507 with the reason, soon."""
+    stack, disk = store
+    with httpx.Client(base_url=stack.url, timeout=60) as client:
+        right = upscale(client, "wait=60", 160, scale=4).content
+        before = tiles(client)
+        disk.fill()
+        begun = time.monotonic()
+        answer = upscale(client, "wait=30", 160, scale=4)
+        took_s = time.monotonic() - begun
+        time.sleep(4)
+        computed = tiles(client) - before
+        disk.empty()
+        assert answer.status_code == 507
+        assert "No space left on device" in answer.json()["detail"]
+        assert took_s < 10
+        assert 0 < computed <= 2 * 49
+        assert (upscale(client, "wait=60", 160, scale=4).content == right) is True
+
+
+def tiles(client: httpx.Client) -> int:
+    """Tiles that the workers have enlarged."""
+    lines = client.get("/metrics").text.splitlines()
+    done = [line for line in lines if line.startswith("reverie_worker_rows") and 'operation="upscale"' in line]
+    return sum(int(float(line.split()[-1])) for line in done)
+
+
+def test_what_cannot_be_promised_is_refused(store: tuple[Stack, SmallDisk]) -> None:
+    """No 202 for a picture that there is no room for; many at once, with and without a key."""
+    stack, disk = store
+    with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        listed = len(client.get("/v1/jobs", params={"limit": 100}).json()["data"])
+        disk.fill()
+        answers = list(pool.map(lambda n: upscale(client, "respond-async", 128 + n), range(8)))
+        disk.empty()
+        assert {answer.status_code for answer in answers} == {507}
+        assert "No space left on device" in answers[0].json()["detail"]
+        assert len(client.get("/v1/jobs", params={"limit": 100}).json()["data"]) == listed
