@@ -176,6 +176,7 @@ def _told(source: Source, staged: _Staged, codes: np.ndarray, made: Path, wish: 
         "labels": (made / "labels.npy").exists(),
         "duplicates": duplicates,
         "bytes": sum(path.stat().st_size for path in files),
+        **({"conversions": dict(source.conversions)} if source.conversions else {}),
         **said,
     }
 

@@ -6,14 +6,12 @@ under its own name, no pickled object is loaded, and no size is believed before 
 
 import errno
 import gzip
-import io
 import json
 import math
 import os
-import re
 import shutil
-import stat
 import struct
+import tarfile
 import tokenize
 import zipfile
 import zlib
@@ -27,15 +25,33 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from workers.pictures import FORMATS, Pixels, UnusableImageError, decode
+from workers.imaging.decode import open_picture
+from workers.pictures import Pixels, UnusableImageError, decode
+from workers.split_names import arrays_by_split, splits_of_paths
+from workers.upload_errors import RefusedError
+from workers.zip_files import DAMAGE, check_member, is_folder, is_hidden, member_error, open_zip, path_of
+
+__all__ = [
+    "CHUNK_BYTES",
+    "FULL",
+    "MOST_VALUES",
+    "SPLITS",
+    "Piece",
+    "RefusedError",
+    "Source",
+    "Wish",
+    "bomb",
+    "exactly",
+    "opened",
+    "room",
+    "size_text",
+]
 
 SPLITS = ("train", "validation", "test")
 PATCH = 96
 """Edge of the patches that photographs are cut into, in pixels."""
 
 CHUNK_BYTES = 4 << 20
-MOST_MEMBERS = 1_000_000
-MOST_DIRECTORY_BYTES = 256 << 20
 MOST_MEMBER_BYTES = 256 << 20
 MOST_VALUES = 4 << 20
 """Of one picture: its channels times its pixels."""
@@ -47,37 +63,24 @@ LEAST_PHOTOGRAPHS = 3
 TOLD = 5
 """Names told of many."""
 
+_MOST_CONVERSIONS = 20
+"""Kinds of conversions that are counted each for itself."""
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What a full disk says."""
 
 _GREY = {"1", "L", "LA", "La"}
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
-_NAMES = {
-    None: ("images", "x", "data", "arr_0"),
-    "train": ("train", "x_train", "train_images"),
-    "validation": ("validation", "valid", "val", "x_validation", "x_valid", "x_val", "validation_images"),
-    "test": ("test", "x_test", "test_images"),
-}
-_LABELS = {
-    None: ("labels", "y"),
-    "train": ("train_labels", "y_train"),
-    "validation": ("validation_labels", "valid_labels", "val_labels", "y_validation", "y_valid", "y_val"),
-    "test": ("test_labels", "y_test"),
-}
-_FOLDERS = {name: split for split in SPLITS for name in _NAMES[split] if not name.startswith("x_")}
 _WHOLE = "whole numbers must be 0 … 255"
 _WELCOME = "send IDX (gzipped or not), NPZ, or a ZIP of pictures"
-
-
-class RefusedError(ValueError):
-    """An upload that cannot be used: the field that is at fault, what is wrong and what would work, and the status."""
-
-    def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:
-        super().__init__(detail)
-        self.field = field
-        self.status = status
+_ARCHIVES = {
+    b"BZh": "file packed by bzip2",
+    b"\xfd7zXZ\0": "file packed by xz",
+    b"\x28\xb5\x2f\xfd": "file packed by zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z archive",
+    b"Rar!\x1a\7": "RAR archive",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Source:
     shape: tuple[int, int, int]
     pieces: Sequence[Piece]
     said: Mapping[str, Any] = field(default_factory=dict)
+    conversions: Counter[str] = field(default_factory=Counter)
+    """What was converted in how many pictures, counted while they are read."""
 
 
 # --- reading ---
@@ -133,12 +138,13 @@ def opened(folder: Path, wish: Wish) -> Source:
     """What FOLDER/file and FOLDER/labels hold, by their headers. Raises RefusedError."""
     path = folder / "file"
     with path.open("rb") as file:
-        head = file.read(6)
+        head = file.read(tarfile.BLOCKSIZE)
     if not head:
         raise RefusedError(f"the file is empty; {_WELCOME}")
+    _refuse_archives(path, head)
     found = {b"PK\3\4": "zip", b"PK\5\6": "zip"}.get(head[:4], "idx" if head[:2] in {b"\x1f\x8b", b"\0\0"} else "")
     if not found:
-        numpy = "; numpy.savez writes the NPZ of an array" if head == b"\x93NUMPY" else ""
+        numpy = "; numpy.savez writes the NPZ of an array" if head.startswith(b"\x93NUMPY") else ""
         raise RefusedError(f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_WELCOME}{numpy}")
     if found == "zip":
         return _from_zip(folder, wish)
@@ -146,6 +152,38 @@ def opened(folder: Path, wish: Wish) -> Source:
         raise RefusedError(f"format is {wish.format}, but the file begins as IDX does", "format")
     _pictures_only(wish, "idx")
     return _from_idx(folder, wish)
+
+
+def _refuse_archives(path: Path, head: bytes) -> None:
+    """Refuse what packs files in a form that is not read here, and name it."""
+    packed = ""
+    if head[:2] == b"\x1f\x8b":
+        packed = "gzipped "
+        try:
+            with gzip.open(path, "rb") as file:
+                head = file.read(tarfile.BLOCKSIZE)
+        except DAMAGE:
+            return  # damage is told where the file is read
+        if head[:4] in {b"PK\3\4", b"PK\5\6"}:
+            raise RefusedError("the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already")
+        if head.startswith(b"\x93NUMPY"):
+            raise RefusedError("the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes")
+    name = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
+    if _is_tar(head):
+        name = "tar archive"
+    if name:
+        raise RefusedError(f"the file is a {packed}{name}, which is not read here; unpack it, and {_WELCOME}")
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether a file begins with the header of a member of a tar archive, of any age, by its checksum."""
+    if len(head) < tarfile.BLOCKSIZE or not head[0]:
+        return False
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _pictures_only(wish: Wish, found: str) -> None:
@@ -231,7 +269,7 @@ def _careful(chunks: Callable[[], Iterator[Pixels]], name: str) -> Callable[[], 
         while True:
             try:
                 chunk = next(each, None)
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise
                 raise _damaged(name, error) from error
@@ -352,74 +390,32 @@ def bomb(what: str, wish: Wish) -> RefusedError:
 
 
 def _from_zip(folder: Path, wish: Wish) -> Source:
-    path = folder / "file"
-    _directory(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except _DAMAGE as error:
-        raise _damaged("the ZIP", error) from error
-    with archive:
-        members = [info for info in archive.infolist() if not info.is_dir()]
+    with open_zip(folder / "file") as archive:
+        members = [info for info in archive.infolist() if not is_folder(info)]
         total = sum(info.file_size for info in members)
         if total > wish.unpacked_bytes:
             raise bomb(f"its members ({len(members)}) are {total} bytes", wish)
         for info in members:
-            _check_member(info)
+            check_member(info)
+        hidden = [info for info in members if is_hidden(info)]
+        members = [info for info in members if not is_hidden(info)] if hidden else members
         arrays = bool(members) and all(info.filename.endswith(".npy") for info in members)
     if wish.format not in {"", "npz" if arrays else "zip"}:
         said = "holds arrays (.npy): it is NPZ" if arrays else "is a ZIP, and not only of arrays (.npy)"
         raise RefusedError(f"format is {wish.format}, but the file {said}", "format")
     if not arrays:
-        return _from_pictures(folder, members, wish)
+        return _from_pictures(folder, members, len(hidden), wish)
     _pictures_only(wish, "npz")
-    return _from_npz(folder, members, wish)
+    return _from_npz(folder, members, len(hidden), wish)
 
 
-def _directory(path: Path) -> None:
-    """Refuse a ZIP whose list of members would fill the memory, before it is read."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 65_557))
-        tail = file.read()
-        place = tail.rfind(b"PK\5\6")
-        if place < 0 or len(tail) < place + 22:
-            raise RefusedError("the ZIP is truncated or damaged: it has no list of members at its end; send it whole")
-        count, length = struct.unpack("<HI", tail[place + 10 : place + 16])
-        if count == 0xFFFF or length == 0xFFFFFFFF:
-            wide = tail.rfind(b"PK\6\6")
-            if wide >= 0 and len(tail) >= wide + 48:
-                count, length = struct.unpack("<QQ", tail[wide + 32 : wide + 48])
-    if count > MOST_MEMBERS or length > MOST_DIRECTORY_BYTES:
-        raise RefusedError(
-            f"the ZIP has {count} members, more than {MOST_MEMBERS}; send so many pictures as NPZ or IDX", status=413
-        )
-
-
-def _check_member(info: zipfile.ZipInfo) -> None:
-    """Refuse a member that no honest ZIP of pictures has; nothing is ever written under its name."""
-    name = info.orig_filename
-    steps = name.replace("\\", "/").split("/")
-    if ".." in steps or steps[0] == "" or re.match(r"[A-Za-z]:", name) or "\0" in name:
-        raise _member(info, "its name leads out of the ZIP's folder; pack with relative names")
-    if stat.S_ISLNK(info.external_attr >> 16):
-        raise _member(info, "it is a symbolic link; pack the files themselves")
-    if info.flag_bits & 1:
-        raise _member(info, "it is encrypted; pack without a password")
-    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise _member(info, "its compression is not read here; pack with deflate or none")
-
-
-def _member(info: zipfile.ZipInfo, detail: str) -> RefusedError:
-    return RefusedError(f"{info.orig_filename[:200]!r}: {detail}")
-
-
-def _from_npz(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish) -> Source:
+def _from_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, wish: Wish) -> Source:
     names = [info.filename.removesuffix(".npy") for info in members]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise RefusedError(f"the NPZ has more than one array {twice[0][:60]!r}; save it anew")
     found = dict(zip(names, members, strict=True))
-    chosen = _chosen(found, _NAMES)
+    chosen, labelled = arrays_by_split(names)
     if not chosen and len(found) == 1:
         chosen = {None: names[0]}
     wanted = "train (with validation and test, or without), or images"
@@ -431,7 +427,6 @@ def _from_npz(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish) -> S
         raise RefusedError(f"the NPZ has no training pictures; name its arrays {wanted}")
     if (folder / "labels").exists():
         raise RefusedError("labels of an NPZ are its arrays labels, or train_labels, test_labels, …", "labels")
-    labelled = _chosen(found, _LABELS)
     if labelled and set(labelled) != set(chosen):
         have, need = (", ".join(sorted(names.values())) for names in (labelled, chosen))
         raise RefusedError(f"labels for some pictures only: there are {have} beside {need}; send all or none", "labels")
@@ -452,17 +447,15 @@ def _from_npz(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish) -> S
     ]
     ignored = sorted(set(names) - {*chosen.values(), *labelled.values()})
     shape = next(iter(heads.values()))[0]
-    return Source("npz", _kind(shape), _image(shape), pieces, _ignored(ignored))
-
-
-def _chosen(found: Mapping[str, Any], names: Mapping[str | None, Sequence[str]]) -> dict[str | None, str]:
-    """Of each split the array that is there, by its first name that is; None stands for no split."""
-    first = {split: next((name for name in known if name in found), None) for split, known in names.items()}
-    return {split: name for split, name in first.items() if name is not None}
+    return Source("npz", _kind(shape), _image(shape), pieces, {**_ignored(ignored), **_hidden(hidden)})
 
 
 def _ignored(names: Sequence[str]) -> dict[str, Any]:
     return {"ignored": {"count": len(names), "names": [name[:200] for name in names[:TOLD]]}} if names else {}
+
+
+def _hidden(count: int) -> dict[str, Any]:
+    return {"hidden": count} if count else {}
 
 
 def _npy_head(folder: Path, info: zipfile.ZipInfo, wish: Wish) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
@@ -478,14 +471,14 @@ def _npy_header(file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...]
     try:
         version = np.lib.format.read_magic(file)
         shape, fortran, dtype = read[version](file)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(info.filename, error) from error
     except (ValueError, LookupError, SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise _member(info, f"it is no array of NumPy ({str(error)[:120]}); save it with numpy.savez") from error
+        raise member_error(info, f"it is no array of NumPy ({str(error)[:120]}); save it with numpy.savez") from error
     if dtype.hasobject:
-        raise _member(info, "it holds pickled objects, which are never loaded; save plain numbers, as uint8")
+        raise member_error(info, "it holds pickled objects, which are never loaded; save plain numbers, as uint8")
     if dtype.fields is not None or dtype.subdtype is not None:
-        raise _member(info, f"it holds records ({dtype}); save plain numbers, as uint8")
+        raise member_error(info, f"it holds records ({dtype}); save plain numbers, as uint8")
     return shape, dtype, fortran
 
 
@@ -495,7 +488,7 @@ def _member_file(folder: Path, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(folder / "file") as archive:
         try:
             file = archive.open(info)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _damaged(info.filename, error) from error
         with file:
             yield file
@@ -512,7 +505,7 @@ def _npy_chunks(
             else:
                 yield from _levels(file, shape, dtype, info.filename)
             if file.read(1):  # and at the end the checksum is looked at
-                raise _member(info, "it goes on after its array; save it anew")
+                raise member_error(info, "it goes on after its array; save it anew")
 
     return chunks
 
@@ -563,21 +556,21 @@ class _Found:
     mode: str
 
 
-def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish) -> Source:
-    hidden = [info for info in members if _hidden(info.filename)]
-    files = [info for info in members if info.filename.lower().endswith(ENDINGS) and not _hidden(info.filename)]
+def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, wish: Wish) -> Source:
+    files = [info for info in members if info.filename.lower().endswith(ENDINGS)]
     if not files:
         held = ", ".join(info.filename[:60] for info in members[:TOLD]) or "nothing"
-        raise RefusedError(f"the ZIP holds no picture ({', '.join(ENDINGS)}); it holds {held}")
-    ignored = sorted({info.filename for info in members} - {info.filename for info in (*files, *hidden)})
-    files.sort(key=lambda info: info.filename)
-    said: dict[str, Any] = {**_ignored(ignored), **({"hidden": len(hidden)} if hidden else {})}
+        beside = f", and {hidden} files that are hidden or in hidden, cache or bin folders" if hidden else ""
+        raise RefusedError(f"the ZIP holds no picture ({', '.join(ENDINGS)}); it holds {held}{beside}")
+    ignored = sorted({info.filename for info in members} - {info.filename for info in files})
+    files.sort(key=lambda info: info.filename.replace("\\", "/"))
+    said: dict[str, Any] = {**_ignored(ignored), **_hidden(hidden)}
     with zipfile.ZipFile(folder / "file") as archive:
         found = [_looked_at(archive, info) for info in files]
     pixels = sum(one.width * one.height for one in found)
     if pixels > wish.unpacked_bytes:
         raise bomb(f"its pictures ({len(found)}) are {pixels} pixels", wish)
-    names = Counter(one.info.filename for one in found)
+    names = Counter(path_of(one.info) for one in found)
     said["duplicate_names"] = sum(times - 1 for times in names.values())
     if wish.kind == "photographs":
         return _photographs(folder, found, wish, said)
@@ -587,43 +580,35 @@ def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], wish: Wish)
     channels = 1 if all(one.mode in _GREY for one in found) else 3
     shape = (channels, *(wish.resize or next(iter(sizes))))
     labels = _labels(folder, len(found))
+    conversions: Counter[str] = Counter()
     if wish.resize is not None:
         said["resized"] = sum(times for size, times in sizes.items() if size != wish.resize)
     pieces = [
         Piece(
             split,
             len(those),
-            _decoded(folder, [found[index] for index in those], shape),
+            _decoded(folder, [found[index] for index in those], shape, conversions),
             scaled=True,
             labels=None if labels is None else labels[those],
         )
         for split, those in _by_folder(found).items()
     ]
-    return Source("zip", "pictures", shape, pieces, said)
-
-
-def _hidden(name: str) -> bool:
-    """Whether it is what operating systems leave in folders."""
-    steps = name.split("/")
-    return steps[0] == "__MACOSX" or steps[-1].startswith(".") or steps[-1] in {"Thumbs.db", "desktop.ini"}
+    return Source("zip", "pictures", shape, pieces, said, conversions)
 
 
 def _looked_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Found:
     """What a picture's header says, decoding nothing."""
     data = _payload(archive, info)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            found = _Found(info, *image.size, image.mode)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise anything on a damaged file
-        raise _member(info, f"it is no picture that can be read; send {', '.join(FORMATS)}, or leave it out") from error
-    if found.width * found.height > MOST_PIXELS:
-        raise RefusedError(
-            f"{info.filename[:200]!r}: {found.width}×{found.height} pixels are more than {MOST_PIXELS}",
-            status=413,
-        )
-    return found
+        picture = open_picture(data)
+        if picture.width * picture.height > MOST_PIXELS:
+            raise RefusedError(
+                f"{info.filename[:200]!r}: {picture.width}×{picture.height} pixels are more than {MOST_PIXELS}",
+                status=413,
+            )
+        return _Found(info, picture.width, picture.height, picture.mode)
+    except UnusableImageError as error:
+        raise member_error(info, f"it is no picture that can be used: {error}; or leave it out") from error
 
 
 def _payload(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -633,8 +618,8 @@ def _payload(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(info) as file:
             return file.read(info.file_size + 1)  # with a length, for only then the unpacking is bounded too
-    except _DAMAGE as error:
-        raise _member(info, f"it is damaged ({str(error)[:120]}); pack it anew") from error
+    except DAMAGE as error:
+        raise member_error(info, f"it is damaged ({str(error)[:120]}); pack it anew") from error
 
 
 def _mixed(found: Sequence[_Found], sizes: Counter[tuple[int, int]]) -> RefusedError:
@@ -651,9 +636,8 @@ def _mixed(found: Sequence[_Found], sizes: Counter[tuple[int, int]]) -> RefusedE
 def _by_folder(found: Sequence[_Found]) -> dict[str | None, list[int]]:
     """The places of the pictures by the split whose folder they lie in; RefusedError where only some lie in one."""
     places: dict[str | None, list[int]] = {}
-    for index, one in enumerate(found):
-        steps = one.info.filename.split("/")[:-1]
-        places.setdefault(next((_FOLDERS[step] for step in steps if step in _FOLDERS), None), []).append(index)
+    for index, split in enumerate(splits_of_paths([path_of(one.info)[:-1] for one in found])):
+        places.setdefault(split, []).append(index)
     if None in places and len(places) > 1:
         outside = found[places[None][0]].info.filename[:200]
         raise RefusedError(f"some pictures lie in folders train, validation or test, but {outside!r} in none of them")
@@ -662,24 +646,28 @@ def _by_folder(found: Sequence[_Found]) -> dict[str | None, list[int]]:
     return places
 
 
-def _decoded(folder: Path, found: Sequence[_Found], shape: tuple[int, int, int]) -> Callable[[], Iterator[Pixels]]:
+def _decoded(
+    folder: Path, found: Sequence[_Found], shape: tuple[int, int, int], conversions: Counter[str]
+) -> Callable[[], Iterator[Pixels]]:
     step = max(1, CHUNK_BYTES // math.prod(shape))
 
     def chunks() -> Iterator[Pixels]:
         with zipfile.ZipFile(folder / "file") as archive:
             for first in range(0, len(found), step):
-                yield np.stack([_fitted(archive, one, shape) for one in found[first : first + step]])
+                yield np.stack([_fitted(archive, one, shape, conversions) for one in found[first : first + step]])
 
     return chunks
 
 
-def _fitted(archive: zipfile.ZipFile, one: _Found, shape: tuple[int, int, int]) -> Pixels:
+def _fitted(archive: zipfile.ZipFile, one: _Found, shape: tuple[int, int, int], conversions: Counter[str]) -> Pixels:
     """A picture in the dataset's size: scaled to cover it and cut at the centre, where it has another."""
     channels, height, width = shape
     try:
-        pixels, _ = decode(_payload(archive, one.info), channels, one.height, one.width)
+        pixels, notes = decode(_payload(archive, one.info), channels, one.height, one.width)
+        if notes is not None:
+            conversions[notes if notes in conversions or len(conversions) < _MOST_CONVERSIONS else "other"] += 1
     except UnusableImageError as error:
-        raise _member(one.info, str(error)) from error
+        raise member_error(one.info, str(error)) from error
     if (one.height, one.width) == (height, width):
         return pixels
     image = Image.fromarray(pixels[0] if channels == 1 else pixels.transpose(1, 2, 0))
@@ -694,22 +682,25 @@ def _photographs(folder: Path, found: Sequence[_Found], wish: Wish, said: dict[s
         raise RefusedError("labels are for pictures; patches of photographs have none", "labels")
     small = next((one for one in found if min(one.width, one.height) < PATCH), None)
     if small is not None:
-        raise _member(small.info, f"{small.height}×{small.width} pixels hold no patch of {PATCH}×{PATCH}; leave it out")
+        raise member_error(
+            small.info, f"{small.height}×{small.width} pixels hold no patch of {PATCH}×{PATCH}; leave it out"
+        )
     if len(found) < LEAST_PHOTOGRAPHS:
         raise RefusedError(f"{len(found)} photographs are too few to split; send {LEAST_PHOTOGRAPHS} or more")
     said["photographs"] = len(found)
+    conversions: Counter[str] = Counter()
 
     def piece(split: str | None, those: Sequence[_Found]) -> Piece:
         def chunks() -> Iterator[Pixels]:
             with zipfile.ZipFile(folder / "file") as archive:
                 for one in those:
-                    yield _patches(_fitted(archive, one, (3, one.height, one.width)))
+                    yield _patches(_fitted(archive, one, (3, one.height, one.width), conversions))
 
         count = sum((one.height // PATCH) * (one.width // PATCH) for one in those)
         return Piece(split, count, chunks, scaled=True, whole=True)
 
     pieces = [piece(split, [found[index] for index in those]) for split, those in _by_folder(found).items()]
-    return Source("zip", "photographs", (3, PATCH, PATCH), pieces, said)
+    return Source("zip", "photographs", (3, PATCH, PATCH), pieces, said, conversions)
 
 
 def _patches(pixels: Pixels) -> Pixels:

@@ -5,10 +5,14 @@ import hashlib
 import io
 import json
 import pickle
+import random
 import struct
 import subprocess
 import sys
+import tarfile
+import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from workers import sources
+from workers import sources, zip_files
 from workers.conversion import convert
 from workers.sources import RefusedError, Wish
+from workers.split_names import arrays_by_split
 
 DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
 SPLITS = ("train", "validation", "test")
@@ -481,15 +486,358 @@ def test_a_member_larger_than_it_says_is_damaged(bench: Bench, monkeypatch: pyte
     assert set(reads) == {101}
 
 
+def zip_end(count: int, length: int, offset: int, wide: tuple[int, int, int] | None = None) -> bytes:
+    """The end of a ZIP: the number of members, their list's size and place, in a ZIP64 record, too, if it is given."""
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, offset, 0)
+    if wide is None:
+        return end
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, wide[0], *wide)
+    return record + struct.pack("<4sIQI", b"PK\6\7", 0, wide[2] + wide[1], 1) + end
+
+
 def test_too_many_members_are_refused_before_their_list_is_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the old form of the list and in the one for large ZIPs."""
-    monkeypatch.setattr(sources, "MOST_MEMBERS", 11)
+    monkeypatch.setattr(zip_files, "MOST_MEMBERS", 11)
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 12, 12, 500, 0, 0)
-    assert bench.refused(b"PK\3\4" + bytes(100) + end, "12 members", "NPZ or IDX").status == 413
-    wide = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1 << 40, 1 << 40, 500, 0)
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    assert bench.refused(b"PK\3\4" + bytes(100) + wide + end, f"{1 << 40} members").status == 413
+    file = b"PK\3\4" + bytes(12 * 46)
+    assert bench.refused(file + zip_end(12, 12 * 46, 4), "12 members", "NPZ or IDX").status == 413
+    wide = zip_end(0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, (12, 12 * 46, 4))
+    assert bench.refused(file + wide, "12 members").status == 413
+
+
+def end_of(file: bytes) -> tuple[bytes, int, int, int]:
+    """A ZIP without its end record, and what that says: the number of members, their list's size and place."""
+    place = file.rindex(b"PK\5\6")
+    count, length, offset = struct.unpack_from("<HII", file, place + 10)
+    return file[:place], count, length, offset
+
+
+def test_records_that_contradict_the_file_are_refused(bench: Bench) -> None:
+    """Absurd numbers, a ZIP64 record that says another thing than the end record, a list with more or fewer members."""
+    body, count, length, offset = end_of(packed(zipped()))
+    assert sum(bench(body + zip_end(count, length, offset, (count, length, offset)))["counts"].values()) == 12
+    full = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+    assert sum(bench(body + zip_end(*full, (count, length, offset)))["counts"].values()) == 12
+    for wide in ((1 << 40, length, offset), (count, 1 << 40, offset), (count, length, 0), (count - 1, length, offset)):
+        error = bench.refused(body + zip_end(count, length, offset, wide), "ZIP64", "contradicts")
+        assert error.status == 422
+        assert bench.refused(body + zip_end(*full, wide), "the ZIP").status == 422 or wide[2] == 0
+    for number in (0, 1, count - 1, count + 1, 60_000):
+        assert bench.refused(body + zip_end(number, length, offset), "the ZIP is damaged", "members").status == 422
+    assert bench.refused(body + zip_end(count, length - 1, offset + 1), "damaged").status == 422
+    assert bench.refused(body + zip_end(count, 1 << 31, offset), "damaged").status == 422
+    lost = zip_end(*full, (count, length, offset)).replace(b"PK\6\6", b"PK\6\0")
+    assert bench.refused(body + lost, "ZIP64 record").status == 422
+
+
+def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None:
+    """A million entries where the end says fewer: refused without reading them one by one."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *([0] * 14))
+    for count in (1, 1000):
+        path = tmp_path / str(count)
+        path.write_bytes(b"PK\3\4" + entry * 1_000_000 + zip_end(count, len(entry) * 1_000_000, 4))
+        start = time.process_time()
+        with pytest.raises(RefusedError, match="damaged"):
+            zip_files.open_zip(path)
+        assert time.process_time() - start < 0.2
+
+
+def test_members_that_share_bytes_are_refused(bench: Bench) -> None:
+    """A kernel of data that many members point to, or members that hold each other, as in the densest of bombs."""
+    body, count, length, offset = end_of(packed(zipped()))
+    places = [place for place in range(offset, len(body)) if body[place : place + 4] == b"PK\1\2"]
+    same = bytearray(body)
+    for place in places:
+        same[place + 42 : place + 46] = bytes(4)
+    assert bench.refused(bytes(same) + zip_end(count, length, offset), "overlaps another member").status == 422
+    longer = bytearray(body)
+    size = struct.unpack_from("<I", body, places[0] + 20)[0]
+    longer[places[0] + 20 : places[0] + 24] = struct.pack("<I", size + 60)
+    assert bench.refused(bytes(longer) + zip_end(count, length, offset), "overlaps").status == 422
+    last = bytearray(body)
+    last[places[-1] + 20 : places[-1] + 24] = struct.pack("<I", 1 << 30)
+    assert bench.refused(bytes(last) + zip_end(count, length, offset), "overlaps the list").status == 422
+
+
+def test_damaged_zips_are_refused(bench: Bench) -> None:
+    """Six hundred with bytes changed: a dataset or a RefusedError of 422 or 413, never another error."""
+    whole, chance = packed(zipped()), random.Random(0)
+    outcomes: Counter[int] = Counter()
+    for number in range(600):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):  # most of them where the lists are
+            low = 0 if number % 3 else len(data) - 900
+            data[chance.randrange(low, len(data))] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
+        try:
+            bench(bytes(data))
+        except RefusedError as error:
+            outcomes[error.status] += 1
+        else:
+            outcomes[200] += 1
+    assert set(outcomes) <= {200, 413, 422}
+    assert outcomes[422] > 100
+
+
+def tar(mode: str, form: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar archive of a picture."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, format=form) as archive:
+        info = tarfile.TarInfo("a.png")
+        data = png(pictures(1)[0])
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (tar("w"), ["tar archive", "not read here"]),
+        (tar("w", tarfile.USTAR_FORMAT), ["tar archive"]),
+        (tar("w").replace(b"ustar", bytes(5)), ["neither IDX nor ZIP"]),  # whose checksum is wrong now
+        (tar("w:gz"), ["gzipped tar archive"]),
+        (tar("w:bz2"), ["packed by bzip2"]),
+        (tar("w:xz"), ["packed by xz"]),
+        (gzip.compress(packed(zipped())), ["gzipped ZIP", "send the ZIP"]),
+        (gzip.compress(npz(images=pictures(12))), ["gzipped ZIP or NPZ"]),
+        (gzip.compress(b"\x93NUMPY" + bytes(600)), ["NumPy", "NPZ"]),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(40), ["7z archive"]),
+        (b"Rar!\x1a\7\1\0" + bytes(40), ["RAR archive"]),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), ["packed by zstd"]),
+    ],
+)
+def test_archives_of_other_kinds_are_named(bench: Bench, file: bytes, words: list[str]) -> None:
+    """With what would work."""
+    bench.refused(file, *words, "send ")
+
+
+# --- names ---
+
+SPLIT_WORDS = {
+    "train": ["train", "training"],
+    "validation": ["val", "valid", "validation", "dev"],
+    "test": ["test"],
+}
+
+
+def spellings(first: str, second: str) -> list[str]:
+    """Both orders, with and without a character between, in several cases."""
+    pairs = [(first, second), (second, first)]
+    joined = [f"{a}{between}{b}" for a, b in pairs for between in ("_", "", "-")]
+    camel = [a + b.capitalize() for a, b in pairs]
+    return [*joined, *camel, *(name.upper() for name in joined), *(name.title() for name in joined)]
+
+
+@pytest.mark.parametrize("pictures_word", ["x", "images", "data"])
+@pytest.mark.parametrize("labels_word", ["y", "labels"])
+def test_names_of_arrays_are_understood_in_any_spelling(pictures_word: str, labels_word: str) -> None:
+    """Each split, of pictures and of labels."""
+    for split, words in SPLIT_WORDS.items():
+        for word in words:
+            for name in spellings(word, pictures_word):
+                assert arrays_by_split([name]) == ({split: name}, {}), name
+            for name in spellings(word, labels_word):
+                assert arrays_by_split([name]) == ({}, {split: name}), name
+            assert arrays_by_split([word.upper()]) == ({split: word.upper()}, {})
+    for name in (pictures_word, pictures_word.upper()):
+        assert arrays_by_split([name]) == ({None: name}, {})
+    assert arrays_by_split([labels_word.upper()]) == ({}, {None: labels_word.upper()})
+    for name in ("extra", "trainer", "latest", "my", "xy", "train_x_images", "observations"):
+        assert arrays_by_split([name]) == ({}, {}), name
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train_images", "val_images", "test_images"),
+        ("trainImages", "validImages", "testImages"),
+        ("X_TRAIN", "X_DEV", "X_TEST"),
+        ("images_training", "images_val", "images_test"),
+        ("dataTrain", "dataVal", "dataTest"),
+        ("Train", "Dev", "Test"),
+    ],
+)
+def test_an_npz_in_other_spellings_is_split_as_sent(bench: Bench, train: str, validation: str, test: str) -> None:
+    """Its own validation pictures are kept, with their labels."""
+    arrays = {train: pictures(20), validation: pictures(10, seed=1), test: pictures(11, seed=2)}
+    said = bench(npz(**arrays))
+    assert said["counts"] == {"train": 20, "validation": 10, "test": 11}
+    assert "ignored" not in said
+    assert np.array_equal(bench.array("validation")[:, 0], arrays[validation])
+    for labels in ("{}_labels", "y{}", "{}Y", "LABELS-{}"):
+        named = {
+            labels.format(word): np.full((count, 1), count)
+            for word, count in (("train", 20), ("val", 10), ("test", 11))
+        }
+        assert bench(npz(**arrays, **named))["labels"] is True
+        assert bench.array("labels").tolist() == [20] * 20 + [10] * 10 + [11] * 11
+
+
+def test_two_arrays_that_mean_the_same_are_refused_by_name(bench: Bench) -> None:
+    """Rather than one of them being left out without a word."""
+    some = pictures(12)
+    for first, second in (("x_train", "train_images"), ("train", "training"), ("val", "dev"), ("images", "data")):
+        more = {} if first in {"x_train", "train", "images"} else {"train": some}
+        bench.refused(npz(**{first: some, second: some}, **more), repr(first), repr(second))
+    bench.refused(
+        npz(train=some, y_train=np.zeros(12, int), trainLabels=np.zeros(12, int)), "'y_train'", "'trainLabels'"
+    )
+    said = bench(npz(some, images=pictures(13)))  # an array without a name is no other name of `images`
+    assert (sum(said["counts"].values()), said["ignored"]["names"]) == (13, ["arr_0"])
+
+
+# --- folders ---
+
+HIDDEN = [
+    ".ipynb_checkpoints/0-checkpoint.png",
+    ".thumbnails/0.png",
+    ".Trash-1000/files/0.png",
+    ".Trashes/501/0.png",
+    "@eaDir/0.png/SYNOPHOTO_THUMB.jpg",
+    "__pycache__/0.png",
+    "__MACOSX/._0.png",
+    ".git/objects/0.png",
+    "$RECYCLE.BIN/0.png",
+    "System Volume Information/0.png",
+    "lost+found/0.png",
+    "Thumbs.db",
+    "desktop.ini",
+    ".DS_Store",
+    "._0.png",
+]
+
+
+@pytest.mark.parametrize("place", ["{}", "set/{}", "set/train/{}", "set\\{}"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_files_and_caches_are_skipped(bench: Bench, name: str, place: str) -> None:
+    """Wherever they lie; what was skipped is counted."""
+    path = place.format(name.replace("/", "\\") if "\\" in place else name)
+    said = bench(packed([*zipped(), (path, png(pictures(1, 9, 9)[0]))]))
+    assert (sum(said["counts"].values()), said["hidden"]) == (12, 1)
+    assert "ignored" not in said
+
+
+def test_a_zip_of_hidden_files_alone_is_told(bench: Bench) -> None:
+    """That they are there, but hidden."""
+    bench.refused(
+        packed([(f".cache/{name}", data) for name, data in zipped()]), "no picture", "12 files that are hidden"
+    )
+    said = bench(packed([("./set/" + str(name), data) for name, data in zipped()]))  # as `zip -r` of `.` writes it
+    assert sum(said["counts"].values()) == 12
+
+
+@pytest.mark.parametrize("between", ["/", "\\"])
+@pytest.mark.parametrize("root", ["", "set/", "My Pictures/2024/", "test/"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Val", "Test"),
+        ("TRAIN", "VAL", "TEST"),
+        ("Training", "Validation", "Testing"),
+        ("train", "dev", "test"),
+        ("training_set", "valid", "test_set"),
+        ("train2017", "val2017", "test2017"),
+        ("Train", "eval", "TEST"),
+        ("train_images", "validation_images", "test_images"),
+    ],
+)
+def test_split_folders_are_recognised(bench: Bench, names: tuple[str, str, str], root: str, between: str) -> None:
+    """In any case, at the top or below a common folder, with any separator."""
+    some = pictures(24)
+    files = [
+        (f"{root}{names[number // 8]}/{number % 2}/{number:02}.png".replace("/", between), png(one))
+        for number, one in enumerate(some)
+    ]
+    said = bench(packed(files))
+    assert said["counts"] == {"train": 8, "validation": 8, "test": 8}
+    assert said["split"] == {"rule": "as sent", "shares": {}}
+    for number, split in enumerate(SPLITS):
+        assert rows(bench.array(split)) == rows(some[8 * number : 8 * number + 8, None])
+
+
+def test_split_folders_within_classes_are_recognised(bench: Bench) -> None:
+    """The outermost counts; a class may have a split's name below it."""
+    some = pictures(24)
+    folders = ["cats/train/dev", "cats/Test/dev", "dogs/train/x", "dogs/test/x"]
+    said = bench(packed((f"{folders[number % 4]}/{number:02}.png", png(one)) for number, one in enumerate(some)))
+    assert said["counts"]["test"] == 12
+    assert rows(bench.array("test")) == rows(some[[n for n in range(24) if n % 2], None])
+
+
+# --- pictures of cameras ---
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    """The metadata of a camera that was held like this."""
+    metadata = Image.Exif()
+    metadata[0x0112] = orientation
+    return metadata
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_orientation_is_honoured_in_datasets(bench: Bench, kind: str) -> None:
+    """Pictures that lie on their side stand upright beside those that do; how many were turned is said."""
+    some = pictures(12, 10, 6)
+    options = {"WEBP": {"lossless": True}}.get(kind, {})
+    files = []
+    for number, one in enumerate(some):
+        if number % 2:
+            lying = Image.fromarray(np.ascontiguousarray(np.rot90(one)))
+            files.append(
+                (f"{number:02}.img.{kind.lower()}", saved(lying.convert("RGB"), kind, exif=exif(6), **options))
+            )
+        else:
+            files.append(
+                (f"{number:02}.img.{kind.lower()}", saved(Image.fromarray(one).convert("RGB"), kind, **options))
+            )
+    said = bench(packed(files), validation=0, test=0)
+    assert (said["height"], said["width"]) == (10, 6)
+    assert said["conversions"] == {"turned upright": 6}
+    assert np.array_equal(bench.array("train")[:, 0], some)
+
+
+def test_pictures_of_phones_are_photographs(bench: Bench) -> None:
+    """Of a JPEG with several pictures (MPO) the first, upright, through its ICC profile, in patches."""
+    y, x = np.mgrid[0:96, 0:192]
+    files, plain = [], []
+    for number in range(4):
+        image = Image.fromarray(np.stack([x, y * 2, (x + y + 20 * number) % 256], -1).astype(np.uint8))
+        several = saved(image, "MPO", save_all=True, append_images=[image.resize((30, 25))], exif=exif(8), quality=95)
+        files.append((f"IMG_{number}.jpg", several))
+        plain.append(np.asarray(Image.open(io.BytesIO(several)).convert("RGB").transpose(Image.Transpose.ROTATE_90)))
+    said = bench(packed(files), kind="photographs", validation=0, test=0)
+    assert said["conversions"] == {"the first of several pictures in the file, turned upright": 4}
+    assert said["counts"]["train"] == 8
+    assert np.array_equal(bench.array("train")[0].transpose(1, 2, 0), plain[0][:96])
+    assert np.array_equal(bench.array("train")[7].transpose(1, 2, 0), plain[3][96:])
+
+
+def test_colours_of_datasets_go_through_the_profile(bench: Bench) -> None:
+    """As those of upscales do: red and green in each other's place come back in their own."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = bytearray(profile)
+    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+    swapped[red : red + 4], swapped[green : green + 4] = b"gXYZ", b"rXYZ"
+    space = bytes(swapped).replace("sRGB built-in".encode("utf-16-be"), "Swapped space".encode("utf-16-be"))
+    images = [Image.new("RGB", (6, 5), (255, 0, number)) for number in range(12)]
+    said = bench(packed((f"{n:02}.png", saved(one, "PNG", icc_profile=space)) for n, one in enumerate(images)))
+    assert said["conversions"] == {"Swapped space to sRGB": 12}
+    assert bench.all()[:, 1].min() > 200
+    assert bench.all()[:, 0].max() < 50
+
+
+def test_hostile_pictures_in_a_zip_are_named(bench: Bench) -> None:
+    """Those of countless parts, before they are decoded."""
+    plain = saved(Image.fromarray(pictures(1)[0]), "JPEG")
+    bomb = plain[:2] + b"\xff\xe1\0\x10" + (bytes(14) + b"\xff\xe1\0\x10") * 400_000 + bytes(14) + plain[2:]
+    bench.refused(packed([*zipped(), ("bomb.jpg", bomb)]), "'bomb.jpg'", "segments")
 
 
 def test_splits_that_cannot_be_are_refused(bench: Bench) -> None:
