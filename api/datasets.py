@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -127,13 +128,13 @@ def _add_making(router: APIRouter, settings: Settings, datasets: Datasets) -> No
                 name, wish = named.name or named.source, named.wish(settings)
                 async with gate:
                     await _fetch(request, folder, named, settings)
-                    said = {**await _convert(request, folder, wish), "source": named.source}
+                    said = {**await _convert(request, folder, wish, settings), "source": named.source}
             else:
                 spool = Spool(folder, ("file", "labels"), tuple(Asked.model_fields), settings.reserve_bytes)
                 asked = _asked(await spool.read(request))
                 name, wish = asked.name, asked.wish(settings)
                 async with gate:
-                    said = await _convert(request, folder, wish)
+                    said = await _convert(request, folder, wish, settings)
             about, new = await asyncio.to_thread(_added, datasets, folder / "made", name, said)
         return Response(orjson.dumps(_body(about)), 201 if new else 200, {"Location": f"{PATH}/{name}"}, JSON)
 
@@ -283,7 +284,10 @@ async def _fetch(request: Request, folder: Path, named: Named, settings: Setting
     """FOLDER/file with a set known by name; the models know where it is to be had."""
     file, data = str(folder / "file"), str(settings.data.resolve())
     words = ["models", "dataset", named.source, file, "--data-folder", data, "--parent", str(os.getpid())]
-    code, _, told = await _run(request, words)
+    try:
+        code, _, told = await _run(request, words, settings.conversion_timeout_s)
+    except TimeoutError as error:
+        raise _wrong("source", _too_slow("fetching it", settings)) from error
     if code:
         lines = told.decode("utf-8", "replace").strip().splitlines() or [f"its process ended with {code}"]
         log.warning("named set not to be had", extra={"set": named.source, "reason": lines[-1][:500]})
@@ -292,11 +296,14 @@ async def _fetch(request: Request, folder: Path, named: Named, settings: Setting
         raise _wrong("source", why)
 
 
-async def _convert(request: Request, folder: Path, wish: Wish) -> dict[str, Any]:
+async def _convert(request: Request, folder: Path, wish: Wish, settings: Settings) -> dict[str, Any]:
     """What the converter made of FOLDER/file. Raises the ProblemError that it reported."""
-    code, answer, told = await _run(
-        request, ["workers.conversion", str(folder), json.dumps(asdict(wish)), str(os.getpid())]
-    )
+    words = ["workers.conversion", str(folder), json.dumps(asdict(wish)), str(os.getpid())]
+    try:
+        code, answer, told = await _run(request, words, settings.conversion_timeout_s)
+    except TimeoutError as error:
+        log.warning("conversion took too long", extra={"limit_s": settings.conversion_timeout_s})
+        raise _wrong("file", _too_slow("reading it", settings)) from error
     if code < 0:  # a decoder crashed, or the system's memory ran out
         raise _wrong("file", f"reading it took its process down (signal {-code}); save it anew, or send it in parts")
     if code:
@@ -314,8 +321,17 @@ def _problem(status: int, field: str, detail: str) -> ProblemError:
     return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
 
 
-async def _run(request: Request, words: list[str]) -> tuple[int, bytes, bytes]:
-    """Run `python -m WORDS` for as long as the client is there; its exit code, stdout and stderr."""
+def _too_slow(what: str, settings: Settings) -> str:
+    limit = f"{settings.conversion_timeout_s:g} s (REVERIE_CONVERSION_TIMEOUT_S)"
+    return f"{what} took longer than the limit of {limit}; send it in parts, or as an NPZ or IDX of uint8"
+
+
+async def _run(request: Request, words: list[str], timeout_s: float) -> tuple[int, bytes, bytes]:
+    """Run `python -m WORDS` for as long as the client is there; its exit code, stdout and stderr.
+
+    Raises ClientDisconnect where the client leaves, and TimeoutError after `timeout_s`; then the process is killed.
+    """
+    until = time.monotonic() + timeout_s
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -333,7 +349,10 @@ async def _run(request: Request, words: list[str]) -> tuple[int, bytes, bytes]:
                 raise ClientDisconnect
             if talk.done():
                 break
-            await asyncio.wait((talk,), timeout=_LOOK_S)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.wait((talk,), timeout=min(_LOOK_S, left))
     finally:
         if child.returncode is None and not talk.done():
             child.kill()

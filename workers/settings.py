@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Largest upload of a dataset.")
     max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Largest a dataset may be unpacked.")
     reserve_bytes: int = Field(512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone.")
+    conversion_timeout_s: float = Field(
+        3600.0, gt=0, description="Longest time that an upload may take to become a dataset."
+    )
     max_upscaled_pixels: int = Field(
         180_000_000, ge=1, description="Pixels of the largest answer of the upscaling route."
     )

@@ -18,7 +18,7 @@ from api import spool
 from api.app import create_app
 from tests.api.telling import encoded, opened, problem
 from tests.stack import Stack, free_port
-from tests.workers.test_conversion import DIGITS, idx, npz, packed, pictures, png, zipped
+from tests.workers.test_conversion import DIGITS, end_of, idx, npz, packed, pictures, png, tar, zip_end, zipped
 from workers.datasets import Datasets
 from workers.settings import Settings
 
@@ -131,6 +131,13 @@ def test_what_is_used_is_not_deleted(client: httpx.Client, datasets: Datasets) -
 
 # --- what is refused ---
 
+
+def _contradicting() -> bytes:
+    """A ZIP whose ZIP64 record says that it has a million million members."""
+    body, count, length, offset = end_of(packed(zipped()))
+    return body + zip_end(count, length, offset, (10**12, length, offset))
+
+
 BAD = {
     "nothing": (b"", None, {}, 422, "file", "empty"),
     "neither": (b"hello world", None, {}, 422, "file", "neither IDX nor ZIP"),
@@ -156,6 +163,11 @@ BAD = {
     "resize": (idx(pictures(12)), None, {"resize": "big"}, 422, "resize", "pattern"),
     "resize to nothing": (packed(zipped()), None, {"resize": "0x9"}, 422, "resize", "1 to 4096"),
     "format": (idx(pictures(12)), None, {"format": "zip"}, 422, "format", "begins as IDX"),
+    "gzipped ZIP": (gzip.compress(packed(zipped())), None, {}, 422, "file", "gzipped ZIP"),
+    "tar": (tar("w"), None, {}, 422, "file", "tar archive"),
+    "gzipped tar": (tar("w:gz"), None, {}, 422, "file", "gzipped tar archive"),
+    "ZIP64": (_contradicting(), None, {}, 422, "file", "contradicts its end record"),
+    "two names": (npz(x_train=pictures(12), trainImages=pictures(12)), None, {}, 422, "file", "'trainImages'"),
 }
 
 
@@ -227,7 +239,7 @@ def test_bad_questions_are_told(client: httpx.Client, datasets: Datasets) -> Non
 def _opened(stack: Stack, head: bytes) -> socket.socket:
     """A connection on which a request to upload was begun."""
     connection = socket.create_connection(("127.0.0.1", stack.port), 30)
-    connection.sendall(b"POST /v1/datasets?name=early HTTP/1.1\r\nHost: x\r\nX-Request-Id: early\r\n" + head)
+    connection.sendall(b"POST /v1/datasets?name=early HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: early\r\n" + head)
     return connection
 
 
@@ -355,6 +367,32 @@ def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytes
         problem(await client.post(PATH, content=slow(), **RAW), 408, "nothing of the body came", "send it again")
 
     _alone(tmp_path, visit)
+
+
+def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time of the setting its process is killed, the client is told why, and nothing is left."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    processes: list[str] = []
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        for asked, field in (
+            ({"content": DIGITS.read_bytes(), **RAW}, "file"),
+            ({"json": {"source": "mnist"}}, "source"),
+        ):
+            start = time.monotonic()
+            body = problem(await client.post(PATH, **asked), 422, "longer than", "REVERIE_CONVERSION_TIMEOUT_S")
+            assert body["errors"][0]["field"] == field
+            assert 1 <= time.monotonic() - start < 20
+            processes.append((tmp_path / "pid").read_text())
+
+    _alone(tmp_path / "state", visit, conversion_timeout_s=1.0)
+    assert len(processes) == 2
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
 
 
 def test_a_set_that_cannot_be_had_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
