@@ -17,9 +17,11 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
+from api.fields import WHOLE
 from api.form_fields import given, json_value, option_value
 from api.photographs import Order
 from workers.faults import FaultsError
+from workers.numbers import canonical
 from workers.operations import Operation, Shared
 from workers.photographs import Photograph
 from workers.pictures import Pixels, UnusableImageError, decode
@@ -40,8 +42,10 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
-    count: int = Field(1, description="How many to draw.")
-    seed: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="0 ≤ seed < 2^63; drawn and echoed where left out.")
+    count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
+    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE] | None = Field(
+        None, description="0 ≤ seed < 2^63; drawn and echoed where left out."
+    )
     images: Annotated[list[str], FailFast()] = Field(
         [], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files."
     )
@@ -61,7 +65,7 @@ class Content:
     @cached_property
     def fingerprint(self) -> str:
         """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
-        said = hashlib.sha256(orjson.dumps(self.fields, option=orjson.OPT_SORT_KEYS))
+        said = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
         for upload in self.uploads:
             said.update(hashlib.sha256(upload).digest())
         for name, uploads in sorted(self.named.items()):

@@ -24,12 +24,14 @@ from api.errors import (
     OverloadedError,
     request_id_of,
 )
+from api.fields import WHOLE
 from api.openapi import EVENTS, JOB, answered, listed, problem_responses
 from api.prefer import Prefer
 from api.routes import House, applied, failed, job_body, owner_of
 from workers.datasets import Datasets
 from workers.faults import FaultsError
 from workers.ledger import TERMINAL, TRAINING, Job, Key, new_id
+from workers.numbers import canonical
 from workers.registry import Entry
 from workers.trainings import NAME, Places, families, settled
 from workers.wire import unpack
@@ -50,7 +52,7 @@ class Overrides(BaseModel):
 
     config: dict[str, Any] = Field({}, description="Of the family's `config`; GET /v1/families has its schema.")
     training: dict[str, Any] = Field({}, description="Of `training`; GET /v1/families has its schema.")
-    seed: int = Field(0, ge=0, lt=2**62)
+    seed: Annotated[int, Field(ge=0, lt=2**62), WHOLE] = 0
 
 
 class Evaluation(BaseModel):
@@ -58,8 +60,10 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    count: int = Field(1000, ge=2, le=100_000, description="The first so many test pictures.")
-    k: int = Field(100, ge=10, le=100_000, description="Importance samples a picture, or samples of a game.")
+    count: Annotated[int, Field(ge=2, le=100_000), WHOLE] = Field(1000, description="The first so many test pictures.")
+    k: Annotated[int, Field(ge=10, le=100_000), WHOLE] = Field(
+        100, description="Importance samples a picture, or samples of a game."
+    )
 
 
 class Asked(BaseModel):
@@ -92,7 +96,9 @@ class Asked(BaseModel):
         "that serves, measured on the same pictures; always; never. The first version of a name serves anyhow.",
     )
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation(count=1000, k=100))
-    gpus: int = Field(1, ge=1, le=64, description="More than one: spread over so many by torchrun.")
+    gpus: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(
+        1, description="More than one: spread over so many by torchrun."
+    )
 
 
 _TRAINING = {
@@ -219,7 +225,7 @@ def _recipe(house: House, asked: Asked) -> dict[str, Any]:
         raise NotFoundError(f"no dataset {asked.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
     overrides = {**asked.recipe.model_dump(), "summary": asked.summary}
     try:
-        recipe: dict[str, Any] = settled(asked.family, known[asked.family], dataset, asked.name, overrides)
+        recipe: dict[str, Any] = settled(asked.family, known[asked.family], dataset, asked.name, overrides, asked.gpus)
     except FaultsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
     there = house.registry.find(asked.name)
@@ -266,7 +272,7 @@ def desk_row(request: Request, kind: str, model: str, said: dict[str, Any], seed
 
 
 def _fingerprint(asked: Asked) -> str:
-    return hashlib.sha256(orjson.dumps(asked.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps(canonical(asked.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _key(request: Request, house: House, asked: Asked) -> Key | None:

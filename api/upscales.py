@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from api.answers import About
 from api.ask import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, typed, validated
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
+from api.fields import WHOLE
 from api.openapi import upscale_docs
 from api.photographs import Order, Wish, unwritten
 from api.prefer import Prefer
@@ -52,12 +53,14 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = Field(None, description="Name of a model, or name@version; without one, the first that can.")
-    seed: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="0 ≤ seed < 2^63; drawn and echoed where left out.")
+    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE] | None = Field(
+        None, description="0 ≤ seed < 2^63; drawn and echoed where left out."
+    )
     image: str | None = Field(None, description="The picture as base64 of a PNG, JPEG or WebP file.")
     format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="Of the answer; without one, what `Accept` says, or PNG."
     )
-    quality: int = Field(92, ge=1, le=100, description="Of a JPEG or WebP.")
+    quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(92, description="Of a JPEG or WebP.")
     options: dict[str, Any] = Field({}, description="Options of the operation; the model's card has their schema.")
 
 

@@ -48,6 +48,26 @@ Images = Float[Tensor, "B C H W"]
 PerImage = Float[Tensor, "B"]
 Code = Float[Tensor, "B S"]
 
+_NORMALISED = {"batch_norm": {"const": True}}
+SMALLEST_BATCHES = [
+    {
+        "pictures": 2,
+        "when": {"properties": {**_NORMALISED, "architecture": {"const": "mlp"}, "layers_g": {"minimum": 2}}},
+    },
+    {
+        "pictures": 2,
+        "when": {
+            "properties": {
+                **_NORMALISED,
+                "architecture": {"const": "conv"},
+                "height": {"maximum": 7},
+                "width": {"maximum": 7},
+            }
+        },
+    },
+]
+"""What `Model.smallest_batch` says, for those who have no torch: JSON Schemas of the config."""
+
 QUANTILES = 1001  # of the training set's energies
 SLICE = 16  # candidates a row of one slice of sampling
 SLOPE = 0.2  # of the convolutional discriminator's activations below zero
@@ -311,6 +331,13 @@ class Model(nn.Module):
     def unit(self) -> str:
         """What energies are in."""
         return "norm" if self.config.objective == "ebgan" else "nats"
+
+    def smallest_batch(self) -> int:
+        """Two pictures where a layer is normalised over the batch alone: it has one value for each of them."""
+        config = self.config
+        conv = config.architecture == "conv"
+        alone = (config.height // 4) * (config.width // 4) == 1 if conv else config.layers_g > 1
+        return 2 if config.batch_norm and alone else 1
 
     def initialise(self, rows: Rows) -> None:
         """Weights from N(0, 1/n), n being a unit's inputs; biases zero."""

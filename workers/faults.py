@@ -6,7 +6,7 @@ from typing import Any
 
 _MOST = 8
 _LONGEST = 300
-_DEEP = "a value is nested too deeply; send plain numbers and words"
+_DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
 
 
 class FaultsError(ValueError):
@@ -15,6 +15,11 @@ class FaultsError(ValueError):
     def __init__(self, errors: list[dict[str, str]]) -> None:
         super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
         self.errors = errors
+
+
+def _shown(name: str) -> str:
+    """The name as text that JSON can carry: half a surrogate pair becomes a question mark."""
+    return name.encode(errors="replace").decode()
 
 
 def faults(
@@ -30,14 +35,14 @@ def faults(
     `check` is the schema's validator, `noun` what a property is called, `more` what a message goes on with.
     """
     unknown = [
-        {"field": f"{part}.{name[:60]}", "detail": f"no such {noun}; there are: {', '.join(rules) or 'none'}"}
+        {"field": f"{part}.{_shown(name[:60])}", "detail": f"no such {noun}; there are: {', '.join(rules) or 'none'}"}
         for name in islice((name for name in given if name not in rules), _MOST)
     ]
     if unknown:
         return unknown
     try:
         errors = list(islice(check.iter_errors(given), _MOST))
-    except ValueError:  # the checker follows some 250 levels
+    except ValueError:  # the checker follows some 250 levels, and takes no half surrogate pairs
         return [{"field": part, "detail": _DEEP}]
     found = []
     for error in errors:

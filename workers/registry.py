@@ -11,6 +11,7 @@ import jsonschema_rs
 
 from workers.card_check import CardError, check_card
 from workers.faults import FaultsError, faults
+from workers.numbers import whole_numbers
 from workers.operations import BY_METHOD, Operation
 from workers.versions import FILE, Versions, header
 
@@ -35,10 +36,7 @@ class Choice:
         wrong = faults(given, rules, self.check, "options", "option")
         if wrong:
             raise FaultsError(wrong)
-        # to JSON Schema 8.0 is an integer, to a model it is not
-        whole = {name for name, rule in rules.items() if "integer" in rule.get("type", "")}
-        cast = {name: int(value) for name, value in given.items() if name in whole and isinstance(value, float)}
-        return {**self.defaults, **given, **cast}
+        return {**self.defaults, **whole_numbers(self.schema, given)}
 
 
 @dataclass(frozen=True)

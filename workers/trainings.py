@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema_rs
 
 from workers.faults import FaultsError, faults
+from workers.numbers import whole_numbers
 from workers.settings import Settings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -74,19 +75,26 @@ def _shipped() -> dict[str, Facts]:
     return found
 
 
-def settled(family: str, facts: Facts, dataset: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Any:
-    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises FaultsError."""
+def settled(
+    family: str, facts: Facts, dataset: Mapping[str, Any], name: str, asked: Mapping[str, Any], gpus: int = 1
+) -> Any:
+    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises FaultsError.
+
+    `gpus` is how many devices share each batch.
+    """
     config, training = dict(asked.get("config", {})), dict(asked.get("training", {}))
     wrong = [*_faults("config", facts["config"], config), *_faults("training", facts["training"], training)]
     _raise(wrong)
     config, training = (
-        {**facts["recipe"][part], **given} for part, given in (("config", config), ("training", training))
+        {**facts["recipe"][part], **whole_numbers(facts[part], given)}
+        for part, given in (("config", config), ("training", training))
     )
     wrong += _shaped(facts, dataset, config)
     counts = dataset["counts"]
     if not facts["players"] and "validation" not in training:
         training["validation"] = min(counts.get("validation", 0), _most_validation(facts))
     wrong += _fitting(facts, counts, training)
+    wrong += _too_few(facts, counts, config, training, gpus) if not wrong else []
     _raise(wrong)
     return {
         "family": family,
@@ -164,13 +172,41 @@ def _fitting(facts: Facts, counts: Mapping[str, int], training: Mapping[str, Any
     elif there and wanted > there:
         detail = f"{wanted} is more than the {there} pictures held back; ask for at most as many"
         wrong.append({"field": field, "detail": detail})
-    elif not there and wanted >= counts["train"]:
-        wrong.append({"field": field, "detail": f"{wanted} leaves nothing of the {counts['train']} training pictures"})
+    elif not there and wanted >= _used(counts, training):
+        detail = f"{wanted} leaves nothing of the {_used(counts, training)} training pictures"
+        wrong.append({"field": field, "detail": detail})
     if training.get("patience") and not wanted:
         wrong.append(
             {"field": "recipe.training.patience", "detail": "it needs training.validation to choose epochs on"}
         )
     return wrong
+
+
+def _used(counts: Mapping[str, int], training: Mapping[str, Any]) -> int:
+    """How many of the training pictures a recipe takes, before any are held back."""
+    return min(training.get("pictures") or counts["train"], counts["train"])
+
+
+def _too_few(
+    facts: Facts, counts: Mapping[str, int], config: Mapping[str, Any], training: Mapping[str, Any], gpus: int
+) -> list[dict[str, str]]:
+    """What does not fit where a step takes more than one picture: batch normalisation, or several devices."""
+    defaults = {name: rule.get("default") for name, rule in facts["config"]["properties"].items()}
+    cases = [case for case in facts.get("smallest_batches", []) if _holds(case["when"], {**defaults, **config})]
+    least = max((case["pictures"] for case in cases), default=1) * gpus
+    size = training.get("batch_size", facts["training"]["properties"]["batch_size"]["default"])
+    held_back = 0 if counts.get("validation") else training.get("validation", 0)
+    count = _used(counts, training) - held_back
+    why = f"a step of this model{f' on {gpus} devices' if gpus > 1 else ''} takes at least {least} pictures"
+    if size < least:
+        return [{"field": "recipe.training.batch_size", "detail": f"{size} is too small: {why}"}]
+    if count < least:
+        return [{"field": "dataset", "detail": f"{count} training pictures are too few: {why}"}]
+    return []
+
+
+def _holds(schema: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    return bool(jsonschema_rs.validator_for(dict(schema)).is_valid(dict(config)))
 
 
 def better(new: list[dict[str, Any]], old: list[dict[str, Any]]) -> bool | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import statistics
 import tempfile
@@ -10,9 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from models.kit import data
 from models.kit.shapes import Tensor, UInt8
 from models.kit.train import Recipe, Run
 
@@ -34,7 +30,7 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)
         epochs, size = recipe.training.epochs, recipe.training.batch_size
-        steps = math.ceil(run.count / size)
+        steps = run.batch_count
         found = [_step_s(run, epoch, seconds / 3) for epoch in sorted({0, epochs // 2, epochs - 1})]
         step_s = statistics.mean(found)
         validation_s = _validation_s(run)
@@ -54,8 +50,7 @@ def estimate(
 def _step_s(run: Run, epoch: int, seconds: float) -> float:
     """The median time of a step of one epoch, its first one left out."""
     run.epoch = epoch
-    order = data.shuffled(run.count, run.recipe.seed, epoch)
-    batches = [batch.to(run.device) for batch in torch.split(order, run.training.batch_size)]
+    batches = run.batches(epoch)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
     float(run.advance(whole[0]))
     took: list[float] = []

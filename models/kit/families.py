@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 import models
+from models.kit.batches import smallest_batch
 from models.kit.card import families, family
 from models.kit.schema import json_schema
 from models.kit.train import Training
 
 
 def described() -> dict[str, Any]:
-    """Each family that can be trained → {"summary", "data", "players", "config", "training", "recipe"}.
+    """Each family that can be trained → {"summary", "data", "players", "smallest_batches", "config", "training",
+    "recipe"}.
 
     `data`: "photographs" for a family that enlarges pictures, else "pictures", whose shape is that of its `Config`.
+    `smallest_batches`: the fewest pictures of a step, each {"pictures", "when"}, `when` being a JSON Schema of the
+    config; the largest whose schema holds counts, and where none does, one picture will do.
     `recipe` is what `models/recipes/FAMILY.json` says of config and training.
     """
     return {name: _told(name) for name in families() if _trainable(name)}
@@ -38,10 +42,17 @@ def _told(name: str) -> dict[str, Any]:
         "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
         "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
         "players": list(getattr(model, "PLAYERS", ())),
+        "smallest_batches": getattr(module, "SMALLEST_BATCHES", _smallest(model)),
         "config": json_schema(module.Config),
         "training": json_schema(Training),
         "recipe": {part: recipe.get(part, {}) for part in ("config", "training")},
     }
+
+
+def _smallest(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """What the default model tells of a family that says nothing itself."""
+    pictures = smallest_batch(model)
+    return [{"pictures": pictures, "when": {}}] if pictures > 1 else []
 
 
 def _folders() -> list[Path]:

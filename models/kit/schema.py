@@ -6,13 +6,15 @@ A field is an `int`, `float`, `bool`, `str`, one of these or `None`, or a `tuple
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+LARGEST = 2.0**1023
+"""Numbers from here on, infinity and NaN are refused: no float holds them, or no option wants them."""
+
 RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 
@@ -93,7 +95,7 @@ def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     kinds = _kinds(hint)
     if kinds[0] is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {value!r}")
+            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {_cut(value)}")
         return tuple(_scalar(field, kinds[1:], item) for item in value)
     return _scalar(field, kinds, value)
 
@@ -102,24 +104,33 @@ def _scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any
     """A number, word or None of one of `kinds`, within the field's range; an integral float passes for an integer."""
     if value is None and type(None) in kinds:
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and int in kinds and float(value).is_integer():
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    if number and int in kinds and value == int(value):
         value = int(value)
-    elif number and float in kinds and math.isfinite(value):
+    elif number and float in kinds:
         value = float(value)
     elif not (isinstance(value, bool | str) and type(value) in kinds):
-        raise ValueError(f"{field.name} must be of type {' or '.join(NAMES[k] for k in kinds)}, not {value!r}")
+        raise ValueError(f"{field.name} must be of type {' or '.join(NAMES[k] for k in kinds)}, not {_cut(value)}")
     rules = field.metadata
     if "enum" in rules and value not in rules["enum"]:
-        raise ValueError(f"{field.name} must be one of {', '.join(rules['enum'])}, not {value!r}")
+        raise ValueError(f"{field.name} must be one of {', '.join(rules['enum'])}, not {_cut(value)}")
     if (
         value < rules.get("minimum", value)
         or value > rules.get("maximum", value)
         or ("exclusiveMinimum" in rules and value <= rules["exclusiveMinimum"])
         or ("exclusiveMaximum" in rules and value >= rules["exclusiveMaximum"])
     ):
-        raise ValueError(f"{field.name} must lie in {_interval(rules)}, not {value!r}")
+        raise ValueError(f"{field.name} must lie in {_interval(rules)}, not {_cut(value)}")
     return value
+
+
+def _cut(value: Any) -> str:
+    """The value as text, of which a long one has its beginning alone."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _interval(rules: Mapping[str, Any]) -> str:

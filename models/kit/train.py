@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from models.kit import data
+from models.kit.batches import batch_count, batches, smallest_batch
 from models.kit.card import family
 from models.kit.preview import preview
 from models.kit.rows import Rows
@@ -107,6 +108,7 @@ class Recipe:
             raise ValueError(f"a recipe {f'has no field {unknown[0]!r}' if unknown else f'needs {missing[0]!r}'}")
         wrong = [word for word in sorted(words) if not isinstance(values[word], str)]
         seed = values.get("seed", 0)
+        seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed
         if wrong or not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**62:
             raise ValueError(f"{wrong[0]} must be a string" if wrong else "seed must be an integer in [0, 2^62)")
         return cls(
@@ -162,6 +164,9 @@ class Run:
             raise ValueError("the turns of players are not compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
         self.spread = Spread()
+        self.least = smallest_batch(self.model) * self.spread.world
+        self.batch_count = batch_count(self.count, self.training.batch_size, self.least)
+        batches(torch.arange(self.count), self.training.batch_size, self.least)  # says now what would fail in a step
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.epoch = self.step = self.steps = 0
@@ -171,6 +176,17 @@ class Run:
         self.fact_sums: dict[str, float] = {}
 
     # One step and one epoch
+
+    def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
+        """The pictures of each step of an epoch, on the device; a rest too small for a step belongs to the last."""
+        order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
+        return batches(order, self.training.batch_size, self.least)
+
+    @property
+    def seen(self) -> int:
+        """How many pictures the epoch has had so far."""
+        whole = self.step == self.batch_count
+        return self.count if whole else min(self.step * self.training.batch_size, self.count)
 
     def advance(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """One step of each player, the pictures' numbers drawn by (seed, epoch, picture); returns the summed losses."""
@@ -213,7 +229,7 @@ class Run:
             return self.training.drop_to * warmup
         if self.training.decay in {"constant", "drop"}:
             return self.training.learning_rate * warmup
-        an_epoch = math.ceil(self.count / self.training.batch_size)
+        an_epoch = self.batch_count
         total = self.training.epochs * an_epoch
         if self.training.decay == "linear":
             falling = max(1, total - self.training.drop_from * an_epoch)
@@ -225,7 +241,8 @@ class Run:
         """Mean loss of the held-back pictures under the averaged weights, the same draws every time; nats."""
         total = 0.0
         with self.averaged():
-            for index in torch.split(torch.arange(self.count, self.span, device=self.device), 500):
+            index_of = torch.arange(self.count, self.span, device=self.device)
+            for index in batches(index_of, 500, min(self.least, len(index_of))):
                 rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
                 pictures = self.held_back[index - self.count]
                 total += float(self._loss(pictures, rows, self.training.epochs).double().sum())
@@ -302,8 +319,7 @@ class Run:
 
     def _steps(self) -> str:
         """The epoch's steps from where it is; answers why the run ends before the epoch does, or nothing."""
-        order = data.shuffled(self.count, self.recipe.seed, self.epoch).to(self.device)
-        batches = torch.split(order, self.training.batch_size)
+        batches = self.batches(self.epoch)
         for number in range(self.step, len(batches)):
             self.loss_sum += float(self.advance(batches[number]))
             self.step, now = number + 1, time.monotonic()
@@ -358,15 +374,14 @@ class Run:
             return "not a number"
         if thorough and not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             return "not a number"
-        seen = min(self.step * self.training.batch_size, self.count)
-        return "diverged" if abs(self.loss_sum) > DIVERGED * (1 + self.first_loss) * max(1, seen) else ""
+        return "diverged" if abs(self.loss_sum) > DIVERGED * (1 + self.first_loss) * max(1, self.seen) else ""
 
     def tell(self) -> None:
         """Write `progress.json`: how far the run is, and of which step its checkpoint is."""
-        batches = math.ceil(self.count / self.training.batch_size)
+        batches = self.batch_count
         place = {name: getattr(self, name) for name in ("epoch", "step", "steps")}
         total = self.training.epochs * batches
-        mean = self.loss_sum / min(self.step * self.training.batch_size, self.count) if self.step else None
+        mean = self.loss_sum / self.seen if self.step else None
         said = {
             **place,
             "epochs": self.training.epochs,
@@ -605,7 +620,7 @@ def _progress(run: Run, batches: int) -> None:
     if sys.stderr.isatty():
         share = run.step / batches
         bar = "█" * round(24 * share) + "·" * (24 - round(24 * share))
-        mean = run.loss_sum / max(1, run.step * run.training.batch_size)
+        mean = run.loss_sum / max(1, run.seen)
         text = f"\repoch {run.epoch + 1}/{run.training.epochs} {bar} loss {mean:9.3f} nats"
         sys.stderr.write(text + ("\n" if run.step == batches else ""))
         sys.stderr.flush()

@@ -430,3 +430,44 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: Trainer) -> None:
     assert done is not None
     assert (done["status"], done["version"]) == ("succeeded", "1")
     assert [path.name for path in (trainer.places.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
+
+
+# --- batches that are too small ---
+
+
+@pytest.mark.parametrize(
+    ("family", "counts", "config", "training", "gpus", "field"),
+    [
+        ("ebgan", {"train": 10}, {}, {"batch_size": 1}, 1, "recipe.training.batch_size"),
+        ("ebgan", {"train": 10}, {"batch_norm": False}, {"batch_size": 1}, 1, ""),
+        ("ebgan", {"train": 10}, {}, {"batch_size": 3}, 1, ""),
+        ("ebgan", {"train": 10}, {}, {"batch_size": 3}, 2, "recipe.training.batch_size"),
+        ("ebgan", {"train": 10}, {}, {"batch_size": 3, "pictures": 1}, 1, "dataset"),
+        ("ebgan", {"train": 1}, {}, {"batch_size": 1}, 1, "recipe.training.batch_size"),
+        ("vae", {"train": 10}, {}, {"batch_size": 1}, 1, ""),
+        ("vae", {"train": 10}, {}, {"batch_size": 1}, 2, "recipe.training.batch_size"),
+        ("vae", {"train": 10}, {}, {"batch_size": 5, "validation": 9}, 1, ""),
+        ("vae", {"train": 10}, {}, {"batch_size": 5, "validation": 9}, 2, "dataset"),
+        ("vae", {"train": 10}, {}, {"batch_size": 5, "validation": 4, "pictures": 4}, 1, "recipe.training.validation"),
+        ("bihm", {"train": 10}, {}, {"batch_size": 1}, 1, ""),
+    ],
+)
+def test_a_batch_that_no_step_could_take_is_refused_at_the_start(
+    tmp_path: Path,
+    family: str,
+    counts: dict[str, int],
+    config: dict[str, Any],
+    training: dict[str, Any],
+    gpus: int,
+    field: str,
+) -> None:
+    """By what the family says of its smallest batches, by the devices that share one, and by what is held back."""
+    known = families(Settings(state=tmp_path))
+    dataset = {"name": "d", "kind": "pictures", "counts": counts, "channels": 1, "height": 28, "width": 28}
+    asked = {"config": config, "training": training}
+    if not field:
+        settled(family, known[family], dataset, "m", asked, gpus)
+        return
+    with pytest.raises(FaultsError) as refused:
+        settled(family, known[family], dataset, "m", asked, gpus)
+    assert [error["field"] for error in refused.value.errors] == [field]

@@ -1,0 +1,117 @@
+"""Every integer of a request may be written as 4.0, and then means the bytes of 4."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.datasets import digits
+from tests.stack import Stack
+
+MODEL = "vae-mnist-2d"
+JSON = {"Content-Type": "application/json"}
+
+
+def sent(client: httpx.Client, path: str, body: str, **headers: str) -> httpx.Response:
+    """The response to a body as it is written."""
+    return client.post(path, content=body.encode(), headers={**JSON, **headers})
+
+
+def same(answer: httpx.Response, other: httpx.Response) -> None:
+    """Hold two responses to the same content."""
+    assert (answer.status_code, other.status_code) == (200, 200), answer.text[:300] + other.text[:300]
+    assert answer.content == other.content
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/samples", '"seed": 1{0}, "count": 4{0}'),
+        ("/v1/samples", '"seed": 9007199254740992{0}, "count": 1'),
+        ("/v1/manifold", '"seed": 1{0}, "size": 3{0}'),
+        ("/v1/manifold", '"seed": 1, "options": {{"size": 3{0}}}'),
+    ],
+)
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+def test_the_bytes_are_those_of_the_integer(client: httpx.Client, path: str, fields: str, accept: str) -> None:
+    """Count, seed and options of operations."""
+    both = [f'{{"model": "{MODEL}", {fields.format(end)}}}' for end in (".0", "")]
+    same(*(sent(client, path, body, Accept=accept) for body in both))
+
+
+def test_options_on_pictures_and_fields_of_forms(client: httpx.Client, digit: bytes) -> None:
+    """Draws and importance samples as JSON, as form fields and in the query."""
+    encoded = base64.b64encode(digit).decode()
+    for path, field in (("energies", "draws"), ("likelihoods", "k"), ("interpolations", "steps")):
+        pictures = [encoded] * (2 if path == "interpolations" else 1)
+        same(
+            *(
+                client.post(f"/v1/{path}", json={"model": MODEL, "seed": 1, "images": pictures, field: n})
+                for n in (4.0, 4)
+            )
+        )
+    forms = [{"model": MODEL, "seed": f"1{end}", "draws": f"4{end}"} for end in (".0", "")]
+    same(*(client.post("/v1/energies", data=form, files={"images": digit}) for form in forms))
+    png = {"Content-Type": "image/png"}
+    same(*(client.post("/v1/energies", params=form, content=digit, headers=png) for form in forms))
+
+
+def test_the_quality_and_scale_of_an_enlarged_picture(client: httpx.Client, digit: bytes) -> None:
+    """`quality: 80.0` is 80, `scale: 2.0` is 2, in JSON and in a form."""
+    fields = [{"model": "enlarge", "format": "jpeg", "quality": q, "scale": s} for q, s in ((80.0, 2.0), (80, 2))]
+    image = base64.b64encode(digit).decode()
+    same(*(client.post("/v1/upscales", json={**one, "image": image}) for one in fields))
+    same(*(client.post("/v1/upscales", data=one, files={"image": digit}) for one in fields))
+
+
+@pytest.mark.parametrize("value", ["4.5", "true", '"4"', "null", "1e300", "[4]", "-1.0"])
+@pytest.mark.parametrize(("path", "field"), [("samples", "count"), ("samples", "seed"), ("manifold", "size")])
+def test_another_number_is_refused(client: httpx.Client, path: str, field: str, value: str) -> None:
+    """422 that names the field; a seed alone may be null."""
+    answer = sent(client, f"/v1/{path}", f'{{"model": "{MODEL}", "{field}": {value}}}')
+    if (field, value) == ("seed", "null"):
+        assert answer.status_code == 200
+        return
+    assert answer.status_code == 422, answer.text
+    assert field in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "Infinity", "-1e999"])
+def test_what_json_does_not_have_is_refused(client: httpx.Client, value: str) -> None:
+    """400 for an operation, and 400 or 422 for a training, wherever the number stands."""
+    assert sent(client, "/v1/samples", f'{{"model": "{MODEL}", "count": {value}}}').status_code == 400
+    for field in (f'"gpus": {value}', f'"recipe": {{"seed": {value}}}', f'"evaluation": {{"k": {value}}}'):
+        body = f'{{"family": "vae", "dataset": "x", "name": "x", {field}}}'
+        assert sent(client, "/v1/trainings", body).status_code in {400, 422}
+
+
+def wish(end: str) -> str:
+    """A dry run with every kind of integer that a training takes."""
+    recipe = (
+        f'{{"seed": 3{end}, "config": {{"hidden": [16{end}, 8{end}], "latents": 2{end}}},'
+        f' "training": {{"epochs": 2{end}, "batch_size": 50{end}}}}}'
+    )
+    return (
+        f'{{"family": "vae", "dataset": "whole-digits", "name": "whole", "dry_run": true, "gpus": 1{end},'
+        f' "evaluation": {{"count": 40{end}, "k": 20{end}}}, "recipe": {recipe}}}'
+    )
+
+
+def test_a_recipe_takes_whole_numbers(client: httpx.Client, stack: Stack) -> None:
+    """In its seed, its config, lists in it, and its training; the recipe in force holds integers."""
+    digits(Path(stack.state / "state" / "datasets"), "whole-digits")
+    answer = sent(client, "/v1/trainings", wish(".0"), Prefer="wait=60")
+    assert answer.status_code in {200, 202}, answer.text
+    text = answer.text
+    for written in ('"seed":3', '"hidden":[16,8]', '"latents":2', '"epochs":2', '"batch_size":50'):
+        assert f"{written}," in text or f"{written}}}" in text, (written, text)
+
+
+def test_an_idempotency_key_stands_for_both(client: httpx.Client) -> None:
+    """A retry that writes 4 as 4.0 is the same request."""
+    key = {"Idempotency-Key": "whole-numbers"}
+    bodies = [f'{{"model": "{MODEL}", "seed": 1{end}, "count": 2{end}}}' for end in ("", ".0")]
+    same(*(sent(client, "/v1/samples", body, **key) for body in bodies))
