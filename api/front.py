@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import audit
 from api.access import OPEN_PATHS, AccessControl, rule_of
-from api.errors import ProblemError, problem, respond
+from api.errors import OverloadedError, ProblemError, problem, respond
 from api.html_headers import add_html_headers
 from api.metrics import LATENCY
 from api.request_bodies import BodyReader, RequestBodies
@@ -51,6 +51,12 @@ class Front:
             await self._pass(scope, receive, headers, answer)
         except ClientDisconnect:
             answer.status = 499  # nobody is there to be told
+        except asyncio.CancelledError:
+            if answer.status:
+                raise
+            # the server stops, and the time that it gave to open requests is over
+            stopping = OverloadedError("the service is stopping; send the request again", headers={"Retry-After": "2"})
+            await stopping.response(answer.request_id)(scope, receive, answer.send)
         except Exception:
             log.exception("fault", extra={"request_id": answer.request_id})
             if answer.status:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -259,20 +260,15 @@ def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
 
 
 def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
-    """It has started, is not ready, and ends when it is told to, with a request open too."""
+    """It has started, is not ready, and ends when it is told to; a request that waits then is told so."""
     process, address = serving(tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0")
     assert httpx.get(f"{address}/readyz").status_code == 503
-    body = {"model": "vae-mnist-2d"}
-    waiting = threading.Thread(target=_post, args=(address, body))
-    waiting.start()
-    time.sleep(0.3)
-    ended_in_time(process)
-    waiting.join()
-
-
-def _post(address: str, body: dict[str, str]) -> None:
-    with contextlib.suppress(httpx.HTTPError):
-        httpx.post(f"{address}/v1/samples", json=body, timeout=20)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(httpx.post, f"{address}/v1/samples", json={"model": "vae-mnist-2d"}, timeout=20)
+        time.sleep(1)
+        assert "Traceback" not in ended_in_time(process)
+        assert waiting.result().status_code == 503
+        assert "is stopping" in waiting.result().json()["detail"]
 
 
 def test_sigterm_ends_an_api_whose_queue_server_hangs(tmp_path: Path) -> None:
