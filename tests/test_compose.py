@@ -239,3 +239,10 @@ def test_the_classic_builder_is_enough():
     assert "<<" not in text
     for target in ("api", "worker"):
         assert ("USER", "reverie") in stage(target)
+
+
+def test_the_queue_server_has_a_limit_of_memory(services):
+    """As `make serve` gives it: without one, it would take what the machine has."""
+    command = services["queue"]["command"]
+    assert command[command.index("--maxmemory") + 1] == "1gb"
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
