@@ -295,22 +295,21 @@ def test_sigterm_ends_an_api_that_is_starting(tmp_path: Path, after_s: float) ->
 
 def test_another_instance_s_queue_server_that_comes_up_later_is_refused(tmp_path: Path) -> None:
     """An API that started before its queue server looks at whose it is once it is there."""
-    port = free_port()
-    url = f"redis://127.0.0.1:{port}/0"
+    theirs = tmp_path / "theirs"
+    with queue_server(theirs) as elsewhere:
+        assert startup.check(Settings(state=theirs, queue_url=elsewhere))
+        with redis.Redis.from_url(elsewhere) as client:
+            client.shutdown(save=True, nosave=False)
+    url = f"redis://127.0.0.1:{free_port()}/0"
     process, _ = serving(tmp_path / "mine", queue_url=url)
-    command = queue_command(Settings(state=tmp_path, queue_url=url))
+    command = queue_command(Settings(state=theirs, queue_url=url))  # with the mark in its append-only file
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as queue:
         try:
-            until = time.monotonic() + 30
-            while time.monotonic() < until:
-                with contextlib.suppress(redis.RedisError):
-                    startup.check_queue(Settings(state=tmp_path / "theirs", queue_url=url))
-                    if startup.mark_of(url):
-                        break
-            said, _ = process.communicate(timeout=30)
-            assert process.returncode == 1, said
-            assert "belongs to another instance" in said
-            assert "Traceback" not in said
+            said, _ = process.communicate(timeout=60)
         finally:
             queue.kill()
             process.kill()
+            process.wait()
+    assert process.returncode == 1, said
+    assert "belongs to another instance" in said
+    assert "Traceback" not in said
