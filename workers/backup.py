@@ -28,7 +28,8 @@ import sqlalchemy as sa
 
 from workers.blobs import Blobs, remove_tree
 from workers.ledger import TERMINAL, Ledger
-from workers.settings import Settings, settings
+from workers.settings import Settings
+from workers.startup import errors_end_the_program, load_settings
 from workers.storage import reason_of
 from workers.versions import POINTERS
 
@@ -42,8 +43,10 @@ _TRIES = 5
 
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("desk", "runs")
-_LEFT_OUT = ("queue", "unfinished", "blobs", "supervisord.conf", "supervisord.log", "supervisord.pid")
-"""What the state folder holds beside: the queue server's data, which are no memory of what is owed, and work files."""
+_LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
+"""What the state folder holds beside: the queue server's data, which are no memory of what is owed, the id of this
+instance, which a copy must not share, and work files.
+"""
 
 
 class BackupError(Exception):
@@ -370,7 +373,8 @@ def main() -> int:
     parser.add_argument("command", choices=["create", "restore"])
     parser.add_argument("folder", type=Path, help="of the backup")
     given = parser.parse_args()
-    chosen = settings()
+    with errors_end_the_program():
+        chosen = load_settings()
     begun = time.monotonic()
     created = not given.folder.exists()
     try:

@@ -113,12 +113,7 @@ class Blobs:
         """Bytes in the whole store; files that vanish while it is measured do not count."""
         if not self._local:
             return int(self._fs.du(self._root, total=True))
-        total = 0
-        for folder, _, names in os.walk(self._root):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    total += os.lstat(f"{folder}/{name}").st_size
-        return total
+        return size_of(Path(self._root))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
         """Remove blobs below `prefix` not touched for `older_than_s` seconds; return how many went.
@@ -148,6 +143,16 @@ class Blobs:
                 with contextlib.suppress(OSError):
                     found.append((f"{folder}/{name}", os.lstat(f"{folder}/{name}").st_mtime))
         return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder and below; files that vanish meanwhile do not count."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{folder}/{name}").st_size
+    return total
 
 
 def remove_tree(path: Path) -> bool:

@@ -124,9 +124,13 @@ _INFERENCE = jobs.c.kind.not_in((TRAINING, *DESK))
 """What an inference worker may take; the rest is for training workers."""
 
 
+_STATUSES = ("queued", "running")
+
+
 def _waiting() -> sa.ColumnElement[bool]:
     """Jobs that nobody holds and that may be claimed now."""
-    free = sa.or_(jobs.c.status == "queued", sa.and_(jobs.c.status == "running", jobs.c.lease_owner.is_(None)))
+    # the status is named by itself, so that an index on it is used
+    free = jobs.c.status.in_(_STATUSES) & sa.or_(jobs.c.status == "queued", jobs.c.lease_owner.is_(None))
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
 
 
@@ -386,16 +390,16 @@ class Ledger:
             next_owner = _turns.next_owner(connection, claim_order.INFERENCE, jobs, claimable)
             if next_owner is None:
                 return []
-            theirs = sa.select(jobs).where(jobs.c.owner == next_owner, claimable).order_by(jobs.c.turn).limit(1)
-            first = connection.execute(theirs.with_for_update(skip_locked=True)).mappings().first()
+            first = _oldest(connection, next_owner, claimable)
             if first is None:
                 return []
-            taken = [dict(first)]
+            taken = [first]
             if _small(taken[0]):
                 like = (
                     sa.select(jobs)
                     .where(
                         claimable,
+                        jobs.c.status == "queued",
                         jobs.c.id != first["id"],
                         jobs.c.model == first["model"],
                         jobs.c.version == first["version"],
@@ -442,8 +446,7 @@ class Ledger:
             next_owner = _turns.next_owner(connection, queue, jobs, wanted)
             if next_owner is None:
                 return None
-            query = sa.select(jobs).where(jobs.c.owner == next_owner, wanted).order_by(jobs.c.turn).limit(1)
-            found = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
+            found = _oldest(connection, next_owner, wanted)
             if found is None:
                 return None
             _turns.served(connection, queue, [next_owner])
@@ -713,6 +716,16 @@ class Ledger:
 
 def _held(job_id: str, token: int) -> sa.ColumnElement[bool]:
     return (jobs.c.id == job_id) & (jobs.c.token == token) & (jobs.c.status == "running")
+
+
+def _oldest(connection: Connection, owner: str, wanted: sa.ColumnElement[bool]) -> Job | None:
+    """Lock and return the row of an owner's that has waited longest; each status by itself, in the index's order."""
+    found: list[Mapping[Any, Any]] = []
+    for status in _STATUSES:
+        theirs = (jobs.c.owner == owner) & (jobs.c.status == status)
+        query = sa.select(jobs).where(theirs, wanted).order_by(jobs.c.turn).limit(1)
+        found += connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+    return dict(min(found, key=lambda job: float(job["turn"]))) if found else None
 
 
 def _small(job: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ import orjson
 import redis
 import sqlalchemy.exc
 
-from workers.blobs import remove_tree
+from workers.blobs import remove_tree, size_of
 from workers.datasets import Datasets
 from workers.lease_reaper import LeaseReaper
 from workers.ledger import DESK, TERMINAL, TRAINING, Job, Ledger
@@ -412,7 +412,7 @@ class Trainer:
                 f"it held {held >> 20} MiB; at most {chosen.training_memory_bytes >> 20} MiB may be: a smaller batch"
             )
             raise FailError("Training too large", f"{detail} or network needs less")
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        size = size_of(folder)
         if size > chosen.training_disk_bytes:
             raise FailError(
                 "Run too large", f"its folder holds {size} bytes; at most {chosen.training_disk_bytes} may be"

@@ -63,6 +63,7 @@ def service(tmp_path: Path) -> Service:
         (state / "made").write_bytes(b"weights " + number.encode())
         versions.publish(state / "made", "m", number)
     versions.serve("m", "1")
+    (state / "instance-id").write_text("1234")
     (state / "queue").mkdir()
     (state / "queue" / "appendonly.aof").write_bytes(b"messages")
     return made
@@ -105,6 +106,7 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     assert datasets.get("digits") == Datasets(state / "datasets").get("digits")
     assert datasets.users("digits") == ["job_1"]
     assert not (tmp_path / "other" / "queue").exists()
+    assert not (tmp_path / "other" / "instance-id").exists()  # or it could join the first one's queue
     other.ledger.engine.dispose()
 
 
@@ -260,6 +262,9 @@ def test_the_command_says_in_a_sentence_what_is_wrong(service: Service, tmp_path
     nothing = run("create", str(tmp_path / "c"), REVERIE_STATE=str(tmp_path / "nowhere"))
     assert nothing.returncode == 1
     assert "no job database" in nothing.stderr
+    misspelt = run("create", str(tmp_path / "c"), REVERIE_STAT="x")
+    assert misspelt.returncode == 1
+    assert "Traceback" not in misspelt.stderr
     postgresql = run("create", str(tmp_path / "c"), REVERIE_LEDGER_URL="postgresql://h/d", **state)
     assert postgresql.returncode == 1
     assert "own tools" in postgresql.stderr
