@@ -25,6 +25,7 @@ from api.errors import (
     FullError,
     OverloadedError,
     ProblemError,
+    field_errors,
     handle_http,
     handle_problem,
     problem,
@@ -65,7 +66,7 @@ CORS_RESPONSE_HEADERS = (
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class alone
-    wrong = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors()]
+    wrong = field_errors(error.errors())
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in wrong)
     return respond(request_id_of(request), problem(422, "Invalid request", detail, errors=wrong))
 

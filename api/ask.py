@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError
+from api import json_scan
+from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError, field_errors
 from api.fields import WHOLE
 from api.form_fields import given, json_value, option_value
+from api.multipart import FORM, form_boundary
 from api.photographs import Order
 from workers.faults import FaultsError
 from workers.numbers import canonical
@@ -118,10 +120,13 @@ async def read_ask(request: Request, operation: Operation, registry: Registry, s
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = await _form(request, operation, settings.max_images) if kind == "multipart/form-data" else None
+    form = await _form(request, operation, settings.max_images) if kind == FORM else None
+    keyed = "idempotency-key" in request.headers
 
     def settled() -> Ask:
         content = form or _content(body, kind, request.query_params.multi_items())
+        if keyed:
+            content.fingerprint  # noqa: B018 - hashes all that was sent, and is kept for what follows
         return _settled(content, operation, registry, settings)
 
     return settled() if len(body) <= _AT_ONCE_BYTES else await asyncio.to_thread(settled)
@@ -164,10 +169,12 @@ def _settled(content: Content, operation: Operation, registry: Registry, setting
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object."""
+    """The fields of a JSON object; for a thread where the body is large."""
     example = 'for example {"model": "vae-mnist"}'
     try:
-        fields = orjson.loads(body)
+        fields = json_scan.loads(body)
+    except json_scan.CostlyJsonError as error:
+        raise MalformedError(f"the body is JSON that is not read here: {error}; send an object, {example}") from error
     except orjson.JSONDecodeError as error:
         raise MalformedError(f"the body is not JSON ({error}); send an object, {example}") from error
     if not isinstance(fields, dict):
@@ -176,14 +183,22 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def typed(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return text fields as what they stand for, numbers and JSON where they parse as such; and as they came."""
+    """Return text fields as what they stand for, numbers and JSON where they parse as such; and as they came.
+
+    For a thread where the texts are large.
+    """
     texts = given(values)
+    try:
+        json_scan.scan(text.encode() for text in texts.values())
+    except json_scan.CostlyJsonError as error:
+        raise MalformedError(f"the fields of the form are not read: {error}") from error
     return {name: text if name == "model" else json_value(text) for name, text in texts.items()}, texts
 
 
 async def _form(request: Request, operation: Operation, max_images: int) -> Content:
     uploads, values = [], request.query_params.multi_items()
     named: dict[str, list[bytes]] = {shared.name: [] for shared in operation.shared}
+    form_boundary(request.headers.get("content-type", ""))
     # one file more than may be, so that too many are refused in the words of JSON's images
     most = max_images + 1 + 2 * len(named)
     async with request.form(max_files=most) as form:  # python-multipart's own faults come as HTTP 400
@@ -199,7 +214,7 @@ async def _form(request: Request, operation: Operation, max_images: int) -> Cont
             else:
                 fields = " and ".join(f"`{one}`" for one in ("images", *named))
                 raise InvalidError(f"no file field {name[:60]!r}; the files' field is {fields}")
-    fields_by_name, texts = typed(values)
+    fields_by_name, texts = await asyncio.to_thread(typed, values)
     return Content(fields_by_name, uploads, named, texts)
 
 
@@ -208,9 +223,7 @@ def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        wrong = [
-            {"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors(include_input=False)
-        ]
+        wrong = field_errors(error.errors(include_input=False))
         raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong) from error
 
 
@@ -227,7 +240,9 @@ def options_of(
     """
     twice = sorted(extra.keys() & inside.keys())
     if twice:
-        raise InvalidError(f"given twice, as a field and in options: {', '.join(twice)}; send each once")
+        raise InvalidError(
+            f"given twice, as a field and in options: {', '.join(name[:60] for name in twice[:10])}; send each once"
+        )
     unknown = sorted(name[:60] for name in extra if name not in choice.schema.get("properties", {}))
     if unknown:
         known = sorted({*fields, *choice.schema.get("properties", {})})

@@ -27,6 +27,7 @@ from api.errors import (
     NotFoundError,
     ProblemError,
     TooLargeError,
+    field_errors,
 )
 from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, problem_responses
 from api.spool import Spool
@@ -236,7 +237,7 @@ def _wrong(field: str, detail: str) -> InvalidError:
 
 
 def _invalid(error: ValidationError) -> InvalidError:
-    wrong = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in error.errors()]
+    wrong = field_errors(error.errors(include_input=False))
     return InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong)
 
 

@@ -1,5 +1,7 @@
 """Every way a request can fail, each owning its status and title, written as RFC 9457 problem details."""
 
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, ClassVar
 
 import orjson
@@ -10,6 +12,12 @@ from starlette.responses import Response
 from workers.storage import lacks_space, reason_of
 
 MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 8
+"""Entries of `errors` in a problem; whoever mends these is told the next ones."""
+
+MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500
+"""Characters of a problem's detail, and of a text in its errors."""
+
 GONE = "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
 
 
@@ -154,9 +162,27 @@ def problem(status: int, title: str, detail: str, kind: str = "about:blank", **m
     return {"type": kind, "title": title, "status": status, "detail": detail, **more}
 
 
+def field_errors(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the first of pydantic's errors as the members of a problem's `errors`."""
+    return [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in islice(errors, MAX_ERRORS)]
+
+
+def _bounded(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a problem with at most `MAX_ERRORS` errors, and with texts of bounded length."""
+    errors = [
+        {name: _shortened(value, MAX_ERROR_TEXT) for name, value in one.items()}
+        for one in body.get("errors", ())[:MAX_ERRORS]
+    ]
+    return {**body, "detail": _shortened(body["detail"], MAX_DETAIL), **({"errors": errors} if errors else {})}
+
+
+def _shortened(text: Any, limit: int) -> Any:
+    return text[: limit - 1] + "…" if isinstance(text, str) and len(text) > limit else text
+
+
 def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     """The response that carries a problem."""
-    content = orjson.dumps({**body, "request_id": request_id})
+    content = orjson.dumps({**_bounded(body), "request_id": request_id})
     return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import Request
 
 from api.errors import InvalidError, MalformedError, StalledError, UnsupportedMediaError
+from api.multipart import FORM, form_boundary
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 IDLE_S = 60.0
 _BLOCK_BYTES = 1 << 20
 _LONGEST_FIELD = 200
+_PIECE_OVERHEAD = 100
+"""Bytes that a piece in memory takes beside its own; a form can be cut into pieces of one byte."""
+
 _RAW = (
     "application/octet-stream",
     "application/zip",
@@ -51,18 +55,18 @@ class Spool:
 
         Raises the ProblemError that says what is wrong with it, and OSError where the disk is full.
         """
-        kind, options = parse_options_header(request.headers.get("content-type", ""))
-        form = kind.lower() == b"multipart/form-data"
-        if not form and kind.lower().decode("latin-1") not in _RAW:
+        content_type = request.headers.get("content-type", "")
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind != FORM and kind not in _RAW:
             raise UnsupportedMediaError(
-                f"{kind.decode('latin-1')[:60] or 'a body without a Content-Type'} is not read here; send "
+                f"{kind[:60] or 'a body without a Content-Type'} is not read here; send "
                 f"multipart/form-data with a file `{self._files[0]}`, or the file itself as {_RAW[0]} with the other "
                 "fields in the query"
             )
         for name, value in request.query_params.multi_items():
             self._put(name, value)
         try:
-            await (self._form(request, options) if form else self._raw(request))
+            await (self._form(request, form_boundary(content_type)) if kind == FORM else self._raw(request))
             await self._flush()
         finally:
             for file in self._open.values():
@@ -76,17 +80,15 @@ class Spool:
         async for chunk in _chunks(request):
             await self._take(self._files[0], chunk)
 
-    async def _form(self, request: Request, options: dict[bytes, bytes]) -> None:
-        if not options.get(b"boundary"):
-            raise MalformedError("the Content-Type names no boundary of the parts; let the client make that header")
+    async def _form(self, request: Request, boundary: bytes) -> None:
         form = _Form(self._files, self._begin, self._put, self._hold)
         try:
-            parser = MultipartParser(options[b"boundary"], form.callbacks)
+            parser = MultipartParser(boundary, form.callbacks)
             async for chunk in _chunks(request):
                 parser.write(chunk)
                 if self._waiting_bytes >= _BLOCK_BYTES:
                     await self._flush()
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise MalformedError(f"the body is not multipart/form-data: {error}") from error
         if parser.state != MultipartState.END:
             raise MalformedError("the body ends before its last boundary; send it whole")
@@ -108,7 +110,7 @@ class Spool:
 
     def _hold(self, name: str, data: bytes) -> None:
         self._waiting.append((name, data))
-        self._waiting_bytes += len(data)
+        self._waiting_bytes += len(data) + _PIECE_OVERHEAD
 
     async def _take(self, name: str, data: bytes) -> None:
         self._hold(name, data)

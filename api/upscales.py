@@ -16,6 +16,7 @@ from api.answers import About
 from api.ask import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, typed, validated
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
 from api.fields import WHOLE
+from api.multipart import FORM, form_boundary
 from api.openapi import upscale_docs
 from api.photographs import Order, Wish, unwritten
 from api.prefer import Prefer
@@ -215,7 +216,7 @@ def _entry(name: str | None, registry: Registry) -> Entry:
 async def _content(request: Request) -> Content:
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    if kind == FORM:
         return await _form(request)
     if kind == "application/json":
         return Content(parsed(body) if len(body) < 1 << 16 else await asyncio.to_thread(parsed, body))
@@ -230,6 +231,7 @@ async def _content(request: Request) -> Content:
 
 async def _form(request: Request) -> Content:
     uploads, values = [], request.query_params.multi_items()
+    form_boundary(request.headers.get("content-type", ""))
     async with request.form(max_files=2) as form:  # python-multipart's own faults come as HTTP 400
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
@@ -240,7 +242,7 @@ async def _form(request: Request) -> Content:
                 uploads.append(await value.read())
             else:
                 raise InvalidError(f"no file field {name[:60]!r}; the picture's field is `image`")
-    fields, texts = typed(values)
+    fields, texts = await asyncio.to_thread(typed, values)
     return Content(fields, uploads, texts=texts)
 
 

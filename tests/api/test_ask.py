@@ -198,9 +198,10 @@ def test_images_must_be_text(client: httpx.Client, images: Any) -> None:
 def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
     """A million numbers for images, or a hundred thousand unknown fields, give one short problem and soon."""
     answer = client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 1_000_000})
-    problem(answer, 422, "images.0")
+    problem(answer, 400, "65536 values")
     assert answer.elapsed.total_seconds() < 5
-    names = {f"field_{number}": 1 for number in range(100_000)}
+    problem(client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 50_000}), 422, "images.0")
+    names = {f"field_{number}": 1 for number in range(30_000)}
     assert len(samples(client, **names).content) < 4000
     assert len(samples(client, options=names).content) < 4000
     assert len(samples(client, temperature="x" * MIB).content) < 4000

@@ -1,0 +1,204 @@
+"""Events of jobs as they come: each job is read once for all who listen to it, and all of them by one poll."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+import orjson
+import sqlalchemy as sa
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from api.errors import TooManyRequestsError
+from workers.ledger import TERMINAL, Job
+
+KEEP_ALIVE_S = 15.0
+PREVIEW_S = 0.5
+"""Least time between two looks for a preview."""
+
+_GROUP = 32
+"""So many listeners are woken at a time, and other requests go between."""
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One event, ready to be sent; `last` if it says that the job has ended."""
+
+    seq: int
+    name: str
+    data: str
+    text: str
+    last: bool
+
+    @classmethod
+    def of(cls, row: Job) -> "JobEvent":
+        """The event in a row of the store."""
+        seq, name, data = row["seq"], row["event"], row["data"]
+        last = name == "status" and orjson.loads(data)["status"] in TERMINAL
+        return cls(seq, name, data, f"id: {seq}\nevent: {name}\ndata: {data}\n\n", last)
+
+
+@dataclass
+class _Feed:
+    """What is known of one job: its events from the first on, and who listens."""
+
+    job_id: str
+    events: list[JobEvent] = field(default_factory=list)
+    listeners: set[asyncio.Event] = field(default_factory=set)
+    exists: bool = True
+    stale: bool = True
+    reader: asyncio.Task[None] | None = None
+    preview: bytes | None = None
+    previews: int = 0
+    preview_at: float = 0.0
+
+    def after(self, seq: int) -> list[JobEvent]:
+        """Events above a number: they are numbered from 1 without gaps."""
+        return self.events[max(0, seq) :]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a listener gets: new events, or none after a while without any; and whether there is a new preview."""
+
+    events: list[JobEvent]
+    preview: bool
+    exists: bool
+
+
+class JobEvents:
+    """The feeds of all jobs that somebody listens to."""
+
+    def __init__(
+        self,
+        read: Callable[[str, int], Awaitable[list[Job]]],
+        exists: Callable[[str], Awaitable[bool]],
+        preview: Callable[[str], Awaitable[bytes | None]],
+    ) -> None:
+        """`read` gives the events of a job above a number, `preview` the newest preview of a running job."""
+        self._read = read
+        self._exists = exists
+        self._preview = preview
+        self._feeds: dict[str, _Feed] = {}
+
+    @property
+    def watched(self) -> Collection[str]:
+        """Ids of the jobs that somebody listens to."""
+        return self._feeds.keys()
+
+    def wake(self, job_id: str) -> None:
+        """Read a job's events again: it has changed."""
+        feed = self._feeds.get(job_id)
+        if feed is not None:
+            feed.stale = True
+            if feed.reader is None:
+                feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
+
+    async def _refresh(self, feed: _Feed) -> None:
+        try:
+            while feed.stale:
+                feed.stale = False
+                rows = await self._read(feed.job_id, len(feed.events))
+                feed.events += [JobEvent.of(row) for row in rows]
+                if not rows and not await self._exists(feed.job_id):
+                    feed.exists = False
+                if rows and not feed.events[-1].last:
+                    await self._look_for_preview(feed)
+                for number, listener in enumerate(list(feed.listeners), 1):
+                    listener.set()
+                    if number % _GROUP == 0:
+                        await asyncio.sleep(0)
+        except (sa.exc.SQLAlchemyError, OSError):
+            pass  # the next poll or keep-alive reads again
+        finally:
+            feed.reader = None
+
+    async def _look_for_preview(self, feed: _Feed) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - feed.preview_at < PREVIEW_S:
+            return
+        picture = await self._preview(feed.job_id)
+        if picture is not None and picture != feed.preview:
+            feed.preview, feed.preview_at = picture, now
+            feed.previews += 1
+
+    async def listen(self, job_id: str, seq: int) -> AsyncIterator[Update]:
+        """Yield what happens to a job after the event with number `seq`; an empty update keeps the connection alive."""
+        feed = self._feeds.setdefault(job_id, _Feed(job_id))
+        changed = asyncio.Event()
+        feed.listeners.add(changed)
+        previews = feed.previews
+        try:
+            self.wake(job_id)
+            while True:
+                # at slightly different times, so that not all of many listeners are sent to at once
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KEEP_ALIVE_S * random.uniform(0.8, 1.0)):
+                        while not feed.after(seq) and previews == feed.previews and feed.exists:
+                            changed.clear()
+                            await changed.wait()
+                events = feed.after(seq)
+                yield Update(events, preview=previews != feed.previews, exists=feed.exists)
+                previews = feed.previews
+                if events:
+                    seq = events[-1].seq
+                elif feed.exists:
+                    self.wake(job_id)
+        finally:
+            feed.listeners.discard(changed)
+            if not feed.listeners and self._feeds.get(job_id) is feed:
+                del self._feeds[job_id]
+
+
+class StreamLimit:
+    """How many event streams each caller may have open."""
+
+    def __init__(self, limit: int) -> None:
+        """At most `limit` a caller."""
+        self._limit = limit
+        self._open: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, caller: str) -> Iterator[None]:
+        """Count a stream while the block runs."""
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if self._open[caller] <= 0:
+                del self._open[caller]
+
+    def check(self, caller: str) -> None:
+        """Raise TooManyRequestsError for a caller who has as many streams as may be."""
+        if self._open[caller] >= self._limit:
+            raise TooManyRequestsError(
+                f"{self._limit} event streams are open for you already; close some, or ask for the jobs themselves",
+                headers={"Retry-After": "10"},
+                limit="streams",
+            )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, counted as long as they last."""
+
+    def __init__(self, content: AsyncIterator[str], limit: StreamLimit, caller: str) -> None:
+        """Raises TooManyRequestsError for one stream too many."""
+        limit.check(caller)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, 200, headers, "text/event-stream")
+        self._limit = limit
+        self._caller = caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what comes until the client leaves."""
+        with self._limit.hold(self._caller):
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                close = getattr(self.body_iterator, "aclose", None)
+                if close is not None:
+                    await close()

@@ -1,0 +1,139 @@
+"""Large JSON: refused before it is parsed where parsing would stop the process, and errors stay small."""
+
+from collections.abc import Iterator
+
+import httpx
+import orjson
+import pytest
+
+from api import json_scan
+from api.errors import MAX_DETAIL, MAX_ERRORS, problem, respond
+from api.json_scan import CostlyJsonError
+from tests.api.attack import MIB, BareApi, cpu_seconds, rss_bytes, watched
+from tests.api.telling import MODEL, b64
+from tests.api.telling import problem as told
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
+    """An API process alone."""
+    with BareApi(tmp_path_factory.mktemp("json")) as running:
+        yield running
+
+
+COSTLY = {
+    "unknown keys": b"{" + b",".join(b'"k%d":1' % number for number in range(2_000_000)) + b"}",
+    "empty lists": b'{"model":"x","a":[' + b",".join([b"[]"] * 10_000_000) + b"]}",
+    "nested": b'{"model":"x","a":' + b"[" * 15_000_000 + b"]" * 15_000_000 + b"}",
+    "images": b'{"model":"x","images":[' + b",".join([b'""'] * 10_000_000) + b"]}",
+    "numbers": b'{"model":"x","a":[' + b",".join([b"1"] * 15_000_000) + b"]}",
+    "one wide character": '{"model":"x","a":"😀'.encode() + b"a" * (31 * MIB) + b'"}',
+    "one wide escape": rb'{"model":"x","a":"\ud83d\ude00' + b"a" * (31 * MIB) + b'"}',
+    "escapes": b'{"model":"x","a":"' + rb"\/" * (15 * MIB) + b'"}',
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales"])
+@pytest.mark.parametrize("kind", COSTLY)
+def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> None:
+    """For little CPU and no memory beyond its own, while others are answered."""
+    body = COSTLY[kind]
+    rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
+    with watched(api.url) as latencies:
+        answer = httpx.post(api.url + path, content=body, headers=JSON, timeout=60)
+    told(answer, 400, "JSON", '{"model"')
+    assert len(answer.content) < 4000
+    assert latencies.worst < 0.2
+    assert cpu_seconds(api.process.pid) < cpu + 1
+    assert rss_bytes(api.process.pid) < rss + 100 * MIB
+
+
+def test_a_form_is_no_way_around(api: BareApi) -> None:
+    """Fields of a form are JSON, too, and count together."""
+    fields = {f"f{number}": f"[{','.join(['[]'] * 15_000)}]" for number in range(200)}
+    rss = rss_bytes(api.process.pid)
+    with watched(api.url) as latencies:
+        answer = httpx.post(f"{api.url}/v1/samples", data=fields, files={"images": b"x"}, timeout=60)
+    told(answer, 400, "values")
+    assert latencies.worst < 0.3
+    assert rss_bytes(api.process.pid) < rss + 100 * MIB
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_control_routes_take_little(api: BareApi, method: str, chunked: bool) -> None:
+    """413 for a larger body, stated or not; what fits may nest and may have long numbers."""
+    path = {"POST": "/v1/trainings", "PATCH": "/v1/models/x"}[method]
+
+    def send(body: bytes) -> httpx.Response:
+        return httpx.request(method, api.url + path, content=iter([body]) if chunked else body, headers=JSON)
+
+    told(send(b'{"a": "' + b"x" * (64 << 10) + b'"}'), 413, "65536")
+    for body in (b"[" * 65_000, b'{"a":' + b"9" * 60_000 + b"}", b'{"recipe":{' + b'"a":1,' * 9000 + b'"b":1}}'):
+        answer = send(body)
+        assert answer.status_code in {400, 404, 422}, answer.text[:300]
+        assert len(answer.content) < 4000
+    many = send(b'{"recipe":{' + b",".join(b'"k%d":1' % number for number in range(5000)) + b"}}")
+    assert many.status_code == 422
+    assert len(many.json()["errors"]) <= MAX_ERRORS
+
+
+def test_a_thousand_images_are_still_read(client: httpx.Client, digit: bytes) -> None:
+    """As PHP writes them with escaped slashes, and as data URLs wrapped into lines."""
+    text = b64(digit)
+    lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    images = [f"data:image/png;base64,{lines}"] * 1024
+    body = orjson.dumps({"model": MODEL, "seed": 1, "images": images}).replace(b"/", rb"\/")
+    assert len(body) > json_scan.SCAN_BYTES
+    answer = client.post("/v1/encodings", content=body, headers=JSON)
+    assert answer.status_code == 200, answer.text[:300]
+    assert len(answer.json()["mean"]) == 1024
+
+
+def test_the_scan_counts_at_the_limits() -> None:
+    """Exactly as many values as may be pass; an escape across two blocks is seen."""
+    pad = b" " * json_scan.SCAN_BYTES
+    json_scan.scan([pad, b"," * json_scan.MAX_VALUES])
+    with pytest.raises(CostlyJsonError):
+        json_scan.scan([pad, b"," * json_scan.MAX_VALUES + b"["])
+    for at in range(MIB - 3, MIB + 3):
+        text = b"x" * at + rb"\u0041" + b"x" * 10
+        with pytest.raises(CostlyJsonError, match="escapes"):
+            json_scan.scan([text])
+    json_scan.scan([b"x" * MIB + b"\\"])
+    assert json_scan.loads(b'{"a": "\\u00e9"}') == {"a": "é"}
+
+
+def test_a_problem_is_small() -> None:
+    """However many errors there are, and however long their texts."""
+    errors = [{"field": "f" * 10_000, "detail": "d" * 10_000}] * 100
+    body = orjson.loads(respond("id", problem(422, "x", "d" * 1_000_000, errors=errors)).body)
+    assert len(body["errors"]) == MAX_ERRORS
+    assert len(body["detail"]) == MAX_DETAIL
+    assert len(orjson.dumps(body)) < 16_000
+
+
+# --- forms ---
+
+
+@pytest.mark.parametrize("path", ["/v1/encodings", "/v1/upscales", "/v1/datasets?name=x", "/v1/models/x/versions"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        f"boundary={'b' * 50_000}",
+        f"boundary={'b' * 71}",
+        f"boundary={'b' * 257}",
+        "boundary=",
+        "x=y",
+        f"charset=undefined; boundary=b; x={'y' * 30}",
+        f"x={'y' * 50_000}; boundary=b",
+        'charset="a\x01b"; boundary=b',
+    ],
+)
+def test_a_form_with_a_strange_header_is_refused(api: BareApi, path: str, parameters: str) -> None:
+    """By 400, before its parts are looked for."""
+    headers = [(b"Content-Type", f"multipart/form-data; {parameters}".encode())]
+    body = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n--b--\r\n'
+    told(httpx.post(api.url + path, content=body, headers=headers), 400)
