@@ -19,6 +19,9 @@ from tests.stack import ROOT, free_port
 
 MIB = 1 << 20
 
+STALL_S = 0.5
+"""Longest time that a request may take beside an attack: many times what it takes, as other tests run beside it."""
+
 
 class BareApi:
     """An API process without workers or queue server, for what never gets to them."""
