@@ -1,0 +1,244 @@
+"""What a GPU does with the models, told as a line of JSON each; `benchmarks/gpu.sh` runs all three.
+
+    python benchmarks/gpu.py check --device cuda    # the CPU's results on that device, random numbers to the bit
+    python benchmarks/gpu.py speed --device cuda    # samples a second, and the share of what a matrix product reaches
+    python benchmarks/gpu.py train --device cuda --out runs/gpu    # every recipe at its paper's scale, then measured
+
+`--dry` does a little of each on made-up data, on any device. Needs torch, numpy, pillow and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from models.kit import card  # noqa: E402
+from models.kit.operations import options_of  # noqa: E402
+from models.kit.partial import Partial  # noqa: E402
+from models.kit.rows import Rows  # noqa: E402
+
+CHECKPOINTS = ROOT / "checkpoints"
+SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 4}  # of options that have them
+TOLERANCE = 2e-3  # of a float beside the CPU's, relative to the answer's largest
+FLIPS = 2e-3  # share of numbers that may differ by more: draws whose probability is next to the threshold
+
+# recipe → its paper's scale. vae-mnist: 3280 passes at K = 50 from a model of K = 5 (Burda et al., §5); bihm: K = 10 to
+# convergence, then K = 100 at 3e-4 (Bornschein et al., §5); ebgan: the grid's networks (Zhao et al., table 4).
+PAPER: dict[str, tuple[str, ...]] = {
+    "vae-mnist-k5": ("training.epochs=600",),
+    "vae-mnist": ("training.epochs=2600", "training.drop_from=1300"),
+    "vae-mnist-2d": ("training.epochs=1700",),
+    "bihm-mnist": ("training.epochs=800", "training.drop_from=600", "config.late_from=600"),
+    "bihm-mushrooms": (),
+    "bihm-dna": (),
+    "ebgan-mnist": ("training.epochs=100", "training.decay=cosine"),
+    "ebgan-pt-mnist": ("training.epochs=100",),
+    "gan-mnist": ("training.epochs=100",),
+    "superres-regression": ("training.epochs=400",),
+    "superres-statistics": ("training.epochs=40",),
+}
+STARTS = {"vae-mnist": "vae-mnist-k5", "superres-statistics": "superres-regression"}
+DRY = ("training.epochs=1", "training.pictures=24", "training.batch_size=12", "training.warmup_steps=0")
+DRY_LESS = ("training.validation=0", "training.decay=constant", "training.precision=float32")
+
+
+def synced(device: str) -> float:
+    """The clock, once the device has done all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+# --- The same results -------------------------------------------------------------------------------------------------
+
+
+def random_numbers(device: str, count: int) -> dict[str, Any]:
+    """Whether words, uniforms and draws are the CPU's to the bit, and how many normals are not."""
+    here, there = (Rows.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
+    equal = all(
+        torch.equal(getattr(here, name)(*words), getattr(there, name)(*words).cpu())
+        for name, words in (("words", (16, 3)), ("uniform", (61, 2)), ("halves", (61, 5, 4, 1)))
+    )
+    apart = int((here.normal(64) != there.normal(64).cpu()).sum())
+    return {"check": "random numbers", "ok": equal and apart <= max(1, count * 64 // 10**7), "normals_apart": apart}
+
+
+def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
+    """Made-up pictures of a card's shape, smooth and within 0 … 1; binary where the family takes binary ones."""
+    shape = [described["image"][name] for name in ("channels", "height", "width")]
+    drawn = Rows.range(5, 0, count).uniform(int(np.prod(shape))).view(count, *shape)
+    return (drawn > 0.7).float() if described["family"] == "bihm" else drawn
+
+
+def asked(model: Any, described: dict[str, Any], operation: str, rows: int, device: str) -> dict[str, Any]:
+    """An operation's answer on the device, on made-up pictures, its options small."""
+    told = described["operations"][operation]
+    kind = options_of(model, operation)
+    options = kind(**{name: value for name, value in SMALL.items() if name in told["options"]["properties"]})
+    given = [pictures(described, rows).to(device) for _ in told["inputs"]]
+    if "mask" in told["inputs"]:
+        given[-1] = (given[-1] > 0.5).float()
+    method, row = getattr(model, operation), Rows.range(3, 0, rows, device)
+    answer = method(*given, row, options)
+    while isinstance(answer, Partial):
+        answer = method(*given, row, options, answer.state)
+    found: dict[str, Any] = answer
+    return found
+
+
+def differences(name: str, device: str, rows: int) -> Iterator[dict[str, Any]]:
+    """Each operation of a shipped model on the device beside the CPU."""
+    path = CHECKPOINTS / name / "1" / "model.safetensors"
+    (here, described), (there, _) = card.load(path), card.load(path, device)
+    for operation in described["operations"]:
+        many = {"upscale": 1, "interpolate": SMALL["steps"], "manifold": SMALL["size"] ** 2}.get(operation, rows)
+        expected, found = (
+            asked(model, described, operation, many, at) for model, at in ((here, "cpu"), (there, device))
+        )
+        worst, flips = 0.0, 0.0
+        for key, value in expected.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            apart = (found[key].cpu().double() - value.double()).abs()
+            scale = float(value.double().abs().max().clamp_min(1e-9))
+            beyond = apart > TOLERANCE * scale
+            flips = max(flips, float(beyond.double().mean()))
+            worst = max(worst, float(apart[~beyond].max()) / scale if bool((~beyond).any()) else 1.0)
+        yield {"check": f"{name} {operation}", "ok": flips <= FLIPS, "apart": worst, "flips": flips}
+
+
+def checked(device: str, *, dry: bool) -> bool:
+    """All checks, a line each; whether they all hold."""
+    found = [random_numbers(device, 100 if dry else 20_000)]
+    print(json.dumps(found[0]), flush=True)
+    for folder in sorted(CHECKPOINTS.iterdir()):
+        for line in differences(folder.name, device, 2 if dry else 64):
+            found.append(line)
+            print(json.dumps(line), flush=True)
+    return all(line["ok"] for line in found)
+
+
+# --- Speed ------------------------------------------------------------------------------------------------------------
+
+
+def reached(device: str, seconds: float) -> float:
+    """Floating-point operations a second of large products of float32 matrices."""
+    size = 4096 if device.startswith("cuda") else 512
+    a = Rows.range(1, 0, size, device).uniform(size)
+    return 2.0 * size**3 * repeated(lambda: a @ a, device, seconds)
+
+
+def repeated(work: Any, device: str, seconds: float) -> float:
+    """How many times a second something is done, its first time left out."""
+    work()
+    begun, times = synced(device), 0
+    while (now := synced(device)) - begun < seconds or not times:
+        work()
+        times += 1
+    return times / (now - begun)
+
+
+def speeds(device: str, *, dry: bool) -> Iterator[dict[str, Any]]:
+    """Samples a second of each shipped model that samples, and the share of a matrix product's operations a second."""
+    seconds, count = (0.05, 8) if dry else (3.0, 8192)
+    best = reached(device, seconds)
+    yield {"speed": "matrix product, float32", "flop_per_s": best}
+    for folder in sorted(CHECKPOINTS.iterdir()):
+        model, described = card.load(folder / "1" / "model.safetensors", device)
+        if "sample" not in described["operations"]:
+            continue
+        with FlopCounterMode(display=False) as counter:
+            asked(model, described, "sample", count, device)
+        each = repeated(lambda model=model, of=described: asked(model, of, "sample", count, device), device, seconds)
+        share = counter.get_total_flops() * each / best
+        yield {"speed": folder.name, "samples_per_s": count * each, "batch": count, "share_of_product": share}
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def made_up(recipe: dict[str, Any], folder: Path) -> Path:
+    """A few made-up pictures as a recipe's data; patches of 96×96 for super-resolution."""
+    config = recipe["config"]
+    shape = (3, 96, 96) if recipe["family"] == "superres" else (1, config.get("height", 28), config.get("width", 28))
+    drawn = np.random.default_rng(1).integers(0, 2 if recipe["family"] == "bihm" else 256, (48, *shape), np.uint8)
+    drawn[0, 0, 0, :2] = 0, (1 if recipe["family"] == "bihm" else 255)
+    path = folder / f"{recipe['name']}.npz"
+    np.savez(path, train=drawn[:36], test=drawn[36:])
+    return path
+
+
+def commands(name: str, device: str, out: Path, data: Path, *, dry: bool) -> Iterator[list[str]]:
+    """Train a recipe, export it, measure it: what `python -m models` is called with."""
+    recipe = json.loads((ROOT / "models" / "recipes" / f"{name}.json").read_text())
+    changes = [*PAPER[name], *(DRY + DRY_LESS if dry else ())]
+    made = made_up(recipe, out) if dry else None
+    if dry:
+        changes += [f"data={made}"]
+        changes += ["config.network=false"] if name == "superres-statistics" else []
+        changes += ["config.late_from=0", "config.late_samples=20"] if "late_from" in recipe["config"] else []
+    where, run = ["--device", device, "--data-folder", str(data)], out / "runs" / name
+    words = ["train", name, "--out", str(run), *where, *(word for one in changes for word in ("--set", one))]
+    if name in STARTS:
+        words += ["--start", str(out / "starts" / f"{STARTS[name]}.safetensors")]
+    yield [*words, "--resume"] if (run / "state.pt").exists() else words
+    # two recipes may make models of one name, so each has a folder of its own
+    yield ["export", str(run), "--checkpoints", str(out / "checkpoints" / name)]
+    if recipe["name"] != "superres-photos":
+        path = out / "checkpoints" / name / recipe["name"] / "1" / "model.safetensors"
+        k = "10" if dry else "10000" if recipe["family"] == "bihm" else "5000"
+        yield ["evaluate", str(path), "--write", "--k", k, *where, *(["--data", str(made)] if dry else [])]
+
+
+def trained(device: str, out: Path, data: Path, names: list[str], *, dry: bool) -> None:
+    """Every recipe one after the other, a line each; CalledProcessError where a step fails."""
+    for name in names:
+        begun = time.perf_counter()
+        for words in commands(name, device, out, data, dry=dry):
+            subprocess.run([sys.executable, "-m", "models", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        made = next((out / "checkpoints" / name).glob("*/1/model.safetensors"))
+        start = out / "starts" / f"{name}.safetensors"
+        start.parent.mkdir(parents=True, exist_ok=True)
+        start.unlink(missing_ok=True)
+        start.hardlink_to(made)
+        figures = {one["name"]: one["value"] for one in card.read_card(made)["figures"]}
+        print(json.dumps({"trained": name, "seconds": time.perf_counter() - begun, "figures": figures}), flush=True)
+
+
+def main() -> int:
+    """Check, measure or train; 1 where a check does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("check", "speed", "train"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dry", action="store_true", help="a little of everything, on made-up data")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="of train: where runs and checkpoints go")
+    parser.add_argument("--data-folder", type=Path, default=ROOT / "data")
+    parser.add_argument("--recipes", nargs="+", default=list(PAPER), choices=list(PAPER))
+    chosen = parser.parse_args()
+    if chosen.command == "check":
+        return 0 if checked(chosen.device, dry=chosen.dry) else 1
+    if chosen.command == "speed":
+        for line in speeds(chosen.device, dry=chosen.dry):
+            print(json.dumps(line), flush=True)
+        return 0
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    out, data = chosen.out.resolve(), chosen.data_folder.resolve()
+    trained(chosen.device, out, data, chosen.recipes, dry=chosen.dry)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The script for a machine with a GPU, by its dry run on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """`benchmarks/gpu.py`."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+def test_a_device_that_computes_the_same_passes(gpu) -> None:
+    """Every operation of a model is asked on both, and the CPU is itself, for more rows than a path has frames too."""
+    lines = list(gpu.differences("vae-mnist-2d", "cpu", 9))
+    assert {line["check"].split()[1] for line in lines} >= {"sample", "interpolate", "manifold", "log_likelihood"}
+    assert all(line["ok"] and line["flips"] == 0 for line in lines)
+    assert gpu.random_numbers("cpu", 50)["ok"]
+
+
+def test_a_device_that_computes_otherwise_is_found(gpu, monkeypatch) -> None:
+    """Means a hundredth off fail where they were computed, and a changed random number fails."""
+    real, calls = gpu.asked, []
+
+    def off(*arguments):
+        calls.append(arguments)
+        answer = real(*arguments)
+        if len(calls) % 2:
+            return answer
+        return {name: 1.01 * value if isinstance(value, torch.Tensor) else value for name, value in answer.items()}
+
+    monkeypatch.setattr(gpu, "asked", off)
+    found = [line for line in gpu.differences("vae-mnist-2d", "cpu", 3) if line["check"].endswith("encode")]
+    assert not found[0]["ok"]
+
+
+def test_every_recipe_has_its_scale(gpu) -> None:
+    """None is forgotten but those that trainings begin from and the one that makes no model of its own."""
+    recipes = {path.stem for path in (ROOT / "models" / "recipes").glob("*.json")}
+    assert recipes - set(gpu.PAPER) == {"vae", "bihm", "ebgan", "superres", "superres-scattering"}
+
+
+def test_a_recipe_is_trained_exported_and_measured(gpu, tmp_path: Path) -> None:
+    """The dry run of two recipes, the second of which begins with the first."""
+    command = [sys.executable, "benchmarks/gpu.py", "train", "--device", "cpu", "--dry", "--out", str(tmp_path)]
+    command += ["--recipes", "vae-mnist-k5", "vae-mnist"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["trained"] for line in lines] == ["vae-mnist-k5", "vae-mnist"]
+    assert all(line["figures"]["nll"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_the_whole_script_runs_dry_on_the_cpu(tmp_path: Path) -> None:
+    """Checks, speeds and every recipe."""
+    settings = {**os.environ, "DEVICE": "cpu", "DRY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, check=True, env=settings)
+    found = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("check", "speed", "train")}
+    assert all(json.loads(line)["ok"] for line in found["check"])
+    assert all(json.loads(line).get("samples_per_s", 1) > 0 for line in found["speed"])
+    assert len(found["train"]) == 11
