@@ -7,8 +7,9 @@
     python benchmarks/bihm.py pictures       # samples of p and p*, inpaintings: docs/images/bihm-*.png; 1 minute
     python benchmarks/bihm.py report         # docs/results/bihm.md of what was measured last
 
-Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are in the cards:
-`python -m models evaluate checkpoints/bihm-mnist/1/model.safetensors --count 1000 --k 10000 --write`.
+Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are in the cards, of
+all 10,000 test digits: `python -m models evaluate checkpoints/bihm-mnist/1/model.safetensors --k 1000 --z-samples
+5000000 --write`.
 """
 
 from __future__ import annotations

@@ -360,7 +360,9 @@ def main() -> None:
                 result["methods"] = {name: result["methods"][name] for name in TITLES if name in result["methods"]}
                 report(result)
                 into_card(result, chosen.checkpoint)
-                drawn = crops(scratch, [name for name in SHOWN if name in result["methods"]])
+                drawn = crops(
+                    scratch, [name for name in SHOWN if all((scratch / f"{one}.{name}").exists() for one in CROPS)]
+                )
                 drawn.save(ROOT / "docs" / "images" / "superres-crops.png", optimize=True)
 
 

@@ -20,12 +20,30 @@ def escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def commands(name: str, *, two_stages: bool) -> list[str]:
+    """What trains a checkpoint: of two stages both, else a run to choose the epochs on and one on all digits."""
+    if two_stages:
+        first = "runs/first/vae-mnist-k5/1/model.safetensors"
+        return [
+            "python -m models train vae-mnist-k5 --out runs/vae-mnist-k5 &&",
+            "  python -m models export runs/vae-mnist-k5 --checkpoints runs/first &&",
+            f"  python -m models train {name} --start {first} --out runs/{name} &&",
+            f"  python -m models export runs/{name}",
+        ]
+    return [
+        f"python -m models train {name} --set training.validation=5000 --out runs/choice",
+        f"python -m models train {name} --out runs/final",
+        "python -m models export runs/final --selection runs/choice",
+    ]
+
+
 def described(card: dict[str, Any]) -> list[str]:
     """One checkpoint as Markdown."""
     told = card["provenance"]
-    config, training, chosen = told["recipe"]["config"], told["recipe"]["training"], told["selection"]
+    config, training, chosen = told["recipe"]["config"], told["recipe"]["training"], told.get("selection")
     widths = "-".join(map(str, (*config["hidden"], config["latents"])))
     bound = {"sgvb_a": "estimator A", "sgvb_b": "estimator B", "importance": "the importance-weighted bound"}
+    bound["importance_dreg"] = f"{bound['importance']} by its doubly reparameterized gradient (DReG)"
     trained = [
         f"{card['summary']}.",
         f"Encoder 784-{widths} and the decoder its mirror, {config['activation']}.",
@@ -34,11 +52,19 @@ def described(card: dict[str, Any]) -> list[str]:
         f"{training['batch_size']} images a step, average of weights {training['average']},",
         f"products in {training['precision']}, {told['binarization']['kind']} binarization, seed {told['seed']}.",
     ]
-    epochs = [
-        f"- Epochs: {told['epochs']}. Of {chosen['epochs_tried']} tried on {chosen['count']:,} digits the best on the",
-        f"other {chosen['validation']:,} was epoch {chosen['best_epoch']}",
-        f"(loss {chosen['best_validation_loss']:.2f} nats;",
-        f"{chosen['seconds']:.0f} s); then all {told['data']['count']:,} in {told['seconds']:.0f} s.",
+    epochs = [f"- Epochs: {told['epochs']}."]
+    if chosen:
+        epochs += [
+            f"Of {chosen['epochs_tried']} tried on {chosen['count']:,} digits the best on the",
+            f"other {chosen['validation']:,} was epoch {chosen['best_epoch']}",
+            f"(loss {chosen['best_validation_loss']:.2f} nats;",
+            f"{chosen['seconds']:.0f} s); then all {told['data']['count']:,} in {told['seconds']:.0f} s.",
+        ]
+    else:
+        epochs += [f"On all {told['data']['count']:,} digits, {told['seconds']:.0f} s."]
+    epochs += [
+        f"Began with weights of {start['epochs']} epochs ({start['seconds']:.0f} s, commit {start['commit'][:12]})."
+        for start in told.get("start", ())
     ]
     name, file = card["name"], f"checkpoints/{card['name']}/{card['version']}/model.safetensors"
     return [
@@ -55,9 +81,7 @@ def described(card: dict[str, Any]) -> list[str]:
         *[f"| {f['name']} | {f['value']} | {f['unit']} | {escaped(f['detail'])} |" for f in card["figures"]],
         "",
         "```",
-        f"python -m models train {name} --set training.validation=5000 --out runs/choice",
-        f"python -m models train {name} --out runs/final",
-        "python -m models export runs/final --selection runs/choice",
+        *commands(name, two_stages="start" in told),
         f"python -m models evaluate {file} --write  # --precision bfloat16 where the table says so",
         "```",
         "",

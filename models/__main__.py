@@ -80,6 +80,9 @@ def arguments() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="by default the test part of what the model was trained on")
     evaluate.add_argument("--count", type=int, help="only the first so many test pictures")
     evaluate.add_argument("--k", type=int, default=5000, help="importance samples a picture (default 5000)")
+    evaluate.add_argument(
+        "--z-samples", type=int, help="samples that measure a bihm's log Z (default 1000 k, at most 5e6)"
+    )
     evaluate.add_argument("--seed", type=int, default=1, help="of the binarization and of the samples (default 1)")
     evaluate.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of the decoder's matrix products"
@@ -363,7 +366,10 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{len(images)}", end="\n" if done == len(images) else "", file=sys.stderr, flush=True)
 
-    described["figures"] = model.evaluate(images, chosen.seed, chosen.k, chosen.precision, report)
+    more = {} if chosen.z_samples is None else {"z_samples": chosen.z_samples}
+    if more and described["family"] != "bihm":
+        raise ValueError(f"--z-samples is of the family bihm, this is {described['family']}")
+    described["figures"] = model.evaluate(images, chosen.seed, chosen.k, chosen.precision, report, **more)
     for figure in described["figures"]:
         print(json.dumps(figure, ensure_ascii=False))
     if chosen.write:

@@ -38,7 +38,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit import features, resize, total_variation
+from models.kit import features, resize, spectrum, total_variation
 from models.kit.operations import describe
 from models.kit.partial import Partial
 from models.kit.rows import CHOICE, FIRST_FREE, LATENT, Rows
@@ -62,6 +62,7 @@ SPREAD_RATE = 0.02  # of the running mean of the spreads
 CONSISTENCY = 0.01  # weight of (U(y) − x)² in squared levels beside the energy
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
 TV_ITERATIONS = 400  # at most
+SPECTRA = 128  # training patches whose spectra the filter of the detail is made of
 TV_SLICE, DESCENT_SLICE = 4, 1  # iterations between two looks at the clock
 
 
@@ -96,6 +97,12 @@ class Config:
     amortise: bool = option(default=True, description="train the generator too")
     negative_steps: int = option(5, minimum=1, maximum=100, description="of the descent that samples y' to tune by")
     tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
+    detail_radius: int = option(
+        0,
+        minimum=0,
+        maximum=16,
+        description="pixels around one that the filter of the amortised detail sees, which ends its lattice; 0 = none",
+    )
     pixels: float = option(0.0, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
     colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
 
@@ -356,6 +363,12 @@ class Model(nn.Module):
             self.widths = (self.scattering.channels, *(NETWORK_WIDTHS if config.network else ()))
             self.predictor = Predictor(config, self.widths)
             self.register_buffer("spread", torch.zeros(sum(self.widths)))
+            if config.detail_radius:
+                size = 2 * config.detail_radius + 1
+                for scale in config.scales:  # they change nothing before they are made
+                    taps = torch.zeros(size, size)
+                    taps[config.detail_radius, config.detail_radius] = 1.0
+                    self.register_buffer(f"taps_{scale}", taps)
 
     @property
     def PLAYERS(self) -> tuple[str, ...]:  # noqa: N802 - the training loop's name
@@ -368,7 +381,11 @@ class Model(nn.Module):
         ValueError where the regression's weights are not there or are of another shape.
         """
         mine = self.state_dict()
-        known = {name: value for name, value in weights.items() if name in mine and mine[name].shape == value.shape}
+        known = {
+            name: value
+            for name, value in weights.items()
+            if name in mine and mine[name].shape == value.shape and not name.startswith("taps_")
+        }
         missing = [name for name in mine if name.startswith("regression.") and name not in known]
         if missing:
             raise ValueError(f"the statistics begin with a regression of the same size: {missing[0]} is missing")
@@ -488,8 +505,14 @@ class Model(nn.Module):
         self, low: Images, estimate: Float[Tensor, "B C sH sW"], scale: int, share: float = 1.0
     ) -> Float[Tensor, "B C sH sW"]:
         """The regression's estimate and a share of the generator's detail."""
-        detail = unlocked(self.generator(low, scale) - estimate, scale)
+        detail = self._detail(low, estimate, scale)
+        if self.config.detail_radius:
+            detail = spectrum.filtered(detail, self.get_buffer(f"taps_{scale}"))
         return self._consistent(estimate + share * detail, low, scale)
+
+    def _detail(self, low: Images, estimate: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
+        """What the generator adds to the regression's estimate."""
+        return unlocked(self.generator(low, scale) - estimate, scale)
 
     def _consistent(self, high: Float[Tensor, "B C sH sW"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
         """The nearest picture whose downsampling is `low`, twice, as clipping moves the first away again."""
@@ -608,6 +631,31 @@ class Model(nn.Module):
             with torch.autocast(high.device.type, enabled=False):
                 real, negative = ([self.scattering(grey(one))[:, 0]] for one in (high, sampled))
             yield Turn("scattering", contrast(target, real, negative, spread))
+
+    @torch.no_grad()
+    def settle(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], Rows]) -> None:  # noqa: ARG002
+        """After training: make the filter of the detail, for each scale, of the first training patches.
+
+        The generator's cheapest texture is a lattice, in which a few frequencies have much of the energy. The filter
+        takes the mean spectrum of its detail halfway to the spectrum of what the regression leaves open.
+        """
+        if self.config.objective != "statistics" or not self.config.detail_radius:
+            return
+        few: list[Tensor] = []
+        for batch in images():
+            few.append(batch[: SPECTRA - sum(map(len, few))])
+            if sum(map(len, few)) >= SPECTRA:
+                break
+        for scale in self.config.scales:
+            added, wanted = [], []
+            for high in torch.split(torch.cat(few), 16):
+                edge = min(high.shape[2:]) // scale * scale
+                low = downsampled(high[:, :, :edge, :edge], scale)
+                estimate = self.regressed(low, scale)
+                added.append(spectrum.power(grey(self._detail(low, estimate, scale))[:, 0]))
+                wanted.append(spectrum.power(grey(high[:, :, :edge, :edge] - estimate)[:, 0]))
+            total = torch.stack(added).sum(0), torch.stack(wanted).sum(0)
+            self.get_buffer(f"taps_{scale}").copy_(spectrum.matching(*total, self.config.detail_radius))
 
     def _sampled(self, low: Images, estimate: Float[Tensor, "B C sH sW"], target: Statistics, scale: int) -> Tensor:
         """y' ~ p(· given x), roughly: some steps down the energy of the scattering, from the estimate on."""

@@ -81,6 +81,7 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     model = module.Model(recipe.config)
     model.load_state_dict(tensors)
     told: dict[str, Any] = json.loads((out / DESCRIPTION).read_text())
+    told["recipe"] = recipe.to_json()  # its epochs and decay may have changed since the run began
     told |= {"epochs": counters["best_epoch"] or counters["epoch"], "seconds": round(counters["seconds"], 1)}
     if selection is not None:
         told["selection"] = _selection(selection)

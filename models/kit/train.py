@@ -288,6 +288,8 @@ class Run:
             return Rows.range(self.recipe.seed + 2, first, count, self.device)
 
         with self.averaged() as model:
+            if self.best:
+                model.load_state_dict(self.best)
             self.model.settle(images, rows)
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         for name, value in self.model.named_buffers():

@@ -74,6 +74,38 @@ def test_consistency_is_of_the_picture_made_small(module) -> None:
     assert metrics.consistency(original[::-1], low) < 20
 
 
+def test_the_largest_cell_tells_a_lattice_from_texture(module) -> None:
+    """All of a wave, half of two waves, a 128th of white noise; a lattice within noise by its share of the power."""
+    largest_cell = module("photos.metrics").largest_cell
+    y, x = np.mgrid[:192, :256]
+    noise = np.random.default_rng(1).normal(0, 1, y.shape)
+    wave = np.sqrt(2) * np.cos(2 * np.pi * (0.32 * y + 0.47 * x))
+    share, at = largest_cell(wave)
+    assert share == pytest.approx(1, abs=1e-3)
+    assert sorted(abs(frequency) for frequency in at) == pytest.approx([0.32, 0.47], abs=1 / 32)
+    assert largest_cell(wave + np.sqrt(2) * np.cos(2 * np.pi * 0.1 * x))[0] == pytest.approx(0.5, abs=0.01)
+    assert largest_cell(noise)[0] < 0.02
+    assert largest_cell(5 * wave + 7)[0] == pytest.approx(1, abs=1e-3)
+    for strength in (0.25, 0.5):
+        expected = strength**2 / (1 + strength**2)
+        assert largest_cell(noise + strength * wave)[0] == pytest.approx(expected + 0.008, abs=0.012)
+    grid = np.sqrt(2) * np.cos(np.pi * (y + x))  # at (½, ½), where a frequency is its own mirror image
+    assert largest_cell(grid)[0] == pytest.approx(1, abs=1e-3)
+    assert largest_cell(np.zeros((64, 64))) == (0.0, (0.0, 0.0))
+
+
+def test_the_lattice_page_has_its_figures(module) -> None:
+    """Means and largest cells by fidelity, and a line a photograph."""
+    lattice = module("lattice")
+    one = {"psnr": 28.0, "vgg": 0.15, "noise_vgg": 0.16, "cell": 0.05, "at": [0.3, 0.5], "strength": 2.0}
+    photograph = {"psnr": 29.0, "vgg": 0.17, "lacking_cell": 0.04, "fidelities": {"0.0": one}}
+    other = {**photograph, "fidelities": {"0.0": {**one, "vgg": 0.14, "cell": 0.07}}}
+    result = {"scales": {"4": {"astronaut": photograph, "coffee": other}}, "machine": {"cpu": "a processor"}}
+    page = lattice.page({**result, "commit": "abc", "date": "today"})
+    assert "| statistics, fidelity 0.0 | 28.00 | 0.1450 | 0.1600 | 7.0% |" in page
+    assert "| coffee | 7.0% | 0.30, 0.50 | 4.0% |" in page
+
+
 def test_perceptual_distance_is_a_distance(module) -> None:
     """It is 0 for equal pictures and does not depend on their order."""
     metrics = module("photos.metrics")

@@ -259,6 +259,34 @@ def test_a_regression_alone_has_no_statistics() -> None:
         upscaled(built(replace(SMALL, scales=(2, 4))), images, scale=3)
 
 
+def test_settling_makes_a_filter_for_each_scale_that_changes_the_detail_alone() -> None:
+    """Before it nothing is filtered; after it the detail is another of about its strength, and fidelity 1 stays."""
+    config = replace(STATISTICS, detail_radius=3)
+    model, plain = built(config), built()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.generator.named_parameters():
+            if name.startswith("tails."):
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "taps_" not in name})
+    low, patches = drawn(1, 3, 48, 48), drawn(20, 3, 96, 96)
+    for scale in config.scales:
+        assert torch.equal(model.sharpened(low, scale), plain.sharpened(low, scale))
+    model.settle(lambda: iter([patches]), lambda first, count: Rows.range(0, first, count))
+    for scale in config.scales:
+        taps = model.get_buffer(f"taps_{scale}")
+        assert not torch.equal(taps, built(config).get_buffer(f"taps_{scale}"))
+        torch.testing.assert_close(taps, taps.T, atol=1e-5, rtol=0)
+        estimate = model.regressed(low, scale)
+        before, after = ((one.sharpened(low, scale) - estimate).detach() for one in (plain, model))
+        assert float((after - before).abs().max()) > 1e-3
+        assert 0.4 < float(after.std() / before.std()) < 2.5
+        assert torch.equal(model.sharpened(low, scale, 1.0), estimate)
+    begun = built(config)
+    begun.begin(model.state_dict())
+    assert torch.equal(begun.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
+
+
 def test_the_ensemble_turns_with_the_picture() -> None:
     """Its answer for a turned picture is the turned answer."""
     model = built(SMALL)
