@@ -33,6 +33,8 @@ MIB = 1 << 20
 P99_S, TIMES_IDLE = 0.100, 5
 GROWTH, GROWTH_BYTES = 0.20, 64 * MIB
 DATASET = "attacked"
+LARGER = "enlarge"
+"""The tests' family that enlarges pictures, which loads at once."""
 RESULTS = ROOT / "docs" / "results" / "attacks"
 
 
@@ -91,7 +93,9 @@ class Sampler:
                 time.sleep(0.005)
 
     def percentile(self, share: float) -> float:
-        """Seconds that this share of the samples took at most."""
+        """Seconds that this share of the samples took at most; infinite where none came."""
+        if not self.seconds:
+            return float("inf")
         return float(np.percentile(self.seconds, 100 * share))
 
 
@@ -115,6 +119,15 @@ def prepared(url: str) -> dict[str, str]:
             f"/v1/trainings/{job}/pause"
         ).raise_for_status()  # its events are waited for, its work is not wanted
     return {"dataset": DATASET, "result": result, "job": job}
+
+
+def cleared(url: str, kept: str) -> None:
+    """Cancel what an attack left at work, so that the next one meets a service at rest."""
+    with httpx.Client(base_url=url, timeout=300) as client:
+        for status in ("queued", "running", "paused"):
+            for job in client.get("/v1/jobs", params={"status": status, "limit": 100}).json()["data"]:
+                if job["id"] != kept:
+                    client.post(f"/v1/jobs/{job['id']}/cancel")
 
 
 def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, after_s: float) -> Outcome:
@@ -216,8 +229,8 @@ def main() -> None:
         stack = Stack(Path(folder), log_level="error", training_nice="10")
         models = Path(folder, "models")
         models.mkdir()
-        for name in (MODEL, CHAIN):
-            (models / name).symlink_to(ROOT / "checkpoints" / name)
+        for model in (ROOT / "checkpoints" / MODEL, ROOT / "checkpoints" / CHAIN, stack.state / "checkpoints" / LARGER):
+            (models / model.name).symlink_to(model)
         stack.environment["REVERIE_CHECKPOINTS"] = str(models)
         try:
             stack.up()
@@ -226,6 +239,7 @@ def main() -> None:
             for name in asked.only:
                 measurements.append(measured(stack, name, there, asked.seconds, asked.after))
                 print(row(measurements[-1]), flush=True)
+                cleared(stack.url, there["job"])
         finally:
             stack.down()
     about = {
