@@ -26,7 +26,7 @@ from workers.photographs import stored
 from workers.queue import NEWS, connect_async, entries, preview_key
 from workers.settings import Settings
 from workers.storage import INSUFFICIENT_STORAGE, storage_problem
-from workers.trainings import WAKE, Places
+from workers.trainings import TRAINER_TIMEOUT_S, TRAINERS, WAKE, Places
 from workers.wire import Fields, joined, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -266,9 +266,19 @@ class Book:
         self._tell(job_id)
         with contextlib.suppress(redis.RedisError, OSError):  # they ask the ledger anyway
             async with self._trainers.pipeline() as line:
-                line.lpush(WAKE, job_id, job_id)  # one for the trainer and one for the desk
-                line.ltrim(WAKE, 0, 7)
+                line.lpush(WAKE, *[job_id] * 8)  # whichever threads of the training workers wait; most find nothing
+                line.ltrim(WAKE, 0, 15)
                 await line.execute()
+
+    async def training_devices(self) -> int | None:
+        """The most devices that a live training worker says it has; None where none is alive or has said so yet.
+
+        Raises redis.RedisError and OSError.
+        """
+        found: Any = await self._trainers.hgetall(TRAINERS)
+        heartbeats = [unpack(data) for data in found.values()]
+        live = [one for one in heartbeats if time.time() - one["at"] < TRAINER_TIMEOUT_S]
+        return max((one["devices"] for one in live if one.get("devices")), default=None)
 
     # --- looking ---
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 import orjson
+import redis
 from fastapi import APIRouter, FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -97,7 +98,9 @@ class Asked(BaseModel):
     )
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation(count=1000, k=100))
     gpus: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(
-        1, description="More than one: spread over so many by torchrun."
+        1,
+        description="More than one: spread over so many by torchrun; at most the devices of the training workers, "
+        "which GET /v1/families tells (`gpus.maximum`).",
     )
 
 
@@ -163,7 +166,33 @@ def _add_families(router: APIRouter, house: House) -> None:
     )
     async def list_families() -> Response:
         found = await asyncio.to_thread(families, house.settings)
-        return _listing([{"name": name, **facts} for name, facts in sorted(found.items())], "name", has_more=False)
+        gpus = {"type": "integer", "minimum": 1, "maximum": await _devices(house) or 1, "default": 1}
+        data = [{"name": name, **facts, "gpus": gpus} for name, facts in sorted(found.items())]
+        return _listing(data, "name", has_more=False)
+
+
+async def _devices(house: House) -> int | None:
+    """The devices of the best equipped training worker; None where none says so."""
+    try:
+        return await house.book.training_devices()
+    except (redis.RedisError, OSError):
+        return None
+
+
+async def _check_devices(house: House, gpus: int) -> None:
+    """Raise the ProblemError that says how many devices there are, where a training asks for more."""
+    if gpus == 1:
+        return  # promised also where no training worker is alive yet
+    devices = await _devices(house)
+    if devices is None:
+        raise OverloadedError(
+            "no training worker is running that says how many devices it has; start one (python -m workers.training), "
+            "or leave `gpus` at 1",
+            headers={"Retry-After": "10"},
+        )
+    if gpus > devices:
+        detail = f"{gpus} is more than the {devices} device{'s' * (devices > 1)} of the training workers here"
+        raise InvalidError(f"gpus: {detail}", errors=[{"field": "gpus", "detail": detail}])
 
 
 # --- asking ---
@@ -186,6 +215,7 @@ def _add_asking(router: APIRouter, house: House) -> None:
     async def train(request: Request, asked: Asked) -> Response:
         if house.book.full:
             raise OverloadedError("too many unfinished jobs; try again in a moment", headers={"Retry-After": "2"})
+        await _check_devices(house, asked.gpus)
         recipe = await asyncio.to_thread(_recipe, house, asked)
         row = _row(request, asked, recipe)
         if asked.dry_run:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from models.kit.train import Recipe
 
 _PR_SET_PDEATHSIG = 1
+TOO_LARGE = 5
 
 EXAMPLES = """\
 examples:
@@ -42,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     outside = argparse.ArgumentParser(add_help=False)
     outside.add_argument("--extra-models", type=Path, help="a folder of more families, one file each")
     outside.add_argument("--parent", type=int, help="end, as by SIGTERM, when this process does, which started it")
+    outside.add_argument("--memory-bytes", type=int, help="most memory that the process may take beyond its start")
     common = argparse.ArgumentParser(add_help=False, parents=[outside])
     common.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …, or auto")
     common.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
@@ -132,11 +134,14 @@ def _service_commands(commands: Any, outside: argparse.ArgumentParser, common: a
     dataset.add_argument("name", choices=("mnist", "fashion-mnist"), help="looked for, and fetched where it can be")
     dataset.add_argument("out", type=Path, help="the file")
 
+    commands.add_parser("devices", parents=[outside], help="how many devices there are", description=_devices.__doc__)
     commands.add_parser("families", parents=[outside], help="options as JSON", description=_families.__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 1 failed (said why on stderr), 3 interrupted and resumable, 4 ended by its own loss."""
+    """Run one command; 0 done, 1 failed (said why on stderr), 3 interrupted and resumable, 4 ended by its own loss,
+    5 too large for the memory that it may take.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = arguments().parse_args(words)
     if getattr(chosen, "parent", None):
@@ -166,16 +171,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "publish": _publish,
         "estimate": _estimate,
         "check": _check,
+        "devices": _devices,
         "families": _families,
         "dataset": _dataset,
         "evaluate": _evaluate,
         "sample": _sample,
     }
+    from models.kit.size import TooLargeError, lacks_memory, limit_memory  # noqa: PLC0415
+
+    limit = getattr(chosen, "memory_bytes", None)
+    if limit and torch.device(getattr(chosen, "device", "cpu")).type == "cpu":
+        limit_memory(limit)  # a GPU's driver reserves more addresses than any limit
     try:
         return commands[chosen.command](chosen)
-    except (ValueError, MemoryError) as error:
-        print(f"error: {error or 'out of memory'}", file=sys.stderr)
-        return 1
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if lacks_memory(error):
+            most = f": at most {limit >> 20} MiB may be held" if limit else ""
+            print(f"error: it ran out of memory{most}; a smaller batch or network needs less", file=sys.stderr)
+            return TOO_LARGE
+        if not isinstance(error, ValueError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return TOO_LARGE if isinstance(error, TooLargeError) else 1
 
 
 def changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -212,6 +229,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from models.kit import export, train  # noqa: PLC0415
 
     recipe = train.Recipe.from_json(changed(recipe_values(chosen.recipe), chosen.set))
+    _check_size(recipe, chosen)
     out = chosen.out or Path("runs") / recipe.name
     out.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"
@@ -242,6 +260,14 @@ def _train(chosen: argparse.Namespace) -> int:
         way = "a smaller learning_rate, grad_clip or warmup_steps may help"
         print(f"error: the loss {became} in epoch {ended.epochs + 1}; {way}", file=sys.stderr)
     return {"interrupted": 3, "not a number": 4, "diverged": 4}.get(ended.reason, 0)
+
+
+def _check_size(recipe: Recipe, chosen: argparse.Namespace) -> None:
+    """Refuse a run that cannot fit into its memory before anything of it is made."""
+    from models.kit.size import check_size  # noqa: PLC0415
+
+    if chosen.memory_bytes:
+        check_size(recipe, chosen.memory_bytes)
 
 
 def _training_data(recipe: Recipe, folder: Path) -> tuple[Pictures, Pictures | None]:
@@ -318,6 +344,7 @@ def _estimate(chosen: argparse.Namespace) -> int:
     from models.kit.train import Recipe  # noqa: PLC0415
 
     recipe = Recipe.from_json(changed(recipe_values(chosen.recipe), chosen.set))
+    _check_size(recipe, chosen)
     pictures, held_back = _training_data(recipe, chosen.data_folder)
     said = estimate(recipe, pictures.images, held_back.images if held_back else None, chosen.device, chosen.seconds)
     print(json.dumps(said))
@@ -341,6 +368,14 @@ def _dataset(chosen: argparse.Namespace) -> int:
     parts = {part: data.load(chosen.name, part, chosen.data_folder).images.numpy() for part in ("train", "test")}
     with chosen.out.open("wb") as file:
         np.savez(file, train=parts["train"], test=parts["test"])
+    return 0
+
+
+def _devices(_chosen: argparse.Namespace) -> int:
+    """Print, as one line of JSON, over how many devices a training can be spread: GPUs, or the one CPU."""
+    import torch  # noqa: PLC0415
+
+    print(json.dumps({"devices": max(1, torch.cuda.device_count())}))
     return 0
 
 

@@ -438,11 +438,16 @@ class Ledger:
             _turns.served(connection, claim_order.INFERENCE, [job["owner"] for job in held])
             return held
 
-    def take(self, owner: str, lease_s: float, kinds: Sequence[str]) -> Job | None:
-        """Take the job of these kinds whose turn it is, alone; None where none waits."""
+    def take(self, owner: str, lease_s: float, kinds: Sequence[str], passed_over: Sequence[str] = ()) -> Job | None:
+        """Take the job of these kinds whose turn it is, alone; None where none waits.
+
+        Jobs of the owners `passed_over` stay where they are.
+        """
         now = time.time()
         with self._writing() as connection:
             wanted, queue = _waiting() & jobs.c.kind.in_(kinds), _queue_of(kinds[0])
+            if passed_over:
+                wanted &= jobs.c.owner.not_in(passed_over)
             next_owner = _turns.next_owner(connection, queue, jobs, wanted)
             if next_owner is None:
                 return None
@@ -469,13 +474,23 @@ class Ledger:
             return connection.scalar(query) is not None
 
     def tell(
-        self, job_id: str, token: int, notes: Sequence[tuple[str, Any]], progress: float, *, further: bool = False
+        self,
+        job_id: str,
+        token: int,
+        notes: Sequence[tuple[str, Any]],
+        progress: float,
+        *,
+        further: bool = False,
+        charged: bool = False,
     ) -> bool:
         """Write events of a held job and how far it is, 0 to 1; answers whether the claim still held.
 
-        `further`: it has left behind what it may have failed at before, so its attempts count anew.
+        `further`: it has left behind what it may have failed at before, so its attempts count anew. `charged`: it has
+        cost one more attempt.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if further else {})
+        if charged:
+            change["attempts"] = jobs.c.attempts + 1
         with self._writing() as connection:
             if not connection.execute(jobs.update().where(_held(job_id, token)).values(**change)).rowcount:
                 return False

@@ -181,10 +181,21 @@ class Settings(BaseSettings):
     training_threads: int = Field(1, ge=1, le=256, description="CPU threads of a training.")
     training_nice: int = Field(10, ge=0, le=19, description="How far a training steps back for what serves requests.")
     training_s: float = Field(604_800.0, gt=0, description="Longest time a training may run.")
-    training_memory_bytes: int = Field(8 << 30, ge=1 << 28, description="Most memory a training may hold.")
+    training_memory_bytes: int = Field(
+        8 << 30, ge=1 << 28, description="Most memory a training, a dry run, an import or a publication may hold."
+    )
     training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Most disk space that a training's run may take.")
     training_free_bytes: int = Field(256 << 20, ge=0, description="Disk space that a training must leave free.")
     desk_s: float = Field(600.0, gt=1, description="Longest time that a model may take to be measured or checked.")
+    estimate_s: float = Field(120.0, gt=1, description="Longest time that a dry run of a training may take.")
+    desk_workers: int = Field(
+        4, ge=1, le=64, description="Dry runs, imports and publications that one training worker does at a time."
+    )
+    training_stall_s: float = Field(
+        1800.0,
+        gt=1,
+        description="Longest time that a training may write no progress before its process is ended and tried again.",
+    )
     max_version_bytes: int = Field(4 << 30, ge=1024, description="Largest file of a version that can be imported.")
 
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log line written.")

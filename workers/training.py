@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,12 @@ from workers.wire import pack, unpack
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
-INTERRUPTED, UNSOUND = 3, 4
-"""Exit codes of `python -m models train`: stopped with a checkpoint, and ended by its own loss."""
+INTERRUPTED, UNSOUND, TOO_LARGE = 3, 4, 5
+"""Exit codes of `python -m models`: stopped with a checkpoint, ended by its own loss, and beyond its memory limit."""
+
+QUICK_DESK = ("import", "publication")
+GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Device files without which there is no GPU to look for, which takes a process of some seconds."""
 
 LOOK_S = 0.25
 SWEEP_S = 1.0
@@ -61,6 +66,9 @@ LEAST_STEP = 0.002
 
 LOAD_S = 60.0
 """How long the inference workers may take to load a new version before it serves anyhow."""
+
+DESCRIBE_S = 300.0
+"""How long a child may take to say which families and devices there are."""
 
 PREVIEW_KEEP_S = 600
 FRESH_S = 5.0
@@ -97,6 +105,8 @@ class Watched:
     reached: float = 0.0
     preview: int = 0
     weighed: float = 0.0
+    stamp: tuple[int, ...] = ()
+    advanced: float = 0.0
 
 
 class Trainer:
@@ -117,13 +127,22 @@ class Trainer:
         self.stopping = threading.Event()
         self.state = "ready"
         self.running: dict[str, str] = {}
+        self.devices: int | None = None
+        self._owners: dict[str, str] = {}
+        self._claiming = threading.Lock()
         self._swept = 0.0
 
     def start(self) -> None:
         """Serve until told to stop."""
         threads = [
             threading.Thread(target=self._serve, args=((TRAINING,),), name="trainer"),
-            threading.Thread(target=self._serve, args=(DESK,), name="desk"),
+            threading.Thread(target=self._describe, name="describe"),
+        ]
+        # one of several does no dry runs: however many slow ones there are, an import does not wait for them
+        desks = [DESK] * max(1, self.settings.desk_workers - 1) + [QUICK_DESK] * (self.settings.desk_workers > 1)
+        threads += [
+            threading.Thread(target=self._serve, args=(kinds,), name=f"desk-{number}")
+            for number, kinds in enumerate(desks)
         ]
         for thread in threads:
             thread.start()
@@ -150,6 +169,7 @@ class Trainer:
             "host": platform.node(),
             "pid": os.getpid(),
             "running": list(self.running),
+            "devices": self.devices,
         }
         quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
         if time.monotonic() - self._swept >= SWEEP_S:
@@ -164,17 +184,43 @@ class Trainer:
             if job is None or job["status"] in TERMINAL:
                 self.datasets.release(folder.parent.parent.name, folder.name)
 
+    def _describe(self) -> None:
+        """Find out what this worker can train, and on how many devices."""
+        quietly(self._look_at_families)
+        quietly(self._count_devices)
+        if self.devices is None and not self.stopping.is_set():
+            self.devices = 1
+
+    def _count_devices(self) -> None:
+        """Set over how many devices a training may be spread: the GPUs, or the one device of the settings."""
+        several = self.settings.training_device in {"auto", "cuda"} and any(Path(node).exists() for node in GPU_NODES)
+        said = self._said("devices") if several else None
+        self.devices = int(orjson.loads(said)["devices"]) if said else 1
+
+    def _said(self, command: str) -> bytes | None:
+        """What a command of `python -m models` without arguments prints; None where it fails, which is logged."""
+        words = self._models(command)
+        try:
+            done = subprocess.run(  # noqa: S603 - our own program
+                words, cwd=ROOT, env=_environment(1), capture_output=True, check=False, timeout=DESCRIBE_S
+            )
+        except subprocess.TimeoutExpired:
+            log.exception("child took too long", extra={"command": command})
+            return None
+        if done.returncode:
+            log.error("child failed", extra={"command": command, "said": done.stderr.decode()[-2000:]})
+            return None
+        return done.stdout
+
     def _look_at_families(self) -> None:
         if self.settings.extra_models is None:
             return
-        command = self._models("families")
-        done = subprocess.run(command, cwd=ROOT, env=_environment(1), capture_output=True, check=False)  # noqa: S603
-        if done.returncode:
-            log.error("families cannot be described", extra={"said": done.stderr.decode()[-2000:]})
+        said = self._said("families")
+        if said is None:
             return
         part = self.places.families.with_suffix(f".{os.getpid()}")
         try:
-            part.write_bytes(done.stdout)
+            part.write_bytes(said)
             part.replace(self.places.families)
         finally:
             part.unlink(missing_ok=True)
@@ -183,24 +229,36 @@ class Trainer:
 
     def _serve(self, kinds: tuple[str, ...]) -> None:
         """Take jobs of these kinds, one after another, until this worker stops."""
-        if kinds == DESK:
-            quietly(self._look_at_families)
         while not self.stopping.is_set():
             try:
-                job = self.ledger.take(self.id, self.settings.lease_s, kinds)
+                job = self._claim(kinds)
             except Exception:
                 log.exception("the ledger cannot be asked")
                 job = None
             if job is None:
                 self._sleep()
                 continue
-            self.running[job["id"]] = job["kind"]
             try:
                 self._do(job)
             finally:
-                del self.running[job["id"]]
+                del self.running[job["id"]], self._owners[job["id"]]
                 quietly(lambda: self._remove_scratch(job))  # noqa: B023 - called at once
                 quietly(lambda: self._news(job["id"]))  # noqa: B023 - called at once
+
+    def _claim(self, kinds: tuple[str, ...]) -> Job | None:
+        """Take a job, and note it among those that run before another thread looks whose turn it is."""
+        with self._claiming:
+            job = self.ledger.take(self.id, self.settings.lease_s, kinds, self._passed_over(kinds))
+            if job is not None:
+                self.running[job["id"]], self._owners[job["id"]] = job["kind"], job["owner"]
+            return job
+
+    def _passed_over(self, kinds: tuple[str, ...]) -> list[str]:
+        """Owners whose short jobs have to wait: one of them must not take every place. Without keys all are one."""
+        if TRAINING in kinds:
+            return []
+        held = Counter(self._owners.get(job, "") for job, kind in list(self.running.items()) if kind in DESK)
+        return [owner for owner, count in held.items() if owner and count >= max(1, self.settings.desk_workers - 2)]
 
     def _sleep(self) -> None:
         """Wait for a message, a second at most: it is a hint, and the ledger is asked anyway."""
@@ -291,6 +349,8 @@ class Trainer:
                 code = -signal.SIGTERM
             if code == UNSOUND:
                 raise FailError("Training diverged", f"{said}; {_exportable(folder)}", 422)
+            if code == TOO_LARGE:
+                raise FailError("Training too large", f"{said}; {_exportable(folder)}", 422)
             if code > 0:
                 self._check_full(folder, said)
                 why = said or f"its process ended with code {code}, which is a fault of the service"
@@ -322,12 +382,23 @@ class Trainer:
     def _child(self, job: Job, asked: Any, folder: Path, watched: Watched) -> tuple[int, str]:
         """Run the training's process to its end; answers its exit code and what it said last."""
         command = self._models("train", str(folder / "asked.json"), "--out", str(folder), "--resume", *self._common())
-        if asked.get("gpus", 1) > 1:
-            command += ["--gpus", str(asked["gpus"])]
+        gpus = min(asked.get("gpus", 1), self.devices or 1)
+        if gpus > 1:
+            command += ["--gpus", str(gpus)]
+        elif asked.get("gpus", 1) > 1:
+            self._tell(job, watched, [_message(f"asked for {asked['gpus']} devices; this worker has one")])
         with self._running(command, folder / "log", self.settings.training_threads) as child:
             begun, watched.weighed = time.monotonic(), 0.0
+            watched.advanced = begun
             while child.poll() is None:
                 self._look(job, folder, watched, child, time.monotonic() - begun)
+                if self._stalled(folder, watched):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+                    note = f"no progress for {self.settings.training_stall_s:.0f} s: its process was ended"
+                    self._tell(job, watched, [_message(note)], charged=True)
+                    return -signal.SIGKILL, ""
                 if self.stopping.is_set():
                     return self._stopped(child), ""
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -355,6 +426,13 @@ class Trainer:
             log.warning("the queue server is away; the training goes on")
         except Exception:
             log.warning("cannot look after the run; it goes on", exc_info=True)
+
+    def _stalled(self, folder: Path, watched: Watched) -> bool:
+        """Whether a run has written nothing for longer than it may, as one that hangs in native code."""
+        stamp = tuple(_stamp(folder / name) for name in ("progress.json", "metrics.jsonl", "state.pt", "preview.png"))
+        if stamp != watched.stamp:
+            watched.stamp, watched.advanced = stamp, time.monotonic()
+        return time.monotonic() - watched.advanced > self.settings.training_stall_s
 
     def _hold(self, job: Job) -> None:
         if not self.ledger.holds(job["id"], job["token"]):
@@ -385,8 +463,16 @@ class Trainer:
             self._tell(job, watched, notes, further=further)
         self._show(job, folder, watched)
 
-    def _tell(self, job: Job, watched: Watched, notes: list[tuple[str, Any]], *, further: bool = False) -> None:
-        if not self.ledger.tell(job["id"], job["token"], notes, watched.progress, further=further):
+    def _tell(
+        self,
+        job: Job,
+        watched: Watched,
+        notes: list[tuple[str, Any]],
+        *,
+        further: bool = False,
+        charged: bool = False,
+    ) -> None:
+        if not self.ledger.tell(job["id"], job["token"], notes, watched.progress, further=further, charged=charged):
             raise LostError
         with contextlib.suppress(redis.RedisError):
             self._news(job["id"])
@@ -406,18 +492,20 @@ class Trainer:
             raise FailError(
                 "Training too long", f"it ran for {seconds:.0f} s; at most {chosen.training_s:.0f} s may be"
             )
-        held = _anonymous_bytes(pid)
-        if held > chosen.training_memory_bytes:
-            detail = (
-                f"it held {held >> 20} MiB; at most {chosen.training_memory_bytes >> 20} MiB may be: a smaller batch"
-            )
-            raise FailError("Training too large", f"{detail} or network needs less")
+        self._weigh(pid, "Training too large")
         size = size_of(folder)
         if size > chosen.training_disk_bytes:
             raise FailError(
                 "Run too large", f"its folder holds {size} bytes; at most {chosen.training_disk_bytes} may be"
             )
         self._room(folder)
+
+    def _weigh(self, pid: int, title: str) -> None:
+        """Raise FailError where a child and its own children hold more memory than they may."""
+        held, most = _anonymous_bytes(pid), self.settings.training_memory_bytes
+        if held > most:
+            detail = f"it held {held >> 20} MiB; at most {most >> 20} MiB may be: a smaller batch or network needs less"
+            raise FailError(title, detail, 422)
 
     def _room(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -440,6 +528,8 @@ class Trainer:
         deadline = time.monotonic() + STOP_S
         while (pid := _holder(folder)) is not None:
             late = time.monotonic() > deadline
+            if time.monotonic() > deadline + STOP_S:
+                raise FailError("Training process lost", f"the process {pid} works in its folder and cannot be ended")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             time.sleep(0.1 if late else 0.5)
@@ -543,7 +633,8 @@ class Trainer:
         asked = orjson.loads(job["request"])
         folder = self._scratch(job)
         (folder / "asked.json").write_text(json.dumps(asked["recipe"]))
-        said = self._short(job, self._models("estimate", str(folder / "asked.json"), *self._common()), folder / "log")
+        command = self._models("estimate", str(folder / "asked.json"), *self._common())
+        said = self._short(job, command, folder / "log", timeout_s=self.settings.estimate_s)
         self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(said)))
 
     def _import(self, job: Job) -> None:
@@ -593,7 +684,8 @@ class Trainer:
         extra = self.settings.extra_models
         more = ["--extra-models", str(extra.resolve())] if extra else []
         polite = ["nice", "-n", str(self.settings.training_nice)]
-        return [*polite, sys.executable, "-m", "models", *words, "--parent", str(os.getpid()), *more]
+        most = ["--memory-bytes", str(self.settings.training_memory_bytes)]
+        return [*polite, sys.executable, "-m", "models", *words, "--parent", str(os.getpid()), *most, *more]
 
     def _common(self, *, device: bool = True) -> list[str]:
         chosen = self.settings
@@ -633,19 +725,34 @@ class Trainer:
             child.wait()
         return INTERRUPTED if child.returncode == -signal.SIGTERM else child.returncode
 
-    def _short(self, job: Job, command: list[str], log_file: Path, *, answers: bool = True) -> dict[str, Any]:
-        """Run a child of some seconds; answers the JSON it printed. Raises FailError, LostError or StopError."""
-        until = time.monotonic() + self.settings.desk_s
+    def _short(
+        self, job: Job, command: list[str], log_file: Path, *, answers: bool = True, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """Run a child of some seconds; answers the JSON it printed. Raises FailError, LostError or StopError.
+
+        It is held to the memory of a training, and to `timeout_s` or else the longest time of such a child.
+        """
+        limit_s = timeout_s or self.settings.desk_s
+        until, weigh_at = time.monotonic() + limit_s, 0.0
         with self._running(command, log_file, self.settings.training_threads) as child:
             while child.poll() is None:
                 if self.stopping.is_set():
                     raise StopError
                 self._hold(job)
                 if time.monotonic() > until:
-                    raise FailError("Too long", f"it took more than {self.settings.desk_s:.0f} s")
+                    detail = (
+                        f"it took more than {limit_s:.0f} s; a smaller network, batch or number of samples takes less"
+                    )
+                    raise FailError("Too long", detail, 422)
+                if time.monotonic() > weigh_at:
+                    self._weigh(child.pid, "Too large")
+                    weigh_at = time.monotonic() + WEIGH_S
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(LOOK_S)
             printed = child.stdout.read() if child.stdout else b""
+        if child.returncode < 0:
+            name = signal.Signals(-child.returncode).name
+            raise FailError("Process lost", f"its process was killed ({name}), for its memory perhaps; try again", 503)
         if child.returncode:
             said = _last_words(log_file)
             self._check_full(log_file.parent, said)
@@ -662,6 +769,14 @@ class Trainer:
 def _no_room(reason: str) -> FailError:
     detail = f"the disk is full ({reason}); delete trainings or datasets that are not needed"
     return FailError("Disk full", detail, INSUFFICIENT_STORAGE)
+
+
+def _stamp(path: Path) -> int:
+    """When a file was written last; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _message(text: str, **more: Any) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,9 @@ WAKE = "reverie:trainings"
 TRAINERS = "reverie:trainers"
 """Hash of training worker id → packed heartbeat, in the training workers' database."""
 
+TRAINER_TIMEOUT_S = 5.0
+"""Age of a heartbeat after which a training worker counts as dead."""
+
 _SHAPE = ("channels", "height", "width")
 
 Facts = dict[str, Any]

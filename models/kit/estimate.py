@@ -13,6 +13,7 @@ from models.kit.shapes import Tensor, UInt8
 from models.kit.train import Recipe, Run
 
 LEAST_STEPS = 3
+"""Of an epoch, unless they take so long that one has to do."""
 
 
 def estimate(
@@ -54,7 +55,7 @@ def _step_s(run: Run, epoch: int, seconds: float) -> float:
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
     float(run.advance(whole[0]))
     took: list[float] = []
-    while len(took) < LEAST_STEPS or sum(took) < seconds:
+    while not took or sum(took) < seconds or (len(took) < LEAST_STEPS and sum(took) < LEAST_STEPS * max(seconds, 1.0)):
         begun = time.perf_counter()
         float(run.advance(whole[len(took) % len(whole)]))
         took.append(time.perf_counter() - begun)

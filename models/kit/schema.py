@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_ITEMS = 64
+"""Of an array: no network has more layers."""
+
 LARGEST = 2.0**1023
 """Numbers from here on, infinity and NaN are refused: no float holds them, or no option wants them."""
 
@@ -55,7 +58,13 @@ def json_schema(cls: type) -> dict[str, Any]:
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if kinds[0] is tuple:
             item = {"type": NAMES[kinds[1]], **rules}
-            properties[field.name] = {"type": "array", "items": item, "default": default, **described}
+            properties[field.name] = {
+                "type": "array",
+                "items": item,
+                "maxItems": MOST_ITEMS,
+                "default": default,
+                **described,
+            }
             continue
         names = [NAMES[kind] for kind in kinds]
         if len(names) > 1 and "enum" in rules:
@@ -96,6 +105,8 @@ def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if kinds[0] is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {_cut(value)}")
+        if len(value) > MOST_ITEMS:
+            raise ValueError(f"{field.name} must have at most {MOST_ITEMS} items, not {len(value)}")
         return tuple(_scalar(field, kinds[1:], item) for item in value)
     return _scalar(field, kinds, value)
 

@@ -246,6 +246,7 @@ class Run:
                 rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
                 pictures = self.held_back[index - self.count]
                 total += float(self._loss(pictures, rows, self.training.epochs).double().sum())
+                self._touch()
         return total / self.training.validation
 
     def _loss(
@@ -282,6 +283,7 @@ class Run:
         def images() -> Iterator[Tensor]:
             for index in torch.split(torch.arange(self.count, device=self.device), 500):
                 rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
+                self._touch()
                 yield self._prepared(self.images[index], rows)
 
         def rows(first: int, count: int) -> Rows:
@@ -394,6 +396,12 @@ class Run:
         }
         _replace(self.out / "progress.json", json.dumps(said).encode())
         _progress(self, batches)
+
+    def _touch(self) -> None:
+        """Show whoever watches `progress.json` that the run advances where no step is made."""
+        if self.spread.first and time.monotonic() - self._told_at >= TELL_EVERY_S:
+            (self.out / "progress.json").touch()
+            self._told_at = time.monotonic()
 
     def _show(self) -> None:
         """Write `preview.png` with the averaged weights; it costs no random number and moves no weight."""

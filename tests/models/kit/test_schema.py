@@ -30,7 +30,7 @@ def test_the_schema_says_type_range_and_default() -> None:
         "heat": {"type": "number", "exclusiveMinimum": 0.0, "maximum": 2.0, "default": 1.0},
         "limit": {"type": ["number", "null"], "exclusiveMinimum": 0.0, "default": None},
         "word": {"type": "string", "enum": ["a", "b"], "default": "a"},
-        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 1}, "default": [1, 2]},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 64, "default": [1, 2]},
         "on": {"type": "boolean", "default": False},
     }
 

@@ -1,0 +1,86 @@
+"""`gpus`: no more than the devices of the training workers, whose heartbeats say how many they have."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.datasets import digits
+from tests.stack import Stack
+from workers.trainings import TRAINERS
+from workers.wire import pack
+
+
+def wish(**more: Any) -> dict[str, Any]:
+    """A training."""
+    return {"family": "vae", "dataset": "device-digits", "name": "devices", **more}
+
+
+@pytest.fixture(scope="module")
+def dataset(stack: Stack) -> None:
+    """Something to train on."""
+    digits(Path(stack.state / "state" / "datasets"), "device-digits")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("gpus", [2, 56, 64])
+def test_more_devices_than_there_are_are_refused(client: httpx.Client, dataset: None, gpus: int, dry_run: bool) -> None:
+    """Before anything runs, and for a dry run too; the families' schema says the limit."""
+    answer = client.post("/v1/trainings", json=wish(gpus=gpus, dry_run=dry_run))
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"] == [
+        {"field": "gpus", "detail": f"{gpus} is more than the 1 device of the training workers here"}
+    ]
+    limits = {family["gpus"]["maximum"] for family in client.get("/v1/families").json()["data"]}
+    assert limits == {1}
+    assert not client.get("/v1/trainings", params={"model": "devices"}).json()["data"]
+
+
+def test_a_network_that_cannot_fit_is_refused_at_once(client: httpx.Client, dataset: None) -> None:
+    """By its configuration: the dry run takes the time of a process's start."""
+    body = wish(dry_run=True, recipe={"config": {"hidden": [8192] * 9}})
+    answer = client.post("/v1/trainings", json=body, headers={"Prefer": "wait=60"}, timeout=90)
+    assert answer.status_code == 422, answer.text
+    assert "takes at least" in answer.json()["detail"]
+    many = client.post("/v1/trainings", json=wish(dry_run=True, recipe={"config": {"hidden": [1] * 5000}}))
+    assert many.status_code == 422
+    assert len(many.content) < 5000
+
+
+def test_without_a_training_worker_nobody_knows(tmp_path: Path) -> None:
+    """503 that says so, also where only a dead one's heartbeat remains; a worker with devices is taken at its word."""
+    bare = Stack(tmp_path)
+    try:
+        bare.start("queue")
+        bare.wait_queue()
+        bare.start("api")
+        digits(tmp_path / "state" / "datasets", "device-digits")
+        with httpx.Client(base_url=bare.url, timeout=30) as client, redis.Redis(port=bare.queue_port, db=1) as queue:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    client.get("/healthz")
+                except httpx.TransportError:
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
+                else:
+                    break
+            beat = {"state": "ready", "host": "h", "pid": 1, "running": [], "devices": 4}
+            for age_s in (None, 60.0):
+                if age_s is not None:
+                    queue.hset(TRAINERS, "dead", pack({**beat, "at": time.time() - age_s}))
+                answer = client.post("/v1/trainings", json=wish(gpus=2))
+                assert answer.status_code == 503, answer.text
+                assert "no training worker is running" in answer.json()["detail"]
+            assert client.post("/v1/trainings", json=wish(name="one", gpus=1)).status_code == 202
+            queue.hset(TRAINERS, "alive", pack({**beat, "at": time.time()}))
+            refused = client.post("/v1/trainings", json=wish(gpus=5))
+            assert (refused.status_code, "the 4 devices" in refused.json()["detail"]) == (422, True)
+            assert client.post("/v1/trainings", json=wish(gpus=4)).status_code == 202
+    finally:
+        bare.down()

@@ -1,0 +1,79 @@
+"""`models.kit.size`: a network that cannot fit is refused by its configuration, and no process outgrows its limit."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.kit.size import TooLargeError, check_size, least_bytes
+from models.kit.train import Recipe
+
+ROOT = Path(__file__).parents[3]
+DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
+HUGE: dict[str, dict[str, Any]] = {
+    "vae": {"hidden": [8192] * 9},
+    "bihm": {"hidden": [4096] * 40},
+    "ebgan": {"size_g": 8192, "layers_g": 16},
+    "superres": {"features": 1024, "blocks": 256},
+}
+
+
+def values(family: str, config: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """A recipe's JSON."""
+    words = {"family": family, "name": "m", "summary": "for tests", "data": str(DIGITS)}
+    return {**words, "config": config, "training": {"batch_size": 50, **training}}
+
+
+def command(folder: Path, name: str, recipe: dict[str, Any], limit: int) -> subprocess.CompletedProcess[str]:
+    """A command of `python -m models` with a limit on its memory."""
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    words = [name, str(folder / "recipe.json"), "--memory-bytes", str(limit)]
+    words += ["--out", str(folder / "run")] if name == "train" else []
+    run = [sys.executable, "-m", "models", *words]
+    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
+    """Weights, gradients, and two numbers a weight for Adam, none for SGD, one for an average."""
+    small = {"hidden": [16], "latents": 3}
+    weights = 4 * (784 * 16 + 16 + 2 * (16 * 3 + 3) + 3 * 16 + 16 + 16 * 784 + 784)
+    for training, copies in (({}, 4), ({"optimiser": "sgd"}, 2), ({"optimiser": "adagrad", "average": 0.9}, 4)):
+        assert least_bytes(Recipe.from_json(values("vae", small, **training))) == copies * weights
+
+
+@pytest.mark.parametrize("family", HUGE)
+def test_a_huge_network_is_refused_without_being_made(family: str) -> None:
+    """In no time and in no memory, with how much it would take and how much may be."""
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(
+        TooLargeError, match=r"takes at least .* MiB of memory for its weights; at most 8192 MiB may be"
+    ):
+        check_size(Recipe.from_json(values(family, HUGE[family])), 8 << 30)
+    assert time.monotonic() - begun < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+@pytest.mark.parametrize("name", ["train", "estimate"])
+def test_a_process_ends_at_its_limit_with_the_reason(tmp_path: Path, name: str) -> None:
+    """One that is too large by its weights and one that is so by its activations both end with code 5."""
+    begun = time.monotonic()
+    done = command(tmp_path, name, values("vae", HUGE["vae"]), 8 << 30)
+    assert (done.returncode, "takes at least" in done.stderr) == (5, True), done.stderr
+    assert time.monotonic() - begun < 60
+    wide = values("vae", {"hidden": [64], "samples": 1000}, epochs=1, batch_size=5000)
+    done = command(tmp_path, name, wide, 256 << 20)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: it ran out of memory: at most 256 MiB may be held")
+
+
+def test_more_layers_than_a_network_has_are_refused() -> None:
+    """A list of a thousand layers costs no time to refuse."""
+    with pytest.raises(ValueError, match="hidden must have at most 64 items, not 1000"):
+        Recipe.from_json(values("vae", {"hidden": [1] * 1000}))
