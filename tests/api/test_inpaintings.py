@@ -118,6 +118,26 @@ def test_grey_pictures_are_made_binary_and_the_answer_says_how(client: httpx.Cli
     assert set(np.unique(said["draw"])) == {0, 255}
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_orientation_is_honoured_in_images_and_masks(client: httpx.Client, kind: str) -> None:
+    """Files that say how they must be turned are the same request as upright ones, but for the conversions."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif, **({"lossless": True} if kind == "WEBP" else {})}
+
+    def lying(file: bytes) -> str:
+        image = Image.fromarray(opened(file)).transpose(Image.Transpose.ROTATE_90)
+        return b64(encoded(image, kind, **options))
+
+    turned = inpainted(client, images=[lying(one) for one in IMAGES], mask=lying(mask(3))).json()
+    upright = inpainted(client, mask=b64(mask(3))).json()
+    conversions = turned.pop("conversions")
+    assert turned == upright
+    assert len(conversions) == 3
+    for name, conversion in zip(("images[0]", "images[1]", "mask"), conversions, strict=True):
+        assert conversion.startswith(f"{name}: turned upright")
+
+
 def test_a_mask_of_any_kind_is_read_as_grey(client: httpx.Client) -> None:
     """A coloured mask is converted and said so; 128 is white, 127 is not."""
     colour = encoded(Image.fromarray(opened(mask())).convert("RGB"))
