@@ -1,5 +1,6 @@
 """The application: settings in, ASGI out."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from api import openapi
+from api.auth import VISITOR
 from api.book import Book
 from api.datasets import add_datasets
 from api.errors import (
@@ -36,8 +38,12 @@ from api.errors import (
 from api.exposure import allowed_origins
 from api.front import Front
 from api.html_headers import policy_of
+from api.me import add_me
 from api.metrics import exposition
+from api.permissions import Permissions
 from api.photographs import Darkroom
+from api.quotas import Quotas
+from api.removal import add_removal, prune
 from api.routes import House, add_routes
 from api.trainings import add_trainings
 from api.upscales import add_upscales
@@ -48,6 +54,7 @@ from workers.ledger import Ledger
 from workers.logs import set_up
 from workers.outbox import Outbox
 from workers.registry import Registry
+from workers.resources import ResourceStore
 from workers.settings import Settings, settings
 from workers.storage import lacks_space, reason_of
 from workers.trainings import Places
@@ -98,16 +105,26 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     set_up(chosen.log_level, "api")
     blobs = Blobs(chosen.blobs)
     outbox = Outbox(chosen, blobs)
-    book = Book(chosen, Ledger(chosen.ledger), blobs, outbox)
+    ledger = Ledger(chosen.ledger)
+    book = Book(chosen, ledger, blobs, outbox)
     darkroom = Darkroom(chosen.state / "unfinished", blobs, book.pieces)
     registry = Registry(chosen.checkpoints, Places(chosen.state).checkpoints)
-    house = House(chosen, registry, outbox, book, darkroom)
+    datasets = Datasets(chosen.state / "datasets")
+    permissions = Permissions(ResourceStore(ledger.engine), registry, datasets, book.works_on)
+    quotas = Quotas(chosen, ledger.engine, blobs, permissions)
+    house = House(chosen, registry, outbox, book, darkroom, permissions, quotas)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await outbox.start()
         await house.book.start()
+        tasks = [asyncio.create_task(prune(house))]
+        if chosen.api_keys is not None:
+            tasks += [asyncio.create_task(permissions.watch()), asyncio.create_task(quotas.watch())]
         yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await house.book.stop()
         await outbox.stop()
 
@@ -134,7 +151,9 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     add_upscales(app, house)
     add_trainings(app, house)
     add_versions(app, house)
-    add_datasets(app, chosen, Datasets(chosen.state / "datasets"))
+    add_removal(app, house)
+    add_datasets(app, chosen, datasets, permissions, quotas)
+    add_me(app, house)
     app.state.draining = False
     _add_health(app, house)
     _add_metrics(app, house)
@@ -183,7 +202,11 @@ def _add_health(app: FastAPI, house: House) -> None:
         ready = [name for name, said in workers.items() if said["state"] == "ready"]
         checks = {"queue": await house.outbox.ping(), "workers": len(ready), "draining": app.state.draining}
         good = bool(checks["queue"] and ready and not app.state.draining)
-        models = sorted({ref for name in ready for ref in workers[name]["capacity"]})
+        models = sorted(
+            ref
+            for ref in {ref for name in ready for ref in workers[name]["capacity"]}
+            if house.permissions.can_use("model", ref.partition("@")[0], VISITOR)
+        )
         body = {"status": "ready" if good else "not ready", "models": models, **checks}
         headers = {} if good else {"Retry-After": "1"}
         return Response(orjson.dumps(body), 200 if good else 503, headers, "application/json")

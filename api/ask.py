@@ -21,13 +21,14 @@ from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedM
 from api.fields import WHOLE
 from api.form_fields import given, json_value, option_value
 from api.multipart import FORM, form_boundary
+from api.permissions import Models
 from api.photographs import Order
 from workers.faults import FaultsError
 from workers.numbers import canonical
 from workers.operations import Operation, Shared
 from workers.photographs import Photograph
 from workers.pictures import Pixels, UnusableImageError, decode
-from workers.registry import Choice, Entry, Registry
+from workers.registry import Choice, Entry
 from workers.settings import Settings
 from workers.wire import Items
 
@@ -116,7 +117,7 @@ class Ask:
         return asked
 
 
-async def read_ask(request: Request, operation: Operation, registry: Registry, settings: Settings) -> Ask:
+async def read_ask(request: Request, operation: Operation, registry: Models, settings: Settings) -> Ask:
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -144,7 +145,7 @@ def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Conten
     )
 
 
-def _settled(content: Content, operation: Operation, registry: Registry, settings: Settings) -> Ask:
+def _settled(content: Content, operation: Operation, registry: Models, settings: Settings) -> Ask:
     asked = validated(Asked, content.fields)
     entry = registry.find(asked.model)
     if entry is None:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from api.key_file import ROLES, KeyRecord, digest_of, parse_keys
@@ -35,6 +36,13 @@ class Caller:
         return cls(record.name, roles, record.limits, record.expires_at)
 
     @property
+    def key_expiry(self) -> str | None:
+        """When the key expires, as ISO 8601; None where it does not."""
+        if self.key_expires_at is None:
+            return None
+        return datetime.fromtimestamp(self.key_expires_at, UTC).isoformat(timespec="seconds")
+
+    @property
     def is_admin(self) -> bool:
         """Whether the caller may change what others own."""
         return "admin" in self.roles
@@ -42,6 +50,9 @@ class Caller:
 
 ANONYMOUS = Caller("", frozenset(ROLES))
 """Everybody, where keys are not used."""
+
+VISITOR = Caller("", frozenset({"read"}))
+"""Nobody in particular, where keys are used: what is said without a key, or to everybody alike."""
 
 
 class Keys:

@@ -251,6 +251,10 @@ class Book:
                 raise storage_error(error) from error
         return row
 
+    async def works_on(self, model: str) -> bool:
+        """Return whether a job that has not ended names this model."""
+        return bool(await self._read(self._ledger.unfinished_of, model, ""))
+
     # --- what is the training worker's ---
 
     async def look(self, act: Callable[[Ledger], T]) -> T:

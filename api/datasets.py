@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from api.access import caller_of
 from api.answers import JSON, PNG
+from api.audit import describe
+from api.auth import Caller
 from api.errors import (
     ConflictError,
     FullError,
@@ -30,6 +33,8 @@ from api.errors import (
     field_errors,
 )
 from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, problem_responses
+from api.permissions import Permissions
+from api.quotas import Quotas
 from api.spool import Spool
 from workers.datasets import NAME, Datasets, InUseError, TakenError
 from workers.settings import Settings
@@ -46,6 +51,17 @@ _ROOT = Path(__file__).resolve().parents[1]
 _EDGE = 4096
 _LARGEST_JSON = 64 << 10
 _NO_ROOM = "the disk has no room for this dataset; delete others, or send a smaller one"
+
+
+_SHARED = "Whether everybody may use the dataset; by default a new one is its owner's alone."
+
+
+class DatasetChange(BaseModel):
+    """What is to change of a dataset."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"shared": True}})
+
+    shared: bool = Field(description="Whether everybody may use the dataset, or its owner alone.")
 
 
 class Asked(BaseModel):
@@ -65,6 +81,7 @@ class Asked(BaseModel):
     )
     validation: float = Field(0.1, ge=0, le=0.5, description="Share held back for choices, where the file has no such.")
     test: float = Field(0.1, ge=0, le=0.5, description="Share held back for the last measurement, likewise.")
+    shared: bool | None = Field(None, description=_SHARED)
 
     def wish(self, settings: Settings) -> Wish:
         """The same for the converter."""
@@ -90,6 +107,7 @@ class Named(BaseModel):
     source: Literal["mnist", "fashion-mnist"] = Field(description="Which; its own test part is kept.")
     name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")
     validation: float = Field(0.1, ge=0, le=0.5, description="Share of its training part held back for choices.")
+    shared: bool | None = Field(None, description=_SHARED)
 
     def wish(self, settings: Settings) -> Wish:
         """The same for the converter."""
@@ -97,15 +115,20 @@ class Named(BaseModel):
         return Wish(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])
 
 
-def add_datasets(app: FastAPI, settings: Settings, datasets: Datasets) -> None:
+def add_datasets(
+    app: FastAPI, settings: Settings, datasets: Datasets, permissions: Permissions, quotas: Quotas
+) -> None:
     """Put the routes into the application."""
     router = APIRouter(prefix="/v1")
-    _add_making(router, settings, datasets)
-    _add_looking(router, datasets)
+    _add_making(router, settings, datasets, permissions, quotas)
+    _add_looking(router, datasets, permissions)
+    _add_changing(router, datasets, permissions)
     app.include_router(router)
 
 
-def _add_making(router: APIRouter, settings: Settings, datasets: Datasets) -> None:
+def _add_making(
+    router: APIRouter, settings: Settings, datasets: Datasets, permissions: Permissions, quotas: Quotas
+) -> None:
     gate = asyncio.Semaphore(AT_ONCE)
 
     @router.post(
@@ -117,36 +140,61 @@ def _add_making(router: APIRouter, settings: Settings, datasets: Datasets) -> No
         responses={
             201: {"description": "Made", "content": {JSON: {"schema": DATASET}}},
             200: {"description": "It was there already, with the same content", "content": {JSON: {"schema": DATASET}}},
-            **problem_responses(400, 408, 409, 413, 415, 422, 507),
+            **problem_responses(400, 403, 408, 409, 413, 415, 422, 429, 507),
         },
         openapi_extra=dataset_body(Asked, Named, settings),
     )
     async def create(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        caller = caller_of(request.scope)
+        await quotas.check_room(caller, 1)
         async with _workshop(datasets) as folder:
             if kind == JSON:
                 named = _named(await _small(request))
-                name, wish = named.name or named.source, named.wish(settings)
+                name, wish, shared = named.name or named.source, named.wish(settings), named.shared
+                await _check_name(datasets, permissions, name, caller)
                 async with gate:
                     await _fetch(request, folder, named, settings)
                     said = {**await _convert(request, folder, wish, settings), "source": named.source}
             else:
                 spool = Spool(folder, ("file", "labels"), tuple(Asked.model_fields), settings.reserve_bytes)
                 asked = _asked(await spool.read(request))
-                name, wish = asked.name, asked.wish(settings)
+                name, wish, shared = asked.name, asked.wish(settings), asked.shared
+                await _check_name(datasets, permissions, name, caller)
                 async with gate:
                     said = await _convert(request, folder, wish, settings)
+            if await _check_name(datasets, permissions, name, caller):
+                await quotas.check_room(caller, int(said.get("bytes", 0)))
+                await permissions.claim("dataset", name, caller, shared=shared)
             about, new = await asyncio.to_thread(_added, datasets, folder / "made", name, said)
-        return Response(orjson.dumps(_body(about)), 201 if new else 200, {"Location": f"{PATH}/{name}"}, JSON)
+            if not new and shared is not None:
+                await permissions.share("dataset", name, caller, shared=shared)
+        return Response(
+            orjson.dumps(_body(about, permissions, caller)), 201 if new else 200, {"Location": f"{PATH}/{name}"}, JSON
+        )
 
 
-def _add_looking(router: APIRouter, datasets: Datasets) -> None:
-    def found(name: str) -> dict[str, Any]:
-        about = datasets.get(name)
-        if about is None:
-            raise NotFoundError(f"no dataset {name[:120]!r}; GET {PATH} lists them")
-        return about
+def _found(datasets: Datasets, permissions: Permissions, name: str, caller: Caller) -> dict[str, Any]:
+    about = datasets.get(name) if permissions.can_use("dataset", name, caller) else None
+    if about is None:
+        raise NotFoundError(f"no dataset {name[:120]!r}; GET {PATH} lists them")
+    return about
 
+
+async def _check_name(datasets: Datasets, permissions: Permissions, name: str, caller: Caller) -> bool:
+    """Return whether a name is new; where it is not, the dataset that has it must be one that the caller may use.
+
+    Raises ConflictError for a name that is taken by what the caller may not see.
+    """
+    await permissions.refresh()
+    if await asyncio.to_thread(datasets.get, name) is None:
+        return True
+    if not permissions.can_use("dataset", name, caller):
+        raise ConflictError(f"the name {name} is taken by another dataset; choose another name")
+    return False
+
+
+def _add_looking(router: APIRouter, datasets: Datasets, permissions: Permissions) -> None:
     @router.get(
         "/datasets",
         summary="List datasets, by name",
@@ -155,10 +203,16 @@ def _add_looking(router: APIRouter, datasets: Datasets) -> None:
         responses={**answered(listed(DATASET)), **problem_responses(422)},
     )
     async def listing(
-        after: Annotated[str, Query(max_length=64)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
+        request: Request,
+        after: Annotated[str, Query(max_length=64)] = "",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
-        about = await asyncio.to_thread(datasets.listing, after, limit + 1)
-        data = [_body(one) for one in about[:limit]]
+        await permissions.refresh()
+        caller = caller_of(request.scope)
+        about = await asyncio.to_thread(
+            datasets.listing, after, limit + 1, lambda name: permissions.can_use("dataset", name, caller)
+        )
+        data = [_body(one, permissions, caller) for one in about[:limit]]
         ends = {"first_id": data[0]["name"] if data else None, "last_id": data[-1]["name"] if data else None}
         body = {"object": "list", "data": data, "has_more": len(about) > limit, **ends}
         return Response(orjson.dumps(body), media_type=JSON)
@@ -170,8 +224,11 @@ def _add_looking(router: APIRouter, datasets: Datasets) -> None:
         response_class=Response,
         responses={**answered(DATASET), **problem_responses(404)},
     )
-    async def dataset(name: str) -> Response:
-        return Response(orjson.dumps(_body(found(name))), media_type=JSON)
+    async def dataset(request: Request, name: str) -> Response:
+        await permissions.refresh()
+        caller = caller_of(request.scope)
+        about = _found(datasets, permissions, name, caller)
+        return Response(orjson.dumps(_body(about, permissions, caller)), media_type=JSON)
 
     @router.get(
         "/datasets/{name}/preview",
@@ -181,30 +238,53 @@ def _add_looking(router: APIRouter, datasets: Datasets) -> None:
         responses={**PREVIEW, **problem_responses(404, 422)},
     )
     async def preview(
+        request: Request,
         name: str,
         split: Literal["train", "validation", "test"] = "train",
         count: Annotated[int, Query(ge=1, le=400)] = 64,
     ) -> Response:
-        found(name)
+        await permissions.refresh()
+        _found(datasets, permissions, name, caller_of(request.scope))
         picture = await asyncio.to_thread(datasets.preview, name, split, count)
         if picture is None:
             raise NotFoundError(f"the dataset {name} has no pictures in its {split} part")
         return Response(picture, 200, {"Cache-Control": "no-cache"}, PNG)
+
+
+def _add_changing(router: APIRouter, datasets: Datasets, permissions: Permissions) -> None:
+    @router.patch(
+        "/datasets/{name}",
+        summary="Share a dataset with everybody, or keep it",
+        tags=["datasets"],
+        response_class=Response,
+        responses={**answered(DATASET), **problem_responses(403, 404, 422)},
+    )
+    async def change(request: Request, name: str, change: DatasetChange) -> Response:
+        caller = caller_of(request.scope)
+        describe(request, shared=change.shared)
+        await permissions.refresh()
+        about = _found(datasets, permissions, name, caller)
+        await permissions.share("dataset", name, caller, shared=change.shared)
+        return Response(orjson.dumps(_body(about, permissions, caller)), media_type=JSON)
 
     @router.delete(
         "/datasets/{name}",
         summary="Delete a dataset that nothing uses",
         tags=["datasets"],
         status_code=204,
-        responses=problem_responses(404, 409),
+        responses=problem_responses(403, 404, 409),
     )
-    async def delete(name: str) -> Response:
-        found(name)
+    async def delete(request: Request, name: str) -> Response:
+        caller = caller_of(request.scope)
+        await permissions.refresh()
+        _found(datasets, permissions, name, caller)
+        permissions.check_change("dataset", name, caller)
         try:
             await asyncio.to_thread(datasets.delete, name)
         except InUseError as error:
             users = ", ".join(error.users[:10])
             raise ConflictError(f"{name} is in use by {users}; wait for their end, or cancel them first") from error
+        await permissions.release("dataset", name)
         return Response(status_code=204)
 
 
@@ -227,9 +307,10 @@ async def _workshop(datasets: Datasets) -> AsyncIterator[Path]:
         raise FullError(_NO_ROOM) from error
 
 
-def _body(about: dict[str, Any]) -> dict[str, Any]:
+def _body(about: dict[str, Any], permissions: Permissions, caller: Caller) -> dict[str, Any]:
     here = f"{PATH}/{about['name']}"
-    return {**about, "links": {"self": here, "preview": f"{here}/preview"}}
+    owner = permissions.describe("dataset", about["name"], caller)
+    return {**about, **owner, "links": {"self": here, "preview": f"{here}/preview"}}
 
 
 def _wrong(field: str, detail: str) -> InvalidError:

@@ -10,10 +10,11 @@ from api.access import OPEN_PATHS, SAFE_METHODS
 from api.answers import JSON, NPZ, PNG
 from api.ask import Asked
 from api.errors import MEDIA_TYPE, TITLES
+from api.permissions import Models
 from workers.encoders import MEDIA
 from workers.operations import Operation
 from workers.pictures import png
-from workers.registry import Entry, Registry
+from workers.registry import Entry
 from workers.settings import Settings
 
 PROBLEM = {
@@ -182,7 +183,7 @@ _HEADERS = [
 _OPERATION_ERRORS = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
 
 
-def operation_docs(operation: Operation, registry: Registry, settings: Settings) -> dict[str, Any]:
+def operation_docs(operation: Operation, registry: Models, settings: Settings) -> dict[str, Any]:
     """The OpenAPI entry of one operation."""
     able = [entry for entry in registry.serving() if operation.method in entry.choices]
     properties = _properties(operation, able, settings)
@@ -218,9 +219,7 @@ def operation_docs(operation: Operation, registry: Registry, settings: Settings)
     }
 
 
-def upscale_docs(
-    operation: Operation, asked: type[BaseModel], registry: Registry, settings: Settings
-) -> dict[str, Any]:
+def upscale_docs(operation: Operation, asked: type[BaseModel], registry: Models, settings: Settings) -> dict[str, Any]:
     """The OpenAPI entry of the route that takes a picture of any size."""
     able = [entry for entry in registry.serving() if operation.method in entry.choices]
     properties = {name: _plain(rule) for name, rule in asked.model_json_schema()["properties"].items()}

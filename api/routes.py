@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from api.access import caller_of, quota_exceeded
 from api.answers import JSON, PNG, About, choose, negotiate, ranged, render, summed
 from api.ask import Ask, read_ask
+from api.auth import VISITOR
 from api.book import Book
 from api.errors import (
     GONE,
@@ -31,8 +32,10 @@ from api.errors import (
     request_id_of,
 )
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
+from api.permissions import Models, Permissions
 from api.photographs import Darkroom, Wish, kinds_of
 from api.prefer import Prefer
+from api.quotas import Quotas
 from workers.batching.requests import PendingRequest
 from workers.batching.scheduler import QueueFullError
 from workers.ledger import TERMINAL, Job
@@ -61,6 +64,12 @@ class House:
     outbox: Outbox
     book: Book
     darkroom: Darkroom
+    permissions: Permissions
+    quotas: Quotas
+
+    def models(self, request: Request) -> Models:
+        """Return the models that a request's caller may use."""
+        return self.permissions.models(caller_of(request.scope))
 
 
 class PlainRoute(APIRoute):
@@ -91,7 +100,7 @@ def add_routes(app: FastAPI, house: House) -> None:
             operation_id=operation.path,
             tags=["operations"],
             response_class=Response,
-            openapi_extra=operation_docs(operation, house.registry, house.settings),
+            openapi_extra=operation_docs(operation, house.permissions.models(VISITOR), house.settings),
         )
         app.router.routes.append(route)
     router = APIRouter(prefix="/v1")
@@ -107,7 +116,7 @@ def add_routes(app: FastAPI, house: House) -> None:
 def _operation_route(house: House, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         media = negotiate(request.headers.get("accept", ""), operation)
-        ask = await read_ask(request, operation, house.registry, house.settings)
+        ask = await read_ask(request, operation, house.models(request), house.settings)
         prefer = Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
         key = request.headers.get("idempotency-key")
         if key is not None:
@@ -115,7 +124,8 @@ def _operation_route(house: House, operation: Operation) -> Callable[[Request], 
         if prefer.wait_s <= 0:
             if house.book.full:
                 raise overloaded("too many unfinished jobs")
-            job = await house.book.add(ask, owner_of(request), request_id_of(request))
+            async with house.quotas.job(caller_of(request.scope)):
+                job = await house.book.add(ask, owner_of(request), request_id_of(request))
             return accepted(job, prefer)
         return await _now(house, request, ask, media, prefer)
 
@@ -163,7 +173,8 @@ async def computed(house: House, request: Request, ask: Ask, call: PendingReques
         return await _patiently(request, call, prefer.wait_s)
     except TimeoutError:
         try:
-            job = await house.book.adopt(ask, call, owner_of(request), request_id_of(request))
+            async with house.quotas.job(caller_of(request.scope)):
+                job = await house.book.adopt(ask, call, owner_of(request), request_id_of(request))
         except BaseException:
             house.outbox.drop(call)
             raise
@@ -209,7 +220,8 @@ async def promised_once(house: House, request: Request, ask: Ask, prefer: Prefer
         raise overloaded("too many unfinished jobs")
     owner = owner_of(request)
     route = f"POST /v1/{ask.operation.path}"
-    job_id, fingerprint = await house.book.add_once(ask, owner, request_id_of(request), route, found.group(1))
+    async with house.quotas.job(caller_of(request.scope)):
+        job_id, fingerprint = await house.book.add_once(ask, owner, request_id_of(request), route, found.group(1))
     if fingerprint != ask.fingerprint:
         raise InvalidError(
             f"Idempotency-Key {found.group(1)!r} was used with another body; send the same body or another key",
@@ -256,8 +268,9 @@ def _add_models(router: APIRouter, house: House) -> None:
     @router.get(
         "/models", summary="List models", tags=["models"], response_class=Response, responses=answered(listed(MODEL))
     )
-    async def models() -> Response:
-        data = [model_body(house.registry, entry) for entry in house.registry.serving()]
+    async def models(request: Request) -> Response:
+        await house.permissions.refresh()
+        data = [model_body(house, request, entry) for entry in house.models(request).serving()]
         return _json(_listing(data, "name", has_more=False))
 
     @router.get(
@@ -267,14 +280,15 @@ def _add_models(router: APIRouter, house: House) -> None:
         response_class=Response,
         responses={**answered(MODEL), **problem_responses(404)},
     )
-    async def model(name: str) -> Response:
-        entry = house.registry.find(name)
+    async def model(request: Request, name: str) -> Response:
+        await house.permissions.refresh()
+        entry = house.models(request).find(name)
         if entry is None:
             raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
-        return _json(model_body(house.registry, entry))
+        return _json(model_body(house, request, entry))
 
 
-def model_body(registry: Registry, entry: Entry) -> dict[str, Any]:
+def model_body(house: House, request: Request, entry: Entry) -> dict[str, Any]:
     """A model as clients see it: its card, its versions, and where each operation is asked for."""
     routes = {
         BY_METHOD[method].path: stated for method, stated in entry.card["operations"].items() if method in BY_METHOD
@@ -285,7 +299,8 @@ def model_body(registry: Registry, entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "operations": routes,
         "version": entry.version,
-        "versions": registry.versions(entry.name),
+        "versions": house.registry.versions(entry.name),
+        **house.permissions.describe("model", entry.name, caller_of(request.scope)),
         "links": links,
     }
 

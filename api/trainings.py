@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from api.access import caller_of
 from api.answers import JSON, PNG
+from api.auth import Caller
 from api.curves import curves
 from api.errors import (
     ConflictError,
@@ -97,6 +99,9 @@ class Asked(BaseModel):
         "that serves, measured on the same pictures; always; never. The first version of a name serves anyhow.",
     )
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation(count=1000, k=100))
+    shared: bool | None = Field(
+        None, description="Whether everybody may use the model; by default a new one is its owner's alone."
+    )
     gpus: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(
         1,
         description="More than one: spread over so many by torchrun; at most the devices of the training workers, "
@@ -216,13 +221,17 @@ def _add_asking(router: APIRouter, house: House) -> None:
         if house.book.full:
             raise OverloadedError("too many unfinished jobs; try again in a moment", headers={"Retry-After": "2"})
         await _check_devices(house, asked.gpus)
-        recipe = await asyncio.to_thread(_recipe, house, asked)
+        await house.permissions.check_new("model", asked.name, caller_of(request.scope))
+        recipe = await asyncio.to_thread(_recipe, house, request, asked)
         row = _row(request, asked, recipe)
         if asked.dry_run:
             return await _dry_run(request, house, row)
-        added = await house.book.change(
-            lambda ledger: ledger.add_apart(row, alone=True, key=_key(request, house, asked))
-        )
+        caller = caller_of(request.scope)
+        await house.permissions.claim("model", asked.name, caller, shared=asked.shared)
+        async with house.quotas.job(caller, training=True):
+            added = await house.book.change(
+                lambda ledger: ledger.add_apart(row, alone=True, key=_key(request, house, asked))
+            )
         if added.conflict:
             detail = (
                 f"a training of {asked.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
@@ -233,7 +242,7 @@ def _add_asking(router: APIRouter, house: House) -> None:
                 "this Idempotency-Key was used with another body; send the same body or another key",
                 job_id=added.job_id,
             )
-        if added.job_id == row["id"] and not await asyncio.to_thread(_use, house, asked.dataset, row["id"]):
+        if added.job_id == row["id"] and not await _use(house, request, asked.dataset, row["id"]):
             await house.book.cancel(row["id"])
             raise NotFoundError(f"the dataset {asked.dataset!r} was deleted meanwhile")
         await house.book.rouse(added.job_id)
@@ -244,14 +253,14 @@ def _add_asking(router: APIRouter, house: House) -> None:
         return Response(orjson.dumps(training_body(job)), 202, {**headers, "Retry-After": "1"}, JSON)
 
 
-def _recipe(house: House, asked: Asked) -> dict[str, Any]:
+def _recipe(house: House, request: Request, asked: Asked) -> dict[str, Any]:
     """The whole recipe. Raises the ProblemError that says what is wrong with it."""
     known = families(house.settings)
     if asked.family not in known:
         detail = f"no family {asked.family[:60]!r}; there are: {', '.join(known)}"
         raise InvalidError(detail, errors=[{"field": "family", "detail": detail}])
     dataset = Datasets(Places(house.settings.state).datasets).get(asked.dataset)
-    if dataset is None:
+    if dataset is None or not house.permissions.can_use("dataset", asked.dataset, caller_of(request.scope)):
         raise NotFoundError(f"no dataset {asked.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
     overrides = {**asked.recipe.model_dump(), "summary": asked.summary}
     try:
@@ -315,15 +324,23 @@ def _key(request: Request, house: House, asked: Asked) -> Key | None:
     return Key("POST /v1/trainings", found.group(1), _fingerprint(asked), house.settings.keep_keys_s)
 
 
-def _use(house: House, dataset: str, job_id: str) -> bool:
-    return Datasets(Places(house.settings.state).datasets).use(dataset, job_id)
+async def _use(house: House, request: Request, dataset: str, job_id: str) -> bool:
+    """Keep a dataset for a training; return whether it is there, and still one that the caller may use."""
+    datasets = Datasets(Places(house.settings.state).datasets)
+    if not await asyncio.to_thread(datasets.use, dataset, job_id):
+        return False
+    await house.permissions.refresh()
+    if house.permissions.can_use("dataset", dataset, caller_of(request.scope)):
+        return True
+    await asyncio.to_thread(datasets.release, dataset, job_id)
+    return False
 
 
 async def _dry_run(request: Request, house: House, row: Job) -> Response:
     """What the desk of a training worker found, or its job where that takes long."""
     header = ",".join(request.headers.getlist("prefer"))
     prefer = Prefer.read(header, house.settings, _ESTIMATE_S)
-    result, job = await desk(house, row, prefer.wait_s)
+    result, job = await desk(house, caller_of(request.scope), row, prefer.wait_s)
     if result is None:
         headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer)}
         return Response(orjson.dumps(training_body(job)), 202, headers, JSON)
@@ -331,14 +348,15 @@ async def _dry_run(request: Request, house: House, row: Job) -> Response:
 
 
 async def desk(
-    house: House, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
+    house: House, caller: Caller, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any] | None, Job]:
     """Give the desk of a training worker something to do, and wait; answers its result, if it came, and the job.
 
     `committed` is called once the job is promised, whatever comes of the wait.
     Raises the ProblemError that the desk found.
     """
-    await house.book.change(lambda ledger: ledger.add([row]))
+    async with house.quotas.job(caller):
+        await house.book.change(lambda ledger: ledger.add([row]))
     committed()
     await house.book.rouse(row["id"])
     job = await house.book.wait(row["id"], row["owner"], wait_s) or row
@@ -569,7 +587,10 @@ def _add_steering(router: APIRouter, house: House) -> None:
                 headers={"Retry-After": "10"},
             )
         row = desk_row(request, "publication", job["model"], said, job["seed"])
-        added = await house.book.change(lambda ledger: ledger.add_apart(row, alone=True))
+        caller = caller_of(request.scope)
+        await house.permissions.claim("model", job["model"], caller, shared=None)
+        async with house.quotas.job(caller):
+            added = await house.book.change(lambda ledger: ledger.add_apart(row, alone=True))
         found = await house.book.get(added.job_id, row["owner"]) or row
         # asked for again while it is under way, a publication is the same one; that of another run stands in its way
         same = found["id"] == added.job_id and orjson.loads(found["request"])["training"] == job_id

@@ -12,12 +12,15 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import caller_of
 from api.answers import About
 from api.ask import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, typed, validated
+from api.auth import VISITOR
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
 from api.fields import WHOLE
 from api.multipart import FORM, form_boundary
 from api.openapi import upscale_docs
+from api.permissions import Models
 from api.photographs import Order, Wish, unwritten
 from api.prefer import Prefer
 from api.routes import (
@@ -37,7 +40,7 @@ from workers.ledger import TERMINAL, Job
 from workers.operations import BY_METHOD
 from workers.photographs import Layout, Photograph, opened
 from workers.pictures import UnusableImageError
-from workers.registry import Entry, Registry
+from workers.registry import Entry
 from workers.settings import Settings
 
 OPERATION = BY_METHOD["upscale"]
@@ -75,7 +78,7 @@ def add_upscales(app: FastAPI, house: House) -> None:
         operation_id=OPERATION.path,
         tags=["operations"],
         response_class=Response,
-        openapi_extra=upscale_docs(OPERATION, Asked, house.registry, house.settings),
+        openapi_extra=upscale_docs(OPERATION, Asked, house.permissions.models(VISITOR), house.settings),
     )
     app.router.routes.append(route)
 
@@ -94,7 +97,8 @@ def _route(house: House) -> Callable[[Request], Awaitable[Response]]:
             elif house.book.full:
                 raise overloaded("too many unfinished jobs")
             else:
-                job = await house.book.add(ask, owner_of(request), request_id_of(request))
+                async with house.quotas.job(caller_of(request.scope)):
+                    job = await house.book.add(ask, owner_of(request), request_id_of(request))
         except OSError as error:
             raise unwritten(error) from error
         del ask  # the pixels lie in the store now
@@ -169,7 +173,7 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
     """The ask in a request, and the form wished for. Raises the ProblemError that says what is wrong with it."""
     content = await _content(request)
     asked = validated(Asked, content.fields)
-    entry = _entry(asked.model, house.registry)
+    entry = _entry(asked.model, house.models(request))
     choice = entry.choices[OPERATION.method]
     options = options_of(choice, asked.options, asked.model_extra or {}, Asked.model_fields, content.texts)
     wish = Wish.read(request.headers.get("accept", ""), [asked.format] if asked.format else FORMATS)
@@ -198,7 +202,7 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
     return ask, wish
 
 
-def _entry(name: str | None, registry: Registry) -> Entry:
+def _entry(name: str | None, registry: Models) -> Entry:
     able = [entry for entry in registry.serving() if OPERATION.method in entry.choices]
     known = ", ".join(entry.name for entry in able) or "none"
     if name is None:

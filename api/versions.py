@@ -4,15 +4,17 @@ import asyncio
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from fastapi import APIRouter, FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from api.access import caller_of
 from api.answers import JSON, PNG
+from api.audit import describe
 from api.errors import ConflictError, InvalidError, NotFoundError, OverloadedError
 from api.openapi import MODEL, answered, listed, problem_responses
 from api.routes import House, job_body, model_body
@@ -32,15 +34,36 @@ NO_WORKER_S = 3.0
 IMPORT_S = 120.0
 _LOOK_S = 0.05
 _RAW = "application/octet-stream"
+_SHARED = {
+    "type": "boolean",
+    "description": "Whether everybody may use the model; by default a new one is its owner's alone.",
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 class Chosen(BaseModel):
-    """Which version is to serve."""
+    """What is to change of a model; at least one field."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"version": "1"}})
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"version": "1"}, "minProperties": 1},
+    )
 
-    version: str = Field(max_length=40, description="One of the model's `versions`.")
+    version: str | None = Field(None, max_length=40, description="Which of the model's `versions` is to serve.")
+    shared: bool | None = Field(None, description="Whether everybody may use the model, or its owner alone.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.version is None and self.shared is None:
+            raise ValueError("send `version`, `shared` or both")
+        return self
+
+
+class _ImportFields(BaseModel):
+    """What may stand beside the file, in the form or the query."""
+
+    shared: bool | None = None
 
 
 _VERSION = {
@@ -67,7 +90,7 @@ def add_versions(app: FastAPI, house: House) -> None:
     app.include_router(router)
 
 
-def version_body(house: House, entry: Entry) -> dict[str, Any]:
+def version_body(house: House, request: Request, entry: Entry) -> dict[str, Any]:
     """A version as clients see it."""
     here = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": here, "file": f"{here}/file", "preview": f"{here}/preview", "model": f"/v1/models/{entry.name}"}
@@ -78,14 +101,17 @@ def version_body(house: House, entry: Entry) -> dict[str, Any]:
         "model": entry.name,
         "version": entry.version,
         "serves": serving is not None and serving.version == entry.version,
-        "card": model_body(house.registry, entry),
+        "card": model_body(house, request, entry),
         "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
     }
 
 
-def _found(house: House, name: str, version: str = "") -> Entry:
-    entry = house.registry.find(f"{name}@{version}" if version else name) if "@" not in name else None
-    if entry is None and (known := house.registry.versions(name)):
+async def found(house: House, request: Request, name: str, version: str = "") -> Entry:
+    """Return a version, or the one that serves. Raises NotFoundError where the caller may see none."""
+    await house.permissions.refresh()
+    models = house.models(request)
+    entry = models.find(f"{name}@{version}" if version else name) if "@" not in name else None
+    if entry is None and (known := models.versions(name)):
         raise NotFoundError(f"{name[:120]} has no version {version[:40]!r}; there are: {', '.join(known)}")
     if entry is None:
         raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
@@ -98,23 +124,35 @@ def _found(house: House, name: str, version: str = "") -> Entry:
 def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
     @router.patch(
         "/models/{name}",
-        summary="Choose the version that serves",
+        summary="Choose the version that serves, and whether the model is shared",
         tags=["models"],
         response_class=Response,
         responses={**answered(MODEL), **problem_responses(400, 404, 409, 422, 503)},
     )
-    async def switch(name: str, chosen: Chosen) -> Response:
-        _found(house, name)
-        entry = _found(house, name, chosen.version)
-        await asyncio.to_thread(versions.announce, name, chosen.version)
-        try:
-            await _loaded(house, entry)
-        except BaseException:
-            await asyncio.to_thread(versions.withdraw, name, chosen.version)
-            raise
-        await asyncio.to_thread(versions.serve, name, chosen.version)
-        house.registry.refresh(at_once=True)
-        return Response(orjson.dumps(model_body(house.registry, _found(house, name))), 200, {}, JSON)
+    async def switch(request: Request, name: str, chosen: Chosen) -> Response:
+        caller = caller_of(request.scope)
+        describe(request, **chosen.model_dump(exclude_none=True))
+        await found(house, request, name)
+        house.permissions.check_change("model", name, caller)
+        if chosen.shared is not None:
+            house.permissions.check_share("model", name, caller, shared=chosen.shared)
+        if chosen.version is not None:
+            await _serve(house, versions, await found(house, request, name, chosen.version))
+        if chosen.shared is not None:
+            await house.permissions.share("model", name, caller, shared=chosen.shared)
+        return Response(orjson.dumps(model_body(house, request, await found(house, request, name))), 200, {}, JSON)
+
+
+async def _serve(house: House, versions: Versions, entry: Entry) -> None:
+    """Have a version serve once the workers have loaded it."""
+    await asyncio.to_thread(versions.announce, entry.name, entry.version)
+    try:
+        await _loaded(house, entry)
+    except BaseException:
+        await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+        raise
+    await asyncio.to_thread(versions.serve, entry.name, entry.version)
+    house.registry.refresh(at_once=True)
 
 
 async def _loaded(house: House, entry: Entry) -> None:
@@ -144,9 +182,10 @@ def _add_looking(router: APIRouter, house: House) -> None:
         response_class=Response,
         responses={**answered(listed(_VERSION)), **problem_responses(404)},
     )
-    async def list_versions(name: str) -> Response:
-        _found(house, name)
-        data = [version_body(house, _found(house, name, version)) for version in house.registry.versions(name)]
+    async def list_versions(request: Request, name: str) -> Response:
+        await found(house, request, name)
+        entries = [house.registry.find(f"{name}@{version}") for version in house.registry.versions(name)]
+        data = [version_body(house, request, entry) for entry in entries if entry is not None]
         ends = {"first_id": data[0]["version"], "last_id": data[-1]["version"]}
         return Response(orjson.dumps({"object": "list", "data": data, "has_more": False, **ends}), 200, {}, JSON)
 
@@ -157,8 +196,9 @@ def _add_looking(router: APIRouter, house: House) -> None:
         response_class=Response,
         responses={**answered(_VERSION), **problem_responses(404)},
     )
-    async def one(name: str, version: str) -> Response:
-        return Response(orjson.dumps(version_body(house, _found(house, name, version))), 200, {}, JSON)
+    async def one(request: Request, name: str, version: str) -> Response:
+        entry = await found(house, request, name, version)
+        return Response(orjson.dumps(version_body(house, request, entry)), 200, {}, JSON)
 
     @router.get(
         "/models/{name}/versions/{version}/preview",
@@ -167,11 +207,12 @@ def _add_looking(router: APIRouter, house: House) -> None:
         response_class=Response,
         responses={200: {"description": "A picture", "content": {PNG: _BINARY}}, **problem_responses(404)},
     )
-    async def picture(name: str, version: str) -> Response:
-        drawn = await asyncio.to_thread(preview, _found(house, name, version).path)
+    async def picture(request: Request, name: str, version: str) -> Response:
+        entry = await found(house, request, name, version)
+        drawn = await asyncio.to_thread(preview, entry.path)
         if drawn is None:
             raise NotFoundError(f"{name[:120]}@{version[:40]} carries no preview; ask for samples")
-        return Response(drawn, 200, {"Cache-Control": "public, immutable"}, PNG)
+        return Response(drawn, 200, {"Cache-Control": "private, immutable"}, PNG)
 
 
 def _add_file(router: APIRouter, house: House) -> None:
@@ -186,8 +227,8 @@ def _add_file(router: APIRouter, house: House) -> None:
             **problem_responses(404, 416),
         },
     )
-    async def export(name: str, version: str) -> Response:
-        entry = _found(house, name, version)
+    async def export(request: Request, name: str, version: str) -> Response:
+        entry = await found(house, request, name, version)
         headers = {"Cache-Control": "private, immutable"}
         filename = f"{entry.name}-{entry.version}.safetensors"
         return FileResponse(entry.path, headers=headers, media_type=_RAW, filename=filename)
@@ -197,7 +238,7 @@ def _add_file(router: APIRouter, house: House) -> None:
 
 
 def _add_import(router: APIRouter, house: House) -> None:
-    form = {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}
+    form = {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"], "shared": _SHARED}}
     accepted = {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}}
 
     @router.post(
@@ -212,6 +253,7 @@ def _add_import(router: APIRouter, house: House) -> None:
             **problem_responses(400, 408, 413, 415, 422, 500, 503, 507),
         },
         openapi_extra={
+            "parameters": [{"name": "shared", "in": "query", "schema": _SHARED}],
             "description": f"At most {house.settings.max_version_bytes} bytes. Only safetensors whose card is of this "
             "name, with exactly the weights that its family has for its config. The version is the next free number.",
             "requestBody": {
@@ -223,20 +265,34 @@ def _add_import(router: APIRouter, house: House) -> None:
     async def bring(request: Request, name: str) -> Response:
         if not NAME.fullmatch(name):
             raise InvalidError(f"{name[:120]!r} is no name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
+        caller = caller_of(request.scope)
+        await house.permissions.check_new("model", name, caller)
         row = desk_row(request, "import", name, {"model": name})
         with work_folder(Places(house.settings.state).desk(row["id"])) as folder:
-            await Spool(folder.path, ("file",), (), house.settings.reserve_bytes).read(request)
+            fields = await Spool(folder.path, ("file",), ("shared",), house.settings.reserve_bytes).read(request)
+            shared = _shared(fields)
+            await house.quotas.check_room(caller, (folder.path / "file").stat().st_size)
             same = await asyncio.to_thread(_checked, house, folder.path / "file", name)
             if same is not None:
-                return Response(orjson.dumps(version_body(house, same)), 200, {}, JSON)
+                return Response(orjson.dumps(version_body(house, request, same)), 200, {}, JSON)
             (folder.path / "file").rename(folder.path / FILE)
-            result, job = await desk(house, row, IMPORT_S, folder.hand_over)
+            await house.permissions.claim("model", name, caller, shared=shared)
+            result, job = await desk(house, caller, row, IMPORT_S, folder.hand_over)
         if result is None:
             return Response(orjson.dumps(job_body(job)), 202, {"Location": f"/v1/jobs/{job['id']}"}, JSON)
         house.registry.scan()
-        entry = _found(house, name, result["version"])
+        entry = await found(house, request, name, result["version"])
+        describe(request, version=entry.version)
         headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
-        return Response(orjson.dumps(version_body(house, entry)), 201, headers, JSON)
+        return Response(orjson.dumps(version_body(house, request, entry)), 201, headers, JSON)
+
+
+def _shared(fields: dict[str, str]) -> bool | None:
+    try:
+        return _ImportFields.model_validate(fields).shared
+    except ValidationError as error:
+        detail = "shared: send true or false"
+        raise InvalidError(detail, errors=[{"field": "shared", "detail": detail}]) from error
 
 
 def _checked(house: House, file: Path, name: str) -> Entry | None:
@@ -255,8 +311,8 @@ def _checked(house: House, file: Path, name: str) -> Entry | None:
         raise InvalidError(f"{name} is a {there.card['family']} of {'×'.join(map(str, there.image))}; this is another")
     size, digest = file.stat().st_size, None
     for version in house.registry.versions(name):
-        entry = _found(house, name, version)
-        if entry.path.stat().st_size == size:
+        entry = house.registry.find(f"{name}@{version}")
+        if entry is not None and entry.path.stat().st_size == size:
             digest = digest or _sha256(file)
             if _sha256(entry.path) == digest:
                 return entry

@@ -85,6 +85,16 @@ class Blobs:
         """Return whether there is a blob under `key`."""
         return bool(self._fs.exists(self._path(key)))
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of what lies below `prefix`, by the next word of its key."""
+        sizes: dict[str, int] = {}
+        root = self._path(prefix)
+        with contextlib.suppress(FileNotFoundError):
+            for path, info in self._fs.find(root, detail=True).items():
+                word = path[len(root) :].strip("/").partition("/")[0]
+                sizes[word] = sizes.get(word, 0) + int(info.get("size") or 0)
+        return sizes
+
     def names(self, prefix: str) -> dict[str, float]:
         """Names directly below `prefix`, each with when it was last written (Unix time; 0 where the store cannot say).
 

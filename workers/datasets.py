@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,9 +127,12 @@ class Datasets:
         """The folder of a dataset that is there."""
         return self.folder / name
 
-    def listing(self, after: str = "", limit: int = 20) -> list[dict[str, Any]]:
-        """Datasets by name, those after `after`."""
-        names = sorted(path.parent.name for path in self.folder.glob(f"[!.]*/{_ABOUT}") if path.parent.name > after)
+    def listing(
+        self, after: str = "", limit: int = 20, visible: Callable[[str], bool] = lambda _name: True
+    ) -> list[dict[str, Any]]:
+        """Datasets by name, those after `after` whose name is `visible`."""
+        found = (path.parent.name for path in self.folder.glob(f"[!.]*/{_ABOUT}"))
+        names = sorted(name for name in found if name > after and visible(name))
         return [about for name in names[:limit] if (about := self.get(name)) is not None]
 
     def delete(self, name: str) -> bool:

@@ -351,6 +351,14 @@ class Ledger:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def unfinished_of(self, model: str, version: str) -> list[str]:
+        """Return the ids of jobs that have not ended and name this model; with a version, only those that run on it."""
+        query = sa.select(jobs.c.id).where(jobs.c.status.in_(("queued", "running", "paused")), jobs.c.model == model)
+        if version:
+            query = query.where(jobs.c.version == version)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query.limit(20)))
+
     def pause(self, job_id: str) -> bool:
         """Let a training rest; answers whether this call did. Whoever runs it is fenced off, and stops it."""
         open_ = (jobs.c.id == job_id) & (jobs.c.kind == TRAINING) & jobs.c.status.in_(("queued", "running"))

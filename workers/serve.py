@@ -175,6 +175,8 @@ def main() -> None:
     with startup.errors_end_the_program():
         chosen = startup.load_settings()
         if not asked.part:
+            if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
+                sys.exit(1)  # it has said why the API must not listen with these settings
             check(chosen, queue=not asked.no_queue)
     if asked.part == "ready":
         sys.exit(announce(chosen))
@@ -186,8 +188,6 @@ def main() -> None:
     }
     if asked.part:
         exec_bound(commands[asked.part]())
-    if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
-        sys.exit(1)  # it has said why the API must not listen with these settings
     file = chosen.state.resolve() / "supervisord.conf"
     file.write_text(configuration(chosen, queue=not asked.no_queue, workers=asked.workers))
     supervisord = str(Path(sys.executable).with_name("supervisord"))

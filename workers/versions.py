@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,9 @@ from workers.card_check import CardError, check_card, check_preview
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
+HIDDEN, DELETED = ".hidden", "deleted"
+"""What the file of a version is named while it is being deleted, and what its folder holds afterwards."""
+
 LARGEST_HEADER = 1 << 20
 MAX_DIMENSIONS, INTEGER_LIMIT = 8, 1 << 48
 """Of a tensor that a header lists: how many axes it has at most, and what its sizes and offsets lie below."""
@@ -50,6 +54,10 @@ BITS = {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)} | {
     "BF16": 16,
     "BOOL": 8,
 }
+
+
+class ServingError(ValueError):
+    """A version that serves, or is about to, cannot be deleted."""
 
 
 class Versions:
@@ -99,6 +107,48 @@ class Versions:
         """Have this version serve if none is named yet: a newer one must not serve merely by being there."""
         with self._changing() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
+
+    # --- removal ---
+
+    def hide(self, name: str, versions: Sequence[str], *, model: bool = False) -> dict[str, str]:
+        """Take versions out of sight, so that no new request finds them; return what `serving.json` said of the name.
+
+        `model` takes the name out of it as well. Raises ServingError for a version that serves or is about to.
+        """
+        with self._changing() as pointers:
+            said = dict(pointers.get(name, {}))
+            if said.get("next") in versions or (said.get("serves") in versions and not model):
+                raise ServingError(f"{name}@{said.get('next') or said['serves']}")
+            if model:
+                pointers.pop(name, None)
+            for version in versions:
+                with contextlib.suppress(FileNotFoundError):
+                    self.path(name, version).rename(self.path(name, version).with_name(HIDDEN))
+        return said
+
+    def unhide(self, name: str, versions: Sequence[str], said: Mapping[str, str]) -> None:
+        """Undo `hide`."""
+        with self._changing() as pointers:
+            if said:
+                pointers.setdefault(name, dict(said))
+            for version in versions:
+                with contextlib.suppress(FileNotFoundError):
+                    self.path(name, version).with_name(HIDDEN).rename(self.path(name, version))
+
+    def discard(self, name: str, versions: Sequence[str]) -> None:
+        """Delete hidden versions. Their folders stay: were a number used twice, old weights could pass for new."""
+        for version in versions:
+            folder = self.path(name, version).parent
+            if folder.is_dir():
+                (folder / DELETED).touch()
+                (folder / HIDDEN).unlink(missing_ok=True)
+
+    def discard_interrupted(self, older_than_s: float) -> None:
+        """Delete what a process that died had hidden."""
+        for file in self.folder.glob(f"*/*/{HIDDEN}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_ctime > older_than_s:
+                    self.discard(file.parent.parent.name, [file.parent.name])
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, dict[str, str]]]:

@@ -1,0 +1,201 @@
+"""Who may see, use and change datasets and models: an owner theirs, everybody what is shared, an administrator all.
+
+The owners lie in SQL. Each process holds them in memory and looks for changes twice a second, so that a request for a
+small sample asks no database.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from api.auth import Caller
+from api.errors import ConflictError, ForbiddenError, InvalidError
+from workers.datasets import Datasets
+from workers.registry import Entry, Registry
+from workers.resources import NOBODYS, Kind, Ownership, ResourceStore
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.5
+_VACANT_S = 300.0
+"""A name that nothing has, and on which no job works, is free for others after this time."""
+
+
+class VisibleModels:
+    """The registry as one caller sees it: without the private models of others."""
+
+    def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
+        """Show the models whose name is `visible`."""
+        self._registry = registry
+        self._visible = visible
+
+    def find(self, ref: str) -> Entry | None:
+        """Return the model `name` or `name@version`; None if there is none for this caller."""
+        return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
+
+    def serving(self) -> list[Entry]:
+        """Return the version of each model that answers to the bare name, by name."""
+        return [entry for entry in self._registry.serving() if self._visible(entry.name)]
+
+    def versions(self, name: str) -> list[str]:
+        """Return all versions of a model, oldest first."""
+        return self._registry.versions(name) if self._visible(name) else []
+
+
+Models = Registry | VisibleModels
+
+
+class Permissions:
+    """The owners of datasets and models as one process knows them, and what callers may do with each."""
+
+    def __init__(
+        self, store: ResourceStore, registry: Registry, datasets: Datasets, busy: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """Read all owners; `busy` tells of a model's name whether unfinished jobs work on it."""
+        self._store = store
+        self._registry = registry
+        self._datasets = datasets
+        self._busy = busy
+        self._owned: dict[tuple[str, str], Ownership] = {}
+        self._count = -1
+        self._loading = threading.Lock()
+        self._load()
+
+    def _load(self) -> None:
+        with self._loading:  # or what was read before a change could replace what was read after it
+            count = self._store.change_count()
+            if count != self._count:
+                self._owned = self._store.all()
+                self._count = count
+
+    async def refresh(self) -> None:
+        """See what was changed, here or in another process."""
+        await asyncio.to_thread(self._load)
+
+    async def watch(self) -> None:
+        """Refresh for ever."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self.refresh()
+            except Exception:
+                log.exception("owners not read")
+
+    # --- what a caller may do ---
+
+    def ownership(self, kind: Kind, name: str) -> Ownership:
+        """Return whose something is."""
+        return self._owned.get((kind, name), NOBODYS)
+
+    def owned_by(self, kind: Kind, owner: str) -> list[str]:
+        """Return the names that an owner has."""
+        return [name for (of, name), own in self._owned.items() if of == kind and own.owner == owner]
+
+    def can_use(self, kind: Kind, name: str, caller: Caller) -> bool:
+        """Return whether a caller may see and use something."""
+        own = self._owned.get((kind, name))
+        return own is None or own.shared or caller.is_admin or own.owner == caller.name
+
+    def can_change(self, kind: Kind, name: str, caller: Caller) -> bool:
+        """Return whether a caller may change or delete something."""
+        return caller.is_admin or self.ownership(kind, name).owner == caller.name
+
+    def models(self, caller: Caller) -> Models:
+        """Return the models that a caller may use."""
+        if caller.is_admin or not self._owned:
+            return self._registry
+        return VisibleModels(self._registry, lambda name: self.can_use("model", name, caller))
+
+    def check_change(self, kind: Kind, name: str, caller: Caller) -> None:
+        """Raise ForbiddenError where a caller may use something, but not change it."""
+        if self.can_change(kind, name, caller):
+            return
+        if self.ownership(kind, name).owner is None:
+            raise ForbiddenError(
+                f"the {kind} {name} belongs to nobody (it came with the service, or from before there were keys); only "
+                "a key with the role `admin` may change it"
+            )
+        raise ForbiddenError(f"the {kind} {name} is shared with you, not yours; only its owner may change it")
+
+    def describe(self, kind: Kind, name: str, caller: Caller) -> dict[str, Any]:
+        """Return the fields `owner`, which only the owner and administrators see, and `shared`."""
+        own = self.ownership(kind, name)
+        return {"owner": own.owner if self.can_change(kind, name, caller) else None, "shared": own.shared}
+
+    # --- new names ---
+
+    async def check_new(self, kind: Kind, name: str, caller: Caller) -> None:
+        """Raise ConflictError or ForbiddenError where a caller may not put something under a name, new or not."""
+        await self.refresh()
+        self._check_new(kind, name, caller, exists=await self._exists(kind, name))
+
+    def _check_new(self, kind: Kind, name: str, caller: Caller, *, exists: bool) -> None:
+        if exists and not self.can_use(kind, name, caller):
+            raise _taken(kind, name)
+        if exists:
+            self.check_change(kind, name, caller)
+
+    async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
+        """Make a caller the owner of a new name before something is put there; of an old one, check and set `shared`.
+
+        Raises ConflictError for a name that is taken, ForbiddenError, InvalidError.
+        """
+        await self.refresh()
+        exists = await self._exists(kind, name)
+        self._check_new(kind, name, caller, exists=exists)
+        own = self.ownership(kind, name)
+        if not caller.name or (exists and own.owner is None):
+            if shared is False:
+                raise _always_shared(kind, name, caller)
+            if not exists and own.owner is not None:  # of somebody's that was deleted without keys
+                await asyncio.to_thread(self._store.release, kind, name)
+        elif exists and own.owner != caller.name:
+            if shared is not None:
+                await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared))
+        else:
+            vacant = not exists and not (kind == "model" and await self._busy(name))
+            before = time.time() - _VACANT_S if vacant else None
+            found = await asyncio.to_thread(
+                lambda: self._store.claim(kind, name, caller.name, shared=shared, vacant_before=before)
+            )
+            if found.owner != caller.name:
+                raise _taken(kind, name)
+        await self.refresh()
+
+    def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
+        """Raise InvalidError where `shared` cannot be set like this: what belongs to nobody is shared."""
+        if not shared and self.ownership(kind, name).owner is None:
+            raise _always_shared(kind, name, caller)
+
+    async def share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
+        """Set whether everybody may use something. Raises ForbiddenError, InvalidError."""
+        await self.refresh()
+        self.check_change(kind, name, caller)
+        self.check_share(kind, name, caller, shared=shared)
+        if self.ownership(kind, name).owner is None:
+            return
+        await asyncio.to_thread(lambda: self._store.share(kind, name, shared=shared))
+        await self.refresh()
+
+    async def release(self, kind: Kind, name: str) -> None:
+        """Forget the owner of what was deleted."""
+        await asyncio.to_thread(self._store.release, kind, name)
+        await self.refresh()
+
+    async def _exists(self, kind: Kind, name: str) -> bool:
+        if kind == "model":
+            return self._registry.find(name) is not None
+        return await asyncio.to_thread(self._datasets.get, name) is not None
+
+
+def _taken(kind: Kind, name: str) -> ConflictError:
+    return ConflictError(f"the name {name} is taken by another {kind}; choose another name")
+
+
+def _always_shared(kind: Kind, name: str, caller: Caller) -> InvalidError:
+    why = f"the {kind} {name} belongs to nobody" if caller.name else "without API keys nothing has an owner"
+    detail = f"shared: {why}, and so everybody may use it"
+    return InvalidError(detail, errors=[{"field": "shared", "detail": detail}])

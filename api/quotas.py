@@ -1,0 +1,205 @@
+"""What each key's name has and may have: unfinished jobs, trainings and stored bytes.
+
+Jobs are counted in SQL twice a second, and those that this process has added since are counted on top. Beside other API
+processes a limit can be exceeded by what they add in that time.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from api.access import quota_exceeded
+from api.auth import Caller
+from api.errors import TooManyRequestsError
+from api.key_file import LIMITS
+from api.permissions import Permissions
+from workers.blobs import Blobs
+from workers.datasets import Datasets
+from workers.ledger import TRAINING, jobs, parts
+from workers.settings import Settings
+from workers.trainings import Places
+from workers.versions import FILE
+
+log = logging.getLogger(__name__)
+
+COUNT_S = 0.5
+MEASURE_S = 30.0
+"""How often results and runs, of which there may be many, are measured."""
+
+_CHUNK = 500
+
+
+class Quotas:
+    """The limits of callers, and what they use of them."""
+
+    def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
+        """Count nothing before `watch`."""
+        self._settings = settings
+        self._engine = engine
+        self._blobs = blobs
+        self._permissions = permissions
+        self._places = Places(settings.state)
+        self._datasets = Datasets(self._places.datasets)
+        self._counts: dict[str, Counter[str]] = {}
+        self._counted = float("-inf")
+        self._counting = asyncio.Lock()
+        self._adding: Counter[tuple[str, str]] = Counter()
+        self._added: deque[tuple[float, str, str]] = deque()
+        self._kept_bytes: Counter[str] = Counter()
+
+    def limit(self, caller: Caller, name: str) -> int:
+        """Return a limit of a caller's; 0 is none."""
+        if not caller.name:
+            return 0
+        return int(caller.limits.get(name, getattr(self._settings, f"key_{name}")))
+
+    def limits(self, caller: Caller) -> dict[str, int | None]:
+        """Return all limits of a caller's; None where there is none."""
+        return {name: self.limit(caller, name) or None for name in LIMITS}
+
+    async def usage(self, caller: Caller) -> dict[str, int]:
+        """Return what a caller uses now."""
+        await self._count(fresh=True)
+        stored = await self.stored_bytes(caller.name)
+        unfinished, trainings = (self._used(caller.name, kind) for kind in ("job", "training"))
+        return {"unfinished_jobs": unfinished, "trainings": trainings, "stored_bytes": stored}
+
+    async def watch(self) -> None:
+        """Count for ever."""
+        measured = float("-inf")
+        while True:
+            try:
+                if time.monotonic() - measured > MEASURE_S:
+                    await self.measure()
+                    measured = time.monotonic()
+                await self._count()
+            except Exception:
+                log.exception("use of keys not counted")
+            await asyncio.sleep(COUNT_S)
+
+    # --- jobs ---
+
+    @contextlib.asynccontextmanager
+    async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
+        """While a job is being added: hold its place. Raises TooManyRequestsError where a limit is reached."""
+        if not caller.name:
+            yield
+            return
+        kinds = ("job", "training") if training else ("job",)
+        for kind, name in zip(kinds, ("unfinished_jobs", "trainings"), strict=False):
+            await self._check(caller, kind, name)
+        await self._check_stored(caller)
+        for kind in kinds:
+            self._adding[caller.name, kind] += 1
+        try:
+            yield
+            self._added.extend((time.monotonic(), caller.name, kind) for kind in kinds)
+        finally:
+            for kind in kinds:
+                self._adding[caller.name, kind] -= 1
+
+    async def _check(self, caller: Caller, kind: str, name: str) -> None:
+        limit = self.limit(caller, name)
+        if limit and self._used(caller.name, kind) >= limit:
+            await self._count(fresh=True)  # some may have ended since
+            if self._used(caller.name, kind) >= limit:
+                what = name.replace("_", " ")
+                raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
+
+    def _used(self, owner: str, kind: str) -> int:
+        added = sum(name == owner and of == kind for _, name, of in self._added)
+        return self._counts.get(owner, Counter())[kind] + added + self._adding[owner, kind]
+
+    async def _count(self, *, fresh: bool = False) -> None:
+        """Count in SQL, unless that was just done; `fresh` waits and does it again then."""
+        begun = time.monotonic()
+        async with self._counting:
+            if self._counted > begun:
+                return  # by somebody else meanwhile
+            left = self._counted + COUNT_S / 10 - time.monotonic()
+            if left > 0:
+                if not fresh:
+                    return
+                await asyncio.sleep(left)
+            asked = time.monotonic()
+            self._counts = await asyncio.to_thread(self._read_counts)
+            self._counted = asked
+            while self._added and self._added[0][0] < asked:
+                self._added.popleft()
+            self._adding += Counter()  # forget zeros
+
+    def _read_counts(self) -> dict[str, Counter[str]]:
+        is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
+        query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.where(jobs.c.status.in_(("queued", "running", "paused")))).all()
+        return {owner: Counter(job=count, training=int(trainings)) for owner, count, trainings in rows}
+
+    # --- bytes ---
+
+    async def check_room(self, caller: Caller, size_bytes: int) -> None:
+        """Raise TooManyRequestsError where a caller may not store so many bytes more."""
+        limit = self.limit(caller, "stored_bytes")
+        if limit and await self.stored_bytes(caller.name) + size_bytes > limit:
+            raise _full(limit)
+
+    async def _check_stored(self, caller: Caller) -> None:
+        limit = self.limit(caller, "stored_bytes")
+        if limit and self._kept_bytes[caller.name] >= limit:
+            raise _full(limit)
+
+    async def stored_bytes(self, owner: str) -> int:
+        """Return the bytes of an owner's datasets and versions, and of results and runs as last measured."""
+        return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
+
+    def _lasting_bytes(self, owner: str) -> int:
+        datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
+        total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
+        for name in self._permissions.owned_by("model", owner):
+            for file in (self._places.checkpoints / name).glob(f"*/{FILE}"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += file.stat().st_size
+        return total
+
+    async def measure(self) -> None:
+        """Measure the results and runs of all jobs."""
+        self._kept_bytes = await asyncio.to_thread(self._measured)
+
+    def _measured(self) -> Counter[str]:
+        sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
+        runs = self._places.state / "runs"
+        for run in runs.iterdir() if runs.is_dir() else ():
+            sizes[run.name] += _folder_bytes(run)
+        found: Counter[str] = Counter()
+        ids = list(sizes)
+        inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(parts.c.data))).join(
+            parts, parts.c.job_id == jobs.c.id
+        )
+        with self._engine.connect() as connection:
+            for first in range(0, len(ids), _CHUNK):
+                some = sa.select(jobs.c.id, jobs.c.owner).where(jobs.c.id.in_(ids[first : first + _CHUNK]))
+                for job_id, owner in connection.execute(some):
+                    found[owner] += sizes[job_id]
+            for owner, size in connection.execute(inline):
+                found[owner] += int(size or 0)
+        return found
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def _full(limit: int) -> TooManyRequestsError:
+    detail = f"you may store {limit} bytes; delete datasets, versions, trainings or results of yours first"
+    return quota_exceeded("stored_bytes", detail, retry_after_s=60)

@@ -1,0 +1,354 @@
+"""Datasets and models have owners: what is private, what is shared, and what nobody owns."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from api import permissions
+from tests.api.callers import application, chosen, key_file, key_line
+from tests.api.telling import MODEL, problem
+from tests.api.test_versions import SHIPPED, carded
+from tests.workers.test_conversion import packed, zipped
+from workers.ledger import Ledger
+from workers.resources import NOBODYS, ResourceStore, resources
+from workers.settings import Settings
+
+Visit = Callable[..., Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Keys of two owners, of an administrator and of one who may read alone."""
+    lines = [key_line("ann"), key_line("bob"), key_line("root", "admin"), key_line("eve", "read")]
+    return chosen(tmp_path, api_keys=key_file(tmp_path, *lines))
+
+
+def visit(settings: Settings, act: Visit) -> None:
+    """Run `act` with clients of ann, bob and the administrator."""
+
+    async def run() -> None:
+        async with application(settings, "ann", "bob", "root") as clients:
+            for client in clients:
+                client.timeout = httpx.Timeout(120)
+            await act(*clients)
+
+    asyncio.run(run())
+
+
+async def upload(client: httpx.AsyncClient, name: str, data: bytes = b"", **fields: str) -> httpx.Response:
+    """Upload a dataset."""
+    files = {"file": ("upload", data or packed(zipped()))}
+    return await client.post("/v1/datasets", files=files, data={"name": name, **fields})
+
+
+def training(dataset: str, name: str, **more: Any) -> dict[str, Any]:
+    """The body of a training."""
+    recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1, "batch_size": 5}}
+    return {"family": "vae", "dataset": dataset, "name": name, "recipe": recipe, **more}
+
+
+def publish(settings: Settings, name: str, version: str = "1") -> Path:
+    """Put a version where a training worker would."""
+    path = settings.state / "checkpoints" / name / version / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(carded(SHIPPED.read_bytes(), name=name))
+    return path
+
+
+async def model_of(client: httpx.AsyncClient, settings: Settings, name: str, **more: Any) -> None:
+    """A model of this client's: a training claims its name, a version is published, the training is gone."""
+    if (await client.get("/v1/datasets/training-data")).status_code == 404:
+        assert (await upload(client, "training-data", shared="true")).status_code == 201
+    asked = await client.post("/v1/trainings", json=training("training-data", name, **more))
+    assert asked.status_code == 202, asked.text
+    publish(settings, name)
+    await client.post(f"/v1/jobs/{asked.json()['id']}/cancel")
+    await asyncio.sleep(1.1)  # registries look for new versions once a second
+
+
+# --- datasets ---
+
+
+def test_a_dataset_is_its_owners_alone(settings: Settings) -> None:
+    """To others it is not there: not listed, shown, previewed, trained on, changed or deleted; its name is taken."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
+        made = await upload(ann, "mine")
+        assert made.status_code == 201, made.text
+        assert (made.json()["owner"], made.json()["shared"]) == ("ann", False)
+        for method, path in (("GET", ""), ("GET", "/preview"), ("DELETE", "")):
+            problem(await bob.request(method, f"/v1/datasets/mine{path}"), 404, "no dataset 'mine'")
+        problem(await bob.patch("/v1/datasets/mine", json={"shared": True}), 404)
+        problem(await bob.post("/v1/trainings", json=training("mine", "bobs")), 404, "no dataset 'mine'")
+        problem(await bob.post("/v1/trainings", json=training("mine", "bobs", dry_run=True)), 404, "no dataset 'mine'")
+        assert (await bob.get("/v1/datasets")).json()["data"] == []
+        for data in (b"", packed(zipped()[:-1])):  # the same content or other
+            problem(await upload(bob, "mine", data), 409, "is taken")
+        assert [one["name"] for one in (await ann.get("/v1/datasets")).json()["data"]] == ["mine"]
+        assert (await root.get("/v1/datasets/mine")).json()["owner"] == "ann"
+        assert (await ann.get("/v1/datasets/mine/preview")).status_code == 200
+        assert (await ann.delete("/v1/datasets/mine")).status_code == 204
+        assert (await upload(bob, "mine")).json()["owner"] == "bob"
+        assert (await root.delete("/v1/datasets/mine")).status_code == 204
+
+    visit(settings, act)
+
+
+def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
+    """Others see it and train on it, and do not change it; who owns it is not told. Unshared, it is gone for them."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        made = await upload(ann, "ours", shared="true")
+        assert made.json()["shared"] is True
+        seen = (await bob.get("/v1/datasets/ours")).json()
+        assert (seen["owner"], seen["shared"]) == (None, True)
+        assert len((await bob.get("/v1/datasets")).json()["data"]) == 1
+        asked = await bob.post("/v1/trainings", json=training("ours", "bobs"))
+        assert asked.status_code == 202, asked.text
+        problem(await bob.delete("/v1/datasets/ours"), 403, "only its owner")
+        problem(await bob.patch("/v1/datasets/ours", json={"shared": False}), 403, "only its owner")
+        assert (await upload(bob, "ours")).status_code == 200  # the same content is the dataset that is there
+        problem(await upload(bob, "ours", shared="false"), 403)
+        assert (await ann.patch("/v1/datasets/ours", json={"shared": False})).json()["shared"] is False
+        problem(await bob.get("/v1/datasets/ours"), 404)
+        problem(await ann.patch("/v1/datasets/ours", json={}), 422)
+        problem(await ann.patch("/v1/datasets/ours", json={"shared": "yes"}), 422)
+
+    visit(settings, act)
+
+
+def test_pages_of_the_list_are_full(settings: Settings) -> None:
+    """What one may not see neither counts nor shortens a page."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        for number in range(4):
+            await upload((ann, bob)[number % 2], f"set-{number}")
+        page = (await bob.get("/v1/datasets?limit=1")).json()
+        assert ([one["name"] for one in page["data"]], page["has_more"]) == (["set-1"], True)
+        page = (await bob.get("/v1/datasets?limit=1&after=set-1")).json()
+        assert ([one["name"] for one in page["data"]], page["has_more"]) == (["set-3"], False)
+
+    visit(settings, act)
+
+
+def test_what_was_there_before_is_shared(settings: Settings) -> None:
+    """Made without keys, it belongs to nobody: all may use it, and only an administrator may change it."""
+
+    async def before() -> None:
+        async with application(settings.model_copy(update={"api_keys": None}), "") as (client,):
+            client.timeout = httpx.Timeout(120)
+            made = (await upload(client, "old")).json()
+            assert (made["owner"], made["shared"]) == (None, True)
+            problem(await upload(client, "other", shared="false"), 422, "without API keys")
+            problem(await client.patch("/v1/datasets/old", json={"shared": False}), 422, "without API keys")
+            publish(settings, "elder")
+
+    async def act(ann: httpx.AsyncClient, _bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
+        assert (await ann.get("/v1/datasets/old")).json()["shared"] is True
+        problem(await ann.delete("/v1/datasets/old"), 403, "role `admin`")
+        problem(await ann.patch("/v1/models/elder", json={"shared": False}), 403, "role `admin`")
+        problem(await ann.delete("/v1/models/elder"), 403, "role `admin`")
+        problem(await root.patch("/v1/datasets/old", json={"shared": False}), 422, "belongs to nobody")
+        assert (await root.delete("/v1/datasets/old")).status_code == 204
+        assert (await root.delete("/v1/models/elder")).status_code == 204
+
+    asyncio.run(before())
+    visit(settings, act)
+
+
+def test_without_keys_all_is_open(settings: Settings) -> None:
+    """What had an owner can be used and deleted by everybody, and is nobody's when it is made again."""
+
+    async def keyed(ann: httpx.AsyncClient, _bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        await upload(ann, "mine")
+        await upload(ann, "other")
+
+    async def unkeyed() -> None:
+        async with application(settings.model_copy(update={"api_keys": None}), "") as (client,):
+            client.timeout = httpx.Timeout(120)
+            assert len((await client.get("/v1/datasets")).json()["data"]) == 2
+            assert (await client.delete("/v1/datasets/mine")).status_code == 204
+            assert (await upload(client, "mine")).json()["shared"] is True
+            me = (await client.get("/v1/me")).json()
+            assert (me["name"], me["roles"]) == (None, ["read", "run", "train", "admin"])
+            assert set(me["limits"].values()) == {None}
+
+    visit(settings, keyed)
+    asyncio.run(unkeyed())
+
+
+# --- models ---
+
+
+def test_a_model_is_its_owners_alone(settings: Settings) -> None:
+    """To others it is not there for any operation or route, nor in any list or message; its name is taken."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
+        await model_of(ann, settings, "secret")
+        for client in (ann, root):
+            body = (await client.get("/v1/models/secret")).json()
+            assert (body["owner"], body["shared"]) == ("ann", False)
+        later = {"Prefer": "respond-async"}
+        for path in ("samples", "manifold"):
+            for ref in ("secret", "secret@1"):
+                asked = {"model": ref, "seed": 1}
+                refused = problem(await bob.post(f"/v1/{path}", json=asked, headers=later), 404)
+                assert "secret" not in refused["detail"].partition("there are")[2]
+                assert (await ann.post(f"/v1/{path}", json=asked, headers=later)).status_code == 202
+        for method, path in (
+            ("GET", ""),
+            ("DELETE", ""),
+            ("GET", "/versions"),
+            ("GET", "/versions/1"),
+            ("GET", "/versions/1/file"),
+            ("GET", "/versions/1/preview"),
+            ("DELETE", "/versions/1"),
+        ):
+            problem(await bob.request(method, f"/v1/models/secret{path}"), 404)
+        problem(await bob.patch("/v1/models/secret", json={"version": "1"}), 404)
+        problem(await bob.patch("/v1/models/secret", json={"shared": True}), 404)
+        raw = {"Content-Type": "application/octet-stream"}
+        problem(await bob.post("/v1/models/secret/versions", content=b"x", headers=raw), 409, "is taken")
+        problem(await bob.post("/v1/trainings", json=training("training-data", "secret")), 409, "is taken")
+        assert "secret" not in (await bob.get("/v1/models")).text
+        assert "secret" in (await ann.get("/v1/models")).text
+        assert "secret" not in (await bob.get("/openapi.json")).text
+
+    visit(settings, act)
+
+
+def test_a_shared_model_is_for_all_to_use(settings: Settings) -> None:
+    """Others draw from it and take its file; they neither switch, import, train into, delete nor unshare it."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        await model_of(ann, settings, "common", shared=True)
+        asked = {"model": "common", "seed": 1}
+        made = await bob.post("/v1/samples", json=asked, headers={"Prefer": "respond-async"})
+        assert made.status_code == 202
+        assert (await bob.get("/v1/models/common")).json()["owner"] is None
+        assert (await bob.get("/v1/models/common/versions/1/file")).status_code == 200
+        raw = {"Content-Type": "application/octet-stream"}
+        for answer in (
+            await bob.patch("/v1/models/common", json={"version": "1"}),
+            await bob.patch("/v1/models/common", json={"shared": False}),
+            await bob.delete("/v1/models/common"),
+            await bob.delete("/v1/models/common/versions/1"),
+            await bob.post("/v1/models/common/versions", content=b"x", headers=raw),
+            await bob.post("/v1/trainings", json=training("training-data", "common")),
+        ):
+            problem(answer, 403, "only its owner")
+        assert (await ann.patch("/v1/models/common", json={"shared": False})).json()["shared"] is False
+        problem(await bob.post("/v1/samples", json=asked), 404)
+
+    visit(settings, act)
+
+
+def test_shipped_models_are_the_administrators(settings: Settings) -> None:
+    """All may use them; nobody else may import into them, switch them or train under their name."""
+
+    async def act(ann: httpx.AsyncClient, _bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
+        await upload(ann, "training-data")
+        body = (await ann.get(f"/v1/models/{MODEL}")).json()
+        assert (body["owner"], body["shared"]) == (None, True)
+        raw = {"Content-Type": "application/octet-stream"}
+        for answer in (
+            await ann.patch(f"/v1/models/{MODEL}", json={"version": "1"}),
+            await ann.post(f"/v1/models/{MODEL}/versions", content=b"x", headers=raw),
+            await ann.post("/v1/trainings", json=training("training-data", MODEL)),
+            await ann.delete(f"/v1/models/{MODEL}"),
+        ):
+            problem(answer, 403, "role `admin`")
+        problem(await root.delete(f"/v1/models/{MODEL}"), 409, "comes with the service")
+        problem(await root.delete(f"/v1/models/{MODEL}/versions/1"), 409, "comes with the service")
+        problem(await root.post(f"/v1/models/{MODEL}/versions", content=b"x", headers=raw), 422)
+
+    visit(settings, act)
+
+
+def test_a_name_that_a_training_waits_for_is_taken(settings: Settings) -> None:
+    """Two owners cannot train under one new name; a name that came to nothing is free again after a while."""
+
+    async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
+        await upload(ann, "training-data", shared="true")
+        asked = await ann.post("/v1/trainings", json=training("training-data", "new"))
+        problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
+        await ann.post(f"/v1/jobs/{asked.json()['id']}/cancel")
+        problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
+        with Ledger(settings.ledger).engine.begin() as connection:
+            connection.execute(resources.update().values(created_at=time.time() - 1000))
+        again = await bob.post("/v1/trainings", json=training("training-data", "new"))
+        assert again.status_code == 202, again.text
+
+    visit(settings, act)
+
+
+def test_another_process_sees_a_change_within_a_second(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation asks no database, and knows all the same what another API process was told."""
+    publish(settings, "moving")
+
+    async def act() -> None:
+        async with application(settings, "ann") as (one,), application(settings, "bob") as (other,):
+            store = ResourceStore(Ledger(settings.ledger).engine)
+            asked = {"model": "moving", "seed": 1}
+            later = {"Prefer": "respond-async"}
+            assert (await other.post("/v1/samples", json=asked, headers=later)).status_code == 202
+            store.claim("model", "moving", "ann", shared=False)
+            await asyncio.sleep(2 * permissions.REFRESH_S)
+            problem(await other.post("/v1/samples", json=asked, headers=later), 404)
+            assert (await one.post("/v1/samples", json=asked, headers=later)).status_code == 202
+            assert (await one.patch("/v1/models/moving", json={"shared": True})).status_code == 200
+            await asyncio.sleep(2 * permissions.REFRESH_S)
+            assert (await other.post("/v1/samples", json=asked, headers=later)).status_code == 202
+
+    asyncio.run(act())
+
+
+def test_the_hot_path_asks_no_database(settings: Settings) -> None:
+    """Whether a caller may use a model is known in memory."""
+
+    async def act() -> None:
+        async with application(settings, "ann") as (ann,):
+            engine = Ledger(settings.ledger).engine
+            statements: list[str] = []
+            sa.event.listen(sa.engine.Engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+            await asyncio.sleep(0.05)
+            statements.clear()
+            await asyncio.gather(*(ann.post("/v1/samples", json={"model": "nothing", "seed": n}) for n in range(30)))
+            assert len([one for one in statements if "FROM resource" in one]) <= 2  # the watch's
+            engine.dispose()
+
+    asyncio.run(act())
+
+
+# --- the store ---
+
+
+def test_a_name_has_one_owner(tmp_path: Path) -> None:
+    """Whoever is first; who comes later is told so, until the name is released or has long stood for nothing."""
+    store = ResourceStore(Ledger(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
+    assert store.all() == {}
+    assert store.claim("model", "m", "ann", shared=None).owner == "ann"
+    count = store.change_count()
+    again = store.claim("model", "m", "ann", shared=None)
+    assert (again.owner, again.shared, store.change_count()) == ("ann", False, count)
+    assert store.claim("model", "m", "ann", shared=True).shared
+    assert store.claim("model", "m", "bob", shared=False).owner == "ann"
+    assert store.claim("model", "m", "bob", shared=False, vacant_before=time.time() - 10).owner == "ann"
+    assert store.claim("dataset", "m", "bob", shared=False).owner == "bob"
+    assert store.change_count() > count
+    assert store.claim("model", "m", "bob", shared=None, vacant_before=time.time() + 1).owner == "bob"
+    store.release("model", "m")
+    assert set(store.all()) == {("dataset", "m")}
+    assert store.share("dataset", "m", shared=True)
+    assert not store.share("dataset", "nothing", shared=True)
+    assert NOBODYS.shared
+    shutil.rmtree(tmp_path)
