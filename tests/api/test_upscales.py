@@ -289,7 +289,7 @@ def test_work_stops_when_the_client_goes(client: httpx.Client, stack: Stack, til
     _settled(client)
     before = _rows(client)
     body = png(noise(tiles * CORE, tiles * CORE))
-    head = f"POST {PATH}?scale=2&seconds=0.05 HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
+    head = f"POST {PATH}?scale=2&seconds=0.05 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
     with socket.create_connection(("127.0.0.1", stack.port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         until = time.monotonic() + 20
