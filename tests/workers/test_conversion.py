@@ -605,6 +605,7 @@ def tar(mode: str, form: int = tarfile.PAX_FORMAT) -> bytes:
         (b"Rar!\x1a\7\1\0" + bytes(40), ["RAR archive"]),
         (b"\x28\xb5\x2f\xfd" + bytes(40), ["packed by zstd"]),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",  # the files hold the time at which they were made
 )
 def test_archives_of_other_kinds_are_named(bench: Bench, file: bytes, words: list[str]) -> None:
     """With what would work."""
