@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -274,18 +275,29 @@ def keep(part: str, found: dict[str, Any]) -> None:
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
 
+ERRORS = {"log_p_star": "s.e. ", "log_p": "s.e. ", "minus_2_log_z": "standard error "}
+
+
+def _after(detail: str, words: str) -> float:
+    """The number that follows some words in a figure's detail."""
+    return float(re.split(r"[^\d.]", detail.partition(words)[2])[0])
+
+
 def card_lines() -> list[str]:
     """The shipped machines' figures, out of their cards, as table lines."""
-    lines = ["| model | epochs | log p* | log p | −2 log Z | ESS of √(p/q) | ESS of p/q |", "| --- " * 7 + "|"]
+    head = ("model", "epochs", "log p*", "log p", "−2 log Z", "ESS of √(p/q)", "ESS of p/q", "test rows", "K")
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name in NAMES:
         if not checkpoint(name).exists():
             continue
         described = card.read_card(checkpoint(name))
         value = {figure["name"]: figure["value"] for figure in described["figures"]}
+        detail = {figure["name"]: figure["detail"] for figure in described["figures"]}
         if value:
-            names = ("log_p_star", "log_p", "minus_2_log_z")
-            shares = ("effective_sample_size_star", "effective_sample_size")
-            cells = [f"{value[n]:.2f}" for n in names] + [f"{value[n]:.1f} %" for n in shares]
+            errors = [_after(detail[n], words) for n, words in ERRORS.items()]
+            cells = [f"{value[n]:.2f} ± {error:.2g}" for n, error in zip(ERRORS, errors, strict=True)]
+            cells += [f"{value[n]:.1f} %" for n in ("effective_sample_size_star", "effective_sample_size")]
+            cells += [f"{_after(detail['log_p_star'], words):,.0f}" for words in ("mean of ", "K = ")]
             lines.append(f"| `{name}` | {described['provenance']['epochs']} | " + " | ".join(cells) + " |")
     return lines
 
@@ -298,7 +310,7 @@ def report() -> str:
         "Made by `python benchmarks/bihm.py report` from bihm.json, which says where and when each was measured.",
         "",
     ]
-    lines += ["## Likelihoods (nats, test), from the cards", "", *card_lines(), ""]
+    lines += ["## Likelihoods (nats, test) with standard errors, from the cards", "", *card_lines(), ""]
     if "partition" in results:
         part = results["partition"]
         lines += [f"## log Z of `bihm-mnist`, {part['samples']:,} samples of eq. 7 a seed", ""]
