@@ -94,6 +94,22 @@ def test_the_largest_cell_tells_a_lattice_from_texture(module) -> None:
     assert largest_cell(np.zeros((64, 64))) == (0.0, (0.0, 0.0))
 
 
+@pytest.mark.parametrize("name", ["chelsea", "coffee"])
+def test_the_shipped_detail_is_no_lattice(module, name: str) -> None:
+    """Of what the statistics add to the regression at ×4, no cell of its spectrum has more than 8 %."""
+    metrics, pictures = module("photos.metrics"), module("photos.pictures")
+    lattice = module("lattice")
+    from models.kit import card
+
+    model, _ = card.load(lattice.CHECKPOINT)
+    original = np.ascontiguousarray(pictures.photograph(name)[40:296, 120:376])
+    x = torch.from_numpy(metrics.downscaled(original, 4).copy()).permute(2, 0, 1)[None].float() / 255.0
+    with torch.inference_mode():
+        regression, statistics = (metrics.luma(lattice.levels(model.sharpened(x, 4, one))) for one in (1.0, 0.0))
+    assert np.abs(statistics - regression).max() > 5
+    assert metrics.largest_cell(statistics - regression)[0] <= lattice.MOST
+
+
 def test_the_lattice_page_has_its_figures(module) -> None:
     """Means and largest cells by fidelity, and a line a photograph."""
     lattice = module("lattice")
