@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve test test-slow check bench bench-superres train lock clean
+.PHONY: help serve test test-slow check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ bench: $(VENV)/.dev ## Reverie beside other servers, in one run (about 25 minute
 bench-superres: $(VENV)/.dev ## upscaling beside other upscalers (about an hour on one core; npm for three of them)
 	$(BIN)/python benchmarks/superres.py install
 	$(BIN)/python benchmarks/superres.py measure --write
+
+bench-gpu: ## on a machine with a GPU: checks against the CPU, speeds, every recipe at its paper's scale (DRY=1 DEVICE=cpu tries it)
+	PYTHON="$${PYTHON:-python3}" benchmarks/gpu.sh
 
 train: $(VENV)/.serve ## train from a recipe: make train RECIPE=vae-mnist-2d
 	$(BIN)/python -m models train $(RECIPE)
