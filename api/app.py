@@ -38,6 +38,7 @@ from api.errors import (
 from api.exposure import allowed_origins
 from api.front import Front
 from api.html_headers import policy_of
+from api.job_events import StreamLimit
 from api.me import add_me
 from api.metrics import exposition
 from api.permissions import Permissions
@@ -112,7 +113,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     datasets = Datasets(chosen.state / "datasets")
     permissions = Permissions(ResourceStore(ledger.engine), registry, datasets, book.works_on)
     quotas = Quotas(chosen, ledger.engine, blobs, permissions)
-    house = House(chosen, registry, outbox, book, darkroom, permissions, quotas)
+    house = House(chosen, registry, outbox, book, darkroom, permissions, quotas, StreamLimit(chosen.max_streams))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

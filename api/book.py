@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from api.ask import Ask
 from api.errors import OverloadedError, storage_error
+from api.job_events import JobEvents
 from workers.batching.requests import PendingRequest
 from workers.blobs import Blobs, remove_tree
 from workers.cleanup import Cleanup
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 INLINE_BYTES = 256 << 10
 _POLL_S = 0.5
+_LOOK_AGAIN_S = 5.0
+"""Who waits for a job is woken when it changes, and looks all the same after this time."""
 
 
 class Book:
@@ -53,6 +56,7 @@ class Book:
         self._pending: list[tuple[Job, asyncio.Future[None]]] = []
         self._adopted: dict[str, PendingRequest] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
+        self.job_events = JobEvents(self.events, self._exists, self.preview)
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
 
@@ -62,11 +66,12 @@ class Book:
         self._trainers = redis.asyncio.Redis.from_url(
             self._settings.training_queue, socket_timeout=15, socket_connect_timeout=2
         )
-        for loop in (self._keep, self._hear, self._sweep):
+        for loop in (self._keep, self._hear, self._poll, self._sweep):
             self._run(loop())
 
     async def stop(self) -> None:
         """Hand over what this process still holds, for workers to take at once."""
+        self.job_events.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -303,7 +308,7 @@ class Book:
             left = until - time.monotonic()
             if job is None or job["status"] in TERMINAL or left <= 0:
                 return job
-            await self._changed(job_id, min(left, _POLL_S))
+            await self._changed(job_id, min(left, _LOOK_AGAIN_S))
         return None
 
     async def _watch(self, job_id: str, owner: str) -> AsyncIterator[Job | None]:
@@ -329,15 +334,8 @@ class Book:
             if not listeners:
                 del self._listeners[job_id]
 
-    async def next_events(self, job_id: str, seq: int, timeout_s: float) -> list[Job]:
-        """Events above `seq`, waiting for one up to `timeout_s`; empty if none came."""
-        until = time.monotonic() + timeout_s
-        while True:
-            found = await self.events(job_id, seq)
-            left = until - time.monotonic()
-            if found or left <= 0:
-                return found
-            await self._changed(job_id, min(left, _POLL_S))
+    async def _exists(self, job_id: str) -> bool:
+        return bool(await self._read(self._ledger.last_events, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:
         """A PNG of what a running job's pictures look like so far, if a worker has shown any lately."""
@@ -388,13 +386,14 @@ class Book:
         await self._write(self._ledger.delete, job_id)
 
     def _tell(self, job_id: str) -> None:
+        self.job_events.wake(job_id)
         for event in self._listeners.get(job_id, ()):
             event.set()
 
     # --- keeping promises ---
 
     async def _hear(self) -> None:
-        """Wake whoever waits for a job that a worker says has changed; the ledger is asked anyway twice a second."""
+        """Wake whoever waits for a job that a worker says has changed; the store is polled anyway."""
         last: bytes | str = "$"
         while True:
             try:
@@ -406,6 +405,21 @@ class Book:
                 last = entry_id
                 for job_id in unpack(values[b"ids"]):
                     self._tell(job_id)
+
+    async def _poll(self) -> None:
+        """Wake whoever waits for a job that has changed without a hint: one query for all of them, twice a second."""
+        known: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(_POLL_S)
+            watched = {*self._listeners, *self.job_events.watched}
+            try:
+                last = await self._read(self._ledger.last_events, watched) if watched else {}
+            except sa.exc.SQLAlchemyError:
+                continue
+            changed = [job_id for job_id in watched if known.get(job_id) != last.get(job_id, 0)]
+            known = {job_id: last.get(job_id, 0) for job_id in watched}
+            for job_id in changed:
+                self._tell(job_id)
 
     async def _keep(self) -> None:
         """Renew this process's leases, give back lapsed ones, and remind the workers of jobs nobody took."""

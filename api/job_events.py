@@ -19,6 +19,9 @@ KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5
 """Least time between two looks for a preview."""
 
+RETRY_S = 0.5
+"""Pause after a read that failed."""
+
 _GROUP = 32
 """So many listeners are woken at a time, and other requests go between."""
 
@@ -97,24 +100,35 @@ class JobEvents:
             if feed.reader is None:
                 feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
 
+    def close(self) -> None:
+        """Read nothing any more."""
+        for feed in self._feeds.values():
+            if feed.reader is not None:
+                feed.reader.cancel()
+
     async def _refresh(self, feed: _Feed) -> None:
         try:
-            while feed.stale:
+            while feed.stale and feed.listeners:
                 feed.stale = False
-                rows = await self._read(feed.job_id, len(feed.events))
-                feed.events += [JobEvent.of(row) for row in rows]
-                if not rows and not await self._exists(feed.job_id):
-                    feed.exists = False
-                if rows and not feed.events[-1].last:
-                    await self._look_for_preview(feed)
-                for number, listener in enumerate(list(feed.listeners), 1):
-                    listener.set()
-                    if number % _GROUP == 0:
-                        await asyncio.sleep(0)
-        except (sa.exc.SQLAlchemyError, OSError):
-            pass  # the next poll or keep-alive reads again
+                try:
+                    await self._read_on(feed)
+                except (sa.exc.SQLAlchemyError, OSError):
+                    feed.stale = True
+                    await asyncio.sleep(RETRY_S)
         finally:
             feed.reader = None
+
+    async def _read_on(self, feed: _Feed) -> None:
+        rows = await self._read(feed.job_id, len(feed.events))
+        feed.events += [JobEvent.of(row) for row in rows]
+        if not rows and not await self._exists(feed.job_id):
+            feed.exists = False
+        if rows and not feed.events[-1].last:
+            await self._look_for_preview(feed)
+        for number, listener in enumerate(list(feed.listeners), 1):
+            listener.set()
+            if number % _GROUP == 0:
+                await asyncio.sleep(0)
 
     async def _look_for_preview(self, feed: _Feed) -> None:
         now = asyncio.get_running_loop().time()
@@ -132,7 +146,8 @@ class JobEvents:
         feed.listeners.add(changed)
         previews = feed.previews
         try:
-            self.wake(job_id)
+            if not feed.events:
+                self.wake(job_id)
             while True:
                 # at slightly different times, so that not all of many listeners are sent to at once
                 with contextlib.suppress(TimeoutError):
@@ -145,8 +160,6 @@ class JobEvents:
                 previews = feed.previews
                 if events:
                     seq = events[-1].seq
-                elif feed.exists:
-                    self.wake(job_id)
         finally:
             feed.listeners.discard(changed)
             if not feed.listeners and self._feeds.get(job_id) is feed:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ import orjson
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.access import caller_of, quota_exceeded
@@ -31,6 +30,8 @@ from api.errors import (
     OverloadedError,
     request_id_of,
 )
+from api.exposure import client_address, trusted_proxies
+from api.job_events import EventStream, StreamLimit
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from api.permissions import Models, Permissions
 from api.photographs import Darkroom, Wish, kinds_of
@@ -48,8 +49,6 @@ from workers.wire import Fields, unpack
 PNG_BY_WORKER = 256
 """Up to this many pictures, the worker makes the PNGs of a JSON answer; more come as pixels, for a thread to encode."""
 
-_KEEP_ALIVE_S = 15.0
-_PREVIEW_S = 0.5
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _WORD = r"^[\w.-]*$"
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
@@ -66,6 +65,7 @@ class House:
     darkroom: Darkroom
     permissions: Permissions
     quotas: Quotas
+    streams: StreamLimit
 
     def models(self, request: Request) -> Models:
         """Return the models that a request's caller may use."""
@@ -458,7 +458,7 @@ def _add_results(router: APIRouter, house: House) -> None:
         summary="A job's events as they come (SSE)",
         tags=["jobs"],
         response_class=Response,
-        responses={**EVENTS, **problem_responses(404, 422)},
+        responses={**EVENTS, **problem_responses(404, 422, 429)},
     )
     async def events(request: Request, job_id: str) -> Response:
         found = await _job(house, request, job_id)
@@ -470,8 +470,7 @@ def _add_results(router: APIRouter, house: House) -> None:
             if found["status"] in TERMINAL:
                 return Response(status_code=204)  # tells EventSource not to come back
             seq = min(seq, len(await house.book.events(job_id, 0)))  # they are numbered from 1
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(house, job_id, owner_of(request), seq), 200, headers, "text/event-stream")
+        return EventStream(_stream(house, job_id, seq), house.streams, stream_holder(house, request))
 
 
 def _check_ended(job: Job) -> None:
@@ -505,27 +504,29 @@ async def _result(house: House, request: Request, job: Job) -> Response:
     return ranged(request, body, media, said)
 
 
-async def _stream(house: House, job_id: str, owner: str, seq: int) -> AsyncIterator[str]:
+async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
     """The job's events as they come, and between them, without a number, that there is another preview."""
     yield "retry: 2000\n\n"
-    shown, again = None, 0.0
-    while True:
-        found = await house.book.next_events(job_id, seq, _KEEP_ALIVE_S)
-        if not found:
-            job = await house.book.get(job_id, owner)
-            if job is None or (job["status"] in TERMINAL and not await house.book.events(job_id, seq)):
-                return  # it was deleted meanwhile
-            yield ": keep-alive\n\n"
-        for event in found:
-            seq = event["seq"]
-            yield f"id: {seq}\nevent: {event['event']}\ndata: {event['data']}\n\n"
-            if event["event"] == "status" and orjson.loads(event["data"])["status"] in TERMINAL:
+    async for update in house.book.job_events.listen(job_id, seq):
+        if not update.exists:
+            return  # it was deleted meanwhile
+        for event in update.events:
+            yield event.text
+            if event.last:
                 return
-        if found and time.monotonic() >= again:
-            picture = await house.book.preview(job_id)
-            if picture is not None and picture != shown:
-                shown, again = picture, time.monotonic() + _PREVIEW_S
-                yield f'event: preview\ndata: {{"link":"/v1/jobs/{job_id}/preview"}}\n\n'
+        if update.preview:
+            yield f'event: preview\ndata: {{"link":"/v1/jobs/{job_id}/preview"}}\n\n'
+        elif not update.events:
+            yield ": keep-alive\n\n"
+
+
+def stream_holder(house: House, request: Request) -> str:
+    """Whom an event stream counts for: the owner, or without keys the address."""
+    owner = owner_of(request)
+    if owner:
+        return owner
+    peer = request.client.host if request.client else "unknown"
+    return client_address(peer, dict(request.scope["headers"]), trusted_proxies(house.settings))
 
 
 def _json(body: Any, headers: dict[str, str] | None = None) -> Response:

@@ -12,7 +12,7 @@ import redis
 from fastapi import APIRouter, FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api.access import caller_of
 from api.answers import JSON, PNG
@@ -28,9 +28,10 @@ from api.errors import (
     request_id_of,
 )
 from api.fields import WHOLE
+from api.job_events import EventStream
 from api.openapi import EVENTS, JOB, answered, listed, problem_responses
 from api.prefer import Prefer
-from api.routes import House, applied, failed, job_body, owner_of
+from api.routes import House, applied, failed, job_body, owner_of, stream_holder
 from workers.datasets import Datasets
 from workers.faults import FaultsError
 from workers.ledger import TERMINAL, TRAINING, Job, Key, new_id
@@ -41,7 +42,6 @@ from workers.wire import unpack
 
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
-_KEEP_ALIVE_S = 15.0
 _ESTIMATE_S = 30.0
 """How long a dry run without a preference is waited for; it takes some seconds."""
 
@@ -443,7 +443,7 @@ def _add_figures(router: APIRouter, house: House) -> None:
         summary="A training's metrics, an epoch each; as SSE as they come",
         tags=["trainings"],
         response_class=Response,
-        responses={**_METRICS, **problem_responses(404, 422)},
+        responses={**_METRICS, **problem_responses(404, 422, 429)},
     )
     async def metrics(request: Request, job_id: str) -> Response:
         job = await _training(house, request, job_id)
@@ -454,8 +454,7 @@ def _add_figures(router: APIRouter, house: House) -> None:
             raise InvalidError("Last-Event-ID must be the id of an event of this training")
         if job["status"] in TERMINAL and not await house.book.events(job_id, int(seen)):
             return Response(status_code=204)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(house, job_id, int(seen)), 200, headers, "text/event-stream")
+        return EventStream(_stream(house, job_id, int(seen)), house.streams, stream_holder(house, request))
 
     @router.get(
         "/trainings/{job_id}/checkpoints",
@@ -515,19 +514,16 @@ async def _checkpoints(house: House, job_id: str) -> list[dict[str, Any]]:
 async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
     """Metrics as they come, then how the training ended."""
     yield "retry: 2000\n\n"
-    while True:
-        found = await house.book.next_events(job_id, seq, _KEEP_ALIVE_S)
-        if not found:
-            yield ": keep-alive\n\n"
-            if await house.book.look(lambda ledger: ledger.get(job_id)) is None:
-                return  # it was deleted meanwhile
-        for event in found:
-            seq = event["seq"]
-            ended = event["event"] == "status" and orjson.loads(event["data"])["status"] in TERMINAL
-            if ended or event["event"] == "metrics":
-                yield f"id: {seq}\nevent: {event['event']}\ndata: {event['data']}\n\n"
-            if ended:
+    async for update in house.book.job_events.listen(job_id, seq):
+        if not update.exists:
+            return  # it was deleted meanwhile
+        for event in update.events:
+            if event.last or event.name == "metrics":
+                yield event.text
+            if event.last:
                 return
+        if not update.events:
+            yield ": keep-alive\n\n"
 
 
 # --- steering ---

@@ -8,7 +8,7 @@ Works on SQLite (WAL, `BEGIN IMMEDIATE`) and on any database SQLAlchemy writes `
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ DESK = ("estimate", "import", "publication")
 
 SMALL = 16
 """Jobs of at most this many rows share a forward pass with others of their kind."""
+
+_IDS_A_QUERY = 500
 
 _metadata = sa.MetaData()
 
@@ -315,6 +317,17 @@ class Ledger:
         query = sa.select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq)
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    def last_events(self, job_ids: Collection[str]) -> dict[str, int]:
+        """The number of the last event of each of these jobs; one that is not there is left out."""
+        ids = list(job_ids)
+        last: dict[str, int] = {}
+        with self.engine.connect() as connection:
+            for begin in range(0, len(ids), _IDS_A_QUERY):
+                query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).group_by(events.c.job_id)
+                some = query.where(events.c.job_id.in_(ids[begin : begin + _IDS_A_QUERY]))
+                last.update(connection.execute(some).tuples().all())
+        return last
 
     def cancel(self, job_id: str) -> bool:
         """End a job that has not ended; answers whether this call did. A worker that holds it is fenced off."""

@@ -1,0 +1,242 @@
+"""Event streams: one read of a job for all who listen, a limit for each caller, and others stay fast."""
+
+import asyncio
+import contextlib
+import hashlib
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from api import job_events
+from api.errors import TooManyRequestsError
+from api.job_events import JobEvents, StreamLimit, Update
+from tests.api.attack import connect
+from tests.api.telling import samples
+from tests.stack import Stack
+from workers.ledger import TRAINING, Job, Ledger, new_id
+
+
+class _Store:
+    """Events of one job, and how often they were read."""
+
+    def __init__(self) -> None:
+        self.rows: list[Job] = []
+        self.reads = self.looks = 0
+        self.there = True
+        self.fails = 0
+
+    def add(self, status: str) -> None:
+        data = orjson.dumps({"status": status}).decode()
+        self.rows.append({"seq": len(self.rows) + 1, "event": "status", "data": data})
+
+    async def read(self, _job_id: str, seq: int) -> list[Job]:
+        self.reads += 1
+        if self.fails:
+            self.fails -= 1
+            raise sa.exc.OperationalError("select", {}, Exception("locked"))
+        return self.rows[seq:]
+
+    async def exists(self, _job_id: str) -> bool:
+        return self.there
+
+    async def preview(self, _job_id: str) -> bytes:
+        self.looks += 1
+        return b"picture"
+
+
+async def _heard(events: JobEvents, seq: int, until: int, updates: list[Update]) -> list[int]:
+    numbers = []
+    async for update in events.listen("job", seq):
+        updates.append(update)
+        numbers += [event.seq for event in update.events]
+        if numbers[-1:] == [until] or not update.exists:
+            break
+    return numbers
+
+
+def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets the events after its own number, in order, and hears of a preview once."""
+    monkeypatch.setattr(job_events, "RETRY_S", 0.01)
+
+    async def run() -> None:
+        store = _Store()
+        events = JobEvents(store.read, store.exists, store.preview)
+        store.add("queued")
+        store.add("running")
+        updates: list[Update] = []
+        listeners = [asyncio.create_task(_heard(events, number % 3, 4, updates)) for number in range(300)]
+        await asyncio.sleep(0.1)
+        assert events.watched == {"job"}
+        reads = store.reads
+        assert reads <= 3
+        store.add("running")
+        store.fails = 2
+        events.wake("job")
+        await asyncio.sleep(0.2)
+        assert store.reads <= reads + 4
+        store.add("succeeded")
+        events.wake("job")
+        heard = await asyncio.wait_for(asyncio.gather(*listeners), 5)
+        assert heard == [list(range(number % 3 + 1, 5)) for number in range(300)]
+        assert store.looks == 1
+        assert sum(update.preview for update in updates) <= 300
+        await asyncio.sleep(0)
+        assert not events.watched
+
+    asyncio.run(run())
+
+
+def test_a_deleted_job_ends_its_streams() -> None:
+    """Also for who listens to a job that was never there."""
+
+    async def run() -> None:
+        store = _Store()
+        events = JobEvents(store.read, store.exists, store.preview)
+        store.add("queued")
+        listener = asyncio.create_task(_heard(events, 0, 9, []))
+        await asyncio.sleep(0.05)
+        store.there = False
+        store.rows.clear()
+        events.wake("job")
+        assert await asyncio.wait_for(listener, 5) == [1]
+
+    asyncio.run(run())
+
+
+def test_silence_is_broken_before_proxies_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an update without events."""
+    monkeypatch.setattr(job_events, "KEEP_ALIVE_S", 0.05)
+
+    async def run() -> None:
+        store = _Store()
+        events = JobEvents(store.read, store.exists, store.preview)
+        store.add("queued")
+        stream = events.listen("job", 1)
+        async with asyncio.timeout(5), contextlib.aclosing(stream):  # type: ignore[type-var]
+            assert (await anext(stream)).preview
+            assert await anext(stream) == Update([], preview=False, exists=True)
+
+    asyncio.run(run())
+
+
+def test_each_caller_has_a_limit_of_its_own() -> None:
+    """Which counts what is open now."""
+    limit = StreamLimit(2)
+    with limit.hold("ann"), limit.hold("ann"):
+        with pytest.raises(TooManyRequestsError):
+            limit.check("ann")
+        limit.check("bob")
+    limit.check("ann")
+
+
+# --- a real service with a thousand streams ---
+
+KEYS = [f"key-{number}" for number in range(20)]
+PER_KEY, JOBS_PER_KEY = 50, 10
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with twenty keys."""
+    folder = tmp_path_factory.mktemp("crowd")
+    lines = [f"{key}:{hashlib.sha256(key.encode()).hexdigest()}" for key in KEYS]
+    (folder / "keys").write_text("\n".join(lines) + "\n")
+    running = Stack(folder, api_keys=str(folder / "keys"), max_streams=str(PER_KEY))
+    try:
+        running.up()
+        running.kill("training", signal.SIGTERM)  # so that trainings stay queued
+        yield running
+    finally:
+        running.down()
+
+
+def _queued(owner: str) -> Job:
+    """A job that nobody takes up."""
+    said = {"kind": TRAINING, "method": TRAINING, "owner": owner, "status": "queued", "model": "none", "version": ""}
+    row = {"id": new_id(), **said, "options": "{}", "request": "{}", "request_id": "", "seed": 0, "rows": 1}
+    return {**row, "turn": time.time(), "created_at": time.time()}
+
+
+def _median_ms(client: httpx.Client) -> float:
+    times = []
+    for number in range(60):
+        began = time.perf_counter()
+        assert samples(client, seed=number).status_code == 200
+        times.append(time.perf_counter() - began)
+    return sorted(times)[30] * 1000
+
+
+def _streams(stack: Stack, key: str, job_id: str, count: int) -> list[socket.socket]:
+    opened = []
+    for _ in range(count):
+        connection = connect(stack.port)
+        head = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n"
+        connection.sendall(head.encode())
+        opened.append(connection)
+    return opened
+
+
+def _drain(connections: list[socket.socket], stop: threading.Event, received: dict[socket.socket, bytes]) -> None:
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ)
+        while not stop.is_set():
+            for ready, _ in selector.select(0.1):
+                piece = ready.fileobj.recv(65536)  # type: ignore[union-attr]
+                received[ready.fileobj] = received.get(ready.fileobj, b"") + piece  # type: ignore[index,arg-type]
+                if not piece:
+                    selector.unregister(ready.fileobj)
+
+
+def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
+    """Twenty keys with fifty streams each: the median of a small request stays within three times that of idle."""
+    authorization = {"Authorization": f"Bearer {KEYS[0]}"}
+    with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
+        store = Ledger(f"sqlite:///{crowd.state / 'state' / 'ledger.sqlite3'}")
+        jobs = {key: [_queued(key) for _ in range(JOBS_PER_KEY)] for key in KEYS}
+        store.add([row for rows in jobs.values() for row in rows])
+        first = jobs[KEYS[0]][0]["id"]
+        _median_ms(client)
+        idle_ms = _median_ms(client)
+        connections = [
+            stream
+            for key, rows in jobs.items()
+            for row in rows
+            for stream in _streams(crowd, key, row["id"], PER_KEY // JOBS_PER_KEY)
+        ]
+        stop, received = threading.Event(), dict[socket.socket, bytes]()
+        reader = threading.Thread(target=_drain, args=(connections, stop, received))
+        reader.start()
+        try:
+            until = time.monotonic() + 60
+            while sum(b"event: status" in data for data in list(received.values())) < len(connections):
+                assert time.monotonic() < until, len(received)
+                time.sleep(0.1)
+            crowded_ms = min(_median_ms(client) for _ in range(3))
+            more = client.get(f"/v1/jobs/{first}/events")
+            assert more.status_code == 429
+            assert "streams" in more.text
+            for key, rows in jobs.items():
+                for row in rows:
+                    mine = {"Authorization": f"Bearer {key}"}
+                    assert client.post(f"/v1/jobs/{row['id']}/cancel", headers=mine).status_code == 200
+            until = time.monotonic() + 30
+            while sum(b'"cancelled"' in data for data in list(received.values())) < len(connections):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        finally:
+            stop.set()
+            reader.join()
+            for connection in connections:
+                connection.close()
+        assert crowded_ms <= max(3 * idle_ms, 25), (idle_ms, crowded_ms)
+        assert samples(client).status_code == 200
+        assert client.get(f"/v1/jobs/{first}/events").status_code == 200  # all were given back
