@@ -381,6 +381,8 @@ def complete(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
             if path in OPEN_PATHS:
                 continue
             responses |= problem_responses(421)
+            if "requestBody" in described:  # api/request_bodies.py and api/content_encoding.py
+                responses |= problem_responses(400, 408, 413, 415, 503)
             if keys:
                 described["security"] = [{"key": []}]
                 responses |= problem_responses(401, 403, 429)
