@@ -17,7 +17,7 @@ from uuid import uuid4
 import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
-from reverie.records import Answer, Dataset, Job, Model, Saved, Training, Version
+from reverie.records import Answer, Caller, Dataset, Job, Model, Saved, Training, Version
 from reverie.wire import Ask, Download, Pause, Upload, Watch
 
 if TYPE_CHECKING:
@@ -285,6 +285,13 @@ class Calls:
         ask = _asking(operation, JSON, _fields(model, images, seed, options))
         return Answer((yield from self._settled(ask, None)).json())
 
+    # --- who asks ---
+
+    @Call
+    def me(self) -> Steps[Caller]:
+        """Return whose key this is, its roles, limits and what it uses of them."""
+        return Caller((yield from self._json(Ask("GET", "/v1/me"))))
+
     # --- models ---
 
     @Call
@@ -311,6 +318,21 @@ class Calls:
         return Model((yield from self._json(ask)))
 
     @Call
+    def share(self, name: str, shared: bool = True) -> Steps[Model]:
+        """Set whether everybody may use a model, or its owner alone."""
+        return Model((yield from self._json(Ask("PATCH", f"/v1/models/{word(name)}", json={"shared": shared}))))
+
+    @Call
+    def delete_model(self, name: str) -> Steps[None]:
+        """Delete a model with all its versions; ConflictError while a job uses it, and for one that ships."""
+        yield from self._send(Ask("DELETE", f"/v1/models/{word(name)}", again=False))
+
+    @Call
+    def delete_version(self, name: str, version: str) -> Steps[None]:
+        """Delete a version; ConflictError while it serves or a job uses it, and for one that ships."""
+        yield from self._send(Ask("DELETE", f"/v1/models/{word(name)}/versions/{word(version)}", again=False))
+
+    @Call
     def export(
         self, name: str, into: str | os.PathLike[str], version: str | None = None, *, watch: Watch | None = None
     ) -> Steps[Saved]:
@@ -321,10 +343,16 @@ class Calls:
         return (yield from self._saved(Path(into), _RAW, lambda file: self._send(replace(ask, into=file)), watch))
 
     @Call
-    def bring(self, name: str, file: str | os.PathLike[str], *, watch: Watch | None = None) -> Steps[Version]:
-        """A file that was exported becomes a version, which does not serve yet; the same again is the one there is."""
+    def bring(
+        self, name: str, file: str | os.PathLike[str], *, shared: bool | None = None, watch: Watch | None = None
+    ) -> Steps[Version]:
+        """A file that was exported becomes a version, which does not serve yet; the same again is the one there is.
+
+        `shared` says whether everybody may use the model; without it a new one is its owner's alone.
+        """
         here = f"/v1/models/{word(name)}/versions"
-        ask = Ask("POST", here, upload=Upload({"file": Path(file)}, watch), timeout_s=_CONVERSION_S)
+        upload = Upload({"file": Path(file)}, watch)
+        ask = Ask("POST", here, query={"shared": shared}, upload=upload, timeout_s=_CONVERSION_S)
         response = yield from self._settled(replace(ask, headers={"Accept": JSON}), None)
         body = response.json()
         if "links" in body:
@@ -425,23 +453,26 @@ class Calls:
         resize: str | None = None,
         validation: float | None = None,
         test: float | None = None,
+        shared: bool | None = None,
         watch: Watch | None = None,
     ) -> Steps[Dataset]:
         """Make a dataset of an IDX, an NPZ or a ZIP of pictures; sent again it is the one that is there.
 
         `kind="photographs"`, of any size, are cut into patches; `resize` is HEIGHTxWIDTH; `validation` and `test` are
-        shares. `watch` hears how many bytes have gone.
+        shares. `shared` says whether everybody may use it; without it a new one is its owner's alone. `watch` hears
+        how many bytes have gone.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
         shares = {"validation": validation, "test": test}
-        query = {"name": name, "format": format, "kind": kind, "resize": resize, **shares}
+        query = {"name": name, "format": format, "kind": kind, "resize": resize, "shared": shared, **shares}
         ask = Ask("POST", "/v1/datasets", query=query, upload=Upload(files, watch), timeout_s=_CONVERSION_S)
         return Dataset((yield from self._json(ask)))
 
     @Call
-    def fetch(self, source: str, name: str | None = None) -> Steps[Dataset]:
+    def fetch(self, source: str, name: str | None = None, *, shared: bool | None = None) -> Steps[Dataset]:
         """Make a dataset of a set that the service knows by name: mnist, fashion-mnist."""
-        fields = {"source": source, **({"name": name} if name else {})}
+        fields: dict[str, Any] = {"source": source, **({"name": name} if name else {})}
+        fields |= {} if shared is None else {"shared": shared}
         return Dataset((yield from self._json(Ask("POST", "/v1/datasets", json=fields, timeout_s=_CONVERSION_S))))
 
     @Call
@@ -451,6 +482,11 @@ class Calls:
         """Some of a dataset's pictures as a PNG."""
         ask = Ask("GET", f"/v1/datasets/{word(name)}/preview", query={"split": split, "count": count})
         return (yield from self._saved(Path(into), MEDIA[".png"], lambda file: self._send(replace(ask, into=file))))
+
+    @Call
+    def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
+        """Set whether everybody may use a dataset, or its owner alone."""
+        return Dataset((yield from self._json(Ask("PATCH", f"/v1/datasets/{word(name)}", json={"shared": shared}))))
 
     @Call
     def delete_dataset(self, name: str) -> Steps[None]:
@@ -476,14 +512,17 @@ class Calls:
         serve: str = "if better",
         evaluation: Mapping[str, int] | None = None,
         gpus: int = 1,
+        shared: bool | None = None,
     ) -> Steps[Training]:
         """Begin a training, not waited for; at its end the model `name` has one version more.
 
         `recipe` is what differs from the family's own: `config`, `training`, `seed`. `serve` says whether the new
         version serves: "if better", "always" or "never". `evaluation`: `count` of test pictures, `k` samples of each.
+        `shared` says whether everybody may use the model; without it a new one is its owner's alone.
         """
         fields = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "summary": summary}
         more = {"serve": serve, "gpus": gpus, **({"evaluation": evaluation} if evaluation else {})}
+        more |= {} if shared is None else {"shared": shared}
         headers = {"Idempotency-Key": uuid4().hex}
         return Training((yield from self._json(Ask("POST", "/v1/trainings", json=fields | more, headers=headers))))
 

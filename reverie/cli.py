@@ -52,6 +52,10 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to; - is st
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; may be repeated.")
 ]
+Shared = Annotated[
+    bool | None, typer.Option("--shared/--private", help="For everybody, or its owner alone. [default: private if new]")
+]
+Private = Annotated[bool, typer.Option("--private", help="For its owner alone.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: drawn and told]")]
 
 
@@ -164,6 +168,21 @@ def changed(settings: Sequence[str] | None, values: dict[str, Any] | None = None
     return values
 
 
+@app.command()
+def me(context: typer.Context) -> None:
+    """Whose key this is, its roles, its limits and what it uses."""
+    house: House = context.obj
+    caller = house.client.me()
+    if house.screen.as_json:
+        house.screen.json(dict(caller.body))
+        return
+    house.screen.line(f"{caller.name or 'no key'}: {', '.join(caller.roles)}")
+    rows = [
+        [name, caller.usage.get(name, ""), "none" if limit is None else limit] for name, limit in caller.limits.items()
+    ]
+    house.screen.table(["LIMIT", "USED", "MOST"], rows)
+
+
 # --- models ---
 
 
@@ -239,6 +258,37 @@ def _use(
         house.screen.line(f"{model.name}@{model.version} serves")
 
 
+@models.command("delete")
+def _delete_model(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model with all its versions, or model@version.")],
+) -> None:
+    """Delete a model, or one version that does not serve."""
+    house: House = context.obj
+    model, _, version = name.partition("@")
+    if version:
+        house.client.delete_version(model, version)
+    else:
+        house.client.delete_model(model)
+
+
+@models.command("share")
+def _share_model(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="A model.")], private: Private = False
+) -> None:
+    """Let everybody use a model, or its owner alone."""
+    house: House = context.obj
+    model = house.client.share(name, not private)
+    _told_shared(house, model.name, model.body)
+
+
+def _told_shared(house: House, name: str, body: Mapping[str, Any]) -> None:
+    if house.screen.as_json:
+        house.screen.json(dict(body))
+    else:
+        house.screen.line(f"{name} is {'for everybody' if body['shared'] else 'its owner’s alone'}")
+
+
 @models.command("export")
 def _export(
     context: typer.Context, name: Annotated[str, typer.Argument(help="A model, or model@version.")], out: Out = None
@@ -257,12 +307,13 @@ def _import(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The model that its card names.")],
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that was exported.")],
+    shared: Shared = None,
 ) -> None:
     """Make a file a version; `reverie models use` has it serve."""
     house: House = context.obj
     with Bar(house.screen, file.name) as bar:
         total = file.stat().st_size or 1
-        version = house.client.bring(name, file, watch=lambda gone: bar.reach(gone / total))
+        version = house.client.bring(name, file, shared=shared, watch=lambda gone: bar.reach(gone / total))
     if house.screen.as_json:
         house.screen.json(dict(version.body))
     else:
@@ -302,6 +353,7 @@ def _add(
     resize: Annotated[str | None, typer.Option(metavar="HxW", help="Scale and cut each picture to this size.")] = None,
     validation: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share held back for choices.")] = None,
     test: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share held back for the measurement.")] = None,
+    shared: Shared = None,
 ) -> None:
     """Upload a dataset, or have the service fetch one that it knows.
 
@@ -310,7 +362,7 @@ def _add(
     house: House = context.obj
     path = Path(source)
     if not path.exists():
-        _made(house, house.client.fetch(source, name))
+        _made(house, house.client.fetch(source, name, shared=shared))
         return
     called = name or path.name.partition(".")[0]
     with Bar(house.screen, f"{path.name} on its way") as bar:
@@ -323,6 +375,7 @@ def _add(
             resize=resize,
             validation=validation,
             test=test,
+            shared=shared,
             watch=lambda gone: bar.reach(gone / total, f"{path.name} " + ("read" if gone >= total else "on its way")),
         )
     _made(house, made)
@@ -365,6 +418,14 @@ def _preview(
     with _written(given) as path:
         saved = house.client.save_preview(name, path, split=split, count=count)
     _told(house, given, saved, f"some of {name}")
+
+
+@datasets.command("share")
+def _share_dataset(context: typer.Context, name: DatasetName, private: Private = False) -> None:
+    """Let everybody use a dataset, or its owner alone."""
+    house: House = context.obj
+    dataset = house.client.share_dataset(name, not private)
+    _told_shared(house, dataset.name, dataset.body)
 
 
 @datasets.command("delete")
@@ -421,6 +482,7 @@ def train(
     recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file of options.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random. [default: 0]")] = None,
     serve: Annotated[str, typer.Option(help="Whether it serves: if better, always, never.")] = "if better",
+    shared: Shared = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, from a few steps.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it to its end.")] = False,
 ) -> None:
@@ -436,7 +498,7 @@ def train(
     if dry_run:
         _estimated(house.screen, house.client.estimate(family, dataset, called, recipe=asked))
         return
-    training = house.client.train(family, dataset, called, recipe=asked, serve=serve)
+    training = house.client.train(family, dataset, called, recipe=asked, serve=serve, shared=shared)
     if not follow:
         _ended(house, training)
         return

@@ -98,6 +98,12 @@ class UnauthorizedError(ProblemError):
     status = 401
 
 
+class ForbiddenError(ProblemError):
+    """The key lacks a role, or what is to be changed is another owner's."""
+
+    status = 403
+
+
 class NotFoundError(ProblemError):
     """No such model, job, data set or training, or not of this caller's."""
 
@@ -138,6 +144,12 @@ class InvalidError(ProblemError):
     """Understood and not granted; `errors` names the fields."""
 
     status = 422
+
+
+class TooManyRequestsError(ProblemError):
+    """A limit of this key's is reached; `body["limit"]` names it, where it is one that `Client.me` shows."""
+
+    status = 429
 
 
 class FaultError(ProblemError):

@@ -69,6 +69,21 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Caller(Record):
+    """Whose key is sent, and what it may do; `name` is None where the service uses no keys."""
+
+    roles = Field(list[str], "Of read, run, train and admin.")
+    limits = Field(dict[str, Any], "What there may be of each thing; None is no limit.")
+    usage = Field(dict[str, int], "How much of it there is.")
+
+    @property
+    def name(self) -> str | None:
+        """The name that its jobs, datasets and models are kept under."""
+        name: str | None = self.body["name"]
+        return name
+
+
+@dataclass(frozen=True)
 class Model(Record):
     """A model's card; `version` is the one that answers to the bare name."""
 

@@ -153,6 +153,31 @@ def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
     assert "mnist" in err
 
 
+def test_a_version_and_a_model_are_deleted(run: Run, tmp_path: Path) -> None:
+    """One that does not serve, or all of a model; what ships and what serves is refused."""
+    file = tmp_path / "tiny.safetensors"
+    assert run("models", "export", TINY, "-o", file.name)[0] == 0
+    data = bytearray(file.read_bytes())
+    data[-4:] = np.float32(0.25).tobytes()
+    file.write_bytes(data)
+    made = run("models", "import", TINY, file.name, "--shared")[1].split()[0]
+    assert run("models", "delete", made) == (0, "", "")
+    assert made.partition("@")[2] not in [line[0] for line in lines(run("models", "versions", TINY)[1])]
+    for ref in (made, f"{TINY}@1", TINY):
+        assert run("models", "delete", ref)[0] == 1
+
+
+def test_who_one_is(run: Run) -> None:
+    """Without keys nobody in particular, who may do everything; sharing needs an owner to have an effect."""
+    status, out, _ = run("me")
+    assert status == 0
+    assert out.startswith("no key: read, run, train, admin")
+    assert run("models", "share", TINY) == (0, f"{TINY} is for everybody\n", "")
+    status, _, err = run("models", "share", TINY, "--private")
+    assert (status, "without API keys" in err) == (1, True)
+    assert run("datasets", "share", "nothing")[0] == 1
+
+
 def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Path) -> None:
     """List, watch to the end, save the result, delete; a running one can be cancelled."""
     from reverie.client import Client

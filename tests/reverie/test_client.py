@@ -253,6 +253,10 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(reverie: Client, tmp_path: 
     idx.write_bytes(struct.pack(">HBBIII", 0, 8, 3, 40, 28, 28) + digits(40).tobytes())
     labels.write_bytes(struct.pack(">HBBI", 0, 8, 1, 40) + bytes(40))
     assert sum(reverie.upload("client-labelled", idx, labels).counts.values()) == 40
+    assert reverie.share_dataset("client-digits")["shared"] is True
+    with pytest.raises(InvalidError, match="without API keys"):
+        reverie.share_dataset("client-digits", shared=False)
+    assert (reverie.me().name, reverie.me().roles) == (None, ["read", "run", "train", "admin"])
     names = [dataset.name for dataset in reverie.datasets()]
     assert {"client-digits", "client-labelled"} <= set(names)
     assert reverie.dataset("client-digits").sha256 == made.sha256
