@@ -20,17 +20,16 @@ class SmallDisk:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def fill(self, leave_bytes: int = 0) -> None:
-        """Take all room but so many bytes."""
-        taken = self.free() - leave_bytes
+    def fill(self) -> None:
+        """Take all room to the last byte, also what has become free since the last time."""
         with (self.path / FILLER).open("ab", buffering=0) as file:
-            while taken > 0:
+            for size in (1 << 16, 1 << 12, 1):
                 try:
-                    taken -= file.write(b"\0" * min(taken, 1 << 16))
+                    while file.write(b"\0" * size):
+                        pass
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-                    return
 
     def empty(self) -> None:
         """Give the room back."""

@@ -5,6 +5,7 @@ another process has just written is never touched: a file counts as an orphan's 
 between two sweeps, and two sweeps one after the other have found it so. Files that vanish meanwhile are no error.
 """
 
+import contextlib
 import fcntl
 import logging
 import re
@@ -120,13 +121,14 @@ class Cleanup:
         yield from self._folders("runs", self._needs_run)
         yield from self._unfinished()
         for path in self._versions.leftovers(self._has_open_jobs):
-            yield from self._path("checkpoints", path, lambda: False)
+            yield from self._path("checkpoints", path, lambda: False, _remove_empty)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
         """Blobs of jobs that are not there any more, or have ended without a result."""
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._without(list(names), self._needs_blobs):
-            written_at = max(names[job_id], int(job_id[4:16], 16) / 1000)
+            promised_at = int(job_id[4:16], 16) / 1000
+            written_at = max(names[job_id], promised_at if promised_at <= time.time() else 0.0)
             yield (
                 f"jobs/{job_id}",
                 _Orphan(
@@ -156,13 +158,15 @@ class Cleanup:
                 yield from self._path("plans", path, lambda: False)
 
     @staticmethod
-    def _path(kind: str, path: Path, belongs: Callable[[], bool]) -> Iterator[tuple[str, _Orphan]]:
+    def _path(
+        kind: str, path: Path, belongs: Callable[[], bool], remove: Callable[[Path], object] = remove_tree
+    ) -> Iterator[tuple[str, _Orphan]]:
         try:
             written_at = max(one.lstat().st_mtime for one in (path, *_children(path)))
         except OSError:  # it vanished
             return
         if not belongs():
-            yield f"{kind}/{path.name}@{path}", _Orphan(written_at, belongs, lambda: remove_tree(path))
+            yield f"{kind}/{path.name}@{path}", _Orphan(written_at, belongs, lambda: remove(path))
 
     def _without(self, ids: list[str], needed: Callable[[str, bool], bool]) -> list[str]:
         """Those of the jobs that are not there, or do not need it."""
@@ -191,6 +195,15 @@ class Cleanup:
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", NOTES_S)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a file, or a folder with nothing in it: where something has come into it, it stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def _children(folder: Path) -> list[Path]:

@@ -171,11 +171,11 @@ class Versions:
 
     def reserve(self, name: str, known: list[str]) -> str:
         """A number above all versions that are `known` or on their way here, for one caller alone."""
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
         while True:
-            there = [path.name for path in (self.folder / name).iterdir()]
-            number = max((int(version) for version in (*known, *there) if version.isdecimal()), default=0) + 1
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # a sweep removes a folder that is empty
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                there = [path.name for path in (self.folder / name).iterdir()]
+                number = max((int(version) for version in (*known, *there) if version.isdecimal()), default=0) + 1
                 (self.folder / name / str(number)).mkdir()
                 return str(number)
 
@@ -186,13 +186,14 @@ class Versions:
         `awaited` says of a model whether something may be about to make a version of it.
         """
         found = list(self.folder.glob(f".{POINTERS}.*"))
-        for folder in self.folder.glob("[!.]*/*"):
-            if awaited(folder.parent.name):
+        for model in self.folder.glob("[!.]*"):
+            if awaited(model.name):
                 continue
-            inside = list(folder.glob("*"))
-            found += [path for path in inside if _PARTIAL.fullmatch(path.name)]
-            if not inside and folder.is_dir():
-                found.append(folder)
+            for folder in (model, *model.glob("*")):
+                inside = list(folder.glob("*"))
+                found += [path for path in inside if _PARTIAL.fullmatch(path.name)]
+                if not inside and folder.is_dir():
+                    found.append(folder)
         return found
 
     def path(self, name: str, version: str) -> Path:

@@ -205,6 +205,10 @@ def test_numbers_reserved_in_vain_go(place: Place) -> None:
     place.sweep_twice()
     assert (place.state / "checkpoints" / "m" / "2").is_dir()
     assert not (place.state / "checkpoints" / "n" / "2").exists()
+    age(place.state / "checkpoints")
+    place.sweep_twice()
+    assert not (place.state / "checkpoints" / "n").exists()
+    assert versions.reserve("n", []) == "1"
 
 
 def test_datasets_whose_making_was_killed_go(place: Place) -> None:

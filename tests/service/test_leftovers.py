@@ -1,0 +1,177 @@
+"""Nothing stays behind of what was cancelled, deleted, refused, interrupted or killed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.api.test_versions import SHIPPED, carded
+from tests.datasets import digits
+from tests.service.test_full_disk import upscale
+from tests.stack import Stack
+from workers.blobs import PARTIAL
+
+GONE_S = 60.0
+LOCKS = {"lock", ".lock", ".sweep.lock"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with the sweeps it has unless it is told otherwise."""
+    running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", keep_results_s="100000")
+    digits(running.state / "state" / "datasets")
+    try:
+        yield running.up()
+    finally:
+        running.down()
+
+
+def files(stack: Stack) -> set[str]:
+    """Files, and folders without any, of what the service keeps for jobs, uploads, datasets and versions."""
+    state = stack.state / "state"
+    found = set()
+    for top in ("blobs", "desk", "runs", "datasets", "checkpoints", "unfinished"):
+        for path in (state / top).rglob("*"):
+            with contextlib.suppress(OSError):
+                leaf = not path.is_dir() or not any(path.iterdir())
+                if leaf and path.name not in LOCKS and path != state / top / "jobs" and path != state / top / "notes":
+                    found.add(str(path.relative_to(state)))
+    return found
+
+
+def wait_until(done: Callable[[], Any], seconds: float = GONE_S) -> bool:
+    """Whether it became so in time."""
+    until = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def cancelled_and_deleted(client: httpx.Client, stack: Stack) -> None:
+    """Jobs that run: a worker may write what it has computed even after they are gone."""
+    ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(4)]
+    assert wait_until(lambda: client.get(f"/v1/jobs/{ids[0]}").json()["progress"] > 0)
+    for job_id in ids:
+        assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
+        assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+
+
+def cancelled(client: httpx.Client, stack: Stack) -> None:
+    """Jobs that were cancelled, and of which nobody deletes the rows."""
+    ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(2)]
+    assert wait_until(lambda: client.get(f"/v1/jobs/{ids[0]}").json()["progress"] > 0)
+    for job_id in ids:
+        assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
+
+
+def training_deleted(client: httpx.Client, stack: Stack) -> None:
+    """A training that is deleted while its process writes its last checkpoint."""
+    recipe = {"config": {"hidden": [512], "latents": 4}, "training": {"epochs": 5000, "batch_size": 20}}
+    body = {"family": "vae", "dataset": "digits", "name": "gone", "recipe": recipe}
+    job_id = client.post("/v1/trainings", json=body).json()["id"]
+    run = stack.state / "state" / "runs" / job_id
+    assert wait_until((run / "progress.json").exists, 120)
+    assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+
+
+def uploads_refused(client: httpx.Client, stack: Stack) -> None:
+    """Datasets and versions that are not what they should be."""
+    for content in (b"no picture", b"PK\x03\x04" + os.urandom(1000), os.urandom(3 << 20)):
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = client.post("/v1/datasets", params={"name": "bad"}, content=content, headers=headers)
+        assert answer.status_code == 422
+    for content in (b"no tensors", carded(SHIPPED.read_bytes(), family="nobody"), SHIPPED.read_bytes()[:-5]):
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = client.post("/v1/models/vae-mnist-2d/versions", content=content, headers=headers)
+        assert answer.status_code == 422, answer.text
+    wrong = carded(SHIPPED.read_bytes(), name="wrong", config={"latents": 3})
+    answer = client.post("/v1/models/wrong/versions", content=wrong, headers=headers, timeout=180)
+    assert answer.status_code == 422, answer.text
+
+
+def uploads_interrupted(client: httpx.Client, stack: Stack) -> None:
+    """Clients that leave in the middle of an upload."""
+    for path in ("/v1/datasets?name=cut", "/v1/models/vae-mnist-2d/versions"):
+        with socket.create_connection(("127.0.0.1", stack.port)) as link:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+            link.sendall(f"{head}Content-Length: 9000000\r\n\r\n".encode() + os.urandom(3 << 20))
+            time.sleep(0.3)
+
+
+def api_killed(client: httpx.Client, stack: Stack) -> None:
+    """An API process that is killed while it takes uploads in and converts one."""
+    pictures = io.BytesIO()
+    np.savez(pictures, np.random.default_rng(0).integers(0, 256, (20_000, 32, 32), dtype=np.uint8))
+    links = []
+    for path, body in (
+        ("/v1/datasets?name=cut", pictures.getvalue()),
+        ("/v1/datasets?name=half", pictures.getvalue()[:-100]),
+        ("/v1/models/vae-mnist-2d/versions", os.urandom(3 << 20)),
+    ):
+        link = socket.create_connection(("127.0.0.1", stack.port))
+        links.append(link)
+        size = len(body) + (0 if path.endswith("cut") else 100)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+        link.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
+    state = stack.state / "state"
+    assert wait_until(lambda: len(list((state / "datasets").glob(".*/file"))) == 2)
+    assert wait_until(lambda: list((state / "desk").glob("*/file")))
+    time.sleep(0.5)
+    stack.kill("api")
+    for link in links:
+        link.close()
+    stack.start("api")
+    stack.wait_ready()
+
+
+def writers_killed(client: httpx.Client, stack: Stack) -> None:
+    """What a process leaves that is killed while it writes, and folders that a sweep lost track of before."""
+    state = stack.state / "state"
+    for name in (
+        f"blobs/jobs/job_{'0' * 28}/1-0.{'a' * 32}{PARTIAL}",
+        f"blobs/jobs/job_{'0a' * 14}/1-0",
+        "unfinished/tmpk1ll3d",
+        f"runs/job_{'2' * 28}/state.pt",
+        f"desk/job_{'3' * 28}/model.safetensors",
+        f"checkpoints/vae-mnist-2d/7/.{'b' * 32}",
+        f"datasets/.{'c' * 32}/made/train.npy",
+    ):
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).write_bytes(b"half")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        cancelled_and_deleted,
+        cancelled,
+        training_deleted,
+        uploads_refused,
+        uploads_interrupted,
+        api_killed,
+        writers_killed,
+    ],
+    ids=lambda leave: leave.__name__,
+)
+def test_nothing_stays(place: Stack, leave: Callable[[httpx.Client, Stack], None]) -> None:
+    """A minute later at most the disk is as it was."""
+    with httpx.Client(base_url=place.url, timeout=120) as client:
+        kept = upscale(client, "respond-async", 96).json()["id"]
+        assert wait_until(lambda: client.get(f"/v1/jobs/{kept}").json()["status"] == "succeeded")
+        result = client.get(f"/v1/jobs/{kept}/result").content
+        before = files(place)
+        leave(client, place)
+        assert wait_until(lambda: files(place) <= before), files(place) - before
+        assert (client.get(f"/v1/jobs/{kept}/result").content == result) is True
