@@ -5,7 +5,6 @@ another process has just written is never touched: a file counts as an orphan's 
 between two sweeps, and two sweeps one after the other have found it so. Files that vanish meanwhile are no error.
 """
 
-import contextlib
 import fcntl
 import logging
 import re
@@ -121,7 +120,7 @@ class Cleanup:
         yield from self._folders("runs", self._needs_run)
         yield from self._unfinished()
         for path in self._versions.leftovers(self._has_open_jobs):
-            yield from self._path("checkpoints", path, lambda: False, _remove_empty)
+            yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
         """Blobs of jobs that are not there any more, or have ended without a result."""
@@ -162,7 +161,7 @@ class Cleanup:
         kind: str, path: Path, belongs: Callable[[], bool], remove: Callable[[Path], object] = remove_tree
     ) -> Iterator[tuple[str, _Orphan]]:
         try:
-            written_at = max(one.lstat().st_mtime for one in (path, *_children(path)))
+            written_at = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
         except OSError:  # it vanished
             return
         if not belongs():
@@ -195,15 +194,6 @@ class Cleanup:
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", NOTES_S)
-
-
-def _remove_empty(path: Path) -> None:
-    """Remove a file, or a folder with nothing in it: where something has come into it, it stays."""
-    with contextlib.suppress(OSError):
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
 
 
 def _children(folder: Path) -> list[Path]:

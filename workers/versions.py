@@ -187,14 +187,21 @@ class Versions:
         """
         found = list(self.folder.glob(f".{POINTERS}.*"))
         for model in self.folder.glob("[!.]*"):
-            if awaited(model.name):
-                continue
-            for folder in (model, *model.glob("*")):
-                inside = list(folder.glob("*"))
-                found += [path for path in inside if _PARTIAL.fullmatch(path.name)]
-                if not inside and folder.is_dir():
-                    found.append(folder)
+            if not awaited(model.name) and model.is_dir():
+                found += _without_versions(model)
         return found
+
+    @staticmethod
+    def remove(leftover: Path) -> None:
+        """Remove a leftover: what has become a version meanwhile, or holds one, stays."""
+        with contextlib.suppress(OSError):
+            if leftover.is_dir():
+                for path in leftover.iterdir():
+                    if path.is_dir() or _PARTIAL.fullmatch(path.name):
+                        Versions.remove(path)
+                leftover.rmdir()
+            else:
+                leftover.unlink()
 
     def path(self, name: str, version: str) -> Path:
         """Where a version lies, or will."""
@@ -214,6 +221,15 @@ class Versions:
         with self._changing():
             pass  # a new stamp: registries look again
         return path
+
+
+def _without_versions(folder: Path) -> list[Path]:
+    """The folder itself where it holds no file of a version; or else what in it holds none, or is half of one."""
+    inside = list(folder.glob("*"))
+    if all(_PARTIAL.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):
+        return [folder]
+    folders = [left for path in inside if path.is_dir() for left in _without_versions(path)]
+    return folders + [path for path in inside if not path.is_dir() and _PARTIAL.fullmatch(path.name)]
 
 
 def loaded(workers: Mapping[str, Mapping[str, Any]], ref: str) -> bool:

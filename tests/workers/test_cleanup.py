@@ -143,9 +143,8 @@ def test_half_written_files_go(place: Place) -> None:
         fcntl.flock(live, fcntl.LOCK_EX)
         age(place.state)
         place.sweep_twice()
-        place.sweep_twice()  # a folder that became empty goes next
         left = place.left()
-    assert not left & set(places)
+    assert not left & {*places, "checkpoints/m/2"}
     assert {"unfinished/tmplive", "plans/0123.json", "checkpoints/m/1/model.safetensors"} <= left
 
 
@@ -204,9 +203,6 @@ def test_numbers_reserved_in_vain_go(place: Place) -> None:
     age(place.state / "checkpoints")
     place.sweep_twice()
     assert (place.state / "checkpoints" / "m" / "2").is_dir()
-    assert not (place.state / "checkpoints" / "n" / "2").exists()
-    age(place.state / "checkpoints")
-    place.sweep_twice()
     assert not (place.state / "checkpoints" / "n").exists()
     assert versions.reserve("n", []) == "1"
 

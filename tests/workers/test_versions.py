@@ -67,3 +67,21 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     assert not loaded({"a": held, "b": other}, "m@2")
     assert loaded({"a": held, "b": failing}, "m@2")
     assert (refused({"a": held, "b": failing}, "m@2"), refused({"a": held}, "m@2")) == ("damaged", "")
+
+
+def test_what_is_or_has_become_a_version_is_no_leftover(tmp_path: Path) -> None:
+    """Half-written files go, and folders that hold nothing else; a folder that got a version meanwhile stays."""
+    versions = Versions(tmp_path)
+    half = f".{'a' * 32}"
+    for name in ("m/1/model.safetensors", f"m/1/{half}", f"m/2/{half}", f"n/1/{half}", "o/1/other"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    left = versions.leftovers(lambda model: model == "awaited")
+    assert set(left) == {tmp_path / "m" / "1" / half, tmp_path / "m" / "2", tmp_path / "n"}
+    (tmp_path / "n" / "1" / "model.safetensors").write_bytes(b"x")
+    for path in left:
+        versions.remove(path)
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"m/1/model.safetensors", "n/1/model.safetensors", "o/1/other"}
+    assert not (tmp_path / "m" / "2").exists()
+    assert versions.leftovers(lambda model: True) == []
