@@ -5,33 +5,37 @@ import time
 import sqlalchemy.exc
 
 from workers.ledger import Ledger
+from workers.settings import HEARTBEAT_S
 
 
 class LeaseReaper:
-    """Gives back lapsed leases, except just after the database could not be written.
+    """Gives back lapsed leases once their holders could have renewed them and did not.
 
-    While it cannot be written (its disk is full, it is locked or away) no holder can renew its lease. So after each
-    failed write, and after this process has started and does not know what was before, holders get one lease's time
-    to renew before their leases count as lapsed: a full disk is not held against a job.
+    While the database cannot be written (its disk is full, it is locked or away) no holder can renew its lease. So a
+    lease that is found lapsed is first written to, as it is: where that works, a holder that lives can renew it, too,
+    and has the time of some heartbeats to do so. After a write that failed, it has the time of a whole lease. So a full
+    disk is not held against a job.
     """
 
     def __init__(self, ledger: Ledger, lease_s: float, max_attempts: int) -> None:
-        """Begin with the time that holders get at a start."""
         self._ledger = ledger
         self._lease_s = lease_s
+        self._grace_s = min(lease_s, 2 * HEARTBEAT_S)
         self._max_attempts = max_attempts
-        self.failed()
-
-    def failed(self) -> None:
-        """Note that the database could not be written now."""
-        self._not_before = time.monotonic() + self._lease_s
+        self._not_before = 0.0
+        self._suspects: dict[tuple[str, int], float] = {}
 
     def reap(self) -> list[str]:
         """Give back lapsed jobs; return their ids. Raises what the database raises."""
-        if time.monotonic() < self._not_before:
+        now = time.monotonic()
+        if now < self._not_before:
             return []
         try:
-            return self._ledger.reap(self._max_attempts)
+            lapsed = self._ledger.touch_lapsed()
+            due = [key[0] for key in lapsed if now - self._suspects.get(key, now) >= self._grace_s]
+            self._suspects = {key: self._suspects.get(key, now) for key in lapsed}
+            return self._ledger.reap(self._max_attempts, due) if due else []
         except sqlalchemy.exc.DBAPIError:
-            self.failed()
+            self._not_before = now + self._lease_s
+            self._suspects = {}
             raise

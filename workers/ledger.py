@@ -651,14 +651,29 @@ class Ledger:
 
     # --- what keeps promises when somebody dies ---
 
-    def reap(self, max_attempts: int) -> list[str]:
-        """Give back jobs whose lease ran out; answers their ids.
+    def touch_lapsed(self) -> list[tuple[str, int]]:
+        """Write to the jobs whose lease ran out, changing nothing; return their ids and tokens.
+
+        Where this raises, nobody could have renewed a lease either. Where none has lapsed, nothing is written.
+        """
+        lapsed = _lapsed()
+        with self.engine.connect() as connection:
+            found = [
+                (row.id, row.token) for row in connection.execute(sa.select(jobs.c.id, jobs.c.token).where(lapsed))
+            ]
+        if found:
+            with self._writing() as connection:
+                connection.execute(jobs.update().where(lapsed).values(lease_until=jobs.c.lease_until))
+        return found
+
+    def reap(self, max_attempts: int, only: Sequence[str] | None = None) -> list[str]:
+        """Give back jobs whose lease ran out, or those of them that are named; answers their ids.
 
         A job that ran among others is not charged: it runs alone from then on. One that took its holder down
         `max_attempts` times alone is failed with the reason.
         """
         now = time.time()
-        lapsed = (jobs.c.status == "running") & jobs.c.lease_owner.is_not(None) & (jobs.c.lease_until < now)
+        lapsed = _lapsed() if only is None else _lapsed() & jobs.c.id.in_(only)
         with self._writing() as connection:
             found = connection.execute(sa.select(jobs).where(lapsed)).mappings().all()
             for job in found:
@@ -748,6 +763,11 @@ class Ledger:
         open_ = (jobs.c.model == model) & jobs.c.kind.in_(kinds) & jobs.c.status.not_in(TERMINAL)
         with self.engine.connect() as connection:
             return connection.scalar(sa.select(jobs.c.id).where(open_).limit(1)) is not None
+
+
+def _lapsed() -> sa.ColumnElement[bool]:
+    """Jobs whose holder has not renewed its lease in time."""
+    return (jobs.c.status == "running") & jobs.c.lease_owner.is_not(None) & (jobs.c.lease_until < time.time())
 
 
 def _held(job_id: str, token: int) -> sa.ColumnElement[bool]:

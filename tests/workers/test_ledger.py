@@ -269,32 +269,41 @@ def test_a_job_that_waited_for_room_too_long_says_why(ledger: Ledger) -> None:
 
 
 def test_leases_that_nobody_could_renew_do_not_lapse(tmp_path: Path) -> None:
-    """After a failed write and at a start, holders get the time of a lease before they count as dead."""
+    """A lease lapses where its holder could have renewed it and did not; while nothing can be written, it could not."""
     import sqlite3
 
     import sqlalchemy as sa
 
-    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}")
+    file = tmp_path / "l.sqlite3"
+    ledger = Ledger(f"sqlite:///{file}")
     row = job()
     ledger.add([row])
     ledger.claim("a", 0.2, 1)
     time.sleep(0.3)
-    reaper = LeaseReaper(ledger, 0.3, 1)
-    assert reaper.reap() == []  # a start
-    time.sleep(0.35)
+    reaper = LeaseReaper(ledger, 0.4, 1)
+    assert reaper.reap() == []  # the first time that it is found: it can be written to, so its holder may renew it
+    ledger.renew("a", 0.2)
+    assert reaper.reap() == []
+    time.sleep(0.45)
+    assert reaper.reap() == []  # found anew
     with ledger.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=100")
-    blocker = sqlite3.connect(tmp_path / "l.sqlite3", isolation_level=None)
+    blocker = sqlite3.connect(file, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
+    time.sleep(0.45)
     with pytest.raises(sa.exc.OperationalError):
         reaper.reap()
     blocker.execute("ROLLBACK")
     blocker.close()
-    assert reaper.reap() == []  # the holder has time to renew
-    ledger.renew("a", LEASE_S)
-    time.sleep(0.35)
     assert reaper.reap() == []
+    time.sleep(0.45)
+    assert reaper.reap() == []  # now it can be written again, and its holder has time
+    ledger.renew("a", 0.2)
     assert status(ledger, row["id"]) == "running"
+    time.sleep(0.3)
+    assert reaper.reap() == []
+    time.sleep(0.45)
+    assert reaper.reap() == [row["id"]]  # it could have, and did not
     ledger.engine.dispose()
 
 
