@@ -1,7 +1,6 @@
 """From fields to a body: JSON, PNG or NPZ as `Accept` asks, with a strong ETag and byte ranges for results."""
 
 import base64
-import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
 from workers.operations import Operation
@@ -141,14 +139,6 @@ def _npz(fields: Fields, about: About) -> bytes:
         arrays["conversions"] = np.asarray(about.notes)
     np.savez(buffer, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
-    """`data` under its hash as ETag, or 304, or the part of it that `Range` asks for. Raises RangeError."""
-    status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
-    if status == 304:
-        return Response(status_code=304, headers=headers)
-    return Response(data[begin:end], status, headers, media)
 
 
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:

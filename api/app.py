@@ -39,12 +39,14 @@ from api.exposure import allowed_origins
 from api.front import Front
 from api.html_headers import policy_of
 from api.job_events import StreamLimit
+from api.large_responses import ResponseMemory
 from api.me import add_me
 from api.metrics import exposition
 from api.permissions import Permissions
 from api.photographs import Darkroom
 from api.quotas import Quotas
 from api.removal import add_removal, prune
+from api.result_files import ResultFiles
 from api.routes import House, add_routes
 from api.trainings import add_trainings
 from api.upscales import add_upscales
@@ -113,7 +115,19 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     datasets = Datasets(chosen.state / "datasets")
     permissions = Permissions(ResourceStore(ledger.engine), registry, datasets, book.works_on)
     quotas = Quotas(chosen, ledger.engine, blobs, permissions)
-    house = House(chosen, registry, outbox, book, darkroom, permissions, quotas, StreamLimit(chosen.max_streams))
+    unfinished = chosen.state / "unfinished"
+    house = House(
+        chosen,
+        registry,
+        outbox,
+        book,
+        darkroom,
+        permissions,
+        quotas,
+        StreamLimit(chosen.max_streams),
+        ResultFiles(blobs, book.exists),
+        ResponseMemory(chosen.max_inflight_response_bytes, unfinished),
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

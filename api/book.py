@@ -56,7 +56,7 @@ class Book:
         self._pending: list[tuple[Job, asyncio.Future[None]]] = []
         self._adopted: dict[str, PendingRequest] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
-        self.job_events = JobEvents(self.events, self._exists, self.preview)
+        self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
 
@@ -334,7 +334,8 @@ class Book:
             if not listeners:
                 del self._listeners[job_id]
 
-    async def _exists(self, job_id: str) -> bool:
+    async def exists(self, job_id: str) -> bool:
+        """Whether a job is there still."""
         return bool(await self._read(self._ledger.last_events, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:

@@ -20,6 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.answers import JSON, About, choose, window
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
+from api.result_files import ResultFiles
 from workers.blobs import Blobs
 from workers.encoders import FORMATS, JPEG, MEDIA, Shape, fault, write
 from workers.imaging.decode import PictureFile
@@ -121,6 +122,7 @@ class Darkroom:
         self._pieces = pieces
         self._threads = ThreadPoolExecutor(_AT_ONCE, "darkroom")
         self._making: dict[str, asyncio.Task[File]] = {}
+        self._results = ResultFiles(blobs, self._is_there)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
         """Something with so many pixels, in a thread: large pictures a few at a time, small ones at once."""
@@ -130,6 +132,9 @@ class Darkroom:
     async def decode(self, file: PictureFile) -> Photograph:
         """The pixels of an opened picture. Raises UnusableImageError."""
         return await self._run(file.width * file.height, decoded, file)
+
+    async def _is_there(self, job_id: str) -> bool:
+        return await asyncio.to_thread(self._blobs.exists, f"jobs/{job_id}/items")
 
     # --- a picture that a client waits for ---
 
@@ -168,9 +173,12 @@ class Darkroom:
                 f"the picture has {file.size} bytes, more than the {JSON_BYTES} that come inside JSON; ask for "
                 f"{MEDIA[wish.kind]}"
             )
-        body = await asyncio.to_thread(lambda: _body(self._blobs.get(file.key), order, about, wish, file.constants))
-        status, begin, end, headers = window(request, len(body), hashlib.sha256(body).hexdigest(), headers)
-        return Response(body[begin:end] if status != 304 else b"", status, headers, JSON)
+
+        async def render() -> tuple[bytes, dict[str, str]]:
+            make = partial(_body, order=order, about=about, wish=wish, constants=file.constants)
+            return await asyncio.to_thread(lambda: make(self._blobs.get(file.key))), about.headers({})
+
+        return await self._results.respond(request, job["id"], f"{wish.kind}.json", JSON, render, headers)
 
     def _streamed(self, request: Request, file: File, media: str, headers: dict[str, str]) -> Response:
         status, begin, end, headers = window(request, file.size, file.digest, headers)

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.access import caller_of, quota_exceeded
-from api.answers import JSON, PNG, About, choose, negotiate, ranged, render, summed
+from api.answers import JSON, NPZ, PNG, About, choose, negotiate, render, summed
 from api.ask import Ask, read_ask
 from api.auth import VISITOR
 from api.book import Book
@@ -32,11 +33,13 @@ from api.errors import (
 )
 from api.exposure import client_address, trusted_proxies
 from api.job_events import EventStream, StreamLimit
+from api.large_responses import ResponseMemory
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from api.permissions import Models, Permissions
 from api.photographs import Darkroom, Wish, kinds_of
 from api.prefer import Prefer
 from api.quotas import Quotas
+from api.result_files import ResultFiles
 from workers.batching.requests import PendingRequest
 from workers.batching.scheduler import QueueFullError
 from workers.ledger import TERMINAL, Job
@@ -51,6 +54,7 @@ PNG_BY_WORKER = 256
 
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _WORD = r"^[\w.-]*$"
+_FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
@@ -66,6 +70,8 @@ class House:
     permissions: Permissions
     quotas: Quotas
     streams: StreamLimit
+    results: ResultFiles
+    responses: ResponseMemory
 
     def models(self, request: Request) -> Models:
         """Return the models that a request's caller may use."""
@@ -156,7 +162,8 @@ async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Pre
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
-    return Response(body, 200, {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}, media)
+    headers = {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}
+    return house.responses.response(body, headers, media)
 
 
 async def computed(house: House, request: Request, ask: Ask, call: PendingRequest, prefer: Prefer) -> Fields | Response:
@@ -206,9 +213,10 @@ async def _once(house: House, request: Request, ask: Ask, media: str, prefer: Pr
     job = await promised_once(house, request, ask, prefer, raw)
     if job["status"] not in TERMINAL:
         return accepted(job, prefer)
-    body, said = await _rendered(house, job, media)
-    headers = {**said, **applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result"}
-    return Response(body, 200, {**headers, "Vary": "Accept, Prefer"}, media)
+    check_succeeded(job)
+    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result", "Vary": "Accept, Prefer"}
+    render = partial(_rendered, house, job, media)
+    return await house.results.whole(job["id"], _FILE_NAMES[media], media, render, headers)
 
 
 async def promised_once(house: House, request: Request, ask: Ask, prefer: Prefer, raw: str) -> Job:
@@ -340,8 +348,7 @@ async def _job(house: House, request: Request, job_id: str) -> Job:
 
 
 async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
-    """The answer of an ended job and its headers. Raises the problem of one that has none."""
-    check_succeeded(job)
+    """The answer of a succeeded job and its headers. Raises GoneError."""
     asked = orjson.loads(job["request"])
     columns = BY_METHOD[job["method"]].columns(job["per"])
     about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())), columns)
@@ -500,8 +507,9 @@ async def _result(house: House, request: Request, job: Job) -> Response:
         check_succeeded(job)
         wish = Wish.read(accept, kinds_of(orjson.loads(job["request"])["format"]))
         return await house.darkroom.respond(request, job, wish, {})
-    body, said = await _rendered(house, job, media)
-    return ranged(request, body, media, said)
+    check_succeeded(job)
+    render = partial(_rendered, house, job, media)
+    return await house.results.respond(request, job["id"], _FILE_NAMES[media], media, render)
 
 
 async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:

@@ -131,7 +131,8 @@ async def _now(house: House, request: Request, ask: Ask, wish: Wish, prefer: Pre
         return fields
     about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes + order.lost(wish.kind))
     body = await house.darkroom.answer(order, photograph.alpha, fields, about, wish)
-    return Response(body, 200, {**about.headers({}), **applied(prefer), "Vary": "Accept, Prefer"}, wish.media)
+    headers = {**about.headers({}), **applied(prefer), "Vary": "Accept, Prefer"}
+    return house.responses.response(body, headers, wish.media)
 
 
 async def _awaited(house: House, request: Request, job: Job, wait_s: float) -> Job:

@@ -1,13 +1,15 @@
 """Forms of an answer, without a service."""
 
+import hashlib
 import io
 import json
 
 import numpy as np
 import pytest
 from starlette.requests import Request
+from starlette.responses import Response
 
-from api.answers import JSON, NPZ, PNG, About, negotiate, ranged, render, summed
+from api.answers import JSON, NPZ, PNG, About, negotiate, render, summed, window
 from api.errors import NotAcceptableError, RangeError
 from tests.api.telling import opened
 from workers.operations import BY_METHOD
@@ -119,6 +121,12 @@ def test_acceptance_is_summed_over_all_rows() -> None:
 def _asked(**headers: str) -> Request:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return Request({"type": "http", "method": "GET", "headers": pairs})
+
+
+def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
+    """The response for data in memory."""
+    status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
+    return Response(data[begin:end], status, headers, media)
 
 
 @pytest.mark.parametrize(
