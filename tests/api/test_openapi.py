@@ -58,6 +58,8 @@ def _granted(case: Any) -> None:
         case.body = {"family": "vae", "dataset": "for-descriptions", "name": "described", "recipe": recipe}
     elif case.operation.label == "PATCH /v1/models/{name}":
         case.path_parameters, case.body = {"name": MODEL}, {"version": "1"}
+    elif case.operation.label == "PATCH /v1/datasets/{name}":
+        case.path_parameters, case.body = {"name": "for-descriptions"}, {"shared": True}
     elif case.operation.label == "POST /v1/models/{name}/versions":
         file = (ROOT / "checkpoints" / MODEL / "1" / "model.safetensors").read_bytes()
         form = case.media_type == "multipart/form-data"
