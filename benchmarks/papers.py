@@ -55,7 +55,7 @@ LINES: tuple[tuple[str, str, Callable[[], str], str], ...] = (
         "VAE, 50 latents: test NLL, K = 5000, dynamic",
         "86.35 (IWAE paper's VAE); 84.78 (IWAE, k = 50)",
         lambda: f"{figures('vae-mnist')['nll']:.2f} nats",
-        EVALUATE.format("vae-mnist"),
+        EVALUATE.format("vae-mnist") + " --precision bfloat16",
     ),
     (
         "BiHM, MNIST, static: log p*, all 10 000 test digits, K = 1000",
