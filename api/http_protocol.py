@@ -122,8 +122,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._new_body_bytes = 0  # since the watchdog looked
         self._writes_resumed = 0  # since the watchdog looked
         self._unsent_bytes = 0  # when the watchdog looked
-        self._rejected = False
-        self._replaying_head = False
+        self._rejected = False  # whether what arrives is dropped
         self._body_framing: bytes | None = None
         self._body_credit = _ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
         self._write_credit = _ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
@@ -187,8 +186,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Reject a client that sends requests faster than it reads responses."""
-        if self._replaying_head:
-            return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._reject(400, f"at most {MAX_PIPELINED} requests can be sent ahead of their responses")
             raise _RejectedError
@@ -196,20 +193,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._head_began_at = self.loop.time()
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        """Collect the request target."""
-        if not self._replaying_head:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header field, and drop a trailer field."""
-        if self._in_head and not self._replaying_head:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Start the request."""
-        if self._replaying_head:
-            return
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"a request has at most {MAX_HEADERS} header fields")
             raise _RejectedError
@@ -246,17 +231,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_message_complete()
 
+    def on_last_message_complete(self) -> None:
+        """End the last request of a connection: nothing is read after it."""
+        self.on_message_complete()
+        self._rejected = True
+
     def _decline_upgrade(self, rest: bytes) -> None:
         """Go on with HTTP/1.1 where a client has offered another protocol, as RFC 9110 allows.
 
-        The parser stops at the end of such a head. A body is read by a fresh parser, told how the body is framed.
+        The parser stops at the end of such a head. A body is read by another one, told how the body is framed; the
+        connection closes after the response.
         """
         framing, self._body_framing = self._body_framing, None
         if framing is not None:
-            self.parser = httptools.HttpRequestParser(self)
-            self._replaying_head = True
+            self.cycle.keep_alive = False
+            self.parser = httptools.HttpRequestParser(_BodyCallbacks(self))
             self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
-            self._replaying_head = False
         if rest and not self._rejected:
             self._feed(rest)
 
@@ -377,7 +367,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _dispensable(self) -> tuple[int, float] | None:
         """How well this connection can be missed, the smallest first; None while a request is being worked on."""
-        if self._rejected:
+        if self._rejected and self._answered:
             return 0, 0.0
         if not self._in_head and not self._answered:
             return (2, self._body_credit.left_s) if self._body_credit.low else None
@@ -386,6 +376,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._head_began_at is not None:
             return 0, self._head_began_at
         return 1, self._idle_since[1]
+
+
+class _BodyCallbacks:
+    """What a parser of one body tells the protocol; what follows the body is dropped."""
+
+    def __init__(self, protocol: LimitedHttpProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_chunk_header = protocol.on_chunk_header
+        self.on_message_complete = protocol.on_last_message_complete
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
