@@ -126,7 +126,7 @@ def test_a_long_body_before_a_long_head_is_no_long_head(api: BareApi) -> None:
 
 
 def test_another_protocol_is_declined(api: BareApi) -> None:
-    """A request that offers WebSocket or HTTP/2 is answered over HTTP/1.1; after one with a body the connection ends."""
+    """What offers WebSocket or HTTP/2 is answered over HTTP/1.1; a request with a body is its connection's last."""
     for offer in (b"websocket", b"h2c"):
         upgrade = b"Connection: Upgrade\r\nUpgrade: " + offer + b"\r\n"
         last = GET + b"Connection: close\r\n\r\n"
