@@ -15,7 +15,7 @@ FROM base AS api
 COPY requirements/api.lock requirements/api.lock
 RUN pip install --require-hashes --requirement requirements/api.lock
 COPY checkpoints checkpoints
-COPY workers workers
+COPY core core
 COPY api api
 USER reverie
 ENV REVERIE_HOST=0.0.0.0 \
@@ -36,9 +36,10 @@ RUN pip install --require-hashes --requirement requirements/worker.lock
 COPY docker/alive.py docker/alive.py
 COPY checkpoints checkpoints
 COPY models models
+COPY core core
 COPY workers workers
 USER reverie
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s \
     CMD ["python", "docker/alive.py"]
-CMD ["python", "-m", "workers"]
+CMD ["python", "-m", "workers.inference"]

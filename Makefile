@@ -11,7 +11,7 @@ help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all of it
-	@exec $(BIN)/python -m workers.serve
+	@exec $(BIN)/python -m workers.devserver
 
 test: $(VENV)/.dev check ## every check that belongs on a change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal

@@ -19,7 +19,7 @@ from api import keys_command
 from api.app import create_app
 from api.exposure import exit_if_refused
 from api.http_protocol import ConnectionLimits, limited_protocol
-from workers.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
+from core.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
 
 log = logging.getLogger(__name__)
 

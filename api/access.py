@@ -12,8 +12,8 @@ from api.auth import ANONYMOUS, Caller, Keys
 from api.errors import ForbiddenError, MisdirectedError, ProblemError, TooManyRequestsError, UnauthorizedError
 from api.exposure import HostCheck, OriginCheck, allowed_hosts, allowed_origins, client_address, trusted_proxies
 from api.rate_limits import RateLimits
-from workers.operations import OPERATIONS
-from workers.settings import Settings
+from core.catalog.operations import OPERATIONS
+from core.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What probes ask: without a key, and under any host."""

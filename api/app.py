@@ -21,8 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import openapi
 from api.auth import VISITOR
-from api.book import Book
-from api.datasets import add_datasets
+from api.batching.batch_sender import Outbox
 from api.errors import (
     FullError,
     OverloadedError,
@@ -36,31 +35,32 @@ from api.errors import (
     storage_error,
 )
 from api.exposure import allowed_origins
-from api.front import Front
 from api.html_headers import policy_of
 from api.job_events import StreamLimit
-from api.large_responses import ResponseMemory
-from api.me import add_me
+from api.jobs import Book
 from api.metrics import exposition
+from api.middleware import Front
 from api.permissions import Permissions
-from api.photographs import Darkroom
 from api.quotas import Quotas
-from api.removal import add_removal, prune
-from api.result_files import ResultFiles
-from api.routes import House, add_routes
-from api.trainings import add_trainings
-from api.upscales import add_upscales
-from api.versions import add_versions
-from workers.blobs import Blobs
-from workers.datasets import Datasets
-from workers.ledger import Ledger
-from workers.logs import set_up
-from workers.outbox import Outbox
-from workers.registry import Registry
-from workers.resources import ResourceStore
-from workers.settings import Settings, settings
-from workers.storage import lacks_space, reason_of
-from workers.trainings import Places
+from api.responses.large_responses import ResponseMemory
+from api.responses.result_files import ResultFiles
+from api.responses.upscaled import Darkroom
+from api.routes.datasets import add_datasets
+from api.routes.me import add_me
+from api.routes.operations import House, add_routes
+from api.routes.removal import add_removal, prune
+from api.routes.trainings import add_trainings
+from api.routes.upscales import add_upscales
+from api.routes.versions import add_versions
+from core.blobs import Blobs
+from core.catalog.recipes import Places
+from core.catalog.registry import Registry
+from core.datasets.store import Datasets
+from core.jobs.store import Ledger
+from core.log import set_up
+from core.resources import ResourceStore
+from core.settings import Settings, settings
+from core.storage import lacks_space, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.storage import lacks_space, reason_of
+from core.storage import lacks_space, reason_of
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 8

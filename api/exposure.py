@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from api.auth import Keys
-from workers.settings import Settings, settings
+from core.settings import Settings, settings
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _REMEMBERED = 1000

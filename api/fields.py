@@ -2,7 +2,7 @@
 
 from pydantic import BeforeValidator
 
-from workers.numbers import whole
+from core.catalog.numbers import whole
 
 WHOLE = BeforeValidator(whole)
 """For `Annotated[int, Field(ge=…), WHOLE]`, bounds first: an integer that JSON may write as 4.0.

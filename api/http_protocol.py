@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import MEDIA_TYPE, TITLES, problem
-from workers.settings import Settings
+from core.settings import Settings
 
 log = logging.getLogger("api.access")
 

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import TooManyRequestsError
-from workers.ledger import TERMINAL, Job
+from core.jobs.store import TERMINAL, Job
 
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5

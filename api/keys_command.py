@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from api.key_file import DEFAULT_ROLES, LIMITS, NAME, ROLES, KeyFile, KeyRecord, digest_of, new_key
-from workers.settings import settings
+from core.settings import settings
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}
 _UNTIL_REVOKED = "until-revoked"

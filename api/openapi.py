@@ -7,15 +7,15 @@ import numpy as np
 from pydantic import BaseModel
 
 from api.access import OPEN_PATHS, SAFE_METHODS
-from api.answers import JSON, NPZ, PNG
-from api.ask import Asked
 from api.errors import MEDIA_TYPE, TITLES
 from api.permissions import Models
-from workers.encoders import MEDIA
-from workers.operations import Operation
-from workers.pictures import png
-from workers.registry import Entry
-from workers.settings import Settings
+from api.requests import Asked
+from api.responses.render import JSON, NPZ, PNG
+from core.catalog.operations import Operation
+from core.catalog.registry import Entry
+from core.imaging.encoders import MEDIA
+from core.imaging.pictures import png
+from core.settings import Settings
 
 PROBLEM = {
     "type": "object",

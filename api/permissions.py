@@ -13,9 +13,9 @@ from typing import Any
 
 from api.auth import Caller
 from api.errors import ConflictError, ForbiddenError, InvalidError
-from workers.datasets import Datasets
-from workers.registry import Entry, Registry
-from workers.resources import NOBODYS, Kind, Ownership, ResourceStore
+from core.catalog.registry import Entry, Registry
+from core.datasets.store import Datasets
+from core.resources import NOBODYS, Kind, Ownership, ResourceStore
 
 log = logging.getLogger(__name__)
 

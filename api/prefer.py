@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from workers.settings import Settings
+from core.settings import Settings
 
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _BEFORE_PARAMETERS = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)*')

@@ -20,12 +20,12 @@ from api.auth import Caller
 from api.errors import TooManyRequestsError
 from api.key_file import LIMITS
 from api.permissions import Permissions
-from workers.blobs import Blobs
-from workers.datasets import Datasets
-from workers.ledger import TRAINING, jobs, parts
-from workers.settings import Settings
-from workers.trainings import Places
-from workers.versions import FILE
+from core.blobs import Blobs
+from core.catalog.recipes import Places
+from core.catalog.versions import FILE
+from core.datasets.store import Datasets
+from core.jobs.store import TRAINING, jobs, parts
+from core.settings import Settings
 
 log = logging.getLogger(__name__)
 

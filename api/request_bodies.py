@@ -9,8 +9,8 @@ from starlette.types import Message, Receive
 
 from api.content_encoding import DecodedReceive, content_encoding
 from api.errors import OverloadedError, StalledError, TooLargeError
-from workers.operations import OPERATIONS
-from workers.settings import Settings
+from core.catalog.operations import OPERATIONS
+from core.settings import Settings
 
 UNCOUNTED_BYTES = 8 << 10
 """The first bytes of a body do not count against the shared memory, so that small requests pass when it is used up."""

@@ -35,11 +35,11 @@ from photos import metrics, peers, pictures  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from serving import facts  # noqa: E402
 
+from core.imaging.tiling import Tiling  # noqa: E402
 from models import superres  # noqa: E402
 from models.kit import card, features, memory, photographs, resize, total_variation  # noqa: E402
 from models.kit.partial import Partial  # noqa: E402
 from models.kit.rows import Rows  # noqa: E402
-from workers.photographs import Tiling  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 FIXED = ROOT / "runs" / "checkpoints" / "superres-fixed" / "1" / "model.safetensors"

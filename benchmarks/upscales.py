@@ -44,7 +44,7 @@ class Service:
             "REVERIE_CHECKPOINTS": str(checkpoints),
             "REVERIE_LOG_LEVEL": "warning",
         }
-        modules = {"queue": ["workers.serve", "--part", "queue"], "worker": ["workers"], "api": ["api"]}
+        modules = {"queue": ["workers.devserver", "--part", "queue"], "worker": ["workers.inference"], "api": ["api"]}
         self.parts = {}
         for name, words in modules.items():
             command = [sys.executable, "-m", *words]

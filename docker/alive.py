@@ -12,9 +12,9 @@ import redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from workers.queue import WORKERS, connect
-from workers.settings import HEARTBEAT_S, settings
-from workers.trainings import TRAINERS
+from core.broker.connection import WORKERS, connect
+from core.catalog.recipes import TRAINERS
+from core.settings import HEARTBEAT_S, settings
 
 
 def beating(host: str, *, training: bool = False) -> bool:

@@ -380,7 +380,7 @@ def _devices(_chosen: argparse.Namespace) -> int:
 
 
 def _families(_chosen: argparse.Namespace) -> int:
-    """Print what each family can be trained with, as JSON; `workers/families.json` is this for the families here."""
+    """Print what each family can be trained with, as JSON: `core/catalog/families.json`."""
     from models.kit.families import described  # noqa: PLC0415
 
     print(json.dumps(described(), indent=1, ensure_ascii=False))

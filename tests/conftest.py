@@ -35,7 +35,7 @@ def digit() -> bytes:
     """A PNG of 28×28 grey pixels: a bright bar on black."""
     import numpy as np
 
-    from workers.pictures import png
+    from core.imaging.pictures import png
 
     pixels = np.zeros((1, 28, 28), np.uint8)
     pixels[0, 4:24, 12:16] = 255

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import redis
 
-from workers.queue import WORKERS
-from workers.wire import unpack
+from core.broker.codec import unpack
+from core.broker.connection import WORKERS
 
 ROOT = Path(__file__).parents[1]
 READY_S = 240.0
@@ -76,9 +76,9 @@ class Stack:
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: queue, inference, training or api; `name` tells several workers apart."""
-        # not through `workers.serve`, whose parts die with the thread that started them
-        queue = ["workers.serve", "--part", "queue"]
-        modules = {"queue": queue, "inference": ["workers"], "training": ["workers.training"], "api": ["api"]}
+        # not through `workers.devserver`, whose parts die with the thread that started them
+        queue = ["workers.devserver", "--part", "queue"]
+        modules = {"queue": queue, "inference": ["workers.inference"], "training": ["workers.training"], "api": ["api"]}
         command = [sys.executable, "-m", *modules[part]]
         with (self.state / f"{name or part}.log").open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.settings import PREFIX, Settings
+from core.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from benchmarks.table import written
-from workers.operations import OPERATIONS
-from workers.settings import PREFIX, Settings
+from core.catalog.operations import OPERATIONS
+from core.settings import PREFIX, Settings
 
 
 def test_table_of_models_follows_the_cards(root: Path) -> None:

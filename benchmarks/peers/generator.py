@@ -16,10 +16,10 @@ import numpy as np
 import orjson
 import torch
 
+from core.imaging.pictures import png
 from models.kit.card import load as load_checkpoint
 from models.kit.operations import options_of
 from models.kit.rows import Rows
-from workers.pictures import png
 
 CHECKPOINT = "PEER_CHECKPOINT"
 THREADS = "PEER_THREADS"

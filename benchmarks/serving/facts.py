@@ -41,7 +41,8 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "api", "workers", "models", "benchmarks")
+    folders = ("api", "core", "workers", "models", "benchmarks")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *folders)
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 

@@ -127,7 +127,7 @@ def _ray(python: str, _port: int, _dials: Dials) -> Sequence[str]:
 
 
 def _reverie(python: str, _port: int, _dials: Dials) -> Sequence[str]:
-    return [python, "-m", "workers.serve"]
+    return [python, "-m", "workers.devserver"]
 
 
 FASTAPI = Server(

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from api.app import create_app
+from core.settings import Settings
 from tests.stack import free_port
-from workers.settings import Settings
 
 
 def key_line(name: str, *more: str) -> str:

@@ -378,7 +378,7 @@ def test_settings_under_which_it_listens(tmp_path: Path) -> None:
     assert len(trusted_proxies(chosen(tmp_path, trusted_proxies="10.0.0.1, 10.1.0.0/16"))) == 2
 
 
-@pytest.mark.parametrize("module", ["api", "workers.serve"])
+@pytest.mark.parametrize("module", ["api", "workers.devserver"])
 def test_a_refused_start_is_one_sentence(tmp_path: Path, root: Path, module: str) -> None:
     """And status 1, without a traceback, before anything listens or is made."""
     environment = {"REVERIE_HOST": "0.0.0.0", "REVERIE_STATE": str(tmp_path / "state"), "PATH": "/usr/bin"}  # noqa: S104

@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from api.app import create_app
+from core.jobs.store import Ledger
+from core.settings import Settings
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, problem, samples
 from tests.stack import Stack, free_port
-from workers.ledger import Ledger
-from workers.settings import Settings
 
 
 def test_health_and_readiness(client: httpx.Client) -> None:

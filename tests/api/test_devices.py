@@ -10,10 +10,10 @@ import httpx
 import pytest
 import redis
 
+from core.broker.codec import pack
+from core.catalog.recipes import TRAINERS
 from tests.datasets import digits
 from tests.stack import Stack
-from workers.trainings import TRAINERS
-from workers.wire import pack
 
 
 def wish(**more: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from core.imaging.pictures import png
 from tests.api.telling import TINY, b64, ended, opened, opened_text, problem, promised, reached, samples
-from workers.pictures import png
 
 IMAGE = b64(png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 

@@ -10,10 +10,10 @@ import pytest
 
 from api.errors import InvalidError
 from api.form_fields import given, option_value
+from core.datasets.store import Datasets
+from core.imaging.pictures import png
 from tests.api.telling import ENLARGE, TINY, opened, problem
 from tests.stack import Stack
-from workers.datasets import Datasets
-from workers.pictures import png
 
 DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
 TRUE = ["true", "True", "TRUE", "1", "on", "On", "yes", "YES"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.imaging.pictures import png
 from tests.api.telling import MODEL, TINY, b64, encoded, ended, opened, opened_text, problem, promised
-from workers.pictures import png
 
 SIDE = 8
 PATH = "/v1/inpaintings"

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from api import job_events
 from api.errors import TooManyRequestsError
 from api.job_events import JobEvents, StreamLimit, Update
+from core.jobs.store import TRAINING, Job, Ledger, new_id
 from tests.api.attack import connect
 from tests.api.telling import samples
 from tests.stack import Stack
-from workers.ledger import TRAINING, Job, Ledger, new_id
 
 
 class _Store:

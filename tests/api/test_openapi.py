@@ -20,11 +20,11 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from core.catalog.operations import OPERATIONS
+from core.imaging.pictures import png
 from tests.api.telling import FAULTY, MODEL, TINY, b64
 from tests.datasets import digits as small_digits
 from tests.stack import ROOT, Stack
-from workers.operations import OPERATIONS
-from workers.pictures import png
 
 DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
 CHECKS = [

@@ -14,13 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from api import permissions
+from core.jobs.store import Ledger
+from core.resources import NOBODYS, ResourceStore, resources
+from core.settings import Settings
 from tests.api.callers import application, chosen, key_file, key_line
+from tests.api.routes.test_versions import SHIPPED, carded
 from tests.api.telling import MODEL, problem
-from tests.api.test_versions import SHIPPED, carded
-from tests.workers.test_conversion import packed, zipped
-from workers.ledger import Ledger
-from workers.resources import NOBODYS, ResourceStore, resources
-from workers.settings import Settings
+from tests.core.datasets.test_convert import packed, zipped
 
 Visit = Callable[..., Coroutine[Any, Any, None]]
 

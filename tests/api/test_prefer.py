@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from api.prefer import Prefer, preferences
+from core.settings import Settings
 from tests.api.telling import TINY
-from workers.settings import Settings
 
 SETTINGS = Settings(wait_s=10, max_wait_s=60)
 

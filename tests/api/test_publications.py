@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from core.jobs.store import TRAINING, Job, Ledger, new_id
 from tests.stack import Stack
-from workers.ledger import TRAINING, Job, Ledger, new_id
 
 
 def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> Job:

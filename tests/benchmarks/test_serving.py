@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.pictures import png
+from core.imaging.pictures import png
 
 ROOT = Path(__file__).resolve().parents[2]
 

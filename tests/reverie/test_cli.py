@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.imaging.pictures import png
+from core.settings import Settings
 from reverie.cli import changed, main
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
 from tests.stack import ROOT, Stack, free_port
-from workers.pictures import png
-from workers.settings import Settings
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.imaging.pictures import png
 from reverie.calls import Call, Calls
 from reverie.client import AsyncClient, Client
 from reverie.errors import (
@@ -37,7 +38,6 @@ from reverie.records import Event
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
 from tests.reverie.rough import Rough
 from tests.stack import ROOT, Stack, free_port
-from workers.pictures import png
 
 SLOW = {"steps": 20, "seconds": 0.05}
 

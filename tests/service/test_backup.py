@@ -17,7 +17,7 @@ from tests.stack import ROOT, Stack
 
 def command(stack: Stack, *words: str) -> str:
     """What the command says, run with the service's settings."""
-    line = [sys.executable, "-m", "workers.backup", *words]
+    line = [sys.executable, "-m", "core.backup", *words]
     done = subprocess.run(line, cwd=ROOT, env=stack.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pytest
 
+from core.imaging.pictures import png
 from tests.families.faulty import KILLS, RAISES
 from tests.stack import Stack
-from workers.pictures import png
 
 SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full", marks=pytest.mark.slow)]
 """Jobs, blows, and how many jobs must have been hit while they ran."""

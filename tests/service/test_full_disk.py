@@ -14,10 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
+from core.imaging.pictures import png
 from tests.full_disk import SmallDisk, small_disk
 from tests.service.test_chaos import ended, held, promise, report, wait_for_running
 from tests.stack import Stack
-from workers.pictures import png
 
 SIZES = [
     pytest.param(40, 2, 1, (4, 0.4), id="small"),

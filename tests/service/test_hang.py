@@ -84,6 +84,6 @@ def _black() -> str:
 
     import numpy as np
 
-    from workers.pictures import png
+    from core.imaging.pictures import png
 
     return base64.b64encode(png(np.zeros((1, 8, 8), np.uint8))).decode()

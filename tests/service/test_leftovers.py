@@ -14,11 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.api.test_versions import SHIPPED, carded
+from core.blobs import PARTIAL
+from tests.api.routes.test_versions import SHIPPED, carded
 from tests.datasets import digits
 from tests.service.test_full_disk import upscale
 from tests.stack import Stack
-from workers.blobs import PARTIAL
 
 GONE_S = 60.0
 LOCKS = {"lock", ".lock", ".sweep.lock"}

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.api.test_versions import SHIPPED, brighter, send
+from core.jobs.store import Ledger
+from core.settings import Settings
+from tests.api.routes.test_versions import SHIPPED, brighter, send
 from tests.stack import Stack
-from tests.workers.test_training import row
-from workers.ledger import Ledger
-from workers.settings import Settings
+from tests.workers.training.test_worker import row
 
 NAME = "vae-mnist-2d"
 

@@ -18,17 +18,17 @@ import httpx
 import pytest
 import redis
 
+from core import startup
+from core.settings import Settings
 from tests.stack import ROOT, free_port
-from workers import startup
-from workers.serve import queue_command
-from workers.settings import Settings
+from workers.devserver import queue_command
 
 PROGRAMS = {
     "api": ["api"],
-    "inference": ["workers"],
+    "inference": ["workers.inference"],
     "training": ["workers.training"],
-    "serve": ["workers.serve"],
-    "serve beside a queue server": ["workers.serve", "--no-queue"],
+    "serve": ["workers.devserver"],
+    "serve beside a queue server": ["workers.devserver", "--no-queue"],
 }
 END_S = 90.0
 """Importing torch takes its time on a busy machine."""
@@ -221,7 +221,7 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
     """A second `make serve` from one state folder is refused, whatever its ports."""
     state = tmp_path / "state"
     quiet = {"state": state, "checkpoints": tmp_path / "none"}
-    first = start(["workers.serve"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
+    first = start(["workers.devserver"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
     try:
         until = time.monotonic() + END_S
         while not (state / "supervisord.pid").exists() and time.monotonic() < until:

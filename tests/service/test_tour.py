@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.imaging.pictures import png
 from reverie.client import Client
 from tests.api.telling import opened
 from tests.datasets import DIGITS
 from tests.stack import Stack
-from workers.pictures import png
 
 NAMES = ("vae", "bihm", "ebgan", "superres")
 RECIPES: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from models.kit import data
 from models.kit.train import Recipe, train, weights
-from tests.api.test_versions import SHIPPED, joined, parts
+from tests.api.routes.test_versions import SHIPPED, joined, parts
 from tests.datasets import digits
 from tests.stack import Stack
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from workers.imaging.decode import open_picture
-from workers.imaging.metadata import PROFILE_LIMIT_BYTES
-from workers.photographs import Photograph, decoded, opened
-from workers.pictures import Pixels, UnusableImageError, decode
+from core.imaging.decode import open_picture
+from core.imaging.metadata import PROFILE_LIMIT_BYTES
+from core.imaging.pictures import Pixels, UnusableImageError, decode
+from core.imaging.tiling import Photograph, decoded, opened
 
 HEIGHT, WIDTH = 24, 32
 CPU_LIMIT_S = 0.2

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from core.imaging.tiling import Tiling
 from models.kit import card
 from models.kit.operations import options_of
 from models.kit.rows import Rows
 from models.kit.schema import from_json
-from workers.photographs import Tiling
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 

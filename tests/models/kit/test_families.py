@@ -12,11 +12,11 @@ from models.kit.card import families
 from models.kit.families import described
 from models.kit.train import Recipe
 
-FILE = Path(models.__path__[0]).parent / "workers" / "families.json"
+FILE = Path(models.__path__[0]).parent / "core" / "catalog" / "families.json"
 
 
 def test_the_file_says_what_the_families_say() -> None:
-    """`python -m models families > workers/families.json` keeps it current."""
+    """`python -m models families > core/catalog/families.json` keeps it current."""
     assert json.loads(FILE.read_text()) == json.loads(json.dumps(described()))
 
 

@@ -1,0 +1,355 @@
+"""Sends the batches of one API process to the workers, and completes the requests that wait for them.
+
+Greedy and without a timer: a group leaves at once while few batches are in flight, and the next one grows meanwhile, so
+a lone request never waits and batches grow under load. A batch whose worker falls silent is sent again row by row; the
+first completion wins. `api.batching.scheduler` decides what goes into a batch; this file does the I/O.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+import orjson
+import redis
+
+from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice
+from api.batching.scheduler import BatchScheduler, Limits
+from api.batching.worker_monitor import WorkerMonitor
+from core.blobs import Blobs
+from core.broker.codec import Batch, Fields, joined, unpack
+from core.broker.connection import (
+    LANES,
+    RUN_BATCH,
+    RUN_JOBS,
+    WORKERS,
+    Lane,
+    connect_async,
+    dropped_key,
+    message,
+    new_notes_stream,
+    queue_name,
+    started_key,
+)
+from core.broker.pipelined_connection import PipelinedConnection
+from core.settings import HEARTBEAT_S, Settings
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.25
+_BLOCK_S = 5.0
+_STOP_S = 2.0
+_KEEP_LATE = 1000
+
+_TRIM_BYTES = 4 << 20
+"""Completions of so many bytes are removed from their stream as soon as they are read; fewer, at the next look at the
+workers, five times a second."""
+
+_JOIN_INLINE_CHUNKS = 16
+"""The chunks of a request that has more are put together in a thread."""
+
+
+class FailedError(Exception):
+    """A request that the model or its worker could not do; `problem` says why."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(problem.get("detail", ""))
+        self.problem = problem
+
+
+class Outbox:
+    """Sends requests to the workers and completes them; all methods belong to the event loop."""
+
+    def __init__(self, settings: Settings, blobs: Blobs) -> None:
+        """Prepare; nothing is connected before `start`."""
+        self._settings = settings
+        self._blobs = blobs
+        self._stream = new_notes_stream()
+        limits = Limits(settings.max_waiting, settings.key_waiting_requests, settings.key_waiting_rows)
+        self._scheduler = BatchScheduler(limits)
+        self._monitor = WorkerMonitor(settings.life_s)
+        self._late: OrderedDict[str, InFlightBatch] = OrderedDict()
+        self._paused_until = 0.0
+        self._read_bytes = 0
+        self._read_until = ""
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.resent = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Connect and begin to send."""
+        self._loop = asyncio.get_running_loop()
+        self._redis = connect_async(self._settings)
+        self._sending = PipelinedConnection(self._settings.queue_url)
+        self._receiving = PipelinedConnection(self._settings.queue_url)
+        self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
+
+    async def stop(self) -> None:
+        """Stop sending; requests still waiting are given up."""
+        self._cancel_wakeup()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                # not deleted: a completion that comes yet would make it anew, to stay for ever
+                await self._redis.xtrim(self._stream, maxlen=0, approximate=False)
+                await self._redis.expire(self._stream, 60)
+        with contextlib.suppress(redis.RedisError, OSError):
+            await self._redis.aclose()
+        self._sending.close()
+        self._receiving.close()
+
+    # --- what routes use ---
+
+    @property
+    def waiting(self) -> int:
+        """Requests not answered yet."""
+        return len(self._scheduler)
+
+    def usage(self, owner: str) -> dict[str, int]:
+        """What one owner has waiting, by the names of the limits."""
+        return self._scheduler.usage(owner)
+
+    def live_workers(self) -> dict[str, dict[str, Any]]:
+        """Heartbeats of the workers that are alive, by id."""
+        return self._monitor.live()
+
+    def submit(self, request: PendingRequest) -> None:
+        """Send a request on its way; its `result` completes or raises FailedError. Raises QueueFullError."""
+        self._scheduler.submit(request)
+        request.result = self._loop.create_future()
+        self._dispatch(request.lane)
+
+    def drop(self, request: PendingRequest) -> None:
+        """Nobody waits for a request any more: what has not been sent is not, and long runs end at their next slice."""
+        if request not in self._scheduler:
+            return
+        abandoned = self._scheduler.cancel(request)
+        request.result.cancel()
+        for batch in abandoned:
+            self._later(self._redis.set(dropped_key(batch.id), 1, ex=600))
+            self._finish(batch)
+
+    def wake(self) -> None:
+        """Tell the workers that the ledger holds a job for them; the reconciler says it again if this is lost."""
+        self._later(self._send("bulk", message(RUN_JOBS, "bulk")))
+
+    async def ping(self) -> bool:
+        """Whether the queue server answers."""
+        try:
+            return bool(await self._redis.ping())
+        except (redis.RedisError, OSError):
+            return False
+
+    async def queue_lengths(self) -> dict[Lane, int]:
+        """Messages waiting on each lane. Raises RedisError while the queue server is away."""
+        return {lane: int(await self._redis.llen(queue_name(lane))) for lane in LANES}
+
+    # --- sending ---
+
+    def _dispatch(self, lane: Lane) -> None:
+        """Send what may leave now."""
+        if time.monotonic() < self._paused_until:
+            return
+        workers = max(1, len(self._monitor.live()))
+        while (batch := self._scheduler.next_batch(lane, workers)) is not None:
+            name, version, method, options = batch.key[:4]
+            parts = [part.part() for part in batch.slices]
+            packed = Batch(batch.id, self._stream, name, version, method, orjson.loads(options), parts).pack()
+            self._later(self._send(lane, message(RUN_BATCH, lane, packed), batch))
+        if self._scheduler.wakeup_at is not None:
+            self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
+
+    def _schedule_wakeup(self, due: float) -> None:
+        """Look again then, or earlier where another group is due earlier."""
+        delay = due - time.monotonic()
+        if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
+            self._cancel_wakeup()
+            self._wakeup = self._loop.call_later(delay, self._wake_up)
+
+    def _cancel_wakeup(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+
+    def _wake_up(self) -> None:
+        self._wakeup = None
+        self._dispatch("interactive")
+
+    async def _send(self, lane: Lane, data: bytes, batch: InFlightBatch | None = None) -> None:
+        try:
+            await self._sending.command("LPUSH", queue_name(lane), data)
+        except (redis.RedisError, OSError) as error:
+            log.warning("not sent", extra={"lane": lane, "reason": str(error)})
+            if batch is not None and batch.id in self._scheduler.in_flight:
+                self._paused_until = time.monotonic() + _RETRY_S
+                self._loop.call_later(_RETRY_S + 0.01, self._dispatch, lane)
+                self._requeue(batch, isolate=False)
+
+    def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
+        # a time-out does not say that the server has not taken it: what comes back yet is as good
+        self._late[batch.id] = batch
+        while len(self._late) > _KEEP_LATE:
+            self._late.popitem(last=False)
+        self._scheduler.requeue(batch, isolate=isolate)
+        for lane in LANES:
+            self._dispatch(lane)
+
+    def _finish(self, batch: InFlightBatch) -> None:
+        self._scheduler.finish_batch(batch)
+        self._late.pop(batch.id, None)
+        self._dispatch(batch.lane)
+
+    # --- completions that come back ---
+
+    async def _read(self) -> None:
+        last: bytes | str = "0"
+        words = ("XREAD", "COUNT", "64", "BLOCK", str(int(_BLOCK_S * 1000)), "STREAMS", self._stream)
+        while True:
+            try:
+                found = await self._receiving.command(*words, last, timeout_s=_BLOCK_S + 5)
+            except (redis.RedisError, OSError):
+                await asyncio.sleep(0.1)
+                continue
+            for entry_id, (_, data) in found[0][1] if found else ():
+                last = entry_id
+                self._read_until, self._read_bytes = entry_id.decode(), self._read_bytes + len(data)
+                try:
+                    await self._handle_completion(data)
+                except Exception:
+                    log.exception("note not understood")
+            if self._read_bytes > _TRIM_BYTES:
+                self._later(self._trim())
+
+    async def _trim(self) -> None:
+        """Remove from the stream what has been read."""
+        milliseconds, _, number = self._read_until.partition("-")
+        self._read_bytes = 0
+        await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
+
+    async def _handle_completion(self, data: bytes) -> None:
+        note = unpack(data)
+        if "blob" in note:
+            key = note["blob"]
+            note = unpack(await asyncio.to_thread(self._blobs.get, key))
+            self._later(asyncio.to_thread(self._blobs.delete, key))
+        batch = self._scheduler.in_flight.get(note["batch"]) or self._late.get(note["batch"])
+        if batch is None:
+            return
+        batch.last_seen = time.monotonic()
+        batch.worker = note["worker"]
+        batch.missed_checks = 0
+        if note["kind"] == "progress":
+            self._scheduler.record_progress(batch, note["done"])
+            self._dispatch("interactive")
+        elif note["kind"] == "done":
+            self._scheduler.record_duration(batch, note.get("took", 0.0), multithreaded=note.get("wide", False))
+            for part, outcome in zip(batch.slices, note["outcomes"], strict=True):
+                self._complete(part, batch, outcome)
+            self._finish(batch)
+
+    def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
+        request = part.request
+        problem = outcome.get("problem")
+        if problem is not None:
+            self._fail(request, problem)
+        elif self._scheduler.add_chunk(batch, part, outcome["fields"]) and not request.result.done():
+            chunks = [request.chunks[first] for first in sorted(request.chunks)]
+            request.chunks.clear()
+            if len(chunks) <= _JOIN_INLINE_CHUNKS:
+                request.result.set_result(joined(chunks))
+            else:
+                self._later(self._join(request, chunks))
+
+    @staticmethod
+    async def _join(request: PendingRequest, chunks: list[Fields]) -> None:
+        fields = await asyncio.to_thread(joined, chunks)
+        if not request.result.done():
+            request.result.set_result(fields)
+
+    def _fail(self, request: PendingRequest, problem: dict[str, Any]) -> None:
+        if request not in self._scheduler:
+            return
+        if not request.result.done():
+            request.result.set_exception(FailedError(problem))
+        self.drop(request)
+
+    # --- signs of life ---
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S / 2)
+            try:
+                heartbeats = await self._redis.hgetall(WORKERS)
+                lengths = await self.queue_lengths()
+                await self._redis.expire(self._stream, 3600)
+                if self._read_bytes:
+                    await self._trim()
+            except (redis.RedisError, OSError):
+                # without the queue server nobody's silence means anything
+                for batch in self._scheduler.in_flight.values():
+                    batch.last_seen = time.monotonic()
+                continue
+            try:
+                self._monitor.update(heartbeats)
+                self._scheduler.capacity.update(self._monitor.capacity())
+                await self._check_in_flight(lengths)
+                for lane in LANES:
+                    self._dispatch(lane)
+                for name in self._monitor.silent():
+                    self._later(self._redis.hdel(WORKERS, name))
+            except Exception:
+                log.exception("watching the workers")
+
+    async def _check_in_flight(self, lengths: dict[Lane, int]) -> None:
+        """Send again what no live worker runs and what cannot lie on the queue any more."""
+        now = time.monotonic()
+        live = self._monitor.live()
+        running = {batch_id: name for name, said in live.items() for batch_id in said["running"]}
+        for batch in list(self._scheduler.in_flight.values()):
+            if batch.id in running:
+                batch.last_seen, batch.worker, batch.missed_checks = now, running[batch.id], 0
+            if now - batch.last_seen < self._settings.life_s:
+                continue
+            if batch.worker is None:
+                found = await self._redis.get(started_key(batch.id))
+                if isinstance(found, bytes):
+                    # taken up after lying on the queue: whether that worker lives will be known one silence later
+                    batch.last_seen, batch.worker = now, found.decode()
+                    continue
+            died = batch.worker is not None and batch.worker not in self._monitor.live()
+            if not died and lengths[batch.lane]:
+                continue  # may still lie on the queue
+            batch.missed_checks += 1
+            if (died or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
+                self._resend(batch, died=died)
+
+    def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
+        log.warning("batch sent again", extra={"batch": batch.id, "parts": len(batch.slices), "worker_died": died})
+        self.resent += 1
+        if died and len(batch.slices) == 1:
+            part = batch.slices[0]
+            part.attempts += 1
+            if part.attempts >= self._settings.max_attempts:
+                detail = f"the process that ran this request died or fell silent {part.attempts} times"
+                problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
+                self._scheduler.finish_batch(batch)
+                self._fail(part.request, problem)
+                return
+        self._requeue(batch, isolate=died)
+
+    def _later(self, act: Any) -> None:
+        """Do something nobody waits for."""
+
+        async def best_effort() -> None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                await act
+
+        task = self._loop.create_task(best_effort())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,98 @@
+"""What the batch scheduler deals with: requests that wait, the slices cut from them, and batches on their way."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from core.broker.codec import Fields, Items, Part, cut_items
+from core.broker.connection import Lane
+from core.catalog.registry import Entry
+
+GroupKey = tuple[Any, ...]
+"""What requests must share to share a batch."""
+
+
+@dataclass(eq=False, slots=True)
+class PendingRequest:
+    """One request's rows on their way to a model, and what has come back of them.
+
+    `items` are the images it reads, each for `per` consecutive rows. `owner` is the name of its API key, empty where
+    keys are not used; `limits` are those of that key's own. `chunks` holds the fields of finished rows by their first
+    row.
+    """
+
+    entry: Entry
+    method: str
+    options: dict[str, Any]
+    seed: int
+    rows: int
+    items: Items = field(default_factory=dict)
+    per: int = 1
+    png: bool = False
+    request_id: str = ""
+    owner: str = ""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid4().hex)
+    result: "asyncio.Future[Fields]" = field(init=False, repr=False)
+    chunks: dict[int, Fields] = field(default_factory=dict)
+    rows_done: float = 0.0
+    rows_left: int = field(init=False)
+    next_row: int = 0
+    lane: Lane = field(default="interactive", init=False)
+    key: GroupKey = field(default=(), init=False)
+    arrived: float = field(default=0.0, init=False)
+    retries: "list[RequestSlice]" = field(default_factory=list, init=False)
+    batches: "list[InFlightBatch]" = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.rows_left = self.rows
+
+    @property
+    def progress(self) -> float:
+        """Share of the rows that is done, 0 to 1."""
+        return min(self.rows_done / self.rows, 1.0)
+
+    @property
+    def unsent_rows(self) -> int:
+        """Rows that are in no batch."""
+        return self.rows - self.next_row + sum(retry.rows for retry in self.retries)
+
+
+@dataclass(eq=False, slots=True)
+class RequestSlice:
+    """Rows `first` … `first + rows − 1` of a request, cut for one forward pass.
+
+    `isolated`: it was in a batch whose worker died, and runs alone from then on; `attempts` of those killed theirs.
+    """
+
+    request: PendingRequest
+    first: int
+    rows: int
+    isolated: bool = False
+    attempts: int = 0
+
+    def part(self) -> Part:
+        """What of it travels to the worker."""
+        request = self.request
+        items = cut_items(request.items, request.per, self.first, self.rows) if request.items else {}
+        return Part(request.id, request.seed, self.first, self.rows, items, request.png, request.request_id)
+
+
+@dataclass(eq=False, slots=True)
+class InFlightBatch:
+    """A batch that was sent: when it last showed a sign of life, and on which worker.
+
+    `waiting` counts the slices whose request still waits; at 0 nobody needs the batch any more.
+    """
+
+    id: str
+    lane: Lane
+    key: GroupKey
+    slices: list[RequestSlice]
+    last_seen: float
+    waiting: int
+    worker: str | None = None
+    progress: float = 0.0
+    missed_checks: int = 0

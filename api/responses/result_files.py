@@ -1,0 +1,133 @@
+"""Rendered results of jobs: a large one is rendered once, and kept with its digest in the blob store."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.errors import GONE, GoneError
+from api.responses.render import window
+from core.blobs import Blobs
+
+STORED_BYTES = 256 << 10
+"""Smaller results are rendered anew: that takes a few milliseconds."""
+
+_CHUNK_BYTES = 1 << 20
+_REMEMBERED = 1024
+
+Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A rendered result: in the store under `key`, or, if it is small or could not be stored, as `data`."""
+
+    key: str
+    size: int
+    digest: str
+    headers: dict[str, str]
+    data: bytes | None = None
+
+
+class ResultFiles:
+    """Gives responses for rendered results, whole or in part."""
+
+    def __init__(self, blobs: Blobs, exists: Callable[[str], Awaitable[bool]]) -> None:
+        """`exists` says whether a job is there still: one that was deleted while it was rendered leaves nothing."""
+        self._blobs = blobs
+        self._exists = exists
+        self._making: dict[str, asyncio.Task[ResultFile]] = {}
+        self._known: OrderedDict[str, ResultFile] = OrderedDict()
+
+    async def respond(
+        self,
+        request: Request,
+        job_id: str,
+        name: str,
+        media: str,
+        render: Render,
+        more_headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Response:
+        """The result called `name`, or the part that `Range` asks for; 304 if the client has it. Raises GoneError."""
+        file = await self.file(job_id, name, render)
+        status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
+        if status == 304:
+            return Response(status_code=304, headers=headers)
+        return await self._response(file, begin, end, status, headers, media)
+
+    async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
+        """The whole result with more headers. Raises GoneError."""
+        file = await self.file(job_id, name, render)
+        return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
+
+    async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
+        """The result, rendered once however many ask for it at the same time."""
+        key = f"jobs/{job_id}/rendered.{name}"
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        task = self._making.get(key)
+        if task is None:
+            task = self._making[key] = asyncio.create_task(self._find_or_make(job_id, key, render))
+            task.add_done_callback(lambda _task: self._making.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _find_or_make(self, job_id: str, key: str, render: Render) -> ResultFile:
+        file = await asyncio.to_thread(self._noted, key)
+        if file is None:
+            body, headers = await render()
+            file = await asyncio.to_thread(self._stored, key, body, headers)
+            if file.data is None and not await self._exists(job_id):
+                await asyncio.to_thread(self._blobs.delete, f"jobs/{job_id}")
+                raise GoneError(GONE)
+        if file.data is None:
+            self._known[key] = file
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return file
+
+    def _noted(self, key: str) -> ResultFile | None:
+        try:
+            return ResultFile(key, **orjson.loads(self._blobs.get(f"{key}.about")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _stored(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+        file = ResultFile(key, len(body), hashlib.sha256(body).hexdigest(), headers)
+        if len(body) >= STORED_BYTES:
+            try:
+                self._blobs.put(key, body)
+                about = {"size": file.size, "digest": file.digest, "headers": headers}
+                self._blobs.put(f"{key}.about", orjson.dumps(about))
+            except OSError:  # no room: then it is rendered for each request
+                pass
+            else:
+                return file
+        return ResultFile(key, file.size, file.digest, headers, body)
+
+    async def _response(
+        self, file: ResultFile, begin: int, end: int, status: int, headers: dict[str, str], media: str
+    ) -> Response:
+        if file.data is not None:
+            return Response(file.data[begin:end], status, headers, media)
+        try:
+            first = await asyncio.to_thread(self._blobs.get, file.key, begin, min(begin + _CHUNK_BYTES, end))
+        except FileNotFoundError as error:  # dropped meanwhile
+            self._known.pop(file.key, None)
+            raise GoneError(GONE) from error
+        if end - begin <= _CHUNK_BYTES:
+            return Response(first, status, headers, media)
+
+        async def read() -> AsyncIterator[bytes]:
+            yield first
+            for at in range(begin + _CHUNK_BYTES, end, _CHUNK_BYTES):
+                yield await asyncio.to_thread(self._blobs.get, file.key, at, min(at + _CHUNK_BYTES, end))
+
+        return StreamingResponse(read(), status, {**headers, "Content-Length": str(end - begin)}, media)

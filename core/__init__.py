@@ -1,0 +1,1 @@
+"""What the API and the workers share. Nothing here imports torch or FastAPI."""

@@ -1,0 +1,1 @@
+"""The queue server: messages, keys and connections."""

@@ -1,0 +1,1 @@
+"""Datasets: store, readers, conversion."""

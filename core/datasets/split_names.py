@@ -1,0 +1,88 @@
+"""What the names of arrays and folders mean: which split they belong to, and whether arrays are pictures or labels."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from core.datasets.upload_errors import RefusedError
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT = f"(?P<split>{'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})"
+_PICTURES, _LABELS = "x|images?|imgs?|data|pictures?", "y|labels?"
+_UNNAMED = "arr0"
+"""How NumPy names the first of arrays that were saved without names."""
+
+_ARRAY = re.compile(
+    f"{_SPLIT}|(?P<pictures>{_PICTURES})|(?P<labels>{_LABELS})"
+    f"|{_SPLIT.replace('split', 'split1')}(?:(?P<pictures1>{_PICTURES})|(?P<labels1>{_LABELS}))"
+    f"|(?:(?P<pictures2>{_PICTURES})|(?P<labels2>{_LABELS})){_SPLIT.replace('split', 'split2')}"
+)
+_FOLDER = re.compile(rf"(?:{_PICTURES})?{_SPLIT}(?:{_PICTURES}|sets?|splits?)?\d{{0,4}}")
+_BETWEEN = re.compile(r"[\W_]+")
+
+
+class Arrays(NamedTuple):
+    """The names of an NPZ's arrays by split (None: no split): pictures and labels."""
+
+    pictures: dict[str | None, str]
+    labels: dict[str | None, str]
+
+
+def arrays_by_split(names: Iterable[str]) -> Arrays:
+    """Return which arrays are the pictures and which the labels of each split.
+
+    A name is a split, `x`, `images`, `data`, `y`, `labels`, or a split and one of these in either order, in any case,
+    with or without a character between them: `x_train`, `trainImages`, `VAL_LABELS`. Raises RefusedError where two
+    names mean the same.
+    """
+    found = Arrays({}, {})
+    unnamed = None
+    for name in names:
+        plain = _plain(name)
+        if plain == _UNNAMED:
+            unnamed = name
+            continue
+        match = _ARRAY.fullmatch(plain)
+        if match is None:
+            continue
+        groups = match.groupdict()
+        word = groups["split"] or groups["split1"] or groups["split2"]
+        split = _SPLIT_OF[word] if word else None
+        labels = any(groups[group] is not None for group in ("labels", "labels1", "labels2"))
+        chosen = found.labels if labels else found.pictures
+        if split in chosen:
+            what = f"{split or 'all'} {'labels' if labels else 'pictures'}"
+            raise RefusedError(
+                f"the NPZ has two arrays of {what}: {chosen[split]!r} and {name!r}; leave one of them out"
+            )
+        chosen[split] = name
+    if unnamed is not None and not found.pictures:
+        found.pictures[None] = unnamed
+    return found
+
+
+def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return the split of each picture, by the folders on its path, outermost first; None where none names a split.
+
+    A folder that all pictures have in common names no split if one below it does: a ZIP may be called `test` itself.
+    """
+    common = 0
+    while paths and all(len(path) > common and path[common] == paths[0][common] for path in paths):
+        common += 1
+    below = [_split_of(path[common:]) for path in paths]
+    return below if any(below) else [_split_of(path) for path in paths]
+
+
+def _split_of(folders: Sequence[str]) -> str | None:
+    matches = (_FOLDER.fullmatch(_plain(folder)) for folder in folders)
+    return next((_SPLIT_OF[match["split"]] for match in matches if match), None)
+
+
+def _plain(name: str) -> str:
+    """Return a name without case and separators."""
+    return _BETWEEN.sub("", name.casefold())

@@ -1,0 +1,31 @@
+"""BMP (Windows bitmap): a header of fixed size, a palette, and lines of pixels, run-length encoded or not."""
+
+import struct
+
+from core.imaging.container import Container, UnusableImageError
+
+MAGIC = b"BM"
+_CORE_HEADER = 12
+_RUN_LENGTH = {1, 2}
+_SLACK_BYTES = 1024
+
+
+def read_bmp(data: bytes) -> Container:
+    """Read a BMP's header.
+
+    Pillow decodes run lengths in Python, in a loop that codes of no pixel keep going: the returned data ends where an
+    encoder would have ended at the latest. Raises UnusableImageError, or struct.error for a damaged file.
+    """
+    (offset, header) = struct.unpack_from("<II", data, 10)
+    if header == _CORE_HEADER:
+        width, height = struct.unpack_from("<HH", data, 18)
+        compression = 0
+    else:
+        width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
+    height = abs(height)  # negative: from top to bottom
+    if width < 1 or height < 1:
+        raise UnusableImageError("not a picture that can be read: the BMP has no pixels; save it anew")
+    if compression in _RUN_LENGTH:
+        # at most two bytes for each pixel, and for each line its end, or a jump
+        data = data[: offset + 2 * width * height + 4 * height + _SLACK_BYTES]
+    return Container("BMP", width, height, data)

@@ -1,0 +1,198 @@
+"""The one place where picture files are opened, checked and decoded, for every route and for datasets."""
+
+import io
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from core.imaging import bmp, gif, jpeg, png, tiff, webp
+from core.imaging.colour import key_alpha, split_alpha, to_srgb
+from core.imaging.container import Container, Pixels, UnusableImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+Image.MAX_IMAGE_PIXELS = None  # callers compare a file's size with their own limits before a pixel is decoded
+
+_READERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], Container]], ...] = (
+    ("PNG", lambda data: data.startswith(png.MAGIC), png.read_png),
+    ("JPEG", lambda data: data.startswith(jpeg.MAGIC), jpeg.read_jpeg),
+    ("WEBP", webp.is_webp, webp.read_webp),
+    ("BMP", lambda data: data.startswith(bmp.MAGIC), bmp.read_bmp),
+    ("GIF", lambda data: data.startswith(gif.MAGIC), gif.read_gif),
+    ("TIFF", lambda data: data.startswith(tiff.MAGIC), tiff.read_tiff),
+)
+_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright."""
+
+_PROBES = (b"\xaa" * 64, b"\x55" * 64)
+DAMAGED = "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
+
+
+class Colours(NamedTuple):
+    """A decoded picture: colours in any of Pillow's modes but those with transparency, which is apart.
+
+    `mode` is the file's, before conversion; `alpha` is (H, W); `notes` say what was done.
+    """
+
+    image: Image.Image
+    alpha: Pixels | None
+    mode: str
+    notes: tuple[str, ...]
+
+
+class PictureFile:
+    """A picture file whose container was checked; its pixels are not decoded yet."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._opened: Image.Image | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        width, height = self._container.width, self._container.height
+        return (height, width) if self._container.orientation > 4 else (width, height)
+
+    @property
+    def width(self) -> int:
+        """In pixels, upright."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """In pixels, upright."""
+        return self.size[1]
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for how a pixel is stored, as L or RGB. Raises UnusableImageError."""
+        return self._image().mode
+
+    @property
+    def deep(self) -> bool:
+        """Whether a channel has more than 8 bits; Pillow cuts those of colour pictures without a word."""
+        if self._container.depth:
+            return self._container.depth > 8
+        image = self._image()
+        return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in _layouts(image))
+
+    def _image(self) -> Image.Image:
+        """Return the file as Pillow opens it."""
+        if self._opened is not None:
+            return self._opened
+        container = self._container
+        data = container.data + jpeg.END if container.unfinished else container.data
+        try:
+            image = _DECODERS[container.format](io.BytesIO(data))
+        except Exception as error:  # Pillow's readers raise anything on a damaged file
+            raise UnusableImageError(DAMAGED) from error
+        if image.size != (container.width, container.height):
+            raise UnusableImageError(DAMAGED)
+        self._opened = image
+        return image
+
+    def colours(self) -> Colours:
+        """Decode the picture: upright, in sRGB where it has an ICC profile, its transparency apart.
+
+        Raises UnusableImageError.
+        """
+        try:
+            return self._colours()
+        except UnusableImageError:
+            raise
+        except Exception as error:  # Pillow's decoders raise anything on a damaged file
+            raise UnusableImageError(DAMAGED) from error
+
+    def _colours(self) -> Colours:
+        container, image = self._container, self._image()
+        notes = ["16 bits a channel to 8"] if self.deep else []
+        mode = image.mode
+        grey = container.grey or mode in {"1", "L", "LA"}  # of 16-bit grey with transparency Pillow makes colours
+        image.load()
+        if container.unfinished:
+            _check_finished(container, image)
+            notes.append("the missing end marker of the JPEG was added")
+        if container.key is None:
+            image, alpha = split_alpha(image, grey=grey)
+        else:
+            alpha = key_alpha(image, container)
+            image, _ = split_alpha(image, grey=grey)
+            image = image.convert("L") if grey else image
+        turn = _TURNS.get(container.orientation)
+        if turn is not None:
+            image = image.transpose(turn)
+            alpha = None if alpha is None else np.asarray(Image.fromarray(alpha).transpose(turn))
+            notes.append("turned upright")
+        if container.profile and image.mode != "LAB":
+            if image.mode not in {"L", "RGB", "CMYK"}:
+                image = image.convert("L" if image.mode == "1" else "RGB")
+            image, said = to_srgb(image, container.profile)
+            notes += [said] if said else []
+        return Colours(image, alpha, mode, (*container.notes, *notes))
+
+
+def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile:
+    """Check a picture file's container, without decoding a pixel.
+
+    Raises UnusableImageError for what is none of `formats`, and for what has several frames, is damaged, or has more
+    chunks, segments or tags than real files have.
+    """
+    welcome = f"send one of {', '.join(formats)}"
+    if not data:
+        raise UnusableImageError(f"the file is empty; {welcome}")
+    for name, begins, read in _READERS:
+        if name in formats and begins(data):
+            try:
+                return PictureFile(read(data))
+            except UnusableImageError:
+                raise
+            except Exception as error:  # places and sizes that a damaged file gives lead anywhere
+                raise UnusableImageError(f"not a picture that can be read; {welcome}") from error
+    raise UnusableImageError(f"not a picture that can be read; {welcome}")
+
+
+def _layouts(image: Image.Image) -> list[str]:
+    """Return how the pixels of an opened TIFF are stored, in Pillow's raw modes."""
+    tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
+    return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
+
+
+def _check_finished(container: Container, image: Image.Image) -> None:
+    """Refuse a JPEG without its end marker that lacks pixels, too.
+
+    libjpeg puts zeros for what is missing. Where other bits in that place make other pixels, some were missing.
+    """
+    pixels = np.asarray(image)
+    for probe in _PROBES:
+        data = container.data.rstrip(b"\xff") + probe + jpeg.END
+        other = _DECODERS[container.format](io.BytesIO(data))
+        if not np.array_equal(np.asarray(other), pixels):
+            raise UnusableImageError(
+                "the JPEG is truncated: its end marker (EOI) and pixels are missing; send it whole"
+            )

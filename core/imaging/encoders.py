@@ -1,0 +1,179 @@
+"""Pictures of any size written band by band, so that memory follows the width and not the area.
+
+Pillow's own writers want the whole picture in memory, four bytes a pixel. PNG is a zlib stream of lines. A JPEG is put
+together from pieces that Pillow writes, with restart markers between them, which the format has for that. WebP has no
+such way; its pictures are small enough.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from core.imaging.pictures import Pixels, chunk
+
+PNG, JPEG, WEBP = "png", "jpeg", "webp"
+FORMATS = (PNG, JPEG, WEBP)
+MEDIA = {name: f"image/{name}" for name in FORMATS}
+
+LONGEST_SIDE = {PNG: 100_000, JPEG: 65_500, WEBP: 16_383}
+"""Pixels a side: of JPEG what libjpeg reads, of WebP what the format has, of PNG what bands of lines are bounded by."""
+
+WEBP_PIXELS = 64_000_000
+"""A WebP is made in memory, some twelve bytes a pixel."""
+
+_LEVEL = 1
+"""Of zlib: 3 takes twice as long for a tenth less."""
+
+_LINES = 64
+_MCU = 16
+_INTERVAL = 65_535
+_FULL_COLOUR = 90
+"""From this quality on a JPEG keeps the colour of each pixel."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a picture: height, width and channels, 1 or 2 of grey, 3 or 4 of sRGB, the even ones with transparency."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for it."""
+        return ("L", "LA", "RGB", "RGBA")[self.channels - 1]
+
+
+def fault(kind: str, height: int, width: int) -> str | None:
+    """What speaks against a picture of this size in a format, with what would work."""
+    side = LONGEST_SIDE[kind]
+    if max(height, width) > side:
+        other = "ask for PNG" if kind != PNG and max(height, width) <= LONGEST_SIDE[PNG] else "send it in parts"
+        return f"{width}×{height} pixels are more than the {side} a side that {kind.upper()} may have here; {other}"
+    if kind == WEBP and height * width > WEBP_PIXELS:
+        most = WEBP_PIXELS // 1_000_000
+        return f"{width}×{height} pixels are more than the {most} megapixels that WebP may have here; ask for PNG"
+    return None
+
+
+def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
+    """Write a picture that comes as bands of lines, uint8 (lines, width, channels). `quality` 1 … 100, not of PNG."""
+    {PNG: _png, JPEG: _jpeg, WEBP: _webp}[kind](bands, shape, quality, out)
+
+
+def _blocks(bands: Iterator[Pixels], lines: int) -> Iterator[Pixels]:
+    """The same lines in blocks of so many, the last one of what is left."""
+    held: list[Pixels] = []
+    for band in bands:
+        at = 0
+        while at < len(band):
+            taken = band[at : at + lines - sum(map(len, held))]
+            held.append(taken)
+            at += len(taken)
+            if sum(map(len, held)) == lines:
+                yield np.concatenate(held) if len(held) > 1 else held[0]
+                held = []
+    if held:
+        yield np.concatenate(held)
+
+
+# --- PNG ---
+
+
+def _png(bands: Iterator[Pixels], shape: Shape, _quality: int, out: BinaryIO) -> None:
+    """RFC 2083: each line less the one above it, one zlib stream."""
+    colour = (0, 4, 2, 6)[shape.channels - 1]
+    out.write(b"\x89PNG\r\n\x1a\n")
+    out.write(chunk(b"IHDR", struct.pack(">2I5B", shape.width, shape.height, 8, colour, 0, 0, 0)))
+    if shape.channels > 2:
+        out.write(chunk(b"sRGB", b"\x01"))  # relative colorimetric
+    stream = zlib.compressobj(_LEVEL)
+    above = np.zeros((1, shape.width * shape.channels), np.uint8)
+    for block in _blocks(bands, _LINES):
+        lines = np.ascontiguousarray(block).reshape(len(block), -1)
+        filtered = np.empty((len(lines), 1 + lines.shape[1]), np.uint8)
+        filtered[:, 0] = 2
+        np.subtract(lines[:1], above, out=filtered[:1, 1:])
+        np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
+        above = lines[-1:].copy()
+        _data(out, stream.compress(filtered.data))
+    _data(out, stream.flush())
+    out.write(chunk(b"IEND", b""))
+
+
+def _data(out: BinaryIO, compressed: bytes) -> None:
+    if compressed:
+        out.write(chunk(b"IDAT", compressed))
+
+
+# --- JPEG ---
+
+
+def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
+    """ITU T.81: the scans of blocks of lines as restart intervals of one picture.
+
+    All blocks have the same tables; a restart marker sets the predictions back, which is how each block begins. So
+    the pixels are those of a picture that was written whole.
+    """
+    full = quality >= _FULL_COLOUR or shape.channels == 1
+    edge = 8 if full else _MCU
+    across = -(-shape.width // edge)
+    lines = max(edge, min(_LINES, _INTERVAL // across * edge))
+    lines -= lines % edge
+    for number, block in enumerate(_blocks(bands, lines)):
+        head, scan = _scan(block, shape, quality, 0 if full else 2)
+        if number == 0:
+            interval = across * (lines // edge) if shape.height > lines else 0
+            out.write(_headed(head, shape.height, interval))
+        else:
+            out.write(bytes([0xFF, 0xD0 + (number - 1) % 8]))
+        out.write(scan)
+    out.write(b"\xff\xd9")
+
+
+def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
+    """What Pillow writes of a block: the head up to the scan, and the scan alone."""
+    buffer = io.BytesIO()
+    pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    data = buffer.getvalue()
+    start = next(place for marker, place in _segments(data) if marker == 0xDA)
+    start += 2 + int.from_bytes(data[start + 2 : start + 4])
+    return data[:start], data[start:-2]
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers of a JPEG's head and where they stand, up to the scan."""
+    at = 2
+    while True:
+        yield data[at + 1], at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
+def _headed(head: bytes, height: int, interval: int) -> bytes:
+    """The head for a picture of this height, with restarts after so many units, none where that is 0."""
+    frame = next(place for marker, place in _segments(head) if marker == 0xC0)
+    scan = next(place for marker, place in _segments(head) if marker == 0xDA)
+    restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""
+    return head[: frame + 5] + struct.pack(">H", height) + head[frame + 7 : scan] + restarts + head[scan:]
+
+
+# --- WebP ---
+
+
+def _webp(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
+    """From a whole picture in memory, which the format's encoder wants."""
+    whole = Image.new("RGBA" if shape.channels % 2 == 0 else "RGB", (shape.width, shape.height))
+    at = 0
+    for block in _blocks(bands, _LINES):
+        pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
+        whole.paste(Image.fromarray(pixels, shape.mode).convert(whole.mode), (0, at))
+        at += len(block)
+    whole.save(out, "WEBP", quality=quality, method=2)

@@ -1,0 +1,170 @@
+"""PNG (ISO/IEC 15948): chunks with a length, a name and a checksum."""
+
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+
+from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
+from core.imaging.metadata import (
+    PROFILE_LIMIT_BYTES,
+    TEXT_LIMIT_BYTES,
+    inflated,
+    orientation_of,
+    too_large_profile,
+)
+
+MAGIC = b"\x89PNG\r\n\x1a\n"
+_HEAD = struct.Struct(">I4s")
+_IHDR = struct.Struct(">IIBBBBB")
+_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_METADATA = {b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL"}
+_XMP = b"XML:com.adobe.xmp"
+_RAW_EXIF = b"Raw profile type exif"
+_GREY, _RGB, _PALETTE, _GREY_ALPHA = 0, 2, 3, 4
+_PALETTE_SIZE = 256
+
+
+def read_png(data: bytes) -> Container:
+    """Read a PNG's chunks; of its metadata nothing remains in the returned data.
+
+    Raises UnusableImageError, or IndexError or struct.error for a damaged file.
+    """
+    length, name = _HEAD.unpack_from(data, 8)
+    if name != b"IHDR" or length != 13:
+        raise UnusableImageError("not a picture that can be read: the PNG does not begin with its header; save it anew")
+    width, height, depth, colour, *_ = _IHDR.unpack_from(data, 16)
+    spans, metadata, plain = _walk(data)
+    if _animated(metadata):
+        raise UnusableImageError(ANIMATED)
+    profile, notes = _profile(metadata[b"iCCP"]) if b"iCCP" in metadata else (None, ())
+    key = None
+    transparency = metadata.get(b"tRNS")
+    if transparency is not None and colour in {_GREY, _RGB}:
+        levels = 1 if colour == _GREY else 3
+        # of a level with fewer bits the others count for nothing
+        key = tuple(level & ((1 << depth) - 1) for level in struct.unpack_from(f">{levels}H", transparency))
+    if key is not None or len(transparency or b"") > _PALETTE_SIZE:
+        plain = False
+    clean = (
+        data
+        if plain
+        else _without_metadata(data, spans, transparency[:_PALETTE_SIZE] if transparency else None, colour)
+    )
+    return Container(
+        "PNG",
+        width,
+        height,
+        clean,
+        _orientation(metadata) if metadata else 1,
+        profile,
+        key,
+        depth,
+        grey=colour in {_GREY, _GREY_ALPHA},
+        notes=notes,
+    )
+
+
+def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
+    """Walk over the chunks up to the end of the pixels.
+
+    Returns name, begin and end (checksum included) of those that decoding needs, the metadata by name, and whether the
+    file has nothing else.
+    """
+    limit = part_limit(len(data))
+    spans: list[tuple[bytes, int, int]] = []
+    metadata: dict[bytes, bytes] = {}
+    plain, place, size = True, 8, len(data)
+    for _ in range(limit):
+        if place + 8 > size:  # without an end: read as far as it goes
+            return spans, metadata, plain
+        length, name = _HEAD.unpack_from(data, place)
+        end = place + 12 + length
+        if name == b"IDAT" or name in _NEEDED:
+            if name != b"IDAT" and spans and spans[-1][0] == b"IDAT":  # the end; or a misplaced chunk, never looked at
+                plain = plain and name == b"IEND"
+                return spans, metadata, plain
+            if name == b"tRNS":
+                metadata[name] = data[place + 8 : end - 4]
+            spans.append((name, place, end))
+        else:
+            if spans and spans[-1][0] == b"IDAT":
+                return spans, metadata, False
+            plain = False
+            if name in _METADATA:
+                _keep(metadata, name, data[place + 8 : end - 4])
+        place = end
+    raise too_many("PNG", "chunks", limit)
+
+
+def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
+    """Keep a chunk by its name; of texts only those that may say the orientation, by their keywords."""
+    if name not in {b"tEXt", b"zTXt", b"iTXt"}:
+        metadata[name] = content
+        return
+    keyword, _, rest = content.partition(b"\0")
+    if keyword in {_XMP, _RAW_EXIF}:
+        metadata[keyword] = name + rest  # unpacked when it is known to be the last
+
+
+def _text(chunk: bytes) -> bytes:
+    """Return the text of a chunk kept as its name and what follows the keyword; nothing where it is too large."""
+    name, rest = chunk[:4], chunk[4:]
+    if name == b"tEXt":
+        return rest
+    if name == b"zTXt":
+        return inflated(rest[1:], TEXT_LIMIT_BYTES) or b""
+    text = rest[2:].split(b"\0", 2)[-1]
+    return (inflated(text, TEXT_LIMIT_BYTES) or b"") if rest[:1] == b"\1" else text
+
+
+def _animated(metadata: Mapping[bytes, bytes]) -> bool:
+    """Whether there is more than one frame (APNG); the default image counts where it is not the first of them."""
+    control = metadata.get(b"acTL", b"")
+    if len(control) < 8:
+        return False
+    frames = int.from_bytes(control[:4], "big")
+    return frames > 1 or (frames == 1 and b"fcTL" not in metadata)
+
+
+def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the ICC profile, and a note where it is left out for its size."""
+    _, _, rest = content.partition(b"\0")
+    if rest[:1] != b"\0":
+        return None, ()
+    unpacker = zlib.decompressobj()
+    try:
+        profile = unpacker.decompress(rest[1:], PROFILE_LIMIT_BYTES + 1)
+    except zlib.error:
+        return None, ()
+    if len(profile) > PROFILE_LIMIT_BYTES:
+        return None, (too_large_profile(),)
+    return profile or None, ()
+
+
+def _orientation(metadata: Mapping[bytes, bytes]) -> int:
+    exif = metadata.get(b"eXIf")
+    if exif is None and _RAW_EXIF in metadata:
+        # ImageMagick's: lines of a name and a length, then the bytes in hexadecimal
+        digits = re.sub(rb"\s", b"", b"".join(_text(metadata[_RAW_EXIF]).split(b"\n")[3:]))
+        try:
+            exif = bytes.fromhex(digits.decode("latin-1"))
+        except ValueError:
+            exif = None
+    return orientation_of(exif, _text(metadata[_XMP]) if _XMP in metadata else None)
+
+
+def _without_metadata(
+    data: bytes, spans: list[tuple[bytes, int, int]], transparency: bytes | None, colour: int
+) -> bytes:
+    pieces = [MAGIC]
+    for name, begin, end in spans:
+        if name != b"tRNS":
+            pieces.append(data[begin:end])
+        elif colour == _PALETTE and transparency is not None:
+            pieces.append(_chunk(name, transparency))
+    return b"".join((*pieces, _chunk(b"IEND", b"")))
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return _HEAD.pack(len(content), name) + content + struct.pack(">I", zlib.crc32(name + content))

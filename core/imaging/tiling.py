@@ -1,0 +1,263 @@
+"""Photographs of any size: files to sRGB pixels as an image editor would, and pixels to tiles and back.
+
+A picture is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it goes on as its
+mirror image. What models make of the tiles, without their margins, lies side by side without a seam.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from core.imaging.container import Pixels
+from core.imaging.decode import PictureFile, open_picture
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+_LINES = 256
+"""So many lines of a picture are worked on at once where that needs memory."""
+
+_SPREAD = 8
+"""How far, in pixels, visible colours are spread under transparent ones, which a model's neighbourhood reaches."""
+
+
+# --- files in ---
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded picture: sRGB or grey uint8 (H, W, C), C = 3 or 1, `alpha` (H, W) where it has one, and what was done.
+
+    `notes` say what was converted.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 of a grey picture."""
+        return int(self.pixels.shape[2])
+
+
+def opened(data: bytes) -> PictureFile:
+    """The picture in a file, of which only the header was read. Raises UnusableImageError for what is none of ours."""
+    return open_picture(data, FORMATS)
+
+
+def decoded(file: PictureFile) -> Photograph:
+    """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises UnusableImageError.
+
+    Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken for sRGB. Palettes
+    become RGB, black and white become grey. Nothing else of the file is kept: neither place nor camera.
+    """
+    colours = file.colours()
+    image, alpha, notes = colours.image, colours.alpha, colours.notes
+    if image.mode == "CMYK":
+        notes = (*notes, "CMYK to sRGB without a profile")
+    if image.mode not in {"L", "RGB"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.asarray(image, np.uint8)
+    if alpha is not None and image.mode == "RGB" and not alpha.all():
+        pixels = _spread(image, alpha)
+    return Photograph(pixels.reshape(image.height, image.width, -1), alpha, notes)
+
+
+def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
+    """The colours, of which those under full transparency are what is seen around them."""
+    blur = ImageFilter.BoxBlur(_SPREAD)
+    cover = Image.fromarray(alpha)
+    weights = np.asarray(cover.filter(blur))
+    sums = np.asarray(Image.composite(image, Image.new("RGB", image.size), cover).filter(blur))
+    pixels = np.array(image)
+    for y in range(0, len(pixels), _LINES):
+        lines = slice(y, y + _LINES)
+        hidden = (alpha[lines] == 0) & (weights[lines] > 4)
+        around = sums[lines][hidden].astype(np.float32) * 255 / weights[lines][hidden][:, None]
+        pixels[lines][hidden] = around.clip(0, 255).round().astype(np.uint8)
+    return pixels
+
+
+# --- tiles ---
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a picture of `height` × `width` is cut into tiles of `tile` (height, width) that overlap by two `margin`s.
+
+    Tiles are counted line by line; tile (i, j) is what lies around the core at (i·core_height, j·core_width).
+    """
+
+    height: int
+    width: int
+    tile: tuple[int, int]
+    margin: int
+
+    @property
+    def core(self) -> tuple[int, int]:
+        """Height and width of a tile without its margins."""
+        return self.tile[0] - 2 * self.margin, self.tile[1] - 2 * self.margin
+
+    @property
+    def lines(self) -> int:
+        """How many tiles lie one below the other."""
+        return math.ceil(self.height / self.core[0])
+
+    @property
+    def columns(self) -> int:
+        """How many tiles lie side by side."""
+        return math.ceil(self.width / self.core[1])
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return self.lines * self.columns
+
+    def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
+        """Tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
+
+        `read(begin, end)` gives these lines of the picture, (end − begin, W, C); asked once for each line of tiles.
+        """
+        tiles = np.empty((count, 3, *self.tile), np.uint8)
+        at = 0
+        while at < count:
+            line, column = divmod(first + at, self.columns)
+            mine = min(self.columns - column, count - at)
+            above = _mirrored(line * self.core[0] - self.margin, self.tile[0], self.height)
+            begin = int(above.min())
+            band = read(begin, int(above.max()) + 1)[above - begin]
+            for j in range(column, column + mine):
+                across = _mirrored(j * self.core[1] - self.margin, self.tile[1], self.width)
+                tiles[at] = band[:, across].transpose(2, 0, 1)  # one grey channel becomes three
+                at += 1
+        return tiles
+
+    def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
+        """The enlarged picture in bands (lines, W·scale, 3), top to bottom, from the enlarged cores of its tiles."""
+        high, wide = self.core[0] * scale, self.core[1] * scale
+        for line in range(self.lines):
+            band = np.empty((high, self.columns * wide, 3), np.uint8)
+            for j in range(self.columns):
+                band[:, j * wide : (j + 1) * wide] = next(tiles).transpose(1, 2, 0)
+            yield band[: (self.height - line * self.core[0]) * scale, : self.width * scale]
+
+
+def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
+    """Indices `begin` … of a line of `size` pixels that goes on as its mirror image on both sides, again and again."""
+    around = np.arange(begin, begin + count) % (2 * size)
+    return np.minimum(around, 2 * size - 1 - around)
+
+
+# --- a picture in the blob store ---
+
+Get = Callable[[int, int], bytes]
+"""Bytes `begin` … `end` − 1 of a blob."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a picture lies in a blob (its pixels line by line, then its transparency) and how it is cut into tiles."""
+
+    tiling: Tiling
+    channels: int
+    alpha: bool
+
+    @classmethod
+    def of(cls, size: tuple[int, int], channels: int, *, alpha: bool, tile: tuple[int, int], margin: int) -> "Layout":
+        """The layout of a picture of this size for a model with tiles like that."""
+        return cls(Tiling(*size, tile, margin), channels, alpha)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> "Layout":
+        """The layout that `said` is of."""
+        picture, tiles = said["image"], said["tiles"]
+        tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
+        return cls(tiling, picture["channels"], picture["alpha"])
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        tiling = self.tiling
+        height, width = tiling.tile
+        return {
+            "image": {"width": tiling.width, "height": tiling.height, "channels": self.channels, "alpha": self.alpha},
+            "tiles": {"width": width, "height": height, "margin": tiling.margin, "count": tiling.count},
+        }
+
+    @property
+    def _line_bytes(self) -> int:
+        return self.tiling.width * self.channels
+
+    def tiles(self, get: Get, first: int, count: int) -> Pixels:
+        """Some tiles of the picture, of which no more is read than they need."""
+
+        def read(begin: int, end: int) -> Pixels:
+            data = get(begin * self._line_bytes, end * self._line_bytes)
+            return np.frombuffer(data, np.uint8).reshape(end - begin, self.tiling.width, self.channels)
+
+        return self.tiling.cut(read, first, count)
+
+    def transparency(self, get: Get) -> Pixels | None:
+        """The picture's transparency, (H, W), where it has one."""
+        if not self.alpha:
+            return None
+        height, width = self.tiling.height, self.tiling.width
+        begin = height * self._line_bytes
+        return np.frombuffer(get(begin, begin + height * width), np.uint8).reshape(height, width)
+
+
+def stored(photograph: Photograph) -> bytes:
+    """The bytes of a picture's blob."""
+    alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
+    return photograph.pixels.tobytes() + alpha
+
+
+# --- the answer ---
+
+_CONTEXT = 3
+"""Pixels beyond a band that bicubic interpolation may look at."""
+
+
+def finished(
+    bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
+) -> Iterator[Pixels]:
+    """Bands as the picture was: grey, or with its transparency, which bicubic interpolation enlarges.
+
+    `opaque`: for a format without transparency, which is laid over white.
+    """
+    at = 0
+    for band in bands:
+        pixels = band if channels == 3 else _grey(band)
+        if alpha is not None:
+            share = _enlarged(alpha, at, at + len(band), scale)[:, :, None]
+            pixels = _over_white(pixels, share) if opaque else np.concatenate([pixels, share], axis=2)
+        at += len(band)
+        yield pixels
+
+
+def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
+    """Lines `begin` … `end` − 1 of the enlarged transparency, the same as if it were enlarged as a whole."""
+    above = max(0, begin // scale - _CONTEXT)
+    part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
+    # across first, then down: which of them Pillow would do first depends on the band's height
+    wide = part.resize((part.width * scale, part.height), Image.Resampling.BICUBIC)
+    box = (0, begin / scale - above, wide.width, end / scale - above)
+    return np.asarray(wide.resize((wide.width, end - begin), Image.Resampling.BICUBIC, box))
+
+
+def _grey(band: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(band)).convert("L"))[:, :, None]
+
+
+def _over_white(pixels: Pixels, cover: Pixels) -> Pixels:
+    share = cover.astype(np.uint32)
+    return ((pixels * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)

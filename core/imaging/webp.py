@@ -1,0 +1,55 @@
+"""WebP (RFC 9649): chunks in a RIFF file."""
+
+import struct
+
+from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
+from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large_profile
+
+_HEAD = struct.Struct("<4sI")
+_METADATA = {b"ICCP", b"EXIF", b"XMP "}
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether a file begins as WebP does."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def read_webp(data: bytes) -> Container:
+    """Read a WebP's chunks.
+
+    Raises UnusableImageError, or IndexError or struct.error for a damaged file.
+    """
+    width, height = _size(data)
+    metadata: dict[bytes, bytes] = {}
+    frames, place, limit = 0, 12, part_limit(len(data))
+    for _ in range(limit):
+        if place + 8 > len(data):
+            break
+        name, length = _HEAD.unpack_from(data, place)
+        if name in _METADATA:
+            metadata.setdefault(name, data[place + 8 : place + 8 + length])
+        frames += name == b"ANMF"
+        if frames > 1:
+            raise UnusableImageError(ANIMATED)
+        place += 8 + length + length % 2
+    else:
+        raise too_many("WebP", "chunks", limit)
+    profile, notes = metadata.get(b"ICCP"), ()
+    if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
+        return Container("WEBP", width, height, data, profile=None, notes=(too_large_profile(),))
+    orientation = orientation_of(metadata.get(b"EXIF"), metadata.get(b"XMP "))
+    return Container("WEBP", width, height, data, orientation, profile, notes=notes)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Return width and height, of the first chunk: lossy, lossless, or that of the extended format."""
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and data[20] == 0x2F:
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    raise UnusableImageError("not a picture that can be read: the WebP has no picture at its beginning; save it anew")

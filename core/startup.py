@@ -1,0 +1,311 @@
+"""What every program of the service checks before it starts, and one sentence for each way that this fails.
+
+An instance marks its queue server: a key there holds an id that lies in the state folder, and the job database. A
+program of another state folder or database is refused, since it would take the first one's work and lose it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import platform
+import select
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from uuid import uuid4
+
+import orjson
+import pydantic
+import redis
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.exceptions import AuthorizationError
+from redis.retry import Retry
+
+from core.jobs.store import Ledger
+from core.settings import PREFIX, Settings, settings
+
+log = logging.getLogger(__name__)
+
+MARK = "reverie:instance"
+"""Key of a queue server's database that says which instance it belongs to."""
+
+GUARD_S = 2.0
+_CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
+
+
+class StartupError(Exception):
+    """A program cannot start; the text is one sentence for the operator, which says what would work."""
+
+
+@contextlib.contextmanager
+def errors_end_the_program() -> Iterator[None]:
+    """Write a StartupError to standard error as one line and exit with status 1."""
+    try:
+        yield
+    except StartupError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def load_settings() -> Settings:
+    """The settings of the environment. Raises StartupError."""
+    try:
+        return settings()
+    except pydantic.ValidationError as error:
+        wrong = [
+            f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}"
+            if one["loc"]
+            else one["msg"].removeprefix("Value error, ")
+            for one in error.errors(include_url=False)
+        ]
+        raise StartupError(f"the settings cannot be used: {'; '.join(wrong)}") from error
+
+
+def check(chosen: Settings) -> bool:
+    """Check state folder, job database and queue server; whether the queue server is there. Raises StartupError."""
+    check_state(chosen)
+    check_database(chosen)
+    return check_queue(chosen)
+
+
+# --- state folder and database ---
+
+
+def check_state(chosen: Settings) -> None:
+    """Make the state folder and try to write there. Raises StartupError."""
+    folder = chosen.state.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        _instance_id(folder)
+        if not chosen.blobs_url:
+            (folder / "blobs").mkdir(exist_ok=True)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} and (folder / "instance-id").exists():
+            return  # a full disk is no reason not to serve
+        raise StartupError(
+            f"the state folder {folder} cannot be used ({_reason(error)}); set REVERIE_STATE to a folder that this "
+            "user may make and write"
+        ) from error
+
+
+def _instance_id(folder: Path) -> str:
+    """The id of the instance whose state folder this is, drawn by whichever program comes first."""
+    file = folder / "instance-id"
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text().strip()
+    part = folder / f".instance-id.{uuid4().hex}"
+    try:
+        part.write_text(uuid4().hex + "\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return file.read_text().strip()
+
+
+def check_database(chosen: Settings) -> None:
+    """Open the job database. Raises StartupError."""
+    try:
+        name = sa.make_url(chosen.ledger).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError as error:
+        raise StartupError(
+            "REVERIE_LEDGER_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
+        ) from error
+    try:
+        Ledger(chosen.ledger).engine.dispose()
+    except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise StartupError(
+            f"the job database {name} cannot be used ({reason}); check REVERIE_LEDGER_URL and REVERIE_STATE"
+        ) from error
+
+
+# --- ports ---
+
+
+def bound_socket(host: str, port: int, setting: str) -> socket.socket:
+    """A socket bound to an address, which does not listen yet. Raises StartupError."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {host}:{port} ({_reason(error)}); stop what listens there, or set {setting}"
+        ) from error
+    return listener
+
+
+# --- queue server ---
+
+
+def check_queue(chosen: Settings) -> bool:
+    """Mark the queue server as this instance's; whether it is there. Raises StartupError if it cannot be used."""
+    mine = _mark(chosen)
+    # the training workers' database too: it may be what another instance has as its queue
+    addresses = {"REVERIE_QUEUE_URL": chosen.queue_url, "REVERIE_TRAINING_QUEUE_URL": chosen.training_queue}
+    return all(_claimed(url, setting, mine) for setting, url in addresses.items())
+
+
+def mark_of(url: str) -> dict[str, Any]:
+    """The mark on a queue server, empty where there is none. Raises RedisError, OSError."""
+    with _client(url) as client:
+        return _parsed(client.get(MARK))
+
+
+def _mark(chosen: Settings) -> dict[str, Any]:
+    folder = chosen.state.absolute()
+    return {
+        "id": _instance_id(folder),
+        "database": _database_name(chosen),
+        "state": str(folder),
+        "host": platform.node(),
+    }
+
+
+def _database_name(chosen: Settings) -> str:
+    """The job database as all hosts and containers name it: without a password, in the state folder by its name."""
+    url = sa.make_url(chosen.ledger)
+    if url.get_backend_name() != "sqlite":
+        return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
+    path, folder = Path(url.database or "").resolve(), chosen.state.resolve()
+    return f"sqlite:{path.relative_to(folder) if path.is_relative_to(folder) else path}"
+
+
+def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
+    """Leave the mark in a database of a queue server; whether the server is there. Raises StartupError."""
+    try:
+        address: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise StartupError(f"{setting} is no address of a queue server ({error})") from error
+    host, port = address.get("host", "127.0.0.1"), address.get("port", 6379)
+    place = address.get("path") or f"{host}:{port}"
+    greeting = "" if "path" in address else _greeting(host, port)
+    if greeting is None:
+        return False
+    if greeting:
+        raise StartupError(f"the queue server at {place} refuses this program ({greeting}); {_allow(setting)}")
+    try:
+        theirs = _set_mark(url, mine)
+    except redis.BusyLoadingError:
+        return False
+    except (redis.RedisError, OSError) as error:
+        raise StartupError(_explained(error, place, setting, address.get("password"))) from error
+    if _same(theirs, mine):
+        return True
+    whose = f"state folder {theirs.get('state', 'unknown')} on {theirs.get('host', 'an unknown host')}"
+    raise StartupError(
+        f"the queue server at {place}, database {address.get('db', 0)}, belongs to another instance of Reverie "
+        f"({whose}, job database {theirs.get('database', 'unknown')}); set {setting} to a server or database number of "
+        f"your own, or, if that instance is gone for good, delete the key {MARK} there"
+    )
+
+
+def _explained(error: Exception, place: str, setting: str, password: str | None) -> str:
+    """What a queue server that can be reached, but not be used, is told by."""
+    said = _first_line(error)
+    if isinstance(error, redis.AuthenticationError | AuthorizationError):
+        what = "refuses the user name or password it is given" if password else "wants a password"
+        return f"the queue server at {place} {what}; put the right one into {setting}: redis://:PASSWORD@HOST:PORT/0"
+    if isinstance(error, redis.TimeoutError):
+        return f"what listens at {place} does not reply; set {setting} to a Redis-compatible server"
+    if isinstance(error, redis.InvalidResponse | redis.ConnectionError | OSError):
+        return f"what listens at {place} is no Redis-compatible server ({said}); set {setting} to one"
+    return f"the queue server at {place} refuses this program ({said}); {_allow(setting)}"
+
+
+def _greeting(host: str, port: int) -> str | None:
+    """What a server says unasked on a new connection, as one that denies it does; None where nothing listens."""
+    try:
+        with socket.create_connection((host, port), _CONNECT_S) as connection:
+            if not select.select([connection], [], [], _GREETING_S)[0]:
+                return ""
+            text = connection.recv(1000).decode(errors="replace")
+    except OSError:
+        return None
+    return _first_line(text) if text.startswith("-") else ""
+
+
+def _set_mark(url: str, mine: dict[str, Any]) -> dict[str, Any]:
+    """Leave the mark where there is none; the one that is there then."""
+    with _client(url) as client:
+        client.set(MARK, orjson.dumps(mine), nx=True)
+        return _parsed(client.get(MARK))
+
+
+def _same(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
+    return all(theirs.get(name) == mine[name] for name in ("id", "database"))
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        url, socket_timeout=_REPLY_S, socket_connect_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
+    )
+
+
+def _parsed(mark: Any) -> dict[str, Any]:
+    try:
+        found = orjson.loads(mark) if mark else {}
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _allow(setting: str) -> str:
+    return f"have it allow reading and writing from this host, or set {setting} to another server"
+
+
+def _first_line(text: object) -> str:
+    return str(text).strip().partition("\n")[0].strip().removeprefix("-")[:300]
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class QueueGuard(threading.Thread):
+    """Checks the queue server again and again: it may come up after the program has started, or be replaced.
+
+    When it turns out to be another instance's, the sentence is written, `refused` is set and `stop` is called.
+    """
+
+    def __init__(self, chosen: Settings, stop: Callable[[], object]) -> None:
+        super().__init__(name="queue-guard", daemon=True)
+        self._settings = chosen
+        self._stop = stop
+        self.refused = False
+
+    def run(self) -> None:
+        """Look every `GUARD_S` seconds, as long as the process lives."""
+        pause = threading.Event()
+        while not pause.wait(GUARD_S):
+            try:
+                if not _same(mark_of(self._settings.queue_url), _mark(self._settings)):
+                    check_queue(self._settings)
+            except StartupError as error:
+                self.refused = True
+                sys.stderr.write(f"error: {error}\n")
+                self._stop()
+                return
+            except (redis.RedisError, OSError):
+                continue  # away, or busy: its clients say so
+
+    def exit_status(self) -> int:
+        """The status that the program should exit with."""
+        return 1 if self.refused else 0
+
+
+def port_of(url: str) -> tuple[str, int]:
+    """Host and port of a queue server's URL."""
+    address = urlparse(url)
+    return address.hostname or "127.0.0.1", address.port or 6379

@@ -1,0 +1,396 @@
+"""The batch scheduler by simulated time: what it may put into a batch, who comes next, and what cancelling costs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.batching.requests import InFlightBatch, PendingRequest
+from api.batching.scheduler import IN_FLIGHT_PER_WORKER, BatchScheduler, Limits, QueueFullError
+from core.catalog.registry import Entry
+
+LARGEST, SLICE = 32, 16
+ENTRY = Entry("model", "1", {}, Path())
+WIDE = Limits(1 << 30, 1 << 30, 1 << 40)
+
+
+@dataclass
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+def scheduler(limits: Limits = WIDE, clock: Clock | None = None) -> BatchScheduler:
+    """An empty scheduler whose model takes `LARGEST` rows a pass."""
+    made = BatchScheduler(limits, clock or Clock())
+    made.capacity["model@1", "sample"] = (LARGEST, SLICE)
+    return made
+
+
+def request(rows: int = 1, owner: str = "", **options: Any) -> PendingRequest:
+    """A request for so many rows."""
+    return PendingRequest(ENTRY, "sample", options, 7, rows, owner=owner)
+
+
+def finish(made: BatchScheduler, batch: InFlightBatch) -> list[PendingRequest]:
+    """Have the workers return a batch; answers the requests that it completes."""
+    ended = [part.request for part in batch.slices if made.add_chunk(batch, part, {"row": part.first})]
+    made.finish_batch(batch)
+    return ended
+
+
+def rows_of(batch: InFlightBatch) -> int:
+    """Rows of a batch."""
+    return sum(part.rows for part in batch.slices)
+
+
+# --- what a batch holds ---
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(1, 100), st.sampled_from(["", "a", "b"]), st.integers(0, 2)), min_size=1, max_size=40
+)
+EVENTS = st.lists(st.sampled_from(["finish", "finish late", "die", "lose", "progress", "cancel", "tick"]), max_size=80)
+
+
+@dataclass
+class Run:
+    """A scheduler under random events, and what was seen of it."""
+
+    clock: Clock = field(default_factory=Clock)
+    sent: list[InFlightBatch] = field(default_factory=list)
+    completed: Counter[str] = field(default_factory=Counter)
+    cancelled: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.scheduler = scheduler(clock=self.clock)
+
+    def send(self) -> None:
+        """Send what may leave."""
+        for lane in ("interactive", "bulk"):
+            while (batch := self.scheduler.next_batch(lane, 1)) is not None:
+                assert 0 < rows_of(batch) <= LARGEST
+                assert len({(part.request.key, part.request.lane) for part in batch.slices}) == 1
+                assert len(batch.slices) == 1 or not any(part.isolated for part in batch.slices)
+                assert lane == "interactive" or rows_of(batch) <= SLICE
+                assert all(part.request in self.scheduler for part in batch.slices)
+                self.sent.append(batch)
+            counted = [one for one in self.scheduler.in_flight.values() if one.lane == lane]
+            assert lane == "bulk" or len(counted) <= IN_FLIGHT_PER_WORKER
+
+    def end(self, batch: InFlightBatch) -> None:
+        """Complete a batch."""
+        self.sent.remove(batch)
+        for ended in finish(self.scheduler, batch):
+            self.completed[ended.id] += 1
+            starts = sorted(ended.chunks)
+            assert starts[0] == 0
+
+    def happen(self, event: str, one: PendingRequest, batch: InFlightBatch) -> None:
+        """Let something happen to a request or a batch."""
+        if event == "tick":
+            self.clock.now += 0.1
+        elif event in {"finish", "finish late"}:
+            self.scheduler.record_duration(batch, 0.001 if event == "finish" else 0.2, multithreaded=False)
+            self.end(batch)
+        elif event == "progress":
+            self.scheduler.record_progress(batch, 0.5)
+        elif event == "cancel":
+            self.cancelled |= {one.id} if one in self.scheduler else set()
+            for abandoned in self.scheduler.cancel(one):
+                assert all(part.request not in self.scheduler for part in abandoned.slices)
+                self.scheduler.finish_batch(abandoned)
+                self.sent.remove(abandoned)
+        else:
+            self.sent.remove(batch)
+            self.scheduler.requeue(batch, isolate=event == "die")
+
+    def drain(self) -> None:
+        """Complete what is left."""
+        while len(self.scheduler):
+            self.clock.now += 0.1
+            self.send()
+            assert self.sent
+            for batch in list(self.sent):
+                self.end(batch)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests=REQUESTS, events=EVENTS, choices=st.randoms(use_true_random=False))
+def test_every_row_is_computed_once_whatever_happens(requests: Any, events: list[str], choices: Any) -> None:
+    """No pass is larger than the largest bucket; requests that are not cancelled complete exactly once, all rows."""
+    run = Run()
+    waiting = [request(rows, owner, kind=kind) for rows, owner, kind in requests]
+    for one in waiting:
+        run.scheduler.submit(one)
+        run.clock.now += 0.001
+    run.send()
+    for event in events:
+        if run.sent:
+            run.happen(event, choices.choice(waiting), choices.choice(run.sent))
+        run.send()
+    run.drain()
+    assert run.completed == {one.id: 1 for one in waiting if one.id not in run.cancelled}
+    assert all(one.rows_left == 0 for one in waiting if one.id not in run.cancelled)
+    # and nothing of them is left
+    assert not run.scheduler.in_flight
+    assert not any(one.batches for one in waiting)
+    assert not any(run.scheduler._groups.values())
+    assert not any(run.scheduler._turns.values())
+    assert not run.scheduler._rows
+    assert not run.scheduler._requests
+
+
+def test_a_waiting_request_costs_the_same_whatever_its_rows() -> None:
+    """150 requests for 65 536 rows are taken and let go within a few milliseconds, with images too."""
+    made = scheduler()
+    picture = {"images": np.zeros((65_536, 1, 1, 1), np.uint8)}
+    begun = time.perf_counter()
+    waiting = [PendingRequest(ENTRY, "sample", {}, seed, 65_536, picture) for seed in range(150)]
+    for one in waiting:
+        made.submit(one)
+    for one in waiting:
+        made.cancel(one)
+    assert time.perf_counter() - begun < 0.1
+    assert not len(made)
+
+
+def test_cancelling_costs_the_request_s_own_rows() -> None:
+    """Of 20 000 waiting requests, the last, the first and those between go at the same small price."""
+    made = scheduler()
+    waiting = [request(16, options=number % 50) for number in range(20_000)]
+    for one in waiting:
+        made.submit(one)
+    begun = time.perf_counter()
+    for one in (*waiting[::-2], *waiting[::2]):
+        made.cancel(one)
+    assert time.perf_counter() - begun < 1.0
+    assert not len(made)
+    assert made.next_batch("interactive", 1) is None
+
+
+def test_an_abandoned_batch_is_named_once_nobody_waits_for_it() -> None:
+    """A batch of two requests is given up when the second of them is cancelled."""
+    made = scheduler()
+    first, second = request(), request()
+    made.submit(first)
+    made.submit(second)
+    batch = made.next_batch("interactive", 1)
+    assert batch is not None
+    assert made.cancel(first) == []
+    assert made.cancel(second) == [batch]
+    assert made.cancel(second) == []
+
+
+def test_rows_are_sliced_by_the_capacity_of_the_moment() -> None:
+    """A request that came before any worker was heard of is cut by what the worker says when it is sent."""
+    made = BatchScheduler(WIDE, Clock())
+    one = request(100)
+    made.submit(one)
+    made.capacity["model@1", "sample"] = (64, 64)
+    batch = made.next_batch("bulk", 1)
+    assert batch is not None
+    assert [(part.first, part.rows) for part in batch.slices] == [(0, 64)]
+    part = batch.slices[0].part()
+    assert (part.first, part.rows, part.seed) == (0, 64, 7)
+
+
+def test_images_are_cut_with_their_rows() -> None:
+    """A slice carries the images that its rows read, each serving `per` rows."""
+    made = scheduler()
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    made.submit(PendingRequest(ENTRY, "sample", {}, 7, 40, {"images": images}, per=2))
+    made.next_batch("bulk", 1)
+    batch = made.next_batch("bulk", 1)
+    assert batch is not None
+    part = batch.slices[0].part()
+    assert part.first == SLICE
+    assert part.items["images"].ravel().tolist() == [value for value in range(8, 16) for _ in range(2)]
+
+
+# --- who comes next ---
+
+
+def served(made: BatchScheduler, lane: Any = "interactive") -> list[str]:
+    """Owners of the rows of the next batch, which ends."""
+    batch = made.next_batch(lane, 1)
+    assert batch is not None
+    finish(made, batch)
+    return [part.request.owner for part in batch.slices]
+
+
+def test_a_backlog_in_many_groups_does_not_starve_another_owner() -> None:
+    """One owner's 500 kinds of request count as one owner: another's only request goes second at the latest."""
+    made = scheduler()
+    for number in range(500):
+        made.submit(request(1, "busy", kind=number))
+    made.submit(request(1, "other", kind=-1))
+    assert "other" in served(made) + served(made)
+
+
+def test_a_backlog_in_the_same_group_does_not_starve_another_owner() -> None:
+    """Within a pass owners take turns: another's request shares the next pass, though a thousand came before it."""
+    made = scheduler()
+    for _ in range(1000):
+        made.submit(request(1, "busy"))
+    made.submit(request(1, "other"))
+    assert "other" in served(made)
+
+
+def test_large_requests_take_turns_between_owners() -> None:
+    """Whoever has one large request gets every second slice beside somebody with twenty."""
+    made = scheduler()
+    for _ in range(20):
+        made.submit(request(10_000, "busy"))
+    made.submit(request(10_000, "other"))
+    assert Counter(served(made, "bulk")[0] for _ in range(10)) == {"busy": 5, "other": 5}
+
+
+def test_a_small_request_rides_along_with_larger_ones() -> None:
+    """A single row does not wait for those of 15 rows that came before it, nor they for ever for single rows."""
+    made = BatchScheduler(WIDE, Clock())
+    made.capacity["model@1", "sample"] = (100, 60)
+    clock = made._clock
+    assert isinstance(clock, Clock)
+    for _ in range(50):
+        made.submit(request(60, kind=0))
+        clock.now += 0.01
+    one = request(1, kind=0)
+    made.submit(one)
+    batch = made.next_batch("interactive", 1)
+    assert batch is not None
+    assert one in [part.request for part in batch.slices]
+    finish(made, batch)
+    large = 0
+    for _ in range(49):
+        for _ in range(200):
+            made.submit(request(1, kind=0))
+        batch = made.next_batch("interactive", 1)
+        assert batch is not None
+        finish(made, batch)
+        large += sum(part.rows == 60 for part in batch.slices)
+    assert large == 49
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    backlog=st.lists(st.tuples(st.integers(1, 200), st.integers(0, 5), st.integers(0, 30)), max_size=150),
+    rows=st.integers(1, SLICE),
+)
+def test_nobody_starves(backlog: list[tuple[int, int, int]], rows: int) -> None:
+    """Before another owner's request at most one batch per owner passes on its lane, whatever waits and comes."""
+    made = scheduler()
+    for one, owner, kind in backlog:
+        made.submit(request(one, f"owner {owner}", kind=kind))
+    victim = request(rows, "victim", kind=-1)
+    made.submit(victim)
+    passed = 0
+    while victim in made:
+        batch = made.next_batch("interactive", 1)
+        assert batch is not None
+        finish(made, batch)
+        passed += 1
+        made.submit(request(1, "owner 0", kind=passed % 7))
+    assert passed <= 1 + len({owner for _, owner, _ in backlog} | {0})
+
+
+# --- limits ---
+
+
+def test_limits_name_what_is_full() -> None:
+    """Requests in all, requests of a key, and rows of a key's large requests each have a limit, which is named."""
+    made = scheduler(Limits(5, 2, 1000))
+    made.submit(request(600, "a"))
+    with pytest.raises(QueueFullError, match="600 rows") as rows:
+        made.submit(request(401, "a"))
+    assert (rows.value.limit, rows.value.own) == ("waiting_rows", True)
+    small = request(1, "a")
+    made.submit(small)
+    with pytest.raises(QueueFullError, match="2 requests") as own:
+        made.submit(request(1, "a"))
+    assert (own.value.limit, own.value.own) == ("waiting_requests", True)
+    assert made.usage("a") == {"waiting_requests": 2, "waiting_rows": 600}
+    made.cancel(small)
+    made.submit(request(400, "a"))
+    made.submit(request(1000, "b"))
+    for _ in range(2):
+        made.submit(request(1))
+    with pytest.raises(QueueFullError, match="5 requests") as everybody:
+        made.submit(request(1, "c"))
+    assert (everybody.value.limit, everybody.value.own) == ("max_waiting", False)
+
+
+def test_small_requests_pass_though_large_ones_have_all_the_rows() -> None:
+    """The budget of rows is for large requests: without keys one client's must not refuse another's sample."""
+    made = scheduler(Limits(100, 100, 1000))
+    made.submit(request(1000))
+    with pytest.raises(QueueFullError) as full:
+        made.submit(request(17))
+    assert not full.value.own
+    made.submit(request(16))
+
+
+def test_a_key_may_have_limits_of_its_own() -> None:
+    """They go before those of the settings, and 0 is no limit."""
+    made = scheduler(Limits(100, 2, 1000))
+    for rows in (20_000, 20_000, 1, 1):
+        one = request(rows, "a")
+        one.limits = {"waiting_requests": 5, "waiting_rows": 0}
+        made.submit(one)
+    less = request(1, "b")
+    less.limits = {"waiting_requests": 1}
+    made.submit(less)
+    another = request(1, "b")
+    another.limits = less.limits
+    with pytest.raises(QueueFullError):
+        made.submit(another)
+
+
+def test_a_request_larger_than_the_budget_passes_alone() -> None:
+    """A budget below `REVERIE_MAX_COUNT` still lets one such request in."""
+    made = scheduler(Limits(100, 100, 1000))
+    first = request(5000)
+    made.submit(first)
+    with pytest.raises(QueueFullError):
+        made.submit(request(5000))
+    made.cancel(first)
+    made.submit(request(5000))
+
+
+# --- behind long passes ---
+
+
+def test_after_a_long_pass_the_next_waits_for_its_clients() -> None:
+    """A group with fewer rows than the last long pass waits a moment for more, and says when to look again."""
+    clock = Clock()
+    made = scheduler(clock=clock)
+    for _ in range(2):
+        made.submit(request())
+    batch = made.next_batch("interactive", 1)
+    assert batch is not None
+    clock.now = 1.0
+    made.record_duration(batch, 1.0, multithreaded=False)
+    finish(made, batch)
+    made.submit(request())
+    assert made.next_batch("interactive", 1) is None
+    assert made.wakeup_at == pytest.approx(1.15)
+    made.submit(request())
+    full = made.next_batch("interactive", 1)
+    assert full is not None
+    assert rows_of(full) == 2
+    finish(made, full)
+    made.submit(request())
+    clock.now = 1.16
+    assert made.next_batch("interactive", 1) is not None

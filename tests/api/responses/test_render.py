@@ -1,0 +1,183 @@
+"""Forms of an answer, without a service."""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.errors import NotAcceptableError, RangeError
+from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, summed, window
+from core.catalog.operations import BY_METHOD
+from core.imaging.pictures import png
+from tests.api.telling import opened
+
+PICTURES, NUMBERS = BY_METHOD["sample"], BY_METHOD["energy"]
+DATA = bytes(range(100))
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("", JSON),
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("Application/JSON", JSON),
+        ("image/png", PNG),
+        ("image/*", PNG),
+        ("application/*", JSON),
+        ("application/x-npz", NPZ),
+        ("application/npz", NPZ),
+        ("image/png, */*", PNG),
+        ("image/png, */*;q=0.1", PNG),
+        ("application/json;q=0.5, image/png;q=0.4", JSON),
+        ("application/json;q=0.4, image/png; q=0.5", PNG),
+        ("application/json;q=0, */*", PNG),
+        ("text/html, application/xhtml+xml, image/webp, */*;q=0.8", JSON),
+        ("image/webp, image/png;q=0.9, text/html", PNG),
+        ("application/json;charset=utf-8", JSON),
+    ],
+)
+def test_the_form_most_wished_for_is_chosen(accept: str, media: str) -> None:
+    """Quality decides, then how exactly a form is named, then JSON goes before PNG and NPZ."""
+    assert negotiate(accept, PICTURES) == media
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/jpeg", "application/json;q=0", "*/*;q=0", "*/*;q=x", "nonsense"]
+)
+def test_a_form_there_is_none_of_is_refused(accept: str) -> None:
+    """The refusal lists the forms that there are."""
+    with pytest.raises(NotAcceptableError, match="image/png"):
+        negotiate(accept, PICTURES)
+
+
+def test_numbers_have_no_png() -> None:
+    """An answer without pictures is JSON or NPZ."""
+    assert negotiate("image/png, application/x-npz;q=0.1", NUMBERS) == NPZ
+    with pytest.raises(NotAcceptableError, match="application/x-npz, not as image/png"):
+        negotiate("image/png", NUMBERS)
+
+
+def test_every_form_carries_the_same_pixels() -> None:
+    """JSON's PNGs, the PNG grid and the NPZ array hold what the model gave; seed and model come with each."""
+    pixels = np.arange(3 * 1 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
+    about = About("m", "2", 2**63 - 1, ("images[0]: RGB to L",))
+    body = json.loads(render({"images": pixels}, about, JSON))
+    assert (body["model"], body["version"], body["seed"]) == ("m", "2", 2**63 - 1)
+    assert body["conversions"] == ["images[0]: RGB to L"]
+    pngs = [png(one) for one in pixels]
+    for media in (JSON, PNG, NPZ):
+        assert render({"images": pngs}, about, media) == render({"images": pixels}, about, media)
+    sheet = opened(render({"images": pixels}, about, PNG))
+    assert sheet.shape == (8, 8)
+    assert (sheet[:4, 4:] == pixels[1, 0]).all()
+    assert (sheet[4:, 4:] == 0).all()  # the empty cell
+    assert (opened(render({"images": pixels[:1]}, about, PNG)) == pixels[0, 0]).all()
+    with np.load(io.BytesIO(render({"images": pixels}, about, NPZ))) as arrays:
+        assert (arrays["images"] == pixels).all()
+        assert (str(arrays["model"]), int(arrays["seed"])) == ("m", 2**63 - 1)
+        assert list(arrays["conversions"]) == ["images[0]: RGB to L"]
+    assert about.headers({})["Reverie-Conversions"] == "images[0]: RGB to L"
+
+
+def test_rendering_twice_gives_the_same_bytes() -> None:
+    """An ETag is a hash of the body, so nothing in a body may depend on when it is made."""
+    fields = {"log_p": np.array([-1.5, -2.5]), "k": 10}
+    about = About("m", "1", 0)
+    assert render(fields, about, NPZ) == render(fields, about, NPZ)
+    assert json.loads(render(fields, about, JSON))["log_p"] == [-1.5, -2.5]
+
+
+def test_a_grid_may_have_so_many_columns() -> None:
+    """Three pictures in one line, where near-square they would stand in two."""
+    pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
+    assert opened(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
+
+
+def test_numbered_fields_are_one_list_in_json() -> None:
+    """`layers.0` … `layers.10` come in the order of their numbers, whatever their widths; NPZ keeps their names."""
+    fields = {f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)}
+    fields |= {"log.p": np.zeros(2, np.float32), "unit": "nats"}
+    body = json.loads(render(fields, About("m", "1", 0), JSON))
+    assert [layer[0] for layer in body["layers"]] == [[0.0], [1.0] * 2, [2.0] * 3, [10.0] * 11]
+    assert (body["log.p"], body["unit"]) == ([0.0, 0.0], "nats")
+    with np.load(io.BytesIO(render(fields, About("m", "1", 0), NPZ))) as arrays:
+        assert arrays["layers.10"].shape == (2, 11)
+
+
+def test_acceptance_is_summed_over_all_rows() -> None:
+    """Accepted over proposed, not the mean of the rows' own rates; without proposals there is none."""
+    fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
+    assert summed(fields)["acceptance_rate"] == 0.25
+    assert About("m", "1", 0).headers(summed(fields))["Reverie-Acceptance-Rate"] == "0.25"
+    assert summed({**fields, "proposals": np.zeros(3, np.int64)}).keys() == fields.keys()
+    assert summed({"accepted": np.array([True])}).keys() == {"accepted"}
+
+
+def _asked(**headers: str) -> Request:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "GET", "headers": pairs})
+
+
+def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -> Response:
+    """The response for data in memory."""
+    status, begin, end, headers = window(request, len(data), hashlib.sha256(data).hexdigest(), headers)
+    return Response(data[begin:end], status, headers, media)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        ("bytes=0-0", (0, 0)),
+        ("bytes=10-19", (10, 19)),
+        ("bytes=90-", (90, 99)),
+        ("bytes=90-900", (90, 99)),
+        ("bytes=-7", (93, 99)),
+        ("bytes=-700", (0, 99)),
+    ],
+)
+def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
+    """206 with the bytes asked for and where they lie."""
+    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert answer.status_code == 206
+    assert answer.body == DATA[part[0] : part[1] + 1]
+    assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1]}/100"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["", "bytes=-", "items=0-1", "bytes=0-1,5-6", "bytes=a-b", f"bytes=0-{'9' * 5000}", "bytes=²-³"]
+)
+def test_a_range_of_another_shape_is_ignored(wanted: str) -> None:
+    """The whole result comes, as RFC 9110 allows."""
+    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert (answer.status_code, answer.body) == (200, DATA)
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("wanted", ["bytes=100-", "bytes=200-300", "bytes=-0", "bytes=9-3"])
+def test_a_range_outside_is_refused(wanted: str) -> None:
+    """416 says how long the result is."""
+    with pytest.raises(RangeError) as caught:
+        ranged(_asked(range=wanted), DATA, NPZ, {})
+    assert caught.value.headers["Content-Range"] == "bytes */100"
+
+
+def test_a_known_result_is_not_sent_again() -> None:
+    """If-None-Match with its ETag, weak or among others or any, gives 304; another one gives the result."""
+    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
+    for seen in (tag, f'"x", {tag}', f"W/{tag}", "*"):
+        answer = ranged(_asked(if_none_match=seen), DATA, NPZ, {})
+        assert (answer.status_code, answer.body, answer.headers["etag"]) == (304, b"", tag)
+    assert ranged(_asked(if_none_match='"x"'), DATA, NPZ, {}).status_code == 200
+    assert ranged(_asked(), DATA + b"!", NPZ, {}).headers["etag"] != tag
+
+
+def test_a_download_resumes_only_on_the_same_result() -> None:
+    """If-Range with its ETag gives the part; with another one, the whole."""
+    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
+    assert ranged(_asked(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
+    assert ranged(_asked(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA

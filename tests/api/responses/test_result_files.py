@@ -1,0 +1,222 @@
+"""Large results: rendered once, sent in pieces, and not kept in memory for clients that do not read."""
+
+import asyncio
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from starlette.requests import Request
+
+from api.errors import GoneError
+from api.responses.large_responses import LARGE_BYTES, ResponseMemory
+from api.responses.result_files import STORED_BYTES, ResultFiles
+from core.blobs import Blobs
+from tests.api.attack import MIB, connect, cpu_seconds, rss_bytes
+from tests.api.telling import MODEL, ended, promised, samples
+from tests.stack import Stack
+
+
+def _asked(**headers: str) -> Request:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "GET", "headers": pairs})
+
+
+async def _body(response: Any) -> bytes:
+    messages: list[Any] = []
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    await response({"type": "http", "asgi": {"spec_version": "2.4"}, "method": "GET"}, receive, send)
+    return b"".join(message.get("body", b"") for message in messages)
+
+
+class _Job:
+    """A job whose result is rendered and counted."""
+
+    def __init__(self, folder: Path, data: bytes) -> None:
+        self.blobs = Blobs(f"file://{folder}")
+        self.data = data
+        self.renders = 0
+        self.there = True
+        self.files = self.anew()
+
+    def anew(self) -> ResultFiles:
+        return ResultFiles(self.blobs, self.exists)
+
+    async def exists(self, _job_id: str) -> bool:
+        return self.there
+
+    async def render(self) -> tuple[bytes, dict[str, str]]:
+        self.renders += 1
+        await asyncio.sleep(0.01)
+        return self.data, {"Reverie-Seed": "1"}
+
+    async def respond(self, **headers: str) -> Any:
+        return await self.files.respond(_asked(**headers), "job", "json", "application/json", self.render)
+
+
+def test_a_large_result_is_rendered_once(tmp_path: Path) -> None:
+    """For all who ask at the same time, for every part of it, for 304, and for the next process."""
+    data = bytes(range(256)) * 20_000
+
+    async def run() -> None:
+        job = _Job(tmp_path, data)
+        for one in await asyncio.gather(*(job.respond() for _ in range(10))):
+            assert await _body(one) == data
+            assert one.headers["reverie-seed"] == "1"
+        tag = one.headers["etag"]
+        job.files = job.anew()
+        assert (await job.respond(if_none_match=tag)).status_code == 304
+        for part, expected in (("0-0", data[:1]), ("1000000-", data[1_000_000:]), ("-5", data[-5:])):
+            response = await job.respond(range=f"bytes={part}")
+            assert response.status_code == 206
+            assert await _body(response) == expected
+        assert job.renders == 1
+
+    asyncio.run(run())
+
+
+def test_a_small_result_is_not_stored(tmp_path: Path) -> None:
+    """It is rendered for each request."""
+
+    async def run() -> None:
+        job = _Job(tmp_path, b"x" * (STORED_BYTES - 1))
+        first, second = await job.respond(), await job.respond()
+        assert await _body(first) == await _body(second) == job.data
+        assert job.renders == 2
+        assert job.blobs.keys("") == []
+
+    asyncio.run(run())
+
+
+def test_a_deleted_job_leaves_nothing(tmp_path: Path) -> None:
+    """Neither one that was deleted while its result was rendered, nor one whose files went later."""
+
+    async def run() -> None:
+        job = _Job(tmp_path, b"x" * STORED_BYTES)
+        job.there = False
+        with pytest.raises(GoneError):
+            await job.respond()
+        assert job.blobs.keys("") == []
+        job.there = True
+        assert (await job.respond()).status_code == 200
+        job.blobs.delete("jobs/job")
+        with pytest.raises(GoneError):
+            await job.respond()
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is rendered each time then."""
+
+    async def run() -> None:
+        job = _Job(tmp_path, b"x" * STORED_BYTES)
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(job.blobs, "put", full)
+        assert await _body(await job.respond()) == job.data
+        assert await _body(await job.respond(range="bytes=1-2")) == b"xx"
+        assert job.renders == 2
+
+    asyncio.run(run())
+
+
+def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, in pieces, and the memory is given back."""
+    made = []
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: made.append(1) or original(**options))
+
+    async def run() -> None:
+        memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
+        data = bytes(range(256)) * (2 * LARGE_BYTES // 256)
+        responses = [memory.response(data, {"X": "1"}, "application/json") for _ in range(3)]
+        bodies = await asyncio.gather(*map(_body, responses))
+        assert bodies == [data] * 3
+        assert responses[0].headers["content-length"] == str(len(data))
+        assert memory.held == 0
+
+    asyncio.run(run())
+    assert len(made) == 0  # each was sent before the next began
+
+    async def slow() -> None:
+        memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
+        first = memory.pieces([b"a" * 2 * LARGE_BYTES])
+        await anext(first)
+        second = [b"b" * 2 * LARGE_BYTES]
+        pieces = memory.pieces(second)
+        received = await anext(pieces)
+        assert second == []
+        assert memory.held == 2 * LARGE_BYTES
+        assert received + b"".join([piece async for piece in pieces]) == b"b" * 2 * LARGE_BYTES
+        assert list((tmp_path / "unfinished").iterdir()) == []
+        await first.aclose()  # type: ignore[attr-defined]
+        assert memory.held == 0
+
+    asyncio.run(slow())
+    assert len(made) == 1
+
+
+# --- a real service ---
+
+
+@pytest.mark.parametrize("media", ["application/json", "application/x-npz", "image/png"])
+def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack, media: str) -> None:
+    """A byte of it, and the news that it has not changed."""
+    job_id = promised(client, "/v1/samples", model=MODEL, count=20_000, seed=3)
+    assert ended(client, job_id)["status"] == "succeeded"
+    accept = {"Accept": media}
+    whole = client.get(f"/v1/jobs/{job_id}/result", headers=accept)
+    assert len(whole.content) > STORED_BYTES
+    pid = stack.parts["api"].pid
+    cpu = cpu_seconds(pid)
+    for _ in range(20):
+        part = client.get(f"/v1/jobs/{job_id}/result", headers={**accept, "Range": "bytes=0-0"})
+        assert (part.status_code, part.content) == (206, whole.content[:1])
+        same = {**accept, "If-None-Match": whole.headers["etag"]}
+        assert client.get(f"/v1/jobs/{job_id}/result", headers=same).status_code == 304
+    assert cpu_seconds(pid) < cpu + 1
+    assert client.get(f"/v1/jobs/{job_id}/result", headers=accept).content == whole.content
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+
+
+def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: Stack) -> None:
+    """Of a large job's result, fifteen at a time."""
+    job_id = promised(client, "/v1/samples", model=MODEL, count=40_000, seed=3)
+    assert ended(client, job_id)["status"] == "succeeded"
+    size = len(client.get(f"/v1/jobs/{job_id}/result").content)
+    assert size > 8 * MIB
+    pid = stack.parts["api"].pid
+    rss = rss_bytes(pid)
+    held: list[socket.socket] = []
+    for _ in range(15):
+        connection = connect(stack.port)
+        connection.sendall(f"GET /v1/jobs/{job_id}/result HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        held.append(connection)
+    time.sleep(2)
+    assert rss_bytes(pid) < rss + 64 * MIB
+    assert samples(client).status_code == 200
+    for connection in held:
+        connection.close()
+
+
+def test_a_large_answer_is_whole(client: httpx.Client) -> None:
+    """Also one that no job was made for."""
+    answer = client.post(
+        "/v1/samples", json={"model": MODEL, "count": 10_000, "seed": 3}, headers={"Prefer": "wait=60"}
+    )
+    assert answer.status_code == 200
+    assert len(answer.content) > LARGE_BYTES
+    assert len(orjson.loads(answer.content)["images"]) == 10_000

@@ -1,0 +1,143 @@
+"""Jobs' pictures become files: once, whole, and in the form that was asked for."""
+
+import asyncio
+import errno
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.errors import FullError, GoneError, NotAcceptableError, OverloadedError
+from api.responses import upscaled as photographs
+from api.responses.upscaled import Darkroom, Order, Wish, unwritten
+from core.blobs import Blobs
+from core.broker.codec import Fields
+from core.imaging.encoders import FORMATS
+from core.imaging.tiling import Layout, Photograph, stored
+from core.jobs.store import Job
+
+SIZE, SCALE = (50, 70), 2
+PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+ORDER = Order(Layout.of(SIZE, 3, alpha=False, tile=(32, 32), margin=4), SCALE, "png", 90)
+
+
+class Bench:
+    """A darkroom over a store with one job's picture, and how often its tiles were read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.blobs = Blobs(f"file://{folder / 'blobs'}")
+        self.unfinished = folder / "unfinished"
+        self.reads = 0
+        self.gone = False
+        self.room = Darkroom(self.unfinished, self.blobs, self.pieces)
+        self.blobs.put("jobs/job_1/items", stored(Photograph(PIXELS)))
+        self.job: Job = {"id": "job_1", "model": "m", "version": "1", "seed": 3, "request": orjson.dumps(ORDER.said)}
+
+    def pieces(self, _job: Job) -> Iterator[Fields]:
+        """Its tiles, two at a time; none once it was deleted."""
+        tiling = ORDER.layout.tiling
+        self.reads += 1
+        tiles = tiling.cut(lambda begin, end: PIXELS[begin:end], 0, tiling.count)[:, :, 4:-4, 4:-4]
+        for at in range(0, tiling.count, 2):
+            if self.gone:
+                return
+            yield {"images": tiles[at : at + 2].repeat(SCALE, 2).repeat(SCALE, 3), "unit": "levels", "each": np.ones(2)}
+
+    def ask(self, accept: str = "", **headers: str) -> Response:
+        """The answer to one request."""
+        return asyncio.run(self.respond(accept, **headers))
+
+    async def respond(self, accept: str = "", **headers: str) -> Response:
+        """The same inside an event loop."""
+        listed = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        request = Request({"type": "http", "method": "GET", "path": "/", "headers": listed})
+        return await self.room.respond(request, self.job, Wish.read(accept, FORMATS), {})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """One for each test."""
+    return Bench(tmp_path)
+
+
+async def _bytes(response: Any) -> bytes:
+    return b"".join([piece async for piece in response.body_iterator])
+
+
+def test_an_order_survives_its_job() -> None:
+    """What a job's request says of a picture is all there is to know."""
+    assert Order.read(orjson.loads(orjson.dumps(ORDER.said))) == ORDER
+    assert ORDER.size == (100, 140)
+    clear = Order(Layout.of(SIZE, 1, alpha=True, tile=(32, 32), margin=4), 3, "webp", 50)
+    assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
+
+
+def test_many_that_ask_at_once_share_one_writing(bench: Bench) -> None:
+    """And later ones get the file as it was written; nothing unfinished is left."""
+
+    async def all_at_once() -> list[bytes]:
+        answers = await asyncio.gather(*(bench.respond() for _ in range(5)))
+        return [await _bytes(answer) for answer in answers]
+
+    files = asyncio.run(all_at_once())
+    assert bench.reads == 2  # the second looks whether the job is still there
+    assert len(set(files)) == 1
+    assert (np.asarray(Image.open(io.BytesIO(files[0]))) == PIXELS.repeat(SCALE, 0).repeat(SCALE, 1)).all()
+    again = bench.ask()
+    assert bench.reads == 2
+    assert again.headers["content-length"] == str(len(files[0]))
+    assert not list(bench.unfinished.iterdir())
+
+
+def test_json_says_what_the_model_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants of the whole beside the picture; one too large for JSON is refused with what would work."""
+    answer = bench.ask("application/json")
+    body = orjson.loads(answer.body)
+    assert (body["unit"], body["format"], body["width"], body["height"]) == ("levels", "png", 140, 100)
+    assert "each" not in body
+    tag = answer.headers["etag"]
+    assert bench.ask("application/json", if_none_match=tag).status_code == 304
+    assert bench.ask("application/json", range="bytes=0-9").body == answer.body[:10]
+    monkeypatch.setattr(photographs, "JSON_BYTES", 1000)
+    with pytest.raises(NotAcceptableError, match="image/png"):
+        bench.ask("application/json")
+
+
+def test_what_was_deleted_stays_so(bench: Bench) -> None:
+    """A job without tiles, or whose tiles go while its file is written, is gone and leaves nothing."""
+    bench.gone = True
+    with pytest.raises(GoneError):
+        bench.ask()
+    bench.gone = False
+    real = bench.blobs.put
+
+    def put(key: str, data: bytes) -> None:
+        bench.gone = True
+        real(key, data)
+
+    bench.blobs.put = put  # type: ignore[method-assign]
+    with pytest.raises(GoneError):
+        bench.ask()
+    with pytest.raises(FileNotFoundError):
+        bench.blobs.get("jobs/job_1/answer.png")
+
+
+def test_a_full_disk_is_told(bench: Bench) -> None:
+    """507 with what would help; another fault of the store is 503."""
+    assert isinstance(unwritten(OSError(errno.ENOSPC, "No space left on device")), FullError)
+    assert isinstance(unwritten(OSError(errno.EIO, "Input/output error")), OverloadedError)
+
+    def take(_key: str, _file: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bench.blobs.take = take  # type: ignore[method-assign]
+    with pytest.raises(FullError, match="smaller"):
+        bench.ask()
+    assert not list(bench.unfinished.iterdir())

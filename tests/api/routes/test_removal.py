@@ -1,0 +1,246 @@
+"""Deleting models and versions, and the rule of how many old ones are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.routes import removal
+from core.catalog.versions import HIDDEN, ServingError, Versions
+from core.jobs.store import Ledger
+from core.resources import ResourceStore
+from core.settings import Settings
+from tests.api.callers import application, chosen, key_file, key_line
+from tests.api.routes.test_versions import SHIPPED, brighter, carded
+from tests.api.telling import MODEL, problem
+from tests.api.test_ownership import publish
+from tests.stack import Stack
+
+LATER = {"Prefer": "respond-async"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A model with three versions, of which the second serves."""
+    chosen_ = chosen(tmp_path)
+    for version in "123":
+        publish(chosen_, "mine", version)
+    Versions(chosen_.state / "checkpoints").serve("mine", "2")
+    return chosen_
+
+
+def versions(client_body: dict[str, list[str]]) -> list[str]:
+    """The versions of a model's body."""
+    return client_body["versions"]
+
+
+def test_a_version_is_deleted(settings: Settings) -> None:
+    """One that does not serve; its file is gone, all say so, and its number is not used again."""
+
+    async def visit() -> None:
+        async with application(settings, "", "") as (client, _other):
+            assert (await client.delete("/v1/models/mine/versions/1")).status_code == 204
+            for path in ("", "/file", "/preview"):
+                problem(await client.get(f"/v1/models/mine/versions/1{path}"), 404, "there are: 2, 3")
+            problem(await client.post("/v1/samples", json={"model": "mine@1"}), 404)
+            assert versions((await client.get("/v1/models/mine")).json()) == ["2", "3"]
+            problem(await client.delete("/v1/models/mine/versions/1"), 404)
+            problem(await client.delete("/v1/models/mine/versions/2"), 409, "serves", "PATCH")
+            problem(await client.delete("/v1/models/nothing/versions/2"), 404)
+            assert (await client.delete("/v1/models/mine/versions/3")).status_code == 204
+            problem(await client.delete("/v1/models/mine/versions/2"), 409, "DELETE /v1/models/mine")
+        store = Versions(settings.state / "checkpoints")
+        assert [path.parent.name for path in store.folder.glob("mine/*/model.safetensors")] == ["2"]
+        assert store.reserve("mine", ["2"]) == "4"
+
+    asyncio.run(visit())
+
+
+def test_a_model_is_deleted(settings: Settings) -> None:
+    """With all its versions, the one that serves among them, and with nothing left of its weights."""
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            assert (await client.delete("/v1/models/mine")).status_code == 204
+            problem(await client.get("/v1/models/mine"), 404)
+            problem(await client.get("/v1/models/mine/versions"), 404)
+            problem(await client.delete("/v1/models/mine"), 404)
+            assert "mine" not in (await client.get("/v1/models")).text
+        assert not list(settings.state.glob("checkpoints/mine/*/*.safetensors"))
+        assert not list(settings.state.glob(f"checkpoints/mine/*/{HIDDEN}"))
+        assert "mine" not in json.loads((settings.state / "checkpoints" / "serving.json").read_bytes())
+
+    asyncio.run(visit())
+
+
+def test_what_is_in_use_stays(settings: Settings) -> None:
+    """A version or model on which a job has yet to run is refused, and is there as before; afterwards it goes."""
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            asked = {"model": "mine@3", "seed": 1}
+            job = (await client.post("/v1/samples", json=asked, headers=LATER)).json()
+            problem(await client.delete("/v1/models/mine/versions/3"), 409, "in use")
+            problem(await client.delete("/v1/models/mine"), 409, "in use")
+            assert versions((await client.get("/v1/models/mine")).json()) == ["1", "2", "3"]
+            assert (await client.delete("/v1/models/mine/versions/1")).status_code == 204
+            await client.post(f"/v1/jobs/{job['id']}/cancel")
+            assert (await client.delete("/v1/models/mine/versions/3")).status_code == 204
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize("path", ["/v1/models/mine/versions/3", "/v1/models/mine"])
+def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another process that still knew the version: the deletion is undone, and the same version serves as before."""
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,), application(settings, "") as (late,):
+            asked = {"model": "mine@3", "seed": 1}
+            deleting = asyncio.create_task(client.delete(path))
+            hidden = settings.state / "checkpoints" / "mine" / "3" / HIDDEN
+            while not hidden.exists():  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.001)
+            late_job = await late.post("/v1/samples", json=asked, headers=LATER)
+            answer = await deleting
+            assert late_job.status_code in {202, 404}
+            if late_job.status_code == 404:  # it had looked in that very moment
+                assert answer.status_code == 204
+                return
+            problem(answer, 409, "in use")
+            body = (await client.get("/v1/models/mine")).json()
+            assert (body["version"], body["versions"]) == ("2", ["1", "2", "3"])
+
+    asyncio.run(visit())
+
+
+def test_what_is_about_to_serve_stays(settings: Settings) -> None:
+    """Workers are loading it."""
+    store = Versions(settings.state / "checkpoints")
+    store.announce("mine", "3")
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            problem(await client.delete("/v1/models/mine/versions/3"), 409, "being loaded")
+            problem(await client.delete("/v1/models/mine"), 409, "being loaded")
+
+    asyncio.run(visit())
+    with pytest.raises(ServingError):
+        store.hide("mine", ["2"])
+
+
+def test_what_ships_stays(settings: Settings) -> None:
+    """The operator's files are not the service's to delete; versions that were added to such a model are."""
+    publish(settings, MODEL, "2")
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            problem(await client.delete(f"/v1/models/{MODEL}"), 409, "comes with the service (version 1)")
+            problem(await client.delete(f"/v1/models/{MODEL}/versions/1"), 409, "comes with the service")
+            Versions(settings.state / "checkpoints").serve(MODEL, "1")
+            assert (await client.delete(f"/v1/models/{MODEL}/versions/2")).status_code == 204
+            assert (await client.get(f"/v1/models/{MODEL}")).json()["version"] == "1"
+
+    asyncio.run(visit())
+    assert SHIPPED.exists()
+
+
+def test_a_deleted_model_frees_its_name(tmp_path: Path) -> None:
+    """For another owner, whose first version has another number than any before."""
+
+    async def visit() -> None:
+        settings = chosen(tmp_path, api_keys=key_file(tmp_path, key_line("ann"), key_line("bob")))
+        async with application(settings, "ann", "bob") as (ann, bob):
+            publish(settings, "mine")
+            await asyncio.sleep(1.1)  # registries look for new versions once a second
+            store = Versions(settings.state / "checkpoints")
+            owners = ResourceStore(Ledger(settings.ledger).engine)
+            owners.claim("model", "mine", "ann", shared=False)
+            problem(await bob.delete("/v1/models/mine"), 404)
+            assert (await ann.delete("/v1/models/mine")).status_code == 204
+            assert owners.all() == {}
+            assert store.reserve("mine", []) == "2"
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, ["2", "5"]), (2, ["2", "4", "5"]), (9, ["1", "2", "3", "4", "5"])])
+def test_old_versions_are_deleted_by_rule(
+    settings: Settings, keep: int, left: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest of those that do not serve are kept, and none of what ships is touched; the audit log says so."""
+    monkeypatch.setattr(removal, "PRUNE_S", 0.1)
+    publish(settings, "mine", "4")
+    publish(settings, "mine", "5")
+
+    async def visit() -> None:
+        async with application(settings.model_copy(update={"keep_versions": keep}), "") as (client,):
+            logging.getLogger("api.audit").addHandler(caplog.handler)
+            until = time.monotonic() + 10
+            while versions((await client.get("/v1/models/mine")).json()) != left and time.monotonic() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
+            assert versions((await client.get("/v1/models/mine")).json()) == left
+            assert (await client.get(f"/v1/models/{MODEL}")).status_code == 200
+            logging.getLogger("api.audit").removeHandler(caplog.handler)
+
+    asyncio.run(visit())
+    lines = [record.__dict__ for record in caplog.records if record.name == "api.audit"]
+    assert len({line["resource"] for line in lines}) == 5 - len(left)
+
+
+def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until that is over."""
+    monkeypatch.setattr(removal, "PRUNE_S", 0.1)
+    publish(settings, "mine", "4")
+    publish(settings, "mine", "5")
+    Versions(settings.state / "checkpoints").announce("mine", "3")
+
+    async def visit() -> None:
+        async with application(settings, "") as (client,):
+            asked = {"model": "mine@1", "seed": 1}
+            assert (await client.post("/v1/samples", json=asked, headers=LATER)).status_code == 202
+        async with application(settings.model_copy(update={"keep_versions": 1}), "") as (client,):
+            await asyncio.sleep(2.5)
+            assert versions((await client.get("/v1/models/mine")).json()) == ["1", "2", "3", "5"]
+
+    asyncio.run(visit())
+
+
+def test_an_interrupted_deletion_is_finished(settings: Settings) -> None:
+    """A process that died in its midst leaves a hidden file, which goes after a minute."""
+    store = Versions(settings.state / "checkpoints")
+    store.hide("mine", ["1"])
+    hidden = store.folder / "mine" / "1" / HIDDEN
+    store.discard_interrupted(60)
+    assert hidden.exists()
+    time.sleep(0.02)
+    store.discard_interrupted(0.01)
+    assert not hidden.exists()
+    assert store.reserve("mine", ["2", "3"]) == "4"
+    assert os.listdir(store.folder / "mine" / "1") == ["deleted"]  # noqa: PTH208
+
+
+def test_a_model_is_imported_used_and_deleted(client: httpx.Client, stack: Stack) -> None:
+    """By a service with workers: after the deletion nothing draws from it, and a new one of its name is another."""
+    raw = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
+    data = carded(SHIPPED.read_bytes(), name="passing")
+    made = client.post("/v1/models/passing/versions", content=data, headers=raw, timeout=180)
+    assert (made.status_code, made.json()["version"]) == (201, "1"), made.text
+    asked = {"model": "passing", "seed": 5}
+    before = client.post("/v1/samples", json=asked).json()
+    assert client.delete("/v1/models/passing").status_code == 204
+    problem(client.post("/v1/samples", json=asked), 404)
+    other = client.post("/v1/models/passing/versions", content=brighter(data), headers=raw, timeout=180)
+    assert (other.status_code, other.json()["version"]) == (201, "2"), other.text
+    after = client.post("/v1/samples", json=asked).json()
+    assert (before["version"], after["version"]) == ("1", "2")
+    assert before["images"] != after["images"]
+    assert client.delete("/v1/models/passing").status_code == 204

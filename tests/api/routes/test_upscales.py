@@ -1,0 +1,478 @@
+"""Pictures of any size over HTTP: in every way and form, tile by tile, and refused where they cannot be had."""
+
+import contextlib
+import io
+import re
+import signal
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from api.routes.upscales import AT_ONCE
+from tests.api.telling import ENLARGE, MODEL, b64, encoded, ended, opened, opened_text, problem, reached, samples
+from tests.stack import Stack
+
+PATH = "/v1/upscales"
+ASYNC = {"Prefer": "respond-async"}
+CORE = 24
+RADIUS = 3  # of the test family, which must not be imported before its shapes are checked
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Pixels that are all different."""
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The pixels as a file."""
+    return encoded(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def enlarged(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """What the tests' family makes of a whole picture."""
+    return pixels.repeat(scale, 0).repeat(scale, 1)
+
+
+def smoothed(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """The same of its smooth method: each pixel a mean over its neighbours, beyond the edges their mirror image."""
+    height, width, _ = pixels.shape
+    around = np.pad(pixels, ((RADIUS, RADIUS), (RADIUS, RADIUS), (0, 0)), "symmetric").astype(int)
+    side = 2 * RADIUS + 1
+    sums = sum(around[y : y + height, x : x + width] for y in range(side) for x in range(side))
+    return enlarged(np.rint(sums / side**2).astype(np.uint8), scale)
+
+
+def upscaled(
+    client: httpx.Client, file: bytes, /, headers: dict[str, str] | None = None, **fields: Any
+) -> httpx.Response:
+    """Answer of one picture as a multipart file."""
+    data = {name: str(value) for name, value in fields.items()}
+    return client.post(PATH, files={"image": ("picture", file)}, data=data, headers=headers)
+
+
+def promised(client: httpx.Client, file: bytes, **fields: Any) -> str:
+    """The id of the job that a picture was answered with."""
+    answer = upscaled(client, file, ASYNC, **fields)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+# --- what comes back ---
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60), (24, 24), (25, 49), (70, 50)])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_tiles_make_the_whole_picture(client: httpx.Client, size: tuple[int, int], scale: int) -> None:
+    """To the bit what the model makes of the picture in one piece: no seam, of whatever size it is."""
+    pixels = noise(*size)
+    answer = upscaled(client, png(pixels), scale=scale, method="smooth")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["reverie-model"] == f"{ENLARGE}@1"
+    assert (opened(answer.content) == smoothed(pixels, scale)).all()
+
+
+def test_a_large_picture_is_a_job_and_looks_the_same(client: httpx.Client) -> None:
+    """More tiles than fit in memory go through the store; who waits gets the picture, and where it can be had again."""
+    pixels = noise(9 * CORE, 8 * CORE)
+    answer = upscaled(client, png(pixels), scale=2, method="smooth")
+    assert answer.status_code == 200
+    assert (opened(answer.content) == smoothed(pixels, 2)).all()
+    again = client.get(answer.headers["content-location"])
+    assert again.content == answer.content
+    job = client.get(answer.headers["content-location"].removesuffix("/result")).json()
+    assert (job["kind"], job["status"], job["request"]["tiles"]["count"]) == ("upscales", "succeeded", 72)
+    assert AT_ONCE < 72
+
+
+def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
+    """A file, the body itself, base64 and a data URL; the model named or not; at once or as a job."""
+    file = png(noise(30, 40))
+    whole = {"scale": 2, "seed": 7}
+    answers = [
+        upscaled(client, file, **whole),
+        upscaled(client, file, **whole, model=ENLARGE, options='{"method": "nearest"}'),
+        client.post(PATH, params={**whole, "method": "nearest"}, content=file, headers={"Content-Type": "image/png"}),
+        client.post(PATH, params=whole, content=file, headers={"Content-Type": "application/octet-stream"}),
+        client.post(PATH, json={"image": b64(file), **whole}),
+        client.post(PATH, json={"image": f"data:image/png;base64,{b64(file)}", "options": {"scale": 2}, "seed": 7}),
+        client.post(PATH, data={**whole, "image": b64(file)}),
+    ]
+    job_id = promised(client, file, **whole)
+    ended(client, job_id)
+    answers.append(client.get(f"/v1/jobs/{job_id}/result"))
+    good = [answer for answer in answers if answer.status_code == 200]
+    assert len(good) == len(answers) - 1, [answer.text[:200] for answer in answers if answer.status_code != 200]
+    problem(answers[6], 415, "multipart/form-data", "`image`")
+    assert len({answer.content for answer in good}) == 1
+
+
+@pytest.mark.parametrize(
+    ("accept", "fields", "media"),
+    [
+        (None, {}, "image/png"),
+        ("*/*", {}, "image/png"),
+        ("image/*", {}, "image/png"),
+        ("image/jpeg", {}, "image/jpeg"),
+        ("image/webp, image/png;q=0.5", {}, "image/webp"),
+        (None, {"format": "jpeg"}, "image/jpeg"),
+        ("image/*", {"format": "webp"}, "image/webp"),
+        ("application/json", {}, "application/json"),
+        ("application/json", {"format": "jpeg"}, "application/json"),
+    ],
+)
+def test_the_client_chooses_the_form(client: httpx.Client, accept: str | None, fields: Any, media: str) -> None:
+    """`Accept` and `format` decide, and a job's result follows both."""
+    pixels = smoothed(noise(40, 30), 1)
+    headers = {"Accept": accept} if accept else {}
+    answer = upscaled(client, png(pixels), headers, scale=2, seed=1, **fields)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, media), answer.text[:300]
+    assert "Accept" in answer.headers["vary"]
+    file = answer.content
+    if media == "application/json":
+        body = answer.json()
+        assert set(body) == {"model", "version", "seed", "scale", "image", "format", "width", "height"}
+        assert (body["width"], body["height"], body["format"]) == (60, 80, fields.get("format", "png"))
+        assert np.abs(opened_text(body["image"]).astype(int) - enlarged(pixels, 2)).mean() < 8
+    else:
+        image = Image.open(io.BytesIO(file))
+        assert (image.format or "").lower() == media.removeprefix("image/")
+        assert np.abs(np.asarray(image).astype(int) - enlarged(pixels, 2)).mean() < 8
+    job = upscaled(client, png(pixels), {**headers, **ASYNC}, scale=2, seed=1, **fields).json()
+    ended(client, job["id"])
+    assert client.get(job["links"]["result"], headers=headers).content == file
+
+
+def test_quality_is_the_client_s(client: httpx.Client) -> None:
+    """Of JPEG and WebP; a higher one makes a larger file."""
+    file = png(noise(40, 40))
+    for kind in ("jpeg", "webp"):
+        low, high = (upscaled(client, file, format=kind, quality=one, seed=1).content for one in (20, 95))
+        assert len(low) < len(high)
+
+
+def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
+    """Transparency is enlarged apart; a JPEG has none, which is said."""
+    grey = noise(30, 30, 1)
+    assert (opened(upscaled(client, png(grey), scale=2).content) == enlarged(grey, 2)[:, :, 0]).all()
+    clear = noise(30, 30, 4) | np.uint8([0, 0, 0, 1])
+    smooth = np.asarray(Image.fromarray(clear[:, :, 3]).resize((60, 60), Image.Resampling.BICUBIC))
+    job_id = promised(client, png(clear), scale=2)
+    ended(client, job_id)
+    for answer in (upscaled(client, png(clear), scale=2), client.get(f"/v1/jobs/{job_id}/result")):
+        made = opened(answer.content)
+        assert (made[:, :, :3] == enlarged(clear[:, :, :3], 2)).all()
+        assert (made[:, :, 3] == smooth).all()
+    flat = upscaled(client, png(clear), scale=2, format="jpeg")
+    assert Image.open(io.BytesIO(flat.content)).mode == "RGB"
+    assert flat.headers["reverie-conversions"] == "transparency over white"
+    later = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "image/jpeg", "Range": "bytes=0-9"})
+    assert (later.status_code, later.headers["reverie-conversions"]) == (206, "transparency over white")
+
+
+def test_place_and_camera_do_not_come_back(client: httpx.Client) -> None:
+    """Orientation is applied, all else of EXIF, text and profile dropped; the answer says what was converted."""
+    image = Image.fromarray(noise(20, 30))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera of a certain kind"
+    exif.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
+    file = encoded(image, exif=exif)
+    for kind in ("png", "jpeg", "webp"):
+        answer = upscaled(client, file, scale=2, format=kind, quality=100)
+        made = Image.open(io.BytesIO(answer.content))
+        assert made.size == (40, 60)
+        assert not made.getexif()
+        assert b"camera" not in answer.content
+        assert answer.headers["reverie-conversions"] == "turned upright"
+    body = upscaled(client, file, {"Accept": "application/json"}, scale=2).json()
+    assert body["conversions"] == ["turned upright"]
+    assert (opened_text(body["image"]) == enlarged(np.rot90(noise(20, 30), -1), 2)).all()
+
+
+# --- waiting or not ---
+
+
+def test_a_picture_is_made_once_under_its_key(client: httpx.Client) -> None:
+    """The same file under the same Idempotency-Key is the same job; another file is refused."""
+    file, key = png(noise(30, 31)), {"Idempotency-Key": "picture"}
+    first = upscaled(client, file, key, scale=2)
+    assert first.status_code == 200, first.text
+    again = upscaled(client, file, key, scale=2)
+    assert again.content == first.content
+    assert again.headers["content-location"] == first.headers["content-location"]
+    problem(upscaled(client, png(noise(31, 30)), key, scale=2), 422, "another key")
+
+
+def test_progress_goes_by_tile(client: httpx.Client) -> None:
+    """A job's events tell how far it has come; at its end the result has an ETag, answers 304, 206 and 416."""
+    job_id = promised(client, png(noise(10 * CORE, 10 * CORE)), scale=2, seconds=0.004)
+    stream = client.get(f"/v1/jobs/{job_id}/events").text
+    reached_ = [float(one) for one in re.findall(r'"progress":([\d.]+)', stream)]
+    assert len(reached_) >= 4
+    assert reached_ == sorted(reached_)
+    assert stream.rstrip().endswith('{"status":"succeeded"}')
+    path = f"/v1/jobs/{job_id}/result"
+    whole = client.get(path)
+    tag, size = whole.headers["etag"], len(whole.content)
+    assert int(whole.headers["content-length"]) == size
+    assert client.get(path, headers={"If-None-Match": tag}).status_code == 304
+    part = client.get(path, headers={"Range": "bytes=100-299", "If-Range": tag})
+    assert (part.status_code, part.headers["content-range"]) == (206, f"bytes 100-299/{size}")
+    assert part.content == whole.content[100:300]
+    problem(client.get(path, headers={"Range": f"bytes={size}-"}), 416, str(size))
+    assert client.head(path).headers["etag"] == tag
+    jpeg = client.get(path, headers={"Accept": "image/jpeg"})
+    assert jpeg.headers["content-type"] == "image/jpeg"
+    assert jpeg.headers["etag"] != tag
+
+
+def test_who_waits_too_long_gets_a_promise(client: httpx.Client) -> None:
+    """Of a picture in memory as of one in the store; either way the job goes on and ends with the picture."""
+    for tiles, seconds in ((3, 0.4), (9, 0.02)):
+        pixels = noise(tiles * CORE, tiles * CORE)
+        answer = upscaled(client, png(pixels), {"Prefer": "wait=1"}, scale=2, seconds=seconds)
+        assert answer.status_code == 202, tiles
+        problem(client.get(answer.json()["links"]["result"]), 409, "wait")
+        job = ended(client, answer.json()["id"])
+        assert job["status"] == "succeeded"
+        assert (opened(client.get(job["links"]["result"]).content) == enlarged(pixels, 2)).all()
+
+
+def test_cancel_stops_mid_picture(client: httpx.Client) -> None:
+    """The rest of its tiles is not made, and there is no result."""
+    job_id = promised(client, png(noise(12 * CORE, 12 * CORE)), scale=2, seconds=0.05)
+    reached(client, job_id, lambda job: 0 < job["progress"] < 1)
+    assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    assert _settled(client) < 144
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["status"] == "cancelled"
+    assert job["progress"] < 1
+    problem(client.get(job["links"]["result"]), 409, "cancelled")
+
+
+def _rows(client: httpx.Client) -> int:
+    """Tiles that the workers have made so far."""
+    page = client.get("/metrics").text
+    found = re.findall(r'^reverie_worker_rows_total\{[^}]*"upscale"[^}]*\} ([\d.e+]+)$', page, re.MULTILINE)
+    return int(sum(map(float, found)))
+
+
+def _batches(client: httpx.Client) -> int:
+    page = client.get("/metrics").text
+    return int(sum(map(float, re.findall(r"^reverie_worker_batches_total\{[^}]*\} ([\d.e+]+)$", page, re.MULTILINE))))
+
+
+def _settled(client: httpx.Client) -> int:
+    """How many more tiles are made until none is any more."""
+    begun = before = _rows(client)
+    while True:
+        time.sleep(1.2)
+        now = _rows(client)
+        if now == before:
+            return now - begun
+        before = now
+
+
+@pytest.mark.parametrize("tiles", [8, 12], ids=["in memory", "in the store"])
+def test_work_stops_when_the_client_goes(client: httpx.Client, stack: Stack, tiles: int) -> None:
+    """Nobody was promised anything, so nothing is made for nobody."""
+    _settled(client)
+    before = _rows(client)
+    body = png(noise(tiles * CORE, tiles * CORE))
+    head = f"POST {PATH}?scale=2&seconds=0.05 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+    with socket.create_connection(("127.0.0.1", stack.port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until = time.monotonic() + 20
+        while _rows(client) == before:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    _settled(client)
+    assert _rows(client) - before < tiles**2 * 0.8
+    unfinished = [job for job in client.get("/v1/jobs").json()["data"] if job["status"] in {"queued", "running"}]
+    assert not unfinished
+
+
+def test_tiles_of_several_requests_share_passes(client: httpx.Client) -> None:
+    """Small pictures that come while others are worked on go together, and each gets its own back."""
+    _settled(client)
+    before = _batches(client)
+    pictures = [noise(CORE, CORE * 2) + np.uint8(one) for one in range(24)]
+    with ThreadPoolExecutor(24) as threads:
+        answers = list(threads.map(lambda one: upscaled(client, png(one), scale=2, seconds=0.01), pictures))
+    for one, answer in zip(pictures, answers, strict=True):
+        assert (opened(answer.content) == enlarged(one, 2)).all()
+    _settled(client)
+    assert 1 <= _batches(client) - before <= 16
+
+
+def test_a_single_sample_does_not_wait_for_a_picture(client: httpx.Client) -> None:
+    """It is answered between two slices of one."""
+    job_id = promised(client, png(noise(24 * CORE, 24 * CORE)), scale=2, seconds=0.02)
+    reached(client, job_id, lambda job: 0 < job["progress"] < 1)
+    waits = []
+    for _ in range(6):
+        begun = time.monotonic()
+        assert samples(client).status_code == 200
+        waits.append(time.monotonic() - begun)
+    assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "running"
+    assert sorted(waits)[3] < 1.5
+    client.post(f"/v1/jobs/{job_id}/cancel")
+
+
+# --- what is refused ---
+
+
+def _bomb(width: int, height: int) -> bytes:
+    """A PNG of that size in a few hundred bytes, were it complete."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(9), 9)) + chunk(b"IEND", b"")
+
+
+def _animated(kind: str) -> bytes:
+    first, second = (Image.fromarray(noise(9, 9 + one)).resize((9, 9)) for one in (0, 1))
+    return encoded(first, kind, save_all=True, append_images=[second], duration=50)
+
+
+GOOD = png(noise(20, 20))
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "words"),
+    [
+        (b"", {}, ["image: ", "empty", "PNG"]),
+        (b"not a picture", {}, ["image: ", "PNG, JPEG, WEBP"]),
+        (encoded(Image.fromarray(noise(9, 9)), "GIF"), {}, ["PNG, JPEG, WEBP"]),
+        (GOOD[:-100], {}, ["truncated", "PNG"]),
+        (encoded(Image.fromarray(noise(99, 99)), "JPEG")[:-300], {}, ["truncated"]),
+        (_animated("PNG"), {}, ["animated", "single frame"]),
+        (_animated("WEBP"), {}, ["animated", "single frame"]),
+        (_bomb(50_000, 50_000), {}, ["50000×50000", "40000.0 megapixels", "180", "11.25 megapixels"]),
+        (_bomb(0, 5), {}, ["PNG"]),
+        (_bomb(3354, 3355), {}, ["180", "at most 11.25"]),
+        (_bomb(30_000, 1), {}, ["120000×4", "100000", "parts"]),
+        (_bomb(16_500, 100), {"format": "jpeg"}, ["66000×400", "65500", "ask for PNG"]),
+        (_bomb(4_100, 100), {"format": "webp"}, ["16400×400", "16383", "ask for PNG"]),
+        (_bomb(3_300, 3_300), {"format": "webp"}, ["64 megapixels", "ask for PNG"]),
+        (GOOD, {"scale": 5}, ["options.scale", "4"]),
+        (GOOD, {"scale": 1}, ["options.scale", "2"]),
+        (GOOD, {"scale": "large"}, ["options.scale", "integer"]),
+        (GOOD, {"method": "magic"}, ["options.method", "nearest", "smooth"]),
+        (GOOD, {"format": "gif"}, ["format", "png", "jpeg", "webp"]),
+        (GOOD, {"quality": 0}, ["quality", "1"]),
+        (GOOD, {"quality": 101}, ["quality", "100"]),
+        (GOOD, {"fidelity": 0.5}, ["no such field: fidelity", "method", "scale"]),
+        (GOOD, {"count": 2}, ["no such field: count"]),
+        (GOOD, {"model": MODEL}, [MODEL, "cannot enlarge", ENLARGE]),
+        (GOOD, {"image": b64(GOOD)}, ["image: 2 were sent", "one"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused(client: httpx.Client, file: bytes, fields: Any, words: list[str]) -> None:
+    """422 that says what would work, and says it before any work was done."""
+    problem(upscaled(client, file, **fields), 422, *words)
+    assert upscaled(client, GOOD).status_code == 200
+
+
+def test_what_else_may_be_wrong(client: httpx.Client) -> None:
+    """No picture, two of them, another field, no such model, no such form, no body that is read here."""
+    problem(client.post(PATH, json={}), 422, "image: missing", "PNG, JPEG or WebP")
+    problem(client.post(PATH, json={"image": "%%%"}), 422, "image", "base64")
+    problem(client.post(PATH, json={"image": 7}), 422, "image")
+    problem(client.post(PATH, json=[1]), 400, "object")
+    problem(client.post(PATH, content=GOOD, headers={"Content-Type": "text/plain"}), 415, "`image`")
+    problem(client.post(PATH, files=[("image", ("a", GOOD))] * 2), 422, "2 were sent")
+    problem(client.post(PATH, files={"images": ("a", GOOD)}), 422, "'images'", "`image`")
+    problem(upscaled(client, GOOD, model="gan"), 404, "gan", ENLARGE)
+    problem(upscaled(client, GOOD, {"Accept": "image/gif"}), 406, "image/png, image/jpeg, image/webp")
+    problem(upscaled(client, GOOD, {"Accept": "image/png"}, format="jpeg"), 406, "image/jpeg")
+    problem(client.post("/v1/samples", json={"model": ENLARGE}), 422, ENLARGE, PATH)
+    assert client.get(PATH).status_code == 405
+
+
+def test_a_result_that_a_format_cannot_hold_names_png(client: httpx.Client) -> None:
+    """It was made as PNG; as WebP it cannot be had."""
+    job_id = promised(client, png(noise(2, 4200)), scale=4)
+    ended(client, job_id)
+    path = f"/v1/jobs/{job_id}/result"
+    assert opened(client.get(path).content).shape == (8, 16800, 3)
+    problem(client.get(path, headers={"Accept": "image/webp"}), 406, "16383", "ask for PNG")
+
+
+def test_long_thin_pictures_work(client: httpx.Client) -> None:
+    """One pixel by five thousand, either way."""
+    for size in ((1, 5000), (5000, 1)):
+        answer = upscaled(client, png(noise(*size)), scale=4)
+        assert (opened(answer.content) == enlarged(noise(*size), 4)).all()
+
+
+# --- whatever dies ---
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service to be broken, with a low limit."""
+    running = Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_wait_s="60")
+    try:
+        yield running.up()
+    finally:
+        running.down()
+
+
+def test_a_promised_picture_outlives_api_and_worker(mortal: Stack) -> None:
+    """Killed in the middle, the API forgets nothing and the worker's successor goes on where it stopped."""
+    pixels = noise(10 * CORE, 10 * CORE)
+    with httpx.Client(base_url=mortal.url, timeout=60) as client:
+        stored = promised(client, png(pixels), scale=2, seconds=0.05)
+        adopted = upscaled(client, png(pixels[: 7 * CORE, : 7 * CORE]), {"Prefer": "wait=1"}, scale=2, seconds=0.3)
+        assert adopted.status_code == 202
+        reached(client, stored, lambda job: 0.1 < job["progress"] < 1)
+    mortal.kill("api", signal.SIGKILL)
+    mortal.kill("inference", signal.SIGKILL)
+    mortal.start("inference")
+    mortal.start("api")
+    mortal.wait_ready()
+    with httpx.Client(base_url=mortal.url, timeout=60) as client:
+        for job_id, side in ((stored, 10 * CORE), (adopted.json()["id"], 7 * CORE)):
+            assert ended(client, job_id)["status"] == "succeeded"
+            made = opened(client.get(f"/v1/jobs/{job_id}/result").content)
+            assert (made == enlarged(pixels[:side, :side], 2)).all()
+
+
+def test_the_limit_is_the_operator_s(mortal: Stack) -> None:
+    """A smaller one is stated in the refusal."""
+    with httpx.Client(base_url=mortal.url, timeout=60) as client:
+        problem(upscaled(client, png(noise(400, 400))), 422, "2.6 megapixels", "more than the 2 ", "0.125 megapixels")
+        assert upscaled(client, png(noise(350, 350))).status_code == 200
+
+
+def test_no_file_is_left_unfinished(mortal: Stack) -> None:
+    """And what a job left goes with it."""
+    with httpx.Client(base_url=mortal.url, timeout=60) as client:
+        job_id = promised(client, png(noise(100, 100)), scale=2)
+        ended(client, job_id)
+        client.get(f"/v1/jobs/{job_id}/result")
+        state = mortal.state / "state"
+        kept = {path.name for path in (state / "blobs" / "jobs" / job_id).iterdir()}
+        assert {"items", "answer.png", "answer.png.json"} < kept
+        assert not _files(state / "unfinished")
+        client.delete(f"/v1/jobs/{job_id}")
+        assert not (state / "blobs" / "jobs" / job_id).exists()
+
+
+def _files(folder: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        return list(folder.iterdir())
+    return []

@@ -1,0 +1,119 @@
+"""What the card of an imported file may hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from core.catalog.card_check import CARD_LIMIT_BYTES, CardError, check_card, check_preview
+from core.catalog.registry import read_card
+from tests.stack import ROOT
+
+SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
+
+
+def card(**change: Any) -> str:
+    """The text of the first shipped card, with a change."""
+    return json.dumps({**read_card(SHIPPED[0]), **change})
+
+
+def png(width: int, height: int, **options: Any) -> str:
+    """A preview of that size."""
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG", **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.parent.name)
+def test_shipped_cards_pass(path: Any) -> None:
+    """What ships is what may be imported."""
+    assert check_card(json.dumps(read_card(path))) == read_card(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"summary": "x" * 301}, "'summary' of its card has 301 characters"),
+        ({"summary": 5}, "'summary' of its card must be text"),
+        ({"summary": ["x"] * 10}, "'summary' of its card must be text"),
+        ({"license": "x" * 201}, "'license' of its card has 201"),
+        ({"created_at": None}, "'created_at' of its card must be text"),
+        ({"version": 1}, "'version' of its card must be text"),
+        ({"name": "../../etc"}, "'name' of its card must be a name"),
+        ({"name": "a" * 121}, "'name' of its card has 121"),
+        ({"family": ""}, "'family' of its card must be a name"),
+        ({"format": 2}, "'format' of its card must be 1"),
+        ({"format": True}, "'format' of its card must be 1"),
+        ({"image": None}, "'image' of its card must hold channels, height, width"),
+        ({"image": {"channels": 1, "height": 28}}, "'image' of its card must hold"),
+        ({"image": {"channels": 1, "height": 28, "width": 0}}, "'image' of its card must hold"),
+        ({"image": {"channels": 1, "height": 28.5, "width": 28}}, "'image' of its card must hold"),
+        ({"image": {"channels": 1, "height": 28, "width": 28, "more": "x"}}, "'image' of its card must hold"),
+        ({"config": []}, "'config' of its card must be an object"),
+        ({"operations": "sample"}, "'operations' of its card must be an object"),
+        ({"provenance": 3}, "'provenance' of its card must be an object"),
+        ({"provenance": {"note": "x" * CARD_LIMIT_BYTES}}, f"at most {CARD_LIMIT_BYTES} are read"),
+        ({"provenance": {"seed": 10**4000}}, "an integer of more than 64 bits"),
+        ({"provenance": {"seed": 2**63}}, "an integer of more than 64 bits"),
+        ({"provenance": {"loss": float("inf")}}, "holds inf"),
+        ({"config": {"rate": float("nan")}}, "holds nan"),
+        ({"provenance": {"who": "\ud800"}}, "half a surrogate pair"),
+        ({"provenance": {"\udfff": 1}}, "half a surrogate pair"),
+        ({"provenance": {"list": [0] * 5000}}, "at most 4096 values"),
+        ({"anything": json.loads("[" * 20 + "]" * 20)}, "12 levels deep"),
+        ({"anything": "x" * CARD_LIMIT_BYTES}, f"at most {CARD_LIMIT_BYTES} are read"),
+        ({"figures": {}}, "'figures' of its card must be a list"),
+        ({"figures": [{"name": "nll", "value": 1, "better": "lower"}] * 65}, "a list of at most 64"),
+        ({"figures": ["nll"]}, "must be an object"),
+        ({"figures": [{"name": "nll", "value": "1", "better": "lower"}]}, "a name and a number"),
+        ({"figures": [{"name": "nll", "value": True, "better": "lower"}]}, "a name and a number"),
+        ({"figures": [{"value": 1.0, "better": "lower"}]}, "a name and a number"),
+        ({"figures": [{"name": "nll", "value": 1, "better": "up"}]}, "'better'"),
+        ({"figures": [{"name": "nll", "value": 1, "better": "lower", "detail": "x" * 401}]}, "figures.detail"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_a_field_out_of_bounds_is_named(change: dict[str, Any], said: str) -> None:
+    """Each field has a type and a size; the error says which one is wrong, in a few words."""
+    with pytest.raises(CardError) as caught:
+        check_card(card(**change))
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 60_000, "1" * 5000, "\ud800"])
+def test_a_card_is_a_json_object(text: str) -> None:
+    """What is none is refused at once."""
+    begun = time.monotonic()
+    with pytest.raises(CardError):
+        check_card(text)
+    assert time.monotonic() - begun < 0.5
+
+
+def test_a_preview_is_a_small_png() -> None:
+    """Its bytes come back; another format, half a file, a huge picture and unpacking bombs are refused."""
+    assert check_preview(png(64, 64)) == base64.b64decode(png(64, 64))
+    bomb = PngImagePlugin.PngInfo()
+    bomb.add_text("comment", "x" * (8 << 20), zip=True)
+    jpeg = io.BytesIO()
+    Image.new("L", (8, 8)).save(jpeg, "JPEG")
+    wrong = {
+        "": "no whole PNG",
+        "aGVsbG8=": "no whole PNG",
+        "not base64": "not base64",
+        "é": "not base64",
+        png(64, 64)[:60]: "no whole PNG",
+        png(3000, 8): "3000×8 pixels; at most 2048",
+        png(8, 8, pnginfo=bomb): "no whole PNG",
+        base64.b64encode(jpeg.getvalue()).decode(): "no whole PNG",
+        "A" * (1 << 20): "at most 524288 bytes",
+    }
+    for text, said in wrong.items():
+        with pytest.raises(CardError, match=said):
+            check_preview(text)

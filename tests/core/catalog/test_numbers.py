@@ -1,0 +1,64 @@
+"""Whole numbers: 4.0 is an integer to JSON Schema."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from api.fields import WHOLE
+from core.catalog.numbers import canonical, whole, whole_numbers
+
+SCHEMA = {
+    "properties": {
+        "size": {"type": "integer"},
+        "limit": {"type": ["integer", "null"]},
+        "heat": {"type": "number"},
+        "sizes": {"type": "array", "items": {"type": "integer"}},
+        "table": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+        "inner": {"type": "object", "properties": {"k": {"type": "integer"}}},
+    }
+}
+
+
+class Body(BaseModel):
+    """A strict request with one integer."""
+
+    model_config = ConfigDict(strict=True)
+    count: Annotated[int, WHOLE]
+
+
+def test_whole_floats_become_ints_where_integers_are_asked_for() -> None:
+    """In properties, lists, lists of lists and objects; a number that may have a fraction stays as it is."""
+    given = {"size": 4.0, "limit": 2.0, "heat": 1.0, "sizes": [8.0, 9], "table": [[1.0], [2, 3.0]], "inner": {"k": 5.0}}
+    made = whole_numbers(SCHEMA, given)
+    assert made == given
+    assert repr(made) == repr(
+        {"size": 4, "limit": 2, "heat": 1.0, "sizes": [8, 9], "table": [[1], [2, 3]], "inner": {"k": 5}}
+    )
+    other = {"size": True, "limit": None, "sizes": [4.5], "unknown": 4.0, "table": "no list"}
+    assert repr(whole_numbers(SCHEMA, other)) == repr(other)
+
+
+def test_a_fingerprint_does_not_tell_4_from_4_0() -> None:
+    """At any depth, and -0.0 is 0."""
+    assert repr(canonical({"a": 4.0, "b": [1.0, {"c": 2.5}], "d": -0.0, "e": "4.0", "f": True})) == repr(
+        {"a": 4, "b": [1, {"c": 2.5}], "d": 0, "e": "4.0", "f": True}
+    )
+
+
+@pytest.mark.parametrize("value", [4.5, math.inf, -math.inf, math.nan, True, None, "4", "4.0", [4], 1e300, -1e300])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    """A fraction, infinity, NaN, true, text: none of them is passed on as an integer."""
+    assert repr(whole(value)) == repr(value)
+    with pytest.raises(ValidationError, match="valid integer"):
+        Body(count=value)
+
+
+@pytest.mark.parametrize(("value", "made"), [(4.0, 4), (4, 4), (-0.0, 0), (2.0**53, 2**53), (-3.0, -3)])
+def test_a_whole_number_is_an_int(value: float, made: int) -> None:
+    """Written either way."""
+    count = Body(count=value).count  # type: ignore[arg-type]
+    assert (count, type(count)) == (made, int)

@@ -1,0 +1,88 @@
+"""Which version serves, and numbers for new ones."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from core.catalog.versions import CARD, Versions, loaded, refused
+
+
+def test_cards_need_what_models_say() -> None:
+    """The list here is that of `models.kit.card`."""
+    from models.kit.card import REQUIRED
+
+    assert CARD == REQUIRED
+
+
+def test_an_announced_version_serves_when_it_is_told_to(tmp_path: Path) -> None:
+    """Announcing changes nothing that serves; serving ends the announcement; settling yields to what was chosen."""
+    versions = Versions(tmp_path / "made")
+    assert (versions.pointers(), versions.stamp()) == ({}, 0)
+    versions.announce("m", "2")
+    stamp = versions.stamp()
+    assert versions.pointers() == {"m": {"next": "2"}}
+    versions.settle("m", "1")
+    assert versions.pointers() == {"m": {"next": "2", "serves": "1"}}
+    versions.serve("m", "2")
+    assert versions.stamp() != stamp
+    versions.settle("m", "1")
+    versions.withdraw("m", "2")
+    assert versions.pointers() == {"m": {"serves": "2"}}
+
+
+def test_each_caller_gets_a_number_of_its_own(tmp_path: Path) -> None:
+    """Many at once, above all that are known."""
+    versions = Versions(tmp_path)
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(versions.reserve("m", ["4"]))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(int, found)) == list(range(5, 13))
+
+
+def test_versions_do_not_change(tmp_path: Path) -> None:
+    """What is there is not overwritten, and a second file leaves nothing behind."""
+    versions = Versions(tmp_path / "made")
+    for content in (b"first", b"second"):
+        (tmp_path / "file").write_bytes(content)
+        if content == b"first":
+            versions.publish(tmp_path / "file", "m", "1")
+            continue
+        with pytest.raises(FileExistsError):
+            versions.publish(tmp_path / "file", "m", "1")
+    assert [path.read_bytes() for path in versions.path("m", "1").parent.iterdir()] == [b"first"]
+
+
+def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
+    """Workers that warm up do not count; one that cannot load it has said so."""
+    held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
+    other = {"state": "ready", "capacity": {}, "refused": {}}
+    failing = {"state": "ready", "capacity": {}, "refused": {"m@2": "damaged"}}
+    assert loaded({}, "m@2")
+    assert loaded({"a": held, "b": {**other, "state": "warming"}}, "m@2")
+    assert not loaded({"a": held, "b": other}, "m@2")
+    assert loaded({"a": held, "b": failing}, "m@2")
+    assert (refused({"a": held, "b": failing}, "m@2"), refused({"a": held}, "m@2")) == ("damaged", "")
+
+
+def test_what_is_or_has_become_a_version_is_no_leftover(tmp_path: Path) -> None:
+    """Half-written files go, and folders that hold nothing else; a folder that got a version meanwhile stays."""
+    versions = Versions(tmp_path)
+    half = f".{'a' * 32}"
+    for name in ("m/1/model.safetensors", f"m/1/{half}", f"m/2/{half}", f"n/1/{half}", "o/1/other"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    left = versions.leftovers(lambda model: model == "awaited")
+    assert set(left) == {tmp_path / "m" / "1" / half, tmp_path / "m" / "2", tmp_path / "n"}
+    (tmp_path / "n" / "1" / "model.safetensors").write_bytes(b"x")
+    for path in left:
+        versions.remove(path)
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"m/1/model.safetensors", "n/1/model.safetensors", "o/1/other"}
+    assert not (tmp_path / "m" / "2").exists()
+    assert versions.leftovers(lambda model: True) == []

@@ -1,0 +1,134 @@
+"""Datasets on the disk: made once, whole, and kept while they are used."""
+
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.datasets.convert import convert
+from core.datasets.readers import Wish
+from core.datasets.store import Datasets, InUseError, TakenError
+from tests.api.telling import opened
+
+DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
+
+
+def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tuple[dict[str, Any], bool]:
+    """Convert the file (the fixture's digits) and put it under a name."""
+    with datasets.workshop() as folder:
+        (folder / "file").write_bytes(file or DIGITS.read_bytes())
+        return datasets.add(folder / "made", name, convert(folder, Wish(**wish)))
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> Datasets:
+    """None yet."""
+    return Datasets(tmp_path / "datasets")
+
+
+def test_a_dataset_is_a_folder_with_what_it_is(datasets: Datasets) -> None:
+    """It can be had by its name, and listed; nothing else is left behind."""
+    about, new = added(datasets, "digits")
+    assert new
+    assert datasets.get("digits") == about
+    assert about["name"] == "digits"
+    assert about["created_at"].startswith("20")
+    files = {path.name for path in datasets.path("digits").iterdir()}
+    assert files == {"dataset.json", "train.npy", "validation.npy", "test.npy", "uses"}
+    assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == ["digits"]
+    for name in ("none", "", ".", "..", "../datasets/digits", "a/b", ".lock", "x" * 65):
+        assert datasets.get(name) is None
+
+
+def test_the_same_again_is_no_other(datasets: Datasets) -> None:
+    """Other arrays under the name are refused, the same ones under another name are another dataset."""
+    first, _ = added(datasets, "digits")
+    again, new = added(datasets, "digits")
+    assert not new
+    assert again == first
+    with pytest.raises(TakenError):
+        added(datasets, "digits", test=0.2)
+    assert added(datasets, "digits-2")[1]
+    assert [one["name"] for one in datasets.listing()] == ["digits", "digits-2"]
+    assert [one["name"] for one in datasets.listing(after="digits")] == ["digits-2"]
+    assert [one["name"] for one in datasets.listing(limit=1)] == ["digits"]
+
+
+def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
+    """Until the last user has released it."""
+    added(datasets, "digits")
+    assert datasets.use("digits", "job_1")
+    assert datasets.use("digits", "job_2")
+    assert datasets.use("digits", "job_2")
+    assert not datasets.use("none", "job_1")
+    with pytest.raises(InUseError, match=r"job_1, job_2"):
+        datasets.delete("digits")
+    datasets.release("digits", "job_1")
+    datasets.release("digits", "job_1")
+    assert datasets.users("digits") == ["job_2"]
+    datasets.release("digits", "job_2")
+    datasets.release("none", "job_2")
+    opened_before = np.load(datasets.path("digits") / "train.npy", mmap_mode="r")
+    assert datasets.delete("digits")
+    assert opened_before.sum() > 0  # who has it open reads on
+    assert datasets.get("digits") is None
+    assert datasets.listing() == []
+    assert not datasets.delete("digits")
+    assert added(datasets, "digits")[1]
+
+
+def test_what_fails_half_way_leaves_nothing(datasets: Datasets) -> None:
+    """Whatever the fault."""
+    with pytest.raises(FileExistsError), datasets.workshop() as folder:
+        (folder / "lock").mkdir()
+    assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == []
+
+
+def test_what_a_dead_process_left_is_cleared(datasets: Datasets) -> None:
+    """At the next start, and what a live one has at work is not touched."""
+    program = (
+        "import os, sys; from pathlib import Path; from core.datasets.store import Datasets\n"
+        "with Datasets(Path(sys.argv[1])).workshop() as folder: (folder / 'file').touch(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(datasets.folder)], check=False, timeout=30)
+    with datasets.workshop() as mine:
+        assert len(list(datasets.folder.glob(".*/lock"))) == 2
+        Datasets(datasets.folder)
+        assert [path.parent for path in datasets.folder.glob(".*/lock")] == [mine]
+
+
+def _race(folder: Path, number: int) -> bool | None:
+    datasets = Datasets(folder)
+    try:
+        return added(datasets, "digits", test=0.1 if number % 2 else 0.2)[1]
+    except TakenError:
+        return None
+
+
+def test_of_many_at_once_one_is_first(datasets: Datasets) -> None:
+    """Processes that add different sets under one name: one is new, its equals are the same, the others are refused."""
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        outcomes = pool.starmap(_race, [(datasets.folder, number) for number in range(8)])
+    assert sorted(outcomes, key=str) == [False] * 3 + [None] * 4 + [True]
+    assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == ["digits"]
+    assert datasets.get("digits")
+
+
+def test_previews(datasets: Datasets) -> None:
+    """A grid of pictures from the whole split; of vectors, lines; of nothing, none."""
+    added(datasets, "digits")
+    grid = opened(datasets.preview("digits", "train", 9) or b"")
+    assert grid.shape == (84, 84)
+    train = np.load(datasets.path("digits") / "train.npy")
+    assert np.array_equal(grid[:28, :28], train[0, 0])
+    assert np.array_equal(grid[-28:, -28:], train[-1, 0])
+    assert datasets.preview("none", "train", 9) is None
+    bits = np.random.default_rng(0).integers(0, 2, (50, 30), dtype=np.uint8)
+    np.savez(datasets.folder / "x.npz", bits)
+    added(datasets, "bits", (datasets.folder / "x.npz").read_bytes(), test=0.0)
+    assert opened(datasets.preview("bits", "train", 20) or b"").shape == (20, 30)
+    assert datasets.preview("bits", "test", 20) is None

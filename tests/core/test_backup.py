@@ -1,0 +1,272 @@
+"""A backup holds all that was promised, whatever happens meanwhile, and comes back to the byte or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from core import backup
+from core.backup import BackupError, create, restore
+from core.blobs import Blobs
+from core.catalog.versions import FILE, Versions
+from core.datasets.store import Datasets
+from core.jobs.store import Done, Job, Ledger
+from core.settings import Settings
+from tests.core.jobs.test_store import LEASE_S, job
+from tests.datasets import digits
+
+
+class Service:
+    """The state of a service, without its processes."""
+
+    def __init__(self, state: Path) -> None:
+        self.settings = Settings(state=state)
+        self.ledger = Ledger(self.settings.ledger)
+        self.blobs = Blobs(self.settings.blobs)
+
+    def ended(self, data: bytes, blob: bytes) -> Job:
+        """A job of two slices: one in the database, one in the blob store."""
+        row = job(rows=2)
+        self.ledger.add([row])
+        (held,) = self.ledger.claim("w", LEASE_S, 1)
+        self.ledger.settle([Done(row["id"], held["token"], 0, 1, data)])
+        (held,) = self.ledger.claim("w", LEASE_S, 1)
+        key = f"jobs/{row['id']}/{held['token']}-1"
+        self.blobs.put(key, blob)
+        self.ledger.settle([Done(row["id"], held["token"], 1, 1, blob=key)])
+        return row
+
+    def result(self, job_id: str) -> list[bytes]:
+        """What a job computed, from wherever it lies."""
+        return [self.blobs.get(str(key)) if data is None else data for data, key in self.ledger.result(job_id)]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    """One with a job of each kind, a dataset, versions and a training's run."""
+    made = Service(tmp_path / "state")
+    state = made.settings.state
+    digits(state / "datasets")
+    (state / "datasets" / "digits" / "uses" / "job_1").touch()
+    (state / "datasets" / f".{'a' * 32}").mkdir()
+    versions = Versions(state / "checkpoints")
+    for number in ("1", "2"):
+        (state / "made").write_bytes(b"weights " + number.encode())
+        versions.publish(state / "made", "m", number)
+    versions.serve("m", "1")
+    (state / "instance-id").write_text("1234")
+    (state / "queue").mkdir()
+    (state / "queue" / "appendonly.aof").write_bytes(b"messages")
+    return made
+
+
+def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
+    """Results to the byte, waiting jobs with their inputs, running ones to be run again, versions, datasets, runs."""
+    state = service.settings.state
+    done = service.ended(b"one", b"two" * 200_000)
+    training = job(kind="training", model="m")
+    uploaded = job(kind="import", model="m")
+    waiting = job(items_blob="jobs/x/items")
+    waiting |= {"items_blob": f"jobs/{waiting['id']}/items"}
+    service.blobs.put(waiting["items_blob"], b"pictures")
+    running = job(method="encode", owner="bob")
+    service.ledger.add([training, uploaded, waiting, running])
+    assert {one["id"] for _ in range(2) for one in service.ledger.claim("w", LEASE_S, 1)} >= {running["id"]}
+    (state / "desk" / uploaded["id"]).mkdir(parents=True)
+    (state / "desk" / uploaded["id"] / FILE).write_bytes(b"a version")
+    (state / "runs" / training["id"]).mkdir(parents=True)
+    (state / "runs" / training["id"] / "state.pt").write_bytes(b"step 7")
+    create(service.settings, tmp_path / "backup")
+    found = Settings(state=tmp_path / "other")
+    restore(found, tmp_path / "backup")
+
+    other = Service(tmp_path / "other")
+    assert other.result(done["id"]) == [b"one", b"two" * 200_000]
+    assert other.blobs.get(waiting["items_blob"]) == b"pictures"
+    assert other.ledger.states([running["id"]])[running["id"]] == ("queued", False)
+    claimed = [one for _ in range(2) for one in other.ledger.claim("w", LEASE_S, 1)]
+    assert {one["id"] for one in claimed} == {running["id"], waiting["id"]}
+    assert {one["attempts"] for one in claimed} == {0}
+    assert (tmp_path / "other" / "desk" / uploaded["id"] / FILE).read_bytes() == b"a version"
+    assert (tmp_path / "other" / "runs" / training["id"] / "state.pt").read_bytes() == b"step 7"
+    versions = Versions(tmp_path / "other" / "checkpoints")
+    assert versions.pointers() == {"m": {"serves": "1"}}
+    assert versions.path("m", "2").read_bytes() == b"weights 2"
+    assert not versions.path("m", "2").stat().st_mode & 0o222
+    datasets = Datasets(tmp_path / "other" / "datasets")
+    assert datasets.get("digits") == Datasets(state / "datasets").get("digits")
+    assert datasets.users("digits") == ["job_1"]
+    assert not (tmp_path / "other" / "queue").exists()
+    assert not (tmp_path / "other" / "instance-id").exists()  # or it could join the first one's queue
+    other.ledger.engine.dispose()
+
+
+def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> None:
+    """Every result that the copied database has is in the backup, though jobs are made and deleted all the time."""
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.wait(0.01):
+            kept.append(service.ended(os.urandom(10), os.urandom(5000)))
+            gone = kept.pop(0)["id"]
+            service.blobs.delete(f"jobs/{gone}")
+            service.ledger.delete(gone)
+
+    kept = [service.ended(os.urandom(10), os.urandom(5000)) for _ in range(50)]
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for number in range(3):
+            create(service.settings, tmp_path / f"backup{number}")
+    finally:
+        stop.set()
+        thread.join()
+    for number in range(3):
+        restore(Settings(state=tmp_path / f"other{number}"), tmp_path / f"backup{number}")
+        other = Service(tmp_path / f"other{number}")
+        succeeded = other.ledger.oldest_results(1000)
+        assert len(succeeded) > 10
+        for job_id in succeeded:
+            data, blob = other.result(job_id)
+            assert (len(data), len(blob)) == (10, 5000)
+        other.ledger.engine.dispose()
+
+
+def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Path) -> None:
+    """In the backup as in the service: the job stays, and says that its result is gone."""
+    done = service.ended(b"one", b"two")
+    service.blobs.delete(f"jobs/{done['id']}")
+    create(service.settings, tmp_path / "backup")
+    restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
+    other = Service(tmp_path / "other")
+    assert other.ledger.states([done["id"]]) == {done["id"]: ("succeeded", True)}
+    other.ledger.engine.dispose()
+
+
+def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -> None:
+    """A plain copy of the database file lacks everything since its last checkpoint."""
+    service.ended(b"one", b"two")
+    shutil.copy(service.settings.state / "ledger.sqlite3", tmp_path / "plain.sqlite3")
+    create(service.settings, tmp_path / "backup")
+    import sqlite3
+
+    def count(file: Path) -> int:
+        connection = sqlite3.connect(file)
+        try:
+            return int(connection.execute("SELECT count(*) FROM jobs").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
+        finally:
+            connection.close()
+
+    assert count(tmp_path / "backup" / backup.DATABASE) == 1
+    assert count(tmp_path / "plain.sqlite3") == 0
+
+
+def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Path) -> None:
+    """Is copied again, until what goes with it is of the same moment."""
+    training = job(kind="training")
+    service.ledger.add([training])
+    run = service.settings.state / "runs" / training["id"]
+    run.mkdir(parents=True)
+    (run / "state.pt").write_bytes(b"step 1")
+    (run / "metrics.jsonl").write_bytes(b"1")
+    add, steps = backup._Copy.add, [2, 3]
+
+    def adding(self: Any, name: str, source: Path) -> None:
+        add(self, name, source)
+        if source.name == "metrics.jsonl" and steps:
+            step = steps.pop(0)
+            (run / "state.pt").write_bytes(f"step {step}".encode())
+            (run / "metrics.jsonl").write_bytes(str(step).encode())
+
+    with patch.object(backup._Copy, "add", adding):
+        create(service.settings, tmp_path / "backup")
+    copied = tmp_path / "backup" / "state" / "runs" / training["id"]
+    assert (copied / "state.pt").read_bytes() == b"step 3"
+    assert (copied / "metrics.jsonl").read_bytes() == b"3"
+
+
+def test_nothing_is_overwritten(service: Service, tmp_path: Path) -> None:
+    """Neither a backup, nor a state folder with anything in it, nor the service's own folder."""
+    create(service.settings, tmp_path / "backup")
+    with pytest.raises(BackupError, match="not empty"):
+        create(service.settings, tmp_path / "backup")
+    with pytest.raises(BackupError, match="in the state folder"):
+        create(service.settings, service.settings.state / "backup")
+    with pytest.raises(BackupError, match="already"):
+        restore(service.settings, tmp_path / "backup")
+    (tmp_path / "other" / "datasets" / "mine").mkdir(parents=True)
+    (tmp_path / "other" / "datasets" / "mine" / "dataset.json").touch()
+    with pytest.raises(BackupError, match="not empty"):
+        restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
+    assert not (tmp_path / "other" / "ledger.sqlite3").exists()
+    Blobs(f"file://{tmp_path / 'third' / 'blobs'}").put("jobs/a/1-0", b"x")
+    with pytest.raises(BackupError, match="blob store"):
+        restore(Settings(state=tmp_path / "third"), tmp_path / "backup")
+
+
+def test_a_damaged_backup_is_refused(service: Service, tmp_path: Path) -> None:
+    """Before anything is written: cut short, changed, a file missing, of another format, or naming files outside."""
+    service.ended(b"one", b"two")
+    create(service.settings, tmp_path / "backup")
+    blob = next((tmp_path / "backup" / "blobs").rglob("*-1"))
+    good = blob.read_bytes()
+    other = Settings(state=tmp_path / "other")
+
+    def refused(words: str) -> None:
+        with pytest.raises(BackupError, match=words):
+            restore(other, tmp_path / "backup")
+        assert not (tmp_path / "other").exists()
+
+    blob.write_bytes(b"twO")
+    refused("not as it was written")
+    blob.unlink()
+    refused("missing")
+    blob.write_bytes(good)
+    manifest = tmp_path / "backup" / backup.MANIFEST
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**said, "files": {**said["files"], "state/../../x": {"sha256": ""}}}))
+    refused("outside")
+    manifest.write_text(json.dumps({**said, "format": 99}))
+    refused("format 99")
+    manifest.unlink()
+    refused("no backup, or one that was cut short")
+
+
+def test_the_command_says_in_a_sentence_what_is_wrong(service: Service, tmp_path: Path) -> None:
+    """Exit code 1 and no traceback; 0 and what was done where it was."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
+
+    def run(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "core.backup", *words]
+        return subprocess.run(command, env=environment | settings, capture_output=True, text=True, check=False)
+
+    state = {"REVERIE_STATE": str(service.settings.state)}
+    made = run("create", str(tmp_path / "b"), **state)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert "backed up to" in made.stdout
+    again = run("create", str(tmp_path / "b"), **state)
+    assert again.returncode == 1
+    assert again.stderr.count("\n") == 1
+    assert "not empty" in again.stderr
+    nothing = run("create", str(tmp_path / "c"), REVERIE_STATE=str(tmp_path / "nowhere"))
+    assert nothing.returncode == 1
+    assert "no job database" in nothing.stderr
+    misspelt = run("create", str(tmp_path / "c"), REVERIE_STAT="x")
+    assert misspelt.returncode == 1
+    assert "Traceback" not in misspelt.stderr
+    postgresql = run("create", str(tmp_path / "c"), REVERIE_LEDGER_URL="postgresql://h/d", **state)
+    assert postgresql.returncode == 1
+    assert "own tools" in postgresql.stderr
+    restored = run("restore", str(tmp_path / "b"), REVERIE_STATE=str(tmp_path / "new"))
+    assert restored.returncode == 0, restored.stderr

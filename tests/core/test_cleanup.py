@@ -1,0 +1,310 @@
+"""Sweeps over a real state folder: what belongs to nothing goes, what belongs to somebody or is new stays."""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from core.blobs import Blobs, remove_tree
+from core.catalog.versions import Versions
+from core.cleanup import Cleanup
+from core.datasets.store import Datasets
+from core.jobs.store import Done, Ledger, new_id
+from core.settings import Settings
+from core.work_folder import work_folder
+from tests.core.jobs.test_store import LEASE_S, job
+
+OLD_S = 100.0
+
+
+class Place:
+    """A state folder with its database, blob store and sweeps."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.state = folder / "state"
+        self.settings = Settings(state=self.state, sweep_s=10, **settings)
+        self.ledger = Ledger(self.settings.ledger)
+        self.blobs = Blobs(self.settings.blobs)
+        self.cleanup = Cleanup(self.settings, self.ledger, self.blobs)
+
+    def ended(self, blob: bytes = b"result", **more: Any) -> str:
+        """A succeeded job whose result lies in the blob store."""
+        row = job(id=old_id(), **more)
+        self.ledger.add([row])
+        (held,) = self.ledger.claim("w", LEASE_S, 1)
+        key = f"jobs/{row['id']}/1-0"
+        self.blobs.put(key, blob)
+        self.ledger.settle([Done(row["id"], held["token"], 0, 1, blob=key)])
+        return str(row["id"])
+
+    def sweep_twice(self) -> None:
+        """Two sweeps, as the rule is."""
+        self.cleanup.run()
+        self.cleanup.run()
+
+    def left(self) -> set[str]:
+        """Files and folders below the state folder that are not the database's or a lock's."""
+        found = {str(path.relative_to(self.state)) for path in self.state.rglob("*")}
+        return {name for name in found if not name.startswith("ledger.") and not name.endswith((".lock", "/lock"))}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """An empty one."""
+    return Place(tmp_path)
+
+
+def old_id() -> str:
+    """A job id of some minutes ago."""
+    return f"job_{int((time.time() - OLD_S) * 1000):012x}{new_id()[16:]}"
+
+
+def age(folder: Path, seconds: float = OLD_S) -> None:
+    """Have everything at and below a path last written that long ago."""
+    moment = time.time() - seconds
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (moment, moment), follow_symlinks=False)
+
+
+def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
+    """Also those a worker wrote after the end; results that are kept, and inputs of jobs that wait, stay."""
+    kept, expired = place.ended(), place.ended()
+    place.ledger.mark_expired([expired])
+    waiting, cancelled, deleted = job(id=old_id()), job(id=old_id()), old_id()
+    place.ledger.add([waiting, cancelled])
+    place.ledger.cancel(cancelled["id"])
+    for job_id in (waiting["id"], cancelled["id"], deleted):
+        place.blobs.put(f"jobs/{job_id}/2-0", b"late")
+    age(place.state / "blobs")
+    place.sweep_twice()
+    assert set(place.blobs.names("jobs")) == {kept, waiting["id"]}
+
+
+def test_what_was_just_written_stays(place: Place) -> None:
+    """A blob comes before its row: new ones are nobody's orphans, and old ones only when two sweeps have found them."""
+    place.blobs.put(f"jobs/{new_id()}/items", b"x")
+    place.blobs.put(f"jobs/{old_id()}/items", b"x")
+    (place.state / "desk" / old_id()).mkdir(parents=True)
+    for _ in range(3):
+        place.cleanup.run()
+    assert len(place.blobs.names("jobs")) == 2
+    assert len(list((place.state / "desk").iterdir())) == 1
+    age(place.state / "blobs")
+    age(place.state / "desk")
+    place.cleanup.run()
+    assert len(place.blobs.names("jobs")) == 2  # the first time that an old one was seen
+    place.cleanup.run()
+    assert len(place.blobs.names("jobs")) == 1
+    assert list((place.state / "desk").iterdir()) == []
+
+
+def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> None:
+    """And one that comes after the listing of the second, too."""
+    row, other = job(id=old_id()), job(id=old_id())
+    for one in (row, other):
+        place.blobs.put(f"jobs/{one['id']}/items", b"x")
+    age(place.state / "blobs")
+    place.cleanup.run()
+    place.ledger.add([row])
+    listed = place.cleanup._orphans
+
+    def racing() -> Any:
+        for name, orphan in listed():
+            if other["id"] in name:
+                place.ledger.add([other])
+            yield name, orphan
+
+    with patch.object(place.cleanup, "_orphans", racing):
+        place.cleanup.run()
+    assert set(place.blobs.names("jobs")) == {row["id"], other["id"]}
+
+
+def test_half_written_files_go(place: Place) -> None:
+    """Of the blob store, of renderings, of plans, of versions and pointers; those that are being written stay."""
+    place.blobs.put(f"jobs/{place.ended()}/2-0", b"x")
+    places = [
+        f"blobs/jobs/{old_id()}/items.{'a' * 32}.part",
+        f"blobs/notes/x.{'b' * 32}.part",
+        "unfinished/tmpabc",
+        "plans/0123.4567",
+        f"checkpoints/m/2/.{'c' * 32}",
+        f"checkpoints/.serving.json.{'d' * 32}",
+    ]
+    for name in (*places, "unfinished/tmplive", "plans/0123.json", "checkpoints/m/1/model.safetensors"):
+        (place.state / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.state / name).write_bytes(b"half")
+    with (place.state / "unfinished" / "tmplive").open("rb") as live:
+        fcntl.flock(live, fcntl.LOCK_EX)
+        age(place.state)
+        place.sweep_twice()
+        left = place.left()
+    assert not left & {*places, "checkpoints/m/2"}
+    assert {"unfinished/tmplive", "plans/0123.json", "checkpoints/m/1/model.safetensors"} <= left
+
+
+def test_a_write_that_fails_leaves_nothing(place: Place, tmp_path: Path) -> None:
+    """However far it came."""
+    with patch.object(Path, "replace", side_effect=OSError(28, "No space left on device")):
+        with pytest.raises(OSError, match="No space"):
+            place.blobs.put("jobs/a/1-0", b"x" * 1000)
+        (tmp_path / "made").write_bytes(b"x")
+        with pytest.raises(OSError, match="No space"):
+            place.blobs.take("jobs/a/answer", tmp_path / "made")
+    assert place.blobs.keys("jobs") == []
+    assert list((place.state / "blobs" / "jobs" / "a").iterdir()) == []
+
+
+def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
+    """A waiting import keeps its file, a training its run until it is deleted, and who works in a folder keeps it."""
+    waiting, done, training = job(id=old_id(), kind="import"), job(id=old_id()), job(id=old_id(), kind="training")
+    place.ledger.add([waiting, done, training])
+    place.ledger.cancel(done["id"])
+    place.ledger.cancel(training["id"])
+    refused, deleted = old_id(), old_id()
+    for name in (f"desk/{waiting['id']}", f"desk/{done['id']}", f"desk/{refused}"):
+        (place.state / name).mkdir(parents=True)
+        (place.state / name / "file").write_bytes(b"x")
+    for name in (f"runs/{training['id']}", f"runs/{deleted}"):
+        (place.state / name / "inner").mkdir(parents=True)
+        (place.state / name / "state.pt").write_bytes(b"x")
+    with work_folder(place.state / "desk" / old_id()) as uploading:
+        age(place.state / "desk")
+        age(place.state / "runs")
+        place.sweep_twice()
+        desk = {path.name for path in (place.state / "desk").iterdir()}
+    assert desk == {waiting["id"], uploading.path.name}
+    assert [path.name for path in (place.state / "runs").iterdir()] == [training["id"]]
+    assert not uploading.path.exists()
+
+
+def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
+    """Until then it goes, whatever ends it."""
+    with work_folder(tmp_path / "a") as folder:
+        folder.hand_over()
+    assert (tmp_path / "a").exists()
+    with contextlib.suppress(KeyError), work_folder(tmp_path / "b") as folder:
+        (folder.path / "file").touch()
+        raise KeyError
+    assert not (tmp_path / "b").exists()
+
+
+def test_numbers_reserved_in_vain_go(place: Place) -> None:
+    """Unless a job may be about to use one."""
+    versions = Versions(place.state / "checkpoints")
+    for name in ("m", "n"):
+        assert versions.reserve(name, ["1"]) == "2"
+    place.ledger.add([job(kind="publication", model="m")])
+    age(place.state / "checkpoints")
+    place.sweep_twice()
+    assert (place.state / "checkpoints" / "m" / "2").is_dir()
+    assert not (place.state / "checkpoints" / "n").exists()
+    assert versions.reserve("n", []) == "1"
+
+
+def test_datasets_whose_making_was_killed_go(place: Place) -> None:
+    """Also where their removal was cut short, without waiting for a process to start; one that is made stays."""
+    datasets = Datasets(place.state / "datasets")
+    abandoned, half_removed = (datasets.folder / f".{letter * 32}" for letter in "ab")
+    for folder in (abandoned, half_removed):
+        (folder / "made").mkdir(parents=True)
+        (folder / "made" / "train.npy").write_bytes(b"x")
+    (abandoned / "lock").touch()
+    with datasets.workshop() as made:
+        place.cleanup.run()
+        assert abandoned.exists()  # so new that it may be another process's
+        age(datasets.folder)
+        place.cleanup.run()
+        assert {path for path in datasets.folder.glob(".*") if path.is_dir()} == {made}
+
+
+def test_results_go_before_they_are_called_expired(place: Place) -> None:
+    """A sweep that meets a fault goes on with the others, and has lost track of none."""
+    ids = [place.ended() for _ in range(5)]
+    remove = place.blobs.delete
+
+    def failing(prefix: str) -> None:
+        if prefix.endswith(ids[2]):
+            raise OSError(5, "Input/output error")
+        remove(prefix)
+
+    place.cleanup = Cleanup(place.settings.model_copy(update={"keep_results_s": 0.5}), place.ledger, place.blobs)
+    time.sleep(0.6)
+    with patch.object(place.blobs, "delete", failing):
+        place.cleanup.expire()
+    assert sorted(place.ledger.states(ids)[one][1] for one in ids) == [False, True, True, True, True]
+    assert [place.ledger.states([one])[one][1] for one in ids] == [one not in place.blobs.names("jobs") for one in ids]
+    place.cleanup.expire()
+    assert all(expired for _, expired in place.ledger.states(ids).values())
+    assert place.blobs.names("jobs") == {}
+
+
+def test_the_oldest_results_go_over_the_quota(tmp_path: Path) -> None:
+    """Until the store is within it again."""
+    place = Place(tmp_path, disk_quota_bytes=3 << 20)
+    ids = [place.ended(b"x" * (100 << 10)) for _ in range(60)]
+    place.cleanup.run()
+    assert place.blobs.usage_bytes() <= 3 << 20
+    assert set(place.blobs.names("jobs")) == set(ids[40:])
+
+
+def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
+    """Thousands of folders that another sweep removes at the same time: none is left, nothing is raised."""
+    for _ in range(500):
+        place.blobs.put(f"jobs/{old_id()}/1-0", b"x")
+    age(place.state / "blobs")
+    others = [Cleanup(place.settings, place.ledger, place.blobs) for _ in range(3)]
+    for other in others:
+        other.remove_orphans()
+    faults: list[Exception] = []
+
+    def sweep(other: Cleanup) -> None:
+        try:
+            other.remove_orphans()
+            place.blobs.usage_bytes()
+            other._blobs.sweep("", 0, partial=True)
+        except Exception as error:  # noqa: BLE001 - the test says which
+            faults.append(error)
+
+    threads = [threading.Thread(target=sweep, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert place.blobs.names("jobs") == {}
+
+
+def test_one_sweep_at_a_time(place: Place) -> None:
+    """Several API processes on one state folder do not do the same work."""
+    with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.ledger, "expiring") as asked:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        place.cleanup.run()
+        asked.assert_not_called()
+
+
+def test_the_database_away_removes_nothing(place: Place) -> None:
+    """Whose a file is cannot be known then."""
+    place.blobs.put(f"jobs/{old_id()}/items", b"x")
+    age(place.state / "blobs")
+    place.cleanup.run()
+    with patch.object(Ledger, "states", side_effect=RuntimeError("away")):
+        place.cleanup.run()
+    assert len(place.blobs.names("jobs")) == 1
+
+
+def test_trees_are_removed_whatever_they_are(tmp_path: Path) -> None:
+    """A file, a folder, a link, or nothing."""
+    (tmp_path / "folder" / "in").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert remove_tree(tmp_path / "link")
+    assert (tmp_path / "folder").exists()
+    for name in ("folder", "file", "none"):
+        assert remove_tree(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

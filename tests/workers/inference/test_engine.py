@@ -1,0 +1,162 @@
+"""Stacking, buckets and splitting, on the shipped model and on one that misbehaves."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from core.broker.codec import Outcome, Part
+from core.catalog.registry import Registry
+from core.settings import Settings
+from tests.families.faulty import RAISES, REFUSES
+from tests.stack import checkpoints
+from workers.inference import engine
+from workers.inference.model_cache import Plan, Resident, Residents
+
+
+@pytest.fixture(scope="module")
+def residents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resident]]:
+    """The shipped two-dimensional VAE and the faulty model, loaded."""
+    folder = tmp_path_factory.mktemp("engine")
+    families = Path(__file__).parents[1] / "families"
+    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
+    held = Residents(settings)
+    registry = Registry(settings.checkpoints)
+    yield {entry.name: held.get(entry) for entry in registry.serving()}
+    models.__path__.remove(str(families))
+
+
+def run(resident: Resident, method: str, parts: list[Part], **options: object) -> list[Outcome]:
+    """Outcomes of a run without a time limit."""
+    chosen = {**resident.entry.choices[method].defaults, **options}
+    answer = engine.run(resident, method, chosen, parts, None, float("inf"))
+    assert isinstance(answer, list)
+    return answer
+
+
+def test_rows_do_not_depend_on_their_batch(residents: dict[str, Resident]) -> None:
+    """A row's exact values are the same alone, among strangers, and in another place of another bucket."""
+    vae = residents["vae-mnist-2d"]
+    images = (np.random.default_rng(0).random((40, 1, 28, 28)) * 255).astype(np.uint8)
+    for method, key in (("sample", "images"), ("encode", "mean"), ("energy", "energies")):
+        takes = {} if method == "sample" else {"images": images[7:8]}
+        alone = run(vae, method, [Part("a", 5, 7, 1, takes)])[0].fields
+        crowd = [
+            Part(str(i), 99 + i, 0, 1, {} if method == "sample" else {"images": images[i : i + 1]}) for i in range(33)
+        ]
+        among = run(vae, method, [*crowd, Part("a", 5, 7, 1, takes)])[-1].fields
+        assert alone is not None
+        assert among is not None
+        np.testing.assert_array_equal(alone[key], among[key])
+
+
+def test_every_bucket_gives_a_row_the_same_bits(residents: dict[str, Resident]) -> None:
+    """Also those between two powers of two, wherever the row stands in them."""
+    vae = residents["vae-mnist-2d"]
+    buckets = vae.plans["sample"].buckets
+    assert any(size & (size - 1) for size in buckets)
+    (whole,) = run(vae, "sample", [Part("a", 5, 0, buckets[-1])])
+    assert whole.fields is not None
+    for size in buckets:
+        (some,) = run(vae, "sample", [Part("a", 5, 0, size)])
+        assert some.fields is not None
+        np.testing.assert_array_equal(some.fields["images"], whole.fields["images"][:size])
+
+
+def test_a_pass_is_padded_to_the_next_bucket() -> None:
+    """And to nothing where there is none: whoever sends more than the largest knows why."""
+    plan = Plan((4, 8, 16, 20), 8)
+    assert [plan.bucket(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
+
+
+def test_more_rows_than_a_pass_takes(residents: dict[str, Resident]) -> None:
+    """A part larger than the largest bucket is run in several passes, with the same rows."""
+    vae = residents["vae-mnist-2d"]
+    rows = vae.plans["sample"].largest + 5
+    (whole,) = run(vae, "sample", [Part("a", 5, 0, rows)])
+    (tail,) = run(vae, "sample", [Part("a", 5, rows - 3, 3)])
+    assert whole.fields is not None
+    assert tail.fields is not None
+    assert whole.fields["images"].shape == (rows, 1, 28, 28)
+    np.testing.assert_array_equal(whole.fields["images"][-3:], tail.fields["images"])
+
+
+def test_a_bucket_is_tried_on_several_rows(residents: dict[str, Resident]) -> None:
+    """Where few rows of a small pass have other bits than in a large one, no such pass is run."""
+    tiny = residents["tiny"]
+    assert tiny.plans["energy"].buckets[0] == 4
+    image = np.full((1, 1, 8, 8), 77, np.uint8)
+    alone = run(tiny, "energy", [Part("a", 5, 5, 1, {"images": image})])[0].fields
+    among = run(tiny, "energy", [Part(str(i), 9, 5, 1, {"images": image}) for i in range(9)])[3].fields
+    assert alone is not None
+    assert among is not None
+    np.testing.assert_array_equal(alone["energies"], among["energies"])
+
+
+@pytest.mark.parametrize(("seed", "status"), [(RAISES, 500), (REFUSES, 422)])
+def test_a_bad_part_fails_alone(residents: dict[str, Resident], seed: int, status: int) -> None:
+    """Where one part of 32 makes the model raise, it alone fails, with the model's words."""
+    parts = [Part(str(i), 1000 + i if i != 20 else seed, 0, 1) for i in range(32)]
+    outcomes = run(residents["faulty"], "sample", parts)
+    bad = [outcome.problem for outcome in outcomes if outcome.problem]
+    assert len(bad) == 1
+    assert outcomes[20].problem is bad[0]
+    assert bad[0]["status"] == status
+    assert f"seed {seed}" in bad[0]["detail"]
+
+
+def test_a_long_run_stops_at_its_slice_and_goes_on(residents: dict[str, Resident]) -> None:
+    """Work cut into slices gives the same numbers as work done at a stretch."""
+    vae = residents["vae-mnist-2d"]
+    image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
+    parts = [Part("a", 5, 0, 1, {"images": image[:1]}), Part("b", 6, 0, 1, {"images": image[1:]})]
+    options = {**vae.entry.choices["log_likelihood"].defaults, "k": 3000}
+    whole = engine.run(vae, "log_likelihood", options, parts, None, float("inf"))
+    state, slices = None, 0
+    while True:
+        answer = engine.run(vae, "log_likelihood", options, parts, state, 0.0)
+        if not isinstance(answer, engine.Unfinished):
+            break
+        state, slices = answer.state, slices + 1
+        assert 0 < answer.done < 1
+        assert len(answer.of(parts, 1)[next(iter(state))]) == 1
+    assert slices > 1
+    assert isinstance(whole, list)
+    for one, other in zip(whole, answer, strict=True):
+        assert one.fields is not None
+        assert other.fields is not None
+        np.testing.assert_array_equal(one.fields["log_p"], other.fields["log_p"])
+
+
+def test_plans_are_remembered(residents: dict[str, Resident], tmp_path: Path) -> None:
+    """A restarted worker takes over what was found about the buckets."""
+    vae = residents["vae-mnist-2d"]
+    found = dict(vae.plans)
+    list(vae.warm(0.04, tmp_path))
+    (file,) = tmp_path.glob("*.json")
+    first = dict(vae.plans)
+    edited = {method: [buckets, 3] for method, (buckets, _) in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps(edited))
+    list(vae.warm(0.04, tmp_path))
+    assert {plan.slice_rows for plan in vae.plans.values()} == {3}
+    assert {method: plan.buckets for method, plan in vae.plans.items()} == {m: p.buckets for m, p in first.items()}
+    vae.plans.update(found)
+
+
+def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
+    """Within a budget for one model, the second takes the place of the first."""
+    folder = checkpoints(tmp_path / "c")
+    size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
+    families = Path(__file__).parents[1] / "families"
+    budget = max(size, 1 << 20)
+    held = Residents(
+        Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget)  # type: ignore[call-arg]
+    )
+    entries = {entry.name: entry for entry in Registry(folder).serving()}
+    held.get(entries["faulty"])
+    held.get(entries["vae-mnist-2d"])
+    assert list(held.capacity()) in (["vae-mnist-2d@1"], ["faulty@1", "vae-mnist-2d@1"])
+    models.__path__.remove(str(families))

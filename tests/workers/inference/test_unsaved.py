@@ -1,0 +1,100 @@
+"""What a worker has computed while the database cannot be written: kept, written later, never computed again."""
+
+import sqlite3
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import sqlalchemy as sa
+
+from core.jobs.store import Done, Ledger
+from core.storage import lacks_space, storage_problem
+from tests.core.jobs.test_store import LEASE_S, job
+from workers.inference.unsaved import UnsavedReports
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """An empty database."""
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+
+
+def limited(ledger: Ledger, more_pages: int) -> None:
+    """Let the database grow by so many pages; SQLite says then what it says of a full disk."""
+    with ledger.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + more_pages}")
+
+
+def test_results_wait_for_a_full_database(ledger: Ledger) -> None:
+    """And are written as they were once it has room, under the same claim."""
+    row = job()
+    ledger.add([row])
+    (held,) = ledger.claim("w", LEASE_S, 1)
+    unsaved = UnsavedReports(ledger, 60.0)
+    limited(ledger, 2)
+    result = b"x" * 200_000
+    assert unsaved.add([Done(row["id"], held["token"], 0, 1, result)]) == []
+    assert unsaved.waiting
+    assert unsaved.save() == []
+    assert ledger.states([row["id"]])[row["id"]][0] == "running"
+    limited(ledger, 1000)
+    assert unsaved.save() == [row["id"]]
+    assert not unsaved.waiting
+    assert ledger.result(row["id"]) == [(result, None)]
+
+
+def test_results_that_wait_too_long_end_with_the_reason(ledger: Ledger) -> None:
+    """507, for which there is room when there is none for the result."""
+    row = job()
+    ledger.add([row])
+    (held,) = ledger.claim("w", LEASE_S, 1)
+    unsaved = UnsavedReports(ledger, 0.2)
+    limited(ledger, 2)
+    unsaved.add([Done(row["id"], held["token"], 0, 1, b"x" * 200_000)])
+    time.sleep(0.3)
+    unsaved.save()
+    assert unsaved.save() == [row["id"]]
+    found = ledger.get(row["id"])
+    assert found is not None
+    assert found["status"] == "failed"
+    assert '"status":507' in found["problem"]
+    assert "full" in found["problem"]
+
+
+def test_a_fault_that_would_come_again_is_not_kept(ledger: Ledger) -> None:
+    """Or the worker would do nothing else for ever."""
+    unsaved = UnsavedReports(ledger, 60.0)
+    error = sa.exc.IntegrityError("INSERT", {}, sqlite3.IntegrityError("twice"))
+    with patch.object(Ledger, "settle", side_effect=error), pytest.raises(sa.exc.IntegrityError):
+        unsaved.add([Done("job", 1, 0, 1, b"x")])
+    assert not unsaved.waiting
+
+
+@pytest.mark.parametrize(("number", "full"), [(28, True), (122, True), (27, True), (5, False), (2, False)])
+def test_full_disks_are_told_from_other_faults(number: int, full: bool) -> None:
+    """Files, quotas and limits of files; and the problem says which it was."""
+    error = OSError(number, "reason")
+    assert lacks_space(error) == full
+    problem = storage_problem(error)
+    assert problem["status"] == (507 if full else 503)
+    assert "reason" in problem["detail"]
+
+
+def test_full_databases_are_told_from_other_faults(tmp_path: Path) -> None:
+    """SQLite's own word for it; a lock is no full disk."""
+    connection = sqlite3.connect(tmp_path / "l")
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("PRAGMA max_page_count=3")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    connection.close()
+    assert lacks_space(sa.exc.OperationalError("", {}, full.value))
+    assert not lacks_space(sa.exc.OperationalError("", {}, sqlite3.OperationalError("database is locked")))
+
+    class DiskFull(Exception):  # noqa: N818 - as psycopg has it
+        sqlstate = "53100"
+
+    assert lacks_space(sa.exc.OperationalError("", {}, DiskFull()))
+    assert not lacks_space(ValueError())

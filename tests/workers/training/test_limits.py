@@ -1,0 +1,229 @@
+"""What a training worker holds its children to: time, memory, progress; and that slow ones block nobody."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.broker.codec import pack
+from core.jobs.store import DESK, TRAINING, Job, new_id
+from core.settings import Settings
+from tests.datasets import digits
+from workers.training.worker import FailError, LostError, Trainer
+
+
+def row(kind: str, owner: str = "", **request: Any) -> Job:
+    """A job for the training worker."""
+    now = time.time()
+    said = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
+    words = {"id": new_id(), "kind": kind, "owner": owner, "status": "queued", "model": "m", "version": ""}
+    more = {"method": kind, "options": "{}", "request": json.dumps(said), "seed": 0, "rows": 1}
+    return {**words, **more, "turn": now, "created_at": now}
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    """A training worker without a queue server, which it does not need."""
+    chosen = Settings(
+        state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
+    )
+    made = Trainer(chosen)
+    digits(made.places.datasets)
+    return made
+
+
+def taken(trainer: Trainer, job: Job) -> Job:
+    """The job, promised and claimed."""
+    trainer.ledger.add([job])
+    held = trainer.ledger.take(trainer.id, 600, (job["kind"],))
+    assert held is not None
+    return held
+
+
+def program(trainer: Trainer, text: str) -> None:
+    """Have a Python program run instead of `python -m models`."""
+    trainer._models = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
+
+
+class Desk:
+    """A running training worker whose dry runs of the model "slow" take until they are let go."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.go = threading.Event()
+        trainer._do = self._do  # type: ignore[method-assign]
+        self.thread = threading.Thread(target=trainer.start)
+        self.thread.start()
+
+    def _do(self, job: Job) -> None:
+        if json.loads(job["request"]).get("slow"):
+            self.go.wait(60)
+        self.trainer.ledger.end(job["id"], job["token"], result=pack({}))
+
+    def ends(self, job: Job, within_s: float = 8.0) -> bool:
+        """Whether a job ends in that time."""
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            found = self.trainer.ledger.get(job["id"])
+            if found is not None and found["status"] == "succeeded":
+                return True
+            time.sleep(0.05)
+        return False
+
+    def runs(self, job: Job) -> bool:
+        """Whether a job has been begun."""
+        found = self.trainer.ledger.get(job["id"])
+        return found is not None and found["status"] == "running"
+
+
+@pytest.fixture
+def desk(trainer: Trainer) -> Iterator[Desk]:
+    """A worker at work."""
+    made = Desk(trainer)
+    yield made
+    made.go.set()
+    trainer.stop()
+    made.thread.join(20)
+
+
+def added(desk: Desk, *jobs: Job) -> None:
+    """Promise jobs, one after another."""
+    for job in jobs:
+        desk.trainer.ledger.add([job])
+
+
+def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(desk: Desk) -> None:
+    """Two of them run, and others' short jobs are done meanwhile."""
+    slow = [row("estimate", slow=True) for _ in range(2)]
+    added(desk, *slow)
+    quick = [row("estimate"), row("import"), row("publication")]
+    time.sleep(2.5)
+    assert all(desk.runs(job) for job in slow)
+    added(desk, *quick)
+    assert all(desk.ends(job) for job in quick)
+    assert all(desk.runs(job) for job in slow)
+
+
+def test_any_number_of_slow_dry_runs_leaves_room_for_imports(desk: Desk) -> None:
+    """One place of several takes no dry runs."""
+    added(desk, *(row("estimate", slow=True) for _ in range(8)))
+    time.sleep(2.5)
+    job = row("import")
+    added(desk, job)
+    assert desk.ends(job)
+
+
+def test_one_owner_leaves_room_for_the_dry_runs_of_another(desk: Desk) -> None:
+    """However many somebody has asked for."""
+    added(desk, *(row("estimate", owner="many", slow=True) for _ in range(8)))
+    time.sleep(2.5)
+    job = row("estimate", owner="one")
+    added(desk, job)
+    assert desk.ends(job)
+
+
+def test_a_dry_run_that_takes_too_long_is_ended(trainer: Trainer) -> None:
+    """At its own limit, which is shorter than that of a measurement."""
+    trainer.settings = trainer.settings.model_copy(update={"estimate_s": 1.0})
+    program(trainer, "import time; time.sleep(100)")
+    begun = time.monotonic()
+    with pytest.raises(FailError, match="more than 1 s") as failed:
+        trainer._estimate(taken(trainer, row("estimate")))
+    assert (failed.value.status, time.monotonic() - begun < 10) == (422, True)
+
+
+def test_a_dry_run_that_is_cancelled_is_ended(trainer: Trainer) -> None:
+    """Its process is gone soon after."""
+    program(trainer, "import time; time.sleep(100)")
+    job = taken(trainer, row("estimate"))
+    threading.Timer(1.0, lambda: trainer.ledger.cancel(job["id"])).start()
+    begun = time.monotonic()
+    with pytest.raises(LostError):
+        trainer._estimate(job)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("kind", ["estimate", "import"])
+def test_a_short_job_is_held_to_its_memory(trainer: Trainer, kind: str) -> None:
+    """Also a process that does not limit itself."""
+    trainer.settings = trainer.settings.model_copy(update={"training_memory_bytes": 200 << 20})
+    program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
+    job = taken(trainer, row(kind))
+    with pytest.raises(FailError, match="at most 200 MiB may be") as failed:
+        getattr(trainer, f"_{kind}")(job)
+    assert failed.value.status == 422
+
+
+def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: Trainer) -> None:
+    """503 with the signal."""
+    program(trainer, "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(FailError, match="SIGKILL") as failed:
+        trainer._estimate(taken(trainer, row("estimate")))
+    assert failed.value.status == 503
+
+
+def test_a_training_that_hangs_is_ended_and_charged(trainer: Trainer) -> None:
+    """Its process, deaf to SIGTERM and without progress, is killed; after the last attempt the training has failed."""
+    trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.0})
+    program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
+    job = taken(trainer, row(TRAINING))
+    begun = time.monotonic()
+    with pytest.raises(FailError, match=r"killed 3 times \(SIGKILL\) without getting further"):
+        trainer._train(job)
+    assert time.monotonic() - begun < 30
+    found = trainer.ledger.get(job["id"])
+    assert found is not None
+    assert found["attempts"] == 3
+    told = [one["data"] for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    assert sum("no progress for 1 s" in one for one in told) == 3
+
+
+def test_a_training_that_advances_is_left_alone(trainer: Trainer) -> None:
+    """Whatever it writes counts."""
+    trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.5})
+    text = (
+        "import pathlib, sys, time\n"
+        "for _ in range(8):\n"
+        "    pathlib.Path(sys.argv[1], 'progress.json').touch()\n"
+        "    time.sleep(0.5)\n"
+        "sys.exit(4)\n"
+    )
+    job = taken(trainer, row(TRAINING))
+    folder = trainer.places.run(job["id"])
+    trainer._models = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
+    with pytest.raises(FailError) as failed:
+        trainer._train(job)
+    assert failed.value.title == "Training diverged"
+
+
+def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Trainer) -> None:
+    """Also where a better equipped worker was alive when it was asked for."""
+    program(trainer, "import sys; sys.exit(4)")
+    words: list[str] = []
+    running = trainer._running
+
+    def watching(command: list[str], *more: Any) -> Any:
+        words.extend(command)
+        return running(command, *more)
+
+    trainer._running = watching  # type: ignore[method-assign]
+    for devices, expected in ((1, []), (3, ["--gpus", "3"])):
+        words.clear()
+        trainer.devices = devices
+        with pytest.raises(FailError):
+            trainer._train(taken(trainer, row(TRAINING, gpus=56)))
+        assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
+
+
+def test_a_worker_without_a_gpu_has_one_device(trainer: Trainer) -> None:
+    """And says so in its heartbeat."""
+    trainer._describe()
+    assert trainer.devices == 1
+    assert DESK == ("estimate", "import", "publication")

@@ -1,0 +1,1 @@
+"""Inference workers: models in memory behind Celery tasks."""

@@ -1,0 +1,436 @@
+"""The worker process: resident models behind two Celery tasks, a heartbeat, and nothing it alone remembers."""
+
+import gc
+import logging
+import os
+import platform
+import resource
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import redis
+from celery import signals
+
+from core.blobs import Blobs
+from core.broker.codec import Batch, Items, Part, cut_items, pack, unpack
+from core.broker.connection import (
+    NEWS,
+    NOTES_LENGTH,
+    RUN_BATCH,
+    RUN_JOBS,
+    WORKERS,
+    Post,
+    connect,
+    dropped_key,
+    make_celery,
+    message,
+    preview_key,
+    queue_name,
+    started_key,
+)
+from core.catalog.operations import BY_METHOD
+from core.catalog.recipes import Places
+from core.catalog.registry import Entry, Registry
+from core.imaging.pictures import grid
+from core.imaging.tiling import Layout
+from core.jobs.store import Done, Job, Ledger
+from core.log import quietly
+from core.settings import HEARTBEAT_S, Settings
+from core.storage import storage_problem
+from workers.inference import engine
+from workers.inference.model_cache import Residents
+from workers.inference.unsaved import UnsavedReports
+from workers.inference.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 256 << 10
+"""A larger result goes to the blob store and its note names it."""
+
+CLAIM_LIMIT = 32
+
+LOOK_OUT_S = 0.1
+"""How often a worker looks for a version that is to serve next, and takes one step in loading it."""
+
+TILE_SLICE_S = 0.25
+"""Least slice of work on tiles, about what one takes a network on a CPU."""
+
+AWAKE_S = 0.002
+"""How long a worker that has just had something to do looks for more before it sleeps."""
+
+PREVIEW_S, PREVIEW_ROWS, PREVIEW_KEEP_S = 0.4, 64, 600
+"""Least time between two previews of one run, how many of its pictures they show, and how long the last one is kept."""
+
+
+class Worker:
+    """One process on one device: runs batches for API processes that wait, and slices of jobs in the ledger."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect to nothing yet but the ledger and the blob store."""
+        self.settings = settings
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.redis = connect(settings)
+        self._post = Post(self.redis)
+        self.ledger = Ledger(settings.ledger)
+        self.blobs = Blobs(settings.blobs)
+        self.registry = Registry(settings.checkpoints, Places(settings.state).checkpoints)
+        self.watchdog = Watchdog(settings.stall_s)
+        self.residents = Residents(settings, self.watchdog.advance)
+        self.celery = make_celery(settings)
+        self.celery.task(name=RUN_BATCH, Strategy="workers.inference.tasks:at_once")(self.run_batch)
+        self.celery.task(name=RUN_JOBS, Strategy="workers.inference.tasks:at_once")(self.run_jobs)
+        self.counters: Counter[str] = Counter()
+        self.state = "warming"
+        self._holding = False
+        self._unsaved = UnsavedReports(self.ledger, settings.storage_wait_s)
+        self._running: list[str] = []
+        self._shown: dict[str, float] = {}
+        self._refused: dict[str, str] = {}
+        self._loading: tuple[Entry, Iterator[None]] | None = None
+        self._beats = 0
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Warm the models up, then serve until told to stop; the current piece of work is finished first."""
+        pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
+        pulse.start()
+        with self.watchdog.working("loading models"):
+            self.residents.warm_all(self.registry.serving())
+        # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
+        gc.collect()
+        gc.freeze()
+        self.state = "ready"
+        self._beat()
+        signals.worker_shutting_down.connect(self._drain)
+        signals.worker_ready.connect(_stay_awake)
+        signals.worker_ready.connect(self._look_out)
+        flags = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        try:
+            self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
+        finally:
+            self._stopped.set()
+            self.watchdog.stop()
+            pulse.join(2)
+            quietly(lambda: self.redis.hdel(WORKERS, self.id))
+
+    def _drain(self, **_said: object) -> None:
+        self.state = "draining"
+
+    # --- versions that are to serve next ---
+
+    def _look_out(self, sender: Any, **_said: object) -> None:
+        sender.hub.call_repeatedly(LOOK_OUT_S, self.load_announced)
+
+    def load_announced(self) -> None:
+        """One step towards having loaded what is to serve next; what waits on the lanes goes between the steps."""
+        if self._loading is None:
+            wanted = {entry.ref: entry for entry in self.registry.announced()}
+            self._refused = {ref: why for ref, why in self._refused.items() if ref in wanted}
+            open_ = [ref for ref in wanted if ref not in self._refused and not self.residents.holds(ref)]
+            entry = wanted[open_[0]] if open_ else None
+            if entry is None:
+                return
+            self._loading = (entry, self.residents.loading(entry))
+        entry, steps = self._loading
+        try:
+            with self.watchdog.working("loading", entry.ref):
+                next(steps)
+        except StopIteration:
+            self._loading = None
+            quietly(self._beat)
+        except Exception as error:
+            log.exception("version cannot be loaded", extra={"model": entry.ref})
+            self._loading = None
+            self._refused[entry.ref] = f"{type(error).__name__}: {error}"
+            quietly(self._beat)
+
+    # --- sign of life ---
+
+    def _pulse(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            self.watchdog.check()
+            quietly(self._beat)
+            if self._holding or self._unsaved.waiting:
+                quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+            if self._unsaved.waiting:
+                quietly(self._save_again)
+
+    def _save_again(self) -> None:
+        if counted := self._unsaved.save():
+            self._announce(counted)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        said = {
+            "beat": self._beats,
+            "at": time.time(),
+            "state": self.state,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "device": str(self.residents.device),
+            "running": list(self._running),
+            "capacity": self.residents.capacity(),
+            "refused": dict(self._refused),
+            "counters": dict(self.counters),
+            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        self.redis.hset(WORKERS, self.id, pack(said))
+
+    # --- a batch that an API process waits for ---
+
+    def run_batch(self, data: bytes) -> None:
+        """Run one slice of a batch; its note goes to whoever waits, the rest of a long one back on the bulk lane."""
+        batch = Batch.unpack(data)
+        long = batch.state is not None or BY_METHOD[batch.method].tiled
+        if long and self.redis.exists(dropped_key(batch.id)):
+            return
+        if batch.state is None:
+            self._post.send("SET", started_key(batch.id), self.id, "EX", 600)
+        self._running = [batch.id]
+        try:
+            with self.watchdog.working(batch.method, *(part.request_id for part in batch.parts)):
+                self._run(batch)
+        finally:
+            self._running = []
+
+    def _run(self, batch: Batch) -> None:
+        try:
+            resident = self.residents.get(self._entry(batch.model, batch.version))
+        except Exception as error:
+            log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
+            self._tell(batch, {"kind": "done", "outcomes": [{"problem": _unloadable(error)}] * len(batch.parts)})
+            return
+        begun = time.perf_counter()
+        answer = engine.run(
+            resident, batch.method, batch.options, batch.parts, batch.state, self._slice_s(batch.method)
+        )
+        took = time.perf_counter() - begun
+        self._count(batch.method, sum(part.rows for part in batch.parts), took)
+        if isinstance(answer, engine.Unfinished):
+            batch.state = answer.state
+            self._show(batch.parts, answer)
+            self.redis.lpush(queue_name("bulk"), message(RUN_BATCH, "bulk", batch.pack()))
+            self._tell(batch, {"kind": "progress", "done": answer.done})
+            return
+        pace = {"took": took, "wide": resident.threads > 1}
+        self._tell(batch, {"kind": "done", **pace, "outcomes": [vars(outcome) for outcome in answer]})
+        if log.isEnabledFor(logging.INFO):
+            ids = [part.request_id for part in batch.parts]
+            log.info("batch", extra={"method": batch.method, "parts": len(ids), "request_ids": ids})
+
+    def _tell(self, batch: Batch, note: dict[str, Any]) -> None:
+        data = pack({**note, "batch": batch.id, "worker": self.id})
+        if len(data) > INLINE_BYTES:
+            key = f"notes/{batch.id}-{uuid4().hex[:8]}"
+            try:
+                self.blobs.put(key, data)
+                note = {"kind": note["kind"], "blob": key}
+            except OSError as error:  # said at once: silence would have the batch computed again and again
+                log.warning("result not stored", extra={"batch": batch.id, "reason": str(error)})
+                note = {"kind": "done", "outcomes": [{"problem": storage_problem(error)}] * len(batch.parts)}
+            data = pack({**note, "batch": batch.id, "worker": self.id})
+        try:
+            self._post.send("XADD", batch.reply, "MAXLEN", "~", NOTES_LENGTH, "*", "note", data)
+        except redis.RedisError:
+            log.warning("note lost; its batch will be sent again", exc_info=True)
+
+    def _show(self, parts: list[Part], answer: engine.Unfinished) -> None:
+        """Leave what unfinished pictures look like where an API process finds them."""
+        now = time.monotonic()
+        for index, part in enumerate(parts):
+            preview = answer.preview_of(parts, index)
+            if preview is None or now - self._shown.get(part.call, 0.0) < PREVIEW_S:
+                continue
+            if len(self._shown) > CLAIM_LIMIT:
+                self._shown = {call: at for call, at in self._shown.items() if now - at < PREVIEW_S}
+            self._shown[part.call] = now
+            command = ("SET", preview_key(part.call), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_KEEP_S)
+            quietly(partial(self._post.send, *command))
+
+    def _slice_s(self, method: str) -> float:
+        """How long a slice may take: the states of unfinished tiles have megabytes, which cost time to carry on."""
+        least = TILE_SLICE_S if BY_METHOD[method].tiled else 0.0
+        return max(self.settings.slice_s, least)
+
+    def _entry(self, model: str, version: str) -> Entry:
+        entry = self.registry.find(f"{model}@{version}")
+        if entry is None:
+            raise LookupError(f"no checkpoint of {model}@{version} here")
+        return entry
+
+    def _count(self, method: str, rows: int, seconds: float) -> None:
+        self.counters[f"rows:{method}"] += rows
+        self.counters["batches"] += 1
+        self.counters["busy_us"] += int(seconds * 1e6)
+
+    # --- promised jobs ---
+
+    def run_jobs(self) -> None:
+        """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
+        if self._unsaved.waiting:
+            return  # the database cannot be written: no more is computed until what is done is saved
+        claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT, self._room)
+        if not claimed:
+            return
+        self._holding = True
+        try:
+            with self.watchdog.working(claimed[0]["method"], *(job["id"] for job in claimed)):
+                reports = self._slice(self._with_room(claimed))
+            counted = self._unsaved.add(reports)
+        finally:
+            self._holding = False
+        self._announce(counted)
+
+    def _announce(self, job_ids: list[str]) -> None:
+        """Say which jobs have changed, and that there may be more to do."""
+        quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(job_ids)}, maxlen=NOTES_LENGTH, approximate=True))
+        quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
+
+    def _with_room(self, claimed: list[Job]) -> list[Job]:
+        """The jobs whose results there seems to be room for; those known not to fit yet are put back uncomputed."""
+        kept = []
+        for job in claimed:
+            try:
+                if job["blocked_bytes"]:
+                    self.blobs.check_room(job["blocked_bytes"])
+                kept.append(job)
+            except OSError as error:
+                self._defer(job, error, job["blocked_bytes"])
+        return kept
+
+    def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
+        """Put back a job whose result cannot be stored now."""
+        log.warning("job waits for the blob store", extra={"job": job["id"], "reason": str(error)})
+        self._unsaved.defer(job["id"], job["token"], storage_problem(error), size_bytes)
+
+    def _room(self, job: Job) -> int:
+        return self.residents.largest(f"{job['model']}@{job['version']}", job["method"])
+
+    def _slice(self, claimed: list[Job]) -> list[Done]:
+        if not claimed:
+            return []
+        first = claimed[0]
+        method, options = first["method"], orjson.loads(first["options"])
+        try:
+            resident = self.residents.get(self._entry(first["model"], first["version"]))
+            slice_rows = resident.plans[method].slice_rows
+            claimed, parts = self._parts(claimed, max(1, slice_rows))
+        except Exception as error:
+            log.exception("job cannot run", extra={"jobs": [job["id"] for job in claimed]})
+            return [Done(job["id"], job["token"], problem=_unloadable(error)) for job in claimed]
+        if not parts:
+            return []
+        state = None if first["state"] is None else unpack(first["state"])
+        begun = time.perf_counter()
+        answer = engine.run(resident, method, options, parts, state, self._slice_s(method))
+        self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
+        if isinstance(answer, engine.Unfinished):
+            self._show(parts, answer)
+        log.info("jobs", extra={"method": method, "request_ids": [part.request_id for part in parts]})
+        reports = []
+        for index, (job, part) in enumerate(zip(claimed, parts, strict=True)):
+            done = Done(job["id"], job["token"], part.first, part.rows)
+            if isinstance(answer, engine.Unfinished):
+                carried = pack(answer.of(parts, index))
+                reports.append(Done(**{**vars(done), "state": carried, "state_done": answer.done}))
+                continue
+            outcome = answer[index]
+            if outcome.problem is not None:
+                reports.append(Done(**{**vars(done), "problem": outcome.problem}))
+                continue
+            data = pack(outcome.fields)
+            try:
+                reports.append(Done(**{**vars(done), **self._stored(job, part, data)}))
+            except OSError as error:
+                self._defer(job, error, len(data))
+        return reports
+
+    def _parts(self, claimed: list[Job], slice_rows: int) -> tuple[list[Job], list[Part]]:
+        """The jobs whose inputs can be read, and their next rows; where the store is away, a job is put back."""
+        found = []
+        for job in claimed:
+            try:
+                found.append((job, self._part(job, slice_rows)))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                self._defer(job, error)
+        return [job for job, _ in found], [part for _, part in found]
+
+    def _part(self, job: Job, slice_rows: int) -> Part:
+        items: Items = {}
+        first = job["next_row"]
+        rows = job["rows"] if job["shared"] else min(slice_rows, job["rows"] - first)
+        if BY_METHOD[job["method"]].tiled:
+            layout = Layout.read(orjson.loads(job["request"]))
+            tiles = layout.tiles(partial(self.blobs.get, job["items_blob"]), first, rows)
+            return Part(job["id"], job["seed"], first, rows, {"images": tiles}, request_id=job["request_id"])
+        if job["items"] is not None:
+            items = unpack(job["items"])
+        elif job["items_blob"] is not None:
+            items = unpack(self.blobs.get(job["items_blob"]))
+        mine = cut_items(items, job["per"], first, rows)
+        return Part(job["id"], job["seed"], first, rows, mine, request_id=job["request_id"])
+
+    def _stored(self, job: Job, part: Part, data: bytes) -> dict[str, Any]:
+        # the ledger is no place for a picture's thousands of tiles, however small each is
+        if len(data) <= INLINE_BYTES and not BY_METHOD[job["method"]].tiled:
+            return {"part": data}
+        key = f"jobs/{job['id']}/{job['token']}-{part.first}"
+        self.blobs.put(key, data)
+        return {"blob": key}
+
+
+def at_once(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
+    """A Celery strategy: run the task where its message is received.
+
+    The default one builds a request with retries, limits, results and events, none of which is used here, at about
+    half a millisecond a message.
+    """
+
+    def handle(
+        message: Any, _body: object, _ack: object, _reject: object, _callbacks: object, **_extra: object
+    ) -> None:
+        args, *_ = message.payload
+        try:
+            task.run(*args)
+        except Exception:
+            log.exception("task failed", extra={"task": task.name})
+
+    return handle
+
+
+def _stay_awake(sender: Any, **_said: object) -> None:
+    """Let the loop of Celery's consumer look for messages for a moment after the last one, and sleep then.
+
+    A client that asks again as soon as it is answered comes back within a millisecond or two; to wake a sleeping
+    processor for it costs a good part of that.
+    """
+    poller = sender.hub.poller
+    sleep = poller.poll
+    awake_until = 0.0
+
+    def poll(timeout: float | None) -> Any:
+        nonlocal awake_until
+        events = sleep(0)
+        while not events and timeout and time.perf_counter() < awake_until:
+            os.sched_yield()  # whoever is to bring the next message may be waiting for this very processor
+            events = sleep(0)
+        events = events or sleep(timeout)
+        if events:
+            awake_until = time.perf_counter() + AWAKE_S
+        return events
+
+    poller.poll = poll
+
+
+def _unloadable(error: Exception) -> dict[str, Any]:
+    detail = f"the model cannot be loaded: {error}"
+    return {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}

@@ -1,0 +1,74 @@
+"""What a worker has computed and cannot write down yet, because the database has no room or is away."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy.exc
+
+from core.jobs.store import Done, Ledger
+from core.storage import storage_problem
+
+log = logging.getLogger(__name__)
+
+
+class UnsavedReports:
+    """Results of slices, and jobs to put back, written to the database as soon as it can be written.
+
+    While something waits here its jobs stay claimed, their leases are renewed, and the worker claims no more. Nothing
+    is computed again and no attempt is charged. Results that have waited for `wait_s` seconds end their jobs with 507
+    and the reason: that is a small write, for which there may be room.
+    """
+
+    def __init__(self, ledger: Ledger, wait_s: float) -> None:
+        self._ledger = ledger
+        self._wait_s = wait_s
+        self._lock = threading.Lock()
+        self._reports: list[Done] = []
+        self._deferred: list[tuple[str, int, dict[str, Any], int]] = []
+        self._since = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is not written down yet."""
+        return bool(self._reports or self._deferred)
+
+    def defer(self, job_id: str, token: int, problem: dict[str, Any], size_bytes: int) -> None:
+        """Have a job put back with the next `add`."""
+        with self._lock:
+            self._deferred.append((job_id, token, problem, size_bytes))
+
+    def add(self, reports: Sequence[Done]) -> list[str]:
+        """Write reports and what is to be put back, or keep them; return the jobs whose claim held and was written."""
+        with self._lock:
+            self._reports.extend(reports)
+            self._since = time.monotonic()
+        return self.save()
+
+    def save(self) -> list[str]:
+        """Write what waits; return the jobs that were written. What cannot be written stays."""
+        with self._lock:
+            written: list[str] = []
+            try:
+                while self._deferred:
+                    job_id, token, problem, size_bytes = self._deferred[-1]
+                    if self._ledger.defer(job_id, token, problem, self._wait_s, size_bytes):
+                        written.append(job_id)
+                    self._deferred.pop()
+                if self._reports:
+                    counted = self._ledger.settle(self._reports)
+                    if len(counted) < len(self._reports):
+                        log.warning("claims lost meanwhile", extra={"jobs": len(self._reports) - len(counted)})
+                    written += counted
+                    self._reports = []
+            except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError) as error:
+                log.warning("database not written; will be tried again", extra={"reason": str(error.orig)})
+                if time.monotonic() - self._since >= self._wait_s:
+                    problem = storage_problem(error)
+                    self._reports = [Done(report.job_id, report.token, problem=problem) for report in self._reports]
+            except Exception:
+                self._reports, self._deferred = [], []  # it would fail again: their leases lapse
+                raise
+            return written

@@ -1,0 +1,1 @@
+"""Training workers: they run trainings in child processes."""
