@@ -63,7 +63,7 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
     other = {"state": "ready", "capacity": {}, "refused": {}}
     failing = {"state": "ready", "capacity": {}, "refused": {"m@2": "damaged"}}
-    assert loaded({}, "m@2")
+    assert not loaded({}, "m@2")  # nobody has loaded anything
     assert loaded({"a": held, "b": {**other, "state": "warming"}}, "m@2")
     assert not loaded({"a": held, "b": other}, "m@2")
     assert loaded({"a": held, "b": failing}, "m@2")
