@@ -165,7 +165,7 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
     """
     welcome = f"send one of {', '.join(formats)}"
     if not data:
-        raise UnusableImageError(f"the file is empty; {welcome}")
+        raise UnusableImageError(f"the file is empty, so it is not a picture; {welcome}")
     for name, begins, read in _READERS:
         if name in formats and begins(data):
             try:

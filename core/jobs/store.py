@@ -326,7 +326,7 @@ class Ledger:
             for begin in range(0, len(ids), _IDS_A_QUERY):
                 query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).group_by(events.c.job_id)
                 some = query.where(events.c.job_id.in_(ids[begin : begin + _IDS_A_QUERY]))
-                last.update(connection.execute(some).tuples().all())
+                last.update((job_id, seq) for job_id, seq in connection.execute(some))
         return last
 
     def cancel(self, job_id: str) -> bool:

@@ -290,7 +290,7 @@ class Run:
             return Rows.range(self.recipe.seed + 2, first, count, self.device)
 
         with self.averaged() as model:
-            if self.best:
+            if self.best and self.training.validation:  # chosen on held-back pictures: those weights ship
                 model.load_state_dict(self.best)
             self.model.settle(images, rows)
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -28,7 +28,7 @@ from core.datasets.convert import convert
 from core.datasets.readers import RefusedError, Wish
 from core.datasets.split_names import arrays_by_split
 
-DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
+DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 SPLITS = ("train", "validation", "test")
 
 

@@ -21,7 +21,7 @@ from workers.inference.model_cache import Plan, Resident, Residents
 def residents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resident]]:
     """The shipped two-dimensional VAE and the faulty model, loaded."""
     folder = tmp_path_factory.mktemp("engine")
-    families = Path(__file__).parents[1] / "families"
+    families = Path(__file__).parents[2] / "families"
     settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
     held = Residents(settings)
     registry = Registry(settings.checkpoints)
@@ -150,7 +150,7 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     """Within a budget for one model, the second takes the place of the first."""
     folder = checkpoints(tmp_path / "c")
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
-    families = Path(__file__).parents[1] / "families"
+    families = Path(__file__).parents[2] / "families"
     budget = max(size, 1 << 20)
     held = Residents(
         Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget)  # type: ignore[call-arg]
