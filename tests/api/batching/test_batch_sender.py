@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 import redis
 
 from tests.stack import Stack
@@ -14,6 +15,7 @@ from tests.stack import Stack
 CLIENTS, TIMES, PASS_S = 12, 6, 0.6
 
 
+@pytest.mark.timing
 def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, client: httpx.Client) -> None:
     """Half the clients arrive while the other half's pass runs; two passes on, all of them share one."""
     body = {"model": "faulty", "options": {"seconds": PASS_S}}
@@ -60,6 +62,7 @@ def test_the_queue_server_has_a_limit_of_memory(stack: Stack) -> None:
     assert found == {"maxmemory": str(1 << 30), "maxmemory-policy": "noeviction"}
 
 
+@pytest.mark.timing
 def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Client) -> None:
     """150 clients ask for 65 536 rows each and go: those beyond the budget are refused, and a sample waits little."""
     body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.02}}

@@ -14,7 +14,7 @@ from core.datasets.readers import Wish
 from core.datasets.store import Datasets, InUseError, TakenError
 from tests.api.telling import opened
 
-DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
+DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
 def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tuple[dict[str, Any], bool]:
