@@ -1,5 +1,6 @@
 """Every way a request can fail, each owning its status and title, written as RFC 9457 problem details."""
 
+import traceback
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, ClassVar
@@ -206,6 +207,7 @@ def request_id_of(request: Request) -> str:
 async def handle_problem(request: Request, error: Exception) -> Response:
     """Answer a ProblemError."""
     assert isinstance(error, ProblemError)  # noqa: S101 - registered for this class alone
+    traceback.clear_frames(error.__traceback__)  # they may hold megabytes of a body while the response is on its way
     return error.response(request_id_of(request))
 
 

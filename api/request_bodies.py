@@ -1,6 +1,7 @@
 """What the body of a request may take: a size by route, a time, and a share of the memory for all bodies together."""
 
 import asyncio
+import ctypes
 import re
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from core.settings import Settings
 
 UNCOUNTED_BYTES = 8 << 10
 """The first bytes of a body do not count against the shared memory, so that small requests pass when it is used up."""
+
+TRIMMED_PEAK_BYTES = 16 << 20
+_TRIM_DELAY_S = 1.0
 
 _IMAGES = {("POST", f"/v1/{operation.path}") for operation in OPERATIONS}
 _DATASETS = ("POST", "/v1/datasets")
@@ -38,6 +42,7 @@ class SharedMemory:
     def __init__(self, limit: int) -> None:
         """At most `limit` bytes."""
         self._limit = limit
+        self._peak = 0
         self.held = 0
 
     def check(self, size: int) -> None:
@@ -48,6 +53,27 @@ class SharedMemory:
                 "again in a moment",
                 headers={"Retry-After": "2", "Connection": "close"},
             )
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes more. Raises OverloadedError."""
+        self.check(size)
+        self.held += size
+        self._peak = max(self._peak, self.held)
+
+    def give_back(self, size: int) -> None:
+        """Count `size` bytes less; after a peak, free memory goes back to the system, which malloc would keep."""
+        self.held -= size
+        if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
+            self._peak = self.held
+            loop = asyncio.get_running_loop()
+            loop.call_later(_TRIM_DELAY_S, loop.run_in_executor, None, _trim)
+
+
+def _trim() -> None:
+    """Give free memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class RequestBodies:
@@ -136,17 +162,18 @@ class BodyReader:
 
     def _hold(self, size: int) -> None:
         try:
-            self._memory.check(size - self._held)
+            self._memory.take(size - self._held)
         except OverloadedError:
             self.unread = True
+            self.release()  # at once, so that not every body that is under way is refused
             raise
-        self._memory.held += size - self._held
         self._held = size
 
     def release(self) -> None:
         """Give the memory back: the request is over."""
-        self._memory.held -= self._held
-        self._held = 0
+        if self._held:
+            self._memory.give_back(self._held)
+            self._held = 0
 
     async def ahead(self) -> Receive:
         """Read a small body now: a route that parses it would turn this reader's errors into others.

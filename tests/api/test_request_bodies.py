@@ -1,0 +1,122 @@
+"""Bodies in flight share a memory: what does not fit is refused for now, and the rest goes on."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import Message
+
+from api.errors import OverloadedError, StalledError, TooLargeError
+from api.request_bodies import UNCOUNTED_BYTES, RequestBodies
+from tests.api.attack import MIB, STALL_S, BareApi, answer, connect, rss_bytes, send_all, status_of, watched
+from tests.api.telling import problem
+from workers.settings import Settings
+
+TEXT = {"Content-Type": "text/plain"}
+
+
+def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
+    """A request whose body stops after so many bytes."""
+    connection = connect(api.port)
+    head = f"POST {path} HTTP/1.1\r\nContent-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode())
+    connection.settimeout(5)
+    with contextlib.suppress(TimeoutError):
+        send_all(connection, bytes(sent))
+    return connection
+
+
+def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
+    """Thirty of 31 MB: some are held until their time-out, the others refused, and small requests pass."""
+    with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB, body_timeout_s=6) as api:
+        rss = rss_bytes(api.process.pid)
+        with watched(api.url) as latencies, ThreadPoolExecutor(30) as pool:
+            size = 31 * MIB
+            opened = list(pool.map(lambda _: _open(api, "/v1/upscales", size, size - 9), range(30)))
+            assert rss_bytes(api.process.pid) < rss + 100 * MIB
+            small = httpx.post(f"{api.url}/v1/samples", content=b" " * UNCOUNTED_BYTES, headers=TEXT)
+            assert small.status_code == 415
+            responses = list(pool.map(answer, opened))
+        statuses = [status_of(response) for response in responses]
+        assert set(statuses) <= {408, 503, 0}, statuses  # a reset may come before the answer is read
+        assert statuses.count(503) >= 1
+        assert not latencies.failures
+        assert latencies.worst < 2 * STALL_S
+        for connection in opened:
+            connection.close()
+        until = time.monotonic() + 20
+        while rss_bytes(api.process.pid) > rss + 48 * MIB:
+            assert time.monotonic() < until, (rss_bytes(api.process.pid) - rss) // MIB
+            time.sleep(0.2)
+        assert httpx.post(f"{api.url}/v1/samples", content=bytes(30 * MIB), headers=TEXT).status_code == 415
+
+
+def test_some_of_many_large_bodies_pass(tmp_path: Path) -> None:
+    """Those that do not fit get 503 with `Retry-After`; uploads to the disk do not count."""
+    with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB) as api:
+        held = _open(api, "/v1/datasets?name=x", 200 * MIB, 100 * MIB)
+
+        def send(_: int) -> httpx.Response:
+            return httpx.post(f"{api.url}/v1/samples", content=bytes(20 * MIB), headers=TEXT, timeout=60)
+
+        with ThreadPoolExecutor(8) as pool:
+            responses = list(pool.map(send, range(8)))
+        statuses = [response.status_code for response in responses]
+        assert set(statuses) <= {415, 503}
+        assert statuses.count(415) >= 2, statuses
+        for response in responses:
+            if response.status_code == 503:
+                problem(response, 503, "at a time")
+                assert response.headers["retry-after"] == "2"
+        held.close()
+
+
+def _read(messages: list[Message], path: str = "/v1/samples", **settings: float) -> tuple[RequestBodies, list[object]]:
+    bodies = RequestBodies(Settings(**settings))  # type: ignore[arg-type]
+    seen: list[object] = []
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop(0)
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def read() -> None:
+        reader = bodies.reader("POST", path, [(b"transfer-encoding", b"chunked")], receive)
+        try:
+            while (message := await reader()).get("more_body"):
+                seen.append(len(message["body"]))
+            seen.append(bodies.memory.held)
+        except (OverloadedError, StalledError, TooLargeError) as error:
+            seen.append(type(error))
+        reader.release()
+
+    asyncio.run(read())
+    return bodies, seen
+
+
+def _pieces(count: int, size: int) -> list[Message]:
+    return [{"type": "http.request", "body": bytes(size), "more_body": number < count - 1} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("path", "last"), [("/v1/samples", 6 * MIB - UNCOUNTED_BYTES), ("/v1/datasets", 0), ("/v1/models/x/versions", 0)]
+)
+def test_what_is_held_is_counted_and_given_back(path: str, last: int) -> None:
+    """But for the first bytes, and for what goes to the disk."""
+    bodies, seen = _read(_pieces(6, MIB), path)
+    assert seen == [MIB] * 5 + [last]
+    assert bodies.memory.held == 0
+
+
+def test_a_body_without_a_length_is_limited() -> None:
+    """By its route, by the memory that is left, and in time."""
+    assert _read(_pieces(6, MIB), max_body_bytes=2 * MIB)[1][-1] is TooLargeError
+    assert _read(_pieces(6, MIB), max_inflight_body_bytes=2 * MIB)[1][-1] is OverloadedError
+    assert _read(_pieces(6, MIB)[:3], body_total_timeout_s=0.1)[1][-1] is StalledError
+    assert _read(_pieces(6, 20 << 10), "/v1/trainings")[1][-1] is TooLargeError
