@@ -89,6 +89,7 @@ def test_a_broken_encoding_is_named(api: BareApi, path: str, cut: Callable[[byte
     problem(httpx.post(api.url + path, content=body, headers=headers), 400, "Content-Encoding", encoding)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales", "/v1/trainings", "/v1/datasets?name=x"])
 def test_a_decompression_bomb_is_stopped_at_the_limit(api: BareApi, path: str) -> None:
     """The limit is that of the decoded body; nothing beyond it is unpacked."""
@@ -104,6 +105,7 @@ def test_a_decompression_bomb_is_stopped_at_the_limit(api: BareApi, path: str) -
     assert rss_bytes(api.process.pid) < rss + 80 * MIB
 
 
+@pytest.mark.timing
 def test_many_empty_members_are_refused(api: BareApi) -> None:
     """A gzip file of a million members takes no million decoders."""
     cpu = cpu_seconds(api.process.pid)

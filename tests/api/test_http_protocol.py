@@ -23,6 +23,8 @@ from tests.api.attack import (
     watched,
 )
 
+pytestmark = pytest.mark.timing
+
 POST = b"POST /v1/samples HTTP/1.1\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /healthz HTTP/1.1\r\n"

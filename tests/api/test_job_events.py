@@ -196,6 +196,7 @@ def _drain(connections: list[socket.socket], stop: threading.Event, received: di
                     selector.unregister(ready.fileobj)
 
 
+@pytest.mark.timing
 def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     """Twenty keys with fifty streams each: the median of a small request stays within three times that of idle."""
     authorization = {"Authorization": f"Bearer {KEYS[0]}"}

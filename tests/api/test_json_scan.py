@@ -35,6 +35,7 @@ COSTLY = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales"])
 @pytest.mark.parametrize("kind", COSTLY)
 def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> None:
@@ -50,6 +51,7 @@ def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> 
     assert rss_bytes(api.process.pid) < rss + 100 * MIB
 
 
+@pytest.mark.timing
 def test_a_form_is_no_way_around(api: BareApi) -> None:
     """Fields of a form are JSON, too, and count together."""
     fields = {f"f{number}": f"[{','.join(['[]'] * 15_000)}]" for number in range(200)}

@@ -13,9 +13,9 @@ from starlette.types import Message
 
 from api.errors import OverloadedError, StalledError, TooLargeError
 from api.request_bodies import UNCOUNTED_BYTES, RequestBodies
+from core.settings import Settings
 from tests.api.attack import MIB, STALL_S, BareApi, answer, connect, rss_bytes, send_all, status_of, watched
 from tests.api.telling import problem
-from workers.settings import Settings
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -31,6 +31,7 @@ def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
     return connection
 
 
+@pytest.mark.timing
 def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
     """Thirty of 31 MB: some are held until their time-out, the others refused, and small requests pass."""
     with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB, body_timeout_s=6) as api:
@@ -56,6 +57,7 @@ def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
         assert httpx.post(f"{api.url}/v1/samples", content=bytes(30 * MIB), headers=TEXT).status_code == 415
 
 
+@pytest.mark.timing
 def test_some_of_many_large_bodies_pass(tmp_path: Path) -> None:
     """Those that do not fit get 503 with `Retry-After`; uploads to the disk do not count."""
     with BareApi(tmp_path, max_inflight_body_bytes=64 * MIB) as api:

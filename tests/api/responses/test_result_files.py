@@ -172,6 +172,7 @@ def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytes
 # --- a real service ---
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("media", ["application/json", "application/x-npz", "image/png"])
 def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack, media: str) -> None:
     """A byte of it, and the news that it has not changed."""
@@ -192,6 +193,7 @@ def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack,
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
 
 
+@pytest.mark.timing
 def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: Stack) -> None:
     """Of a large job's result, fifteen at a time."""
     job_id = promised(client, "/v1/samples", model=MODEL, count=40_000, seed=3)
