@@ -5,13 +5,14 @@ and only an administrator may change it. A version belongs to the owner of its m
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+
+from core.transaction import transaction
 
 Kind = Literal["dataset", "model"]
 
@@ -54,19 +55,8 @@ class ResourceStore:
             if connection.scalar(sa.select(changes.c.count)) is None:
                 connection.execute(changes.insert().values(count=0))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.begin()
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine)
 
     def change_count(self) -> int:
         """Return another number after each change."""

@@ -8,8 +8,8 @@ Works on SQLite (WAL, `BEGIN IMMEDIATE`) and on any database SQLAlchemy writes `
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 
 from core.jobs import claim_order, schema_upgrade
 from core.jobs.claim_order import ClaimOrder
+from core.transaction import transaction
 
 SCHEMA_VERSION = 1
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -228,19 +229,8 @@ class Ledger:
         for kind, owner in connection.execute(query).all():
             _turns.register(connection, _queue_of(kind), [owner])
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.begin()
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return transaction(self.engine)
 
     # --- what an API process does ---
 
