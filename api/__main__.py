@@ -24,7 +24,7 @@ from core.startup import QueueGuard, bound_socket, check, errors_end_the_program
 log = logging.getLogger(__name__)
 
 EXIT_S = 4.0
-"""Seconds beyond `REVERIE_DRAIN_S` after which a stopping API that still hangs somewhere ends all the same."""
+"""Seconds beyond `REVERIE_SHUTDOWN_GRACE_S` after which a stopping API that still hangs somewhere ends all the same."""
 
 
 class Server(uvicorn.Server):
@@ -99,7 +99,7 @@ def main() -> None:
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(chosen.drain_s)),
+        timeout_graceful_shutdown=max(1, int(chosen.shutdown_grace_s)),
         timeout_keep_alive=max(1, round(chosen.idle_timeout_s)),
         backlog=1024,
     )

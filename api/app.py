@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import openapi
 from api.auth import VISITOR
-from api.batching.batch_sender import Outbox
+from api.batching.batch_sender import BatchSender
 from api.errors import (
     FullError,
     OverloadedError,
@@ -37,26 +37,26 @@ from api.errors import (
 from api.exposure import allowed_origins
 from api.html_headers import policy_of
 from api.job_events import StreamLimit
-from api.jobs import Book
+from api.jobs import JobService
 from api.metrics import exposition
-from api.middleware import Front
+from api.middleware import RequestMiddleware
 from api.permissions import Permissions
 from api.quotas import Quotas
 from api.responses.large_responses import ResponseMemory
 from api.responses.result_files import ResultFiles
-from api.responses.upscaled import Darkroom
+from api.responses.upscaled import UpscaleService
 from api.routes.datasets import add_datasets
 from api.routes.me import add_me
-from api.routes.operations import House, add_routes
+from api.routes.operations import AppState, add_routes
 from api.routes.removal import add_removal, prune
 from api.routes.trainings import add_trainings
 from api.routes.upscales import add_upscales
 from api.routes.versions import add_versions
 from core.blobs import Blobs
-from core.catalog.recipes import Places
+from core.catalog.recipes import StatePaths
 from core.catalog.registry import Registry
 from core.datasets.store import Datasets
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.log import set_up
 from core.resources import ResourceStore
 from core.settings import Settings, settings
@@ -107,41 +107,41 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     chosen = chosen or settings()
     set_up(chosen.log_level, "api")
     blobs = Blobs(chosen.blobs)
-    outbox = Outbox(chosen, blobs)
-    ledger = Ledger(chosen.ledger)
-    book = Book(chosen, ledger, blobs, outbox)
-    darkroom = Darkroom(chosen.state / "unfinished", blobs, book.pieces)
-    registry = Registry(chosen.checkpoints, Places(chosen.state).checkpoints)
+    batch_sender = BatchSender(chosen, blobs)
+    job_store = JobStore(chosen.database)
+    job_service = JobService(chosen, job_store, blobs, batch_sender)
+    upscales = UpscaleService(chosen.state / "unfinished", blobs, job_service.pieces)
+    registry = Registry(chosen.checkpoints, StatePaths(chosen.state).checkpoints)
     datasets = Datasets(chosen.state / "datasets")
-    permissions = Permissions(ResourceStore(ledger.engine), registry, datasets, book.works_on)
-    quotas = Quotas(chosen, ledger.engine, blobs, permissions)
+    permissions = Permissions(ResourceStore(job_store.engine), registry, datasets, job_service.works_on)
+    quotas = Quotas(chosen, job_store.engine, blobs, permissions)
     unfinished = chosen.state / "unfinished"
-    house = House(
+    app_state = AppState(
         chosen,
         registry,
-        outbox,
-        book,
-        darkroom,
+        batch_sender,
+        job_service,
+        upscales,
         permissions,
         quotas,
         StreamLimit(chosen.max_streams),
-        ResultFiles(blobs, book.exists),
+        ResultFiles(blobs, job_service.exists),
         ResponseMemory(chosen.max_inflight_response_bytes, unfinished),
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await outbox.start()
-        await house.book.start()
-        tasks = [asyncio.create_task(prune(house))]
+        await batch_sender.start()
+        await app_state.job_service.start()
+        tasks = [asyncio.create_task(prune(app_state))]
         if chosen.api_keys is not None:
             tasks += [asyncio.create_task(permissions.watch()), asyncio.create_task(quotas.watch())]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await house.book.stop()
-        await outbox.stop()
+        await app_state.job_service.stop()
+        await batch_sender.stop()
 
     app = FastAPI(
         title="Reverie",
@@ -160,19 +160,19 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
             OSError: _handle_os_error,
         },
     )
-    app.add_middleware(Front, settings=chosen)
+    app.add_middleware(RequestMiddleware, settings=chosen)
     _add_cors(app, chosen)
-    add_routes(app, house)
-    add_upscales(app, house)
-    add_trainings(app, house)
-    add_versions(app, house)
-    add_removal(app, house)
+    add_routes(app, app_state)
+    add_upscales(app, app_state)
+    add_trainings(app, app_state)
+    add_versions(app, app_state)
+    add_removal(app, app_state)
     add_datasets(app, chosen, datasets, permissions, quotas)
-    add_me(app, house)
+    add_me(app, app_state)
     app.state.draining = False
-    _add_health(app, house)
-    _add_metrics(app, house)
-    _add_docs(app, house)
+    _add_health(app, app_state)
+    _add_metrics(app, app_state)
+    _add_docs(app, app_state)
     return app
 
 
@@ -189,7 +189,7 @@ def _add_cors(app: FastAPI, settings: Settings) -> None:
         )
 
 
-def _add_health(app: FastAPI, house: House) -> None:
+def _add_health(app: FastAPI, app_state: AppState) -> None:
     state = {"type": "object", "required": ["status"]}
 
     @app.get(
@@ -213,21 +213,21 @@ def _add_health(app: FastAPI, house: House) -> None:
         },
     )
     async def readyz() -> Response:
-        workers = house.outbox.live_workers()
+        workers = app_state.batch_sender.live_workers()
         ready = [name for name, said in workers.items() if said["state"] == "ready"]
-        checks = {"queue": await house.outbox.ping(), "workers": len(ready), "draining": app.state.draining}
+        checks = {"queue": await app_state.batch_sender.ping(), "workers": len(ready), "draining": app.state.draining}
         good = bool(checks["queue"] and ready and not app.state.draining)
         models = sorted(
             ref
             for ref in {ref for name in ready for ref in workers[name]["capacity"]}
-            if house.permissions.can_use("model", ref.partition("@")[0], VISITOR)
+            if app_state.permissions.can_use("model", ref.partition("@")[0], VISITOR)
         )
         body = {"status": "ready" if good else "not ready", "models": models, **checks}
         headers = {} if good else {"Retry-After": "1"}
         return Response(orjson.dumps(body), 200 if good else 503, headers, "application/json")
 
 
-def _add_metrics(app: FastAPI, house: House) -> None:
+def _add_metrics(app: FastAPI, app_state: AppState) -> None:
     formats = ("text/plain", "application/openmetrics-text")
 
     @app.get(
@@ -240,19 +240,19 @@ def _add_metrics(app: FastAPI, house: House) -> None:
     async def metrics(request: Request) -> Response:
         queues: dict[Any, int] = {}
         with contextlib.suppress(Exception):  # the queue server is away: the other figures still count
-            queues = dict(await house.outbox.queue_lengths())
+            queues = dict(await app_state.batch_sender.queue_lengths())
         said = {
-            "waiting": house.outbox.waiting,
-            "resent": house.outbox.resent,
+            "waiting": app_state.batch_sender.waiting,
+            "resent": app_state.batch_sender.resent,
             "queues": queues,
-            "jobs": house.book.counts,
-            "workers": house.outbox.live_workers(),
+            "jobs": app_state.job_service.counts,
+            "workers": app_state.batch_sender.live_workers(),
         }
         page, media = exposition(request.headers.get("accept", ""), said)
         return Response(page, headers={"Content-Type": media})
 
 
-def _add_docs(app: FastAPI, house: House) -> None:
+def _add_docs(app: FastAPI, app_state: AppState) -> None:
     folder = Path(swagger_ui_bundle.swagger_ui_path)
     app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
 
@@ -273,7 +273,7 @@ def _add_docs(app: FastAPI, house: House) -> None:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            openapi.complete(made(), keys=house.settings.api_keys is not None)
+            openapi.complete(made(), keys=app_state.settings.api_keys is not None)
         return app.openapi_schema or {}
 
     app.openapi = described  # type: ignore[method-assign]

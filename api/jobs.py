@@ -14,19 +14,19 @@ import redis
 import redis.asyncio
 import sqlalchemy as sa
 
-from api.batching.batch_sender import FailedError, Outbox
+from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import OverloadedError, storage_error
 from api.job_events import JobEvents
-from api.requests import Ask
+from api.requests import InferenceRequest
 from core.blobs import Blobs, remove_tree
 from core.broker.codec import Fields, joined, pack, unpack
-from core.broker.connection import NEWS, connect_async, entries, preview_key
-from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINERS, WAKE, Places
+from core.broker.connection import JOB_UPDATES, connect_async, entries, preview_key
+from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WAKEUP, TRAINING_WORKERS, StatePaths
 from core.cleanup import Cleanup
 from core.imaging.tiling import stored
 from core.jobs.lease_reaper import LeaseReaper
-from core.jobs.store import ADOPTER, TERMINAL, Done, Job, Ledger, new_id
+from core.jobs.store import API_OWNER_PREFIX, TERMINAL, Done, Job, JobStore, new_id
 from core.settings import Settings
 from core.storage import INSUFFICIENT_STORAGE, storage_problem
 
@@ -39,18 +39,18 @@ _LOOK_AGAIN_S = 5.0
 """Who waits for a job is woken when it changes, and looks all the same after this time."""
 
 
-class Book:
+class JobService:
     """Jobs as routes see them; one writer thread a process, since SQLite takes one writer at a time."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, blobs: Blobs, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
         """Prepare; nothing runs before `start`."""
         self._settings = settings
-        self._ledger = ledger
+        self._job_store = job_store
         self._blobs = blobs
-        self._outbox = outbox
-        self._cleanup = Cleanup(settings, ledger, blobs)
-        self._reaper = LeaseReaper(ledger, settings.lease_s, settings.max_attempts)
-        self._name = f"{ADOPTER}{uuid4().hex[:12]}"
+        self._outbox = batch_sender
+        self._cleanup = Cleanup(settings, job_store, blobs)
+        self._reaper = LeaseReaper(job_store, settings.job_lease_s, settings.max_attempts)
+        self._name = f"{API_OWNER_PREFIX}{uuid4().hex[:12]}"
         self._writer = ThreadPoolExecutor(1, "ledger-writer")
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
         self._pending: list[tuple[Job, asyncio.Future[None]]] = []
@@ -66,7 +66,7 @@ class Book:
         self._trainers = redis.asyncio.Redis.from_url(
             self._settings.training_queue, socket_timeout=15, socket_connect_timeout=2
         )
-        for loop in (self._keep, self._hear, self._poll, self._sweep):
+        for loop in (self._keep, self._listen_for_updates, self._poll, self._sweep):
             self._run(loop())
 
     async def stop(self) -> None:
@@ -76,7 +76,7 @@ class Book:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Exception):
-            await self._write(self._ledger.release, self._name)
+            await self._write(self._job_store.release, self._name)
         self._writer.shutdown()
         self._readers.shutdown()
         await self._redis.aclose()
@@ -100,9 +100,9 @@ class Book:
         """Whether the ledger holds as many unfinished jobs as it may."""
         return sum(self.counts.values()) >= self._settings.max_queued_jobs
 
-    async def add(self, ask: Ask, owner: str, request_id: str) -> Job:
+    async def add(self, inference_request: InferenceRequest, owner: str, request_id: str) -> Job:
         """Promise a job: its row is committed when this returns."""
-        row = await self._row(ask, owner, request_id)
+        row = await self._row(inference_request, owner, request_id)
         done = asyncio.get_running_loop().create_future()
         self._pending.append((row, done))
         if len(self._pending) == 1:
@@ -126,7 +126,7 @@ class Book:
                 await self._read(self._blobs.delete, f"jobs/{row['id']}")
             raise
         if key is not None and not await self._read(self._blobs.exists, key):
-            await self._write(self._ledger.delete, row["id"])
+            await self._write(self._job_store.delete, row["id"])
             raise OverloadedError("the request was stored too slowly; send it again", headers={"Retry-After": "2"})
 
     async def _flush(self) -> None:
@@ -134,7 +134,7 @@ class Book:
         while self._pending:
             taken, self._pending[:] = list(self._pending), []
             try:
-                await self._write(self._ledger.add, [row for row, _ in taken])
+                await self._write(self._job_store.add, [row for row, _ in taken])
             except Exception as error:  # noqa: BLE001 - each waiting request is told
                 for _, done in taken:
                     if not done.done():
@@ -149,12 +149,16 @@ class Book:
         """One more unfinished job, until the ledger is asked again."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
-    async def add_once(self, ask: Ask, owner: str, request_id: str, route: str, key: str) -> tuple[str, str]:
+    async def add_once(
+        self, inference_request: InferenceRequest, owner: str, request_id: str, route: str, key: str
+    ) -> tuple[str, str]:
         """Promise a job under an Idempotency-Key; answers the id and fingerprint of whichever request was first."""
-        row = await self._row(ask, owner, request_id)
-        keep_s = self._settings.keep_keys_s
+        row = await self._row(inference_request, owner, request_id)
+        keep_s = self._settings.idempotency_key_ttl_s
         async with self._stored_inputs(row):
-            job_id, first = await self._write(self._ledger.add_once, row, route, key, ask.fingerprint, keep_s)
+            job_id, first = await self._write(
+                self._job_store.add_once, row, route, key, inference_request.fingerprint, keep_s
+            )
         if job_id == row["id"]:
             self._count("queued")
             self._outbox.wake()
@@ -162,22 +166,24 @@ class Book:
             await self._read(self._blobs.delete, f"jobs/{row['id']}")
         return job_id, first
 
-    async def adopt(self, ask: Ask, call: PendingRequest, owner: str, request_id: str) -> Job:
+    async def adopt(
+        self, inference_request: InferenceRequest, call: PendingRequest, owner: str, request_id: str
+    ) -> Job:
         """Turn a call that has waited too long into a job that this process goes on with, under its own lease.
 
         Inserted as queued it would run twice. If this process dies, the lease lapses and a worker takes the job over.
         """
-        row = await self._row(ask, owner, request_id)
-        lease = {"lease_owner": self._name, "lease_until": time.time() + self._settings.lease_s}
+        row = await self._row(inference_request, owner, request_id)
+        lease = {"lease_owner": self._name, "lease_until": time.time() + self._settings.job_lease_s}
         row |= {"status": "running", "token": 1, "started_at": time.time(), **lease}
         async with self._stored_inputs(row):
-            await self._write(self._ledger.add, [row])
+            await self._write(self._job_store.add, [row])
         self._count("running")
         self._adopted[row["id"]] = call
-        self._run(self._see_through(row, call))
+        self._run(self._complete_job(row, call))
         return row
 
-    async def _see_through(self, row: Job, call: PendingRequest) -> None:
+    async def _complete_job(self, row: Job, call: PendingRequest) -> None:
         job_id = row["id"]
         report, size_bytes = Done(job_id, 1), 0
         blocked: dict[str, Any] | None = None
@@ -201,10 +207,10 @@ class Book:
             self._adopted.pop(job_id, None)
             return
         if blocked is None:
-            await self._insist(job_id, lambda: self._ledger.settle([report]))
+            await self._insist(job_id, lambda: self._job_store.settle([report]))
         else:  # a worker takes it up when there may be room
             wait_s = self._settings.storage_wait_s
-            await self._insist(job_id, lambda: self._ledger.defer(job_id, 1, blocked, wait_s, size_bytes))
+            await self._insist(job_id, lambda: self._job_store.defer(job_id, 1, blocked, wait_s, size_bytes))
         self._adopted.pop(job_id, None)
         self._tell(job_id)
 
@@ -219,25 +225,25 @@ class Book:
             else:
                 return
 
-    async def _row(self, ask: Ask, owner: str, request_id: str) -> Job:
-        tiled = ask.operation.tiled
-        items = pack(ask.items) if ask.items and not tiled else None
+    async def _row(self, inference_request: InferenceRequest, owner: str, request_id: str) -> Job:
+        tiled = inference_request.operation.tiled
+        items = pack(inference_request.items) if inference_request.items and not tiled else None
         row: Job = {
             "id": new_id(),
-            "kind": ask.operation.path,
+            "kind": inference_request.operation.path,
             "owner": owner,
             "status": "queued",
-            "model": ask.entry.name,
-            "version": ask.entry.version,
-            "method": ask.operation.method,
-            "options": orjson.dumps(ask.options, option=orjson.OPT_SORT_KEYS).decode(),
-            "request": orjson.dumps(ask.summary).decode(),
+            "model": inference_request.entry.name,
+            "version": inference_request.entry.version,
+            "method": inference_request.operation.method,
+            "options": orjson.dumps(inference_request.options, option=orjson.OPT_SORT_KEYS).decode(),
+            "request": orjson.dumps(inference_request.summary).decode(),
             "request_id": request_id,
-            "seed": ask.seed,
-            "rows": ask.rows,
+            "seed": inference_request.seed,
+            "rows": inference_request.rows,
             "items": items,
             "items_blob": None,
-            "per": ask.per,
+            "per": inference_request.per,
             "token": 0,
             "lease_owner": None,
             "lease_until": None,
@@ -246,8 +252,8 @@ class Book:
             "turn": time.time(),
             "created_at": time.time(),
         }
-        if ask.photograph is not None:
-            items = await self._read(stored, ask.photograph)
+        if inference_request.photograph is not None:
+            items = await self._read(stored, inference_request.photograph)
         if items is not None and (tiled or len(items) > INLINE_BYTES):
             row |= {"items": None, "items_blob": f"jobs/{row['id']}/items"}
             try:
@@ -258,25 +264,27 @@ class Book:
 
     async def works_on(self, model: str) -> bool:
         """Return whether a job that has not ended names this model."""
-        return bool(await self._read(self._ledger.unfinished_of, model, ""))
+        return bool(await self._read(self._job_store.unfinished_of, model, ""))
 
     # --- what is the training worker's ---
 
-    async def look(self, act: Callable[[Ledger], T]) -> T:
+    async def look(self, act: Callable[[JobStore], T]) -> T:
         """What the ledger says."""
-        return await self._read(act, self._ledger)
+        return await self._read(act, self._job_store)
 
-    async def change(self, act: Callable[[Ledger], T]) -> T:
+    async def change(self, act: Callable[[JobStore], T]) -> T:
         """Write to the ledger, in turn with everybody else."""
-        return await self._write(act, self._ledger)
+        return await self._write(act, self._job_store)
 
     async def rouse(self, job_id: str) -> None:
         """Tell whoever waits for a job, and the training workers, that there is something to do."""
         self._tell(job_id)
         with contextlib.suppress(redis.RedisError, OSError):  # they ask the ledger anyway
             async with self._trainers.pipeline() as line:
-                line.lpush(WAKE, *[job_id] * 8)  # whichever threads of the training workers wait; most find nothing
-                line.ltrim(WAKE, 0, 15)
+                line.lpush(
+                    TRAINING_WAKEUP, *[job_id] * 8
+                )  # whichever threads of the training workers wait; most find nothing
+                line.ltrim(TRAINING_WAKEUP, 0, 15)
                 await line.execute()
 
     async def training_devices(self) -> int | None:
@@ -284,7 +292,7 @@ class Book:
 
         Raises redis.RedisError and OSError.
         """
-        found: Any = await self._trainers.hgetall(TRAINERS)
+        found: Any = await self._trainers.hgetall(TRAINING_WORKERS)
         heartbeats = [unpack(data) for data in found.values()]
         live = [one for one in heartbeats if time.time() - one["at"] < TRAINER_TIMEOUT_S]
         return max((one["devices"] for one in live if one.get("devices")), default=None)
@@ -293,13 +301,13 @@ class Book:
 
     async def get(self, job_id: str, owner: str) -> Job | None:
         """A job of this owner's, or None."""
-        job = await self._read(self._ledger.get, job_id, owner)
+        job = await self._read(self._job_store.get, job_id, owner)
         call = self._adopted.get(job_id)
         return {**job, "progress": max(job["progress"], call.progress)} if job and call else job
 
     async def listing(self, owner: str, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
         """Jobs of this owner's, newest first."""
-        return await self._read(self._ledger.listing, owner, filters, after, limit)
+        return await self._read(self._job_store.listing, owner, filters, after, limit)
 
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
         """The job once it has ended, or as it stands when the time is up."""
@@ -317,7 +325,7 @@ class Book:
 
     async def events(self, job_id: str, seq: int) -> list[Job]:
         """Events with a number above `seq`."""
-        return await self._read(self._ledger.events_after, job_id, seq)
+        return await self._read(self._job_store.events_after, job_id, seq)
 
     async def _changed(self, job_id: str, timeout_s: float) -> None:
         """Return when there is news of a job, or after the time."""
@@ -336,7 +344,7 @@ class Book:
 
     async def exists(self, job_id: str) -> bool:
         """Whether a job is there still."""
-        return bool(await self._read(self._ledger.last_events, [job_id]))
+        return bool(await self._read(self._job_store.last_events, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:
         """A PNG of what a running job's pictures look like so far, if a worker has shown any lately."""
@@ -360,7 +368,7 @@ class Book:
 
     def pieces(self, job: Job) -> Iterator[Fields]:
         """What a succeeded job computed, one slice after the other; for a thread. Raises LookupError."""
-        for data, key in self._ledger.result(job["id"]):
+        for data, key in self._job_store.result(job["id"]):
             try:
                 yield unpack(data if data is not None else self._blobs.get(str(key)))
             except FileNotFoundError as error:
@@ -370,7 +378,7 @@ class Book:
 
     async def cancel(self, job_id: str) -> bool:
         """End a job that has not ended; answers whether this call did."""
-        ended = await self._write(self._ledger.cancel, job_id)
+        ended = await self._write(self._job_store.cancel, job_id)
         call = self._adopted.pop(job_id, None)
         if call is not None:
             self._outbox.drop(call)
@@ -383,8 +391,8 @@ class Book:
         What a worker writes to it even later is swept.
         """
         await self._read(self._blobs.delete, f"jobs/{job_id}")
-        await self._read(remove_tree, Places(self._settings.state).run(job_id))
-        await self._write(self._ledger.delete, job_id)
+        await self._read(remove_tree, StatePaths(self._settings.state).run(job_id))
+        await self._write(self._job_store.delete, job_id)
 
     def _tell(self, job_id: str) -> None:
         self.job_events.wake(job_id)
@@ -393,12 +401,12 @@ class Book:
 
     # --- keeping promises ---
 
-    async def _hear(self) -> None:
+    async def _listen_for_updates(self) -> None:
         """Wake whoever waits for a job that a worker says has changed; the store is polled anyway."""
         last: bytes | str = "$"
         while True:
             try:
-                found = await self._redis.xread({NEWS: last}, count=256, block=5000)
+                found = await self._redis.xread({JOB_UPDATES: last}, count=256, block=5000)
             except (redis.RedisError, OSError):
                 await asyncio.sleep(0.2)
                 continue
@@ -414,7 +422,7 @@ class Book:
             await asyncio.sleep(_POLL_S)
             watched = {*self._listeners, *self.job_events.watched}
             try:
-                last = await self._read(self._ledger.last_events, watched) if watched else {}
+                last = await self._read(self._job_store.last_events, watched) if watched else {}
             except sa.exc.SQLAlchemyError:
                 continue
             changed = [job_id for job_id in watched if known.get(job_id) != last.get(job_id, 0)]
@@ -425,18 +433,18 @@ class Book:
     async def _keep(self) -> None:
         """Renew this process's leases, give back lapsed ones, and remind the workers of jobs nobody took."""
         while True:
-            await asyncio.sleep(min(1.0, self._settings.lease_s / 3))
+            await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
             try:
                 if self._adopted:
-                    await self._write(self._ledger.renew, self._name, self._settings.lease_s)
+                    await self._write(self._job_store.renew, self._name, self._settings.job_lease_s)
                     reached = {job_id: call.progress for job_id, call in self._adopted.items() if call.progress}
-                    await self._write(self._ledger.progress, self._name, reached)
+                    await self._write(self._job_store.progress, self._name, reached)
                 given_back = await self._write(self._reaper.reap)
                 for job_id in given_back:
                     log.warning("lease lapsed", extra={"job": job_id})
                     self._tell(job_id)
-                self.counts = await self._read(self._ledger.counts)
-                waiting = await self._read(self._ledger.claimable, 1.0)
+                self.counts = await self._read(self._job_store.counts)
+                waiting = await self._read(self._job_store.claimable, 1.0)
                 if waiting and (await self._outbox.queue_lengths())["bulk"] == 0:
                     for _ in range(min(waiting, max(1, len(self._outbox.live_workers())))):
                         self._outbox.wake()

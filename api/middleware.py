@@ -26,7 +26,7 @@ _ENCODED_HEADERS = frozenset({b"content-encoding", b"content-length"})
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
-class Front:
+class RequestMiddleware:
     """The outermost layer of the application."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from api.permissions import Models
 from api.requests import Asked
 from api.responses.render import JSON, NPZ, PNG
 from core.catalog.operations import Operation
-from core.catalog.registry import Entry
+from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
 from core.imaging.pictures import png
 from core.settings import Settings
@@ -268,7 +268,7 @@ def _plain(rule: dict[str, Any]) -> dict[str, Any]:
     return {"description": rule["description"], **kinds[0]} if len(kinds) == 1 else dict(rule)
 
 
-def _properties(operation: Operation, able: list[Entry], settings: Settings) -> dict[str, Any]:
+def _properties(operation: Operation, able: list[ModelVersion], settings: Settings) -> dict[str, Any]:
     """The fields of a request, by name."""
     known = Asked.model_json_schema()["properties"]
     there = {"count": operation.counted, "images": bool(operation.images)}
@@ -305,7 +305,7 @@ def _in_query(properties: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _example_picture(able: list[Entry]) -> str:
+def _example_picture(able: list[ModelVersion]) -> str:
     pixels = np.zeros(able[0].image if able else (1, 28, 28), np.uint8)
     pixels[:, len(pixels[0]) // 4 : -len(pixels[0]) // 4, pixels.shape[2] // 2] = 255
     return base64.b64encode(png(pixels)).decode()

@@ -13,7 +13,7 @@ from typing import Any
 
 from api.auth import Caller
 from api.errors import ConflictError, ForbiddenError, InvalidError
-from core.catalog.registry import Entry, Registry
+from core.catalog.registry import ModelVersion, Registry
 from core.datasets.store import Datasets
 from core.resources import NOBODYS, Kind, Ownership, ResourceStore
 
@@ -32,11 +32,11 @@ class VisibleModels:
         self._registry = registry
         self._visible = visible
 
-    def find(self, ref: str) -> Entry | None:
+    def find(self, ref: str) -> ModelVersion | None:
         """Return the model `name` or `name@version`; None if there is none for this caller."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
-    def serving(self) -> list[Entry]:
+    def serving(self) -> list[ModelVersion]:
         """Return the version of each model that answers to the bare name, by name."""
         return [entry for entry in self._registry.serving() if self._visible(entry.name)]
 

@@ -41,14 +41,14 @@ class Prefer:
         `wait=N` of whole seconds is cut to the longest that the service waits; with `respond-async` beside it, it says
         after what time the request is to be a job. Values that are no delay are ignored, as RFC 7240 has it.
         """
-        default = cls(settings.wait_s if default_s is None else default_s, "")
+        default = cls(settings.sync_timeout_s if default_s is None else default_s, "")
         if not header:
             return default
         stated = preferences(header)
         seconds = stated.get("wait", "")
         if _SECONDS.fullmatch(seconds):
             digits = seconds.lstrip("0")
-            longest = int(settings.max_wait_s)
+            longest = int(settings.max_sync_timeout_s)
             wait_s = longest if len(digits) > _MAX_DIGITS else min(int(digits or "0"), longest)
             return cls(wait_s, f"wait={wait_s}")
         return cls(0.0, "respond-async") if "respond-async" in stated else default

@@ -21,7 +21,7 @@ from api.errors import TooManyRequestsError
 from api.key_file import LIMITS
 from api.permissions import Permissions
 from core.blobs import Blobs
-from core.catalog.recipes import Places
+from core.catalog.recipes import StatePaths
 from core.catalog.versions import FILE
 from core.datasets.store import Datasets
 from core.jobs.store import TRAINING, jobs, parts
@@ -45,7 +45,7 @@ class Quotas:
         self._engine = engine
         self._blobs = blobs
         self._permissions = permissions
-        self._places = Places(settings.state)
+        self._places = StatePaths(settings.state)
         self._datasets = Datasets(self._places.datasets)
         self._counts: dict[str, Counter[str]] = {}
         self._counted = float("-inf")

@@ -22,12 +22,12 @@ from api.fields import WHOLE
 from api.form_fields import given, json_value, option_value
 from api.multipart import FORM, form_boundary
 from api.permissions import Models
-from api.responses.upscaled import Order
+from api.responses.upscaled import UpscaleSpec
 from core.broker.codec import Items
 from core.catalog.numbers import canonical
 from core.catalog.operations import Operation, Shared
-from core.catalog.registry import Choice, Entry
-from core.catalog.validation import FaultsError
+from core.catalog.registry import ModelOperation, ModelVersion
+from core.catalog.validation import InvalidOptionsError
 from core.imaging.pictures import Pixels, UnusableImageError, decode
 from core.imaging.tiling import Photograph
 from core.settings import Settings
@@ -79,14 +79,14 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Ask:
+class InferenceRequest:
     """A request that can be granted: everything about it is settled, and its images are pixels.
 
     One for a picture of any size has it as `photograph`, and what is to become of it as `order`.
     """
 
     operation: Operation
-    entry: Entry
+    entry: ModelVersion
     options: dict[str, Any]
     seed: int
     rows: int
@@ -95,7 +95,7 @@ class Ask:
     per: int = 1
     notes: tuple[str, ...] = ()
     photograph: Photograph | None = None
-    order: Order | None = None
+    order: UpscaleSpec | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -117,14 +117,16 @@ class Ask:
         return asked
 
 
-async def read_ask(request: Request, operation: Operation, registry: Models, settings: Settings) -> Ask:
+async def read_request(
+    request: Request, operation: Operation, registry: Models, settings: Settings
+) -> InferenceRequest:
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form = await _form(request, operation, settings.max_images) if kind == FORM else None
     keyed = "idempotency-key" in request.headers
 
-    def settled() -> Ask:
+    def settled() -> InferenceRequest:
         content = form or _content(body, kind, request.query_params.multi_items())
         if keyed:
             content.fingerprint  # noqa: B018 - hashes all that was sent, and is kept for what follows
@@ -145,7 +147,7 @@ def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Conten
     )
 
 
-def _settled(content: Content, operation: Operation, registry: Models, settings: Settings) -> Ask:
+def _settled(content: Content, operation: Operation, registry: Models, settings: Settings) -> InferenceRequest:
     asked = validated(Asked, content.fields)
     entry = registry.find(asked.model)
     if entry is None:
@@ -166,7 +168,7 @@ def _settled(content: Content, operation: Operation, registry: Models, settings:
         sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_texts(shared, asked)]
         items[shared.name], said = _shared(shared, entry, sent)
         notes += said
-    return Ask(operation, entry, options, seed, rows, content, items, per, notes)
+    return InferenceRequest(operation, entry, options, seed, rows, content, items, per, notes)
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
 
 
 def options_of(
-    choice: Choice,
+    choice: ModelOperation,
     inside: Mapping[str, Any],
     extra: Mapping[str, Any],
     fields: Collection[str],
@@ -252,7 +254,7 @@ def options_of(
     values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
     try:
         return choice.options({**values, **inside})
-    except FaultsError as error:
+    except InvalidOptionsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
 
 
@@ -275,7 +277,7 @@ def _sizes(
     return rows, rows // images if needed == 1 else rows
 
 
-def _items(operation: Operation, entry: Entry, images: Sequence[bytes | str]) -> tuple[Items, tuple[str, ...]]:
+def _items(operation: Operation, entry: ModelVersion, images: Sequence[bytes | str]) -> tuple[Items, tuple[str, ...]]:
     if not images:
         return {}, ()
     decoded: list[Pixels] = []
@@ -308,7 +310,7 @@ def _texts(shared: Shared, asked: Asked) -> Sequence[str]:
     return texts
 
 
-def _shared(shared: Shared, entry: Entry, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
+def _shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
     """The one grey picture of that name, over all of the model's channels, (1, C, H, W)."""
     channels, height, width = entry.image
     if len(sent) != 1:

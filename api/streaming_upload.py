@@ -34,7 +34,7 @@ _RAW = (
 )
 
 
-class Spool:
+class StreamingUpload:
     """What arrives of one body: its files go to a folder, under the names of their fields; its fields are kept.
 
     A body that is no form is the first of `files`, its fields are in the query.

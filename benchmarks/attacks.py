@@ -134,11 +134,11 @@ def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, aft
     """One attack on a service, and what it cost."""
     process = f"/proc/{stack.parts['api'].pid}/status"
 
-    def resident() -> int:
+    def loaded_model() -> int:
         line = next(line for line in Path(process).read_text().splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) << 10
 
-    before = resident()
+    before = loaded_model()
     with Sampler(stack.url) as idle:
         time.sleep(seconds / 2)
     words = [sys.executable, __file__, "--attack", name, "--url", stack.url, "--seconds", str(seconds)]
@@ -163,7 +163,7 @@ def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, aft
         sampler.percentile(0.5),
         sampler.percentile(0.99),
         before,
-        resident(),
+        loaded_model(),
     )
 
 

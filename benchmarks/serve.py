@@ -22,7 +22,7 @@ from serving import bulk, facts, report
 from serving.client import wrk_path
 from serving.rounds import Bodies, Lengths, rounds
 from serving.servers import ALL, PEERS, REVERIE, ROOT, Checkpoint, Server, install, versions
-from serving.sweep import Choice, sweep
+from serving.sweep import ModelOperation, sweep
 
 HEAVY_MS = 20.0
 EXPECTED = 100
@@ -101,17 +101,19 @@ def measured(kind: str, servers: Sequence[Server], arguments: argparse.Namespace
     }
 
 
-def chosen(server: Server, kind: str, checkpoint: Checkpoint, arguments: argparse.Namespace, scratch: Path) -> Choice:
+def chosen(
+    server: Server, kind: str, checkpoint: Checkpoint, arguments: argparse.Namespace, scratch: Path
+) -> ModelOperation:
     """The dials that a server is measured with: from an earlier run, from a sweep, or the first ones."""
     if arguments.dials:
         before = json.loads(arguments.dials.read_text())["models"][kind]["choices"][server.name]["dials"]
-        return Choice({int(count): dials for count, dials in before.items()})
+        return ModelOperation({int(count): dials for count, dials in before.items()})
     if arguments.quick or not server.sweep:
-        return Choice(dict.fromkeys((1, 16, 64), server.start))
+        return ModelOperation(dict.fromkeys((1, 16, 64), server.start))
     return sweep(server, checkpoint, kind == "heavy", scratch, SWEEP_S[kind])
 
 
-def told(choice: Choice) -> dict[str, Any]:
+def told(choice: ModelOperation) -> dict[str, Any]:
     """A choice as JSON."""
     trials = [dataclasses.asdict(trial) for trial in choice.trials]
     return {"dials": choice.dials, "trials": trials}

@@ -7,13 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core.catalog.registry import Entry, Registry  # noqa: E402 - the repository is put on the path first
+from core.catalog.registry import ModelVersion, Registry  # noqa: E402 - the repository is put on the path first
 
 MOST = 4  # figures of a model; its card has them all
 BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models -->"
 
 
-def row(entry: Entry) -> str:
+def row(entry: ModelVersion) -> str:
     """One line of the table: name, what it is, how it was trained, and its figures."""
     card = entry.card
     provenance = card["provenance"]

@@ -28,7 +28,7 @@ import sqlalchemy as sa
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import POINTERS
-from core.jobs.store import TERMINAL, Ledger
+from core.jobs.store import TERMINAL, JobStore
 from core.settings import Settings
 from core.startup import errors_end_the_program, load_settings
 from core.storage import reason_of
@@ -141,7 +141,7 @@ def create(chosen: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _database(chosen: Settings) -> Path:
-    address = sa.make_url(chosen.ledger)
+    address = sa.make_url(chosen.database)
     if address.get_backend_name() != "sqlite" or not address.database:
         raise BackupError(
             f"the job database is {address.get_backend_name()}; back it up with its own tools, and the rest with a "
@@ -338,9 +338,9 @@ def _place(source: Path, target: Path) -> None:
 
 def _release_claims(chosen: Settings) -> None:
     """Have the jobs that ran at the moment of the backup run again, without charging them an attempt."""
-    ledger = Ledger(chosen.ledger)
-    ledger.release_all("the service was restored from a backup")
-    ledger.engine.dispose()
+    job_store = JobStore(chosen.database)
+    job_store.release_all("the service was restored from a backup")
+    job_store.engine.dispose()
 
 
 def _checked(folder: Path) -> dict[str, Any]:

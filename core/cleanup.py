@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.blobs import Blobs, remove_tree
-from core.catalog.recipes import Places
+from core.catalog.recipes import StatePaths
 from core.catalog.versions import Versions
 from core.datasets.store import Datasets
-from core.jobs.store import TERMINAL, Ledger
+from core.jobs.store import TERMINAL, JobStore
 from core.settings import Settings
 from core.work_folder import LOCK, in_use
 
@@ -43,12 +43,12 @@ class _Orphan:
 class Cleanup:
     """The sweeps of one process over everything that the service keeps."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, blobs: Blobs) -> None:
+    def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
         """Find the folders; nothing is removed before `run`."""
         self._settings = settings
-        self._ledger = ledger
+        self._job_store = job_store
         self._blobs = blobs
-        self._places = Places(settings.state)
+        self._places = StatePaths(settings.state)
         self._datasets = Datasets(self._places.datasets)
         self._versions = Versions(self._places.checkpoints)
         self._min_age_s = 0.9 * settings.sweep_s
@@ -71,15 +71,15 @@ class Cleanup:
 
     def expire(self) -> None:
         """Drop results that were kept for their time, and forget jobs much later."""
-        keep_s = self._settings.keep_results_s
-        while self._drop(self._ledger.expiring(keep_s, _PAGE)):
+        keep_s = self._settings.result_ttl_s
+        while self._drop(self._job_store.expiring(keep_s, _PAGE)):
             pass
-        self._ledger.forget(_FORGET_FACTOR * keep_s)
+        self._job_store.forget(_FORGET_FACTOR * keep_s)
 
     def keep_quota(self) -> None:
         """Drop the oldest results while the blob store is over its quota."""
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
-            if not self._drop(self._ledger.oldest_results(20)):
+            if not self._drop(self._job_store.oldest_results(20)):
                 return
 
     def _drop(self, ids: list[str]) -> bool:
@@ -92,7 +92,7 @@ class Cleanup:
             except OSError as error:
                 log.warning("result not removed", extra={"job": job_id, "reason": str(error)})
         if gone:
-            self._ledger.mark_expired(gone)
+            self._job_store.mark_expired(gone)
         return bool(gone)
 
     # --- what belongs to nothing ---
@@ -169,7 +169,7 @@ class Cleanup:
 
     def _without(self, ids: list[str], needed: Callable[[str, bool], bool]) -> list[str]:
         """Those of the jobs that are not there, or do not need it."""
-        rows = self._ledger.states(ids)
+        rows = self._job_store.states(ids)
         return [job_id for job_id in ids if job_id not in rows or not needed(*rows[job_id])]
 
     @staticmethod
@@ -186,7 +186,7 @@ class Cleanup:
 
     def _has_open_jobs(self, model: str) -> bool:
         """Whether a training, import or publication may be about to make a version of a model."""
-        return self._ledger.has_open_job(model)
+        return self._job_store.has_open_job(model)
 
     # --- what says by itself that it is left over ---
 

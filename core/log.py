@@ -44,7 +44,7 @@ def set_up(level: str, part: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def quietly(act: Callable[[], object]) -> None:
+def best_effort(act: Callable[[], object]) -> None:
     """Do what will be done again anyway: a failure is logged and ends nothing."""
     try:
         act()

@@ -13,6 +13,23 @@ PREFIX = "REVERIE_"
 CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
 """Not the service's: the command line `reverie` reads them, maybe in the same shell."""
 
+RENAMED = {
+    "REVERIE_LEDGER_URL": "REVERIE_DATABASE_URL",
+    "REVERIE_LIFE_S": "REVERIE_HEARTBEAT_TIMEOUT_S",
+    "REVERIE_LEASE_S": "REVERIE_JOB_LEASE_S",
+    "REVERIE_WAIT_S": "REVERIE_SYNC_TIMEOUT_S",
+    "REVERIE_MAX_WAIT_S": "REVERIE_MAX_SYNC_TIMEOUT_S",
+    "REVERIE_DRAIN_S": "REVERIE_SHUTDOWN_GRACE_S",
+    "REVERIE_SLICE_S": "REVERIE_TIME_SLICE_S",
+    "REVERIE_DESK_S": "REVERIE_EVALUATION_TIMEOUT_S",
+    "REVERIE_TRAINING_S": "REVERIE_TRAINING_TIMEOUT_S",
+    "REVERIE_KEEP_RESULTS_S": "REVERIE_RESULT_TTL_S",
+    "REVERIE_KEEP_KEYS_S": "REVERIE_IDEMPOTENCY_KEY_TTL_S",
+    "REVERIE_RESERVE_BYTES": "REVERIE_MIN_FREE_DISK_BYTES",
+    "REVERIE_TRAINING_FREE_BYTES": "REVERIE_TRAINING_MIN_FREE_DISK_BYTES",
+}
+"""Settings by their names in earlier releases → their names now; an old one stops the start."""
+
 
 class Settings(BaseSettings):
     """What can be set with `REVERIE_…` variables, an empty one being none; every default works on a laptop.
@@ -32,7 +49,7 @@ class Settings(BaseSettings):
     queue_memory_bytes: int = Field(
         1 << 30, ge=16 << 20, description="Most memory of the queue server that `make serve` starts (`maxmemory`)."
     )
-    ledger_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
+    database_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
     blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
     api_keys: Path | None = Field(
         None, description="File with `name:sha256-of-key[:roles]` lines; without it every call is allowed."
@@ -88,14 +105,14 @@ class Settings(BaseSettings):
         0, ge=0, le=256, description="CPU threads of a forward pass; 0: one, or all for a large model."
     )
     memory_budget_bytes: int = Field(4 << 30, ge=1 << 20, description="Weights the worker keeps resident.")
-    slice_s: float = Field(
+    time_slice_s: float = Field(
         0.04, gt=0, le=5, description="Longest piece of work that runs without letting others go first."
     )
 
-    wait_s: float = Field(
+    sync_timeout_s: float = Field(
         10.0, gt=0, le=300, description="How long a request without a preference waits before it is a job."
     )
-    max_wait_s: float = Field(60.0, gt=0, le=300, description="Longest wait that `Prefer: wait=N` can ask for.")
+    max_sync_timeout_s: float = Field(60.0, gt=0, le=300, description="Longest wait that `Prefer: wait=N` can ask for.")
     max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
     max_images: int = Field(1024, ge=1, description="Images one request may upload.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
@@ -114,7 +131,9 @@ class Settings(BaseSettings):
     )
     max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Largest upload of a dataset.")
     max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Largest a dataset may be unpacked.")
-    reserve_bytes: int = Field(512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone.")
+    min_free_disk_bytes: int = Field(
+        512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone."
+    )
     conversion_timeout_s: float = Field(
         3600.0, gt=0, description="Longest time that an upload may take to become a dataset."
     )
@@ -151,18 +170,20 @@ class Settings(BaseSettings):
         500.0, ge=0.001, description="Slowest rate of bodies and responses, in bytes per second, over the time-out."
     )
 
-    life_s: float = Field(
+    heartbeat_timeout_s: float = Field(
         1.5, gt=0.2, le=60, description="Silence after which a worker counts as dead to a waiting request."
     )
-    lease_s: float = Field(3.0, gt=0.5, le=600, description="How long a claim on a job holds without being renewed.")
+    job_lease_s: float = Field(
+        3.0, gt=0.5, le=600, description="How long a claim on a job holds without being renewed."
+    )
     stall_s: float = Field(
         120.0,
         gt=0.5,
         description="A worker whose work does not advance for so long is ended, and its rows are charged.",
     )
     max_attempts: int = Field(3, ge=1, le=10, description="Times a row may take its worker down before it is given up.")
-    keep_results_s: float = Field(86_400.0, gt=0, description="How long a finished job and its result are kept.")
-    keep_keys_s: float = Field(86_400.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    result_ttl_s: float = Field(86_400.0, gt=0, description="How long a finished job and its result are kept.")
+    idempotency_key_ttl_s: float = Field(86_400.0, gt=0, description="How long an Idempotency-Key is remembered.")
     disk_quota_bytes: int = Field(
         20 << 30, ge=1 << 20, description="Most the blob store may hold; oldest results go first."
     )
@@ -172,7 +193,7 @@ class Settings(BaseSettings):
     sweep_s: float = Field(
         15.0, gt=0, le=3600, description="How often files that belong to nothing are looked for; twice found, they go."
     )
-    drain_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
+    shutdown_grace_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
 
     training_queue_url: str = Field(
         "", description="Where training workers are woken; empty: the queue server, one database further."
@@ -180,13 +201,17 @@ class Settings(BaseSettings):
     training_device: str = Field("auto", description="Device of trainings: auto, cpu, cuda or cuda:N.")
     training_threads: int = Field(1, ge=1, le=256, description="CPU threads of a training.")
     training_nice: int = Field(10, ge=0, le=19, description="How far a training steps back for what serves requests.")
-    training_s: float = Field(604_800.0, gt=0, description="Longest time a training may run.")
+    training_timeout_s: float = Field(604_800.0, gt=0, description="Longest time a training may run.")
     training_memory_bytes: int = Field(
         8 << 30, ge=1 << 28, description="Most memory a training, a dry run, an import or a publication may hold."
     )
     training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Most disk space that a training's run may take.")
-    training_free_bytes: int = Field(256 << 20, ge=0, description="Disk space that a training must leave free.")
-    desk_s: float = Field(600.0, gt=1, description="Longest time that a model may take to be measured or checked.")
+    training_min_free_disk_bytes: int = Field(
+        256 << 20, ge=0, description="Disk space that a training must leave free."
+    )
+    evaluation_timeout_s: float = Field(
+        600.0, gt=1, description="Longest time that a model may take to be measured or checked."
+    )
     estimate_s: float = Field(120.0, gt=1, description="Longest time that a dry run of a training may take.")
     desk_workers: int = Field(
         4, ge=1, le=64, description="Dry runs, imports and publications that one training worker does at a time."
@@ -203,18 +228,24 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
         """Refuse a `REVERIE_…` variable that is no setting: a misspelt one would silently do nothing."""
+        renamed = sorted(name for name in os.environ if name in RENAMED)
+        if renamed:
+            changes = ", ".join(f"{name} is {RENAMED[name]} now" for name in renamed)
+            raise ValueError(f"settings were renamed: {changes}")
         known = CLIENT_NAMES | {PREFIX + name.upper() for name in type(self).model_fields}
         unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if self.lease_s < 2 * HEARTBEAT_S or self.life_s < 2 * HEARTBEAT_S:
-            raise ValueError(f"life_s and lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat")
+        if self.job_lease_s < 2 * HEARTBEAT_S or self.heartbeat_timeout_s < 2 * HEARTBEAT_S:
+            raise ValueError(
+                f"heartbeat_timeout_s and job_lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat"
+            )
         return self
 
     @property
-    def ledger(self) -> str:
+    def database(self) -> str:
         """URL of the ledger in force."""
-        return self.ledger_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
+        return self.database_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
 
     @property
     def training_queue(self) -> str:

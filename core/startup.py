@@ -29,7 +29,7 @@ from redis.connection import parse_url
 from redis.exceptions import AuthorizationError
 from redis.retry import Retry
 
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
 
 log = logging.getLogger(__name__)
@@ -115,17 +115,17 @@ def _instance_id(folder: Path) -> str:
 def check_database(chosen: Settings) -> None:
     """Open the job database. Raises StartupError."""
     try:
-        name = sa.make_url(chosen.ledger).render_as_string(hide_password=True)
+        name = sa.make_url(chosen.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
         raise StartupError(
-            "REVERIE_LEDGER_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
+            "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
         ) from error
     try:
-        Ledger(chosen.ledger).engine.dispose()
+        JobStore(chosen.database).engine.dispose()
     except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise StartupError(
-            f"the job database {name} cannot be used ({reason}); check REVERIE_LEDGER_URL and REVERIE_STATE"
+            f"the job database {name} cannot be used ({reason}); check REVERIE_DATABASE_URL and REVERIE_STATE"
         ) from error
 
 
@@ -175,7 +175,7 @@ def _mark(chosen: Settings) -> dict[str, Any]:
 
 def _database_name(chosen: Settings) -> str:
     """The job database as all hosts and containers name it: without a password, in the state folder by its name."""
-    url = sa.make_url(chosen.ledger)
+    url = sa.make_url(chosen.database)
     if url.get_backend_name() != "sqlite":
         return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
     path, folder = Path(url.database or "").resolve(), chosen.state.resolve()

@@ -13,7 +13,7 @@ import redis
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.broker.connection import WORKERS, connect
-from core.catalog.recipes import TRAINERS
+from core.catalog.recipes import TRAINING_WORKERS
 from core.settings import HEARTBEAT_S, settings
 
 
@@ -24,7 +24,7 @@ def beating(host: str, *, training: bool = False) -> bool:
     begins = f"trainer-{host}-" if training else f"{host}-"
 
     def beats() -> set[tuple[bytes, bytes]]:
-        found = queue.hgetall(TRAINERS if training else WORKERS)
+        found = queue.hgetall(TRAINING_WORKERS if training else WORKERS)
         return {(name, said) for name, said in found.items() if name.startswith(begins.encode())}
 
     before = beats()

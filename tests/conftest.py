@@ -16,7 +16,7 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One real service for all tests that leave it whole."""
-    running = Stack(tmp_path_factory.mktemp("stack"), wait_s="20")
+    running = Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20")
     try:
         yield running.up()
     finally:

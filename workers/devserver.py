@@ -97,7 +97,7 @@ def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
     many = {"numprocs": str(workers), "process_name": "%(program_name)s-%(process_num)d"}
     parts.append(_program("inference", f"{bound} inference", 20, 30, **many))
     parts.append(_program("training", f"{bound} training", 25, 40))
-    parts.append(_program("api", f"{bound} api", 30, int(chosen.drain_s) + 5))
+    parts.append(_program("api", f"{bound} api", 30, int(chosen.shutdown_grace_s) + 5))
     parts.append(_program("ready", f"{bound} ready", 40, 1, autorestart="false", startsecs="0"))
     return "\n".join(parts)
 

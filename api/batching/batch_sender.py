@@ -29,7 +29,7 @@ from core.broker.connection import (
     connect_async,
     dropped_key,
     message,
-    new_notes_stream,
+    new_completion_stream,
     queue_name,
     started_key,
 )
@@ -59,17 +59,17 @@ class FailedError(Exception):
         self.problem = problem
 
 
-class Outbox:
+class BatchSender:
     """Sends requests to the workers and completes them; all methods belong to the event loop."""
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
         """Prepare; nothing is connected before `start`."""
         self._settings = settings
         self._blobs = blobs
-        self._stream = new_notes_stream()
+        self._stream = new_completion_stream()
         limits = Limits(settings.max_waiting, settings.key_waiting_requests, settings.key_waiting_rows)
         self._scheduler = BatchScheduler(limits)
-        self._monitor = WorkerMonitor(settings.life_s)
+        self._monitor = WorkerMonitor(settings.heartbeat_timeout_s)
         self._late: OrderedDict[str, InFlightBatch] = OrderedDict()
         self._paused_until = 0.0
         self._read_bytes = 0
@@ -314,7 +314,7 @@ class Outbox:
         for batch in list(self._scheduler.in_flight.values()):
             if batch.id in running:
                 batch.last_seen, batch.worker, batch.missed_checks = now, running[batch.id], 0
-            if now - batch.last_seen < self._settings.life_s:
+            if now - batch.last_seen < self._settings.heartbeat_timeout_s:
                 continue
             if batch.worker is None:
                 found = await self._redis.get(started_key(batch.id))

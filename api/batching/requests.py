@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from core.broker.codec import Fields, Items, Part, cut_items
 from core.broker.connection import Lane
-from core.catalog.registry import Entry
+from core.catalog.registry import ModelVersion
 
 GroupKey = tuple[Any, ...]
 """What requests must share to share a batch."""
@@ -23,7 +23,7 @@ class PendingRequest:
     row.
     """
 
-    entry: Entry
+    entry: ModelVersion
     method: str
     options: dict[str, Any]
     seed: int

@@ -41,7 +41,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Order:
+class UpscaleSpec:
     """What is to become of a picture: how much larger, and in which format it is answered unless asked otherwise."""
 
     layout: Layout
@@ -62,7 +62,7 @@ class Order:
         return {**self.layout.said, **answer, "scale": self.scale}
 
     @classmethod
-    def read(cls, said: Mapping[str, Any]) -> "Order":
+    def read(cls, said: Mapping[str, Any]) -> "UpscaleSpec":
         """The order that a job's request says."""
         return cls(Layout.read(said), said["scale"], said["format"], said["quality"])
 
@@ -112,7 +112,7 @@ def unwritten(error: OSError) -> ProblemError:
     return OverloadedError(f"the picture could not be stored: {error.strerror}", headers={"Retry-After": "30"})
 
 
-class Darkroom:
+class UpscaleService:
     """Decodes what comes in and writes what goes out, in threads of its own, a few pictures at a time."""
 
     def __init__(self, folder: Path, blobs: Blobs, pieces: Callable[[Job], Iterator[Fields]]) -> None:
@@ -138,7 +138,7 @@ class Darkroom:
 
     # --- a picture that a client waits for ---
 
-    async def answer(self, order: Order, alpha: Pixels | None, fields: Fields, about: About, wish: Wish) -> bytes:
+    async def answer(self, order: UpscaleSpec, alpha: Pixels | None, fields: Fields, about: About, wish: Wish) -> bytes:
         """The body for a picture whose tiles are at hand."""
 
         def make() -> bytes:
@@ -153,7 +153,7 @@ class Darkroom:
     async def respond(self, request: Request, job: Job, wish: Wish, headers: dict[str, str]) -> Response:
         """A succeeded job's picture, or the part of it that `Range` asks for. Raises GoneError."""
         asked = orjson.loads(job["request"])
-        order = Order.read(asked)
+        order = UpscaleSpec.read(asked)
         wrong = fault(wish.kind, *order.size)
         if wrong:
             raise NotAcceptableError(wrong)
@@ -191,7 +191,7 @@ class Darkroom:
 
         return StreamingResponse(read(), status, {**headers, "Content-Length": str(end - begin)}, media)
 
-    async def _file(self, job: Job, order: Order, kind: str) -> File:
+    async def _file(self, job: Job, order: UpscaleSpec, kind: str) -> File:
         """The picture in this format, written once however many ask for it."""
         key = f"jobs/{job['id']}/answer.{kind}"
         task = self._making.get(key)
@@ -201,7 +201,7 @@ class Darkroom:
             task.add_done_callback(lambda _task: self._making.pop(key, None))
         return await asyncio.shield(task)
 
-    def _made(self, job: Job, order: Order, kind: str, key: str) -> File:
+    def _made(self, job: Job, order: UpscaleSpec, kind: str, key: str) -> File:
         """The file as it was written before, or now."""
         note = f"{key}.json"
         try:
@@ -256,13 +256,13 @@ def _tiles(pieces: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
     raise LookupError("tiles are missing")
 
 
-def _write(order: Order, kind: str, alpha: Pixels | None, tiles: Iterator[Pixels], out: BinaryIO) -> None:
+def _write(order: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[Pixels], out: BinaryIO) -> None:
     bands = order.layout.tiling.bands(tiles, order.scale)
     whole = finished(bands, order.layout.channels, alpha, order.scale, opaque=kind == JPEG)
     write(kind, whole, order.shape(kind), order.quality, out)
 
 
-def _body(file: bytes, order: Order, about: About, wish: Wish, constants: Fields) -> bytes:
+def _body(file: bytes, order: UpscaleSpec, about: About, wish: Wish, constants: Fields) -> bytes:
     if not wish.json:
         return file
     height, width = order.size

@@ -35,9 +35,9 @@ from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, proble
 from api.permissions import Permissions
 from api.quotas import Quotas
 from api.responses.render import JSON, PNG
-from api.streaming_upload import Spool
+from api.streaming_upload import StreamingUpload
 from core.datasets.readers import FULL, Wish
-from core.datasets.store import NAME, Datasets, InUseError, TakenError
+from core.datasets.store import NAME, Datasets, InUseError, NameTakenError
 from core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Asked(BaseModel):
             validation=self.validation,
             test=self.test,
             unpacked_bytes=settings.max_unpacked_bytes,
-            reserve_bytes=settings.reserve_bytes,
+            reserve_bytes=settings.min_free_disk_bytes,
         )
 
 
@@ -111,7 +111,7 @@ class Named(BaseModel):
 
     def wish(self, settings: Settings) -> Wish:
         """The same for the converter."""
-        limits = settings.max_unpacked_bytes, settings.reserve_bytes
+        limits = settings.max_unpacked_bytes, settings.min_free_disk_bytes
         return Wish(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])
 
 
@@ -157,7 +157,9 @@ def _add_making(
                     await _fetch(request, folder, named, settings)
                     said = {**await _convert(request, folder, wish, settings), "source": named.source}
             else:
-                spool = Spool(folder, ("file", "labels"), tuple(Asked.model_fields), settings.reserve_bytes)
+                spool = StreamingUpload(
+                    folder, ("file", "labels"), tuple(Asked.model_fields), settings.min_free_disk_bytes
+                )
                 asked = _asked(await spool.read(request))
                 name, wish, shared = asked.name, asked.wish(settings), asked.shared
                 await _check_name(datasets, permissions, name, caller)
@@ -353,7 +355,7 @@ def _named(body: bytes) -> Named:
 def _added(datasets: Datasets, made: Path, name: str, said: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     try:
         return datasets.add(made, name, said)
-    except TakenError as error:
+    except NameTakenError as error:
         raise ConflictError(
             f"there is a dataset {name} with other content; use another name, or delete that one first"
         ) from error

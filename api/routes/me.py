@@ -9,7 +9,7 @@ from api.access import caller_of
 from api.key_file import ROLES
 from api.openapi import answered
 from api.responses.render import JSON
-from api.routes.operations import House
+from api.routes.operations import AppState
 
 _NUMBERS = {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}
 _ME = {
@@ -26,7 +26,7 @@ _ME = {
 }
 
 
-def add_me(app: FastAPI, house: House) -> None:
+def add_me(app: FastAPI, app_state: AppState) -> None:
     """Put the route into the application."""
     router = APIRouter(prefix="/v1")
 
@@ -44,8 +44,8 @@ def add_me(app: FastAPI, house: House) -> None:
             "name": caller.name or None,
             "roles": [role for role in ROLES if role in caller.roles],
             "key_expires_at": caller.key_expiry,
-            "limits": house.quotas.limits(caller),
-            "usage": {**house.outbox.usage(caller.name), **await house.quotas.usage(caller)},
+            "limits": app_state.quotas.limits(caller),
+            "usage": {**app_state.batch_sender.usage(caller.name), **await app_state.quotas.usage(caller)},
         }
         return Response(orjson.dumps(body), 200, {"Cache-Control": "no-store"}, JSON)
 

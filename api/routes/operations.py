@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.access import caller_of, quota_exceeded
 from api.auth import VISITOR
-from api.batching.batch_sender import FailedError, Outbox
+from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.batching.scheduler import QueueFullError
 from api.errors import (
@@ -33,19 +33,19 @@ from api.errors import (
 )
 from api.exposure import client_address, trusted_proxies
 from api.job_events import EventStream, StreamLimit
-from api.jobs import Book
+from api.jobs import JobService
 from api.openapi import EVENTS, JOB, MODEL, PREVIEW, RESULT, answered, listed, operation_docs, problem_responses
 from api.permissions import Models, Permissions
 from api.prefer import Prefer
 from api.quotas import Quotas
-from api.requests import Ask, read_ask
+from api.requests import InferenceRequest, read_request
 from api.responses.large_responses import ResponseMemory
 from api.responses.render import JSON, NPZ, PNG, About, choose, negotiate, render, summed
 from api.responses.result_files import ResultFiles
-from api.responses.upscaled import Darkroom, Wish, kinds_of
+from api.responses.upscaled import UpscaleService, Wish, kinds_of
 from core.broker.codec import Fields, unpack
 from core.catalog.operations import BY_METHOD, OPERATIONS, Operation
-from core.catalog.registry import Entry, Registry
+from core.catalog.registry import ModelVersion, Registry
 from core.jobs.store import TERMINAL, Job
 from core.settings import Settings
 
@@ -59,14 +59,14 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
 @dataclass(frozen=True)
-class House:
+class AppState:
     """What the routes stand on."""
 
     settings: Settings
     registry: Registry
-    outbox: Outbox
-    book: Book
-    darkroom: Darkroom
+    batch_sender: BatchSender
+    job_service: JobService
+    upscales: UpscaleService
     permissions: Permissions
     quotas: Quotas
     streams: StreamLimit
@@ -93,107 +93,119 @@ class PlainRoute(APIRoute):
         await response(scope, receive, send)
 
 
-def add_routes(app: FastAPI, house: House) -> None:
+def add_routes(app: FastAPI, app_state: AppState) -> None:
     """Put all routes under /v1 into the application."""
     for operation in OPERATIONS:
         if operation.tiled:
             continue  # pictures of any size have a route of their own
         route = PlainRoute(
             f"/v1/{operation.path}",
-            _operation_route(house, operation),
+            _operation_route(app_state, operation),
             methods=["POST"],
             summary=operation.summary,
             operation_id=operation.path,
             tags=["operations"],
             response_class=Response,
-            openapi_extra=operation_docs(operation, house.permissions.models(VISITOR), house.settings),
+            openapi_extra=operation_docs(operation, app_state.permissions.models(VISITOR), app_state.settings),
         )
         app.router.routes.append(route)
     router = APIRouter(prefix="/v1")
-    _add_models(router, house)
-    _add_jobs(router, house)
-    _add_results(router, house)
+    _add_models(router, app_state)
+    _add_jobs(router, app_state)
+    _add_results(router, app_state)
     app.include_router(router)
 
 
 # --- operations ---
 
 
-def _operation_route(house: House, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
         media = negotiate(request.headers.get("accept", ""), operation)
-        ask = await read_ask(request, operation, house.models(request), house.settings)
-        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
+        inference_request = await read_request(request, operation, app_state.models(request), app_state.settings)
+        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
         key = request.headers.get("idempotency-key")
         if key is not None:
-            return await _once(house, request, ask, media, prefer, key)
+            return await _once(app_state, request, inference_request, media, prefer, key)
         if prefer.wait_s <= 0:
-            if house.book.full:
+            if app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
-            async with house.quotas.job(caller_of(request.scope)):
-                job = await house.book.add(ask, owner_of(request), request_id_of(request))
+            async with app_state.quotas.job(caller_of(request.scope)):
+                job = await app_state.job_service.add(inference_request, owner_of(request), request_id_of(request))
             return accepted(job, prefer)
-        return await _now(house, request, ask, media, prefer)
+        return await _now(app_state, request, inference_request, media, prefer)
 
     return route
 
 
-async def _now(house: House, request: Request, ask: Ask, media: str, prefer: Prefer) -> Response:
+async def _now(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
+) -> Response:
     """Answer while the client waits; after too long, promise a job that goes on with the same work."""
-    png = media == JSON and ask.operation.pictures and ask.rows <= PNG_BY_WORKER
+    png = media == JSON and inference_request.operation.pictures and inference_request.rows <= PNG_BY_WORKER
     call = PendingRequest(
-        ask.entry,
-        ask.operation.method,
-        ask.options,
-        ask.seed,
-        ask.rows,
-        ask.items,
-        ask.per,
+        inference_request.entry,
+        inference_request.operation.method,
+        inference_request.options,
+        inference_request.seed,
+        inference_request.rows,
+        inference_request.items,
+        inference_request.per,
         png,
         request_id_of(request),
         owner_of(request),
     )
-    fields = await computed(house, request, ask, call, prefer)
+    fields = await computed(app_state, request, inference_request, call, prefer)
     if isinstance(fields, Response):
         return fields
     fields = summed(fields)
-    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes, ask.operation.columns(ask.per))
-    if ask.rows > PNG_BY_WORKER:
+    about = About(
+        inference_request.entry.name,
+        inference_request.entry.version,
+        inference_request.seed,
+        inference_request.notes,
+        inference_request.operation.columns(inference_request.per),
+    )
+    if inference_request.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
     headers = {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}
-    return house.responses.response(body, headers, media)
+    return app_state.responses.response(body, headers, media)
 
 
-async def computed(house: House, request: Request, ask: Ask, call: PendingRequest, prefer: Prefer) -> Fields | Response:
+async def computed(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, call: PendingRequest, prefer: Prefer
+) -> Fields | Response:
     """What the workers make of a call while the client waits; after too long, the answer that promises a job."""
     call.limits = caller_of(request.scope).limits
     try:
-        house.outbox.submit(call)
+        app_state.batch_sender.submit(call)
     except QueueFullError as error:
         if error.own:
             raise quota_exceeded(error.limit, str(error), 2) from error
         detail = f"{error}; try again when some of them have ended"
         raise OverloadedError(detail, headers={"Retry-After": "2"}, limit=error.limit) from error
     try:
-        return await _patiently(request, call, prefer.wait_s)
+        return await _wait_for_result(request, call, prefer.wait_s)
     except TimeoutError:
         try:
-            async with house.quotas.job(caller_of(request.scope)):
-                job = await house.book.adopt(ask, call, owner_of(request), request_id_of(request))
+            async with app_state.quotas.job(caller_of(request.scope)):
+                job = await app_state.job_service.adopt(
+                    inference_request, call, owner_of(request), request_id_of(request)
+                )
         except BaseException:
-            house.outbox.drop(call)
+            app_state.batch_sender.drop(call)
             raise
         return accepted(job, prefer)
     except FailedError as error:
         raise failed(error.problem) from error
     except (asyncio.CancelledError, ClientDisconnect):
-        house.outbox.drop(call)
+        app_state.batch_sender.drop(call)
         raise
 
 
-async def _patiently(request: Request, call: PendingRequest, wait_s: float) -> Fields:
+async def _wait_for_result(request: Request, call: PendingRequest, wait_s: float) -> Fields:
     """The call's result; while it is long in coming, look whether the client is still there."""
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
@@ -208,34 +220,40 @@ async def _patiently(request: Request, call: PendingRequest, wait_s: float) -> F
             raise ClientDisconnect
 
 
-async def _once(house: House, request: Request, ask: Ask, media: str, prefer: Prefer, raw: str) -> Response:
+async def _once(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer, raw: str
+) -> Response:
     """A request under an Idempotency-Key: the first answer is given again."""
-    job = await promised_once(house, request, ask, prefer, raw)
+    job = await promised_once(app_state, request, inference_request, prefer, raw)
     if job["status"] not in TERMINAL:
         return accepted(job, prefer)
     check_succeeded(job)
     headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result", "Vary": "Accept, Prefer"}
-    render = partial(_rendered, house, job, media)
-    return await house.results.whole(job["id"], _FILE_NAMES[media], media, render, headers)
+    render = partial(_rendered, app_state, job, media)
+    return await app_state.results.whole(job["id"], _FILE_NAMES[media], media, render, headers)
 
 
-async def promised_once(house: House, request: Request, ask: Ask, prefer: Prefer, raw: str) -> Job:
+async def promised_once(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, prefer: Prefer, raw: str
+) -> Job:
     """The job of a request under an Idempotency-Key, one however often it is sent, waited for as preferred."""
     found = _KEY.fullmatch(raw.strip())
     if found is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    if house.book.full:
+    if app_state.job_service.full:
         raise overloaded("too many unfinished jobs")
     owner = owner_of(request)
-    route = f"POST /v1/{ask.operation.path}"
-    async with house.quotas.job(caller_of(request.scope)):
-        job_id, fingerprint = await house.book.add_once(ask, owner, request_id_of(request), route, found.group(1))
-    if fingerprint != ask.fingerprint:
+    route = f"POST /v1/{inference_request.operation.path}"
+    async with app_state.quotas.job(caller_of(request.scope)):
+        job_id, fingerprint = await app_state.job_service.add_once(
+            inference_request, owner, request_id_of(request), route, found.group(1)
+        )
+    if fingerprint != inference_request.fingerprint:
         raise InvalidError(
             f"Idempotency-Key {found.group(1)!r} was used with another body; send the same body or another key",
             job_id=job_id,
         )
-    job = await house.book.wait(job_id, owner, prefer.wait_s)
+    job = await app_state.job_service.wait(job_id, owner, prefer.wait_s)
     if job is None:
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
     return job
@@ -272,13 +290,13 @@ def accepted(job: Job, prefer: Prefer) -> Response:
 # --- models ---
 
 
-def _add_models(router: APIRouter, house: House) -> None:
+def _add_models(router: APIRouter, app_state: AppState) -> None:
     @router.get(
         "/models", summary="List models", tags=["models"], response_class=Response, responses=answered(listed(MODEL))
     )
     async def models(request: Request) -> Response:
-        await house.permissions.refresh()
-        data = [model_body(house, request, entry) for entry in house.models(request).serving()]
+        await app_state.permissions.refresh()
+        data = [model_body(app_state, request, entry) for entry in app_state.models(request).serving()]
         return _json(_listing(data, "name", has_more=False))
 
     @router.get(
@@ -289,14 +307,14 @@ def _add_models(router: APIRouter, house: House) -> None:
         responses={**answered(MODEL), **problem_responses(404)},
     )
     async def model(request: Request, name: str) -> Response:
-        await house.permissions.refresh()
-        entry = house.models(request).find(name)
+        await app_state.permissions.refresh()
+        entry = app_state.models(request).find(name)
         if entry is None:
             raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
-        return _json(model_body(house, request, entry))
+        return _json(model_body(app_state, request, entry))
 
 
-def model_body(house: House, request: Request, entry: Entry) -> dict[str, Any]:
+def model_body(app_state: AppState, request: Request, entry: ModelVersion) -> dict[str, Any]:
     """A model as clients see it: its card, its versions, and where each operation is asked for."""
     routes = {
         BY_METHOD[method].path: stated for method, stated in entry.card["operations"].items() if method in BY_METHOD
@@ -307,8 +325,8 @@ def model_body(house: House, request: Request, entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "operations": routes,
         "version": entry.version,
-        "versions": house.registry.versions(entry.name),
-        **house.permissions.describe("model", entry.name, caller_of(request.scope)),
+        "versions": app_state.registry.versions(entry.name),
+        **app_state.permissions.describe("model", entry.name, caller_of(request.scope)),
         "links": links,
     }
 
@@ -340,20 +358,20 @@ def job_body(job: Job) -> dict[str, Any]:
     return body
 
 
-async def _job(house: House, request: Request, job_id: str) -> Job:
-    job = await house.book.get(job_id, owner_of(request)) if _JOB_ID.fullmatch(job_id) else None
+async def _job(app_state: AppState, request: Request, job_id: str) -> Job:
+    job = await app_state.job_service.get(job_id, owner_of(request)) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
     return job
 
 
-async def _rendered(house: House, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
+async def _rendered(app_state: AppState, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
     """The answer of a succeeded job and its headers. Raises GoneError."""
     asked = orjson.loads(job["request"])
     columns = BY_METHOD[job["method"]].columns(job["per"])
     about = About(job["model"], job["version"], job["seed"], tuple(asked.get("conversions", ())), columns)
     try:
-        fields = summed(await house.book.fields(job))
+        fields = summed(await app_state.job_service.fields(job))
     except LookupError as error:
         raise GoneError(GONE) from error
     return await asyncio.to_thread(render, fields, about, media), about.headers(fields)
@@ -369,7 +387,7 @@ def check_succeeded(job: Job) -> None:
         raise GoneError(GONE)
 
 
-def _add_jobs(router: APIRouter, house: House) -> None:
+def _add_jobs(router: APIRouter, app_state: AppState) -> None:
     """Looking at jobs, and ending them."""
 
     @router.get(
@@ -388,7 +406,7 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
-        found = await house.book.listing(owner_of(request), filters, after, limit + 1)
+        found = await app_state.job_service.listing(owner_of(request), filters, after, limit + 1)
         data = [job_body(job) for job in found[:limit]]
         return _json(_listing(data, "id", has_more=len(found) > limit))
 
@@ -400,7 +418,7 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         responses={**answered(JOB), **problem_responses(404)},
     )
     async def job(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
+        found = await _job(app_state, request, job_id)
         return _json(job_body(found), {} if found["status"] in TERMINAL else {"Retry-After": "1"})
 
     @router.post(
@@ -411,11 +429,11 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         responses={**answered(JOB), **problem_responses(404, 409)},
     )
     async def cancel(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
-        if not await house.book.cancel(job_id) and found["status"] != "cancelled":
-            found = await _job(house, request, job_id)
+        found = await _job(app_state, request, job_id)
+        if not await app_state.job_service.cancel(job_id) and found["status"] != "cancelled":
+            found = await _job(app_state, request, job_id)
             raise ConflictError(f"the job has {found['status']} already", job_status=found["status"])
-        return _json(job_body(await _job(house, request, job_id)))
+        return _json(job_body(await _job(app_state, request, job_id)))
 
     @router.delete(
         "/jobs/{job_id}",
@@ -425,14 +443,14 @@ def _add_jobs(router: APIRouter, house: House) -> None:
         responses=problem_responses(404, 409),
     )
     async def delete(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
+        found = await _job(app_state, request, job_id)
         if found["status"] not in TERMINAL:
             raise ConflictError(f"the job is {found['status']}; cancel it first", job_status=found["status"])
-        await house.book.delete(job_id)
+        await app_state.job_service.delete(job_id)
         return Response(status_code=204)
 
 
-def _add_results(router: APIRouter, house: House) -> None:
+def _add_results(router: APIRouter, app_state: AppState) -> None:
     """What jobs say while they run, and what they leave."""
 
     @router.get(
@@ -443,8 +461,8 @@ def _add_results(router: APIRouter, house: House) -> None:
         responses={**RESULT, **problem_responses(404, 406, 409, 410, 416)},
     )
     async def result(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
-        return await _result(house, request, found)
+        found = await _job(app_state, request, job_id)
+        return await _result(app_state, request, found)
 
     @router.get(
         "/jobs/{job_id}/preview",
@@ -454,8 +472,8 @@ def _add_results(router: APIRouter, house: House) -> None:
         responses={**PREVIEW, **problem_responses(404)},
     )
     async def preview(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
-        picture = await house.book.preview(job_id) if found["status"] not in TERMINAL else None
+        found = await _job(app_state, request, job_id)
+        picture = await app_state.job_service.preview(job_id) if found["status"] not in TERMINAL else None
         if picture is None:
             raise NotFoundError(f"the job is {found['status']} and has nothing to show; a long run of pictures has")
         return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
@@ -468,16 +486,16 @@ def _add_results(router: APIRouter, house: House) -> None:
         responses={**EVENTS, **problem_responses(404, 422, 429)},
     )
     async def events(request: Request, job_id: str) -> Response:
-        found = await _job(house, request, job_id)
+        found = await _job(app_state, request, job_id)
         seen = request.headers.get("last-event-id", "0")
         if not seen.isdecimal() or len(seen) > 18:
             raise InvalidError("Last-Event-ID must be the id of an event of this job")
         seq = int(seen)
-        if not await house.book.events(job_id, seq):
+        if not await app_state.job_service.events(job_id, seq):
             if found["status"] in TERMINAL:
                 return Response(status_code=204)  # tells EventSource not to come back
-            seq = min(seq, len(await house.book.events(job_id, 0)))  # they are numbered from 1
-        return EventStream(_stream(house, job_id, seq), house.streams, stream_holder(house, request))
+            seq = min(seq, len(await app_state.job_service.events(job_id, 0)))  # they are numbered from 1
+        return EventStream(_stream(app_state, job_id, seq), app_state.streams, stream_holder(app_state, request))
 
 
 def _check_ended(job: Job) -> None:
@@ -492,13 +510,13 @@ def _check_ended(job: Job) -> None:
         raise ConflictError("the job failed; `job_problem` says why", job_problem=job_body(job)["problem"])
 
 
-async def _result(house: House, request: Request, job: Job) -> Response:
+async def _result(app_state: AppState, request: Request, job: Job) -> Response:
     """A job's result in the form that `Accept` asks for, whole or in part."""
     if job["method"] not in BY_METHOD:  # the training worker's: what it says is JSON
         choose(request.headers.get("accept", ""), [JSON])
         _check_ended(job)
         check_succeeded(job)
-        found = await house.book.look(lambda ledger: ledger.result(job["id"]))
+        found = await app_state.job_service.look(lambda job_store: job_store.result(job["id"]))
         return _json(unpack(found[0][0] or b""))
     operation, accept = BY_METHOD[job["method"]], request.headers.get("accept", "")
     media = "" if operation.tiled else negotiate(accept, operation)
@@ -506,16 +524,16 @@ async def _result(house: House, request: Request, job: Job) -> Response:
     if operation.tiled:
         check_succeeded(job)
         wish = Wish.read(accept, kinds_of(orjson.loads(job["request"])["format"]))
-        return await house.darkroom.respond(request, job, wish, {})
+        return await app_state.upscales.respond(request, job, wish, {})
     check_succeeded(job)
-    render = partial(_rendered, house, job, media)
-    return await house.results.respond(request, job["id"], _FILE_NAMES[media], media, render)
+    render = partial(_rendered, app_state, job, media)
+    return await app_state.results.respond(request, job["id"], _FILE_NAMES[media], media, render)
 
 
-async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
+async def _stream(app_state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
     """The job's events as they come, and between them, without a number, that there is another preview."""
     yield "retry: 2000\n\n"
-    async for update in house.book.job_events.listen(job_id, seq):
+    async for update in app_state.job_service.job_events.listen(job_id, seq):
         if not update.exists:
             return  # it was deleted meanwhile
         for event in update.events:
@@ -528,13 +546,13 @@ async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
             yield ": keep-alive\n\n"
 
 
-def stream_holder(house: House, request: Request) -> str:
+def stream_holder(app_state: AppState, request: Request) -> str:
     """Whom an event stream counts for: the owner, or without keys the address."""
     owner = owner_of(request)
     if owner:
         return owner
     peer = request.client.host if request.client else "unknown"
-    return client_address(peer, dict(request.scope["headers"]), trusted_proxies(house.settings))
+    return client_address(peer, dict(request.scope["headers"]), trusted_proxies(app_state.settings))
 
 
 def _json(body: Any, headers: dict[str, str] | None = None) -> Response:

@@ -31,12 +31,12 @@ from api.openapi import EVENTS, JOB, answered, listed, problem_responses
 from api.prefer import Prefer
 from api.responses.curves import curves
 from api.responses.render import JSON, PNG
-from api.routes.operations import House, applied, failed, job_body, owner_of, stream_holder
+from api.routes.operations import AppState, applied, failed, job_body, owner_of, stream_holder
 from core.broker.codec import unpack
 from core.catalog.numbers import canonical
-from core.catalog.recipes import NAME, Places, families, settled
-from core.catalog.registry import Entry
-from core.catalog.validation import FaultsError
+from core.catalog.recipes import NAME, StatePaths, families, settled
+from core.catalog.registry import ModelVersion
+from core.catalog.validation import InvalidOptionsError
 from core.datasets.store import Datasets
 from core.jobs.store import TERMINAL, TRAINING, Job, Key, new_id
 
@@ -150,18 +150,18 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_trainings(app: FastAPI, house: House) -> None:
+def add_trainings(app: FastAPI, app_state: AppState) -> None:
     """Put the routes into the application."""
     router = APIRouter(prefix="/v1")
-    _add_families(router, house)
-    _add_asking(router, house)
-    _add_watching(router, house)
-    _add_figures(router, house)
-    _add_steering(router, house)
+    _add_families(router, app_state)
+    _add_asking(router, app_state)
+    _add_watching(router, app_state)
+    _add_figures(router, app_state)
+    _add_steering(router, app_state)
     app.include_router(router)
 
 
-def _add_families(router: APIRouter, house: House) -> None:
+def _add_families(router: APIRouter, app_state: AppState) -> None:
     @router.get(
         "/families",
         summary="What can be trained, and with which options",
@@ -170,25 +170,25 @@ def _add_families(router: APIRouter, house: House) -> None:
         responses=answered(listed({"type": "object", "required": ["name", "config", "training", "recipe"]})),
     )
     async def list_families() -> Response:
-        found = await asyncio.to_thread(families, house.settings)
-        gpus = {"type": "integer", "minimum": 1, "maximum": await _devices(house) or 1, "default": 1}
+        found = await asyncio.to_thread(families, app_state.settings)
+        gpus = {"type": "integer", "minimum": 1, "maximum": await _devices(app_state) or 1, "default": 1}
         data = [{"name": name, **facts, "gpus": gpus} for name, facts in sorted(found.items())]
         return _listing(data, "name", has_more=False)
 
 
-async def _devices(house: House) -> int | None:
+async def _devices(app_state: AppState) -> int | None:
     """The devices of the best equipped training worker; None where none says so."""
     try:
-        return await house.book.training_devices()
+        return await app_state.job_service.training_devices()
     except (redis.RedisError, OSError):
         return None
 
 
-async def _check_devices(house: House, gpus: int) -> None:
+async def _check_devices(app_state: AppState, gpus: int) -> None:
     """Raise the ProblemError that says how many devices there are, where a training asks for more."""
     if gpus == 1:
         return  # promised also where no training worker is alive yet
-    devices = await _devices(house)
+    devices = await _devices(app_state)
     if devices is None:
         raise OverloadedError(
             "no training worker is running that says how many devices it has; start one (python -m workers.training), "
@@ -203,7 +203,7 @@ async def _check_devices(house: House, gpus: int) -> None:
 # --- asking ---
 
 
-def _add_asking(router: APIRouter, house: House) -> None:
+def _add_asking(router: APIRouter, app_state: AppState) -> None:
     accepted = {"description": "A training, or a dry run that takes longer", "content": {JSON: {"schema": _TRAINING}}}
 
     @router.post(
@@ -218,62 +218,62 @@ def _add_asking(router: APIRouter, house: House) -> None:
         },
     )
     async def train(request: Request, asked: Asked) -> Response:
-        if house.book.full:
+        if app_state.job_service.full:
             raise OverloadedError("too many unfinished jobs; try again in a moment", headers={"Retry-After": "2"})
-        await _check_devices(house, asked.gpus)
-        await house.permissions.check_new("model", asked.name, caller_of(request.scope))
-        recipe = await asyncio.to_thread(_recipe, house, request, asked)
+        await _check_devices(app_state, asked.gpus)
+        await app_state.permissions.check_new("model", asked.name, caller_of(request.scope))
+        recipe = await asyncio.to_thread(_recipe, app_state, request, asked)
         row = _row(request, asked, recipe)
         if asked.dry_run:
-            return await _dry_run(request, house, row)
+            return await _dry_run(request, app_state, row)
         caller = caller_of(request.scope)
-        await house.permissions.claim("model", asked.name, caller, shared=asked.shared)
-        async with house.quotas.job(caller, training=True):
-            added = await house.book.change(
-                lambda ledger: ledger.add_apart(row, alone=True, key=_key(request, house, asked))
+        await app_state.permissions.claim("model", asked.name, caller, shared=asked.shared)
+        async with app_state.quotas.job(caller, training=True):
+            added = await app_state.job_service.change(
+                lambda job_store: job_store.insert_exclusive(row, alone=True, key=_key(request, app_state, asked))
             )
         if added.conflict:
             detail = (
                 f"a training of {asked.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
             )
-            raise await _conflict(house, request, added.job_id, detail, "training_id")
+            raise await _conflict(app_state, request, added.job_id, detail, "training_id")
         if added.first and added.first != _fingerprint(asked):
             raise InvalidError(
                 "this Idempotency-Key was used with another body; send the same body or another key",
                 job_id=added.job_id,
             )
-        if added.job_id == row["id"] and not await _use(house, request, asked.dataset, row["id"]):
-            await house.book.cancel(row["id"])
+        if added.job_id == row["id"] and not await _use(app_state, request, asked.dataset, row["id"]):
+            await app_state.job_service.cancel(row["id"])
             raise NotFoundError(f"the dataset {asked.dataset!r} was deleted meanwhile")
-        await house.book.rouse(added.job_id)
-        job = await house.book.get(added.job_id, row["owner"])
+        await app_state.job_service.rouse(added.job_id)
+        job = await app_state.job_service.get(added.job_id, row["owner"])
         if job is None:
             raise GoneError("the training of this Idempotency-Key was deleted; use another key")
         headers = {"Location": f"/v1/jobs/{job['id']}", "Content-Location": f"/v1/trainings/{job['id']}"}
         return Response(orjson.dumps(training_body(job)), 202, {**headers, "Retry-After": "1"}, JSON)
 
 
-def _recipe(house: House, request: Request, asked: Asked) -> dict[str, Any]:
+def _recipe(app_state: AppState, request: Request, asked: Asked) -> dict[str, Any]:
     """The whole recipe. Raises the ProblemError that says what is wrong with it."""
-    known = families(house.settings)
+    known = families(app_state.settings)
     if asked.family not in known:
         detail = f"no family {asked.family[:60]!r}; there are: {', '.join(known)}"
         raise InvalidError(detail, errors=[{"field": "family", "detail": detail}])
-    dataset = Datasets(Places(house.settings.state).datasets).get(asked.dataset)
-    if dataset is None or not house.permissions.can_use("dataset", asked.dataset, caller_of(request.scope)):
+    dataset = Datasets(StatePaths(app_state.settings.state).datasets).get(asked.dataset)
+    if dataset is None or not app_state.permissions.can_use("dataset", asked.dataset, caller_of(request.scope)):
         raise NotFoundError(f"no dataset {asked.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
     overrides = {**asked.recipe.model_dump(), "summary": asked.summary}
     try:
         recipe: dict[str, Any] = settled(asked.family, known[asked.family], dataset, asked.name, overrides, asked.gpus)
-    except FaultsError as error:
+    except InvalidOptionsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
-    there = house.registry.find(asked.name)
+    there = app_state.registry.find(asked.name)
     if there is not None and (said := _unlike(there, asked.family, recipe["config"])):
         raise InvalidError(f"{said}; choose another name", errors=[{"field": "name", "detail": said}])
     return recipe
 
 
-def _unlike(there: Entry, family: str, config: dict[str, Any]) -> str:
+def _unlike(there: ModelVersion, family: str, config: dict[str, Any]) -> str:
     """Why a version of this would not stand beside those that are there, if it would not."""
     if there.card["family"] != family:
         return f"{there.name} is of the family {there.card['family']}"
@@ -286,10 +286,10 @@ def _unlike(there: Entry, family: str, config: dict[str, Any]) -> str:
 def _row(request: Request, asked: Asked, recipe: dict[str, Any]) -> Job:
     said = {**asked.model_dump(exclude={"recipe"}), "recipe": recipe}
     kind = "estimate" if asked.dry_run else TRAINING
-    return desk_row(request, kind, asked.name, said, seed=recipe["seed"])
+    return auxiliary_row(request, kind, asked.name, said, seed=recipe["seed"])
 
 
-def desk_row(request: Request, kind: str, model: str, said: dict[str, Any], seed: int = 0) -> Job:
+def auxiliary_row(request: Request, kind: str, model: str, said: dict[str, Any], seed: int = 0) -> Job:
     """A row of the ledger for the training worker."""
     now = time.time()
     return {
@@ -314,54 +314,54 @@ def _fingerprint(asked: Asked) -> str:
     return hashlib.sha256(orjson.dumps(canonical(asked.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _key(request: Request, house: House, asked: Asked) -> Key | None:
+def _key(request: Request, app_state: AppState, asked: Asked) -> Key | None:
     raw = request.headers.get("idempotency-key")
     if raw is None:
         return None
     found = _KEY.fullmatch(raw.strip())
     if found is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    return Key("POST /v1/trainings", found.group(1), _fingerprint(asked), house.settings.keep_keys_s)
+    return Key("POST /v1/trainings", found.group(1), _fingerprint(asked), app_state.settings.idempotency_key_ttl_s)
 
 
-async def _use(house: House, request: Request, dataset: str, job_id: str) -> bool:
+async def _use(app_state: AppState, request: Request, dataset: str, job_id: str) -> bool:
     """Keep a dataset for a training; return whether it is there, and still one that the caller may use."""
-    datasets = Datasets(Places(house.settings.state).datasets)
+    datasets = Datasets(StatePaths(app_state.settings.state).datasets)
     if not await asyncio.to_thread(datasets.use, dataset, job_id):
         return False
-    await house.permissions.refresh()
-    if house.permissions.can_use("dataset", dataset, caller_of(request.scope)):
+    await app_state.permissions.refresh()
+    if app_state.permissions.can_use("dataset", dataset, caller_of(request.scope)):
         return True
     await asyncio.to_thread(datasets.release, dataset, job_id)
     return False
 
 
-async def _dry_run(request: Request, house: House, row: Job) -> Response:
+async def _dry_run(request: Request, app_state: AppState, row: Job) -> Response:
     """What the desk of a training worker found, or its job where that takes long."""
     header = ",".join(request.headers.getlist("prefer"))
-    prefer = Prefer.read(header, house.settings, _ESTIMATE_S)
-    result, job = await desk(house, caller_of(request.scope), row, prefer.wait_s)
+    prefer = Prefer.read(header, app_state.settings, _ESTIMATE_S)
+    result, job = await auxiliary_job(app_state, caller_of(request.scope), row, prefer.wait_s)
     if result is None:
         headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer)}
         return Response(orjson.dumps(training_body(job)), 202, headers, JSON)
     return _json({**result, "recipe": orjson.loads(row["request"])["recipe"]}, applied(prefer))
 
 
-async def desk(
-    house: House, caller: Caller, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
+async def auxiliary_job(
+    app_state: AppState, caller: Caller, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any] | None, Job]:
     """Give the desk of a training worker something to do, and wait; answers its result, if it came, and the job.
 
     `committed` is called once the job is promised, whatever comes of the wait.
     Raises the ProblemError that the desk found.
     """
-    async with house.quotas.job(caller):
-        await house.book.change(lambda ledger: ledger.add([row]))
+    async with app_state.quotas.job(caller):
+        await app_state.job_service.change(lambda job_store: job_store.add([row]))
     committed()
-    await house.book.rouse(row["id"])
-    job = await house.book.wait(row["id"], row["owner"], wait_s) or row
+    await app_state.job_service.rouse(row["id"])
+    job = await app_state.job_service.wait(row["id"], row["owner"], wait_s) or row
     if job["status"] == "succeeded":
-        found = await house.book.look(lambda ledger: ledger.result(row["id"]))
+        found = await app_state.job_service.look(lambda job_store: job_store.result(row["id"]))
         return dict(unpack(found[0][0] or b"")), job
     if job["status"] == "failed":
         problem = orjson.loads(job["problem"])
@@ -391,18 +391,22 @@ def training_body(job: Job) -> dict[str, Any]:
     }
 
 
-async def _training(house: House, request: Request, job_id: str) -> Job:
-    job = await house.book.get(job_id, owner_of(request)) if _JOB_ID.fullmatch(job_id) else None
+async def _training(app_state: AppState, request: Request, job_id: str) -> Job:
+    job = await app_state.job_service.get(job_id, owner_of(request)) if _JOB_ID.fullmatch(job_id) else None
     if job is None or job["kind"] != TRAINING:
         raise NotFoundError(f"no training {job_id[:60]!r}; GET /v1/trainings lists yours")
     return job
 
 
-async def _metrics(house: House, job_id: str) -> list[dict[str, Any]]:
-    return [orjson.loads(event["data"]) for event in await house.book.events(job_id, 0) if event["event"] == "metrics"]
+async def _metrics(app_state: AppState, job_id: str) -> list[dict[str, Any]]:
+    return [
+        orjson.loads(event["data"])
+        for event in await app_state.job_service.events(job_id, 0)
+        if event["event"] == "metrics"
+    ]
 
 
-def _add_watching(router: APIRouter, house: House) -> None:
+def _add_watching(router: APIRouter, app_state: AppState) -> None:
     @router.get(
         "/trainings",
         summary="List trainings, newest first",
@@ -418,7 +422,7 @@ def _add_watching(router: APIRouter, house: House) -> None:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
-        found = await house.book.listing(owner_of(request), filters, after, limit + 1)
+        found = await app_state.job_service.listing(owner_of(request), filters, after, limit + 1)
         return _listing([training_body(job) for job in found[:limit]], "id", has_more=len(found) > limit)
 
     @router.get(
@@ -429,13 +433,13 @@ def _add_watching(router: APIRouter, house: House) -> None:
         responses={**answered(_TRAINING), **problem_responses(404)},
     )
     async def training(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
-        lines = await _metrics(house, job_id)
+        job = await _training(app_state, request, job_id)
+        lines = await _metrics(app_state, job_id)
         body = {**training_body(job), "metrics": lines[-1] if lines else None}
         return _json(body, {} if job["status"] in TERMINAL else {"Retry-After": "1"})
 
 
-def _add_figures(router: APIRouter, house: House) -> None:
+def _add_figures(router: APIRouter, app_state: AppState) -> None:
     """What a training measures, keeps and makes while it runs."""
 
     @router.get(
@@ -446,15 +450,15 @@ def _add_figures(router: APIRouter, house: House) -> None:
         responses={**_METRICS, **problem_responses(404, 422, 429)},
     )
     async def metrics(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
+        job = await _training(app_state, request, job_id)
         if "text/event-stream" not in request.headers.get("accept", ""):
-            return _listing(await _metrics(house, job_id), "epoch", has_more=False)
+            return _listing(await _metrics(app_state, job_id), "epoch", has_more=False)
         seen = request.headers.get("last-event-id", "0")
         if not seen.isdecimal() or len(seen) > 18:
             raise InvalidError("Last-Event-ID must be the id of an event of this training")
-        if job["status"] in TERMINAL and not await house.book.events(job_id, int(seen)):
+        if job["status"] in TERMINAL and not await app_state.job_service.events(job_id, int(seen)):
             return Response(status_code=204)
-        return EventStream(_stream(house, job_id, int(seen)), house.streams, stream_holder(house, request))
+        return EventStream(_stream(app_state, job_id, int(seen)), app_state.streams, stream_holder(app_state, request))
 
     @router.get(
         "/trainings/{job_id}/checkpoints",
@@ -464,8 +468,8 @@ def _add_figures(router: APIRouter, house: House) -> None:
         responses={**answered(listed({"type": "object", "required": ["step_number"]})), **problem_responses(404)},
     )
     async def checkpoints(request: Request, job_id: str) -> Response:
-        await _training(house, request, job_id)
-        return _listing(await _checkpoints(house, job_id), "step_number", has_more=False)
+        await _training(app_state, request, job_id)
+        return _listing(await _checkpoints(app_state, job_id), "step_number", has_more=False)
 
     @router.get(
         "/trainings/{job_id}/curves.png",
@@ -475,8 +479,8 @@ def _add_figures(router: APIRouter, house: House) -> None:
         responses={**_PICTURE, **problem_responses(404)},
     )
     async def picture(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
-        lines = await _metrics(house, job_id)
+        job = await _training(app_state, request, job_id)
+        lines = await _metrics(app_state, job_id)
         drawn = await asyncio.to_thread(curves, f"{job['model']}: loss an image", lines)
         return Response(drawn, 200, {"Cache-Control": "no-store"}, PNG)
 
@@ -488,8 +492,8 @@ def _add_figures(router: APIRouter, house: House) -> None:
         responses={**_PICTURE, **problem_responses(404)},
     )
     async def preview(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
-        file = Places(house.settings.state).run(job_id) / "preview.png"
+        job = await _training(app_state, request, job_id)
+        file = StatePaths(app_state.settings.state).run(job_id) / "preview.png"
         try:
             drawn = await asyncio.to_thread(file.read_bytes)
         except FileNotFoundError as error:
@@ -497,9 +501,9 @@ def _add_figures(router: APIRouter, house: House) -> None:
         return Response(drawn, 200, {"Cache-Control": "no-store"}, PNG)
 
 
-async def _checkpoints(house: House, job_id: str) -> list[dict[str, Any]]:
-    events = await house.book.events(job_id, 0)
-    lines = {line["epoch"]: line for line in await _metrics(house, job_id)}
+async def _checkpoints(app_state: AppState, job_id: str) -> list[dict[str, Any]]:
+    events = await app_state.job_service.events(job_id, 0)
+    lines = {line["epoch"]: line for line in await _metrics(app_state, job_id)}
     found = []
     for event in events:
         if event["event"] == "checkpoint":
@@ -507,14 +511,14 @@ async def _checkpoints(house: House, job_id: str) -> list[dict[str, Any]]:
             metrics = {name: value for name, value in lines.get(said["epoch"], {}).items() if name.endswith("loss")}
             found.append({"object": "training.checkpoint", **said, "metrics": metrics, "kept": False})
     for last in found[-1:]:
-        last["kept"] = (Places(house.settings.state).run(job_id) / "state.pt").exists()
+        last["kept"] = (StatePaths(app_state.settings.state).run(job_id) / "state.pt").exists()
     return found
 
 
-async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
+async def _stream(app_state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
     """Metrics as they come, then how the training ended."""
     yield "retry: 2000\n\n"
-    async for update in house.book.job_events.listen(job_id, seq):
+    async for update in app_state.job_service.job_events.listen(job_id, seq):
         if not update.exists:
             return  # it was deleted meanwhile
         for event in update.events:
@@ -529,7 +533,7 @@ async def _stream(house: House, job_id: str, seq: int) -> AsyncIterator[str]:
 # --- steering ---
 
 
-def _add_steering(router: APIRouter, house: House) -> None:
+def _add_steering(router: APIRouter, app_state: AppState) -> None:
     @router.post(
         "/trainings/{job_id}/pause",
         summary="Stop a training with a checkpoint, to be resumed",
@@ -538,11 +542,13 @@ def _add_steering(router: APIRouter, house: House) -> None:
         responses={**answered(_TRAINING), **problem_responses(404, 409)},
     )
     async def pause(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
-        if job["status"] != "paused" and not await house.book.change(lambda ledger: ledger.pause(job_id)):
-            raise await _refusal(house, request, job_id, "a queued or running one can be paused")
-        await house.book.rouse(job_id)
-        return _json(training_body(await _training(house, request, job_id)))
+        job = await _training(app_state, request, job_id)
+        if job["status"] != "paused" and not await app_state.job_service.change(
+            lambda job_store: job_store.pause(job_id)
+        ):
+            raise await _refusal(app_state, request, job_id, "a queued or running one can be paused")
+        await app_state.job_service.rouse(job_id)
+        return _json(training_body(await _training(app_state, request, job_id)))
 
     @router.post(
         "/trainings/{job_id}/resume",
@@ -552,12 +558,12 @@ def _add_steering(router: APIRouter, house: House) -> None:
         responses={**answered(_TRAINING), **problem_responses(404, 409)},
     )
     async def resume(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
+        job = await _training(app_state, request, job_id)
         going = job["status"] in {"queued", "running"}
-        if not going and not await house.book.change(lambda ledger: ledger.resume(job_id)):
-            raise await _refusal(house, request, job_id, "a paused one can be resumed")
-        await house.book.rouse(job_id)
-        return _json(training_body(await _training(house, request, job_id)))
+        if not going and not await app_state.job_service.change(lambda job_store: job_store.resume(job_id)):
+            raise await _refusal(app_state, request, job_id, "a paused one can be resumed")
+        await app_state.job_service.rouse(job_id)
+        return _json(training_body(await _training(app_state, request, job_id)))
 
     @router.post(
         "/trainings/{job_id}/publish",
@@ -570,42 +576,42 @@ def _add_steering(router: APIRouter, house: House) -> None:
         },
     )
     async def publish(request: Request, job_id: str) -> Response:
-        job = await _training(house, request, job_id)
+        job = await _training(app_state, request, job_id)
         if job["status"] not in {"failed", "cancelled", "paused"}:
-            raise await _refusal(house, request, job_id, "a paused, failed or cancelled one can be published")
-        if not (Places(house.settings.state).run(job_id) / "state.pt").exists():
+            raise await _refusal(app_state, request, job_id, "a paused, failed or cancelled one can be published")
+        if not (StatePaths(app_state.settings.state).run(job_id) / "state.pt").exists():
             raise ConflictError("the training has left no checkpoint", job_status=job["status"])
         said = {**orjson.loads(job["request"]), "training": job_id}
-        if said.get("serve") != "never" and not house.outbox.live_workers():
+        if said.get("serve") != "never" and not app_state.batch_sender.live_workers():
             raise OverloadedError(
                 "no inference worker is running, which would load the version before it serves; start one "
                 "(python -m workers), then publish again",
                 headers={"Retry-After": "10"},
             )
-        row = desk_row(request, "publication", job["model"], said, job["seed"])
+        row = auxiliary_row(request, "publication", job["model"], said, job["seed"])
         caller = caller_of(request.scope)
-        await house.permissions.claim("model", job["model"], caller, shared=None)
-        async with house.quotas.job(caller):
-            added = await house.book.change(lambda ledger: ledger.add_apart(row, alone=True))
-        found = await house.book.get(added.job_id, row["owner"]) or row
+        await app_state.permissions.claim("model", job["model"], caller, shared=None)
+        async with app_state.quotas.job(caller):
+            added = await app_state.job_service.change(lambda job_store: job_store.insert_exclusive(row, alone=True))
+        found = await app_state.job_service.get(added.job_id, row["owner"]) or row
         # asked for again while it is under way, a publication is the same one; that of another run stands in its way
         same = found["id"] == added.job_id and orjson.loads(found["request"])["training"] == job_id
         if added.conflict and not same:
             detail = f"a publication of {job['model']} is {added.conflict}; wait for its end, then publish this run"
-            raise await _conflict(house, request, added.job_id, detail, "job_id")
-        await house.book.rouse(added.job_id)
+            raise await _conflict(app_state, request, added.job_id, detail, "job_id")
+        await app_state.job_service.rouse(added.job_id)
         headers = {"Location": f"/v1/jobs/{added.job_id}", "Retry-After": "1"}
         return Response(orjson.dumps(job_body(found)), 202, headers, JSON)
 
 
-async def _conflict(house: House, request: Request, job_id: str, detail: str, field: str) -> ConflictError:
+async def _conflict(app_state: AppState, request: Request, job_id: str, detail: str, field: str) -> ConflictError:
     """Return the error for a job that another one excludes; it names the other one's id to its owner alone."""
-    other = await house.book.get(job_id, owner_of(request))
+    other = await app_state.job_service.get(job_id, owner_of(request))
     return ConflictError(detail, headers={"Retry-After": "2"}, **({field: other["id"]} if other else {}))
 
 
-async def _refusal(house: House, request: Request, job_id: str, instead: str) -> ConflictError:
-    job = await _training(house, request, job_id)
+async def _refusal(app_state: AppState, request: Request, job_id: str, instead: str) -> ConflictError:
+    job = await _training(app_state, request, job_id)
     return ConflictError(f"the training is {job['status']}; {instead}", job_status=job["status"])
 
 

@@ -21,11 +21,11 @@ from api.multipart import FORM, form_boundary
 from api.openapi import upscale_docs
 from api.permissions import Models
 from api.prefer import Prefer
-from api.requests import RAW, SEED_LIMIT, Ask, Content, file_of, options_of, parsed, typed, validated
+from api.requests import RAW, SEED_LIMIT, Content, InferenceRequest, file_of, options_of, parsed, typed, validated
 from api.responses.render import About
-from api.responses.upscaled import Order, Wish, unwritten
+from api.responses.upscaled import UpscaleSpec, Wish, unwritten
 from api.routes.operations import (
-    House,
+    AppState,
     PlainRoute,
     accepted,
     applied,
@@ -36,7 +36,7 @@ from api.routes.operations import (
     promised_once,
 )
 from core.catalog.operations import BY_METHOD
-from core.catalog.registry import Entry
+from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, fault
 from core.imaging.pictures import UnusableImageError
 from core.imaging.tiling import Layout, Photograph, opened
@@ -68,74 +68,83 @@ class Asked(BaseModel):
     options: dict[str, Any] = Field({}, description="Options of the operation; the model's card has their schema.")
 
 
-def add_upscales(app: FastAPI, house: House) -> None:
+def add_upscales(app: FastAPI, app_state: AppState) -> None:
     """Put the route into the application."""
     route = PlainRoute(
         f"/v1/{OPERATION.path}",
-        _route(house),
+        _route(app_state),
         methods=["POST"],
         summary=OPERATION.summary,
         operation_id=OPERATION.path,
         tags=["operations"],
         response_class=Response,
-        openapi_extra=upscale_docs(OPERATION, Asked, house.permissions.models(VISITOR), house.settings),
+        openapi_extra=upscale_docs(OPERATION, Asked, app_state.permissions.models(VISITOR), app_state.settings),
     )
     app.router.routes.append(route)
 
 
-def _route(house: House) -> Callable[[Request], Awaitable[Response]]:
+def _route(app_state: AppState) -> Callable[[Request], Awaitable[Response]]:
     async def route(request: Request) -> Response:
-        ask, wish = await _read(request, house)
-        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), house.settings)
+        inference_request, wish = await _read(request, app_state)
+        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
         key = request.headers.get("idempotency-key")
-        if key is None and prefer.wait_s > 0 and ask.rows <= AT_ONCE:
-            return await _now(house, request, ask, wish, prefer)
+        if key is None and prefer.wait_s > 0 and inference_request.rows <= AT_ONCE:
+            return await _now(app_state, request, inference_request, wish, prefer)
         try:
             if key is not None:
-                await asyncio.to_thread(lambda: ask.fingerprint)  # of all that was sent; kept for what follows
-                job = await promised_once(house, request, ask, prefer, key)
-            elif house.book.full:
+                await asyncio.to_thread(
+                    lambda: inference_request.fingerprint
+                )  # of all that was sent; kept for what follows
+                job = await promised_once(app_state, request, inference_request, prefer, key)
+            elif app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
             else:
-                async with house.quotas.job(caller_of(request.scope)):
-                    job = await house.book.add(ask, owner_of(request), request_id_of(request))
+                async with app_state.quotas.job(caller_of(request.scope)):
+                    job = await app_state.job_service.add(inference_request, owner_of(request), request_id_of(request))
         except OSError as error:
             raise unwritten(error) from error
-        del ask  # the pixels lie in the store now
+        del inference_request  # the pixels lie in the store now
         if key is None and prefer.wait_s > 0:
-            job = await _awaited(house, request, job, prefer.wait_s)
-        return await _told(house, request, job, wish, prefer)
+            job = await _awaited(app_state, request, job, prefer.wait_s)
+        return await _told(app_state, request, job, wish, prefer)
 
     return route
 
 
-async def _now(house: House, request: Request, ask: Ask, wish: Wish, prefer: Prefer) -> Response:
+async def _now(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, wish: Wish, prefer: Prefer
+) -> Response:
     """Answer from memory while the client waits; after too long, promise a job."""
-    order, photograph = ask.order, ask.photograph
+    order, photograph = inference_request.order, inference_request.photograph
     assert order is not None  # noqa: S101 - every ask of this route has both
     assert photograph is not None  # noqa: S101
     tiling = order.layout.tiling
     tiles = await asyncio.to_thread(tiling.cut, lambda begin, end: photograph.pixels[begin:end], 0, tiling.count)
     call = PendingRequest(
-        ask.entry,
+        inference_request.entry,
         OPERATION.method,
-        ask.options,
-        ask.seed,
-        ask.rows,
+        inference_request.options,
+        inference_request.seed,
+        inference_request.rows,
         {"images": tiles},
         request_id=request_id_of(request),
         owner=owner_of(request),
     )
-    fields = await computed(house, request, ask, call, prefer)
+    fields = await computed(app_state, request, inference_request, call, prefer)
     if isinstance(fields, Response):
         return fields
-    about = About(ask.entry.name, ask.entry.version, ask.seed, ask.notes + order.lost(wish.kind))
-    body = await house.darkroom.answer(order, photograph.alpha, fields, about, wish)
+    about = About(
+        inference_request.entry.name,
+        inference_request.entry.version,
+        inference_request.seed,
+        inference_request.notes + order.lost(wish.kind),
+    )
+    body = await app_state.upscales.answer(order, photograph.alpha, fields, about, wish)
     headers = {**about.headers({}), **applied(prefer), "Vary": "Accept, Prefer"}
-    return house.responses.response(body, headers, wish.media)
+    return app_state.responses.response(body, headers, wish.media)
 
 
-async def _awaited(house: House, request: Request, job: Job, wait_s: float) -> Job:
+async def _awaited(app_state: AppState, request: Request, job: Job, wait_s: float) -> Job:
     """The job as it stands after the wait; it was promised to nobody yet, so it ends if the client leaves."""
     until = time.monotonic() + wait_s
     found: Job | None = job
@@ -144,25 +153,25 @@ async def _awaited(house: House, request: Request, job: Job, wait_s: float) -> J
             left = until - time.monotonic()
             if left <= 0:
                 break
-            found = await house.book.wait(job["id"], owner_of(request), min(left, _LOOK_S))
+            found = await app_state.job_service.wait(job["id"], owner_of(request), min(left, _LOOK_S))
             if await request.is_disconnected():
-                await house.book.cancel(job["id"])
+                await app_state.job_service.cancel(job["id"])
                 break
     except asyncio.CancelledError:
-        await asyncio.shield(house.book.cancel(job["id"]))
+        await asyncio.shield(app_state.job_service.cancel(job["id"]))
         raise
     if found is None:
         raise NotFoundError("the job was deleted before it had ended")
     return found
 
 
-async def _told(house: House, request: Request, job: Job, wish: Wish, prefer: Prefer) -> Response:
+async def _told(app_state: AppState, request: Request, job: Job, wish: Wish, prefer: Prefer) -> Response:
     """A job's picture, or where to look for it."""
     if job["status"] not in TERMINAL:
         return accepted(job, prefer)
     check_succeeded(job)
     headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result"}
-    answer = await house.darkroom.respond(request, job, wish, headers)
+    answer = await app_state.upscales.respond(request, job, wish, headers)
     answer.headers["Vary"] = "Accept, Prefer"
     return answer
 
@@ -170,15 +179,15 @@ async def _told(house: House, request: Request, job: Job, wish: Wish, prefer: Pr
 # --- from a body to an ask ---
 
 
-async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
+async def _read(request: Request, app_state: AppState) -> tuple[InferenceRequest, Wish]:
     """The ask in a request, and the form wished for. Raises the ProblemError that says what is wrong with it."""
     content = await _content(request)
     asked = validated(Asked, content.fields)
-    entry = _entry(asked.model, house.models(request))
+    entry = _entry(asked.model, app_state.models(request))
     choice = entry.choices[OPERATION.method]
     options = options_of(choice, asked.options, asked.model_extra or {}, Asked.model_fields, content.texts)
     wish = Wish.read(request.headers.get("accept", ""), [asked.format] if asked.format else FORMATS)
-    photograph = await _photograph(house, content, asked, wish.kind, int(options["scale"]))
+    photograph = await _photograph(app_state, content, asked, wish.kind, int(options["scale"]))
     _, height, width = entry.image
     layout = Layout.of(
         photograph.size,
@@ -187,9 +196,9 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
         tile=(height, width),
         margin=entry.margin,
     )
-    order = Order(layout, int(options["scale"]), wish.kind, asked.quality)
+    order = UpscaleSpec(layout, int(options["scale"]), wish.kind, asked.quality)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
-    ask = Ask(
+    inference_request = InferenceRequest(
         OPERATION,
         entry,
         options,
@@ -200,10 +209,10 @@ async def _read(request: Request, house: House) -> tuple[Ask, Wish]:
         photograph=photograph,
         order=order,
     )
-    return ask, wish
+    return inference_request, wish
 
 
-def _entry(name: str | None, registry: Models) -> Entry:
+def _entry(name: str | None, registry: Models) -> ModelVersion:
     able = [entry for entry in registry.serving() if OPERATION.method in entry.choices]
     known = ", ".join(entry.name for entry in able) or "none"
     if name is None:
@@ -251,7 +260,7 @@ async def _form(request: Request) -> Content:
     return Content(fields, uploads, texts=texts)
 
 
-async def _photograph(house: House, content: Content, asked: Asked, kind: str, scale: int) -> Photograph:
+async def _photograph(app_state: AppState, content: Content, asked: Asked, kind: str, scale: int) -> Photograph:
     """The request's picture, once it is known that its answer is within the limits."""
     sent: Sequence[bytes | str] = [*content.uploads, *([asked.image] if asked.image is not None else [])]
     if len(sent) != 1:
@@ -261,8 +270,8 @@ async def _photograph(house: House, content: Content, asked: Asked, kind: str, s
         file = sent[0] if isinstance(sent[0], bytes) else await asyncio.to_thread(file_of, sent[0])
         picture = await asyncio.to_thread(opened, file)
         width, height = picture.size
-        beyond = _too_large(height, width, scale, house.settings) or fault(kind, height * scale, width * scale)
-        photograph = None if beyond else await house.darkroom.decode(picture)
+        beyond = _too_large(height, width, scale, app_state.settings) or fault(kind, height * scale, width * scale)
+        photograph = None if beyond else await app_state.upscales.decode(picture)
     except UnusableImageError as error:
         raise _wrong(str(error)) from error
     if photograph is None:

@@ -17,12 +17,12 @@ from api.audit import describe
 from api.errors import ConflictError, InvalidError, NotFoundError, OverloadedError
 from api.openapi import MODEL, answered, listed, problem_responses
 from api.responses.render import JSON, PNG
-from api.routes.operations import House, job_body, model_body
-from api.routes.trainings import desk, desk_row
-from api.streaming_upload import Spool
-from core.catalog.recipes import NAME, Places, families
-from core.catalog.registry import Entry
-from core.catalog.versions import FILE, ForeignError, Versions, awaited, inspect, loaded, preview, refused
+from api.routes.operations import AppState, job_body, model_body
+from api.routes.trainings import auxiliary_job, auxiliary_row
+from api.streaming_upload import StreamingUpload
+from core.catalog.recipes import NAME, StatePaths, families
+from core.catalog.registry import ModelVersion
+from core.catalog.versions import FILE, ImportRejectedError, Versions, awaited, inspect, loaded, preview, refused
 from core.work_folder import work_folder
 
 LOAD_S = 60.0
@@ -79,37 +79,37 @@ _VERSION = {
 }
 
 
-def add_versions(app: FastAPI, house: House) -> None:
+def add_versions(app: FastAPI, app_state: AppState) -> None:
     """Put the routes into the application."""
     router = APIRouter(prefix="/v1")
-    versions = Versions(Places(house.settings.state).checkpoints)
-    _add_switch(router, house, versions)
-    _add_looking(router, house)
-    _add_file(router, house)
-    _add_import(router, house)
+    versions = Versions(StatePaths(app_state.settings.state).checkpoints)
+    _add_switch(router, app_state, versions)
+    _add_looking(router, app_state)
+    _add_file(router, app_state)
+    _add_import(router, app_state)
     app.include_router(router)
 
 
-def version_body(house: House, request: Request, entry: Entry) -> dict[str, Any]:
+def version_body(app_state: AppState, request: Request, entry: ModelVersion) -> dict[str, Any]:
     """A version as clients see it."""
     here = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": here, "file": f"{here}/file", "preview": f"{here}/preview", "model": f"/v1/models/{entry.name}"}
     job = entry.card["provenance"].get("job") if isinstance(entry.card["provenance"], dict) else None
-    serving = house.registry.find(entry.name)
+    serving = app_state.registry.find(entry.name)
     return {
         "object": "version",
         "model": entry.name,
         "version": entry.version,
         "serves": serving is not None and serving.version == entry.version,
-        "card": model_body(house, request, entry),
+        "card": model_body(app_state, request, entry),
         "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
     }
 
 
-async def found(house: House, request: Request, name: str, version: str = "") -> Entry:
+async def found(app_state: AppState, request: Request, name: str, version: str = "") -> ModelVersion:
     """Return a version, or the one that serves. Raises NotFoundError where the caller may see none."""
-    await house.permissions.refresh()
-    models = house.models(request)
+    await app_state.permissions.refresh()
+    models = app_state.models(request)
     entry = models.find(f"{name}@{version}" if version else name) if "@" not in name else None
     if entry is None and (known := models.versions(name)):
         raise NotFoundError(f"{name[:120]} has no version {version[:40]!r}; there are: {', '.join(known)}")
@@ -121,7 +121,7 @@ async def found(house: House, request: Request, name: str, version: str = "") ->
 # --- which one serves ---
 
 
-def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
+def _add_switch(router: APIRouter, app_state: AppState, versions: Versions) -> None:
     @router.patch(
         "/models/{name}",
         summary="Choose the version that serves, and whether the model is shared",
@@ -132,33 +132,35 @@ def _add_switch(router: APIRouter, house: House, versions: Versions) -> None:
     async def switch(request: Request, name: str, chosen: Chosen) -> Response:
         caller = caller_of(request.scope)
         describe(request, **chosen.model_dump(exclude_none=True))
-        await found(house, request, name)
-        house.permissions.check_change("model", name, caller)
+        await found(app_state, request, name)
+        app_state.permissions.check_change("model", name, caller)
         if chosen.shared is not None:
-            house.permissions.check_share("model", name, caller, shared=chosen.shared)
+            app_state.permissions.check_share("model", name, caller, shared=chosen.shared)
         if chosen.version is not None:
-            await _serve(house, versions, await found(house, request, name, chosen.version))
+            await _serve(app_state, versions, await found(app_state, request, name, chosen.version))
         if chosen.shared is not None:
-            await house.permissions.share("model", name, caller, shared=chosen.shared)
-        return Response(orjson.dumps(model_body(house, request, await found(house, request, name))), 200, {}, JSON)
+            await app_state.permissions.share("model", name, caller, shared=chosen.shared)
+        return Response(
+            orjson.dumps(model_body(app_state, request, await found(app_state, request, name))), 200, {}, JSON
+        )
 
 
-async def _serve(house: House, versions: Versions, entry: Entry) -> None:
+async def _serve(app_state: AppState, versions: Versions, entry: ModelVersion) -> None:
     """Have a version serve once the workers have loaded it."""
     await asyncio.to_thread(versions.announce, entry.name, entry.version)
     try:
-        await _loaded(house, entry)
+        await _loaded(app_state, entry)
     except BaseException:
         await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
         raise
     await asyncio.to_thread(versions.serve, entry.name, entry.version)
-    house.registry.refresh(at_once=True)
+    app_state.registry.refresh(run_inline=True)
 
 
-async def _loaded(house: House, entry: Entry) -> None:
+async def _loaded(app_state: AppState, entry: ModelVersion) -> None:
     """Return when every worker has the version warm; until then the one before it serves."""
     begun = alive = time.monotonic()
-    while not loaded(workers := house.outbox.live_workers(), entry.ref):
+    while not loaded(workers := app_state.batch_sender.live_workers(), entry.ref):
         now = time.monotonic()
         alive = now if workers else alive
         if now - begun > LOAD_S or now - alive > NO_WORKER_S:
@@ -174,7 +176,7 @@ async def _loaded(house: House, entry: Entry) -> None:
 # --- looking ---
 
 
-def _add_looking(router: APIRouter, house: House) -> None:
+def _add_looking(router: APIRouter, app_state: AppState) -> None:
     @router.get(
         "/models/{name}/versions",
         summary="A model's versions, oldest first",
@@ -183,9 +185,9 @@ def _add_looking(router: APIRouter, house: House) -> None:
         responses={**answered(listed(_VERSION)), **problem_responses(404)},
     )
     async def list_versions(request: Request, name: str) -> Response:
-        await found(house, request, name)
-        entries = [house.registry.find(f"{name}@{version}") for version in house.registry.versions(name)]
-        data = [version_body(house, request, entry) for entry in entries if entry is not None]
+        await found(app_state, request, name)
+        entries = [app_state.registry.find(f"{name}@{version}") for version in app_state.registry.versions(name)]
+        data = [version_body(app_state, request, entry) for entry in entries if entry is not None]
         ends = {"first_id": data[0]["version"], "last_id": data[-1]["version"]}
         return Response(orjson.dumps({"object": "list", "data": data, "has_more": False, **ends}), 200, {}, JSON)
 
@@ -197,8 +199,8 @@ def _add_looking(router: APIRouter, house: House) -> None:
         responses={**answered(_VERSION), **problem_responses(404)},
     )
     async def one(request: Request, name: str, version: str) -> Response:
-        entry = await found(house, request, name, version)
-        return Response(orjson.dumps(version_body(house, request, entry)), 200, {}, JSON)
+        entry = await found(app_state, request, name, version)
+        return Response(orjson.dumps(version_body(app_state, request, entry)), 200, {}, JSON)
 
     @router.get(
         "/models/{name}/versions/{version}/preview",
@@ -208,14 +210,14 @@ def _add_looking(router: APIRouter, house: House) -> None:
         responses={200: {"description": "A picture", "content": {PNG: _BINARY}}, **problem_responses(404)},
     )
     async def picture(request: Request, name: str, version: str) -> Response:
-        entry = await found(house, request, name, version)
+        entry = await found(app_state, request, name, version)
         drawn = await asyncio.to_thread(preview, entry.path)
         if drawn is None:
             raise NotFoundError(f"{name[:120]}@{version[:40]} carries no preview; ask for samples")
         return Response(drawn, 200, {"Cache-Control": "private, immutable"}, PNG)
 
 
-def _add_file(router: APIRouter, house: House) -> None:
+def _add_file(router: APIRouter, app_state: AppState) -> None:
     @router.get(
         "/models/{name}/versions/{version}/file",
         summary="A version as one safetensors file",
@@ -228,7 +230,7 @@ def _add_file(router: APIRouter, house: House) -> None:
         },
     )
     async def export(request: Request, name: str, version: str) -> Response:
-        entry = await found(house, request, name, version)
+        entry = await found(app_state, request, name, version)
         headers = {"Cache-Control": "private, immutable"}
         filename = f"{entry.name}-{entry.version}.safetensors"
         return FileResponse(entry.path, headers=headers, media_type=_RAW, filename=filename)
@@ -237,7 +239,7 @@ def _add_file(router: APIRouter, house: House) -> None:
 # --- in ---
 
 
-def _add_import(router: APIRouter, house: House) -> None:
+def _add_import(router: APIRouter, app_state: AppState) -> None:
     form = {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"], "shared": _SHARED}}
     accepted = {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}}
 
@@ -254,37 +256,40 @@ def _add_import(router: APIRouter, house: House) -> None:
         },
         openapi_extra={
             "parameters": [{"name": "shared", "in": "query", "schema": _SHARED}],
-            "description": f"At most {house.settings.max_version_bytes} bytes. Only safetensors whose card is of this "
-            "name, with exactly the weights that its family has for its config. The version is the next free number.",
+            "description": f"At most {app_state.settings.max_version_bytes} bytes. Only safetensors whose card "
+            "is of this name, with exactly the weights that its family has for its config. The version is the next "
+            "free number.",
             "requestBody": {
                 "required": True,
                 "content": {_RAW: _BINARY, "multipart/form-data": {"schema": form}},
             },
         },
     )
-    async def bring(request: Request, name: str) -> Response:
+    async def import_version(request: Request, name: str) -> Response:
         if not NAME.fullmatch(name):
             raise InvalidError(f"{name[:120]!r} is no name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
         caller = caller_of(request.scope)
-        await house.permissions.check_new("model", name, caller)
-        row = desk_row(request, "import", name, {"model": name})
-        with work_folder(Places(house.settings.state).desk(row["id"])) as folder:
-            fields = await Spool(folder.path, ("file",), ("shared",), house.settings.reserve_bytes).read(request)
+        await app_state.permissions.check_new("model", name, caller)
+        row = auxiliary_row(request, "import", name, {"model": name})
+        with work_folder(StatePaths(app_state.settings.state).auxiliary_job(row["id"])) as folder:
+            fields = await StreamingUpload(
+                folder.path, ("file",), ("shared",), app_state.settings.min_free_disk_bytes
+            ).read(request)
             shared = _shared(fields)
-            await house.quotas.check_room(caller, (folder.path / "file").stat().st_size)
-            same = await asyncio.to_thread(_checked, house, folder.path / "file", name)
+            await app_state.quotas.check_room(caller, (folder.path / "file").stat().st_size)
+            same = await asyncio.to_thread(_checked, app_state, folder.path / "file", name)
             if same is not None:
-                return Response(orjson.dumps(version_body(house, request, same)), 200, {}, JSON)
+                return Response(orjson.dumps(version_body(app_state, request, same)), 200, {}, JSON)
             (folder.path / "file").rename(folder.path / FILE)
-            await house.permissions.claim("model", name, caller, shared=shared)
-            result, job = await desk(house, caller, row, IMPORT_S, folder.hand_over)
+            await app_state.permissions.claim("model", name, caller, shared=shared)
+            result, job = await auxiliary_job(app_state, caller, row, IMPORT_S, folder.hand_over)
         if result is None:
             return Response(orjson.dumps(job_body(job)), 202, {"Location": f"/v1/jobs/{job['id']}"}, JSON)
-        house.registry.scan()
-        entry = await found(house, request, name, result["version"])
+        app_state.registry.scan()
+        entry = await found(app_state, request, name, result["version"])
         describe(request, version=entry.version)
         headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
-        return Response(orjson.dumps(version_body(house, request, entry)), 201, headers, JSON)
+        return Response(orjson.dumps(version_body(app_state, request, entry)), 201, headers, JSON)
 
 
 def _shared(fields: dict[str, str]) -> bool | None:
@@ -295,23 +300,23 @@ def _shared(fields: dict[str, str]) -> bool | None:
         raise InvalidError(detail, errors=[{"field": "shared", "detail": detail}]) from error
 
 
-def _checked(house: House, file: Path, name: str) -> Entry | None:
+def _checked(app_state: AppState, file: Path, name: str) -> ModelVersion | None:
     """Refuse what is no version of this model; answers the version that has the same bytes, if one has."""
     try:
         card = inspect(file, name)
-    except ForeignError as error:
+    except ImportRejectedError as error:
         raise InvalidError(f"the file cannot be imported: {error}") from error
-    known = families(house.settings)
+    known = families(app_state.settings)
     if card["family"] not in known and all(
-        entry.card["family"] != card["family"] for entry in house.registry.serving()
+        entry.card["family"] != card["family"] for entry in app_state.registry.serving()
     ):
         raise InvalidError(f"its family {str(card['family'])[:60]!r} is not known here; there are: {', '.join(known)}")
-    there = house.registry.find(name)
+    there = app_state.registry.find(name)
     if there is not None and (there.card["family"], there.card["image"]) != (card["family"], card["image"]):
         raise InvalidError(f"{name} is a {there.card['family']} of {'×'.join(map(str, there.image))}; this is another")
     size, digest = file.stat().st_size, None
-    for version in house.registry.versions(name):
-        entry = house.registry.find(f"{name}@{version}")
+    for version in app_state.registry.versions(name):
+        entry = app_state.registry.find(f"{name}@{version}")
         if entry is not None and entry.path.stat().st_size == size:
             digest = digest or _sha256(file)
             if _sha256(entry.path) == digest:

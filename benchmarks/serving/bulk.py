@@ -160,7 +160,7 @@ def _repeated(path: str, fields: Any, accept: str) -> Iterator[list[float]]:
     """One client that sends the same request again and again while the block runs; yields the seconds of each."""
     stop = threading.Event()
     took: list[float] = []
-    faults: list[Exception] = []
+    option_errors: list[Exception] = []
 
     def send() -> None:
         try:
@@ -170,7 +170,7 @@ def _repeated(path: str, fields: Any, accept: str) -> Iterator[list[float]]:
                     _post(connection, path, fields, accept)
                     took.append(time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001  # raised again in the thread that measures
-            faults.append(error)
+            option_errors.append(error)
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -179,5 +179,5 @@ def _repeated(path: str, fields: Any, accept: str) -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
-    if faults:
-        raise RuntimeError(f"the bulk client failed: {faults[0]}") from faults[0]
+    if option_errors:
+        raise RuntimeError(f"the bulk client failed: {option_errors[0]}") from option_errors[0]

@@ -30,7 +30,7 @@ class Target:
     shape: str
     model: str
 
-    def ask(self, connection: http.client.HTTPConnection, seed: int) -> tuple[int, bytes]:
+    def inference_request(self, connection: http.client.HTTPConnection, seed: int) -> tuple[int, bytes]:
         """Send one request on an open connection; status and body."""
         fields = {"seeds": [seed]} if self.shape == "list" else {"model": self.model, "count": 1, "seed": seed}
         path = urllib.parse.urlsplit(self.url).path
@@ -112,7 +112,7 @@ def settle(target: Target) -> None:
     """Wait until what an ended load left in the server's queues is done: a few lone requests come through at last."""
     with target.connection() as connection:
         for _ in range(3):
-            target.ask(connection, 0)
+            target.inference_request(connection, 0)
     time.sleep(0.2)
 
 
@@ -139,7 +139,7 @@ def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threadin
     with target.connection() as connection:
         for seed in range(min(most, len(expected))):
             try:
-                answers.append((seed, *target.ask(connection, seed)))
+                answers.append((seed, *target.inference_request(connection, seed)))
             except (OSError, http.client.HTTPException) as error:
                 answers.append((seed, 0, repr(error).encode()))
                 connection.close()
@@ -192,7 +192,7 @@ def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bo
         if not alive():
             raise RuntimeError("the server exited before it was ready")
         with contextlib.suppress(OSError, http.client.HTTPException), target.connection(timeout_s=3) as connection:
-            if _ready(connection, ready_path) and target.ask(connection, 0)[0] == http.HTTPStatus.OK:
+            if _ready(connection, ready_path) and target.inference_request(connection, 0)[0] == http.HTTPStatus.OK:
                 return time.monotonic() - start
         time.sleep(0.1)
     raise RuntimeError(f"the server was not ready after {timeout_s:.0f} s")

@@ -132,9 +132,9 @@ def _costs(model: Json, names: Sequence[str]) -> list[str]:
             f"{max(turn['others_cpu'] for turn in turns):.2f}",
         ]
         lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
-        faults = {turn["fault"].splitlines()[0] for turn in turns if turn["fault"]}
-        faults |= {turn["samples"]["first_fault"] for turn in turns if turn["samples"]["first_fault"]}
-        lines += [f"| {TITLES[name]} | {fault} |" + " |" * 11 for fault in sorted(faults)]
+        option_errors = {turn["fault"].splitlines()[0] for turn in turns if turn["fault"]}
+        option_errors |= {turn["samples"]["first_fault"] for turn in turns if turn["samples"]["first_fault"]}
+        lines += [f"| {TITLES[name]} | {fault} |" + " |" * 11 for fault in sorted(option_errors)]
     return lines
 
 

@@ -12,7 +12,7 @@ from serving.client import NO_SAMPLES, Load, Samples, drive, drive_and_check, se
 from serving.facts import busy_cpu_s, load_average
 from serving.processes import Tree, Weight
 from serving.servers import Checkpoint, Dials, Server, running
-from serving.sweep import Choice
+from serving.sweep import ModelOperation
 
 WEIGHED_AT = 64
 
@@ -46,7 +46,7 @@ class Turn:
 def turn(
     server: Server,
     checkpoint: Checkpoint,
-    choice: Choice,
+    choice: ModelOperation,
     number: int,
     lengths: Lengths,
     expected: Bodies,
@@ -113,7 +113,7 @@ class _Others:
 def rounds(
     servers: Sequence[Server],
     checkpoint: Checkpoint,
-    choices: Mapping[str, Choice],
+    choices: Mapping[str, ModelOperation],
     count: int,
     lengths: Lengths,
     expected: Bodies,

@@ -28,7 +28,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelOperation:
     """The dials that a server is measured with, for each number of connections, and the trials they come from."""
 
     dials: dict[int, Dials]
@@ -59,7 +59,7 @@ def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path,
     return trial
 
 
-def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, seconds: float) -> Choice:
+def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, seconds: float) -> ModelOperation:
     """Try the server's dials step after step; choose the best setting for each number of connections."""
     trials: dict[tuple[tuple[str, str], ...], Trial] = {}
 
@@ -78,7 +78,7 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
     return choose(list(trials.values()))
 
 
-def choose(trials: Sequence[Trial]) -> Choice:
+def choose(trials: Sequence[Trial]) -> ModelOperation:
     """Most requests at 16 and 64 connections and the lowest median at one; a setting of its own only where it wins.
 
     A setting that is within 5 % of the best gives way to the one for 64 connections, which spares a start.
@@ -90,7 +90,7 @@ def choose(trials: Sequence[Trial]) -> Choice:
         at_16 = best
     if not best.served(1) or SLACK * alone.p50_ms[1] > best.p50_ms[1]:
         alone = best
-    return Choice({1: alone.dials, 16: at_16.dials, 64: best.dials}, trials)
+    return ModelOperation({1: alone.dials, 16: at_16.dials, 64: best.dials}, trials)
 
 
 def _told(trial: Trial) -> str:

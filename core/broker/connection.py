@@ -29,14 +29,14 @@ RUN_JOBS = "reverie.run_jobs"
 WORKERS = "reverie:workers"
 """Hash of worker id → packed heartbeat."""
 
-NEWS = "reverie:news"
+JOB_UPDATES = "reverie:news"
 """Stream of job ids whose row changed; a hint to look, never the truth."""
 
-NOTES_LENGTH = 10_000
+COMPLETION_STREAM_LENGTH = 10_000
 """About how many notes a stream keeps; a reader further behind than that has its rows resent."""
 
 
-def new_notes_stream() -> str:
+def new_completion_stream() -> str:
     """A name for the completion stream of one API process."""
     return f"reverie:notes:{uuid4().hex[:12]}"
 
@@ -162,7 +162,7 @@ def entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     ]
 
 
-class Post:
+class FireAndForgetClient:
     """Commands whose replies nobody waits for: `send` takes those of earlier ones, which have come meanwhile.
 
     For one thread. What is lost with a connection is seen at the next `send`; whoever waits has it sent again.

@@ -11,15 +11,15 @@ from typing import Any
 import jsonschema_rs
 
 from core.catalog.numbers import whole_numbers
-from core.catalog.validation import FaultsError, faults
+from core.catalog.validation import InvalidOptionsError, option_errors
 from core.settings import Settings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SERVE = ("if better", "always", "never")
-WAKE = "reverie:trainings"
+TRAINING_WAKEUP = "reverie:trainings"
 """The list by which training workers are woken; what it holds means nothing."""
 
-TRAINERS = "reverie:trainers"
+TRAINING_WORKERS = "reverie:trainers"
 """Hash of training worker id → packed heartbeat, in the training workers' database."""
 
 TRAINER_TIMEOUT_S = 5.0
@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Places:
+class StatePaths:
     """Where what trainings read and write lies in the state folder."""
 
     state: Path
@@ -41,7 +41,7 @@ class Places:
         """The folder of a training's run."""
         return self.state / "runs" / job_id
 
-    def desk(self, job_id: str) -> Path:
+    def auxiliary_job(self, job_id: str) -> Path:
         """The folder of a short job's files, gone after it."""
         return self.state / "desk" / job_id
 
@@ -67,7 +67,7 @@ def families(settings: Settings) -> dict[str, Facts]:
     if settings.extra_models is None:
         return known
     try:
-        return {**json.loads(Places(settings.state).families.read_bytes()), **known}
+        return {**json.loads(StatePaths(settings.state).families.read_bytes()), **known}
     except FileNotFoundError:  # no training worker has looked yet
         return known
 
@@ -116,14 +116,16 @@ def _most_validation(facts: Facts) -> int:
 
 def _raise(wrong: list[dict[str, str]]) -> None:
     if wrong:
-        raise FaultsError(wrong)
+        raise InvalidOptionsError(wrong)
 
 
 def _faults(part: str, schema: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a schema has against values, each naming its field and the field's range."""
     rules = schema["properties"]
     check = jsonschema_rs.validator_for(schema)
-    return faults(given, rules, check, f"recipe.{part}", "field", lambda name: f"; it must be {_range(rules[name])}")
+    return option_errors(
+        given, rules, check, f"recipe.{part}", "field", lambda name: f"; it must be {_range(rules[name])}"
+    )
 
 
 def _range(rule: Mapping[str, Any]) -> str:

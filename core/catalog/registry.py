@@ -12,7 +12,7 @@ import jsonschema_rs
 from core.catalog.card_check import CardError, check_card
 from core.catalog.numbers import whole_numbers
 from core.catalog.operations import BY_METHOD, Operation
-from core.catalog.validation import FaultsError, faults
+from core.catalog.validation import InvalidOptionsError, option_errors
 from core.catalog.versions import FILE, Versions, header
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelOperation:
     """One operation of one model: what it takes, with the options' defaults and their check."""
 
     operation: Operation
@@ -33,21 +33,21 @@ class Choice:
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options in force: `given` over the defaults, whole numbers as integers. Raises FaultsError."""
         rules = self.schema.get("properties", {})
-        wrong = faults(given, rules, self.check, "options", "option")
+        wrong = option_errors(given, rules, self.check, "options", "option")
         if wrong:
-            raise FaultsError(wrong)
+            raise InvalidOptionsError(wrong)
         return {**self.defaults, **whole_numbers(self.schema, given)}
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelVersion:
     """One version of a model: its card, and where its weights lie."""
 
     name: str
     version: str
     card: Mapping[str, Any]
     path: Path
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    choices: Mapping[str, ModelOperation] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
@@ -74,19 +74,21 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} carries no card") from error
 
 
-def _choice(method: str, stated: Mapping[str, Any]) -> Choice:
+def _choice(method: str, stated: Mapping[str, Any]) -> ModelOperation:
     schema = stated["options"]
     defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
-    return Choice(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema))
+    return ModelOperation(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema))
 
 
-def read_entry(path: Path) -> Entry:
+def read_entry(path: Path) -> ModelVersion:
     """The model in a NAME/VERSION/model.safetensors file; its folders name it. Raises ValueError."""
     version, name = path.parent.name, path.parent.parent.name
     try:
         card = read_card(path)
         stated = {method: stated for method, stated in card["operations"].items() if method in BY_METHOD}
-        entry = Entry(name, version, card, path, {method: _choice(method, one) for method, one in stated.items()})
+        entry = ModelVersion(
+            name, version, card, path, {method: _choice(method, one) for method, one in stated.items()}
+        )
         channels, height, width = entry.image
         tiled = any(choice.operation.tiled for choice in entry.choices.values())
         margin = entry.margin if tiled else 0
@@ -109,7 +111,7 @@ class Registry:
         """Read every card below the folders."""
         self._folder = folder
         self._made = Versions(made) if made is not None else None
-        self._entries: dict[str, dict[str, Entry]] = {}
+        self._entries: dict[str, dict[str, ModelVersion]] = {}
         self._pointers: dict[str, dict[str, str]] = {}
         self._stamp = self._looked = 0.0
         self._scanned = 0.0
@@ -117,7 +119,7 @@ class Registry:
 
     def scan(self) -> None:
         """Read the folders anew; cards already known are kept, and a damaged file is left out."""
-        found: dict[str, dict[str, Entry]] = {}
+        found: dict[str, dict[str, ModelVersion]] = {}
         folders = [self._folder, *([self._made.folder] if self._made else [])]
         if self._made:
             self._stamp, self._pointers = self._made.stamp(), self._made.pointers()
@@ -135,16 +137,16 @@ class Registry:
         self._entries = found
         self._scanned = self._looked = time.monotonic()
 
-    def refresh(self, *, at_once: bool = False) -> None:
+    def refresh(self, *, run_inline: bool = False) -> None:
         """See that another version serves, wherever it was switched; looks ten times a second at most."""
         now = time.monotonic()
-        if self._made is None or (now - self._looked < _LOOK_S and not at_once):
+        if self._made is None or (now - self._looked < _LOOK_S and not run_inline):
             return
         self._looked = now
         if self._made.stamp() != self._stamp:
             self.scan()
 
-    def find(self, ref: str) -> Entry | None:
+    def find(self, ref: str) -> ModelVersion | None:
         """The model `name` or `name@version`; None if there is none."""
         self.refresh()
         entry = self._look(ref)
@@ -153,23 +155,23 @@ class Registry:
             entry = self._look(ref)
         return entry
 
-    def _look(self, ref: str) -> Entry | None:
+    def _look(self, ref: str) -> ModelVersion | None:
         name, _, version = ref.partition("@")
         versions = self._entries.get(name)
         if not versions:
             return None
         return versions.get(version) if version else versions[self._serves(name, versions)]
 
-    def _serves(self, name: str, versions: Mapping[str, Entry]) -> str:
+    def _serves(self, name: str, versions: Mapping[str, ModelVersion]) -> str:
         chosen = self._pointers.get(name, {}).get("serves", "")
         return chosen if chosen in versions else max(versions, key=_order)
 
-    def serving(self) -> list[Entry]:
+    def serving(self) -> list[ModelVersion]:
         """The version of each model that answers to the bare name, by name."""
         self.refresh()
         return [versions[self._serves(name, versions)] for name, versions in sorted(self._entries.items())]
 
-    def announced(self) -> list[Entry]:
+    def candidates(self) -> list[ModelVersion]:
         """Versions that are to serve next: a worker loads them meanwhile."""
         self.refresh()
         found = [self._entries.get(name, {}).get(said.get("next", "")) for name, said in self._pointers.items()]

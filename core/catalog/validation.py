@@ -9,7 +9,7 @@ _LONGEST = 300
 _DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
 
 
-class FaultsError(ValueError):
+class InvalidOptionsError(ValueError):
     """Values that cannot be; `errors` lists each field and what is wrong with it."""
 
     def __init__(self, errors: list[dict[str, str]]) -> None:
@@ -22,7 +22,7 @@ def _shown(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def faults(
+def option_errors(
     given: Mapping[str, Any],
     rules: Mapping[str, Any],
     check: Any,

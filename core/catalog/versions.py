@@ -27,7 +27,7 @@ POINTERS = "serving.json"
 HIDDEN, DELETED = ".hidden", "deleted"
 """What the file of a version is named while it is being deleted, and what its folder holds afterwards."""
 
-LARGEST_HEADER = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS, INTEGER_LIMIT = 8, 1 << 48
 """Of a tensor that a header lists: how many axes it has at most, and what its sizes and offsets lie below."""
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}")
@@ -254,7 +254,7 @@ def refused(workers: Mapping[str, Mapping[str, Any]], ref: str) -> str:
     return next((said["refused"][ref] for said in workers.values() if ref in said.get("refused", {})), "")
 
 
-class ForeignError(ValueError):
+class ImportRejectedError(ValueError):
     """A file that is no version of the model that it is sent for."""
 
 
@@ -264,16 +264,18 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
         start = file.read(8)
         (length,) = struct.unpack("<Q", start.ljust(8, b"\xff"))
         if len(start) < 8 or length > path.stat().st_size - 8:
-            raise ForeignError("it is no safetensors file, or a truncated one: its header is longer than the file")
-        if length > LARGEST_HEADER:
-            raise ForeignError(f"its header has {length} bytes; at most {LARGEST_HEADER} are read")
+            raise ImportRejectedError(
+                "it is no safetensors file, or a truncated one: its header is longer than the file"
+            )
+        if length > MAX_HEADER_BYTES:
+            raise ImportRejectedError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
         raw = file.read(length)
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ForeignError(f"its header cannot be read: {str(error)[:200]}") from error
+        raise ImportRejectedError(f"its header cannot be read: {str(error)[:200]}") from error
     if not isinstance(found, dict):
-        raise ForeignError("its header cannot be read: it is no object")
+        raise ImportRejectedError("its header cannot be read: it is no object")
     return found, length
 
 
@@ -288,28 +290,30 @@ def inspect(path: Path, name: str) -> dict[str, Any]:
     try:
         end = _end(tensors)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise ForeignError(f"its header cannot be read: {str(error)[:200]}") from error
+        raise ImportRejectedError(f"its header cannot be read: {str(error)[:200]}") from error
     there = path.stat().st_size - 8 - length
     if end != there:
-        raise ForeignError(f"it is damaged: its header promises {end} bytes of weights, it has {there}")
+        raise ImportRejectedError(f"it is damaged: its header promises {end} bytes of weights, it has {there}")
     try:
         with safe_open(path, "numpy") as file:  # the rules of the format, as its own library has them
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ForeignError(f"it is damaged: {str(error)[:200]}") from error
+        raise ImportRejectedError(f"it is damaged: {str(error)[:200]}") from error
     if "card" not in metadata:
-        raise ForeignError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file")
+        raise ImportRejectedError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file")
     try:
         card = check_card(metadata["card"])
         if "preview" in metadata:
             check_preview(metadata["preview"])
     except CardError as error:
-        raise ForeignError(str(error)) from error
+        raise ImportRejectedError(str(error)) from error
     missing = [field for field in CARD if field not in card]
     if missing:
-        raise ForeignError(f"its card lacks {', '.join(missing)}")
+        raise ImportRejectedError(f"its card lacks {', '.join(missing)}")
     if card["name"] != name:
-        raise ForeignError(f"its card is that of {card['name']!r}; send it to /v1/models/{card['name']}/versions")
+        raise ImportRejectedError(
+            f"its card is that of {card['name']!r}; send it to /v1/models/{card['name']}/versions"
+        )
     return card
 
 

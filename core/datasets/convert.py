@@ -23,10 +23,10 @@ import numpy as np
 from core.datasets.readers import (
     CHUNK_BYTES,
     FULL,
-    MOST_VALUES,
+    MAX_VALUES,
     SPLITS,
-    RefusedError,
     Source,
+    UploadRejectedError,
     Wish,
     bomb,
     exactly,
@@ -36,7 +36,7 @@ from core.datasets.readers import (
 )
 
 MEMORY_BYTES = 2 << 30
-LEAST_PICTURES = 10
+MIN_PICTURES = 10
 _NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -46,10 +46,12 @@ def convert(folder: Path, wish: Wish) -> dict[str, Any]:
     source = opened(folder, wish)
     count = sum(piece.count for piece in source.pieces)
     size_bytes = count * math.prod(source.shape)
-    if count < LEAST_PICTURES and source.kind != "photographs":
-        raise RefusedError(f"{count} pictures are too few to split and train on; send {LEAST_PICTURES} or more")
-    if math.prod(source.shape) > MOST_VALUES:
-        raise RefusedError(f"pictures of {size_text(source.shape)} are too large; at most {MOST_VALUES} values each")
+    if count < MIN_PICTURES and source.kind != "photographs":
+        raise UploadRejectedError(f"{count} pictures are too few to split and train on; send {MIN_PICTURES} or more")
+    if math.prod(source.shape) > MAX_VALUES:
+        raise UploadRejectedError(
+            f"pictures of {size_text(source.shape)} are too large; at most {MAX_VALUES} values each"
+        )
     if size_bytes > wish.unpacked_bytes:
         raise bomb(f"{count} pictures of {size_text(source.shape)} are {size_bytes} bytes", wish)
     room(folder, 2 * size_bytes, wish)
@@ -118,7 +120,7 @@ def _split(source: Source, staged: _Staged, wish: Wish) -> np.ndarray:
     for name in SPLITS:
         if not (codes == SPLITS.index(name)).any() and shares.get(name, 1):
             noun = "photographs" if source.pieces[0].whole else "pictures"
-            raise RefusedError(
+            raise UploadRejectedError(
                 f"{len(marks)} different {noun} are too few: none is left for {name}; send more, or smaller shares",
                 name if name in shares else "file",
             )
@@ -208,7 +210,7 @@ def main() -> None:
         _bind(int(sys.argv[3]))
     try:
         said = convert(Path(sys.argv[1]), Wish.from_json(sys.argv[2]))
-    except RefusedError as error:
+    except UploadRejectedError as error:
         said = {"problem": {"status": error.status, "field": error.field, "detail": str(error)}}
     except MemoryError:
         detail = f"reading the file takes more than {MEMORY_BYTES} bytes of memory; send it in smaller pieces"

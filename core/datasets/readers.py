@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from core.datasets.split_names import arrays_by_split, splits_of_paths
-from core.datasets.upload_errors import RefusedError
+from core.datasets.upload_errors import UploadRejectedError
 from core.datasets.zip_files import DAMAGE, check_member, is_folder, is_hidden, member_error, open_zip, path_of
 from core.imaging.decode import open_picture
 from core.imaging.pictures import Pixels, UnusableImageError, decode
@@ -34,11 +34,11 @@ from core.imaging.pictures import Pixels, UnusableImageError, decode
 __all__ = [
     "CHUNK_BYTES",
     "FULL",
-    "MOST_VALUES",
+    "MAX_VALUES",
     "SPLITS",
-    "Piece",
-    "RefusedError",
     "Source",
+    "SourceChunk",
+    "UploadRejectedError",
     "Wish",
     "bomb",
     "exactly",
@@ -52,14 +52,14 @@ PATCH = 96
 """Edge of the patches that photographs are cut into, in pixels."""
 
 CHUNK_BYTES = 4 << 20
-MOST_MEMBER_BYTES = 256 << 20
-MOST_VALUES = 4 << 20
+MAX_MEMBER_BYTES = 256 << 20
+MAX_VALUES = 4 << 20
 """Of one picture: its channels times its pixels."""
 
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 """Of one picture in a ZIP, before it is resized or cut."""
 
-LEAST_PHOTOGRAPHS = 3
+MIN_PHOTOGRAPHS = 3
 TOLD = 5
 """Names told of many."""
 
@@ -103,7 +103,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceChunk:
     """Pictures that come one after the other: of one split, or of none where the upload has none.
 
     `scaled` says that levels are final; others are 0 … 1 or 0 … 255, as the highest of them tells. A chunk that is
@@ -125,7 +125,7 @@ class Source:
     format: str
     kind: str
     shape: tuple[int, int, int]
-    pieces: Sequence[Piece]
+    pieces: Sequence[SourceChunk]
     said: Mapping[str, Any] = field(default_factory=dict)
     conversions: Counter[str] = field(default_factory=Counter)
     """What was converted in how many pictures, counted while they are read."""
@@ -140,16 +140,18 @@ def opened(folder: Path, wish: Wish) -> Source:
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
     if not head:
-        raise RefusedError(f"the file is empty; {_WELCOME}")
+        raise UploadRejectedError(f"the file is empty; {_WELCOME}")
     _refuse_archives(path, head)
     found = {b"PK\3\4": "zip", b"PK\5\6": "zip"}.get(head[:4], "idx" if head[:2] in {b"\x1f\x8b", b"\0\0"} else "")
     if not found:
         numpy = "; numpy.savez writes the NPZ of an array" if head.startswith(b"\x93NUMPY") else ""
-        raise RefusedError(f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_WELCOME}{numpy}")
+        raise UploadRejectedError(
+            f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_WELCOME}{numpy}"
+        )
     if found == "zip":
         return _from_zip(folder, wish)
     if wish.format not in {"", "idx"}:
-        raise RefusedError(f"format is {wish.format}, but the file begins as IDX does", "format")
+        raise UploadRejectedError(f"format is {wish.format}, but the file begins as IDX does", "format")
     _pictures_only(wish, "idx")
     return _from_idx(folder, wish)
 
@@ -165,14 +167,18 @@ def _refuse_archives(path: Path, head: bytes) -> None:
         except DAMAGE:
             return  # damage is told where the file is read
         if head[:4] in {b"PK\3\4", b"PK\5\6"}:
-            raise RefusedError("the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already")
+            raise UploadRejectedError(
+                "the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already"
+            )
         if head.startswith(b"\x93NUMPY"):
-            raise RefusedError("the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes")
+            raise UploadRejectedError(
+                "the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes"
+            )
     name = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
     if _is_tar(head):
         name = "tar archive"
     if name:
-        raise RefusedError(f"the file is a {packed}{name}, which is not read here; unpack it, and {_WELCOME}")
+        raise UploadRejectedError(f"the file is a {packed}{name}, which is not read here; unpack it, and {_WELCOME}")
 
 
 def _is_tar(head: bytes) -> bool:
@@ -189,16 +195,16 @@ def _is_tar(head: bytes) -> bool:
 def _pictures_only(wish: Wish, found: str) -> None:
     """Refuse what is for a ZIP of pictures alone."""
     if wish.resize:
-        raise RefusedError(f"resize is for a ZIP of pictures; this is {found.upper()}", "resize")
+        raise UploadRejectedError(f"resize is for a ZIP of pictures; this is {found.upper()}", "resize")
     if wish.kind:
-        raise RefusedError(f"kind is for a ZIP of photographs; this is {found.upper()}", "kind")
+        raise UploadRejectedError(f"kind is for a ZIP of photographs; this is {found.upper()}", "kind")
 
 
 def _from_idx(folder: Path, wish: Wish) -> Source:
     path = folder / "file"
     shape, dtype, _ = _idx_head(path, "file")
     if len(shape) == 1:
-        raise RefusedError(
+        raise UploadRejectedError(
             "the file holds one number each (labels, as it seems); send the pictures as `file` and these as `labels`"
         )
     _check_array(shape, dtype, "the file", wish)
@@ -208,9 +214,11 @@ def _from_idx(folder: Path, wish: Wish) -> Source:
         with _unpacked(path) as file:
             yield from _levels(file, shape, dtype, "the file", 4 + 4 * len(shape))
             if file.read(1):
-                raise RefusedError("the file is too long: it goes on after what its header promises; save it anew")
+                raise UploadRejectedError(
+                    "the file is too long: it goes on after what its header promises; save it anew"
+                )
 
-    piece = Piece(None, shape[0], _careful(chunks, "the file"), scaled=dtype.kind == "f", labels=labels)
+    piece = SourceChunk(None, shape[0], _careful(chunks, "the file"), scaled=dtype.kind == "f", labels=labels)
     return Source("idx", _kind(shape), _image(shape), [piece])
 
 
@@ -220,15 +228,15 @@ def _idx_head(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], in
         with _unpacked(path) as file:
             magic = file.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not magic[3]:
-                raise RefusedError(f"the {name} is not IDX: it begins with {magic.hex() or 'nothing'}", name)
+                raise UploadRejectedError(f"the {name} is not IDX: it begins with {magic.hex() or 'nothing'}", name)
             sizes = file.read(4 * magic[3])
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(f"the {name}", error, name) from error
     if len(sizes) < 4 * magic[3]:
-        raise RefusedError(f"the {name} is truncated within its header; send it whole", name)
+        raise UploadRejectedError(f"the {name} is truncated within its header; send it whole", name)
     shape = struct.unpack(f">{magic[3]}I", sizes)
     if 0 in shape:
-        raise RefusedError(f"the {name} is empty: its header says {'×'.join(map(str, shape))}", name)
+        raise UploadRejectedError(f"the {name} is empty: its header says {'×'.join(map(str, shape))}", name)
     return shape, np.dtype(IDX_TYPES[magic[2]]), 4 + len(sizes)
 
 
@@ -244,12 +252,16 @@ def _labels(folder: Path, count: int) -> np.ndarray | None:
     if not path.exists():
         return None
     if not path.stat().st_size:
-        raise RefusedError("the labels are empty; send an IDX file, one number a picture, or leave them out", "labels")
+        raise UploadRejectedError(
+            "the labels are empty; send an IDX file, one number a picture, or leave them out", "labels"
+        )
     shape, dtype, start = _idx_head(path, "labels")
     if len(shape) != 1 or dtype.kind not in "iu":
-        raise RefusedError("labels are an IDX file of one whole number a picture", "labels")
+        raise UploadRejectedError("labels are an IDX file of one whole number a picture", "labels")
     if shape[0] != count:
-        raise RefusedError(f"{shape[0]} labels for {count} pictures; send one a picture, in their order", "labels")
+        raise UploadRejectedError(
+            f"{shape[0]} labels for {count} pictures; send one a picture, in their order", "labels"
+        )
     try:
         with _unpacked(path) as file:
             payload = file.read(start + count * dtype.itemsize + 1)[start:]
@@ -257,7 +269,7 @@ def _labels(folder: Path, count: int) -> np.ndarray | None:
         raise _damaged("the labels", error, "labels") from error
     if len(payload) != count * dtype.itemsize:
         kind = "truncated" if len(payload) < count * dtype.itemsize else "too long"
-        raise RefusedError(f"the labels are {kind}: their header promises {count} of them", "labels")
+        raise UploadRejectedError(f"the labels are {kind}: their header promises {count} of them", "labels")
     return np.frombuffer(payload, dtype).astype(np.int64)
 
 
@@ -280,9 +292,9 @@ def _careful(chunks: Callable[[], Iterator[Pixels]], name: str) -> Callable[[], 
     return careful
 
 
-def _damaged(name: str, error: Exception, field: str = "file") -> RefusedError:
+def _damaged(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
     what = "truncated" if isinstance(error, EOFError) else "damaged"
-    return RefusedError(f"{name} is {what} ({str(error)[:120]}); save and send it anew", field)
+    return UploadRejectedError(f"{name} is {what} ({str(error)[:120]}); save and send it anew", field)
 
 
 # --- arrays ---
@@ -291,13 +303,13 @@ def _damaged(name: str, error: Exception, field: str = "file") -> RefusedError:
 def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, wish: Wish) -> None:
     """Refuse an array by its header alone."""
     if dtype.kind not in "biuf":
-        raise RefusedError(f"{name} holds {dtype}; pictures are whole numbers 0 … 255, floats 0 … 1 or booleans")
+        raise UploadRejectedError(f"{name} holds {dtype}; pictures are whole numbers 0 … 255, floats 0 … 1 or booleans")
     if len(shape) not in {2, 3, 4} or min(shape) < 1:
-        raise RefusedError(
+        raise UploadRejectedError(
             f"{name} has shape {_shape(shape)}; pictures are (N, H, W), (N, H, W, C), (N, C, H, W), vectors (N, D)"
         )
     if len(shape) == 4 and _image(shape)[0] not in {1, 3}:
-        raise RefusedError(f"{name} has shape {_shape(shape)}; one or three channels, first or last, would work")
+        raise UploadRejectedError(f"{name} has shape {_shape(shape)}; one or three channels, first or last, would work")
     total = math.prod(shape) * dtype.itemsize
     if total > wish.unpacked_bytes:
         raise bomb(f"{name} promises {total} bytes", wish)
@@ -332,7 +344,7 @@ def _levels(
         payload = exactly(file, count * row)
         if len(payload) < count * row:
             total, reached = math.prod(shape) * dtype.itemsize, first * row + len(payload)
-            raise RefusedError(f"{name} is truncated: {reached} bytes of data where its header promises {total}")
+            raise UploadRejectedError(f"{name} is truncated: {reached} bytes of data where its header promises {total}")
         array = np.frombuffer(payload, dtype).reshape(count, *shape[1:])
         yield _uint8(array, shape, name, first)
 
@@ -356,7 +368,7 @@ def _uint8(array: np.ndarray, shape: tuple[int, ...], name: str, first: int) -> 
     good = (array >= 0) & (array <= highest)  # false for what is not a number, too
     if not good.all():
         place = np.unravel_index(np.argmin(good), good.shape)
-        raise RefusedError(f"{name} holds {array[place]} in picture {first + int(place[0])}; {allowed}")
+        raise UploadRejectedError(f"{name} holds {array[place]} in picture {first + int(place[0])}; {allowed}")
     if real:
         array = np.rint(array * 255)
     images = array.astype(np.uint8)
@@ -381,9 +393,11 @@ def size_text(shape: tuple[int, int, int]) -> str:
     return f"{channels} channel{'s' * (channels > 1)} of {height}×{width}"
 
 
-def bomb(what: str, wish: Wish) -> RefusedError:
+def bomb(what: str, wish: Wish) -> UploadRejectedError:
     """The refusal of what would become too large."""
-    return RefusedError(f"{what} unpacked, more than the {wish.unpacked_bytes} that a dataset may have", status=413)
+    return UploadRejectedError(
+        f"{what} unpacked, more than the {wish.unpacked_bytes} that a dataset may have", status=413
+    )
 
 
 # --- ZIP and NPZ ---
@@ -402,7 +416,7 @@ def _from_zip(folder: Path, wish: Wish) -> Source:
         arrays = bool(members) and all(info.filename.endswith(".npy") for info in members)
     if wish.format not in {"", "npz" if arrays else "zip"}:
         said = "holds arrays (.npy): it is NPZ" if arrays else "is a ZIP, and not only of arrays (.npy)"
-        raise RefusedError(f"format is {wish.format}, but the file {said}", "format")
+        raise UploadRejectedError(f"format is {wish.format}, but the file {said}", "format")
     if not arrays:
         return _from_pictures(folder, members, len(hidden), wish)
     _pictures_only(wish, "npz")
@@ -413,30 +427,34 @@ def _from_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, wis
     names = [info.filename.removesuffix(".npy") for info in members]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise RefusedError(f"the NPZ has more than one array {twice[0][:60]!r}; save it anew")
+        raise UploadRejectedError(f"the NPZ has more than one array {twice[0][:60]!r}; save it anew")
     found = dict(zip(names, members, strict=True))
     chosen, labelled = arrays_by_split(names)
     if not chosen and len(found) == 1:
         chosen = {None: names[0]}
     wanted = "train (with validation and test, or without), or images"
     if not chosen:
-        raise RefusedError(f"the NPZ has no array of pictures; name it {wanted}. It has {', '.join(names)[:200]}")
+        raise UploadRejectedError(
+            f"the NPZ has no array of pictures; name it {wanted}. It has {', '.join(names)[:200]}"
+        )
     if None in chosen and len(chosen) > 1:
-        raise RefusedError(f"the NPZ has both {chosen[None]!r} and splits; name its arrays {wanted}")
+        raise UploadRejectedError(f"the NPZ has both {chosen[None]!r} and splits; name its arrays {wanted}")
     if None not in chosen and "train" not in chosen:
-        raise RefusedError(f"the NPZ has no training pictures; name its arrays {wanted}")
+        raise UploadRejectedError(f"the NPZ has no training pictures; name its arrays {wanted}")
     if (folder / "labels").exists():
-        raise RefusedError("labels of an NPZ are its arrays labels, or train_labels, test_labels, …", "labels")
+        raise UploadRejectedError("labels of an NPZ are its arrays labels, or train_labels, test_labels, …", "labels")
     if labelled and set(labelled) != set(chosen):
         have, need = (", ".join(sorted(names.values())) for names in (labelled, chosen))
-        raise RefusedError(f"labels for some pictures only: there are {have} beside {need}; send all or none", "labels")
+        raise UploadRejectedError(
+            f"labels for some pictures only: there are {have} beside {need}; send all or none", "labels"
+        )
     heads = {split: _npy_head(folder, found[name], wish) for split, name in chosen.items()}
     shapes = {_image(shape): name for (shape, _, _), name in zip(heads.values(), chosen.values(), strict=True)}
     if len(shapes) > 1:
         sizes = "; ".join(f"{name}: {size_text(image)}" for image, name in shapes.items())
-        raise RefusedError(f"the arrays' pictures differ in size: {sizes}; one size, please")
+        raise UploadRejectedError(f"the arrays' pictures differ in size: {sizes}; one size, please")
     pieces = [
-        Piece(
+        SourceChunk(
             split,
             head[0][0],
             _careful(_npy_chunks(folder, found[chosen[split]], wish, *head), chosen[split]),
@@ -520,7 +538,9 @@ def _transposed(
         while spread.tell() < total:
             payload = exactly(file, min(CHUNK_BYTES, total - spread.tell()))
             if not payload:
-                raise RefusedError(f"{name} is truncated: {spread.tell()} bytes where its header promises {total}")
+                raise UploadRejectedError(
+                    f"{name} is truncated: {spread.tell()} bytes where its header promises {total}"
+                )
             spread.write(payload)
     array = np.memmap(scratch, dtype, "r", shape=shape, order="F")
     step = max(1, CHUNK_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
@@ -534,12 +554,14 @@ def _npy_labels(folder: Path, info: zipfile.ZipInfo, count: int) -> np.ndarray:
     with _member_file(folder, info) as file:
         shape, dtype, _ = _npy_header(file, info)
         if dtype.kind not in "biu" or math.prod(shape) != shape[0]:
-            raise RefusedError(f"{info.filename} must hold one whole number a picture, not {_shape(shape)}", "labels")
+            raise UploadRejectedError(
+                f"{info.filename} must hold one whole number a picture, not {_shape(shape)}", "labels"
+            )
         if shape[0] != count:
-            raise RefusedError(f"{info.filename} has {shape[0]} labels for {count} pictures", "labels")
+            raise UploadRejectedError(f"{info.filename} has {shape[0]} labels for {count} pictures", "labels")
         payload = exactly(file, count * dtype.itemsize)
     if len(payload) < count * dtype.itemsize:
-        raise RefusedError(f"{info.filename} is truncated", "labels")
+        raise UploadRejectedError(f"{info.filename} is truncated", "labels")
     return np.frombuffer(payload, dtype).astype(np.int64)
 
 
@@ -561,7 +583,7 @@ def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int
     if not files:
         held = ", ".join(info.filename[:60] for info in members[:TOLD]) or "nothing"
         beside = f", and {hidden} files that are hidden or in hidden, cache or bin folders" if hidden else ""
-        raise RefusedError(f"the ZIP holds no picture ({', '.join(ENDINGS)}); it holds {held}{beside}")
+        raise UploadRejectedError(f"the ZIP holds no picture ({', '.join(ENDINGS)}); it holds {held}{beside}")
     ignored = sorted({info.filename for info in members} - {info.filename for info in files})
     files.sort(key=lambda info: info.filename.replace("\\", "/"))
     said: dict[str, Any] = {**_ignored(ignored), **_hidden(hidden)}
@@ -584,7 +606,7 @@ def _from_pictures(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int
     if wish.resize is not None:
         said["resized"] = sum(times for size, times in sizes.items() if size != wish.resize)
     pieces = [
-        Piece(
+        SourceChunk(
             split,
             len(those),
             _decoded(folder, [found[index] for index in those], shape, conversions),
@@ -601,9 +623,9 @@ def _looked_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Found:
     data = _payload(archive, info)
     try:
         picture = open_picture(data)
-        if picture.width * picture.height > MOST_PIXELS:
-            raise RefusedError(
-                f"{info.filename[:200]!r}: {picture.width}×{picture.height} pixels are more than {MOST_PIXELS}",
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UploadRejectedError(
+                f"{info.filename[:200]!r}: {picture.width}×{picture.height} pixels are more than {MAX_PIXELS}",
                 status=413,
             )
         return _Found(info, picture.width, picture.height, picture.mode)
@@ -613,8 +635,10 @@ def _looked_at(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Found:
 
 def _payload(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """A member's bytes, at most as many as the ZIP says it has."""
-    if info.file_size > MOST_MEMBER_BYTES:
-        raise RefusedError(f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture", status=413)
+    if info.file_size > MAX_MEMBER_BYTES:
+        raise UploadRejectedError(
+            f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture", status=413
+        )
     try:
         with archive.open(info) as file:
             return file.read(info.file_size + 1)  # with a length, for only then the unpacking is bounded too
@@ -622,11 +646,11 @@ def _payload(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         raise member_error(info, f"it is damaged ({str(error)[:120]}); pack it anew") from error
 
 
-def _mixed(found: Sequence[_Found], sizes: Counter[tuple[int, int]]) -> RefusedError:
+def _mixed(found: Sequence[_Found], sizes: Counter[tuple[int, int]]) -> UploadRejectedError:
     first = {(one.height, one.width): one.info.filename[:80] for one in reversed(found)}
     told = [f"{times} of {h}×{w} (as {first[h, w]!r})" for (h, w), times in sizes.most_common(TOLD)]
     more = f" and {len(sizes) - TOLD} more sizes" if len(sizes) > TOLD else ""
-    return RefusedError(
+    return UploadRejectedError(
         f"the pictures differ in size (height×width): {', '.join(told)}{more}; give resize=HxW to scale each until it "
         f"covers that size and cut it at the centre, or kind=photographs to cut patches of {PATCH}×{PATCH}",
         "resize",
@@ -640,9 +664,11 @@ def _by_folder(found: Sequence[_Found]) -> dict[str | None, list[int]]:
         places.setdefault(split, []).append(index)
     if None in places and len(places) > 1:
         outside = found[places[None][0]].info.filename[:200]
-        raise RefusedError(f"some pictures lie in folders train, validation or test, but {outside!r} in none of them")
+        raise UploadRejectedError(
+            f"some pictures lie in folders train, validation or test, but {outside!r} in none of them"
+        )
     if None not in places and "train" not in places:
-        raise RefusedError("no picture lies in a folder train, though some lie in validation or test")
+        raise UploadRejectedError("no picture lies in a folder train, though some lie in validation or test")
     return places
 
 
@@ -677,27 +703,29 @@ def _fitted(archive: zipfile.ZipFile, one: _Found, shape: tuple[int, int, int], 
 
 def _photographs(folder: Path, found: Sequence[_Found], wish: Wish, said: dict[str, Any]) -> Source:
     if wish.resize is not None:
-        raise RefusedError(f"resize is for pictures; photographs are cut into patches of {PATCH}×{PATCH}", "resize")
+        raise UploadRejectedError(
+            f"resize is for pictures; photographs are cut into patches of {PATCH}×{PATCH}", "resize"
+        )
     if (folder / "labels").exists():
-        raise RefusedError("labels are for pictures; patches of photographs have none", "labels")
+        raise UploadRejectedError("labels are for pictures; patches of photographs have none", "labels")
     small = next((one for one in found if min(one.width, one.height) < PATCH), None)
     if small is not None:
         raise member_error(
             small.info, f"{small.height}×{small.width} pixels hold no patch of {PATCH}×{PATCH}; leave it out"
         )
-    if len(found) < LEAST_PHOTOGRAPHS:
-        raise RefusedError(f"{len(found)} photographs are too few to split; send {LEAST_PHOTOGRAPHS} or more")
+    if len(found) < MIN_PHOTOGRAPHS:
+        raise UploadRejectedError(f"{len(found)} photographs are too few to split; send {MIN_PHOTOGRAPHS} or more")
     said["photographs"] = len(found)
     conversions: Counter[str] = Counter()
 
-    def piece(split: str | None, those: Sequence[_Found]) -> Piece:
+    def piece(split: str | None, those: Sequence[_Found]) -> SourceChunk:
         def chunks() -> Iterator[Pixels]:
             with zipfile.ZipFile(folder / "file") as archive:
                 for one in those:
                     yield _patches(_fitted(archive, one, (3, one.height, one.width), conversions))
 
         count = sum((one.height // PATCH) * (one.width // PATCH) for one in those)
-        return Piece(split, count, chunks, scaled=True, whole=True)
+        return SourceChunk(split, count, chunks, scaled=True, whole=True)
 
     pieces = [piece(split, [found[index] for index in those]) for split, those in _by_folder(found).items()]
     return Source("zip", "photographs", (3, PATCH, PATCH), pieces, said, conversions)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from core.datasets.upload_errors import RefusedError
+from core.datasets.upload_errors import UploadRejectedError
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -57,7 +57,7 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
         chosen = found.labels if labels else found.pictures
         if split in chosen:
             what = f"{split or 'all'} {'labels' if labels else 'pictures'}"
-            raise RefusedError(
+            raise UploadRejectedError(
                 f"the NPZ has two arrays of {what}: {chosen[split]!r} and {name!r}; leave one of them out"
             )
         chosen[split] = name

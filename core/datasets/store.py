@@ -30,7 +30,7 @@ _AT_WORK = re.compile(r"\.[0-9a-f]{32}")
 _PREVIEW_VALUES = 4 << 20
 
 
-class TakenError(ValueError):
+class NameTakenError(ValueError):
     """Another dataset has the name."""
 
 
@@ -101,7 +101,7 @@ class Datasets:
             there = self.get(name)
             if there is not None:
                 if there["sha256"] != said["sha256"]:
-                    raise TakenError(name)
+                    raise NameTakenError(name)
                 return there, False
             about = {"name": name, "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"), **said}
             with (made / _ABOUT).open("w") as file:
@@ -200,4 +200,4 @@ def _sync(folder: Path) -> None:
         os.close(opened)
 
 
-__all__ = ["NAME", "SPLITS", "Datasets", "InUseError", "TakenError"]
+__all__ = ["NAME", "SPLITS", "Datasets", "InUseError", "NameTakenError"]

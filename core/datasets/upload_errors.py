@@ -1,7 +1,7 @@
 """The error for uploads of datasets that are refused."""
 
 
-class RefusedError(ValueError):
+class UploadRejectedError(ValueError):
     """An upload that cannot be used: the field that is at fault, what is wrong and what would work, and the status."""
 
     def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from core.datasets.upload_errors import RefusedError
+from core.datasets.upload_errors import UploadRejectedError
 
-MOST_MEMBERS = 1_000_000
-MOST_DIRECTORY_BYTES = 256 << 20
+MAX_MEMBERS = 1_000_000
+MAX_DIRECTORY_BYTES = 256 << 20
 DAMAGE = (
     OSError,
     EOFError,
@@ -99,13 +99,13 @@ def check_member(info: zipfile.ZipInfo) -> None:
         raise member_error(info, "its compression is not read here; pack with deflate or none")
 
 
-def member_error(info: zipfile.ZipInfo, detail: str) -> RefusedError:
+def member_error(info: zipfile.ZipInfo, detail: str) -> UploadRejectedError:
     """Return the error for one member, which it names."""
-    return RefusedError(f"{info.orig_filename[:200]!r}: {detail}")
+    return UploadRejectedError(f"{info.orig_filename[:200]!r}: {detail}")
 
 
-def _damaged(reason: str) -> RefusedError:
-    return RefusedError(f"the ZIP is damaged: {reason}; pack and send it anew")
+def _damaged(reason: str) -> UploadRejectedError:
+    return UploadRejectedError(f"the ZIP is damaged: {reason}; pack and send it anew")
 
 
 def _check_directory(path: Path) -> int:
@@ -120,14 +120,16 @@ def _check_directory(path: Path) -> int:
         tail = file.read()
         place = tail.rfind(b"PK\5\6")
         if place < 0 or len(tail) < place + _END.size:
-            raise RefusedError("the ZIP is truncated or damaged: it has no list of members at its end; send it whole")
+            raise UploadRejectedError(
+                "the ZIP is truncated or damaged: it has no list of members at its end; send it whole"
+            )
         count, length, end = _directory(tail, place)
         start = base + end - length
         if start < 0 or not count * _ENTRY_BYTES <= length <= count * _LONGEST_ENTRY_BYTES:
             raise _damaged(f"it says {count} members, in a list of {length} bytes, which do not fit into it")
-        if count > MOST_MEMBERS or length > MOST_DIRECTORY_BYTES:
-            raise RefusedError(
-                f"the ZIP has {count} members, more than {MOST_MEMBERS}; send so many pictures as NPZ or IDX",
+        if count > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
+            raise UploadRejectedError(
+                f"the ZIP has {count} members, more than {MAX_MEMBERS}; send so many pictures as NPZ or IDX",
                 status=413,
             )
         file.seek(start)
@@ -143,7 +145,7 @@ def _directory(tail: bytes, place: int) -> tuple[int, int, int]:
     """
     _, disk, first_disk, on_disk, count, length, offset, _ = _END.unpack_from(tail, place)
     if any(0 < number < 0xFFFF for number in (disk, first_disk)) or on_disk != count:
-        raise RefusedError("the ZIP is one part of several; pack it as one file")
+        raise UploadRejectedError("the ZIP is one part of several; pack it as one file")
     locator = place - _LOCATOR_BYTES
     if locator < 0 or tail[locator : locator + 4] != b"PK\6\7":
         return count, length, place

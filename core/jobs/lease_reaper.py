@@ -4,7 +4,7 @@ import time
 
 import sqlalchemy.exc
 
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.settings import HEARTBEAT_S
 
 
@@ -17,8 +17,8 @@ class LeaseReaper:
     disk is not held against a job.
     """
 
-    def __init__(self, ledger: Ledger, lease_s: float, max_attempts: int) -> None:
-        self._ledger = ledger
+    def __init__(self, job_store: JobStore, lease_s: float, max_attempts: int) -> None:
+        self._job_store = job_store
         self._lease_s = lease_s
         self._grace_s = min(lease_s, 2 * HEARTBEAT_S)
         self._max_attempts = max_attempts
@@ -31,10 +31,10 @@ class LeaseReaper:
         if now < self._not_before:
             return []
         try:
-            lapsed = self._ledger.touch_lapsed()
+            lapsed = self._job_store.touch_lapsed()
             due = [key[0] for key in lapsed if now - self._suspects.get(key, now) >= self._grace_s]
             self._suspects = {key: self._suspects.get(key, now) for key in lapsed}
-            return self._ledger.reap(self._max_attempts, due) if due else []
+            return self._job_store.reap(self._max_attempts, due) if due else []
         except sqlalchemy.exc.DBAPIError:
             self._not_before = now + self._lease_s
             self._suspects = {}

@@ -25,11 +25,11 @@ from core.transaction import transaction
 
 SCHEMA_VERSION = 1
 TERMINAL = ("succeeded", "failed", "cancelled")
-ADOPTER = "api-"
+API_OWNER_PREFIX = "api-"
 """How names of API processes begin, which hold jobs but do not run them: their death says nothing against a job."""
 
 TRAINING = "training"
-DESK = ("estimate", "import", "publication")
+AUXILIARY_KINDS = ("estimate", "import", "publication")
 """Kinds of jobs that a training worker does beside its training: each takes some seconds in a process of its own."""
 
 SMALL = 16
@@ -123,7 +123,7 @@ _UNBLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None,
 _LONGEST_DELAY_S = 30.0
 """Longest time between two attempts to store a result."""
 
-_INFERENCE = jobs.c.kind.not_in((TRAINING, *DESK))
+_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
 """What an inference worker may take; the rest is for training workers."""
 
 
@@ -146,7 +146,7 @@ def _queue_of(kind: str) -> str:
     """The queue in which owners take turns for jobs of a kind."""
     if kind == TRAINING:
         return claim_order.TRAINING
-    return claim_order.AUXILIARY if kind in DESK else claim_order.INFERENCE
+    return claim_order.AUXILIARY if kind in AUXILIARY_KINDS else claim_order.INFERENCE
 
 
 Job = dict[str, Any]
@@ -200,7 +200,7 @@ def new_id() -> str:
     return f"job_{int(time.time() * 1000):012x}{uuid4().hex[:16]}"
 
 
-class Ledger:
+class JobStore:
     """The jobs, their parts, events and idempotency keys in one database."""
 
     def __init__(self, url: str) -> None:
@@ -325,7 +325,7 @@ class Ledger:
         with self._writing() as connection:
             return _finish(connection, open_, job_id, "cancelled", None) == 1
 
-    def add_apart(self, row: Job, *, alone: bool, key: Key | None = None) -> Added:
+    def insert_exclusive(self, row: Job, *, alone: bool, key: Key | None = None) -> Added:
         """Insert a job for the training worker; where it must be `alone` under its model's name, only if it is.
 
         Under an idempotency key, the job that was first under that key is answered instead.
@@ -529,7 +529,7 @@ class Ledger:
             more = {"progress": 1.0} | ({"version": version} if version else {})
             return _finish(connection, _held(job_id, token), job_id, "succeeded", None, **more) == 1
 
-    def put_back(self, job_id: str, token: int, reason: str) -> None:
+    def requeue(self, job_id: str, token: int, reason: str) -> None:
         """Return a held job for others to take at once."""
         back = {"status": "queued", "token": token + 1, "lease_owner": None, "lease_until": None}
         with self._writing() as connection:
@@ -667,7 +667,7 @@ class Ledger:
         with self._writing() as connection:
             found = connection.execute(sa.select(jobs).where(lapsed)).mappings().all()
             for job in found:
-                ran = not job["lease_owner"].startswith(ADOPTER)
+                ran = not job["lease_owner"].startswith(API_OWNER_PREFIX)
                 attempts = job["attempts"] + (ran and not job["shared"])
                 here = jobs.c.id == job["id"]
                 if attempts >= max_attempts:

@@ -130,7 +130,7 @@ def watched(url: str, method: str = "GET", path: str = "/healthz", body: object 
     found = Latencies()
     stop = threading.Event()
 
-    def ask() -> None:
+    def inference_request() -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             while True:
                 began = time.perf_counter()
@@ -144,7 +144,7 @@ def watched(url: str, method: str = "GET", path: str = "/healthz", body: object 
                 if stop.wait(0.01):
                     return
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=inference_request)
     thread.start()
     try:
         yield found

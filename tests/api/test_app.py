@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from api.app import create_app
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, problem, samples
 from tests.stack import Stack, free_port
@@ -102,7 +102,7 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
     limit, crowd = 50, 1000
 
     async def rush() -> list[httpx.Response]:
-        app = create_app(_alone(tmp_path, max_waiting=limit, wait_s=6))
+        app = create_app(_alone(tmp_path, max_waiting=limit, sync_timeout_s=6))
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
@@ -124,7 +124,7 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
 def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> None:
     """A real service answers each with pictures or with 503 and when to come back, and works on afterwards."""
 
-    async def ask(seed: int, gate: asyncio.Semaphore) -> int:
+    async def inference_request(seed: int, gate: asyncio.Semaphore) -> int:
         body = orjson.dumps({"model": MODEL, "seed": seed, "count": 4})
         head = f"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         async with gate:  # the backlog of the listening socket is 2048
@@ -139,7 +139,7 @@ def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> No
 
     async def rush() -> list[int]:
         gate = asyncio.Semaphore(500)
-        return list(await asyncio.gather(*(ask(seed, gate) for seed in range(10_000))))
+        return list(await asyncio.gather(*(inference_request(seed, gate) for seed in range(10_000))))
 
     statuses = asyncio.run(rush())
     assert set(statuses) <= {200, 503}
@@ -174,20 +174,20 @@ def test_promises_are_bounded(tmp_path: Path) -> None:
 def test_a_ledger_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     """503 and when to come back, and no word of SQL."""
 
-    async def ask() -> httpx.Response:
+    async def inference_request() -> httpx.Response:
         chosen = _alone(tmp_path)
         app = create_app(chosen)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
         ):
-            ledger = Ledger(chosen.ledger)
-            with ledger.engine.begin() as connection:
+            job_store = JobStore(chosen.database)
+            with job_store.engine.begin() as connection:
                 connection.exec_driver_sql("DROP TABLE jobs")
-            ledger.engine.dispose()
+            job_store.engine.dispose()
             return await client.post("/v1/samples", json={"model": MODEL}, headers={"Prefer": "respond-async"})
 
-    answer = asyncio.run(ask())
+    answer = asyncio.run(inference_request())
     body = problem(answer, 503, "ledger", "try again")
     assert "SQL" not in body["detail"]
     assert answer.headers["retry-after"]

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from core.broker.codec import pack
-from core.catalog.recipes import TRAINERS
+from core.catalog.recipes import TRAINING_WORKERS
 from tests.datasets import digits
 from tests.stack import Stack
 
@@ -73,12 +73,12 @@ def test_without_a_training_worker_nobody_knows(tmp_path: Path) -> None:
             beat = {"state": "ready", "host": "h", "pid": 1, "running": [], "devices": 4}
             for age_s in (None, 60.0):
                 if age_s is not None:
-                    queue.hset(TRAINERS, "dead", pack({**beat, "at": time.time() - age_s}))
+                    queue.hset(TRAINING_WORKERS, "dead", pack({**beat, "at": time.time() - age_s}))
                 answer = client.post("/v1/trainings", json=wish(gpus=2))
                 assert answer.status_code == 503, answer.text
                 assert "no training worker is running" in answer.json()["detail"]
             assert client.post("/v1/trainings", json=wish(name="one", gpus=1)).status_code == 202
-            queue.hset(TRAINERS, "alive", pack({**beat, "at": time.time()}))
+            queue.hset(TRAINING_WORKERS, "alive", pack({**beat, "at": time.time()}))
             refused = client.post("/v1/trainings", json=wish(gpus=5))
             assert (refused.status_code, "the 4 devices" in refused.json()["detail"]) == (422, True)
             assert client.post("/v1/trainings", json=wish(gpus=4)).status_code == 202

@@ -227,13 +227,13 @@ def test_an_idle_connection_is_closed(api: BareApi) -> None:
 def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
     """A slow one that goes on reading gets the whole answer."""
     paths = ["/docs/static/swagger-ui-bundle.js"] * 40
-    ask = b"".join(f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths)
+    inference_request = b"".join(f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths)
     size = len(httpx.get(api.url + paths[0]).content)
     with socket.socket() as stalled, socket.socket() as slow:
         for client in (stalled, slow):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
             client.connect(("127.0.0.1", api.port))
-            client.sendall(ask)
+            client.sendall(inference_request)
         received, until = 0, time.monotonic() + 4
         while time.monotonic() < until:
             received += len(slow.recv(8192))

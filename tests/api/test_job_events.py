@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from api import job_events
 from api.errors import TooManyRequestsError
 from api.job_events import JobEvents, StreamLimit, Update
-from core.jobs.store import TRAINING, Job, Ledger, new_id
+from core.jobs.store import TRAINING, Job, JobStore, new_id
 from tests.api.attack import connect
 from tests.api.telling import samples
 from tests.stack import Stack
@@ -201,7 +201,7 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     """Twenty keys with fifty streams each: the median of a small request stays within three times that of idle."""
     authorization = {"Authorization": f"Bearer {KEYS[0]}"}
     with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
-        store = Ledger(f"sqlite:///{crowd.state / 'state' / 'ledger.sqlite3'}")
+        store = JobStore(f"sqlite:///{crowd.state / 'state' / 'ledger.sqlite3'}")
         jobs = {key: [_queued(key) for _ in range(JOBS_PER_KEY)] for key in KEYS}
         store.add([row for rows in jobs.values() for row in rows])
         first = jobs[KEYS[0]][0]["id"]

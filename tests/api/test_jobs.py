@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from api.batching.batch_sender import FailedError, Outbox
+from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
-from api.jobs import INLINE_BYTES, Book
-from api.requests import Ask
+from api.jobs import INLINE_BYTES, JobService
+from api.requests import InferenceRequest
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
-from core.jobs.store import TERMINAL, Job, Ledger
+from core.jobs.store import TERMINAL, Job, JobStore
 from core.settings import Settings
 from tests.api.telling import MODEL
 from tests.stack import free_port
@@ -31,46 +31,52 @@ SMALL: Fields = {"images": np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)}
 LARGE: Fields = {"images": np.zeros((3, 1, 512, 512), np.uint8)}
 
 
-def _ask() -> Ask:
+def _ask() -> InferenceRequest:
     entry = Registry(Path("checkpoints")).find(MODEL)
     assert entry is not None
-    return Ask(BY_METHOD["sample"], entry, {}, 7, 3, "f" * 64)
+    return InferenceRequest(BY_METHOD["sample"], entry, {}, 7, 3, "f" * 64)
 
 
-def _call(ask: Ask) -> PendingRequest:
-    request = PendingRequest(ask.entry, ask.operation.method, ask.options, ask.seed, ask.rows)
+def _call(inference_request: InferenceRequest) -> PendingRequest:
+    request = PendingRequest(
+        inference_request.entry,
+        inference_request.operation.method,
+        inference_request.options,
+        inference_request.seed,
+        inference_request.rows,
+    )
     request.result = asyncio.get_running_loop().create_future()
     return request
 
 
 @asynccontextmanager
-async def _book(folder: Path, **settings: Any) -> AsyncIterator[tuple[Book, Ledger]]:
+async def _job_service(folder: Path, **settings: Any) -> AsyncIterator[tuple[JobService, JobStore]]:
     chosen = Settings(state=folder, queue_url=f"redis://127.0.0.1:{free_port()}/0", log_level="error", **settings)
-    blobs, ledger = Blobs(chosen.blobs), Ledger(chosen.ledger)
-    outbox = Outbox(chosen, blobs)
-    book = Book(chosen, ledger, blobs, outbox)
-    await outbox.start()
-    await book.start()
+    blobs, job_store = Blobs(chosen.blobs), JobStore(chosen.database)
+    batch_sender = BatchSender(chosen, blobs)
+    job_service = JobService(chosen, job_store, blobs, batch_sender)
+    await batch_sender.start()
+    await job_service.start()
     try:
-        yield book, ledger
+        yield job_service, job_store
     finally:
-        await book.stop()
-        await outbox.stop()
+        await job_service.stop()
+        await batch_sender.stop()
 
 
-def _run(folder: Path, act: Callable[[Book, Ledger], Awaitable[None]], **settings: Any) -> None:
+def _run(folder: Path, act: Callable[[JobService, JobStore], Awaitable[None]], **settings: Any) -> None:
     async def whole() -> None:
-        async with _book(folder, **settings) as (book, ledger):
-            await act(book, ledger)
+        async with _job_service(folder, **settings) as (job_service, job_store):
+            await act(job_service, job_store)
 
     asyncio.run(whole())
 
 
-async def _waiting(ledger: Ledger, job: Job) -> Job:
+async def _waiting(job_store: JobStore, job: Job) -> Job:
     """The job once it has been put back."""
     async with asyncio.timeout(10):
         while True:
-            found = ledger.get(job["id"])
+            found = job_store.get(job["id"])
             assert found is not None
             if found["status"] == "queued":
                 assert found["attempts"] == 0
@@ -78,8 +84,8 @@ async def _waiting(ledger: Ledger, job: Job) -> Job:
             await asyncio.sleep(0.05)
 
 
-async def _ended(book: Book, job: Job) -> Job:
-    found = await book.wait(job["id"], "", 10)
+async def _ended(job_service: JobService, job: Job) -> Job:
+    found = await job_service.wait(job["id"], "", 10)
     assert found is not None
     assert found["status"] in TERMINAL
     return found
@@ -89,19 +95,19 @@ async def _ended(book: Book, job: Job) -> Job:
 def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None:
     """Running at once under this process's lease, and succeeded with the call's result when it comes."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
-        ask = _ask()
-        call = _call(ask)
-        job = await book.adopt(ask, call, "", "r")
-        held = ledger.get(job["id"])
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = _ask()
+        call = _call(inference_request)
+        job = await job_service.adopt(inference_request, call, "", "r")
+        held = job_store.get(job["id"])
         assert held is not None
         assert held["status"] == "running"
         assert held["lease_owner"] is not None
-        assert ledger.claim("worker", 3, 8) == []  # nobody runs it a second time
+        assert job_store.claim("worker", 3, 8) == []  # nobody runs it a second time
         call.result.set_result(fields)
-        done = await _ended(book, job)
+        done = await _ended(job_service, job)
         assert done["status"] == "succeeded"
-        assert ((await book.fields(done))["images"] == fields["images"]).all()
+        assert ((await job_service.fields(done))["images"] == fields["images"]).all()
 
     assert LARGE["images"].nbytes > INLINE_BYTES > SMALL["images"].nbytes
     _run(tmp_path, act)
@@ -110,12 +116,12 @@ def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None
 def test_a_call_that_fails_fails_its_job(tmp_path: Path) -> None:
     """With the same problem."""
 
-    async def act(book: Book, _ledger: Ledger) -> None:
-        ask = _ask()
-        call = _call(ask)
-        job = await book.adopt(ask, call, "", "r")
+    async def act(job_service: JobService, _job_store: JobStore) -> None:
+        inference_request = _ask()
+        call = _call(inference_request)
+        job = await job_service.adopt(inference_request, call, "", "r")
         call.result.set_exception(FailedError({"status": 422, "title": "t", "detail": "no"}))
-        done = await _ended(book, job)
+        done = await _ended(job_service, job)
         assert done["status"] == "failed"
         assert '"no"' in done["problem"]
 
@@ -125,18 +131,18 @@ def test_a_call_that_fails_fails_its_job(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
     """Its job goes back for a worker to take when there may be room, says why, and is not charged."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
-        ask = _ask()
-        call = _call(ask)
-        job = await book.adopt(ask, call, "", "r")
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = _ask()
+        call = _call(inference_request)
+        job = await job_service.adopt(inference_request, call, "", "r")
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
-        waiting = await _waiting(ledger, job)
+        waiting = await _waiting(job_store, job)
         assert "could not be stored" in waiting["blocked_reason"]
         assert waiting["blocked_bytes"] > LARGE["images"].nbytes
         (tmp_path / "blobs" / "jobs").unlink()
         await asyncio.sleep(1.1)
-        assert [held["id"] for held in ledger.claim("worker", 3, 8)] == [job["id"]]
+        assert [held["id"] for held in job_store.claim("worker", 3, 8)] == [job["id"]]
 
     _run(tmp_path, act)
 
@@ -144,13 +150,13 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -> None:
     """A promise ends one way or another, with the reason, also where the blob store stays full or away."""
 
-    async def act(book: Book, _ledger: Ledger) -> None:
-        ask = _ask()
-        call = _call(ask)
-        job = await book.adopt(ask, call, "", "r")
+    async def act(job_service: JobService, _job_store: JobStore) -> None:
+        inference_request = _ask()
+        call = _call(inference_request)
+        job = await job_service.adopt(inference_request, call, "", "r")
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
-        done = await _ended(book, job)
+        done = await _ended(job_service, job)
         assert done["status"] == "failed"
         assert "could not be stored" in done["problem"]
 
@@ -160,12 +166,12 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
 def test_a_worker_without_room_does_not_end_a_promise(tmp_path: Path) -> None:
     """Who waited would have got 507; a job waits."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
-        ask = _ask()
-        call = _call(ask)
-        job = await book.adopt(ask, call, "", "r")
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = _ask()
+        call = _call(inference_request)
+        job = await job_service.adopt(inference_request, call, "", "r")
         call.result.set_exception(FailedError({"status": 507, "title": "Disk full", "detail": "no room"}))
-        assert (await _waiting(ledger, job))["blocked_reason"] == "no room"
+        assert (await _waiting(job_store, job))["blocked_reason"] == "no room"
 
     _run(tmp_path, act)
 
@@ -173,18 +179,23 @@ def test_a_worker_without_room_does_not_end_a_promise(tmp_path: Path) -> None:
 def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     """No 202 without a row, and no row without its pictures; nothing is left of it."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
-        ask = Ask(BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]})
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = InferenceRequest(
+            BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]}
+        )
         (tmp_path / "blobs" / "jobs").write_text("in the way")
-        for promise in (book.add(ask, "", "r"), book.add_once(ask, "", "r", "route", "key")):
+        for promise in (
+            job_service.add(inference_request, "", "r"),
+            job_service.add_once(inference_request, "", "r", "route", "key"),
+        ):
             with pytest.raises(ProblemError) as refused:
                 await promise
             assert refused.value.status == 503
         (tmp_path / "blobs" / "jobs").unlink()
         full = patch.object(Blobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
         with full, pytest.raises(FullError, match="No space left on device"):
-            await book.add(ask, "", "r")
-        assert ledger.counts() == {}
+            await job_service.add(inference_request, "", "r")
+        assert job_store.counts() == {}
 
     _run(tmp_path, act)
 
@@ -192,11 +203,13 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
 def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
     """The database is full: its error goes up, and what was stored before goes."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
-        ask = Ask(BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]})
+    async def act(job_service: JobService, job_store: JobStore) -> None:
+        inference_request = InferenceRequest(
+            BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]}
+        )
         error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
-        with patch.object(Ledger, "add", side_effect=error), pytest.raises(sa.exc.OperationalError):
-            await book.add(ask, "", "r")
+        with patch.object(JobStore, "add", side_effect=error), pytest.raises(sa.exc.OperationalError):
+            await job_service.add(inference_request, "", "r")
         assert list((tmp_path / "blobs" / "jobs").iterdir()) == []
 
     _run(tmp_path, act)
@@ -206,27 +219,27 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
     """A worker may take the job at once."""
     ids = []
 
-    async def act(book: Book, _ledger: Ledger) -> None:
-        ask = _ask()
-        ids.append((await book.adopt(ask, _call(ask), "", "r"))["id"])
+    async def act(job_service: JobService, _job_store: JobStore) -> None:
+        inference_request = _ask()
+        ids.append((await job_service.adopt(inference_request, _call(inference_request), "", "r"))["id"])
 
     _run(tmp_path, act)
-    ledger = Ledger(Settings(state=tmp_path).ledger)
-    assert [job["id"] for job in ledger.claim("worker", 3, 8)] == ids
-    ledger.engine.dispose()
+    job_store = JobStore(Settings(state=tmp_path).job_store)
+    assert [job["id"] for job in job_store.claim("worker", 3, 8)] == ids
+    job_store.engine.dispose()
 
 
 def test_many_promises_are_committed_together(tmp_path: Path) -> None:
     """Each is in the ledger when its `add` returns."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
+    async def act(job_service: JobService, job_store: JobStore) -> None:
         async def one() -> None:
-            job = await book.add(_ask(), "ann", "r")
-            assert ledger.get(job["id"], "ann") is not None
-            assert ledger.get(job["id"], "bob") is None
+            job = await job_service.add(_ask(), "ann", "r")
+            assert job_store.get(job["id"], "ann") is not None
+            assert job_store.get(job["id"], "bob") is None
 
         await asyncio.gather(*(one() for _ in range(50)))
-        assert book.counts["queued"] == 50
+        assert job_service.counts["queued"] == 50
 
     _run(tmp_path, act)
 
@@ -234,18 +247,18 @@ def test_many_promises_are_committed_together(tmp_path: Path) -> None:
 def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
     """LookupError, whether its rows or its blob went."""
 
-    async def act(book: Book, ledger: Ledger) -> None:
+    async def act(job_service: JobService, job_store: JobStore) -> None:
         for fields in (SMALL, LARGE):
-            ask = _ask()
-            call = _call(ask)
-            job = await book.adopt(ask, call, "", "r")
+            inference_request = _ask()
+            call = _call(inference_request)
+            job = await job_service.adopt(inference_request, call, "", "r")
             call.result.set_result(fields)
-            done = await _ended(book, job)
+            done = await _ended(job_service, job)
             if fields is SMALL:
-                ledger.mark_expired([done["id"]])
+                job_store.mark_expired([done["id"]])
             else:
                 Blobs(f"file://{tmp_path / 'blobs'}").delete(f"jobs/{job['id']}")
             with pytest.raises(LookupError):
-                await book.fields(done)
+                await job_service.fields(done)
 
     _run(tmp_path, act)

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from api.app import create_app
-from api.middleware import Front
+from api.middleware import RequestMiddleware
 from core.settings import Settings
 from tests.api.telling import MODEL, problem, promised, reached, samples
 from tests.stack import Stack, free_port
@@ -105,7 +105,7 @@ async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | N
 
     headers = [(b"x-request-id", b"seven"), *([(b"transfer-encoding", b"chunked")] if wire else [])]
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
-    await Front(app, Settings(max_body_bytes=1024))(scope, receive, send)
+    await RequestMiddleware(app, Settings(max_body_bytes=1024))(scope, receive, send)
     return sent
 
 

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from api import permissions
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.resources import NOBODYS, ResourceStore, resources
 from core.settings import Settings
 from tests.api.callers import application, chosen, key_file, key_line
@@ -283,7 +283,7 @@ def test_a_name_that_a_training_waits_for_is_taken(settings: Settings) -> None:
         problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
         await ann.post(f"/v1/jobs/{asked.json()['id']}/cancel")
         problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
-        with Ledger(settings.ledger).engine.begin() as connection:
+        with JobStore(settings.database).engine.begin() as connection:
             connection.execute(resources.update().values(created_at=time.time() - 1000))
         again = await bob.post("/v1/trainings", json=training("training-data", "new"))
         assert again.status_code == 202, again.text
@@ -297,7 +297,7 @@ def test_another_process_sees_a_change_within_a_second(settings: Settings, monke
 
     async def act() -> None:
         async with application(settings, "ann") as (one,), application(settings, "bob") as (other,):
-            store = ResourceStore(Ledger(settings.ledger).engine)
+            store = ResourceStore(JobStore(settings.database).engine)
             asked = {"model": "moving", "seed": 1}
             later = {"Prefer": "respond-async"}
             assert (await other.post("/v1/samples", json=asked, headers=later)).status_code == 202
@@ -317,7 +317,7 @@ def test_the_hot_path_asks_no_database(settings: Settings) -> None:
 
     async def act() -> None:
         async with application(settings, "ann") as (ann,):
-            engine = Ledger(settings.ledger).engine
+            engine = JobStore(settings.database).engine
             statements: list[str] = []
             sa.event.listen(sa.engine.Engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
             await asyncio.sleep(0.05)
@@ -334,7 +334,7 @@ def test_the_hot_path_asks_no_database(settings: Settings) -> None:
 
 def test_a_name_has_one_owner(tmp_path: Path) -> None:
     """Whoever is first; who comes later is told so, until the name is released or has long stood for nothing."""
-    store = ResourceStore(Ledger(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
+    store = ResourceStore(JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
     assert store.all() == {}
     assert store.claim("model", "m", "ann", shared=None).owner == "ann"
     count = store.change_count()

@@ -7,7 +7,7 @@ from api.prefer import Prefer, preferences
 from core.settings import Settings
 from tests.api.telling import TINY
 
-SETTINGS = Settings(wait_s=10, max_wait_s=60)
+SETTINGS = Settings(sync_timeout_s=10, max_sync_timeout_s=60)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from core.jobs.store import TRAINING, Job, Ledger, new_id
+from core.jobs.store import TRAINING, Job, JobStore, new_id
 from tests.stack import Stack
 
 
@@ -25,16 +25,16 @@ def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> 
 
 
 @pytest.fixture
-def store(stack: Stack) -> Iterator[Ledger]:
+def store(stack: Stack) -> Iterator[JobStore]:
     """The job store of the service; what a test holds in it is ended afterwards."""
-    opened = Ledger(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
+    opened = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
     yield opened
     for kind in ("publication", TRAINING):
         for job in opened.unfinished(kind):
             opened.cancel(job["id"])
 
 
-def runs(stack: Stack, store: Ledger, model: str) -> list[Job]:
+def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:
     """Two cancelled trainings of one model, each with a checkpoint."""
     made = [row(model, TRAINING, "cancelled") for _ in range(2)]
     store.add(made)
@@ -45,7 +45,9 @@ def runs(stack: Stack, store: Ledger, model: str) -> list[Job]:
     return made
 
 
-def test_another_run_of_the_model_is_not_published_meanwhile(client: httpx.Client, stack: Stack, store: Ledger) -> None:
+def test_another_run_of_the_model_is_not_published_meanwhile(
+    client: httpx.Client, stack: Stack, store: JobStore
+) -> None:
     """409, while the publication that is under way is found again by asking for it again."""
     first, second = runs(stack, store, "published-twice")
     under_way = row("published-twice", "publication", "running", training=first["id"])
@@ -59,7 +61,7 @@ def test_another_run_of_the_model_is_not_published_meanwhile(client: httpx.Clien
     assert [job["id"] for job in store.unfinished("publication")] == [under_way["id"]]
 
 
-def test_a_conflict_does_not_name_somebody_elses_job(client: httpx.Client, stack: Stack, store: Ledger) -> None:
+def test_a_conflict_does_not_name_somebody_elses_job(client: httpx.Client, stack: Stack, store: JobStore) -> None:
     """Neither a publication's 409 nor a training's shows the id of another owner's job."""
     first, _ = runs(stack, store, "published-elsewhere")
     hidden = [

@@ -15,7 +15,7 @@ from tests.api.test_ownership import training, upload
 LATER = {"Prefer": "respond-async"}
 
 
-async def ask(client: httpx.AsyncClient, seed: int = 1, **headers: str) -> httpx.Response:
+async def inference_request(client: httpx.AsyncClient, seed: int = 1, **headers: str) -> httpx.Response:
     """Ask for a job."""
     return await client.post("/v1/samples", json={"model": MODEL, "seed": seed}, headers={**LATER, **headers})
 
@@ -34,19 +34,19 @@ def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "unfinished_jobs=2"))
         async with application(chosen(tmp_path, api_keys=keys, key_unfinished_jobs=5), "ann", "bob") as (ann, bob):
-            answers = await asyncio.gather(*(ask(ann, seed) for seed in range(12)))
+            answers = await asyncio.gather(*(inference_request(ann, seed) for seed in range(12)))
             made = [answer for answer in answers if answer.status_code == 202]
             assert len(made) == 5
             for answer in answers:
                 if answer.status_code != 202:
                     refused(answer, "unfinished_jobs")
-            refused(await ask(ann, 99, **{"Idempotency-Key": "k"}), "unfinished_jobs")
-            assert [(await ask(bob, seed)).status_code for seed in range(3)] == [202, 202, 429]
+            refused(await inference_request(ann, 99, **{"Idempotency-Key": "k"}), "unfinished_jobs")
+            assert [(await inference_request(bob, seed)).status_code for seed in range(3)] == [202, 202, 429]
             await asyncio.sleep(2 * quotas.COUNT_S)
-            refused(await ask(ann), "unfinished_jobs")
+            refused(await inference_request(ann), "unfinished_jobs")
             assert (await ann.post(f"{made[0].headers['location']}/cancel")).status_code == 200
-            assert (await ask(ann)).status_code == 202  # at once, not when it is counted the next time
-            refused(await ask(ann), "unfinished_jobs")
+            assert (await inference_request(ann)).status_code == 202  # at once, not when it is counted the next time
+            refused(await inference_request(ann), "unfinished_jobs")
 
     asyncio.run(visit())
 
@@ -81,8 +81,8 @@ def test_trainings_are_limited(tmp_path: Path) -> None:
             refused(await ann.post("/v1/trainings", json=training("digits", "c")), "trainings")
             usage = (await ann.get("/v1/me")).json()["usage"]
             assert (usage["trainings"], usage["unfinished_jobs"]) == (2, 2)
-            assert (await ask(ann)).status_code == 202
-            refused(await ask(ann), "unfinished_jobs")
+            assert (await inference_request(ann)).status_code == 202
+            refused(await inference_request(ann), "unfinished_jobs")
             paused = await ann.post(f"/v1/trainings/{made.json()['id']}/pause")
             assert paused.json()["status"] == "paused"  # which has not ended
             refused(await ann.post("/v1/trainings", json=training("digits", "c")), "unfinished_jobs")
@@ -124,15 +124,15 @@ def test_results_count_as_stored(tmp_path: Path) -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
         settings = chosen(tmp_path, api_keys=keys, key_stored_bytes=20_000)
         async with application(settings, "ann", "bob") as (ann, bob):
-            job_id = (await ask(ann)).json()["id"]
+            job_id = (await inference_request(ann)).json()["id"]
             for folder in (settings.state / "blobs" / "jobs" / job_id, settings.state / "runs" / job_id):
                 folder.mkdir(parents=True)
                 (folder / "1-0").write_bytes(bytes(11_000))
             measure = next(task.get_coro().cr_frame.f_locals["self"] for task in asyncio.all_tasks() if _is_watch(task))
             await measure.measure()
             assert (await ann.get("/v1/me")).json()["usage"]["stored_bytes"] == 22_000
-            refused(await ask(ann), "stored_bytes")
-            assert (await ask(bob)).status_code == 202
+            refused(await inference_request(ann), "stored_bytes")
+            assert (await inference_request(bob)).status_code == 202
 
     asyncio.run(visit())
 
@@ -149,7 +149,7 @@ def test_me(tmp_path: Path) -> None:
         lines = [key_line("ann", "run", "expires=20990101T000000Z,trainings=1"), key_line("eve", "read")]
         settings = chosen(tmp_path, api_keys=key_file(tmp_path, *lines), key_unfinished_jobs=7, key_stored_bytes=0)
         async with application(settings, "ann", "eve", "") as (ann, eve, nobody):
-            await ask(ann)
+            await inference_request(ann)
             body = (await ann.get("/v1/me")).json()
             assert (body["name"], body["roles"]) == ("ann", ["read", "run"])
             assert body["key_expires_at"] == "2099-01-01T00:00:00+00:00"

@@ -19,7 +19,7 @@ from core.backup import BackupError, create, restore
 from core.blobs import Blobs
 from core.catalog.versions import FILE, Versions
 from core.datasets.store import Datasets
-from core.jobs.store import Done, Job, Ledger
+from core.jobs.store import Done, Job, JobStore
 from core.settings import Settings
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.datasets import digits
@@ -30,24 +30,24 @@ class Service:
 
     def __init__(self, state: Path) -> None:
         self.settings = Settings(state=state)
-        self.ledger = Ledger(self.settings.ledger)
+        self.job_store = JobStore(self.settings.database)
         self.blobs = Blobs(self.settings.blobs)
 
     def ended(self, data: bytes, blob: bytes) -> Job:
         """A job of two slices: one in the database, one in the blob store."""
         row = job(rows=2)
-        self.ledger.add([row])
-        (held,) = self.ledger.claim("w", LEASE_S, 1)
-        self.ledger.settle([Done(row["id"], held["token"], 0, 1, data)])
-        (held,) = self.ledger.claim("w", LEASE_S, 1)
+        self.job_store.add([row])
+        (held,) = self.job_store.claim("w", LEASE_S, 1)
+        self.job_store.settle([Done(row["id"], held["token"], 0, 1, data)])
+        (held,) = self.job_store.claim("w", LEASE_S, 1)
         key = f"jobs/{row['id']}/{held['token']}-1"
         self.blobs.put(key, blob)
-        self.ledger.settle([Done(row["id"], held["token"], 1, 1, blob=key)])
+        self.job_store.settle([Done(row["id"], held["token"], 1, 1, blob=key)])
         return row
 
     def result(self, job_id: str) -> list[bytes]:
         """What a job computed, from wherever it lies."""
-        return [self.blobs.get(str(key)) if data is None else data for data, key in self.ledger.result(job_id)]
+        return [self.blobs.get(str(key)) if data is None else data for data, key in self.job_store.result(job_id)]
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     waiting |= {"items_blob": f"jobs/{waiting['id']}/items"}
     service.blobs.put(waiting["items_blob"], b"pictures")
     running = job(method="encode", owner="bob")
-    service.ledger.add([training, uploaded, waiting, running])
-    assert {one["id"] for _ in range(2) for one in service.ledger.claim("w", LEASE_S, 1)} >= {running["id"]}
+    service.job_store.add([training, uploaded, waiting, running])
+    assert {one["id"] for _ in range(2) for one in service.job_store.claim("w", LEASE_S, 1)} >= {running["id"]}
     (state / "desk" / uploaded["id"]).mkdir(parents=True)
     (state / "desk" / uploaded["id"] / FILE).write_bytes(b"a version")
     (state / "runs" / training["id"]).mkdir(parents=True)
@@ -92,8 +92,8 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     other = Service(tmp_path / "other")
     assert other.result(done["id"]) == [b"one", b"two" * 200_000]
     assert other.blobs.get(waiting["items_blob"]) == b"pictures"
-    assert other.ledger.states([running["id"]])[running["id"]] == ("queued", False)
-    claimed = [one for _ in range(2) for one in other.ledger.claim("w", LEASE_S, 1)]
+    assert other.job_store.states([running["id"]])[running["id"]] == ("queued", False)
+    claimed = [one for _ in range(2) for one in other.job_store.claim("w", LEASE_S, 1)]
     assert {one["id"] for one in claimed} == {running["id"], waiting["id"]}
     assert {one["attempts"] for one in claimed} == {0}
     assert (tmp_path / "other" / "desk" / uploaded["id"] / FILE).read_bytes() == b"a version"
@@ -107,7 +107,7 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     assert datasets.users("digits") == ["job_1"]
     assert not (tmp_path / "other" / "queue").exists()
     assert not (tmp_path / "other" / "instance-id").exists()  # or it could join the first one's queue
-    other.ledger.engine.dispose()
+    other.job_store.engine.dispose()
 
 
 def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
             kept.append(service.ended(os.urandom(10), os.urandom(5000)))
             gone = kept.pop(0)["id"]
             service.blobs.delete(f"jobs/{gone}")
-            service.ledger.delete(gone)
+            service.job_store.delete(gone)
 
     kept = [service.ended(os.urandom(10), os.urandom(5000)) for _ in range(50)]
     thread = threading.Thread(target=busy)
@@ -133,12 +133,12 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
     for number in range(3):
         restore(Settings(state=tmp_path / f"other{number}"), tmp_path / f"backup{number}")
         other = Service(tmp_path / f"other{number}")
-        succeeded = other.ledger.oldest_results(1000)
+        succeeded = other.job_store.oldest_results(1000)
         assert len(succeeded) > 10
         for job_id in succeeded:
             data, blob = other.result(job_id)
             assert (len(data), len(blob)) == (10, 5000)
-        other.ledger.engine.dispose()
+        other.job_store.engine.dispose()
 
 
 def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Pa
     create(service.settings, tmp_path / "backup")
     restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
     other = Service(tmp_path / "other")
-    assert other.ledger.states([done["id"]]) == {done["id"]: ("succeeded", True)}
-    other.ledger.engine.dispose()
+    assert other.job_store.states([done["id"]]) == {done["id"]: ("succeeded", True)}
+    other.job_store.engine.dispose()
 
 
 def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -
 def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Path) -> None:
     """Is copied again, until what goes with it is of the same moment."""
     training = job(kind="training")
-    service.ledger.add([training])
+    service.job_store.add([training])
     run = service.settings.state / "runs" / training["id"]
     run.mkdir(parents=True)
     (run / "state.pt").write_bytes(b"step 1")
@@ -265,7 +265,7 @@ def test_the_command_says_in_a_sentence_what_is_wrong(service: Service, tmp_path
     misspelt = run("create", str(tmp_path / "c"), REVERIE_STAT="x")
     assert misspelt.returncode == 1
     assert "Traceback" not in misspelt.stderr
-    postgresql = run("create", str(tmp_path / "c"), REVERIE_LEDGER_URL="postgresql://h/d", **state)
+    postgresql = run("create", str(tmp_path / "c"), REVERIE_DATABASE_URL="postgresql://h/d", **state)
     assert postgresql.returncode == 1
     assert "own tools" in postgresql.stderr
     restored = run("restore", str(tmp_path / "b"), REVERIE_STATE=str(tmp_path / "new"))

@@ -15,7 +15,7 @@ from core.blobs import Blobs, remove_tree
 from core.catalog.versions import Versions
 from core.cleanup import Cleanup
 from core.datasets.store import Datasets
-from core.jobs.store import Done, Ledger, new_id
+from core.jobs.store import Done, JobStore, new_id
 from core.settings import Settings
 from core.work_folder import work_folder
 from tests.core.jobs.test_store import LEASE_S, job
@@ -29,18 +29,18 @@ class Place:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.state = folder / "state"
         self.settings = Settings(state=self.state, sweep_s=10, **settings)
-        self.ledger = Ledger(self.settings.ledger)
+        self.job_store = JobStore(self.settings.database)
         self.blobs = Blobs(self.settings.blobs)
-        self.cleanup = Cleanup(self.settings, self.ledger, self.blobs)
+        self.cleanup = Cleanup(self.settings, self.job_store, self.blobs)
 
     def ended(self, blob: bytes = b"result", **more: Any) -> str:
         """A succeeded job whose result lies in the blob store."""
         row = job(id=old_id(), **more)
-        self.ledger.add([row])
-        (held,) = self.ledger.claim("w", LEASE_S, 1)
+        self.job_store.add([row])
+        (held,) = self.job_store.claim("w", LEASE_S, 1)
         key = f"jobs/{row['id']}/1-0"
         self.blobs.put(key, blob)
-        self.ledger.settle([Done(row["id"], held["token"], 0, 1, blob=key)])
+        self.job_store.settle([Done(row["id"], held["token"], 0, 1, blob=key)])
         return str(row["id"])
 
     def sweep_twice(self) -> None:
@@ -75,10 +75,10 @@ def age(folder: Path, seconds: float = OLD_S) -> None:
 def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
     """Also those a worker wrote after the end; results that are kept, and inputs of jobs that wait, stay."""
     kept, expired = place.ended(), place.ended()
-    place.ledger.mark_expired([expired])
+    place.job_store.mark_expired([expired])
     waiting, cancelled, deleted = job(id=old_id()), job(id=old_id()), old_id()
-    place.ledger.add([waiting, cancelled])
-    place.ledger.cancel(cancelled["id"])
+    place.job_store.add([waiting, cancelled])
+    place.job_store.cancel(cancelled["id"])
     for job_id in (waiting["id"], cancelled["id"], deleted):
         place.blobs.put(f"jobs/{job_id}/2-0", b"late")
     age(place.state / "blobs")
@@ -111,13 +111,13 @@ def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> No
         place.blobs.put(f"jobs/{one['id']}/items", b"x")
     age(place.state / "blobs")
     place.cleanup.run()
-    place.ledger.add([row])
+    place.job_store.add([row])
     listed = place.cleanup._orphans
 
     def racing() -> Any:
         for name, orphan in listed():
             if other["id"] in name:
-                place.ledger.add([other])
+                place.job_store.add([other])
             yield name, orphan
 
     with patch.object(place.cleanup, "_orphans", racing):
@@ -163,9 +163,9 @@ def test_a_write_that_fails_leaves_nothing(place: Place, tmp_path: Path) -> None
 def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
     """A waiting import keeps its file, a training its run until it is deleted, and who works in a folder keeps it."""
     waiting, done, training = job(id=old_id(), kind="import"), job(id=old_id()), job(id=old_id(), kind="training")
-    place.ledger.add([waiting, done, training])
-    place.ledger.cancel(done["id"])
-    place.ledger.cancel(training["id"])
+    place.job_store.add([waiting, done, training])
+    place.job_store.cancel(done["id"])
+    place.job_store.cancel(training["id"])
     refused, deleted = old_id(), old_id()
     for name in (f"desk/{waiting['id']}", f"desk/{done['id']}", f"desk/{refused}"):
         (place.state / name).mkdir(parents=True)
@@ -177,8 +177,8 @@ def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
         age(place.state / "desk")
         age(place.state / "runs")
         place.sweep_twice()
-        desk = {path.name for path in (place.state / "desk").iterdir()}
-    assert desk == {waiting["id"], uploading.path.name}
+        auxiliary_job = {path.name for path in (place.state / "desk").iterdir()}
+    assert auxiliary_job == {waiting["id"], uploading.path.name}
     assert [path.name for path in (place.state / "runs").iterdir()] == [training["id"]]
     assert not uploading.path.exists()
 
@@ -199,7 +199,7 @@ def test_numbers_reserved_in_vain_go(place: Place) -> None:
     versions = Versions(place.state / "checkpoints")
     for name in ("m", "n"):
         assert versions.reserve(name, ["1"]) == "2"
-    place.ledger.add([job(kind="publication", model="m")])
+    place.job_store.add([job(kind="publication", model="m")])
     age(place.state / "checkpoints")
     place.sweep_twice()
     assert (place.state / "checkpoints" / "m" / "2").is_dir()
@@ -233,14 +233,16 @@ def test_results_go_before_they_are_called_expired(place: Place) -> None:
             raise OSError(5, "Input/output error")
         remove(prefix)
 
-    place.cleanup = Cleanup(place.settings.model_copy(update={"keep_results_s": 0.5}), place.ledger, place.blobs)
+    place.cleanup = Cleanup(place.settings.model_copy(update={"result_ttl_s": 0.5}), place.job_store, place.blobs)
     time.sleep(0.6)
     with patch.object(place.blobs, "delete", failing):
         place.cleanup.expire()
-    assert sorted(place.ledger.states(ids)[one][1] for one in ids) == [False, True, True, True, True]
-    assert [place.ledger.states([one])[one][1] for one in ids] == [one not in place.blobs.names("jobs") for one in ids]
+    assert sorted(place.job_store.states(ids)[one][1] for one in ids) == [False, True, True, True, True]
+    assert [place.job_store.states([one])[one][1] for one in ids] == [
+        one not in place.blobs.names("jobs") for one in ids
+    ]
     place.cleanup.expire()
-    assert all(expired for _, expired in place.ledger.states(ids).values())
+    assert all(expired for _, expired in place.job_store.states(ids).values())
     assert place.blobs.names("jobs") == {}
 
 
@@ -258,10 +260,10 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
     for _ in range(500):
         place.blobs.put(f"jobs/{old_id()}/1-0", b"x")
     age(place.state / "blobs")
-    others = [Cleanup(place.settings, place.ledger, place.blobs) for _ in range(3)]
+    others = [Cleanup(place.settings, place.job_store, place.blobs) for _ in range(3)]
     for other in others:
         other.remove_orphans()
-    faults: list[Exception] = []
+    option_errors: list[Exception] = []
 
     def sweep(other: Cleanup) -> None:
         try:
@@ -269,20 +271,20 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
             place.blobs.usage_bytes()
             other._blobs.sweep("", 0, partial=True)
         except Exception as error:  # noqa: BLE001 - the test says which
-            faults.append(error)
+            option_errors.append(error)
 
     threads = [threading.Thread(target=sweep, args=(other,)) for other in others]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert faults == []
+    assert option_errors == []
     assert place.blobs.names("jobs") == {}
 
 
 def test_one_sweep_at_a_time(place: Place) -> None:
     """Several API processes on one state folder do not do the same work."""
-    with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.ledger, "expiring") as asked:
+    with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.job_store, "expiring") as asked:
         fcntl.flock(lock, fcntl.LOCK_EX)
         place.cleanup.run()
         asked.assert_not_called()
@@ -293,7 +295,7 @@ def test_the_database_away_removes_nothing(place: Place) -> None:
     place.blobs.put(f"jobs/{old_id()}/items", b"x")
     age(place.state / "blobs")
     place.cleanup.run()
-    with patch.object(Ledger, "states", side_effect=RuntimeError("away")):
+    with patch.object(JobStore, "states", side_effect=RuntimeError("away")):
         place.cleanup.run()
     assert len(place.blobs.names("jobs")) == 1
 

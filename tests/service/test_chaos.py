@@ -31,7 +31,7 @@ END_S = 300.0
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service to be broken; each test leaves all its parts running."""
-    running = Stack(tmp_path_factory.mktemp("chaos"), max_waiting="4096", max_wait_s="280", log_level="warning")
+    running = Stack(tmp_path_factory.mktemp("chaos"), max_waiting="4096", max_sync_timeout_s="280", log_level="warning")
     try:
         yield running.up()
     finally:
@@ -49,9 +49,9 @@ def promise(client: httpx.Client, seed: int, prefer: str = "respond-async", seco
 def held(stack: Stack, part: str | None) -> set[str]:
     """Ids of the jobs that somebody, or one worker, is running at this moment."""
     owner = f"%-{stack.parts[part].pid}-%" if part else "%"
-    with contextlib.closing(sqlite3.connect(stack.state / "state" / "ledger.sqlite3")) as ledger:
+    with contextlib.closing(sqlite3.connect(stack.state / "state" / "ledger.sqlite3")) as job_store:
         query = "SELECT id FROM jobs WHERE status = 'running' AND lease_owner LIKE ?"
-        return {row[0] for row in ledger.execute(query, (owner,))}
+        return {row[0] for row in job_store.execute(query, (owner,))}
 
 
 def wait_for_running(stack: Stack, part: str | None) -> set[str]:
@@ -201,7 +201,7 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
             if done.wait(1.5):
                 return
 
-    def ask(number: int) -> tuple[float, int, bool]:
+    def inference_request(number: int) -> tuple[float, int, bool]:
         time.sleep(number / requests * (1 + 5 * (kills - 1)))
         begun = time.monotonic()
         body = {"model": "faulty", "seed": 100 + number % 50, "seconds": 0.05}
@@ -212,7 +212,7 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
     killer = threading.Thread(target=assassin)
     killer.start()
     with ThreadPoolExecutor(requests) as pool:
-        answers = list(pool.map(ask, range(requests)))
+        answers = list(pool.map(inference_request, range(requests)))
     done.set()
     killer.join()
     assert {status for _, status, _ in answers} == {200}

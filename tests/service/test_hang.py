@@ -20,7 +20,7 @@ STALL_S = 2.0
 @pytest.fixture(scope="module")
 def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose worker is started again whenever it ends, as a supervisor does."""
-    running = Stack(tmp_path_factory.mktemp("hang"), stall_s=str(STALL_S), max_wait_s="280", max_attempts="2")
+    running = Stack(tmp_path_factory.mktemp("hang"), stall_s=str(STALL_S), max_sync_timeout_s="280", max_attempts="2")
     stop = threading.Event()
 
     def revive() -> None:
@@ -48,10 +48,10 @@ def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) ->
     with httpx.Client(base_url=reviving.url, timeout=290) as client, ThreadPoolExecutor(9) as pool:
         pool.submit(client.post, "/v1/samples", json={**body, "seed": 1, "seconds": 1.0})
 
-        def ask(number: int) -> httpx.Response:
+        def inference_request(number: int) -> httpx.Response:
             return client.post("/v1/samples", json={**body, "seed": number}, headers=wait)
 
-        answers = dict(zip(seeds, pool.map(ask, seeds), strict=True))
+        answers = dict(zip(seeds, pool.map(inference_request, seeds), strict=True))
     assert {number for number, answer in answers.items() if answer.status_code == 200} == set(seeds) - {seed}
     assert "died or fell silent 2 times" in answers[seed].json()["detail"]
     log = (reviving.state / "inference.log").read_text()

@@ -27,7 +27,7 @@ LOCKS = {"lock", ".lock", ".sweep.lock"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with the sweeps it has unless it is told otherwise."""
-    running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", keep_results_s="100000")
+    running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", result_ttl_s="100000")
     digits(running.state / "state" / "datasets")
     try:
         yield running.up()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.api.routes.test_versions import SHIPPED, brighter, send
 from tests.stack import Stack
@@ -20,7 +20,7 @@ NAME = "vae-mnist-2d"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with two versions of the shipped model."""
     running = Stack(tmp_path_factory.mktemp("alone"))
     try:
@@ -45,34 +45,34 @@ def refused(stack: Stack, version: str) -> str:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_a_switch_needs_a_worker(house: Stack, how: signal.Signals) -> None:
+def test_a_switch_needs_a_worker(app_state: Stack, how: signal.Signals) -> None:
     """At once after the last worker died, when its heartbeat is still there, and later; with a worker it is done."""
-    house.kill("inference", how)
-    assert "no inference worker is running" in refused(house, "2")
-    assert "no inference worker is running" in refused(house, "2")
-    house.start("inference")
-    house.wait_ready()
-    with httpx.Client(base_url=house.url, timeout=90) as client:
+    app_state.kill("inference", how)
+    assert "no inference worker is running" in refused(app_state, "2")
+    assert "no inference worker is running" in refused(app_state, "2")
+    app_state.start("inference")
+    app_state.wait_ready()
+    with httpx.Client(base_url=app_state.url, timeout=90) as client:
         for version in ("2", "1"):
             answer = client.patch(f"/v1/models/{NAME}", json={"version": version})
             assert (answer.status_code, answer.json()["version"]) == (200, version)
 
 
-def test_a_publication_needs_a_worker(house: Stack) -> None:
+def test_a_publication_needs_a_worker(app_state: Stack) -> None:
     """It is refused at once with 503 and makes no job; one that is never to serve is taken."""
-    chosen = Settings(state=house.state / "state")
-    ledger = Ledger(chosen.ledger)
+    chosen = Settings(state=app_state.state / "state")
+    job_store = JobStore(chosen.database)
     jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]
-    ledger.add(jobs)
+    job_store.add(jobs)
     for job in jobs:
-        ledger.cancel(job["id"])
+        job_store.cancel(job["id"])
         folder = chosen.state / "runs" / job["id"]
         folder.mkdir(parents=True)
         (folder / "state.pt").touch()
-    house.kill("inference")
+    app_state.kill("inference")
     time.sleep(2)
-    answers = [httpx.post(f"{house.url}/v1/trainings/{job['id']}/publish") for job in jobs]
-    house.start("inference")
+    answers = [httpx.post(f"{app_state.url}/v1/trainings/{job['id']}/publish") for job in jobs]
+    app_state.start("inference")
     assert [answer.status_code for answer in answers] == [503, 202], [answer.text for answer in answers]
     assert "no inference worker is running" in answers[0].json()["detail"]
     assert answers[0].headers["retry-after"] == "10"

@@ -69,7 +69,7 @@ class Exchange:
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service of its own, which fetches nothing: on its PATH there is no program to fetch with."""
     folder = tmp_path_factory.mktemp("fuzzed")
-    running = Stack(folder, wait_s="3", max_wait_s="5", data=str(folder / "data"))
+    running = Stack(folder, sync_timeout_s="3", max_sync_timeout_s="5", data=str(folder / "data"))
     running.environment["PATH"] = str(folder)
     try:
         yield running.up()
@@ -111,6 +111,6 @@ def test_generated_requests_meet_no_fault(fuzzed: Stack, runs: list[tuple[int, l
     assert len(made) >= least, statuses
     assert statuses[200] >= least / 20, statuses
     assert statuses[422] >= least / 20, statuses
-    faults = [(exchange.fault, exchange) for exchange in made if exchange.fault]
-    assert not faults, f"{len(faults)} of {len(made)}: {faults[:5]}"
+    option_errors = [(exchange.fault, exchange) for exchange in made if exchange.fault]
+    assert not option_errors, f"{len(option_errors)} of {len(made)}: {option_errors[:5]}"
     assert httpx.get(f"{fuzzed.url}/readyz", timeout=10).status_code == 200

@@ -107,19 +107,26 @@ def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
     """What is no database is named, without its password."""
     (tmp_path / "text").write_text("no database" * 1000)
     queue = {"queue_url": f"redis://127.0.0.1:{free_port()}/0", "state": tmp_path}
-    for said in refusals(ledger_url=f"sqlite:///{tmp_path}/text", **queue).values():
+    for said in refusals(database_url=f"sqlite:///{tmp_path}/text", **queue).values():
         assert "file is not a database" in said
-        assert "REVERIE_LEDGER_URL" in said
-    (said,) = refusals("api", ledger_url="mariadb://me:secret@localhost/x", **queue).values()
+        assert "REVERIE_DATABASE_URL" in said
+    (said,) = refusals("api", database_url="mariadb://me:secret@localhost/x", **queue).values()
     assert "secret" not in said
 
 
 def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
     """A value out of range and a name that is no setting."""
-    for said in refusals(state=tmp_path, wait_s="-1").values():
-        assert "REVERIE_WAIT_S: Input should be greater than 0" in said
+    for said in refusals(state=tmp_path, sync_timeout_s="-1").values():
+        assert "REVERIE_SYNC_TIMEOUT_S: Input should be greater than 0" in said
     for said in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
         assert "no such setting: REVERIE_WIAT_S" in said
+
+
+def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    """A setting that was renamed must not silently lose its effect."""
+    for message in refusals("api", "inference", state=tmp_path, ledger_url="x", life_s="3").values():
+        assert "REVERIE_LEDGER_URL is REVERIE_DATABASE_URL now" in message
+        assert "REVERIE_LIFE_S is REVERIE_HEARTBEAT_TIMEOUT_S now" in message
 
 
 # --- ports ---
@@ -207,7 +214,9 @@ def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
             assert "belongs to" in said
             assert str(first) in said
         database = f"sqlite:///{tmp_path}/other.sqlite3"
-        for said in refusals("api", "inference", "training", state=first, ledger_url=database, queue_url=url).values():
+        for said in refusals(
+            "api", "inference", "training", state=first, database_url=database, queue_url=url
+        ).values():
             assert "belongs to another instance" in said
         # the training workers' database of one instance is no queue for another
         for said in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
@@ -239,7 +248,7 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
 def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], str]:
     """An API process that answers, and its address."""
     port = free_port()
-    process = start(["api"], state=folder, port=port, drain_s=1, **settings)
+    process = start(["api"], state=folder, port=port, shutdown_grace_s=1, **settings)
     until = time.monotonic() + END_S
     while time.monotonic() < until:
         with contextlib.suppress(httpx.HTTPError):

@@ -28,9 +28,9 @@ END_S = 600.0
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose parts may die, with a dataset in it."""
-    running = Stack(tmp_path_factory.mktemp("training"), log_level="warning", lease_s="2")
+    running = Stack(tmp_path_factory.mktemp("training"), log_level="warning", job_lease_s="2")
     digits(running.state / "state" / "datasets")
     try:
         yield running.up()
@@ -108,67 +108,67 @@ def blow(stack: Stack, folder: Path, victim: str) -> None:
     ],
 )
 def test_a_killed_training_reaches_the_same_weights(
-    house: Stack, tmp_path: Path, epochs: int, victims: list[str]
+    app_state: Stack, tmp_path: Path, epochs: int, victims: list[str]
 ) -> None:
     """Child, worker and queue server die at random moments; the version has the bits of an undisturbed run."""
     chance = random.Random(epochs)
     within = 0
-    with httpx.Client(base_url=house.url, timeout=60) as client:
+    with httpx.Client(base_url=app_state.url, timeout=60) as client:
         job = client.post("/v1/trainings", json=wish(f"killed-{epochs}", epochs)).json()
-        folder = house.state / "state" / "runs" / job["id"]
+        folder = app_state.state / "state" / "runs" / job["id"]
         for victim in victims:
             reached = kept(folder)
             until(lambda: kept(folder) > reached, "no further checkpoint")  # noqa: B023 - called at once
             time.sleep(chance.random())
             within += place(folder)["step"] > 0
             assert client.get(f"/v1/trainings/{job['id']}").json()["status"] != "succeeded", "too short a training"
-            blow(house, folder, victim)
+            blow(app_state, folder, victim)
         until(lambda: client.get(f"/v1/trainings/{job['id']}").json()["finished_at"], "it has not ended")
         ended = client.get(f"/v1/trainings/{job['id']}").json()
         assert (ended["status"], ended["version"]) == ("succeeded", "1"), ended["problem"]
         epochs_told = [line["epoch"] for line in client.get(ended["links"]["metrics"]).json()["data"]]
         assert epochs_told == list(range(1, epochs + 1))
     assert within >= 0.8 * len(victims)
-    made = load_file(house.state / "state" / "checkpoints" / f"killed-{epochs}" / "1" / "model.safetensors")
-    for name, weight in undisturbed(ended["recipe"], house.state / "state" / "datasets", tmp_path / "run").items():
+    made = load_file(app_state.state / "state" / "checkpoints" / f"killed-{epochs}" / "1" / "model.safetensors")
+    for name, weight in undisturbed(ended["recipe"], app_state.state / "state" / "datasets", tmp_path / "run").items():
         assert torch.equal(weight, made[name]), name
 
 
 @pytest.mark.timeout(900)
-def test_a_worker_that_was_thought_dead_changes_nothing(house: Stack, tmp_path: Path) -> None:
+def test_a_worker_that_was_thought_dead_changes_nothing(app_state: Stack, tmp_path: Path) -> None:
     """Frozen past its lease while another worker takes over, it finds its claim gone; one version comes of it."""
-    with httpx.Client(base_url=house.url, timeout=60) as client:
+    with httpx.Client(base_url=app_state.url, timeout=60) as client:
         job = client.post("/v1/trainings", json=wish("frozen", 60)).json()
-        folder = house.state / "state" / "runs" / job["id"]
+        folder = app_state.state / "state" / "runs" / job["id"]
         until(lambda: kept(folder) > 0, "no checkpoint")
-        house.kill("training", signal.SIGSTOP)
-        house.start("training", "second")
+        app_state.kill("training", signal.SIGSTOP)
+        app_state.start("training", "second")
         frozen = kept(folder)
         until(lambda: kept(folder) > frozen + 150, "nobody took it over")
-        house.kill("training", signal.SIGCONT)
+        app_state.kill("training", signal.SIGCONT)
         until(lambda: client.get(f"/v1/trainings/{job['id']}").json()["finished_at"], "it has not ended")
         ended = client.get(f"/v1/trainings/{job['id']}").json()
         assert (ended["status"], ended["version"]) == ("succeeded", "1"), ended["problem"]
         assert client.get("/v1/models/frozen").json()["versions"] == ["1"]
-    house.kill("second", signal.SIGTERM)
-    made = load_file(house.state / "state" / "checkpoints" / "frozen" / "1" / "model.safetensors")
-    for name, weight in undisturbed(ended["recipe"], house.state / "state" / "datasets", tmp_path / "run").items():
+    app_state.kill("second", signal.SIGTERM)
+    made = load_file(app_state.state / "state" / "checkpoints" / "frozen" / "1" / "model.safetensors")
+    for name, weight in undisturbed(ended["recipe"], app_state.state / "state" / "datasets", tmp_path / "run").items():
         assert torch.equal(weight, made[name]), name
 
 
 @pytest.mark.timeout(600)
-def test_a_worker_that_is_told_to_stop_hands_its_training_over(house: Stack) -> None:
+def test_a_worker_that_is_told_to_stop_hands_its_training_over(app_state: Stack) -> None:
     """SIGTERM leaves a checkpoint and a queued job, at once and not after a lease; the next worker goes on from it."""
-    with httpx.Client(base_url=house.url, timeout=60) as client:
+    with httpx.Client(base_url=app_state.url, timeout=60) as client:
         job = client.post("/v1/trainings", json=wish("handed-over", 2000)).json()
-        folder = house.state / "state" / "runs" / job["id"]
+        folder = app_state.state / "state" / "runs" / job["id"]
         until(lambda: kept(folder) > 0, "no checkpoint")
-        house.kill("training", signal.SIGTERM)
+        app_state.kill("training", signal.SIGTERM)
         body = client.get(f"/v1/trainings/{job['id']}").json()
         assert (body["status"], body["attempts"]) == ("queued", 0)
         left = place(folder)
         assert left["checkpoint"]["steps"] == left["steps"]
-        house.start("training")
+        app_state.start("training")
         until(lambda: kept(folder) > left["steps"], "nobody went on")
         client.post(f"/v1/jobs/{job['id']}/cancel")
         until(lambda: not _working(folder), "it goes on after its end")
@@ -182,9 +182,9 @@ def _working(folder: Path) -> bool:
 
 
 @pytest.mark.timeout(600)
-def test_a_loss_that_blows_up_fails_with_its_reason(house: Stack) -> None:
+def test_a_loss_that_blows_up_fails_with_its_reason(app_state: Stack) -> None:
     """The job says what happened; what was good until then is kept and can be published."""
-    with httpx.Client(base_url=house.url, timeout=60) as client:
+    with httpx.Client(base_url=app_state.url, timeout=60) as client:
         body = wish("blown-up", 500)
         body["recipe"]["training"] |= {"learning_rate": 10.0, "optimiser": "sgd", "average": 0.0, "decay": "constant"}
         body["recipe"]["config"]["likelihood"] = "gaussian"
@@ -198,10 +198,10 @@ def test_a_loss_that_blows_up_fails_with_its_reason(house: Stack) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_versions_switch_under_load_without_a_failed_request(house: Stack) -> None:
+def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -> None:
     """A hundred requests a second while twenty switches happen: each answer has the bytes of the version it names."""
     seeds = range(20)
-    with httpx.Client(base_url=house.url, timeout=120) as client:
+    with httpx.Client(base_url=app_state.url, timeout=120) as client:
         header, raw = parts(SHIPPED.read_bytes())
         for times in (0.9, 0.8):
             pixels = (torch.frombuffer(bytearray(raw), dtype=torch.float32) * times).numpy().tobytes()
@@ -216,7 +216,7 @@ def test_versions_switch_under_load_without_a_failed_request(house: Stack) -> No
             for version in ("1", "2", "3")
             for seed in seeds
         }
-    answers = asyncio.run(_switched(house.url, 20))
+    answers = asyncio.run(_switched(app_state.url, 20))
     assert len(answers) >= 100
     versions = set()
     for seed, status, answer in answers:
@@ -233,7 +233,7 @@ async def _switched(url: str, times: int) -> list[tuple[int, int, Any]]:
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         over = asyncio.Event()
 
-        async def ask(seed: int) -> None:
+        async def inference_request(seed: int) -> None:
             answer = await client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": seed})
             found.append((seed, answer.status_code, answer.json()))
 
@@ -241,7 +241,7 @@ async def _switched(url: str, times: int) -> list[tuple[int, int, Any]]:
             asked: set[asyncio.Task[None]] = set()
             number, begun = 0, time.monotonic()
             while not over.is_set():
-                asked.add(asyncio.create_task(ask(number % 20)))
+                asked.add(asyncio.create_task(inference_request(number % 20)))
                 number += 1
                 await asyncio.sleep(max(0.0, begun + number / 100 - time.monotonic()))
             await asyncio.gather(*asked)

@@ -14,13 +14,13 @@ from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from models.kit.partial import Partial
 from models.kit.rows import Rows
-from workers.inference.model_cache import Resident
+from workers.inference.model_cache import LoadedModel
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class SliceResult:
     """A run that used up its slice: what to carry on with, for all rows, and how far it got (0 to 1).
 
     `preview`: what the pictures look like so far, uint8 (B, C, H, W), where the model shows it.
@@ -42,27 +42,27 @@ class Unfinished:
 
 
 def run(
-    resident: Resident,
+    loaded_model: LoadedModel,
     method: str,
     options: dict[str, Any],
     parts: list[Part],
     state: dict[str, Any] | None,
     slice_s: float,
-) -> list[Outcome] | Unfinished:
+) -> list[Outcome] | SliceResult:
     """Run an operation over all rows of `parts`; answers one outcome a part, or Unfinished after `slice_s` seconds.
 
     Where a pass raises, the parts are halved until the bad one fails alone.
     """
     try:
-        answer = _run_all(resident, method, options, parts, state, slice_s)
+        answer = _run_all(loaded_model, method, options, parts, state, slice_s)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; the rows beside it must not suffer
-        if resident.device.type == "cuda" and isinstance(error, torch.OutOfMemoryError):
+        if loaded_model.device.type == "cuda" and isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         if len(parts) == 1:
             return [Outcome(problem=_problem(error, method, parts[0]))]
         half = len(parts) // 2
         # each half starts afresh and runs to its end: rare, and a state cannot be trusted after an error
-        halves = [run(resident, method, options, side, None, float("inf")) for side in (parts[:half], parts[half:])]
+        halves = [run(loaded_model, method, options, side, None, float("inf")) for side in (parts[:half], parts[half:])]
         return [outcome for side in halves if isinstance(side, list) for outcome in side]
     return answer
 
@@ -113,46 +113,46 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 
 
 def _run_all(
-    resident: Resident,
+    loaded_model: LoadedModel,
     method: str,
     options: dict[str, Any],
     parts: list[Part],
     state: dict[str, Any] | None,
     slice_s: float,
-) -> list[Outcome] | Unfinished:
-    plan = resident.plans[method]
-    chosen = resident.options(method, options)
+) -> list[Outcome] | SliceResult:
+    plan = loaded_model.plans[method]
+    chosen = loaded_model.options(method, options)
     stack = _Stack.of(parts, BY_METHOD[method].inputs)
     count = len(stack.seeds)
     # a state spans all rows, so an operation that has one is never cut; whoever sends it keeps to its capacity
-    sliced = resident.entry.card["operations"][method].get("sliced", False)
+    sliced = loaded_model.entry.card["operations"][method].get("sliced", False)
     step = count if sliced else min(plan.largest, count)
     until = time.perf_counter() + slice_s
     pieces = []
     for first in range(0, count, step):
         piece = stack.cut(first, min(first + step, count))
-        answer = _steps(resident, method, chosen, piece.padded(plan.bucket(len(piece.seeds))), state, until)
+        answer = _steps(loaded_model, method, chosen, piece.padded(plan.bucket(len(piece.seeds))), state, until)
         if isinstance(answer, Partial):
             state = {name: _host(value[:count]) for name, value in answer.state.items()}
             preview = None if answer.preview is None else _fields({"images": answer.preview}, count)["images"]
-            return Unfinished(state, float(answer.done), preview)
+            return SliceResult(state, float(answer.done), preview)
         pieces.append(_fields(answer, len(piece.seeds)))
     return _split(joined(pieces), parts)
 
 
 def _steps(
-    resident: Resident, method: str, options: Any, stack: _Stack, state: dict[str, Any] | None, until: float
+    loaded_model: LoadedModel, method: str, options: Any, stack: _Stack, state: dict[str, Any] | None, until: float
 ) -> Any:
     """Call the model until it is finished or the time is up."""
     rows = Rows(torch.from_numpy(stack.seeds), torch.from_numpy(stack.row))
-    images = [torch.from_numpy(item).to(resident.device).float().div_(255) for item in stack.items]
+    images = [torch.from_numpy(item).to(loaded_model.device).float().div_(255) for item in stack.items]
     carried = None
     if state is not None:
         padded = {name: _pad(value, len(stack.seeds)) for name, value in state.items()}
-        carried = {name: torch.tensor(value, device=resident.device) for name, value in padded.items()}
-    answer = resident.call(method, options, rows, images, carried)
+        carried = {name: torch.tensor(value, device=loaded_model.device) for name, value in padded.items()}
+    answer = loaded_model.call(method, options, rows, images, carried)
     while isinstance(answer, Partial) and time.perf_counter() < until:
-        answer = resident.call(method, options, rows, images, answer.state)
+        answer = loaded_model.call(method, options, rows, images, answer.state)
     return answer
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import models
 from core.catalog.operations import BY_METHOD
-from core.catalog.registry import Entry
+from core.catalog.registry import ModelVersion
 from core.settings import Settings
 from models.kit import card as cards
 from models.kit.operations import options_of
@@ -77,12 +77,12 @@ class Plan:
         return next((size for size in self.buckets if size >= count), count)
 
 
-class Resident:
+class LoadedModel:
     """One version of a model, loaded and ready to run."""
 
     def __init__(
         self,
-        entry: Entry,
+        entry: ModelVersion,
         model: Any,
         device: torch.device,
         threads: int = 0,
@@ -245,7 +245,7 @@ def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
     return all(torch.equal(a[:size], b[:size]) for a, b in zip(whole, other, strict=True))
 
 
-class Residents:
+class ModelCache:
     """The models of one worker, least recently used first, within a budget of memory."""
 
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
@@ -253,12 +253,12 @@ class Residents:
         self._advance = advance
         self.device = device_of(settings.device)
         self._settings = settings
-        self._held: OrderedDict[str, Resident] = OrderedDict()
+        self._held: OrderedDict[str, LoadedModel] = OrderedDict()
         if settings.extra_models is not None:
             models.__path__.append(str(Path(settings.extra_models).resolve()))
             importlib.invalidate_caches()
 
-    def get(self, entry: Entry) -> Resident:
+    def get(self, entry: ModelVersion) -> LoadedModel:
         """The model, loaded and warmed where it was not; others make room. Raises what loading raises."""
         held = self._held.get(entry.ref)
         if held is not None:
@@ -268,15 +268,15 @@ class Residents:
             pass
         return self._held[entry.ref]
 
-    def loading(self, entry: Entry) -> Iterator[None]:
+    def loading(self, entry: ModelVersion) -> Iterator[None]:
         """Load and warm a model in steps, between which the caller may serve others; held when they are done."""
         begun = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
-        resident = Resident(entry, model.eval(), self.device, self._settings.threads, self._advance)
-        self._make_room(resident.size_bytes)
+        loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
+        self._make_room(loaded_model.size_bytes)
         yield
-        yield from resident.warm(self._settings.slice_s, self._settings.state / "plans")
-        self._held[entry.ref] = resident
+        yield from loaded_model.warm(self._settings.time_slice_s, self._settings.state / "plans")
+        self._held[entry.ref] = loaded_model
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - begun, 3)})
 
     def holds(self, ref: str) -> bool:
@@ -289,7 +289,7 @@ class Residents:
             ref, _ = self._held.popitem(last=False)
             log.info("model unloaded", extra={"model": ref})
 
-    def warm_all(self, entries: list[Entry]) -> None:
+    def warm_all(self, entries: list[ModelVersion]) -> None:
         """Load what fits of these, smallest file first; one that cannot be loaded is logged and left out."""
         used = 0
         for entry in sorted(entries, key=lambda entry: entry.path.stat().st_size):
@@ -300,7 +300,7 @@ class Residents:
                 self.get(entry)
 
     @contextlib.contextmanager
-    def failures_logged(self, entry: Entry) -> Iterator[None]:
+    def failures_logged(self, entry: ModelVersion) -> Iterator[None]:
         """Log what goes wrong with a model instead of raising it."""
         try:
             yield

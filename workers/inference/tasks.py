@@ -21,12 +21,12 @@ from celery import signals
 from core.blobs import Blobs
 from core.broker.codec import Batch, Items, Part, cut_items, pack, unpack
 from core.broker.connection import (
-    NEWS,
-    NOTES_LENGTH,
+    COMPLETION_STREAM_LENGTH,
+    JOB_UPDATES,
     RUN_BATCH,
     RUN_JOBS,
     WORKERS,
-    Post,
+    FireAndForgetClient,
     connect,
     dropped_key,
     make_celery,
@@ -36,16 +36,16 @@ from core.broker.connection import (
     started_key,
 )
 from core.catalog.operations import BY_METHOD
-from core.catalog.recipes import Places
-from core.catalog.registry import Entry, Registry
+from core.catalog.recipes import StatePaths
+from core.catalog.registry import ModelVersion, Registry
 from core.imaging.pictures import grid
 from core.imaging.tiling import Layout
-from core.jobs.store import Done, Job, Ledger
-from core.log import quietly
+from core.jobs.store import Done, Job, JobStore
+from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
 from core.storage import storage_problem
 from workers.inference import engine
-from workers.inference.model_cache import Residents
+from workers.inference.model_cache import ModelCache
 from workers.inference.unsaved import UnsavedReports
 from workers.inference.watchdog import Watchdog
 
@@ -56,13 +56,13 @@ INLINE_BYTES = 256 << 10
 
 CLAIM_LIMIT = 32
 
-LOOK_OUT_S = 0.1
+CANDIDATE_POLL_S = 0.1
 """How often a worker looks for a version that is to serve next, and takes one step in loading it."""
 
 TILE_SLICE_S = 0.25
 """Least slice of work on tiles, about what one takes a network on a CPU."""
 
-AWAKE_S = 0.002
+BUSY_POLL_S = 0.002
 """How long a worker that has just had something to do looks for more before it sleeps."""
 
 PREVIEW_S, PREVIEW_ROWS, PREVIEW_KEEP_S = 0.4, 64, 600
@@ -77,40 +77,40 @@ class Worker:
         self.settings = settings
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.redis = connect(settings)
-        self._post = Post(self.redis)
-        self.ledger = Ledger(settings.ledger)
+        self._post = FireAndForgetClient(self.redis)
+        self.job_store = JobStore(settings.database)
         self.blobs = Blobs(settings.blobs)
-        self.registry = Registry(settings.checkpoints, Places(settings.state).checkpoints)
+        self.registry = Registry(settings.checkpoints, StatePaths(settings.state).checkpoints)
         self.watchdog = Watchdog(settings.stall_s)
-        self.residents = Residents(settings, self.watchdog.advance)
+        self.model_cache = ModelCache(settings, self.watchdog.advance)
         self.celery = make_celery(settings)
-        self.celery.task(name=RUN_BATCH, Strategy="workers.inference.tasks:at_once")(self.run_batch)
-        self.celery.task(name=RUN_JOBS, Strategy="workers.inference.tasks:at_once")(self.run_jobs)
+        self.celery.task(name=RUN_BATCH, Strategy="workers.inference.tasks:run_inline")(self.run_batch)
+        self.celery.task(name=RUN_JOBS, Strategy="workers.inference.tasks:run_inline")(self.run_jobs)
         self.counters: Counter[str] = Counter()
         self.state = "warming"
         self._holding = False
-        self._unsaved = UnsavedReports(self.ledger, settings.storage_wait_s)
+        self._unsaved = UnsavedReports(self.job_store, settings.storage_wait_s)
         self._running: list[str] = []
         self._shown: dict[str, float] = {}
         self._refused: dict[str, str] = {}
-        self._loading: tuple[Entry, Iterator[None]] | None = None
+        self._loading: tuple[ModelVersion, Iterator[None]] | None = None
         self._beats = 0
         self._stopped = threading.Event()
 
     def start(self) -> None:
         """Warm the models up, then serve until told to stop; the current piece of work is finished first."""
-        pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
+        pulse = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
         pulse.start()
         with self.watchdog.working("loading models"):
-            self.residents.warm_all(self.registry.serving())
+            self.model_cache.warm_all(self.registry.serving())
         # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
         gc.collect()
         gc.freeze()
         self.state = "ready"
-        self._beat()
+        self._publish_heartbeat()
         signals.worker_shutting_down.connect(self._drain)
-        signals.worker_ready.connect(_stay_awake)
-        signals.worker_ready.connect(self._look_out)
+        signals.worker_ready.connect(busy_poll)
+        signals.worker_ready.connect(self.watch_candidates)
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         try:
             self.celery.worker_main(["--quiet", "worker", "-P", "solo", "-n", self.id, "-l", "WARNING", *flags])
@@ -118,55 +118,56 @@ class Worker:
             self._stopped.set()
             self.watchdog.stop()
             pulse.join(2)
-            quietly(lambda: self.redis.hdel(WORKERS, self.id))
+            best_effort(lambda: self.redis.hdel(WORKERS, self.id))
 
     def _drain(self, **_said: object) -> None:
         self.state = "draining"
 
     # --- versions that are to serve next ---
 
-    def _look_out(self, sender: Any, **_said: object) -> None:
-        sender.hub.call_repeatedly(LOOK_OUT_S, self.load_announced)
+    def watch_candidates(self, sender: Any, **_said: object) -> None:
+        """Load candidate versions step by step, between the messages that the worker receives."""
+        sender.hub.call_repeatedly(CANDIDATE_POLL_S, self.load_candidates)
 
-    def load_announced(self) -> None:
+    def load_candidates(self) -> None:
         """One step towards having loaded what is to serve next; what waits on the lanes goes between the steps."""
         if self._loading is None:
-            wanted = {entry.ref: entry for entry in self.registry.announced()}
+            wanted = {entry.ref: entry for entry in self.registry.candidates()}
             self._refused = {ref: why for ref, why in self._refused.items() if ref in wanted}
-            open_ = [ref for ref in wanted if ref not in self._refused and not self.residents.holds(ref)]
+            open_ = [ref for ref in wanted if ref not in self._refused and not self.model_cache.holds(ref)]
             entry = wanted[open_[0]] if open_ else None
             if entry is None:
                 return
-            self._loading = (entry, self.residents.loading(entry))
+            self._loading = (entry, self.model_cache.loading(entry))
         entry, steps = self._loading
         try:
             with self.watchdog.working("loading", entry.ref):
                 next(steps)
         except StopIteration:
             self._loading = None
-            quietly(self._beat)
+            best_effort(self._publish_heartbeat)
         except Exception as error:
             log.exception("version cannot be loaded", extra={"model": entry.ref})
             self._loading = None
             self._refused[entry.ref] = f"{type(error).__name__}: {error}"
-            quietly(self._beat)
+            best_effort(self._publish_heartbeat)
 
     # --- sign of life ---
 
-    def _pulse(self) -> None:
+    def _run_heartbeat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
             self.watchdog.check()
-            quietly(self._beat)
+            best_effort(self._publish_heartbeat)
             if self._holding or self._unsaved.waiting:
-                quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+                best_effort(lambda: self.job_store.renew(self.id, self.settings.job_lease_s))
             if self._unsaved.waiting:
-                quietly(self._save_again)
+                best_effort(self._save_again)
 
     def _save_again(self) -> None:
         if counted := self._unsaved.save():
             self._announce(counted)
 
-    def _beat(self) -> None:
+    def _publish_heartbeat(self) -> None:
         self._beats += 1
         said = {
             "beat": self._beats,
@@ -174,9 +175,9 @@ class Worker:
             "state": self.state,
             "host": platform.node(),
             "pid": os.getpid(),
-            "device": str(self.residents.device),
+            "device": str(self.model_cache.device),
             "running": list(self._running),
-            "capacity": self.residents.capacity(),
+            "capacity": self.model_cache.capacity(),
             "refused": dict(self._refused),
             "counters": dict(self.counters),
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -202,24 +203,24 @@ class Worker:
 
     def _run(self, batch: Batch) -> None:
         try:
-            resident = self.residents.get(self._entry(batch.model, batch.version))
+            loaded_model = self.model_cache.get(self._entry(batch.model, batch.version))
         except Exception as error:
             log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
             self._tell(batch, {"kind": "done", "outcomes": [{"problem": _unloadable(error)}] * len(batch.parts)})
             return
         begun = time.perf_counter()
         answer = engine.run(
-            resident, batch.method, batch.options, batch.parts, batch.state, self._slice_s(batch.method)
+            loaded_model, batch.method, batch.options, batch.parts, batch.state, self._slice_s(batch.method)
         )
         took = time.perf_counter() - begun
         self._count(batch.method, sum(part.rows for part in batch.parts), took)
-        if isinstance(answer, engine.Unfinished):
+        if isinstance(answer, engine.SliceResult):
             batch.state = answer.state
             self._show(batch.parts, answer)
             self.redis.lpush(queue_name("bulk"), message(RUN_BATCH, "bulk", batch.pack()))
             self._tell(batch, {"kind": "progress", "done": answer.done})
             return
-        pace = {"took": took, "wide": resident.threads > 1}
+        pace = {"took": took, "wide": loaded_model.threads > 1}
         self._tell(batch, {"kind": "done", **pace, "outcomes": [vars(outcome) for outcome in answer]})
         if log.isEnabledFor(logging.INFO):
             ids = [part.request_id for part in batch.parts]
@@ -237,11 +238,11 @@ class Worker:
                 note = {"kind": "done", "outcomes": [{"problem": storage_problem(error)}] * len(batch.parts)}
             data = pack({**note, "batch": batch.id, "worker": self.id})
         try:
-            self._post.send("XADD", batch.reply, "MAXLEN", "~", NOTES_LENGTH, "*", "note", data)
+            self._post.send("XADD", batch.reply, "MAXLEN", "~", COMPLETION_STREAM_LENGTH, "*", "note", data)
         except redis.RedisError:
             log.warning("note lost; its batch will be sent again", exc_info=True)
 
-    def _show(self, parts: list[Part], answer: engine.Unfinished) -> None:
+    def _show(self, parts: list[Part], answer: engine.SliceResult) -> None:
         """Leave what unfinished pictures look like where an API process finds them."""
         now = time.monotonic()
         for index, part in enumerate(parts):
@@ -252,14 +253,14 @@ class Worker:
                 self._shown = {call: at for call, at in self._shown.items() if now - at < PREVIEW_S}
             self._shown[part.call] = now
             command = ("SET", preview_key(part.call), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_KEEP_S)
-            quietly(partial(self._post.send, *command))
+            best_effort(partial(self._post.send, *command))
 
     def _slice_s(self, method: str) -> float:
         """How long a slice may take: the states of unfinished tiles have megabytes, which cost time to carry on."""
         least = TILE_SLICE_S if BY_METHOD[method].tiled else 0.0
-        return max(self.settings.slice_s, least)
+        return max(self.settings.time_slice_s, least)
 
-    def _entry(self, model: str, version: str) -> Entry:
+    def _entry(self, model: str, version: str) -> ModelVersion:
         entry = self.registry.find(f"{model}@{version}")
         if entry is None:
             raise LookupError(f"no checkpoint of {model}@{version} here")
@@ -276,7 +277,7 @@ class Worker:
         """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
         if self._unsaved.waiting:
             return  # the database cannot be written: no more is computed until what is done is saved
-        claimed = self.ledger.claim(self.id, self.settings.lease_s, CLAIM_LIMIT, self._room)
+        claimed = self.job_store.claim(self.id, self.settings.job_lease_s, CLAIM_LIMIT, self._room)
         if not claimed:
             return
         self._holding = True
@@ -290,8 +291,12 @@ class Worker:
 
     def _announce(self, job_ids: list[str]) -> None:
         """Say which jobs have changed, and that there may be more to do."""
-        quietly(lambda: self.redis.xadd(NEWS, {"ids": pack(job_ids)}, maxlen=NOTES_LENGTH, approximate=True))
-        quietly(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
+        best_effort(
+            lambda: self.redis.xadd(
+                JOB_UPDATES, {"ids": pack(job_ids)}, maxlen=COMPLETION_STREAM_LENGTH, approximate=True
+            )
+        )
+        best_effort(lambda: self.redis.lpush(queue_name("bulk"), message(RUN_JOBS, "bulk")))
 
     def _with_room(self, claimed: list[Job]) -> list[Job]:
         """The jobs whose results there seems to be room for; those known not to fit yet are put back uncomputed."""
@@ -311,7 +316,7 @@ class Worker:
         self._unsaved.defer(job["id"], job["token"], storage_problem(error), size_bytes)
 
     def _room(self, job: Job) -> int:
-        return self.residents.largest(f"{job['model']}@{job['version']}", job["method"])
+        return self.model_cache.largest(f"{job['model']}@{job['version']}", job["method"])
 
     def _slice(self, claimed: list[Job]) -> list[Done]:
         if not claimed:
@@ -319,8 +324,8 @@ class Worker:
         first = claimed[0]
         method, options = first["method"], orjson.loads(first["options"])
         try:
-            resident = self.residents.get(self._entry(first["model"], first["version"]))
-            slice_rows = resident.plans[method].slice_rows
+            loaded_model = self.model_cache.get(self._entry(first["model"], first["version"]))
+            slice_rows = loaded_model.plans[method].slice_rows
             claimed, parts = self._parts(claimed, max(1, slice_rows))
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job["id"] for job in claimed]})
@@ -329,15 +334,15 @@ class Worker:
             return []
         state = None if first["state"] is None else unpack(first["state"])
         begun = time.perf_counter()
-        answer = engine.run(resident, method, options, parts, state, self._slice_s(method))
+        answer = engine.run(loaded_model, method, options, parts, state, self._slice_s(method))
         self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
-        if isinstance(answer, engine.Unfinished):
+        if isinstance(answer, engine.SliceResult):
             self._show(parts, answer)
         log.info("jobs", extra={"method": method, "request_ids": [part.request_id for part in parts]})
         reports = []
         for index, (job, part) in enumerate(zip(claimed, parts, strict=True)):
             done = Done(job["id"], job["token"], part.first, part.rows)
-            if isinstance(answer, engine.Unfinished):
+            if isinstance(answer, engine.SliceResult):
                 carried = pack(answer.of(parts, index))
                 reports.append(Done(**{**vars(done), "state": carried, "state_done": answer.done}))
                 continue
@@ -388,7 +393,7 @@ class Worker:
         return {"blob": key}
 
 
-def at_once(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
+def run_inline(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
     """A Celery strategy: run the task where its message is received.
 
     The default one builds a request with retries, limits, results and events, none of which is used here, at about
@@ -407,7 +412,7 @@ def at_once(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
     return handle
 
 
-def _stay_awake(sender: Any, **_said: object) -> None:
+def busy_poll(sender: Any, **_said: object) -> None:
     """Let the loop of Celery's consumer look for messages for a moment after the last one, and sleep then.
 
     A client that asks again as soon as it is answered comes back within a millisecond or two; to wake a sleeping
@@ -425,7 +430,7 @@ def _stay_awake(sender: Any, **_said: object) -> None:
             events = sleep(0)
         events = events or sleep(timeout)
         if events:
-            awake_until = time.perf_counter() + AWAKE_S
+            awake_until = time.perf_counter() + BUSY_POLL_S
         return events
 
     poller.poll = poll

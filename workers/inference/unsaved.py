@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy.exc
 
-from core.jobs.store import Done, Ledger
+from core.jobs.store import Done, JobStore
 from core.storage import storage_problem
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ class UnsavedReports:
     and the reason: that is a small write, for which there may be room.
     """
 
-    def __init__(self, ledger: Ledger, wait_s: float) -> None:
-        self._ledger = ledger
+    def __init__(self, job_store: JobStore, wait_s: float) -> None:
+        self._job_store = job_store
         self._wait_s = wait_s
         self._lock = threading.Lock()
         self._reports: list[Done] = []
@@ -54,11 +54,11 @@ class UnsavedReports:
             try:
                 while self._deferred:
                     job_id, token, problem, size_bytes = self._deferred[-1]
-                    if self._ledger.defer(job_id, token, problem, self._wait_s, size_bytes):
+                    if self._job_store.defer(job_id, token, problem, self._wait_s, size_bytes):
                         written.append(job_id)
                     self._deferred.pop()
                 if self._reports:
-                    counted = self._ledger.settle(self._reports)
+                    counted = self._job_store.settle(self._reports)
                     if len(counted) < len(self._reports):
                         log.warning("claims lost meanwhile", extra={"jobs": len(self._reports) - len(counted)})
                     written += counted

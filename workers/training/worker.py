@@ -31,14 +31,14 @@ import sqlalchemy.exc
 
 from core.blobs import remove_tree, size_of
 from core.broker.codec import pack, unpack
-from core.broker.connection import NEWS, NOTES_LENGTH, WORKERS, connect, preview_key
-from core.catalog.recipes import TRAINERS, WAKE, Places, better
+from core.broker.connection import COMPLETION_STREAM_LENGTH, JOB_UPDATES, WORKERS, connect, preview_key
+from core.catalog.recipes import TRAINING_WAKEUP, TRAINING_WORKERS, StatePaths, better
 from core.catalog.registry import Registry
 from core.catalog.versions import FILE, Versions, awaited, loaded, refused
 from core.datasets.store import Datasets
 from core.jobs.lease_reaper import LeaseReaper
-from core.jobs.store import DESK, TERMINAL, TRAINING, Job, Ledger
-from core.log import quietly, set_up
+from core.jobs.store import AUXILIARY_KINDS, TERMINAL, TRAINING, Job, JobStore
+from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard, check, errors_end_the_program, load_settings
 from core.storage import INSUFFICIENT_STORAGE, NO_SPACE, lacks_space, reason_of, storage_problem
@@ -74,15 +74,15 @@ PREVIEW_KEEP_S = 600
 FRESH_S = 5.0
 
 
-class StopError(Exception):
+class WorkerStoppingError(Exception):
     """This worker is to stop; what it holds goes back."""
 
 
-class LostError(Exception):
+class ClaimLostError(Exception):
     """The claim on a job is gone: it was cancelled, paused or taken over."""
 
 
-class FailError(Exception):
+class TrainingFailedError(Exception):
     """A job cannot be done; what is said goes to the client."""
 
     def __init__(self, title: str, detail: str, status: int = 500) -> None:
@@ -90,9 +90,9 @@ class FailError(Exception):
         self.title, self.status = title, status
         self.problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
-    def adding(self, more: str) -> "FailError":
+    def adding(self, more: str) -> "TrainingFailedError":
         """The same with more detail."""
-        return FailError(self.title, f"{self}; {more}", self.status)
+        return TrainingFailedError(self.title, f"{self}; {more}", self.status)
 
 
 @dataclass
@@ -109,16 +109,16 @@ class Watched:
     advanced: float = 0.0
 
 
-class Trainer:
+class TrainingWorker:
     """One training worker: a trainer and a desk, each a thread that takes jobs of its kinds from the ledger."""
 
     def __init__(self, chosen: Settings) -> None:
         """Open the ledger and the folders; nothing runs yet."""
         self.settings = chosen
         self.id = f"trainer-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        self.places = Places(chosen.state.resolve())
-        self.ledger = Ledger(chosen.ledger)
-        self.reaper = LeaseReaper(self.ledger, chosen.lease_s, chosen.max_attempts)
+        self.places = StatePaths(chosen.state.resolve())
+        self.job_store = JobStore(chosen.database)
+        self.reaper = LeaseReaper(self.job_store, chosen.job_lease_s, chosen.max_attempts)
         self.datasets = Datasets(self.places.datasets)
         self.versions = Versions(self.places.checkpoints)
         self.registry = Registry(chosen.checkpoints, self.places.checkpoints)
@@ -139,7 +139,9 @@ class Trainer:
             threading.Thread(target=self._describe, name="describe"),
         ]
         # one of several does no dry runs: however many slow ones there are, an import does not wait for them
-        desks = [DESK] * max(1, self.settings.desk_workers - 1) + [QUICK_DESK] * (self.settings.desk_workers > 1)
+        desks = [AUXILIARY_KINDS] * max(1, self.settings.desk_workers - 1) + [QUICK_DESK] * (
+            self.settings.desk_workers > 1
+        )
         threads += [
             threading.Thread(target=self._serve, args=(kinds,), name=f"desk-{number}")
             for number, kinds in enumerate(desks)
@@ -147,10 +149,10 @@ class Trainer:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            quietly(self._keep)
+            best_effort(self._keep)
             time.sleep(HEARTBEAT_S / 4 if self.stopping.is_set() else HEARTBEAT_S)
-        quietly(lambda: self.ledger.release(self.id))
-        quietly(lambda: self.redis.hdel(TRAINERS, self.id))
+        best_effort(lambda: self.job_store.release(self.id))
+        best_effort(lambda: self.redis.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
         """Have children write their checkpoints, and end."""
@@ -162,7 +164,7 @@ class Trainer:
     def _keep(self) -> None:
         """Renew leases, tell that this worker lives, give back what dead ones held, let go of unused datasets."""
         if self.running:
-            quietly(lambda: self.ledger.renew(self.id, self.settings.lease_s))
+            best_effort(lambda: self.job_store.renew(self.id, self.settings.job_lease_s))
         said = {
             "at": time.time(),
             "state": self.state,
@@ -171,23 +173,23 @@ class Trainer:
             "running": list(self.running),
             "devices": self.devices,
         }
-        quietly(lambda: self.redis.hset(TRAINERS, self.id, pack(said)))
+        best_effort(lambda: self.redis.hset(TRAINING_WORKERS, self.id, pack(said)))
         if time.monotonic() - self._swept >= SWEEP_S:
             self._swept = time.monotonic()
             for job_id in self.reaper.reap():
                 log.warning("lease lapsed", extra={"job": job_id})
-            self._let_go()
+            self._release_datasets()
 
-    def _let_go(self) -> None:
+    def _release_datasets(self) -> None:
         for folder in self.places.datasets.glob("[!.]*/uses/job_*"):
-            job = self.ledger.get(folder.name)
+            job = self.job_store.get(folder.name)
             if job is None or job["status"] in TERMINAL:
                 self.datasets.release(folder.parent.parent.name, folder.name)
 
     def _describe(self) -> None:
         """Find out what this worker can train, and on how many devices."""
-        quietly(self._look_at_families)
-        quietly(self._count_devices)
+        best_effort(self._refresh_families)
+        best_effort(self._count_devices)
         if self.devices is None and not self.stopping.is_set():
             self.devices = 1
 
@@ -212,7 +214,7 @@ class Trainer:
             return None
         return done.stdout
 
-    def _look_at_families(self) -> None:
+    def _refresh_families(self) -> None:
         if self.settings.extra_models is None:
             return
         said = self._said("families")
@@ -242,13 +244,13 @@ class Trainer:
                 self._do(job)
             finally:
                 del self.running[job["id"]], self._owners[job["id"]]
-                quietly(lambda: self._remove_scratch(job))  # noqa: B023 - called at once
-                quietly(lambda: self._news(job["id"]))  # noqa: B023 - called at once
+                best_effort(lambda: self._remove_scratch(job))  # noqa: B023 - called at once
+                best_effort(lambda: self._news(job["id"]))  # noqa: B023 - called at once
 
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
         """Take a job, and note it among those that run before another thread looks whose turn it is."""
         with self._claiming:
-            job = self.ledger.take(self.id, self.settings.lease_s, kinds, self._passed_over(kinds))
+            job = self.job_store.take(self.id, self.settings.job_lease_s, kinds, self._passed_over(kinds))
             if job is not None:
                 self.running[job["id"]], self._owners[job["id"]] = job["kind"], job["owner"]
             return job
@@ -257,18 +259,18 @@ class Trainer:
         """Owners whose short jobs have to wait: one of them must not take every place. Without keys all are one."""
         if TRAINING in kinds:
             return []
-        held = Counter(self._owners.get(job, "") for job, kind in list(self.running.items()) if kind in DESK)
+        held = Counter(self._owners.get(job, "") for job, kind in list(self.running.items()) if kind in AUXILIARY_KINDS)
         return [owner for owner, count in held.items() if owner and count >= max(1, self.settings.desk_workers - 2)]
 
     def _sleep(self) -> None:
         """Wait for a message, a second at most: it is a hint, and the ledger is asked anyway."""
         try:
-            self.redis.blpop([WAKE], timeout=1)
+            self.redis.blpop([TRAINING_WAKEUP], timeout=1)
         except (redis.RedisError, OSError):
             self.stopping.wait(1.0)
 
     def _news(self, job_id: str) -> None:
-        self.front.xadd(NEWS, {"ids": pack([job_id])}, maxlen=NOTES_LENGTH, approximate=True)
+        self.front.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=COMPLETION_STREAM_LENGTH, approximate=True)
 
     def _do(self, job: Job) -> None:
         work = {
@@ -279,11 +281,11 @@ class Trainer:
         }[job["kind"]]
         try:
             work(job)
-        except LostError:
+        except ClaimLostError:
             log.info("taken away", extra={"job": job["id"]})
-        except StopError:
-            quietly(lambda: self.ledger.put_back(job["id"], job["token"], "its worker stopped"))
-        except FailError as error:
+        except WorkerStoppingError:
+            best_effort(lambda: self.job_store.requeue(job["id"], job["token"], "its worker stopped"))
+        except TrainingFailedError as error:
             if error.status == INSUFFICIENT_STORAGE:
                 self._defer(job, error.problem)
             else:
@@ -294,21 +296,23 @@ class Trainer:
             if not lacks_space(error):
                 log.exception("job failed", extra={"job": job["id"]})
                 why = f"a fault of the service: {type(error).__name__}: {reason_of(error)}"
-                self._fail(job, FailError("Training failed", why))
+                self._fail(job, TrainingFailedError("Training failed", why))
             else:
                 self._defer(job, _no_room(reason_of(error)).problem)
         except Exception as error:
             log.exception("job failed", extra={"job": job["id"]})
-            self._fail(job, FailError("Training failed", f"a fault of the service: {type(error).__name__}: {error}"))
+            self._fail(
+                job, TrainingFailedError("Training failed", f"a fault of the service: {type(error).__name__}: {error}")
+            )
 
     def _defer(self, job: Job, problem: dict[str, Any]) -> None:
         """Put a job back until there is room on the disk; after the time that it may wait, it ends with the problem."""
         log.warning("job waits for room", extra={"job": job["id"], "reason": problem["detail"]})
         wait_s = self.settings.storage_wait_s
-        self._settle(lambda: self.ledger.defer(job["id"], job["token"], problem, wait_s))
+        self._settle(lambda: self.job_store.defer(job["id"], job["token"], problem, wait_s))
 
-    def _fail(self, job: Job, error: FailError) -> None:
-        self._settle(lambda: self.ledger.end(job["id"], job["token"], problem=error.problem))
+    def _fail(self, job: Job, error: TrainingFailedError) -> None:
+        self._settle(lambda: self.job_store.end(job["id"], job["token"], problem=error.problem))
 
     def _settle(self, act: Any) -> None:
         """Write the end of a job, however often that must be tried while this worker lives."""
@@ -331,7 +335,7 @@ class Trainer:
         self._room(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "asked.json").write_text(json.dumps(asked["recipe"]))
-        self._evict(folder)
+        self._kill_orphan(folder)
         watched = self._remembered(job)
         resumed = (folder / "state.pt").exists()
         step = (_read(folder / "progress.json").get("checkpoint") or {}).get("steps") if resumed else None
@@ -344,17 +348,17 @@ class Trainer:
             if code == 0:
                 break
             if self.stopping.is_set():
-                raise StopError
+                raise WorkerStoppingError
             if code == INTERRUPTED:
                 code = -signal.SIGTERM
             if code == UNSOUND:
-                raise FailError("Training diverged", f"{said}; {_exportable(folder)}", 422)
+                raise TrainingFailedError("Training diverged", f"{said}; {_exportable(folder)}", 422)
             if code == TOO_LARGE:
-                raise FailError("Training too large", f"{said}; {_exportable(folder)}", 422)
+                raise TrainingFailedError("Training too large", f"{said}; {_exportable(folder)}", 422)
             if code > 0:
                 self._check_full(folder, said)
                 why = said or f"its process ended with code {code}, which is a fault of the service"
-                raise FailError("Training failed", f"{why}; {_exportable(folder)}", 422 if said else 500)
+                raise TrainingFailedError("Training failed", f"{why}; {_exportable(folder)}", 422 if said else 500)
             # killed from outside, by the kernel for its memory perhaps: not by what it trains on
             deaths = 1 if watched.reached > reached else deaths + 1
             if deaths >= self.settings.max_attempts:
@@ -362,16 +366,16 @@ class Trainer:
                 detail = (
                     f"the process was killed {deaths} times ({name}) without getting further; {_exportable(folder)}"
                 )
-                raise FailError("Training process lost", detail)
+                raise TrainingFailedError("Training process lost", detail)
             self._tell(job, watched, [_message(f"the process was killed ({signal.Signals(-code).name}); again")])
         version, figures = self._published(job, asked, folder)
         result = {"model": job["model"], "version": version, "figures": figures}
-        self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(result), version=version))
+        self._settle(lambda: self.job_store.end(job["id"], job["token"], result=pack(result), version=version))
 
     def _remembered(self, job: Job) -> Watched:
         """What has been told of a training by whoever ran it before."""
         watched = Watched(progress=job["progress"])
-        for event in self.ledger.events_after(job["id"], 0):
+        for event in self.job_store.events_after(job["id"], 0):
             if event["event"] == "metrics":
                 watched.epochs = max(watched.epochs, orjson.loads(event["data"])["epoch"])
             elif event["event"] == "checkpoint":
@@ -416,10 +420,10 @@ class Trainer:
             if took_s >= watched.weighed + WEIGH_S:
                 watched.weighed = took_s
                 self._limits(folder, child.pid, took_s)
-        except LostError:
+        except ClaimLostError:
             self._stopped(child)
             raise
-        except FailError as error:
+        except TrainingFailedError as error:
             self._stopped(child)
             raise error.adding(_exportable(folder)) from error
         except redis.RedisError:
@@ -435,8 +439,8 @@ class Trainer:
         return time.monotonic() - watched.advanced > self.settings.training_stall_s
 
     def _hold(self, job: Job) -> None:
-        if not self.ledger.holds(job["id"], job["token"]):
-            raise LostError
+        if not self.job_store.holds(job["id"], job["token"]):
+            raise ClaimLostError
 
     def _report(self, job: Job, folder: Path, watched: Watched) -> None:
         """Events of what a run has written since the last look. Raises LostError."""
@@ -472,8 +476,8 @@ class Trainer:
         further: bool = False,
         charged: bool = False,
     ) -> None:
-        if not self.ledger.tell(job["id"], job["token"], notes, watched.progress, further=further, charged=charged):
-            raise LostError
+        if not self.job_store.tell(job["id"], job["token"], notes, watched.progress, further=further, charged=charged):
+            raise ClaimLostError
         with contextlib.suppress(redis.RedisError):
             self._news(job["id"])
 
@@ -488,14 +492,14 @@ class Trainer:
         """Raises FailError where a run takes more than it may."""
         chosen = self.settings
         seconds = max(took_s, _read(folder / "progress.json").get("seconds", 0.0))
-        if seconds > chosen.training_s:
-            raise FailError(
-                "Training too long", f"it ran for {seconds:.0f} s; at most {chosen.training_s:.0f} s may be"
+        if seconds > chosen.training_timeout_s:
+            raise TrainingFailedError(
+                "Training too long", f"it ran for {seconds:.0f} s; at most {chosen.training_timeout_s:.0f} s may be"
             )
         self._weigh(pid, "Training too large")
         size = size_of(folder)
         if size > chosen.training_disk_bytes:
-            raise FailError(
+            raise TrainingFailedError(
                 "Run too large", f"its folder holds {size} bytes; at most {chosen.training_disk_bytes} may be"
             )
         self._room(folder)
@@ -505,14 +509,15 @@ class Trainer:
         held, most = _anonymous_bytes(pid), self.settings.training_memory_bytes
         if held > most:
             detail = f"it held {held >> 20} MiB; at most {most >> 20} MiB may be: a smaller batch or network needs less"
-            raise FailError(title, detail, 422)
+            raise TrainingFailedError(title, detail, 422)
 
     def _room(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if free < self.settings.training_free_bytes:
-            detail = f"the disk has {free >> 20} MiB left, and {self.settings.training_free_bytes >> 20} MiB stay free"
-            raise FailError("Disk full", f"{detail}; delete trainings or datasets that are not needed", 507)
+        if free < self.settings.training_min_free_disk_bytes:
+            least = self.settings.training_min_free_disk_bytes
+            detail = f"the disk has {free >> 20} MiB left, and {least >> 20} MiB stay free"
+            raise TrainingFailedError("Disk full", f"{detail}; delete trainings or datasets that are not needed", 507)
 
     def _check_full(self, folder: Path, said: str) -> None:
         """Raise FailError (507) where a child failed because the disk is full. `said` is its own reason, if any."""
@@ -523,13 +528,15 @@ class Trainer:
         if not said:
             self._room(folder)
 
-    def _evict(self, folder: Path) -> None:
+    def _kill_orphan(self, folder: Path) -> None:
         """End the process that a worker thought dead left at work in a run's folder."""
         deadline = time.monotonic() + STOP_S
         while (pid := _holder(folder)) is not None:
             late = time.monotonic() > deadline
             if time.monotonic() > deadline + STOP_S:
-                raise FailError("Training process lost", f"the process {pid} works in its folder and cannot be ended")
+                raise TrainingFailedError(
+                    "Training process lost", f"the process {pid} works in its folder and cannot be ended"
+                )
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             time.sleep(0.1 if late else 0.5)
@@ -538,18 +545,18 @@ class Trainer:
 
     def _published(self, job: Job, asked: Any, folder: Path) -> tuple[str, list[Any]]:
         """Measure a run and make it a version, which serves if it was asked to; answers its number and figures."""
-        name, desk = job["model"], folder / job["id"]
-        desk.mkdir(exist_ok=True)
-        version = self._number(name, desk)
+        name, auxiliary_job = job["model"], folder / job["id"]
+        auxiliary_job.mkdir(exist_ok=True)
+        version = self._number(name, auxiliary_job)
         path = self.versions.path(name, version)
         against = self.registry.find(name)
         if against is not None and against.version == version:
             against = None
-        measured = desk / "measured.json"
+        measured = auxiliary_job / "measured.json"
         if not path.exists():
             self._tell(job, Watched(progress=0.99), [_message(f"measuring version {version} on the test split")])
             how = asked.get("evaluation", {})
-            words = ["--checkpoints", str(desk), "--version", version, "--job", job["id"]]
+            words = ["--checkpoints", str(auxiliary_job), "--version", version, "--job", job["id"]]
             words += [f"--count={how.get('count', 1000)}", f"--k={how.get('k', 100)}", *self._common(device=False)]
             words += ["--against", str(against.path)] if against else []
             said = self._short(job, self._models("publish", str(folder), *words), folder / "log")
@@ -635,7 +642,7 @@ class Trainer:
         (folder / "asked.json").write_text(json.dumps(asked["recipe"]))
         command = self._models("estimate", str(folder / "asked.json"), *self._common())
         said = self._short(job, command, folder / "log", timeout_s=self.settings.estimate_s)
-        self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(said)))
+        self._settle(lambda: self.job_store.end(job["id"], job["token"], result=pack(said)))
 
     def _import(self, job: Job) -> None:
         """Hold an uploaded file to its card, and make it a version that serves only where there is no other."""
@@ -656,7 +663,7 @@ class Trainer:
         if known is None:
             self.versions.serve(name, version)
         result = {"model": name, "version": version}
-        self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(result), version=version))
+        self._settle(lambda: self.job_store.end(job["id"], job["token"], result=pack(result), version=version))
 
     def _publication(self, job: Job) -> None:
         """Make the last checkpoint of a training that did not end well a version."""
@@ -664,19 +671,19 @@ class Trainer:
         folder = self.places.run(asked["training"])
         version, figures = self._published(job, asked, folder)
         result = {"model": job["model"], "version": version, "figures": figures}
-        self._settle(lambda: self.ledger.end(job["id"], job["token"], result=pack(result), version=version))
+        self._settle(lambda: self.job_store.end(job["id"], job["token"], result=pack(result), version=version))
 
     def _scratch(self, job: Job) -> Path:
         """A job's folder of files. It stays while the job may be run again, and goes when the job has ended."""
-        folder = self.places.desk(job["id"])
+        folder = self.places.auxiliary_job(job["id"])
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _remove_scratch(self, job: Job) -> None:
         """Remove a job's folder of files if it has ended, whoever ended it; later sweeps would find it, too."""
-        ended = self.ledger.states([job["id"]]).get(job["id"], ("cancelled", False))[0] in TERMINAL
+        ended = self.job_store.states([job["id"]]).get(job["id"], ("cancelled", False))[0] in TERMINAL
         if ended:
-            remove_tree(self.places.desk(job["id"]))
+            remove_tree(self.places.auxiliary_job(job["id"]))
 
     # --- children ---
 
@@ -732,18 +739,18 @@ class Trainer:
 
         It is held to the memory of a training, and to `timeout_s` or else the longest time of such a child.
         """
-        limit_s = timeout_s or self.settings.desk_s
+        limit_s = timeout_s or self.settings.evaluation_timeout_s
         until, weigh_at = time.monotonic() + limit_s, 0.0
         with self._running(command, log_file, self.settings.training_threads) as child:
             while child.poll() is None:
                 if self.stopping.is_set():
-                    raise StopError
+                    raise WorkerStoppingError
                 self._hold(job)
                 if time.monotonic() > until:
                     detail = (
                         f"it took more than {limit_s:.0f} s; a smaller network, batch or number of samples takes less"
                     )
-                    raise FailError("Too long", detail, 422)
+                    raise TrainingFailedError("Too long", detail, 422)
                 if time.monotonic() > weigh_at:
                     self._weigh(child.pid, "Too large")
                     weigh_at = time.monotonic() + WEIGH_S
@@ -752,7 +759,9 @@ class Trainer:
             printed = child.stdout.read() if child.stdout else b""
         if child.returncode < 0:
             name = signal.Signals(-child.returncode).name
-            raise FailError("Process lost", f"its process was killed ({name}), for its memory perhaps; try again", 503)
+            raise TrainingFailedError(
+                "Process lost", f"its process was killed ({name}), for its memory perhaps; try again", 503
+            )
         if child.returncode:
             said = _last_words(log_file)
             self._check_full(log_file.parent, said)
@@ -760,15 +769,15 @@ class Trainer:
                 log.error(
                     "child failed", extra={"job": job["id"], "said": log_file.read_text(errors="replace")[-2000:]}
                 )
-            raise FailError(
+            raise TrainingFailedError(
                 "Not possible", said or f"the process ended with code {child.returncode}", 422 if said else 500
             )
         return dict(orjson.loads(printed.splitlines()[-1])) if answers else {}
 
 
-def _no_room(reason: str) -> FailError:
+def _no_room(reason: str) -> TrainingFailedError:
     detail = f"the disk is full ({reason}); delete trainings or datasets that are not needed"
-    return FailError("Disk full", detail, INSUFFICIENT_STORAGE)
+    return TrainingFailedError("Disk full", detail, INSUFFICIENT_STORAGE)
 
 
 def _stamp(path: Path) -> int:
@@ -849,7 +858,7 @@ def main() -> None:
         chosen = load_settings()
         check(chosen)
     set_up(chosen.log_level, "training")
-    trainer = Trainer(chosen)
+    trainer = TrainingWorker(chosen)
     guard = QueueGuard(chosen, trainer.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_said: trainer.stop())

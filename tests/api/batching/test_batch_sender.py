@@ -104,13 +104,13 @@ def test_a_refusal_names_the_limit(stack: Stack) -> None:
     """503 with `Retry-After` and the name of the limit."""
     body = {"model": "faulty", "count": 65_536, "options": {"seconds": 0.05}}
 
-    def ask(seed: int) -> httpx.Response | None:
+    def inference_request(seed: int) -> httpx.Response | None:
         with contextlib.suppress(httpx.TimeoutException):
             return httpx.post(f"{stack.url}/v1/samples", json={**body, "seed": seed}, timeout=2)
         return None
 
     with ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(ask, seed) for seed in range(8)]
+        asked = [threads.submit(inference_request, seed) for seed in range(8)]
         refused = [one.result() for one in asked if one.result() is not None]
     assert refused
     for answer in refused:

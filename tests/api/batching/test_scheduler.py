@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from api.batching.requests import InFlightBatch, PendingRequest
 from api.batching.scheduler import IN_FLIGHT_PER_WORKER, BatchScheduler, Limits, QueueFullError
-from core.catalog.registry import Entry
+from core.catalog.registry import ModelVersion
 
 LARGEST, SLICE = 32, 16
-ENTRY = Entry("model", "1", {}, Path())
+ENTRY = ModelVersion("model", "1", {}, Path())
 WIDE = Limits(1 << 30, 1 << 30, 1 << 40)
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from api.errors import FullError, GoneError, NotAcceptableError, OverloadedError
 from api.responses import upscaled as photographs
-from api.responses.upscaled import Darkroom, Order, Wish, unwritten
+from api.responses.upscaled import UpscaleService, UpscaleSpec, Wish, unwritten
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
@@ -25,7 +25,7 @@ from core.jobs.store import Job
 
 SIZE, SCALE = (50, 70), 2
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-ORDER = Order(Layout.of(SIZE, 3, alpha=False, tile=(32, 32), margin=4), SCALE, "png", 90)
+ORDER = UpscaleSpec(Layout.of(SIZE, 3, alpha=False, tile=(32, 32), margin=4), SCALE, "png", 90)
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
         self.unfinished = folder / "unfinished"
         self.reads = 0
         self.gone = False
-        self.room = Darkroom(self.unfinished, self.blobs, self.pieces)
+        self.room = UpscaleService(self.unfinished, self.blobs, self.pieces)
         self.blobs.put("jobs/job_1/items", stored(Photograph(PIXELS)))
         self.job: Job = {"id": "job_1", "model": "m", "version": "1", "seed": 3, "request": orjson.dumps(ORDER.said)}
 
@@ -50,7 +50,7 @@ class Bench:
                 return
             yield {"images": tiles[at : at + 2].repeat(SCALE, 2).repeat(SCALE, 3), "unit": "levels", "each": np.ones(2)}
 
-    def ask(self, accept: str = "", **headers: str) -> Response:
+    def inference_request(self, accept: str = "", **headers: str) -> Response:
         """The answer to one request."""
         return asyncio.run(self.respond(accept, **headers))
 
@@ -73,9 +73,9 @@ async def _bytes(response: Any) -> bytes:
 
 def test_an_order_survives_its_job() -> None:
     """What a job's request says of a picture is all there is to know."""
-    assert Order.read(orjson.loads(orjson.dumps(ORDER.said))) == ORDER
+    assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.said))) == ORDER
     assert ORDER.size == (100, 140)
-    clear = Order(Layout.of(SIZE, 1, alpha=True, tile=(32, 32), margin=4), 3, "webp", 50)
+    clear = UpscaleSpec(Layout.of(SIZE, 1, alpha=True, tile=(32, 32), margin=4), 3, "webp", 50)
     assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
 
 
@@ -90,7 +90,7 @@ def test_many_that_ask_at_once_share_one_writing(bench: Bench) -> None:
     assert bench.reads == 2  # the second looks whether the job is still there
     assert len(set(files)) == 1
     assert (np.asarray(Image.open(io.BytesIO(files[0]))) == PIXELS.repeat(SCALE, 0).repeat(SCALE, 1)).all()
-    again = bench.ask()
+    again = bench.inference_request()
     assert bench.reads == 2
     assert again.headers["content-length"] == str(len(files[0]))
     assert not list(bench.unfinished.iterdir())
@@ -98,23 +98,23 @@ def test_many_that_ask_at_once_share_one_writing(bench: Bench) -> None:
 
 def test_json_says_what_the_model_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants of the whole beside the picture; one too large for JSON is refused with what would work."""
-    answer = bench.ask("application/json")
+    answer = bench.inference_request("application/json")
     body = orjson.loads(answer.body)
     assert (body["unit"], body["format"], body["width"], body["height"]) == ("levels", "png", 140, 100)
     assert "each" not in body
     tag = answer.headers["etag"]
-    assert bench.ask("application/json", if_none_match=tag).status_code == 304
-    assert bench.ask("application/json", range="bytes=0-9").body == answer.body[:10]
+    assert bench.inference_request("application/json", if_none_match=tag).status_code == 304
+    assert bench.inference_request("application/json", range="bytes=0-9").body == answer.body[:10]
     monkeypatch.setattr(photographs, "JSON_BYTES", 1000)
     with pytest.raises(NotAcceptableError, match="image/png"):
-        bench.ask("application/json")
+        bench.inference_request("application/json")
 
 
 def test_what_was_deleted_stays_so(bench: Bench) -> None:
     """A job without tiles, or whose tiles go while its file is written, is gone and leaves nothing."""
     bench.gone = True
     with pytest.raises(GoneError):
-        bench.ask()
+        bench.inference_request()
     bench.gone = False
     real = bench.blobs.put
 
@@ -124,7 +124,7 @@ def test_what_was_deleted_stays_so(bench: Bench) -> None:
 
     bench.blobs.put = put  # type: ignore[method-assign]
     with pytest.raises(GoneError):
-        bench.ask()
+        bench.inference_request()
     with pytest.raises(FileNotFoundError):
         bench.blobs.get("jobs/job_1/answer.png")
 
@@ -139,5 +139,5 @@ def test_a_full_disk_is_told(bench: Bench) -> None:
 
     bench.blobs.take = take  # type: ignore[method-assign]
     with pytest.raises(FullError, match="smaller"):
-        bench.ask()
+        bench.inference_request()
     assert not list(bench.unfinished.iterdir())

@@ -351,7 +351,7 @@ def test_a_reserve_is_left_on_the_disk(tmp_path: Path) -> None:
     async def visit(client: httpx.AsyncClient) -> None:
         problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 507, "no room", "delete others")
 
-    _alone(tmp_path, visit, reserve_bytes=1 << 60)
+    _alone(tmp_path, visit, min_free_disk_bytes=1 << 60)
 
 
 def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

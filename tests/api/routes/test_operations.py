@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from core.imaging.pictures import png
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from tests.api.telling import (
     ENLARGE,
     FAULTY,
@@ -388,10 +388,10 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     """410 says that the seed gives it again; the job itself stays."""
     job_id = promised(client, "/v1/samples", model=MODEL)
     ended(client, job_id)
-    ledger = Ledger(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
-    assert job_id in ledger.oldest_results(1000)
-    ledger.mark_expired([job_id])
-    ledger.engine.dispose()
+    job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
+    assert job_id in job_store.oldest_results(1000)
+    job_store.mark_expired([job_id])
+    job_store.engine.dispose()
     problem(client.get(f"/v1/jobs/{job_id}/result"), 410, "same seed")
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
 

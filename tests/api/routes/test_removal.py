@@ -14,7 +14,7 @@ import pytest
 
 from api.routes import removal
 from core.catalog.versions import HIDDEN, ServingError, Versions
-from core.jobs.store import Ledger
+from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings
 from tests.api.callers import application, chosen, key_file, key_line
@@ -161,7 +161,7 @@ def test_a_deleted_model_frees_its_name(tmp_path: Path) -> None:
             publish(settings, "mine")
             await asyncio.sleep(1.1)  # registries look for new versions once a second
             store = Versions(settings.state / "checkpoints")
-            owners = ResourceStore(Ledger(settings.ledger).engine)
+            owners = ResourceStore(JobStore(settings.database).engine)
             owners.claim("model", "mine", "ann", shared=False)
             problem(await bob.delete("/v1/models/mine"), 404)
             assert (await ann.delete("/v1/models/mine")).status_code == 204

@@ -424,7 +424,7 @@ def test_long_thin_pictures_work(client: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service to be broken, with a low limit."""
-    running = Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_wait_s="60")
+    running = Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_sync_timeout_s="60")
     try:
         yield running.up()
     finally:

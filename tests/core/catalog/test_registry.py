@@ -9,7 +9,7 @@ import pytest
 
 from core.catalog import registry as under_test
 from core.catalog.registry import Registry, read_card, read_entry
-from core.catalog.validation import FaultsError
+from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import FILE, Versions
 
 OPTIONS = {
@@ -135,7 +135,7 @@ def test_options_are_checked_and_completed(tmp_path: Path) -> None:
 def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: str, word: str) -> None:
     """With what would be right, in a few words."""
     choice = read_entry(_save(tmp_path, "m", "1")).choices["sample"]
-    with pytest.raises(FaultsError) as caught:
+    with pytest.raises(InvalidOptionsError) as caught:
         choice.options(given)
     (error,) = caught.value.errors
     assert error["field"] == field
@@ -149,18 +149,18 @@ def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.Mon
     shipped, made = tmp_path / "shipped", tmp_path / "made"
     _save(shipped, "m", "1")
     models = Registry(shipped, made)
-    assert models.announced() == []
+    assert models.candidates() == []
     versions = Versions(made)
     versions.settle("m", "1")
     _save(made, "m", "2")
     _save(made, "n", "1")
     versions.announce("m", "2")
     assert [entry.ref for entry in models.serving()] == ["m@1", "n@1"]
-    assert [entry.ref for entry in models.announced()] == ["m@2"]
+    assert [entry.ref for entry in models.candidates()] == ["m@2"]
     versions.serve("m", "2")
     found = models.find("m")
     assert found is not None
-    assert (found.version, models.versions("m"), models.announced()) == ("2", ["1", "2"], [])
+    assert (found.version, models.versions("m"), models.candidates()) == ("2", ["1", "2"], [])
     versions.serve("m", "7")  # of another machine's: not here
     assert [entry.ref for entry in models.serving()] == ["m@2", "n@1"]
 

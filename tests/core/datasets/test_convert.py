@@ -25,7 +25,7 @@ from PIL import Image, ImageCms
 from core.datasets import readers as sources
 from core.datasets import zip_files
 from core.datasets.convert import convert
-from core.datasets.readers import RefusedError, Wish
+from core.datasets.readers import UploadRejectedError, Wish
 from core.datasets.split_names import arrays_by_split
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -97,9 +97,9 @@ class Bench:
         """The pictures of the last conversion, split after split."""
         return np.concatenate([self.array(name) for name in SPLITS])
 
-    def refused(self, file: bytes, *words: str, labels: bytes | None = None, **wish: Any) -> RefusedError:
+    def refused(self, file: bytes, *words: str, labels: bytes | None = None, **wish: Any) -> UploadRejectedError:
         """The refusal of an upload, once its words are in it."""
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(UploadRejectedError) as caught:
             self(file, labels, **wish)
         for word in words:
             assert word in str(caught.value)
@@ -498,7 +498,7 @@ def zip_end(count: int, length: int, offset: int, wide: tuple[int, int, int] | N
 
 def test_too_many_members_are_refused_before_their_list_is_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the old form of the list and in the one for large ZIPs."""
-    monkeypatch.setattr(zip_files, "MOST_MEMBERS", 11)
+    monkeypatch.setattr(zip_files, "MAX_MEMBERS", 11)
     monkeypatch.setattr(zipfile, "ZipFile", None)
     file = b"PK\3\4" + bytes(12 * 46)
     assert bench.refused(file + zip_end(12, 12 * 46, 4), "12 members", "NPZ or IDX").status == 413
@@ -538,7 +538,7 @@ def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None
         path = tmp_path / str(count)
         path.write_bytes(b"PK\3\4" + entry * 1_000_000 + zip_end(count, len(entry) * 1_000_000, 4))
         start = time.process_time()
-        with pytest.raises(RefusedError, match="damaged"):
+        with pytest.raises(UploadRejectedError, match="damaged"):
             zip_files.open_zip(path)
         assert time.process_time() - start < 0.2
 
@@ -571,7 +571,7 @@ def test_damaged_zips_are_refused(bench: Bench) -> None:
             data[chance.randrange(low, len(data))] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
         try:
             bench(bytes(data))
-        except RefusedError as error:
+        except UploadRejectedError as error:
             outcomes[error.status] += 1
         else:
             outcomes[200] += 1

@@ -11,7 +11,7 @@ import pytest
 
 from core.datasets.convert import convert
 from core.datasets.readers import Wish
-from core.datasets.store import Datasets, InUseError, TakenError
+from core.datasets.store import Datasets, InUseError, NameTakenError
 from tests.api.telling import opened
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -50,7 +50,7 @@ def test_the_same_again_is_no_other(datasets: Datasets) -> None:
     again, new = added(datasets, "digits")
     assert not new
     assert again == first
-    with pytest.raises(TakenError):
+    with pytest.raises(NameTakenError):
         added(datasets, "digits", test=0.2)
     assert added(datasets, "digits-2")[1]
     assert [one["name"] for one in datasets.listing()] == ["digits", "digits-2"]
@@ -105,7 +105,7 @@ def _race(folder: Path, number: int) -> bool | None:
     datasets = Datasets(folder)
     try:
         return added(datasets, "digits", test=0.1 if number % 2 else 0.2)[1]
-    except TakenError:
+    except NameTakenError:
         return None
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from workers.inference import tasks
-from workers.inference.tasks import AWAKE_S, _stay_awake
+from workers.inference.tasks import BUSY_POLL_S, busy_poll
 
 
 class Poller:
@@ -27,12 +27,12 @@ def test_it_does_not_sleep_right_after_an_event(monkeypatch: pytest.MonkeyPatch)
     """After an event it looks again and again for a moment; long after one, or before the first, it sleeps at once."""
     poller = Poller([[], [1], [], [], [2]])
     monkeypatch.setattr(tasks, "time", SimpleNamespace(perf_counter=lambda: poller.now))
-    _stay_awake(SimpleNamespace(hub=SimpleNamespace(poller=poller)))
+    busy_poll(SimpleNamespace(hub=SimpleNamespace(poller=poller)))
     assert poller.poll(1.0) == [1]
     assert poller.timeouts == [0, 1.0]
     assert poller.poll(1.0) == [2]
     assert poller.timeouts[2:] == [0, 0, 0]
     assert poller.poll(1.0) == []
     assert set(poller.timeouts[5:-1]) == {0}
-    assert len(poller.timeouts[5:-1]) == pytest.approx(AWAKE_S / 1e-4, abs=1)
+    assert len(poller.timeouts[5:-1]) == pytest.approx(BUSY_POLL_S / 1e-4, abs=1)
     assert poller.timeouts[-1] == 1.0

@@ -14,32 +14,32 @@ from core.settings import Settings
 from tests.families.faulty import RAISES, REFUSES
 from tests.stack import checkpoints
 from workers.inference import engine
-from workers.inference.model_cache import Plan, Resident, Residents
+from workers.inference.model_cache import LoadedModel, ModelCache, Plan
 
 
 @pytest.fixture(scope="module")
-def residents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resident]]:
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LoadedModel]]:
     """The shipped two-dimensional VAE and the faulty model, loaded."""
     folder = tmp_path_factory.mktemp("engine")
     families = Path(__file__).parents[2] / "families"
     settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
-    held = Residents(settings)
+    held = ModelCache(settings)
     registry = Registry(settings.checkpoints)
     yield {entry.name: held.get(entry) for entry in registry.serving()}
     models.__path__.remove(str(families))
 
 
-def run(resident: Resident, method: str, parts: list[Part], **options: object) -> list[Outcome]:
+def run(loaded_model: LoadedModel, method: str, parts: list[Part], **options: object) -> list[Outcome]:
     """Outcomes of a run without a time limit."""
-    chosen = {**resident.entry.choices[method].defaults, **options}
-    answer = engine.run(resident, method, chosen, parts, None, float("inf"))
+    chosen = {**loaded_model.entry.choices[method].defaults, **options}
+    answer = engine.run(loaded_model, method, chosen, parts, None, float("inf"))
     assert isinstance(answer, list)
     return answer
 
 
-def test_rows_do_not_depend_on_their_batch(residents: dict[str, Resident]) -> None:
+def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) -> None:
     """A row's exact values are the same alone, among strangers, and in another place of another bucket."""
-    vae = residents["vae-mnist-2d"]
+    vae = model_cache["vae-mnist-2d"]
     images = (np.random.default_rng(0).random((40, 1, 28, 28)) * 255).astype(np.uint8)
     for method, key in (("sample", "images"), ("encode", "mean"), ("energy", "energies")):
         takes = {} if method == "sample" else {"images": images[7:8]}
@@ -53,9 +53,9 @@ def test_rows_do_not_depend_on_their_batch(residents: dict[str, Resident]) -> No
         np.testing.assert_array_equal(alone[key], among[key])
 
 
-def test_every_bucket_gives_a_row_the_same_bits(residents: dict[str, Resident]) -> None:
+def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedModel]) -> None:
     """Also those between two powers of two, wherever the row stands in them."""
-    vae = residents["vae-mnist-2d"]
+    vae = model_cache["vae-mnist-2d"]
     buckets = vae.plans["sample"].buckets
     assert any(size & (size - 1) for size in buckets)
     (whole,) = run(vae, "sample", [Part("a", 5, 0, buckets[-1])])
@@ -72,9 +72,9 @@ def test_a_pass_is_padded_to_the_next_bucket() -> None:
     assert [plan.bucket(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
 
 
-def test_more_rows_than_a_pass_takes(residents: dict[str, Resident]) -> None:
+def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> None:
     """A part larger than the largest bucket is run in several passes, with the same rows."""
-    vae = residents["vae-mnist-2d"]
+    vae = model_cache["vae-mnist-2d"]
     rows = vae.plans["sample"].largest + 5
     (whole,) = run(vae, "sample", [Part("a", 5, 0, rows)])
     (tail,) = run(vae, "sample", [Part("a", 5, rows - 3, 3)])
@@ -84,9 +84,9 @@ def test_more_rows_than_a_pass_takes(residents: dict[str, Resident]) -> None:
     np.testing.assert_array_equal(whole.fields["images"][-3:], tail.fields["images"])
 
 
-def test_a_bucket_is_tried_on_several_rows(residents: dict[str, Resident]) -> None:
+def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) -> None:
     """Where few rows of a small pass have other bits than in a large one, no such pass is run."""
-    tiny = residents["tiny"]
+    tiny = model_cache["tiny"]
     assert tiny.plans["energy"].buckets[0] == 4
     image = np.full((1, 1, 8, 8), 77, np.uint8)
     alone = run(tiny, "energy", [Part("a", 5, 5, 1, {"images": image})])[0].fields
@@ -97,10 +97,10 @@ def test_a_bucket_is_tried_on_several_rows(residents: dict[str, Resident]) -> No
 
 
 @pytest.mark.parametrize(("seed", "status"), [(RAISES, 500), (REFUSES, 422)])
-def test_a_bad_part_fails_alone(residents: dict[str, Resident], seed: int, status: int) -> None:
+def test_a_bad_part_fails_alone(model_cache: dict[str, LoadedModel], seed: int, status: int) -> None:
     """Where one part of 32 makes the model raise, it alone fails, with the model's words."""
     parts = [Part(str(i), 1000 + i if i != 20 else seed, 0, 1) for i in range(32)]
-    outcomes = run(residents["faulty"], "sample", parts)
+    outcomes = run(model_cache["faulty"], "sample", parts)
     bad = [outcome.problem for outcome in outcomes if outcome.problem]
     assert len(bad) == 1
     assert outcomes[20].problem is bad[0]
@@ -108,9 +108,9 @@ def test_a_bad_part_fails_alone(residents: dict[str, Resident], seed: int, statu
     assert f"seed {seed}" in bad[0]["detail"]
 
 
-def test_a_long_run_stops_at_its_slice_and_goes_on(residents: dict[str, Resident]) -> None:
+def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, LoadedModel]) -> None:
     """Work cut into slices gives the same numbers as work done at a stretch."""
-    vae = residents["vae-mnist-2d"]
+    vae = model_cache["vae-mnist-2d"]
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
     parts = [Part("a", 5, 0, 1, {"images": image[:1]}), Part("b", 6, 0, 1, {"images": image[1:]})]
     options = {**vae.entry.choices["log_likelihood"].defaults, "k": 3000}
@@ -118,7 +118,7 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(residents: dict[str, Resident
     state, slices = None, 0
     while True:
         answer = engine.run(vae, "log_likelihood", options, parts, state, 0.0)
-        if not isinstance(answer, engine.Unfinished):
+        if not isinstance(answer, engine.SliceResult):
             break
         state, slices = answer.state, slices + 1
         assert 0 < answer.done < 1
@@ -131,9 +131,9 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(residents: dict[str, Resident
         np.testing.assert_array_equal(one.fields["log_p"], other.fields["log_p"])
 
 
-def test_plans_are_remembered(residents: dict[str, Resident], tmp_path: Path) -> None:
+def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Path) -> None:
     """A restarted worker takes over what was found about the buckets."""
-    vae = residents["vae-mnist-2d"]
+    vae = model_cache["vae-mnist-2d"]
     found = dict(vae.plans)
     list(vae.warm(0.04, tmp_path))
     (file,) = tmp_path.glob("*.json")
@@ -152,7 +152,7 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
     families = Path(__file__).parents[2] / "families"
     budget = max(size, 1 << 20)
-    held = Residents(
+    held = ModelCache(
         Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget)  # type: ignore[call-arg]
     )
     entries = {entry.name: entry for entry in Registry(folder).serving()}

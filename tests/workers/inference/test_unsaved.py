@@ -8,66 +8,66 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
-from core.jobs.store import Done, Ledger
+from core.jobs.store import Done, JobStore
 from core.storage import lacks_space, storage_problem
 from tests.core.jobs.test_store import LEASE_S, job
 from workers.inference.unsaved import UnsavedReports
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def job_store(tmp_path: Path) -> JobStore:
     """An empty database."""
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    return JobStore(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
 
 
-def limited(ledger: Ledger, more_pages: int) -> None:
+def limited(job_store: JobStore, more_pages: int) -> None:
     """Let the database grow by so many pages; SQLite says then what it says of a full disk."""
-    with ledger.engine.connect() as connection:
+    with job_store.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + more_pages}")
 
 
-def test_results_wait_for_a_full_database(ledger: Ledger) -> None:
+def test_results_wait_for_a_full_database(job_store: JobStore) -> None:
     """And are written as they were once it has room, under the same claim."""
     row = job()
-    ledger.add([row])
-    (held,) = ledger.claim("w", LEASE_S, 1)
-    unsaved = UnsavedReports(ledger, 60.0)
-    limited(ledger, 2)
+    job_store.add([row])
+    (held,) = job_store.claim("w", LEASE_S, 1)
+    unsaved = UnsavedReports(job_store, 60.0)
+    limited(job_store, 2)
     result = b"x" * 200_000
     assert unsaved.add([Done(row["id"], held["token"], 0, 1, result)]) == []
     assert unsaved.waiting
     assert unsaved.save() == []
-    assert ledger.states([row["id"]])[row["id"]][0] == "running"
-    limited(ledger, 1000)
+    assert job_store.states([row["id"]])[row["id"]][0] == "running"
+    limited(job_store, 1000)
     assert unsaved.save() == [row["id"]]
     assert not unsaved.waiting
-    assert ledger.result(row["id"]) == [(result, None)]
+    assert job_store.result(row["id"]) == [(result, None)]
 
 
-def test_results_that_wait_too_long_end_with_the_reason(ledger: Ledger) -> None:
+def test_results_that_wait_too_long_end_with_the_reason(job_store: JobStore) -> None:
     """507, for which there is room when there is none for the result."""
     row = job()
-    ledger.add([row])
-    (held,) = ledger.claim("w", LEASE_S, 1)
-    unsaved = UnsavedReports(ledger, 0.2)
-    limited(ledger, 2)
+    job_store.add([row])
+    (held,) = job_store.claim("w", LEASE_S, 1)
+    unsaved = UnsavedReports(job_store, 0.2)
+    limited(job_store, 2)
     unsaved.add([Done(row["id"], held["token"], 0, 1, b"x" * 200_000)])
     time.sleep(0.3)
     unsaved.save()
     assert unsaved.save() == [row["id"]]
-    found = ledger.get(row["id"])
+    found = job_store.get(row["id"])
     assert found is not None
     assert found["status"] == "failed"
     assert '"status":507' in found["problem"]
     assert "full" in found["problem"]
 
 
-def test_a_fault_that_would_come_again_is_not_kept(ledger: Ledger) -> None:
+def test_a_fault_that_would_come_again_is_not_kept(job_store: JobStore) -> None:
     """Or the worker would do nothing else for ever."""
-    unsaved = UnsavedReports(ledger, 60.0)
+    unsaved = UnsavedReports(job_store, 60.0)
     error = sa.exc.IntegrityError("INSERT", {}, sqlite3.IntegrityError("twice"))
-    with patch.object(Ledger, "settle", side_effect=error), pytest.raises(sa.exc.IntegrityError):
+    with patch.object(JobStore, "settle", side_effect=error), pytest.raises(sa.exc.IntegrityError):
         unsaved.add([Done("job", 1, 0, 1, b"x")])
     assert not unsaved.waiting
 

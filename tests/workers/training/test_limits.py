@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from core.broker.codec import pack
-from core.jobs.store import DESK, TRAINING, Job, new_id
+from core.jobs.store import AUXILIARY_KINDS, TRAINING, Job, new_id
 from core.settings import Settings
 from tests.datasets import digits
-from workers.training.worker import FailError, LostError, Trainer
+from workers.training.worker import ClaimLostError, TrainingFailedError, TrainingWorker
 
 
 def row(kind: str, owner: str = "", **request: Any) -> Job:
@@ -29,25 +29,25 @@ def row(kind: str, owner: str = "", **request: Any) -> Job:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
+def trainer(tmp_path: Path) -> TrainingWorker:
     """A training worker without a queue server, which it does not need."""
     chosen = Settings(
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
-    made = Trainer(chosen)
+    made = TrainingWorker(chosen)
     digits(made.places.datasets)
     return made
 
 
-def taken(trainer: Trainer, job: Job) -> Job:
+def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.ledger.add([job])
-    held = trainer.ledger.take(trainer.id, 600, (job["kind"],))
+    trainer.job_store.add([job])
+    held = trainer.job_store.take(trainer.id, 600, (job["kind"],))
     assert held is not None
     return held
 
 
-def program(trainer: Trainer, text: str) -> None:
+def program(trainer: TrainingWorker, text: str) -> None:
     """Have a Python program run instead of `python -m models`."""
     trainer._models = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
 
@@ -55,7 +55,7 @@ def program(trainer: Trainer, text: str) -> None:
 class Desk:
     """A running training worker whose dry runs of the model "slow" take until they are let go."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: TrainingWorker) -> None:
         self.trainer = trainer
         self.go = threading.Event()
         trainer._do = self._do  # type: ignore[method-assign]
@@ -65,13 +65,13 @@ class Desk:
     def _do(self, job: Job) -> None:
         if json.loads(job["request"]).get("slow"):
             self.go.wait(60)
-        self.trainer.ledger.end(job["id"], job["token"], result=pack({}))
+        self.trainer.job_store.end(job["id"], job["token"], result=pack({}))
 
     def ends(self, job: Job, within_s: float = 8.0) -> bool:
         """Whether a job ends in that time."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            found = self.trainer.ledger.get(job["id"])
+            found = self.trainer.job_store.get(job["id"])
             if found is not None and found["status"] == "succeeded":
                 return True
             time.sleep(0.05)
@@ -79,12 +79,12 @@ class Desk:
 
     def runs(self, job: Job) -> bool:
         """Whether a job has been begun."""
-        found = self.trainer.ledger.get(job["id"])
+        found = self.trainer.job_store.get(job["id"])
         return found is not None and found["status"] == "running"
 
 
 @pytest.fixture
-def desk(trainer: Trainer) -> Iterator[Desk]:
+def auxiliary_job(trainer: TrainingWorker) -> Iterator[Desk]:
     """A worker at work."""
     made = Desk(trainer)
     yield made
@@ -93,99 +93,99 @@ def desk(trainer: Trainer) -> Iterator[Desk]:
     made.thread.join(20)
 
 
-def added(desk: Desk, *jobs: Job) -> None:
+def added(auxiliary_job: Desk, *jobs: Job) -> None:
     """Promise jobs, one after another."""
     for job in jobs:
-        desk.trainer.ledger.add([job])
+        auxiliary_job.trainer.job_store.add([job])
 
 
-def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(desk: Desk) -> None:
+def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(auxiliary_job: Desk) -> None:
     """Two of them run, and others' short jobs are done meanwhile."""
     slow = [row("estimate", slow=True) for _ in range(2)]
-    added(desk, *slow)
+    added(auxiliary_job, *slow)
     quick = [row("estimate"), row("import"), row("publication")]
     time.sleep(2.5)
-    assert all(desk.runs(job) for job in slow)
-    added(desk, *quick)
-    assert all(desk.ends(job) for job in quick)
-    assert all(desk.runs(job) for job in slow)
+    assert all(auxiliary_job.runs(job) for job in slow)
+    added(auxiliary_job, *quick)
+    assert all(auxiliary_job.ends(job) for job in quick)
+    assert all(auxiliary_job.runs(job) for job in slow)
 
 
-def test_any_number_of_slow_dry_runs_leaves_room_for_imports(desk: Desk) -> None:
+def test_any_number_of_slow_dry_runs_leaves_room_for_imports(auxiliary_job: Desk) -> None:
     """One place of several takes no dry runs."""
-    added(desk, *(row("estimate", slow=True) for _ in range(8)))
+    added(auxiliary_job, *(row("estimate", slow=True) for _ in range(8)))
     time.sleep(2.5)
     job = row("import")
-    added(desk, job)
-    assert desk.ends(job)
+    added(auxiliary_job, job)
+    assert auxiliary_job.ends(job)
 
 
-def test_one_owner_leaves_room_for_the_dry_runs_of_another(desk: Desk) -> None:
+def test_one_owner_leaves_room_for_the_dry_runs_of_another(auxiliary_job: Desk) -> None:
     """However many somebody has asked for."""
-    added(desk, *(row("estimate", owner="many", slow=True) for _ in range(8)))
+    added(auxiliary_job, *(row("estimate", owner="many", slow=True) for _ in range(8)))
     time.sleep(2.5)
     job = row("estimate", owner="one")
-    added(desk, job)
-    assert desk.ends(job)
+    added(auxiliary_job, job)
+    assert auxiliary_job.ends(job)
 
 
-def test_a_dry_run_that_takes_too_long_is_ended(trainer: Trainer) -> None:
+def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None:
     """At its own limit, which is shorter than that of a measurement."""
     trainer.settings = trainer.settings.model_copy(update={"estimate_s": 1.0})
     program(trainer, "import time; time.sleep(100)")
     begun = time.monotonic()
-    with pytest.raises(FailError, match="more than 1 s") as failed:
+    with pytest.raises(TrainingFailedError, match="more than 1 s") as failed:
         trainer._estimate(taken(trainer, row("estimate")))
     assert (failed.value.status, time.monotonic() - begun < 10) == (422, True)
 
 
-def test_a_dry_run_that_is_cancelled_is_ended(trainer: Trainer) -> None:
+def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
     """Its process is gone soon after."""
     program(trainer, "import time; time.sleep(100)")
     job = taken(trainer, row("estimate"))
-    threading.Timer(1.0, lambda: trainer.ledger.cancel(job["id"])).start()
+    threading.Timer(1.0, lambda: trainer.job_store.cancel(job["id"])).start()
     begun = time.monotonic()
-    with pytest.raises(LostError):
+    with pytest.raises(ClaimLostError):
         trainer._estimate(job)
     assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("kind", ["estimate", "import"])
-def test_a_short_job_is_held_to_its_memory(trainer: Trainer, kind: str) -> None:
+def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -> None:
     """Also a process that does not limit itself."""
     trainer.settings = trainer.settings.model_copy(update={"training_memory_bytes": 200 << 20})
     program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
     job = taken(trainer, row(kind))
-    with pytest.raises(FailError, match="at most 200 MiB may be") as failed:
+    with pytest.raises(TrainingFailedError, match="at most 200 MiB may be") as failed:
         getattr(trainer, f"_{kind}")(job)
     assert failed.value.status == 422
 
 
-def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: Trainer) -> None:
+def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: TrainingWorker) -> None:
     """503 with the signal."""
     program(trainer, "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(FailError, match="SIGKILL") as failed:
+    with pytest.raises(TrainingFailedError, match="SIGKILL") as failed:
         trainer._estimate(taken(trainer, row("estimate")))
     assert failed.value.status == 503
 
 
-def test_a_training_that_hangs_is_ended_and_charged(trainer: Trainer) -> None:
+def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> None:
     """Its process, deaf to SIGTERM and without progress, is killed; after the last attempt the training has failed."""
     trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.0})
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     job = taken(trainer, row(TRAINING))
     begun = time.monotonic()
-    with pytest.raises(FailError, match=r"killed 3 times \(SIGKILL\) without getting further"):
+    with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without getting further"):
         trainer._train(job)
     assert time.monotonic() - begun < 30
-    found = trainer.ledger.get(job["id"])
+    found = trainer.job_store.get(job["id"])
     assert found is not None
     assert found["attempts"] == 3
-    told = [one["data"] for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    told = [one["data"] for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"]
     assert sum("no progress for 1 s" in one for one in told) == 3
 
 
-def test_a_training_that_advances_is_left_alone(trainer: Trainer) -> None:
+def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None:
     """Whatever it writes counts."""
     trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.5})
     text = (
@@ -198,12 +198,12 @@ def test_a_training_that_advances_is_left_alone(trainer: Trainer) -> None:
     job = taken(trainer, row(TRAINING))
     folder = trainer.places.run(job["id"])
     trainer._models = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
-    with pytest.raises(FailError) as failed:
+    with pytest.raises(TrainingFailedError) as failed:
         trainer._train(job)
     assert failed.value.title == "Training diverged"
 
 
-def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Trainer) -> None:
+def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: TrainingWorker) -> None:
     """Also where a better equipped worker was alive when it was asked for."""
     program(trainer, "import sys; sys.exit(4)")
     words: list[str] = []
@@ -217,13 +217,13 @@ def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Train
     for devices, expected in ((1, []), (3, ["--gpus", "3"])):
         words.clear()
         trainer.devices = devices
-        with pytest.raises(FailError):
+        with pytest.raises(TrainingFailedError):
             trainer._train(taken(trainer, row(TRAINING, gpus=56)))
         assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
 
 
-def test_a_worker_without_a_gpu_has_one_device(trainer: Trainer) -> None:
+def test_a_worker_without_a_gpu_has_one_device(trainer: TrainingWorker) -> None:
     """And says so in its heartbeat."""
     trainer._describe()
     assert trainer.devices == 1
-    assert DESK == ("estimate", "import", "publication")
+    assert AUXILIARY_KINDS == ("estimate", "import", "publication")

@@ -15,17 +15,17 @@ import pytest
 import sqlalchemy as sa
 
 from core.catalog.recipes import better, families, settled
-from core.catalog.validation import FaultsError
+from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import Versions
-from core.jobs.store import TRAINING, Job, Key, Ledger, new_id
+from core.jobs.store import TRAINING, Job, JobStore, Key, new_id
 from core.settings import Settings
 from tests.datasets import digits
 from workers.training.worker import (
-    FailError,
-    LostError,
-    StopError,
-    Trainer,
+    ClaimLostError,
+    TrainingFailedError,
+    TrainingWorker,
     Watched,
+    WorkerStoppingError,
     _anonymous_bytes,
     _last_words,
     _lines,
@@ -56,20 +56,20 @@ def recipe(**training: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
+def trainer(tmp_path: Path) -> TrainingWorker:
     """A training worker without a queue server, which it does not need."""
     chosen = Settings(
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
-    made = Trainer(chosen)
+    made = TrainingWorker(chosen)
     digits(made.places.datasets)
     return made
 
 
-def taken(trainer: Trainer, job: Job) -> Job:
+def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.ledger.add([job])
-    held = trainer.ledger.take(trainer.id, 600, (job["kind"],))
+    trainer.job_store.add([job])
+    held = trainer.job_store.take(trainer.id, 600, (job["kind"],))
     assert held is not None
     return held
 
@@ -77,17 +77,19 @@ def taken(trainer: Trainer, job: Job) -> Job:
 @pytest.mark.parametrize(
     ("limit", "title", "said"),
     [
-        ({"training_s": 1.0}, "Training too long", "at most 1 s may be"),
+        ({"training_timeout_s": 1.0}, "Training too long", "at most 1 s may be"),
         ({"training_memory_bytes": 1 << 20}, "Training too large", "at most 1 MiB may be"),
         ({"training_disk_bytes": 1 << 20}, "Run too large", "at most 1048576 may be"),
-        ({"training_free_bytes": 1 << 60}, "Disk full", "MiB stay free"),
+        ({"training_min_free_disk_bytes": 1 << 60}, "Disk full", "MiB stay free"),
     ],
 )
-def test_a_training_is_held_to_its_limits(trainer: Trainer, limit: dict[str, Any], title: str, said: str) -> None:
+def test_a_training_is_held_to_its_limits(
+    trainer: TrainingWorker, limit: dict[str, Any], title: str, said: str
+) -> None:
     """Over a limit it is stopped, the job says which, and what it reached is kept."""
     trainer.settings = trainer.settings.model_copy(update=limit)
     job = taken(trainer, row(recipe=recipe()))
-    with pytest.raises(FailError, match=said) as failed:
+    with pytest.raises(TrainingFailedError, match=said) as failed:
         trainer._train(job)
     assert failed.value.problem["title"] == title
     folder = trainer.places.run(job["id"])
@@ -103,10 +105,10 @@ def trainer_is_gone(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("change", "error"), [("cancel", LostError), ("pause", LostError), ("stop", StopError)], ids=str
+    ("change", "error"), [("cancel", ClaimLostError), ("pause", ClaimLostError), ("stop", WorkerStoppingError)], ids=str
 )
 def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
-    trainer: Trainer, change: str, error: type[Exception]
+    trainer: TrainingWorker, change: str, error: type[Exception]
 ) -> None:
     """Cancelled, paused, or its worker told to stop: the process is gone and left the step it had reached."""
     job = taken(trainer, row(recipe=recipe(save_every_s=1000.0)))
@@ -117,7 +119,7 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
             if change == "stop":
                 trainer.stop()
             else:
-                getattr(trainer.ledger, change)(job["id"])
+                getattr(trainer.job_store, change)(job["id"])
         look(*told)
 
     trainer._look = changing  # type: ignore[method-assign]
@@ -129,27 +131,29 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
     assert trainer_is_gone(folder)
 
 
-def test_a_process_that_dies_over_and_over_is_given_up(trainer: Trainer) -> None:
+def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) -> None:
     """Killed before it gets anywhere, three times, the training fails and says so."""
     job = taken(trainer, row(recipe=recipe()))
     trainer._models = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
-    with pytest.raises(FailError, match=r"killed 3 times \(SIGKILL\) without getting further; it left no checkpoint"):
+    with pytest.raises(
+        TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without getting further; it left no checkpoint"
+    ):
         trainer._train(job)
-    told = [event["data"] for event in trainer.ledger.events_after(job["id"], 0) if event["event"] == "message"]
+    told = [event["data"] for event in trainer.job_store.events_after(job["id"], 0) if event["event"] == "message"]
     assert sum("again" in one for one in told) == 2
 
 
-def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: Trainer) -> None:
+def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: TrainingWorker) -> None:
     """What the model itself refuses comes back in its words."""
     asked = recipe()
     asked["config"]["height"] = 28
-    with pytest.raises(FailError) as failed:
+    with pytest.raises(TrainingFailedError) as failed:
         trainer._train(taken(trainer, row(recipe=asked)))
     assert failed.value.status in {422, 500}
     assert failed.value.title == "Training failed"
 
 
-def test_metrics_are_told_once(trainer: Trainer) -> None:
+def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
     """Whatever a resumed run writes again, each epoch becomes one event."""
     job = taken(trainer, row(recipe=recipe()))
     folder = trainer.places.run(job["id"])
@@ -163,17 +167,17 @@ def test_metrics_are_told_once(trainer: Trainer) -> None:
     trainer._report(job, folder, trainer._remembered(job))
     told = [
         json.loads(one["data"])["epoch"]
-        for one in trainer.ledger.events_after(job["id"], 0)
+        for one in trainer.job_store.events_after(job["id"], 0)
         if one["event"] == "metrics"
     ]
     assert told == [1, 2, 3]
-    trainer.ledger.cancel(job["id"])
+    trainer.job_store.cancel(job["id"])
     file.write_text('{"epoch": 4, "train_loss": 0.1}\n')
-    with pytest.raises(LostError):
+    with pytest.raises(ClaimLostError):
         trainer._report(job, folder, Watched())
 
 
-def test_a_publication_is_made_once(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> None:
     """The number of a run's version is settled once; a second publication finds the file there."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -194,7 +198,7 @@ def test_a_publication_is_made_once(trainer: Trainer, tmp_path: Path) -> None:
     ],
 )
 def test_what_serves_follows_the_wish_and_the_measure(
-    trainer: Trainer, how: str, new: float, old: float | None, switched: bool, note: str
+    trainer: TrainingWorker, how: str, new: float, old: float | None, switched: bool, note: str
 ) -> None:
     """The new version serves if it is better, always, or never; the job says which and why."""
     job = taken(trainer, row())
@@ -203,7 +207,9 @@ def test_what_serves_follows_the_wish_and_the_measure(
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
     trainer._serve_it(job, how, "2", dict(zip(("figures", "against"), figures, strict=True)), "1")
     assert seen == (["2"] if switched else [])
-    told = [json.loads(one["data"]) for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    told = [
+        json.loads(one["data"]) for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"
+    ]
     assert note in told[-1]["message"]
     trainer._serve_it(job, "never", "1", {}, None)
     assert seen[-1:] == ["1"]  # there is no other
@@ -211,7 +217,7 @@ def test_what_serves_follows_the_wish_and_the_measure(
 
 @pytest.mark.parametrize("dead", [False, True], ids=["nobody", "a dead worker's heartbeat"])
 def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, dead: bool
+    trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch, dead: bool
 ) -> None:
     """The job says what it waits for, then that the old version goes on serving and why; nothing is announced."""
     monkeypatch.setattr("workers.training.worker.LOAD_S", 1.0)
@@ -219,7 +225,9 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer._workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = taken(trainer, row())
     trainer._serve_it(job, "always", "2", {}, "1")
-    told = [json.loads(one["data"]) for one in trainer.ledger.events_after(job["id"], 0) if one["event"] == "message"]
+    told = [
+        json.loads(one["data"]) for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"
+    ]
     texts = [one["message"] for one in told]
     waits = "waiting, at most 1 s, for version 2 to be loaded: "
     assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
@@ -228,7 +236,9 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     assert trainer.versions.pointers().get("m", {}) == {}
 
 
-def test_the_first_version_of_a_name_serves_without_a_worker(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_version_of_a_name_serves_without_a_worker(
+    trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There is no other that could go on serving; the worker that comes loads it."""
     monkeypatch.setattr("workers.training.worker.LOAD_S", 0.5)
     trainer._workers = dict  # type: ignore[method-assign]
@@ -252,75 +262,75 @@ def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def job_store(tmp_path: Path) -> JobStore:
     """A new ledger."""
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    return JobStore(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
 
 
-def test_inference_workers_do_not_see_trainings(ledger: Ledger) -> None:
+def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
     """A training is claimable for training workers alone, and never counts as one that waits for the others."""
-    ledger.add([row(), row(kind="estimate")])
-    assert ledger.claim("worker", 3, 32) == []
-    assert ledger.claimable(-1) == 0
-    held = ledger.take("trainer", 3, ("estimate",))
+    job_store.add([row(), row(kind="estimate")])
+    assert job_store.claim("worker", 3, 32) == []
+    assert job_store.claimable(-1) == 0
+    held = job_store.take("trainer", 3, ("estimate",))
     assert held is not None
     assert held["kind"] == "estimate"
-    assert ledger.take("trainer", 3, ("estimate",)) is None
+    assert job_store.take("trainer", 3, ("estimate",)) is None
 
 
-def test_a_name_and_a_key_are_taken_once(ledger: Ledger) -> None:
+def test_a_name_and_a_key_are_taken_once(job_store: JobStore) -> None:
     """A second training under a name is told of the first; under the same key it is the first."""
     key = Key("POST /v1/trainings", "k", "print", 100)
     first = row()
-    assert ledger.add_apart(first, alone=True, key=key).conflict == ""
-    again = ledger.add_apart(row(), alone=True, key=key)
+    assert job_store.insert_exclusive(first, alone=True, key=key).conflict == ""
+    again = job_store.insert_exclusive(row(), alone=True, key=key)
     assert (again.job_id, again.first, again.conflict) == (first["id"], "print", "")
-    second = ledger.add_apart(row(), alone=True)
+    second = job_store.insert_exclusive(row(), alone=True)
     assert (second.job_id, second.conflict) == (first["id"], "queued")
-    assert [one["id"] for one in ledger.unfinished(TRAINING)] == [first["id"]]
-    ledger.pause(first["id"])
-    assert ledger.add_apart(row(), alone=True).conflict == "paused"
-    ledger.cancel(first["id"])
-    assert ledger.add_apart(row(), alone=True).conflict == ""
+    assert [one["id"] for one in job_store.unfinished(TRAINING)] == [first["id"]]
+    job_store.pause(first["id"])
+    assert job_store.insert_exclusive(row(), alone=True).conflict == "paused"
+    job_store.cancel(first["id"])
+    assert job_store.insert_exclusive(row(), alone=True).conflict == ""
 
 
-def test_whoever_lost_a_claim_writes_nothing(ledger: Ledger) -> None:
+def test_whoever_lost_a_claim_writes_nothing(job_store: JobStore) -> None:
     """After a pause and a resumption the first holder's token is void."""
-    ledger.add([job := row()])
-    held = ledger.take("first", 3, (TRAINING,))
+    job_store.add([job := row()])
+    held = job_store.take("first", 3, (TRAINING,))
     assert held is not None
-    assert ledger.tell(job["id"], held["token"], [("message", {"message": "here"})], 0.25)
-    assert ledger.pause(job["id"])
-    assert not ledger.pause(job["id"])
-    assert ledger.take("second", 3, (TRAINING,)) is None
-    assert ledger.resume(job["id"])
-    again = ledger.take("second", 3, (TRAINING,))
+    assert job_store.tell(job["id"], held["token"], [("message", {"message": "here"})], 0.25)
+    assert job_store.pause(job["id"])
+    assert not job_store.pause(job["id"])
+    assert job_store.take("second", 3, (TRAINING,)) is None
+    assert job_store.resume(job["id"])
+    again = job_store.take("second", 3, (TRAINING,))
     assert again is not None
-    assert not ledger.holds(job["id"], held["token"])
-    assert not ledger.tell(job["id"], held["token"], [("message", {"message": "late"})], 0.5)
-    assert not ledger.end(job["id"], held["token"], result=b"late")
-    ledger.put_back(job["id"], held["token"], "late")
-    assert ledger.end(job["id"], again["token"], result=b"good", version="3")
-    done = ledger.get(job["id"])
+    assert not job_store.holds(job["id"], held["token"])
+    assert not job_store.tell(job["id"], held["token"], [("message", {"message": "late"})], 0.5)
+    assert not job_store.end(job["id"], held["token"], result=b"late")
+    job_store.requeue(job["id"], held["token"], "late")
+    assert job_store.end(job["id"], again["token"], result=b"good", version="3")
+    done = job_store.get(job["id"])
     assert done is not None
     assert (done["status"], done["version"], done["progress"]) == ("succeeded", "3", 1.0)
-    assert ledger.result(job["id"]) == [(b"good", None)]
-    assert ledger.expiring(-1, 10) == ledger.oldest_results(10) == []
-    assert ledger.get(job["id"]) is not None
+    assert job_store.result(job["id"]) == [(b"good", None)]
+    assert job_store.expiring(-1, 10) == job_store.oldest_results(10) == []
+    assert job_store.get(job["id"]) is not None
 
 
-def test_getting_further_makes_attempts_count_anew(ledger: Ledger) -> None:
+def test_getting_further_makes_attempts_count_anew(job_store: JobStore) -> None:
     """A worker that dies at a training is charged to it, until a checkpoint shows that it got past that."""
-    ledger.add([job := row()])
+    job_store.add([job := row()])
     for _ in range(2):
-        held = ledger.take("dying", -1, (TRAINING,))
+        held = job_store.take("dying", -1, (TRAINING,))
         assert held is not None
-        assert ledger.reap(3) == [job["id"]]
-    assert (ledger.get(job["id"]) or {})["attempts"] == 2
-    held = ledger.take("alive", 3, (TRAINING,))
+        assert job_store.reap(3) == [job["id"]]
+    assert (job_store.get(job["id"]) or {})["attempts"] == 2
+    held = job_store.take("alive", 3, (TRAINING,))
     assert held is not None
-    ledger.tell(job["id"], held["token"], [], 0.5, further=True)
-    assert (ledger.get(job["id"]) or {})["attempts"] == 0
+    job_store.tell(job["id"], held["token"], [], 0.5, further=True)
+    assert (job_store.get(job["id"]) or {})["attempts"] == 0
 
 
 # --- recipes ---
@@ -334,7 +344,7 @@ def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
     found = settled("vae", facts, dataset, "m", {"training": {"epochs": 3}})
     assert found["config"] == {**facts["recipe"]["config"], "channels": 1, "height": 1, "width": 112}
     assert found["training"] == {**facts["recipe"]["training"], "epochs": 3, "validation": 500}
-    with pytest.raises(FaultsError, match="600 is more than the 500 pictures held back"):
+    with pytest.raises(InvalidOptionsError, match="600 is more than the 500 pictures held back"):
         settled("vae", facts, dataset, "m", {"training": {"validation": 600}})
     dataset["counts"] = {"train": 2000, "validation": 0, "test": 0}
     assert settled("vae", facts, dataset, "m", {})["training"]["validation"] == 0
@@ -359,66 +369,66 @@ def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None
     assert Versions(tmp_path).reserve("vae-mnist", ["1"]) == "2"
 
 
-def test_a_training_waits_for_room_on_the_disk(trainer: Trainer) -> None:
+def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     """It goes back uncharged with the reason, and fails with 507 only after the time that is set."""
-    trainer.settings = trainer.settings.model_copy(update={"training_free_bytes": 1 << 60})
+    trainer.settings = trainer.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
     job = taken(trainer, row(recipe=recipe()))
     trainer._do(job)
-    waiting = trainer.ledger.get(job["id"])
+    waiting = trainer.job_store.get(job["id"])
     assert waiting is not None
     assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
     assert "stay free" in waiting["blocked_reason"]
-    assert trainer.ledger.take(trainer.id, 600, (TRAINING,)) is None  # not at once
+    assert trainer.job_store.take(trainer.id, 600, (TRAINING,)) is None  # not at once
     time.sleep(1.1)
-    again = trainer.ledger.take(trainer.id, 600, (TRAINING,))
+    again = trainer.job_store.take(trainer.id, 600, (TRAINING,))
     assert again is not None
     trainer.settings = trainer.settings.model_copy(update={"storage_wait_s": 0.0})
     trainer._do(again)
-    failed = trainer.ledger.get(job["id"])
+    failed = trainer.job_store.get(job["id"])
     assert failed is not None
     assert failed["status"] == "failed"
     assert json.loads(failed["problem"])["status"] == 507
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_child_that_finds_the_disk_full_waits_too(trainer: Trainer, number: int) -> None:
+def test_a_child_that_finds_the_disk_full_waits_too(trainer: TrainingWorker, number: int) -> None:
     """Whatever it was writing; a child that fails for its own reason does not."""
     said = f"OSError: [Errno {number}] {os.strerror(number)}"
     trainer._models = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
     job = taken(trainer, row(recipe=recipe()))
     trainer._do(job)
-    waiting = trainer.ledger.get(job["id"])
+    waiting = trainer.job_store.get(job["id"])
     assert waiting is not None
     assert waiting["status"] == "queued"
     assert os.strerror(number) in waiting["blocked_reason"]
     trainer._models = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
     other = taken(trainer, row("other", recipe=recipe()))
     trainer._do(other)
-    assert trainer.ledger.states([other["id"]])[other["id"]][0] == "failed"
+    assert trainer.job_store.states([other["id"]])[other["id"]][0] == "failed"
 
 
-def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: Trainer) -> None:
+def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: TrainingWorker) -> None:
     """The database is full when it begins: it is put back as soon as that can be written."""
     error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
     job = taken(trainer, row(recipe=recipe()))
-    with patch.object(Ledger, "tell", side_effect=error):
+    with patch.object(JobStore, "tell", side_effect=error):
         trainer._do(job)
-    waiting = trainer.ledger.get(job["id"])
+    waiting = trainer.job_store.get(job["id"])
     assert waiting is not None
     assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
 
 
-def test_an_import_keeps_its_file_until_it_has_ended(trainer: Trainer) -> None:
+def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) -> None:
     """Put back for want of room, or because its worker stops, it is done later; then its folder goes."""
     trainer._short = lambda *_told, **_more: {}  # type: ignore[method-assign]
     job = row("m", "import")
-    trainer.ledger.add([job])
-    folder = trainer.places.desk(job["id"])
+    trainer.job_store.add([job])
+    folder = trainer.places.auxiliary_job(job["id"])
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
 
     def claimed() -> Job:
-        held = trainer.ledger.take(trainer.id, 600, ("import",))
+        held = trainer.job_store.take(trainer.id, 600, ("import",))
         assert held is not None
         return held
 
@@ -428,14 +438,14 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: Trainer) -> None:
     trainer._remove_scratch(held)
     assert (folder / "model.safetensors").exists()
     time.sleep(1.1)
-    with patch.object(trainer, "_short", side_effect=StopError):
+    with patch.object(trainer, "_short", side_effect=WorkerStoppingError):
         trainer._do(held := claimed())
     trainer._remove_scratch(held)
     assert (folder / "model.safetensors").exists()
     trainer._do(held := claimed())
     trainer._remove_scratch(held)
     assert not folder.exists()
-    done = trainer.ledger.get(job["id"])
+    done = trainer.job_store.get(job["id"])
     assert done is not None
     assert (done["status"], done["version"]) == ("succeeded", "1")
     assert [path.name for path in (trainer.places.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
@@ -477,6 +487,6 @@ def test_a_batch_that_no_step_could_take_is_refused_at_the_start(
     if not field:
         settled(family, known[family], dataset, "m", asked, gpus)
         return
-    with pytest.raises(FaultsError) as refused:
+    with pytest.raises(InvalidOptionsError) as refused:
         settled(family, known[family], dataset, "m", asked, gpus)
     assert [error["field"] for error in refused.value.errors] == [field]
