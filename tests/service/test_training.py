@@ -173,7 +173,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_training_over(app_state: Stack)
         client.post(f"/v1/jobs/{job['id']}/cancel")
         until(lambda: not _working(folder), "it goes on after its end")
         told = client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "0"}).text
-        assert f"goes on from step {left['steps']}" in told
+        assert f"resumes from step {left['steps']}" in told
 
 
 def _working(folder: Path) -> bool:

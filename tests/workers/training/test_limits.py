@@ -16,7 +16,8 @@ from core.broker.codec import pack
 from core.jobs.store import AUXILIARY_KINDS, TRAINING, Job, new_id
 from core.settings import Settings
 from tests.datasets import digits
-from workers.training.worker import ClaimLostError, TrainingFailedError, TrainingWorker
+from workers.training.errors import ClaimLostError, TrainingFailedError
+from workers.training.worker import TrainingWorker
 
 
 def row(kind: str, owner: str = "", **request: Any) -> Job:
@@ -35,21 +36,21 @@ def trainer(tmp_path: Path) -> TrainingWorker:
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
     made = TrainingWorker(chosen)
-    digits(made.places.datasets)
+    digits(made.context.paths.datasets)
     return made
 
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.job_store.add([job])
-    held = trainer.job_store.take(trainer.id, 600, (job["kind"],))
+    trainer.context.job_store.add([job])
+    held = trainer.context.job_store.take(trainer.id, 600, (job["kind"],))
     assert held is not None
     return held
 
 
 def program(trainer: TrainingWorker, text: str) -> None:
     """Have a Python program run instead of `python -m models`."""
-    trainer._models = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
+    trainer.children.command = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
 
 
 class Desk:
@@ -58,20 +59,21 @@ class Desk:
     def __init__(self, trainer: TrainingWorker) -> None:
         self.trainer = trainer
         self.go = threading.Event()
-        trainer._do = self._do  # type: ignore[method-assign]
+        trainer.run_job = self.run_job  # type: ignore[method-assign]
         self.thread = threading.Thread(target=trainer.start)
         self.thread.start()
 
-    def _do(self, job: Job) -> None:
+    def run_job(self, job: Job) -> None:
+        """Complete a job; a slow one waits first."""
         if json.loads(job["request"]).get("slow"):
             self.go.wait(60)
-        self.trainer.job_store.end(job["id"], job["token"], result=pack({}))
+        self.trainer.context.job_store.end(job["id"], job["token"], result=pack({}))
 
     def ends(self, job: Job, within_s: float = 8.0) -> bool:
         """Whether a job ends in that time."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            found = self.trainer.job_store.get(job["id"])
+            found = self.trainer.context.job_store.get(job["id"])
             if found is not None and found["status"] == "succeeded":
                 return True
             time.sleep(0.05)
@@ -79,7 +81,7 @@ class Desk:
 
     def runs(self, job: Job) -> bool:
         """Whether a job has been begun."""
-        found = self.trainer.job_store.get(job["id"])
+        found = self.trainer.context.job_store.get(job["id"])
         return found is not None and found["status"] == "running"
 
 
@@ -96,7 +98,7 @@ def auxiliary_job(trainer: TrainingWorker) -> Iterator[Desk]:
 def added(auxiliary_job: Desk, *jobs: Job) -> None:
     """Promise jobs, one after another."""
     for job in jobs:
-        auxiliary_job.trainer.job_store.add([job])
+        auxiliary_job.trainer.context.job_store.add([job])
 
 
 def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(auxiliary_job: Desk) -> None:
@@ -131,11 +133,11 @@ def test_one_owner_leaves_room_for_the_dry_runs_of_another(auxiliary_job: Desk) 
 
 def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None:
     """At its own limit, which is shorter than that of a measurement."""
-    trainer.settings = trainer.settings.model_copy(update={"estimate_s": 1.0})
+    trainer.context.settings = trainer.context.settings.model_copy(update={"estimate_s": 1.0})
     program(trainer, "import time; time.sleep(100)")
     begun = time.monotonic()
     with pytest.raises(TrainingFailedError, match="more than 1 s") as failed:
-        trainer._estimate(taken(trainer, row("estimate")))
+        trainer.auxiliary.estimate(taken(trainer, row("estimate")))
     assert (failed.value.status, time.monotonic() - begun < 10) == (422, True)
 
 
@@ -143,21 +145,21 @@ def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
     """Its process is gone soon after."""
     program(trainer, "import time; time.sleep(100)")
     job = taken(trainer, row("estimate"))
-    threading.Timer(1.0, lambda: trainer.job_store.cancel(job["id"])).start()
+    threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job["id"])).start()
     begun = time.monotonic()
     with pytest.raises(ClaimLostError):
-        trainer._estimate(job)
+        trainer.auxiliary.estimate(job)
     assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("kind", ["estimate", "import"])
 def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -> None:
     """Also a process that does not limit itself."""
-    trainer.settings = trainer.settings.model_copy(update={"training_memory_bytes": 200 << 20})
+    trainer.context.settings = trainer.context.settings.model_copy(update={"training_memory_bytes": 200 << 20})
     program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
     job = taken(trainer, row(kind))
-    with pytest.raises(TrainingFailedError, match="at most 200 MiB may be") as failed:
-        getattr(trainer, f"_{kind}")(job)
+    with pytest.raises(TrainingFailedError, match="the limit is 200 MiB") as failed:
+        {"estimate": trainer.auxiliary.estimate, "import": trainer.auxiliary.import_file}[kind](job)
     assert failed.value.status == 422
 
 
@@ -165,29 +167,29 @@ def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: Trainin
     """503 with the signal."""
     program(trainer, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(TrainingFailedError, match="SIGKILL") as failed:
-        trainer._estimate(taken(trainer, row("estimate")))
+        trainer.auxiliary.estimate(taken(trainer, row("estimate")))
     assert failed.value.status == 503
 
 
 def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> None:
     """Its process, deaf to SIGTERM and without progress, is killed; after the last attempt the training has failed."""
-    trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.0})
+    trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.0})
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     job = taken(trainer, row(TRAINING))
     begun = time.monotonic()
-    with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without getting further"):
-        trainer._train(job)
+    with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
+        trainer.train(job)
     assert time.monotonic() - begun < 30
-    found = trainer.job_store.get(job["id"])
+    found = trainer.context.job_store.get(job["id"])
     assert found is not None
     assert found["attempts"] == 3
-    told = [one["data"] for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"]
+    told = [one["data"] for one in trainer.context.job_store.events_after(job["id"], 0) if one["event"] == "message"]
     assert sum("no progress for 1 s" in one for one in told) == 3
 
 
 def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None:
     """Whatever it writes counts."""
-    trainer.settings = trainer.settings.model_copy(update={"training_stall_s": 1.5})
+    trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.5})
     text = (
         "import pathlib, sys, time\n"
         "for _ in range(8):\n"
@@ -196,10 +198,10 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
         "sys.exit(4)\n"
     )
     job = taken(trainer, row(TRAINING))
-    folder = trainer.places.run(job["id"])
-    trainer._models = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
+    folder = trainer.context.paths.run(job["id"])
+    trainer.children.command = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
     with pytest.raises(TrainingFailedError) as failed:
-        trainer._train(job)
+        trainer.train(job)
     assert failed.value.title == "Training diverged"
 
 
@@ -207,23 +209,23 @@ def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Train
     """Also where a better equipped worker was alive when it was asked for."""
     program(trainer, "import sys; sys.exit(4)")
     words: list[str] = []
-    running = trainer._running
+    start = trainer.children.start
 
     def watching(command: list[str], *more: Any) -> Any:
         words.extend(command)
-        return running(command, *more)
+        return start(command, *more)
 
-    trainer._running = watching  # type: ignore[method-assign]
+    trainer.children.start = watching  # type: ignore[method-assign]
     for devices, expected in ((1, []), (3, ["--gpus", "3"])):
         words.clear()
         trainer.devices = devices
         with pytest.raises(TrainingFailedError):
-            trainer._train(taken(trainer, row(TRAINING, gpus=56)))
+            trainer.train(taken(trainer, row(TRAINING, gpus=56)))
         assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
 
 
 def test_a_worker_without_a_gpu_has_one_device(trainer: TrainingWorker) -> None:
     """And says so in its heartbeat."""
-    trainer._describe()
+    trainer.discover_devices()
     assert trainer.devices == 1
     assert AUXILIARY_KINDS == ("estimate", "import", "publication")

@@ -20,16 +20,12 @@ from core.catalog.versions import Versions
 from core.jobs.store import TRAINING, Job, JobStore, Key, new_id
 from core.settings import Settings
 from tests.datasets import digits
-from workers.training.worker import (
-    ClaimLostError,
-    TrainingFailedError,
-    TrainingWorker,
-    Watched,
-    WorkerStoppingError,
-    _anonymous_bytes,
-    _last_words,
-    _lines,
-)
+from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
+from workers.training.limits import anonymous_bytes
+from workers.training.publication import Measurement
+from workers.training.run_folder import last_error, read_json_lines
+from workers.training.training_run import TrainingRun
+from workers.training.worker import TrainingWorker
 
 
 def row(name: str = "m", kind: str = TRAINING, **request: Any) -> Job:
@@ -62,37 +58,42 @@ def trainer(tmp_path: Path) -> TrainingWorker:
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
     made = TrainingWorker(chosen)
-    digits(made.places.datasets)
+    digits(made.context.paths.datasets)
     return made
 
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.job_store.add([job])
-    held = trainer.job_store.take(trainer.id, 600, (job["kind"],))
+    trainer.context.job_store.add([job])
+    held = trainer.context.job_store.take(trainer.id, 600, (job["kind"],))
     assert held is not None
     return held
+
+
+def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
+    """A training's run, as the worker makes it."""
+    return TrainingRun(trainer.context, trainer.children, job, 1)
 
 
 @pytest.mark.parametrize(
     ("limit", "title", "said"),
     [
-        ({"training_timeout_s": 1.0}, "Training too long", "at most 1 s may be"),
-        ({"training_memory_bytes": 1 << 20}, "Training too large", "at most 1 MiB may be"),
-        ({"training_disk_bytes": 1 << 20}, "Run too large", "at most 1048576 may be"),
-        ({"training_min_free_disk_bytes": 1 << 60}, "Disk full", "MiB stay free"),
+        ({"training_timeout_s": 1.0}, "Training too long", "the limit is 1 s"),
+        ({"training_memory_bytes": 1 << 20}, "Training too large", "the limit is 1 MiB"),
+        ({"training_disk_bytes": 1 << 20}, "Run too large", "the limit is 1048576 bytes"),
+        ({"training_min_free_disk_bytes": 1 << 60}, "Disk full", "MiB free"),
     ],
 )
 def test_a_training_is_held_to_its_limits(
     trainer: TrainingWorker, limit: dict[str, Any], title: str, said: str
 ) -> None:
     """Over a limit it is stopped, the job says which, and what it reached is kept."""
-    trainer.settings = trainer.settings.model_copy(update=limit)
+    trainer.context.settings = trainer.context.settings.model_copy(update=limit)
     job = taken(trainer, row(recipe=recipe()))
     with pytest.raises(TrainingFailedError, match=said) as failed:
-        trainer._train(job)
+        trainer.train(job)
     assert failed.value.problem["title"] == title
-    folder = trainer.places.run(job["id"])
+    folder = trainer.context.paths.run(job["id"])
     if title != "Disk full":
         assert trainer_is_gone(folder)
         assert ("is kept" in failed.value.problem["detail"]) == (folder / "state.pt").exists()
@@ -112,20 +113,19 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
 ) -> None:
     """Cancelled, paused, or its worker told to stop: the process is gone and left the step it had reached."""
     job = taken(trainer, row(recipe=recipe(save_every_s=1000.0)))
-    look = trainer._look
+    check_process = TrainingRun.check_process
 
-    def changing(*told: Any) -> None:
-        if (trainer.places.run(job["id"]) / "progress.json").exists():
+    def changing(run: TrainingRun, process: Any) -> None:
+        if (run.folder / "progress.json").exists():
             if change == "stop":
                 trainer.stop()
             else:
-                getattr(trainer.job_store, change)(job["id"])
-        look(*told)
+                getattr(trainer.context.job_store, change)(job["id"])
+        check_process(run, process)
 
-    trainer._look = changing  # type: ignore[method-assign]
-    with pytest.raises(error):
-        trainer._train(job)
-    folder = trainer.places.run(job["id"])
+    with patch.object(TrainingRun, "check_process", changing), pytest.raises(error):
+        trainer.train(job)
+    folder = trainer.context.paths.run(job["id"])
     place = json.loads((folder / "progress.json").read_text())
     assert place["checkpoint"]["steps"] == place["steps"] > 0
     assert trainer_is_gone(folder)
@@ -134,13 +134,15 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
 def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) -> None:
     """Killed before it gets anywhere, three times, the training fails and says so."""
     job = taken(trainer, row(recipe=recipe()))
-    trainer._models = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
+    trainer.children.command = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
     with pytest.raises(
-        TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without getting further; it left no checkpoint"
+        TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
     ):
-        trainer._train(job)
-    told = [event["data"] for event in trainer.job_store.events_after(job["id"], 0) if event["event"] == "message"]
-    assert sum("again" in one for one in told) == 2
+        trainer.train(job)
+    told = [
+        event["data"] for event in trainer.context.job_store.events_after(job["id"], 0) if event["event"] == "message"
+    ]
+    assert sum("started again" in one for one in told) == 2
 
 
 def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: TrainingWorker) -> None:
@@ -148,7 +150,7 @@ def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: TrainingWorker)
     asked = recipe()
     asked["config"]["height"] = 28
     with pytest.raises(TrainingFailedError) as failed:
-        trainer._train(taken(trainer, row(recipe=asked)))
+        trainer.train(taken(trainer, row(recipe=asked)))
     assert failed.value.status in {422, 500}
     assert failed.value.title == "Training failed"
 
@@ -156,45 +158,47 @@ def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: TrainingWorker)
 def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
     """Whatever a resumed run writes again, each epoch becomes one event."""
     job = taken(trainer, row(recipe=recipe()))
-    folder = trainer.places.run(job["id"])
+    folder = trainer.context.paths.run(job["id"])
     folder.mkdir(parents=True)
     file = folder / "metrics.jsonl"
     file.write_text('{"epoch": 1, "train_loss": 2.0}\n{"epoch": 2, "train_loss": 1.0}\n{"epo')
-    trainer._report(job, folder, Watched())
+    new_run(trainer, job).report()
     file.write_text(
         '{"epoch": 1, "train_loss": 2.0}\n{"epoch": 2, "train_loss": 1.0}\n{"epoch": 3, "train_loss": 0.5}\n'
     )
-    trainer._report(job, folder, trainer._remembered(job))
+    resumed = new_run(trainer, job)
+    resumed.restore_reported()
+    resumed.report()
     told = [
         json.loads(one["data"])["epoch"]
-        for one in trainer.job_store.events_after(job["id"], 0)
+        for one in trainer.context.job_store.events_after(job["id"], 0)
         if one["event"] == "metrics"
     ]
     assert told == [1, 2, 3]
-    trainer.job_store.cancel(job["id"])
+    trainer.context.job_store.cancel(job["id"])
     file.write_text('{"epoch": 4, "train_loss": 0.1}\n')
     with pytest.raises(ClaimLostError):
-        trainer._report(job, folder, Watched())
+        new_run(trainer, job).report()
 
 
 def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> None:
     """The number of a run's version is settled once; a second publication finds the file there."""
     folder = tmp_path / "run"
     folder.mkdir()
-    first = trainer._number("m", folder)
-    assert (first, trainer._number("m", folder)) == ("1", "1")
+    first = trainer.publisher.reserve_number("m", folder)
+    assert (first, trainer.publisher.reserve_number("m", folder)) == ("1", "1")
     (tmp_path / "other").mkdir()
-    assert trainer._number("m", tmp_path / "other") == "2"
+    assert trainer.publisher.reserve_number("m", tmp_path / "other") == "2"
 
 
 @pytest.mark.parametrize(
     ("how", "new", "old", "switched", "note"),
     [
-        ("if better", 1.0, 2.0, True, "version 2 is there and serves"),
-        ("if better", 2.0, 1.0, False, "version 1 goes on serving: it measures no better"),
-        ("if better", 1.0, None, False, "version 1 goes on serving: the two cannot be compared"),
-        ("always", 2.0, 1.0, True, "and serves"),
-        ("never", 1.0, 2.0, False, "version 1 goes on serving"),
+        ("if better", 1.0, 2.0, True, "version 2 is published and active"),
+        ("if better", 2.0, 1.0, False, "version 1 stays active: the new figure is no better"),
+        ("if better", 1.0, None, False, "version 1 stays active: the figures cannot be compared"),
+        ("always", 2.0, 1.0, True, "and active"),
+        ("never", 1.0, 2.0, False, "version 1 stays active"),
     ],
 )
 def test_what_serves_follows_the_wish_and_the_measure(
@@ -203,15 +207,17 @@ def test_what_serves_follows_the_wish_and_the_measure(
     """The new version serves if it is better, always, or never; the job says which and why."""
     job = taken(trainer, row())
     seen: list[str] = []
-    trainer._switch = lambda _job, version, _old: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
+    trainer.publisher.activate = lambda _job, version, _old: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
-    trainer._serve_it(job, how, "2", dict(zip(("figures", "against"), figures, strict=True)), "1")
+    trainer.publisher.apply_policy(job, how, "2", Measurement(*figures), "1")
     assert seen == (["2"] if switched else [])
     told = [
-        json.loads(one["data"]) for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"
+        json.loads(one["data"])
+        for one in trainer.context.job_store.events_after(job["id"], 0)
+        if one["event"] == "message"
     ]
     assert note in told[-1]["message"]
-    trainer._serve_it(job, "never", "1", {}, None)
+    trainer.publisher.apply_policy(job, "never", "1", Measurement(), None)
     assert seen[-1:] == ["1"]  # there is no other
 
 
@@ -220,42 +226,44 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch, dead: bool
 ) -> None:
     """The job says what it waits for, then that the old version goes on serving and why; nothing is announced."""
-    monkeypatch.setattr("workers.training.worker.LOAD_S", 1.0)
+    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 1.0)
     beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
-    trainer._workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
+    trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = taken(trainer, row())
-    trainer._serve_it(job, "always", "2", {}, "1")
+    trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
     told = [
-        json.loads(one["data"]) for one in trainer.job_store.events_after(job["id"], 0) if one["event"] == "message"
+        json.loads(one["data"])
+        for one in trainer.context.job_store.events_after(job["id"], 0)
+        if one["event"] == "message"
     ]
     texts = [one["message"] for one in told]
     waits = "waiting, at most 1 s, for version 2 to be loaded: "
     assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
     assert texts[-2] == f"{waits}no inference worker is running"
-    assert "cannot serve: no inference worker is running; version 1 goes on serving" in texts[-1]
-    assert trainer.versions.pointers().get("m", {}) == {}
+    assert "not active: no inference worker is running; version 1 stays active" in texts[-1]
+    assert trainer.context.versions.pointers().get("m", {}) == {}
 
 
 def test_the_first_version_of_a_name_serves_without_a_worker(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no other that could go on serving; the worker that comes loads it."""
-    monkeypatch.setattr("workers.training.worker.LOAD_S", 0.5)
-    trainer._workers = dict  # type: ignore[method-assign]
-    trainer._serve_it(taken(trainer, row()), "if better", "1", {}, None)
-    assert trainer.versions.pointers()["m"] == {"serves": "1"}
+    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 0.5)
+    trainer.context.inference_workers = dict  # type: ignore[method-assign]
+    trainer.publisher.apply_policy(taken(trainer, row()), "if better", "1", Measurement(), None)
+    assert trainer.context.versions.pointers()["m"] == {"serves": "1"}
 
 
 def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
     """A line without its end is left for later; only a line that begins with error speaks for the child."""
     (tmp_path / "lines").write_text('{"epoch": 1}\n{"epoch"')
-    assert _lines(tmp_path / "lines") == [{"epoch": 1}]
-    assert _lines(tmp_path / "none") == []
+    assert read_json_lines(tmp_path / "lines") == [{"epoch": 1}]
+    assert read_json_lines(tmp_path / "none") == []
     (tmp_path / "log").write_text("Traceback\nValueError: secret")
-    assert _last_words(tmp_path / "log") == ""
+    assert last_error(tmp_path / "log") == ""
     (tmp_path / "log").write_text("something\nerror: the batch is too large\n")
-    assert _last_words(tmp_path / "log") == "the batch is too large"
-    assert _anonymous_bytes(2**22 + 1) == 0
+    assert last_error(tmp_path / "log") == "the batch is too large"
+    assert anonymous_bytes(2**22 + 1) == 0
 
 
 # --- the ledger's side ---
@@ -371,20 +379,20 @@ def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None
 
 def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     """It goes back uncharged with the reason, and fails with 507 only after the time that is set."""
-    trainer.settings = trainer.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
+    trainer.context.settings = trainer.context.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
     job = taken(trainer, row(recipe=recipe()))
-    trainer._do(job)
-    waiting = trainer.job_store.get(job["id"])
+    trainer.run_job(job)
+    waiting = trainer.context.job_store.get(job["id"])
     assert waiting is not None
     assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
-    assert "stay free" in waiting["blocked_reason"]
-    assert trainer.job_store.take(trainer.id, 600, (TRAINING,)) is None  # not at once
+    assert "must leave" in waiting["blocked_reason"]
+    assert trainer.context.job_store.take(trainer.id, 600, (TRAINING,)) is None  # not at once
     time.sleep(1.1)
-    again = trainer.job_store.take(trainer.id, 600, (TRAINING,))
+    again = trainer.context.job_store.take(trainer.id, 600, (TRAINING,))
     assert again is not None
-    trainer.settings = trainer.settings.model_copy(update={"storage_wait_s": 0.0})
-    trainer._do(again)
-    failed = trainer.job_store.get(job["id"])
+    trainer.context.settings = trainer.context.settings.model_copy(update={"storage_wait_s": 0.0})
+    trainer.run_job(again)
+    failed = trainer.context.job_store.get(job["id"])
     assert failed is not None
     assert failed["status"] == "failed"
     assert json.loads(failed["problem"])["status"] == 507
@@ -394,17 +402,17 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
 def test_a_child_that_finds_the_disk_full_waits_too(trainer: TrainingWorker, number: int) -> None:
     """Whatever it was writing; a child that fails for its own reason does not."""
     said = f"OSError: [Errno {number}] {os.strerror(number)}"
-    trainer._models = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
+    trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
     job = taken(trainer, row(recipe=recipe()))
-    trainer._do(job)
-    waiting = trainer.job_store.get(job["id"])
+    trainer.run_job(job)
+    waiting = trainer.context.job_store.get(job["id"])
     assert waiting is not None
     assert waiting["status"] == "queued"
     assert os.strerror(number) in waiting["blocked_reason"]
-    trainer._models = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
+    trainer.children.command = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
     other = taken(trainer, row("other", recipe=recipe()))
-    trainer._do(other)
-    assert trainer.job_store.states([other["id"]])[other["id"]][0] == "failed"
+    trainer.run_job(other)
+    assert trainer.context.job_store.states([other["id"]])[other["id"]][0] == "failed"
 
 
 def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: TrainingWorker) -> None:
@@ -412,43 +420,43 @@ def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: TrainingWorker) 
     error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
     job = taken(trainer, row(recipe=recipe()))
     with patch.object(JobStore, "tell", side_effect=error):
-        trainer._do(job)
-    waiting = trainer.job_store.get(job["id"])
+        trainer.run_job(job)
+    waiting = trainer.context.job_store.get(job["id"])
     assert waiting is not None
     assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
 
 
 def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) -> None:
     """Put back for want of room, or because its worker stops, it is done later; then its folder goes."""
-    trainer._short = lambda *_told, **_more: {}  # type: ignore[method-assign]
+    trainer.children.run = lambda *_arguments, **_more: b""  # type: ignore[method-assign]
     job = row("m", "import")
-    trainer.job_store.add([job])
-    folder = trainer.places.auxiliary_job(job["id"])
+    trainer.context.job_store.add([job])
+    folder = trainer.context.paths.auxiliary_job(job["id"])
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
 
     def claimed() -> Job:
-        held = trainer.job_store.take(trainer.id, 600, ("import",))
+        held = trainer.context.job_store.take(trainer.id, 600, ("import",))
         assert held is not None
         return held
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with patch.object(Versions, "publish", side_effect=full):
-        trainer._do(held := claimed())
-    trainer._remove_scratch(held)
+        trainer.run_job(held := claimed())
+    trainer.remove_scratch(held)
     assert (folder / "model.safetensors").exists()
     time.sleep(1.1)
-    with patch.object(trainer, "_short", side_effect=WorkerStoppingError):
-        trainer._do(held := claimed())
-    trainer._remove_scratch(held)
+    with patch.object(trainer.children, "run", side_effect=WorkerStoppingError):
+        trainer.run_job(held := claimed())
+    trainer.remove_scratch(held)
     assert (folder / "model.safetensors").exists()
-    trainer._do(held := claimed())
-    trainer._remove_scratch(held)
+    trainer.run_job(held := claimed())
+    trainer.remove_scratch(held)
     assert not folder.exists()
-    done = trainer.job_store.get(job["id"])
+    done = trainer.context.job_store.get(job["id"])
     assert done is not None
     assert (done["status"], done["version"]) == ("succeeded", "1")
-    assert [path.name for path in (trainer.places.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
+    assert [path.name for path in (trainer.context.paths.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
 
 
 # --- batches that are too small ---

@@ -1,0 +1,56 @@
+"""Auxiliary jobs, which run beside a training: dry runs of a recipe, imports of files, publications."""
+
+import json
+
+import orjson
+
+from core.catalog.versions import FILE
+from core.jobs.store import Job
+from workers.training.child_process import ChildProcesses
+from workers.training.context import JobContext
+from workers.training.publication import VersionPublisher
+
+
+class AuxiliaryJobs:
+    """Runs auxiliary jobs. Each method raises TrainingFailedError, ClaimLostError or WorkerStoppingError."""
+
+    def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
+        """Use the stores of a worker, its child processes and its publisher."""
+        self._context = context
+        self._children = children
+        self._publisher = publisher
+
+    def estimate(self, job: Job) -> None:
+        """Time a few steps of a recipe."""
+        folder = self._context.scratch_folder(job)
+        (folder / "asked.json").write_text(json.dumps(orjson.loads(job["request"])["recipe"]))
+        command = self._children.command("estimate", str(folder / "asked.json"), *self._children.common_options())
+        timeout_s = self._context.settings.estimate_s
+        self._context.complete(job, self._children.run_json(job, command, folder / "log", timeout_s))
+
+    def import_file(self, job: Job) -> None:
+        """Check an uploaded checkpoint against its card and publish it; it becomes active if no other version is."""
+        name, versions = job["model"], self._context.versions
+        folder = self._context.scratch_folder(job)
+        file = folder / FILE  # written by the API
+        version = self._publisher.reserve_number(name, folder) if (folder / "version").exists() else ""
+        if not version or not versions.path(name, version).exists():
+            self._children.run(job, self._children.command("check", str(file)), folder / "log")
+        version = self._publisher.reserve_number(name, folder)
+        active = self._context.registry.find(name)
+        if active is not None and active.version == version:
+            active = None  # published by an earlier attempt of this job
+        if active is not None:
+            versions.settle(name, active.version)
+        if not versions.path(name, version).exists():
+            versions.publish(file, name, version)
+        if active is None:
+            versions.serve(name, version)
+        self._context.complete(job, {"model": name, "version": version}, version)
+
+    def publish(self, job: Job) -> None:
+        """Publish the last checkpoint of a training that failed or was cancelled."""
+        request = orjson.loads(job["request"])
+        folder = self._context.paths.run(request["training"])
+        version, figures = self._publisher.publish(job, request, folder)
+        self._context.complete(job, {"model": job["model"], "version": version, "figures": figures}, version)

@@ -1,0 +1,171 @@
+"""Child processes: `python -m models COMMAND`, the only place of the training worker where torch runs."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from core.jobs.store import Job
+from workers.training.context import JobContext
+from workers.training.errors import TrainingFailedError, WorkerStoppingError
+from workers.training.limits import check_memory, raise_if_disk_was_full
+from workers.training.run_folder import last_error
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+EXIT_INTERRUPTED, EXIT_DIVERGED, EXIT_TOO_LARGE = 3, 4, 5
+"""Exit codes of `python -m models`: stopped after a checkpoint, diverged, above its memory limit."""
+
+POLL_S = 0.25
+"""How often a running child process is looked at."""
+
+LIMIT_CHECK_S = 1.0
+"""How often a child process is checked against its limits: scanning all processes takes some milliseconds."""
+
+STOP_S = 20.0
+"""How long a child process may take to write its checkpoint before it is killed."""
+
+QUERY_TIMEOUT_S = 300.0
+"""How long a child process may take to list families or devices."""
+
+
+class ChildProcesses:
+    """Builds the commands of child processes and runs them."""
+
+    def __init__(self, context: JobContext) -> None:
+        """Use the settings of a worker."""
+        self._context = context
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command line of `python -m models WORDS` with niceness, memory limit and parent process."""
+        settings = self._context.settings
+        extra = ["--extra-models", str(settings.extra_models.resolve())] if settings.extra_models else []
+        nice = ["nice", "-n", str(settings.training_nice)]
+        limits = ["--parent", str(os.getpid()), "--memory-bytes", str(settings.training_memory_bytes)]
+        return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
+
+    def common_options(self, *, device: bool = True) -> list[str]:
+        """Return the options that all commands on a dataset share."""
+        settings = self._context.settings
+        options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
+        return [*options, "--device", settings.training_device] if device else options
+
+    def query(self, command: str) -> bytes | None:
+        """Return what a command without arguments prints; None if it fails, which is logged."""
+        try:
+            done = subprocess.run(  # noqa: S603 - our own program
+                self.command(command),
+                cwd=ROOT,
+                env=_environment(1),
+                capture_output=True,
+                check=False,
+                timeout=QUERY_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            log.exception("child process timed out", extra={"command": command})
+            return None
+        if done.returncode:
+            log.error("child process failed", extra={"command": command, "stderr": done.stderr.decode()[-2000:]})
+            return None
+        return done.stdout
+
+    @contextlib.contextmanager
+    def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a child process in a process group of its own; it is stopped when the block is left."""
+        captured = "publish" in command or "estimate" in command
+        with log_file.open("ab") as stderr:
+            child = subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                cwd=ROOT,
+                env=_environment(self._context.settings.training_threads),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if captured else subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                stop(child)
+            if child.stdout:
+                child.stdout.close()
+
+    def run(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> bytes:
+        """Run a short command to its end and return what it printed.
+
+        It has the memory limit of a training, and `timeout_s` seconds or else `evaluation_timeout_s`. Raises
+        TrainingFailedError, ClaimLostError or WorkerStoppingError, with the child process stopped.
+        """
+        settings, stopping = self._context.settings, self._context.stopping
+        limit_s = timeout_s or settings.evaluation_timeout_s
+        deadline, check_at = time.monotonic() + limit_s, 0.0
+        with self.start(command, log_file) as child:
+            while child.poll() is None:
+                if stopping.is_set():
+                    raise WorkerStoppingError
+                self._context.check_claim(job)
+                if time.monotonic() > deadline:
+                    detail = (
+                        f"it took more than {limit_s:.0f} s; a smaller network, batch or number of samples takes less"
+                    )
+                    raise TrainingFailedError("Too long", detail, 422)
+                if time.monotonic() > check_at:
+                    check_memory(settings, child.pid, "Too large")
+                    check_at = time.monotonic() + LIMIT_CHECK_S
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_S)
+            printed = child.stdout.read() if child.stdout else b""
+        if child.returncode:
+            self._raise_failure(job, child.returncode, log_file)
+        return printed
+
+    def run_json(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> dict[str, Any]:
+        """Run a short command as `run` does and return the JSON object in its last line."""
+        return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
+
+    def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
+        """Raise the TrainingFailedError that explains an exit code other than 0."""
+        if code < 0:
+            detail = f"its process was killed ({signal.Signals(-code).name}), possibly for its memory; try again"
+            raise TrainingFailedError("Process lost", detail, 503)
+        error = last_error(log_file)
+        raise_if_disk_was_full(self._context.settings, log_file.parent, error)
+        if not error:
+            text = log_file.read_text(errors="replace")[-2000:]
+            log.error("child process failed", extra={"job": job["id"], "stderr": text})
+        detail = error or f"the process exited with code {code}"
+        raise TrainingFailedError("Not possible", detail, 422 if error else 500)
+
+
+def stop(child: subprocess.Popen[bytes]) -> int:
+    """Have a child process write its checkpoint and exit; kill it after `STOP_S` seconds. Returns its exit code."""
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        kill(child)
+    return EXIT_INTERRUPTED if child.returncode == -signal.SIGTERM else child.returncode
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child process and its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Return the environment of a child process: this process's without the service's settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
+    return {**kept, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}

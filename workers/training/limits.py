@@ -1,0 +1,71 @@
+"""The limits of a training's child process: run time, memory, size of its folder, free disk space."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from core.blobs import size_of
+from core.settings import Settings
+from core.storage import NO_SPACE
+from workers.training.errors import TrainingFailedError, disk_full_error
+from workers.training.run_folder import describe_checkpoint, last_log_lines, read_json
+
+
+def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
+    """Raise TrainingFailedError if a training exceeds a limit. `run_s`: age of its process in seconds."""
+    seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
+    if seconds > settings.training_timeout_s:
+        detail = f"it ran for {seconds:.0f} s; the limit is {settings.training_timeout_s:.0f} s"
+        raise TrainingFailedError("Training too long", detail)
+    check_memory(settings, pid, "Training too large")
+    size = size_of(folder)
+    if size > settings.training_disk_bytes:
+        detail = f"its folder holds {size} bytes; the limit is {settings.training_disk_bytes} bytes"
+        raise TrainingFailedError("Run too large", detail)
+    check_free_disk(settings, folder)
+
+
+def check_memory(settings: Settings, pid: int, title: str) -> None:
+    """Raise TrainingFailedError if a process group uses more anonymous memory than it may."""
+    used, limit = anonymous_bytes(pid), settings.training_memory_bytes
+    if used > limit:
+        detail = (
+            f"it used {used >> 20} MiB of memory; the limit is {limit >> 20} MiB: a smaller batch or network needs less"
+        )
+        raise TrainingFailedError(title, detail, 422)
+
+
+def check_free_disk(settings: Settings, folder: Path) -> None:
+    """Create a folder. Raises TrainingFailedError (507) if its disk has less free space than a training must leave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free, minimum = shutil.disk_usage(folder).free, settings.training_min_free_disk_bytes
+    if free < minimum:
+        raise disk_full_error(f"the disk has {free >> 20} MiB free, and trainings must leave {minimum >> 20} MiB free")
+
+
+def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None:
+    """Raise TrainingFailedError (507) if a child process failed because the disk is full.
+
+    `error` is the reason that the child process itself gave, if any.
+    """
+    text = "".join(last_log_lines(folder / "log"))
+    reason = next((os.strerror(number) for number in NO_SPACE if os.strerror(number) in text), None)
+    if reason is not None:
+        raise disk_full_error(f"the disk is full ({reason})").with_detail(describe_checkpoint(folder))
+    if not error:
+        check_free_disk(settings, folder)
+
+
+def anonymous_bytes(process_group: int) -> int:
+    """Return the anonymous resident memory of a process group, in bytes.
+
+    File-backed pages are left out: datasets are read from a memory map, which the kernel can drop.
+    """
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if os.getpgid(int(status.parent.name)) == process_group:
+                lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+                total += int(lines[0].split()[1]) << 10 if lines else 0  # an exiting process has none
+    return total

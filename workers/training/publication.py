@@ -1,0 +1,132 @@
+"""Publication of a model version: number, measurement on the test split, checkpoint file, and activation."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis
+
+from core.catalog.recipes import better
+from core.catalog.versions import awaited, loaded, refused
+from core.jobs.store import Job
+from workers.training.child_process import POLL_S, ChildProcesses
+from workers.training.context import JobContext, message_event
+from workers.training.run_folder import read_json
+
+LOAD_TIMEOUT_S = 60.0
+"""How long inference workers may take to load a new version before it becomes active anyway."""
+
+PROGRESS = 0.99
+"""Progress of a job while its version is measured and activated."""
+
+Figures = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of a new version on the test split, and those of the active version beside it."""
+
+    figures: Figures = field(default_factory=list)
+    against: Figures = field(default_factory=list)
+
+
+class VersionPublisher:
+    """Makes versions of what trainings have written, and activates them."""
+
+    def __init__(self, context: JobContext, children: ChildProcesses) -> None:
+        """Use the stores of a worker and its child processes."""
+        self._context = context
+        self._children = children
+
+    def publish(self, job: Job, request: dict[str, Any], folder: Path) -> tuple[str, Figures]:
+        """Measure a run's last checkpoint and make it a version, active if its request says so.
+
+        Returns its number and figures. Can be repeated after a crash: number, figures and file are kept in the folder.
+        """
+        name, scratch = job["model"], folder / job["id"]
+        scratch.mkdir(exist_ok=True)
+        version = self.reserve_number(name, scratch)
+        active = self._context.registry.find(name)
+        if active is not None and active.version == version:
+            active = None
+        measured = scratch / "measured.json"
+        if not self._context.versions.path(name, version).exists():
+            event = message_event(f"measuring version {version} on the test split")
+            self._context.append_events(job, [event], PROGRESS)
+            options = request.get("evaluation", {})
+            words = ["--checkpoints", str(scratch), "--version", version, "--job", job["id"]]
+            words += [f"--count={options.get('count', 1000)}", f"--k={options.get('k', 100)}"]
+            words += self._children.common_options(device=False)
+            words += ["--against", str(active.path)] if active else []
+            command = self._children.command("publish", str(folder), *words)
+            printed = self._children.run_json(job, command, folder / "log")
+            measured.write_bytes(orjson.dumps(printed))
+            if active is not None:
+                self._context.versions.settle(name, active.version)
+            with contextlib.suppress(FileExistsError):
+                self._context.versions.publish(Path(printed["path"]), name, version)
+        printed = read_json(measured)
+        measurement = Measurement(printed.get("figures", []), printed.get("against", []))
+        policy = request.get("serve", "if better")
+        self.apply_policy(job, policy, version, measurement, None if active is None else active.version)
+        return version, measurement.figures
+
+    def reserve_number(self, name: str, folder: Path) -> str:
+        """Return the version number that a job will publish; a second call returns the same number."""
+        file = folder / "version"
+        if not file.exists():
+            self._context.registry.scan()
+            part = folder / ".version.part"
+            part.write_text(self._context.versions.reserve(name, self._context.registry.versions(name)))
+            part.replace(file)
+        return file.read_text()
+
+    def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
+        """Activate a version if `policy` ("if better", "always", "never") says so, or if no other is active."""
+        improved = better(measurement.figures, measurement.against)
+        text = f"version {version} is published"
+        if active is None or policy == "always" or (policy == "if better" and improved):
+            problem = self.activate(job, version, active)
+            text += f", but not active: {problem}" if problem else " and active"
+        elif policy == "if better":
+            reason = "the new figure is no better" if improved is not None else "the figures cannot be compared"
+            text += f"; version {active} stays active: {reason}"
+        else:
+            text += f"; version {active} stays active"
+        self._context.append_events(job, [message_event(text, version=version, **vars(measurement))], PROGRESS)
+
+    def activate(self, job: Job, version: str, active: str | None) -> str:
+        """Activate a version once the inference workers have loaded it. Returns why it is not active, or "".
+
+        Without an inference worker an active version is kept: nobody has loaded the new one.
+        """
+        name, waiting_for, workers = job["model"], "", {}
+        ref = f"{name}@{version}"
+        versions, stopping = self._context.versions, self._context.stopping
+        versions.announce(name, version)
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < deadline and not stopping.is_set():
+            try:
+                workers = self._context.inference_workers()
+            except (redis.RedisError, OSError):
+                workers = {}
+                time.sleep(POLL_S)
+                continue
+            if loaded(workers, ref):
+                if reason := refused(workers, ref):
+                    versions.withdraw(name, version)
+                    return reason
+                break
+            if (missing := awaited(workers, ref)) != waiting_for:
+                waiting_for = missing
+                text = f"waiting, at most {LOAD_TIMEOUT_S:.0f} s, for version {version} to be loaded: {missing}"
+                self._context.append_events(job, [message_event(text)], PROGRESS)
+            time.sleep(0.1)
+        if active is not None and not workers:
+            versions.withdraw(name, version)
+            return f"{awaited(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
+        versions.serve(name, version)
+        return ""

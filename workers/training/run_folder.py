@@ -1,0 +1,109 @@
+"""The files of a training's run folder, which its child process writes and the worker reads.
+
+| file | content |
+| --- | --- |
+| `asked.json` | the recipe |
+| `metrics.jsonl` | one line per epoch |
+| `progress.json` | steps done, loss, and the last checkpoint's step |
+| `state.pt` | the last checkpoint |
+| `preview.png` | images of the model so far |
+| `log` | standard error of the child processes |
+| `lock` | locked by the process that works in the folder; holds its process id |
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from workers.training.errors import TrainingFailedError
+
+ORPHAN_STOP_S = 20.0
+"""How long an orphaned process may take to stop, first after SIGTERM, then after SIGKILL."""
+
+_PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if the file is missing or incomplete."""
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON Lines file; empty if the file is missing."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
+        with contextlib.suppress(orjson.JSONDecodeError):
+            records.append(orjson.loads(line))
+    return records
+
+
+def last_log_lines(log_file: Path, count: int = 1) -> list[str]:
+    """Return the last lines of a log file; empty if the file is missing."""
+    return log_file.read_text(errors="replace").splitlines()[-count:] if log_file.exists() else []
+
+
+def last_error(log_file: Path) -> str:
+    """Return the message of the `error:` line that a child process wrote last; empty if it wrote none."""
+    lines = last_log_lines(log_file)
+    return lines[-1].removeprefix("error: ") if lines and lines[-1].startswith("error: ") else ""
+
+
+def modification_times(folder: Path) -> tuple[int, ...]:
+    """Return when each file that shows progress was last written, in ns; 0 for a missing file."""
+    times = []
+    for name in _PROGRESS_FILES:
+        try:
+            times.append((folder / name).stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Return the optimiser step of the last checkpoint, or None."""
+    checkpoint = read_json(folder / "progress.json").get("checkpoint")
+    return checkpoint["steps"] if checkpoint else None
+
+
+def describe_checkpoint(folder: Path) -> str:
+    """Say which checkpoint a failed training has left, for its error message."""
+    step = checkpoint_step(folder)
+    return "it left no checkpoint" if step is None else f"its checkpoint of step {step} is kept and can be published"
+
+
+def kill_orphan(folder: Path) -> None:
+    """Stop the process that a lost worker left running in a run folder. Raises TrainingFailedError if it survives."""
+    kill_at = time.monotonic() + ORPHAN_STOP_S
+    while (pid := _lock_holder(folder)) is not None:
+        late = time.monotonic() > kill_at
+        if time.monotonic() > kill_at + ORPHAN_STOP_S:
+            detail = f"the process {pid} works in its folder and cannot be killed"
+            raise TrainingFailedError("Training process lost", detail)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        time.sleep(0.1 if late else 0.5)
+
+
+def _lock_holder(folder: Path) -> int | None:
+    """Return the id of the process that holds a run folder's lock, or None."""
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            text = file.read()
+            return int(text) if text.isdecimal() else None
+        return None
