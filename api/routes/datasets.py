@@ -36,7 +36,7 @@ from api.permissions import Permissions
 from api.quotas import Quotas
 from api.responses.render import JSON, PNG
 from api.streaming_upload import StreamingUpload
-from core.datasets.readers import FULL, Wish
+from core.datasets.readers.source import DISK_FULL, ConversionOptions
 from core.datasets.store import NAME, Datasets, InUseError, NameTakenError
 from core.settings import Settings
 
@@ -83,12 +83,12 @@ class Asked(BaseModel):
     test: float = Field(0.1, ge=0, le=0.5, description="Share held back for the last measurement, likewise.")
     shared: bool | None = Field(None, description=_SHARED)
 
-    def wish(self, settings: Settings) -> Wish:
+    def wish(self, settings: Settings) -> ConversionOptions:
         """The same for the converter."""
         size = tuple(map(int, self.resize.split("x"))) if self.resize else None
         if size is not None and not all(1 <= edge <= _EDGE for edge in size):
             raise _wrong("resize", f"each edge must be 1 to {_EDGE} pixels, as in 64x64")
-        return Wish(
+        return ConversionOptions(
             format=self.format or "",
             kind="photographs" if self.kind == "photographs" else "",
             resize=(size[0], size[1]) if size else None,
@@ -109,10 +109,10 @@ class Named(BaseModel):
     validation: float = Field(0.1, ge=0, le=0.5, description="Share of its training part held back for choices.")
     shared: bool | None = Field(None, description=_SHARED)
 
-    def wish(self, settings: Settings) -> Wish:
+    def wish(self, settings: Settings) -> ConversionOptions:
         """The same for the converter."""
         limits = settings.max_unpacked_bytes, settings.min_free_disk_bytes
-        return Wish(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])
+        return ConversionOptions(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])
 
 
 def add_datasets(
@@ -296,7 +296,7 @@ async def _workshop(datasets: Datasets) -> AsyncIterator[Path]:
 
     Raises FullError where the disk is full.
     """
-    workshop = datasets.workshop()
+    workshop = datasets.scratch_folder()
     try:
         folder = await asyncio.to_thread(workshop.__enter__)
         try:
@@ -304,7 +304,7 @@ async def _workshop(datasets: Datasets) -> AsyncIterator[Path]:
         finally:
             await asyncio.shield(asyncio.to_thread(workshop.__exit__, None, None, None))
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise FullError(_NO_ROOM) from error
 
@@ -380,7 +380,7 @@ async def _fetch(request: Request, folder: Path, named: Named, settings: Setting
         raise _wrong("source", why)
 
 
-async def _convert(request: Request, folder: Path, wish: Wish, settings: Settings) -> dict[str, Any]:
+async def _convert(request: Request, folder: Path, wish: ConversionOptions, settings: Settings) -> dict[str, Any]:
     """What the converter made of FOLDER/file. Raises the ProblemError that it reported."""
     words = ["core.datasets.convert", str(folder), json.dumps(asdict(wish)), str(os.getpid())]
     try:

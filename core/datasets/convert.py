@@ -1,8 +1,9 @@
-"""`python -m core.datasets.convert FOLDER WISH`: an upload becomes memory-mapped arrays of pictures, in bounded memory.
+"""Convert an uploaded dataset: `python -m core.datasets.convert FOLDER OPTIONS [PARENT_PID]`.
 
-A child process of the API, so that neither a hostile file nor Pillow's memory is the API's. It reads FOLDER/file (IDX,
-gzipped or not, NPZ, or a ZIP of pictures) and FOLDER/labels a piece at a time, writes FOLDER/made/train.npy,
-validation.npy, test.npy and labels.npy, and says on stdout, as JSON, what they are or why there are none.
+This is a child process of the API, which keeps hostile files and Pillow's memory out of the API. It
+reads FOLDER/file (IDX, gzipped or not, NPZ, or a ZIP of images) and FOLDER/labels in batches, in
+bounded memory. It writes FOLDER/made/train.npy, validation.npy, test.npy and labels.npy, and prints
+the dataset's description as JSON, or the problem.
 """
 
 import ctypes
@@ -14,164 +15,185 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.datasets.readers import (
-    CHUNK_BYTES,
-    FULL,
-    MAX_VALUES,
-    SPLITS,
+from core.datasets.readers.detect import open_upload
+from core.datasets.readers.source import (
+    BATCH_BYTES,
+    DISK_FULL,
+    ConversionOptions,
     Source,
-    UploadRejectedError,
-    Wish,
-    bomb,
-    exactly,
-    opened,
-    room,
-    size_text,
+    check_free_space,
+    format_image_size,
+    read_exactly,
+    unpacked_size_error,
 )
+from core.datasets.split_names import SPLITS
+from core.datasets.upload_errors import UploadRejectedError
 
 MEMORY_BYTES = 2 << 30
 MIN_PICTURES = 10
+MAX_VALUES = 4 << 20
+"""Of one image: its channels times its pixels."""
+
 _NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 
 
-def convert(folder: Path, wish: Wish) -> dict[str, Any]:
-    """Turn FOLDER/file into FOLDER/made; answers what it is. Raises RefusedError, or OSError where the disk is full."""
-    source = opened(folder, wish)
-    count = sum(piece.count for piece in source.pieces)
+def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
+    """Convert FOLDER/file to the arrays in FOLDER/made; return the dataset's description.
+
+    Raises UploadRejectedError, or OSError if the disk is full.
+    """
+    source = open_upload(folder, options)
+    count = sum(split.count for split in source.splits)
     size_bytes = count * math.prod(source.shape)
     if count < MIN_PICTURES and source.kind != "photographs":
         raise UploadRejectedError(f"{count} pictures are too few to split and train on; send {MIN_PICTURES} or more")
+    image_size = format_image_size(source.shape)
     if math.prod(source.shape) > MAX_VALUES:
-        raise UploadRejectedError(
-            f"pictures of {size_text(source.shape)} are too large; at most {MAX_VALUES} values each"
-        )
-    if size_bytes > wish.unpacked_bytes:
-        raise bomb(f"{count} pictures of {size_text(source.shape)} are {size_bytes} bytes", wish)
-    room(folder, 2 * size_bytes, wish)
+        raise UploadRejectedError(f"pictures of {image_size} are too large; at most {MAX_VALUES} values each")
+    if size_bytes > options.unpacked_bytes:
+        raise unpacked_size_error(f"{count} pictures of {image_size} are {size_bytes} bytes", options)
+    check_free_space(folder, 2 * size_bytes, options)
     staged = _stage(source, folder / "stage", count)
-    codes = _split(source, staged, wish)
-    (folder / "file").unlink(missing_ok=True)  # the disk need not hold it three times
+    assignment = _assign_splits(source, staged, options)
+    (folder / "file").unlink(missing_ok=True)  # its space is needed for the arrays
     made = folder / "made"
     made.mkdir()
-    _write(source, staged, codes, folder / "stage", made)
+    _write_arrays(source, staged, assignment, folder / "stage", made)
     (folder / "stage").unlink()
-    return _told(source, staged, codes, made, wish)
+    return _describe(source, staged, assignment, made, options)
 
 
 # --- staging, splitting, writing ---
 
 
 @dataclass(frozen=True)
-class _Staged:
-    """All pictures as they came: of each its fingerprint (that of its photograph, for patches) and its piece."""
+class _StagedImages:
+    """All images in the order of the upload, each array with one value per image.
+
+    `fingerprints` are of the image, or of its photograph for patches; `origins` index the source's
+    splits. `factors` scale the levels of each split of the source to 0 … 255.
+    """
 
     fingerprints: np.ndarray
-    pieces: np.ndarray
+    origins: np.ndarray
     factors: Sequence[int]
 
 
-def _stage(source: Source, path: Path, count: int) -> _Staged:
-    """Lay all pictures one after the other on the disk."""
+def _stage(source: Source, path: Path, count: int) -> _StagedImages:
+    """Write all images one after another to a file."""
     fingerprints = np.zeros(count, np.uint64)
-    pieces = np.zeros(count, np.int8)
-    highest = [0] * len(source.pieces)
-    place = 0
+    origins = np.zeros(count, np.int8)
+    highest = [0] * len(source.splits)
+    position = 0
     with path.open("wb") as file:
-        for number, piece in enumerate(source.pieces):
-            for chunk in piece.chunks():
-                file.write(chunk.data)
-                units = [chunk] if piece.whole else chunk
-                marks = [hashlib.blake2b(unit.data, digest_size=8).digest() for unit in units]
-                fingerprints[place : place + len(chunk)] = np.frombuffer(b"".join(marks), np.uint64)
-                pieces[place : place + len(chunk)] = number
-                highest[number] = max(highest[number], 0 if piece.scaled else int(chunk.max()))
-                place += len(chunk)
-    binary = max(highest) <= 1  # of those with levels that are not final
-    return _Staged(fingerprints, pieces, [255 if binary and not piece.scaled else 1 for piece in source.pieces])
+        for number, split in enumerate(source.splits):
+            for batch in split.read_batches():
+                file.write(batch.data)
+                units = [batch] if split.grouped else batch
+                digests = [hashlib.blake2b(unit.data, digest_size=8).digest() for unit in units]
+                fingerprints[position : position + len(batch)] = np.frombuffer(b"".join(digests), np.uint64)
+                origins[position : position + len(batch)] = number
+                highest[number] = max(highest[number], 0 if split.scaled else int(batch.max()))
+                position += len(batch)
+    binary = max(highest) <= 1  # of splits whose levels are not final
+    return _StagedImages(fingerprints, origins, [255 if binary and not split.scaled else 1 for split in source.splits])
 
 
-def _split(source: Source, staged: _Staged, wish: Wish) -> np.ndarray:
-    """The split of each picture, as its place in SPLITS: as the upload says, or by the pictures' own fingerprints.
+def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
+    """Return the shares of the splits that the upload does not have itself."""
+    present = {split.split for split in source.splits}
+    shares = {"validation": options.validation, "test": options.test}
+    return {name: share for name, share in shares.items() if name not in present}
 
-    So the same pictures are split the same way whenever and in whatever order they come, equal ones stay together, and
-    the splits hold as many as asked.
+
+def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
+    """Return the split of each image as its index in SPLITS, int8 (N,): the upload's own, or by
+    fingerprint.
+
+    The order by fingerprint does not depend on the order of the upload, and equal images go into
+    one split. The missing splits get their shares of the training images. Raises
+    UploadRejectedError if a split stays empty.
     """
-    own = [piece.split for piece in source.pieces]
-    codes: np.ndarray = np.array([SPLITS.index(split or "train") for split in own], np.int8)[staged.pieces]
-    shares = {name: share for name, share in (("test", wish.test), ("validation", wish.validation)) if name not in own}
-    parted = np.flatnonzero(codes == 0)
-    marks, inverse, counts = np.unique(staged.fingerprints[parted], return_inverse=True, return_counts=True)
-    weights = np.ones_like(counts) if source.pieces[0].whole else counts
-    begins = np.cumsum(weights) - weights
+    names = [split.split or "train" for split in source.splits]
+    assignment: np.ndarray = np.array([SPLITS.index(name) for name in names], np.int8)[staged.origins]
+    shares = _missing_shares(source, options)
+    training = np.flatnonzero(assignment == 0)
+    unique, inverse, counts = np.unique(staged.fingerprints[training], return_inverse=True, return_counts=True)
+    grouped = source.splits[0].grouped
+    weights = np.ones_like(counts) if grouped else counts
+    starts = np.cumsum(weights) - weights
     total, reached = int(weights.sum()), 0
-    drawn = np.zeros(len(marks), np.int8)
-    for name, share in shares.items():
+    drawn = np.zeros(len(unique), np.int8)
+    for name in ("test", "validation"):
+        share = shares.get(name, 0)
         wanted = max(1, round(share * total)) if share else 0
-        drawn[(begins >= reached) & (begins < reached + wanted)] = SPLITS.index(name)
+        drawn[(starts >= reached) & (starts < reached + wanted)] = SPLITS.index(name)
         reached += wanted
-    codes[parted] = drawn[inverse]
-    for name in SPLITS:
-        if not (codes == SPLITS.index(name)).any() and shares.get(name, 1):
-            noun = "photographs" if source.pieces[0].whole else "pictures"
+    assignment[training] = drawn[inverse]
+    for index, name in enumerate(SPLITS):
+        if not (assignment == index).any() and shares.get(name, 1):
+            noun = "photographs" if grouped else "pictures"
             raise UploadRejectedError(
-                f"{len(marks)} different {noun} are too few: none is left for {name}; send more, or smaller shares",
+                f"{len(unique)} different {noun} are too few: none is left for {name}; send more, or smaller shares",
                 name if name in shares else "file",
             )
-    return codes
+    return assignment
 
 
-def _write(source: Source, staged: _Staged, codes: np.ndarray, stage: Path, made: Path) -> None:
-    """The arrays of the splits, and the labels in the order train, validation, test."""
+def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray, stage: Path, made: Path) -> None:
+    """Write one array per split, and the labels in the order train, validation, test."""
     size = math.prod(source.shape)
-    factors = np.array(staged.factors, np.uint8)[staged.pieces]
-    files = {name: (made / f"{name}.npy").open("wb") for name in SPLITS}
-    step = max(1, CHUNK_BYTES // size)
-    try:
-        for code, name in enumerate(SPLITS):
-            head = {"descr": "|u1", "fortran_order": False, "shape": (int((codes == code).sum()), *source.shape)}
-            np.lib.format.write_array_header_1_0(files[name], head)
-        with stage.open("rb") as file:
-            for first in range(0, len(codes), step):
-                there = codes[first : first + step]
-                chunk = np.frombuffer(exactly(file, len(there) * size), np.uint8).reshape(len(there), size)
-                chunk = chunk * factors[first : first + step, None]
-                for code, name in enumerate(SPLITS):
-                    files[name].write(chunk[there == code].data)
-        for opened in files.values():
-            opened.flush()
-            os.fsync(opened.fileno())
-    finally:
-        for opened in files.values():
-            opened.close()
-    if source.pieces[0].labels is not None:
-        labels = np.concatenate([piece.labels for piece in source.pieces if piece.labels is not None])
-        np.save(made / "labels.npy", np.concatenate([labels[codes == code] for code in range(len(SPLITS))]))
+    factors = np.array(staged.factors, np.uint8)[staged.origins]
+    step = max(1, BATCH_BYTES // size)
+    with ExitStack() as stack:
+        files = [stack.enter_context((made / f"{name}.npy").open("wb")) for name in SPLITS]
+        for index, file in enumerate(files):
+            shape = (int((assignment == index).sum()), *source.shape)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        images = stack.enter_context(stage.open("rb"))
+        for first in range(0, len(assignment), step):
+            splits = assignment[first : first + step]
+            batch = np.frombuffer(read_exactly(images, len(splits) * size), np.uint8).reshape(len(splits), size)
+            batch = batch * factors[first : first + step, None]
+            for index, file in enumerate(files):
+                file.write(batch[splits == index].data)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    if source.splits[0].labels is not None:
+        labels = np.concatenate([split.labels for split in source.splits if split.labels is not None])
+        np.save(made / "labels.npy", np.concatenate([labels[assignment == index] for index in range(len(SPLITS))]))
 
 
-def _told(source: Source, staged: _Staged, codes: np.ndarray, made: Path, wish: Wish) -> dict[str, Any]:
+def _describe(
+    source: Source, staged: _StagedImages, assignment: np.ndarray, made: Path, options: ConversionOptions
+) -> dict[str, Any]:
+    """Return the dataset's description, as `dataset.json` and the API have it."""
     channels, height, width = source.shape
-    different = len(np.unique(staged.fingerprints))
-    units = int(source.said.get("photographs", len(codes)))
-    train = np.unique(staged.fingerprints[codes == 0])
-    leaked = int(np.isin(staged.fingerprints[codes > 0], train).sum())
-    own = {piece.split for piece in source.pieces} - {None}
-    shares = {name: share for name, share in (("validation", wish.validation), ("test", wish.test)) if name not in own}
-    said = dict(source.said)
-    duplicates = {"pictures": units - different, "names": said.pop("duplicate_names", 0), "held_back_in_train": leaked}
+    report = dict(source.report)
+    units = int(report.get("photographs", len(assignment)))
+    training = np.unique(staged.fingerprints[assignment == 0])
+    duplicates = {
+        "pictures": units - len(np.unique(staged.fingerprints)),
+        "names": report.pop("duplicate_names", 0),
+        "held_back_in_train": int(np.isin(staged.fingerprints[assignment > 0], training).sum()),
+    }
+    shares = _missing_shares(source, options)
     files = [made / f"{name}.npy" for name in (*SPLITS, "labels") if (made / f"{name}.npy").exists()]
     return {
         "kind": source.kind,
         "channels": channels,
         "height": height,
         "width": width,
-        "counts": {name: int((codes == code).sum()) for code, name in enumerate(SPLITS)},
+        "counts": {name: int((assignment == index).sum()) for index, name in enumerate(SPLITS)},
         "sha256": _sha256(files),
         "format": source.format,
         "split": {"rule": "by content" if shares else "as sent", "shares": shares},
@@ -179,47 +201,49 @@ def _told(source: Source, staged: _Staged, codes: np.ndarray, made: Path, wish: 
         "duplicates": duplicates,
         "bytes": sum(path.stat().st_size for path in files),
         **({"conversions": dict(source.conversions)} if source.conversions else {}),
-        **said,
+        **report,
     }
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    """The SHA-256 of the files' bytes one after the other, as `cat … | sha256sum` has it."""
-    said = hashlib.sha256()
+    """Return the SHA-256 of the concatenated files, as `cat … | sha256sum` prints it."""
+    digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            while piece := file.read(CHUNK_BYTES):
-                said.update(piece)
-    return said.hexdigest()
+            while payload := file.read(BATCH_BYTES):
+                digest.update(payload)
+    return digest.hexdigest()
 
 
-def _bind(parent: int) -> None:
-    """End when the process that started this one does, however it ends."""
+def _exit_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, for whatever reason."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(1)  # it ended meanwhile
+        sys.exit(1)  # the parent ended before prctl
 
 
 def main() -> None:
-    """Convert, and say as JSON what was made or what is wrong; a fault of ours leaves its traceback on stderr."""
-    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    """Convert the upload and print its description, or the problem, as JSON; other errors are
+    tracebacks.
+    """
+    hard_limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = MEMORY_BYTES if hard_limit == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(_NICENESS)
     if len(sys.argv) > 3:
-        _bind(int(sys.argv[3]))
+        _exit_with_parent(int(sys.argv[3]))
     try:
-        said = convert(Path(sys.argv[1]), Wish.from_json(sys.argv[2]))
+        result = convert(Path(sys.argv[1]), ConversionOptions.from_json(sys.argv[2]))
     except UploadRejectedError as error:
-        said = {"problem": {"status": error.status, "field": error.field, "detail": str(error)}}
+        result = {"problem": {"status": error.status, "field": error.field, "detail": str(error)}}
     except MemoryError:
         detail = f"reading the file takes more than {MEMORY_BYTES} bytes of memory; send it in smaller pieces"
-        said = {"problem": {"status": 413, "field": "file", "detail": detail}}
+        result = {"problem": {"status": 413, "field": "file", "detail": detail}}
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        said = {"problem": {"status": 507, "field": "file", "detail": "the disk is full"}}
-    sys.stdout.write(json.dumps(said))
+        result = {"problem": {"status": 507, "field": "file", "detail": "the disk is full"}}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

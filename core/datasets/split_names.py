@@ -1,4 +1,6 @@
-"""What the names of arrays and folders mean: which split they belong to, and whether arrays are pictures or labels."""
+"""What the names of arrays and folders mean: which split they belong to, and whether arrays are
+pictures or labels.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,12 +8,13 @@ from typing import NamedTuple
 
 from core.datasets.upload_errors import UploadRejectedError
 
-_SPLITS = {
+SPLITS = ("train", "validation", "test")
+_SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "development", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 _SPLIT = f"(?P<split>{'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})"
 _PICTURES, _LABELS = "x|images?|imgs?|data|pictures?", "y|labels?"
 _UNNAMED = "arr0"
@@ -36,9 +39,9 @@ class Arrays(NamedTuple):
 def arrays_by_split(names: Iterable[str]) -> Arrays:
     """Return which arrays are the pictures and which the labels of each split.
 
-    A name is a split, `x`, `images`, `data`, `y`, `labels`, or a split and one of these in either order, in any case,
-    with or without a character between them: `x_train`, `trainImages`, `VAL_LABELS`. Raises RefusedError where two
-    names mean the same.
+    A name is a split, `x`, `images`, `data`, `y`, `labels`, or a split and one of these in either
+    order, in any case, with or without a character between them: `x_train`, `trainImages`,
+    `VAL_LABELS`. Raises UploadRejectedError where two names mean the same.
     """
     found = Arrays({}, {})
     unnamed = None
@@ -67,9 +70,11 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
 
 
 def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
-    """Return the split of each picture, by the folders on its path, outermost first; None where none names a split.
+    """Return the split of each picture, by the folders on its path, outermost first; None where
+    none names a split.
 
-    A folder that all pictures have in common names no split if one below it does: a ZIP may be called `test` itself.
+    A folder that all pictures have in common names no split if one below it does: a ZIP may be
+    called `test` itself.
     """
     common = 0
     while paths and all(len(path) > common and path[common] == paths[0][common] for path in paths):

@@ -2,7 +2,9 @@
 
 
 class UploadRejectedError(ValueError):
-    """An upload that cannot be used: the field that is at fault, what is wrong and what would work, and the status."""
+    """An upload that cannot be used: the field that is at fault, what is wrong and what would work,
+    and the status.
+    """
 
     def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:
         super().__init__(detail)

@@ -20,7 +20,7 @@ from core.settings import Settings
 from tests.api.callers import application, chosen, key_file, key_line
 from tests.api.routes.test_versions import SHIPPED, carded
 from tests.api.telling import MODEL, problem
-from tests.core.datasets.test_convert import packed, zipped
+from tests.uploads import packed, zipped
 
 Visit = Callable[..., Coroutine[Any, Any, None]]
 

@@ -215,7 +215,7 @@ def test_datasets_whose_making_was_killed_go(place: Place) -> None:
         (folder / "made").mkdir(parents=True)
         (folder / "made" / "train.npy").write_bytes(b"x")
     (abandoned / "lock").touch()
-    with datasets.workshop() as made:
+    with datasets.scratch_folder() as made:
         place.cleanup.run()
         assert abandoned.exists()  # so new that it may be another process's
         age(datasets.folder)

@@ -19,8 +19,8 @@ from api.app import create_app
 from core.datasets.store import Datasets
 from core.settings import Settings
 from tests.api.telling import encoded, opened, problem
-from tests.core.datasets.test_convert import DIGITS, end_of, idx, npz, packed, pictures, png, tar, zip_end, zipped
 from tests.stack import Stack, free_port
+from tests.uploads import DIGITS, end_of, idx, npz, packed, pictures, png, tar, zip_end, zipped
 
 PATH = "/v1/datasets"
 ZIP = {"Content-Type": "application/zip"}

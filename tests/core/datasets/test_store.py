@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.datasets.convert import convert
-from core.datasets.readers import Wish
+from core.datasets.readers.source import ConversionOptions
 from core.datasets.store import Datasets, InUseError, NameTakenError
 from tests.api.telling import opened
 
@@ -19,9 +19,9 @@ DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tuple[dict[str, Any], bool]:
     """Convert the file (the fixture's digits) and put it under a name."""
-    with datasets.workshop() as folder:
+    with datasets.scratch_folder() as folder:
         (folder / "file").write_bytes(file or DIGITS.read_bytes())
-        return datasets.add(folder / "made", name, convert(folder, Wish(**wish)))
+        return datasets.add(folder / "made", name, convert(folder, ConversionOptions(**wish)))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
 
 def test_what_fails_half_way_leaves_nothing(datasets: Datasets) -> None:
     """Whatever the fault."""
-    with pytest.raises(FileExistsError), datasets.workshop() as folder:
+    with pytest.raises(FileExistsError), datasets.scratch_folder() as folder:
         (folder / "lock").mkdir()
     assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == []
 
@@ -92,10 +92,10 @@ def test_what_a_dead_process_left_is_cleared(datasets: Datasets) -> None:
     """At the next start, and what a live one has at work is not touched."""
     program = (
         "import os, sys; from pathlib import Path; from core.datasets.store import Datasets\n"
-        "with Datasets(Path(sys.argv[1])).workshop() as folder: (folder / 'file').touch(); os._exit(1)"
+        "with Datasets(Path(sys.argv[1])).scratch_folder() as folder: (folder / 'file').touch(); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", program, str(datasets.folder)], check=False, timeout=30)
-    with datasets.workshop() as mine:
+    with datasets.scratch_folder() as mine:
         assert len(list(datasets.folder.glob(".*/lock"))) == 2
         Datasets(datasets.folder)
         assert [path.parent for path in datasets.folder.glob(".*/lock")] == [mine]

@@ -1,0 +1,110 @@
+"""Find the format of an upload from its first bytes, and open it with the reader of that format."""
+
+import gzip
+import tarfile
+from pathlib import Path
+
+from core.datasets.readers.idx import GZIP_MAGIC, open_idx
+from core.datasets.readers.npz import open_npz
+from core.datasets.readers.source import READ_ERRORS, ConversionOptions, Source, unpacked_size_error
+from core.datasets.readers.zip_archive import check_member, is_folder, is_hidden, open_zip
+from core.datasets.readers.zip_images import open_zip_images
+from core.datasets.upload_errors import UploadRejectedError
+
+_ACCEPTED = "send IDX (gzipped or not), NPZ, or a ZIP of pictures"
+_ZIP_MAGICS = {b"PK\3\4", b"PK\5\6"}
+_NUMPY_MAGIC = b"\x93NUMPY"
+_OTHER_ARCHIVES = {
+    b"BZh": "file packed by bzip2",
+    b"\xfd7zXZ\0": "file packed by xz",
+    b"\x28\xb5\x2f\xfd": "file packed by zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z archive",
+    b"Rar!\x1a\7": "RAR archive",
+}
+
+
+def open_upload(folder: Path, options: ConversionOptions) -> Source:
+    """Return the content of FOLDER/file and FOLDER/labels, checked by headers. Raises
+    UploadRejectedError.
+    """
+    path = folder / "file"
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if not head:
+        raise UploadRejectedError(f"the file is empty; {_ACCEPTED}")
+    _reject_other_archives(path, head)
+    if head[:4] in _ZIP_MAGICS:
+        return _open_zip(folder, options)
+    if head[:2] not in {GZIP_MAGIC, b"\0\0"}:
+        hint = "; numpy.savez writes the NPZ of an array" if head.startswith(_NUMPY_MAGIC) else ""
+        raise UploadRejectedError(
+            f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_ACCEPTED}{hint}"
+        )
+    if options.format not in {"", "idx"}:
+        raise UploadRejectedError(f"format is {options.format}, but the file begins as IDX does", "format")
+    _reject_image_options(options, "IDX")
+    return open_idx(folder, options)
+
+
+def _open_zip(folder: Path, options: ConversionOptions) -> Source:
+    with open_zip(folder / "file") as archive:
+        members = [info for info in archive.infolist() if not is_folder(info)]
+        total = sum(info.file_size for info in members)
+        if total > options.unpacked_bytes:
+            raise unpacked_size_error(f"its members ({len(members)}) are {total} bytes", options)
+        for info in members:
+            check_member(info)
+        visible = [info for info in members if not is_hidden(info)]
+        hidden = len(members) - len(visible)
+        arrays = bool(visible) and all(info.filename.endswith(".npy") for info in visible)
+    if options.format not in {"", "npz" if arrays else "zip"}:
+        content = "holds arrays (.npy): it is NPZ" if arrays else "is a ZIP, and not only of arrays (.npy)"
+        raise UploadRejectedError(f"format is {options.format}, but the file {content}", "format")
+    if not arrays:
+        return open_zip_images(folder, visible, hidden, options)
+    _reject_image_options(options, "NPZ")
+    return open_npz(folder, visible, hidden, options)
+
+
+def _reject_image_options(options: ConversionOptions, found: str) -> None:
+    """Raise UploadRejectedError for options that apply to a ZIP of images alone."""
+    if options.resize:
+        raise UploadRejectedError(f"resize is for a ZIP of pictures; this is {found}", "resize")
+    if options.kind:
+        raise UploadRejectedError(f"kind is for a ZIP of photographs; this is {found}", "kind")
+
+
+def _reject_other_archives(path: Path, head: bytes) -> None:
+    """Raise UploadRejectedError, which names the format, for archives that are not read here."""
+    packed = ""
+    if head[:2] == GZIP_MAGIC:
+        packed = "gzipped "
+        try:
+            with gzip.open(path, "rb") as file:
+                head = file.read(tarfile.BLOCKSIZE)
+        except READ_ERRORS:
+            return  # the IDX reader reports the damage
+        if head[:4] in _ZIP_MAGICS:
+            raise UploadRejectedError(
+                "the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already"
+            )
+        if head.startswith(_NUMPY_MAGIC):
+            raise UploadRejectedError(
+                "the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes"
+            )
+    name = next((name for magic, name in _OTHER_ARCHIVES.items() if head.startswith(magic)), "")
+    if _is_tar(head):
+        name = "tar archive"
+    if name:
+        raise UploadRejectedError(f"the file is a {packed}{name}, which is not read here; unpack it, and {_ACCEPTED}")
+
+
+def _is_tar(head: bytes) -> bool:
+    """Return whether a file begins with a tar header of any version, by its checksum."""
+    if len(head) < tarfile.BLOCKSIZE or not head[0]:
+        return False
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True

@@ -1,0 +1,171 @@
+"""What every reader returns, what a client may ask of a conversion, and the limits that all readers
+share.
+"""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from core.datasets.upload_errors import UploadRejectedError
+from core.imaging.pictures import Pixels
+
+BATCH_BYTES = 4 << 20
+"""Size of the pieces in which files are read."""
+
+MAX_LISTED_NAMES = 5
+"""Names that a report or an error lists at most."""
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a full disk."""
+
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeError,
+    OverflowError,
+    struct.error,
+)
+"""What reading a damaged file may raise."""
+
+BatchReader = Callable[[], Iterator[Pixels]]
+"""Returns an iterator over uint8 (n, C, H, W), from the first image on."""
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """Options of a conversion: the `format` and `kind` that the client named ("" for any), and the
+    limits.
+
+    `resize` is (height, width) in pixels; `validation` and `test` are shares of all images, used
+    where the upload has no such split. The converted dataset may have `unpacked_bytes`, and must
+    leave `reserve_bytes` of the disk free.
+    """
+
+    format: str = ""
+    kind: str = ""
+    resize: tuple[int, int] | None = None
+    validation: float = 0.1
+    test: float = 0.1
+    unpacked_bytes: int = 16 << 30
+    reserve_bytes: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> "ConversionOptions":
+        """Return the options whose `asdict` was written as this JSON text."""
+        values = json.loads(text)
+        return cls(**{**values, "resize": tuple(values["resize"]) if values["resize"] else None})
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """Images of one split; `split` is None if the upload does not name splits.
+
+    `scaled`: levels are final; otherwise they are 0 … 1 or 0 … 255, decided by the highest one.
+    `grouped`: each batch (the patches of one photograph) goes into one split as a whole.
+    """
+
+    split: str | None
+    count: int
+    read_batches: BatchReader
+    scaled: bool = False
+    grouped: bool = False
+    labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The content of an upload. `shape` is (C, H, W) of each image; `report` goes into the
+    dataset's description.
+    """
+
+    format: str
+    kind: str
+    shape: tuple[int, int, int]
+    splits: Sequence[SourceSplit]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    conversions: Counter[str] = field(default_factory=Counter)
+    """Conversion → number of images, counted while they are read."""
+
+
+def read_exactly(file: IO[bytes], size: int) -> bytes:
+    """Return `size` bytes, or fewer at the end of the file."""
+    pieces = []
+    while size:
+        piece = file.read(size)
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def damage_error(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
+    """Return the rejection of a file or member that cannot be read."""
+    damage = "truncated" if isinstance(error, EOFError) else "damaged"
+    return UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field)
+
+
+def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
+    """Wrap a reader so that damage to the file raises UploadRejectedError; a full disk stays an
+    OSError.
+    """
+
+    def read() -> Iterator[Pixels]:
+        batches = read_batches()
+        while True:
+            try:
+                batch = next(batches, None)
+            except READ_ERRORS as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    raise
+                raise damage_error(name, error) from error
+            if batch is None:
+                return
+            yield batch
+
+    return read
+
+
+def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
+    """Raise OSError (ENOSPC) if `size_bytes` do not fit on the disk beside the reserve."""
+    if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def unpacked_size_error(what: str, options: ConversionOptions) -> UploadRejectedError:
+    """Return the rejection (413) of an upload that would be too large once unpacked."""
+    return UploadRejectedError(
+        f"{what} unpacked, more than the {options.unpacked_bytes} that a dataset may have", status=413
+    )
+
+
+def format_image_size(shape: tuple[int, int, int]) -> str:
+    """Return an image's (C, H, W) in words."""
+    channels, height, width = shape
+    return f"{channels} channel{'s' * (channels > 1)} of {height}×{width}"
+
+
+def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
+    """Return the part of a report about members that were ignored (by name) and hidden ones (by
+    number).
+    """
+    names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
+    return {
+        **({"ignored": {"count": len(ignored), "names": names}} if ignored else {}),
+        **({"hidden": hidden} if hidden else {}),
+    }

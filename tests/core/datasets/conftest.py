@@ -1,0 +1,13 @@
+"""Fixtures of the tests of datasets."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.uploads import UploadConverter
+
+
+@pytest.fixture
+def converter(tmp_path: Path) -> UploadConverter:
+    """A fresh one."""
+    return UploadConverter(tmp_path)

@@ -1,0 +1,65 @@
+"""Detection of the format of an upload."""
+
+import gzip
+import io
+import pickle
+import tarfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.uploads import UploadConverter, idx, npz, packed, pictures, png, tar, zipped
+
+
+def test_what_is_neither_is_told_how_it_begins(converter: UploadConverter) -> None:
+    """And which formats would work."""
+    converter.refused(b"", "empty", "NPZ")
+    converter.refused(png(pictures(1)[0]), "89504e47", "ZIP of pictures")
+    buffer = io.BytesIO()
+    np.save(buffer, pictures(9))
+    converter.refused(buffer.getvalue(), "numpy.savez")
+    converter.refused(pickle.dumps([1]), "neither")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (tar("w"), ["tar archive", "not read here"]),
+        (tar("w", tarfile.USTAR_FORMAT), ["tar archive"]),
+        (tar("w").replace(b"ustar", bytes(5)), ["neither IDX nor ZIP"]),  # whose checksum is wrong now
+        (tar("w:gz"), ["gzipped tar archive"]),
+        (tar("w:bz2"), ["packed by bzip2"]),
+        (tar("w:xz"), ["packed by xz"]),
+        (gzip.compress(packed(zipped())), ["gzipped ZIP", "send the ZIP"]),
+        (gzip.compress(npz(images=pictures(12))), ["gzipped ZIP or NPZ"]),
+        (gzip.compress(b"\x93NUMPY" + bytes(600)), ["NumPy", "NPZ"]),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(40), ["7z archive"]),
+        (b"Rar!\x1a\7\1\0" + bytes(40), ["RAR archive"]),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), ["packed by zstd"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",  # the files hold the time at which they were made
+)
+def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: bytes, words: list[str]) -> None:
+    """With what would work."""
+    converter.refused(file, *words, "send ")
+
+
+@pytest.mark.parametrize(
+    ("file", "wish", "field"),
+    [
+        (idx(pictures(12)), {"format": "npz"}, "format"),
+        (idx(pictures(12)), {"resize": (8, 8)}, "resize"),
+        (idx(pictures(12)), {"kind": "photographs"}, "kind"),
+        (npz(train=pictures(12)), {"format": "zip"}, "format"),
+        (npz(train=pictures(12)), {"kind": "photographs"}, "kind"),
+        (packed(zipped()), {"format": "npz"}, "format"),
+        (packed(zipped()), {"format": "idx"}, "format"),
+        (packed(zipped()), {"kind": "photographs", "resize": (8, 8)}, "resize"),
+    ],
+)
+def test_wishes_that_do_not_fit_are_refused(
+    converter: UploadConverter, file: bytes, wish: dict[str, Any], field: str
+) -> None:
+    """At the field that says them."""
+    assert converter.refused(file, **wish).field == field
