@@ -267,4 +267,4 @@ HEARTBEAT_S = 0.4
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings, read once."""
-    return Settings()  # type: ignore[call-arg]
+    return Settings()

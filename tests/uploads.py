@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -81,7 +81,8 @@ class UploadConverter:
 
     def array(self, name: str) -> np.ndarray:
         """An array of the last conversion."""
-        return np.load(self.made / f"{name}.npy")
+        array: np.ndarray = np.load(self.made / f"{name}.npy")
+        return array
 
     def all(self) -> np.ndarray:
         """The pictures of the last conversion, split after split."""
@@ -118,7 +119,7 @@ def end_of(file: bytes) -> tuple[bytes, int, int, int]:
     return file[:place], count, length, offset
 
 
-def tar(mode: str, form: int = tarfile.PAX_FORMAT) -> bytes:
+def tar(mode: Literal["w", "w:gz", "w:bz2", "w:xz"], form: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar archive of a picture."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode, format=form) as archive:

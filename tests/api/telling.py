@@ -41,7 +41,7 @@ def problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
     """The answer's body, once it is a problem of this status whose detail has these words."""
     assert answer.status_code == status, answer.text[:500]
     assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
+    body: dict[str, Any] = answer.json()
     assert body["status"] == status
     assert body["type"]
     assert body["title"]

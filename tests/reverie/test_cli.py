@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Pa
     from reverie.client import Client
 
     with Client(stack.url) as reverie:
-        slow = {"steps": 400, "seconds": 0.05}
+        slow: dict[str, Any] = {"steps": 400, "seconds": 0.05}
         first, second = (reverie.start("samples", TINY, seed=1, **options).id for options in ({}, slow))
     assert run("jobs", "watch", first)[:2] == (0, f"{first} succeeded\n")
     status, out, _ = run("jobs", "--kind", "samples", "--model", TINY, "-n", "2")
@@ -304,4 +305,4 @@ def test_its_variables_do_not_stop_the_service(monkeypatch: pytest.MonkeyPatch) 
     """The same shell may run both."""
     monkeypatch.setenv("REVERIE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("REVERIE_KEY", "open-sesame")
-    assert Settings().port == 8000  # type: ignore[call-arg]
+    assert Settings().port == 8000

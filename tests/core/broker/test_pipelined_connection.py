@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import hiredis
 import pytest
@@ -208,7 +209,7 @@ def test_a_server_of_another_kind_breaks_the_connection(said: bytes) -> None:
 
     async def whole() -> None:
         async with server(other) as line:
-            outcomes = []
+            outcomes: list[Any] = []
             for _ in range(2):
                 outcomes += await asyncio.gather(line.command("ECHO", "a"), return_exceptions=True)
                 await asyncio.sleep(0.2)

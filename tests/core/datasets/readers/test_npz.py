@@ -43,13 +43,13 @@ def test_arrays_in_every_layout(converter: UploadConverter, layout: str, monkeyp
     """Channels first or last, rows or columns first, read in chunks: the same pictures."""
     monkeypatch.setattr(arrays, "BATCH_BYTES", 1000)
     some = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 7), dtype=np.uint8)
-    sent = {
+    layouts: dict[str, np.ndarray] = {
         "NHW": some[:, 0],
         "NHWC": some.transpose(0, 2, 3, 1).copy(),
         "NCHW": some,
         "F": np.asfortranarray(some.astype(np.float64) / 255),
-    }[layout]
-    said = converter(npz(sent), validation=0, test=0)
+    }
+    said = converter(npz(layouts[layout]), validation=0, test=0)
     assert said["channels"] == (1 if layout == "NHW" else 3)
     assert np.array_equal(converter.array("train"), some[:, :1] if layout == "NHW" else some)
 

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_odd_members_are_refused(converter: UploadConverter) -> None:
 
 def test_bombs_are_refused_by_what_they_promise(converter: UploadConverter) -> None:
     """Members, pixels, arrays and the whole, before any of it is unpacked; 413 says that it is the size."""
-    limit = {"unpacked_bytes": 1 << 20}
+    limit: dict[str, Any] = {"unpacked_bytes": 1 << 20}
     cases = [
         (packed([*zipped(), ("zeros.png", bytes(2 << 20))]), "its members (13) are"),
         (packed((f"{number}.png", png(np.zeros((200, 200, 3), np.uint8))) for number in range(12)), "12 pictures"),
@@ -60,7 +61,12 @@ def test_a_member_larger_than_it_says_is_damaged(converter: UploadConverter, mon
     """No more than promised is ever unpacked."""
     reads: list[int] = []
     plain = zipfile.ZipExtFile.read
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda file, n=-1: reads.append(n) or plain(file, n))
+
+    def read(file: zipfile.ZipExtFile, n: int = -1) -> bytes:
+        reads.append(n)
+        return plain(file, n)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
     file = bytearray(packed([("liar.png", bytes(1 << 20))]))
     place = file.index(b"PK\1\2") + 24
     file[place : place + 4] = struct.pack("<I", 100)
