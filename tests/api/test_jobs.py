@@ -224,7 +224,7 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
         ids.append((await job_service.adopt(inference_request, _call(inference_request), "", "r"))["id"])
 
     _run(tmp_path, act)
-    job_store = JobStore(Settings(state=tmp_path).job_store)
+    job_store = JobStore(Settings(state=tmp_path).database)
     assert [job["id"] for job in job_store.claim("worker", 3, 8)] == ids
     job_store.engine.dispose()
 
