@@ -1,4 +1,4 @@
-"""`python -m reverie` is the command `reverie`."""
+"""Run the command line: `python -m reverie` is the command `reverie`."""
 
 from reverie.cli import main
 

@@ -1,39 +1,52 @@
-"""A typed client of the service: `Client` makes calls, `AsyncClient` awaits them.
+"""The two clients: `Client` blocks, `AsyncClient` is awaited. Both have the same methods.
 
-    with Client() as reverie:
-        for number, png in enumerate(reverie.samples("vae-mnist", 4, seed=3).images):
+    with Client() as client:
+        for number, png in enumerate(client.samples("vae-mnist", 4, seed=3).images):
             Path(f"digit-{number}.png").write_bytes(png)
 
-What is busy or cannot be reached is tried again, as `Retry-After` says, and in a way that does nothing twice: answers
-follow from a seed that the client draws where none is given, and what begins a job carries an `Idempotency-Key`.
+Requests are retried when the service is busy or cannot be reached; `Retry-After` is obeyed. A retry
+does nothing twice: the client draws a seed if you give none, and a request that creates a job
+carries an `Idempotency-Key`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from typing import Any, Self, TypeVar
 
 import httpx
+from httpx_sse import EventSource
 
-from reverie.calls import Calls, Steps, word
+from reverie.event_stream import JobEventStream
+from reverie.methods import ApiMethods
+from reverie.methods.base import Steps
 from reverie.records import Event
-from reverie.wire import CONNECT_S, Ask, Following, Pause
+from reverie.requests import CONNECT_TIMEOUT_S, ApiRequest, Delay
 
 T = TypeVar("T")
-URL = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 
-class Client(Calls):
-    """Calls that return when they are done."""
+class Client(ApiMethods):
+    """A client whose methods block until they are done."""
 
-    def __init__(self, url: str = URL, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5) -> None:
-        """A service's address and the key it may want; `timeout_s` is the longest silence, not the longest wait."""
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5
+    ) -> None:
+        """Connect to the service at `url` with the API key `key`.
+
+        Without them, the environment variables `REVERIE_URL` and `REVERIE_KEY` are used, then
+        http://127.0.0.1:8000 and no key. `timeout_s` limits how long the service may be silent, not
+        how long a method may take. `retries` is the number of times that a request is sent again.
+        Raises ValueError if `url` is not an HTTP address.
+        """
         super().__init__(retries)
-        self._http = httpx.Client(**_settings(url, key, timeout_s))
+        self._http = httpx.Client(**_http_settings(url, key, timeout_s))
 
     def __enter__(self) -> Self:
         return self
@@ -45,63 +58,71 @@ class Client(Calls):
         """Close the connections."""
         self._http.close()
 
-    def run(self, steps: Steps[T]) -> T:
-        """Make a call's requests and pauses one after the other."""
+    def run_steps(self, steps: Steps[T]) -> T:
+        """Execute a method's requests and delays one after the other."""
         try:
             step = next(steps)
             while True:
                 try:
-                    said = self._make(step)
+                    response = self._execute(step)
                 except (httpx.TransportError, OSError) as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(said)
+                    step = steps.send(response)
         except StopIteration as end:
             value: T = end.value
             return value
         finally:
             steps.close()
 
-    def _make(self, step: Ask | Pause) -> httpx.Response | None:
-        if isinstance(step, Pause):
+    def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
+        if isinstance(step, Delay):
             time.sleep(step.seconds)
             return None
-        response = self._http.send(step.request(self._http), stream=True)
-        try:
-            with step.into.opened(response) if step.into else nullcontext() as file:
-                if step.into is None or file is None:
-                    response.read()
-                else:
-                    for chunk in response.iter_bytes():
-                        step.into.write(file, chunk)
-        finally:
-            response.close()
+        with step.open_files() as files:
+            response = self._http.send(step.build(self._http, files), stream=True)
+        with contextlib.closing(response), step.download.open(response) if step.download else nullcontext() as file:
+            if step.download is None or file is None:
+                response.read()
+            else:
+                for chunk in response.iter_bytes():
+                    step.download.write(file, chunk)
         return response
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """A job's events as they come, to its end; a lost connection goes on after the last one."""
-        following = Following(word(job_id), after)
-        while not following.over:
+        """Yield a job's events as they happen, until the job ends; reconnect when the connection
+        breaks.
+
+        `after` is the number of the last event that you have seen.
+        """
+        stream = JobEventStream(job_id, after)
+        outcome: httpx.Response | httpx.TransportError
+        while not stream.ended:
             try:
-                with contextlib.closing(self._http.send(following.request(self._http), stream=True)) as response:
-                    if response.is_error:
-                        response.read()
+                with contextlib.closing(self._http.send(stream.build_request(self._http), stream=True)) as outcome:
+                    if outcome.status_code != 200:
+                        outcome.read()
                     else:
-                        for chunk in response.iter_bytes():
-                            yield from following.feed(chunk)
-                pause = following.ended(response)
+                        for message in EventSource(outcome).iter_sse():
+                            if event := stream.receive(message):
+                                yield event
             except httpx.TransportError as error:
-                pause = following.ended(error)
-            self._make(pause)
+                outcome = error
+            self._execute(stream.reconnect_delay(outcome))
 
 
-class AsyncClient(Calls):
-    """The same calls, awaited; files are read and written in between."""
+class AsyncClient(ApiMethods):
+    """A client whose methods are awaited.
 
-    def __init__(self, url: str = URL, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5) -> None:
-        """As `Client`."""
+    Files are read and written on the event loop, in small chunks.
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5
+    ) -> None:
+        """Take the same arguments as `Client`."""
         super().__init__(retries)
-        self._http = httpx.AsyncClient(**_settings(url, key, timeout_s))
+        self._http = httpx.AsyncClient(**_http_settings(url, key, timeout_s))
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,64 +134,72 @@ class AsyncClient(Calls):
         """Close the connections."""
         await self._http.aclose()
 
-    async def run(self, steps: Steps[T]) -> T:
-        """Make a call's requests and pauses one after the other."""
+    async def run_steps(self, steps: Steps[T]) -> T:
+        """Execute a method's requests and delays one after the other."""
         try:
             step = next(steps)
             while True:
                 try:
-                    said = await self._make(step)
+                    response = await self._execute(step)
                 except (httpx.TransportError, OSError) as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(said)
+                    step = steps.send(response)
         except StopIteration as end:
             value: T = end.value
             return value
         finally:
             steps.close()
 
-    async def _make(self, step: Ask | Pause) -> httpx.Response | None:
-        if isinstance(step, Pause):
+    async def _execute(self, step: ApiRequest | Delay) -> httpx.Response | None:
+        if isinstance(step, Delay):
             await asyncio.sleep(step.seconds)
             return None
-        response = await self._http.send(step.request(self._http), stream=True)
-        try:
-            with step.into.opened(response) if step.into else nullcontext() as file:
-                if step.into is None or file is None:
+        with step.open_files() as files:
+            response = await self._http.send(step.build(self._http, files), stream=True)
+        async with contextlib.aclosing(response):
+            with step.download.open(response) if step.download else nullcontext() as file:
+                if step.download is None or file is None:
                     await response.aread()
                 else:
                     async for chunk in response.aiter_bytes():
-                        step.into.write(file, chunk)
-        finally:
-            await response.aclose()
+                        step.download.write(file, chunk)
         return response
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """A job's events as they come, to its end; a lost connection goes on after the last one."""
-        following = Following(word(job_id), after)
-        while not following.over:
+        """Yield a job's events as they happen, until the job ends; reconnect when the connection
+        breaks.
+
+        `after` is the number of the last event that you have seen.
+        """
+        stream = JobEventStream(job_id, after)
+        outcome: httpx.Response | httpx.TransportError
+        while not stream.ended:
             try:
-                response = await self._http.send(following.request(self._http), stream=True)
-                async with contextlib.aclosing(response):
-                    if response.is_error:
-                        await response.aread()
+                outcome = await self._http.send(stream.build_request(self._http), stream=True)
+                async with contextlib.aclosing(outcome):
+                    if outcome.status_code != 200:
+                        await outcome.aread()
                     else:
-                        async for chunk in response.aiter_bytes():
-                            for event in following.feed(chunk):
-                                yield event
-                pause = following.ended(response)
+                        async with contextlib.aclosing(EventSource(outcome).aiter_sse()) as messages:
+                            async for message in messages:
+                                if event := stream.receive(message):
+                                    yield event
             except httpx.TransportError as error:
-                pause = following.ended(error)
-            await self._make(pause)
+                outcome = error
+            await self._execute(stream.reconnect_delay(outcome))
 
 
-def _settings(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments of both httpx clients."""
+    url = url or os.environ.get("REVERIE_URL") or DEFAULT_URL
+    key = os.environ.get("REVERIE_KEY") if key is None else key
+    example = f"write an address such as {DEFAULT_URL}"
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is no address ({error}); write one like {URL}") from error
+        raise ValueError(f"{url!r} is not a valid URL ({error}); {example}") from error
     if address.scheme not in {"http", "https"} or not address.host:
-        raise ValueError(f"{url!r} is no address; write one like {URL}")
+        raise ValueError(f"{url!r} is not an HTTP address; {example}")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return {"base_url": address, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=CONNECT_S)}
+    return {"base_url": address, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)}

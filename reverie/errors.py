@@ -1,4 +1,28 @@
-"""Every way a call can fail: one class for each status of a problem, and for what goes wrong on the way."""
+"""Exceptions of the client.
+
+    ReverieError
+    ├── UnreachableError              no response, after all retries
+    ├── UnexpectedContentError        a response is not the file that was asked for
+    ├── JobFailedError                a job failed or was cancelled
+    ├── StillRunningError             a job did not end within the time given
+    └── ProblemError                  an error response (RFC 9457), one class per status
+        ├── BadRequestError           400
+        ├── UnauthorizedError         401
+        ├── ForbiddenError            403
+        ├── NotFoundError             404
+        ├── NotAcceptableError        406
+        ├── ConflictError             409
+        ├── GoneError                 410
+        ├── TooLargeError             413
+        ├── UnsupportedMediaError     415
+        ├── InvalidError              422
+        ├── TooManyRequestsError      429
+        ├── InternalServerError       500
+        ├── ServiceUnavailableError   503
+        └── DiskFullError             507
+
+A status without a class of its own raises ProblemError itself.
+"""
 
 from __future__ import annotations
 
@@ -12,57 +36,64 @@ if TYPE_CHECKING:
 
 
 class ReverieError(Exception):
-    """Anything that this package raises of its own."""
+    """Base class of this package's exceptions."""
 
 
 class UnreachableError(ReverieError):
-    """No answer came, however often it was tried."""
+    """The service sent no response, after all retries."""
 
     @classmethod
-    def of(cls, error: httpx.TransportError) -> Self:
-        """What was asked for, and what the connection said last."""
-        return cls(f"no answer from {error.request.url}: {error or type(error).__name__}")
+    def from_transport(cls, error: httpx.TransportError) -> Self:
+        """Return an error that names the URL and the last failure of the connection."""
+        return cls(f"no response from {error.request.url}: {error or type(error).__name__}")
+
+
+class UnexpectedContentError(ReverieError):
+    """A response has another content type than the file that was asked for. Nothing was written."""
+
+    def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
+        """`media_type` was expected, to be saved at `path`."""
+        received = "nothing"
+        if response is not None:
+            received = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"
+        hint = "; to save JSON, give the file the suffix .json" if received.startswith("application/json") else ""
+        super().__init__(f"{path} was not written: the service sent {received}, not {media_type}{hint}")
 
 
 class JobFailedError(ReverieError):
-    """A job ended without a result: it failed, for the reason in `job.problem`, or was cancelled."""
+    """A job ended without a result: it failed (`job.problem` has the reason) or was cancelled."""
 
     def __init__(self, job: Job) -> None:
-        """The job as it ended."""
-        why = (job.problem or {}).get("detail") or "it has no result"
-        super().__init__(f"{job.id} {job.status}: {why}")
+        """`job` is the job as it ended."""
+        reason = (job.problem or {}).get("detail") or "it has no result"
+        super().__init__(f"{job.id} {job.status}: {reason}")
         self.job = job
 
 
 class StillRunningError(ReverieError):
-    """The time to wait was up before the job's end; it goes on."""
+    """A job did not end within the time given. It is still running."""
 
     def __init__(self, job: Job) -> None:
-        """The job as it stood."""
-        super().__init__(f"{job.id} is {job.status} at {job.progress:.0%}; it goes on")
+        """`job` is the job as it was last seen."""
+        super().__init__(f"{job.id} is {job.status} at {job.progress:.0%} and has not ended yet")
         self.job = job
 
 
-class UnexpectedContentError(ReverieError):
-    """A response was not the kind of file that was asked for; nothing was written."""
-
-    def __init__(self, path: Path, media: str, response: httpx.Response | None) -> None:
-        """`media` was asked for, to be saved at `path`."""
-        found = "nothing"
-        if response is not None:
-            found = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"
-        hint = "; to save that, name the file .json" if found.startswith("application/json") else ""
-        super().__init__(f"{path} was not written: the service sent {found}, not {media}{hint}")
-
-
 class ProblemError(ReverieError):
-    """The service said no, and what would work (RFC 9457)."""
+    """An error response of the service.
+
+    Attributes: `code` (the HTTP status), `title`, `detail`, `request_id` (to find the request in
+    the service's log), `errors` (the invalid fields, each with `field` and `message`) and `body`
+    (the whole problem).
+    """
 
     status: ClassVar[int | None] = None
 
     def __init__(self, response: httpx.Response) -> None:
-        """What the answer's body says, or a proxy's status line."""
-        body = _body(response)
+        """Read the problem from the body; if the body is not JSON (from a proxy, say), from the
+        status line.
+        """
+        body = _json_object(response)
         self.code = response.status_code
         self.title = str(body.get("title") or response.reason_phrase)
         self.detail = str(body.get("detail") or response.text[:200] or f"status {self.code}")
@@ -72,13 +103,14 @@ class ProblemError(ReverieError):
         super().__init__(f"{self.title} ({self.code}): {self.detail}")
 
     @staticmethod
-    def of(response: httpx.Response) -> ProblemError:
-        """The class that owns the answer's status, or the general one."""
-        kinds = {kind.status: kind for kind in ProblemError.__subclasses__()}
-        return kinds.get(response.status_code, ProblemError)(response)
+    def from_response(response: httpx.Response) -> ProblemError:
+        """Return an instance of the class for the response's status."""
+        classes = {cls.status: cls for cls in ProblemError.__subclasses__()}
+        return classes.get(response.status_code, ProblemError)(response)
 
 
-def _body(response: httpx.Response) -> dict[str, Any]:
+def _json_object(response: httpx.Response) -> dict[str, Any]:
+    """Return the body as a JSON object; an empty one if it is anything else."""
     try:
         body = response.json()
     except ValueError:
@@ -86,85 +118,88 @@ def _body(response: httpx.Response) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-class MalformedError(ProblemError):
-    """What was sent could not be read at all."""
+class BadRequestError(ProblemError):
+    """The request could not be parsed."""
 
     status = 400
 
 
 class UnauthorizedError(ProblemError):
-    """The service wants a key that it knows."""
+    """The API key is missing or unknown."""
 
     status = 401
 
 
 class ForbiddenError(ProblemError):
-    """The key lacks a role, or what is to be changed is another owner's."""
+    """The API key lacks a role, or the resource belongs to another owner."""
 
     status = 403
 
 
 class NotFoundError(ProblemError):
-    """No such model, job, data set or training, or not of this caller's."""
+    """There is no such model, job, dataset or training, or you may not see it."""
 
     status = 404
 
 
 class NotAcceptableError(ProblemError):
-    """The answer has no such form."""
+    """The result is not available in the requested format."""
 
     status = 406
 
 
 class ConflictError(ProblemError):
-    """Not in this state: the result of a running job, a name that is taken, what is in use."""
+    """The state does not allow it: a job still runs, a name is taken, a resource is in use."""
 
     status = 409
 
 
 class GoneError(ProblemError):
-    """It was kept for its time and then dropped."""
+    """The result has expired and was deleted."""
 
     status = 410
 
 
 class TooLargeError(ProblemError):
-    """More than this route takes."""
+    """The body is larger than this route accepts."""
 
     status = 413
 
 
 class UnsupportedMediaError(ProblemError):
-    """A body of a type that the route does not read."""
+    """The route does not read this content type."""
 
     status = 415
 
 
 class InvalidError(ProblemError):
-    """Understood and not granted; `errors` names the fields."""
+    """The request is well-formed but invalid. `errors` lists the fields."""
 
     status = 422
 
 
 class TooManyRequestsError(ProblemError):
-    """A limit of this key's is reached; `body["limit"]` names it, where it is one that `Client.me` shows."""
+    """A limit of the API key is exceeded.
+
+    `body["limit"]` names it, if it is one of those that `Client.me` returns.
+    """
 
     status = 429
 
 
-class FaultError(ProblemError):
-    """The model or the service failed; the service's log knows more under `request_id`."""
+class InternalServerError(ProblemError):
+    """The model or the service failed. Look up `request_id` in the service's log."""
 
     status = 500
 
 
-class OverloadedError(ProblemError):
-    """Too much work waits, and went on waiting while this was tried again."""
+class ServiceUnavailableError(ProblemError):
+    """The service has too much work waiting, or no worker, and all retries met the same."""
 
     status = 503
 
 
 class DiskFullError(ProblemError):
-    """The service has no room for what was sent."""
+    """The service has no disk space for this."""
 
     status = 507

@@ -1,4 +1,7 @@
-"""What the service answers, as small frozen records; `body` holds all of what was said."""
+"""What the service returns, as frozen records.
+
+`body` is the whole JSON object; `record["name"]` is any of its fields.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Field(Generic[T]):
-    """A field of a record by its own name, as a type."""
+    """A typed attribute that reads the JSON field of the same name."""
 
-    def __init__(self, kind: Callable[[Any], T], said: str) -> None:
-        """`kind` makes the value of what JSON holds, `said` tells what it is."""
-        self._kind, self.__doc__ = kind, said
+    def __init__(self, convert: Callable[[Any], T], doc: str) -> None:
+        """`convert` makes the attribute's value from the JSON value."""
+        self._convert, self.__doc__ = convert, doc
 
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
@@ -29,37 +32,40 @@ class Field(Generic[T]):
     def __get__(self, record: Record, owner: type) -> T: ...
 
     def __get__(self, record: Record | None, owner: type) -> Self | T:
-        return self if record is None else self._kind(record.body[self._name])
+        return self if record is None else self._convert(record.body[self._name])
 
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object of the service."""
+    """A JSON object that the service returned."""
 
     body: Mapping[str, Any] = field(repr=False)
 
     def __getitem__(self, name: str) -> Any:
-        """Any field of the answer by its name."""
+        """Return a field by its JSON name."""
         return self.body[name]
 
 
 @dataclass(frozen=True)
-class Answer(Record):
-    """What a model said: its fields by name, and which version said it with which seed."""
+class OperationResult(Record):
+    """The result of an operation."""
 
     model = Field(str, "The model's name.")
-    version = Field(str, "The version that answered.")
-    seed = Field(int, "Asked again with this seed, it gives the same bytes.")
+    version = Field(str, "The version that computed the result.")
+    seed = Field(int, "The seed; the same request with this seed returns the same bytes.")
 
     @property
     def images(self) -> list[bytes]:
-        """The pictures of the answer, as PNG files."""
+        """The images, as PNG files."""
         return [base64.b64decode(image) for image in self.body.get("images", ())]
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A file that came: where it lies, its bytes, and who made it with which seed, where it is a model's answer."""
+class SavedFile:
+    """A file that was downloaded.
+
+    `made_by` (model@version) and `seed` are set if it is a model's result.
+    """
 
     path: Path
     size_bytes: int
@@ -70,102 +76,104 @@ class Saved:
 
 @dataclass(frozen=True)
 class Caller(Record):
-    """Whose key is sent, and what it may do; `name` is None where the service uses no keys."""
+    """The owner of the API key in use."""
 
-    roles = Field(list[str], "Of read, run, train and admin.")
-    limits = Field(dict[str, Any], "What there may be of each thing; None is no limit.")
-    usage = Field(dict[str, int], "How much of it there is.")
+    roles = Field(list[str], "The key's roles: read, run, train, admin.")
+    limits = Field(dict[str, Any], "The key's limits by name; None means no limit.")
+    usage = Field(dict[str, int], "How much of each limit is in use.")
 
     @property
     def name(self) -> str | None:
-        """The name that its jobs, datasets and models are kept under."""
+        """The owner's name; None if the service uses no keys."""
         name: str | None = self.body["name"]
         return name
 
 
 @dataclass(frozen=True)
 class Model(Record):
-    """A model's card; `version` is the one that answers to the bare name."""
+    """A model's card."""
 
-    name = Field(str, "Its name in requests.")
-    family = Field(str, "The paper it follows.")
-    version = Field(str, "The version that this card is of.")
-    versions = Field(list[str], "All versions that there are.")
-    operations = Field(dict[str, Any], "What it can do, by the last part of the route, with its options' JSON Schema.")
-    figures = Field(list[Mapping[str, Any]], "How good it was measured to be.")
+    name = Field(str, "The model's name.")
+    family = Field(str, "The family: vae, bihm, ebgan, superres or one of your own.")
+    version = Field(str, "The version that this card describes.")
+    versions = Field(list[str], "All versions of the model.")
+    operations = Field(dict[str, Any], "The operations by the last part of their route, with JSON Schemas of options.")
+    figures = Field(list[Mapping[str, Any]], "How good the model is: name, value and unit of each measurement.")
 
 
 @dataclass(frozen=True)
 class Version(Record):
-    """One of a model's versions, which never change."""
+    """A version of a model. Versions never change."""
 
     model = Field(str, "The model's name.")
-    version = Field(str, "Its number; model@version pins it in requests.")
-    serves = Field(bool, "Whether the bare name means this one.")
+    version = Field(str, "The version number; use it in requests as model@version.")
+    serves = Field(bool, "Whether this is the active version, which requests without a version use.")
 
     @property
     def card(self) -> Model:
-        """What it can do, how good it is, where it came from."""
+        """The version's card."""
         return Model(self.body["card"])
 
 
 @dataclass(frozen=True)
 class Job(Record):
-    """A promise of the service and what has become of it."""
+    """A job: an operation or a training that the service runs in the background."""
 
-    id = Field(str, "Its name in calls.")
-    kind = Field(str, "The operation, or training.")
-    status = Field(str, "One of queued, running, succeeded, failed, cancelled; of a training also paused.")
-    progress = Field(float, "The share that is done, 0…1.")
+    id = Field(str, "The job's id.")
+    kind = Field(str, "The operation, training or publication.")
+    status = Field(str, "queued, running, succeeded, failed or cancelled; a training may also be paused.")
+    progress = Field(float, "The share that is done, from 0 to 1.")
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has succeeded, failed or been cancelled."""
         return self.status in TERMINAL
 
     @property
     def model(self) -> str:
-        """The model it is for."""
+        """The name of the model that runs or is trained."""
         return str(self.body.get("model") or "")
 
     @property
     def problem(self) -> Mapping[str, Any] | None:
-        """Why it failed."""
+        """Why the job failed, as a problem (RFC 9457)."""
         return self.body.get("problem")
 
 
 @dataclass(frozen=True)
 class Training(Job):
-    """A job that makes a version of a model."""
+    """A job that trains a model."""
 
-    family = Field(str, "What is trained.")
-    dataset = Field(str, "What it is trained on.")
+    family = Field(str, "The model's family.")
+    dataset = Field(str, "The dataset that the model is trained on.")
 
     @property
     def version(self) -> str | None:
-        """The version that it became, once it has succeeded."""
+        """The version that the training published; None until it has succeeded."""
         return self.body["version"] or None
 
 
 @dataclass(frozen=True)
 class Dataset(Record):
-    """What can be trained on."""
+    """A dataset that models can be trained on."""
 
-    name = Field(str, "Its name in calls.")
-    kind = Field(str, "One of pictures, vectors, photographs.")
-    counts = Field(dict[str, int], "How many there are in each part: train, validation, test.")
+    name = Field(str, "The dataset's name.")
+    kind = Field(str, "pictures, vectors or photographs.")
+    counts = Field(dict[str, int], "The number of pictures in each split: train, validation, test.")
+    sha256 = Field(str, "The SHA-256 of the dataset's arrays.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one."""
+        """Channels, height and width of one picture."""
         return self.body["channels"], self.body["height"], self.body["width"]
-
-    sha256 = Field(str, "The fingerprint of its arrays.")
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job: `kind` is status, progress, message, metrics, checkpoint or preview."""
+    """An event of a job. `kind` is status, progress, message, metrics, checkpoint or preview.
+
+    Previews have no `id`, because they are not stored.
+    """
 
     kind: str
     data: Mapping[str, Any]

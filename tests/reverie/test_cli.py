@@ -18,7 +18,9 @@ import pytest
 
 from core.imaging.pictures import png
 from core.settings import Settings
-from reverie.cli import changed, main
+from reverie import __version__
+from reverie.cli import main
+from reverie.cli.context import parse_options
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
 from tests.stack import ROOT, Stack, free_port
 
@@ -58,11 +60,16 @@ def test_it_is_installed_and_runs_as_a_module(stack: Stack) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+def test_it_says_its_version(run: Run) -> None:
+    """Without asking the service."""
+    assert run("--version") == (0, f"reverie {__version__}\n", "")
+
+
 def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
     """A grid under the model's name, and a line with what made it and the seed to make it again."""
     status, out, _ = run("sample", f"{MODEL}@1", "-n", "4", "--seed", "3", "--set", "output=draws")
     assert status == 0
-    assert out.startswith(f"{MODEL}.png: 4 of {MODEL}@1, seed 3")
+    assert out.startswith(f"{MODEL}.png: 4 samples of {MODEL}@1, seed 3")
     assert opened((tmp_path / f"{MODEL}.png").read_bytes()).shape == (56, 56)
     run("sample", MODEL, "-n", "4", "--seed", "3", "--set", "output=draws", "-o", "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / f"{MODEL}.png").read_bytes()
@@ -89,7 +96,7 @@ def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
     (tmp_path / "small.png").write_bytes(png(small))
     status, out, err = run("upscale", "small.png", "--scale", "3", "--model", ENLARGE, "--seed", "1")
     assert (status, err) == (0, "")
-    assert out.startswith(f"small-large.png: by {ENLARGE}@1, seed 1")
+    assert out.startswith(f"small-large.png: upscaled by {ENLARGE}@1, seed 1")
     large = opened((tmp_path / "small-large.png").read_bytes())
     assert large.shape == (111, 150, 3)
     assert (large[1::3, 1::3] == small.transpose(1, 2, 0)).all()
@@ -105,7 +112,7 @@ def test_models_are_listed_and_shown(run: Run) -> None:
     """A line a model; a card with operations, options and figures; JSON where it is asked for."""
     status, out, _ = run("models")
     assert status == 0
-    assert lines(out)[0][:2] == ["MODEL", "SERVES"]
+    assert lines(out)[0][:2] == ["MODEL", "ACTIVE"]
     assert [[*line[:2], line[3]] for line in lines(out) if line[0] == MODEL] == [[MODEL, "1", "vae"]]
     _, out, _ = run("models", "show", MODEL)
     assert ["manifold", "size", "20"] in [line[:3] for line in lines(out)]
@@ -126,9 +133,9 @@ def test_versions_are_exported_imported_and_switched(run: Run, tmp_path: Path) -
     status, out, _ = run("models", "import", TINY, file.name)
     assert status == 0
     second = out.split()[0].partition("@")[2]
-    assert out == f"{TINY}@{second} is kept and does not serve\n"
+    assert out == f"{TINY}@{second} is not active\n"
     for version in (second, "1"):
-        assert run("models", "use", TINY, version)[:2] == (0, f"{TINY}@{version} serves\n")
+        assert run("models", "use", TINY, version)[:2] == (0, f"{TINY}@{version} is active\n")
         serving = [line[0] for line in lines(run("models", "versions", TINY)[1]) if "yes" in line]
         assert serving == [version]
     assert run("models", "use", TINY, "99")[0] == 1
@@ -173,7 +180,7 @@ def test_who_one_is(run: Run) -> None:
     status, out, _ = run("me")
     assert status == 0
     assert out.startswith("no key: read, run, train, admin")
-    assert run("models", "share", TINY) == (0, f"{TINY} is for everybody\n", "")
+    assert run("models", "share", TINY) == (0, f"{TINY} is shared\n", "")
     status, _, err = run("models", "share", TINY, "--private")
     assert (status, "without API keys" in err) == (1, True)
     assert run("datasets", "share", "nothing")[0] == 1
@@ -185,7 +192,7 @@ def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Pa
 
     with Client(stack.url) as reverie:
         slow: dict[str, Any] = {"steps": 400, "seconds": 0.05}
-        first, second = (reverie.start("samples", TINY, seed=1, **options).id for options in ({}, slow))
+        first, second = (reverie.submit("samples", TINY, seed=1, **options).id for options in ({}, slow))
     assert run("jobs", "watch", first)[:2] == (0, f"{first} succeeded\n")
     status, out, _ = run("jobs", "--kind", "samples", "--model", TINY, "-n", "2")
     assert [line[0] for line in lines(out)[1:]] == [second, first]
@@ -224,7 +231,7 @@ def test_a_training_is_followed_to_its_version(run: Run, learnable: str, tmp_pat
     ]
     told = lines(out)
     assert told[0][1] == "succeeded"
-    assert told[1] == ["cli-vae@1", "serves"]
+    assert told[1] == ["cli-vae@1", "is", "active"]
     assert told[3][0] == "nll"
     assert run("sample", "cli-vae", "-n", "1", "-o", "a.png")[0] == 0
     assert opened((tmp_path / "a.png").read_bytes()).shape == (8, 8)
@@ -298,7 +305,7 @@ def test_what_was_refused_is_said_on_standard_error(run: Run, monkeypatch: pytes
 
 def test_settings_are_json_or_words_at_their_place() -> None:
     """`a.b=c`, as `python -m models train` takes them."""
-    assert changed(["a.b=1", "a.c=word", "d=[1, 2]"]) == {"a": {"b": 1, "c": "word"}, "d": [1, 2]}
+    assert parse_options(["a.b=1", "a.c=word", "d=[1, 2]"]) == {"a": {"b": 1, "c": "word"}, "d": [1, 2]}
 
 
 def test_its_variables_do_not_stop_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

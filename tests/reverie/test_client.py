@@ -20,21 +20,22 @@ import numpy as np
 import pytest
 
 from core.imaging.pictures import png
-from reverie.calls import Call, Calls
 from reverie.client import AsyncClient, Client
 from reverie.errors import (
     ConflictError,
-    FaultError,
     GoneError,
+    InternalServerError,
     InvalidError,
     JobFailedError,
     NotFoundError,
-    OverloadedError,
+    ServiceUnavailableError,
     StillRunningError,
     UnauthorizedError,
     UnexpectedContentError,
     UnreachableError,
 )
+from reverie.methods import ApiMethods
+from reverie.methods.base import ClientMethod
 from reverie.records import Event
 from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
 from tests.reverie.rough import Rough
@@ -97,8 +98,8 @@ def test_every_operation_of_a_card_can_be_asked_for(reverie: Client, tmp_path: P
     assert reverie.likelihoods(MODEL, [bar], k=10)["k"] == 10
     small, mask = picture(8), picture(8)
     assert len(reverie.inpaintings(TINY, [small, small], mask, 3).images) == 6
-    assert reverie.ask("energies", MODEL, [bar], seed=1).body == reverie.energies(MODEL, [bar], seed=1).body
-    methods = {name for name, one in vars(Calls).items() if isinstance(one, Call)}
+    assert reverie.run("energies", MODEL, [bar], seed=1).body == reverie.energies(MODEL, [bar], seed=1).body
+    methods = {name for name in dir(ApiMethods) if isinstance(getattr(ApiMethods, name), ClientMethod)}
     for model in reverie.models():
         assert model.operations.keys() <= methods
 
@@ -111,7 +112,7 @@ def test_both_clients_have_the_same_calls(stack: Stack) -> None:
             one, two = await asyncio.gather(reverie.samples(MODEL, 2, seed=3), reverie.model(MODEL))
             assert len(one.images) == 2
             assert (two.name, two.family, two.versions[0]) == (MODEL, "vae", "1")
-            job = await reverie.start("samples", TINY, seed=1, **SLOW)
+            job = await reverie.submit("samples", TINY, seed=1, **SLOW)
             kinds = [event.kind async for event in reverie.events(job.id)]
             assert kinds[-1] == "status"
             assert "progress" in kinds
@@ -147,7 +148,7 @@ def test_what_takes_long_is_waited_for(patient: Client, rough: Rough, tmp_path: 
     """A request that becomes a job is followed to its end and answered as if it had not, watched if one likes."""
     seen: list[float] = []
     rough.adds = {"prefer": "wait=0"}
-    answer = patient.ask("samples", TINY, seed=5, watch=lambda job: seen.append(job.progress), **SLOW)
+    answer = patient.run("samples", TINY, seed=5, on_progress=lambda job: seen.append(job.progress), **SLOW)
     saved = patient.save(tmp_path / "a.png", "samples", TINY, seed=5, **SLOW)
     assert saved.path.read_bytes() == answer.images[0]
     assert saved.seed == 5
@@ -161,7 +162,7 @@ def test_what_takes_long_is_waited_for(patient: Client, rough: Rough, tmp_path: 
 
 def test_a_job_is_started_watched_and_fetched(reverie: Client, tmp_path: Path) -> None:
     """Start, events, wait, result, list, forget; the result is the same bytes as a direct answer's."""
-    job = reverie.start("samples", TINY, seed=4, **SLOW)
+    job = reverie.submit("samples", TINY, seed=4, **SLOW)
     assert job.status in {"queued", "running"}
     with pytest.raises(StillRunningError) as early:
         reverie.wait(job.id, 0.01)
@@ -177,7 +178,7 @@ def test_a_job_is_started_watched_and_fetched(reverie: Client, tmp_path: Path) -
     assert reverie.result(job.id).images == reverie.samples(TINY, seed=4, **SLOW).images
     assert reverie.save_result(job.id, tmp_path / "a.png").seed == 4
     assert job.id in [one.id for one in reverie.jobs(kind="samples", model=TINY, limit=None)]
-    reverie.forget(job.id)
+    reverie.delete_job(job.id)
     with pytest.raises(NotFoundError):
         reverie.job(job.id)
 
@@ -185,7 +186,7 @@ def test_a_job_is_started_watched_and_fetched(reverie: Client, tmp_path: Path) -
 def test_lists_are_read_page_by_page(reverie: Client) -> None:
     """As many as asked for, newest first, each once."""
     with ThreadPoolExecutor(8) as pool:
-        ids = set(pool.map(lambda seed: reverie.start("samples", FAULTY, seed=seed).id, range(200, 305)))
+        ids = set(pool.map(lambda seed: reverie.submit("samples", FAULTY, seed=seed).id, range(200, 305)))
     found = reverie.jobs(model=FAULTY, limit=105)
     assert {job.id for job in found} == ids
     since = [datetime.fromisoformat(job["created_at"]) for job in found]
@@ -196,7 +197,7 @@ def test_lists_are_read_page_by_page(reverie: Client) -> None:
 
 def test_a_job_may_be_cancelled(reverie: Client) -> None:
     """It ends without a result, and the result's call says so."""
-    job = reverie.start("samples", TINY, seed=4, steps=400, seconds=0.05)
+    job = reverie.submit("samples", TINY, seed=4, steps=400, seconds=0.05)
     assert reverie.cancel(job.id).status == "cancelled"
     assert reverie.wait(job.id, 5).ended
     with pytest.raises(ConflictError, match="cancelled"):
@@ -210,16 +211,16 @@ def test_a_version_goes_out_and_comes_in(patient: Client, rough: Rough, stack: S
     """The file that was made, over a line that breaks; the same file again is no new version, another is refused."""
     made = stack.state / "checkpoints" / TINY / "1" / "model.safetensors"
     rough.faults += ["drop", 300]
-    saved = patient.export(TINY, tmp_path / "tiny.safetensors", "1")
+    saved = patient.export_version(TINY, tmp_path / "tiny.safetensors", "1")
     assert saved.path.read_bytes() == made.read_bytes()
-    back = patient.bring(TINY, saved.path)
+    back = patient.import_version(TINY, saved.path)
     assert (back.model, back.version, back.card.family) == (TINY, "1", TINY)
     assert "1" in [one.version for one in patient.versions(TINY)]
     saved.path.write_bytes(b"not a model")
     with pytest.raises(InvalidError, match="imported"):
-        patient.bring(TINY, saved.path)
+        patient.import_version(TINY, saved.path)
     with pytest.raises(NotFoundError):
-        patient.serve(TINY, "99")
+        patient.activate_version(TINY, "99")
 
 
 # --- datasets ---
@@ -243,17 +244,17 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(reverie: Client, tmp_path: 
     """A file as it is, or with its labels; the same again is the same, other content under the name is refused."""
     file = zipped(tmp_path / "digits.zip", digits(40))
     gone: list[int] = []
-    made = reverie.upload("client-digits", file, validation=0.2, test=0.1, watch=gone.append)
+    made = reverie.upload_dataset("client-digits", file, validation=0.2, test=0.1, on_progress=gone.append)
     assert (made.name, made.kind, made.shape) == ("client-digits", "pictures", (1, 28, 28))
     assert made.counts == {"train": 28, "validation": 8, "test": 4}
     assert gone[-1] == file.stat().st_size
-    assert reverie.upload("client-digits", file, validation=0.2, test=0.1).sha256 == made.sha256
+    assert reverie.upload_dataset("client-digits", file, validation=0.2, test=0.1).sha256 == made.sha256
     with pytest.raises(ConflictError):
-        reverie.upload("client-digits", zipped(tmp_path / "other.zip", digits(30)))
+        reverie.upload_dataset("client-digits", zipped(tmp_path / "other.zip", digits(30)))
     idx, labels = tmp_path / 'the "images"', tmp_path / "labels"
     idx.write_bytes(struct.pack(">HBBIII", 0, 8, 3, 40, 28, 28) + digits(40).tobytes())
     labels.write_bytes(struct.pack(">HBBI", 0, 8, 1, 40) + bytes(40))
-    assert sum(reverie.upload("client-labelled", idx, labels).counts.values()) == 40
+    assert sum(reverie.upload_dataset("client-labelled", idx, labels).counts.values()) == 40
     assert reverie.share_dataset("client-digits")["shared"] is True
     with pytest.raises(InvalidError, match="without API keys"):
         reverie.share_dataset("client-digits", shared=False)
@@ -261,7 +262,7 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(reverie: Client, tmp_path: 
     names = [dataset.name for dataset in reverie.datasets()]
     assert {"client-digits", "client-labelled"} <= set(names)
     assert reverie.dataset("client-digits").sha256 == made.sha256
-    saved = reverie.save_preview("client-digits", tmp_path / "a.png", split="test", count=4)
+    saved = reverie.save_dataset_preview("client-digits", tmp_path / "a.png", split="test", count=4)
     assert opened(saved.path.read_bytes()).shape == (56, 56)
     for name in ("client-digits", "client-labelled"):
         reverie.delete_dataset(name)
@@ -269,18 +270,33 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(reverie: Client, tmp_path: 
         reverie.dataset("client-digits")
 
 
+def test_an_asynchronous_client_uploads_files(stack: Stack, tmp_path: Path) -> None:
+    """As the blocking one does, with progress."""
+    file = zipped(tmp_path / "digits.zip", digits(40))
+    sent: list[int] = []
+
+    async def upload() -> None:
+        async with AsyncClient(stack.url) as client:
+            dataset = await client.upload_dataset("client-async", file, on_progress=sent.append)
+            assert sum(dataset.counts.values()) == 40
+            await client.delete_dataset("client-async")
+
+    asyncio.run(upload())
+    assert sent[-1] == file.stat().st_size
+
+
 def test_an_upload_that_broke_off_is_sent_again(patient: Client, rough: Rough, tmp_path: Path) -> None:
     """All of it; and what is wrong with a file is said with the name of the part."""
     file = zipped(tmp_path / "digits.zip", digits(40))
     rough.faults += ["drop", "lose"]
-    assert sum(patient.upload("client-again", file).counts.values()) == 40
-    assert [len(seen.body) for seen in rough.seen] == [file.stat().st_size] * 3
+    assert sum(patient.upload_dataset("client-again", file).counts.values()) == 40
+    assert [file.read_bytes() in seen.body for seen in rough.seen] == [True] * 3
     patient.delete_dataset("client-again")
     bad = zipped(tmp_path / "bad.zip", digits(3))
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("broken.png", b"not a picture")
     with pytest.raises(InvalidError, match=r"broken\.png"):
-        patient.upload("client-bad", bad)
+        patient.upload_dataset("client-bad", bad)
 
 
 # --- trainings ---
@@ -290,7 +306,7 @@ TINY_VAE = {"config": {"hidden": [16], "latents": 2}, "training": {"epochs": 100
 
 def test_a_training_is_begun_steered_and_cancelled(patient: Client, rough: Rough, tmp_path: Path) -> None:
     """Begun once however often it is sent; paused, resumed and cancelled; refused where its recipe cannot be."""
-    patient.upload("client-train", zipped(tmp_path / "digits.zip", digits(40)))
+    patient.upload_dataset("client-train", zipped(tmp_path / "digits.zip", digits(40)))
     rough.seen.clear()
     rough.faults += ["lose"]
     training = patient.train("vae", "client-train", "client-vae", recipe=TINY_VAE, serve="never", summary="Small")
@@ -336,7 +352,7 @@ def test_a_refusal_is_an_exception_of_its_kind(reverie: Client) -> None:
     assert len(wrong.value.request_id) == 32
     with pytest.raises(NotFoundError, match="vae-mnist-2d"):
         reverie.samples("gan")
-    with pytest.raises(FaultError, match="bad luck"):
+    with pytest.raises(InternalServerError, match="bad luck"):
         reverie.samples(FAULTY, seed=13)
 
 
@@ -348,6 +364,19 @@ def test_a_key_is_sent(tmp_path: Path, rough: Rough) -> None:
         rough.faults += [(401, {})]
         with pytest.raises(UnauthorizedError):
             reverie.models()
+
+
+def test_address_and_key_come_from_the_environment(rough: Rough, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`REVERIE_URL` and `REVERIE_KEY` are the defaults; arguments override them."""
+    monkeypatch.setenv("REVERIE_URL", rough.url)
+    monkeypatch.setenv("REVERIE_KEY", "open-sesame")
+    for key, header in [(None, "Bearer open-sesame"), ("other", "Bearer other"), ("", None)]:
+        with Client(key=key) as client:
+            client.models()
+        assert rough.seen[-1].headers.get("authorization") == header
+    monkeypatch.setenv("REVERIE_URL", "")
+    with Client() as client:
+        assert str(client._http.base_url) == "http://127.0.0.1:8000"
 
 
 # --- bad lines ---
@@ -362,13 +391,13 @@ def test_lost_requests_and_answers_are_asked_for_again(patient: Client, rough: R
 
 
 def test_a_busy_service_is_asked_again_when_it_says(patient: Client, rough: Rough) -> None:
-    """`Retry-After` is obeyed; after so many times it is an OverloadedError."""
+    """`Retry-After` is obeyed; after so many times it is an ServiceUnavailableError."""
     rough.faults += [(503, {"Retry-After": "1"}), (429, {"Retry-After": "0"})]
     begun = time.monotonic()
     assert patient.models()
     assert time.monotonic() - begun >= 1.0
     rough.faults += [(503, {"Retry-After": "0"})] * 6
-    with pytest.raises(OverloadedError):
+    with pytest.raises(ServiceUnavailableError):
         patient.models()
     assert rough.faults == []
 
@@ -377,7 +406,7 @@ def test_a_job_is_started_once_however_often_it_is_sent(patient: Client, rough: 
     """The answer was lost after the promise was made: the same key brings the same job, even if it has ended."""
     before = {job.id for job in reverie.jobs(model=FAULTY, limit=None)}
     rough.faults += ["lose", "lose"]
-    job = patient.start("samples", FAULTY, seed=77)
+    job = patient.submit("samples", FAULTY, seed=77)
     assert [job.id] == [one.id for one in reverie.jobs(model=FAULTY, limit=None) if one.id not in before]
     assert len({seen.headers["idempotency-key"] for seen in rough.seen if seen.method == "POST"}) == 1
     assert patient.wait(job.id, 10).status == "succeeded"
@@ -385,16 +414,16 @@ def test_a_job_is_started_once_however_often_it_is_sent(patient: Client, rough: 
 
 def test_what_must_not_be_done_twice_is_not_repeated(patient: Client, rough: Rough, reverie: Client) -> None:
     """A deletion whose answer was lost is not sent again, for it would say "not found"; one that never came is."""
-    job = reverie.wait(reverie.start("samples", FAULTY, seed=1).id)
+    job = reverie.wait(reverie.submit("samples", FAULTY, seed=1).id)
     rough.faults += ["lose"]
     with pytest.raises(UnreachableError):
-        patient.forget(job.id)
+        patient.delete_job(job.id)
     assert len(rough.seen) == 1
 
 
 def test_events_go_on_where_the_line_broke(patient: Client, rough: Rough) -> None:
     """Each numbered event comes once and in order, over dropped connections and refusals for a moment."""
-    job = patient.start("samples", TINY, seed=8, **SLOW)
+    job = patient.submit("samples", TINY, seed=8, **SLOW)
     rough.seen.clear()
     rough.faults += [60, "drop", 90, (503, {"Retry-After": "0"}), 150]
     events = list(patient.events(job.id))
@@ -407,13 +436,20 @@ def test_events_go_on_where_the_line_broke(patient: Client, rough: Rough) -> Non
     assert asked[-1] > 0
 
 
+def test_events_that_are_no_event_stream_are_an_error(patient: Client, rough: Rough) -> None:
+    """A page of a proxy, say, is not waited for."""
+    rough.faults += [(200, {"Content-Type": "text/html"})]
+    with pytest.raises(UnreachableError, match="text/html"):
+        next(patient.events("job_0"))
+
+
 def test_a_download_goes_on_where_it_broke(patient: Client, rough: Rough, tmp_path: Path) -> None:
     """The rest is asked for by range; the file is whole, and nothing half done is left beside it."""
-    job = patient.wait(patient.start("samples", MODEL, count=200, seed=3).id)
+    job = patient.wait(patient.submit("samples", MODEL, count=200, seed=3).id)
     rough.seen.clear()
     rough.faults += [5000, 7000]
     come: list[int] = []
-    saved = patient.save_result(job.id, tmp_path / "a.npz", watch=come.append)
+    saved = patient.save_result(job.id, tmp_path / "a.npz", on_progress=come.append)
     ranges = [seen.headers.get("range") for seen in rough.seen]
     assert ranges[0] is None
     assert len(ranges) == 3
@@ -427,7 +463,7 @@ def test_a_download_goes_on_where_it_broke(patient: Client, rough: Rough, tmp_pa
 
 def test_a_download_that_fails_leaves_no_file(patient: Client, rough: Rough, tmp_path: Path) -> None:
     """Neither the file nor a part of it."""
-    job = patient.wait(patient.start("samples", MODEL, count=200, seed=3).id)
+    job = patient.wait(patient.submit("samples", MODEL, count=200, seed=3).id)
     rough.faults += [5000, (410, {})]
     with pytest.raises(GoneError):
         patient.save_result(job.id, tmp_path / "a.npz")
@@ -439,16 +475,16 @@ def test_a_picture_file_never_holds_something_else(
     patient: Client, rough: Rough, reverie: Client, tmp_path: Path, status: int
 ) -> None:
     """Where JSON comes instead of the file, whatever its status, each call that saves raises and writes nothing."""
-    done = reverie.wait(reverie.start("samples", TINY, seed=1).id).id
+    done = reverie.wait(reverie.submit("samples", TINY, seed=1).id).id
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "small.png").write_bytes(png(np.full((3, 32, 32), 100, np.uint8)))
     path = tmp_path / "out" / "a.png"
     path.parent.mkdir()
     calls: list[Callable[[], object]] = [
         lambda: patient.save_result(done, path),
-        lambda: patient.save_preview("digits", path),
+        lambda: patient.save_dataset_preview("digits", path),
         lambda: patient.save_curves(done, path),
-        lambda: patient.export(MODEL, path.with_suffix(".safetensors"), "1"),
+        lambda: patient.export_version(MODEL, path.with_suffix(".safetensors"), "1"),
     ]
     if status != 202:  # which these two follow to the job's result
         calls += [
@@ -461,7 +497,7 @@ def test_a_picture_file_never_holds_something_else(
             call()
     rough.faults = [5000, (status, {"Content-Type": "text/html"})]  # what came before is no file either
     with pytest.raises(UnexpectedContentError, match="text/html"):
-        patient.export(MODEL, path.with_suffix(".safetensors"), "1")
+        patient.export_version(MODEL, path.with_suffix(".safetensors"), "1")
     assert list(path.parent.iterdir()) == []
 
 

@@ -7,20 +7,20 @@ import io
 import pytest
 from rich.console import Console
 
-from reverie.screen import Bar, Screen, metrics, number, size
+from reverie.cli.output import Output, ProgressBar, format_metrics, format_number, format_size
 
 
 def shown(*, terminal: bool) -> str:
     """What a bar writes while something is done."""
-    screen, written = Screen(as_json=False), io.StringIO()
-    screen.said = Console(file=written, force_terminal=terminal, width=60, soft_wrap=True, highlight=False)
-    with Bar(screen, "training digits") as bar:
-        bar.reach(0.25)
-        bar.below("epoch 1  train_loss 348.3  and much else that does not fit into one line")
-        bar.say("a checkpoint was written")
-        bar.reach(title="training digits running")
-        bar.below("epoch 2  train_loss 213.3")
-        bar.reach(0.5)
+    output, written = Output(as_json=False), io.StringIO()
+    output.stderr = Console(file=written, force_terminal=terminal, width=60, soft_wrap=True, highlight=False)
+    with ProgressBar(output, "training digits") as bar:
+        bar.update(0.25)
+        bar.set_status_line("epoch 1  train_loss 348.3  and much else that does not fit into one line")
+        bar.print_message("a checkpoint was written")
+        bar.update(title="training digits running")
+        bar.set_status_line("epoch 2  train_loss 213.3")
+        bar.update(0.5)
     return written.getvalue()
 
 
@@ -43,7 +43,7 @@ def test_elsewhere_each_line_is_written_once() -> None:
 
 def test_a_table_is_as_wide_as_it_needs_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     """Columns stand below each other, and nothing is cut."""
-    Screen(as_json=False).table(["NAME", "N"], [["a" * 200, 1], ["b", 22]])
+    Output(as_json=False).print_table(["NAME", "N"], [["a" * 200, 1], ["b", 22]])
     lines = capsys.readouterr().out.splitlines()
     assert [line.rstrip()[200:].split() for line in lines] == [["N"], ["1"], ["22"]]
     assert lines[1].startswith("a" * 200)
@@ -51,7 +51,7 @@ def test_a_table_is_as_wide_as_it_needs_to_be(capsys: pytest.CaptureFixture[str]
 
 def test_numbers_are_short() -> None:
     """Five digits, whole ones as they are; of an epoch what matters most first."""
-    assert [number(0.1234567), number(123456)] == ["0.12346", "123456"]
-    assert [size(999), size(1_234_567), size(5e9)] == ["999 B", "1.23 MB", "5 GB"]
+    assert [format_number(0.1234567), format_number(123456)] == ["0.12346", "123456"]
+    assert [format_size(999), format_size(1_234_567), format_size(5e9)] == ["999 B", "1.23 MB", "5 GB"]
     line = {"steps": 9, "rate": 0.5, "epoch": 1, "validation_loss": 2.0, "train_loss": 1.0, "note": "x", "seconds": 3.0}
-    assert metrics(line) == "epoch 1  validation_loss 2  train_loss 1  rate 0.5"
+    assert format_metrics(line) == "epoch 1  validation_loss 2  train_loss 1  rate 0.5"

@@ -1,0 +1,135 @@
+"""What the commands share: the client, the output, common options, and how files and figures are
+reported.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reverie.cli.output import Output, format_number, format_size
+from reverie.client import Client
+from reverie.records import Model, Record, SavedFile
+
+
+@dataclass(frozen=True)
+class CliContext:
+    """The client and the output of one invocation."""
+
+    client: Client
+    output: Output
+
+
+OutputPath = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; - is standard output.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; may be repeated.")
+]
+Shared = Annotated[
+    bool | None,
+    typer.Option("--shared/--private", help="Let everybody use it, or its owner alone. [default: private if new]"),
+]
+Private = Annotated[bool, typer.Option("--private", help="Let its owner alone use it.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: random, and printed]")
+]
+
+
+def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return `base` with each `a.b=value` set; a value is JSON, or else a string.
+
+    Raises typer.BadParameter.
+    """
+    options = {} if base is None else base
+    for assignment in assignments or ():
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment}: write NAME=VALUE", param_hint="--set")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *parents, name = path.split(".")
+        target = options
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = value
+    return options
+
+
+@contextmanager
+def output_path(path: Path) -> Iterator[Path]:
+    """Yield the path to write to.
+
+    For `-`, that is a temporary file, which is copied to standard output.
+    """
+    if str(path) != "-":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, "result.png")
+        yield temporary
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def print_saved(context: CliContext, path: Path, saved: SavedFile, content: str) -> None:
+    """Print which file was written and what it holds, unless it went to standard output."""
+    if str(path) == "-":
+        return
+    if context.output.as_json:
+        context.output.print_json({**vars(saved), "path": str(path)})
+        return
+    seed = "" if saved.seed is None else f", seed {saved.seed}"
+    context.output.print_line(f"{path}: {content}{saved.made_by}{seed}, {format_size(saved.size_bytes)}")
+
+
+def print_record(context: CliContext, record: Record, line: str) -> None:
+    """Print the record's JSON with `--json`, otherwise the line."""
+    if context.output.as_json:
+        context.output.print_json(dict(record.body))
+    else:
+        context.output.print_line(line)
+
+
+def print_records(
+    context: CliContext, records: Sequence[Record], headings: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """Print the records' JSON with `--json`, otherwise the table."""
+    if context.output.as_json:
+        context.output.print_json([dict(record.body) for record in records])
+    else:
+        context.output.print_table(headings, rows)
+
+
+def print_sharing(context: CliContext, name: str, record: Record) -> None:
+    """Print whether a model or dataset is shared."""
+    print_record(context, record, f"{name} is {'shared' if record['shared'] else 'private'}")
+
+
+def print_figures(output: Output, model: Model) -> None:
+    """Print the measurements in a model's card."""
+    rows = [
+        [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
+        for figure in model.figures
+    ]
+    output.print_table(["FIGURE", "VALUE", "UNIT", "DESCRIPTION"], rows)
+
+
+def compact_json(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def first_figure(model: Model) -> str:
+    """Return the first measurement in a model's card, with its unit."""
+    figures: Sequence[Mapping[str, Any]] = model.figures[:1]
+    return " ".join(f"{one['name']} {format_number(one['value'])} {one.get('unit', '')}" for one in figures)

@@ -1,0 +1,132 @@
+"""Commands for datasets: `reverie datasets …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reverie.cli.context import (
+    CliContext,
+    OutputPath,
+    Private,
+    Shared,
+    output_path,
+    print_record,
+    print_records,
+    print_saved,
+    print_sharing,
+)
+from reverie.cli.output import ProgressBar
+from reverie.records import Dataset
+
+SPLITS = ("train", "validation", "test")
+
+app = typer.Typer(help="List datasets; with a command, manage them.", invoke_without_command=True)
+
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="A dataset.")]
+
+
+@app.callback()
+def _list_datasets(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    cli: CliContext = context.obj
+    datasets = cli.client.datasets()
+    rows = [
+        [dataset.name, dataset.kind, _format_shape(dataset), *_split_sizes(dataset), dataset.sha256[:12]]
+        for dataset in datasets
+    ]
+    headings = ["DATASET", "KIND", "SHAPE", *(split.upper() for split in SPLITS), "SHA256"]
+    print_records(cli, datasets, headings, rows)
+
+
+@app.command("add")
+def _add_dataset(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="An IDX, NPZ or ZIP file, or the name mnist or fashion-mnist.")],
+    name: Annotated[str | None, typer.Option(help="[default: the file's name]")] = None,
+    labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels as an IDX file.")] = None,
+    kind: Annotated[str | None, typer.Option(help="pictures, or photographs of any size.")] = None,
+    resize: Annotated[str | None, typer.Option(metavar="HxW", help="Scale and crop pictures to this size.")] = None,
+    validation: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share of the validation split.")] = None,
+    test: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share of the test split.")] = None,
+    shared: Shared = None,
+) -> None:
+    """Upload a dataset, or add one that the service knows by name.
+
+    reverie datasets add digits.zip
+    """
+    cli: CliContext = context.obj
+    path = Path(source)
+    if not path.exists():
+        _print_dataset(cli, cli.client.fetch_dataset(source, name, shared=shared))
+        return
+    total = path.stat().st_size or 1
+    with ProgressBar(cli.output, f"{path.name}: uploading") as bar:
+        dataset = cli.client.upload_dataset(
+            name or path.name.partition(".")[0],
+            path,
+            labels,
+            kind=kind,
+            resize=resize,
+            validation=validation,
+            test=test,
+            shared=shared,
+            on_progress=lambda sent: bar.update(
+                sent / total, f"{path.name}: " + ("converting" if sent >= total else "uploading")
+            ),
+        )
+    _print_dataset(cli, dataset)
+
+
+def _format_shape(dataset: Dataset) -> str:
+    return "×".join(map(str, dataset.shape))
+
+
+def _split_sizes(dataset: Dataset) -> list[int]:
+    return [dataset.counts.get(split, 0) for split in SPLITS]
+
+
+def _print_dataset(cli: CliContext, dataset: Dataset) -> None:
+    splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
+    print_record(cli, dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
+
+
+@app.command("show")
+def _show_dataset(context: typer.Context, name: DatasetName) -> None:
+    """Print a dataset's description as JSON."""
+    cli: CliContext = context.obj
+    cli.output.print_json(dict(cli.client.dataset(name).body))
+
+
+@app.command("preview")
+def _save_preview(
+    context: typer.Context,
+    name: DatasetName,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of pictures.")] = 64,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    out: OutputPath = None,
+) -> None:
+    """Save some of a dataset's pictures as one PNG."""
+    cli: CliContext = context.obj
+    path = out or Path(f"{name}.png")
+    with output_path(path) as target:
+        saved = cli.client.save_dataset_preview(name, target, split=split, count=count)
+    print_saved(cli, path, saved, f"pictures of {name}")
+
+
+@app.command("share")
+def _share_dataset(context: typer.Context, name: DatasetName, private: Private = False) -> None:
+    """Let everybody use a dataset, or, with --private, its owner alone."""
+    cli: CliContext = context.obj
+    dataset = cli.client.share_dataset(name, not private)
+    print_sharing(cli, dataset.name, dataset)
+
+
+@app.command("delete")
+def _delete_dataset(context: typer.Context, name: DatasetName) -> None:
+    """Delete a dataset that no training uses."""
+    cli: CliContext = context.obj
+    cli.client.delete_dataset(name)

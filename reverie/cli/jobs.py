@@ -1,0 +1,160 @@
+"""Commands for jobs, trainings among them: `reverie jobs …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reverie.cli.context import (
+    CliContext,
+    OutputPath,
+    output_path,
+    print_figures,
+    print_record,
+    print_records,
+    print_saved,
+)
+from reverie.cli.models import format_version
+from reverie.cli.output import ProgressBar, format_metrics
+from reverie.errors import JobFailedError
+from reverie.records import Event, Job
+
+INTERRUPTED = 130
+PICTURE_KINDS = {"samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"}
+"""Jobs whose results can be saved as a picture."""
+
+app = typer.Typer(help="List jobs, newest first; with a command, manage them.", invoke_without_command=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, such as job_01a2….")]
+
+
+@app.callback()
+def _list_jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
+    kind: Annotated[str | None, typer.Option(help="samples, upscales, training, ….")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    cli: CliContext = context.obj
+    jobs = cli.client.jobs(status=status, kind=kind, model=model, limit=limit)
+    rows = [[job.id, job.kind, job.model, job.status, f"{job.progress:.0%}", job["created_at"] or ""] for job in jobs]
+    print_records(cli, jobs, ["JOB", "KIND", "MODEL", "STATUS", "PROGRESS", "CREATED"], rows)
+
+
+@app.command("show")
+def _show_job(context: typer.Context, job_id: JobId) -> None:
+    """Print a job as JSON."""
+    cli: CliContext = context.obj
+    cli.output.print_json(dict(cli.client.job(job_id).body))
+
+
+@app.command("watch")
+def _watch_job(context: typer.Context, job_id: JobId) -> None:
+    """Show a job's progress until it ends. Ctrl-C stops watching; the job continues."""
+    cli: CliContext = context.obj
+    print_job(cli, follow_job(cli, cli.client.job(job_id)))
+
+
+@app.command("result")
+def _save_result(context: typer.Context, job_id: JobId, out: OutputPath = None) -> None:
+    """Save a job's result as a .png, .npz or .json file."""
+    cli: CliContext = context.obj
+    suffix = ".png" if out is None and cli.client.job(job_id).kind in PICTURE_KINDS else ".json"
+    path = out or Path(f"{job_id}{suffix}")
+    with output_path(path) as target:
+        saved = cli.client.save_result(job_id, target)
+    print_saved(cli, path, saved, "")
+
+
+@app.command("cancel")
+def _cancel_job(context: typer.Context, job_id: JobId) -> None:
+    """Cancel a job. A training keeps its last checkpoint."""
+    cli: CliContext = context.obj
+    print_job(cli, cli.client.cancel(job_id))
+
+
+@app.command("pause")
+def _pause_training(context: typer.Context, job_id: JobId) -> None:
+    """Pause a training: write a checkpoint and stop."""
+    cli: CliContext = context.obj
+    print_job(cli, cli.client.pause(job_id))
+
+
+@app.command("resume")
+def _resume_training(context: typer.Context, job_id: JobId) -> None:
+    """Resume a paused training."""
+    cli: CliContext = context.obj
+    print_job(cli, cli.client.resume(job_id))
+
+
+@app.command("publish")
+def _publish_training(context: typer.Context, job_id: JobId) -> None:
+    """Publish the last checkpoint of a paused, failed or cancelled training as a version."""
+    cli: CliContext = context.obj
+    print_job(cli, follow_job(cli, cli.client.publish(job_id)))
+
+
+@app.command("curves")
+def _save_curves(context: typer.Context, job_id: JobId, out: OutputPath = None) -> None:
+    """Save a plot of a training's losses as a PNG."""
+    cli: CliContext = context.obj
+    path = out or Path(f"{job_id}.png")
+    with output_path(path) as target:
+        saved = cli.client.save_curves(job_id, target)
+    print_saved(cli, path, saved, f"losses of {job_id}")
+
+
+@app.command("delete")
+def _delete_job(context: typer.Context, job_id: JobId) -> None:
+    """Delete a job that has ended, and its result."""
+    cli: CliContext = context.obj
+    cli.client.delete_job(job_id)
+
+
+def follow_job(cli: CliContext, job: Job) -> Job:
+    """Show a job's events until it ends, and return the job.
+
+    Ctrl-C exits with status 130; the job continues.
+    """
+    title = f"{job.kind} {job.model}"
+    with ProgressBar(cli.output, f"{title} {job.status}") as bar:
+        try:
+            for event in cli.client.events(job.id):
+                _show_event(bar, title, event)
+        except KeyboardInterrupt:
+            bar.print_message(f"{job.id} continues; watch it with: reverie jobs watch {job.id}")
+            raise typer.Exit(INTERRUPTED) from None
+    return cli.client.wait(job.id)
+
+
+def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
+    if event.kind == "progress":
+        bar.update(float(event.data["progress"]))
+    elif event.kind == "status":
+        status = str(event.data["status"])
+        bar.update(1.0 if status == "succeeded" else None, f"{title} {status}")
+    elif event.kind == "metrics":
+        bar.set_status_line(format_metrics(event.data))
+    elif event.kind == "message":
+        bar.print_message(str(event.data.get("message", "")))
+
+
+def print_job(cli: CliContext, job: Job) -> None:
+    """Print a job's status, and the version that a training published.
+
+    Raises JobFailedError if the job failed.
+    """
+    if job.status == "failed":
+        raise JobFailedError(job)
+    print_record(cli, job, f"{job.id} {job.status}")
+    if cli.output.as_json or job.kind not in {"training", "publication"} or job.status != "succeeded":
+        return
+    number = cli.client.result(job.id)["version"]
+    version = next(one for one in cli.client.versions(job.model) if one.version == number)
+    cli.output.print_line(format_version(version))
+    print_figures(cli.output, version.card)

@@ -1,0 +1,128 @@
+"""What a command prints: results on standard output; progress, messages and errors on standard
+error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from reverie.records import Job
+
+_NOT_SHOWN = {"steps", "images", "seconds"}
+"""Counters among an epoch's metrics."""
+
+
+class Output:
+    """Prints text for people, or, with `as_json`, JSON for programs."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def print_line(self, text: str) -> None:
+        """Print a line of the result."""
+        sys.stdout.write(text + "\n")
+
+    def print_json(self, body: Any) -> None:
+        """Print the JSON that the service returned."""
+        self.print_line(json.dumps(body, indent=2, ensure_ascii=False))
+
+    def print_table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print aligned columns. No cell is shortened, so that the output can be searched."""
+        lines = [list(headings), *([str(cell) for cell in row] for row in rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+        for line in lines:
+            self.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+    def print_message(self, text: str) -> None:
+        """Print a line on standard error."""
+        self.stderr.print(text)
+
+
+class _ProgressWithStatus(Progress):
+    """A progress bar with a line of text below it."""
+
+    status_line = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, then the line, cut to the width of the terminal."""
+        yield from super().get_renderables()
+        if self.status_line:
+            yield Text(self.status_line, no_wrap=True, overflow="ellipsis")
+
+
+class ProgressBar:
+    """A progress bar on a terminal. Elsewhere there is no bar, and each message is a line."""
+
+    def __init__(self, output: Output, title: str) -> None:
+        """`with` shows the bar."""
+        self._output = output
+        self._progress = _ProgressWithStatus(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=output.stderr,
+            disable=not output.stderr.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=1.0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def update(self, share: float | None = None, title: str | None = None) -> None:
+        """Set the share that is done, from 0 to 1, or the title; None leaves it as it is."""
+        self._progress.update(self._task, completed=share, description=title)
+
+    def update_from_job(self, job: Job) -> None:
+        """Set the share that is done to the job's progress."""
+        self.update(job.progress)
+
+    def set_status_line(self, text: str) -> None:
+        """Replace the line below the bar; without a bar, print the line."""
+        if self._progress.disable:
+            self._output.print_message(text)
+        else:
+            self._progress.status_line = text
+
+    def print_message(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._output.print_message(text)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return an epoch's metrics as a line, losses first: `epoch 3 train_loss 103.2 validation_loss
+    105.1 …`.
+    """
+    shown = {
+        name: value for name, value in metrics.items() if name not in _NOT_SHOWN and isinstance(value, int | float)
+    }
+    names = sorted(shown, key=lambda name: (name != "epoch", not name.endswith("_loss")))
+    return "  ".join(f"{name} {format_number(shown[name])}" for name in names)
+
+
+def format_number(value: float) -> str:
+    """Return an integer in full, any other number to five significant digits."""
+    return str(value) if isinstance(value, int) else f"{value:.5g}"
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a size in B, kB, MB or GB, to three significant digits."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} GB"

@@ -1,0 +1,78 @@
+"""A job's server-sent events, continued after a broken connection by `Last-Event-ID`."""
+
+from __future__ import annotations
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from reverie.errors import ProblemError, UnreachableError
+from reverie.records import TERMINAL, Event
+from reverie.requests import ApiRequest, Delay, quote_name
+
+SILENCE_TIMEOUT_S = 45.0
+"""The service sends a comment every 15 s; a connection that is silent for longer than this is
+broken.
+"""
+
+MAX_FAILURES = 20
+"""Failed connections in a row before the client gives up.
+
+A service that restarts is back by then.
+"""
+
+
+class JobEventStream:
+    """The state of one stream across its connections: the last event seen, and whether more can
+    come.
+    """
+
+    def __init__(self, job_id: str, after: int) -> None:
+        """Start after event number `after`."""
+        self.ended = False
+        self._path = f"/v1/jobs/{quote_name(job_id)}/events"
+        self._last_id = after
+        self._failures = 0
+        self._retry_s = 2.0
+
+    def build_request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """Return the request for the events after the last one seen."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._last_id)}
+        return ApiRequest("GET", self._path, headers=headers, timeout_s=SILENCE_TIMEOUT_S).build(http)
+
+    def receive(self, message: ServerSentEvent) -> Event | None:
+        """Return the event of a message; None if it carries none, or the stream has ended."""
+        if message.retry is not None:
+            self._retry_s = message.retry / 1000
+        if self.ended or not message.data:
+            return None
+        number = int(message.id) if message.id else None
+        if number == self._last_id:
+            number = None  # a message without an id of its own repeats the last one
+        event = Event(message.event, message.json(), number)
+        self._failures = 0
+        self._last_id = number or self._last_id
+        self.ended = event.kind == "status" and event.data.get("status") in TERMINAL
+        return event
+
+    def reconnect_delay(self, outcome: httpx.Response | httpx.TransportError) -> Delay:
+        """Return how long to wait before the next connection.
+
+        Raises ProblemError, UnreachableError if there is none.
+
+        `outcome` is the response that has ended, or the error that broke it off. 204 means that
+        there are no more events.
+        """
+        response = outcome if isinstance(outcome, httpx.Response) else None
+        self.ended = self.ended or (response is not None and response.status_code == 204)
+        if self.ended:
+            return Delay(0.0)
+        self._failures += 1
+        cut_off = response is not None and not response.is_error
+        if self._failures <= MAX_FAILURES and (cut_off or ApiRequest("GET", self._path).may_retry(outcome)):
+            backoff = Delay.before_retry(self._failures, response)
+            return Delay(self._retry_s if cut_off else min(self._retry_s, backoff.seconds))
+        if response is not None and response.is_error:
+            raise ProblemError.from_response(response)
+        raise UnreachableError(
+            f"{self._path}: the connection failed {self._failures} times without an event: {outcome}"
+        )

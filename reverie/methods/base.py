@@ -1,0 +1,187 @@
+"""What all client methods share: sending with retries, lists, downloads, and waiting for jobs.
+
+Each method is a generator, written once, that yields the requests and delays it needs and receives
+the responses ("sans I/O"). `Client.run_steps` executes them one after the other;
+`AsyncClient.run_steps` awaits them. See
+docs/decisions.md#client-methods-are-generators-written-once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
+
+import httpx
+
+from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
+from reverie.records import Job, SavedFile
+from reverie.requests import ApiRequest, Delay, quote_name
+from reverie.transfers import ByteProgress, Download
+
+if TYPE_CHECKING:
+    from reverie.client import AsyncClient, Client
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Steps: TypeAlias = Generator[ApiRequest | Delay, Any, T]
+FilePath: TypeAlias = str | os.PathLike[str]
+
+JobProgress: TypeAlias = Callable[[Job], object]
+"""Called with the job each time the client has polled it."""
+
+JSON = "application/json"
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".npz": "application/x-npz",
+    ".json": JSON,
+}
+IMPORT_TIMEOUT_S = 3600.0
+"""The service responds to an upload when it has converted or checked the file."""
+
+_PAGE_SIZE = 100
+
+
+class ClientMethod(Generic[P, T]):
+    """Decorator that turns a generator of steps into a method: a plain one on `Client`, a coroutine
+    on `AsyncClient`.
+    """
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        """`steps` is the generator function; its signature and docstring become the method's."""
+        self.__doc__ = steps.__doc__
+        self.__wrapped__ = steps
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        if client is None:
+            return self
+
+        @functools.wraps(self.__wrapped__)
+        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client.run_steps(self.__wrapped__(client, *args, **kwargs))
+
+        return method
+
+
+class BaseMethods:
+    """Steps that the methods are made of."""
+
+    def __init__(self, retries: int) -> None:
+        """`retries` is the number of times that a request is sent again."""
+        self._retries = retries
+
+    def _send(self, request: ApiRequest) -> Steps[httpx.Response]:
+        """Return the response of a request that succeeded.
+
+        Raises ProblemError, UnreachableError.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                response: httpx.Response = yield request
+            except httpx.TransportError as error:
+                if attempt > self._retries or not request.may_retry(error):
+                    raise UnreachableError.from_transport(error) from error
+                yield Delay.before_retry(attempt)
+                continue
+            if not response.is_error:
+                return response
+            if attempt > self._retries or not request.may_retry(response):
+                raise ProblemError.from_response(response)
+            yield Delay.before_retry(attempt, response)
+
+    def _json(self, request: ApiRequest) -> Steps[Any]:
+        """Return the JSON body of the response."""
+        response = yield from self._send(request)
+        return response.json()
+
+    def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:
+        """Return the entries of a list, fetched page by page; all of them if `limit` is None."""
+        entries: list[Any] = []
+        after: str | None = None
+        while limit is None or len(entries) < limit:
+            page_size = _PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - len(entries))
+            params = {**filters, "limit": page_size, "after": after}
+            page = yield from self._json(ApiRequest("GET", path, params=params))
+            entries += page["data"]
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        return entries
+
+    def _download(
+        self,
+        request: ApiRequest,
+        path: FilePath,
+        media_type: str,
+        on_progress: ByteProgress | None = None,
+        send: Callable[[ApiRequest], Steps[httpx.Response]] | None = None,
+    ) -> Steps[SavedFile]:
+        """Save the response's body, complete or not at all.
+
+        Raises UnexpectedContentError if it is not `media_type`.
+
+        `send` sends the request; by default `_send`.
+        """
+        download = Download(Path(path), media_type, on_progress)
+        try:
+            response = yield from (send or self._send)(replace(request, download=download))
+            download.commit()
+        finally:
+            download.discard()
+        headers = response.headers
+        seed = int(headers["reverie-seed"]) if "reverie-seed" in headers else None
+        return SavedFile(download.path, download.size_bytes, media_type, str(headers.get("reverie-model", "")), seed)
+
+    def _wait(self, job_id: str, timeout_s: float | None, on_progress: JobProgress | None) -> Steps[Job]:
+        """Poll a job until it ends. Raises StillRunningError after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        interval_s = 0.05
+        while True:
+            job = Job((yield from self._json(ApiRequest("GET", f"/v1/jobs/{quote_name(job_id)}"))))
+            if on_progress is not None:
+                on_progress(job)
+            if job.ended:
+                return job
+            time_left_s = interval_s if deadline is None else deadline - time.monotonic()
+            if time_left_s <= 0:
+                raise StillRunningError(job)
+            yield Delay(min(interval_s, time_left_s))
+            interval_s = min(1.5 * interval_s, 1.0)
+
+    def _send_and_wait(self, request: ApiRequest, on_progress: JobProgress | None = None) -> Steps[httpx.Response]:
+        """Return the response, or, if the request became a job (202), the job's result.
+
+        Raises JobFailedError.
+        """
+        response = yield from self._send(request)
+        if response.status_code != 202:
+            return response
+        job = yield from self._wait(response.json()["id"], None, on_progress)
+        if job.status != "succeeded":
+            raise JobFailedError(job)
+        path, headers = f"/v1/jobs/{job.id}/result", {"Accept": request.headers["Accept"]}
+        return (yield from self._send(ApiRequest("GET", path, headers=headers, download=request.download)))
+
+
+def media_type_of(path: FilePath) -> str:
+    """Return the media type for a file's suffix. Raises ValueError for an unknown one."""
+    path = Path(path)
+    media_type = MEDIA_TYPES.get(path.suffix.lower())
+    if media_type is None:
+        raise ValueError(f"{path.name}: the suffix chooses the format; use one of {', '.join(MEDIA_TYPES)}")
+    return media_type

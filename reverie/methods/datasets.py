@@ -1,0 +1,91 @@
+"""Datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, Steps
+from reverie.records import Dataset, SavedFile
+from reverie.requests import ApiRequest, quote_name
+from reverie.transfers import ByteProgress, Upload
+
+
+class DatasetMethods(BaseMethods):
+    """List, upload, share and delete datasets. Raises NotFoundError for an unknown name."""
+
+    @ClientMethod
+    def datasets(self) -> Steps[list[Dataset]]:
+        """Return all datasets, by name."""
+        return [Dataset(body) for body in (yield from self._list("/v1/datasets"))]
+
+    @ClientMethod
+    def dataset(self, name: str) -> Steps[Dataset]:
+        """Return a dataset."""
+        return Dataset((yield from self._json(ApiRequest("GET", _dataset_path(name)))))
+
+    @ClientMethod
+    def upload_dataset(
+        self,
+        name: str,
+        file: FilePath,
+        labels: FilePath | None = None,
+        *,
+        format: str | None = None,  # noqa: A002 - the field's name in the HTTP interface
+        kind: str | None = None,
+        resize: str | None = None,
+        validation: float | None = None,
+        test: float | None = None,
+        shared: bool | None = None,
+        on_progress: ByteProgress | None = None,
+    ) -> Steps[Dataset]:
+        """Create a dataset from an IDX or NPZ file, or a ZIP of pictures; `labels` is an IDX file.
+
+        `kind="photographs"` cuts pictures of any size into patches. `resize` is HEIGHTxWIDTH.
+        `validation` and `test` are the shares held back, from 0 to 0.5. A new dataset is private
+        unless `shared`. The same content under the same name returns the existing dataset. Raises
+        InvalidError for a file that cannot be read, ConflictError if the name is taken.
+        """
+        files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
+        params = {
+            "name": name,
+            "format": format,
+            "kind": kind,
+            "resize": resize,
+            "shared": shared,
+            "validation": validation,
+            "test": test,
+        }
+        upload = Upload(files, on_progress)
+        request = ApiRequest("POST", "/v1/datasets", params=params, upload=upload, timeout_s=IMPORT_TIMEOUT_S)
+        return Dataset((yield from self._json(request)))
+
+    @ClientMethod
+    def fetch_dataset(self, source: str, name: str | None = None, *, shared: bool | None = None) -> Steps[Dataset]:
+        """Create a dataset that the service knows by name: "mnist" or "fashion-mnist"."""
+        fields: dict[str, Any] = {"source": source, "name": name or None, "shared": shared}
+        body = {field: value for field, value in fields.items() if value is not None}
+        request = ApiRequest("POST", "/v1/datasets", json=body, timeout_s=IMPORT_TIMEOUT_S)
+        return Dataset((yield from self._json(request)))
+
+    @ClientMethod
+    def save_dataset_preview(
+        self, name: str, path: FilePath, *, split: str = "train", count: int = 64
+    ) -> Steps[SavedFile]:
+        """Save the first `count` pictures of a split as one PNG."""
+        request = ApiRequest("GET", f"{_dataset_path(name)}/preview", params={"split": split, "count": count})
+        return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
+
+    @ClientMethod
+    def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
+        """Let everybody use a dataset, or, with `shared=False`, its owner alone."""
+        return Dataset((yield from self._json(ApiRequest("PATCH", _dataset_path(name), json={"shared": shared}))))
+
+    @ClientMethod
+    def delete_dataset(self, name: str) -> Steps[None]:
+        """Delete a dataset. Raises ConflictError if a training uses it."""
+        yield from self._send(ApiRequest("DELETE", _dataset_path(name), retry_if_lost=False))
+
+
+def _dataset_path(name: str) -> str:
+    return f"/v1/datasets/{quote_name(name)}"

@@ -1,0 +1,80 @@
+"""Jobs of every kind, trainings among them."""
+
+from __future__ import annotations
+
+from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
+from reverie.records import Job, OperationResult, SavedFile
+from reverie.requests import ApiRequest, quote_name
+from reverie.transfers import ByteProgress
+
+
+class JobMethods(BaseMethods):
+    """List jobs, wait for them, get their results, cancel and delete them.
+
+    Raises NotFoundError for an unknown id.
+    """
+
+    @ClientMethod
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        kind: str | None = None,
+        model: str | None = None,
+        limit: int | None = 20,
+    ) -> Steps[list[Job]]:
+        """Return jobs, newest first; all of them with `limit=None`."""
+        entries = yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model)
+        return [Job(body) for body in entries]
+
+    @ClientMethod
+    def job(self, job_id: str) -> Steps[Job]:
+        """Return the current state of a job."""
+        return Job((yield from self._json(ApiRequest("GET", _job_path(job_id)))))
+
+    @ClientMethod
+    def wait(self, job_id: str, timeout_s: float | None = None, on_progress: JobProgress | None = None) -> Steps[Job]:
+        """Wait until a job has succeeded, failed or been cancelled.
+
+        Raises StillRunningError after `timeout_s`.
+        """
+        return (yield from self._wait(job_id, timeout_s, on_progress))
+
+    @ClientMethod
+    def result(self, job_id: str) -> Steps[OperationResult]:
+        """Return the result of a succeeded job.
+
+        Raises ConflictError for another status, GoneError if it expired.
+        """
+        request = ApiRequest("GET", f"{_job_path(job_id)}/result", headers={"Accept": JSON})
+        return OperationResult((yield from self._json(request)))
+
+    @ClientMethod
+    def save_result(self, job_id: str, path: FilePath, *, on_progress: ByteProgress | None = None) -> Steps[SavedFile]:
+        """Save the result of a succeeded job as a file; the suffix chooses the format."""
+        media_type = media_type_of(path)
+        request = ApiRequest("GET", f"{_job_path(job_id)}/result", headers={"Accept": media_type})
+        return (yield from self._download(request, path, media_type, on_progress))
+
+    @ClientMethod
+    def preview(self, job_id: str) -> Steps[bytes]:
+        """Return a PNG of what a running job has made so far.
+
+        Raises NotFoundError if there is nothing to show.
+        """
+        response = yield from self._send(ApiRequest("GET", f"{_job_path(job_id)}/preview"))
+        return response.content
+
+    @ClientMethod
+    def cancel(self, job_id: str) -> Steps[Job]:
+        """Cancel a job that has not ended."""
+        return Job((yield from self._json(ApiRequest("POST", f"{_job_path(job_id)}/cancel"))))
+
+    @ClientMethod
+    def delete_job(self, job_id: str) -> Steps[None]:
+        """Delete a job that has ended, and its files."""
+        yield from self._send(ApiRequest("DELETE", _job_path(job_id), retry_if_lost=False))
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote_name(job_id)}"

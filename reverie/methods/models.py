@@ -1,0 +1,111 @@
+"""Models and their versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, BaseMethods, ClientMethod, FilePath, Steps
+from reverie.records import Model, SavedFile, Version
+from reverie.requests import ApiRequest, quote_name
+from reverie.transfers import OCTET_STREAM, ByteProgress, Upload
+
+_ACTIVATION_TIMEOUT_S = 90.0
+
+
+class ModelMethods(BaseMethods):
+    """List, switch, share, delete, export and import models.
+
+    Raises NotFoundError for unknown names and versions.
+    """
+
+    @ClientMethod
+    def models(self) -> Steps[list[Model]]:
+        """Return the cards of all models."""
+        page = yield from self._json(ApiRequest("GET", "/v1/models"))
+        return [Model(body) for body in page["data"]]
+
+    @ClientMethod
+    def model(self, name: str) -> Steps[Model]:
+        """Return a model's card, by name or name@version."""
+        return Model((yield from self._json(ApiRequest("GET", _model_path(name)))))
+
+    @ClientMethod
+    def versions(self, name: str) -> Steps[list[Version]]:
+        """Return a model's versions, oldest first."""
+        page = yield from self._json(ApiRequest("GET", f"{_model_path(name)}/versions"))
+        return [Version(body) for body in page["data"]]
+
+    @ClientMethod
+    def activate_version(self, name: str, version: str) -> Steps[Model]:
+        """Make this version the active one.
+
+        No request fails: workers load it before they switch.
+        """
+        body = {"version": version}
+        request = ApiRequest("PATCH", _model_path(name), json=body, timeout_s=_ACTIVATION_TIMEOUT_S)
+        return Model((yield from self._json(request)))
+
+    @ClientMethod
+    def share_model(self, name: str, shared: bool = True) -> Steps[Model]:
+        """Let everybody use a model, or, with `shared=False`, its owner alone."""
+        return Model((yield from self._json(ApiRequest("PATCH", _model_path(name), json={"shared": shared}))))
+
+    @ClientMethod
+    def delete_model(self, name: str) -> Steps[None]:
+        """Delete a model with all its versions.
+
+        Raises ConflictError if a job uses it or it ships with the service.
+        """
+        yield from self._send(ApiRequest("DELETE", _model_path(name), retry_if_lost=False))
+
+    @ClientMethod
+    def delete_version(self, name: str, version: str) -> Steps[None]:
+        """Delete a version.
+
+        Raises ConflictError if it is active, a job uses it or it ships with the service.
+        """
+        yield from self._send(ApiRequest("DELETE", _version_path(name, version), retry_if_lost=False))
+
+    @ClientMethod
+    def export_version(
+        self, name: str, path: FilePath, version: str | None = None, *, on_progress: ByteProgress | None = None
+    ) -> Steps[SavedFile]:
+        """Save a version, by default the active one, as a safetensors file with the card in its
+        header.
+        """
+        if version is None:
+            version = str((yield from self._json(ApiRequest("GET", _model_path(name))))["version"])
+        request = ApiRequest("GET", f"{_version_path(name, version)}/file")
+        return (yield from self._download(request, path, OCTET_STREAM, on_progress))
+
+    @ClientMethod
+    def import_version(
+        self, name: str, file: FilePath, *, shared: bool | None = None, on_progress: ByteProgress | None = None
+    ) -> Steps[Version]:
+        """Import an exported file as a version, which is not active yet unless it is the model's
+        first.
+
+        A file that was imported before returns the version that it became. A new model is private
+        unless `shared`. Raises InvalidError if the file is not a valid version of this model.
+        """
+        versions_path = f"{_model_path(name)}/versions"
+        request = ApiRequest(
+            "POST",
+            versions_path,
+            params={"shared": shared},
+            headers={"Accept": JSON},
+            upload=Upload({"file": Path(file)}, on_progress),
+            timeout_s=IMPORT_TIMEOUT_S,
+        )
+        body = (yield from self._send_and_wait(request)).json()
+        if "links" not in body:  # the result of the job that checked the file
+            body = yield from self._json(ApiRequest("GET", f"{versions_path}/{quote_name(body['version'])}"))
+        return Version(body)
+
+
+def _model_path(name: str) -> str:
+    return f"/v1/models/{quote_name(name)}"
+
+
+def _version_path(name: str, version: str) -> str:
+    return f"{_model_path(name)}/versions/{quote_name(version)}"

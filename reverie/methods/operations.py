@@ -1,0 +1,201 @@
+"""Operations: samples, encodings, upscales and so on."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
+from reverie.records import Caller, Job, OperationResult, SavedFile
+from reverie.requests import ApiRequest
+from reverie.transfers import Upload
+
+Picture: TypeAlias = bytes | str | os.PathLike[str]
+"""The bytes of a picture file, or its path."""
+
+SEED_LIMIT = 2**63
+
+
+class OperationMethods(BaseMethods):
+    """Run the operations of a model.
+
+    Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
+    you give no `seed`, the client draws one. A request that takes long becomes a job, and the
+    method waits for it. Raises InvalidError for options or images that the model does not accept,
+    NotFoundError for an unknown model, JobFailedError.
+    """
+
+    @ClientMethod
+    def run(
+        self,
+        /,
+        operation: str,
+        model: str,
+        images: Sequence[Picture] = (),
+        *,
+        seed: int | None = None,
+        on_progress: JobProgress | None = None,
+        **options: Any,
+    ) -> Steps[OperationResult]:
+        """Run any operation by the last part of its route, such as "samples"."""
+        request = _operation_request(operation, JSON, _body(model, images, seed, options))
+        return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
+
+    @ClientMethod
+    def save(
+        self,
+        /,
+        path: FilePath,
+        operation: str,
+        model: str,
+        images: Sequence[Picture] = (),
+        *,
+        seed: int | None = None,
+        on_progress: JobProgress | None = None,
+        **options: Any,
+    ) -> Steps[SavedFile]:
+        """Run an operation and save its result as a file; the suffix .png, .npz or .json chooses
+        the format.
+        """
+        media_type = media_type_of(path)
+        request = _operation_request(operation, media_type, _body(model, images, seed, options))
+        send = partial(self._send_and_wait, on_progress=on_progress)
+        return (yield from self._download(request, path, media_type, send=send))
+
+    @ClientMethod
+    def submit(
+        self, /, operation: str, model: str, images: Sequence[Picture] = (), *, seed: int | None = None, **options: Any
+    ) -> Steps[Job]:
+        """Start an operation as a job and return the job without waiting for it."""
+        headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
+        body = _body(model, images, seed, options)
+        response = yield from self._send(ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers))
+        if response.status_code == 202:
+            return Job(response.json())
+        # a retry, after a lost response, found that the job has ended already
+        job_path = response.headers["content-location"].removesuffix("/result")
+        return Job((yield from self._json(ApiRequest("GET", job_path))))
+
+    @ClientMethod
+    def upscales(
+        self,
+        /,
+        image: FilePath,
+        path: FilePath,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        on_progress: JobProgress | None = None,
+        **options: Any,
+    ) -> Steps[SavedFile]:
+        """Enlarge a picture file and save it to `path`; the suffix .png, .jpg or .webp chooses the
+        format.
+
+        Without `model`, the service uses its first model that upscales. Options are `scale`,
+        `method` and so on.
+        """
+        media_type = media_type_of(path)
+        params = {"model": model, "seed": _seed_or_random(seed), **options}
+        upload = Upload({"image": Path(image)})
+        request = ApiRequest("POST", "/v1/upscales", params=params, headers={"Accept": media_type}, upload=upload)
+        send = partial(self._send_and_wait, on_progress=on_progress)
+        return (yield from self._download(request, path, media_type, send=send))
+
+    @ClientMethod
+    def samples(
+        self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Draw `count` pictures."""
+        return (yield from self._run("samples", model, (), seed, {**options, "count": count}))
+
+    @ClientMethod
+    def manifold(self, /, model: str, *, seed: int | None = None, **options: Any) -> Steps[OperationResult]:
+        """Decode a grid of points of a two-dimensional latent space."""
+        return (yield from self._run("manifold", model, (), seed, options))
+
+    @ClientMethod
+    def encodings(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Encode images. The fields of the result depend on the family."""
+        return (yield from self._run("encodings", model, images, seed, options))
+
+    @ClientMethod
+    def reconstructions(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Encode images and decode them again."""
+        return (yield from self._run("reconstructions", model, images, seed, options))
+
+    @ClientMethod
+    def interpolations(
+        self, /, model: str, first: Picture, second: Picture, *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Interpolate between two images in latent space."""
+        return (yield from self._run("interpolations", model, (first, second), seed, options))
+
+    @ClientMethod
+    def inpaintings(
+        self,
+        /,
+        model: str,
+        images: Sequence[Picture],
+        mask: Picture,
+        count: int = 1,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Steps[OperationResult]:
+        """Fill in the pixels that are white in `mask`, in `count` ways for each image."""
+        fields = {**options, "mask": _base64(mask), "count": count}
+        return (yield from self._run("inpaintings", model, images, seed, fields))
+
+    @ClientMethod
+    def energies(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Return the energy of each image, as the family defines it."""
+        return (yield from self._run("energies", model, images, seed, options))
+
+    @ClientMethod
+    def likelihoods(
+        self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
+    ) -> Steps[OperationResult]:
+        """Estimate log p(x) of each image by importance sampling, with its standard error."""
+        return (yield from self._run("likelihoods", model, images, seed, options))
+
+    def _run(
+        self, operation: str, model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]
+    ) -> Steps[OperationResult]:
+        request = _operation_request(operation, JSON, _body(model, images, seed, options))
+        return OperationResult((yield from self._send_and_wait(request)).json())
+
+    @ClientMethod
+    def me(self) -> Steps[Caller]:
+        """Return the name, roles, limits and usage of the API key in use."""
+        return Caller((yield from self._json(ApiRequest("GET", "/v1/me"))))
+
+
+def _seed_or_random(seed: int | None) -> int:
+    """Return the seed, or a random one, drawn here so that a retry sends the same request."""
+    return secrets.randbelow(SEED_LIMIT) if seed is None else seed
+
+
+def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    body = {"model": model, "seed": _seed_or_random(seed), **options}
+    return {**body, "images": [_base64(image) for image in images]} if images else body
+
+
+def _operation_request(operation: str, media_type: str, body: Mapping[str, Any]) -> ApiRequest:
+    return ApiRequest("POST", f"/v1/{operation}", json=body, headers={"Accept": media_type})
+
+
+def _base64(image: Picture) -> str:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return base64.b64encode(data).decode()

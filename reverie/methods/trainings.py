@@ -1,0 +1,131 @@
+"""Trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from reverie.methods.base import JSON, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, Steps
+from reverie.records import Job, SavedFile, Training
+from reverie.requests import ApiRequest, quote_name
+
+
+class TrainingMethods(BaseMethods):
+    """Start, steer and publish trainings.
+
+    A training is a job, so `wait`, `cancel`, `events` and so on apply too.
+    """
+
+    @ClientMethod
+    def families(self) -> Steps[list[Mapping[str, Any]]]:
+        """Return the families that can be trained: `name`, JSON Schemas of `config` and `training`,
+        default `recipe`.
+        """
+        return (yield from self._json(ApiRequest("GET", "/v1/families")))["data"]  # type: ignore[no-any-return]
+
+    @ClientMethod
+    def train(
+        self,
+        family: str,
+        dataset: str,
+        name: str,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        summary: str = "",
+        serve: str = "if better",
+        evaluation: Mapping[str, int] | None = None,
+        gpus: int = 1,
+        shared: bool | None = None,
+    ) -> Steps[Training]:
+        """Start a training and return it without waiting.
+
+        When it succeeds, the model `name` has a new version.
+
+        `recipe` holds what differs from the family's default: `config`, `training`, `seed`. `serve`
+        says when the new version becomes active: "if better", "always" or "never". `evaluation` is
+        the `count` of test pictures and the number `k` of importance samples each. A new model is
+        private unless `shared`. Raises InvalidError for a recipe that cannot run, ConflictError if
+        the name is being trained already.
+        """
+        body: dict[str, Any] = {
+            "family": family,
+            "dataset": dataset,
+            "name": name,
+            "recipe": recipe or {},
+            "summary": summary,
+            "serve": serve,
+            "gpus": gpus,
+        }
+        body |= {"evaluation": evaluation} if evaluation else {}
+        body |= {} if shared is None else {"shared": shared}
+        headers = {"Idempotency-Key": uuid4().hex}
+        return Training((yield from self._json(ApiRequest("POST", "/v1/trainings", json=body, headers=headers))))
+
+    @ClientMethod
+    def estimate(
+        self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
+    ) -> Steps[Mapping[str, Any]]:
+        """Estimate a training from a few timed steps (a dry run): `parameters`, `memory_bytes`,
+        `seconds` and so on.
+        """
+        body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
+        request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
+        return dict((yield from self._send_and_wait(request)).json())
+
+    @ClientMethod
+    def trainings(
+        self, *, status: str | None = None, model: str | None = None, limit: int | None = 20
+    ) -> Steps[list[Training]]:
+        """Return trainings, newest first; all of them with `limit=None`."""
+        entries = yield from self._list("/v1/trainings", limit, status=status, model=model)
+        return [Training(body) for body in entries]
+
+    @ClientMethod
+    def training(self, job_id: str) -> Steps[Training]:
+        """Return the current state of a training, with the last epoch's metrics."""
+        return Training((yield from self._json(ApiRequest("GET", _training_path(job_id)))))
+
+    @ClientMethod
+    def metrics(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
+        """Return a training's metrics, one entry per epoch. `events` yields them as they happen."""
+        page = yield from self._json(ApiRequest("GET", f"{_training_path(job_id)}/metrics"))
+        return list(page["data"])
+
+    @ClientMethod
+    def checkpoints(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
+        """Return a training's checkpoints, oldest first.
+
+        Only the last one is kept, and resumed from.
+        """
+        page = yield from self._json(ApiRequest("GET", f"{_training_path(job_id)}/checkpoints"))
+        return list(page["data"])
+
+    @ClientMethod
+    def save_curves(self, job_id: str, path: FilePath) -> Steps[SavedFile]:
+        """Save a plot of a training's losses as a PNG."""
+        request = ApiRequest("GET", f"{_training_path(job_id)}/curves.png")
+        return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
+
+    @ClientMethod
+    def pause(self, job_id: str) -> Steps[Training]:
+        """Pause a training: write a checkpoint and stop. `resume` continues it."""
+        return Training((yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/pause"))))
+
+    @ClientMethod
+    def resume(self, job_id: str) -> Steps[Training]:
+        """Resume a paused training."""
+        return Training((yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/resume"))))
+
+    @ClientMethod
+    def publish(self, job_id: str) -> Steps[Job]:
+        """Start a job that publishes the last checkpoint of a paused, failed or cancelled training
+        as a version.
+        """
+        return Job(
+            (yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/publish", retry_if_lost=False)))
+        )
+
+
+def _training_path(job_id: str) -> str:
+    return f"/v1/trainings/{quote_name(job_id)}"
