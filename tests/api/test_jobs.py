@@ -17,7 +17,7 @@ from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
 from api.jobs import INLINE_BYTES, JobService
-from api.requests import InferenceRequest
+from api.requests import Content, InferenceRequest
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
@@ -34,7 +34,7 @@ LARGE: Fields = {"images": np.zeros((3, 1, 512, 512), np.uint8)}
 def _ask() -> InferenceRequest:
     entry = Registry(Path("checkpoints")).find(MODEL)
     assert entry is not None
-    return InferenceRequest(BY_METHOD["sample"], entry, {}, 7, 3, "f" * 64)
+    return InferenceRequest(BY_METHOD["sample"], entry, {}, 7, 3, Content({}))
 
 
 def _call(inference_request: InferenceRequest) -> PendingRequest:
@@ -181,7 +181,7 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = InferenceRequest(
-            BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]}
+            BY_METHOD["sample"], _ask().entry, {}, 7, 3, Content({}), items={"images": LARGE["images"]}
         )
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         for promise in (
@@ -205,7 +205,7 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = InferenceRequest(
-            BY_METHOD["sample"], _ask().entry, {}, 7, 3, "f" * 64, items={"images": LARGE["images"]}
+            BY_METHOD["sample"], _ask().entry, {}, 7, 3, Content({}), items={"images": LARGE["images"]}
         )
         error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
         with patch.object(JobStore, "add", side_effect=error), pytest.raises(sa.exc.OperationalError):

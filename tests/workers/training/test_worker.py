@@ -145,14 +145,20 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
     assert sum("started again" in one for one in told) == 2
 
 
-def test_what_a_family_cannot_be_is_the_clients_to_know(trainer: TrainingWorker) -> None:
-    """What the model itself refuses comes back in its words."""
-    asked = recipe()
-    asked["config"]["height"] = 28
-    with pytest.raises(TrainingFailedError) as failed:
-        trainer.train(taken(trainer, row(recipe=asked)))
-    assert failed.value.status in {422, 500}
-    assert failed.value.title == "Training failed"
+def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: TrainingWorker) -> None:
+    """The error of the training process is the problem's detail, with status 422."""
+    with pytest.raises(TrainingFailedError, match=r"validation = 61, but only 60 pictures are held back") as failed:
+        trainer.train(taken(trainer, row(recipe=recipe(validation=61))))
+    assert (failed.value.title, failed.value.status) == ("Training failed", 422)
+
+
+def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingWorker) -> None:
+    """Here a network of another shape than its data, which the API would have rejected: status 500, no traceback."""
+    crashing = recipe()
+    crashing["config"]["height"] = 28
+    with pytest.raises(TrainingFailedError, match=r"exited with code 1, an internal error") as failed:
+        trainer.train(taken(trainer, row(recipe=crashing)))
+    assert (failed.value.title, failed.value.status) == ("Training failed", 500)
 
 
 def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
