@@ -35,9 +35,9 @@ from serving import facts  # noqa: E402
 
 from models import bihm  # noqa: E402
 from models.kit import card, data  # noqa: E402
+from models.kit.continuation import Continuation  # noqa: E402
 from models.kit.grid import sheet  # noqa: E402
-from models.kit.partial import Partial  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.sampling import effective_sample_size, log_mean_exp  # noqa: E402
 
 RESULT = ROOT / "docs" / "results" / "bihm.json"
@@ -54,7 +54,7 @@ def checkpoint(name: str) -> Path:
 def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """The answer of a sliced operation."""
     answer = method(*arguments)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
     told: dict[str, Any] = answer
     return told
@@ -101,7 +101,7 @@ def sizes(count: int, k: int) -> dict[str, Any]:
         model, _ = card.load(checkpoint(name))
         logs = []
         for i in range(count):
-            row = Rows.range(7, i, 1)
+            row = RowStreams.range(7, i, 1)
             parts = [model.log_weights(x[i].flatten(1), row, at, 500) for at in range(0, k, 500)]
             logs.append(torch.cat(parts, dim=1).double())
         a = torch.cat(logs)
@@ -119,18 +119,18 @@ def sizes(count: int, k: int) -> dict[str, Any]:
 # --- Speed -----------------------------------------------------------------------------------------------------------
 
 
-def transcription(model: bihm.Model, x: torch.Tensor, halves: torch.Tensor) -> torch.Tensor:
+def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -> torch.Tensor:
     """Algorithm 1 as the paper writes it: the picture is repeated K times, and every layer's probabilities are formed.
 
     Given the same 16-bit draws it has the loss (B,) and the gradient of `bihm.Model.loss`.
     """
-    batch, k = halves.shape[:2]
+    batch, k = uniform16.shape[:2]
     h = [x.repeat_interleave(k, dim=0)]
     first = 0
     log_q = torch.zeros(batch * k)
     for layer, size in zip(model.q, model.config.hidden, strict=True):
         probability = torch.sigmoid(layer(h[-1])).clamp(1e-6, 1 - 1e-6)
-        uniform = (halves[..., first : first + size].float() + 32768.0).view(batch * k, size) / 65536.0
+        uniform = (uniform16[..., first : first + size].float() + 32768.0).view(batch * k, size) / 65536.0
         h.append((uniform < probability.detach()).float())
         log_q = log_q + (h[-1] * probability.log() + (1 - h[-1]) * (1 - probability).log()).sum(1)
         first += size
@@ -150,17 +150,17 @@ def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
     """Images a second of a training step (draws, loss, gradient, Adam) on one thread; rounds interleaved."""
     images = data.grey(data.static_binarization(data.load("mnist", "train", ROOT / "data").images[:batch])[0])
     model = bihm.Model(bihm.Config())
-    model.initialise(Rows.range(1, 0, 1))
+    model.initialise(RowStreams.range(1, 0, 1))
     optimiser = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     total = sum(model.config.hidden)
 
-    def direct(rows: Rows) -> torch.Tensor:
-        return transcription(model, images.flatten(1), rows.halves(total, 0, model.config.samples, bihm.HIDDEN))
+    def direct(rows: RowStreams) -> torch.Tensor:
+        return transcription(model, images.flatten(1), rows.uniform_int16(total, 0, model.config.samples, bihm.HIDDEN))
 
-    def ours(rows: Rows) -> torch.Tensor:
+    def ours(rows: RowStreams) -> torch.Tensor:
         return model.loss(images, rows)
 
-    def low(rows: Rows) -> torch.Tensor:
+    def low(rows: RowStreams) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return model.loss(images, rows)
 
@@ -168,7 +168,7 @@ def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
     gradients = {}
     for name, loss in kinds.items():
         model.zero_grad()
-        loss(Rows.range(2, 0, batch)).mean().backward()
+        loss(RowStreams.range(2, 0, batch)).mean().backward()
         gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     norm = gradients["transcription"].norm()
     apart = {n: float((g - gradients["transcription"]).norm() / norm) for n, g in gradients.items()}
@@ -178,7 +178,7 @@ def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
             began = time.perf_counter()
             for step in range(steps):
                 optimiser.zero_grad()
-                loss(Rows.range(3 + number, step * batch, batch)).mean().backward()
+                loss(RowStreams.range(3 + number, step * batch, batch)).mean().backward()
                 optimiser.step()
             rates[name].append(steps * batch / (time.perf_counter() - began))
     base = rates["transcription"]
@@ -213,7 +213,7 @@ def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
         mask = lower_half(len(x))
         answers = []
         for answer in range(2 if first < TWICE else 1):
-            rows = Rows.range(11 + answer, first, len(x))
+            rows = RowStreams.range(11 + answer, first, len(x))
             answers.append(finished(model.inpaint, x, mask, rows, options)["images"])
             kept &= torch.equal(answers[-1][:, :, :HALF], x[:, :, :HALF])
         right = labels[first : first + STEP]
@@ -253,11 +253,12 @@ def pictures() -> dict[str, Any]:
         "p-star": bihm.SampleOptions(source="p_star", steps=100),
     }
     for name, options in chosen.items():
-        images = finished(model.sample, Rows.range(1, 0, 100), options)["images"]
+        images = finished(model.sample, RowStreams.range(1, 0, 100), options)["images"]
         sheet(images, 10).save(folder / f"bihm-{name}.png", optimize=True)
     x = test_digits(10)
     answers = [
-        finished(model.inpaint, x, lower_half(10), Rows.range(20 + i, 0, 10), bihm.InpaintOptions()) for i in range(5)
+        finished(model.inpaint, x, lower_half(10), RowStreams.range(20 + i, 0, 10), bihm.InpaintOptions())
+        for i in range(5)
     ]
     known = torch.where(lower_half(10) > 0, 0.5, x)
     columns = torch.stack([known, *(answer["images"] for answer in answers), x], dim=1)
@@ -345,7 +346,7 @@ def report() -> str:
         lines += [f"## Lower half hidden, {part['count']} test digits", ""]
         lines.append(f"- answers in which the classifier names the true digit: {share['agreement']}")
         lines.append(f"- of the whole digits {share['agreement_of_the_whole_digit']}")
-        lines.append(f"- of the upper halves alone {share['agreement_of_the_upper_half_alone']}")
+        lines.append(f"- of the upper uniform16 alone {share['agreement_of_the_upper_half_alone']}")
         lines.append(f"- known pixels unchanged: {'yes' if part['known_pixels_unchanged'] else 'no'}")
         lines.append(f"- pairs of answers that differ, first {TWICE} digits: {share['answers_that_differ']}")
         lines += [f"- options: {part['options']}", ""]

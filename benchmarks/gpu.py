@@ -26,9 +26,9 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.kit import card  # noqa: E402
+from models.kit.continuation import Continuation  # noqa: E402
 from models.kit.operations import options_of  # noqa: E402
-from models.kit.partial import Partial  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 
 CHECKPOINTS = ROOT / "checkpoints"
 SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 4}  # of options that have them
@@ -67,7 +67,7 @@ def synced(device: str) -> float:
 
 def random_numbers(device: str, count: int) -> dict[str, Any]:
     """Whether words, uniforms and draws are the CPU's to the bit, and how many normals are not."""
-    here, there = (Rows.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
+    here, there = (RowStreams.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
     equal = all(
         torch.equal(getattr(here, name)(*words), getattr(there, name)(*words).cpu())
         for name, words in (("words", (16, 3)), ("uniform", (61, 2)), ("halves", (61, 5, 4, 1)))
@@ -79,7 +79,7 @@ def random_numbers(device: str, count: int) -> dict[str, Any]:
 def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
     """Made-up pictures of a card's shape, smooth and within 0 … 1; binary where the family takes binary ones."""
     shape = [described["image"][name] for name in ("channels", "height", "width")]
-    drawn = Rows.range(5, 0, count).uniform(int(np.prod(shape))).view(count, *shape)
+    drawn = RowStreams.range(5, 0, count).uniform(int(np.prod(shape))).view(count, *shape)
     return (drawn > 0.7).float() if described["family"] == "bihm" else drawn
 
 
@@ -91,9 +91,9 @@ def asked(model: Any, described: dict[str, Any], operation: str, rows: int, devi
     given = [pictures(described, rows).to(device) for _ in told["inputs"]]
     if "mask" in told["inputs"]:
         given[-1] = (given[-1] > 0.5).float()
-    method, row = getattr(model, operation), Rows.range(3, 0, rows, device)
+    method, row = getattr(model, operation), RowStreams.range(3, 0, rows, device)
     answer = method(*given, row, options)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = method(*given, row, options, answer.state)
     found: dict[str, Any] = answer
     return found
@@ -137,7 +137,7 @@ def checked(device: str, *, dry: bool) -> bool:
 def reached(device: str, seconds: float) -> float:
     """Floating-point operations a second of large products of float32 matrices."""
     size = 4096 if device.startswith("cuda") else 512
-    a = Rows.range(1, 0, size, device).uniform(size)
+    a = RowStreams.range(1, 0, size, device).uniform(size)
     return 2.0 * size**3 * repeated(lambda: a @ a, device, seconds)
 
 

@@ -33,7 +33,8 @@ from serving import facts  # noqa: E402
 
 from models import superres  # noqa: E402
 from models.kit import card, data, features, photographs  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
+from models.superres.model import FILTER_PATCHES  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 RESULTS = ROOT / "docs" / "results" / "lattice"
@@ -62,7 +63,7 @@ def measured(
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     wanted = metrics.seen(network, original)
     with torch.inference_mode():
-        estimate = model.regressed(x, scale)
+        estimate = model.regress(x, scale)
         regression = levels(estimate)
         lacking = metrics.largest_cell(metrics.luma(original) - metrics.luma(regression))
         found: dict[str, Any] = {
@@ -71,9 +72,9 @@ def measured(
             "lacking_cell": lacking[0],
             "fidelities": {},
         }
-        noise = Rows.range(1, 0, 1).normals(estimate[0, 0].numel(), 0, 1)[0, 0].view(1, 1, *estimate.shape[2:])
+        noise = RowStreams.range(1, 0, 1).normals(estimate[0, 0].numel(), 0, 1)[0, 0].view(1, 1, *estimate.shape[2:])
         for fidelity in fidelities:
-            high = levels(model.sharpened(x, scale, fidelity))
+            high = levels(model.sharpen(x, scale, fidelity))
             added = metrics.luma(high) - metrics.luma(regression)
             strength = float(added.std())
             control = levels(model._consistent(estimate + noise * (strength / 219.0), x, scale))  # noqa: SLF001
@@ -142,8 +143,8 @@ def fit(checkpoint: Path, radius: int, folder: Path) -> None:
     config = replace(old.config, detail_radius=radius)
     model = superres.Model(config)
     model.load_state_dict({**model.state_dict(), **{n: v for n, v in old.state_dict().items() if "taps_" not in n}})
-    patches = data.load("photographs", "train", folder).images[: superres.SPECTRA]
-    model.eval().settle(lambda: iter([data.grey(patches)]), lambda first, count: Rows.range(0, first, count))
+    patches = data.load("photographs", "train", folder).images[:FILTER_PATCHES]
+    model.eval().finalize(lambda: iter([data.grey(patches)]), lambda first, count: RowStreams.range(0, first, count))
     described["config"]["detail_radius"] = radius
     described["operations"] = json.loads(json.dumps(model.operations()))
     described["provenance"]["detail"] = {

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 from models.kit import sampling  # noqa: E402
 from models.kit.export import commit, hardware  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 
 SEED = 20140501
 Say = Callable[[str], None]
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 def normals(seed: int, count: int, dimensions: int = 1) -> torch.Tensor:
     """(count, dimensions) numbers from N(0, 1), float64; `count` in thousands."""
-    return Rows.range(SEED + seed, 0, 1000).normals(dimensions, 0, count // 1000).double().view(count, dimensions)
+    return RowStreams.range(SEED + seed, 0, 1000).normals(dimensions, 0, count // 1000).double().view(count, dimensions)
 
 
 def kolmogorov(sample: torch.Tensor, cdf: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
@@ -47,14 +47,14 @@ def inverse_cdf(say: Say) -> None:
     say("## Transform by inverse CDF\n")
     say("Kolmogorov-Smirnov, n = 100 000: √n sup |F_n − F| and its p-value.\n")
     say("| draws | against | √n D | p |\n| --- | --- | --- | --- |")
-    drawn = sampling.exponential(Rows.range(SEED, 0, 100).uniform(1000), 2.5)
+    drawn = sampling.exponential(RowStreams.range(SEED, 0, 100).uniform(1000), 2.5)
     for rate in (2.5, 2.55):
         at, p = kolmogorov(drawn, lambda y, rate=rate: 1 - (-rate * y).exp())
         say(f"| −ln(1 − u)/λ, λ = 2.5 | exponential, λ = {rate} | {at:.2f} | {p:.2g} |")
     for t in (0.5, 2.0):
         low = 0.5 * math.erfc(t / math.sqrt(2))
         at, p = kolmogorov(
-            sampling.truncated_normal(Rows.range(SEED + int(2 * t), 0, 100).uniform(1000), t),
+            sampling.truncated_normal(RowStreams.range(SEED + int(2 * t), 0, 100).uniform(1000), t),
             lambda z, low=low: (torch.special.ndtr(z) - low) / (1 - 2 * low),
         )
         say(f"| Φ⁻¹ of a part of (0, 1), t = {t} | N(0, 1) given that it lies within ± {t} | {at:.2f} | {p:.2g} |")
@@ -118,7 +118,7 @@ def rejection(say: Say) -> None:
 
 def log_weights(spread: float, rows: int, count: int, seed: int = 0) -> torch.Tensor:
     """log p/q at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), nats."""
-    noise = Rows.range(SEED + seed, 0, rows).normals(1, 0, count)[..., 0].double()
+    noise = RowStreams.range(SEED + seed, 0, rows).normals(1, 0, count)[..., 0].double()
     return math.log(spread) + 0.5 * noise.square() * (1 - spread**2)
 
 

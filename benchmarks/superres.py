@@ -37,9 +37,10 @@ from serving import facts  # noqa: E402
 
 from core.imaging.tiling import Tiling  # noqa: E402
 from models import superres  # noqa: E402
-from models.kit import card, features, memory, photographs, resize, total_variation  # noqa: E402
-from models.kit.partial import Partial  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit import card, features, malloc, photographs, resize, total_variation  # noqa: E402
+from models.kit.continuation import Continuation  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
+from models.superres import descent, regression, statistics  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 FIXED = ROOT / "runs" / "checkpoints" / "superres-fixed" / "1" / "model.safetensors"
@@ -94,9 +95,9 @@ def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOp
 
 def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.UpscaleOptions) -> np.ndarray:
     """A tile's middle as levels, its slices done one after another."""
-    rows = Rows.range(0, 0, 1)
+    rows = RowStreams.range(0, 0, 1)
     answer = model.upscale(tile, rows, options)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = model.upscale(tile, rows, options, answer.state)
     return (answer["images"][0] * 255.0).round().to(torch.uint8).numpy()
 
@@ -105,11 +106,11 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
     """The whole picture by descent, and its energies."""
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     with torch.no_grad():
-        estimate = model.regressed(x, scale)
-        posterior = model.posterior(x, estimate, scale)
-        state = superres.descend(superres.begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, STEPS)
+        estimate = model.regress(x, scale)
+        posterior = model.energy_function(x, estimate, scale)
+        state = descent.descend(descent.start_descent(posterior, torch.zeros_like(estimate[:, :1])), posterior, STEPS)
         project = resize.projection(*low.shape[:2], scale)
-        detail = superres.unlocked(state.detail, scale)
+        detail = statistics.remove_grid_pattern(state.detail, scale)
         high = project(project(estimate + detail, x).clamp(0, 1), x).clamp(0, 1)
     facts_of["energy"] = [round(float(state.first), 5), round(float(state.energy), 5)]
     return (high[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
@@ -118,7 +119,7 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
     """Upscale the jobs' pictures with a method of ours; what each took, and the process's peak memory."""
     torch.set_num_threads(1)
-    memory.keep_freed()
+    malloc.keep_freed_memory()
     model, _ = card.load(checkpoint)
     options = superres.UpscaleOptions(scale=scale, **OURS.get(name, DESCENT))
     took = []
@@ -305,9 +306,9 @@ def tune(strengths: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)) -> dict[float,
         original = np.ascontiguousarray(pixels[top : top + 384, left : left + 384])
         low = metrics.downscaled(original, 4)
         x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None] / 255.0
-        start = total_variation.begin(superres.interpolated(x, 4))
+        start = total_variation.initial_solution(regression.interpolate_bicubic(x, 4))
         for strength in strengths:
-            found = total_variation.solve(start, x, resize.bicubic(96, 96, 4), strength, superres.TV_ITERATIONS)
+            found = total_variation.solve(start, x, resize.bicubic(96, 96, 4), strength, regression.TV_MAX_ITERATIONS)
             high = (found.y[0].permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
             gain = metrics.psnr(high, original) - metrics.psnr(metrics.resized(low, 384, 384), original)
             gains[strength].append(gain)

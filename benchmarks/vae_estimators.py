@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from models import vae  # noqa: E402
 from models.kit import card, data  # noqa: E402
 from models.kit.export import commit, hardware  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.train import weights  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"  # the first 2000 test digits
@@ -32,14 +32,14 @@ SIZES = (1, 10, 100, 1000, 5000)
 def digits(count: int) -> torch.Tensor:
     """The first test digits, binarized by one draw of seed 1, (count, 784)."""
     images = data.load(str(FIXTURE)).images[:count]
-    return data.binarize(images, Rows.range(1, 0, count)).flatten(1)
+    return data.binarize(images, RowStreams.range(1, 0, count)).flatten(1)
 
 
 @torch.inference_mode()
 def kl_gap(model: vae.Model, x: torch.Tensor, samples: int) -> tuple[float, float]:
     """(Monte Carlo − closed form) of the mean KL of `x`, and its standard error, nats."""
     mean, log_variance = model.encoder(x)
-    noise = Rows.range(2, 0, len(x)).normals(mean.shape[1], 0, samples)
+    noise = RowStreams.range(2, 0, len(x)).normals(mean.shape[1], 0, samples)
     z = vae.reparameterise(mean, log_variance, noise)
     log_q = vae.log_normal(z, mean[:, None], log_variance[:, None])
     drawn = (log_q - vae.log_prior(z)).double()
@@ -71,7 +71,7 @@ def gradient_moments(model: vae.Model, x: torch.Tensor, repeats: int) -> dict[st
         sums = {name: [torch.zeros_like(p) for p in parameters] for name in totals}
         squares = dict.fromkeys(totals, 0.0)
         for repeat in range(repeats):
-            noise = Rows.range(3 + i, repeat, 1).normals(model.config.latents, 0, 1)
+            noise = RowStreams.range(3 + i, repeat, 1).normals(model.config.latents, 0, 1)
             for name, term in surrogates(model, x[i : i + 1], noise).items():
                 gradient = torch.autograd.grad(term.sum(), parameters, retain_graph=True)
                 torch._foreach_add_(sums[name], gradient)
@@ -115,7 +115,7 @@ def estimate(model: vae.Model, x: torch.Tensor, k: int) -> tuple[torch.Tensor, t
     """The operation's log p(x) and its standard error for binary pictures, nats."""
     options, state = vae.LikelihoodOptions(k=k), None
     while True:
-        answer = model.log_likelihood(x.view(-1, 1, 28, 28), Rows.range(6, 0, len(x)), options, state)
+        answer = model.log_likelihood(x.view(-1, 1, 28, 28), RowStreams.range(6, 0, len(x)), options, state)
         if isinstance(answer, dict):
             return answer["log_p"], answer["standard_error"]
         state = answer.state

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from models import vae  # noqa: E402
 from models.kit import data  # noqa: E402
 from models.kit.export import provenance  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.train import Recipe, Run, train, weights  # noqa: E402
 
 LATENTS = (3, 5, 10, 20, 200)
@@ -79,7 +79,7 @@ def bound(model: vae.Model, pictures: data.Pictures, samples: int = 10) -> tuple
     bounds = []
     for first in range(0, len(pictures.images), 500):
         images = pictures.images[first : first + 500]
-        rows = Rows.range(1, first, len(images))
+        rows = RowStreams.range(1, first, len(images))
         options = vae.EnergyOptions(draws=samples)
         bounds.append(-model.energy(data.grey(images), rows, options)["energies"])
     every = torch.cat(bounds).double()

@@ -156,9 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch  # noqa: PLC0415 - after the threads are set, and not for --help
 
-    from models.kit import memory  # noqa: PLC0415
+    from models.kit import malloc  # noqa: PLC0415
 
-    memory.keep_freed()
+    malloc.keep_freed_memory()
     torch.set_num_threads(threads)
     if getattr(chosen, "device", "") == "auto":
         chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -417,14 +417,14 @@ def _sample(chosen: argparse.Namespace) -> int:
     from models.kit import card, schema  # noqa: PLC0415
     from models.kit.grid import sheet  # noqa: PLC0415
     from models.kit.operations import options_of  # noqa: PLC0415
-    from models.kit.rows import Rows  # noqa: PLC0415
+    from models.kit.row_streams import RowStreams  # noqa: PLC0415
 
     model, described = card.load(chosen.checkpoint, chosen.device)
     known = {name: entry for name, entry in described["operations"].items() if not entry["inputs"]}
     if chosen.operation not in known:
         raise ValueError(f"no operation {chosen.operation!r} without pictures; there are {', '.join(known)}")
     options: Any = schema.from_json(options_of(model, chosen.operation), changed({}, chosen.set))
-    rows = Rows.range(chosen.seed, 0, chosen.count, chosen.device)
+    rows = RowStreams.range(chosen.seed, 0, chosen.count, chosen.device)
     sheet(getattr(model, chosen.operation)(rows, options)["images"], chosen.columns).save(chosen.out, optimize=True)
     print(chosen.out)
     return 0

@@ -36,9 +36,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit.continuation import Continuation
 from models.kit.operations import describe
-from models.kit.partial import Partial
-from models.kit.rows import BINARIZE, CHOICE, FIRST_FREE, Rows, below
+from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import Weights, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import option
 from models.kit.shapes import Float, Int16, Tensor
@@ -101,7 +101,7 @@ def importance_weights(a: PerSample) -> PerSample:
     return torch.softmax(0.5 * a, dim=1)
 
 
-def gradient_carrier(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
+def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
     """Eq. 6: a term whose gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)], none through the weights.
 
     With the baseline q's weights are ω̃ₖ − 1/K: E_q ∇log q = 0, so that only the variance falls.
@@ -209,7 +209,7 @@ class Model(nn.Module):
         for name in ("log_z", "log_z_error"):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
-    def initialise(self, rows: Rows) -> None:
+    def initialise(self, rows: RowStreams) -> None:
         """§4: Glorot's uniform law ±√(6/(fan-in + fan-out)) for weights; every bias `config.bias`.
 
         The authors' code divides that by the fan-in ("small").
@@ -229,17 +229,17 @@ class Model(nn.Module):
 
     # The two directions
 
-    def infer(self, x: Float[Tensor, "B #K D"], halves: Int16[Tensor, "B K n"]) -> tuple[Layers, PerSample]:
-        """h ~ q(h|x), a list of (B, K, nₗ), and log q(h|x); `halves` decide the draws of all layers.
+    def infer(self, x: Float[Tensor, "B #K D"], uniform16: Int16[Tensor, "B K n"]) -> tuple[Layers, PerSample]:
+        """h ~ q(h|x), a list of (B, K, nₗ), and log q(h|x); `uniform16` decide the draws of all layers.
 
         `x` may hold one picture for all K samples, (B, 1, D): its first layer's logits are then computed once.
         """
         h: Layers = []
-        log_q = halves.new_zeros(halves.shape[:2], dtype=torch.float32)
+        log_q = uniform16.new_zeros(uniform16.shape[:2], dtype=torch.float32)
         below_it, first = x, 0
         for layer, size in zip(self.q, self.config.hidden, strict=True):
             logits = layer(below_it).float()
-            drawn = below(halves[..., first : first + size], logits.detach().sigmoid())
+            drawn = bernoulli_from_int16(uniform16[..., first : first + size], logits.detach().sigmoid())
             log_q = log_q + log_bernoulli(drawn, logits)
             h.append(drawn)
             below_it, first = drawn, first + size
@@ -257,33 +257,33 @@ class Model(nn.Module):
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
-    def ancestral(self, halves: Int16[Tensor, "B K n"]) -> tuple[Tensor, Layers, Tensor]:
+    def ancestral(self, uniform16: Int16[Tensor, "B K n"]) -> tuple[Tensor, Layers, Tensor]:
         """(x, h) ~ p from the top down, x (B, K, D), and the probabilities of x's pixels."""
-        probability = self.top.float().sigmoid().expand(*halves.shape[:2], -1)
+        probability = self.top.float().sigmoid().expand(*uniform16.shape[:2], -1)
         h: Layers = []
         first = 0
         for layer, size in zip(reversed(self.p), reversed(self.config.hidden), strict=True):
-            h.append(below(halves[..., first : first + size], probability))
+            h.append(bernoulli_from_int16(uniform16[..., first : first + size], probability))
             probability = layer(h[-1]).float().sigmoid()
             first += size
-        return below(halves[..., first:], probability), h[::-1], probability
+        return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
-    def log_weights(self, x: Float[Tensor, "B D"], rows: Rows, first: int, count: int) -> PerSample:
+    def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> PerSample:
         """a = log p(x, h) − log q(h|x) of importance samples `first` … `first + count − 1`, nats."""
-        h, log_q = self.infer(x[:, None], rows.halves(sum(self.config.hidden), first, count, HIDDEN))
+        h, log_q = self.infer(x[:, None], rows.uniform_int16(sum(self.config.hidden), first, count, HIDDEN))
         return self.log_joint(x[:, None], h) - log_q
 
     # Training
 
-    def loss(self, images: Images, rows: Rows, epoch: int = 0) -> PerImage:
+    def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """−log p̃* of each image by eq. 4, with the gradient of eq. 6; nats. To learn from, the L1 penalty too."""
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
         x = images.flatten(1)[:, None]
-        h, log_q = self.infer(x, rows.halves(sum(self.config.hidden), 0, count, HIDDEN))
+        h, log_q = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, count, HIDDEN))
         log_p_joint = self.log_joint(x, h)
         value = log_p_tilde_star((log_p_joint - log_q).detach())
-        carrier = gradient_carrier(log_p_joint, log_q, baseline=self.config.baseline)
+        carrier = surrogate_objective(log_p_joint, log_q, baseline=self.config.baseline)
         loss = carrier.detach() - carrier - value
         if self.config.l1 and torch.is_grad_enabled():
             loss = loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
@@ -293,8 +293,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(
-        self, rows: Rows, options: SampleOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
+        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None = None
+    ) -> dict[str, Any] | Continuation:
         """A draw from p, or from p* by Gibbs sweeps (one a call) or by resampling draws of p; `images` in 0 … 1.
 
         "block" also answers `effective_sample_size` (B,), the worth of the `pool` draws of p as draws of p*.
@@ -302,7 +302,7 @@ class Model(nn.Module):
         if options.source == "block":
             return self._block(rows, options, state)
         if state is None:
-            x, h, means = self.ancestral(rows.halves(sum(self.sizes), 0, 1, VISIBLE))
+            x, h, means = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, 1, VISIBLE))
             chain, done = [x[:, 0], *(layer[:, 0] for layer in h)], 0
             if options.source == "p":
                 return {"images": self._pictures(means[:, 0] if options.output == "means" else chain[0])}
@@ -318,10 +318,10 @@ class Model(nn.Module):
         self,
         images: Images,
         mask: Images,
-        rows: Rows,
+        rows: RowStreams,
         options: InpaintOptions,
         state: dict[str, Tensor] | None = None,
-    ) -> dict[str, Any] | Partial:
+    ) -> dict[str, Any] | Continuation:
         """§2.3: `images` (B, C, H, W) with what `mask` hides (≥ 0.5) drawn from p*(hidden | known); the rest as given.
 
         The chain starts from one of `pool` draws of p, chosen by the known pixels' likelihood; a sweep a call.
@@ -332,7 +332,7 @@ class Model(nn.Module):
         if bool((share == 0).any() or (share == 1).any()):
             raise ValueError("the mask hides nothing or everything: hide some pixels (white) and keep some (black)")
         if state is None:
-            x = self._binarized(images, rows.shared(), options.binarization)
+            x = self._binarized(images, rows.row_zero(), options.binarization)
             chain, done = self._start(x, hidden, rows, options.pool), 0
         else:
             chain, done = self._unpacked(state["chain"]), _common(state["done"])
@@ -345,17 +345,17 @@ class Model(nn.Module):
     # Encoding and scoring
 
     @torch.inference_mode()
-    def encode(self, images: Images, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
+    def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """`layers.0` … : the probability q(hₗ = 1|x) of each hidden layer's units, (B, nₗ), over `draws` samples."""
         x = self._binarized(images, rows, options.binarization)[:, None]
-        h, _ = self.infer(x, rows.halves(sum(self.config.hidden), 0, options.draws, HIDDEN))
+        h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
         answer: dict[str, Any] = {"binarization": options.binarization}
         for number, (layer, lower) in enumerate(zip(self.q, [x, *h], strict=False)):
             answer[f"layers.{number}"] = layer(lower).sigmoid().mean(1)
         return answer
 
     @torch.inference_mode()
-    def energy(self, images: Images, rows: Rows, options: EnergyOptions) -> dict[str, Any]:
+    def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
         """`energies` (B,): −log p̃*(x) by eq. 4, nats."""
         x = self._binarized(images, rows, options.binarization)
         energies = -log_p_tilde_star(self.log_weights(x, rows, 0, options.k))
@@ -363,8 +363,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def log_likelihood(
-        self, images: Images, rows: Rows, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
+        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
+    ) -> dict[str, Any] | Continuation:
         """Eqs. 4 and 5 with K = `k`, `CHUNK` samples a call; nats.
 
         The answer, (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective sample
@@ -376,7 +376,7 @@ class Model(nn.Module):
         a = self.log_weights(x, rows, weights.done, min(CHUNK, options.k - weights.done))
         weights, roots = weights.add(a), roots.add(0.5 * a)
         if len(rows) and weights.done < options.k:
-            return Partial({**weights.state(), **roots.state("root_")}, weights.done / options.k)
+            return Continuation({**weights.state(), **roots.state("root_")}, weights.done / options.k)
         answer: dict[str, Any] = {
             "log_p": weights.log_mean.float(),
             "standard_error": weights.error.float(),
@@ -408,11 +408,11 @@ class Model(nn.Module):
         device = self.top.device
         size, found = 500, []
         for first in range(0, samples, size):
-            row = Rows.range(seed, 0, 1, device)
+            row = RowStreams.range(seed, 0, 1, device)
             count = min(size, samples - first)
-            x, h, _ = self.ancestral(row.halves(sum(self.sizes), first, count, VISIBLE))
+            x, h, _ = self.ancestral(row.uniform_int16(sum(self.sizes), first, count, VISIBLE))
             drawn = self.log_joint(x, h) - self.log_inferred(x, h)
-            other, log_q = self.infer(x, row.halves(sum(self.config.hidden), first, count, HIDDEN))
+            other, log_q = self.infer(x, row.uniform_int16(sum(self.config.hidden), first, count, HIDDEN))
             inferred = self.log_joint(x, other) - log_q
             found.append(z_squared_log_weight(inferred, drawn)[0].double())
             report(first + count)
@@ -444,9 +444,9 @@ class Model(nn.Module):
             kept: dict[str, list[Tensor]] = {}
             for first in range(0, len(images), PICTURES):
                 few = images[first : first + PICTURES]
-                rows = Rows.range(seed, first, len(few), images.device)
+                rows = RowStreams.range(seed, first, len(few), images.device)
                 answer = self.log_likelihood(few, rows, LikelihoodOptions("none", k))
-                while isinstance(answer, Partial):
+                while isinstance(answer, Continuation):
                     answer = self.log_likelihood(few, rows, LikelihoodOptions("none", k), answer.state)
                 for name, value in answer.items():
                     if isinstance(value, Tensor):
@@ -460,7 +460,7 @@ class Model(nn.Module):
     def _sweep(
         self,
         chain: Layers,
-        rows: Rows,
+        rows: RowStreams,
         number: int,
         options: SampleOptions | InpaintOptions,
         hidden: Tensor | None,
@@ -469,16 +469,16 @@ class Model(nn.Module):
         chain = list(chain)
         for at in [*range(1, len(chain), 2), *range(0, len(chain), 2)]:
             n = self.sizes[at]
-            halves = rows.halves(n + 3, number * options.candidates, options.candidates, SWEEP + at)
+            uniform16 = rows.uniform_int16(n + 3, number * options.candidates, options.candidates, SWEEP + at)
             if at:
-                candidates, log_w = self._layer_candidates(at, chain, halves)
+                candidates, log_w = self._layer_candidates(at, chain, uniform16)
             else:
-                candidates, log_w = self._picture_candidates(chain, halves, rows, number, options.inner, hidden)
-            chosen = resample(log_w, _uniform(halves[:, 0, n + 1 :]))
+                candidates, log_w = self._picture_candidates(chain, uniform16, rows, number, options.inner, hidden)
+            chosen = resample(log_w, _uniform(uniform16[:, 0, n + 1 :]))
             chain[at] = candidates[torch.arange(len(chosen)), chosen]
         return chain
 
-    def _layer_candidates(self, at: int, chain: Layers, halves: Int16[Tensor, "B J n"]) -> tuple[Tensor, PerSample]:
+    def _layer_candidates(self, at: int, chain: Layers, uniform16: Int16[Tensor, "B J n"]) -> tuple[Tensor, PerSample]:
         """Candidates for hₗ from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁), the present state first, and their log weights.
 
         w = √(p(hₗ|hₗ₊₁) p(hₗ₋₁|hₗ) q(hₗ|hₗ₋₁) q(hₗ₊₁|hₗ)) / (p(hₗ|hₗ₊₁) + q(hₗ|hₗ₋₁)).
@@ -487,8 +487,8 @@ class Model(nn.Module):
         upper = chain[at + 1][:, None] if at + 1 < len(chain) else None
         from_q = self.q[at - 1](lower)
         from_p = self.top.expand_as(from_q) if upper is None else self.p[at](upper)
-        down = halves[..., n : n + 1] < 0
-        candidates = below(halves[..., :n], torch.where(down, from_p, from_q).sigmoid())
+        down = uniform16[..., n : n + 1] < 0
+        candidates = bernoulli_from_int16(uniform16[..., :n], torch.where(down, from_p, from_q).sigmoid())
         candidates[:, 0] = chain[at]
         log_p_here, log_q_here = log_bernoulli(candidates, from_p), log_bernoulli(candidates, from_q)
         log_w = log_p_here + log_q_here + log_bernoulli(lower, self.p[at - 1](candidates))
@@ -499,8 +499,8 @@ class Model(nn.Module):
     def _picture_candidates(
         self,
         chain: Layers,
-        halves: Int16[Tensor, "B J n"],
-        rows: Rows,
+        uniform16: Int16[Tensor, "B J n"],
+        rows: RowStreams,
         number: int,
         inner: int,
         hidden: Tensor | None,
@@ -509,9 +509,9 @@ class Model(nn.Module):
 
         Of a picture that is partly known, only the unknown pixels of the proposal count.
         """
-        count, n = halves.shape[1], self.sizes[0]
+        count, n = uniform16.shape[1], self.sizes[0]
         logits = self.p[0](chain[1])[:, None]
-        candidates = below(halves[..., :n], logits.sigmoid().expand(-1, count, -1))
+        candidates = bernoulli_from_int16(uniform16[..., :n], logits.sigmoid().expand(-1, count, -1))
         candidates[:, 0] = chain[0]
         if hidden is not None:
             candidates = torch.where(hidden[:, None], candidates, chain[0][:, None])
@@ -521,24 +521,26 @@ class Model(nn.Module):
             log_w = log_w + 0.5 * self._log_p_tilde_star(candidates, rows, number * count, inner)
         return candidates, log_w
 
-    def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: Rows, first: int, inner: int) -> PerSample:
+    def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: RowStreams, first: int, inner: int) -> PerSample:
         """Eq. 4 with K = `inner` for each of J pictures of a row, the `first`-th and following of its run, nats."""
         batch, count, _ = x.shape
-        halves = rows.halves(sum(self.config.hidden), first * inner, count * inner, INNER)
+        uniform16 = rows.uniform_int16(sum(self.config.hidden), first * inner, count * inner, INNER)
         flat = x.reshape(batch * count, 1, -1)
-        h, log_q = self.infer(flat, halves.reshape(batch * count, inner, -1))
+        h, log_q = self.infer(flat, uniform16.reshape(batch * count, inner, -1))
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
-    def _start(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: Rows, pool: int) -> Layers:
+    def _start(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
         """h of one of `pool` draws of p, chosen by the known pixels' likelihood, and x with its hidden pixels."""
-        drawn, h, _ = self.ancestral(rows.halves(sum(self.sizes), 0, pool, VISIBLE))
+        drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
         known = torch.where(hidden[:, None], 0.0, x[:, None] * logits + functional.logsigmoid(-logits))
         chosen = resample(known.sum(-1), rows.uniform(1, CHOICE)[:, 0])
         at = torch.arange(len(chosen))
         return [torch.where(hidden, drawn[at, chosen], x), *(layer[at, chosen] for layer in h)]
 
-    def _block(self, rows: Rows, options: SampleOptions, state: dict[str, Tensor] | None) -> dict[str, Any] | Partial:
+    def _block(
+        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None
+    ) -> dict[str, Any] | Continuation:
         """§2.3, as the authors' code samples: draws of p resampled with the weights √(p̃*(x) q(h|x)/p(x, h)).
 
         `BLOCK` draws a call: the one kept so far is replaced by one of the new with their share of all weights.
@@ -546,7 +548,7 @@ class Model(nn.Module):
         weights = Weights.start(len(rows), rows.row.device) if state is None else Weights.from_state(state)
         first = weights.done
         count, inner = min(BLOCK, options.pool - first), max(1, options.inner)
-        x, h, _ = self.ancestral(rows.halves(sum(self.sizes), first, count, VISIBLE))
+        x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), first, count, VISIBLE))
         drawn = self.log_joint(x, h) - self.log_inferred(x, h)
         log_w = 0.5 * (self._log_p_tilde_star(x, rows, first, inner) - drawn)
         new = [layer[torch.arange(len(rows)), resample(log_w, self._choice(rows, 2 * first))] for layer in [x, *h]]
@@ -559,19 +561,19 @@ class Model(nn.Module):
         done = first + count
         if done < options.pool:
             packed = {"chain": torch.cat(chain, dim=1).to(torch.uint8), **total.state()}
-            return Partial(packed, done / options.pool, self._pictures(self._shown(chain, "means")))
+            return Continuation(packed, done / options.pool, self._pictures(self._shown(chain, "means")))
         size = total.effective_sample_size.float().round(decimals=1)  # more digits would tell of the batch's shape
         return {"images": self._pictures(self._shown(chain, options.output)), "effective_sample_size": size}
 
-    def _choice(self, rows: Rows, number: int) -> PerImage:
+    def _choice(self, rows: RowStreams, number: int) -> PerImage:
         """One uniform number a row, the `number`-th."""
-        return _uniform(rows.halves(2, number, 1, CHOICE)[:, 0])
+        return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 
-    def _partial(self, chain: Layers, done: int, steps: int) -> Partial:
+    def _partial(self, chain: Layers, done: int, steps: int) -> Continuation:
         packed = torch.cat(chain, dim=1).to(torch.uint8)
         counts = torch.full((len(packed),), done, device=packed.device)
         preview = self._pictures(self._shown(chain, "means"))
-        return Partial({"chain": packed, "done": counts}, done / steps, preview)
+        return Continuation({"chain": packed, "done": counts}, done / steps, preview)
 
     def _unpacked(self, chain: Tensor) -> Layers:
         return list(torch.split(chain.float(), list(self.sizes), dim=1))
@@ -583,16 +585,16 @@ class Model(nn.Module):
     def _pictures(self, x: Float[Tensor, "B D"]) -> Images:
         return x.view(-1, self.config.channels, self.config.height, self.config.width)
 
-    def _binarized(self, images: Images, rows: Rows, how: str) -> Float[Tensor, "B D"]:
+    def _binarized(self, images: Images, rows: RowStreams, how: str) -> Float[Tensor, "B D"]:
         x = images.flatten(1)
         if how == "none":
             return x
         return rows.bernoulli(x, BINARIZE) if how == "draw" else (x >= 0.5).to(x.dtype)
 
 
-def _uniform(halves: Int16[Tensor, "B n"]) -> PerImage:
+def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
     """One number in [0, 1) of two signed 16-bit ones."""
-    high, low = (halves[:, i].double() + 32768.0 for i in (0, 1))
+    high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 
 

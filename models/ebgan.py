@@ -36,13 +36,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit.continuation import Continuation
 from models.kit.operations import describe
-from models.kit.partial import Partial
-from models.kit.rows import FIRST_FREE, LATENT, Rows
+from models.kit.optimizer_step import OptimizerStep
+from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import first_accepted
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
-from models.kit.turn import Turn
 
 Images = Float[Tensor, "B C H W"]
 PerImage = Float[Tensor, "B"]
@@ -216,7 +216,7 @@ class Encoder(nn.Module):
                 stages[-1] = nn.Sequential(nn.Flatten(), nn.Linear(widths[-2], widths[-1]))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: Images, rows: Rows | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
+    def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
         """The code with all of its units, and with some left out (the same where there is no dropout, or no rows)."""
         code = kept = x
         for number, stage in enumerate(self.stages):
@@ -224,7 +224,7 @@ class Encoder(nn.Module):
             kept = code if rows is None else self._dropped(code, rows, stream + number)
         return code.float(), kept
 
-    def _dropped(self, h: Tensor, rows: Rows, stream: int) -> Tensor:
+    def _dropped(self, h: Tensor, rows: RowStreams, stream: int) -> Tensor:
         if not self.dropout:
             return h
         keep = rows.bernoulli(torch.full_like(h.flatten(1), 1.0 - self.dropout, dtype=torch.float32), stream)
@@ -246,7 +246,7 @@ class AutoEncoder(nn.Module):
             )
         )
 
-    def forward(self, x: Images, rows: Rows | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
+    def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """D(x) in float32 whatever the precision inside, and the code."""
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decoded(kept)), code
@@ -264,7 +264,7 @@ class Critic(nn.Module):
         self.encoder = Encoder(config)
         self.logit = nn.Linear(self.encoder.units, 1)
 
-    def forward(self, x: Images, rows: Rows | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
+    def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """Logits in float32 whatever the precision inside, and the last hidden layer."""
         code, kept = self.encoder(x, rows, stream)
         logits: Tensor = self.logit(kept).float()[:, 0]
@@ -310,7 +310,7 @@ class ReconstructOptions:
 class Model(nn.Module):
     """G and D, and what can be asked of them. `images` hold 0 … 1; inside pixels lie in −1 … 1."""
 
-    PLAYERS: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
+    OPTIMIZED_MODULES: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
 
     quantiles: Tensor
 
@@ -339,7 +339,7 @@ class Model(nn.Module):
         alone = (config.height // 4) * (config.width // 4) == 1 if conv else config.layers_g > 1
         return 2 if config.batch_norm and alone else 1
 
-    def initialise(self, rows: Rows) -> None:
+    def initialise(self, rows: RowStreams) -> None:
         """Weights from N(0, 1/n), n being a unit's inputs; biases zero."""
         layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
         for number, layer in enumerate(layers):
@@ -360,8 +360,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(
-        self, rows: Rows, options: SampleOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
+        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None = None
+    ) -> dict[str, Any] | Continuation:
         """G(z); of several candidates the one of lowest energy, or the first below an energy, `SLICE` of them a call.
 
         `images` (B, C, H, W) in 0 … 1; with several candidates their `energies` (B,) too; with `below` also whether
@@ -381,12 +381,12 @@ class Model(nn.Module):
         found = self._considered(found, rows, done, count, -math.inf if options.below is None else options.below)
         done += count
         if done < total and not bool(found["accepted"].all()):
-            return Partial({**found, "done": torch.full_like(rows.row, done)}, done / total)
+            return Continuation({**found, "done": torch.full_like(rows.row, done)}, done / total)
         if options.below is None:
             return {"images": found["images"], "energies": found["energies"]}
         return {name: found[name] for name in ("images", "energies", "accepted", "proposals")}
 
-    def _nothing(self, rows: Rows) -> dict[str, Tensor]:
+    def _nothing(self, rows: RowStreams) -> dict[str, Tensor]:
         """The state before the first candidate."""
         none = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
@@ -395,7 +395,7 @@ class Model(nn.Module):
         return {"images": images, "energies": energies, "accepted": none.bool(), "proposals": none, "done": none}
 
     def _considered(
-        self, found: dict[str, Tensor], rows: Rows, first: int, count: int, below: float
+        self, found: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
         """The state after `count` more candidates a row; one that has accepted a candidate looks at no other.
 
@@ -415,7 +415,7 @@ class Model(nn.Module):
             "proposals": found["proposals"] + searching * taken,
         }
 
-    def _drawn(self, rows: Rows, candidate: int) -> Images:
+    def _drawn(self, rows: RowStreams, candidate: int) -> Images:
         z = rows.normals(self.config.latents, candidate, 1, LATENT)[:, 0]
         images: Tensor = (self.generator(z) + 1.0) * 0.5
         return images
@@ -423,19 +423,19 @@ class Model(nn.Module):
     # Scoring and encoding
 
     @torch.inference_mode()
-    def energy(self, images: Images, rows: Rows, options: EnergyOptions) -> dict[str, Any]:  # noqa: ARG002
+    def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:  # noqa: ARG002
         """`energies` (B,) and their `percentile` (B,) among the training pictures', 0 … 100: high ones are unusual."""
         energies = self.energies(images)
         return {"energies": energies, "percentile": self.percentile(energies), "unit": self.unit}
 
     @torch.inference_mode()
-    def encode(self, images: Images, rows: Rows, options: EncodeOptions) -> dict[str, Any]:  # noqa: ARG002
+    def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:  # noqa: ARG002
         """`code` (B, S): Enc(x), or the plain GAN's last hidden layer."""
         code, _ = self.discriminator.encoder(images * 2.0 - 1.0)
         return {"code": code}
 
     @torch.inference_mode()
-    def reconstruct(self, images: Images, rows: Rows, options: ReconstructOptions) -> dict[str, Any]:  # noqa: ARG002
+    def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:  # noqa: ARG002
         """Dec(Enc(x)); `images` (B, C, H, W) in 0 … 1. ValueError for a plain GAN."""
         if not isinstance(self.discriminator, AutoEncoder):
             raise ValueError("the discriminator of a plain GAN reconstructs nothing")  # noqa: TRY004
@@ -456,18 +456,18 @@ class Model(nn.Module):
 
     # Training
 
-    def turns(self, images: Images, rows: Rows, epoch: int = 0) -> Iterator[Turn]:  # noqa: ARG002
+    def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:  # noqa: ARG002
         """One step of the game: the discriminator's turn, then the generator's against it, on the same G(z)."""
         x = images * 2.0 - 1.0
         fake = self.generator(rows.normal(self.config.latents, LATENT))
         streams = [FIRST_FREE + number * len(self.discriminator.encoder.stages) for number in range(3)]
         real_score, _ = self.discriminator(x, rows, streams[0])
         fake_score, _ = self.discriminator(fake.detach(), rows, streams[1])
-        yield Turn(
+        yield OptimizerStep(
             "discriminator", self.discriminator_losses(real_score, fake_score), self._facts(real_score, fake_score)
         )
         score, code = self.discriminator(fake, rows, streams[2])
-        yield Turn("generator", self.generator_losses(score, code))
+        yield OptimizerStep("generator", self.generator_losses(score, code))
 
     def discriminator_losses(self, real: PerImage, fake: PerImage) -> PerImage:
         """Eq. 1 or the plain GAN's."""
@@ -487,7 +487,7 @@ class Model(nn.Module):
         return {"d_real": real, "d_fake": fake, "active_hinges": (fake < self.config.margin).float()}
 
     @torch.no_grad()
-    def settle(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], Rows]) -> None:
+    def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:
         """After training: fix the statistics of batch normalisation, then store the training set's energy quantiles.
 
         `images()` runs over the training pictures in 0 … 1, `rows(first, count)` are rows that nothing else draws.
@@ -528,7 +528,7 @@ class Model(nn.Module):
             raise ValueError("energies are measured in float32")
         real = torch.cat([self.energies(part) for part in torch.split(images, 500)]).double()
         report(len(images))
-        samples = torch.cat([self._drawn(Rows.range(seed, at, min(500, k - at)), 0) for at in range(0, k, 500)])
+        samples = torch.cat([self._drawn(RowStreams.range(seed, at, min(500, k - at)), 0) for at in range(0, k, 500)])
         fake = torch.cat([self.energies(part) for part in torch.split(samples, 500)]).double()
         alike = [pulling_away(self.discriminator.encoder(part * 2.0 - 1.0)[0]) for part in torch.split(samples, 500)]
         named = (

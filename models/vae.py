@@ -15,7 +15,7 @@ that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
     L̃ᴬ, L̃ᴮ           sgvb_a, sgvb_b      B          nats   6, 7
     L̃(X; Xᴹ)         minibatch           -          nats   8
     −D_KL(q ‖ p)     −kl_to_prior        B          nats   10, app. B
-    L_K (IWAE)       importance_bound    B          nats   IWAE §3
+    L_K (IWAE)       iwae_bound    B          nats   IWAE §3
     ∇L_K (DReG)      dreg_bound          B          nats   DReG, eq. 8
 
 L counts samples of one image (K in IWAE) and is axis 1; J latents, D pixels. Losses are −bound, one an image, in nats.
@@ -37,10 +37,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.kit.continuation import Continuation
+from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
-from models.kit.partial import Partial
-from models.kit.products import Linear
-from models.kit.rows import BINARIZE, LATENT, OUTPUT, Rows
+from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
 from models.kit.sampling import (
     Weights,
     log_mean_error,
@@ -153,7 +153,7 @@ def log_gaussian(
     return log_normal(x[:, None], mean, log_variance)
 
 
-def importance_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
+def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
     """IWAE §3: L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x); E L_K rises with K to log p(x)."""
     return log_mean_exp(log_w)
 
@@ -189,7 +189,7 @@ def dreg_bound(
     z = scaled(reparameterise(mean, log_variance, noise), factors)
     log_w = log_joint(z) - log_normal(z, mean.detach()[:, None], log_variance.detach()[:, None])
     factors.append(normalised_weights(log_w.detach()))
-    return importance_bound(log_w)
+    return iwae_bound(log_w)
 
 
 # --- Blocks (appendix C) ---------------------------------------------------------------------------------------------
@@ -328,14 +328,14 @@ class Model(nn.Module):
             else Gaussian(inner, pixels, config.activation, unit=True)
         )
 
-    def begin(self, weights: Mapping[str, Tensor]) -> None:
+    def warm_start(self, weights: Mapping[str, Tensor]) -> None:
         """Take over all of a model of the same networks; ValueError where its weights are others or of other shapes."""
         try:
             self.load_state_dict(dict(weights))
         except RuntimeError as error:
             raise ValueError(f"a VAE begins with one of the same networks: {error}") from error
 
-    def initialise(self, rows: Rows) -> None:
+    def initialise(self, rows: RowStreams) -> None:
         """§5: every parameter from N(0, 0.1²) where the config says "normal"; else torch's law of fan-in, ±1/√n."""
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
@@ -353,7 +353,7 @@ class Model(nn.Module):
     # Sampling and decoding
 
     @torch.inference_mode()
-    def sample(self, rows: Rows, options: SampleOptions) -> dict[str, Any]:
+    def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
         """§3: z ~ p(z), then the pixels' means or a draw from p(x|z); `images` (B, C, H, W) in 0 … 1."""
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
@@ -362,7 +362,7 @@ class Model(nn.Module):
         return {"images": self._decoded(z * options.temperature, rows, options.output)}
 
     @torch.inference_mode()
-    def manifold(self, rows: Rows, options: ManifoldOptions) -> dict[str, Any]:
+    def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
         """Appendix A: the pixels' means over the latent plane's grid; the first latent runs along a row of cells."""
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
@@ -373,7 +373,7 @@ class Model(nn.Module):
         return {"images": self._decoded(z, rows, "means")}
 
     @torch.inference_mode()
-    def reconstruct(self, images: Images, rows: Rows, options: ReconstructOptions) -> dict[str, Any]:
+    def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
         """x → z → the pixels' means or a draw; `images` (B, C, H, W) in 0 … 1."""
         mean, log_variance = self.encoder(self._binarized(images, rows, options.binarization))
         z = mean
@@ -382,14 +382,16 @@ class Model(nn.Module):
         return {"images": self._decoded(z, rows, options.output), "binarization": options.binarization}
 
     @torch.inference_mode()
-    def interpolate(self, first: Images, second: Images, rows: Rows, options: InterpolateOptions) -> dict[str, Any]:
+    def interpolate(
+        self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
+    ) -> dict[str, Any]:
         """The straight line between two codes' means: row i is frame i, at i/(steps − 1) of the way.
 
         Both pictures are binarized by row 0's numbers, so that every frame lies on one line.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")
-        shared = rows.shared()
+        shared = rows.row_zero()
         start, _ = self.encoder(self._binarized(first, shared, options.binarization))
         end, _ = self.encoder(self._binarized(second, shared, options.binarization))
         way = (rows.row.to(start.dtype) / (options.steps - 1))[:, None]
@@ -399,14 +401,14 @@ class Model(nn.Module):
     # Encoding and scoring
 
     @torch.inference_mode()
-    def encode(self, images: Images, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
+    def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Eq. 9: `mean` and `standard_deviation` of q(z|x), (B, J) each."""
         mean, log_variance = self.encoder(self._binarized(images, rows, options.binarization))
         deviation = (0.5 * log_variance).exp()
         return {"mean": mean, "standard_deviation": deviation, "binarization": options.binarization}
 
     @torch.inference_mode()
-    def energy(self, images: Images, rows: Rows, options: EnergyOptions) -> dict[str, Any]:
+    def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
         """`energies` (B,): minus the lower bound by estimator B with L = `draws`, nats."""
         x = self._binarized(images, rows, options.binarization)
         mean, log_variance = self.encoder(x)
@@ -416,9 +418,9 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def log_likelihood(
-        self, images: Images, rows: Rows, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
-        """L_K with K = `k`, `CHUNK` samples a call: a `Partial` until the last, then `log_p` (B,) and how good it is.
+        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
+    ) -> dict[str, Any] | Continuation:
+        """L_K with K = `k`, `CHUNK` samples a call: a `Continuation` until the last, then `log_p` (B,).
 
         `standard_error` (B,) is that of log_p by the delta method, in nats; `effective_sample_size` (B,) is
         (Σw)²/Σw², between 1 and K.
@@ -429,7 +431,7 @@ class Model(nn.Module):
         weights = weights.add(self.log_weights(x, rows, done, min(CHUNK, options.k - done)))
         done = min(done + CHUNK, options.k)
         if done < options.k:
-            return Partial(weights.state(), done / options.k)
+            return Continuation(weights.state(), done / options.k)
         return {
             "log_p": weights.log_mean.float(),
             "standard_error": weights.error.float(),
@@ -439,7 +441,7 @@ class Model(nn.Module):
             "binarization": options.binarization,
         }
 
-    def log_weights(self, x: Float[Tensor, "B D"], rows: Rows, first: int, count: int) -> Float[Tensor, "B K"]:
+    def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> Float[Tensor, "B K"]:
         """log w = log p(x, z) − log q(z|x) of importance samples `first` … `first + count − 1`, nats."""
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)
@@ -453,7 +455,7 @@ class Model(nn.Module):
 
     # Training
 
-    def loss(self, images: Images, rows: Rows, epoch: int = 0) -> PerImage:
+    def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """−bound of each image, as given (binary or grey), by the config's objective; nats."""
         x = images.flatten(1)
         count = 1 if epoch < self.config.single_sample_epochs else self.config.samples
@@ -465,7 +467,7 @@ class Model(nn.Module):
         if self.config.objective == "importance_dreg":
             return -dreg_bound(lambda z: self.log_p_x(x, z) + log_prior(z), mean, log_variance, noise)
         log_w = self._log_w(x, mean, log_variance, noise)
-        return -(log_w.mean(dim=1) if self.config.objective == "sgvb_a" else importance_bound(log_w))
+        return -(log_w.mean(dim=1) if self.config.objective == "sgvb_a" else iwae_bound(log_w))
 
     # Measuring
 
@@ -489,7 +491,7 @@ class Model(nn.Module):
         bounds, errors = [], []
         means, log_variances = self.encoder(images.flatten(1))
         for i, x in enumerate(torch.split(images.flatten(1), 1)):
-            row = Rows.range(seed, i, 1, images.device)
+            row = RowStreams.range(seed, i, 1, images.device)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 log_w = torch.cat(
                     [
@@ -520,13 +522,13 @@ class Model(nn.Module):
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
         return self.log_p_x(x, z) + log_p_z_over_q
 
-    def _binarized(self, images: Images, rows: Rows, how: str) -> Float[Tensor, "B D"]:
+    def _binarized(self, images: Images, rows: RowStreams, how: str) -> Float[Tensor, "B D"]:
         x = images.flatten(1)
         if how == "none" or self.config.likelihood == "gaussian":
             return x
         return rows.bernoulli(x, BINARIZE) if how == "draw" else (x >= 0.5).to(x.dtype)
 
-    def _decoded(self, z: Float[Tensor, "B J"], rows: Rows, output: str) -> Images:
+    def _decoded(self, z: Float[Tensor, "B J"], rows: RowStreams, output: str) -> Images:
         shape = (-1, self.config.channels, self.config.height, self.config.width)
         pixels: Tensor
         if isinstance(self.decoder, Bernoulli):
@@ -543,7 +545,7 @@ class Model(nn.Module):
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
     """The mean L_K, K = `size`, of the groups that k samples make."""
     groups = log_w.view(-1, size)
-    per_group: Tensor = importance_bound(groups).view(log_w.shape[0], -1)
+    per_group: Tensor = iwae_bound(groups).view(log_w.shape[0], -1)
     mean: Tensor = per_group.mean(dim=1)
     return mean
 

@@ -23,7 +23,7 @@ from torch.nn import functional  # noqa: E402
 
 from digits.labels import labelled  # noqa: E402
 from models.kit import data  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 SEED = 20160911
@@ -60,7 +60,7 @@ def accuracy(model: Classifier, split: str = "test") -> float:
     return float((probabilities(model, data.grey(images)).argmax(dim=1) == digits).double().mean())
 
 
-def shifted(images: torch.Tensor, rows: Rows) -> torch.Tensor:
+def shifted(images: torch.Tensor, rows: RowStreams) -> torch.Tensor:
     """Each picture moved by up to SHIFT pixels each way, as its row says."""
     wide = functional.pad(images, (SHIFT,) * 4)
     moves = (rows.uniform(2) * (2 * SHIFT + 1)).long()
@@ -71,7 +71,7 @@ def shifted(images: torch.Tensor, rows: Rows) -> torch.Tensor:
 def initialised() -> Classifier:
     """A fresh classifier whose weights follow from SEED."""
     model = Classifier()
-    rows = Rows.range(SEED, 2**62, 1)
+    rows = RowStreams.range(SEED, 2**62, 1)
     for stream, layer in enumerate(model):
         if isinstance(layer, nn.Conv2d | nn.Linear):
             fan_in = layer.weight[0].numel()
@@ -93,7 +93,7 @@ def train(epochs: int = EPOCHS, count: int = 60000) -> Classifier:
     for epoch in range(epochs):
         total = 0.0
         for index in data.shuffled(count, SEED, epoch).split(BATCH):
-            rows = Rows(torch.full_like(index, SEED), epoch * count + index)
+            rows = RowStreams(torch.full_like(index, SEED), epoch * count + index)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(shifted(images[index], rows))
             loss = functional.cross_entropy(logits.float(), digits[index])

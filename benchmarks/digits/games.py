@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from digits.classifier import Classifier, probabilities  # noqa: E402
 from digits.scores import Scores, scores  # noqa: E402
 from models import ebgan  # noqa: E402
-from models.kit.rows import Rows  # noqa: E402
+from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.train import Recipe, train, weights  # noqa: E402
 
 SAMPLES = 10_000
@@ -68,7 +68,7 @@ def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
 
 def drawn(model: ebgan.Model, count: int = SAMPLES, seed: int = 1) -> torch.Tensor:
     """Rows 0 … count − 1 of a seed's samples, (count, 1, 28, 28) in 0 … 1."""
-    parts = [Rows.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
+    parts = [RowStreams.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
     return torch.cat([model.sample(rows, ebgan.SampleOptions())["images"] for rows in parts])
 
 

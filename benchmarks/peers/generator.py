@@ -19,7 +19,7 @@ import torch
 from core.imaging.pictures import png
 from models.kit.card import load as load_checkpoint
 from models.kit.operations import options_of
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 
 CHECKPOINT = "PEER_CHECKPOINT"
 THREADS = "PEER_THREADS"
@@ -49,7 +49,7 @@ def load() -> Generator:
 def pictures(generator: Generator, seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Row 0 of each seed's sample, as grey levels (B, 1, 28, 28), drawn in one forward pass."""
     seed = torch.tensor(seeds, dtype=torch.int64)
-    images = generator.model.sample(Rows(seed, torch.zeros_like(seed)), generator.options)["images"]
+    images = generator.model.sample(RowStreams(seed, torch.zeros_like(seed)), generator.options)["images"]
     return (images * 255).round().to(torch.uint8).numpy()
 
 

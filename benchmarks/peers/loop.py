@@ -13,7 +13,7 @@ from generator import CHECKPOINT, THREADS
 
 from models.kit.card import load
 from models.kit.operations import options_of
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 
 
 def main() -> None:
@@ -31,11 +31,11 @@ def main() -> None:
     took: dict[int, list[float]] = {batch: [] for batch in arguments.batches}
     for _ in range(arguments.repeat):
         for batch in arguments.batches:
-            model.sample(Rows.range(0, 0, batch), options)
+            model.sample(RowStreams.range(0, 0, batch), options)
             start = time.perf_counter()
             pieces = []
             for first in range(0, arguments.count, batch):
-                rows = Rows.range(arguments.seed, first, min(batch, arguments.count - first))
+                rows = RowStreams.range(arguments.seed, first, min(batch, arguments.count - first))
                 pieces.append((model.sample(rows, options)["images"] * 255).round().to(torch.uint8).numpy())
             buffer = io.BytesIO()
             np.savez(

@@ -104,8 +104,11 @@ def family(name: str) -> Any:
 
 
 def families() -> list[str]:
-    """Every file of `models/` is a family, and of any folder that was put on the package's path."""
-    return sorted(file.stem for folder in models.__path__ for file in Path(folder).glob("[!_]*.py"))
+    """Return the names of the families: every module and package in `models/`, except `kit`, and in extra folders."""
+    folders = [Path(folder) for folder in models.__path__]
+    names = {file.stem for folder in folders for file in folder.glob("[!_]*.py")}
+    names |= {file.parent.name for folder in folders for file in folder.glob("[!_]*/__init__.py")}
+    return sorted(names - {"kit"})
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from models.kit import photographs
-from models.kit.rows import BINARIZE, SHUFFLE, Rows
+from models.kit.row_streams import BINARIZE, SHUFFLE, RowStreams
 from models.kit.shapes import Float, Int, Tensor, UInt8
 
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -112,7 +112,7 @@ def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     return images.to(torch.float32) / 255.0
 
 
-def binarize(images: UInt8[Tensor, "B C H W"], rows: Rows) -> Float[Tensor, "B C H W"]:
+def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
     """One Bernoulli draw a pixel, with its grey level as the probability; row i of `rows` draws image i."""
     return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
 
@@ -123,14 +123,14 @@ def static_binarization(
     """The one fixed draw (0 or 255) that "static" means, and the SHA-256 of its bytes; test data is drawn apart."""
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):
-        rows = Rows.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
+        rows = RowStreams.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
         drawn[first : first + 1000] = binarize(images[first : first + 1000], rows).to(torch.uint8) * 255
     return drawn, _sha256(drawn.numpy().tobytes())
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
     """The order of an epoch: a permutation that depends on (seed, epoch) alone."""
-    keys = Rows.range(seed, epoch, 1).uniform(count, SHUFFLE)[0]
+    keys = RowStreams.range(seed, epoch, 1).uniform(count, SHUFFLE)[0]
     return torch.argsort(keys, stable=True)
 
 

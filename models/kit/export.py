@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from models.kit import card, data
 from models.kit.preview import preview
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import Recipe, weights
 
@@ -157,7 +157,7 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     parts = []
     with torch.no_grad():
         for index in torch.split(torch.arange(len(images)), 100):
-            rows = Rows(torch.full_like(index, MEASURED), index)
+            rows = RowStreams(torch.full_like(index, MEASURED), index)
             parts.append(model.loss(images[index], rows, described["provenance"]["recipe"]["training"]["epochs"]))
     value = round(float(torch.cat(parts).double().mean()), 4)
     detail = f"the training loss, mean of {len(images)} test pictures"
@@ -172,7 +172,7 @@ def test_pictures(described: dict[str, Any], pictures: data.Pictures, seed: int)
 def _as_trained(described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], seed: int) -> Float[Tensor, "N C H W"]:
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
-        return data.binarize(pictures, Rows.range(seed, 0, len(pictures)))
+        return data.binarize(pictures, RowStreams.range(seed, 0, len(pictures)))
     images = data.static_binarization(pictures, test=True)[0] if kind == "static" else pictures
     return data.grey(images)
 

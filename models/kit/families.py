@@ -29,7 +29,7 @@ def described() -> dict[str, Any]:
 
 def _trainable(name: str) -> bool:
     model = family(name).Model
-    return hasattr(model, "loss") or hasattr(model, "turns")
+    return hasattr(model, "loss") or hasattr(model, "training_steps")
 
 
 def _told(name: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _told(name: str) -> dict[str, Any]:
     return {
         "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
         "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
-        "players": list(getattr(model, "PLAYERS", ())),
+        "players": list(getattr(model, "OPTIMIZED_MODULES", ())),
         "smallest_batches": getattr(module, "SMALLEST_BATCHES", _smallest(model)),
         "config": json_schema(module.Config),
         "training": json_schema(Training),

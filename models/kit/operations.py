@@ -1,8 +1,8 @@
 """What a model can do, read off the signatures of its methods.
 
-An operation is a public method that takes `rows: Rows` and `options` (a dataclass). Its pictures are its parameters
-`images`, or `first` and `second`, and `mask`; a parameter `state` says that the work comes in slices (`Partial`); a
-class constant `UNIT` of its options says what its numbers are in.
+An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass). Its input images are
+its parameters `images`, or `first` and `second`, and `mask`. A parameter `state` means that the operation runs in
+several calls (see `Continuation`). The class constant `UNIT` of its options is the unit of its numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import json_schema
 
 PICTURES = ("images", "first", "second", "mask")
@@ -39,7 +39,7 @@ def options_of(model: nn.Module, operation: str) -> type:
 
 def _is_operation(method: Any) -> bool:
     hints = _hints(method)
-    return hints.get("rows") is Rows and "options" in hints
+    return hints.get("rows") is RowStreams and "options" in hints
 
 
 def _described(method: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from models.kit.continuation import Continuation
 from models.kit.grid import sheet
 from models.kit.operations import options_of
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
 
 EDGE = 256
@@ -41,11 +41,11 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     edge = max(images.shape[-2:])
     across = max(1, min(10, EDGE // (edge + 1)))
     count = across * across
-    rows = Rows.range(seed, 0, count)
+    rows = RowStreams.range(seed, 0, count)
     items = []
     if named != "sample":
         pictures = images[: min(count, len(images))].to(rows.seed.device).float() / 255
-        rows = Rows.range(seed, 0, len(pictures))
+        rows = RowStreams.range(seed, 0, len(pictures))
         items = [pictures if scale == 1 else _reduced(pictures, scale, operations[named].get("margin", 0))]
     device = next(model.parameters()).device
     mode = model.training
@@ -53,7 +53,7 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     try:
         arguments = [*(item.to(device) for item in items), rows.to(device), options]
         answer = getattr(made, named)(*arguments)
-        while isinstance(answer, Partial):
+        while isinstance(answer, Continuation):
             answer = getattr(made, named)(*arguments, state=answer.state)
     except ValueError:  # it refuses its own defaults as yet: no reason to end a training
         return None

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from models.kit.products import product
+from models.kit.onednn_linear import linear
 from models.kit.shapes import Float, Tensor
 
 Images = Float[Tensor, "B C H W"]
@@ -22,7 +22,7 @@ class Downsampling:
 
     def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
         """U(y)."""
-        return product(product(high, self.columns).mT, self.rows).mT
+        return linear(linear(high, self.columns).mT, self.rows).mT
 
     def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
         """Uᵀ(x)."""
@@ -66,7 +66,7 @@ def _between(
     rows: Float[Tensor, "H h"], low: Float[Tensor, "B C h w"], columns: Float[Tensor, "W w"]
 ) -> Float[Tensor, "B C H W"]:
     """R x Cᵀ."""
-    return product(product(low.mT, rows).mT, columns)
+    return linear(linear(low.mT, rows).mT, columns)
 
 
 def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:

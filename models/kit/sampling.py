@@ -135,7 +135,7 @@ class Weights:
         return cls(*(state[name + field] for field in cls.__dataclass_fields__))
 
     def state(self, name: str = "") -> dict[str, Tensor]:
-        """As a part of a `Partial`'s state, (B,) each; `name` begins every key, to tell several weights apart."""
+        """As a part of a `Continuation`'s state, (B,) each; `name` begins every key, to tell several weights apart."""
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def add(self, log_w: Float[Tensor, "B K"]) -> Weights:

@@ -11,7 +11,7 @@ LEAST_ADDED, LEAST_WANTED = 0.1, 0.02  # of their means: below, a spectrum is no
 MOST = 2.5  # by which an amplitude may grow, before the energy is put back
 
 
-def power(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
+def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
     """The sum of the squared moduli of the Fourier transforms of square pieces under Hann's window.
 
     Its frequencies are those of `torch.fft.fftfreq`; it is the mean over the eight symmetries of the square.
@@ -26,7 +26,9 @@ def power(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
     return total
 
 
-def matching(added: Float[Tensor, "H H"], wanted: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "taps taps"]:
+def matching_filter(
+    added: Float[Tensor, "H H"], wanted: Float[Tensor, "H H"], radius: int
+) -> Float[Tensor, "taps taps"]:
     """The filter, 2 `radius` + 1 taps a side, that takes a texture of power `added` toward that of `wanted`.
 
     Its aim is the geometric mean of a flat spectrum and `wanted`, of which only the shape counts. It keeps the energy.
@@ -50,7 +52,7 @@ def _smoothed(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H
     return smoothed
 
 
-def filtered(pictures: Float[Tensor, "B C H W"], taps: Float[Tensor, "t t"]) -> Float[Tensor, "B C H W"]:
+def apply_filter(pictures: Float[Tensor, "B C H W"], taps: Float[Tensor, "t t"]) -> Float[Tensor, "B C H W"]:
     """Each channel through a filter whose taps are the same mirrored; zeros around the picture."""
     alone = pictures.flatten(0, 1)[:, None]
     return functional.conv2d(alone, taps[None, None], padding=len(taps) // 2).view_as(pictures)

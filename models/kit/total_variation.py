@@ -61,10 +61,10 @@ class Solution:
 
     y: Images
     p: Float[Tensor, "B 2 C H W"]
-    rests: Bool[Tensor, "B"]
+    converged: Bool[Tensor, "B"]
 
 
-def begin(y: Images) -> Solution:
+def initial_solution(y: Images) -> Solution:
     """Start from a picture, by its values in 0 … 1."""
     return Solution(y.clamp(0.0, 1.0), torch.zeros_like(y[:, None].repeat(1, 2, 1, 1, 1)), y.new_zeros(len(y)).bool())
 
@@ -78,16 +78,16 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Go on for at most so many iterations; a picture rests once its root-mean-square change is under `tolerance`."""
+    """Run at most `iterations`; an image has converged once its root-mean-square change is below `tolerance`."""
     tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
-    y, p, rests = start.y, start.p, start.rests
+    y, p, converged = start.y, start.p, start.converged
     for _ in range(iterations):
-        if bool(rests.all()):
+        if bool(converged.all()):
             break
         moved = (y - tau * (u.adjoint(u(y) - low) - divergence(p))).clamp_(0.0, 1.0)
         dual = gradient(moved.mul(2.0).sub_(y)).mul_(sigma).add_(p).clamp_(-strength, strength)
         change = (moved - y).square().mean((1, 2, 3)).sqrt()
-        still = rests[:, None, None, None]
+        still = converged[:, None, None, None]
         y, p = torch.where(still, y, moved), torch.where(still[:, None], p, dual)
-        rests = rests | (change < tolerance)
-    return Solution(y, p, rests)
+        converged = converged | (change < tolerance)
+    return Solution(y, p, converged)

@@ -1,8 +1,8 @@
 """One training loop for every family that has `loss(images, rows, epoch) -> (B,)`: resumable to the bit.
 
-A family of several players names them in `PLAYERS` (submodules, each with its own optimiser) and has, instead of
-`loss`, `turns(images, rows, epoch)`, which yields a `Turn` a player; each is played before the next is computed. A
-family that has `settle(images, rows)` gets the training pictures once more at the end, with the weights that will ship.
+A family that trains several submodules names them in `OPTIMIZED_MODULES` and has, instead of `loss`,
+`training_steps(images, rows, epoch)`, which yields one `OptimizerStep` per submodule; each is applied before the next
+is computed. A family that has `finalize(images, rows)` gets the training images once more at the end.
 
 Everything random is a function of (seed, epoch, image), so a checkpoint needs weights, optimiser, average and counters
 and no generator; it may be taken after any step. A run is a folder: `recipe.json`, `metrics.jsonl` (one line an
@@ -30,12 +30,12 @@ from torch import nn
 from models.kit import data
 from models.kit.batches import batch_count, batches, smallest_batch
 from models.kit.card import family
+from models.kit.distributed import ProcessGroup
+from models.kit.optimizer_step import OptimizerStep
 from models.kit.preview import preview
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json, option, to_json
 from models.kit.shapes import Float, Int, Tensor, UInt8
-from models.kit.spread import Spread
-from models.kit.turn import Turn
 
 CHECK_EVERY_STEPS = 100
 TELL_EVERY_S = 0.5
@@ -151,9 +151,9 @@ class Run:
         self.images, self.held_back = images.to(self.device), held_back.to(self.device)
         self.count, self.span = len(images), len(images) + len(held_back)
         self.model: Any = family(recipe.family).Model(recipe.config)
-        self.model.initialise(Rows.range(recipe.seed, 2**62, 1))
+        self.model.initialise(RowStreams.range(recipe.seed, 2**62, 1))
         if start is not None:
-            self.model.begin(start)
+            self.model.warm_start(start)
         self.model.to(self.device)
         self.average = [p.detach().clone() for p in self.model.parameters()] if self.training.average else []
         self.players: dict[str, list[nn.Parameter]] = _players(self.model)
@@ -163,8 +163,8 @@ class Run:
         if self.training.compile and ALONE not in self.players:
             raise ValueError("the turns of players are not compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
-        self.spread = Spread()
-        self.least = smallest_batch(self.model) * self.spread.world
+        self.process_group = ProcessGroup()
+        self.least = smallest_batch(self.model) * self.process_group.world_size
         self.batch_count = batch_count(self.count, self.training.batch_size, self.least)
         batches(torch.arange(self.count), self.training.batch_size, self.least)  # says now what would fail in a step
         self.best: dict[str, Tensor] = {}
@@ -190,34 +190,36 @@ class Run:
 
     def advance(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """One step of each player, the pictures' numbers drawn by (seed, epoch, picture); returns the summed losses."""
-        mine = self.spread.share(index)
-        rows = Rows(torch.full_like(mine, self.recipe.seed), self.epoch * self.span + mine)
+        mine = self.process_group.local_share(index)
+        rows = RowStreams(torch.full_like(mine, self.recipe.seed), self.epoch * self.span + mine)
         total = torch.zeros((), device=self.device)
-        for turn in self._turns(self.images[mine], rows, self.epoch):
-            total = total + self._play(turn, len(index))
+        for step in self._training_steps(self.images[mine], rows, self.epoch):
+            total = total + self._apply_step(step, len(index))
         self.steps += 1
         if self.average:
             decay = min(self.training.average, (1 + self.steps) / (10 + self.steps))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - decay)
         return total
 
-    def _play(self, turn: Turn, count: int) -> Float[Tensor, ""]:
+    def _apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
         """Move one player's weights, and no other's, down the mean of its losses; returns their sum.
 
         `count` is how many pictures the step has, on all processes together.
         """
-        parameters, optimiser = self.players[turn.player], self.optimisers[turn.player]
+        parameters, optimiser = self.players[step.module], self.optimisers[step.module]
         optimiser.zero_grad(set_to_none=True)
-        loss = turn.losses.mean() if self.spread.alone else turn.losses.sum() / count
+        loss = step.losses.mean() if self.process_group.is_single else step.losses.sum() / count
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-        self.spread.add_gradients(parameters)
+        self.process_group.all_reduce_gradients(parameters)
         if self.training.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
         for group in optimiser.param_groups:
             group["lr"] = self.rate() * (group["initial_lr"] / self.training.learning_rate)
         optimiser.step()
-        facts = {**turn.facts, **({f"loss_{turn.player}": turn.losses} if turn.player else {})}
-        sums = self.spread.added([turn.losses.detach().sum(), *(values.detach().sum() for values in facts.values())])
+        facts = {**step.metrics, **({f"loss_{step.module}": step.losses} if step.module else {})}
+        sums = self.process_group.all_reduce_sums(
+            [step.losses.detach().sum(), *(values.detach().sum() for values in facts.values())]
+        )
         for name, value in zip(facts, sums[1:], strict=True):
             self.fact_sums[name] = self.fact_sums.get(name, 0.0) + float(value)
         return sums[0]
@@ -243,34 +245,36 @@ class Run:
         with self.averaged():
             index_of = torch.arange(self.count, self.span, device=self.device)
             for index in batches(index_of, 500, min(self.least, len(index_of))):
-                rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
+                rows = RowStreams(torch.full_like(index, self.recipe.seed + 1), index)
                 pictures = self.held_back[index - self.count]
                 total += float(self._loss(pictures, rows, self.training.epochs).double().sum())
                 self._touch()
         return total / self.training.validation
 
     def _loss(
-        self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int, compiled: Any = None
+        self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int, compiled: Any = None
     ) -> Float[Tensor, "B"]:
         x = self._prepared(images, rows)
         with self._precision():
             losses: Tensor = (compiled or self.model.loss)(x, rows, epoch)
         return losses
 
-    def _turns(self, images: UInt8[Tensor, "B C H W"], rows: Rows, epoch: int) -> Iterator[Turn]:
+    def _training_steps(
+        self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int
+    ) -> Iterator[OptimizerStep]:
         """The turns of one step. Each is computed in a block of its own: autocast keeps the weights it has cast."""
         if ALONE in self.players:
-            yield Turn(ALONE, self._loss(images, rows, epoch, self._compiled))
+            yield OptimizerStep(ALONE, self._loss(images, rows, epoch, self._compiled))
             return
-        turns = self.model.turns(self._prepared(images, rows), rows, epoch)
+        steps = self.model.training_steps(self._prepared(images, rows), rows, epoch)
         while True:
             with self._precision():
-                turn = next(turns, None)
-            if turn is None:
+                step = next(steps, None)
+            if step is None:
                 return
-            yield turn
+            yield step
 
-    def _prepared(self, images: UInt8[Tensor, "B C H W"], rows: Rows) -> Float[Tensor, "B C H W"]:
+    def _prepared(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
         return data.binarize(images, rows) if self.training.binarization == "dynamic" else data.grey(images)
 
     def _precision(self) -> torch.autocast:
@@ -282,17 +286,17 @@ class Run:
 
         def images() -> Iterator[Tensor]:
             for index in torch.split(torch.arange(self.count, device=self.device), 500):
-                rows = Rows(torch.full_like(index, self.recipe.seed + 1), index)
+                rows = RowStreams(torch.full_like(index, self.recipe.seed + 1), index)
                 self._touch()
                 yield self._prepared(self.images[index], rows)
 
-        def rows(first: int, count: int) -> Rows:
-            return Rows.range(self.recipe.seed + 2, first, count, self.device)
+        def rows(first: int, count: int) -> RowStreams:
+            return RowStreams.range(self.recipe.seed + 2, first, count, self.device)
 
         with self.averaged() as model:
             if self.best and self.training.validation:  # chosen on held-back pictures: those weights ship
                 model.load_state_dict(self.best)
-            self.model.settle(images, rows)
+            self.model.finalize(images, rows)
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         for name, value in self.model.named_buffers():
             value.copy_(buffers[name])
@@ -331,14 +335,14 @@ class Run:
             self.first_loss = self.first_loss or abs(self.loss_sum) / len(batches[number])
             whole = self.step == len(batches)
             late = now - self._saved_at >= self.training.save_every_s and not whole
-            self.stopping, due = self.spread.any_of(self.stopping, self.stopping or late)
+            self.stopping, due = self.process_group.any_process(self.stopping, self.stopping or late)
             if (number % CHECK_EVERY_STEPS == 0 or whole or due) and (fault := self.fault(thorough=due)):
                 return fault
             if due:
                 self._save_now()
             if self.stopping:
                 return "interrupted"
-            if self.spread.first and (whole or now - self._told_at >= TELL_EVERY_S):
+            if self.process_group.is_main and (whole or now - self._told_at >= TELL_EVERY_S):
                 self.tell()
                 self._told_at = now
         return ""
@@ -348,18 +352,18 @@ class Run:
 
         The last epoch is not told before the checkpoint that holds it is written.
         """
-        self.spread.agree(self.model)
+        self.process_group.broadcast_buffers(self.model)
         line = self.end_epoch()
         last = self.epoch == self.training.epochs
-        if last and hasattr(self.model, "settle"):
+        if last and hasattr(self.model, "finalize"):
             self._settle()
         stop = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
         late = time.monotonic() - self._saved_at >= self.training.save_every_s
-        if self.spread.any_of(last or stop or late)[0]:
+        if self.process_group.any_process(last or stop or late)[0]:
             if fault := self.fault(thorough=True):
                 return fault
             self._save_now()
-        if self.spread.first:
+        if self.process_group.is_main:
             if last or stop or time.monotonic() - self._shown_at >= PREVIEW_EVERY_S:
                 self._show()
                 self._shown_at = time.monotonic()
@@ -367,8 +371,8 @@ class Run:
         return "early stop" if stop else ""
 
     def _save_now(self) -> None:
-        self.spread.agree(self.model)
-        if self.spread.first:
+        self.process_group.broadcast_buffers(self.model)
+        if self.process_group.is_main:
             self.save()
         self._saved_at = time.monotonic()
 
@@ -399,7 +403,7 @@ class Run:
 
     def _touch(self) -> None:
         """Show whoever watches `progress.json` that the run advances where no step is made."""
-        if self.spread.first and time.monotonic() - self._told_at >= TELL_EVERY_S:
+        if self.process_group.is_main and time.monotonic() - self._told_at >= TELL_EVERY_S:
             (self.out / "progress.json").touch()
             self._told_at = time.monotonic()
 
@@ -428,7 +432,7 @@ class Run:
                 self.best_loss, self.best_epoch = loss, self.epoch
                 with self.averaged() as model:
                     self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if self.spread.first:
+        if self.process_group.is_main:
             with (self.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return line
@@ -490,7 +494,7 @@ class Run:
         for name in COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))
         self.saved = {**{name: state[name] for name in ("epoch", "step", "steps")}, "seconds": round(self.seconds, 2)}
-        if not self.spread.first:
+        if not self.process_group.is_main:
             return
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -524,13 +528,13 @@ def train(
     run = Run(recipe, images, out, device, held_back, start)
     if (out / "state.pt").exists():
         run.restore()
-    elif run.spread.first:
+    elif run.process_group.is_main:
         (out / "metrics.jsonl").unlink(missing_ok=True)
-    if run.spread.first:
+    if run.process_group.is_main:
         (out / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
     with _stopped_by_signals(run):
         outcome = run.fit(report)
-    run.spread.leave()
+    run.process_group.shut_down()
     return outcome
 
 
@@ -588,7 +592,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _players(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Each player's weights; those of the whole model where the family names no players."""
-    names: tuple[str, ...] = getattr(model, "PLAYERS", ())
+    names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:
         return {ALONE: list(model.parameters())}
     return {name: list(model.get_submodule(name).parameters()) for name in names}

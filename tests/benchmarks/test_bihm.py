@@ -21,17 +21,17 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_transcription_has_our_loss_and_gradient(benchmark: Any) -> None:
     """Repeating the picture K times and forming every probability gives the same numbers."""
     from models import bihm
-    from models.kit.rows import Rows
+    from models.kit.row_streams import RowStreams
 
     config = bihm.Config(height=4, width=5, hidden=(7, 4), samples=6)
     model = bihm.Model(config)
-    model.initialise(Rows.range(1, 0, 1))
-    rows = Rows.range(2, 0, 9)
+    model.initialise(RowStreams.range(1, 0, 1))
+    rows = RowStreams.range(2, 0, 9)
     images = rows.bernoulli(torch.full((9, 20), 0.4)).view(9, 1, 4, 5)
     found = []
     for loss in (
         model.loss(images, rows),
-        benchmark.transcription(model, images.flatten(1), rows.halves(11, 0, 6, bihm.HIDDEN)),
+        benchmark.transcription(model, images.flatten(1), rows.uniform_int16(11, 0, 6, bihm.HIDDEN)),
     ):
         model.zero_grad()
         loss.mean().backward()

@@ -105,7 +105,7 @@ def test_the_shipped_detail_is_no_lattice(module, name: str) -> None:
     original = np.ascontiguousarray(pictures.photograph(name)[40:296, 120:376])
     x = torch.from_numpy(metrics.downscaled(original, 4).copy()).permute(2, 0, 1)[None].float() / 255.0
     with torch.inference_mode():
-        regression, statistics = (metrics.luma(lattice.levels(model.sharpened(x, 4, one))) for one in (1.0, 0.0))
+        regression, statistics = (metrics.luma(lattice.levels(model.sharpen(x, 4, one))) for one in (1.0, 0.0))
     assert np.abs(statistics - regression).max() > 5
     assert metrics.largest_cell(statistics - regression)[0] <= lattice.MOST
 
@@ -141,11 +141,11 @@ def test_perceptual_distance_is_a_distance(module) -> None:
 def test_the_model_downsamples_as_pillow_does(module, scale: int) -> None:
     """U and Pillow's filter, which rounds and clips between its passes, are seldom a level apart, hardly ever two."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
-    from models import superres
+    from models.superres import regression
 
     original = metrics.cropped(pictures.photograph("coffee"), 12)
     high = torch.from_numpy(original.copy()).permute(2, 0, 1)[None] / 255.0
-    mine = (superres.downsampled(high, scale)[0].permute(1, 2, 0) * 255.0).round().numpy().astype(np.int16)
+    mine = (regression.downsample(high, scale)[0].permute(1, 2, 0) * 255.0).round().numpy().astype(np.int16)
     apart = np.abs(mine - metrics.downscaled(original, scale).astype(np.int16))
     assert (apart > 0).mean() < 0.2
     assert (apart > 1).mean() < 0.001
@@ -163,13 +163,14 @@ def test_a_whole_picture_is_enlarged_as_one_tile(module) -> None:
     """Bicubic by `upscale` is bicubic of the whole picture, inside of its border."""
     superres = module("superres")
     from models import superres as family
+    from models.superres import regression
 
     model = family.Model(family.Config(height=48, width=48, margin=16, features=4, blocks=1))
     low = module("photos.metrics").downscaled(module("photos.pictures").photograph("chelsea")[:120, :184], 4)
     options = family.UpscaleOptions(scale=4, method="bicubic")
     found = superres.upscaled(model, low, options)
     x = torch.tensor(low).permute(2, 0, 1)[None] / 255.0
-    whole = family.interpolated(x, 4).clamp(0, 1).mul(255).round()[0].permute(1, 2, 0).numpy()
+    whole = regression.interpolate_bicubic(x, 4).clamp(0, 1).mul(255).round()[0].permute(1, 2, 0).numpy()
     assert found.shape == (120, 184, 3)
     assert np.abs(found[12:-12, 12:-12].astype(int) - whole[12:-12, 12:-12]).max() <= 1
 

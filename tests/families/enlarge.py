@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.operations import describe
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 
 MARGIN, RADIUS = 4, 3
@@ -49,7 +49,7 @@ class Model(nn.Module):
         described["upscale"]["margin"] = MARGIN
         return described
 
-    def upscale(self, images: torch.Tensor, rows: Rows, options: UpscaleOptions) -> dict[str, Any]:
+    def upscale(self, images: torch.Tensor, rows: RowStreams, options: UpscaleOptions) -> dict[str, Any]:
         """The tiles without their margins, `scale` times larger."""
         time.sleep(options.seconds * len(rows))
         if options.method == "smooth":

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.kit.continuation import Continuation
 from models.kit.operations import describe
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 
 RAISES, REFUSES, KILLS = 13, 14, 666
@@ -54,7 +54,7 @@ class Model(nn.Module):
         """What it can do."""
         return describe(self)
 
-    def sample(self, rows: Rows, options: SampleOptions) -> dict[str, Any]:
+    def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
         """Noise, unless the seed says otherwise."""
         if options.seconds:
             time.sleep(options.seconds)
@@ -62,18 +62,22 @@ class Model(nn.Module):
         return {"images": rows.uniform(64).view(-1, 1, 8, 8) * self.scale}
 
     def log_likelihood(
-        self, images: torch.Tensor, rows: Rows, options: LikelihoodOptions, state: dict[str, torch.Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
+        self,
+        images: torch.Tensor,
+        rows: RowStreams,
+        options: LikelihoodOptions,
+        state: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, Any] | Continuation:
         """The mean pixel, after `k` steps."""
         time.sleep(options.seconds)
         _obey(rows)
         steps = 1 + (torch.zeros(len(rows)) if state is None else state["steps"])
         if int(steps[0]) < options.k:
-            return Partial({"steps": steps}, float(steps[0]) / options.k)
+            return Continuation({"steps": steps}, float(steps[0]) / options.k)
         return {"log_p": images.flatten(1).mean(1), "k": options.k}
 
 
-def _obey(rows: Rows) -> None:
+def _obey(rows: RowStreams) -> None:
     seeds = set(rows.seed.tolist())
     if KILLS in seeds:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from models.kit.continuation import Continuation
 from models.kit.operations import describe
-from models.kit.partial import Partial
-from models.kit.rows import BINARIZE, CHOICE, FIRST_FREE, LATENT, Rows
+from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import first_accepted
 from models.kit.schema import option
 
@@ -66,8 +66,8 @@ class Model(nn.Module):
         return describe(self)
 
     def sample(
-        self, rows: Rows, options: SampleOptions, state: dict[str, torch.Tensor] | None = None
-    ) -> dict[str, Any] | Partial:
+        self, rows: RowStreams, options: SampleOptions, state: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Any] | Continuation:
         """Eight proposals a row, of uniform brightness; with a `threshold` the first that is darker, if any is."""
         steps = self._stepped(rows, options.seconds, state)
         brightness = rows.uniform(8, LATENT)
@@ -76,7 +76,7 @@ class Model(nn.Module):
         images = brightness.gather(1, index[:, None]).expand(-1, 64).reshape(-1, 1, 8, 8)
         if int(steps[0]) < options.steps:
             done = int(steps[0]) / options.steps
-            return Partial({"steps": steps}, done, images * done)
+            return Continuation({"steps": steps}, done, images * done)
         answer = {"images": images * self.scale}
         return answer if options.threshold is None else {**answer, "accepted": found, "proposals": proposals}
 
@@ -84,10 +84,10 @@ class Model(nn.Module):
         self,
         images: torch.Tensor,
         mask: torch.Tensor,
-        rows: Rows,
+        rows: RowStreams,
         options: InpaintOptions,
         state: dict[str, torch.Tensor] | None = None,
-    ) -> dict[str, Any] | Partial:
+    ) -> dict[str, Any] | Continuation:
         """The shown pixels, binarized, and a coin for each hidden one, turned a little further by each step."""
         steps = self._stepped(rows, options.seconds, state)
         turned = rows.uniform(64, FIRST_FREE + int(steps[0]))
@@ -96,29 +96,29 @@ class Model(nn.Module):
         known = rows.bernoulli(pixels, BINARIZE) if options.binarization == "draw" else (pixels >= 0.5).float()
         filled = torch.where(mask.flatten(1) >= 0.5, (turned < 0.5).float(), known).view_as(images)
         if int(steps[0]) < options.steps:
-            return Partial({"steps": steps, "turned": turned}, int(steps[0]) / options.steps, filled)
+            return Continuation({"steps": steps, "turned": turned}, int(steps[0]) / options.steps, filled)
         images = 1 - filled if options.inverted else filled
         return {"images": images, "binarization": options.binarization}
 
-    def encode(self, images: torch.Tensor, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
+    def encode(self, images: torch.Tensor, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Sums of thirds of the picture, and of its halves: two layers of three and two units."""
         pixels = images.flatten(1)
         thirds = torch.stack([third.sum(1) for third in pixels.tensor_split(3, 1)], 1)
         halves = torch.stack([half.sum(1) for half in pixels.tensor_split(2, 1)], 1)
         return {"layers.1": halves, "layers.0": thirds}
 
-    def energy(self, images: torch.Tensor, rows: Rows, options: EncodeOptions) -> dict[str, Any]:
+    def energy(self, images: torch.Tensor, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """The mean pixel; in small passes one row of seven differs in its last bits, as rows of matrix products do."""
         differs = (rows.row % 7 == 5) & (len(rows) < 4)
         return {"energies": images.flatten(1).mean(1) + 1e-6 * differs}
 
-    def log_likelihood(self, images: torch.Tensor, rows: Rows, options: LikelihoodOptions) -> dict[str, Any]:
+    def log_likelihood(self, images: torch.Tensor, rows: RowStreams, options: LikelihoodOptions) -> dict[str, Any]:
         """Numbers a row, numbers of the model, and one that is none."""
         mean = images.flatten(1).mean(1)
         size = options.k * rows.uniform(1, CHOICE)[:, 0]
         constants = {"log_z": -1.25, "log_z_standard_error": torch.tensor(0.5), "k": options.k}
         return {"log_p": -mean, "log_p_star": -mean / 0.0, "effective_sample_size": size, **constants}
 
-    def _stepped(self, rows: Rows, seconds: float, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    def _stepped(self, rows: RowStreams, seconds: float, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
         time.sleep(seconds)
         return 1 + (torch.zeros(len(rows), dtype=torch.int64) if state is None else state["steps"])

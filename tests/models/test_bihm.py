@@ -10,8 +10,8 @@ import torch
 
 from models import bihm
 from models.bihm import Config, InpaintOptions, LikelihoodOptions, Model, SampleOptions
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.continuation import Continuation
+from models.kit.row_streams import RowStreams
 
 TINY = Config(height=1, width=4, hidden=(3, 2), samples=2000)
 
@@ -25,7 +25,7 @@ def tiny(scale: float = 1.5, config: Config = TINY) -> Model:
     """A small machine with weights that matter."""
     model = Model(config)
     for number, parameter in enumerate(model.parameters()):
-        parameter.data = scale * Rows.range(11, number, 1).normal(parameter.numel())[0].view_as(parameter)
+        parameter.data = scale * RowStreams.range(11, number, 1).normal(parameter.numel())[0].view_as(parameter)
     return model.requires_grad_(requires_grad=False)
 
 
@@ -72,7 +72,7 @@ def log_inferred(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.
 def finished(method, *arguments):
     """The answer of a sliced operation."""
     answer = method(*arguments)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
     return answer
 
@@ -116,7 +116,9 @@ def test_estimators_reach_the_sums(exact: Exact) -> None:
     model.log_z.fill_(float(exact.log_z))
     model.log_z_error.fill_(0.0)
     images = exact.x.float().view(-1, 1, 1, 4)
-    answer = finished(model.log_likelihood, images, Rows.range(5, 0, len(images)), LikelihoodOptions("none", 20_000))
+    answer = finished(
+        model.log_likelihood, images, RowStreams.range(5, 0, len(images)), LikelihoodOptions("none", 20_000)
+    )
     for name, error, sums in (
         ("log_p", "standard_error", exact.log_p),
         ("log_p_tilde_star", "log_p_tilde_star_standard_error", exact.log_p_tilde),
@@ -129,7 +131,7 @@ def test_estimators_reach_the_sums(exact: Exact) -> None:
 
 def test_one_sample_tells_p_from_p_tilde_star_by_nothing() -> None:
     """With K = 1 eq. 4 and eq. 5 are the same number."""
-    a = Rows.range(1, 0, 7).normal(1)
+    a = RowStreams.range(1, 0, 7).normal(1)
     assert torch.allclose(bihm.log_p_tilde_star(a), bihm.log_p(a), atol=1e-6)
     assert torch.allclose(bihm.log_p(a), a[:, 0], atol=1e-6)
 
@@ -153,7 +155,7 @@ def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None
     assert int(counts.sum()) == 1024
     h = [layer[at].repeat_interleave(counts, 0)[None] for layer in exact.h]
     model.requires_grad_(requires_grad=True)
-    carrier = bihm.gradient_carrier(
+    carrier = bihm.surrogate_objective(
         model.log_joint(x[:, None], h), model.log_inferred(x[:, None], h), baseline=baseline
     )
     gradients = torch.autograd.grad(carrier.sum(), list(model.parameters()))
@@ -181,7 +183,7 @@ def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -
     """The loss is −log p̃* in the mean over many seeds, nearly (K = 2000), and its gradient that of the exact bound."""
     model = tiny().requires_grad_(requires_grad=True)
     images = exact.x.float()[5].view(1, 1, 1, 4).expand(400, -1, -1, -1)
-    loss = model.loss(images, Rows.range(2, 0, 400))
+    loss = model.loss(images, RowStreams.range(2, 0, 400))
     assert float(loss.detach().mean()) == pytest.approx(-float(exact.log_p_tilde[5]), abs=0.03)
     (gradient,) = torch.autograd.grad(loss.mean(), [model.top])
     other = Model(TINY).double()
@@ -203,7 +205,7 @@ def test_a_machine_whose_directions_agree_has_z_one_and_a_full_sample_size() -> 
     model.q[1].bias.data.copy_(model.top.data)
     found = model.estimate_log_z(seed=1, samples=5000)
     assert found["log_z"] == pytest.approx(0.0, abs=1e-6)
-    answer = model.log_likelihood(torch.zeros(1, 1, 1, 4), Rows.range(1, 0, 1), LikelihoodOptions("none", 200))
+    answer = model.log_likelihood(torch.zeros(1, 1, 1, 4), RowStreams.range(1, 0, 1), LikelihoodOptions("none", 200))
     assert float(answer["effective_sample_size"][0]) == pytest.approx(200, rel=1e-4)
     assert "log_p_star" not in answer
 
@@ -231,7 +233,7 @@ def departure(found: torch.Tensor, probability: torch.Tensor, count: int) -> flo
 def test_samples_follow_their_distribution(options: SampleOptions, of: str, exact: Exact) -> None:
     """3000 draws have the exact shares (χ² per degree of freedom below 3); those of p have not p*'s, and conversely."""
     count = 3000
-    answer = finished(tiny().sample, Rows.range(8, 0, count), options)
+    answer = finished(tiny().sample, RowStreams.range(8, 0, count), options)
     wanted = {"p": exact.log_p.exp(), "p_star": exact.log_p_star.exp()}
     found = shares(answer["images"])
     assert departure(found, wanted.pop(of), count) < 3
@@ -244,7 +246,7 @@ def test_inpainting_draws_the_hidden_pixels_given_the_known(exact: Exact) -> Non
     images = torch.tensor([1.0, 0.0, 0.3, 0.6]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
     mask = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
     options = InpaintOptions(binarization="draw", output="draws", steps=15, candidates=4, inner=40, pool=10)
-    answer = finished(tiny().inpaint, images, mask, Rows.range(9, 0, count), options)
+    answer = finished(tiny().inpaint, images, mask, RowStreams.range(9, 0, count), options)
     assert torch.equal(answer["images"].flatten(1)[:, :2], images.flatten(1)[:, :2])
     found = shares(answer["images"])[8:12]
     wanted, other = exact.log_p_star.exp()[8:12], exact.log_p.exp()[8:12]
@@ -257,13 +259,13 @@ def test_a_mask_must_hide_some_and_keep_some(level: float) -> None:
     """Nothing hidden or everything hidden is refused."""
     picture = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match="mask"):
-        tiny().inpaint(picture, torch.full_like(picture, level), Rows.range(0, 0, 1), InpaintOptions())
+        tiny().inpaint(picture, torch.full_like(picture, level), RowStreams.range(0, 0, 1), InpaintOptions())
 
 
 def test_encodings_are_the_layers_probabilities(exact: Exact) -> None:
     """The first layer's are exact; the second's are q(h₂|x), which sums tell."""
     images = exact.x.float().view(-1, 1, 1, 4)
-    answer = tiny().encode(images, Rows.range(3, 0, 16), bihm.EncodeOptions("none", 1000))
+    answer = tiny().encode(images, RowStreams.range(3, 0, 16), bihm.EncodeOptions("none", 1000))
     wanted = [(exact.log_q.exp()[..., None] * layer).sum(1) for layer in exact.h]
     torch.testing.assert_close(answer["layers.0"].double(), wanted[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(answer["layers.1"].double(), wanted[1], atol=0.06, rtol=0)

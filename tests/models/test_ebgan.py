@@ -8,29 +8,29 @@ import pytest
 import torch
 
 from models import ebgan
-from models.kit.partial import Partial
-from models.kit.rows import LATENT, Rows
-from models.kit.turn import Turn
+from models.kit.continuation import Continuation
+from models.kit.optimizer_step import OptimizerStep
+from models.kit.row_streams import LATENT, RowStreams
 
 
 def small(**changed) -> ebgan.Model:
     """A model of 8 × 8 pictures with reproducible weights, ready to be asked."""
     config = {"height": 8, "width": 8, "latents": 5, "size_g": 16, "size_d": 12, **changed}
     model = ebgan.Model(ebgan.Config(**config))
-    model.initialise(Rows.range(4, 0, 1))
+    model.initialise(RowStreams.range(4, 0, 1))
     return model.eval()
 
 
 def pictures(count: int, model: ebgan.Model, seed: int = 9) -> torch.Tensor:
     """Grey noise in 0 … 1."""
     pixels = model.config.channels * model.config.height * model.config.width
-    return Rows.range(seed, 0, count).uniform(pixels).view(count, 1, model.config.height, model.config.width)
+    return RowStreams.range(seed, 0, count).uniform(pixels).view(count, 1, model.config.height, model.config.width)
 
 
-def finished(model: ebgan.Model, rows: Rows, options: ebgan.SampleOptions) -> dict:
+def finished(model: ebgan.Model, rows: RowStreams, options: ebgan.SampleOptions) -> dict:
     """A sample's answer after all of its slices."""
     answer = model.sample(rows, options)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
         answer = model.sample(rows, options, answer.state)
     return answer
@@ -81,7 +81,7 @@ def test_pulling_away_of_known_codes() -> None:
 
 def test_pulling_away_is_the_papers_double_sum() -> None:
     """The mean of the rows is 1/(N(N − 1)) Σᵢ Σ_{j≠i} cos², written out."""
-    code = Rows.range(2, 0, 6).normal(5)
+    code = RowStreams.range(2, 0, 6).normal(5)
     total = 0.0
     for i in range(6):
         for j in range(6):
@@ -92,7 +92,7 @@ def test_pulling_away_is_the_papers_double_sum() -> None:
 
 def test_pulling_away_of_gaussian_codes_is_one_over_their_dimension() -> None:
     """Independent Gaussian codes in 32 dimensions: 1/32 within three standard errors of 200 batches."""
-    found = torch.stack([ebgan.pulling_away(Rows.range(seed, 0, 50).normal(32)).mean() for seed in range(200)])
+    found = torch.stack([ebgan.pulling_away(RowStreams.range(seed, 0, 50).normal(32)).mean() for seed in range(200)])
     error = float(found.std()) / math.sqrt(200)
     assert abs(float(found.mean()) - 1 / 32) < 3 * error < 0.001
 
@@ -105,7 +105,7 @@ def test_pulling_away_is_safe_for_a_zero_code() -> None:
     rows.mean().backward()
     assert torch.isfinite(code.grad).all()
     assert torch.equal(code.grad[0], torch.zeros(2, dtype=torch.float64))
-    free = Rows.range(1, 0, 4).normal(3).double().requires_grad_()
+    free = RowStreams.range(1, 0, 4).normal(3).double().requires_grad_()
     assert torch.autograd.gradcheck(ebgan.pulling_away, free)
 
 
@@ -137,71 +137,71 @@ def reached(module: torch.nn.Module) -> list[bool]:
 def test_each_turn_reaches_its_player(changed: dict) -> None:
     """The discriminator's loss has no path to the generator; the generator's reaches all of its weights."""
     model = small(**changed).train()
-    turns = model.turns(pictures(6, model), Rows.range(1, 0, 6))
-    first = next(turns)
-    assert isinstance(first, Turn)
-    assert first.player == "discriminator"
+    steps = model.training_steps(pictures(6, model), RowStreams.range(1, 0, 6))
+    first = next(steps)
+    assert isinstance(first, OptimizerStep)
+    assert first.module == "discriminator"
     first.losses.mean().backward()
     assert not any(reached(model.generator))
     assert all(reached(model.discriminator))
-    second = next(turns)
-    assert second.player == "generator"
+    second = next(steps)
+    assert second.module == "generator"
     before = [p.grad.clone() for p in model.discriminator.parameters()]
     second.losses.mean().backward(inputs=list(model.generator.parameters()))
     for parameter, grad in zip(model.discriminator.parameters(), before, strict=True):
         assert torch.equal(parameter.grad, grad)
     gradients = [p.grad for p in model.generator.parameters()]
     assert all(gradient is not None for gradient in gradients)
-    assert next(turns, None) is None
-    for turn in (first, second):
-        assert turn.losses.shape == (6,)
-        assert all(values.shape == (6,) for values in turn.facts.values())
+    assert next(steps, None) is None
+    for step in (first, second):
+        assert step.losses.shape == (6,)
+        assert all(values.shape == (6,) for values in step.metrics.values())
 
 
 def test_the_generator_plays_against_the_discriminator_just_moved() -> None:
-    """Weights that change between the turns are those that the second turn is computed with."""
+    """Weights that change between the steps are those that the second turn is computed with."""
     model = small().train()
-    images, rows = pictures(6, model), Rows.range(1, 0, 6)
-    turns = model.turns(images, rows)
-    next(turns)
+    images, rows = pictures(6, model), RowStreams.range(1, 0, 6)
+    steps = model.training_steps(images, rows)
+    next(steps)
     with torch.no_grad():
         for parameter in model.discriminator.parameters():
             parameter.mul_(0.5)
     fake = model.generator(rows.normal(5, LATENT))
     expected, _ = model.discriminator(fake)
-    torch.testing.assert_close(next(turns).losses, expected)
+    torch.testing.assert_close(next(steps).losses, expected)
 
 
 def test_the_pulling_away_term_is_on_the_generators_loss_alone() -> None:
     """Its weight changes the second turn by weight · f_PT of the generated codes, and the first not at all."""
     images = pictures(6, small())
-    plain = list(small(batch_norm=False).turns(images, Rows.range(1, 0, 6)))
+    plain = list(small(batch_norm=False).training_steps(images, RowStreams.range(1, 0, 6)))
     model = small(batch_norm=False, pulling_away=0.3)
-    repelled = list(model.turns(images, Rows.range(1, 0, 6)))
+    repelled = list(model.training_steps(images, RowStreams.range(1, 0, 6)))
     assert torch.equal(plain[0].losses, repelled[0].losses)
-    code, _ = model.discriminator.encoder(model.generator(Rows.range(1, 0, 6).normal(5, LATENT)))
+    code, _ = model.discriminator.encoder(model.generator(RowStreams.range(1, 0, 6).normal(5, LATENT)))
     torch.testing.assert_close(repelled[1].losses - plain[1].losses, 0.3 * ebgan.pulling_away(code))
 
 
 def test_facts_tell_the_share_of_active_hinges() -> None:
     """Hinges are active exactly where D(G(z)) is under the margin."""
     model = small(margin=4.0).train()
-    turn = next(model.turns(pictures(50, model), Rows.range(1, 0, 50)))
-    facts = turn.facts
+    step = next(model.training_steps(pictures(50, model), RowStreams.range(1, 0, 50)))
+    facts = step.metrics
     assert 0 < float(facts["active_hinges"].mean()) < 1
     assert torch.equal(facts["active_hinges"] == 1, facts["d_fake"] < 4.0)
-    torch.testing.assert_close(turn.losses, facts["d_real"] + ebgan.hinge(facts["d_fake"], 4.0))
+    torch.testing.assert_close(step.losses, facts["d_real"] + ebgan.hinge(facts["d_fake"], 4.0))
 
 
 def test_dropout_belongs_to_the_row() -> None:
     """Units left out follow from the row, are those of no other pass, and none is left out of an answer."""
     model = small(dropout=0.5, layers_d=3)
     images = pictures(4, model)
-    rows = Rows.range(1, 0, 4)
+    rows = RowStreams.range(1, 0, 4)
     codes = [model.discriminator.encoder(images, rows, stream)[1] for stream in (7, 7, 9)]
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
-    alone = model.discriminator.encoder(images[2:3], Rows.range(1, 2, 1), 7)[1]
+    alone = model.discriminator.encoder(images[2:3], RowStreams.range(1, 2, 1), 7)[1]
     torch.testing.assert_close(alone[0], codes[0][2])
     whole, kept = model.discriminator.encoder(images)
     assert torch.equal(whole, kept)
@@ -211,16 +211,16 @@ def test_after_training_statistics_and_quantiles_are_fixed() -> None:
     """`settle` stores the quantiles of the training energies, and samples no longer depend on their batch-mates."""
     model = small()
     images = pictures(2000, model)
-    before = model.generator(Rows.range(5, 0, 3).normal(5))
-    model.settle(lambda: iter(images.split(500)), lambda first, count: Rows.range(8, first, count))
+    before = model.generator(RowStreams.range(5, 0, 3).normal(5))
+    model.finalize(lambda: iter(images.split(500)), lambda first, count: RowStreams.range(8, first, count))
     model.eval()
-    assert not torch.equal(before, model.generator(Rows.range(5, 0, 3).normal(5)))
+    assert not torch.equal(before, model.generator(RowStreams.range(5, 0, 3).normal(5)))
     energies = model.energies(images)
     torch.testing.assert_close(model.quantiles[500], energies.median(), rtol=1e-3, atol=1e-3)
     assert model.quantiles[0] == energies.min()
     assert model.quantiles[1000] == energies.max()
     again = small()
-    again.settle(lambda: iter(images.split(500)), lambda first, count: Rows.range(8, first, count))
+    again.finalize(lambda: iter(images.split(500)), lambda first, count: RowStreams.range(8, first, count))
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -232,14 +232,14 @@ def settled() -> ebgan.Model:
     """A model with quantiles."""
     model = small()
     images = pictures(1000, model)
-    model.settle(lambda: iter([images]), lambda first, count: Rows.range(8, first, count))
+    model.finalize(lambda: iter([images]), lambda first, count: RowStreams.range(8, first, count))
     return model.eval().requires_grad_(requires_grad=False)
 
 
 def test_percentiles_are_ranks_among_the_training_energies() -> None:
     """The training pictures' percentiles are uniform; beyond both ends lie 0 and 100."""
     model = settled()
-    answer = model.energy(pictures(1000, model), Rows.range(1, 0, 1000), ebgan.EnergyOptions())
+    answer = model.energy(pictures(1000, model), RowStreams.range(1, 0, 1000), ebgan.EnergyOptions())
     assert answer["unit"] == "norm"
     ranks = answer["energies"].argsort().argsort().float() / 999 * 100
     torch.testing.assert_close(answer["percentile"], ranks, atol=0.2, rtol=0)
@@ -251,7 +251,7 @@ def test_percentiles_are_ranks_among_the_training_energies() -> None:
 
 def test_best_of_keeps_the_lowest_energy() -> None:
     """Of 40 candidates, in three slices, each row has the one of lowest energy; candidate 0 is the plain sample."""
-    model, rows = settled(), Rows.range(3, 0, 7)
+    model, rows = settled(), RowStreams.range(3, 0, 7)
     answer = finished(model, rows, ebgan.SampleOptions(best_of=40))
     candidates = [(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)]
     energies = torch.stack([model.energies(images) for images in candidates], dim=1)
@@ -265,7 +265,7 @@ def test_best_of_keeps_the_lowest_energy() -> None:
 
 def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
     """Each row's first candidate below it, how many it took, and the lowest energy where none is below."""
-    model, rows = settled(), Rows.range(3, 0, 30)
+    model, rows = settled(), RowStreams.range(3, 0, 30)
     candidates = torch.stack([(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)], dim=1)
     energies = torch.stack([model.energies(images) for images in candidates.unbind(1)], dim=1)
     below = float(energies.flatten().quantile(0.03))
@@ -279,13 +279,13 @@ def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
         index = hits[0] if hits else int(energies[row].argmin())
         torch.testing.assert_close(answer["energies"][row], energies[row, index])
         torch.testing.assert_close(answer["images"][row], candidates[row, index])
-        alone = finished(model, Rows.range(3, row, 1), ebgan.SampleOptions(below=below, proposals=40))
+        alone = finished(model, RowStreams.range(3, row, 1), ebgan.SampleOptions(below=below, proposals=40))
         assert int(alone["proposals"][0]) == int(answer["proposals"][row])
 
 
 def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
     """It ends after its first slice; one that none meets ends after all proposals with what was found."""
-    model, rows = settled(), Rows.range(3, 0, 4)
+    model, rows = settled(), RowStreams.range(3, 0, 4)
     answer = model.sample(rows, ebgan.SampleOptions(below=1e6))
     assert answer["proposals"].tolist() == [1] * 4
     assert torch.equal(answer["images"], model.sample(rows, ebgan.SampleOptions())["images"])
@@ -297,11 +297,11 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
 
 def test_wrong_ways_of_sampling_are_told() -> None:
     """Both ways at once, or rows that are not equally far, are refused."""
-    model, rows = small(), Rows.range(3, 0, 2)
+    model, rows = small(), RowStreams.range(3, 0, 2)
     with pytest.raises(ValueError, match="not both"):
         model.sample(rows, ebgan.SampleOptions(best_of=2, below=1.0))
     partial = model.sample(rows, ebgan.SampleOptions(best_of=50))
-    assert isinstance(partial, Partial)
+    assert isinstance(partial, Continuation)
     assert all(len(value) == 2 for value in partial.state.values())
     with pytest.raises(ValueError, match="equally far"):
         model.sample(rows, ebgan.SampleOptions(best_of=50), {**partial.state, "done": torch.tensor([16, 32])})
@@ -312,7 +312,7 @@ def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
     model = small(objective="gan", layers_d=3)
     assert set(model.operations()) == {"sample", "energy", "encode"}
     assert model.operations()["energy"]["unit"] == "nats"
-    images, rows = pictures(3, model), Rows.range(1, 0, 3)
+    images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
     answer = model.energy(images, rows, ebgan.EnergyOptions())
     logits, code = model.discriminator(images * 2 - 1)
     torch.testing.assert_close(answer["energies"], -logits.sigmoid().log())
@@ -325,7 +325,7 @@ def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
     """‖2 x̂ − 2 x‖ of pictures in 0 … 1, for both architectures."""
     for architecture in ("mlp", "conv"):
         model = small(architecture=architecture)
-        images, rows = pictures(3, model), Rows.range(1, 0, 3)
+        images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
         guess = model.reconstruct(images, rows, ebgan.ReconstructOptions())["images"]
         energies = model.energy(images, rows, ebgan.EnergyOptions())["energies"]
         torch.testing.assert_close(energies, 2.0 * (guess - images).flatten(1).norm(dim=1))
@@ -345,7 +345,7 @@ def test_the_figures_of_a_card() -> None:
     images = pictures(20, model)
     figures = {figure["name"]: figure for figure in model.evaluate(images, 1, 30)}
     assert figures["energy"]["value"] == pytest.approx(float(model.energies(images).mean()), abs=1e-3)
-    drawn = model.sample(Rows.range(1, 0, 30), ebgan.SampleOptions())["images"]
+    drawn = model.sample(RowStreams.range(1, 0, 30), ebgan.SampleOptions())["images"]
     assert figures["sample_energy"]["value"] == pytest.approx(float(model.energies(drawn).mean()), abs=1e-3)
     assert 0 < figures["pulling_away"]["value"] <= 1
     assert all(set(figure) == {"name", "value", "unit", "better", "detail"} for figure in figures.values())

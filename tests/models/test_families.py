@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load, save
 
 from models.kit import card
+from models.kit.continuation import Continuation
 from models.kit.operations import describe, options_of
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json, json_schema, to_json
 
 FAMILIES = card.families()
@@ -23,7 +23,7 @@ def built(family: str):
     """A model of the family's default `Config`, with reproducible weights."""
     module = card.family(family)
     model = module.Model(module.Config())
-    model.initialise(Rows.range(3, 0, 1))
+    model.initialise(RowStreams.range(3, 0, 1))
     return module, model.eval()
 
 
@@ -45,13 +45,13 @@ def shape_of_answer(model, operation: str) -> tuple[int, int, int]:
 def finished(method, *arguments):
     """The final answer of an operation, its slices done one after another."""
     answer = method(*arguments)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
         answer = method(*arguments, answer.state)
     return answer
 
 
-def asked(model, operation: str, rows: Rows) -> dict:
+def asked(model, operation: str, rows: RowStreams) -> dict:
     """An operation's answer for `rows`, with pictures that belong to each row."""
     entry = model.operations()[operation]
     small = {name: value for name, value in SMALL.items() if name in entry["options"]["properties"]}
@@ -64,13 +64,13 @@ def asked(model, operation: str, rows: Rows) -> dict:
     return finished(getattr(model, operation), *pictures, rows, options)
 
 
-def losses_of(model, images, rows: Rows):
+def losses_of(model, images, rows: RowStreams):
     """The loss and "", or each player's loss in its turn and what the names of its weights begin with."""
-    if not getattr(model, "PLAYERS", ()):
+    if not getattr(model, "OPTIMIZED_MODULES", ()):
         yield "", model.loss(images, rows)
         return
-    for turn in model.turns(images, rows):
-        yield f"{turn.player}.", turn.losses
+    for step in model.training_steps(images, rows):
+        yield f"{step.module}.", step.losses
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,7 +117,7 @@ def test_its_operations_are_those_it_defines(family: str) -> None:
 def test_each_answer_has_the_right_shape_and_range(family: str) -> None:
     """Pictures lie in 0 … 1, every tensor has one row a request and is finite, the rest is a word or a number."""
     _, model = built(family)
-    rows = Rows.range(11, 0, 3)
+    rows = RowStreams.range(11, 0, 3)
     for operation in model.operations():
         for name, value in asked(model, operation, rows).items():
             if not isinstance(value, torch.Tensor):
@@ -135,13 +135,13 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
     """Row 2 of a seed alone equals row 2 among others, but for the last bits that a CPU's batch shape moves."""
     _, model = built(family)
     for operation in model.operations():
-        together = asked(model, operation, Rows.range(11, 0, 5))
-        alone = asked(model, operation, Rows.range(11, 2, 1))
+        together = asked(model, operation, RowStreams.range(11, 0, 5))
+        alone = asked(model, operation, RowStreams.range(11, 2, 1))
         for name, value in alone.items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value[0], together[name][2], rtol=1e-4, atol=1e-4)
-        again = asked(model, operation, Rows.range(11, 0, 5))
-        other = asked(model, operation, Rows.range(12, 0, 5))
+        again = asked(model, operation, RowStreams.range(11, 0, 5))
+        other = asked(model, operation, RowStreams.range(12, 0, 5))
         for name, value in together.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, again[name]), (operation, name)
@@ -153,7 +153,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
 def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
     """`loss`, or each of the `turns` of a game, gives one finite number a picture; it reaches every weight it moves."""
     module, model = built(family)
-    rows = Rows.range(5, 0, 16)
+    rows = RowStreams.range(5, 0, 16)
     channels, height, width = shape_of(module.Config())
     images = (rows.uniform(channels * height * width, 9) > 0.5).float().view(16, channels, height, width)
     moved = set()
@@ -169,10 +169,12 @@ def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
     assert moved == {name for name, _ in model.named_parameters()}
 
 
-def test_a_family_is_a_file() -> None:
-    """Every file of `models/` but those with a leading underscore is a family; no other name is one."""
+def test_a_family_is_a_module_or_a_package() -> None:
+    """The families are the modules of `models/` without a leading underscore and its packages except `kit`."""
     folder = Path(card.__file__).parents[1]
-    assert {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"} == set(FAMILIES)
+    modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
+    packages = {file.parent.name for file in folder.glob("*/__init__.py")} - {"kit"}
+    assert modules | packages == set(FAMILIES)
     with pytest.raises(ValueError, match="no family 'kit'"):
         card.family("kit")
     with pytest.raises(ValueError, match="no family"):

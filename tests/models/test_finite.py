@@ -9,9 +9,9 @@ import torch
 
 from models import bihm, ebgan, superres, vae
 from models.kit import card
+from models.kit.continuation import Continuation
 from models.kit.operations import options_of
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json
 
 CHECKPOINTS = sorted((Path(__file__).parents[2] / "checkpoints").glob("*/*/model.safetensors"))
@@ -28,7 +28,7 @@ def plain(channels: int, height: int, width: int) -> torch.Tensor:
         inside = ((x - width // 2).abs() <= width // share) & ((y - height // 2).abs() <= height // share)
         made += [inside.float(), 1.0 - inside.float()]
     made.append(((x < width // 2) & (y < height // 2)).float())
-    noise = Rows.range(1, 0, 8).uniform(height * width).view(8, height, width)
+    noise = RowStreams.range(1, 0, 8).uniform(height * width).view(8, height, width)
     pictures = torch.cat([torch.stack(made), noise, (noise < 0.5).float()])
     return pictures[:, None].expand(-1, channels, -1, -1).contiguous()
 
@@ -38,17 +38,17 @@ def answers(model, operation: str, pictures: torch.Tensor, **options) -> dict:
     known = options_of(model, operation)
     chosen = from_json(known, {**{k: v for k, v in FEW.items() if k in known.__dataclass_fields__}, **options})
     inputs = model.operations()[operation]["inputs"]
-    rows = Rows.range(3, 0, len(pictures))
+    rows = RowStreams.range(3, 0, len(pictures))
     arguments = [pictures.flip(0) if name == "second" else pictures for name in inputs]
     if operation == "interpolate":
-        rows = Rows.range(3, 0, 2)
+        rows = RowStreams.range(3, 0, 2)
         arguments = [pictures[:1].expand(2, -1, -1, -1), pictures[-1:].expand(2, -1, -1, -1)]
     if "mask" in inputs:
         half = torch.zeros_like(pictures)
         half[..., : half.shape[-1] // 2] = 1.0
         arguments[-1] = half
     answer = getattr(model, operation)(*arguments, rows, chosen)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = getattr(model, operation)(*arguments, rows, chosen, answer.state)
     return answer
 
@@ -90,7 +90,7 @@ def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
 )
 def test_a_family_answers_finite_numbers(model) -> None:
     """With weights twenty times their size, so that codes, variances and logits leave their usual ranges."""
-    model.initialise(Rows.range(3, 0, 1))
+    model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
         parameter.data.mul_(20.0)
     tiled = "upscale" in model.operations()

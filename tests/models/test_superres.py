@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from models import superres
 from models.kit import card, resize
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.continuation import Continuation
+from models.kit.row_streams import RowStreams
+from models.superres import descent, regression, statistics
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
@@ -29,22 +30,22 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 def built(config: superres.Config = STATISTICS) -> superres.Model:
     """A model with reproducible weights, its spreads those of two pictures."""
     model = superres.Model(config)
-    model.initialise(Rows.range(3, 0, 1))
+    model.initialise(RowStreams.range(3, 0, 1))
     if config.objective == "statistics":
         with torch.no_grad():
             sharp, blurred = drawn(2, 3, 64, 64), functional.avg_pool2d(drawn(2, 3, 64, 64), 3, 1, 1)
-            model.spread.copy_(torch.cat(superres.spread_of(model.statistics(blurred), model.statistics(sharp))))
+            model.spread.copy_(torch.cat(statistics.residual_std(model.statistics(blurred), model.statistics(sharp))))
     return model.eval()
 
 
 def upscaled(model: superres.Model, images: torch.Tensor, **options: object) -> torch.Tensor:
     """The pictures of an `upscale`, its slices done one after another."""
     chosen = superres.UpscaleOptions(**options)
-    answer = model.upscale(images, Rows.range(0, 0, len(images)), chosen)
-    while isinstance(answer, Partial):
+    answer = model.upscale(images, RowStreams.range(0, 0, len(images)), chosen)
+    while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
         assert all(len(value) == len(images) for value in answer.state.values())
-        answer = model.upscale(images, Rows.range(0, 0, len(images)), chosen, answer.state)
+        answer = model.upscale(images, RowStreams.range(0, 0, len(images)), chosen, answer.state)
     return answer["images"]
 
 
@@ -56,24 +57,24 @@ def test_energy_is_the_mean_square_in_spreads() -> None:
     predicted = [torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 2, 2)]
     found = [torch.full((1, 2, 3, 3), 2.0), torch.full((1, 1, 2, 2), 4.0)]
     spread = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
-    assert float(superres.energy(predicted, found, spread)) == pytest.approx(((4 + 1) / 2 + 1) / 2)
-    assert float(superres.energy(predicted, found[:1], spread)) == pytest.approx(2.5)
+    assert float(statistics.energy(predicted, found, spread)) == pytest.approx(((4 + 1) / 2 + 1) / 2)
+    assert float(statistics.energy(predicted, found[:1], spread)) == pytest.approx(2.5)
 
 
 def test_spread_is_what_the_regression_leaves_open() -> None:
     """The root mean square of the difference over pictures and places, for each channel; the energy is then 1."""
     own, wanted = [drawn(3, 2, 4, 4)], [drawn(3, 2, 4, 4, seed=2)]
-    (found,) = superres.spread_of(own, wanted)
+    (found,) = statistics.residual_std(own, wanted)
     expected = [float((own[0] - wanted[0])[:, channel].square().mean().sqrt()) for channel in range(2)]
     assert found.tolist() == pytest.approx(expected)
-    assert float(superres.energy(own, wanted, [found]).mean()) == pytest.approx(1.0)
+    assert float(statistics.energy(own, wanted, [found]).mean()) == pytest.approx(1.0)
 
 
 def test_contrast_is_the_difference_of_two_phases() -> None:
     """0 where sample and picture have the same statistics, and its slope pushes them apart in opposite ways."""
     predicted, spread = [torch.zeros(1, 1, 1, 1)], [torch.ones(1)]
     real, sampled = ([torch.full((1, 1, 1, 1), value, requires_grad=True)] for value in (2.0, 3.0))
-    found = superres.contrast(predicted, real, sampled, spread)
+    found = statistics.contrastive_loss(predicted, real, sampled, spread)
     assert float(found.detach()) == pytest.approx(4 - 9)
     found.sum().backward()
     assert float(real[0].grad) == pytest.approx(4.0)
@@ -84,34 +85,34 @@ def test_the_luminance_of_grey_is_itself() -> None:
     """The weights sum to one, so a detail of all colours alike changes no colour."""
     images = drawn(2, 3, 8, 8)
     detail = drawn(2, 1, 8, 8, seed=2) - 0.5
-    torch.testing.assert_close(superres.grey(images + detail), superres.grey(images) + detail)
-    assert float(superres.colour_change(images + detail, images).max()) < 1e-6
-    assert float(superres.colour_change(images * torch.tensor([1.1, 1, 1]).view(1, 3, 1, 1), images).min()) > 0.1
+    torch.testing.assert_close(regression.luminance(images + detail), regression.luminance(images) + detail)
+    assert float(regression.chroma_error(images + detail, images).max()) < 1e-6
+    assert float(regression.chroma_error(images * torch.tensor([1.1, 1, 1]).view(1, 3, 1, 1), images).min()) > 0.1
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_a_detail_is_not_locked_to_the_grid(scale: int) -> None:
     """A pattern that repeats with every low-resolution pixel vanishes; one that does not, stays mostly."""
     pattern = drawn(1, 3, scale, scale).repeat(1, 1, 12, 12)
-    assert float(superres.unlocked(pattern, scale).abs().max()) < 1e-6
+    assert float(statistics.remove_grid_pattern(pattern, scale).abs().max()) < 1e-6
     noise = torch.randn(1, 3, 12 * scale, 12 * scale, generator=torch.Generator().manual_seed(2))
-    assert float(superres.unlocked(noise, scale).square().mean()) > 0.9 * float(noise.square().mean())
+    assert float(statistics.remove_grid_pattern(noise, scale).square().mean()) > 0.9 * float(noise.square().mean())
 
 
 def test_the_posterior_has_the_slope_of_its_differences() -> None:
     """∂E/∂y by central differences, in float64."""
     model = built().double()
     low = drawn(1, 3, 8, 8).double()
-    estimate = superres.interpolated(low, 2)
+    estimate = regression.interpolate_bicubic(low, 2)
     with torch.no_grad():
-        target = model.predicted(estimate, model.statistics(estimate), 2)
-    spread = model.spreads()
+        target = model.predict(estimate, model.statistics(estimate), 2)
+    spread = model.residual_stds()
 
     def energy(detail: torch.Tensor) -> torch.Tensor:
-        return superres.energy(target, model.statistics(estimate + detail), spread)
+        return statistics.energy(target, model.statistics(estimate + detail), spread)
 
     detail = 0.1 * drawn(1, 1, 16, 16, seed=3).double()
-    _, slope = superres.value_and_slope(energy, detail)
+    _, slope = descent.value_and_gradient(energy, detail)
     for place in ((3, 4), (9, 12)):
         step = torch.zeros_like(detail)
         step[0, 0, place[0], place[1]] = 1e-5
@@ -131,15 +132,15 @@ def test_descent_falls_at_every_step_to_the_minimum_of_a_quadratic() -> None:
     def quadratic(detail: torch.Tensor) -> torch.Tensor:
         return (weights * (detail - goal).square()).sum((1, 2, 3))
 
-    state = superres.begun(quadratic, torch.zeros(2, 1, 4, 4))
+    state = descent.start_descent(quadratic, torch.zeros(2, 1, 4, 4))
     for _ in range(150):
-        after = superres.descend(state, quadratic, 1)
+        after = descent.descend(state, quadratic, 1)
         assert bool((after.energy <= state.energy).all())
         state = after
     assert bool((state.energy < 1e-4 * state.first).all())
-    alone = superres.begun(lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], torch.zeros(1, 1, 4, 4))
-    alone = superres.descend(alone, lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], 20)
-    both = superres.descend(superres.begun(quadratic, torch.zeros(2, 1, 4, 4)), quadratic, 20)
+    alone = descent.start_descent(lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], torch.zeros(1, 1, 4, 4))
+    alone = descent.descend(alone, lambda detail: quadratic(detail.expand(2, -1, -1, -1))[:1], 20)
+    both = descent.descend(descent.start_descent(quadratic, torch.zeros(2, 1, 4, 4)), quadratic, 20)
     torch.testing.assert_close(alone.detail[0], both.detail[0])
 
 
@@ -147,16 +148,16 @@ def test_descent_halves_the_energy_of_a_picture() -> None:
     """Toward the statistics of a sharper picture, from its blurred copy."""
     model = built()
     high = drawn(1, 3, 32, 32)
-    low = superres.downsampled(high, 2)
-    estimate = superres.interpolated(low, 2)
+    low = regression.downsample(high, 2)
+    estimate = regression.interpolate_bicubic(low, 2)
     with torch.no_grad():
         target = model.statistics(high)
-    state = superres.begun(
-        lambda detail: superres.energy(target, model.statistics(estimate + detail), model.spreads()),
+    state = descent.start_descent(
+        lambda detail: statistics.energy(target, model.statistics(estimate + detail), model.residual_stds()),
         torch.zeros_like(estimate[:, :1]),
     )
-    after = superres.descend(
-        state, lambda detail: superres.energy(target, model.statistics(estimate + detail), model.spreads()), 20
+    after = descent.descend(
+        state, lambda detail: statistics.energy(target, model.statistics(estimate + detail), model.residual_stds()), 20
     )
     assert float(after.energy) < 0.5 * float(after.first)
 
@@ -167,30 +168,30 @@ def test_descent_halves_the_energy_of_a_picture() -> None:
 def test_each_player_moves_its_own_weights() -> None:
     """Three turns, a loss a picture; every weight of a player has a slope, and the wavelets wait for their epoch."""
     model = built()
-    images, rows = drawn(3, 3, 64, 64), Rows.range(5, 0, 3)
-    assert [turn.player for turn in model.turns(images, rows, 0)] == ["predictor", "generator"]
-    for turn in model.turns(images, rows, 1):
-        assert turn.losses.shape == (3,)
-        player = getattr(model, turn.player)
-        turn.losses.mean().backward(inputs=list(player.parameters()))
-        scale = str(model._pair(images, rows)[2])
+    images, rows = drawn(3, 3, 64, 64), RowStreams.range(5, 0, 3)
+    assert [step.module for step in model.training_steps(images, rows, 0)] == ["predictor", "generator"]
+    for step in model.training_steps(images, rows, 1):
+        assert step.losses.shape == (3,)
+        player = getattr(model, step.module)
+        step.losses.mean().backward(inputs=list(player.parameters()))
+        scale = str(model._training_pair(images, rows)[2])
         for name, parameter in player.named_parameters():
             other = ("tails." in name or name.startswith("scales.")) and f".{scale}" not in name
-            assert other or float(parameter.grad.abs().sum()) > 0, (turn.player, name)
-    assert model.PLAYERS == ("predictor", "generator", "scattering")
-    assert built(SMALL).PLAYERS == ()
+            assert other or float(parameter.grad.abs().sum()) > 0, (step.module, name)
+    assert model.OPTIMIZED_MODULES == ("predictor", "generator", "scattering")
+    assert built(SMALL).OPTIMIZED_MODULES == ()
 
 
 def test_the_generator_starts_where_the_regression_ends() -> None:
     """`begin` takes over a regression's weights; without them it says what is missing."""
     trained, model = built(SMALL), superres.Model(STATISTICS)
-    model.initialise(Rows.range(9, 0, 1))
-    model.begin(trained.state_dict())
+    model.initialise(RowStreams.range(9, 0, 1))
+    model.warm_start(trained.state_dict())
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name])
         assert torch.equal(weight, model.state_dict()[name.replace("regression.", "generator.")])
     with pytest.raises(ValueError, match=r"regression\.head\.weight is missing"):
-        model.begin({})
+        model.warm_start({})
 
 
 # Enlarging
@@ -214,7 +215,7 @@ def test_learned_methods_agree_with_their_low_resolution() -> None:
     model = built()
     low = 0.3 + 0.4 * drawn(1, 3, 48, 48)
     model.requires_grad_(requires_grad=False)
-    for high in (model.regressed(low, 4), model.regressed(low, 4, ensemble=True), model.sharpened(low, 4, 0.3)):
+    for high in (model.regress(low, 4), model.regress(low, 4, ensemble=True), model.sharpen(low, 4, 0.3)):
         found = resize.bicubic(48, 48, 4)(high)
         assert float((found - low).abs().max()) < 0.5 / 255
 
@@ -235,8 +236,8 @@ def test_descent_comes_in_slices_that_say_how_far_they_are() -> None:
     model = built()
     images = drawn(2, 3, 48, 48)
     options = superres.UpscaleOptions(scale=2, inference="descent", steps=2)
-    rows, shares, state = Rows.range(0, 0, 2), [], None
-    while isinstance(answer := model.upscale(images, rows, options, state), Partial):
+    rows, shares, state = RowStreams.range(0, 0, 2), [], None
+    while isinstance(answer := model.upscale(images, rows, options, state), Continuation):
         shares.append(answer.done)
         state = answer.state
     assert shares == sorted(shares)
@@ -271,19 +272,19 @@ def test_settling_makes_a_filter_for_each_scale_that_changes_the_detail_alone() 
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if "taps_" not in name})
     low, patches = drawn(1, 3, 48, 48), drawn(20, 3, 96, 96)
     for scale in config.scales:
-        assert torch.equal(model.sharpened(low, scale), plain.sharpened(low, scale))
-    model.settle(lambda: iter([patches]), lambda first, count: Rows.range(0, first, count))
+        assert torch.equal(model.sharpen(low, scale), plain.sharpen(low, scale))
+    model.finalize(lambda: iter([patches]), lambda first, count: RowStreams.range(0, first, count))
     for scale in config.scales:
         taps = model.get_buffer(f"taps_{scale}")
         assert not torch.equal(taps, built(config).get_buffer(f"taps_{scale}"))
         torch.testing.assert_close(taps, taps.T, atol=1e-5, rtol=0)
-        estimate = model.regressed(low, scale)
-        before, after = ((one.sharpened(low, scale) - estimate).detach() for one in (plain, model))
+        estimate = model.regress(low, scale)
+        before, after = ((one.sharpen(low, scale) - estimate).detach() for one in (plain, model))
         assert float((after - before).abs().max()) > 1e-3
         assert 0.4 < float(after.std() / before.std()) < 2.5
-        assert torch.equal(model.sharpened(low, scale, 1.0), estimate)
+        assert torch.equal(model.sharpen(low, scale, 1.0), estimate)
     begun = built(config)
-    begun.begin(model.state_dict())
+    begun.warm_start(model.state_dict())
     assert torch.equal(begun.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
 
 
@@ -313,7 +314,7 @@ def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -
     low = drawn(1, 3, core + 2 * margin, 2 * core + 2 * margin)
     tiles = torch.cat([low[..., :, j : j + core + 2 * margin] for j in (0, core)])
     found = torch.cat(list(upscaled(shipped, tiles, method=method, scale=2, fidelity=0.0)), 2)
-    whole = shipped.sharpened(low, 2) if method == "statistics" else shipped.regressed(low, 2)
+    whole = shipped.sharpen(low, 2) if method == "statistics" else shipped.regress(low, 2)
     cut = 2 * margin
     expected = whole[0, :, cut:-cut, cut:-cut].clamp(0, 1)
     apart = (found.mul(255).round() - expected.mul(255).round()).abs()
@@ -323,7 +324,7 @@ def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -
 def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Model) -> None:
     """By every learned method, the 8-bit answer made small again is within 45 dB of the input."""
     low = (0.1 + 0.8 * drawn(1, 3, 32, 32)).mul(255).round() / 255
-    for high in (shipped.regressed(low, 4), shipped.sharpened(low, 4), shipped.sharpened(low, 4, 0.5)):
+    for high in (shipped.regress(low, 4), shipped.sharpen(low, 4), shipped.sharpen(low, 4, 0.5)):
         levels = high.clamp(0, 1).mul(255).round() / 255
         again = resize.bicubic(32, 32, 4)(levels)
         assert float((again - low).square().mean()) < 10**-4.5
@@ -331,8 +332,8 @@ def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Mode
 
 def test_the_shipped_descent_halves_its_energy(shipped: superres.Model) -> None:
     """Under Φ(x), from the regression's estimate on."""
-    low = superres.downsampled(drawn(1, 3, 96, 96), 4)
-    estimate = shipped.regressed(low, 4)
-    posterior = shipped.posterior(low, estimate, 4)
-    state = superres.descend(superres.begun(posterior, torch.zeros_like(estimate[:, :1])), posterior, 20)
+    low = regression.downsample(drawn(1, 3, 96, 96), 4)
+    estimate = shipped.regress(low, 4)
+    posterior = shipped.energy_function(low, estimate, 4)
+    state = descent.descend(descent.start_descent(posterior, torch.zeros_like(estimate[:, :1])), posterior, 20)
     assert float(state.energy) <= 0.5 * float(state.first)

@@ -11,8 +11,8 @@ import torch
 
 from models import vae
 from models.kit import card, data
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.continuation import Continuation
+from models.kit.row_streams import RowStreams
 from models.kit.sampling import manifold_coordinates
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +30,13 @@ def trained() -> vae.Model:
 def digits() -> torch.Tensor:
     """Forty binary digits, (40, 1, 28, 28)."""
     images = data.load(str(FIXTURE)).images[:40]
-    return data.binarize(images, Rows.range(1, 0, 40))
+    return data.binarize(images, RowStreams.range(1, 0, 40))
 
 
 def small(scale: float = 3.0, **config) -> vae.Model:
     """An untrained model of 3×4 pictures; weights above their usual size put its posterior far from the prior."""
     model = vae.Model(vae.Config(**{"height": 3, "width": 4, "hidden": (16,), "latents": 2, **config}))
-    model.initialise(Rows.range(3, 0, 1))
+    model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
         parameter.data.mul_(scale)
     return model.eval()
@@ -45,7 +45,7 @@ def small(scale: float = 3.0, **config) -> vae.Model:
 def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
     """Binary pictures of the small model's shape."""
     pixels = model.config.height * model.config.width
-    pictures = (Rows.range(seed, 0, count).uniform(pixels) > 0.5).float()
+    pictures = (RowStreams.range(seed, 0, count).uniform(pixels) > 0.5).float()
     return pictures.view(count, 1, model.config.height, model.config.width)
 
 
@@ -54,7 +54,7 @@ def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
 
 def test_log_normal_is_torchs(digits) -> None:
     """Eq. 9 agrees with torch.distributions."""
-    z, mean, log_variance = Rows.range(1, 0, 3).normal(15).view(3, 3, 5)
+    z, mean, log_variance = RowStreams.range(1, 0, 3).normal(15).view(3, 3, 5)
     expected = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(-1)
     torch.testing.assert_close(vae.log_normal(z, mean, log_variance), expected)
     torch.testing.assert_close(vae.log_prior(z), vae.log_normal(z, torch.zeros_like(z), torch.zeros_like(z)))
@@ -62,8 +62,8 @@ def test_log_normal_is_torchs(digits) -> None:
 
 def test_bernoulli_likelihood_is_torchs() -> None:
     """Eq. 11 agrees with torch.distributions, also where a sigmoid would be 0 or 1 in float32."""
-    x = (Rows.range(1, 0, 4).uniform(30) > 0.5).float()
-    logits = 40 * Rows.range(2, 0, 4).normals(30, 0, 6)
+    x = (RowStreams.range(1, 0, 4).uniform(30) > 0.5).float()
+    logits = 40 * RowStreams.range(2, 0, 4).normals(30, 0, 6)
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x[:, None].expand(4, 6, 30)).sum(-1)
     torch.testing.assert_close(vae.log_bernoulli(x, logits), expected)
 
@@ -72,7 +72,7 @@ def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
     """Eq. 10's KL agrees with a Monte Carlo mean of log q − log p within 3 standard errors, image by image."""
     with torch.no_grad():
         mean, log_variance = trained.encoder(digits.flatten(1))
-    z = vae.reparameterise(mean, log_variance, Rows.range(2, 0, 40).normals(2, 0, 4000))
+    z = vae.reparameterise(mean, log_variance, RowStreams.range(2, 0, 40).normals(2, 0, 4000))
     samples = (vae.log_normal(z, mean[:, None], log_variance[:, None]) - vae.log_prior(z)).double()
     gap = samples.mean(1) - vae.kl_to_prior(mean, log_variance)
     error = samples.std(1) / math.sqrt(4000)
@@ -82,7 +82,7 @@ def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
 
 def test_minibatch_scales_both_terms() -> None:
     """Eq. 8 multiplies reconstruction and KL alike by N/M, and does not depend on how the set is cut."""
-    log_p_x, kl = Rows.range(1, 0, 6).normal(3), Rows.range(2, 0, 6).uniform(1)[:, 0]
+    log_p_x, kl = RowStreams.range(1, 0, 6).normal(3), RowStreams.range(2, 0, 6).uniform(1)[:, 0]
     whole = vae.minibatch(vae.sgvb_b(log_p_x, kl), 600)
     torch.testing.assert_close(whole, 100 * (log_p_x.mean(1).sum() - kl.sum()))
     halves = [vae.minibatch(vae.sgvb_b(log_p_x[i : i + 3], kl[i : i + 3]), 300) for i in (0, 3)]
@@ -91,13 +91,13 @@ def test_minibatch_scales_both_terms() -> None:
 
 def test_importance_bound_rises_with_k() -> None:
     """L_K of groups of one sample set never falls as the groups grow, and K = 1 is estimator A."""
-    log_p_x, log_p_z, log_q = 30 * Rows.range(4, 0, 24).normal(3 * 64).view(3, 8, 192)[..., :64]
+    log_p_x, log_p_z, log_q = 30 * RowStreams.range(4, 0, 24).normal(3 * 64).view(3, 8, 192)[..., :64]
     log_w = log_p_x + log_p_z - log_q
-    means = [float(vae.importance_bound(log_w.reshape(-1, k)).mean()) for k in (1, 2, 4, 8, 16, 32, 64)]
+    means = [float(vae.iwae_bound(log_w.reshape(-1, k)).mean()) for k in (1, 2, 4, 8, 16, 32, 64)]
     assert means == sorted(means)
     assert means[-1] > means[0] + 1
     a = vae.sgvb_a(log_p_x[:, :1], log_p_z[:, :1], log_q[:, :1])
-    torch.testing.assert_close(vae.importance_bound(log_w[:, :1]), a)
+    torch.testing.assert_close(vae.iwae_bound(log_w[:, :1]), a)
 
 
 # --- Estimators on a trained network ---------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> Non
     values = {"A": [], "B": []}
     gradients = {"A": [], "B": [], "score": []}
     for repeat in range(400):
-        noise = Rows.range(8, 3 * repeat, 3).normals(2, 0, 1)
+        noise = RowStreams.range(8, 3 * repeat, 3).normals(2, 0, 1)
         for name, term in estimates(trained, x, noise).items():
             parts = torch.autograd.grad(term.sum(), (bias, weight, spread), retain_graph=True)
             gradients[name].append(torch.cat([part.flatten() for part in parts]).double())
@@ -148,7 +148,7 @@ def test_score_function_points_the_same_way() -> None:
     """On a small network with many samples the score function's mean gradient is the reparameterised one's."""
     model = small(latents=2)
     x = drawn(model, 1).flatten(1)
-    noise = Rows.range(1, 0, 1).normals(2, 0, 200_000)
+    noise = RowStreams.range(1, 0, 1).normals(2, 0, 200_000)
     target = model.encoder.mean.bias
     gradients = {
         n: torch.autograd.grad(t.sum(), target, retain_graph=True)[0] for n, t in estimates(model, x, noise).items()
@@ -165,11 +165,11 @@ def test_dreg_points_the_same_way_and_varies_less(trained, digits) -> None:
     gradients: dict[str, list[torch.Tensor]] = {}
     for objective in ("importance", "importance_dreg"):
         model = vae.Model(vae.Config(**{**config, "objective": objective}))
-        model.begin(trained.state_dict())
+        model.warm_start(trained.state_dict())
         parameters = [model.get_parameter(name) for name in names]
         gradients[objective] = []
         for repeat in range(400):
-            loss = model.loss(images, Rows.range(8, 3 * repeat, 3)).sum()
+            loss = model.loss(images, RowStreams.range(8, 3 * repeat, 3)).sum()
             parts = torch.autograd.grad(loss, parameters)
             gradients[objective].append([part.flatten().double() for part in parts])
     for number, name in enumerate(names):
@@ -188,7 +188,7 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
     for name, parameter in model.named_parameters():  # q is the prior, and the decoder does not look at z
         if name.startswith("encoder") or name == "decoder.trunk.0.weight":
             parameter.data.zero_()
-    loss = model.loss(drawn(model, 4), Rows.range(2, 0, 4)).sum()
+    loss = model.loss(drawn(model, 4), RowStreams.range(2, 0, 4)).sum()
     bias, weight = torch.autograd.grad(loss, (model.encoder.mean.bias, model.encoder.log_variance.weight))
     torch.testing.assert_close(bias, torch.zeros_like(bias), rtol=0, atol=1e-5)
     torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
@@ -197,11 +197,11 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
 def test_a_vae_begins_with_one_of_the_same_networks(trained) -> None:
     """A run may go on from another model's weights, all of them or none."""
     model = vae.Model(trained.config)
-    model.begin(trained.state_dict())
+    model.warm_start(trained.state_dict())
     for mine, its in zip(model.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mine, its)
     with pytest.raises(ValueError, match="same networks"):
-        small().begin(trained.state_dict())
+        small().warm_start(trained.state_dict())
 
 
 # --- Likelihood ------------------------------------------------------------------------------------------------------
@@ -215,10 +215,10 @@ def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
     return terms.logsumexp(1) + 2 * math.log(14 / 280)
 
 
-def finished(model: vae.Model, images, rows: Rows, options: vae.LikelihoodOptions) -> dict:
+def finished(model: vae.Model, images, rows: RowStreams, options: vae.LikelihoodOptions) -> dict:
     """The likelihood's answer after all of its slices."""
     answer = model.log_likelihood(images, rows, options)
-    while isinstance(answer, Partial):
+    while isinstance(answer, Continuation):
         answer = model.log_likelihood(images, rows, options, answer.state)
     return answer
 
@@ -228,7 +228,7 @@ def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None
     """5000 importance samples give log p(x) of a two-latent model within 4 of their own standard errors."""
     model = small(scale, likelihood=likelihood)
     images = drawn(model, 6)
-    answer = finished(model, images, Rows.range(2, 0, 6), vae.LikelihoodOptions(k=5000))
+    answer = finished(model, images, RowStreams.range(2, 0, 6), vae.LikelihoodOptions(k=5000))
     with torch.no_grad():
         exact = quadrature(model, images.flatten(1))
     assert float(answer["standard_error"].max()) < 0.5
@@ -239,16 +239,16 @@ def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None
 
 def test_slices_make_the_whole(trained, digits) -> None:
     """K = 600 comes in three slices whose answer is that of one pass over the same samples."""
-    rows, images = Rows.range(3, 0, 4), digits[:4]
+    rows, images = RowStreams.range(3, 0, 4), digits[:4]
     first = trained.log_likelihood(images, rows, vae.LikelihoodOptions(k=600))
-    assert isinstance(first, Partial)
+    assert isinstance(first, Continuation)
     assert first.done == pytest.approx(250 / 600)
     assert all(len(value) == 4 for value in first.state.values())
     answer = finished(trained, images, rows, vae.LikelihoodOptions(k=600))
     with torch.inference_mode():
         log_w = trained.log_weights(images.flatten(1), rows, 0, 600).double()
     weight = (log_w - log_w.max(1, keepdim=True).values).exp()
-    torch.testing.assert_close(answer["log_p"], vae.importance_bound(log_w).float())
+    torch.testing.assert_close(answer["log_p"], vae.iwae_bound(log_w).float())
     size = weight.sum(1).square() / weight.square().sum(1)
     torch.testing.assert_close(answer["effective_sample_size"], size.float(), rtol=1e-4, atol=1e-3)
     error = weight.std(1) / weight.mean(1) / math.sqrt(600)
@@ -258,7 +258,7 @@ def test_slices_make_the_whole(trained, digits) -> None:
 
 def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
     """A batch whose rows come from different slices is refused."""
-    rows, options = Rows.range(3, 0, 2), vae.LikelihoodOptions(k=600)
+    rows, options = RowStreams.range(3, 0, 2), vae.LikelihoodOptions(k=600)
     state = trained.log_likelihood(digits[:2], rows, options).state
     state["count"] = torch.tensor([250, 500])
     with pytest.raises(ValueError, match="equally far"):
@@ -267,7 +267,7 @@ def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
 
 def test_energy_is_minus_the_bound(trained, digits) -> None:
     """Energies exceed −log p(x), and with one draw equal the training loss of estimator B to the last bits."""
-    rows, images = Rows.range(4, 0, 8), digits[:8]
+    rows, images = RowStreams.range(4, 0, 8), digits[:8]
     energies = trained.energy(images, rows, vae.EnergyOptions(draws=200))["energies"]
     log_p = finished(trained, images, rows, vae.LikelihoodOptions(k=2000))["log_p"]
     assert bool((energies > -log_p).all())
@@ -279,7 +279,7 @@ def test_energy_is_minus_the_bound(trained, digits) -> None:
 def test_objectives_are_their_equations() -> None:
     """The loss is −A, −B or −L_K by the config, and one sample for the first epochs where it says so."""
     images = drawn(small(), 5)
-    rows = Rows.range(9, 0, 5)
+    rows = RowStreams.range(9, 0, 5)
     x, noise = images.flatten(1), rows.normals(2, 0, 7)
     for objective in ("sgvb_a", "sgvb_b", "importance", "importance_dreg"):
         model = small(objective=objective, samples=7, single_sample_epochs=2)
@@ -290,7 +290,7 @@ def test_objectives_are_their_equations() -> None:
         expected = {
             "sgvb_a": vae.sgvb_a(log_p_x, log_p_z, log_q),
             "sgvb_b": vae.sgvb_b(log_p_x, vae.kl_to_prior(mean, log_variance)),
-            "importance": vae.importance_bound(log_p_x + log_p_z - log_q),
+            "importance": vae.iwae_bound(log_p_x + log_p_z - log_q),
         }[objective.removesuffix("_dreg")]
         torch.testing.assert_close(model.loss(images, rows, 2), -expected, rtol=1e-4, atol=1e-4)
         early = small(objective=objective, samples=1).loss(images, rows)
@@ -306,35 +306,35 @@ def test_only_two_latents_make_a_manifold(trained) -> None:
     other = small(latents=3)
     assert "manifold" not in other.operations()
     with pytest.raises(ValueError, match="needs 2 latents"):
-        other.manifold(Rows.range(0, 0, 1), vae.ManifoldOptions())
+        other.manifold(RowStreams.range(0, 0, 1), vae.ManifoldOptions())
     with pytest.raises(ValueError, match="has 9 cells"):
-        trained.manifold(Rows.range(0, 9, 1), vae.ManifoldOptions(size=3))
+        trained.manifold(RowStreams.range(0, 9, 1), vae.ManifoldOptions(size=3))
 
 
 def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
     """Cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), whatever the seed."""
-    cells = trained.manifold(Rows.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
+    cells = trained.manifold(RowStreams.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
     at = manifold_coordinates(3)
     with torch.no_grad():
         expected = trained.decoder(torch.stack((at[2], at[1]))[None]).sigmoid()
     torch.testing.assert_close(cells[1 * 3 + 2].flatten(), expected[0], rtol=1e-4, atol=1e-5)
-    assert torch.equal(cells, trained.manifold(Rows.range(6, 0, 9), vae.ManifoldOptions(size=3))["images"])
+    assert torch.equal(cells, trained.manifold(RowStreams.range(6, 0, 9), vae.ManifoldOptions(size=3))["images"])
 
 
 def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
     """Frames 0 and last are the reconstructions of the two pictures; a frame beyond the path is refused."""
-    rows, options = Rows.range(5, 0, 6), vae.InterpolateOptions(steps=6)
+    rows, options = RowStreams.range(5, 0, 6), vae.InterpolateOptions(steps=6)
     first, second = digits[:1].expand(6, 1, 28, 28), digits[1:2].expand(6, 1, 28, 28)
     frames = trained.interpolate(first, second, rows, options)["images"]
-    ends = trained.reconstruct(digits[:2], Rows.range(5, 0, 2), vae.ReconstructOptions())["images"]
+    ends = trained.reconstruct(digits[:2], RowStreams.range(5, 0, 2), vae.ReconstructOptions())["images"]
     torch.testing.assert_close(frames[[0, 5]], ends, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="no frame 6"):
-        trained.interpolate(first, second, Rows.range(5, 1, 6), options)
+        trained.interpolate(first, second, RowStreams.range(5, 1, 6), options)
 
 
 def test_options_of_sampling(trained) -> None:
     """Draws are binary with the means as probabilities; a low temperature and a tight truncation draw near z = 0."""
-    rows = Rows.range(2, 0, 300)
+    rows = RowStreams.range(2, 0, 300)
     means = trained.sample(rows, vae.SampleOptions())["images"]
     draws = trained.sample(rows, vae.SampleOptions(output="draws"))["images"]
     assert set(draws.unique().tolist()) == {0.0, 1.0}
@@ -349,7 +349,7 @@ def test_binarization_of_grey_pictures(trained, digits) -> None:
     """A draw depends on the seed, a threshold does not, and both leave binary pictures as they are."""
     grey = data.grey(data.load(str(FIXTURE)).images[:4])
     encode = {
-        (how, seed): trained.encode(grey, Rows.range(seed, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
+        (how, seed): trained.encode(grey, RowStreams.range(seed, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
         for how in ("draw", "threshold", "none")
         for seed in (1, 2)
     }
@@ -357,7 +357,7 @@ def test_binarization_of_grey_pictures(trained, digits) -> None:
     assert torch.equal(encode["threshold", 1], encode["threshold", 2])
     assert not torch.equal(encode["threshold", 1], encode["none", 1])
     binary = [
-        trained.encode(digits[:4], Rows.range(1, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
+        trained.encode(digits[:4], RowStreams.range(1, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
         for how in ("draw", "threshold", "none")
     ]
     assert torch.equal(binary[0], binary[1])
@@ -367,7 +367,7 @@ def test_binarization_of_grey_pictures(trained, digits) -> None:
 def test_a_gaussian_decoder_draws_within_range() -> None:
     """A model of grey pixels keeps means and draws in 0 … 1, ignores binarization, and has a density."""
     model = small(likelihood="gaussian", channels=1)
-    rows = Rows.range(2, 0, 20)
+    rows = RowStreams.range(2, 0, 20)
     for output in ("means", "draws"):
         images = model.sample(rows, vae.SampleOptions(output=output))["images"]
         assert images.shape == (20, 1, 3, 4)
@@ -389,5 +389,5 @@ def test_normal_initialisation_is_the_papers() -> None:
 def small_initialised(init: str) -> vae.Model:
     """A fresh model of digits with one layer of 100."""
     model = vae.Model(vae.Config(hidden=(100,), latents=5, init=init))
-    model.initialise(Rows.range(1, 0, 1))
+    model.initialise(RowStreams.range(1, 0, 1))
     return model

@@ -9,7 +9,7 @@ import torch
 from core.imaging.tiling import Tiling
 from models.kit import card
 from models.kit.operations import options_of
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
@@ -28,7 +28,7 @@ def test_tiles_show_no_seam(method: str) -> None:
     def made(images: np.ndarray) -> np.ndarray:
         low = torch.from_numpy(images).float() / 255
         with torch.inference_mode():
-            high = model.upscale(low, Rows.range(0, 0, len(low)), options)["images"]
+            high = model.upscale(low, RowStreams.range(0, 0, len(low)), options)["images"]
         return high.mul(255).round().clamp(0, 255).byte().numpy()
 
     picture = _picture(115, 125)

@@ -15,7 +15,7 @@ from celery.platforms import SecurityWarning
 
 from core.log import set_up
 from core.startup import QueueGuard, check, errors_end_the_program, load_settings
-from models.kit import memory
+from models.kit import malloc
 from workers.inference.tasks import Worker
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     celery_signals.setup_logging.connect(lambda **_said: None, weak=False)  # or Celery sets the root's level to its own
     warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
     torch.set_num_threads(1)
-    memory.keep_freed()
+    malloc.keep_freed_memory()
     guard = QueueGuard(chosen, lambda: os.kill(os.getpid(), signal.SIGTERM))
     guard.start()
     Worker(chosen).start()

@@ -12,8 +12,8 @@ from torch import Tensor
 from core.broker.codec import Fields, Outcome, Part, joined
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.continuation import Continuation
+from models.kit.row_streams import RowStreams
 from workers.inference.model_cache import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _run_all(
     for first in range(0, count, step):
         piece = stack.cut(first, min(first + step, count))
         answer = _steps(loaded_model, method, chosen, piece.padded(plan.bucket(len(piece.seeds))), state, until)
-        if isinstance(answer, Partial):
+        if isinstance(answer, Continuation):
             state = {name: _host(value[:count]) for name, value in answer.state.items()}
             preview = None if answer.preview is None else _fields({"images": answer.preview}, count)["images"]
             return SliceResult(state, float(answer.done), preview)
@@ -144,14 +144,14 @@ def _steps(
     loaded_model: LoadedModel, method: str, options: Any, stack: _Stack, state: dict[str, Any] | None, until: float
 ) -> Any:
     """Call the model until it is finished or the time is up."""
-    rows = Rows(torch.from_numpy(stack.seeds), torch.from_numpy(stack.row))
+    rows = RowStreams(torch.from_numpy(stack.seeds), torch.from_numpy(stack.row))
     images = [torch.from_numpy(item).to(loaded_model.device).float().div_(255) for item in stack.items]
     carried = None
     if state is not None:
         padded = {name: _pad(value, len(stack.seeds)) for name, value in state.items()}
         carried = {name: torch.tensor(value, device=loaded_model.device) for name, value in padded.items()}
     answer = loaded_model.call(method, options, rows, images, carried)
-    while isinstance(answer, Partial) and time.perf_counter() < until:
+    while isinstance(answer, Continuation) and time.perf_counter() < until:
         answer = loaded_model.call(method, options, rows, images, answer.state)
     return answer
 

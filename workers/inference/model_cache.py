@@ -22,9 +22,9 @@ from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 from core.settings import Settings
 from models.kit import card as cards
+from models.kit.continuation import Continuation
 from models.kit.operations import options_of
-from models.kit.partial import Partial
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json
 from workers.inference.packed_linear import pack
 
@@ -115,8 +115,10 @@ class LoadedModel:
             self._known[key] = from_json(self._options[method], given)
         return self._known[key]
 
-    def call(self, method: str, options: Any, rows: Rows, items: list[Tensor], state: dict[str, Any] | None) -> Any:
-        """Run one step of an operation: a dict of fields, or a Partial to be called again with its state."""
+    def call(
+        self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
+    ) -> Any:
+        """Run one step of an operation: a dict of fields, or a Continuation to be called again with its state."""
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
@@ -176,22 +178,22 @@ class LoadedModel:
         operation = BY_METHOD[method]
         # a frame or a grid cell must be one of the request's
         own = operation.rows(LARGEST_BUCKET, LARGEST_BUCKET, self._defaults(method))
-        rows = Rows.range(20_140_501, first, size)
-        rows = Rows(rows.seed, rows.row % own)
+        rows = RowStreams.range(20_140_501, first, size)
+        rows = RowStreams(rows.seed, rows.row % own)
         shape = (size, *self.entry.image)
-        noise = Rows.range(1, first, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
+        noise = RowStreams.range(1, first, size).uniform(shape[1] * shape[2] * shape[3]).view(shape)
         if reverse:
-            rows, noise = Rows(rows.seed, rows.row.flip(0)), noise.flip(0)
+            rows, noise = RowStreams(rows.seed, rows.row.flip(0)), noise.flip(0)
         items = [noise.to(self.device) for _ in operation.inputs]
         result = self.call(method, options, rows, items, None)
-        state = result.state if isinstance(result, Partial) else None
+        state = result.state if isinstance(result, Continuation) else None
         seconds = float("inf")
         for _ in range(tries or int(state is not None)):
             begun = time.perf_counter()
             result = self.call(method, options, rows, items, state)
             self._wait()
             seconds = min(seconds, time.perf_counter() - begun)
-        fields = result.state if isinstance(result, Partial) else result
+        fields = result.state if isinstance(result, Continuation) else result
         tensors = [value for value in fields.values() if isinstance(value, Tensor) and value.ndim]
         return [tensor.flip(0) if reverse else tensor for tensor in tensors], seconds
 

@@ -5,7 +5,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from models.kit.products import Linear, onednn
+from models.kit.onednn_linear import Linear, onednn_linear
 
 _WORTH_BYTES = 1 << 20
 """Smaller layers gain nothing."""
@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Wx + b."""
-        return onednn(x, self._packed, self.bias)
+        return onednn_linear(x, self._packed, self.bias)
 
 
 def pack(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.__main__ import main
 from models.kit import data
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
@@ -126,7 +126,7 @@ def test_static_is_one_draw_and_dynamic_is_not() -> None:
     assert fingerprint == same
     assert torch.equal(first, again)
     assert not torch.equal(first, data.static_binarization(images, test=True)[0])
-    a, b = (data.binarize(images, Rows.range(seed, 0, 50)) for seed in (1, 2))
+    a, b = (data.binarize(images, RowStreams.range(seed, 0, 50)) for seed in (1, 2))
     assert set(a.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(a, b)
 

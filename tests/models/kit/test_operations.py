@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from models.kit.operations import describe, options_of
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
 
@@ -25,16 +25,16 @@ class Options:
 class Example(nn.Module):
     """Two operations, and methods that are none."""
 
-    def blend(self, first: Float[Tensor, "B"], second: Float[Tensor, "B"], rows: Rows, options: Options) -> Any:
+    def blend(self, first: Float[Tensor, "B"], second: Float[Tensor, "B"], rows: RowStreams, options: Options) -> Any:
         """An operation of two pictures."""
 
-    def measure(self, images: Float[Tensor, "B"], rows: Rows, options: Options, state: dict | None = None) -> Any:
+    def measure(self, images: Float[Tensor, "B"], rows: RowStreams, options: Options, state: dict | None = None) -> Any:
         """A sliced operation of one."""
 
-    def _hidden(self, rows: Rows, options: Options) -> Any:
+    def _hidden(self, rows: RowStreams, options: Options) -> Any:
         """None: it is private."""
 
-    def loss(self, images: Float[Tensor, "B"], rows: Rows) -> Any:
+    def loss(self, images: Float[Tensor, "B"], rows: RowStreams) -> Any:
         """None: it takes no options."""
 
 

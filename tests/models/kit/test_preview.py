@@ -9,13 +9,13 @@ from PIL import Image
 
 from models import superres, vae
 from models.kit.preview import preview
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 
 
 def test_samples_fill_the_sheet() -> None:
     """Small samples come a hundred at a time at most, the same for a seed; the model's mode stays."""
     model = vae.Model(vae.Config(height=14, width=14, hidden=(8,), latents=2))
-    model.initialise(Rows.range(1, 0, 1))
+    model.initialise(RowStreams.range(1, 0, 1))
     images = torch.zeros(4, 1, 14, 14, dtype=torch.uint8)
     made = preview(model, images, 3)
     assert made == preview(model, images, 3) != preview(model, images, 4)
@@ -28,7 +28,7 @@ def test_samples_fill_the_sheet() -> None:
 def test_a_model_that_enlarges_shows_what_it_makes_of_small_pictures() -> None:
     """Pictures are reduced first, so that they come back in their own size."""
     model = superres.Model(superres.Config(blocks=1, features=4))
-    model.initialise(Rows.range(1, 0, 1))
+    model.initialise(RowStreams.range(1, 0, 1))
     made = preview(model, torch.randint(0, 255, (9, 3, 96, 96), dtype=torch.uint8), 1)
     assert made is not None
     with Image.open(io.BytesIO(made)) as picture:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.sampling import (
     Weights,
     accept,
@@ -28,7 +28,7 @@ from models.kit.sampling import (
 
 def normal_log_w(spread: float, rows: int, count: int, seed: int = 1) -> torch.Tensor:
     """log p(z)/q(z) at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), float64."""
-    noise = Rows.range(seed, 0, rows).normals(1, 0, count)[..., 0].double()
+    noise = RowStreams.range(seed, 0, rows).normals(1, 0, count)[..., 0].double()
     return math.log(spread) + 0.5 * noise.square() * (1.0 - spread**2)
 
 
@@ -45,7 +45,7 @@ def kolmogorov(sample: torch.Tensor, cdf) -> float:
 
 def test_exponential_passes_kolmogorov_and_smirnov() -> None:
     """100 000 draws agree with 1 − e^(−λy) at p > 0.01 and with no other rate; no u gives infinity."""
-    drawn = exponential(Rows.range(1, 0, 100).uniform(1000), 2.5)
+    drawn = exponential(RowStreams.range(1, 0, 100).uniform(1000), 2.5)
     assert kolmogorov(drawn, lambda y: 1 - (-2.5 * y).exp()) < 1.63
     assert kolmogorov(drawn, lambda y: 1 - (-2.55 * y).exp()) > 1.63
     assert exponential(torch.tensor([0.0, 1 - 2**-24]), 1.0).tolist() == pytest.approx([0.0, 24 * math.log(2)])
@@ -53,7 +53,7 @@ def test_exponential_passes_kolmogorov_and_smirnov() -> None:
 
 def test_truncated_normal_is_the_normal_law_given_its_bounds() -> None:
     """Draws never leave (−t, t) and agree with (Φ(z) − Φ(−t))/(Φ(t) − Φ(−t)) at p > 0.01."""
-    uniform = Rows.range(2, 0, 100).uniform(1000)
+    uniform = RowStreams.range(2, 0, 100).uniform(1000)
     for t in (0.1, 1.0, 3.0):
         z = truncated_normal(uniform, t)
         low = float(torch.special.ndtr(torch.tensor(-t, dtype=torch.float64)))
@@ -64,9 +64,9 @@ def test_truncated_normal_is_the_normal_law_given_its_bounds() -> None:
 
 def test_truncated_normal_is_what_rejection_leaves() -> None:
     """Rejection from N(0, 1) at the same bounds agrees in its moments, and its acceptance is Φ(t) − Φ(−t)."""
-    z = Rows.range(3, 0, 100).normal(1000).double().flatten()
+    z = RowStreams.range(3, 0, 100).normal(1000).double().flatten()
     kept = z[z.abs() < 1.5]
-    drawn = truncated_normal(Rows.range(4, 0, 100).uniform(1000), 1.5).double()
+    drawn = truncated_normal(RowStreams.range(4, 0, 100).uniform(1000), 1.5).double()
     inside = math.erf(1.5 / math.sqrt(2))
     assert len(kept) / len(z) == pytest.approx(inside, abs=4 * math.sqrt(inside * (1 - inside) / len(z)))
     for power in (1, 2, 4):
@@ -115,9 +115,9 @@ def test_acceptance_falls_with_the_dimension(ratio: float, dimensions: int, prop
 
 def test_acceptance_of_points_themselves() -> None:
     """With z and not ‖z‖² drawn, in ten dimensions, the same share is kept and each coordinate has variance 1."""
-    z = 1.1 * Rows.range(6, 0, 2000).normals(10, 0, 100).double().view(-1, 10)
+    z = 1.1 * RowStreams.range(6, 0, 2000).normals(10, 0, 100).double().view(-1, 10)
     log_q = -0.5 * z.square().sum(1) / 1.21 - 10 * math.log(1.1)
-    uniform = Rows.range(6, 0, 2000).uniform(100, 1).flatten()
+    uniform = RowStreams.range(6, 0, 2000).uniform(100, 1).flatten()
     kept = z[accept(-0.5 * z.square().sum(1), log_q, 10 * math.log(1.1), uniform)]
     assert len(kept) / len(z) == pytest.approx(0.3855, abs=4 * math.sqrt(0.3855 * 0.6145 / len(z)))
     assert float(kept.var()) == pytest.approx(1, abs=4 * math.sqrt(2 / kept.numel()))
@@ -206,7 +206,7 @@ def test_a_narrow_proposal_fails() -> None:
 
 def test_a_missed_mode_goes_unnoticed() -> None:
     """p has two equal modes, q sits on one: the effective share is 100 % and the estimate half of the truth."""
-    z = Rows.range(8, 0, 1).normals(1, 0, 10_000)[..., 0].double()
+    z = RowStreams.range(8, 0, 1).normals(1, 0, 10_000)[..., 0].double()
     log_p = torch.logaddexp(-0.5 * z.square(), -0.5 * (z - 40).square()) - math.log(2)
     log_w = log_p + 0.5 * z.square()
     assert float(effective_sample_size(log_w)) / 10_000 > 0.999
@@ -227,7 +227,7 @@ def test_the_log_of_the_mean_is_biased_low_and_less_so_with_more_samples() -> No
 def test_resampling_follows_the_weights() -> None:
     """100 000 indices have the frequencies of their weights (χ² at p > 0.001), and zero weights are never drawn."""
     weight = torch.tensor([0.0, 0.1, 0.0, 0.5, 0.2, 0.2, 0.0], dtype=torch.float64)
-    uniform = Rows.range(9, 0, 100).uniform(1000).flatten()
+    uniform = RowStreams.range(9, 0, 100).uniform(1000).flatten()
     index = resample((weight.log() + 700.0).expand(100_000, -1), uniform)
     counts = torch.bincount(index, minlength=7).double()
     drawn = weight > 0
@@ -272,7 +272,7 @@ def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
 
 def test_batch_means_give_the_error_of_a_mean() -> None:
     """Of independent values it is σ/√n; of values in runs of ten equal ones √10 times that."""
-    values = Rows.range(10, 0, 1).normal(100_000)[0].double()
+    values = RowStreams.range(10, 0, 1).normal(100_000)[0].double()
     mean, error = batch_means(values, 100)
     assert float(error) == pytest.approx(100_000**-0.5, rel=0.25)
     assert abs(float(mean)) < 4 * float(error)

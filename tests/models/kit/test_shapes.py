@@ -24,7 +24,7 @@ def test_models_import_without_jaxtyping() -> None:
     """Where jaxtyping is not installed the models import and run."""
     code = (
         "import sys; sys.modules['jaxtyping'] = None; import models.kit.train, models.vae as vae;"
-        "from models.kit.rows import Rows; model = vae.Model(vae.Config(hidden=(8,), latents=2)).eval();"
-        "assert model.sample(Rows.range(0, 0, 3), vae.SampleOptions())['images'].shape == (3, 1, 28, 28)"
+        "from models.kit.row_streams import RowStreams; model = vae.Model(vae.Config(hidden=(8,), latents=2)).eval();"
+        "assert model.sample(RowStreams.range(0, 0, 3), vae.SampleOptions())['images'].shape == (3, 1, 28, 28)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from models.kit import spectrum
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 
 
 def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Tensor:
     """White noise of variance 1, and a grid of waves at (0.33, 0.48) cycles a pixel and its symmetries."""
-    noise = Rows.range(1, 0, count).normals(size * size, 0, 1).view(count, size, size)
+    noise = RowStreams.range(1, 0, count).normals(size * size, 0, 1).view(count, size, size)
     at = torch.arange(size)
     wave = [torch.cos(2 * math.pi * frequency * at) for frequency in (0.33, 0.48)]
     return noise + lattice * (wave[0][:, None] * wave[1] + wave[1][:, None] * wave[0])
@@ -21,11 +21,13 @@ def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Ten
 
 def test_power_is_flat_for_noise_and_symmetric() -> None:
     """White noise has its variance times the window's energy everywhere; any power has the square's symmetries."""
-    found = spectrum.power(textures(400, 32))
+    found = spectrum.power_spectrum(textures(400, 32))
     window = torch.hann_window(32, periodic=False, dtype=torch.float64)
     assert float(found.mean()) == pytest.approx(400 * float(window.square().sum()) ** 2, rel=0.02)
     assert float(found.std() / found.mean()) < 0.05
-    slanted = spectrum.power(torch.cos(2 * math.pi * (5 * torch.arange(32) + 9 * torch.arange(32)[:, None]) / 32)[None])
+    slanted = spectrum.power_spectrum(
+        torch.cos(2 * math.pi * (5 * torch.arange(32) + 9 * torch.arange(32)[:, None]) / 32)[None]
+    )
     peak = slanted.max()
     for i, j in ((5, 9), (9, 5), (-5, 9), (9, -5), (-9, -5)):
         assert float(slanted[i, j]) == pytest.approx(float(peak))
@@ -34,12 +36,12 @@ def test_power_is_flat_for_noise_and_symmetric() -> None:
 def test_the_filter_takes_a_lattice_away_and_keeps_the_energy() -> None:
     """Where the lattice stands out of noise it is taken down, relative to the rest, and the sum stays."""
     added, wanted = textures(lattice=1.0), textures()
-    before = spectrum.power(added)
-    taps = spectrum.matching(before, spectrum.power(wanted), 6)
+    before = spectrum.power_spectrum(added)
+    taps = spectrum.matching_filter(before, spectrum.power_spectrum(wanted), 6)
     assert torch.equal(taps, taps.T) or torch.allclose(taps, taps.T, atol=1e-6)
     torch.testing.assert_close(taps, taps.flip(0), atol=1e-6, rtol=0)
-    inner = spectrum.filtered(added[:, None], taps)[:, 0]
-    after = spectrum.power(inner)
+    inner = spectrum.apply_filter(added[:, None], taps)[:, 0]
+    after = spectrum.power_spectrum(inner)
     at = (round(0.33 * 64), round(0.48 * 64))
     assert float(before[at] / before.mean()) > 30
     assert float(after[at] / after.mean()) < 0.6 * float(before[at] / before.mean())
@@ -49,7 +51,7 @@ def test_the_filter_takes_a_lattice_away_and_keeps_the_energy() -> None:
 def test_the_filter_of_equal_flat_spectra_is_none() -> None:
     """Where nothing is to change it is the identity."""
     flat = torch.ones(64, 64, dtype=torch.float64)
-    taps = spectrum.matching(flat, 3.0 * flat, 4)
+    taps = spectrum.matching_filter(flat, 3.0 * flat, 4)
     expected = torch.zeros(9, 9)
     expected[4, 4] = 1.0
     torch.testing.assert_close(taps, expected)

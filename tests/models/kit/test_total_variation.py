@@ -24,14 +24,14 @@ def test_two_pixels_move_together_by_lambda() -> None:
     """With U = 1 and two pixels a < b the minimum is a + λ, b − λ, and their mean where λ is larger than (b − a)/2."""
     u = Downsampling(torch.eye(1), torch.eye(2))
     low = torch.tensor([[[[0.2, 0.8]]], [[[0.2, 0.3]]]])
-    found = tv.solve(tv.begin(low), low, u, 0.1, 3000, 0.0, 0.5)
+    found = tv.solve(tv.initial_solution(low), low, u, 0.1, 3000, 0.0, 0.5)
     torch.testing.assert_close(found.y, torch.tensor([[[[0.3, 0.7]]], [[[0.25, 0.25]]]]), atol=1e-4, rtol=0)
 
 
 def test_the_gap_bounds_what_is_left_to_gain() -> None:
     """It is never negative, shrinks toward 0, and no longer run falls by more than it said."""
     u, low, strength = bicubic(6, 6, 2), drawn(1, 1, 6, 6), 0.01
-    early = tv.solve(tv.begin(u.adjoint(low) * 4), low, u, strength, 50, 0.0, 0.05)
+    early = tv.solve(tv.initial_solution(u.adjoint(low) * 4), low, u, strength, 50, 0.0, 0.05)
     late = tv.solve(early, low, u, strength, 4000, 0.0, 0.05)
     best = float(tv.objective(late.y, low, u, strength))
     gaps = [float(tv.gap(one, low, u, strength)) for one in (early, late)]
@@ -45,10 +45,10 @@ def test_a_picture_rests_alone_and_does_not_know_its_neighbours() -> None:
     u = bicubic(8, 8, 2)
     low = torch.stack([torch.full((1, 8, 8), 0.5), drawn(1, 8, 8)])
     start = functional.interpolate(low, scale_factor=2, mode="bicubic")
-    together = tv.solve(tv.begin(start), low, u, 1e-3, 20)
-    assert together.rests.tolist() == [True, False]
-    alone = tv.solve(tv.begin(start[1:]), low[1:], u, 1e-3, 20)
+    together = tv.solve(tv.initial_solution(start), low, u, 1e-3, 20)
+    assert together.converged.tolist() == [True, False]
+    alone = tv.solve(tv.initial_solution(start[1:]), low[1:], u, 1e-3, 20)
     torch.testing.assert_close(together.y[1:], alone.y, atol=1e-6, rtol=0)
-    sliced = tv.solve(tv.solve(tv.begin(start[1:]), low[1:], u, 1e-3, 8), low[1:], u, 1e-3, 12)
+    sliced = tv.solve(tv.solve(tv.initial_solution(start[1:]), low[1:], u, 1e-3, 8), low[1:], u, 1e-3, 12)
     assert torch.equal(sliced.y, alone.y)
-    assert bool(tv.solve(alone, low[1:], u, 1e-3, 5000).rests.all())
+    assert bool(tv.solve(alone, low[1:], u, 1e-3, 5000).converged.all())

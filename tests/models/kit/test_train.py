@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.kit import data
 from models.kit import train as under_test
-from models.kit.rows import Rows
+from models.kit.row_streams import RowStreams
 from models.kit.train import Recipe, Run, train, weights
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -127,14 +127,14 @@ def test_a_resumed_game_equals_an_undisturbed_one(images, tmp_path: Path, traini
 def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
     """The discriminator's turn leaves the generator's weights as they are, and the other way round."""
     run = Run(game({"player_rates": [0.01, 0.02]}), images, tmp_path)
-    rows = Rows.range(7, 0, 50)
-    for turn in run._turns(images[:50], rows, 0):
+    rows = RowStreams.range(7, 0, 50)
+    for step in run._training_steps(images[:50], rows, 0):
         before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-        run._play(turn, 50)
+        run._apply_step(step, 50)
         for name, parameter in run.model.named_parameters():
             moved = float((parameter - before[name]).detach().abs().max())
             rate = 0.01 if name.startswith("discriminator") else 0.02
-            if name.startswith(turn.player):
+            if name.startswith(step.module):
                 assert moved == pytest.approx(rate, rel=1e-2), name  # Adam's first step is the rate itself
             else:
                 assert moved == 0, name
@@ -143,11 +143,13 @@ def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
 def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_path: Path) -> None:
     """Autocast keeps the weights it has cast, so each turn is computed with those of its own time."""
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
-    rows = Rows.range(7, 0, 50)
-    turns = list(run._turns(images[:50], rows, 0))
-    played = [turn.losses for turn in run._turns(images[:50], rows, 0) if run._play(turn, 50) is not None]
-    assert torch.equal(played[0], turns[0].losses)
-    assert not torch.equal(played[1], turns[1].losses)
+    rows = RowStreams.range(7, 0, 50)
+    steps = list(run._training_steps(images[:50], rows, 0))
+    played = [
+        step.losses for step in run._training_steps(images[:50], rows, 0) if run._apply_step(step, 50) is not None
+    ]
+    assert torch.equal(played[0], steps[0].losses)
+    assert not torch.equal(played[1], steps[1].losses)
 
 
 def test_players_are_counted(images, tmp_path: Path) -> None:

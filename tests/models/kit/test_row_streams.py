@@ -1,4 +1,4 @@
-"""`models.kit.rows`: numbers that belong to a row."""
+"""`models.kit.row_streams`: numbers that belong to a row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.kit.rows import MASK, Rows, box_muller, philox
+from models.kit.row_streams import MASK, RowStreams, box_muller, philox
 
 KNOWN = [  # counter, key → words, from the known-answer file of Random123
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
@@ -31,10 +31,10 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
     """Any row of a batch, of mixed seeds, equals that row drawn alone, in every kind of number."""
     seed = torch.tensor([5, 2**63 - 1, 5, 0])
     row = torch.tensor([0, 7, 2**40 + 3, 2**63 - 1])
-    rows = Rows(seed, row)
+    rows = RowStreams(seed, row)
     half = torch.full((4, 50), 0.5)
     for i in range(4):
-        one = Rows(seed[i : i + 1], row[i : i + 1])
+        one = RowStreams(seed[i : i + 1], row[i : i + 1])
         assert torch.equal(one.uniform(13, 2)[0], rows.uniform(13, 2)[i])
         assert torch.equal(one.normal(50)[0], rows.normal(50)[i])
         assert torch.equal(one.normals(6, 4, 3)[0], rows.normals(6, 4, 3)[i])
@@ -44,7 +44,7 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
 def test_seed_row_and_stream_each_make_other_numbers() -> None:
     """Changing any of seed, row (low and high half) and stream changes the numbers."""
     drawn = [
-        Rows.range(seed, row, 1).uniform(8, stream)[0].tolist()
+        RowStreams.range(seed, row, 1).uniform(8, stream)[0].tolist()
         for seed, row, stream in [(1, 1, 1), (2, 1, 1), (1 + 2**32, 1, 1), (1, 2, 1), (1, 1 + 2**32, 1), (1, 1, 2)]
     ]
     assert len({tuple(numbers) for numbers in drawn}) == 6
@@ -52,15 +52,15 @@ def test_seed_row_and_stream_each_make_other_numbers() -> None:
 
 def test_a_range_names_its_rows() -> None:
     """`range` counts on from its first row, up to the very last one there is."""
-    assert Rows.range(3, 5, 3).row.tolist() == [5, 6, 7]
-    assert Rows.range(2**63 - 1, 2**63 - 1, 1).row.tolist() == [2**63 - 1]
-    assert torch.equal(Rows.range(1, 4, 2).uniform(5), Rows.range(1, 0, 9).uniform(5)[4:6])
-    assert Rows.range(1, 4, 2).shared().row.tolist() == [0, 0]
+    assert RowStreams.range(3, 5, 3).row.tolist() == [5, 6, 7]
+    assert RowStreams.range(2**63 - 1, 2**63 - 1, 1).row.tolist() == [2**63 - 1]
+    assert torch.equal(RowStreams.range(1, 4, 2).uniform(5), RowStreams.range(1, 0, 9).uniform(5)[4:6])
+    assert RowStreams.range(1, 4, 2).row_zero().row.tolist() == [0, 0]
 
 
 def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
     """Samples 5 to 7 drawn alone are the fifth to seventh of a run from zero; sample 0 is `normal`."""
-    rows = Rows.range(9, 3, 2)
+    rows = RowStreams.range(9, 3, 2)
     run = rows.normals(10, 0, 8)
     assert torch.equal(rows.normals(10, 5, 3), run[:, 5:8])
     assert torch.equal(rows.normal(10), run[:, 0])
@@ -68,7 +68,7 @@ def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
 
 def test_the_distributions_are_right() -> None:
     """Moments of a million uniforms and normals, and the frequency of Bernoulli draws, within 4 standard errors."""
-    rows = Rows.range(4, 0, 1000)
+    rows = RowStreams.range(4, 0, 1000)
     n = 1_000_000
     uniform, normal = rows.uniform(1000).double(), rows.normal(1000).double()
     assert float(uniform.min()) >= 0.0
@@ -85,7 +85,7 @@ def test_the_distributions_are_right() -> None:
 
 def test_normals_are_quantiles_of_a_normal() -> None:
     """The empirical distribution of 100 000 normals is within the Kolmogorov–Smirnov distance of p = 0.001."""
-    z = Rows.range(8, 0, 100).normal(1000).double().flatten().sort().values
+    z = RowStreams.range(8, 0, 100).normal(1000).double().flatten().sort().values
     n = len(z)
     distance = (torch.special.ndtr(z) - torch.arange(1, n + 1) / n).abs().max()
     assert float(distance) < 1.95 / math.sqrt(n)
@@ -93,8 +93,8 @@ def test_normals_are_quantiles_of_a_normal() -> None:
 
 def test_certain_pixels_stay() -> None:
     """Probabilities 0 and 1 are never drawn otherwise, so binary pictures pass a draw unchanged."""
-    picture = (Rows.range(1, 0, 200).uniform(784) > 0.5).float()
-    assert torch.equal(Rows.range(2, 0, 200).bernoulli(picture), picture)
+    picture = (RowStreams.range(1, 0, 200).uniform(784) > 0.5).float()
+    assert torch.equal(RowStreams.range(2, 0, 200).bernoulli(picture), picture)
 
 
 def test_extreme_words_stay_finite() -> None:
@@ -107,4 +107,4 @@ def test_a_seed_out_of_range_is_refused() -> None:
     """Seeds and rows outside 0 … 2⁶³ − 1 raise ValueError."""
     for seed, first in [(-1, 0), (2**63, 0), (0, -1), (0, 2**63)]:
         with pytest.raises(ValueError, match="2\\^63"):
-            Rows.range(seed, first, 1)
+            RowStreams.range(seed, first, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.kit import products
+from models.kit import onednn_linear
 
 SIZES = [(100, 784, 512), (7, 600, 600), (3, 4, 5)]
 
@@ -23,7 +23,7 @@ def test_values_and_slopes_are_those_of_torch(rows: int, inputs: int, outputs: i
     x, weight = drawn(rows, 2, inputs), drawn(outputs, inputs, seed=2)
     wanted = [x, weight, *([drawn(outputs, seed=3)] if biased else [])]
     toward = torch.randn(rows, 2, outputs)
-    made = products.product(*wanted)
+    made = onednn_linear.linear(*wanted)
     exact = functional.linear(*(one.double() for one in wanted))
     torch.testing.assert_close(made.double(), exact, rtol=1e-4, atol=1e-3)
     for one, other in zip(
@@ -34,7 +34,7 @@ def test_values_and_slopes_are_those_of_torch(rows: int, inputs: int, outputs: i
 
 def test_a_layer_that_is_not_trained_is_torchs_to_the_bit() -> None:
     """What is served does not depend on which library trained it; what is trained takes the detour."""
-    layer, x = products.Linear(784, 512), drawn(100, 784).detach()
+    layer, x = onednn_linear.Linear(784, 512), drawn(100, 784).detach()
     with torch.no_grad():
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))
     assert type(layer(x).grad_fn).__name__ == "ViewBackward0"

@@ -1,0 +1,21 @@
+"""The intermediate result of an operation that runs in several calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.kit.shapes import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a sliced operation returns until its last call.
+
+    `state` holds tensors with the batch as their first axis; pass it unchanged to the next call. `done` is the
+    completed fraction of the work, in (0, 1). `preview` shows the images of the result so far, in 0 … 1; it is not
+    passed back, and a worker reads it at most twice a second.
+    """
+
+    state: dict[str, Tensor]
+    done: float
+    preview: Float[Tensor, "B C H W"] | None = None

@@ -1,0 +1,77 @@
+"""Large float32 matrix products on the CPU by oneDNN instead of MKL.
+
+torch computes linear layers with MKL, which uses its widest instructions on one vendor's processors only. oneDNN, which
+torch ships for convolutions and reduced precision, uses what the processor has and is up to twice as fast elsewhere.
+It sums in another order, so the last bits of a result differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit.shapes import Float, Tensor
+
+MIN_MULTIPLICATIONS = 2_000_000
+"""Smaller products stay with MKL: the call through the dispatcher would cost more than it gains."""
+
+
+def linear(
+    x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "*B O"]:
+    """Return x Wᵀ + b; large products go through oneDNN. Differentiable once."""
+    if not _uses_onednn(x, weight):
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    apply: Callable[..., Tensor] = _OnednnLinear.apply if torch.is_grad_enabled() else onednn_linear
+    return apply(rows, weight, bias).view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that trains by `linear`; without gradients it equals `nn.Linear` bit for bit."""
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """Return x Wᵀ + b."""
+        return (linear if torch.is_grad_enabled() else functional.linear)(x, self.weight, self.bias)
+
+
+class _OnednnLinear(torch.autograd.Function):
+    """Autograd for `onednn_linear`: the gradient by each matrix is one more product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            onednn_linear(gradient, weight.T) if needs_x else None,
+            onednn_linear(gradient.T, x.T) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+def onednn_linear(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None = None) -> Float[Tensor, "*B O"]:
+    """Return x Wᵀ + b by oneDNN, without gradients; `weight` may be plain or in oneDNN's blocked layout."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public API
+    return output
+
+
+def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN computes this product."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= MIN_MULTIPLICATIONS
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # the compiler lowers this operator only for constant, packed weights
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )

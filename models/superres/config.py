@@ -1,0 +1,72 @@
+"""Configuration of the networks and options of the operation `upscale`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.kit.schema import option
+
+
+@dataclass(frozen=True)
+class Config:
+    """The networks, and the tile of a picture that is enlarged at a time."""
+
+    channels: int = option(3, minimum=3, maximum=3)
+    height: int = option(
+        128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, its margin included"
+    )
+    width: int = option(128, minimum=32, maximum=1024, description="as many as `height`")
+    margin: int = option(10, minimum=1, maximum=128, description="low-resolution pixels around a tile that are cut off")
+    scales: tuple[int, ...] = option((2, 3, 4), minimum=2, maximum=4)
+    largest_scale_share: float = option(0.7, above=0.0, maximum=1.0, description="of the patches trained on")
+    features: int = option(64, minimum=1, maximum=1024, description="channels of the trunk")
+    blocks: int = option(12, minimum=1, maximum=256, description="residual blocks of the trunk")
+    squared_from: int = option(1, minimum=0, maximum=100000, description="the first epoch, from 0, with squared errors")
+    objective: str = option(
+        "regression", choices=("regression", "statistics"), description="what is trained; the second needs the first"
+    )
+    wavelet_scales: int = option(2, minimum=2, maximum=2, description="J of the scattering")
+    wavelet_angles: int = option(4, minimum=2, maximum=16, description="L of the scattering")
+    network: bool = option(default=True, description="Ψ holds features of EfficientNet-Lite0 beside the scattering")
+    predictor_blocks: int = option(
+        4, minimum=1, maximum=64, description="residual blocks of Φ, at a quarter of y's size"
+    )
+    tune_from: int = option(
+        1, minimum=0, maximum=100000, description="the first epoch, from 0, that tunes the wavelets"
+    )
+    edge: int = option(16, minimum=4, maximum=256, description="low-resolution pixels of a patch for the statistics")
+    amortise: bool = option(default=True, description="train the generator too")
+    negative_steps: int = option(5, minimum=1, maximum=100, description="of the descent that samples y' to tune by")
+    tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
+    detail_radius: int = option(
+        0,
+        minimum=0,
+        maximum=16,
+        description="pixels around one that the filter of the amortised detail sees, which ends its lattice; 0 = none",
+    )
+    pixels: float = option(0.0, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
+    colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How much larger, and by which of the ways from faithful to sharp."""
+
+    scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
+    method: str = option(
+        "statistics",
+        choices=("bicubic", "tv", "mse", "statistics"),
+        description="bicubic interpolation, total variation, the regression, or the deep statistics: ever sharper",
+    )
+    fidelity: float = option(
+        0.5, minimum=0.0, maximum=1.0, description="of statistics: from its own picture, 0, to the regression's, 1"
+    )
+    inference: str = option(
+        "amortised",
+        choices=("amortised", "descent"),
+        description="of statistics: a network's one pass, or gradient descent of the energy, minutes a photograph",
+    )
+    steps: int = option(8, minimum=1, maximum=200, description="of the descent")
+    ensemble: bool = option(
+        default=False, description="of mse: mean over eight flips and turns, better and eight times slower"
+    )

@@ -1,0 +1,74 @@
+"""§3, inference: gradient descent of the energy of each image, with a line search.
+
+The variable is a detail (B, 1, H, W) added to all colours of the regression's estimate. The step sizes are those of
+Barzilai and Borwein (IMA J. Numer. Anal. 8, 1988), accepted by Armijo's condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from models.kit.shapes import Float, Tensor
+from models.superres.regression import LEVELS, PerImage
+
+EnergyFunction = Callable[[Tensor], Tensor]  # detail (B, 1, H, W) → energy (B,)
+
+INITIAL_CHANGE = 0.5 / LEVELS  # root mean square of the first step's change
+SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The state of a descent: the detail, the gradient and the energy there, and the next step size of each image."""
+
+    detail: Float[Tensor, "B 1 H W"]
+    slope: Float[Tensor, "B 1 H W"]
+    energy: PerImage
+    first: PerImage  # the energy at the start
+    step: PerImage
+
+
+def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -> Descent:
+    """Return the state at `detail`; the first step will change an image by half a grey level (root mean square)."""
+    value, gradient = value_and_gradient(energy_of, detail)
+    size = gradient.square().mean((1, 2, 3)).sqrt().clamp_min(1e-20)
+    return Descent(detail, gradient, value, value, INITIAL_CHANGE / size)
+
+
+def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
+    """Take `steps` gradient steps of each image; a step that does not lower the energy enough (Armijo) is rejected.
+
+    The next step size is Barzilai and Borwein's after an accepted step, a third of the last after a rejected one.
+    """
+    for _ in range(steps):
+        trial = descent.detail - descent.step[:, None, None, None] * descent.slope
+        value, gradient = value_and_gradient(energy_of, trial)
+        decrease = SUFFICIENT_DECREASE * descent.step * descent.slope.square().sum((1, 2, 3))
+        accepted = value <= descent.energy - decrease
+        change, gradient_change = trial - descent.detail, gradient - descent.slope
+        curvature = (change * gradient_change).sum((1, 2, 3))
+        barzilai_borwein = change.square().sum((1, 2, 3)) / curvature.clamp_min(1e-30)
+        longer = torch.where(curvature > 0, barzilai_borwein, 2.0 * descent.step).clamp_max(10.0 * descent.step)
+        accepted_pixels = accepted[:, None, None, None]
+        descent = Descent(
+            torch.where(accepted_pixels, trial, descent.detail),
+            torch.where(accepted_pixels, gradient, descent.slope),
+            torch.where(accepted, value, descent.energy),
+            descent.first,
+            torch.where(accepted, longer, descent.step / 3.0),
+        )
+    return descent
+
+
+def value_and_gradient(
+    energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]
+) -> tuple[PerImage, Float[Tensor, "B 1 H W"]]:
+    """Return the energy of each image and its gradient by the detail, in any gradient mode of the caller."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        leaf = detail.clone().requires_grad_()
+        value = energy_of(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient

@@ -1,0 +1,401 @@
+"""The model: its networks, the operation `upscale`, its training in optimizer steps, and its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.kit import features, resize, spectrum
+from models.kit.continuation import Continuation
+from models.kit.operations import describe
+from models.kit.optimizer_step import OptimizerStep
+from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
+from models.kit.scattering import Scattering
+from models.kit.shapes import Float, Tensor
+from models.superres.config import Config, UpscaleOptions
+from models.superres.descent import Descent, EnergyFunction, descend, start_descent
+from models.superres.regression import (
+    Images,
+    PerImage,
+    Upscaler,
+    absolute_error,
+    chroma_error,
+    downsample,
+    draw_scales,
+    interpolate_bicubic,
+    invert_by_total_variation,
+    luminance,
+    psnr_figures,
+    random_crop,
+    random_symmetry,
+    squared_error,
+)
+from models.superres.statistics import (
+    FEATURE_CHANNELS,
+    ChannelStds,
+    Predictor,
+    Statistics,
+    contrastive_loss,
+    energy,
+    load_features,
+    remove_grid_pattern,
+    residual_std,
+)
+
+HighResolution = Float[Tensor, "B C sH sW"]
+
+AUGMENT = FIRST_FREE  # stream of a patch's symmetry and position
+RESIDUAL_STD_RATE = 0.02  # of the running mean of `residual_std`
+CONSISTENCY_WEIGHT = 0.01  # of (U(y) − x)² in squared levels, added to the energy
+FILTER_PATCHES = 128  # training patches from whose spectra `finalize` computes the detail filter
+DESCENT_STEPS_PER_CALL = 1
+
+
+class Model(nn.Module):
+    """The regression network and, with `objective` "statistics", the generator, Ψ and Φ.
+
+    `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of `config.margin` pixels is context only.
+    """
+
+    OPTIMIZED_MODULES: tuple[str, ...]
+    spread: Tensor  # `residual_std` of all parts, concatenated; the name is stored in checkpoints
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.width != config.height or config.height <= 2 * config.margin:
+            raise ValueError(f"a tile of {config.height}×{config.width} must be square and wider than two margins")
+        self.config = config
+        # empty when the regression is trained alone, by `loss`
+        self.OPTIMIZED_MODULES = ()
+        self.regression = Upscaler(config.channels, config.features, config.blocks, config.scales)
+        self.feature_networks: list[features.Features] = []  # a list, so that its weights are not the model's
+        if config.objective == "statistics":
+            self.OPTIMIZED_MODULES = ("predictor", "generator", "scattering")
+            self.generator = Upscaler(config.channels, config.features, config.blocks, config.scales)
+            self.scattering = Scattering(config.wavelet_scales, config.wavelet_angles)
+            self.widths = (self.scattering.channels, *(FEATURE_CHANNELS if config.network else ()))
+            self.predictor = Predictor(
+                config.channels, config.features, config.predictor_blocks, config.scales, self.widths
+            )
+            self.register_buffer("spread", torch.zeros(sum(self.widths)))
+            if config.detail_radius:
+                size = 2 * config.detail_radius + 1
+                for scale in config.scales:  # the identity filter, until `finalize`
+                    taps = torch.zeros(size, size)
+                    taps[config.detail_radius, config.detail_radius] = 1.0
+                    self.register_buffer(f"taps_{scale}", taps)
+
+    def warm_start(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of equal name and shape; the generator starts as a copy of the regression if it is missing.
+
+        ValueError if the regression's weights are missing or have another shape.
+        """
+        own = self.state_dict()
+        usable = {
+            name: value
+            for name, value in weights.items()
+            if name in own and own[name].shape == value.shape and not name.startswith("taps_")
+        }
+        missing = [name for name in own if name.startswith("regression.") and name not in usable]
+        if missing:
+            raise ValueError(f"training starts from a regression of the same size: {missing[0]} is missing")
+        for name in own:
+            if name.startswith("generator.") and name not in usable:
+                usable[name] = usable[f"regression.{name.removeprefix('generator.')}"]
+        self.load_state_dict({**own, **usable})
+
+    def initialise(self, rows: RowStreams) -> None:
+        """Draw He's normal weights, a tenth of them at the ends of residual branches; set biases to zero."""
+        ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
+        with torch.no_grad():
+            for number, (name, parameter) in enumerate(self.named_parameters()):
+                if name.startswith("scattering."):  # already Morlet wavelets
+                    continue
+                if parameter.ndim < 2:
+                    parameter.zero_()
+                    continue
+                ends_residual = ".tails." in name or name.endswith(ends)
+                std = (2.0 / parameter[0].numel()) ** 0.5 * (0.1 if ends_residual else 1.0)
+                noise = rows.normals(parameter.numel(), number, 1, LATENT)[0, 0]
+                parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
+
+    def operations(self) -> dict[str, Any]:
+        """Return the model's operations as its card lists them; `margin` is the context of a tile in pixels."""
+        described = describe(self)
+        described["upscale"]["margin"] = self.config.margin
+        if self.config.objective == "regression":
+            method = described["upscale"]["options"]["properties"]["method"]
+            method["enum"] = [name for name in method["enum"] if name != "statistics"]
+            method["default"] = "mse"
+        return described
+
+    # Operation
+
+    @torch.no_grad()
+    def upscale(
+        self,
+        images: Images,
+        rows: RowStreams,  # noqa: ARG002 - nothing is drawn
+        options: UpscaleOptions,
+        state: dict[str, Tensor] | None = None,
+    ) -> dict[str, Any] | Continuation:
+        """Return `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1: tiles enlarged s times, without their margins m.
+
+        A model with the regression alone treats "statistics" as "mse". ValueError for a scale that it does not have.
+        """
+        scale = options.scale
+        if scale not in self.config.scales:
+            raise ValueError(f"scale must be one of {', '.join(map(str, self.config.scales))}, not {scale}")
+        regression_only = self.config.objective == "regression"
+        method = "mse" if regression_only and options.method == "statistics" else options.method
+        if method == "tv":
+            inverted = invert_by_total_variation(images, scale, state)
+            return inverted if isinstance(inverted, Continuation) else self._without_margin(inverted, scale)
+        if method == "statistics" and options.inference == "descent":
+            return self._upscale_by_descent(images, options, state)
+        if method == "bicubic":
+            high = interpolate_bicubic(images, scale)
+        elif method == "mse":
+            high = self.regress(images, scale, ensemble=options.ensemble)
+        else:
+            high = self.sharpen(images, scale, options.fidelity)
+        return self._without_margin(high, scale)
+
+    def _without_margin(self, high: Images, scale: int) -> dict[str, Any]:
+        cut = scale * self.config.margin
+        return {"images": high[:, :, cut:-cut, cut:-cut].clamp(0.0, 1.0)}
+
+    def _upscale_by_descent(
+        self, low: Images, options: UpscaleOptions, state: dict[str, Tensor] | None
+    ) -> dict[str, Any] | Continuation:
+        """Take one step of the descent of the energy, which starts from the regression's estimate."""
+        scale = options.scale
+        if state is None:
+            estimate, done = self.regress(low, scale), low.new_zeros(len(low))
+            descent = start_descent(self.energy_function(low, estimate, scale), torch.zeros_like(estimate[:, :1]))
+        else:
+            estimate, done = state["estimate"], state["done"] + DESCENT_STEPS_PER_CALL
+            before = Descent(**{field.name: state[field.name] for field in dataclasses.fields(Descent)})
+            descent = descend(before, self.energy_function(low, estimate, scale), DESCENT_STEPS_PER_CALL)
+        if float(done.max()) >= options.steps:
+            high = self._project(estimate + remove_grid_pattern(descent.detail, scale), low, scale)
+            return self._without_margin(torch.lerp(high, estimate, options.fidelity), scale)
+        progress = (float(done.max()) + 0.5) / (options.steps + 1)
+        return Continuation({"estimate": estimate, "done": done, **vars(descent)}, progress)
+
+    # Estimates
+
+    def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
+        """Return R(x), the regression's estimate, or its mean over the eight symmetries of the square.
+
+        The result is projected onto U(y) = x.
+        """
+        if not ensemble:
+            return self._project(self.regression(low, scale), low, scale)
+        total = torch.zeros((), device=low.device)
+        for quarters in range(4):
+            for mirrored in (False, True):
+                rotated = torch.rot90(low, quarters, (2, 3))
+                high = self.regression(rotated.flip(3) if mirrored else rotated, scale)
+                total = total + torch.rot90(high.flip(3) if mirrored else high, -quarters, (2, 3))
+        return self._project(total / 8.0, low, scale)
+
+    def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
+        """Return the generator's image (`fidelity` 0), the regression's (1) or a mixture, projected onto U(y) = x."""
+        estimate = self.regress(low, scale)
+        return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
+
+    def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
+        """Return the regression's estimate plus a share of the generator's detail, filtered and projected."""
+        detail = self._generator_detail(low, estimate, scale)
+        if self.config.detail_radius:
+            detail = spectrum.apply_filter(detail, self.get_buffer(f"taps_{scale}"))
+        return self._project(estimate + share * detail, low, scale)
+
+    def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
+        """Return what the generator adds to the regression's estimate, before the filter."""
+        return remove_grid_pattern(self.generator(low, scale) - estimate, scale)
+
+    def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
+        """Return the nearest image with U(y) = x. Projects twice, because clipping to 0 … 1 undoes a part."""
+        project = resize.projection(*low.shape[2:], scale, low.device)
+        return project(project(high.float(), low).clamp(0.0, 1.0), low)
+
+    # The statistics
+
+    def statistics(self, high: Images) -> Statistics:
+        """Return Ψ(y) in float32: the scattering of the luminance, then the feature network's stages, if loaded.
+
+        The network's features are normalised to unit length over their channels, as in LPIPS.
+        """
+        with torch.autocast(high.device.type, enabled=False):
+            stages = [stage for network in self.feature_networks for stage in network(high)]
+            normalised = [stage / (stage.square().sum(1, keepdim=True) + 1e-6).sqrt() for stage in stages]
+            return [*self._scattering_statistics(high), *normalised]
+
+    def _scattering_statistics(self, high: Images) -> Statistics:
+        with torch.autocast(high.device.type, enabled=False):
+            return [self.scattering(luminance(high))[:, 0]]
+
+    def load_feature_network(self) -> Model:
+        """Load the feature network of Ψ if the config has one; training needs it, `upscale` does not.
+
+        ValueError if the file with its weights is missing.
+        """
+        if self.config.network and not self.feature_networks:
+            self.feature_networks = [load_features().to(self.spread.device)]
+        return self
+
+    def residual_stds(self) -> ChannelStds:
+        """Return the running mean of `residual_std`, one (C,) per part."""
+        return list(torch.split(self.spread, list(self.widths)))
+
+    def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
+        """Return Φ(x) from R(x) = `estimate` and Ψ(R(x)) = `own`, with as many parts as `own`."""
+        predicted: Statistics = self.predictor(estimate, own, self.residual_stds(), scale)
+        return predicted
+
+    def energy_function(
+        self, low: Images, estimate: HighResolution, scale: int, target: Statistics | None = None
+    ) -> EnergyFunction:
+        """Return the function detail (B, 1, H, W) ↦ E(y, x) + a penalty of U(y) ≠ x, where y = R(x) + detail.
+
+        With `target` the energy is that of the scattering alone, toward these statistics; otherwise toward Φ(x).
+        """
+        statistics_of = self.statistics if target is None else self._scattering_statistics
+        predicted = self.predict(estimate, self.statistics(estimate), scale) if target is None else target
+        std, u = self.residual_stds(), resize.bicubic(*low.shape[2:], scale, low.device)
+
+        def energy_of(detail: Float[Tensor, "B 1 H W"]) -> PerImage:
+            high = estimate + remove_grid_pattern(detail, scale)
+            return energy(predicted, statistics_of(high), std) + CONSISTENCY_WEIGHT * squared_error(u(high), low)
+
+        return energy_of
+
+    # Training
+
+    def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
+        """§2: return the regression's error on high-resolution patches (B, C, H, W), at a scale that each row draws.
+
+        All patches get the same low resolution, H / max(scales): a smaller scale uses a part of the patch.
+        """
+        uniform = rows.uniform(6, AUGMENT)
+        images = random_symmetry(images, uniform)
+        edge = min(images.shape[2:]) // max(self.config.scales)
+        scale_of_row = draw_scales(self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0])
+        highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
+        for scale in self.config.scales:
+            index = (scale_of_row == scale).nonzero()[:, 0]
+            if len(index):
+                highs[scale] = random_crop(images[index], scale * edge, uniform[index, 3:5])
+                lows[index] = downsample(highs[scale], scale)
+        trunk = self.regression.trunk(lows)
+        losses = images.new_empty(len(images))
+        error = squared_error if epoch >= self.config.squared_from else absolute_error
+        for scale, high in highs.items():
+            index = (scale_of_row == scale).nonzero()[:, 0]
+            losses = losses.index_copy(0, index, error(self.regression.tail(trunk[index], lows[index], scale), high))
+        return losses
+
+    def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
+        """§3, §4: train Φ toward Ψ(y), the generator to lower the energy and, from `tune_from` on, Ψ by two phases.
+
+        Half of the generator's loss uses Φ(x) as the target, half Ψ(y), whose mean Φ estimates: once Φ has converged
+        both gradients have the same mean. The first row draws the scale and whether Ψ is trained in this step.
+        """
+        self.load_feature_network()
+        low, high, scale = self._training_pair(images, rows)
+        with torch.no_grad():
+            estimate = self.regress(low, scale)
+            target, own = self.statistics(high), self.statistics(estimate)
+            current = torch.cat(residual_std(own, target))
+            has_mean = bool(self.spread.any())
+            self.spread.copy_(torch.lerp(self.spread, current, RESIDUAL_STD_RATE) if has_mean else current)
+        std = self.residual_stds()
+        predicted = self.predict(estimate, own, scale)
+        prediction_error = energy(predicted, target, std)
+        yield OptimizerStep("predictor", prediction_error, {"energy_of_regression": energy(own, target, std)})
+        predicted = [part.detach() for part in predicted]
+        if self.config.amortise:
+            generated = self._generate(low, estimate, scale)
+            actual = self.statistics(generated)
+            losses = 0.5 * (energy(predicted, actual, std) + energy(target, actual, std))
+            error, chroma = squared_error(generated, high), chroma_error(generated, estimate)
+            losses = losses + self.config.pixels * error + self.config.colour * chroma
+            metrics = {"error_of_generator": error, "error_of_regression": squared_error(estimate, high)}
+            yield OptimizerStep("generator", losses, metrics)
+        if epoch >= self.config.tune_from and float(rows.uniform(2, CHOICE)[0, 1]) < self.config.tune_share:
+            negative = self._negative_samples(low, estimate, predicted, scale)
+            real, sampled = (self._scattering_statistics(one) for one in (high, negative))
+            yield OptimizerStep("scattering", contrastive_loss(predicted, real, sampled, std))
+
+    @torch.no_grad()
+    def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
+        """After training: compute the detail filter of each scale from the first training patches.
+
+        The texture that lowers the energy most cheaply is a lattice, in which a few frequencies hold most of the power.
+        The filter moves the mean spectrum of the generator's detail halfway to that of y − R(x).
+        """
+        if self.config.objective != "statistics" or not self.config.detail_radius:
+            return
+        patches: list[Tensor] = []
+        for batch in images():
+            patches.append(batch[: FILTER_PATCHES - sum(map(len, patches))])
+            if sum(map(len, patches)) >= FILTER_PATCHES:
+                break
+        for scale in self.config.scales:
+            generated, missing = [], []
+            for batch in torch.split(torch.cat(patches), 16):
+                edge = min(batch.shape[2:]) // scale * scale
+                high = batch[:, :, :edge, :edge]
+                low = downsample(high, scale)
+                estimate = self.regress(low, scale)
+                detail = self._generator_detail(low, estimate, scale)
+                generated.append(spectrum.power_spectrum(luminance(detail)[:, 0]))
+                missing.append(spectrum.power_spectrum(luminance(high - estimate)[:, 0]))
+            powers = torch.stack(generated).sum(0), torch.stack(missing).sum(0)
+            self.get_buffer(f"taps_{scale}").copy_(spectrum.matching_filter(*powers, self.config.detail_radius))
+
+    def _negative_samples(
+        self, low: Images, estimate: HighResolution, target: Statistics, scale: int
+    ) -> HighResolution:
+        """§4: draw y' ~ p(·|x) approximately: a few steps down the scattering's energy, from the estimate."""
+        energy_of = self.energy_function(low, estimate, scale, target)
+        with torch.autocast(low.device.type, enabled=False):
+            descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))
+            descent = descend(descent, energy_of, self.config.negative_steps)
+        return estimate + remove_grid_pattern(descent.detail, scale)
+
+    def _training_pair(
+        self, images: Images, rows: RowStreams
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
+        """Return low and high resolution of random crops, and the scale that the first row draws."""
+        uniform = rows.uniform(6, AUGMENT)
+        images = random_symmetry(images, uniform)
+        first = rows.uniform(1, CHOICE)[:1, 0]
+        scale = int(draw_scales(self.config.scales, self.config.largest_scale_share, first)[0])
+        edge = min(self.config.edge, min(images.shape[2:]) // max(self.config.scales)) // 4 * 4
+        high = random_crop(images, scale * edge, uniform[:, 3:5])
+        return downsample(high, scale), high, scale
+
+    # Evaluation
+
+    @torch.inference_mode()
+    def evaluate(
+        self,
+        images: Images,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+        k: int,  # noqa: ARG002
+        precision: str = "float32",
+        report: Callable[[int], None] = lambda _: None,
+    ) -> list[dict[str, Any]]:
+        """Return the card's figures on given patches: PSNR (dB) of bicubic and of the regression, for each scale."""
+        figures = []
+        for scale in sorted(self.config.scales, reverse=True):
+            figures += psnr_figures(self.regression, images, scale, precision)
+            report(len(images))
+        return figures

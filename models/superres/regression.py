@@ -1,0 +1,195 @@
+"""§2: the downsampling U, the regression network that estimates y from x and its losses, and inversion by TV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit import resize, total_variation
+from models.kit.continuation import Continuation
+from models.kit.shapes import Float, Int64, Tensor
+
+Images = Float[Tensor, "B C H W"]
+PerImage = Float[Tensor, "B"]
+
+LEVELS = 255.0
+TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
+TV_MAX_ITERATIONS, TV_ITERATIONS_PER_CALL = 400, 4
+LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601, of red, green and blue in 0 … 1
+
+
+# --- Equations -------------------------------------------------------------------------------------------------------
+
+
+def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
+    """§2: x = U(y), antialiased bicubic (a = −½, as Pillow's), rounded to 256 levels like a low-resolution file."""
+    low = functional.interpolate(high, scale_factor=1.0 / scale, mode="bicubic", antialias=True)
+    return low.mul(LEVELS).round_().clamp_(0.0, LEVELS).div_(LEVELS)
+
+
+def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
+    """Return the image at `scale` times its size by bicubic interpolation; values may leave 0 … 1 a little."""
+    return functional.interpolate(low, scale_factor=float(scale), mode="bicubic", antialias=True)
+
+
+def squared_error(estimate: Images, high: Images) -> PerImage:
+    """§2: ‖Φ(x, Θ) − y‖², mean over pixels and channels, in squared levels."""
+    return (estimate - high).mul(LEVELS).square().mean(dim=(1, 2, 3))
+
+
+def absolute_error(estimate: Images, high: Images) -> PerImage:
+    """§2 with the 1-norm: ‖Φ(x, Θ) − y‖₁, mean over pixels and channels, in levels; gives sharper images early on."""
+    return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
+
+
+def luminance(images: Images) -> Float[Tensor, "B 1 H W"]:
+    """Return the BT.601 luminance of RGB images, in 0 … 1; a grey image's luminance is its grey value."""
+    weights = images.new_tensor(LUMA_WEIGHTS)[:, None, None]
+    return (images * weights).sum(1, keepdim=True)
+
+
+def chroma_error(high: Images, estimate: Images) -> PerImage:
+    """Return the mean square of the difference that is not luminance, in squared levels."""
+    change = high - estimate
+    return squared_error(change - luminance(change), torch.zeros_like(change))
+
+
+def psnr(estimate: Images, high: Images, border: int) -> PerImage:
+    """Return 10 log₁₀(255²/MSE) in dB, of the BT.601 Y channel (16 … 235) without `border` pixels on each side.
+
+    The estimate is clipped and rounded to 256 levels first.
+    """
+    rounded = estimate.clamp(0.0, 1.0).mul(LEVELS).round().div(LEVELS)
+    y_channels = [219.0 * luminance(images)[:, 0] + 16.0 for images in (rounded, high)]
+    error = (y_channels[0] - y_channels[1])[:, border:-border, border:-border]
+    return 10.0 * torch.log10(LEVELS**2 / error.square().mean(dim=(1, 2)).clamp_min(1e-9))
+
+
+def invert_by_total_variation(
+    low: Images, scale: int, state: dict[str, Tensor] | None
+) -> Float[Tensor, "B C sH sW"] | Continuation:
+    """§2: argmin_y ½‖U(y) − x‖² + λ‖∇y‖₁, a few iterations per call, until every image has converged.
+
+    Returns the images in 0 … 1, or a `Continuation` whose state goes into the next call.
+    """
+    u = resize.bicubic(*low.shape[2:], scale, low.device)
+    if state is None:
+        initial = total_variation.initial_solution(interpolate_bicubic(low, scale))
+        zeros = low.new_zeros(len(low))
+        state = {"y": initial.y, "p": initial.p, "rests": zeros, "done": zeros}
+    before = total_variation.Solution(state["y"], state["p"], state["rests"] > 0)
+    after = total_variation.solve(before, low, u, TV_STRENGTH, TV_ITERATIONS_PER_CALL)
+    done = state["done"] + TV_ITERATIONS_PER_CALL
+    if bool(after.converged.all()) or float(done.max()) >= TV_MAX_ITERATIONS:
+        return after.y
+    converged = after.converged.float()
+    progress = max(float(converged.mean()), float(done.max()) / TV_MAX_ITERATIONS)
+    return Continuation({"y": after.y, "p": after.p, "rests": converged, "done": done}, min(progress, 0.99))
+
+
+# --- Training patches ------------------------------------------------------------------------------------------------
+
+
+def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
+    """Apply to each image one of the eight symmetries of the square, chosen by its first three uniform numbers.
+
+    Images that are not square are only flipped.
+    """
+    flags = (uniform[:, :3] < 0.5)[:, :, None, None, None]
+    images = torch.where(flags[:, 0], images.flip(3), images)
+    images = torch.where(flags[:, 1], images.flip(2), images)
+    return torch.where(flags[:, 2], images.transpose(2, 3), images) if images.shape[2] == images.shape[3] else images
+
+
+def random_crop(images: Images, edge: int, uniform: Float[Tensor, "B 2"]) -> Float[Tensor, "B C edge edge"]:
+    """Return a square of each image, at the position chosen by its two uniform numbers (vertical, horizontal)."""
+    height, width = images.shape[2:]
+    top = (uniform[:, 0] * (height - edge + 1)).long().tolist()
+    left = (uniform[:, 1] * (width - edge + 1)).long().tolist()
+    corners = zip(images, top, left, strict=True)
+    return torch.stack([image[:, y : y + edge, x : x + edge] for image, y, x in corners])
+
+
+def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
+    """Return a scale per uniform number: the largest with probability `largest_share`, the others equally likely."""
+    *others, largest = sorted(scales)
+    if not others:
+        return torch.full_like(uniform, largest, dtype=torch.int64)
+    position = (uniform - largest_share).clamp_min(0.0) / max(1.0 - largest_share, 1e-9)
+    index = (position * len(others)).long().clamp(0, len(others) - 1)
+    return torch.where(uniform < largest_share, largest, torch.tensor(others, device=uniform.device)[index])
+
+
+# --- Network ---------------------------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """h + conv(relu(conv(h))), without normalisation (Lim et al., figure 2c)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(features, features, 3, padding=1)
+        self.second = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, h: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F H W"]:
+        """Return an output of the input's shape."""
+        return _add(self.second(functional.relu_(self.first(h))), h)
+
+
+def _add(output: Tensor, h: Tensor) -> Tensor:
+    """Return h + output, written into `output` if the types agree: allocating new pages costs more than the sum."""
+    return output.add_(h) if output.dtype == h.dtype else h + output
+
+
+class Upscaler(nn.Module):
+    """Bicubic interpolation plus a learned residual: residual blocks, then one sub-pixel convolution per scale."""
+
+    def __init__(self, channels: int, features: int, blocks: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(channels, features, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+        self.end = nn.Conv2d(features, features, 3, padding=1)
+        tails = {str(scale): nn.Conv2d(features, channels * scale * scale, 3, padding=1) for scale in scales}
+        self.tails = nn.ModuleDict(tails)
+
+    def trunk(self, low: Images) -> Float[Tensor, "B F H W"]:
+        """Return features at low resolution, common to all scales."""
+        h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
+        return _add(self.end(self.blocks(h)), h)
+
+    def tail(self, features: Float[Tensor, "B F H W"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
+        """Return the estimate at one scale, from the trunk's features and the low-resolution image."""
+        residual = functional.pixel_shuffle(self.tails[str(scale)](features), scale)
+        return interpolate_bicubic(low, scale).add_(residual)
+
+    def forward(self, low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
+        """Return the estimate at `scale` times the size; values may leave 0 … 1 a little."""
+        return self.tail(self.trunk(low), low, scale)
+
+
+# --- Evaluation ------------------------------------------------------------------------------------------------------
+
+
+def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> list[dict[str, Any]]:
+    """Return the card's figures at one scale: mean PSNR (dB) of bicubic interpolation and of the regression network."""
+    edge = min(images.shape[2:]) // scale * scale
+    psnrs: dict[str, list[Tensor]] = {"psnr_bicubic": [], "psnr": []}
+    for batch in torch.split(images[:, :, :edge, :edge], 32):
+        low = downsample(batch, scale)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            estimates = {"psnr_bicubic": interpolate_bicubic(low, scale), "psnr": network(low, scale)}
+        for name, estimate in estimates.items():
+            psnrs[name].append(psnr(estimate, batch, border=scale))
+    figures = []
+    for name, parts in psnrs.items():
+        values = torch.cat(parts).double()
+        error = float(values.std(correction=0)) / math.sqrt(len(values))
+        detail = f"luminance of {len(values)} patches, {scale} pixels cut off; s.e. {error:.3f}"
+        value = round(float(values.mean()), 3)
+        figures.append({"name": f"{name}_x{scale}", "value": value, "unit": "dB", "better": "higher", "detail": detail})
+    return figures

@@ -1,0 +1,106 @@
+"""§3 and §4: the sufficient statistics, their predictor Φ, the energy and its contrastive gradient.
+
+`Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of the feature network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.kit import features
+from models.kit.shapes import Float, Tensor
+from models.superres.regression import Images, PerImage, ResidualBlock
+
+Statistics = list[Tensor]  # one (B, C, H, W) per part
+ChannelStds = list[Tensor]  # one (C,) per part
+
+FEATURES_FILE = Path("data/features/efficientnet-lite0.npz")
+FEATURE_CHANNELS = (32, 16, 24, 40, 80)  # of the stem and four stages, at ½, ½, ¼, ⅛ and 1/16 of the image's size
+GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern is removed
+
+
+# --- Equations -------------------------------------------------------------------------------------------------------
+
+
+def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
+    """Return the root mean square of Ψ(y) − Ψ(R(x)) of each channel: the part that the regression cannot predict."""
+    return [
+        (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, target, strict=True)
+    ]
+
+
+def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
+    """§3: E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted`, Ψ(y) = `actual`, each channel divided by its `std`.
+
+    The mean over the parts that both have, each the mean over its values.
+    """
+    parts = [
+        ((one - other) / width[:, None, None]).square().mean((1, 2, 3))
+        for one, other, width in zip(predicted, actual, std, strict=False)
+    ]
+    return torch.stack(parts).mean(0)
+
+
+def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
+    """§4: E(y, x) − E(y', x), y' ~ p(·|x): its gradient by Ψ is −∂ log p(y|x)/∂Ψ, estimated with one sample y'."""
+    return energy(predicted, real, std) - energy(predicted, sampled, std)
+
+
+def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
+    """Return a detail without patterns of the low-resolution grid's period, the cheapest texture to lower the energy.
+
+    Each of the s² sub-pixel positions has its mean over the low-resolution neighbourhood subtracted.
+    """
+    phases = functional.pixel_unshuffle(detail, scale)
+    means = functional.avg_pool2d(phases, GRID_WINDOW, 1, GRID_WINDOW // 2, count_include_pad=False)
+    return functional.pixel_shuffle(phases - means, scale)
+
+
+# --- Networks --------------------------------------------------------------------------------------------------------
+
+
+def load_features() -> features.Features:
+    """Return the feature network of Ψ with its weights, frozen; ValueError if the file is missing."""
+    if not FEATURES_FILE.is_file():
+        raise ValueError(
+            f"the features of EfficientNet-Lite0 are not in {FEATURES_FILE}: "
+            "`python benchmarks/superres.py install` downloads them"
+        )
+    return features.load(features.EfficientNetLite0(), FEATURES_FILE)
+
+
+class Predictor(nn.Module):
+    """Φ: the statistics of the regression's estimate plus a learned correction."""
+
+    def __init__(self, channels: int, width: int, blocks: int, scales: Sequence[int], widths: Sequence[int]) -> None:
+        """`width` is the number of channels inside, `widths` are those of Ψ's parts."""
+        super().__init__()
+        self.head = nn.Conv2d(16 * channels + widths[0], width, 3, padding=1)
+        self.scales = nn.ParameterDict({str(scale): torch.zeros(width) for scale in scales})
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.scattering = nn.Conv2d(width, widths[0], 3, padding=1)
+        if len(widths) > 1:
+            self.halves = nn.Conv2d(width, 4 * sum(widths[1:3]), 3, padding=1)
+            self.quarters = nn.Conv2d(width, widths[3], 3, padding=1)
+            self.eighths = nn.Conv2d(width, widths[4], 3, stride=2, padding=1)
+            self.sixteenths = nn.Conv2d(width, widths[5], 5, stride=4, padding=2)
+        self.widths = tuple(widths)
+
+    def forward(self, estimate: Images, own: Statistics, std: ChannelStds, scale: int) -> Statistics:
+        """Return Φ(x) from the estimate R(x), whose sides are multiples of four, and its statistics `own` = Ψ(R(x))."""
+        pixels = functional.pixel_unshuffle(estimate - 0.5, 4)
+        h = self.head(torch.cat((pixels, own[0] / std[0][:, None, None]), 1)) + self.scales[str(scale)][:, None, None]
+        h = h + self.blocks(h)
+        corrections = [self.scattering(h)]
+        if len(self.widths) > 1:
+            halves = torch.split(functional.pixel_shuffle(self.halves(h), 2), list(self.widths[1:3]), 1)
+            corrections += [*halves, self.quarters(h), self.eighths(h), self.sixteenths(h)]
+        return [
+            part + correction.float() * scale_of[:, None, None]
+            for part, correction, scale_of in zip(own, corrections, std, strict=False)
+        ]
