@@ -1,12 +1,10 @@
 """Every way a request can fail, each owning its status and title, written as RFC 9457 problem details."""
 
-import traceback
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, ClassVar
 
 import orjson
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -202,22 +200,3 @@ def storage_error(error: OSError) -> ProblemError:
 def request_id_of(request: Request) -> str:
     """The id this request goes by in logs and jobs."""
     return str(request.scope.get("reverie_request_id", ""))
-
-
-async def handle_problem(request: Request, error: Exception) -> Response:
-    """Answer a ProblemError."""
-    assert isinstance(error, ProblemError)  # noqa: S101 - registered for this class alone
-    traceback.clear_frames(error.__traceback__)  # they may hold megabytes of a body while the response is on its way
-    return error.response(request_id_of(request))
-
-
-async def handle_http(request: Request, error: Exception) -> Response:
-    """Answer what the router raises: unknown paths and methods."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
-    status, headers = error.status_code, dict(error.headers or {})
-    detail = {
-        404: f"no such route: {request.url.path[:200]}; see /docs",
-        405: f"{request.method} is not possible here; {headers.get('Allow', headers.get('allow', 'GET'))} is",
-    }.get(status, error.detail)
-    body = problem(status, TITLES.get(status, "Refused"), detail)
-    return respond(request_id_of(request), body, headers)

@@ -90,7 +90,7 @@ DATASET = {
     },
 }
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ANSWER = {
     "type": "object",
     "required": ["model", "version", "seed"],
@@ -144,8 +144,8 @@ _UPSCALED = {
 }
 _FORMS: dict[str, Any] = {
     JSON: {"schema": {"$ref": "#/components/schemas/Answer"}},
-    NPZ: _BINARY,
-    **dict.fromkeys(MEDIA.values(), _BINARY),
+    NPZ: BINARY,
+    **dict.fromkeys(MEDIA.values(), BINARY),
 }
 
 RESULT: dict[int | str, dict[str, Any]] = {
@@ -163,7 +163,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }
 
 PREVIEW: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Up to 64 pictures as a grid, as of one of the last slices", "content": {PNG: _BINARY}},
+    200: {"description": "Up to 64 pictures as a grid, as of one of the last slices", "content": {PNG: BINARY}},
 }
 
 _HEADERS = [
@@ -197,16 +197,16 @@ def operation_docs(operation: Operation, registry: Models, settings: Settings) -
     example |= dict.fromkeys(named, _example_picture(able))
     form = {name: rule for name, rule in properties.items() if name != "images"}
     if operation.images:
-        form["images"] = {"type": "array", "items": _BINARY["schema"]}
-    form |= {name: {**_BINARY["schema"], "description": said} for name, said in named.items()}
+        form["images"] = {"type": "array", "items": BINARY["schema"]}
+    form |= {name: {**BINARY["schema"], "description": said} for name, said in named.items()}
     bodies: dict[str, Any] = {
         JSON: {"schema": _object(required, properties), "example": example},
         "multipart/form-data": {"schema": _object(required, form)},
     }
     if len(operation.inputs) == 1:
-        bodies[PNG] = _BINARY
+        bodies[PNG] = BINARY
     answer = _PICTURES if operation.pictures else _ANSWER
-    content = {JSON: {"schema": answer}, NPZ: _BINARY, **({PNG: _BINARY} if operation.pictures else {})}
+    content = {JSON: {"schema": answer}, NPZ: BINARY, **({PNG: BINARY} if operation.pictures else {})}
     return {
         "description": _limits(operation, settings),
         "parameters": [*_HEADERS, *(_in_query(properties) if len(operation.inputs) == 1 else ())],
@@ -231,13 +231,13 @@ def upscale_docs(operation: Operation, asked: type[BaseModel], registry: Models,
             "anyOf": list({str(one): one for one in schemas.values()}.values()),
         }
     picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
-    form = {**properties, "image": {**_BINARY["schema"], "description": "A PNG, JPEG or WebP file"}}
+    form = {**properties, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file"}}
     query = [
         {"name": name, "in": "query", "schema": rule, "description": "Beside a picture as the body."}
         for name, rule in properties.items()
         if name not in {"image", "options"}
     ]
-    pictures: dict[str, Any] = dict.fromkeys(MEDIA.values(), _BINARY)
+    pictures: dict[str, Any] = dict.fromkeys(MEDIA.values(), BINARY)
     answer = _object(["model", "version", "seed", *_UPSCALED], {**_PICTURE_ANSWER, **_UPSCALED})
     return {
         "description": (
@@ -320,7 +320,7 @@ def _limits(operation: Operation, settings: Settings) -> str:
     return said
 
 
-def dataset_body(asked: type[BaseModel], named: type[BaseModel], settings: Settings) -> dict[str, Any]:
+def dataset_body(asked: type[BaseModel], named: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of an upload: a form, the file itself, or a name."""
     fields, known = asked.model_json_schema(), named.model_json_schema()
     form = {
@@ -330,14 +330,14 @@ def dataset_body(asked: type[BaseModel], named: type[BaseModel], settings: Setti
     }
     query = [{"name": name, "in": "query", "schema": rule} for name, rule in fields["properties"].items()]
     return {
-        "description": f"At most {settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked. "
-        "The same content under the same name again is the dataset that is there. Fields stand in form or query.",
+        "description": "The same content under the same name again is the dataset that exists. Fields may be in the "
+        "form or the query.",
         "parameters": query,
         "requestBody": {
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": _object(["file"], form)},
-                "application/octet-stream": _BINARY,
+                "application/octet-stream": BINARY,
                 JSON: {"schema": _object(known["required"], known["properties"])},
             },
         },

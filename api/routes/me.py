@@ -1,15 +1,14 @@
 """`GET /v1/me`: who the caller is, what it may do, and what it uses of its limits."""
 
-import orjson
-from fastapi import APIRouter, FastAPI
-from starlette.requests import Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.access import caller_of
+from api.dependencies import CurrentCaller, State
 from api.key_file import ROLES
 from api.openapi import answered
-from api.responses.render import JSON
-from api.routes.operations import AppState
+from api.responses.json import json_response
+
+router = APIRouter(prefix="/v1", tags=["access"])
 
 _NUMBERS = {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}
 _ME = {
@@ -26,27 +25,15 @@ _ME = {
 }
 
 
-def add_me(app: FastAPI, app_state: AppState) -> None:
-    """Put the route into the application."""
-    router = APIRouter(prefix="/v1")
-
-    @router.get(
-        "/me",
-        summary="Who you are here, and your limits",
-        tags=["access"],
-        response_class=Response,
-        responses=answered(_ME),
-    )
-    async def me(request: Request) -> Response:
-        caller = caller_of(request.scope)
-        body = {
-            "object": "caller",
-            "name": caller.name or None,
-            "roles": [role for role in ROLES if role in caller.roles],
-            "key_expires_at": caller.key_expiry,
-            "limits": app_state.quotas.limits(caller),
-            "usage": {**app_state.batch_sender.usage(caller.name), **await app_state.quotas.usage(caller)},
-        }
-        return Response(orjson.dumps(body), 200, {"Cache-Control": "no-store"}, JSON)
-
-    app.include_router(router)
+@router.get("/me", summary="Who you are here, and your limits", response_class=Response, responses=answered(_ME))
+async def get_me(state: State, caller: CurrentCaller) -> Response:
+    """Return the caller's name, roles, limits and usage."""
+    body = {
+        "object": "caller",
+        "name": caller.name or None,
+        "roles": [role for role in ROLES if role in caller.roles],
+        "key_expires_at": caller.key_expiry,
+        "limits": state.quotas.limits(caller),
+        "usage": {**state.batch_sender.usage(caller.name), **await state.quotas.usage(caller)},
+    }
+    return json_response(body, {"Cache-Control": "no-store"})

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from api.access import caller_of
 from api.auth import VISITOR
 from api.batching.requests import PendingRequest
+from api.dependencies import owner_of
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
 from api.fields import WHOLE
 from api.multipart import FORM, form_boundary
@@ -22,19 +23,11 @@ from api.openapi import upscale_docs
 from api.permissions import Models
 from api.prefer import Prefer
 from api.requests import RAW, SEED_LIMIT, Content, InferenceRequest, file_of, options_of, parsed, typed, validated
+from api.responses.job_results import accepted, applied, check_succeeded, overloaded
 from api.responses.render import About
 from api.responses.upscaled import UpscaleSpec, Wish, unwritten
-from api.routes.operations import (
-    AppState,
-    PlainRoute,
-    accepted,
-    applied,
-    check_succeeded,
-    computed,
-    overloaded,
-    owner_of,
-    promised_once,
-)
+from api.routes.operations import PlainRoute, computed, insert_job_once
+from api.state import AppState
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, fault
@@ -51,7 +44,7 @@ AT_ONCE = 64
 _LOOK_S = 1.0
 
 
-class Asked(BaseModel):
+class UpscaleForm(BaseModel):
     """The fields beside the picture; any other field is taken as an option."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -75,10 +68,10 @@ def add_upscales(app: FastAPI, app_state: AppState) -> None:
         _route(app_state),
         methods=["POST"],
         summary=OPERATION.summary,
-        operation_id=OPERATION.path,
+        operation_id=f"create_{OPERATION.path}",
         tags=["operations"],
         response_class=Response,
-        openapi_extra=upscale_docs(OPERATION, Asked, app_state.permissions.models(VISITOR), app_state.settings),
+        openapi_extra=upscale_docs(OPERATION, UpscaleForm, app_state.permissions.models(VISITOR), app_state.settings),
     )
     app.router.routes.append(route)
 
@@ -95,7 +88,7 @@ def _route(app_state: AppState) -> Callable[[Request], Awaitable[Response]]:
                 await asyncio.to_thread(
                     lambda: inference_request.fingerprint
                 )  # of all that was sent; kept for what follows
-                job = await promised_once(app_state, request, inference_request, prefer, key)
+                job = await insert_job_once(app_state, request, inference_request, prefer, key)
             elif app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
             else:
@@ -182,12 +175,12 @@ async def _told(app_state: AppState, request: Request, job: Job, wish: Wish, pre
 async def _read(request: Request, app_state: AppState) -> tuple[InferenceRequest, Wish]:
     """The ask in a request, and the form wished for. Raises the ProblemError that says what is wrong with it."""
     content = await _content(request)
-    asked = validated(Asked, content.fields)
-    entry = _entry(asked.model, app_state.models(request))
+    form = validated(UpscaleForm, content.fields)
+    entry = _entry(form.model, app_state.models(request))
     choice = entry.choices[OPERATION.method]
-    options = options_of(choice, asked.options, asked.model_extra or {}, Asked.model_fields, content.texts)
-    wish = Wish.read(request.headers.get("accept", ""), [asked.format] if asked.format else FORMATS)
-    photograph = await _photograph(app_state, content, asked, wish.kind, int(options["scale"]))
+    options = options_of(choice, form.options, form.model_extra or {}, UpscaleForm.model_fields, content.texts)
+    wish = Wish.read(request.headers.get("accept", ""), [form.format] if form.format else FORMATS)
+    photograph = await _photograph(app_state, content, form, wish.kind, int(options["scale"]))
     _, height, width = entry.image
     layout = Layout.of(
         photograph.size,
@@ -196,8 +189,8 @@ async def _read(request: Request, app_state: AppState) -> tuple[InferenceRequest
         tile=(height, width),
         margin=entry.margin,
     )
-    order = UpscaleSpec(layout, int(options["scale"]), wish.kind, asked.quality)
-    seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
+    order = UpscaleSpec(layout, int(options["scale"]), wish.kind, form.quality)
+    seed = secrets.randbelow(SEED_LIMIT) if form.seed is None else form.seed
     inference_request = InferenceRequest(
         OPERATION,
         entry,
@@ -260,9 +253,9 @@ async def _form(request: Request) -> Content:
     return Content(fields, uploads, texts=texts)
 
 
-async def _photograph(app_state: AppState, content: Content, asked: Asked, kind: str, scale: int) -> Photograph:
+async def _photograph(app_state: AppState, content: Content, form: UpscaleForm, kind: str, scale: int) -> Photograph:
     """The request's picture, once it is known that its answer is within the limits."""
-    sent: Sequence[bytes | str] = [*content.uploads, *([asked.image] if asked.image is not None else [])]
+    sent: Sequence[bytes | str] = [*content.uploads, *([form.image] if form.image is not None else [])]
     if len(sent) != 1:
         number = f"{len(sent)} were sent" if sent else "missing"
         raise _wrong(f"{number}; send one PNG, JPEG or WebP file")

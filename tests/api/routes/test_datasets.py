@@ -225,7 +225,7 @@ def test_bad_bodies_are_told(
 def test_bad_questions_are_told(client: httpx.Client, datasets: Datasets) -> None:
     """Of lists and previews."""
     sent(client, idx(pictures(12)), name="small", test=0)
-    problem(client.get(f"{PATH}/small/preview?split=test"), 404, "no pictures in its test part")
+    problem(client.get(f"{PATH}/small/preview?split=test"), 404, "no pictures in its test split")
     problem(client.get(f"{PATH}/small/preview?split=other"), 422, "split")
     problem(client.get(f"{PATH}/small/preview?count=0"), 422, "count")
     problem(client.get(f"{PATH}?limit=0"), 422, "limit")

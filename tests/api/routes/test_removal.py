@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.routes import removal
+from api import versions as removal
 from core.catalog.versions import HIDDEN, ServingError, Versions
 from core.jobs.store import JobStore
 from core.resources import ResourceStore

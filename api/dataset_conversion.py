@@ -1,0 +1,109 @@
+"""Conversion of uploads to datasets, each in a child process that ends with its request."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from api.errors import FullError, InvalidError, ProblemError, TooLargeError
+from core.datasets.readers.source import ConversionOptions
+from core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = "the disk has no room for this dataset; delete others, or send a smaller one"
+_POLL_S = 0.5
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+async def fetch_named_dataset(request: Request, folder: Path, source: str, settings: Settings) -> None:
+    """Write FOLDER/file with a dataset that is known by name. Raises InvalidError."""
+    file, data = str(folder / "file"), str(settings.data.resolve())
+    command = ["models", "dataset", source, file, "--data-folder", data, "--parent", str(os.getpid())]
+    try:
+        code, _, errors = await _run(request, command, settings.conversion_timeout_s)
+    except TimeoutError as error:
+        raise _field_error("source", _timeout_message("fetching it", settings)) from error
+    if code:
+        lines = errors.decode("utf-8", "replace").strip().splitlines() or [f"its process ended with {code}"]
+        log.warning("named dataset not fetched", extra={"dataset": source, "reason": lines[-1][:500]})
+        ours = lines[-1].startswith("error: ")
+        reason = lines[-1].removeprefix("error: ")[:500] if ours else "it cannot be fetched here; upload its files"
+        raise _field_error("source", reason)
+
+
+async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
+    """Convert FOLDER/file and return what the converter says of it. Raises the ProblemError that it reported."""
+    command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
+    try:
+        code, output, errors = await _run(request, command, settings.conversion_timeout_s)
+    except TimeoutError as error:
+        log.warning("conversion timed out", extra={"limit_s": settings.conversion_timeout_s})
+        raise _field_error("file", _timeout_message("reading it", settings)) from error
+    if code < 0:  # a decoder crashed, or the system's memory ran out
+        raise _field_error("file", f"its reader crashed (signal {-code}); save it anew, or send it in parts")
+    if code:
+        raise RuntimeError(f"the converter failed: {errors.decode('utf-8', 'replace')[-4000:]}")
+    about: dict[str, Any] = orjson.loads(output)
+    if "problem" in about:
+        raise _conversion_error(**about["problem"])
+    return about
+
+
+def _conversion_error(status: int, field: str, detail: str) -> ProblemError:
+    if status == FullError.status:
+        return FullError(NO_ROOM)
+    errors = [{"field": field, "detail": detail}]
+    return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
+
+
+def _field_error(field: str, detail: str) -> InvalidError:
+    return InvalidError(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+
+
+def _timeout_message(what: str, settings: Settings) -> str:
+    limit = f"{settings.conversion_timeout_s:g} s (REVERIE_CONVERSION_TIMEOUT_S)"
+    return f"{what} took longer than the limit of {limit}; send it in parts, or as an NPZ or IDX of uint8"
+
+
+async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[int, bytes, bytes]:
+    """Run `python -m COMMAND` while the client is connected; return its exit code, stdout and stderr.
+
+    Raises ClientDisconnect, and TimeoutError after `timeout_s`; then the process is killed.
+    """
+    until = time.monotonic() + timeout_s
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    output = asyncio.ensure_future(child.communicate())
+    try:
+        while True:  # checked first, too: uvicorn reads on only when asked, and reports a disconnect at the next check
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            if output.done():
+                break
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.wait((output,), timeout=min(_POLL_S, left))
+    finally:
+        if child.returncode is None and not output.done():
+            child.kill()
+            await output
+    stdout, stderr = output.result()
+    return child.returncode or 0, stdout, stderr

@@ -1,0 +1,146 @@
+"""Versions of models: look-up, activation, deletion, and the retention of old versions."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from operator import methodcaller
+
+from api import audit
+from api.auth import Caller
+from api.errors import ConflictError, NotFoundError, OverloadedError
+from api.state import AppState
+from core.catalog.registry import ModelVersion
+from core.catalog.versions import ServingError, Versions, awaited, loaded, refused
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 60.0
+"""How long workers may take to load a version before its activation is given up."""
+
+NO_WORKER_TIMEOUT_S = 3.0
+"""How long no worker may be alive before an activation is given up; heartbeats may be late."""
+
+PRUNE_S = 30.0
+_POLL_S = 0.05
+_GRACE_S = 0.4
+"""How long another API process may still use a hidden version for a job; it looks for changes more often than that."""
+
+_INTERRUPTED_S = 60.0
+
+
+async def find_version(state: AppState, caller: Caller, name: str, version: str = "") -> ModelVersion:
+    """Return a version of a model, or the active one. Raises NotFoundError where the caller may see none."""
+    await state.permissions.refresh()
+    models = state.permissions.models(caller)
+    entry = models.find(f"{name}@{version}" if version else name) if "@" not in name else None
+    if entry is None and (known := models.versions(name)):
+        raise NotFoundError(f"{name[:120]} has no version {version[:40]!r}; there are: {', '.join(known)}")
+    if entry is None:
+        raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
+    return entry
+
+
+def _versions(state: AppState) -> Versions:
+    return Versions(state.paths.checkpoints)
+
+
+# --- activation ---
+
+
+async def activate_version(state: AppState, entry: ModelVersion) -> None:
+    """Make a version the active one once the workers have loaded it. Raises ConflictError, OverloadedError."""
+    versions = _versions(state)
+    await asyncio.to_thread(versions.announce, entry.name, entry.version)
+    try:
+        await _wait_until_loaded(state, entry)
+    except BaseException:
+        await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+        raise
+    await asyncio.to_thread(versions.serve, entry.name, entry.version)
+    state.registry.refresh(run_inline=True)
+
+
+async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
+    """Return when every worker has loaded the version; until then the previous one stays active."""
+    start = last_alive = time.monotonic()
+    while not loaded(workers := state.batch_sender.live_workers(), entry.ref):
+        now = time.monotonic()
+        last_alive = now if workers else last_alive
+        if now - start > LOAD_TIMEOUT_S or now - last_alive > NO_WORKER_TIMEOUT_S:
+            raise OverloadedError(
+                f"{awaited(workers, entry.ref)}, after {now - start:.0f} s; the previous version stays active",
+                headers={"Retry-After": "10"},
+            )
+        await asyncio.sleep(_POLL_S)
+    if reason := refused(workers, entry.ref):
+        raise ConflictError(f"a worker cannot load {entry.ref}: {reason}; the previous version stays active")
+
+
+# --- deletion ---
+
+
+def is_created_here(state: AppState, name: str, version: str) -> bool:
+    """Return whether a version lies in the state folder; others are the operator's files."""
+    entry = state.registry.find(f"{name}@{version}")
+    return entry is not None and entry.path.is_relative_to(state.paths.checkpoints)
+
+
+async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
+    """Delete versions that no job uses. Raises ConflictError, and then nothing is deleted."""
+    store = _versions(state)
+    await _check_unused(state, name, versions, model=model)
+    try:
+        hidden = await asyncio.to_thread(lambda: store.hide(name, versions, model=model))
+    except ServingError as error:
+        raise ConflictError(f"{error} is active, or being activated; wait, or activate another version") from error
+    try:
+        state.registry.refresh(run_inline=True)
+        await asyncio.sleep(_GRACE_S)
+        await _check_unused(state, name, versions, model=model)
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(store.unhide, name, versions, hidden))
+        state.registry.refresh(run_inline=True)
+        raise
+    await asyncio.to_thread(store.discard, name, versions)
+
+
+async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
+    for version in ("",) if model else versions:
+        users = await state.job_service.look(methodcaller("unfinished_of", name, version))
+        if users:
+            ref = f"{name}@{version}" if version else name
+            raise ConflictError(
+                f"{ref} is in use by {len(users)} unfinished job(s); wait until they end, or cancel them"
+            )
+
+
+# --- retention ---
+
+
+async def prune_versions(state: AppState) -> None:
+    """Delete old versions periodically, as `REVERIE_KEEP_VERSIONS` says, and finish interrupted deletions."""
+    store = _versions(state)
+    while True:
+        await asyncio.sleep(PRUNE_S)
+        try:
+            await asyncio.to_thread(store.discard_interrupted, _INTERRUPTED_S)
+            if state.settings.keep_versions:
+                await prune_versions_once(state)
+        except Exception:
+            log.exception("old versions not deleted")
+
+
+async def prune_versions_once(state: AppState) -> None:
+    """Delete each model's oldest versions beyond the number to keep, except those that are active or in use."""
+    for entry in await asyncio.to_thread(state.registry.serving):
+        created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]
+        inactive = [version for version in created if version != entry.version]
+        for version in inactive[: -state.settings.keep_versions]:
+            try:
+                await remove_versions(state, entry.name, [version])
+            except ConflictError as error:
+                log.info("old version kept", extra={"version": f"{entry.name}@{version}", "reason": error.detail})
+                continue
+            resource = f"/v1/models/{entry.name}/versions/{version}"
+            audit.record("delete", owner="service", resource=resource, status=204, request_id="", reason="retention")
