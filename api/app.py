@@ -5,13 +5,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from starlette.middleware.cors import CORSMiddleware
+from fastapi import APIRouter, Depends, FastAPI
 
 from api import openapi
+from api.auth import VISITOR
+from api.cors import CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS, ProblemCORSMiddleware
+from api.dependencies import check_query
 from api.exception_handlers import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
+from api.operation_docs import OperationDocs
 from api.routes import datasets, docs, families, health, jobs, me, models, trainings, versions
 from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
@@ -21,16 +24,8 @@ from core.log import set_up
 from core.settings import Settings
 from core.settings import settings as settings_of_environment
 
-CORS_REQUEST_HEADERS = (
-    *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
-    *("Last-Event-ID", "Prefer", "Range", "X-Request-ID"),
-)
-CORS_RESPONSE_HEADERS = (
-    *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),
-    *("Reverie-Model", "Reverie-Seed", "X-Request-ID"),
-)
 ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router for module in (models, versions, jobs, trainings, families, datasets, me, health, docs)
+    module.router for module in (models, versions, jobs, trainings, families, datasets, me)
 )
 
 
@@ -58,9 +53,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_operations(app, state)
     add_upscales(app, state)
     for router in ROUTERS:
+        app.include_router(router, dependencies=[Depends(check_query)])
+    for router in (health.router, docs.router):
         app.include_router(router)
     docs.mount_static_files(app)
-    _describe(app, keys=settings.api_keys is not None)
+    _describe(app, state)
     return app
 
 
@@ -86,7 +83,7 @@ def _add_cors(app: FastAPI, settings: Settings) -> None:
     origins = allowed_origins(settings)
     if origins:
         app.add_middleware(
-            CORSMiddleware,
+            ProblemCORSMiddleware,
             allow_origins=origins,
             allow_methods=("GET", "POST", "PATCH", "DELETE"),
             allow_headers=CORS_REQUEST_HEADERS,
@@ -94,13 +91,22 @@ def _add_cors(app: FastAPI, settings: Settings) -> None:
         )
 
 
-def _describe(app: FastAPI, *, keys: bool) -> None:
-    """Complete FastAPI's description of the application when it is first asked for."""
+def _describe(app: FastAPI, state: AppState) -> None:
+    """Complete FastAPI's description of the application with the operations of the models, anew when these change."""
     generate = app.openapi
+    described: tuple[list[str], dict[str, Any]] = ([], {})
 
-    def described() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            openapi.complete(generate(), keys=keys)
-        return app.openapi_schema or {}
+    def describe() -> dict[str, Any]:
+        nonlocal described
+        models = state.permissions.models(VISITOR)
+        refs = [entry.ref for entry in models.serving()]
+        if described[0] != refs or not described[1]:
+            app.openapi_schema = None
+            schema = generate()
+            docs = OperationDocs(models, state.settings)
+            docs.describe(schema["paths"])
+            openapi.complete(schema, docs.schemas, keys=state.settings.api_keys is not None)
+            described = refs, schema
+        return described[1]
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = describe  # type: ignore[method-assign]

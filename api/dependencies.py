@@ -1,16 +1,18 @@
 """Dependencies of routes: the services, the caller, and the resource that a path names."""
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from api.access import caller_of
 from api.auth import Caller
-from api.errors import NotFoundError
+from api.errors import InvalidError, NotFoundError
 from api.state import AppState
 from core.jobs.store import TRAINING, Job
 
+UPLOADS = frozenset({"create_dataset", "import_version"})
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
@@ -33,6 +35,31 @@ async def get_caller(request: Request) -> Caller:
 async def get_owner(request: Request) -> str:
     """Return the owner of what a request creates."""
     return owner_of(request)
+
+
+async def check_query(request: Request) -> None:
+    """Raise InvalidError for query parameters that the route does not have."""
+    route = request.scope["route"]
+    if route.name in UPLOADS:
+        return  # with a raw body their fields are in the query, and are checked with the body
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    check_query_names(request.query_params, known)
+
+
+def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
+    """Raise InvalidError for names of query parameters that are not among the known ones."""
+    unknown = sorted({name[:60] for name in names if name not in known})[:10]
+    if unknown:
+        choice = f"there are: {', '.join(known)}" if known else "this request has none"
+        errors = [{"field": f"query.{name}", "detail": "no such query parameter"} for name in unknown]
+        raise InvalidError(f"no such query parameter: {', '.join(unknown)}; {choice}", errors=errors)
+
+
+def check_cursor(after: str | None, *, known: bool) -> None:
+    """Raise InvalidError for a cursor of a list that is not known."""
+    if after and not known:
+        detail = f"no such cursor: {after[:60]!r}; send the `last_id` of a page"
+        raise InvalidError(f"after: {detail}", errors=[{"field": "query.after", "detail": detail}])
 
 
 State = Annotated[AppState, Depends(get_state)]

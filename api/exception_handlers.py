@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from api.errors import (
     TITLES,
@@ -38,12 +39,27 @@ async def handle_http(request: Request, error: Exception) -> Response:
     """Return the response of what the router raises: unknown paths and methods."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
     status, headers = error.status_code, dict(error.headers or {})
-    detail = {
-        404: f"no such route: {request.url.path[:200]}; see /docs",
-        405: f"{request.method} is not possible here; {headers.get('Allow', headers.get('allow', 'GET'))} is",
-    }.get(status, error.detail)
+    detail = error.detail
+    if status == 404:
+        detail = f"no such route: {request.url.path[:200]}; see /docs"
+    elif status == 405:
+        headers = {"Allow": ", ".join(allowed_methods(request))}
+        detail = f"{request.method} is not possible here; allowed: {headers['Allow']}"
+    elif isinstance(error.__cause__, ValueError):  # FastAPI hides why it cannot read a body
+        detail = f"the body cannot be read: {str(error.__cause__).partition(';')[0]}"
     body = problem(status, TITLES.get(status, "Refused"), detail)
     return respond(request_id_of(request), body, headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes with a request's path."""
+    allowed: set[str] = set()
+    for method in ("DELETE", "GET", "PATCH", "POST"):
+        scope = {**request.scope, "method": method}
+        routes = (route for route in request.app.router.routes if not isinstance(route, Mount))
+        if any(route.matches(scope)[0] is Match.FULL for route in routes):
+            allowed.add(method)
+    return sorted(allowed | ({"HEAD"} if "GET" in allowed else set())) or ["GET", "HEAD"]  # of static files
 
 
 async def handle_validation(request: Request, error: Exception) -> Response:

@@ -1,7 +1,6 @@
 """Responses about jobs: a 202, the result of an ended one, and the errors of one without a result."""
 
 import asyncio
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from api.prefer import Prefer
 from api.responses.json import json_response
 from api.responses.render import JSON, NPZ, PNG, About, choose, negotiate, render, summed
 from api.responses.upscaled import Wish, kinds_of
+from api.schemas.jobs import JobResponse, job_fields
 from api.state import AppState
 from core.broker.codec import unpack
 from core.catalog.operations import BY_METHOD
@@ -22,34 +22,10 @@ from core.jobs.store import TERMINAL, Job
 _FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 
 
-def job_body(job: Job) -> dict[str, Any]:
-    """Return a job as clients see it."""
-    path = f"/v1/jobs/{job['id']}"
-    body = {
-        "id": job["id"],
-        "kind": job["kind"],
-        "status": job["status"],
-        "progress": job.get("progress", 0.0),
-        "model": job["model"],
-        "version": job["version"],
-        "seed": job["seed"],
-        "request": orjson.loads(job["request"]),
-        "request_id": job["request_id"],
-        "attempts": job.get("attempts", 0),
-        "waiting_reason": job.get("blocked_reason"),
-        "problem": {**orjson.loads(job["problem"]), "request_id": job["request_id"]} if job.get("problem") else None,
-        "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},
-    }
-    for name in ("created_at", "started_at", "finished_at"):
-        moment = job.get(name)
-        body[name] = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds") if moment else None
-    return body
-
-
 def accepted(job: Job, prefer: Prefer) -> Response:
     """Return 202 with the job and where to look for it."""
     headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer), "Vary": "Prefer"}
-    return json_response(job_body(job), headers, 202)
+    return json_response(JobResponse.of(job), headers, 202)
 
 
 def applied(prefer: Prefer) -> dict[str, str]:
@@ -88,7 +64,7 @@ def _check_ended(job: Job) -> None:
             headers={"Retry-After": "1"},
         )
     if job["status"] == "failed":
-        raise ConflictError("the job failed; `job_problem` says why", job_problem=job_body(job)["problem"])
+        raise ConflictError("the job failed; `job_problem` says why", job_problem=job_fields(job)["problem"])
 
 
 async def result_response(state: AppState, request: Request, job: Job) -> Response:
@@ -99,7 +75,7 @@ async def result_response(state: AppState, request: Request, job: Job) -> Respon
         _check_ended(job)
         check_succeeded(job)
         chunks = await state.job_service.look(lambda job_store: job_store.result(job["id"]))
-        return json_response(unpack(chunks[0][0] or b""))
+        return Response(orjson.dumps(unpack(chunks[0][0] or b"")), media_type=JSON)
     operation = BY_METHOD[job["method"]]
     media = "" if operation.tiled else negotiate(accept, operation)
     _check_ended(job)

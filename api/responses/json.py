@@ -1,20 +1,13 @@
-"""JSON responses, and the one body that every list has."""
+"""JSON responses that a route builds itself: those whose status depends on what was found."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import orjson
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.responses.render import JSON
 
 
-def json_response(body: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    """Return a response with a JSON body."""
-    return Response(orjson.dumps(body), status, headers, JSON)
-
-
-def list_response(data: Sequence[Mapping[str, Any]], key: str, *, has_more: bool = False) -> Response:
-    """Return a response with one page of a list; the field `key` of its last item is the cursor of the next page."""
-    first, last = (str(data[0][key]), str(data[-1][key])) if data else (None, None)
-    return json_response({"object": "list", "data": data, "has_more": has_more, "first_id": first, "last_id": last})
+def json_response(body: BaseModel, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    """Return a response with a JSON body, without the fields that were not set."""
+    return Response(body.model_dump_json(exclude_unset=True), status, headers, JSON)

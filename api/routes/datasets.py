@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api import audit
 from api.auth import Caller
 from api.dataset_conversion import NO_ROOM, convert, fetch_named_dataset
-from api.dependencies import CurrentCaller, State
+from api.dependencies import CurrentCaller, State, check_cursor
 from api.errors import (
     ConflictError,
     FullError,
@@ -25,11 +25,11 @@ from api.errors import (
     TooLargeError,
     field_errors,
 )
-from api.openapi import DATASET, PREVIEW, answered, dataset_body, listed, problem_responses
-from api.responses.json import json_response, list_response
+from api.openapi import PICTURE, problem_responses, upload
+from api.responses.json import json_response
 from api.responses.render import JSON, PNG
 from api.routes.jobs import Limit
-from api.schemas.datasets import DatasetChange, DatasetForm, NamedDatasetBody
+from api.schemas.datasets import DatasetChange, DatasetForm, DatasetPage, DatasetResponse, NamedDatasetBody
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from core.datasets.readers.source import DISK_FULL
@@ -45,16 +45,19 @@ _MAX_JSON_BYTES = 64 << 10
     "",
     summary="Upload a dataset, or fetch one by name",
     status_code=201,
-    response_class=Response,
+    response_model=DatasetResponse,
     responses={
-        201: {"description": "Created", "content": {JSON: {"schema": DATASET}}},
-        200: {"description": "It exists already, with the same content", "content": {JSON: {"schema": DATASET}}},
+        200: {"description": "It exists already, with the same content", "model": DatasetResponse},
         **problem_responses(400, 403, 408, 409, 413, 415, 422, 429, 507),
     },
-    openapi_extra=dataset_body(DatasetForm, NamedDatasetBody),
+    openapi_extra=upload(DatasetForm, json=NamedDatasetBody),
 )
 async def create_dataset(request: Request, state: State, caller: CurrentCaller) -> Response:
-    """Convert an upload, or a dataset that is known by name, and store it."""
+    """Convert an upload, or a dataset that is known by name, and store it.
+
+    The file is in a form, or is the body itself as `application/octet-stream` with the other fields in the query. The
+    same content under the same name again is the dataset that exists.
+    """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
@@ -80,43 +83,45 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
         about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about)
         if not new and shared is not None:
             await state.permissions.share("dataset", name, caller, shared=shared)
-    return json_response(_dataset_body(state, caller, about), {"Location": f"{PATH}/{name}"}, 201 if new else 200)
+    return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"}, 201 if new else 200)
 
 
 @router.get(
     "",
     summary="List datasets, by name",
-    response_class=Response,
-    responses={**answered(listed(DATASET)), **problem_responses(422)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(422),
 )
 async def list_datasets(
     state: State, caller: CurrentCaller, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 20
-) -> Response:
+) -> DatasetPage:
     """Return a page of the datasets that the caller may use."""
     await state.permissions.refresh()
+    known = state.datasets.get(after) is not None and state.permissions.can_use("dataset", after, caller)
+    check_cursor(after, known=known)
     found = await asyncio.to_thread(
         state.datasets.listing, after, limit + 1, lambda name: state.permissions.can_use("dataset", name, caller)
     )
-    data = [_dataset_body(state, caller, about) for about in found[:limit]]
-    return list_response(data, "name", has_more=len(found) > limit)
+    data = [_response(state, caller, about) for about in found[:limit]]
+    return DatasetPage.of(data, "name", has_more=len(found) > limit)
 
 
 @router.get(
     "/{name}",
     summary="A dataset",
-    response_class=Response,
-    responses={**answered(DATASET), **problem_responses(404)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404),
 )
-async def get_dataset(state: State, caller: CurrentCaller, name: str) -> Response:
+async def get_dataset(state: State, caller: CurrentCaller, name: str) -> DatasetResponse:
     """Return a dataset."""
-    return json_response(_dataset_body(state, caller, await _find(state, caller, name)))
+    return _response(state, caller, await _find(state, caller, name))
 
 
 @router.get(
     "/{name}/preview",
     summary="Some of a dataset's pictures as a grid",
     response_class=Response,
-    responses={**PREVIEW, **problem_responses(404, 422)},
+    responses={**PICTURE, **problem_responses(404, 422)},
 )
 async def get_dataset_preview(
     state: State,
@@ -136,17 +141,17 @@ async def get_dataset_preview(
 @router.patch(
     "/{name}",
     summary="Share a dataset with everybody, or not",
-    response_class=Response,
-    responses={**answered(DATASET), **problem_responses(403, 404, 422)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(403, 404, 422),
 )
 async def update_dataset(
     request: Request, state: State, caller: CurrentCaller, name: str, change: DatasetChange
-) -> Response:
+) -> DatasetResponse:
     """Set whether everybody may use a dataset."""
     audit.describe(request, shared=change.shared)
     about = await _find(state, caller, name)
     await state.permissions.share("dataset", name, caller, shared=change.shared)
-    return json_response(_dataset_body(state, caller, about))
+    return _response(state, caller, about)
 
 
 @router.delete(
@@ -186,11 +191,12 @@ async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
     return False
 
 
-def _dataset_body(state: AppState, caller: Caller, about: dict[str, Any]) -> dict[str, Any]:
+def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> DatasetResponse:
     """Return a dataset as clients see it."""
     path = f"{PATH}/{about['name']}"
     ownership = state.permissions.describe("dataset", about["name"], caller)
-    return {**about, **ownership, "links": {"self": path, "preview": f"{path}/preview"}}
+    links = {"self": path, "preview": f"{path}/preview"}
+    return DatasetResponse.model_validate({**about, **ownership, "links": links})
 
 
 # --- uploads ---

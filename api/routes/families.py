@@ -3,11 +3,9 @@
 import asyncio
 
 from fastapi import APIRouter
-from starlette.responses import Response
 
 from api.dependencies import State
-from api.openapi import answered, listed
-from api.responses.json import list_response
+from api.schemas.trainings import FamilyPage, FamilyResponse
 from api.training_requests import training_devices
 from core.catalog.recipes import families
 
@@ -17,11 +15,11 @@ router = APIRouter(prefix="/v1/families", tags=["trainings"])
 @router.get(
     "",
     summary="List what can be trained, with its options",
-    response_class=Response,
-    responses=answered(listed({"type": "object", "required": ["name", "config", "training", "recipe"]})),
+    response_model_exclude_unset=True,
 )
-async def list_families(state: State) -> Response:
+async def list_families(state: State) -> FamilyPage:
     """Return the families with the JSON Schemas of their options and their own recipes."""
     known = await asyncio.to_thread(families, state.settings)
     gpus = {"type": "integer", "minimum": 1, "maximum": await training_devices(state) or 1, "default": 1}
-    return list_response([{"name": name, **facts, "gpus": gpus} for name, facts in sorted(known.items())], "name")
+    data = [FamilyResponse(name=name, **facts, gpus=gpus) for name, facts in sorted(known.items())]
+    return FamilyPage.of(data, "name")

@@ -10,31 +10,23 @@ from starlette.responses import Response
 from api.auth import VISITOR
 from api.dependencies import State
 from api.metrics import exposition
-from api.openapi import answered
-from api.responses.json import json_response
-from api.responses.render import JSON
+from api.schemas.service import HealthResponse, ReadinessResponse
 
 router = APIRouter(tags=["health"])
 
-_STATUS = {"type": "object", "required": ["status"]}
 
-
-@router.get("/healthz", summary="Liveness of this process", response_class=Response, responses=answered(_STATUS))
-async def get_health() -> Response:
+@router.get("/healthz", summary="Liveness of this process")
+async def get_health() -> HealthResponse:
     """Return that this process runs."""
-    return json_response({"status": "alive"})
+    return HealthResponse(status="alive")
 
 
 @router.get(
     "/readyz",
     summary="Readiness to serve requests",
-    response_class=Response,
-    responses={
-        **answered(_STATUS),
-        503: {"description": "Not ready", "content": {JSON: {"schema": _STATUS}}},
-    },
+    responses={503: {"description": "Not ready", "model": ReadinessResponse}},
 )
-async def get_readiness(request: Request, state: State) -> Response:
+async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
     """Return whether a request would be served now."""
     workers = state.batch_sender.live_workers()
     ready_workers = [name for name, heartbeat in workers.items() if heartbeat["state"] == "ready"]
@@ -46,8 +38,9 @@ async def get_readiness(request: Request, state: State) -> Response:
         for ref in {ref for name in ready_workers for ref in workers[name]["capacity"]}
         if state.permissions.can_use("model", ref.partition("@")[0], VISITOR)
     )
-    body = {"status": "ready" if ready else "not ready", "models": models, **checks}
-    return json_response(body) if ready else json_response(body, {"Retry-After": "1"}, 503)
+    if not ready:
+        response.status_code, response.headers["Retry-After"] = 503, "1"
+    return ReadinessResponse.model_validate({"status": "ready" if ready else "not ready", "models": models, **checks})
 
 
 @router.get(

@@ -7,21 +7,20 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import CurrentJob, Owner, State, owner_of
+from api.dependencies import CurrentJob, Owner, State, check_cursor, owner_of
 from api.errors import ConflictError, InvalidError, NotFoundError
 from api.exposure import client_address, trusted_proxies
 from api.job_events import EventStream
-from api.openapi import EVENTS, JOB, PREVIEW, RESULT, answered, listed, problem_responses
-from api.responses.job_results import job_body, result_response
-from api.responses.json import json_response, list_response
+from api.openapi import EVENTS, PICTURE, RESULT, problem_responses
+from api.responses.job_results import result_response
 from api.responses.render import PNG
+from api.schemas.jobs import JobPage, JobResponse, JobStatus
 from api.state import AppState
 from core.jobs.store import TERMINAL
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 WORD = r"^[\w.-]*$"
-Status = Annotated[str | None, Query(pattern="^(queued|running|paused|succeeded|failed|cancelled)$")]
 ModelName = Annotated[str | None, Query(max_length=120, pattern=WORD)]
 After = Annotated[str | None, Query(max_length=60, pattern=WORD)]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -30,48 +29,48 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 @router.get(
     "",
     summary="List jobs, newest first",
-    response_class=Response,
-    responses={**answered(listed(JOB)), **problem_responses(422)},
+    responses=problem_responses(422),
 )
 async def list_jobs(
     state: State,
     owner: Owner,
-    status: Status = None,
+    status: JobStatus | None = None,
     kind: Annotated[str | None, Query(max_length=40, pattern=WORD)] = None,
     model: ModelName = None,
     after: After = None,
     limit: Limit = 20,
-) -> Response:
+) -> JobPage:
     """Return a page of the caller's jobs."""
     filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
+    check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
     jobs = await state.job_service.listing(owner, filters, after, limit + 1)
-    return list_response([job_body(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
+    return JobPage.of([JobResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
 @router.get(
     "/{job_id}",
     summary="A job",
-    response_class=Response,
-    responses={**answered(JOB), **problem_responses(404)},
+    responses=problem_responses(404),
 )
-async def get_job(job: CurrentJob) -> Response:
+async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     """Return a job."""
-    return json_response(job_body(job), {} if job["status"] in TERMINAL else {"Retry-After": "1"})
+    if job["status"] not in TERMINAL:
+        response.headers["Retry-After"] = "1"
+    return JobResponse.of(job)
 
 
 @router.post(
     "/{job_id}/cancel",
     summary="Cancel a job",
-    response_class=Response,
-    responses={**answered(JOB), **problem_responses(404, 409)},
+    responses=problem_responses(404, 409),
 )
-async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> Response:
+async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
     """Cancel a job; one that is cancelled already stays so."""
     ended = not await state.job_service.cancel(job["id"]) and job["status"] != "cancelled"
     job = await state.job_service.get(job["id"], owner) or job
     if ended:
         raise ConflictError(f"the job has {job['status']} already", job_status=job["status"])
-    return json_response(job_body(job))
+    return JobResponse.of(job)
 
 
 @router.delete("/{job_id}", summary="Delete an ended job", status_code=204, responses=problem_responses(404, 409))
@@ -97,7 +96,7 @@ async def get_job_result(request: Request, state: State, job: CurrentJob) -> Res
     "/{job_id}/preview",
     summary="A preview of a running job's pictures",
     response_class=Response,
-    responses={**PREVIEW, **problem_responses(404)},
+    responses={**PICTURE, **problem_responses(404)},
 )
 async def get_job_preview(state: State, job: CurrentJob) -> Response:
     """Return the newest preview of a running job."""

@@ -1,18 +1,14 @@
 """Models: their cards, which version is active, sharing and deletion."""
 
-from typing import Any, Self
-
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
-from starlette.responses import Response
 
 from api import audit
 from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, NotFoundError
-from api.openapi import MODEL, answered, listed, problem_responses
-from api.responses.json import json_response, list_response
+from api.openapi import problem_responses
+from api.schemas.models import ModelChange, ModelPage, ModelResponse
 from api.state import AppState
 from api.versions import activate_version, find_version, is_created_here, remove_versions
 from core.catalog.operations import BY_METHOD
@@ -21,74 +17,57 @@ from core.catalog.registry import ModelVersion
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-class ModelChange(BaseModel):
-    """What is to change of a model; at least one field."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"example": {"version": "1"}, "minProperties": 1},
-    )
-
-    version: str | None = Field(None, max_length=40, description="The one of the model's `versions` to activate.")
-    shared: bool | None = Field(None, description="Whether everybody may use the model, or its owner alone.")
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> Self:
-        if self.version is None and self.shared is None:
-            raise ValueError("send `version`, `shared` or both")
-        return self
-
-
-def model_body(state: AppState, caller: Caller, entry: ModelVersion) -> dict[str, Any]:
+def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
     """Return a model as clients see it: its card, its versions, and the route of each operation."""
     routes = {
         BY_METHOD[method].path: options for method, options in entry.card["operations"].items() if method in BY_METHOD
     }
     links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in routes}}
-    return {
-        **entry.card,
-        "name": entry.name,
-        "operations": routes,
-        "version": entry.version,
-        "versions": state.registry.versions(entry.name),
-        **state.permissions.describe("model", entry.name, caller),
-        "links": links,
-    }
+    return ModelResponse.model_validate(
+        {
+            **entry.card,
+            "name": entry.name,
+            "operations": routes,
+            "version": entry.version,
+            "versions": state.registry.versions(entry.name),
+            **state.permissions.describe("model", entry.name, caller),
+            "links": links,
+        }
+    )
 
 
-@router.get("", summary="List models", response_class=Response, responses=answered(listed(MODEL)))
-async def list_models(state: State, caller: CurrentCaller) -> Response:
+@router.get("", summary="List models", response_model_exclude_unset=True)
+async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
     """Return all models that the caller may use."""
     await state.permissions.refresh()
     models = state.permissions.models(caller).serving()
-    return list_response([model_body(state, caller, entry) for entry in models], "name")
+    return ModelPage.of([model_response(state, caller, entry) for entry in models], "name")
 
 
 @router.get(
     "/{name}",
     summary="A model's card",
-    response_class=Response,
-    responses={**answered(MODEL), **problem_responses(404)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404),
 )
-async def get_model(state: State, caller: CurrentCaller, name: str) -> Response:
+async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResponse:
     """Return a model, or the version that `name@version` names."""
     await state.permissions.refresh()
     entry = state.permissions.models(caller).find(name)
     if entry is None:
         raise NotFoundError(f"no model {name[:120]!r}; GET /v1/models lists them")
-    return json_response(model_body(state, caller, entry))
+    return model_response(state, caller, entry)
 
 
 @router.patch(
     "/{name}",
     summary="Choose the active version, and whether the model is shared",
-    response_class=Response,
-    responses={**answered(MODEL), **problem_responses(400, 404, 409, 422, 503)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(400, 404, 409, 422, 503),
 )
 async def update_model(
     request: Request, state: State, caller: CurrentCaller, name: str, change: ModelChange
-) -> Response:
+) -> ModelResponse:
     """Activate a version once the workers have loaded it, and share the model or not."""
     audit.describe(request, **change.model_dump(exclude_none=True))
     await find_version(state, caller, name)
@@ -99,7 +78,7 @@ async def update_model(
         await activate_version(state, await find_version(state, caller, name, change.version))
     if change.shared is not None:
         await state.permissions.share("model", name, caller, shared=change.shared)
-    return json_response(model_body(state, caller, await find_version(state, caller, name)))
+    return model_response(state, caller, await find_version(state, caller, name))
 
 
 @router.delete(

@@ -14,13 +14,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.access import caller_of, quota_exceeded
-from api.auth import VISITOR
 from api.batching.batch_sender import FailedError
 from api.batching.requests import PendingRequest
 from api.batching.scheduler import QueueFullError
-from api.dependencies import owner_of
+from api.dependencies import check_query_names, owner_of
 from api.errors import GoneError, InvalidError, MalformedError, OverloadedError, request_id_of
-from api.openapi import operation_docs
 from api.prefer import Prefer
 from api.requests import InferenceRequest, read_request
 from api.responses.job_results import accepted, applied, failed, overloaded, whole_result_response
@@ -47,7 +45,10 @@ class PlainRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        response = await self.endpoint(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        if scope["query_string"] and request.headers.get("content-type", "").startswith("application/json"):
+            check_query_names(request.query_params)  # the fields of a picture or a form may be in the query
+        response = await self.endpoint(request)
         await response(scope, receive, send)
 
 
@@ -64,7 +65,6 @@ def add_operations(app: FastAPI, app_state: AppState) -> None:
             operation_id=f"create_{operation.path}",
             tags=["operations"],
             response_class=Response,
-            openapi_extra=operation_docs(operation, app_state.permissions.models(VISITOR), app_state.settings),
         )
         app.router.routes.append(route)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -10,17 +9,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auxiliary_jobs import run_auxiliary_job
-from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
+from api.dependencies import CurrentCaller, CurrentTraining, Owner, State, check_cursor
 from api.errors import ConflictError, NotFoundError, OverloadedError
 from api.job_events import EventStream
-from api.openapi import BINARY, EVENTS, JOB, answered, listed, problem_responses
+from api.openapi import EVENTS, PICTURE, SSE, problem_responses
 from api.prefer import Prefer
 from api.responses.curves import curves
-from api.responses.job_results import applied, job_body
-from api.responses.json import json_response, list_response
-from api.responses.render import JSON, PNG
-from api.routes.jobs import After, Limit, ModelName, Status, last_event_id, stream_owner
-from api.schemas.trainings import TrainingBody
+from api.responses.job_results import applied
+from api.responses.json import json_response
+from api.responses.render import PNG
+from api.routes.jobs import After, Limit, ModelName, last_event_id, stream_owner
+from api.schemas.jobs import JobResponse, JobStatus
+from api.schemas.trainings import (
+    CheckpointPage,
+    CheckpointResponse,
+    EpochMetrics,
+    EstimateResponse,
+    MetricsPage,
+    TrainingBody,
+    TrainingDetailResponse,
+    TrainingPage,
+    TrainingResponse,
+)
 from api.state import AppState
 from api.training_requests import check_devices, insert_publication, insert_training, training_row
 from core.jobs.store import TERMINAL, TRAINING, Job
@@ -30,71 +40,15 @@ router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
 _ESTIMATE_TIMEOUT_S = 30.0
 """How long to wait for a dry run without a preference; it takes some seconds."""
 
-_TRAINING = {
-    **JOB,
-    "required": [*JOB["required"], "family", "dataset", "recipe", "version"],
-    "properties": {
-        **JOB["properties"],  # type: ignore[dict-item]
-        "family": {"type": "string"},
-        "dataset": {"type": "string"},
-        "version": {"type": ["string", "null"], "description": "What the training became"},
-        "recipe": {"type": "object", "description": "The whole recipe in force"},
-        "links": {"type": "object", "required": ["self", "job", "events", "metrics", "checkpoints", "curves"]},
-    },
-}
-_ESTIMATE = {
-    "type": "object",
-    "required": ["parameters", "memory_bytes", "seconds"],
-    "properties": {
-        "parameters": {"type": "integer"},
-        "memory_bytes": {"type": "integer", "description": "The most that the process held while steps were timed"},
-        "checkpoint_bytes": {"type": "integer"},
-        "steps": {"type": "integer"},
-        "step_seconds": {"type": "number"},
-        "images_per_second": {"type": "number"},
-        "seconds": {"type": "number", "description": "Of the whole run"},
-        "recipe": {"type": "object"},
-    },
-}
-_PICTURE: dict[int | str, dict[str, Any]] = {200: {"description": "A picture", "content": {PNG: BINARY}}}
-_METRICS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "A line an epoch; as `text/event-stream` each as it comes",
-        "content": {
-            JSON: {"schema": listed({"type": "object", "required": ["epoch", "train_loss"]})},
-            "text/event-stream": {},
-        },
-    },
-    204: EVENTS[204],
-}
-
-
-def training_body(job: Job) -> dict[str, Any]:
-    """Return a training as clients see it."""
-    body = job_body(job)
-    request = body.pop("request")
-    path = f"/v1/trainings/{job['id']}"
-    links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}
-    links |= {"self": path, "job": f"/v1/jobs/{job['id']}", "curves": f"{path}/curves.png"}
-    if job["version"]:
-        links["version"] = f"/v1/models/{job['model']}/versions/{job['version']}"
-    names = ("family", "dataset", "summary", "serve", "evaluation", "recipe")
-    return {
-        **body,
-        "object": "training",
-        "version": job["version"] or None,
-        **{name: request.get(name) for name in names},
-        "links": {**body["links"], **links},
-    }
-
 
 @router.post(
     "",
     summary="Train a model",
-    response_class=Response,
+    status_code=202,
+    response_model=TrainingResponse,
     responses={
-        200: {"description": "The estimate of a dry run", "content": {JSON: {"schema": _ESTIMATE}}},
-        202: {"description": "A training, or a dry run that takes longer", "content": {JSON: {"schema": _TRAINING}}},
+        200: {"description": "The estimate of a dry run", "model": EstimateResponse},
+        202: {"description": "A training, or a dry run that takes longer"},
         **problem_responses(400, 404, 409, 410, 422, 500, 503),
     },
 )
@@ -109,13 +63,14 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
         prefer = Prefer.read(",".join(request.headers.getlist("prefer")), state.settings, _ESTIMATE_TIMEOUT_S)
         result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
         if result is not None:
-            return json_response({**result, "recipe": orjson.loads(row["request"])["recipe"]}, applied(prefer))
+            estimate = {**result, "recipe": orjson.loads(row["request"])["recipe"]}
+            return json_response(EstimateResponse.model_validate(estimate), applied(prefer))
         headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer)}
-        return json_response(training_body(job), headers, 202)
+        return json_response(TrainingResponse.of(job), headers, 202)
     await state.permissions.claim("model", body.name, caller, shared=body.shared)
     job = await insert_training(state, request, body, row)
     headers = {"Location": f"/v1/jobs/{job['id']}", "Content-Location": f"/v1/trainings/{job['id']}"}
-    return json_response(training_body(job), {**headers, "Retry-After": "1"}, 202)
+    return json_response(TrainingResponse.of(job), {**headers, "Retry-After": "1"}, 202)
 
 
 # --- watching ---
@@ -124,47 +79,53 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
 @router.get(
     "",
     summary="List trainings, newest first",
-    response_class=Response,
-    responses={**answered(listed(_TRAINING)), **problem_responses(422)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(422),
 )
 async def list_trainings(
     state: State,
     owner: Owner,
-    status: Status = None,
+    status: JobStatus | None = None,
     model: ModelName = None,
     after: After = None,
     limit: Limit = 20,
-) -> Response:
+) -> TrainingPage:
     """Return a page of the caller's trainings."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
+    check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
     jobs = await state.job_service.listing(owner, filters, after, limit + 1)
-    return list_response([training_body(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
+    return TrainingPage.of([TrainingResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
 @router.get(
     "/{job_id}",
     summary="A training",
-    response_class=Response,
-    responses={**answered(_TRAINING), **problem_responses(404)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404),
 )
-async def get_training(state: State, job: CurrentTraining) -> Response:
+async def get_training(response: Response, state: State, job: CurrentTraining) -> TrainingDetailResponse:
     """Return a training with the metrics of its last epoch."""
     lines = await _metrics(state, job["id"])
-    body = {**training_body(job), "metrics": lines[-1] if lines else None}
-    return json_response(body, {} if job["status"] in TERMINAL else {"Retry-After": "1"})
+    if job["status"] not in TERMINAL:
+        response.headers["Retry-After"] = "1"
+    return TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
 
 
 @router.get(
     "/{job_id}/metrics",
     summary="A training's metrics by epoch; as SSE as they come",
-    response_class=Response,
-    responses={**_METRICS, **problem_responses(404, 422, 429)},
+    response_model=MetricsPage,
+    responses={
+        200: {"description": "An item per epoch; as `text/event-stream` each as it comes", "content": {SSE: {}}},
+        204: EVENTS[204],
+        **problem_responses(404, 422, 429),
+    },
 )
 async def get_training_metrics(request: Request, state: State, job: CurrentTraining) -> Response:
     """Return the metrics of all epochs, or stream them after `Last-Event-ID`."""
     job_id = job["id"]
-    if "text/event-stream" not in request.headers.get("accept", ""):
-        return list_response(await _metrics(state, job_id), "epoch")
+    if SSE not in request.headers.get("accept", ""):
+        return json_response(MetricsPage.of(await _metrics(state, job_id), "epoch"))
     seq = last_event_id(request)
     if job["status"] in TERMINAL and not await state.job_service.events(job_id, seq):
         return Response(status_code=204)
@@ -174,23 +135,22 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
 @router.get(
     "/{job_id}/checkpoints",
     summary="A training's checkpoints; the last one is kept",
-    response_class=Response,
-    responses={**answered(listed({"type": "object", "required": ["step_number"]})), **problem_responses(404)},
+    responses=problem_responses(404),
 )
-async def list_training_checkpoints(state: State, job: CurrentTraining) -> Response:
+async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
     """Return the checkpoints that a training has written."""
-    return list_response(await _checkpoints(state, job["id"]), "step_number")
+    return CheckpointPage.of(await _checkpoints(state, job["id"]), "step_number")
 
 
 @router.get(
     "/{job_id}/curves.png",
     summary="A training's losses as a picture",
     response_class=Response,
-    responses={**_PICTURE, **problem_responses(404)},
+    responses={**PICTURE, **problem_responses(404)},
 )
 async def get_training_curves(state: State, job: CurrentTraining) -> Response:
     """Return a plot of the losses over the epochs."""
-    lines = await _metrics(state, job["id"])
+    lines = [line.model_dump() for line in await _metrics(state, job["id"])]
     picture = await asyncio.to_thread(curves, f"{job['model']}: loss per image", lines)
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
@@ -199,7 +159,7 @@ async def get_training_curves(state: State, job: CurrentTraining) -> Response:
     "/{job_id}/preview",
     summary="A preview of what a training's model generates",
     response_class=Response,
-    responses={**_PICTURE, **problem_responses(404)},
+    responses={**PICTURE, **problem_responses(404)},
 )
 async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     """Return the newest preview of a training."""
@@ -211,22 +171,23 @@ async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
 
-async def _metrics(state: AppState, job_id: str) -> list[dict[str, Any]]:
+async def _metrics(state: AppState, job_id: str) -> list[EpochMetrics]:
     events = await state.job_service.events(job_id, 0)
-    return [orjson.loads(event["data"]) for event in events if event["event"] == "metrics"]
+    return [EpochMetrics.model_validate_json(event["data"]) for event in events if event["event"] == "metrics"]
 
 
-async def _checkpoints(state: AppState, job_id: str) -> list[dict[str, Any]]:
+async def _checkpoints(state: AppState, job_id: str) -> list[CheckpointResponse]:
     events = await state.job_service.events(job_id, 0)
-    lines = {line["epoch"]: line for line in await _metrics(state, job_id)}
+    lines = {line.epoch: line.model_dump(exclude_unset=True) for line in await _metrics(state, job_id)}
     checkpoints = []
     for event in events:
         if event["event"] == "checkpoint":
             data = orjson.loads(event["data"])
             metrics = {name: value for name, value in lines.get(data["epoch"], {}).items() if name.endswith("loss")}
-            checkpoints.append({"object": "training.checkpoint", **data, "metrics": metrics, "kept": False})
+            fields = {"object": "training.checkpoint", **data, "metrics": metrics, "kept": False}
+            checkpoints.append(CheckpointResponse.model_validate(fields))
     for last in checkpoints[-1:]:
-        last["kept"] = (state.paths.run(job_id) / "state.pt").exists()
+        last.kept = (state.paths.run(job_id) / "state.pt").exists()
     return checkpoints
 
 
@@ -251,10 +212,10 @@ async def _events(state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
 @router.post(
     "/{job_id}/pause",
     summary="Pause a training with a checkpoint",
-    response_class=Response,
-    responses={**answered(_TRAINING), **problem_responses(404, 409)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404, 409),
 )
-async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Response:
+async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Pause a queued or running training."""
     job_id = job["id"]
     paused = job["status"] == "paused" or await state.job_service.change(lambda job_store: job_store.pause(job_id))
@@ -264,10 +225,10 @@ async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Re
 @router.post(
     "/{job_id}/resume",
     summary="Resume a paused training",
-    response_class=Response,
-    responses={**answered(_TRAINING), **problem_responses(404, 409)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404, 409),
 )
-async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> Response:
+async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training."""
     job_id = job["id"]
     going = job["status"] in {"queued", "running"}
@@ -275,25 +236,22 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> R
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 
-async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> Response:
+async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
     """Return the training as it is now. Raises ConflictError where its status did not allow the change."""
     current = await state.job_service.get(job["id"], owner) or job
     if not changed:
         raise ConflictError(f"the training is {current['status']}; {rule}", job_status=current["status"])
     await state.job_service.rouse(job["id"])
-    return json_response(training_body(current))
+    return TrainingResponse.of(current)
 
 
 @router.post(
     "/{job_id}/publish",
     summary="Make the last checkpoint of an unfinished training a version",
-    response_class=Response,
-    responses={
-        202: {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
-        **problem_responses(404, 409, 503),
-    },
+    status_code=202,
+    responses=problem_responses(404, 409, 503),
 )
-async def publish_training(request: Request, state: State, job: CurrentTraining) -> Response:
+async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
     """Publish a training that was paused or cancelled, or that failed."""
     if job["status"] not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
@@ -307,5 +265,5 @@ async def publish_training(request: Request, state: State, job: CurrentTraining)
             headers={"Retry-After": "10"},
         )
     publication = await insert_publication(state, request, job)
-    headers = {"Location": f"/v1/jobs/{publication['id']}", "Retry-After": "1"}
-    return json_response(job_body(publication), headers, 202)
+    response.headers.update({"Location": f"/v1/jobs/{publication['id']}", "Retry-After": "1"})
+    return JobResponse.of(publication)

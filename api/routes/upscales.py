@@ -4,22 +4,17 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access import caller_of
-from api.auth import VISITOR
 from api.batching.requests import PendingRequest
 from api.dependencies import owner_of
 from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, request_id_of
-from api.fields import WHOLE
 from api.multipart import FORM, form_boundary
-from api.openapi import upscale_docs
 from api.permissions import Models
 from api.prefer import Prefer
 from api.requests import RAW, SEED_LIMIT, Content, InferenceRequest, file_of, options_of, parsed, typed, validated
@@ -27,6 +22,7 @@ from api.responses.job_results import accepted, applied, check_succeeded, overlo
 from api.responses.render import About
 from api.responses.upscaled import UpscaleSpec, Wish, unwritten
 from api.routes.operations import PlainRoute, computed, insert_job_once
+from api.schemas.upscales import UpscaleFields
 from api.state import AppState
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
@@ -44,23 +40,6 @@ AT_ONCE = 64
 _LOOK_S = 1.0
 
 
-class UpscaleForm(BaseModel):
-    """The fields beside the picture; any other field is taken as an option."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    model: str | None = Field(None, description="Name of a model, or name@version; without one, the first that can.")
-    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE] | None = Field(
-        None, description="0 ≤ seed < 2^63; drawn and echoed where left out."
-    )
-    image: str | None = Field(None, description="The picture as base64 of a PNG, JPEG or WebP file.")
-    format: Literal["png", "jpeg", "webp"] | None = Field(
-        None, description="Of the answer; without one, what `Accept` says, or PNG."
-    )
-    quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(92, description="Of a JPEG or WebP.")
-    options: dict[str, Any] = Field({}, description="Options of the operation; the model's card has their schema.")
-
-
 def add_upscales(app: FastAPI, app_state: AppState) -> None:
     """Put the route into the application."""
     route = PlainRoute(
@@ -71,7 +50,6 @@ def add_upscales(app: FastAPI, app_state: AppState) -> None:
         operation_id=f"create_{OPERATION.path}",
         tags=["operations"],
         response_class=Response,
-        openapi_extra=upscale_docs(OPERATION, UpscaleForm, app_state.permissions.models(VISITOR), app_state.settings),
     )
     app.router.routes.append(route)
 
@@ -175,10 +153,10 @@ async def _told(app_state: AppState, request: Request, job: Job, wish: Wish, pre
 async def _read(request: Request, app_state: AppState) -> tuple[InferenceRequest, Wish]:
     """The ask in a request, and the form wished for. Raises the ProblemError that says what is wrong with it."""
     content = await _content(request)
-    form = validated(UpscaleForm, content.fields)
+    form = validated(UpscaleFields, content.fields)
     entry = _entry(form.model, app_state.models(request))
     choice = entry.choices[OPERATION.method]
-    options = options_of(choice, form.options, form.model_extra or {}, UpscaleForm.model_fields, content.texts)
+    options = options_of(choice, form.options, form.model_extra or {}, UpscaleFields.model_fields, content.texts)
     wish = Wish.read(request.headers.get("accept", ""), [form.format] if form.format else FORMATS)
     photograph = await _photograph(app_state, content, form, wish.kind, int(options["scale"]))
     _, height, width = entry.image
@@ -253,7 +231,7 @@ async def _form(request: Request) -> Content:
     return Content(fields, uploads, texts=texts)
 
 
-async def _photograph(app_state: AppState, content: Content, form: UpscaleForm, kind: str, scale: int) -> Photograph:
+async def _photograph(app_state: AppState, content: Content, form: UpscaleFields, kind: str, scale: int) -> Photograph:
     """The request's picture, once it is known that its answer is within the limits."""
     sent: Sequence[bytes | str] = [*content.uploads, *([form.image] if form.image is not None else [])]
     if len(sent) != 1:

@@ -3,10 +3,9 @@
 import asyncio
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
@@ -15,11 +14,12 @@ from api.auth import Caller
 from api.auxiliary_jobs import auxiliary_row, run_auxiliary_job
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
-from api.openapi import BINARY, MODEL, answered, listed, problem_responses
-from api.responses.job_results import job_body
-from api.responses.json import json_response, list_response
-from api.responses.render import JSON, PNG
-from api.routes.models import model_body
+from api.openapi import BINARY, PICTURE, problem_responses, upload
+from api.responses.json import json_response
+from api.responses.render import PNG
+from api.routes.models import model_response
+from api.schemas.jobs import JobResponse
+from api.schemas.models import VersionForm, VersionPage, VersionResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from api.versions import find_version, is_created_here, remove_versions
@@ -32,77 +32,56 @@ router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"])
 
 IMPORT_TIMEOUT_S = 120.0
 _RAW = "application/octet-stream"
-_SHARED = {
-    "type": "boolean",
-    "description": "Whether everybody may use the model; by default a new one is its owner's alone.",
-}
 
 
-class _ImportFields(BaseModel):
-    """The fields beside the file, in the form or the query."""
-
-    shared: bool | None = None
-
-
-_VERSION = {
-    "type": "object",
-    "required": ["model", "version", "serves", "links"],
-    "properties": {
-        "model": {"type": "string"},
-        "version": {"type": "string"},
-        "serves": {"type": "boolean", "description": "Whether this is the active version"},
-        "card": MODEL,
-        "links": {"type": "object", "required": ["self", "file"]},
-    },
-}
-_IMPORT_FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"], "shared": _SHARED}}
-
-
-def version_body(state: AppState, caller: Caller, entry: ModelVersion) -> dict[str, Any]:
+def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> VersionResponse:
     """Return a version as clients see it."""
     path = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": path, "file": f"{path}/file", "preview": f"{path}/preview", "model": f"/v1/models/{entry.name}"}
     job = entry.card["provenance"].get("job") if isinstance(entry.card["provenance"], dict) else None
     active = state.registry.find(entry.name)
-    return {
-        "object": "version",
-        "model": entry.name,
-        "version": entry.version,
-        "serves": active is not None and active.version == entry.version,
-        "card": model_body(state, caller, entry),
-        "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
-    }
+    return VersionResponse.model_validate(
+        {
+            "object": "version",
+            "model": entry.name,
+            "version": entry.version,
+            "serves": active is not None and active.version == entry.version,
+            "card": model_response(state, caller, entry),
+            "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
+        }
+    )
 
 
 @router.get(
     "",
     summary="A model's versions, oldest first",
-    response_class=Response,
-    responses={**answered(listed(_VERSION)), **problem_responses(404)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404),
 )
-async def list_versions(state: State, caller: CurrentCaller, name: str) -> Response:
+async def list_versions(state: State, caller: CurrentCaller, name: str) -> VersionPage:
     """Return all versions of a model."""
     await find_version(state, caller, name)
     entries = [state.registry.find(f"{name}@{version}") for version in state.registry.versions(name)]
-    return list_response([version_body(state, caller, entry) for entry in entries if entry is not None], "version")
+    data = [version_response(state, caller, entry) for entry in entries if entry is not None]
+    return VersionPage.of(data, "version")
 
 
 @router.get(
     "/{version}",
     summary="A version and its card",
-    response_class=Response,
-    responses={**answered(_VERSION), **problem_responses(404)},
+    response_model_exclude_unset=True,
+    responses=problem_responses(404),
 )
-async def get_version(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
+async def get_version(state: State, caller: CurrentCaller, name: str, version: str) -> VersionResponse:
     """Return a version."""
-    return json_response(version_body(state, caller, await find_version(state, caller, name, version)))
+    return version_response(state, caller, await find_version(state, caller, name, version))
 
 
 @router.get(
     "/{version}/preview",
     summary="A preview of what a version generates",
     response_class=Response,
-    responses={200: {"description": "A picture", "content": {PNG: BINARY}}, **problem_responses(404)},
+    responses={**PICTURE, **problem_responses(404)},
 )
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the preview in a version's checkpoint."""
@@ -154,22 +133,21 @@ async def delete_version(state: State, caller: CurrentCaller, name: str, version
 @router.post(
     "",
     summary="Import a version from a safetensors file with a card",
-    response_class=Response,
+    status_code=201,
+    response_model=VersionResponse,
     responses={
-        200: {"description": "The same file is a version already", "content": {JSON: {"schema": _VERSION}}},
-        201: {"description": "A new version; another stays active", "content": {JSON: {"schema": _VERSION}}},
-        202: {"description": "A job", "content": {JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}},
+        200: {"description": "The same file is a version already", "model": VersionResponse},
+        202: {"description": "A job", "model": JobResponse},
         **problem_responses(400, 408, 413, 415, 422, 500, 503, 507),
     },
-    openapi_extra={
-        "parameters": [{"name": "shared", "in": "query", "schema": _SHARED}],
-        "description": "Only safetensors whose card is of this name, with exactly the weights that its family has for "
-        "its config. The version is the next free number.",
-        "requestBody": {"required": True, "content": {_RAW: BINARY, "multipart/form-data": {"schema": _IMPORT_FORM}}},
-    },
+    openapi_extra=upload(VersionForm, raw=True),
 )
 async def import_version(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
-    """Check an uploaded checkpoint and make it a version."""
+    """Import a safetensors file whose card is of this name, with the weights that its family has for its config.
+
+    The file is in a form, or is the body itself as `application/octet-stream` with `shared` in the query. The
+    version is the next free number; the active version stays so, but for the first one of a model.
+    """
     if not NAME.fullmatch(name):
         raise InvalidError(f"{name[:120]!r} is not a name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
     await state.permissions.check_new("model", name, caller)
@@ -181,22 +159,22 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         await state.quotas.check_room(caller, file.stat().st_size)
         same = await asyncio.to_thread(_check_import, state, file, name)
         if same is not None:
-            return json_response(version_body(state, caller, same))
+            return json_response(version_response(state, caller, same))
         file.rename(folder.path / FILE)
         await state.permissions.claim("model", name, caller, shared=shared)
         result, job = await run_auxiliary_job(state, caller, row, IMPORT_TIMEOUT_S, folder.hand_over)
     if result is None:
-        return json_response(job_body(job), {"Location": f"/v1/jobs/{job['id']}"}, 202)
+        return json_response(JobResponse.of(job), {"Location": f"/v1/jobs/{job['id']}"}, 202)
     state.registry.scan()
     entry = await find_version(state, caller, name, result["version"])
     audit.describe(request, version=entry.version)
     headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
-    return json_response(version_body(state, caller, entry), headers, 201)
+    return json_response(version_response(state, caller, entry), headers, 201)
 
 
 def _parse_shared(fields: dict[str, str]) -> bool | None:
     try:
-        return _ImportFields.model_validate(fields).shared
+        return VersionForm.model_validate(fields).shared
     except ValidationError as error:
         detail = "shared: send true or false"
         raise InvalidError(detail, errors=[{"field": "shared", "detail": detail}]) from error

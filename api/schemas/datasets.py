@@ -1,10 +1,11 @@
 """Bodies of datasets."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from api.errors import InvalidError
+from api.schemas.common import Page, RequestBody, Resource, add_files
 from core.datasets.readers.source import ConversionOptions
 from core.datasets.store import NAME
 from core.settings import Settings
@@ -13,18 +14,67 @@ _MAX_EDGE = 4096
 _SHARED = "Whether everybody may use the dataset; by default a new one is its owner's alone."
 
 
-class DatasetChange(BaseModel):
+class SplitCounts(Resource):
+    """Pictures of each split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class DatasetLinks(Resource):
+    """Paths of a dataset."""
+
+    self: str
+    preview: str
+
+
+class DatasetResponse(Resource):
+    """A dataset."""
+
+    name: str
+    created_at: str
+    kind: Literal["pictures", "vectors", "photographs"]
+    channels: int
+    height: int
+    width: int
+    counts: SplitCounts
+    sha256: str = Field(description="Of train.npy, validation.npy, test.npy and labels.npy, concatenated.")
+    format: str = Field(description="Of the upload.")
+    split: dict[str, Any] | None = Field(None, description="By what rule, and which shares were split off.")
+    labels: bool | None = None
+    duplicates: dict[str, int] | None = Field(
+        None, description="Equal pictures, equal names, pictures of validation and test that train has too."
+    )
+    bytes: int | None = Field(None, description="On the disk.")
+    conversions: dict[str, int] | None = None
+    source: str | None = Field(None, description="Of a dataset that was fetched by name.")
+    owner: str | None = Field(description="Its owner's key; null for those who may not change it.")
+    shared: bool
+    links: DatasetLinks
+
+
+class DatasetPage(Page[DatasetResponse]):
+    """A page of datasets, by name."""
+
+
+class DatasetChange(RequestBody):
     """What is to change of a dataset."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"shared": True}})
+    model_config = ConfigDict(json_schema_extra={"example": {"shared": True}})
 
     shared: bool = Field(description="Whether everybody may use the dataset, or its owner alone.")
 
 
-class DatasetForm(BaseModel):
-    """The fields beside an uploaded file."""
+class DatasetForm(RequestBody):
+    """The fields beside an uploaded file, in the form or, beside a raw body, in the query."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        strict=False,
+        json_schema_extra=add_files(
+            file="IDX, gzipped or not, NPZ, or a ZIP of pictures.", labels="IDX of one whole number per picture."
+        ),
+    )
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="Of the dataset: letters, digits, `.`, `-`, `_`.")
     format: Literal["idx", "npz", "zip"] | None = Field(None, description="Of the file; detected if left out.")
@@ -57,10 +107,10 @@ class DatasetForm(BaseModel):
         )
 
 
-class NamedDatasetBody(BaseModel):
+class NamedDatasetBody(RequestBody):
     """A dataset that is known by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(json_schema_extra={"example": {"source": "mnist"}})
 
     source: Literal["mnist", "fashion-mnist"] = Field(description="Which; its own test split is kept.")
     name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")

@@ -1,27 +1,26 @@
 """Bodies of trainings."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from api.fields import WHOLE
+from api.schemas.common import Page, RequestBody, Resource
+from api.schemas.jobs import JobFields, JobLinks, job_fields
 from core.catalog.recipes import NAME
+from core.jobs.store import Job
 
 
-class RecipeOverrides(BaseModel):
+class RecipeOverrides(RequestBody):
     """What differs from the family's own recipe."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     config: dict[str, Any] = Field({}, description="Of the family's `config`; GET /v1/families has its schema.")
     training: dict[str, Any] = Field({}, description="Of `training`; GET /v1/families has its schema.")
     seed: Annotated[int, Field(ge=0, lt=2**62), WHOLE] = 0
 
 
-class Evaluation(BaseModel):
+class Evaluation(RequestBody):
     """How the test split is measured at the end."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     count: Annotated[int, Field(ge=2, le=100_000), WHOLE] = Field(1000, description="The first so many test pictures.")
     k: Annotated[int, Field(ge=10, le=100_000), WHOLE] = Field(
@@ -29,12 +28,10 @@ class Evaluation(BaseModel):
     )
 
 
-class TrainingBody(BaseModel):
+class TrainingBody(RequestBody):
     """A training to be started."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "example": {
                 "family": "vae",
@@ -65,3 +62,110 @@ class TrainingBody(BaseModel):
         description="More than one: data-parallel by torchrun; at most the devices of the training workers, "
         "which GET /v1/families lists (`gpus.maximum`).",
     )
+
+
+class TrainingLinks(JobLinks):
+    """Paths of a training."""
+
+    job: str
+    metrics: str
+    checkpoints: str
+    curves: str
+    pause: str
+    resume: str
+    publish: str
+    version: str | None = None
+
+
+class EpochMetrics(Resource):
+    """The metrics of one epoch; a family may have more."""
+
+    epoch: int
+    train_loss: float | None = None
+    validation_loss: float | None = None
+
+
+class TrainingResponse(JobFields):
+    """A training: a job, with its recipe and what it became."""
+
+    object: Literal["training"]
+    version: str | None = Field(description="The version of the model that the training became.")
+    family: str
+    dataset: str
+    summary: str | None
+    serve: str | None
+    evaluation: dict[str, Any] | None
+    recipe: dict[str, Any] = Field(description="The whole recipe in force.")
+    links: TrainingLinks
+
+    @classmethod
+    def of(cls, job: Job, **more: Any) -> Self:
+        """Return the body of a row of the job store, with more fields."""
+        fields = job_fields(job)
+        request = fields.pop("request")
+        path = f"/v1/trainings/{job['id']}"
+        links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}
+        links |= {"self": path, "job": f"/v1/jobs/{job['id']}", "curves": f"{path}/curves.png"}
+        if job["version"]:
+            links["version"] = f"/v1/models/{job['model']}/versions/{job['version']}"
+        names = ("family", "dataset", "summary", "serve", "evaluation", "recipe")
+        fields |= {"object": "training", "version": job["version"] or None, "links": {**fields["links"], **links}}
+        fields |= {name: request.get(name) for name in names}
+        return cls.model_validate({**fields, **more})
+
+
+class TrainingDetailResponse(TrainingResponse):
+    """A training with its newest metrics."""
+
+    metrics: EpochMetrics | None = Field(description="Of the last epoch.")
+
+
+class TrainingPage(Page[TrainingResponse]):
+    """A page of trainings, newest first."""
+
+
+class MetricsPage(Page[EpochMetrics]):
+    """The metrics of a training, an item per epoch."""
+
+
+class CheckpointResponse(Resource):
+    """A checkpoint of a training."""
+
+    object: Literal["training.checkpoint"]
+    step_number: int
+    epoch: int
+    seconds: float
+    metrics: dict[str, float | None] = Field(description="The losses of its epoch.")
+    kept: bool = Field(description="Whether its file exists: the last one is kept.")
+
+
+class CheckpointPage(Page[CheckpointResponse]):
+    """The checkpoints of a training, oldest first."""
+
+
+class EstimateResponse(Resource):
+    """What a training would take, as a dry run measured it."""
+
+    parameters: int
+    memory_bytes: int = Field(description="The most that the process held while steps were timed.")
+    seconds: float = Field(description="Of the whole run.")
+    checkpoint_bytes: int | None = None
+    steps: int | None = None
+    step_seconds: float | None = None
+    images_per_second: float | None = None
+    recipe: dict[str, Any]
+
+
+class FamilyResponse(Resource):
+    """What can be trained."""
+
+    name: str
+    summary: str | None = None
+    config: dict[str, Any] = Field(description="JSON Schema of the recipe's `config`.")
+    training: dict[str, Any] = Field(description="JSON Schema of the recipe's `training`.")
+    recipe: dict[str, Any] = Field(description="The family's own recipe.")
+    gpus: dict[str, Any] = Field(description="JSON Schema of `gpus`: its maximum is what the workers have.")
+
+
+class FamilyPage(Page[FamilyResponse]):
+    """All families, by name."""

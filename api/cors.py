@@ -1,0 +1,35 @@
+"""CORS: pages of other origins may call the service; a refused preflight is a problem as any other error."""
+
+from uuid import uuid4
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from api.errors import TITLES, problem, respond
+
+CORS_REQUEST_HEADERS = (
+    *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
+    *("Last-Event-ID", "Prefer", "Range", "X-Request-ID"),
+)
+CORS_RESPONSE_HEADERS = (
+    *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),
+    *("Reverie-Model", "Reverie-Seed", "X-Request-ID"),
+)
+
+
+class ProblemCORSMiddleware(CORSMiddleware):
+    """Starlette's middleware, with refusals as `application/problem+json`."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the response of a preflight request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        detail = bytes(response.body).decode()
+        if "origin" in detail:
+            detail += "; the operator can add it to REVERIE_ALLOWED_ORIGINS"
+        request_id = uuid4().hex  # preflights end before RequestMiddleware, which gives other requests theirs
+        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        body = problem(response.status_code, TITLES[response.status_code], detail)
+        return respond(request_id, body, {**headers, "X-Request-ID": request_id})

@@ -1,0 +1,187 @@
+"""The OpenAPI description of operations, generated from the model cards of the moment."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from api.openapi import BINARY, problem_responses, reference
+from api.permissions import Models
+from api.requests import Asked
+from api.responses.render import JSON, NPZ, PNG
+from api.schemas.operations import RESPONSES, OperationResponse
+from api.schemas.upscales import UpscaleFields
+from core.catalog.operations import OPERATIONS, Operation
+from core.catalog.registry import ModelVersion
+from core.imaging.encoders import MEDIA
+from core.imaging.pictures import png
+from core.settings import Settings
+
+Schema = dict[str, Any]
+
+FORM = "multipart/form-data"
+_HEADERS: list[Schema] = [
+    {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a "
+        "job at once.",
+    },
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
+        "description": "Sent again with the same body, the same job's result is returned.",
+    },
+]
+_STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
+
+
+class OperationDocs:
+    """The schemas and bodies of all operations, for the models that a visitor sees."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        """Read the cards of the active versions."""
+        self._entries = models.serving()
+        self._settings = settings
+        self.schemas: dict[str, Schema] = {}
+        """Component schemas by name."""
+
+    def describe(self, paths: dict[str, Any]) -> None:
+        """Complete the description of each operation's route."""
+        for operation in OPERATIONS:
+            entries = [entry for entry in self._entries if operation.method in entry.choices]
+            described = paths[f"/v1/{operation.path}"]["post"]
+            described |= (self._upscales if operation.tiled else self._operation)(operation, entries)
+
+    def _operation(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        fields = self._fields(Asked, operation, entries)
+        shared = {one.name: one.description for one in operation.shared}
+        if operation.counted:
+            fields["count"] |= {"minimum": 1, "maximum": self._settings.max_count}
+            if operation.images:
+                fields["count"]["description"] = "Results per image: result j of image i is row i·count + j."
+        else:
+            del fields["count"]
+        images = fields.pop("images")
+        form = dict(fields)
+        if operation.images:
+            del images["default"]
+            number = {"minItems": len(operation.images), "maxItems": self._settings.max_images}
+            fields["images"] = {**images, **number}
+            form["images"] = {"type": "array", "items": BINARY["schema"], **number}
+        for name, description in shared.items():
+            fields[name] = {"type": "string", "description": f"{description} As base64 of a file."}
+            form[name] = {**BINARY["schema"], "description": description}
+        required = ["model", *(["images"] if operation.images else []), *shared]
+        media = (JSON, NPZ, PNG) if operation.pictures else (JSON, NPZ)
+        return {
+            "description": self._limits(operation),
+            "parameters": _HEADERS,
+            "requestBody": self._bodies(operation, required, fields, form, self._example(operation, entries)),
+            "responses": _responses(operation, media, "The result", _STATUSES),
+        }
+
+    def _upscales(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        fields = self._fields(UpscaleFields, operation, entries)
+        form = {**fields, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file."}}
+        picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
+        return {
+            "description": (
+                f"One picture of any size and at most {self._settings.max_body_bytes} bytes, as a file `image` or as "
+                "base64 in JSON; or as the body itself (`image/*`), with the other fields in the query. The result has "
+                f"at most {self._settings.max_upscaled_pixels} pixels. Any option may also be a field of its own."
+            ),
+            "parameters": _HEADERS,
+            "requestBody": self._bodies(operation, ["image"], fields, form, {"image": picture, "seed": 3}),
+            "responses": _responses(operation, (*MEDIA.values(), JSON), "The picture", (*_STATUSES, 507)),
+        }
+
+    def _fields(self, body: type[BaseModel], operation: Operation, entries: list[ModelVersion]) -> dict[str, Schema]:
+        """Return the schemas of a body's fields by name, with the options of the models."""
+        fields = {name: _without_null(rule) for name, rule in body.model_json_schema()["properties"].items()}
+        fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
+        references = self._options(operation, entries)
+        if references:
+            fields["options"] = {"description": fields["options"]["description"], "anyOf": references}
+        return fields
+
+    def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
+        """Add a named schema for each family's options; return the references."""
+        names = []
+        for entry in entries:
+            schema = dict(entry.choices[operation.method].schema)
+            stem = f"{_camel(entry.card['family'])}{_camel(operation.path)}Options"
+            number = 1
+            while self.schemas.setdefault(name := f"{stem}{number if number > 1 else ''}", schema) != schema:
+                number += 1  # models of one family whose options differ
+            names.append(name)
+        return [reference(name) for name in dict.fromkeys(names)]
+
+    def _bodies(
+        self,
+        operation: Operation,
+        required: list[str],
+        fields: Mapping[str, Schema],
+        form: Mapping[str, Schema],
+        example: Schema,
+    ) -> Schema:
+        body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
+        self.schemas[body] = {"type": "object", "required": required, "properties": fields}
+        self.schemas[upload] = {"type": "object", "required": required, "properties": form}
+        content = {JSON: {"schema": reference(body), "example": example}, FORM: {"schema": reference(upload)}}
+        return {"required": True, "content": content}
+
+    def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        """Return a body that works when it is sent."""
+        # of the models that can do this, the one that can do most others, and not one of vectors
+        entry = max(entries, key=lambda entry: (len(entry.choices), min(entry.image[1:])), default=None)
+        example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}
+        if operation.counted:
+            example["count"] = 4
+        size = entry.image if entry else (1, 28, 28)
+        if operation.images:
+            example["images"] = [_example_picture(size)] * len(operation.images)
+        return example | {one.name: _example_picture((1, *size[1:])) for one in operation.shared}
+
+    def _limits(self, operation: Operation) -> str:
+        settings = self._settings
+        text = f"At most {settings.max_count} results, {settings.max_images} images and {settings.max_body_bytes} "
+        text += "bytes. Any option may also be a field beside `model`."
+        if len(operation.inputs) == 1:
+            text += " One picture may also be the body itself, as `image/*` or `application/octet-stream`, with all"
+            text += " other fields in the query."
+        return text
+
+
+def _responses(
+    operation: Operation, media: Iterable[str], description: str, statuses: Iterable[int]
+) -> dict[int | str, Schema]:
+    schema = reference(RESPONSES.get(operation.path, OperationResponse).__name__)
+    content = {kind: {"schema": schema} if kind == JSON else BINARY for kind in media}
+    return {
+        "200": {"description": description, "content": content},
+        "202": {"description": "A job", "content": {JSON: {"schema": reference("JobResponse")}}},
+        **problem_responses(*statuses),
+    }
+
+
+def _without_null(rule: Schema) -> Schema:
+    """Return the schema of a field that may be left out, where pydantic says that it may be null."""
+    kinds = [kind for kind in rule.get("anyOf", ()) if kind != {"type": "null"}]
+    return {"description": rule["description"], **kinds[0]} if len(kinds) == 1 else dict(rule)
+
+
+def _camel(name: str) -> str:
+    """Return a name as part of the name of a schema: letters and digits, words in upper case."""
+    return "".join(word.capitalize() for word in "".join(c if c.isalnum() else " " for c in name).split())
+
+
+def _example_picture(size: tuple[int, int, int]) -> str:
+    """Return a PNG of which the first half of the pixels is white, as base64."""
+    pixels = np.zeros(size, np.uint8).reshape(size[0], -1)
+    pixels[:, : max(1, pixels.shape[1] // 2)] = 255
+    return base64.b64encode(png(pixels.reshape(size))).decode()

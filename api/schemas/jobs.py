@@ -1,0 +1,83 @@
+"""Bodies of jobs."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import Field
+
+from api.schemas.common import Page, Problem, Resource
+from core.jobs.store import Job
+
+JobStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class JobLinks(Resource):
+    """Paths of a job."""
+
+    self: str
+    events: str
+    result: str
+    cancel: str
+    preview: str
+
+
+class JobFields(Resource):
+    """What all jobs have, trainings too."""
+
+    id: str
+    kind: str = Field(description="An operation, `training`, `estimate`, `import`, `publication` or `dataset`.")
+    status: JobStatus
+    progress: float = Field(ge=0, le=1)
+    model: str
+    version: str | None
+    seed: int
+    request_id: str
+    attempts: int
+    waiting_reason: str | None = Field(description="Why a queued job is not run now: its result cannot be stored.")
+    problem: Problem | None
+    links: JobLinks
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+
+class JobResponse(JobFields):
+    """A job."""
+
+    request: dict[str, Any] = Field(description="What was asked for, without pictures.")
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the body of a row of the job store."""
+        return cls.model_validate(job_fields(job))
+
+
+class JobPage(Page[JobResponse]):
+    """A page of jobs, newest first."""
+
+
+def job_fields(job: Job) -> dict[str, Any]:
+    """Return the fields of a row of the job store that clients see."""
+    path = f"/v1/jobs/{job['id']}"
+    return {
+        "id": job["id"],
+        "kind": job["kind"],
+        "status": job["status"],
+        "progress": job.get("progress", 0.0),
+        "model": job["model"],
+        "version": job["version"],
+        "seed": job["seed"],
+        "request": orjson.loads(job["request"]),
+        "request_id": job["request_id"],
+        "attempts": job.get("attempts", 0),
+        "waiting_reason": job.get("blocked_reason"),
+        "problem": {**orjson.loads(job["problem"]), "request_id": job["request_id"]} if job.get("problem") else None,
+        "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},
+        **{name: _timestamp(job.get(name)) for name in ("created_at", "started_at", "finished_at")},
+    }
+
+
+def _timestamp(seconds: float | None) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else None

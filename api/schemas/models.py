@@ -1,0 +1,108 @@
+"""Bodies of models and their versions."""
+
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from api.schemas.common import Page, RequestBody, Resource, add_files
+
+SHARED = "Whether everybody may use the model; by default a new one is its owner's alone."
+
+
+class ImageSize(Resource):
+    """The size of a model's images."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class Figure(Resource):
+    """A measured figure of merit."""
+
+    name: str
+    value: float
+    better: Literal["lower", "higher"]
+    unit: str | None = None
+    detail: str | None = None
+
+
+class ModelOperationResponse(Resource):
+    """An operation of a model."""
+
+    options: dict[str, Any] = Field(description="JSON Schema of the operation's options.")
+    inputs: list[str] | None = None
+    unit: str | None = None
+
+
+class ModelResponse(Resource):
+    """A model: its card, its versions, and where to ask for its operations."""
+
+    format: int | None = Field(None, description="Of the card.")
+    name: str
+    version: str = Field(description="The active version, or the one that was asked for.")
+    family: str
+    summary: str | None = None
+    created_at: str | None = None
+    config: dict[str, Any] | None = None
+    image: ImageSize
+    operations: dict[str, ModelOperationResponse] = Field(description="By the last part of their route.")
+    figures: list[Figure] = Field(description="Measured quality.")
+    provenance: dict[str, Any] = Field(description="How it was trained, on which data.")
+    license: str | None = None
+    versions: list[str]
+    owner: str | None = Field(description="Its owner's key; null for those who may not change it.")
+    shared: bool
+    links: dict[str, str]
+
+
+class ModelPage(Page[ModelResponse]):
+    """All models, by name."""
+
+
+class ModelChange(RequestBody):
+    """What is to change of a model; at least one field."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"version": "1"}, "minProperties": 1})
+
+    version: str | None = Field(None, max_length=40, description="The one of the model's `versions` to activate.")
+    shared: bool | None = Field(None, description="Whether everybody may use the model, or its owner alone.")
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if self.version is None and self.shared is None:
+            raise ValueError("send `version`, `shared` or both")
+        return self
+
+
+class VersionLinks(Resource):
+    """Paths of a version."""
+
+    self: str
+    file: str
+    preview: str
+    model: str
+    training: str | None = None
+
+
+class VersionResponse(Resource):
+    """A version of a model."""
+
+    object: Literal["version"]
+    model: str
+    version: str
+    serves: bool = Field(description="Whether this is the active version.")
+    card: ModelResponse
+    links: VersionLinks
+
+
+class VersionPage(Page[VersionResponse]):
+    """All versions of a model, oldest first."""
+
+
+class VersionForm(RequestBody):
+    """The fields beside an imported file, in the form or, beside a raw body, in the query."""
+
+    model_config = ConfigDict(strict=False, json_schema_extra=add_files(file="A safetensors file with a card."))
+
+    shared: bool | None = Field(None, description=SHARED)
