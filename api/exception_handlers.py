@@ -59,7 +59,9 @@ def allowed_methods(request: Request) -> list[str]:
         routes = (route for route in request.app.router.routes if not isinstance(route, Mount))
         if any(route.matches(scope)[0] is Match.FULL for route in routes):
             allowed.add(method)
-    return sorted(allowed | ({"HEAD"} if "GET" in allowed else set())) or ["GET", "HEAD"]  # of static files
+    if "GET" in allowed and not request.url.path.endswith("/events"):  # see RequestMiddleware
+        allowed.add("HEAD")
+    return sorted(allowed) or ["GET", "HEAD"]  # of static files
 
 
 async def handle_validation(request: Request, error: Exception) -> Response:

@@ -305,6 +305,7 @@ def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
             assert good.headers["access-control-allow-origin"] == "https://friend.example"
             bad = await nobody.options("/v1/datasets/a", headers={"Origin": "https://evil.example", **asks})
             assert "access-control-allow-origin" not in bad.headers
+            problem(bad, 400, "origin", "REVERIE_ALLOWED_ORIGINS")
             answer = await ann.delete("/v1/datasets/a", headers={"Origin": "https://friend.example"})
             problem(answer, 404)
             assert answer.headers["access-control-allow-origin"] == "https://friend.example"

@@ -188,6 +188,6 @@ def test_a_ledger_that_cannot_be_used_is_told(tmp_path: Path) -> None:
             return await client.post("/v1/samples", json={"model": MODEL}, headers={"Prefer": "respond-async"})
 
     answer = asyncio.run(inference_request())
-    body = problem(answer, 503, "ledger", "try again")
+    body = problem(answer, 503, "job database", "try again")
     assert "SQL" not in body["detail"]
     assert answer.headers["retry-after"]

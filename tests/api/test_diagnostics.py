@@ -171,5 +171,5 @@ def test_a_watched_run_is_cancelled_between_two_slices(client: httpx.Client) -> 
 def test_a_run_without_pictures_has_no_preview(client: httpx.Client) -> None:
     """404 says so."""
     job_id = promised(client, "/v1/samples", model=TINY, seconds=0.5)
-    problem(client.get(f"/v1/jobs/{job_id}/preview"), 404, "nothing to show")
+    problem(client.get(f"/v1/jobs/{job_id}/preview"), 404, "no preview")
     ended(client, job_id)

@@ -20,9 +20,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from api.schemas.operations import RESPONSES
 from core.catalog.operations import OPERATIONS
 from core.imaging.pictures import png
-from tests.api.telling import FAULTY, MODEL, TINY, b64
+from tests.api.telling import FAULTY, MODEL, TINY, b64, problem
 from tests.datasets import digits as small_digits
 from tests.stack import ROOT, Stack
 
@@ -77,19 +78,8 @@ def _pictured(case: Any, files: dict[str, bytes]) -> None:
             case.body["mask"] = png(half) if form else b64(png(half))
     elif isinstance(case.body, dict) and "image" in case.body:
         case.body["image"] = files[MODEL] if case.media_type == "multipart/form-data" else b64(files[MODEL])
-    elif case.path == "/v1/upscales" and (case.media_type or "").startswith("image/"):
-        case.body = files[MODEL]
-    elif case.media_type == "image/png":
-        case.query = {"model": MODEL, **(case.query or {})}
-        case.body = files.get(case.query["model"], files[MODEL])
-    elif case.operation.label == "POST /v1/datasets":
-        query = {name: value for name, value in (case.query or {}).items() if name in {"validation", "test"}}
-        case.query = {**query, "name": "described"} if case.media_type != "application/json" else query
-        case.body = DIGITS.read_bytes()
-        if case.media_type == "multipart/form-data":
-            case.body = {"file": case.body}
-        elif case.media_type == "application/json":  # a known set may have to be fetched
-            case.media_type, case.query = "application/octet-stream", {"name": "described"}
+    elif case.operation.label == "POST /v1/datasets":  # a named dataset may have to be fetched
+        case.media_type, case.body = "multipart/form-data", {"file": DIGITS.read_bytes(), "name": "described"}
 
 
 @pytest.fixture
@@ -156,6 +146,10 @@ def test_the_examples_work(client: httpx.Client) -> None:
     assert tried == len(OPERATIONS)
 
 
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 def _references(part: Any) -> Iterator[str]:
     """Every `$ref` below a part of the description."""
     if isinstance(part, list):
@@ -174,14 +168,31 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     schemathesis.openapi.from_dict(said).validate()
     samples = said["paths"]["/v1/samples"]["post"]
     assert "65536" in samples["description"]
-    fields = samples["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert fields["model"]["enum"] == [name for one in (FAULTY, TINY, MODEL) for name in (one, f"{one}@1")]
-    assert "temperature" in fields["options"]["description"]
+    schemas = said["components"]["schemas"]
+    assert samples["operationId"] == "create_samples"
+    assert samples["requestBody"]["content"]["application/json"]["schema"] == _reference("SamplesBody")
+    fields = schemas["SamplesBody"]["properties"]
+    assert (fields["model"]["type"], fields["model"]["examples"]) == ("string", [FAULTY, TINY, MODEL])
+    assert "enum" not in fields["model"]
+    options = [f"{family}SamplesOptions" for family in ("Faulty", "Tiny", "Vae")]
+    assert fields["options"]["anyOf"] == [_reference(name) for name in options]
+    assert "temperature" in schemas["VaeSamplesOptions"]["properties"]
     assert "images" not in fields
+    assert {"energies", "unit"} <= set(schemas["EnergiesResponse"]["properties"])
+    for path, methods in said["paths"].items():
+        for described in methods.values():
+            query = {one["name"] for one in described.get("parameters", ()) if one["in"] == "query"}
+            for body in described.get("requestBody", {}).get("content", {}).values():
+                name = body["schema"].get("$ref", "").rpartition("/")[2]
+                assert not query & set(schemas.get(name, {}).get("properties", {})), path
     assert "securitySchemes" not in said["components"]
     assert "HTTPValidationError" not in str(said)
     references = list(_references(said))
-    assert {"#/components/schemas/Asked", "#/components/schemas/Chosen", "#/components/schemas/Job"} <= set(references)
+    assert {
+        "#/components/schemas/TrainingBody",
+        "#/components/schemas/ModelChange",
+        "#/components/schemas/JobResponse",
+    } <= set(references)
     for reference in references:
         found = said
         for step in reference.removeprefix("#/").split("/"):
@@ -190,3 +201,61 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     operations = [described for methods in said["paths"].values() for described in methods.values()]
     assert all(described["summary"] and described["tags"] for described in operations)
     assert len({described["operationId"] for described in operations}) == len(operations)
+
+
+def test_responses_of_operations_are_as_modelled(client: httpx.Client, digit: bytes) -> None:
+    """Routes render bytes without the models, which name every field that comes all the same."""
+    picture = b64(digit)
+    for path, model in RESPONSES.items():
+        body: dict[str, Any] = {"model": MODEL, "seed": 1}
+        if path == "upscales":
+            body = {"image": picture, "seed": 1}
+        elif path == "inpaintings":
+            small = np.full((1, 8, 8), 100, np.uint8)
+            half = np.frombuffer(bytes(32) + b"\xff" * 32, np.uint8).reshape(1, 8, 8)
+            body = {"model": TINY, "seed": 1, "images": [b64(png(small))], "mask": b64(png(half))}
+        elif path == "interpolations":
+            body["images"] = [picture, picture]
+        elif path not in {"samples", "manifold"}:
+            body["images"] = [picture]
+        answer = client.post(f"/v1/{path}", json=body, headers={"Accept": "application/json", "Prefer": "wait=60"})
+        assert answer.status_code == 200, answer.text
+        model.model_validate(answer.json())
+        assert set(answer.json()) <= set(model.model_fields), path
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/samples", "POST"),
+        ("/v1/jobs/none", "DELETE, GET, HEAD"),
+        ("/v1/datasets/none", "DELETE, GET, HEAD, PATCH"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_refused_with_those_that_are_allowed(client: httpx.Client, path: str, allowed: str) -> None:
+    """`Allow` has the methods of all routes of a path."""
+    answer = client.put(path)
+    assert answer.headers["allow"] == allowed
+    problem(answer, 405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/jobs", "/v1/me", "/v1/models/none/versions/1", "/v1/families"])
+def test_unknown_query_parameters_are_refused(client: httpx.Client, path: str) -> None:
+    """The problem names them; so does that of an operation with a JSON body."""
+    for answer in (client.get(f"{path}?colour=red"), client.post("/v1/samples?colour=red", json={"model": MODEL})):
+        assert problem(answer, 422, "colour")["errors"][0]["field"] == "query.colour"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/trainings", "/v1/datasets"])
+def test_unknown_cursors_are_refused(client: httpx.Client, path: str) -> None:
+    """Instead of a page that looks as if the list had ended."""
+    assert problem(client.get(f"{path}?after=none"), 422, "none")["errors"][0]["field"] == "query.after"
+
+
+def test_an_integer_without_end_is_named(client: httpx.Client) -> None:
+    """Of a JSON body, whichever parser reads it."""
+    number = b"1" * 5000
+    json = {"Content-Type": "application/json"}
+    for path, words in (("/v1/trainings", "5000 digits"), ("/v1/samples", "infinity"), ("/v1/datasets", "infinity")):
+        problem(client.post(path, content=b'{"seed": ' + number + b"}", headers=json), 400, words)

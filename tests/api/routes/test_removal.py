@@ -128,8 +128,8 @@ def test_what_is_about_to_serve_stays(settings: Settings) -> None:
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
-            problem(await client.delete("/v1/models/mine/versions/3"), 409, "being loaded")
-            problem(await client.delete("/v1/models/mine"), 409, "being loaded")
+            problem(await client.delete("/v1/models/mine/versions/3"), 409, "being activated")
+            problem(await client.delete("/v1/models/mine"), 409, "being activated")
 
     asyncio.run(visit())
     with pytest.raises(ServingError):
