@@ -31,10 +31,32 @@ def test_every_setting_is_listed(root: Path) -> None:
 
 
 def test_every_decision_is_dated_and_newest_first(root: Path) -> None:
-    """docs/decisions.md is in order."""
-    dates = re.findall(r"^## (\S+) ·", (root / "docs" / "decisions.md").read_text(), re.MULTILINE)
-    assert dates
+    """docs/decisions.md is in order, and each record has a context, a decision and consequences."""
+    records = (root / "docs" / "decisions.md").read_text().split("\n## ")[1:]
+    dates = [re.findall(r"^\*(\d{4}-\d\d-\d\d)\*$", record, re.MULTILINE) for record in records]
+    assert all(len(found) == 1 for found in dates)
+    assert records
     assert dates == sorted(dates, reverse=True)
+    for record in records:
+        assert re.findall(r"^- \*\*(\w+)\.\*\*", record, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+
+
+def test_links_to_headings_lead_somewhere(root: Path) -> None:
+    """Each `page.md#heading`, in pages and in the code, names a heading of that page."""
+    files = [
+        path for folder in ("api", "core", "workers", "models", "reverie") for path in (root / folder).rglob("*.py")
+    ]
+    files += [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    links = [link for path in files for link in re.findall(r"(\w+\.md)#([\w-]+)", path.read_text())]
+    assert links
+    pages = {path.name: headings(path.read_text()) for path in files if path.suffix == ".md"}
+    assert [link for link in links if link[1] not in pages[link[0]]] == []
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_commands_that_save_a_file_cannot_save_something_else_unnoticed(root: Path) -> None:
