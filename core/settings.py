@@ -1,4 +1,4 @@
-"""Every setting of the service, in one frozen object read from the environment once at start."""
+"""Settings of the service, read once at start from `REVERIE_…` environment variables."""
 
 import os
 from functools import lru_cache
@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REVERIE_"
 CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
-"""Not the service's: the command line `reverie` reads them, maybe in the same shell."""
+"""Variables of the Python client, which the service ignores."""
 
 RENAMED = {
     "REVERIE_LEDGER_URL": "REVERIE_DATABASE_URL",
@@ -27,207 +27,231 @@ RENAMED = {
     "REVERIE_KEEP_KEYS_S": "REVERIE_IDEMPOTENCY_KEY_TTL_S",
     "REVERIE_RESERVE_BYTES": "REVERIE_MIN_FREE_DISK_BYTES",
     "REVERIE_TRAINING_FREE_BYTES": "REVERIE_TRAINING_MIN_FREE_DISK_BYTES",
+    "REVERIE_DESK_WORKERS": "REVERIE_AUXILIARY_WORKERS",
 }
-"""Settings by their names in earlier releases → their names now; an old one stops the start."""
+"""Names of earlier releases → current names. An old name stops the start."""
 
 
 class Settings(BaseSettings):
-    """What can be set with `REVERIE_…` variables, an empty one being none; every default works on a laptop.
+    """All settings. Every default works on a laptop; an empty variable counts as not set.
 
-    Raises `pydantic.ValidationError` for a value out of range and for a name that is no setting.
+    Raises pydantic.ValidationError for a value out of range and for an unknown name.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address the API listens on.")
-    port: int = Field(8000, ge=1, le=65535, description="Port the API listens on.")
-    state: Path = Field(Path("var"), description="Folder of the ledger, blobs and the queue server's data.")
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
+    state: Path = Field(Path("var"), description="Folder of the job database, the blobs and the queue server's data.")
     checkpoints: Path = Field(Path("checkpoints"), description="Folder with NAME/VERSION/model.safetensors.")
-    data: Path = Field(Path("data"), description="Folder of data known by name: MNIST, Fashion-MNIST.")
-    extra_models: Path | None = Field(None, description="A folder of more model families, one Python file each.")
-    queue_url: str = Field("redis://127.0.0.1:6390/0", description="Redis-compatible queue server.")
+    data: Path = Field(Path("data"), description="Folder of the datasets known by name: MNIST, Fashion-MNIST.")
+    extra_models: Path | None = Field(None, description="A folder with more model families, one Python file each.")
+    queue_url: str = Field("redis://127.0.0.1:6390/0", description="URL of the Redis-compatible queue server.")
     queue_memory_bytes: int = Field(
-        1 << 30, ge=16 << 20, description="Most memory of the queue server that `make serve` starts (`maxmemory`)."
+        1 << 30, ge=16 << 20, description="Memory limit (`maxmemory`) of the queue server that `make serve` starts."
     )
-    database_url: str = Field("", description="SQLAlchemy URL of the job ledger; empty: SQLite in the state folder.")
+    database_url: str = Field("", description="SQLAlchemy URL of the job database; empty: SQLite in the state folder.")
     blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
     api_keys: Path | None = Field(
-        None, description="File with `name:sha256-of-key[:roles]` lines; without it every call is allowed."
+        None,
+        description="File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is "
+        "allowed.",
     )
     allow_anonymous: bool = Field(
-        default=False, description="Listen on an address other than loopback without API keys: everybody may call."
+        default=False,
+        description="Allow an address other than loopback without API keys: everybody may use the service.",
     )
     allowed_hosts: str = Field(
         "",
-        description="Hosts that requests may name, separated by commas, `*.` for subdomains; empty: the loopback names "
-        "on a loopback address, else any if keys are used.",
+        description="Host names that requests may use, separated by commas, with `*.` for subdomains; empty: the "
+        "loopback names on a loopback address, otherwise any if API keys are used.",
     )
     allowed_origins: str = Field(
-        "", description="Origins of web pages that may call besides the service's own, separated by commas."
+        "", description="Origins of other web pages that may use the service, separated by commas."
     )
     trusted_proxies: str = Field(
-        "", description="Addresses and networks of proxies whose X-Forwarded-For is believed, separated by commas."
+        "", description="Addresses and networks of proxies whose X-Forwarded-For is trusted, separated by commas."
     )
     wrong_keys_per_minute: int = Field(
-        10, ge=1, description="Wrong API keys that one address may send in a minute before it gets 429."
+        10, ge=1, description="Wrong API keys per minute and address before the status is 429."
     )
     key_requests_per_second: int = Field(
-        1000, ge=0, description="Requests a second of one key's name in one API process; 0: any number."
+        1000, ge=0, description="Requests per second, owner and API process; 0: no limit."
     )
     key_waiting_requests: int = Field(
-        1024, ge=0, description="Requests of one key's name that may wait in one API process; 0: any number."
+        1024, ge=0, description="Waiting synchronous requests per owner and API process; 0: no limit."
     )
     key_waiting_rows: int = Field(
         262_144,
         ge=0,
-        description="Rows that large requests of one key's name (without keys: of all) may have waiting in one API "
-        "process; 0: any number.",
+        description="Waiting rows of large requests per owner (without keys: in total) and API process; 0: no limit.",
     )
     key_unfinished_jobs: int = Field(
-        5000, ge=0, description="Unfinished jobs of one key's name before it gets 429; 0: any number."
+        5000, ge=0, description="Unfinished jobs per owner before the status is 429; 0: no limit."
     )
     key_trainings: int = Field(
-        20, ge=0, description="Unfinished trainings of one key's name before it gets 429; 0: any number."
+        20, ge=0, description="Unfinished trainings per owner before the status is 429; 0: no limit."
     )
     key_stored_bytes: int = Field(
         64 << 30,
         ge=0,
-        description="Bytes of datasets, versions and results that one key's name may store; 0: any number.",
+        description="Bytes of datasets, versions and results per owner; 0: no limit.",
     )
     keep_versions: int = Field(
         0,
         ge=0,
-        description="Versions made here that are kept for each model beside the one that serves, the newest; 0: all.",
+        description="Versions made here to keep per model, the newest ones and the active one; 0: all.",
     )
 
-    device: str = Field("auto", description="Device of the worker: auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="Device of the inference worker: auto, cpu, cuda or cuda:N.")
     threads: int = Field(
-        0, ge=0, le=256, description="CPU threads of a forward pass; 0: one, or all for a large model."
+        0, ge=0, le=256, description="CPU threads of a forward pass; 0: one, or all cores for a large model."
     )
-    memory_budget_bytes: int = Field(4 << 30, ge=1 << 20, description="Weights the worker keeps resident.")
+    memory_budget_bytes: int = Field(
+        4 << 30, ge=1 << 20, description="Memory for the weights that a worker keeps loaded."
+    )
     time_slice_s: float = Field(
-        0.04, gt=0, le=5, description="Longest piece of work that runs without letting others go first."
+        0.04, gt=0, le=5, description="Time slice: a worker yields to other requests after this many seconds."
     )
 
     sync_timeout_s: float = Field(
-        10.0, gt=0, le=300, description="How long a request without a preference waits before it is a job."
+        10.0, gt=0, le=300, description="Time that a request without `Prefer` waits before it becomes a job."
     )
-    max_sync_timeout_s: float = Field(60.0, gt=0, le=300, description="Longest wait that `Prefer: wait=N` can ask for.")
-    max_count: int = Field(65_536, ge=1, description="Rows one request may ask for.")
-    max_images: int = Field(1024, ge=1, description="Images one request may upload.")
-    max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body of the image routes.")
+    max_sync_timeout_s: float = Field(60.0, gt=0, le=300, description="Maximum of `Prefer: wait=N`.")
+    max_count: int = Field(65_536, ge=1, description="Maximum of `count`: the rows of one request.")
+    max_images: int = Field(1024, ge=1, description="Maximum number of images in one request.")
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="Maximum request body of the routes that take images.")
     max_control_body_bytes: int = Field(
-        64 << 10, ge=1024, description="Largest request body of routes that take neither images nor files."
+        64 << 10, ge=1024, description="Maximum request body of the routes that take neither images nor files."
     )
     max_inflight_body_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
-        description="Request bodies that are held in memory at a time before it answers 503.",
+        description="Memory for all request bodies together; beyond it the status is 503.",
     )
     max_inflight_response_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
-        description="Large responses held in memory at a time; further ones go to temporary files.",
+        description="Memory for all large responses together; beyond it they go to temporary files.",
     )
-    max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Largest upload of a dataset.")
-    max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Largest a dataset may be unpacked.")
-    min_free_disk_bytes: int = Field(
-        512 << 20, ge=0, description="Room on the disk that uploads of datasets leave alone."
-    )
+    max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Maximum size of a dataset upload.")
+    max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Maximum size of a dataset after unpacking.")
+    min_free_disk_bytes: int = Field(512 << 20, ge=0, description="Disk space that dataset uploads leave free.")
     conversion_timeout_s: float = Field(
-        3600.0, gt=0, description="Longest time that an upload may take to become a dataset."
+        3600.0, gt=0, description="Time limit for the conversion of an upload to a dataset."
     )
-    max_upscaled_pixels: int = Field(
-        180_000_000, ge=1, description="Pixels of the largest answer of the upscaling route."
+    max_upscaled_pixels: int = Field(180_000_000, ge=1, description="Maximum number of pixels of an upscaled picture.")
+    max_waiting: int = Field(
+        2048, ge=1, description="Waiting synchronous requests per API process; beyond it the status is 503."
     )
-    max_waiting: int = Field(2048, ge=1, description="Requests that may wait in one API process before it answers 503.")
     max_streams: int = Field(
-        50, ge=1, description="Event streams that one key, or without keys one address, may have open in a process."
+        50, ge=1, description="Open event streams per API key (without keys: per address) and API process."
     )
-    max_queued_jobs: int = Field(20_000, ge=1, description="Unfinished jobs in the ledger before it answers 503.")
+    max_queued_jobs: int = Field(
+        20_000, ge=1, description="Unfinished jobs in the job store; beyond it the status is 503."
+    )
 
     max_connections: int = Field(
-        4096, ge=8, description="Open connections of one API process; beyond, idle ones are closed, or it answers 503."
+        4096,
+        ge=8,
+        description="Open connections per API process; beyond it idle ones are closed, or the status is 503.",
     )
-    max_header_bytes: int = Field(64 << 10, ge=4096, description="Largest head of a request: its line and headers.")
+    max_header_bytes: int = Field(64 << 10, ge=4096, description="Maximum size of the request line and headers.")
     header_timeout_s: float = Field(
         10.0,
         gt=0,
         le=600,
-        description="Time for the head of a request, from the connection or its first byte.",
+        description="Time limit for the request line and headers, from the connection or the first byte.",
     )
-    idle_timeout_s: float = Field(15.0, gt=0, le=3600, description="How long a connection is kept between requests.")
+    idle_timeout_s: float = Field(
+        15.0, gt=0, le=3600, description="Time that an idle connection is kept open between requests."
+    )
     body_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="How long a request body may stand still or come slower than the minimal rate."
+        30.0, gt=0, le=3600, description="Time that a request body may stall or be slower than the minimum rate."
     )
     body_total_timeout_s: float = Field(
         300.0,
         gt=0,
-        description="Time for a whole request body, except uploads that stream to the disk.",
+        description="Time limit for a whole request body, except uploads that are streamed to disk.",
     )
-    write_timeout_s: float = Field(30.0, gt=0, le=3600, description="The same for a client that reads its response.")
+    write_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Time that a client may stall or be slower than the minimum rate while it reads a response.",
+    )
     min_transfer_rate: float = Field(
-        500.0, ge=0.001, description="Slowest rate of bodies and responses, in bytes per second, over the time-out."
+        500.0, ge=0.001, description="Minimum rate of request bodies and responses, in bytes per second."
     )
 
     heartbeat_timeout_s: float = Field(
-        1.5, gt=0.2, le=60, description="Silence after which a worker counts as dead to a waiting request."
+        1.5, gt=0.2, le=60, description="A worker without a heartbeat for this long counts as dead."
     )
     job_lease_s: float = Field(
-        3.0, gt=0.5, le=600, description="How long a claim on a job holds without being renewed."
+        3.0, gt=0.5, le=600, description="A claim on a job expires after this time unless it is renewed."
     )
     stall_s: float = Field(
         120.0,
         gt=0.5,
-        description="A worker whose work does not advance for so long is ended, and its rows are charged.",
+        description="A worker whose work makes no progress for this long is ended, and its rows are charged an "
+        "attempt.",
     )
-    max_attempts: int = Field(3, ge=1, le=10, description="Times a row may take its worker down before it is given up.")
-    result_ttl_s: float = Field(86_400.0, gt=0, description="How long a finished job and its result are kept.")
-    idempotency_key_ttl_s: float = Field(86_400.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    max_attempts: int = Field(3, ge=1, le=10, description="A row that has crashed its worker this many times fails.")
+    result_ttl_s: float = Field(86_400.0, gt=0, description="Time that a finished job and its result are kept.")
+    idempotency_key_ttl_s: float = Field(86_400.0, gt=0, description="Time that an Idempotency-Key is remembered.")
     disk_quota_bytes: int = Field(
-        20 << 30, ge=1 << 20, description="Most the blob store may hold; oldest results go first."
+        20 << 30, ge=1 << 20, description="Maximum size of the blob store; the oldest results are deleted first."
     )
     storage_wait_s: float = Field(
-        3600.0, ge=0, description="How long a job whose result cannot be stored waits for room before it ends with 507."
+        3600.0,
+        ge=0,
+        description="A job whose result cannot be stored waits this long for disk space, then fails with 507.",
     )
     sweep_s: float = Field(
-        15.0, gt=0, le=3600, description="How often files that belong to nothing are looked for; twice found, they go."
+        15.0,
+        gt=0,
+        le=3600,
+        description="Interval of the cleanup; an orphaned file is deleted when two sweeps have found it.",
     )
-    shutdown_grace_s: float = Field(10.0, ge=0, le=600, description="How long a stopping API finishes what it has.")
+    shutdown_grace_s: float = Field(
+        10.0, ge=0, le=600, description="Time that a stopping API has to finish its requests."
+    )
 
     training_queue_url: str = Field(
-        "", description="Where training workers are woken; empty: the queue server, one database further."
+        "", description="Redis database that wakes training workers; empty: the next database of the queue server."
     )
     training_device: str = Field("auto", description="Device of trainings: auto, cpu, cuda or cuda:N.")
     training_threads: int = Field(1, ge=1, le=256, description="CPU threads of a training.")
-    training_nice: int = Field(10, ge=0, le=19, description="How far a training steps back for what serves requests.")
-    training_timeout_s: float = Field(604_800.0, gt=0, description="Longest time a training may run.")
+    training_nice: int = Field(10, ge=0, le=19, description="`nice` level of training processes.")
+    training_timeout_s: float = Field(604_800.0, gt=0, description="Time limit of a training.")
     training_memory_bytes: int = Field(
-        8 << 30, ge=1 << 28, description="Most memory a training, a dry run, an import or a publication may hold."
+        8 << 30, ge=1 << 28, description="Memory limit of a training, a dry run, an import or a publication."
     )
-    training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Most disk space that a training's run may take.")
+    training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Disk space limit of a training's run.")
     training_min_free_disk_bytes: int = Field(
         256 << 20, ge=0, description="Disk space that a training must leave free."
     )
-    evaluation_timeout_s: float = Field(
-        600.0, gt=1, description="Longest time that a model may take to be measured or checked."
-    )
-    estimate_s: float = Field(120.0, gt=1, description="Longest time that a dry run of a training may take.")
-    desk_workers: int = Field(
-        4, ge=1, le=64, description="Dry runs, imports and publications that one training worker does at a time."
+    evaluation_timeout_s: float = Field(600.0, gt=1, description="Time limit for measuring or checking a model.")
+    estimate_s: float = Field(120.0, gt=1, description="Time limit of a dry run of a training.")
+    auxiliary_workers: int = Field(
+        4, ge=1, le=64, description="Dry runs, imports and publications that one training worker runs at the same time."
     )
     training_stall_s: float = Field(
         1800.0,
         gt=1,
-        description="Longest time that a training may write no progress before its process is ended and tried again.",
+        description="A training that writes no progress for this long is killed and retried.",
     )
-    max_version_bytes: int = Field(4 << 30, ge=1024, description="Largest file of a version that can be imported.")
+    max_version_bytes: int = Field(4 << 30, ge=1024, description="Maximum size of a version file to import.")
 
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log line written.")
+    log_level: str = Field(
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="Minimum level of log lines: debug, info, warning or error.",
+    )
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
-        """Refuse a `REVERIE_…` variable that is no setting: a misspelt one would silently do nothing."""
+        """Reject an unknown `REVERIE_…` variable, because a misspelt one would silently do nothing."""
         renamed = sorted(name for name in os.environ if name in RENAMED)
         if renamed:
             changes = ", ".join(f"{name} is {RENAMED[name]} now" for name in renamed)
@@ -244,12 +268,12 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """URL of the ledger in force."""
+        """Return the URL of the job database."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
 
     @property
     def training_queue(self) -> str:
-        """URL of the training workers' database in force."""
+        """Return the URL of the Redis database that wakes training workers."""
         if self.training_queue_url:
             return self.training_queue_url
         address = urlparse(self.queue_url)
@@ -257,7 +281,7 @@ class Settings(BaseSettings):
 
     @property
     def blobs(self) -> str:
-        """URL of the blob store in force."""
+        """Return the URL of the blob store."""
         return self.blobs_url or f"file://{self.state.resolve() / 'blobs'}"
 
 
@@ -266,5 +290,5 @@ HEARTBEAT_S = 0.4
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings, read once."""
+    """Return the settings of this process, read once."""
     return Settings()

@@ -72,7 +72,7 @@ class TrainingWorker:
         """Run jobs until `stop` is called; return when all threads have ended."""
         kinds_by_thread: dict[str, tuple[str, ...]] = {"trainer": (TRAINING,)}
         # one thread of several runs no dry runs: however many slow ones there are, an import does not wait for them
-        count = self.context.settings.desk_workers
+        count = self.context.settings.auxiliary_workers
         for number in range(count):
             quick = count > 1 and number == count - 1
             kinds_by_thread[f"auxiliary-{number}"] = QUICK_AUXILIARY_KINDS if quick else AUXILIARY_KINDS
@@ -184,7 +184,7 @@ class TrainingWorker:
         """
         if TRAINING in kinds:
             return []
-        limit = max(1, self.context.settings.desk_workers - 2)
+        limit = max(1, self.context.settings.auxiliary_workers - 2)
         running = Counter(job["owner"] for job in list(self._running.values()) if job["kind"] in AUXILIARY_KINDS)
         return [owner for owner, count in running.items() if owner and count >= limit]
 
