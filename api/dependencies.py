@@ -10,7 +10,7 @@ from api.access import caller_of
 from api.auth import Caller
 from api.errors import InvalidError, NotFoundError
 from api.state import AppState
-from core.jobs.store import TRAINING, Job
+from core.jobs.records import TRAINING, Job
 
 UPLOADS = frozenset({"create_dataset", "import_version"})
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
@@ -78,7 +78,7 @@ async def find_job(job_id: str, state: State, owner: Owner) -> Job:
 async def find_training(job_id: str, state: State, owner: Owner) -> Job:
     """Return the caller's training of the path. Raises NotFoundError."""
     job = await state.job_service.get(job_id, owner) if _JOB_ID.fullmatch(job_id) else None
-    if job is None or job["kind"] != TRAINING:
+    if job is None or job.kind != TRAINING:
         raise NotFoundError(f"no training {job_id[:60]!r}; GET /v1/trainings lists yours")
     return job
 

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import TooManyRequestsError
-from core.jobs.store import TERMINAL, Job
+from core.jobs.records import TERMINAL, Event
 
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5
@@ -37,11 +37,12 @@ class JobEvent:
     last: bool
 
     @classmethod
-    def of(cls, row: Job) -> "JobEvent":
-        """The event in a row of the store."""
-        seq, name, data = row["seq"], row["event"], row["data"]
-        last = name == "status" and orjson.loads(data)["status"] in TERMINAL
-        return cls(seq, name, data, f"id: {seq}\nevent: {name}\ndata: {data}\n\n", last)
+    def of(cls, event: Event) -> "JobEvent":
+        """Return an event of the job store as it is sent."""
+        data = orjson.dumps(event.data).decode()
+        last = event.name == "status" and event.data["status"] in TERMINAL
+        text = f"id: {event.seq}\nevent: {event.name}\ndata: {data}\n\n"
+        return cls(event.seq, event.name, data, text, last)
 
 
 @dataclass
@@ -77,7 +78,7 @@ class JobEvents:
 
     def __init__(
         self,
-        read: Callable[[str, int], Awaitable[list[Job]]],
+        read: Callable[[str, int], Awaitable[list[Event]]],
         exists: Callable[[str], Awaitable[bool]],
         preview: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
@@ -119,11 +120,11 @@ class JobEvents:
             feed.reader = None
 
     async def _read_on(self, feed: _Feed) -> None:
-        rows = await self._read(feed.job_id, len(feed.events))
-        feed.events += [JobEvent.of(row) for row in rows]
-        if not rows and not await self._exists(feed.job_id):
+        events = await self._read(feed.job_id, len(feed.events))
+        feed.events += [JobEvent.of(event) for event in events]
+        if not events and not await self._exists(feed.job_id):
             feed.exists = False
-        if rows and not feed.events[-1].last:
+        if events and not feed.events[-1].last:
             await self._look_for_preview(feed)
         for number, listener in enumerate(list(feed.listeners), 1):
             listener.set()

@@ -24,7 +24,8 @@ from core.blobs import Blobs
 from core.catalog.recipes import StatePaths
 from core.catalog.versions import FILE
 from core.datasets.store import Datasets
-from core.jobs.store import TRAINING, jobs, parts
+from core.jobs.records import TRAINING, UNFINISHED
+from core.jobs.schema import jobs, result_chunks
 from core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Quotas:
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
         query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)
         with self._engine.connect() as connection:
-            rows = connection.execute(query.where(jobs.c.status.in_(("queued", "running", "paused")))).all()
+            rows = connection.execute(query.where(jobs.c.status.in_(UNFINISHED))).all()
         return {owner: Counter(job=count, training=int(trainings)) for owner, count, trainings in rows}
 
     # --- bytes ---
@@ -179,8 +180,8 @@ class Quotas:
             sizes[run.name] += _folder_bytes(run)
         found: Counter[str] = Counter()
         ids = list(sizes)
-        inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(parts.c.data))).join(
-            parts, parts.c.job_id == jobs.c.id
+        inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(result_chunks.c.data))).join(
+            result_chunks, result_chunks.c.job_id == jobs.c.id
         )
         with self._engine.connect() as connection:
             for first in range(0, len(ids), _CHUNK):

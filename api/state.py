@@ -62,7 +62,7 @@ def create_state(settings: Settings) -> AppState:
     job_service = JobService(settings, job_store, blobs, batch_sender)
     registry = Registry(settings.checkpoints, paths.checkpoints)
     datasets = Datasets(settings.state / "datasets")
-    permissions = Permissions(ResourceStore(job_store.engine), registry, datasets, job_service.works_on)
+    permissions = Permissions(ResourceStore(job_store.engine), registry, datasets, job_service.has_unfinished)
     unfinished = settings.state / "unfinished"
     return AppState(
         settings=settings,
@@ -70,7 +70,7 @@ def create_state(settings: Settings) -> AppState:
         datasets=datasets,
         batch_sender=batch_sender,
         job_service=job_service,
-        upscales=UpscaleService(unfinished, blobs, job_service.pieces),
+        upscales=UpscaleService(unfinished, blobs, job_service.result_chunks),
         permissions=permissions,
         quotas=Quotas(settings, job_store.engine, blobs, permissions),
         streams=StreamLimit(settings.max_streams),

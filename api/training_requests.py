@@ -19,7 +19,7 @@ from core.catalog.numbers import canonical
 from core.catalog.recipes import families, settled
 from core.catalog.registry import ModelVersion
 from core.catalog.validation import InvalidOptionsError
-from core.jobs.store import TRAINING, Job, Key
+from core.jobs.records import TRAINING, IdempotencyKey, Job
 
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 
@@ -92,19 +92,21 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     """
     key = _idempotency_key(request, state, body)
     async with state.quotas.job(caller_of(request.scope), training=True):
-        added = await state.job_service.change(lambda job_store: job_store.insert_exclusive(row, alone=True, key=key))
+        added = await state.job_service.write(
+            lambda job_store: job_store.insert(row, exclusive=True, idempotency_key=key)
+        )
     if added.conflict:
         detail = f"a training of {body.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
-        raise await conflict_with(state, row["owner"], added.job_id, detail, "training_id")
-    if added.first and added.first != _fingerprint(body):
+        raise await conflict_with(state, row.owner, added.job_id, detail, "training_id")
+    if added.fingerprint and added.fingerprint != _fingerprint(body):
         raise InvalidError(
             "this Idempotency-Key was used with another body; send the same body or another key", job_id=added.job_id
         )
-    if added.job_id == row["id"] and not await _hold_dataset(state, request, body.dataset, row["id"]):
-        await state.job_service.cancel(row["id"])
+    if added.job_id == row.id and not await _hold_dataset(state, request, body.dataset, row.id):
+        await state.job_service.cancel(row.id)
         raise NotFoundError(f"the dataset {body.dataset!r} was deleted meanwhile")
-    await state.job_service.rouse(added.job_id)
-    job = await state.job_service.get(added.job_id, row["owner"])
+    await state.job_service.wake_training_workers(added.job_id)
+    job = await state.job_service.get(added.job_id, row.owner)
     if job is None:
         raise GoneError("the training of this Idempotency-Key was deleted; use another key")
     return job
@@ -114,14 +116,16 @@ def _fingerprint(body: TrainingBody) -> str:
     return hashlib.sha256(orjson.dumps(canonical(body.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _idempotency_key(request: Request, state: AppState, body: TrainingBody) -> Key | None:
+def _idempotency_key(request: Request, state: AppState, body: TrainingBody) -> IdempotencyKey | None:
     header = request.headers.get("idempotency-key")
     if header is None:
         return None
     match = _KEY.fullmatch(header.strip())
     if match is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    return Key("POST /v1/trainings", match.group(1), _fingerprint(body), state.settings.idempotency_key_ttl_s)
+    return IdempotencyKey(
+        "POST /v1/trainings", match.group(1), _fingerprint(body), state.settings.idempotency_key_ttl_s
+    )
 
 
 async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id: str) -> bool:
@@ -137,23 +141,23 @@ async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id:
 
 async def insert_publication(state: AppState, request: Request, training: Job) -> Job:
     """Insert a job that makes a training's last checkpoint a version. Raises ConflictError."""
-    body = {**orjson.loads(training["request"]), "training": training["id"]}
-    row = auxiliary_row(request, "publication", training["model"], body, training["seed"])
+    body = {**training.request, "training": training.id}
+    row = auxiliary_row(request, "publication", training.model, body, training.seed)
     caller = caller_of(request.scope)
-    await state.permissions.claim("model", training["model"], caller, shared=None)
+    await state.permissions.claim("model", training.model, caller, shared=None)
     async with state.quotas.job(caller):
-        added = await state.job_service.change(lambda job_store: job_store.insert_exclusive(row, alone=True))
-    job = await state.job_service.get(added.job_id, row["owner"]) or row
+        added = await state.job_service.write(lambda job_store: job_store.insert(row, exclusive=True))
+    job = await state.job_service.get(added.job_id, row.owner) or row
     # a publication of the same training that is unfinished is the same one; that of another training is a conflict
-    same = job["id"] == added.job_id and orjson.loads(job["request"])["training"] == training["id"]
+    same = job.id == added.job_id and job.request["training"] == training.id
     if added.conflict and not same:
-        detail = f"a publication of {training['model']} is {added.conflict}; wait for its end, then publish this run"
-        raise await conflict_with(state, row["owner"], added.job_id, detail, "job_id")
-    await state.job_service.rouse(added.job_id)
+        detail = f"a publication of {training.model} is {added.conflict}; wait for its end, then publish this run"
+        raise await conflict_with(state, row.owner, added.job_id, detail, "job_id")
+    await state.job_service.wake_training_workers(added.job_id)
     return job
 
 
 async def conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> ConflictError:
     """Return the error for a job that another one excludes; it names the other one's id to its owner alone."""
     other = await state.job_service.get(job_id, owner)
-    return ConflictError(detail, headers={"Retry-After": "2"}, **({field: other["id"]} if other else {}))
+    return ConflictError(detail, headers={"Retry-After": "2"}, **({field: other.id} if other else {}))

@@ -107,7 +107,7 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
     for version in ("",) if model else versions:
-        users = await state.job_service.look(methodcaller("unfinished_of", name, version))
+        users = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
         if users:
             ref = f"{name}@{version}" if version else name
             raise ConflictError(

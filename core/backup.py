@@ -28,7 +28,8 @@ import sqlalchemy as sa
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import POINTERS
-from core.jobs.store import TERMINAL, JobStore
+from core.jobs.records import TERMINAL
+from core.jobs.store import JobStore
 from core.settings import Settings
 from core.startup import errors_end_the_program, load_settings
 from core.storage import reason_of
@@ -339,7 +340,7 @@ def _place(source: Path, target: Path) -> None:
 def _release_claims(chosen: Settings) -> None:
     """Have the jobs that ran at the moment of the backup run again, without charging them an attempt."""
     job_store = JobStore(chosen.database)
-    job_store.release_all("the service was restored from a backup")
+    job_store.release(None, "the service was restored from a backup")
     job_store.engine.dispose()
 
 

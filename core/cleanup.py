@@ -17,7 +17,8 @@ from core.blobs import Blobs, remove_tree
 from core.catalog.recipes import StatePaths
 from core.catalog.versions import Versions
 from core.datasets.store import Datasets
-from core.jobs.store import TERMINAL, JobStore
+from core.jobs.records import TERMINAL, TRAINING, JobState
+from core.jobs.store import JobStore
 from core.settings import Settings
 from core.work_folder import LOCK, in_use
 
@@ -72,14 +73,14 @@ class Cleanup:
     def expire(self) -> None:
         """Drop results that were kept for their time, and forget jobs much later."""
         keep_s = self._settings.result_ttl_s
-        while self._drop(self._job_store.expiring(keep_s, _PAGE)):
+        while self._drop(self._job_store.kept_results(_PAGE, older_than_s=keep_s)):
             pass
-        self._job_store.forget(_FORGET_FACTOR * keep_s)
+        self._job_store.delete_expired(_FORGET_FACTOR * keep_s)
 
     def keep_quota(self) -> None:
         """Drop the oldest results while the blob store is over its quota."""
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
-            if not self._drop(self._job_store.oldest_results(20)):
+            if not self._drop(self._job_store.kept_results(20)):
                 return
 
     def _drop(self, ids: list[str]) -> bool:
@@ -137,7 +138,7 @@ class Cleanup:
                 ),
             )
 
-    def _folders(self, kind: str, needed: Callable[[str, bool], bool]) -> Iterator[tuple[str, _Orphan]]:
+    def _folders(self, kind: str, needed: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Folders of jobs that need them no more, and that nobody works in."""
         folder = self._settings.state / kind
         names = [path.name for path in _children(folder) if _JOB_ID.fullmatch(path.name)]
@@ -167,26 +168,26 @@ class Cleanup:
         if not belongs():
             yield f"{kind}/{path.name}@{path}", _Orphan(written_at, belongs, lambda: remove(path))
 
-    def _without(self, ids: list[str], needed: Callable[[str, bool], bool]) -> list[str]:
+    def _without(self, ids: list[str], needed: Callable[[JobState], bool]) -> list[str]:
         """Those of the jobs that are not there, or do not need it."""
         rows = self._job_store.states(ids)
-        return [job_id for job_id in ids if job_id not in rows or not needed(*rows[job_id])]
+        return [job_id for job_id in ids if job_id not in rows or not needed(rows[job_id])]
 
     @staticmethod
-    def _needs_blobs(status: str, expired: bool) -> bool:
-        return status not in TERMINAL or (status == "succeeded" and not expired)
+    def _needs_blobs(state: JobState) -> bool:
+        return state.status not in TERMINAL or (state.status == "succeeded" and not state.expired)
 
     @staticmethod
-    def _needs_scratch(status: str, _expired: bool) -> bool:
-        return status not in TERMINAL
+    def _needs_scratch(state: JobState) -> bool:
+        return state.status not in TERMINAL
 
     @staticmethod
-    def _needs_run(_status: str, _expired: bool) -> bool:
+    def _needs_run(_state: JobState) -> bool:
         return True  # it is kept until its training is deleted
 
     def _has_open_jobs(self, model: str) -> bool:
         """Whether a training, import or publication may be about to make a version of a model."""
-        return self._job_store.has_open_job(model)
+        return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
 
     # --- what says by itself that it is left over ---
 

@@ -17,14 +17,14 @@ from api.schemas.jobs import JobResponse, job_fields
 from api.state import AppState
 from core.broker.codec import unpack
 from core.catalog.operations import BY_METHOD
-from core.jobs.store import TERMINAL, Job
+from core.jobs.records import TERMINAL, Job
 
 _FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 
 
 def accepted(job: Job, prefer: Prefer) -> Response:
     """Return 202 with the job and where to look for it."""
-    headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer), "Vary": "Prefer"}
+    headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **applied(prefer), "Vary": "Prefer"}
     return json_response(JobResponse.of(job), headers, 202)
 
 
@@ -47,61 +47,59 @@ def failed(problem: dict[str, Any]) -> ModelFailedError:
 
 def check_succeeded(job: Job) -> None:
     """Raise the problem of an ended job that has no result, or whose result has expired."""
-    if job["status"] == "failed":
-        raise failed(orjson.loads(job["problem"]))
-    if job["status"] != "succeeded":
-        raise ConflictError(f"the job is {job['status']}; it has no result", job_status=job["status"])
-    if job["expired"]:
+    if job.status == "failed":
+        raise failed(job.problem or {})
+    if job.status != "succeeded":
+        raise ConflictError(f"the job is {job.status}; it has no result", job_status=job.status)
+    if job.expired:
         raise GoneError(GONE)
 
 
 def _check_ended(job: Job) -> None:
     """Raise ConflictError for a job that has not ended, or has failed."""
-    if job["status"] not in TERMINAL:
+    if job.status not in TERMINAL:
         raise ConflictError(
-            f"the job is {job['status']}; wait for its end",
-            job_status=job["status"],
+            f"the job is {job.status}; wait for its end",
+            job_status=job.status,
             headers={"Retry-After": "1"},
         )
-    if job["status"] == "failed":
+    if job.status == "failed":
         raise ConflictError("the job failed; `job_problem` says why", job_problem=job_fields(job)["problem"])
 
 
 async def result_response(state: AppState, request: Request, job: Job) -> Response:
     """Return a job's result in the form that `Accept` asks for, whole or in part."""
     accept = request.headers.get("accept", "")
-    if job["method"] not in BY_METHOD:  # a training worker's job has a JSON result
+    if job.method not in BY_METHOD:  # a training worker's job has a JSON result
         choose(accept, [JSON])
         _check_ended(job)
         check_succeeded(job)
-        chunks = await state.job_service.look(lambda job_store: job_store.result(job["id"]))
-        return Response(orjson.dumps(unpack(chunks[0][0] or b"")), media_type=JSON)
-    operation = BY_METHOD[job["method"]]
+        chunks = await state.job_service.read(lambda job_store: job_store.result(job.id))
+        return Response(orjson.dumps(unpack(chunks[0].data or b"")), media_type=JSON)
+    operation = BY_METHOD[job.method]
     media = "" if operation.tiled else negotiate(accept, operation)
     _check_ended(job)
     check_succeeded(job)
     if operation.tiled:
-        output = Wish.read(accept, kinds_of(orjson.loads(job["request"])["format"]))
+        output = Wish.read(accept, kinds_of(job.request["format"]))
         return await state.upscales.respond(request, job, output, {})
-    return await state.results.respond(
-        request, job["id"], _FILE_NAMES[media], media, partial(_render, state, job, media)
-    )
+    return await state.results.respond(request, job.id, _FILE_NAMES[media], media, partial(_render, state, job, media))
 
 
 async def whole_result_response(state: AppState, job: Job, media: str, headers: dict[str, str]) -> Response:
     """Return the whole result of an ended job with more headers. Raises its problem if it has none."""
     check_succeeded(job)
     make = partial(_render, state, job, media)
-    return await state.results.whole(job["id"], _FILE_NAMES[media], media, make, headers)
+    return await state.results.whole(job.id, _FILE_NAMES[media], media, make, headers)
 
 
 async def _render(state: AppState, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
     """Return the body of a succeeded job's result and its headers. Raises GoneError."""
-    request = orjson.loads(job["request"])
-    columns = BY_METHOD[job["method"]].columns(job["per"])
-    about = About(job["model"], job["version"], job["seed"], tuple(request.get("conversions", ())), columns)
+    request = job.request
+    columns = BY_METHOD[job.method].columns(job.rows_per_image)
+    about = About(job.model, job.version, job.seed, tuple(request.get("conversions", ())), columns)
     try:
-        fields = summed(await state.job_service.fields(job))
+        fields = summed(await state.job_service.result(job))
     except LookupError as error:
         raise GoneError(GONE) from error
     return await asyncio.to_thread(render, fields, about, media), about.headers(fields)

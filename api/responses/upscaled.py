@@ -27,7 +27,7 @@ from core.imaging.decode import PictureFile
 from core.imaging.encoders import FORMATS, JPEG, MEDIA, Shape, fault, write
 from core.imaging.pictures import Pixels
 from core.imaging.tiling import Layout, Photograph, decoded, finished
-from core.jobs.store import Job
+from core.jobs.records import Job
 
 T = TypeVar("T")
 
@@ -152,13 +152,13 @@ class UpscaleService:
 
     async def respond(self, request: Request, job: Job, wish: Wish, headers: dict[str, str]) -> Response:
         """A succeeded job's picture, or the part of it that `Range` asks for. Raises GoneError."""
-        asked = orjson.loads(job["request"])
+        asked = job.request
         order = UpscaleSpec.read(asked)
         wrong = fault(wish.kind, *order.size)
         if wrong:
             raise NotAcceptableError(wrong)
         notes = (*asked.get("conversions", ()), *order.lost(wish.kind))
-        about = About(job["model"], job["version"], job["seed"], notes)
+        about = About(job.model, job.version, job.seed, notes)
         try:
             file = await self._file(job, order, wish.kind)
         except (LookupError, FileNotFoundError) as error:
@@ -178,7 +178,7 @@ class UpscaleService:
             make = partial(_body, order=order, about=about, wish=wish, constants=file.constants)
             return await asyncio.to_thread(lambda: make(self._blobs.get(file.key))), about.headers({})
 
-        return await self._results.respond(request, job["id"], f"{wish.kind}.json", JSON, render, headers)
+        return await self._results.respond(request, job.id, f"{wish.kind}.json", JSON, render, headers)
 
     def _streamed(self, request: Request, file: File, media: str, headers: dict[str, str]) -> Response:
         status, begin, end, headers = window(request, file.size, file.digest, headers)
@@ -193,7 +193,7 @@ class UpscaleService:
 
     async def _file(self, job: Job, order: UpscaleSpec, kind: str) -> File:
         """The picture in this format, written once however many ask for it."""
-        key = f"jobs/{job['id']}/answer.{kind}"
+        key = f"jobs/{job.id}/answer.{kind}"
         task = self._making.get(key)
         if task is None:
             task = asyncio.create_task(self._run(order.size[0] * order.size[1], self._made, job, order, kind, key))
@@ -208,7 +208,7 @@ class UpscaleService:
             return File(key, **orjson.loads(self._blobs.get(note)))
         except FileNotFoundError:
             pass
-        read = partial(self._blobs.get, f"jobs/{job['id']}/items")
+        read = partial(self._blobs.get, f"jobs/{job.id}/items")
         alpha = order.layout.transparency(read)
         constants: Fields = {}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -225,8 +225,8 @@ class UpscaleService:
         said: dict[str, Any] = {"size": hashed.size, "digest": hashed.digest.hexdigest(), "constants": constants}
         self._blobs.put(note, orjson.dumps(said))
         if next(self._pieces(job), None) is None:  # it was deleted meanwhile
-            self._blobs.delete(f"jobs/{job['id']}")
-            raise LookupError(job["id"])
+            self._blobs.delete(f"jobs/{job.id}")
+            raise LookupError(job.id)
         return File(key, **said)
 
 

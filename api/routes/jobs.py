@@ -16,7 +16,7 @@ from api.responses.job_results import result_response
 from api.responses.render import PNG
 from api.schemas.jobs import JobPage, JobResponse, JobStatus
 from api.state import AppState
-from core.jobs.store import TERMINAL
+from core.jobs.records import TERMINAL
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -43,7 +43,7 @@ async def list_jobs(
     """Return a page of the caller's jobs."""
     filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
-    jobs = await state.job_service.listing(owner, filters, after, limit + 1)
+    jobs = await state.job_service.list_jobs(owner, filters, after, limit + 1)
     return JobPage.of([JobResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
@@ -54,7 +54,7 @@ async def list_jobs(
 )
 async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     """Return a job."""
-    if job["status"] not in TERMINAL:
+    if job.status not in TERMINAL:
         response.headers["Retry-After"] = "1"
     return JobResponse.of(job)
 
@@ -66,19 +66,19 @@ async def get_job(response: Response, job: CurrentJob) -> JobResponse:
 )
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
     """Cancel a job; one that is cancelled already stays so."""
-    ended = not await state.job_service.cancel(job["id"]) and job["status"] != "cancelled"
-    job = await state.job_service.get(job["id"], owner) or job
+    ended = not await state.job_service.cancel(job.id) and job.status != "cancelled"
+    job = await state.job_service.get(job.id, owner) or job
     if ended:
-        raise ConflictError(f"the job has {job['status']} already", job_status=job["status"])
+        raise ConflictError(f"the job has {job.status} already", job_status=job.status)
     return JobResponse.of(job)
 
 
 @router.delete("/{job_id}", summary="Delete an ended job", status_code=204, responses=problem_responses(404, 409))
 async def delete_job(state: State, job: CurrentJob) -> None:
     """Delete an ended job with its result."""
-    if job["status"] not in TERMINAL:
-        raise ConflictError(f"the job is {job['status']}; cancel it first", job_status=job["status"])
-    await state.job_service.delete(job["id"])
+    if job.status not in TERMINAL:
+        raise ConflictError(f"the job is {job.status}; cancel it first", job_status=job.status)
+    await state.job_service.delete(job.id)
 
 
 @router.get(
@@ -100,9 +100,9 @@ async def get_job_result(request: Request, state: State, job: CurrentJob) -> Res
 )
 async def get_job_preview(state: State, job: CurrentJob) -> Response:
     """Return the newest preview of a running job."""
-    picture = await state.job_service.preview(job["id"]) if job["status"] not in TERMINAL else None
+    picture = await state.job_service.preview(job.id) if job.status not in TERMINAL else None
     if picture is None:
-        raise NotFoundError(f"the job is {job['status']} and has no preview; long jobs with pictures have one")
+        raise NotFoundError(f"the job is {job.status} and has no preview; long jobs with pictures have one")
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
 
@@ -114,11 +114,11 @@ async def get_job_preview(state: State, job: CurrentJob) -> Response:
 )
 async def stream_job_events(request: Request, state: State, job: CurrentJob) -> Response:
     """Stream the events of a job after `Last-Event-ID`."""
-    job_id, seq = job["id"], last_event_id(request)
+    job_id, seq = job.id, last_event_id(request)
     if not await state.job_service.events(job_id, seq):
-        if job["status"] in TERMINAL:
+        if job.status in TERMINAL:
             return Response(status_code=204)  # EventSource does not reconnect
-        seq = min(seq, len(await state.job_service.events(job_id, 0)))  # they are numbered from 1
+        seq = min(seq, len(await state.job_service.events(job_id)))  # they are numbered from 1
     return EventStream(_events(state, job_id, seq), state.streams, stream_owner(state, request))
 
 

@@ -26,7 +26,7 @@ from api.responses.render import JSON, About, negotiate, render, summed
 from api.state import AppState
 from core.broker.codec import Fields
 from core.catalog.operations import OPERATIONS, Operation
-from core.jobs.store import TERMINAL, Job
+from core.jobs.records import TERMINAL, Job
 
 PNG_BY_WORKER = 256
 """Up to this many pictures, the worker encodes the PNGs of a JSON response; beyond that a thread of the API does."""
@@ -81,7 +81,7 @@ def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Req
             if app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
             async with app_state.quotas.job(caller_of(request.scope)):
-                job = await app_state.job_service.add(inference_request, owner_of(request), request_id_of(request))
+                job = await app_state.job_service.create(inference_request, owner_of(request), request_id_of(request))
             return accepted(job, prefer)
         return await _now(app_state, request, inference_request, media, prefer)
 
@@ -175,9 +175,9 @@ async def _once(
 ) -> Response:
     """Return the response of the first request with this Idempotency-Key."""
     job = await insert_job_once(app_state, request, inference_request, prefer, raw)
-    if job["status"] not in TERMINAL:
+    if job.status not in TERMINAL:
         return accepted(job, prefer)
-    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result", "Vary": "Accept, Prefer"}
+    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}
     return await whole_result_response(app_state, job, media, headers)
 
 
@@ -193,15 +193,15 @@ async def insert_job_once(
     owner = owner_of(request)
     route = f"POST /v1/{inference_request.operation.path}"
     async with app_state.quotas.job(caller_of(request.scope)):
-        job_id, fingerprint = await app_state.job_service.add_once(
+        insertion = await app_state.job_service.create_once(
             inference_request, owner, request_id_of(request), route, match.group(1)
         )
-    if fingerprint != inference_request.fingerprint:
+    if insertion.fingerprint != inference_request.fingerprint:
         raise InvalidError(
             f"Idempotency-Key {match.group(1)!r} was used with another body; send the same body or another key",
-            job_id=job_id,
+            job_id=insertion.job_id,
         )
-    job = await app_state.job_service.wait(job_id, owner, prefer.wait_s)
+    job = await app_state.job_service.wait(insertion.job_id, owner, prefer.wait_s)
     if job is None:
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
     return job

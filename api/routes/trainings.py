@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +32,7 @@ from api.schemas.trainings import (
 )
 from api.state import AppState
 from api.training_requests import check_devices, insert_publication, insert_training, training_row
-from core.jobs.store import TERMINAL, TRAINING, Job
+from core.jobs.records import TERMINAL, TRAINING, Job
 
 router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
 
@@ -63,13 +62,13 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
         prefer = Prefer.read(",".join(request.headers.getlist("prefer")), state.settings, _ESTIMATE_TIMEOUT_S)
         result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
         if result is not None:
-            estimate = {**result, "recipe": orjson.loads(row["request"])["recipe"]}
+            estimate = {**result, "recipe": row.request["recipe"]}
             return json_response(EstimateResponse.model_validate(estimate), applied(prefer))
-        headers = {"Location": f"/v1/jobs/{job['id']}", "Retry-After": "1", **applied(prefer)}
+        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **applied(prefer)}
         return json_response(TrainingResponse.of(job), headers, 202)
     await state.permissions.claim("model", body.name, caller, shared=body.shared)
     job = await insert_training(state, request, body, row)
-    headers = {"Location": f"/v1/jobs/{job['id']}", "Content-Location": f"/v1/trainings/{job['id']}"}
+    headers = {"Location": f"/v1/jobs/{job.id}", "Content-Location": f"/v1/trainings/{job.id}"}
     return json_response(TrainingResponse.of(job), {**headers, "Retry-After": "1"}, 202)
 
 
@@ -93,7 +92,7 @@ async def list_trainings(
     """Return a page of the caller's trainings."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
-    jobs = await state.job_service.listing(owner, filters, after, limit + 1)
+    jobs = await state.job_service.list_jobs(owner, filters, after, limit + 1)
     return TrainingPage.of([TrainingResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
@@ -105,8 +104,8 @@ async def list_trainings(
 )
 async def get_training(response: Response, state: State, job: CurrentTraining) -> TrainingDetailResponse:
     """Return a training with the metrics of its last epoch."""
-    lines = await _metrics(state, job["id"])
-    if job["status"] not in TERMINAL:
+    lines = await _metrics(state, job.id)
+    if job.status not in TERMINAL:
         response.headers["Retry-After"] = "1"
     return TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
 
@@ -123,11 +122,11 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
 )
 async def get_training_metrics(request: Request, state: State, job: CurrentTraining) -> Response:
     """Return the metrics of all epochs, or stream them after `Last-Event-ID`."""
-    job_id = job["id"]
+    job_id = job.id
     if SSE not in request.headers.get("accept", ""):
         return json_response(MetricsPage.of(await _metrics(state, job_id), "epoch"))
     seq = last_event_id(request)
-    if job["status"] in TERMINAL and not await state.job_service.events(job_id, seq):
+    if job.status in TERMINAL and not await state.job_service.events(job_id, seq):
         return Response(status_code=204)
     return EventStream(_events(state, job_id, seq), state.streams, stream_owner(state, request))
 
@@ -139,7 +138,7 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
 )
 async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
     """Return the checkpoints that a training has written."""
-    return CheckpointPage.of(await _checkpoints(state, job["id"]), "step_number")
+    return CheckpointPage.of(await _checkpoints(state, job.id), "step_number")
 
 
 @router.get(
@@ -150,8 +149,8 @@ async def list_training_checkpoints(state: State, job: CurrentTraining) -> Check
 )
 async def get_training_curves(state: State, job: CurrentTraining) -> Response:
     """Return a plot of the losses over the epochs."""
-    lines = [line.model_dump() for line in await _metrics(state, job["id"])]
-    picture = await asyncio.to_thread(curves, f"{job['model']}: loss per image", lines)
+    lines = [line.model_dump() for line in await _metrics(state, job.id)]
+    picture = await asyncio.to_thread(curves, f"{job.model}: loss per image", lines)
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
 
@@ -163,26 +162,26 @@ async def get_training_curves(state: State, job: CurrentTraining) -> Response:
 )
 async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     """Return the newest preview of a training."""
-    file = state.paths.run(job["id"]) / "preview.png"
+    file = state.paths.run(job.id) / "preview.png"
     try:
         picture = await asyncio.to_thread(file.read_bytes)
     except FileNotFoundError as error:
-        raise NotFoundError(f"the training is {job['status']} and has no preview yet") from error
+        raise NotFoundError(f"the training is {job.status} and has no preview yet") from error
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
 
 async def _metrics(state: AppState, job_id: str) -> list[EpochMetrics]:
-    events = await state.job_service.events(job_id, 0)
-    return [EpochMetrics.model_validate_json(event["data"]) for event in events if event["event"] == "metrics"]
+    events = await state.job_service.events(job_id)
+    return [EpochMetrics.model_validate(event.data) for event in events if event.name == "metrics"]
 
 
 async def _checkpoints(state: AppState, job_id: str) -> list[CheckpointResponse]:
-    events = await state.job_service.events(job_id, 0)
+    events = await state.job_service.events(job_id)
     lines = {line.epoch: line.model_dump(exclude_unset=True) for line in await _metrics(state, job_id)}
     checkpoints = []
     for event in events:
-        if event["event"] == "checkpoint":
-            data = orjson.loads(event["data"])
+        if event.name == "checkpoint":
+            data = event.data
             metrics = {name: value for name, value in lines.get(data["epoch"], {}).items() if name.endswith("loss")}
             fields = {"object": "training.checkpoint", **data, "metrics": metrics, "kept": False}
             checkpoints.append(CheckpointResponse.model_validate(fields))
@@ -217,8 +216,8 @@ async def _events(state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
 )
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Pause a queued or running training."""
-    job_id = job["id"]
-    paused = job["status"] == "paused" or await state.job_service.change(lambda job_store: job_store.pause(job_id))
+    job_id = job.id
+    paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job_id))
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
 
 
@@ -230,18 +229,18 @@ async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Tr
 )
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training."""
-    job_id = job["id"]
-    going = job["status"] in {"queued", "running"}
-    resumed = going or await state.job_service.change(lambda job_store: job_store.resume(job_id))
+    job_id = job.id
+    going = job.status in {"queued", "running"}
+    resumed = going or await state.job_service.write(lambda job_store: job_store.resume(job_id))
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
     """Return the training as it is now. Raises ConflictError where its status did not allow the change."""
-    current = await state.job_service.get(job["id"], owner) or job
+    current = await state.job_service.get(job.id, owner) or job
     if not changed:
-        raise ConflictError(f"the training is {current['status']}; {rule}", job_status=current["status"])
-    await state.job_service.rouse(job["id"])
+        raise ConflictError(f"the training is {current.status}; {rule}", job_status=current.status)
+    await state.job_service.wake_training_workers(job.id)
     return TrainingResponse.of(current)
 
 
@@ -253,17 +252,17 @@ async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed:
 )
 async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
     """Publish a training that was paused or cancelled, or that failed."""
-    if job["status"] not in {"failed", "cancelled", "paused"}:
+    if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
-        raise ConflictError(f"the training is {job['status']}; {rule}", job_status=job["status"])
-    if not (state.paths.run(job["id"]) / "state.pt").exists():
-        raise ConflictError("the training has left no checkpoint", job_status=job["status"])
-    if orjson.loads(job["request"]).get("serve") != "never" and not state.batch_sender.live_workers():
+        raise ConflictError(f"the training is {job.status}; {rule}", job_status=job.status)
+    if not (state.paths.run(job.id) / "state.pt").exists():
+        raise ConflictError("the training has left no checkpoint", job_status=job.status)
+    if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
         raise OverloadedError(
             "no inference worker is running, which would load the version before it is activated; start one "
             "(python -m workers.inference), then publish again",
             headers={"Retry-After": "10"},
         )
     publication = await insert_publication(state, request, job)
-    response.headers.update({"Location": f"/v1/jobs/{publication['id']}", "Retry-After": "1"})
+    response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})
     return JobResponse.of(publication)

@@ -29,7 +29,7 @@ from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, fault
 from core.imaging.pictures import UnusableImageError
 from core.imaging.tiling import Layout, Photograph, opened
-from core.jobs.store import TERMINAL, Job
+from core.jobs.records import TERMINAL, Job
 from core.settings import Settings
 
 OPERATION = BY_METHOD["upscale"]
@@ -71,7 +71,9 @@ def _route(app_state: AppState) -> Callable[[Request], Awaitable[Response]]:
                 raise overloaded("too many unfinished jobs")
             else:
                 async with app_state.quotas.job(caller_of(request.scope)):
-                    job = await app_state.job_service.add(inference_request, owner_of(request), request_id_of(request))
+                    job = await app_state.job_service.create(
+                        inference_request, owner_of(request), request_id_of(request)
+                    )
         except OSError as error:
             raise unwritten(error) from error
         del inference_request  # the pixels lie in the store now
@@ -120,16 +122,16 @@ async def _awaited(app_state: AppState, request: Request, job: Job, wait_s: floa
     until = time.monotonic() + wait_s
     found: Job | None = job
     try:
-        while found is not None and found["status"] not in TERMINAL:
+        while found is not None and found.status not in TERMINAL:
             left = until - time.monotonic()
             if left <= 0:
                 break
-            found = await app_state.job_service.wait(job["id"], owner_of(request), min(left, _LOOK_S))
+            found = await app_state.job_service.wait(job.id, owner_of(request), min(left, _LOOK_S))
             if await request.is_disconnected():
-                await app_state.job_service.cancel(job["id"])
+                await app_state.job_service.cancel(job.id)
                 break
     except asyncio.CancelledError:
-        await asyncio.shield(app_state.job_service.cancel(job["id"]))
+        await asyncio.shield(app_state.job_service.cancel(job.id))
         raise
     if found is None:
         raise NotFoundError("the job was deleted before it had ended")
@@ -138,10 +140,10 @@ async def _awaited(app_state: AppState, request: Request, job: Job, wait_s: floa
 
 async def _told(app_state: AppState, request: Request, job: Job, wish: Wish, prefer: Prefer) -> Response:
     """A job's picture, or where to look for it."""
-    if job["status"] not in TERMINAL:
+    if job.status not in TERMINAL:
         return accepted(job, prefer)
     check_succeeded(job)
-    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job['id']}/result"}
+    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job.id}/result"}
     answer = await app_state.upscales.respond(request, job, wish, headers)
     answer.headers["Vary"] = "Accept, Prefer"
     return answer

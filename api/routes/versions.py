@@ -152,7 +152,7 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         raise InvalidError(f"{name[:120]!r} is not a name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
     await state.permissions.check_new("model", name, caller)
     row = auxiliary_row(request, "import", name, {"model": name})
-    with work_folder(state.paths.auxiliary_job(row["id"])) as folder:
+    with work_folder(state.paths.auxiliary_job(row.id)) as folder:
         file = folder.path / "file"
         upload = StreamingUpload(folder.path, ("file",), ("shared",), state.settings.min_free_disk_bytes)
         shared = _parse_shared(await upload.read(request))
@@ -164,7 +164,7 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         await state.permissions.claim("model", name, caller, shared=shared)
         result, job = await run_auxiliary_job(state, caller, row, IMPORT_TIMEOUT_S, folder.hand_over)
     if result is None:
-        return json_response(JobResponse.of(job), {"Location": f"/v1/jobs/{job['id']}"}, 202)
+        return json_response(JobResponse.of(job), {"Location": f"/v1/jobs/{job.id}"}, 202)
     state.registry.scan()
     entry = await find_version(state, caller, name, result["version"])
     audit.describe(request, version=entry.version)

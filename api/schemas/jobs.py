@@ -3,11 +3,10 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-import orjson
 from pydantic import Field
 
 from api.schemas.common import Page, Problem, Resource
-from core.jobs.store import Job
+from core.jobs.records import Job
 
 JobStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -60,22 +59,24 @@ class JobPage(Page[JobResponse]):
 
 def job_fields(job: Job) -> dict[str, Any]:
     """Return the fields of a row of the job store that clients see."""
-    path = f"/v1/jobs/{job['id']}"
+    path = f"/v1/jobs/{job.id}"
     return {
-        "id": job["id"],
-        "kind": job["kind"],
-        "status": job["status"],
-        "progress": job.get("progress", 0.0),
-        "model": job["model"],
-        "version": job["version"],
-        "seed": job["seed"],
-        "request": orjson.loads(job["request"]),
-        "request_id": job["request_id"],
-        "attempts": job.get("attempts", 0),
-        "waiting_reason": job.get("blocked_reason"),
-        "problem": {**orjson.loads(job["problem"]), "request_id": job["request_id"]} if job.get("problem") else None,
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status,
+        "progress": job.progress,
+        "model": job.model,
+        "version": job.version,
+        "seed": job.seed,
+        "request": job.request,
+        "request_id": job.request_id,
+        "attempts": job.attempts,
+        "waiting_reason": job.blocked_reason,
+        "problem": {**job.problem, "request_id": job.request_id} if job.problem else None,
         "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},
-        **{name: _timestamp(job.get(name)) for name in ("created_at", "started_at", "finished_at")},
+        "created_at": _timestamp(job.created_at),
+        "started_at": _timestamp(job.started_at),
+        "finished_at": _timestamp(job.finished_at),
     }
 
 

@@ -8,7 +8,7 @@ from api.fields import WHOLE
 from api.schemas.common import Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
 from core.catalog.recipes import NAME
-from core.jobs.store import Job
+from core.jobs.records import Job
 
 
 class RecipeOverrides(RequestBody):
@@ -103,13 +103,13 @@ class TrainingResponse(JobFields):
         """Return the body of a row of the job store, with more fields."""
         fields = job_fields(job)
         request = fields.pop("request")
-        path = f"/v1/trainings/{job['id']}"
+        path = f"/v1/trainings/{job.id}"
         links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}
-        links |= {"self": path, "job": f"/v1/jobs/{job['id']}", "curves": f"{path}/curves.png"}
-        if job["version"]:
-            links["version"] = f"/v1/models/{job['model']}/versions/{job['version']}"
+        links |= {"self": path, "job": f"/v1/jobs/{job.id}", "curves": f"{path}/curves.png"}
+        if job.version:
+            links["version"] = f"/v1/models/{job.model}/versions/{job.version}"
         names = ("family", "dataset", "summary", "serve", "evaluation", "recipe")
-        fields |= {"object": "training", "version": job["version"] or None, "links": {**fields["links"], **links}}
+        fields |= {"object": "training", "version": job.version or None, "links": {**fields["links"], **links}}
         fields |= {name: request.get(name) for name in names}
         return cls.model_validate({**fields, **more})
 

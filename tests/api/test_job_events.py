@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 
 import httpx
-import orjson
 import pytest
 import sqlalchemy as sa
 
 from api import job_events
 from api.errors import TooManyRequestsError
 from api.job_events import JobEvents, StreamLimit, Update
-from core.jobs.store import TRAINING, Job, JobStore, new_id
+from core.jobs.records import TRAINING, Event, Job
+from core.jobs.store import JobStore
 from tests.api.attack import connect
 from tests.api.telling import samples
 from tests.stack import Stack
@@ -28,16 +28,15 @@ class _Store:
     """Events of one job, and how often they were read."""
 
     def __init__(self) -> None:
-        self.rows: list[Job] = []
+        self.rows: list[Event] = []
         self.reads = self.looks = 0
         self.there = True
         self.fails = 0
 
     def add(self, status: str) -> None:
-        data = orjson.dumps({"status": status}).decode()
-        self.rows.append({"seq": len(self.rows) + 1, "event": "status", "data": data})
+        self.rows.append(Event("status", {"status": status}, seq=len(self.rows) + 1))
 
-    async def read(self, _job_id: str, seq: int) -> list[Job]:
+    async def read(self, _job_id: str, seq: int) -> list[Event]:
         self.reads += 1
         if self.fails:
             self.fails -= 1
@@ -160,9 +159,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def _queued(owner: str) -> Job:
     """A job that nobody takes up."""
-    said = {"kind": TRAINING, "method": TRAINING, "owner": owner, "status": "queued", "model": "none", "version": ""}
-    row = {"id": new_id(), **said, "options": "{}", "request": "{}", "request_id": "", "seed": 0, "rows": 1}
-    return {**row, "turn": time.time(), "created_at": time.time()}
+    return Job(kind=TRAINING, method=TRAINING, owner=owner, model="none")
 
 
 def _median_ms(client: httpx.Client) -> float:
@@ -203,15 +200,15 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
         store = JobStore(f"sqlite:///{crowd.state / 'state' / 'ledger.sqlite3'}")
         jobs = {key: [_queued(key) for _ in range(JOBS_PER_KEY)] for key in KEYS}
-        store.add([row for rows in jobs.values() for row in rows])
-        first = jobs[KEYS[0]][0]["id"]
+        store.insert(*(row for rows in jobs.values() for row in rows))
+        first = jobs[KEYS[0]][0].id
         _median_ms(client)
         idle_ms = _median_ms(client)
         connections = [
             stream
             for key, rows in jobs.items()
             for row in rows
-            for stream in _streams(crowd, key, row["id"], PER_KEY // JOBS_PER_KEY)
+            for stream in _streams(crowd, key, row.id, PER_KEY // JOBS_PER_KEY)
         ]
         stop, received = threading.Event(), dict[socket.socket, bytes]()
         reader = threading.Thread(target=_drain, args=(connections, stop, received))
@@ -228,7 +225,7 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
             for key, rows in jobs.items():
                 for row in rows:
                     mine = {"Authorization": f"Bearer {key}"}
-                    assert client.post(f"/v1/jobs/{row['id']}/cancel", headers=mine).status_code == 200
+                    assert client.post(f"/v1/jobs/{row.id}/cancel", headers=mine).status_code == 200
             until = time.monotonic() + 30
             while sum(b'"cancelled"' in data for data in list(received.values())) < len(connections):
                 assert time.monotonic() < until

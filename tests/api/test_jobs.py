@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from api.adopted_jobs import INLINE_BYTES
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
-from api.jobs import INLINE_BYTES, JobService
+from api.jobs import JobService
 from api.requests import Content, InferenceRequest
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
-from core.jobs.store import TERMINAL, Job, JobStore
+from core.jobs.records import TERMINAL, Job
+from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.api.telling import MODEL
 from tests.stack import free_port
@@ -76,18 +78,18 @@ async def _waiting(job_store: JobStore, job: Job) -> Job:
     """The job once it has been put back."""
     async with asyncio.timeout(10):
         while True:
-            found = job_store.get(job["id"])
+            found = job_store.get(job.id)
             assert found is not None
-            if found["status"] == "queued":
-                assert found["attempts"] == 0
+            if found.status == "queued":
+                assert found.attempts == 0
                 return found
             await asyncio.sleep(0.05)
 
 
 async def _ended(job_service: JobService, job: Job) -> Job:
-    found = await job_service.wait(job["id"], "", 10)
+    found = await job_service.wait(job.id, "", 10)
     assert found is not None
-    assert found["status"] in TERMINAL
+    assert found.status in TERMINAL
     return found
 
 
@@ -99,15 +101,15 @@ def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None
         inference_request = _ask()
         call = _call(inference_request)
         job = await job_service.adopt(inference_request, call, "", "r")
-        held = job_store.get(job["id"])
+        held = job_store.get(job.id)
         assert held is not None
-        assert held["status"] == "running"
-        assert held["lease_owner"] is not None
+        assert held.status == "running"
+        assert held.lease_holder is not None
         assert job_store.claim("worker", 3, 8) == []  # nobody runs it a second time
         call.result.set_result(fields)
         done = await _ended(job_service, job)
-        assert done["status"] == "succeeded"
-        assert ((await job_service.fields(done))["images"] == fields["images"]).all()
+        assert done.status == "succeeded"
+        assert ((await job_service.result(done))["images"] == fields["images"]).all()
 
     assert LARGE["images"].nbytes > INLINE_BYTES > SMALL["images"].nbytes
     _run(tmp_path, act)
@@ -122,8 +124,8 @@ def test_a_call_that_fails_fails_its_job(tmp_path: Path) -> None:
         job = await job_service.adopt(inference_request, call, "", "r")
         call.result.set_exception(FailedError({"status": 422, "title": "t", "detail": "no"}))
         done = await _ended(job_service, job)
-        assert done["status"] == "failed"
-        assert '"no"' in done["problem"]
+        assert done.status == "failed"
+        assert "no" in str(done.problem)
 
     _run(tmp_path, act)
 
@@ -138,11 +140,11 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         waiting = await _waiting(job_store, job)
-        assert "could not be stored" in waiting["blocked_reason"]
-        assert waiting["blocked_bytes"] > LARGE["images"].nbytes
+        assert "could not be stored" in str(waiting.blocked_reason)
+        assert (waiting.blocked_bytes or 0) > LARGE["images"].nbytes
         (tmp_path / "blobs" / "jobs").unlink()
         await asyncio.sleep(1.1)
-        assert [held["id"] for held in job_store.claim("worker", 3, 8)] == [job["id"]]
+        assert [held.id for held in job_store.claim("worker", 3, 8)] == [job.id]
 
     _run(tmp_path, act)
 
@@ -157,8 +159,8 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         done = await _ended(job_service, job)
-        assert done["status"] == "failed"
-        assert "could not be stored" in done["problem"]
+        assert done.status == "failed"
+        assert "could not be stored" in str(done.problem)
 
     _run(tmp_path, act, storage_wait_s=0)
 
@@ -171,7 +173,7 @@ def test_a_worker_without_room_does_not_end_a_promise(tmp_path: Path) -> None:
         call = _call(inference_request)
         job = await job_service.adopt(inference_request, call, "", "r")
         call.result.set_exception(FailedError({"status": 507, "title": "Disk full", "detail": "no room"}))
-        assert (await _waiting(job_store, job))["blocked_reason"] == "no room"
+        assert (await _waiting(job_store, job)).blocked_reason == "no room"
 
     _run(tmp_path, act)
 
@@ -185,8 +187,8 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
         )
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         for promise in (
-            job_service.add(inference_request, "", "r"),
-            job_service.add_once(inference_request, "", "r", "route", "key"),
+            job_service.create(inference_request, "", "r"),
+            job_service.create_once(inference_request, "", "r", "route", "key"),
         ):
             with pytest.raises(ProblemError) as refused:
                 await promise
@@ -194,8 +196,8 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
         (tmp_path / "blobs" / "jobs").unlink()
         full = patch.object(Blobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
         with full, pytest.raises(FullError, match="No space left on device"):
-            await job_service.add(inference_request, "", "r")
-        assert job_store.counts() == {}
+            await job_service.create(inference_request, "", "r")
+        assert job_store.count_by_status() == {}
 
     _run(tmp_path, act)
 
@@ -208,8 +210,8 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
             BY_METHOD["sample"], _ask().entry, {}, 7, 3, Content({}), items={"images": LARGE["images"]}
         )
         error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
-        with patch.object(JobStore, "add", side_effect=error), pytest.raises(sa.exc.OperationalError):
-            await job_service.add(inference_request, "", "r")
+        with patch.object(JobStore, "insert", side_effect=error), pytest.raises(sa.exc.OperationalError):
+            await job_service.create(inference_request, "", "r")
         assert list((tmp_path / "blobs" / "jobs").iterdir()) == []
 
     _run(tmp_path, act)
@@ -221,22 +223,22 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         inference_request = _ask()
-        ids.append((await job_service.adopt(inference_request, _call(inference_request), "", "r"))["id"])
+        ids.append((await job_service.adopt(inference_request, _call(inference_request), "", "r")).id)
 
     _run(tmp_path, act)
     job_store = JobStore(Settings(state=tmp_path).database)
-    assert [job["id"] for job in job_store.claim("worker", 3, 8)] == ids
+    assert [job.id for job in job_store.claim("worker", 3, 8)] == ids
     job_store.engine.dispose()
 
 
 def test_many_promises_are_committed_together(tmp_path: Path) -> None:
-    """Each is in the ledger when its `add` returns."""
+    """Each is in the ledger when its `create` returns."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         async def one() -> None:
-            job = await job_service.add(_ask(), "ann", "r")
-            assert job_store.get(job["id"], "ann") is not None
-            assert job_store.get(job["id"], "bob") is None
+            job = await job_service.create(_ask(), "ann", "r")
+            assert job_store.get(job.id, "ann") is not None
+            assert job_store.get(job.id, "bob") is None
 
         await asyncio.gather(*(one() for _ in range(50)))
         assert job_service.counts["queued"] == 50
@@ -255,10 +257,10 @@ def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
             call.result.set_result(fields)
             done = await _ended(job_service, job)
             if fields is SMALL:
-                job_store.mark_expired([done["id"]])
+                job_store.mark_expired([done.id])
             else:
-                Blobs(f"file://{tmp_path / 'blobs'}").delete(f"jobs/{job['id']}")
+                Blobs(f"file://{tmp_path / 'blobs'}").delete(f"jobs/{job.id}")
             with pytest.raises(LookupError):
-                await job_service.fields(done)
+                await job_service.result(done)
 
     _run(tmp_path, act)

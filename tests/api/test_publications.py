@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,18 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from core.jobs.store import TRAINING, Job, JobStore, new_id
+from core.jobs.records import TRAINING, Job
+from core.jobs.store import JobStore
 from tests.stack import Stack
 
 
 def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> Job:
     """A row of the job store which no worker takes: it is held, or has ended."""
-    now = time.time()
-    held = {"lease_owner": "a-test", "lease_until": now + 600} if status == "running" else {}
+    held: dict[str, Any] = {"lease_holder": "a-test", "lease_until": time.time() + 600}
     said = {"family": "vae", "dataset": "digits", "name": model, **request}
-    words = {"id": new_id(), "kind": kind, "owner": owner, "status": status, "model": model, "version": ""}
-    more = {"method": kind, "options": "{}", "request": json.dumps(said), "seed": 0, "rows": 1}
-    return {**words, **more, "turn": now, "created_at": now, **held}
+    words = {"kind": kind, "owner": owner, "status": status, "model": model, "method": kind, "request": said}
+    return Job(**words, **(held if status == "running" else {}))
 
 
 @pytest.fixture
@@ -29,17 +27,16 @@ def store(stack: Stack) -> Iterator[JobStore]:
     """The job store of the service; what a test holds in it is ended afterwards."""
     opened = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
     yield opened
-    for kind in ("publication", TRAINING):
-        for job in opened.unfinished(kind):
-            opened.cancel(job["id"])
+    for job_id in opened.unfinished_ids(kinds=("publication", TRAINING)):
+        opened.cancel(job_id)
 
 
 def runs(stack: Stack, store: JobStore, model: str) -> list[Job]:
     """Two cancelled trainings of one model, each with a checkpoint."""
     made = [row(model, TRAINING, "cancelled") for _ in range(2)]
-    store.add(made)
+    store.insert(*made)
     for job in made:
-        folder = stack.state / "state" / "runs" / job["id"]
+        folder = stack.state / "state" / "runs" / job.id
         folder.mkdir(parents=True)
         (folder / "state.pt").write_bytes(b"")
     return made
@@ -50,15 +47,15 @@ def test_another_run_of_the_model_is_not_published_meanwhile(
 ) -> None:
     """409, while the publication that is under way is found again by asking for it again."""
     first, second = runs(stack, store, "published-twice")
-    under_way = row("published-twice", "publication", "running", training=first["id"])
-    store.add([under_way])
-    again = client.post(f"/v1/trainings/{first['id']}/publish")
-    assert (again.status_code, again.json()["id"]) == (202, under_way["id"])
-    other = client.post(f"/v1/trainings/{second['id']}/publish")
+    under_way = row("published-twice", "publication", "running", training=first.id)
+    store.insert(under_way)
+    again = client.post(f"/v1/trainings/{first.id}/publish")
+    assert (again.status_code, again.json()["id"]) == (202, under_way.id)
+    other = client.post(f"/v1/trainings/{second.id}/publish")
     assert other.status_code == 409, other.text
-    assert other.json()["job_id"] == under_way["id"]
+    assert other.json()["job_id"] == under_way.id
     assert "publication of published-twice is running" in other.json()["detail"]
-    assert [job["id"] for job in store.unfinished("publication")] == [under_way["id"]]
+    assert store.unfinished_ids(kinds=("publication",)) == [under_way.id]
 
 
 def test_a_conflict_does_not_name_somebody_elses_job(client: httpx.Client, stack: Stack, store: JobStore) -> None:
@@ -67,7 +64,7 @@ def test_a_conflict_does_not_name_somebody_elses_job(client: httpx.Client, stack
     hidden = [
         row("published-elsewhere", kind, "running", "somebody", training="x") for kind in ("publication", TRAINING)
     ]
-    store.add(hidden)
-    published = client.post(f"/v1/trainings/{first['id']}/publish")
+    store.insert(*hidden)
+    published = client.post(f"/v1/trainings/{first.id}/publish")
     assert published.status_code == 409, published.text
-    assert not any(job["id"] in published.text for job in hidden)
+    assert not any(job.id in published.text for job in hidden)

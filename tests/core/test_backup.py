@@ -19,7 +19,8 @@ from core.backup import BackupError, create, restore
 from core.blobs import Blobs
 from core.catalog.versions import FILE, Versions
 from core.datasets.store import Datasets
-from core.jobs.store import Done, Job, JobStore
+from core.jobs.records import JobState, SliceReport, new_id
+from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.datasets import digits
@@ -36,18 +37,21 @@ class Service:
     def ended(self, data: bytes, blob: bytes) -> Job:
         """A job of two slices: one in the database, one in the blob store."""
         row = job(rows=2)
-        self.job_store.add([row])
+        self.job_store.insert(row)
         (held,) = self.job_store.claim("w", LEASE_S, 1)
-        self.job_store.settle([Done(row["id"], held["token"], 0, 1, data)])
+        self.job_store.record_slices([SliceReport(held.claim, 0, 1, data)])
         (held,) = self.job_store.claim("w", LEASE_S, 1)
-        key = f"jobs/{row['id']}/{held['token']}-1"
+        key = f"jobs/{row.id}/{held.token}-1"
         self.blobs.put(key, blob)
-        self.job_store.settle([Done(row["id"], held["token"], 1, 1, blob=key)])
+        self.job_store.record_slices([SliceReport(held.claim, 1, 1, blob_key=key)])
         return row
 
     def result(self, job_id: str) -> list[bytes]:
         """What a job computed, from wherever it lies."""
-        return [self.blobs.get(str(key)) if data is None else data for data, key in self.job_store.result(job_id)]
+        return [
+            self.blobs.get(str(chunk.blob_key)) if chunk.data is None else chunk.data
+            for chunk in self.job_store.result(job_id)
+        ]
 
 
 @pytest.fixture
@@ -75,29 +79,29 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     done = service.ended(b"one", b"two" * 200_000)
     training = job(kind="training", model="m")
     uploaded = job(kind="import", model="m")
-    waiting = job(items_blob="jobs/x/items")
-    waiting |= {"items_blob": f"jobs/{waiting['id']}/items"}
-    service.blobs.put(waiting["items_blob"], b"pictures")
+    waiting_id = new_id()
+    waiting = job(id=waiting_id, items_blob=f"jobs/{waiting_id}/items")
+    service.blobs.put(f"jobs/{waiting_id}/items", b"pictures")
     running = job(method="encode", owner="bob")
-    service.job_store.add([training, uploaded, waiting, running])
-    assert {one["id"] for _ in range(2) for one in service.job_store.claim("w", LEASE_S, 1)} >= {running["id"]}
-    (state / "desk" / uploaded["id"]).mkdir(parents=True)
-    (state / "desk" / uploaded["id"] / FILE).write_bytes(b"a version")
-    (state / "runs" / training["id"]).mkdir(parents=True)
-    (state / "runs" / training["id"] / "state.pt").write_bytes(b"step 7")
+    service.job_store.insert(training, uploaded, waiting, running)
+    assert {one.id for _ in range(2) for one in service.job_store.claim("w", LEASE_S, 1)} >= {running.id}
+    (state / "desk" / uploaded.id).mkdir(parents=True)
+    (state / "desk" / uploaded.id / FILE).write_bytes(b"a version")
+    (state / "runs" / training.id).mkdir(parents=True)
+    (state / "runs" / training.id / "state.pt").write_bytes(b"step 7")
     create(service.settings, tmp_path / "backup")
     found = Settings(state=tmp_path / "other")
     restore(found, tmp_path / "backup")
 
     other = Service(tmp_path / "other")
-    assert other.result(done["id"]) == [b"one", b"two" * 200_000]
-    assert other.blobs.get(waiting["items_blob"]) == b"pictures"
-    assert other.job_store.states([running["id"]])[running["id"]] == ("queued", False)
+    assert other.result(done.id) == [b"one", b"two" * 200_000]
+    assert other.blobs.get(f"jobs/{waiting_id}/items") == b"pictures"
+    assert other.job_store.states([running.id])[running.id] == JobState("queued", expired=False)
     claimed = [one for _ in range(2) for one in other.job_store.claim("w", LEASE_S, 1)]
-    assert {one["id"] for one in claimed} == {running["id"], waiting["id"]}
-    assert {one["attempts"] for one in claimed} == {0}
-    assert (tmp_path / "other" / "desk" / uploaded["id"] / FILE).read_bytes() == b"a version"
-    assert (tmp_path / "other" / "runs" / training["id"] / "state.pt").read_bytes() == b"step 7"
+    assert {one.id for one in claimed} == {running.id, waiting.id}
+    assert {one.attempts for one in claimed} == {0}
+    assert (tmp_path / "other" / "desk" / uploaded.id / FILE).read_bytes() == b"a version"
+    assert (tmp_path / "other" / "runs" / training.id / "state.pt").read_bytes() == b"step 7"
     versions = Versions(tmp_path / "other" / "checkpoints")
     assert versions.pointers() == {"m": {"serves": "1"}}
     assert versions.path("m", "2").read_bytes() == b"weights 2"
@@ -117,7 +121,7 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
     def busy() -> None:
         while not stop.wait(0.01):
             kept.append(service.ended(os.urandom(10), os.urandom(5000)))
-            gone = kept.pop(0)["id"]
+            gone = kept.pop(0).id
             service.blobs.delete(f"jobs/{gone}")
             service.job_store.delete(gone)
 
@@ -133,7 +137,7 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
     for number in range(3):
         restore(Settings(state=tmp_path / f"other{number}"), tmp_path / f"backup{number}")
         other = Service(tmp_path / f"other{number}")
-        succeeded = other.job_store.oldest_results(1000)
+        succeeded = other.job_store.kept_results(1000)
         assert len(succeeded) > 10
         for job_id in succeeded:
             data, blob = other.result(job_id)
@@ -144,11 +148,11 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
 def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Path) -> None:
     """In the backup as in the service: the job stays, and says that its result is gone."""
     done = service.ended(b"one", b"two")
-    service.blobs.delete(f"jobs/{done['id']}")
+    service.blobs.delete(f"jobs/{done.id}")
     create(service.settings, tmp_path / "backup")
     restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
     other = Service(tmp_path / "other")
-    assert other.job_store.states([done["id"]]) == {done["id"]: ("succeeded", True)}
+    assert other.job_store.states([done.id]) == {done.id: JobState("succeeded", expired=True)}
     other.job_store.engine.dispose()
 
 
@@ -175,8 +179,8 @@ def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -
 def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Path) -> None:
     """Is copied again, until what goes with it is of the same moment."""
     training = job(kind="training")
-    service.job_store.add([training])
-    run = service.settings.state / "runs" / training["id"]
+    service.job_store.insert(training)
+    run = service.settings.state / "runs" / training.id
     run.mkdir(parents=True)
     (run / "state.pt").write_bytes(b"step 1")
     (run / "metrics.jsonl").write_bytes(b"1")
@@ -191,7 +195,7 @@ def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Pat
 
     with patch.object(backup._Copy, "add", adding):
         create(service.settings, tmp_path / "backup")
-    copied = tmp_path / "backup" / "state" / "runs" / training["id"]
+    copied = tmp_path / "backup" / "state" / "runs" / training.id
     assert (copied / "state.pt").read_bytes() == b"step 3"
     assert (copied / "metrics.jsonl").read_bytes() == b"3"
 

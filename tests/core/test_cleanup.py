@@ -15,7 +15,8 @@ from core.blobs import Blobs, remove_tree
 from core.catalog.versions import Versions
 from core.cleanup import Cleanup
 from core.datasets.store import Datasets
-from core.jobs.store import Done, JobStore, new_id
+from core.jobs.records import SliceReport, new_id
+from core.jobs.store import JobStore
 from core.settings import Settings
 from core.work_folder import work_folder
 from tests.core.jobs.test_store import LEASE_S, job
@@ -36,12 +37,12 @@ class Place:
     def ended(self, blob: bytes = b"result", **more: Any) -> str:
         """A succeeded job whose result lies in the blob store."""
         row = job(id=old_id(), **more)
-        self.job_store.add([row])
+        self.job_store.insert(row)
         (held,) = self.job_store.claim("w", LEASE_S, 1)
-        key = f"jobs/{row['id']}/1-0"
+        key = f"jobs/{row.id}/1-0"
         self.blobs.put(key, blob)
-        self.job_store.settle([Done(row["id"], held["token"], 0, 1, blob=key)])
-        return str(row["id"])
+        self.job_store.record_slices([SliceReport(held.claim, 0, 1, blob_key=key)])
+        return str(row.id)
 
     def sweep_twice(self) -> None:
         """Two sweeps, as the rule is."""
@@ -77,13 +78,13 @@ def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
     kept, expired = place.ended(), place.ended()
     place.job_store.mark_expired([expired])
     waiting, cancelled, deleted = job(id=old_id()), job(id=old_id()), old_id()
-    place.job_store.add([waiting, cancelled])
-    place.job_store.cancel(cancelled["id"])
-    for job_id in (waiting["id"], cancelled["id"], deleted):
+    place.job_store.insert(waiting, cancelled)
+    place.job_store.cancel(cancelled.id)
+    for job_id in (waiting.id, cancelled.id, deleted):
         place.blobs.put(f"jobs/{job_id}/2-0", b"late")
     age(place.state / "blobs")
     place.sweep_twice()
-    assert set(place.blobs.names("jobs")) == {kept, waiting["id"]}
+    assert set(place.blobs.names("jobs")) == {kept, waiting.id}
 
 
 def test_what_was_just_written_stays(place: Place) -> None:
@@ -108,21 +109,21 @@ def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> No
     """And one that comes after the listing of the second, too."""
     row, other = job(id=old_id()), job(id=old_id())
     for one in (row, other):
-        place.blobs.put(f"jobs/{one['id']}/items", b"x")
+        place.blobs.put(f"jobs/{one.id}/items", b"x")
     age(place.state / "blobs")
     place.cleanup.run()
-    place.job_store.add([row])
+    place.job_store.insert(row)
     listed = place.cleanup._orphans
 
     def racing() -> Any:
         for name, orphan in listed():
-            if other["id"] in name:
-                place.job_store.add([other])
+            if other.id in name:
+                place.job_store.insert(other)
             yield name, orphan
 
     with patch.object(place.cleanup, "_orphans", racing):
         place.cleanup.run()
-    assert set(place.blobs.names("jobs")) == {row["id"], other["id"]}
+    assert set(place.blobs.names("jobs")) == {row.id, other.id}
 
 
 def test_half_written_files_go(place: Place) -> None:
@@ -163,14 +164,14 @@ def test_a_write_that_fails_leaves_nothing(place: Place, tmp_path: Path) -> None
 def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
     """A waiting import keeps its file, a training its run until it is deleted, and who works in a folder keeps it."""
     waiting, done, training = job(id=old_id(), kind="import"), job(id=old_id()), job(id=old_id(), kind="training")
-    place.job_store.add([waiting, done, training])
-    place.job_store.cancel(done["id"])
-    place.job_store.cancel(training["id"])
+    place.job_store.insert(waiting, done, training)
+    place.job_store.cancel(done.id)
+    place.job_store.cancel(training.id)
     refused, deleted = old_id(), old_id()
-    for name in (f"desk/{waiting['id']}", f"desk/{done['id']}", f"desk/{refused}"):
+    for name in (f"desk/{waiting.id}", f"desk/{done.id}", f"desk/{refused}"):
         (place.state / name).mkdir(parents=True)
         (place.state / name / "file").write_bytes(b"x")
-    for name in (f"runs/{training['id']}", f"runs/{deleted}"):
+    for name in (f"runs/{training.id}", f"runs/{deleted}"):
         (place.state / name / "inner").mkdir(parents=True)
         (place.state / name / "state.pt").write_bytes(b"x")
     with work_folder(place.state / "desk" / old_id()) as uploading:
@@ -178,8 +179,8 @@ def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
         age(place.state / "runs")
         place.sweep_twice()
         auxiliary_job = {path.name for path in (place.state / "desk").iterdir()}
-    assert auxiliary_job == {waiting["id"], uploading.path.name}
-    assert [path.name for path in (place.state / "runs").iterdir()] == [training["id"]]
+    assert auxiliary_job == {waiting.id, uploading.path.name}
+    assert [path.name for path in (place.state / "runs").iterdir()] == [training.id]
     assert not uploading.path.exists()
 
 
@@ -199,7 +200,7 @@ def test_numbers_reserved_in_vain_go(place: Place) -> None:
     versions = Versions(place.state / "checkpoints")
     for name in ("m", "n"):
         assert versions.reserve(name, ["1"]) == "2"
-    place.job_store.add([job(kind="publication", model="m")])
+    place.job_store.insert(job(kind="publication", model="m"))
     age(place.state / "checkpoints")
     place.sweep_twice()
     assert (place.state / "checkpoints" / "m" / "2").is_dir()
@@ -237,12 +238,12 @@ def test_results_go_before_they_are_called_expired(place: Place) -> None:
     time.sleep(0.6)
     with patch.object(place.blobs, "delete", failing):
         place.cleanup.expire()
-    assert sorted(place.job_store.states(ids)[one][1] for one in ids) == [False, True, True, True, True]
-    assert [place.job_store.states([one])[one][1] for one in ids] == [
+    assert sorted(place.job_store.states(ids)[one].expired for one in ids) == [False, True, True, True, True]
+    assert [place.job_store.states([one])[one].expired for one in ids] == [
         one not in place.blobs.names("jobs") for one in ids
     ]
     place.cleanup.expire()
-    assert all(expired for _, expired in place.job_store.states(ids).values())
+    assert all(state.expired for state in place.job_store.states(ids).values())
     assert place.blobs.names("jobs") == {}
 
 
@@ -284,7 +285,7 @@ def test_sweeps_do_not_mind_files_that_vanish(place: Place) -> None:
 
 def test_one_sweep_at_a_time(place: Place) -> None:
     """Several API processes on one state folder do not do the same work."""
-    with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.job_store, "expiring") as asked:
+    with (place.state / ".sweep.lock").open("wb") as lock, patch.object(place.job_store, "kept_results") as asked:
         fcntl.flock(lock, fcntl.LOCK_EX)
         place.cleanup.run()
         asked.assert_not_called()

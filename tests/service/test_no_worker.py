@@ -63,15 +63,15 @@ def test_a_publication_needs_a_worker(app_state: Stack) -> None:
     chosen = Settings(state=app_state.state / "state")
     job_store = JobStore(chosen.database)
     jobs = [row(NAME, serve=serve, recipe={}) for serve in ("if better", "never")]
-    job_store.add(jobs)
+    job_store.insert(*jobs)
     for job in jobs:
-        job_store.cancel(job["id"])
-        folder = chosen.state / "runs" / job["id"]
+        job_store.cancel(job.id)
+        folder = chosen.state / "runs" / job.id
         folder.mkdir(parents=True)
         (folder / "state.pt").touch()
     app_state.kill("inference")
     time.sleep(2)
-    answers = [httpx.post(f"{app_state.url}/v1/trainings/{job['id']}/publish") for job in jobs]
+    answers = [httpx.post(f"{app_state.url}/v1/trainings/{job.id}/publish") for job in jobs]
     app_state.start("inference")
     assert [answer.status_code for answer in answers] == [503, 202], [answer.text for answer in answers]
     assert "no inference worker is running" in answers[0].json()["detail"]

@@ -10,11 +10,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import orjson
 import redis
 from celery import signals
 
@@ -40,7 +40,8 @@ from core.catalog.recipes import StatePaths
 from core.catalog.registry import ModelVersion, Registry
 from core.imaging.pictures import grid
 from core.imaging.tiling import Layout
-from core.jobs.store import Done, Job, JobStore
+from core.jobs.records import Job, SliceReport
+from core.jobs.store import JobStore
 from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
 from core.storage import storage_problem
@@ -159,7 +160,7 @@ class Worker:
             self.watchdog.check()
             best_effort(self._publish_heartbeat)
             if self._holding or self._unsaved.waiting:
-                best_effort(lambda: self.job_store.renew(self.id, self.settings.job_lease_s))
+                best_effort(lambda: self.job_store.renew_leases(self.id, self.settings.job_lease_s))
             if self._unsaved.waiting:
                 best_effort(self._save_again)
 
@@ -277,12 +278,12 @@ class Worker:
         """Claim whose turn it is and run one slice; a message without a claimable job behind it costs one look."""
         if self._unsaved.waiting:
             return  # the database cannot be written: no more is computed until what is done is saved
-        claimed = self.job_store.claim(self.id, self.settings.job_lease_s, CLAIM_LIMIT, self._room)
+        claimed = self.job_store.claim(self.id, self.settings.job_lease_s, CLAIM_LIMIT, batch_rows=self._room)
         if not claimed:
             return
         self._holding = True
         try:
-            with self.watchdog.working(claimed[0]["method"], *(job["id"] for job in claimed)):
+            with self.watchdog.working(claimed[0].method, *(job.id for job in claimed)):
                 reports = self._slice(self._with_room(claimed))
             counted = self._unsaved.add(reports)
         finally:
@@ -303,36 +304,36 @@ class Worker:
         kept = []
         for job in claimed:
             try:
-                if job["blocked_bytes"]:
-                    self.blobs.check_room(job["blocked_bytes"])
+                if job.blocked_bytes:
+                    self.blobs.check_room(job.blocked_bytes)
                 kept.append(job)
             except OSError as error:
-                self._defer(job, error, job["blocked_bytes"])
+                self._defer(job, error, job.blocked_bytes or 0)
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
         """Put back a job whose result cannot be stored now."""
-        log.warning("job waits for the blob store", extra={"job": job["id"], "reason": str(error)})
-        self._unsaved.defer(job["id"], job["token"], storage_problem(error), size_bytes)
+        log.warning("job waits for the blob store", extra={"job": job.id, "reason": str(error)})
+        self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
 
     def _room(self, job: Job) -> int:
-        return self.model_cache.largest(f"{job['model']}@{job['version']}", job["method"])
+        return self.model_cache.largest(f"{job.model}@{job.version}", job.method)
 
-    def _slice(self, claimed: list[Job]) -> list[Done]:
+    def _slice(self, claimed: list[Job]) -> list[SliceReport]:
         if not claimed:
             return []
         first = claimed[0]
-        method, options = first["method"], orjson.loads(first["options"])
+        method, options = first.method, first.options
         try:
-            loaded_model = self.model_cache.get(self._entry(first["model"], first["version"]))
+            loaded_model = self.model_cache.get(self._entry(first.model, first.version))
             slice_rows = loaded_model.plans[method].slice_rows
             claimed, parts = self._parts(claimed, max(1, slice_rows))
         except Exception as error:
-            log.exception("job cannot run", extra={"jobs": [job["id"] for job in claimed]})
-            return [Done(job["id"], job["token"], problem=_unloadable(error)) for job in claimed]
+            log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
+            return [SliceReport(job.claim, problem=_unloadable(error)) for job in claimed]
         if not parts:
             return []
-        state = None if first["state"] is None else unpack(first["state"])
+        state = None if first.continuation is None else unpack(first.continuation)
         begun = time.perf_counter()
         answer = engine.run(loaded_model, method, options, parts, state, self._slice_s(method))
         self._count(method, sum(part.rows for part in parts), time.perf_counter() - begun)
@@ -341,18 +342,18 @@ class Worker:
         log.info("jobs", extra={"method": method, "request_ids": [part.request_id for part in parts]})
         reports = []
         for index, (job, part) in enumerate(zip(claimed, parts, strict=True)):
-            done = Done(job["id"], job["token"], part.first, part.rows)
+            report = SliceReport(job.claim, part.first, part.rows)
             if isinstance(answer, engine.SliceResult):
                 carried = pack(answer.of(parts, index))
-                reports.append(Done(**{**vars(done), "state": carried, "state_done": answer.done}))
+                reports.append(replace(report, continuation=carried, continuation_progress=answer.done))
                 continue
             outcome = answer[index]
             if outcome.problem is not None:
-                reports.append(Done(**{**vars(done), "problem": outcome.problem}))
+                reports.append(replace(report, problem=outcome.problem))
                 continue
             data = pack(outcome.fields)
             try:
-                reports.append(Done(**{**vars(done), **self._stored(job, part, data)}))
+                reports.append(replace(report, **self._stored(job, part, data)))
             except OSError as error:
                 self._defer(job, error, len(data))
         return reports
@@ -371,26 +372,26 @@ class Worker:
 
     def _part(self, job: Job, slice_rows: int) -> Part:
         items: Items = {}
-        first = job["next_row"]
-        rows = job["rows"] if job["shared"] else min(slice_rows, job["rows"] - first)
-        if BY_METHOD[job["method"]].tiled:
-            layout = Layout.read(orjson.loads(job["request"]))
-            tiles = layout.tiles(partial(self.blobs.get, job["items_blob"]), first, rows)
-            return Part(job["id"], job["seed"], first, rows, {"images": tiles}, request_id=job["request_id"])
-        if job["items"] is not None:
-            items = unpack(job["items"])
-        elif job["items_blob"] is not None:
-            items = unpack(self.blobs.get(job["items_blob"]))
-        mine = cut_items(items, job["per"], first, rows)
-        return Part(job["id"], job["seed"], first, rows, mine, request_id=job["request_id"])
+        first = job.next_row
+        rows = job.rows if job.co_batched else min(slice_rows, job.rows - first)
+        if BY_METHOD[job.method].tiled:
+            layout = Layout.read(job.request)
+            tiles = layout.tiles(partial(self.blobs.get, str(job.items_blob)), first, rows)
+            return Part(job.id, job.seed, first, rows, {"images": tiles}, request_id=job.request_id)
+        if job.items is not None:
+            items = unpack(job.items)
+        elif job.items_blob is not None:
+            items = unpack(self.blobs.get(job.items_blob))
+        mine = cut_items(items, job.rows_per_image, first, rows)
+        return Part(job.id, job.seed, first, rows, mine, request_id=job.request_id)
 
     def _stored(self, job: Job, part: Part, data: bytes) -> dict[str, Any]:
         # the ledger is no place for a picture's thousands of tiles, however small each is
-        if len(data) <= INLINE_BYTES and not BY_METHOD[job["method"]].tiled:
-            return {"part": data}
-        key = f"jobs/{job['id']}/{job['token']}-{part.first}"
+        if len(data) <= INLINE_BYTES and not BY_METHOD[job.method].tiled:
+            return {"data": data}
+        key = f"jobs/{job.id}/{job.token}-{part.first}"
         self.blobs.put(key, data)
-        return {"blob": key}
+        return {"blob_key": key}
 
 
 def run_inline(task: Any, _app: object, _consumer: object, **_more: object) -> Any:

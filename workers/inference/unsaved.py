@@ -8,7 +8,8 @@ from typing import Any
 
 import sqlalchemy.exc
 
-from core.jobs.store import Done, JobStore
+from core.jobs.records import Claim, SliceReport
+from core.jobs.store import JobStore
 from core.storage import storage_problem
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ class UnsavedReports:
         self._job_store = job_store
         self._wait_s = wait_s
         self._lock = threading.Lock()
-        self._reports: list[Done] = []
-        self._deferred: list[tuple[str, int, dict[str, Any], int]] = []
+        self._reports: list[SliceReport] = []
+        self._deferred: list[tuple[Claim, dict[str, Any], int]] = []
         self._since = 0.0
 
     @property
@@ -35,12 +36,12 @@ class UnsavedReports:
         """Whether something is not written down yet."""
         return bool(self._reports or self._deferred)
 
-    def defer(self, job_id: str, token: int, problem: dict[str, Any], size_bytes: int) -> None:
+    def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
         """Have a job put back with the next `add`."""
         with self._lock:
-            self._deferred.append((job_id, token, problem, size_bytes))
+            self._deferred.append((claim, problem, size_bytes))
 
-    def add(self, reports: Sequence[Done]) -> list[str]:
+    def add(self, reports: Sequence[SliceReport]) -> list[str]:
         """Write reports and what is to be put back, or keep them; return the jobs whose claim held and was written."""
         with self._lock:
             self._reports.extend(reports)
@@ -53,12 +54,12 @@ class UnsavedReports:
             written: list[str] = []
             try:
                 while self._deferred:
-                    job_id, token, problem, size_bytes = self._deferred[-1]
-                    if self._job_store.defer(job_id, token, problem, self._wait_s, size_bytes):
-                        written.append(job_id)
+                    claim, problem, size_bytes = self._deferred[-1]
+                    if self._job_store.defer(claim, problem, self._wait_s, size_bytes):
+                        written.append(claim.job_id)
                     self._deferred.pop()
                 if self._reports:
-                    counted = self._job_store.settle(self._reports)
+                    counted = self._job_store.record_slices(self._reports)
                     if len(counted) < len(self._reports):
                         log.warning("claims lost meanwhile", extra={"jobs": len(self._reports) - len(counted)})
                     written += counted
@@ -67,7 +68,7 @@ class UnsavedReports:
                 log.warning("database not written; will be tried again", extra={"reason": str(error.orig)})
                 if time.monotonic() - self._since >= self._wait_s:
                     problem = storage_problem(error)
-                    self._reports = [Done(report.job_id, report.token, problem=problem) for report in self._reports]
+                    self._reports = [SliceReport(report.claim, problem=problem) for report in self._reports]
             except Exception:
                 self._reports, self._deferred = [], []  # it would fail again: their leases lapse
                 raise

@@ -2,10 +2,8 @@
 
 import json
 
-import orjson
-
 from core.catalog.versions import FILE
-from core.jobs.store import Job
+from core.jobs.records import Job
 from workers.training.child_process import ChildProcesses
 from workers.training.context import JobContext
 from workers.training.publication import VersionPublisher
@@ -23,14 +21,14 @@ class AuxiliaryJobs:
     def estimate(self, job: Job) -> None:
         """Time a few steps of a recipe."""
         folder = self._context.scratch_folder(job)
-        (folder / "asked.json").write_text(json.dumps(orjson.loads(job["request"])["recipe"]))
+        (folder / "asked.json").write_text(json.dumps(job.request["recipe"]))
         command = self._children.command("estimate", str(folder / "asked.json"), *self._children.common_options())
         timeout_s = self._context.settings.estimate_s
         self._context.complete(job, self._children.run_json(job, command, folder / "log", timeout_s))
 
     def import_file(self, job: Job) -> None:
         """Check an uploaded checkpoint against its card and publish it; it becomes active if no other version is."""
-        name, versions = job["model"], self._context.versions
+        name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
         file = folder / FILE  # written by the API
         version = self._publisher.reserve_number(name, folder) if (folder / "version").exists() else ""
@@ -50,7 +48,7 @@ class AuxiliaryJobs:
 
     def publish(self, job: Job) -> None:
         """Publish the last checkpoint of a training that failed or was cancelled."""
-        request = orjson.loads(job["request"])
+        request = job.request
         folder = self._context.paths.run(request["training"])
         version, figures = self._publisher.publish(job, request, folder)
-        self._context.complete(job, {"model": job["model"], "version": version, "figures": figures}, version)
+        self._context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)

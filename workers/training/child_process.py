@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from core.jobs.store import Job
+from core.jobs.records import Job
 from workers.training.context import JobContext
 from workers.training.errors import TrainingFailedError, WorkerStoppingError
 from workers.training.limits import check_memory, raise_if_disk_was_full
@@ -142,7 +142,7 @@ class ChildProcesses:
         raise_if_disk_was_full(self._context.settings, log_file.parent, error)
         if not error:
             text = log_file.read_text(errors="replace")[-2000:]
-            log.error("child process failed", extra={"job": job["id"], "stderr": text})
+            log.error("child process failed", extra={"job": job.id, "stderr": text})
         detail = error or f"the process exited with code {code}"
         raise TrainingFailedError("Not possible", detail, 422 if error else 500)
 

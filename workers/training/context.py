@@ -15,7 +15,8 @@ from core.broker.connection import COMPLETION_STREAM_LENGTH, JOB_UPDATES, WORKER
 from core.catalog.recipes import StatePaths
 from core.catalog.registry import Registry
 from core.catalog.versions import Versions
-from core.jobs.store import Job, JobStore
+from core.jobs.records import Event, Job
+from core.jobs.store import JobStore
 from core.settings import Settings
 from workers.training.errors import ClaimLostError, TrainingFailedError
 
@@ -25,13 +26,10 @@ PREVIEW_TTL_S = 600
 HEARTBEAT_AGE_S = 5.0
 """Age in seconds of a heartbeat after which an inference worker counts as dead."""
 
-Event = tuple[str, dict[str, Any]]
-"""Name and data of a job's event."""
-
 
 def message_event(text: str, **more: Any) -> Event:
     """Return an event that tells the client something in words."""
-    return ("message", {"level": "info", "message": text, **more})
+    return Event("message", {"level": "info", "message": text, **more})
 
 
 class JobContext:
@@ -49,7 +47,7 @@ class JobContext:
 
     def check_claim(self, job: Job) -> None:
         """Raise ClaimLostError if the claim on a job no longer holds."""
-        if not self.job_store.holds(job["id"], job["token"]):
+        if not self.job_store.is_held(job.claim):
             raise ClaimLostError
 
     def append_events(
@@ -62,27 +60,27 @@ class JobContext:
         charge_attempt: bool = False,
     ) -> None:
         """Write events of a job and its progress, 0 to 1. Raises ClaimLostError."""
-        if not self.job_store.tell(
-            job["id"], job["token"], events, progress, further=reset_attempts, charged=charge_attempt
+        if not self.job_store.append_events(
+            job.claim, events, progress, reset_attempts=reset_attempts, charge_attempt=charge_attempt
         ):
             raise ClaimLostError
         with contextlib.suppress(redis.RedisError):
-            self.publish_job_update(job["id"])
+            self.publish_job_update(job.id)
 
     def complete(self, job: Job, result: dict[str, Any], version: str | None = None) -> None:
         """End a job with its result. `version`: the model version that it has made."""
         packed = pack(result)
-        self._retry(lambda: self.job_store.end(job["id"], job["token"], result=packed, version=version))
+        self._retry(lambda: self.job_store.finish(job.claim, result=packed, version=version))
 
     def fail(self, job: Job, error: TrainingFailedError) -> None:
         """End a job with a problem."""
-        self._retry(lambda: self.job_store.end(job["id"], job["token"], problem=error.problem))
+        self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 
     def defer(self, job: Job, problem: dict[str, Any]) -> None:
         """Requeue a job until the disk has room; after `storage_wait_s` it fails with the problem."""
-        log.warning("job deferred until the disk has room", extra={"job": job["id"], "reason": problem["detail"]})
+        log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
         wait_s = self.settings.storage_wait_s
-        self._retry(lambda: self.job_store.defer(job["id"], job["token"], problem, wait_s))
+        self._retry(lambda: self.job_store.defer(job.claim, problem, wait_s))
 
     def _retry(self, write: Callable[[], object]) -> None:
         """Write to the job store, again and again until it succeeds or this worker stops."""
@@ -112,6 +110,6 @@ class JobContext:
 
     def scratch_folder(self, job: Job) -> Path:
         """Create and return the folder of an auxiliary job's files. It is removed when the job has ended."""
-        folder = self.paths.auxiliary_job(job["id"])
+        folder = self.paths.auxiliary_job(job.id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -11,7 +11,7 @@ import redis
 
 from core.catalog.recipes import better
 from core.catalog.versions import awaited, loaded, refused
-from core.jobs.store import Job
+from core.jobs.records import Job
 from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
 from workers.training.run_folder import read_json
@@ -46,7 +46,7 @@ class VersionPublisher:
 
         Returns its number and figures. Can be repeated after a crash: number, figures and file are kept in the folder.
         """
-        name, scratch = job["model"], folder / job["id"]
+        name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
         version = self.reserve_number(name, scratch)
         active = self._context.registry.find(name)
@@ -57,7 +57,7 @@ class VersionPublisher:
             event = message_event(f"measuring version {version} on the test split")
             self._context.append_events(job, [event], PROGRESS)
             options = request.get("evaluation", {})
-            words = ["--checkpoints", str(scratch), "--version", version, "--job", job["id"]]
+            words = ["--checkpoints", str(scratch), "--version", version, "--job", job.id]
             words += [f"--count={options.get('count', 1000)}", f"--k={options.get('k', 100)}"]
             words += self._children.common_options(device=False)
             words += ["--against", str(active.path)] if active else []
@@ -103,7 +103,7 @@ class VersionPublisher:
 
         Without an inference worker an active version is kept: nobody has loaded the new one.
         """
-        name, waiting_for, workers = job["model"], "", {}
+        name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"
         versions, stopping = self._context.versions, self._context.stopping
         versions.announce(name, version)

@@ -9,10 +9,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 import redis
 
-from core.jobs.store import Job
+from core.jobs.records import Event, Job
 from workers.training.child_process import (
     EXIT_DIVERGED,
     EXIT_INTERRUPTED,
@@ -23,7 +22,7 @@ from workers.training.child_process import (
     kill,
     stop,
 )
-from workers.training.context import Event, JobContext, message_event
+from workers.training.context import JobContext, message_event
 from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
 from workers.training.limits import check_free_disk, check_limits, raise_if_disk_was_full
 from workers.training.run_folder import (
@@ -73,8 +72,8 @@ class TrainingRun:
         self._children = children
         self._devices = devices
         self.job = job
-        self.request = orjson.loads(job["request"])
-        self.folder = context.paths.run(job["id"])
+        self.request = job.request
+        self.folder = context.paths.run(job.id)
         self.reported = Reported()
 
     def run(self) -> None:
@@ -124,12 +123,12 @@ class TrainingRun:
 
     def restore_reported(self) -> None:
         """Read from the job's events what an earlier worker has reported."""
-        self.reported = reported = Reported(progress=self.job["progress"])
-        for event in self._context.job_store.events_after(self.job["id"], 0):
-            if event["event"] == "metrics":
-                reported.epochs = max(reported.epochs, orjson.loads(event["data"])["epoch"])
-            elif event["event"] == "checkpoint":
-                reported.checkpoint = orjson.loads(event["data"])
+        self.reported = reported = Reported(progress=self.job.progress)
+        for event in self._context.job_store.events(self.job.id):
+            if event.name == "metrics":
+                reported.epochs = max(reported.epochs, event.data["epoch"])
+            elif event.name == "checkpoint":
+                reported.checkpoint = event.data
                 reported.furthest_step = reported.checkpoint["step_number"]
 
     # --- the child process ---
@@ -198,10 +197,11 @@ class TrainingRun:
 
     def report(self) -> None:
         """Write events of what the run has written since the last call. Raises ClaimLostError."""
-        reported, events, further = self.reported, [], False
+        reported, further = self.reported, False
+        events: list[Event] = []
         for line in read_json_lines(self.folder / "metrics.jsonl"):
             if line["epoch"] > reported.epochs:
-                events.append(("metrics", line))
+                events.append(Event("metrics", line))
                 reported.epochs = line["epoch"]
         state = read_json(self.folder / "progress.json")
         if state:
@@ -213,12 +213,12 @@ class TrainingRun:
                     "step_number": checkpoint["steps"],
                     **{name: checkpoint[name] for name in ("epoch", "seconds")},
                 }
-                events.append(("checkpoint", reported.checkpoint))
+                events.append(Event("checkpoint", reported.checkpoint))
             progress = min(0.99, state["steps"] / max(1, state["steps_total"]))
             if events or progress - reported.progress >= MIN_PROGRESS_STEP:
                 reported.progress = max(reported.progress, progress)
                 data = {name: state[name] for name in ("epoch", "epochs", "step", "steps", "loss", "seconds")}
-                events.append(("progress", {"progress": round(reported.progress, 4), **data}))
+                events.append(Event("progress", {"progress": round(reported.progress, 4), **data}))
         if events:
             self._append_events(events, reset_attempts=further)
         self._report_preview()
@@ -228,7 +228,7 @@ class TrainingRun:
         with contextlib.suppress(FileNotFoundError, redis.RedisError):
             written = file.stat().st_mtime_ns
             if written != self.reported.preview_time_ns:
-                self._context.publish_preview(self.job["id"], file.read_bytes())
+                self._context.publish_preview(self.job.id, file.read_bytes())
                 self.reported.preview_time_ns = written
 
     def _append_events(

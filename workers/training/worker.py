@@ -27,7 +27,7 @@ from core.broker.codec import pack
 from core.catalog.recipes import TRAINING_WAKEUP, TRAINING_WORKERS
 from core.datasets.store import Datasets
 from core.jobs.lease_reaper import LeaseReaper
-from core.jobs.store import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
+from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
 from core.startup import QueueGuard, check, errors_end_the_program, load_settings
@@ -85,7 +85,7 @@ class TrainingWorker:
         while any(thread.is_alive() for thread in threads):
             best_effort(self._heartbeat)
             time.sleep(HEARTBEAT_S / 4 if self.context.stopping.is_set() else HEARTBEAT_S)
-        best_effort(lambda: self.context.job_store.release(self.id))
+        best_effort(lambda: self.context.job_store.release(self.id, "its holder stopped"))
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
@@ -97,7 +97,7 @@ class TrainingWorker:
         """Renew leases, publish the heartbeat, requeue jobs with lapsed leases and release unused datasets."""
         job_store = self.context.job_store
         if self._running:
-            best_effort(lambda: job_store.renew(self.id, self.context.settings.job_lease_s))
+            best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
         heartbeat = {
             "at": time.time(),
             "state": self.state,
@@ -117,7 +117,7 @@ class TrainingWorker:
         """Release the datasets of jobs that have ended."""
         for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
             job = self.context.job_store.get(folder.name)
-            if job is None or job["status"] in TERMINAL:
+            if job is None or job.ended:
                 self._datasets.release(folder.parent.parent.name, folder.name)
 
     # --- what this worker can train ---
@@ -164,18 +164,19 @@ class TrainingWorker:
             try:
                 self.run_job(job)
             finally:
-                del self._running[job["id"]]
+                del self._running[job.id]
                 best_effort(lambda: self.remove_scratch(job))  # noqa: B023 - called at once
-                best_effort(lambda: self.context.publish_job_update(job["id"]))  # noqa: B023 - called at once
+                best_effort(lambda: self.context.publish_job_update(job.id))  # noqa: B023 - called at once
 
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
         """Claim a job. One thread at a time, so that each sees which owners' jobs the others run."""
         with self._claim_lock:
             lease_s = self.context.settings.job_lease_s
-            job = self.context.job_store.take(self.id, lease_s, kinds, self._saturated_owners(kinds))
-            if job is not None:
-                self._running[job["id"]] = job
-            return job
+            skip_owners = self._saturated_owners(kinds)
+            for job in self.context.job_store.claim(self.id, lease_s, kinds=kinds, skip_owners=skip_owners):
+                self._running[job.id] = job
+                return job
+            return None
 
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
         """Return the owners whose auxiliary jobs must wait, so that no owner occupies all threads.
@@ -185,7 +186,7 @@ class TrainingWorker:
         if TRAINING in kinds:
             return []
         limit = max(1, self.context.settings.auxiliary_workers - 2)
-        running = Counter(job["owner"] for job in list(self._running.values()) if job["kind"] in AUXILIARY_KINDS)
+        running = Counter(job.owner for job in list(self._running.values()) if job.kind in AUXILIARY_KINDS)
         return [owner for owner, count in running.items() if owner and count >= limit]
 
     def _wait_for_wakeup(self) -> None:
@@ -204,11 +205,11 @@ class TrainingWorker:
             "publication": self.auxiliary.publish,
         }
         try:
-            run[job["kind"]](job)
+            run[job.kind](job)
         except ClaimLostError:
-            log.info("claim lost", extra={"job": job["id"]})
+            log.info("claim lost", extra={"job": job.id})
         except WorkerStoppingError:
-            best_effort(lambda: self.context.job_store.requeue(job["id"], job["token"], "its worker stopped"))
+            best_effort(lambda: self.context.job_store.requeue(job.claim, "its worker stopped"))
         except TrainingFailedError as error:
             if error.status == INSUFFICIENT_STORAGE:
                 self.context.defer(job, error.problem)
@@ -220,7 +221,7 @@ class TrainingWorker:
             if isinstance(error, OSError) and lacks_space(error):
                 self.context.defer(job, disk_full_error(f"the disk is full ({reason_of(error)})").problem)
                 return
-            log.exception("job failed", extra={"job": job["id"]})
+            log.exception("job failed", extra={"job": job.id})
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             detail = f"an internal error: {type(error).__name__}: {reason}"
             self.context.fail(job, TrainingFailedError("Training failed", detail))
@@ -230,13 +231,13 @@ class TrainingWorker:
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
         version, figures = self.publisher.publish(job, run.request, run.folder)
-        self.context.complete(job, {"model": job["model"], "version": version, "figures": figures}, version)
+        self.context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def remove_scratch(self, job: Job) -> None:
         """Remove the files of an auxiliary job that has ended; those of a requeued one stay."""
-        states = self.context.job_store.states([job["id"]])
-        if states.get(job["id"], ("cancelled", False))[0] in TERMINAL:
-            remove_tree(self.context.paths.auxiliary_job(job["id"]))
+        state = self.context.job_store.states([job.id]).get(job.id)
+        if state is None or state.status in TERMINAL:
+            remove_tree(self.context.paths.auxiliary_job(job.id))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
 from core.imaging.tiling import Layout, Photograph, stored
-from core.jobs.store import Job
+from core.jobs.records import Job
 
 SIZE, SCALE = (50, 70), 2
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -38,7 +38,15 @@ class Bench:
         self.gone = False
         self.room = UpscaleService(self.unfinished, self.blobs, self.pieces)
         self.blobs.put("jobs/job_1/items", stored(Photograph(PIXELS)))
-        self.job: Job = {"id": "job_1", "model": "m", "version": "1", "seed": 3, "request": orjson.dumps(ORDER.said)}
+        self.job = Job(
+            id="job_1",
+            kind="upscales",
+            model="m",
+            version="1",
+            method="upscale",
+            seed=3,
+            request=orjson.loads(orjson.dumps(ORDER.said)),
+        )
 
     def pieces(self, _job: Job) -> Iterator[Fields]:
         """Its tiles, two at a time; none once it was deleted."""

@@ -389,7 +389,7 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     job_id = promised(client, "/v1/samples", model=MODEL)
     ended(client, job_id)
     job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
-    assert job_id in job_store.oldest_results(1000)
+    assert job_id in job_store.kept_results(1000)
     job_store.mark_expired([job_id])
     job_store.engine.dispose()
     problem(client.get(f"/v1/jobs/{job_id}/result"), 410, "same seed")

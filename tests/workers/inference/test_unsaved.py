@@ -8,7 +8,8 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
-from core.jobs.store import Done, JobStore
+from core.jobs.records import Claim, ResultChunk, SliceReport
+from core.jobs.store import JobStore
 from core.storage import lacks_space, storage_problem
 from tests.core.jobs.test_store import LEASE_S, job
 from workers.inference.unsaved import UnsavedReports
@@ -30,45 +31,45 @@ def limited(job_store: JobStore, more_pages: int) -> None:
 def test_results_wait_for_a_full_database(job_store: JobStore) -> None:
     """And are written as they were once it has room, under the same claim."""
     row = job()
-    job_store.add([row])
+    job_store.insert(row)
     (held,) = job_store.claim("w", LEASE_S, 1)
     unsaved = UnsavedReports(job_store, 60.0)
     limited(job_store, 2)
     result = b"x" * 200_000
-    assert unsaved.add([Done(row["id"], held["token"], 0, 1, result)]) == []
+    assert unsaved.add([SliceReport(held.claim, 0, 1, result)]) == []
     assert unsaved.waiting
     assert unsaved.save() == []
-    assert job_store.states([row["id"]])[row["id"]][0] == "running"
+    assert job_store.states([row.id])[row.id].status == "running"
     limited(job_store, 1000)
-    assert unsaved.save() == [row["id"]]
+    assert unsaved.save() == [row.id]
     assert not unsaved.waiting
-    assert job_store.result(row["id"]) == [(result, None)]
+    assert job_store.result(row.id) == [ResultChunk(result, None)]
 
 
 def test_results_that_wait_too_long_end_with_the_reason(job_store: JobStore) -> None:
     """507, for which there is room when there is none for the result."""
     row = job()
-    job_store.add([row])
+    job_store.insert(row)
     (held,) = job_store.claim("w", LEASE_S, 1)
     unsaved = UnsavedReports(job_store, 0.2)
     limited(job_store, 2)
-    unsaved.add([Done(row["id"], held["token"], 0, 1, b"x" * 200_000)])
+    unsaved.add([SliceReport(held.claim, 0, 1, b"x" * 200_000)])
     time.sleep(0.3)
     unsaved.save()
-    assert unsaved.save() == [row["id"]]
-    found = job_store.get(row["id"])
+    assert unsaved.save() == [row.id]
+    found = job_store.get(row.id)
     assert found is not None
-    assert found["status"] == "failed"
-    assert '"status":507' in found["problem"]
-    assert "full" in found["problem"]
+    assert found.status == "failed"
+    assert (found.problem or {})["status"] == 507
+    assert "full" in str(found.problem)
 
 
 def test_a_fault_that_would_come_again_is_not_kept(job_store: JobStore) -> None:
     """Or the worker would do nothing else for ever."""
     unsaved = UnsavedReports(job_store, 60.0)
     error = sa.exc.IntegrityError("INSERT", {}, sqlite3.IntegrityError("twice"))
-    with patch.object(JobStore, "settle", side_effect=error), pytest.raises(sa.exc.IntegrityError):
-        unsaved.add([Done("job", 1, 0, 1, b"x")])
+    with patch.object(JobStore, "record_slices", side_effect=error), pytest.raises(sa.exc.IntegrityError):
+        unsaved.add([SliceReport(Claim("job", 1), 0, 1, b"x")])
     assert not unsaved.waiting
 
 

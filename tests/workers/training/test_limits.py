@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.broker.codec import pack
-from core.jobs.store import AUXILIARY_KINDS, TRAINING, Job, new_id
+from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
 from core.settings import Settings
 from tests.datasets import digits
 from workers.training.errors import ClaimLostError, TrainingFailedError
@@ -22,11 +21,8 @@ from workers.training.worker import TrainingWorker
 
 def row(kind: str, owner: str = "", **request: Any) -> Job:
     """A job for the training worker."""
-    now = time.time()
     said = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
-    words = {"id": new_id(), "kind": kind, "owner": owner, "status": "queued", "model": "m", "version": ""}
-    more = {"method": kind, "options": "{}", "request": json.dumps(said), "seed": 0, "rows": 1}
-    return {**words, **more, "turn": now, "created_at": now}
+    return Job(kind=kind, owner=owner, model="m", method=kind, request=said)
 
 
 @pytest.fixture
@@ -42,9 +38,8 @@ def trainer(tmp_path: Path) -> TrainingWorker:
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.context.job_store.add([job])
-    held = trainer.context.job_store.take(trainer.id, 600, (job["kind"],))
-    assert held is not None
+    trainer.context.job_store.insert(job)
+    (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
     return held
 
 
@@ -65,24 +60,24 @@ class Desk:
 
     def run_job(self, job: Job) -> None:
         """Complete a job; a slow one waits first."""
-        if json.loads(job["request"]).get("slow"):
+        if job.request.get("slow"):
             self.go.wait(60)
-        self.trainer.context.job_store.end(job["id"], job["token"], result=pack({}))
+        self.trainer.context.job_store.finish(job.claim, result=pack({}))
 
     def ends(self, job: Job, within_s: float = 8.0) -> bool:
         """Whether a job ends in that time."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            found = self.trainer.context.job_store.get(job["id"])
-            if found is not None and found["status"] == "succeeded":
+            found = self.trainer.context.job_store.get(job.id)
+            if found is not None and found.status == "succeeded":
                 return True
             time.sleep(0.05)
         return False
 
     def runs(self, job: Job) -> bool:
         """Whether a job has been begun."""
-        found = self.trainer.context.job_store.get(job["id"])
-        return found is not None and found["status"] == "running"
+        found = self.trainer.context.job_store.get(job.id)
+        return found is not None and found.status == "running"
 
 
 @pytest.fixture
@@ -98,7 +93,7 @@ def auxiliary_job(trainer: TrainingWorker) -> Iterator[Desk]:
 def added(auxiliary_job: Desk, *jobs: Job) -> None:
     """Promise jobs, one after another."""
     for job in jobs:
-        auxiliary_job.trainer.context.job_store.add([job])
+        auxiliary_job.trainer.context.job_store.insert(job)
 
 
 def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(auxiliary_job: Desk) -> None:
@@ -145,7 +140,7 @@ def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
     """Its process is gone soon after."""
     program(trainer, "import time; time.sleep(100)")
     job = taken(trainer, row("estimate"))
-    threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job["id"])).start()
+    threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job.id)).start()
     begun = time.monotonic()
     with pytest.raises(ClaimLostError):
         trainer.auxiliary.estimate(job)
@@ -180,10 +175,10 @@ def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> 
     with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
         trainer.train(job)
     assert time.monotonic() - begun < 30
-    found = trainer.context.job_store.get(job["id"])
+    found = trainer.context.job_store.get(job.id)
     assert found is not None
-    assert found["attempts"] == 3
-    told = [one["data"] for one in trainer.context.job_store.events_after(job["id"], 0) if one["event"] == "message"]
+    assert found.attempts == 3
+    told = [str(one.data) for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     assert sum("no progress for 1 s" in one for one in told) == 3
 
 
@@ -198,7 +193,7 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
         "sys.exit(4)\n"
     )
     job = taken(trainer, row(TRAINING))
-    folder = trainer.context.paths.run(job["id"])
+    folder = trainer.context.paths.run(job.id)
     trainer.children.command = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
     with pytest.raises(TrainingFailedError) as failed:
         trainer.train(job)

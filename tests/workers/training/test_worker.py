@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from core.catalog.recipes import better, families, settled
 from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import Versions
-from core.jobs.store import TRAINING, Job, JobStore, Key, new_id
+from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
+from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.datasets import digits
 from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
@@ -30,18 +31,8 @@ from workers.training.worker import TrainingWorker
 
 def row(name: str = "m", kind: str = TRAINING, **request: Any) -> Job:
     """A job for the training worker."""
-    now = time.time()
     said = {"family": "vae", "dataset": "digits", "name": name, **request}
-    words = {
-        "id": new_id(),
-        "kind": kind,
-        "owner": "",
-        "status": "queued",
-        "model": name,
-        "version": "",
-        "method": kind,
-    }
-    return {**words, "options": "{}", "request": json.dumps(said), "seed": 0, "rows": 1, "turn": now, "created_at": now}
+    return Job(kind=kind, model=name, method=kind, request=said)
 
 
 def recipe(**training: Any) -> dict[str, Any]:
@@ -64,9 +55,8 @@ def trainer(tmp_path: Path) -> TrainingWorker:
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
     """The job, promised and claimed."""
-    trainer.context.job_store.add([job])
-    held = trainer.context.job_store.take(trainer.id, 600, (job["kind"],))
-    assert held is not None
+    trainer.context.job_store.insert(job)
+    (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
     return held
 
 
@@ -93,7 +83,7 @@ def test_a_training_is_held_to_its_limits(
     with pytest.raises(TrainingFailedError, match=said) as failed:
         trainer.train(job)
     assert failed.value.problem["title"] == title
-    folder = trainer.context.paths.run(job["id"])
+    folder = trainer.context.paths.run(job.id)
     if title != "Disk full":
         assert trainer_is_gone(folder)
         assert ("is kept" in failed.value.problem["detail"]) == (folder / "state.pt").exists()
@@ -120,12 +110,12 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
             if change == "stop":
                 trainer.stop()
             else:
-                getattr(trainer.context.job_store, change)(job["id"])
+                getattr(trainer.context.job_store, change)(job.id)
         check_process(run, process)
 
     with patch.object(TrainingRun, "check_process", changing), pytest.raises(error):
         trainer.train(job)
-    folder = trainer.context.paths.run(job["id"])
+    folder = trainer.context.paths.run(job.id)
     place = json.loads((folder / "progress.json").read_text())
     assert place["checkpoint"]["steps"] == place["steps"] > 0
     assert trainer_is_gone(folder)
@@ -139,9 +129,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
         TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
     ):
         trainer.train(job)
-    told = [
-        event["data"] for event in trainer.context.job_store.events_after(job["id"], 0) if event["event"] == "message"
-    ]
+    told = [event["data"] for event in trainer.context.job_store.events(job.id) if event.name == "message"]
     assert sum("started again" in one for one in told) == 2
 
 
@@ -164,7 +152,7 @@ def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingW
 def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
     """Whatever a resumed run writes again, each epoch becomes one event."""
     job = taken(trainer, row(recipe=recipe()))
-    folder = trainer.context.paths.run(job["id"])
+    folder = trainer.context.paths.run(job.id)
     folder.mkdir(parents=True)
     file = folder / "metrics.jsonl"
     file.write_text('{"epoch": 1, "train_loss": 2.0}\n{"epoch": 2, "train_loss": 1.0}\n{"epo')
@@ -175,13 +163,9 @@ def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
     resumed = new_run(trainer, job)
     resumed.restore_reported()
     resumed.report()
-    told = [
-        json.loads(one["data"])["epoch"]
-        for one in trainer.context.job_store.events_after(job["id"], 0)
-        if one["event"] == "metrics"
-    ]
+    told = [one.data["epoch"] for one in trainer.context.job_store.events(job.id) if one.name == "metrics"]
     assert told == [1, 2, 3]
-    trainer.context.job_store.cancel(job["id"])
+    trainer.context.job_store.cancel(job.id)
     file.write_text('{"epoch": 4, "train_loss": 0.1}\n')
     with pytest.raises(ClaimLostError):
         new_run(trainer, job).report()
@@ -217,11 +201,7 @@ def test_what_serves_follows_the_wish_and_the_measure(
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
     trainer.publisher.apply_policy(job, how, "2", Measurement(*figures), "1")
     assert seen == (["2"] if switched else [])
-    told = [
-        json.loads(one["data"])
-        for one in trainer.context.job_store.events_after(job["id"], 0)
-        if one["event"] == "message"
-    ]
+    told = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     assert note in told[-1]["message"]
     trainer.publisher.apply_policy(job, "never", "1", Measurement(), None)
     assert seen[-1:] == ["1"]  # there is no other
@@ -237,11 +217,7 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = taken(trainer, row())
     trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
-    told = [
-        json.loads(one["data"])
-        for one in trainer.context.job_store.events_after(job["id"], 0)
-        if one["event"] == "message"
-    ]
+    told = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     texts = [one["message"] for one in told]
     waits = "waiting, at most 1 s, for version 2 to be loaded: "
     assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
@@ -283,68 +259,63 @@ def job_store(tmp_path: Path) -> JobStore:
 
 def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
     """A training is claimable for training workers alone, and never counts as one that waits for the others."""
-    job_store.add([row(), row(kind="estimate")])
+    job_store.insert(row(), row(kind="estimate"))
     assert job_store.claim("worker", 3, 32) == []
-    assert job_store.claimable(-1) == 0
-    held = job_store.take("trainer", 3, ("estimate",))
-    assert held is not None
-    assert held["kind"] == "estimate"
-    assert job_store.take("trainer", 3, ("estimate",)) is None
+    assert job_store.count_claimable(-1) == 0
+    (held,) = job_store.claim("trainer", 3, kinds=("estimate",))
+    assert held.kind == "estimate"
+    assert job_store.claim("trainer", 3, kinds=("estimate",)) == []
 
 
 def test_a_name_and_a_key_are_taken_once(job_store: JobStore) -> None:
     """A second training under a name is told of the first; under the same key it is the first."""
-    key = Key("POST /v1/trainings", "k", "print", 100)
+    key = IdempotencyKey("POST /v1/trainings", "k", "print", 100)
     first = row()
-    assert job_store.insert_exclusive(first, alone=True, key=key).conflict == ""
-    again = job_store.insert_exclusive(row(), alone=True, key=key)
-    assert (again.job_id, again.first, again.conflict) == (first["id"], "print", "")
-    second = job_store.insert_exclusive(row(), alone=True)
-    assert (second.job_id, second.conflict) == (first["id"], "queued")
-    assert [one["id"] for one in job_store.unfinished(TRAINING)] == [first["id"]]
-    job_store.pause(first["id"])
-    assert job_store.insert_exclusive(row(), alone=True).conflict == "paused"
-    job_store.cancel(first["id"])
-    assert job_store.insert_exclusive(row(), alone=True).conflict == ""
+    assert job_store.insert(first, exclusive=True, idempotency_key=key).conflict == ""
+    again = job_store.insert(row(), exclusive=True, idempotency_key=key)
+    assert (again.job_id, again.fingerprint, again.conflict) == (first.id, "print", "")
+    second = job_store.insert(row(), exclusive=True)
+    assert (second.job_id, second.conflict) == (first.id, "queued")
+    assert job_store.unfinished_ids(kinds=(TRAINING,)) == [first.id]
+    job_store.pause(first.id)
+    assert job_store.insert(row(), exclusive=True).conflict == "paused"
+    job_store.cancel(first.id)
+    assert job_store.insert(row(), exclusive=True).conflict == ""
 
 
 def test_whoever_lost_a_claim_writes_nothing(job_store: JobStore) -> None:
     """After a pause and a resumption the first holder's token is void."""
-    job_store.add([job := row()])
-    held = job_store.take("first", 3, (TRAINING,))
-    assert held is not None
-    assert job_store.tell(job["id"], held["token"], [("message", {"message": "here"})], 0.25)
-    assert job_store.pause(job["id"])
-    assert not job_store.pause(job["id"])
-    assert job_store.take("second", 3, (TRAINING,)) is None
-    assert job_store.resume(job["id"])
-    again = job_store.take("second", 3, (TRAINING,))
-    assert again is not None
-    assert not job_store.holds(job["id"], held["token"])
-    assert not job_store.tell(job["id"], held["token"], [("message", {"message": "late"})], 0.5)
-    assert not job_store.end(job["id"], held["token"], result=b"late")
-    job_store.requeue(job["id"], held["token"], "late")
-    assert job_store.end(job["id"], again["token"], result=b"good", version="3")
-    done = job_store.get(job["id"])
+    job_store.insert(job := row())
+    (held,) = job_store.claim("first", 3, kinds=(TRAINING,))
+    assert job_store.append_events(held.claim, [Event("message", {"message": "here"})], 0.25)
+    assert job_store.pause(job.id)
+    assert not job_store.pause(job.id)
+    assert job_store.claim("second", 3, kinds=(TRAINING,)) == []
+    assert job_store.resume(job.id)
+    (again,) = job_store.claim("second", 3, kinds=(TRAINING,))
+    assert not job_store.is_held(held.claim)
+    assert not job_store.append_events(held.claim, [Event("message", {"message": "late"})], 0.5)
+    assert not job_store.finish(held.claim, result=b"late")
+    job_store.requeue(held.claim, "late")
+    assert job_store.finish(again.claim, result=b"good", version="3")
+    done = job_store.get(job.id)
     assert done is not None
-    assert (done["status"], done["version"], done["progress"]) == ("succeeded", "3", 1.0)
-    assert job_store.result(job["id"]) == [(b"good", None)]
-    assert job_store.expiring(-1, 10) == job_store.oldest_results(10) == []
-    assert job_store.get(job["id"]) is not None
+    assert (done.status, done.version, done.progress) == ("succeeded", "3", 1.0)
+    assert job_store.result(job.id) == [ResultChunk(b"good", None)]
+    assert job_store.kept_results(10, older_than_s=-1) == job_store.kept_results(10) == []
+    assert job_store.get(job.id) is not None
 
 
 def test_getting_further_makes_attempts_count_anew(job_store: JobStore) -> None:
     """A worker that dies at a training is charged to it, until a checkpoint shows that it got past that."""
-    job_store.add([job := row()])
+    job_store.insert(job := row())
     for _ in range(2):
-        held = job_store.take("dying", -1, (TRAINING,))
-        assert held is not None
-        assert job_store.reap(3) == [job["id"]]
-    assert (job_store.get(job["id"]) or {})["attempts"] == 2
-    held = job_store.take("alive", 3, (TRAINING,))
-    assert held is not None
-    job_store.tell(job["id"], held["token"], [], 0.5, further=True)
-    assert (job_store.get(job["id"]) or {})["attempts"] == 0
+        assert job_store.claim("dying", -1, kinds=(TRAINING,))
+        assert job_store.reap(3) == [job.id]
+    assert (job_store.get(job.id) or job).attempts == 2
+    (held,) = job_store.claim("alive", 3, kinds=(TRAINING,))
+    job_store.append_events(held.claim, [], 0.5, reset_attempts=True)
+    assert (job_store.get(job.id) or job).attempts == 0
 
 
 # --- recipes ---
@@ -388,20 +359,19 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
     job = taken(trainer, row(recipe=recipe()))
     trainer.run_job(job)
-    waiting = trainer.context.job_store.get(job["id"])
+    waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
-    assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
-    assert "must leave" in waiting["blocked_reason"]
-    assert trainer.context.job_store.take(trainer.id, 600, (TRAINING,)) is None  # not at once
+    assert (waiting.status, waiting.attempts) == ("queued", 0)
+    assert "must leave" in str(waiting.blocked_reason)
+    assert trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,)) == []  # not at once
     time.sleep(1.1)
-    again = trainer.context.job_store.take(trainer.id, 600, (TRAINING,))
-    assert again is not None
+    (again,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(TRAINING,))
     trainer.context.settings = trainer.context.settings.model_copy(update={"storage_wait_s": 0.0})
     trainer.run_job(again)
-    failed = trainer.context.job_store.get(job["id"])
+    failed = trainer.context.job_store.get(job.id)
     assert failed is not None
-    assert failed["status"] == "failed"
-    assert json.loads(failed["problem"])["status"] == 507
+    assert failed.status == "failed"
+    assert (failed.problem or {})["status"] == 507
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -411,39 +381,38 @@ def test_a_child_that_finds_the_disk_full_waits_too(trainer: TrainingWorker, num
     trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
     job = taken(trainer, row(recipe=recipe()))
     trainer.run_job(job)
-    waiting = trainer.context.job_store.get(job["id"])
+    waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
-    assert waiting["status"] == "queued"
-    assert os.strerror(number) in waiting["blocked_reason"]
+    assert waiting.status == "queued"
+    assert os.strerror(number) in str(waiting.blocked_reason)
     trainer.children.command = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
     other = taken(trainer, row("other", recipe=recipe()))
     trainer.run_job(other)
-    assert trainer.context.job_store.states([other["id"]])[other["id"]][0] == "failed"
+    assert trainer.context.job_store.states([other.id])[other.id].status == "failed"
 
 
 def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: TrainingWorker) -> None:
     """The database is full when it begins: it is put back as soon as that can be written."""
     error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
     job = taken(trainer, row(recipe=recipe()))
-    with patch.object(JobStore, "tell", side_effect=error):
+    with patch.object(JobStore, "append_events", side_effect=error):
         trainer.run_job(job)
-    waiting = trainer.context.job_store.get(job["id"])
+    waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
-    assert (waiting["status"], waiting["attempts"]) == ("queued", 0)
+    assert (waiting.status, waiting.attempts) == ("queued", 0)
 
 
 def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) -> None:
     """Put back for want of room, or because its worker stops, it is done later; then its folder goes."""
     trainer.children.run = lambda *_arguments, **_more: b""  # type: ignore[method-assign]
     job = row("m", "import")
-    trainer.context.job_store.add([job])
-    folder = trainer.context.paths.auxiliary_job(job["id"])
+    trainer.context.job_store.insert(job)
+    folder = trainer.context.paths.auxiliary_job(job.id)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
 
     def claimed() -> Job:
-        held = trainer.context.job_store.take(trainer.id, 600, ("import",))
-        assert held is not None
+        (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=("import",))
         return held
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -459,9 +428,9 @@ def test_an_import_keeps_its_file_until_it_has_ended(trainer: TrainingWorker) ->
     trainer.run_job(held := claimed())
     trainer.remove_scratch(held)
     assert not folder.exists()
-    done = trainer.context.job_store.get(job["id"])
+    done = trainer.context.job_store.get(job.id)
     assert done is not None
-    assert (done["status"], done["version"]) == ("succeeded", "1")
+    assert (done.status, done.version) == ("succeeded", "1")
     assert [path.name for path in (trainer.context.paths.checkpoints / "m").iterdir()] == ["1"]  # one number, kept
 
 

@@ -1,0 +1,114 @@
+"""Adopted jobs: synchronous requests that became jobs because the client's waiting time was over."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from api.batching.batch_sender import FailedError
+from api.batching.requests import PendingRequest
+from api.store_threads import StoreThreads
+from core.blobs import Blobs
+from core.broker.codec import pack
+from core.jobs.records import API_HOLDER_PREFIX, Job, SliceReport
+from core.jobs.store import JobStore
+from core.settings import Settings
+from core.storage import INSUFFICIENT_STORAGE, storage_problem
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 256 << 10
+"""A larger result, or larger inputs, go to the blob store."""
+
+_RETRY_S = 0.5
+
+
+class AdoptedJobs:
+    """The jobs of one API process, which holds their leases while its pending requests are computed.
+
+    If the process dies, the leases lapse and workers take the jobs over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        job_store: JobStore,
+        blobs: Blobs,
+        threads: StoreThreads,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._job_store = job_store
+        self._blobs = blobs
+        self._threads = threads
+        self._notify = notify
+        self._pending: dict[str, PendingRequest] = {}
+        self.holder = f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}"
+
+    def add(self, job: Job, pending: PendingRequest) -> None:
+        """Remember the pending request of a job."""
+        self._pending[job.id] = pending
+
+    def get(self, job_id: str) -> PendingRequest | None:
+        """Return the pending request of a job, if this process has adopted it."""
+        return self._pending.get(job_id)
+
+    def pop(self, job_id: str) -> PendingRequest | None:
+        """Return the pending request of a job and forget it."""
+        return self._pending.pop(job_id, None)
+
+    async def complete(self, job: Job, pending: PendingRequest) -> None:
+        """Wait for the result of a pending request and end its job, or leave it to a worker if there is no room."""
+        report = SliceReport(job.claim)
+        size_bytes = 0
+        blocked: dict[str, Any] | None = None
+        try:
+            data = pack(await pending.result)
+            report = SliceReport(job.claim, 0, pending.rows, data)
+            if len(data) > INLINE_BYTES:
+                size_bytes, key = len(data), f"jobs/{job.id}/1-0"
+                await self._threads.read(self._blobs.put, key, data)
+                report = SliceReport(job.claim, 0, pending.rows, blob_key=key)
+        except FailedError as error:
+            blocked = error.problem if error.problem["status"] == INSUFFICIENT_STORAGE else None
+            report = SliceReport(job.claim, problem=error.problem)
+        except OSError as error:
+            log.warning("result not stored", extra={"job": job.id, "reason": str(error)})
+            blocked = storage_problem(error)
+        except asyncio.CancelledError:
+            if not pending.result.cancelled():
+                raise  # this process stops
+            self.pop(job.id)
+            return
+        if blocked is None:
+            await self._write_until_done(job.id, self._job_store.record_slices, [report])
+        else:  # a worker runs it when there may be room
+            wait_s = self._settings.storage_wait_s
+            await self._write_until_done(job.id, self._job_store.defer, job.claim, blocked, wait_s, size_bytes)
+        self.pop(job.id)
+        self._notify(job.id)
+
+    async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
+        """Write the outcome of a job, and retry while the database cannot be written."""
+        while True:
+            try:
+                await self._threads.write(function, *args)
+            except sa.exc.OperationalError as error:
+                log.warning("database not written", extra={"job": job_id, "reason": str(error.orig)})
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    async def renew(self) -> None:
+        """Renew the leases and write the progress of all adopted jobs."""
+        if self._pending:
+            await self._threads.write(self._job_store.renew_leases, self.holder, self._settings.job_lease_s)
+            progress = {job_id: pending.progress for job_id, pending in self._pending.items() if pending.progress}
+            await self._threads.write(self._job_store.record_progress, self.holder, progress)
+
+    async def release(self) -> None:
+        """Leave all adopted jobs to workers."""
+        await self._threads.write(self._job_store.release, self.holder, "its holder stopped")

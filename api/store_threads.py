@@ -1,0 +1,29 @@
+"""Access to the job store from the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class StoreThreads:
+    """Threads for reads and one thread for writes, because SQLite has one writer at a time."""
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, "job-store-writer")
+        self._readers = ThreadPoolExecutor(4, "job-store-reader")
+
+    async def write(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function in the writer thread, after the writes that were requested before."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
+
+    async def read(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function in a reader thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
+
+    def shutdown(self) -> None:
+        """End the threads after their current calls."""
+        self._writer.shutdown()
+        self._readers.shutdown()

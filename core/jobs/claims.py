@@ -1,0 +1,230 @@
+"""Claims on jobs, and the writes of whoever holds one.
+
+A claim is a compare-and-set: it raises the job's fencing token and takes a lease. Each later write names the token and
+changes nothing once the job was claimed again, paused or ended. After a slice, an unfinished job returns to the end of
+the queue without a lease, so that jobs take turns.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from core.jobs import claim_order, transitions
+from core.jobs.database import JobDatabase
+from core.jobs.queries import JOB_COLUMNS, jobs_of, waiting
+from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
+from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks
+from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
+
+_MAX_DEFERRAL_S = 30.0
+"""Longest time between two attempts to store a result."""
+
+
+class JobClaims(JobDatabase):
+    """The part of the job store that workers use."""
+
+    def claim(
+        self,
+        holder: str,
+        lease_s: float,
+        limit: int = 1,
+        *,
+        kinds: Sequence[str] = (),
+        skip_owners: Collection[str] = (),
+        batch_rows: Callable[[Job], int] = lambda _job: SMALL_JOB_ROWS,
+    ) -> list[Job]:
+        """Claim the next job of these kinds, and with it small ones that can share its forward pass.
+
+        `kinds` belong to one queue; without any, the job is one for inference workers. Jobs of `skip_owners` are
+        left in the queue. At most `limit` jobs are claimed, with as many rows together as `batch_rows` allows for the
+        first of them.
+        """
+        claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
+        if skip_owners:
+            claimable &= jobs.c.owner.not_in(skip_owners)
+        queue = claim_order.queue_of(kinds[0] if kinds else "")
+        with self._transaction() as connection:
+            owner = claim_order.next_owner(connection, queue, claimable)
+            first = _lock_oldest(connection, claimable & (jobs.c.owner == owner)) if owner is not None else None
+            if first is None:
+                return []
+            batch = [first]
+            if limit > 1 and _is_small(first):
+                batch += _lock_similar(connection, claimable, first, limit - 1, batch_rows(first) - first.rows)
+            claimed = []
+            for job in batch:
+                change: dict[str, Any] = {
+                    "status": "running",
+                    "token": job.token + 1,
+                    "lease_holder": holder,
+                    "lease_until": time.time() + lease_s,
+                    "co_batched": len(batch) > 1,
+                    "started_at": job.started_at or time.time(),
+                }
+                unchanged = (jobs.c.id == job.id) & (jobs.c.token == job.token) & claimable
+                if connection.execute(jobs.update().where(unchanged).values(change)).rowcount:
+                    if job.status == "queued":
+                        transitions.append_events(connection, job.id, [Event("status", {"status": "running"})])
+                    claimed.append(replace(job, **change))
+            claim_order.record_claims(connection, queue, (job.owner for job in claimed))
+            return claimed
+
+    def is_held(self, claim: Claim) -> bool:
+        """Return whether a claim still holds: the job was not claimed again, paused or ended."""
+        with self.engine.connect() as connection:
+            return connection.scalar(sa.select(jobs.c.id).where(held_by(claim))) is not None
+
+    def append_events(
+        self,
+        claim: Claim,
+        new_events: Sequence[Event],
+        progress: float,
+        *,
+        reset_attempts: bool = False,
+        charge_attempt: bool = False,
+    ) -> bool:
+        """Add events to a claimed job and set its progress, 0 to 1; return whether the claim still held.
+
+        `reset_attempts` once the job is past what earlier attempts may have died of; `charge_attempt` for a failed one.
+        """
+        change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
+        if charge_attempt:
+            change["attempts"] = jobs.c.attempts + 1
+        with self._transaction() as connection:
+            if not connection.execute(jobs.update().where(held_by(claim)).values(change)).rowcount:
+                return False
+            transitions.append_events(connection, claim.job_id, new_events)
+            return True
+
+    def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
+        """Write the outcomes of slices in one transaction; return the ids of the jobs whose claim still held."""
+        recorded = []
+        with self._transaction() as connection:
+            for report in reports:
+                held = held_by(report.claim)
+                job = connection.execute(sa.select(jobs.c.rows, jobs.c.next_row).where(held)).first()
+                if job is not None:
+                    _record_slice(connection, report, job.rows, job.next_row)
+                    recorded.append(report.claim.job_id)
+        return recorded
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        problem: dict[str, Any] | None = None,
+        result: bytes | None = None,
+        version: str | None = None,
+    ) -> bool:
+        """End a claimed job with a problem or with its whole result; return whether the claim still held."""
+        held, job_id = held_by(claim), claim.job_id
+        with self._transaction() as connection:
+            if problem is not None:
+                return transitions.finish(connection, held, job_id, "failed", problem)
+            change: dict[str, Any] = {"progress": 1.0} | ({"version": version} if version else {})
+            if not transitions.finish(connection, held, job_id, "succeeded", **change):
+                return False
+            connection.execute(result_chunks.delete().where(result_chunks.c.job_id == job_id))
+            connection.execute(result_chunks.insert().values(job_id=job_id, first_row=0, data=result))
+            return True
+
+    def requeue(self, claim: Claim, reason: str) -> None:
+        """Return a claimed job to its queue, for others to claim at once."""
+        with self._transaction() as connection:
+            transitions.requeue(connection, held_by(claim), claim.job_id, reason)
+
+    def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
+        """Return a claimed job to its queue because its result cannot be stored; return whether the claim still held.
+
+        The job may be claimed again after a delay that grows with its wait, up to half a minute, and no attempt is
+        counted. After `max_wait_s` seconds it fails with `problem`. `size_bytes` is the size of the result.
+        """
+        now, held, job_id = time.time(), held_by(claim), claim.job_id
+        with self._transaction() as connection:
+            job = connection.execute(sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held)).first()
+            if job is None:
+                return False
+            since = job.blocked_since or now
+            if now - since >= max_wait_s:
+                return transitions.finish(connection, held, job_id, "failed", dict(problem))
+            change = {
+                "not_before": now + min(_MAX_DEFERRAL_S, max(1.0, now - since), max(0.0, since + max_wait_s - now)),
+                "blocked_since": since,
+                "blocked_reason": problem["detail"],
+                "blocked_bytes": size_bytes,
+            }
+            if job.blocked_reason != problem["detail"]:
+                return transitions.requeue(connection, held, job_id, problem["detail"], **change)
+            # the event is written once: a wait of an hour is no hundred events
+            change |= {"status": "queued", "token": claim.token + 1, **NO_LEASE}
+            return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
+
+
+def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
+    """Lock and return the job that has waited longest; each status by itself, in the order of the index."""
+    found: list[Job] = []
+    for status in ("queued", "running"):
+        query = sa.select(*JOB_COLUMNS).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
+        found += jobs_of(connection.execute(query.with_for_update(skip_locked=True)))
+    return min(found, key=lambda job: job.queued_at, default=None)
+
+
+def _is_small(job: Job) -> bool:
+    return job.rows <= SMALL_JOB_ROWS and job.next_row == 0 and job.continuation is None and not job.isolated
+
+
+def _lock_similar(
+    connection: Connection, claimable: sa.ColumnElement[bool], first: Job, limit: int, rows: int
+) -> list[Job]:
+    """Lock and return small jobs that can run with `first`: at most `limit`, with at most `rows` rows together."""
+    similar = (
+        jobs.c.status == "queued",
+        jobs.c.id != first.id,
+        jobs.c.model == first.model,
+        jobs.c.version == first.version,
+        jobs.c.method == first.method,
+        jobs.c.options == first.options,
+        jobs.c.rows <= SMALL_JOB_ROWS,
+        jobs.c.next_row == 0,
+        jobs.c.continuation.is_(None),
+        sa.not_(jobs.c.isolated),
+    )
+    query = sa.select(*JOB_COLUMNS).where(claimable, *similar).order_by(jobs.c.queued_at).limit(limit)
+    chosen = []
+    for job in jobs_of(connection.execute(query.with_for_update(skip_locked=True))):
+        rows -= job.rows
+        if rows < 0:
+            break
+        chosen.append(job)
+    return chosen
+
+
+def _record_slice(connection: Connection, report: SliceReport, rows: int, next_row: int) -> None:
+    """Write the outcome of a slice of a job with so many rows, of which those before `next_row` were done."""
+    held, job_id = held_by(report.claim), report.claim.job_id
+    if report.problem is not None:
+        transitions.finish(connection, held, job_id, "failed", report.problem)
+        return
+    if report.continuation is None:
+        chunk = {"first_row": report.first_row, "data": report.data, "blob_key": report.blob_key}
+        connection.execute(result_chunks.insert().values(job_id=job_id, **chunk))
+        next_row = report.first_row + report.rows
+    if next_row >= rows:
+        transitions.finish(connection, held, job_id, "succeeded", next_row=next_row, progress=1.0)
+        return
+    progress = round(min((next_row + report.continuation_progress * report.rows) / rows, 1.0), 4)
+    change = {
+        "next_row": next_row,
+        "continuation": report.continuation,
+        "progress": progress,
+        "attempts": 0,
+        "queued_at": time.time(),
+        **NO_LEASE,
+        **NOT_BLOCKED,
+    }
+    connection.execute(jobs.update().where(held).values(change))
+    transitions.append_events(connection, job_id, [Event("progress", {"progress": progress})])

@@ -1,0 +1,39 @@
+"""The database of the job store."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from core.jobs import schema_upgrade
+from core.transaction import transaction
+
+SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000")
+
+
+class JobDatabase:
+    """An opened database with the tables of this release."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database; create or upgrade its tables. Raises RuntimeError if a newer release made them."""
+        address = sa.make_url(url)
+        sqlite = address.get_backend_name() == "sqlite"
+        if sqlite and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": 15, "check_same_thread": False}} if sqlite else {}
+        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, **options)
+        if sqlite:
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+        with self._transaction() as connection:
+            schema_upgrade.upgrade(connection)
+
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return transaction(self.engine)
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where the code says so
+    for pragma in SQLITE_PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")

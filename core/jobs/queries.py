@@ -1,0 +1,117 @@
+"""Reads of the job store."""
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from core.jobs.database import JobDatabase
+from core.jobs.records import UNFINISHED, Event, Job, JobState, ResultChunk
+from core.jobs.schema import RUNS_INFERENCE, events, jobs, result_chunks
+
+IDS_PER_QUERY = 500
+
+JOB_COLUMNS = tuple(jobs.c)
+_LISTED_COLUMNS = tuple(column for column in jobs.c if column.key not in {"items", "continuation"})
+
+
+def waiting() -> sa.ColumnElement[bool]:
+    """Return the condition of jobs that nobody holds and that may be claimed now."""
+    # the condition on the status stands by itself, so that an index on it is used
+    free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
+    return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
+
+
+def jobs_of(rows: Iterable[Sequence[Any]], columns: Sequence[sa.Column[Any]] = JOB_COLUMNS) -> list[Job]:
+    """Return the records of rows that were selected with these columns."""
+    names = [column.key for column in columns]
+    return [Job(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+class JobQueries(JobDatabase):
+    """The reads of the job store."""
+
+    def get(self, job_id: str, owner: str | None = None) -> Job | None:
+        """Return a job, or None; with `owner`, only a job of that owner."""
+        query = sa.select(*JOB_COLUMNS).where(jobs.c.id == job_id)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        with self.engine.connect() as connection:
+            found = jobs_of(connection.execute(query))
+        return found[0] if found else None
+
+    def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
+        """Return jobs without their binary columns, newest first, starting after (older than) the id `after`."""
+        query = sa.select(*_LISTED_COLUMNS).order_by(jobs.c.id.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        if after:
+            query = query.where(jobs.c.id < after)
+        for name, value in filters.items():
+            query = query.where(jobs.c[name] == value)
+        with self.engine.connect() as connection:
+            return jobs_of(connection.execute(query), _LISTED_COLUMNS)
+
+    def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
+        """Return the states of jobs by id; ids without a job are left out."""
+        states = {}
+        with self.engine.connect() as connection:
+            for ids in _batches(job_ids):
+                query = sa.select(jobs.c.id, jobs.c.status, jobs.c.expired).where(jobs.c.id.in_(ids))
+                states.update({row.id: JobState(row.status, row.expired) for row in connection.execute(query)})
+        return states
+
+    def count_by_status(self) -> dict[str, int]:
+        """Return the numbers of queued and of running jobs."""
+        query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
+        with self.engine.connect() as connection:
+            return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
+
+    def count_claimable(self, older_than_s: float) -> int:
+        """Return how many jobs have been waiting for an inference worker for longer than this."""
+        overdue = jobs.c.queued_at < time.time() - older_than_s
+        query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
+        with self.engine.connect() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def unfinished_ids(self, *, model: str = "", version: str = "", kinds: Collection[str] = ()) -> list[str]:
+        """Return ids of unfinished jobs, at most 20; with arguments, only those of this model, version and kinds."""
+        query = sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED)).limit(20)
+        if model:
+            query = query.where(jobs.c.model == model)
+        if version:
+            query = query.where(jobs.c.version == version)
+        if kinds:
+            query = query.where(jobs.c.kind.in_(kinds))
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def result(self, job_id: str) -> list[ResultChunk]:
+        """Return the chunks of a job's result in row order."""
+        columns = (result_chunks.c.data, result_chunks.c.blob_key)
+        query = sa.select(*columns).where(result_chunks.c.job_id == job_id).order_by(result_chunks.c.first_row)
+        with self.engine.connect() as connection:
+            return [ResultChunk(data, blob_key) for data, blob_key in connection.execute(query)]
+
+    def events(self, job_id: str, after_seq: int = 0) -> list[Event]:
+        """Return the events of a job with a number above `after_seq`, in order."""
+        columns = (events.c.name, events.c.data, events.c.seq, events.c.at)
+        query = sa.select(*columns).where(events.c.job_id == job_id, events.c.seq > after_seq).order_by(events.c.seq)
+        with self.engine.connect() as connection:
+            return [Event(*row) for row in connection.execute(query)]
+
+    def last_event_numbers(self, job_ids: Collection[str]) -> dict[str, int]:
+        """Return the number of the last event of each job by id; ids without a job are left out."""
+        numbers: dict[str, int] = {}
+        with self.engine.connect() as connection:
+            for ids in _batches(job_ids):
+                query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).where(events.c.job_id.in_(ids))
+                numbers.update((job_id, seq) for job_id, seq in connection.execute(query.group_by(events.c.job_id)))
+        return numbers
+
+
+def _batches(job_ids: Collection[str]) -> Iterator[list[str]]:
+    ids = list(job_ids)
+    for start in range(0, len(ids), IDS_PER_QUERY):
+        yield ids[start : start + IDS_PER_QUERY]

@@ -1,0 +1,160 @@
+"""Records of the job store, as frozen dataclasses: what its tables hold, and what its callers pass."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+TRAINING = "training"
+AUXILIARY_KINDS = ("estimate", "import", "publication")
+"""Kinds of jobs that a training worker runs beside its training; each takes some seconds in a child process."""
+
+UNFINISHED = ("queued", "running", "paused")
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+API_HOLDER_PREFIX = "api-"
+"""Prefix of the names under which API processes hold leases. They do not run the job, so their death is no attempt."""
+
+SMALL_JOB_ROWS = 16
+"""Jobs of at most this many rows share a forward pass with similar jobs."""
+
+
+def new_id() -> str:
+    """Return a job id that sorts by time: 12 hex digits of milliseconds, then 16 random ones."""
+    return f"job_{int(time.time() * 1000):012x}{uuid4().hex[:16]}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A hold on a job: its id and the fencing token. A write with an older token changes nothing."""
+
+    job_id: str
+    token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row of the table `jobs`. Times are seconds since the epoch."""
+
+    id: str = field(default_factory=new_id)
+    kind: str
+    owner: str = ""
+    """Name of the API key that made the job; empty without keys."""
+    status: str = "queued"
+    model: str
+    version: str = ""
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    """What the client asked for, without pixels."""
+    request_id: str = ""
+    seed: int = 0
+    rows: int = 1
+    items: bytes | None = None
+    """The uploaded images, packed; None if there are none or they are in the blob store."""
+    items_blob: str | None = None
+    rows_per_image: int = 1
+    next_row: int = 0
+    continuation: bytes | None = None
+    """Packed state of an unfinished slice."""
+    progress: float = 0.0
+    """From 0 to 1."""
+    token: int = 0
+    lease_holder: str | None = None
+    lease_until: float | None = None
+    co_batched: bool = False
+    """Claimed together with other jobs."""
+    isolated: bool = False
+    """Must run alone, because the process of an earlier attempt died."""
+    attempts: int = 0
+    queued_at: float = field(default_factory=time.time)
+    """When it last became claimable; the oldest is claimed first."""
+    problem: dict[str, Any] | None = None
+    """Problem details (RFC 9457) of a failed job."""
+    created_at: float = field(default_factory=time.time)
+    started_at: float | None = None
+    finished_at: float | None = None
+    expired: bool = False
+    """Its result was removed."""
+    not_before: float | None = None
+    """When a job whose result could not be stored may be claimed again."""
+    blocked_since: float | None = None
+    blocked_reason: str | None = None
+    blocked_bytes: int | None = None
+
+    @property
+    def claim(self) -> Claim:
+        """The claim on a job that `JobStore.claim` returned."""
+        return Claim(self.id, self.token)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job succeeded, failed or was cancelled."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a job. The store numbers the events of each job from 1, without gaps."""
+
+    name: str
+    data: dict[str, Any]
+    seq: int = 0
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class ResultChunk:
+    """A part of a result: the packed fields themselves, or the key of the blob that holds them."""
+
+    data: bytes | None
+    blob_key: str | None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job's status, and whether its result was removed."""
+
+    status: str
+    expired: bool
+
+
+@dataclass(frozen=True)
+class SliceReport:
+    """What became of a claimed job in one slice.
+
+    `data` or `blob_key` is the result of rows [first_row, first_row + rows). Both are None for an unfinished slice,
+    which has a `continuation` and the fraction of its work that is done. A `problem` ends the job.
+    """
+
+    claim: Claim
+    first_row: int = 0
+    rows: int = 0
+    data: bytes | None = None
+    blob_key: str | None = None
+    continuation: bytes | None = None
+    continuation_progress: float = 0.0
+    problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """A client's name for a request to a route. The fingerprint is of the request's content."""
+
+    route: str
+    key: str
+    fingerprint: str
+    ttl_s: float
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """The outcome of an insert: the id of the new job, or of the one that was there before.
+
+    `fingerprint` is that of the first request under the idempotency key; `conflict` is the status of an unfinished job
+    that excludes this one.
+    """
+
+    job_id: str
+    fingerprint: str = ""
+    conflict: str = ""

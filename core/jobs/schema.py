@@ -1,0 +1,118 @@
+"""Tables of the job store."""
+
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from core.jobs.records import AUXILIARY_KINDS, TRAINING
+
+
+class Json(sa.types.TypeDecorator[dict[str, Any]]):
+    """A JSON object, stored as text. With sorted keys, equal objects have equal text and can be compared in SQL."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, *, sort_keys: bool = False) -> None:
+        super().__init__()
+        self.sort_keys = sort_keys
+
+    def process_bind_param(self, value: dict[str, Any] | None, _dialect: sa.Dialect) -> str | None:
+        """Return the text to be stored."""
+        options = orjson.OPT_SORT_KEYS if self.sort_keys else 0
+        return None if value is None else orjson.dumps(value, option=options).decode()
+
+    def process_result_value(self, value: str | None, _dialect: sa.Dialect) -> dict[str, Any] | None:
+        """Return the object of a stored text."""
+        return None if value is None else orjson.loads(value)
+
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("kind", sa.String(40), nullable=False),
+    sa.Column("owner", sa.String(80), nullable=False, default=""),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("model", sa.String(120), nullable=False),
+    sa.Column("version", sa.String(40), nullable=False),
+    sa.Column("method", sa.String(40), nullable=False),
+    sa.Column("options", Json(sort_keys=True), nullable=False),
+    sa.Column("request", Json(), nullable=False),
+    sa.Column("request_id", sa.String(120), nullable=False, default=""),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("items", sa.LargeBinary),
+    sa.Column("items_blob", sa.String(200)),
+    sa.Column("per", sa.Integer, key="rows_per_image", nullable=False, default=1),
+    sa.Column("next_row", sa.Integer, nullable=False, default=0),
+    sa.Column("state", sa.LargeBinary, key="continuation"),
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("token", sa.Integer, nullable=False, default=0),
+    sa.Column("lease_owner", sa.String(80), key="lease_holder"),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("shared", sa.Boolean, key="co_batched", nullable=False, default=False),
+    sa.Column("alone", sa.Boolean, key="isolated", nullable=False, default=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("turn", sa.Float, key="queued_at", nullable=False),
+    sa.Column("problem", Json()),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("expired", sa.Boolean, nullable=False, default=False),
+    sa.Column("not_before", sa.Float),
+    sa.Column("blocked_since", sa.Float),
+    sa.Column("blocked_reason", sa.Text),
+    sa.Column("blocked_bytes", sa.BigInteger),
+    sa.Index("jobs_turn", "status", "queued_at"),
+    sa.Index("jobs_owner_turn", "owner", "status", "queued_at"),
+    sa.Index("jobs_owner", "owner", "id"),
+    sa.Index("jobs_finished", "finished_at"),
+)
+
+result_chunks = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("first", sa.Integer, key="first_row", primary_key=True),
+    sa.Column("data", sa.LargeBinary),
+    sa.Column("blob", sa.String(200), key="blob_key"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job_id", sa.String(40), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("event", sa.String(40), key="name", nullable=False),
+    sa.Column("data", Json(), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("owner", sa.String(80), primary_key=True),
+    sa.Column("route", sa.String(120), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.String(40), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+claim_order = sa.Table(
+    "owner_turns",
+    metadata,
+    sa.Column("queue", sa.String(20), primary_key=True),
+    sa.Column("owner", sa.String(80), primary_key=True),
+    sa.Column("claimed_at", sa.Float, nullable=False),
+)
+"""When a job of each owner was last claimed from each queue."""
+
+about = sa.Table("about", metadata, sa.Column("schema_version", sa.Integer, nullable=False))
+
+RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
+"""Jobs of inference workers; the others are for training workers."""

@@ -1,0 +1,62 @@
+"""Changes of a job's status, each with its event, within the caller's transaction."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from core.jobs.records import Claim, Event
+from core.jobs.schema import events, jobs
+
+NO_LEASE = {"lease_holder": None, "lease_until": None}
+NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None, "blocked_bytes": None}
+
+
+def held_by(claim: Claim) -> sa.ColumnElement[bool]:
+    """Return the condition that a claim still holds; it guards each write of the claim's holder."""
+    return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
+
+
+def append_events(connection: Connection, job_id: str, new_events: Sequence[Event]) -> None:
+    """Add events to a job, numbered after its last one."""
+    last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
+    rows = [
+        {"job_id": job_id, "seq": seq, "name": event.name, "data": event.data, "at": time.time()}
+        for seq, event in enumerate(new_events, last + 1)
+    ]
+    if rows:
+        connection.execute(events.insert(), rows)
+
+
+def set_status(
+    connection: Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
+) -> bool:
+    """Set the status in `data` and end the lease, with `data` as the event; return whether the condition held."""
+    update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
+    if connection.execute(update).rowcount != 1:
+        return False
+    append_events(connection, job_id, [Event("status", data)])
+    return True
+
+
+def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
+    """Return a job to its queue and invalidate the claim on it; return whether the condition held."""
+    data = {"status": "queued", "reason": reason}
+    return set_status(connection, where, job_id, data, token=jobs.c.token + 1, **values)
+
+
+def finish(
+    connection: Connection,
+    where: sa.ColumnElement[bool],
+    job_id: str,
+    status: str,
+    problem: dict[str, Any] | None = None,
+    **values: Any,
+) -> bool:
+    """End a job, and drop what only a running one needs; return whether the condition held."""
+    data = {"status": status} | ({"problem": problem} if problem else {})
+    dropped = {"continuation": None, "items": None, **NOT_BLOCKED}
+    values = {"problem": problem or None, "finished_at": time.time(), **dropped, **values}
+    return set_status(connection, where, job_id, data, **values)
