@@ -19,7 +19,7 @@ from core.backup import BackupError, create, restore
 from core.blobs import Blobs
 from core.catalog.versions import FILE, Versions
 from core.datasets.store import Datasets
-from core.jobs.records import JobState, SliceReport, new_id
+from core.jobs.records import Job, JobState, SliceReport, new_id
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.core.jobs.test_store import LEASE_S, job
