@@ -159,6 +159,8 @@ def _copy_database(database: Path, target: Path) -> None:
         contextlib.closing(sqlite3.connect(target)) as copy,
     ):
         source.backup(copy)  # in one step: the service writes on into its log meanwhile
+    JobStore(f"sqlite:///{target.resolve()}").engine.dispose()  # migrates the copy of an older database
+    with contextlib.closing(sqlite3.connect(target)) as copy:
         copy.execute("PRAGMA journal_mode=DELETE")  # one file
         copy.commit()
 
@@ -182,7 +184,7 @@ class _Named:
 def _jobs(database: Path) -> list[_Named]:
     parts: dict[str, list[str]] = {}
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        for job_id, key in connection.execute("SELECT job_id, blob FROM parts WHERE blob IS NOT NULL"):
+        for job_id, key in connection.execute("SELECT job_id, blob_key FROM result_chunks WHERE blob_key IS NOT NULL"):
             parts.setdefault(job_id, []).append(key)
         rows = connection.execute("SELECT id, kind, status, expired, items_blob FROM jobs").fetchall()
     return [

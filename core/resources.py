@@ -12,24 +12,10 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from core.jobs.schema import resource_changes, resources
 from core.transaction import transaction
 
 Kind = Literal["dataset", "model"]
-
-_metadata = sa.MetaData()
-
-resources = sa.Table(
-    "resources",
-    _metadata,
-    sa.Column("kind", sa.String(12), primary_key=True),
-    sa.Column("name", sa.String(120), primary_key=True),
-    sa.Column("owner", sa.String(80), nullable=False),
-    sa.Column("shared", sa.Boolean, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-)
-
-changes = sa.Table("resource_changes", _metadata, sa.Column("count", sa.BigInteger, nullable=False))
-"""One row: how often `resources` was changed, so that other processes see cheaply whether it was."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +34,8 @@ class ResourceStore:
     """The owners of datasets and models, for any number of processes on one database."""
 
     def __init__(self, engine: Engine) -> None:
-        """Make the tables where they are missing."""
+        """Use the engine of an opened job store, which has made the tables."""
         self._engine = engine
-        with self._transaction() as connection:
-            _metadata.create_all(connection)
-            if connection.scalar(sa.select(changes.c.count)) is None:
-                connection.execute(changes.insert().values(count=0))
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         return transaction(self._engine)
@@ -61,7 +43,7 @@ class ResourceStore:
     def change_count(self) -> int:
         """Return another number after each change."""
         with self._engine.connect() as connection:
-            return int(connection.scalar(sa.select(changes.c.count)) or 0)
+            return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
         """Return every row, by kind and name."""
@@ -113,4 +95,4 @@ class ResourceStore:
 
 
 def _count(connection: Connection) -> None:
-    connection.execute(changes.update().values(count=changes.c.count + 1))
+    connection.execute(resource_changes.update().values(count=resource_changes.c.count + 1))

@@ -29,6 +29,7 @@ from redis.connection import parse_url
 from redis.exceptions import AuthorizationError
 from redis.retry import Retry
 
+from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
 
@@ -122,6 +123,8 @@ def check_database(chosen: Settings) -> None:
         ) from error
     try:
         JobStore(chosen.database).engine.dispose()
+    except NewerDatabaseError as error:
+        raise StartupError(f"the job database {name} {error}") from error
     except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise StartupError(

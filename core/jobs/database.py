@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.jobs import schema_upgrade
+from core.jobs.migrate import migrate
 from core.transaction import transaction
 
 SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000")
@@ -17,7 +17,7 @@ class JobDatabase:
     """An opened database with the tables of this release."""
 
     def __init__(self, url: str) -> None:
-        """Open the database; create or upgrade its tables. Raises RuntimeError if a newer release made them."""
+        """Open the database; create or upgrade its tables. Raises NewerDatabaseError."""
         address = sa.make_url(url)
         sqlite = address.get_backend_name() == "sqlite"
         if sqlite and address.database:
@@ -26,8 +26,7 @@ class JobDatabase:
         self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, **options)
         if sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
-        with self._transaction() as connection:
-            schema_upgrade.upgrade(connection)
+        migrate(self.engine)
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         return transaction(self.engine)

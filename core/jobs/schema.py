@@ -1,4 +1,4 @@
-"""Tables of the job store."""
+"""Tables of the job database. A change here needs a migration in `migrations/versions`."""
 
 from typing import Any
 
@@ -47,17 +47,17 @@ jobs = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("items", sa.LargeBinary),
     sa.Column("items_blob", sa.String(200)),
-    sa.Column("per", sa.Integer, key="rows_per_image", nullable=False, default=1),
+    sa.Column("rows_per_image", sa.Integer, nullable=False, default=1),
     sa.Column("next_row", sa.Integer, nullable=False, default=0),
-    sa.Column("state", sa.LargeBinary, key="continuation"),
+    sa.Column("continuation", sa.LargeBinary),
     sa.Column("progress", sa.Float, nullable=False, default=0.0),
     sa.Column("token", sa.Integer, nullable=False, default=0),
-    sa.Column("lease_owner", sa.String(80), key="lease_holder"),
+    sa.Column("lease_holder", sa.String(80)),
     sa.Column("lease_until", sa.Float),
-    sa.Column("shared", sa.Boolean, key="co_batched", nullable=False, default=False),
-    sa.Column("alone", sa.Boolean, key="isolated", nullable=False, default=False),
+    sa.Column("co_batched", sa.Boolean, nullable=False, default=False),
+    sa.Column("isolated", sa.Boolean, nullable=False, default=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("turn", sa.Float, key="queued_at", nullable=False),
+    sa.Column("queued_at", sa.Float, nullable=False),
     sa.Column("problem", Json()),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -67,19 +67,19 @@ jobs = sa.Table(
     sa.Column("blocked_since", sa.Float),
     sa.Column("blocked_reason", sa.Text),
     sa.Column("blocked_bytes", sa.BigInteger),
-    sa.Index("jobs_turn", "status", "queued_at"),
-    sa.Index("jobs_owner_turn", "owner", "status", "queued_at"),
+    sa.Index("jobs_status_queued_at", "status", "queued_at"),
+    sa.Index("jobs_owner_status_queued_at", "owner", "status", "queued_at"),
     sa.Index("jobs_owner", "owner", "id"),
     sa.Index("jobs_finished", "finished_at"),
 )
 
 result_chunks = sa.Table(
-    "parts",
+    "result_chunks",
     metadata,
     sa.Column("job_id", sa.String(40), primary_key=True),
-    sa.Column("first", sa.Integer, key="first_row", primary_key=True),
+    sa.Column("first_row", sa.Integer, primary_key=True),
     sa.Column("data", sa.LargeBinary),
-    sa.Column("blob", sa.String(200), key="blob_key"),
+    sa.Column("blob_key", sa.String(200)),
 )
 
 events = sa.Table(
@@ -87,7 +87,7 @@ events = sa.Table(
     metadata,
     sa.Column("job_id", sa.String(40), primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("event", sa.String(40), key="name", nullable=False),
+    sa.Column("name", sa.String(40), nullable=False),
     sa.Column("data", Json(), nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
@@ -104,7 +104,7 @@ idempotency_keys = sa.Table(
 )
 
 claim_order = sa.Table(
-    "owner_turns",
+    "claim_order",
     metadata,
     sa.Column("queue", sa.String(20), primary_key=True),
     sa.Column("owner", sa.String(80), primary_key=True),
@@ -112,7 +112,19 @@ claim_order = sa.Table(
 )
 """When a job of each owner was last claimed from each queue."""
 
-about = sa.Table("about", metadata, sa.Column("schema_version", sa.Integer, nullable=False))
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("kind", sa.String(12), primary_key=True),
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("owner", sa.String(80), nullable=False),
+    sa.Column("shared", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+"""Owners of datasets and models; see `core.resources`."""
+
+resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.BigInteger, nullable=False))
+"""One row: the number of changes to `resources`, by which other processes see cheaply that it has changed."""
 
 RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
 """Jobs of inference workers; the others are for training workers."""

@@ -1,0 +1,89 @@
+"""Migrations of the job database, at start and by any number of processes at once.
+
+A new database gets the tables of `core.jobs.schema` directly. An older one is migrated by Alembic in
+one transaction, so that a migration that fails or is killed changes nothing. Alembic is imported only
+then: a process that finds the newest revision reads one row.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from core.jobs.schema import metadata, resource_changes
+from core.transaction import transaction
+
+HEAD = "0002"
+"""The newest revision in `migrations/versions`."""
+
+_POSTGRESQL_LOCK = 0x72657665
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_alembic_version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+
+
+class NewerDatabaseError(RuntimeError):
+    """The database was made by a newer release."""
+
+
+def migrate(engine: Engine) -> None:
+    """Create the tables of a new database, or migrate an older one. Raises NewerDatabaseError."""
+    with engine.connect() as connection:
+        if _revision(connection) == HEAD:
+            return
+    with _lock(engine), transaction(engine) as connection:
+        revision = _revision(connection)
+        if revision == HEAD:
+            return  # another process has done it
+        if revision is None and not sa.inspect(connection).has_table("jobs"):
+            metadata.create_all(connection)
+            connection.execute(resource_changes.insert().values(count=0))
+            _alembic_version.create(connection)
+            connection.execute(_alembic_version.insert().values(version_num=HEAD))
+        else:
+            upgrade(connection)
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the migrations that a database lacks, in the caller's transaction."""
+    from alembic import command  # noqa: PLC0415 - it takes a good part of a second to import
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    """Return the revision of a database; None if it has none yet. Raises NewerDatabaseError."""
+    if not sa.inspect(connection).has_table(_alembic_version.name):
+        return None
+    revision: str | None = connection.scalar(sa.select(_alembic_version.c.version_num))
+    if revision is not None and revision > HEAD:
+        raise NewerDatabaseError(
+            f"was made by a newer release (schema {revision}, this release has {HEAD}); start that release, or restore "
+            "a backup that this one has made"
+        )
+    return revision
+
+
+@contextmanager
+def _lock(engine: Engine) -> Iterator[None]:
+    """Let one process at a time change the schema."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_POSTGRESQL_LOCK)))
+            try:
+                yield
+            finally:
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(_POSTGRESQL_LOCK)))
+    elif engine.url.database:
+        database = Path(engine.url.database)
+        with database.with_name(f".{database.name}.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    else:
+        yield

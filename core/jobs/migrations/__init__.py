@@ -1,0 +1,1 @@
+"""Alembic migrations of the job database. `core.jobs.migrate` runs them."""

@@ -1,0 +1,13 @@
+"""Alembic's environment: runs the migrations on the connection that `core.jobs.migrate` has opened."""
+
+from alembic import context
+
+from core.jobs.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,187 @@
+"""New, older and newer databases, opened by one process or by several at once."""
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from core.jobs import migrate
+from core.jobs.migrate import HEAD, NewerDatabaseError
+from core.jobs.records import TRAINING, IdempotencyKey, Insertion, JobState, ResultChunk, SliceReport
+from core.jobs.schema import metadata
+from core.jobs.store import JobStore
+from core.resources import Ownership, ResourceStore
+from core.settings import Settings
+from core.startup import StartupError, check_database
+from core.transaction import transaction
+
+DUMPS = Path(__file__).parent / "databases"
+"""Databases as the code of two earlier releases made them, with jobs in every state."""
+
+FIRST, LAST = "first_release.sql", "release_before_migrations.sql"
+LEASE_S = 30.0
+
+
+def job_id(number: int) -> str:
+    """Return the id of a job in the dumps."""
+    return f"job_{1_700_000_000_000 + number:012x}{number:016x}"
+
+
+def load(dump: str, file: Path) -> str:
+    """Make a database from a dump; return its URL."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript((DUMPS / dump).read_text())
+    return f"sqlite:///{file}"
+
+
+def tables(file: Path) -> set[str]:
+    """Return the names of a database's tables."""
+    with closing(sqlite3.connect(file)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def differences(job_store: JobStore) -> list[object]:
+    """Return what differs between a database and the tables of the code."""
+    with job_store.engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+
+@pytest.mark.parametrize("dump", [FIRST, LAST])
+def test_jobs_of_an_earlier_release_are_served(tmp_path: Path, dump: str) -> None:
+    """Waiting, interrupted and unfinished jobs are claimed; ended ones keep results, problems and keys."""
+    job_store = JobStore(load(dump, tmp_path / "jobs.sqlite3"))
+    assert differences(job_store) == []
+    assert job_store.reap(3) == [job_id(3), job_id(5)]  # their workers are gone
+    lost = job_store.get(job_id(5))
+    assert lost is not None
+    assert (lost.status, (lost.problem or {})["title"]) == ("failed", "Worker lost")
+    if dump == LAST:
+        deferred = job_store.get(job_id(14))
+        assert deferred is not None
+        assert (deferred.status, deferred.blocked_reason, deferred.blocked_bytes) == ("queued", "no room", 1000)
+        ownership = ResourceStore(job_store.engine).all()["model", "mine"]
+        assert (ownership.owner, ownership.shared) == ("ann", True)
+    claimed = [job for _ in range(9) for job in job_store.claim("w", LEASE_S, 32)]
+    assert {job.id for job in claimed} - {job_id(14)} == {job_id(number) for number in (1, 2, 3, 4, 13)}
+    by_id = {job.id: job for job in claimed}
+    encodings, unfinished = by_id[job_id(2)], by_id[job_id(4)]
+    assert (encodings.items, encodings.rows_per_image, encodings.owner) == (b"\x81\xa6images", 2, "bob")
+    assert (unfinished.next_row, unfinished.continuation, unfinished.progress) == (4, b"\x80", 0.5)
+    assert list(encodings.request.items()) == [("model", "vae-mnist"), ("count", 2)]
+    assert by_id[job_id(3)].isolated
+    report = SliceReport(encodings.claim, 0, encodings.rows, b"done")
+    assert job_store.record_slices([report]) == [encodings.id]
+    assert job_store.result(encodings.id) == [ResultChunk(b"done", None)]
+    assert [event.data["status"] for event in job_store.events(encodings.id)] == ["queued", "running", "succeeded"]
+
+    assert job_store.result(job_id(9)) == [ResultChunk(b"inline", None)]
+    assert job_store.result(job_id(10)) == [ResultChunk(None, f"jobs/{job_id(10)}/3-0")]
+    failed = job_store.get(job_id(11))
+    assert failed is not None
+    assert failed.problem == {"type": "about:blank", "title": "Bad", "status": 422, "detail": "no such digit"}
+    assert job_store.states([job_id(12)]) == {job_id(12): JobState("cancelled", expired=False)}
+    key = IdempotencyKey("POST /v1/samples", "a key", "other", 1e12)
+    assert job_store.insert(by_id[job_id(13)], idempotency_key=key) == Insertion(job_id(13), "f" * 64)
+
+    (training,) = job_store.claim("t", LEASE_S, kinds=(TRAINING,))
+    assert training.id == job_id(7)
+    assert job_store.resume(job_id(6))
+    (training,) = job_store.claim("t", LEASE_S, kinds=(TRAINING,))
+    assert list(training.request["recipe"]) == ["z", "a"]
+    assert [job.id for job in job_store.claim("t", LEASE_S, kinds=("estimate", "import"))] == [job_id(8)]
+    job_store.engine.dispose()
+
+
+def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
+    """From nothing as well, and up to the revision that new databases are marked with."""
+    assert ScriptDirectory(str(Path(migrate.__file__).parent / "migrations")).get_heads() == [HEAD]
+    new = JobStore(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    assert differences(new) == []
+    ResourceStore(new.engine).claim("model", "m", "ann", shared=None)
+    assert ResourceStore(new.engine).change_count() == 1
+    new.engine.dispose()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+    with transaction(engine) as connection:
+        migrate.upgrade(connection)
+    engine.dispose()
+    migrated = JobStore(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+    assert differences(migrated) == []
+    assert ResourceStore(migrated.engine).claim("model", "m", "ann", shared=True) == Ownership(
+        "ann", shared=True, created_at=ResourceStore(migrated.engine).all()["model", "m"].created_at
+    )
+    migrated.engine.dispose()
+
+
+def test_a_database_of_a_newer_release_stops_the_start(tmp_path: Path) -> None:
+    """With one sentence, and it is not written to."""
+    settings = Settings(state=tmp_path)
+    job_store = JobStore(settings.database)
+    with job_store.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    job_store.engine.dispose()
+    with pytest.raises(NewerDatabaseError, match="9999"):
+        JobStore(settings.database)
+    with pytest.raises(StartupError, match="was made by a newer release") as refused:
+        check_database(settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """It is one transaction: the release before goes on with the database, and a later start migrates it."""
+    file = tmp_path / "jobs.sqlite3"
+    url = load(LAST, file)
+    before = tables(file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE result_chunks (in_the_way INTEGER)")
+    with pytest.raises(sa.exc.OperationalError, match="result_chunks"):
+        JobStore(url)
+    assert tables(file) == before | {"result_chunks"}
+    with closing(sqlite3.connect(file)) as connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(jobs)")}
+        connection.execute("DROP TABLE result_chunks")
+    assert {"turn", "alone", "per"} <= columns
+    assert JobStore(url).get(job_id(1)) is not None
+
+
+def open_and_close(url: str) -> None:
+    """Open a database in another process."""
+    JobStore(url).engine.dispose()
+
+
+def test_four_processes_open_one_database(tmp_path: Path) -> None:
+    """Empty or of an earlier release, it is made or migrated once, and nobody meets an error."""
+    urls = [f"sqlite:///{tmp_path / f'new{number}.sqlite3'}" for number in range(20)]
+    urls += [load(dump, tmp_path / f"{number}{dump}.sqlite3") for dump in (FIRST, LAST) for number in range(5)]
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        for url in urls:
+            pool.map(open_and_close, [url] * 4, chunksize=1)
+    for url in urls:
+        job_store = JobStore(url)
+        assert differences(job_store) == []
+        assert ResourceStore(job_store.engine).change_count() == 0 or LAST in url
+        job_store.engine.dispose()
+
+
+def test_alembic_is_imported_for_older_databases_alone(tmp_path: Path) -> None:
+    """It takes a good part of a second, which a start on a new or a current database does not spend."""
+    program = (
+        "import sys\n"
+        "from core.jobs.store import JobStore\n"
+        "for _ in range(2): JobStore(sys.argv[1])\n"
+        "print('alembic' in sys.modules)\n"
+    )
+    new, old = f"sqlite:///{tmp_path / 'new.sqlite3'}", load(FIRST, tmp_path / "old.sqlite3")
+    printed = [
+        subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True).stdout.strip()
+        for url in (new, old)
+    ]
+    assert printed == ["False", "True"]
