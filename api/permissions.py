@@ -15,7 +15,7 @@ from api.auth import Caller
 from api.errors import ConflictError, ForbiddenError, InvalidError
 from core.catalog.registry import ModelVersion, Registry
 from core.datasets.store import Datasets
-from core.resources import NOBODYS, Kind, Ownership, ResourceStore
+from core.resources import UNOWNED, Kind, Ownership, ResourceStore
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Permissions:
 
     def ownership(self, kind: Kind, name: str) -> Ownership:
         """Return whose something is."""
-        return self._owned.get((kind, name), NOBODYS)
+        return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:
         """Return the names that an owner has."""

@@ -1,7 +1,7 @@
-"""Who owns datasets and models, and which of them are shared: a table in the database of jobs.
+"""Owners of datasets and models: a table in the job database.
 
-What has no row is nobody's: shipped checkpoints, and what was made before keys were used or without them. It is shared,
-and only an administrator may change it. A version belongs to the owner of its model.
+A dataset or model without a row has no owner: shipped checkpoints, and what was made without API
+keys. It is shared, and only an administrator may change it. A version has the owner of its model.
 """
 
 import time
@@ -20,14 +20,14 @@ Kind = Literal["dataset", "model"]
 
 @dataclass(frozen=True)
 class Ownership:
-    """Whose a dataset or model is, None for nobody's, and whether everybody may use it."""
+    """The owner of a dataset or model, if it has one, and whether every key may use it."""
 
     owner: str | None
     shared: bool
     created_at: float = 0.0
 
 
-NOBODYS = Ownership(None, shared=True)
+UNOWNED = Ownership(None, shared=True)
 
 
 class ResourceStore:
@@ -41,7 +41,7 @@ class ResourceStore:
         return transaction(self._engine)
 
     def change_count(self) -> int:
-        """Return another number after each change."""
+        """Return a number that changes with each write."""
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
@@ -54,10 +54,10 @@ class ResourceStore:
     def claim(
         self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
     ) -> Ownership:
-        """Make `owner` the owner of a name that nobody owns, and return whose it is then, theirs or another's.
+        """Make `owner` the owner of a name without one; return the ownership that holds then.
 
-        `shared` None is private for a new name and leaves an old one as it is. A row made before `vacant_before`, in
-        seconds since the epoch, stands for nothing any more and is taken over.
+        With `shared` None, a new name is private and an existing one stays as it is. A row that was
+        created before `vacant_before` (seconds since the epoch) is obsolete and is taken over.
         """
         here = (resources.c.kind == kind) & (resources.c.name == name)
         made = Ownership(owner, bool(shared), time.time())
@@ -75,24 +75,24 @@ class ResourceStore:
                 connection.execute(resources.update().where(here).values(**values))
             else:
                 return Ownership(found.owner, found.shared, found.created_at)
-            _count(connection)
+            _count_change(connection)
             return made
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
-        """Set whether everybody may use it; return whether it has an owner at all."""
+        """Set whether every key may use a dataset or model; return whether it has an owner."""
         here = (resources.c.kind == kind) & (resources.c.name == name)
         with self._transaction() as connection:
             changed = connection.execute(resources.update().where(here).values(shared=shared)).rowcount
-            _count(connection)
+            _count_change(connection)
             return changed > 0
 
     def release(self, kind: Kind, name: str) -> None:
-        """Forget the owner of what was deleted."""
+        """Remove the owner of a deleted dataset or model."""
         with self._transaction() as connection:
             here = (resources.c.kind == kind) & (resources.c.name == name)
             if connection.execute(resources.delete().where(here)).rowcount:
-                _count(connection)
+                _count_change(connection)
 
 
-def _count(connection: Connection) -> None:
+def _count_change(connection: Connection) -> None:
     connection.execute(resource_changes.update().values(count=resource_changes.c.count + 1))

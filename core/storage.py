@@ -1,4 +1,4 @@
-"""Storage faults: which errors say that a disk is full, and how a job or a request reports one."""
+"""Storage errors: which of them mean that a disk is full, and how clients are told."""
 
 import errno
 import sqlite3
@@ -10,14 +10,14 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of a full disk, a full quota and a file at its size limit."""
 
 INSUFFICIENT_STORAGE = 507
-"""HTTP status (RFC 4918) of a result or an upload that there is no room for."""
+"""HTTP status (RFC 4918) of a result or upload that does not fit on the disk."""
 
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRESQL_DISK_FULL = "53100"
 
 
 def lacks_space(error: BaseException) -> bool:
-    """Return whether an error of a file, of a blob store or of a database says that there is no room left."""
+    """Return whether an error of a file, blob store or database means that no space is left."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     if isinstance(error, sqlalchemy.exc.DBAPIError):
@@ -29,14 +29,14 @@ def lacks_space(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the system's own words for a storage fault, without paths of this machine."""
+    """Return the operating system's or database's message, without local paths."""
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return str(error.orig)
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def storage_problem(error: BaseException, what: str = "the result was computed, but") -> dict[str, Any]:
-    """Return the problem details of something that cannot be stored: 507 where there is no room, 503 otherwise."""
+    """Return problem details for something that cannot be stored: status 507 if no space is left, else 503."""
     if lacks_space(error):
         detail = f"{what} the store has no room for it ({reason_of(error)}); delete ended jobs, or try again later"
         return {"type": "about:blank", "title": "Disk full", "status": INSUFFICIENT_STORAGE, "detail": detail}

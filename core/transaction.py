@@ -1,4 +1,4 @@
-"""Write transactions on the database of jobs and owners."""
+"""Write transactions of the job database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from sqlalchemy import Connection, Engine
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection in a write transaction: committed at the end, rolled back if anything is raised.
+    """Yield a connection in a write transaction, which is rolled back if the block raises.
 
-    SQLite takes its write lock at the beginning, so that what is read cannot change before it is written.
+    On SQLite the transaction takes the write lock at its start, so that no other process can change
+    what it has read.
     """
     with engine.connect() as connection:
         if connection.dialect.name == "sqlite":

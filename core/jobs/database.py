@@ -10,8 +10,6 @@ from sqlalchemy.engine import Connection
 from core.jobs.migrate import migrate
 from core.transaction import transaction
 
-SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000")
-
 
 class JobDatabase:
     """An opened database with the tables of this release."""
@@ -34,5 +32,5 @@ class JobDatabase:
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where the code says so
-    for pragma in SQLITE_PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA busy_timeout=15000")

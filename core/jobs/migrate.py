@@ -30,20 +30,23 @@ class NewerDatabaseError(RuntimeError):
 
 def migrate(engine: Engine) -> None:
     """Create the tables of a new database, or migrate an older one. Raises NewerDatabaseError."""
-    with engine.connect() as connection:
-        if _revision(connection) == HEAD:
-            return
-    with _lock(engine), transaction(engine) as connection:
-        revision = _revision(connection)
+    with _lock(engine):
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                # stays in the file; SQLite waits for no other process here, which is one reason for the lock
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            revision = _revision(connection)
+            new = not sa.inspect(connection).has_table("jobs")
         if revision == HEAD:
-            return  # another process has done it
-        if revision is None and not sa.inspect(connection).has_table("jobs"):
-            metadata.create_all(connection)
-            connection.execute(resource_changes.insert().values(count=0))
-            _alembic_version.create(connection)
-            connection.execute(_alembic_version.insert().values(version_num=HEAD))
-        else:
-            upgrade(connection)
+            return
+        with transaction(engine) as connection:
+            if new:
+                metadata.create_all(connection)
+                connection.execute(resource_changes.insert().values(count=0))
+                _alembic_version.create(connection)
+                connection.execute(_alembic_version.insert().values(version_num=HEAD))
+            else:
+                upgrade(connection)
 
 
 def upgrade(connection: Connection) -> None:
@@ -82,7 +85,7 @@ def _lock(engine: Engine) -> Iterator[None]:
                 connection.execute(sa.select(sa.func.pg_advisory_unlock(_POSTGRESQL_LOCK)))
     elif engine.url.database:
         database = Path(engine.url.database)
-        with database.with_name(f".{database.name}.lock").open("wb") as file:
+        with database.with_name(f".{database.name}.lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:

@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 from api import permissions
+from core.jobs.schema import resources
 from core.jobs.store import JobStore
-from core.resources import NOBODYS, ResourceStore, resources
+from core.resources import UNOWNED, ResourceStore
 from core.settings import Settings
 from tests.api.callers import application, chosen, key_file, key_line
 from tests.api.routes.test_versions import SHIPPED, carded
@@ -350,5 +351,5 @@ def test_a_name_has_one_owner(tmp_path: Path) -> None:
     assert set(store.all()) == {("dataset", "m")}
     assert store.share("dataset", "m", shared=True)
     assert not store.share("dataset", "nothing", shared=True)
-    assert NOBODYS.shared
+    assert UNOWNED.shared
     shutil.rmtree(tmp_path)

@@ -129,7 +129,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
         TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
     ):
         trainer.train(job)
-    told = [event["data"] for event in trainer.context.job_store.events(job.id) if event.name == "message"]
+    told = [str(event.data) for event in trainer.context.job_store.events(job.id) if event.name == "message"]
     assert sum("started again" in one for one in told) == 2
 
 
