@@ -53,6 +53,22 @@ def test_links_to_headings_lead_somewhere(root: Path) -> None:
     assert [link for link in links if link[1] not in pages[link[0]]] == []
 
 
+def test_architecture_names_what_exists(root: Path) -> None:
+    """Each file and folder, class and method that the page names is in the code."""
+    page = (root / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([^`\s]+)`", page))
+    paths = {name for name in named if re.fullmatch(r"(api|core|workers|models|reverie)/[\w/.]*", name)}
+    assert [path for path in paths if not (root / path).exists()] == []
+    code = "\n".join(
+        file.read_text() for part in ("api", "core", "workers", "models") for file in (root / part).rglob("*.py")
+    )
+    identifiers = {name for name in named if re.fullmatch(r"[A-Z][A-Za-z]+(\.\w+)?|_?[a-z]+_\w+", name)}
+    names = {part for name in identifiers for part in name.split(".")}
+    names -= {"http_protocol", "worker_monitor", "batch_sender", "model_cache"}  # modules, listed by folder
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"(class|def) {name}\b", code)] == []
+
+
 def headings(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
