@@ -1,4 +1,4 @@
-"""The command `reverie`, run as people run it, on a real service."""
+"""The command `reverie` against a real service."""
 
 from __future__ import annotations
 
@@ -29,44 +29,46 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(stack: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in an empty folder; answers its exit status and what it wrote to both outputs."""
+    """Return a function that runs a command in an empty folder and returns exit status, standard
+    output and standard error.
+    """
     monkeypatch.setenv("REVERIE_URL", stack.url)
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
             main(words)
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
 
     return command
 
 
 def lines(text: str) -> list[list[str]]:
-    """The words of each line."""
+    """Return the words of each line."""
     return [line.split() for line in text.splitlines()]
 
 
 def test_it_is_installed_and_runs_as_a_module(stack: Stack) -> None:
-    """`reverie` and `python -m reverie` are the same, and need nothing of the service's own packages."""
+    """`reverie` and `python -m reverie` are the same, and import nothing of the service."""
     environment = {**os.environ, "REVERIE_URL": stack.url}
     module = subprocess.run(
         [sys.executable, "-m", "reverie", "models"], cwd=ROOT, env=environment, capture_output=True, check=True
     )
     script = Path(sys.executable).with_name("reverie")
-    said = subprocess.run([script, "models"], env=environment, capture_output=True, check=True)
-    assert said.stdout == module.stdout
+    process = subprocess.run([script, "models"], env=environment, capture_output=True, check=True)
+    assert process.stdout == module.stdout
     program = "import sys, reverie.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'workers')))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_it_says_its_version(run: Run) -> None:
-    """Without asking the service."""
+def test_it_prints_its_version(run: Run) -> None:
+    """Without a request."""
     assert run("--version") == (0, f"reverie {__version__}\n", "")
 
 
 def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
-    """A grid under the model's name, and a line with what made it and the seed to make it again."""
+    """It saves a grid under the model's name and prints the model and the seed."""
     status, out, _ = run("sample", f"{MODEL}@1", "-n", "4", "--seed", "3", "--set", "output=draws")
     assert status == 0
     assert out.startswith(f"{MODEL}.png: 4 samples of {MODEL}@1, seed 3")
@@ -79,19 +81,19 @@ def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
     assert run("sample", MODEL, "-o", "five.gif")[0] == 1
 
 
-def test_sample_may_go_to_standard_output(stack: Stack, tmp_path: Path) -> None:
-    """Bytes of the picture and nothing else, for the next program."""
-    said = subprocess.run(
+def test_sample_can_write_to_standard_output(stack: Stack, tmp_path: Path) -> None:
+    """The bytes of the picture and nothing else."""
+    process = subprocess.run(
         [sys.executable, "-m", "reverie", "--url", stack.url, "sample", MODEL, "-n", "1", "-o", "-"],
         cwd=ROOT,
         capture_output=True,
         check=True,
     )
-    assert opened(said.stdout).shape == (28, 28)
+    assert opened(process.stdout).shape == (28, 28)
 
 
 def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
-    """A picture of any size, in the form of the answer's name; what the model cannot is refused in its words."""
+    """The suffix chooses the format; an unknown method is rejected by the service."""
     small = np.arange(37 * 50 * 3, dtype=np.uint8).reshape(3, 37, 50)
     (tmp_path / "small.png").write_bytes(png(small))
     status, out, err = run("upscale", "small.png", "--scale", "3", "--model", ENLARGE, "--seed", "1")
@@ -109,7 +111,7 @@ def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
 
 
 def test_models_are_listed_and_shown(run: Run) -> None:
-    """A line a model; a card with operations, options and figures; JSON where it is asked for."""
+    """One line per model; the card with operations, options and figures; JSON with --json."""
     status, out, _ = run("models")
     assert status == 0
     assert lines(out)[0][:2] == ["MODEL", "ACTIVE"]
@@ -121,8 +123,8 @@ def test_models_are_listed_and_shown(run: Run) -> None:
     assert {FAULTY, TINY, MODEL} <= {model["name"] for model in json.loads(out)}
 
 
-def test_versions_are_exported_imported_and_switched(run: Run, tmp_path: Path) -> None:
-    """Another version comes in, serves when it is told to, and goes back to the first by the same command."""
+def test_versions_are_exported_imported_and_activated(run: Run, tmp_path: Path) -> None:
+    """An imported version is activated, and then the first one again."""
     status, out, _ = run("models", "export", f"{TINY}@1")
     file = tmp_path / f"{TINY}-1.safetensors"
     assert status == 0
@@ -142,7 +144,7 @@ def test_versions_are_exported_imported_and_switched(run: Run, tmp_path: Path) -
 
 
 def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
-    """Under the file's name, unless another is given."""
+    """The file's name is the default name."""
     with zipfile.ZipFile(tmp_path / "bars.zip", "w") as archive:
         for number in range(20):
             pixels = np.zeros((1, 8, 8), np.uint8)
@@ -161,8 +163,8 @@ def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
     assert "mnist" in err
 
 
-def test_a_version_and_a_model_are_deleted(run: Run, tmp_path: Path) -> None:
-    """One that does not serve, or all of a model; what ships and what serves is refused."""
+def test_an_inactive_version_is_deleted(run: Run, tmp_path: Path) -> None:
+    """Active versions, shipped ones and shipped models are not."""
     file = tmp_path / "tiny.safetensors"
     assert run("models", "export", TINY, "-o", file.name)[0] == 0
     data = bytearray(file.read_bytes())
@@ -175,8 +177,8 @@ def test_a_version_and_a_model_are_deleted(run: Run, tmp_path: Path) -> None:
         assert run("models", "delete", ref)[0] == 1
 
 
-def test_who_one_is(run: Run) -> None:
-    """Without keys nobody in particular, who may do everything; sharing needs an owner to have an effect."""
+def test_me_shows_the_caller(run: Run) -> None:
+    """Without keys the caller has no name and all roles; making a model private needs keys."""
     status, out, _ = run("me")
     assert status == 0
     assert out.startswith("no key: read, run, train, admin")
@@ -186,8 +188,8 @@ def test_who_one_is(run: Run) -> None:
     assert run("datasets", "share", "nothing")[0] == 1
 
 
-def test_jobs_are_watched_fetched_and_ended(run: Run, stack: Stack, tmp_path: Path) -> None:
-    """List, watch to the end, save the result, delete; a running one can be cancelled."""
+def test_jobs_are_watched_saved_cancelled_and_deleted(run: Run, stack: Stack, tmp_path: Path) -> None:
+    """A finished and a running job."""
     from reverie.client import Client
 
     with Client(stack.url) as reverie:
@@ -211,8 +213,8 @@ SHORT = ["--set", "training.epochs=2", "--set", "training.batch_size=10"]
 
 
 @pytest.fixture
-def learnable(run: Run, tmp_path: Path) -> str:
-    """A dataset to learn from."""
+def dataset(run: Run, tmp_path: Path) -> str:
+    """Upload a dataset to train on and return its name."""
     random = np.random.default_rng(0)
     with zipfile.ZipFile(tmp_path / "cli-digits.zip", "w") as archive:
         for number in range(40):
@@ -221,32 +223,32 @@ def learnable(run: Run, tmp_path: Path) -> str:
     return "cli-digits"
 
 
-def test_a_training_is_followed_to_its_version(run: Run, learnable: str, tmp_path: Path) -> None:
-    """A line an epoch, then the version, whether it serves, and its figures; samples come from it."""
+def test_a_training_is_followed_until_it_ends(run: Run, dataset: str, tmp_path: Path) -> None:
+    """It prints a line per epoch, then the version, whether it is active, and its figures."""
     status, out, err = run("train", *TRAIN, *SHORT, "--name", "cli-vae", "--seed", "7", "--follow")
     assert status == 0
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [
         ["epoch", "1"],
         ["epoch", "2"],
     ]
-    told = lines(out)
-    assert told[0][1] == "succeeded"
-    assert told[1] == ["cli-vae@1", "is", "active"]
-    assert told[3][0] == "nll"
+    printed = lines(out)
+    assert printed[0][1] == "succeeded"
+    assert printed[1] == ["cli-vae@1", "is", "active"]
+    assert printed[3][0] == "nll"
     assert run("sample", "cli-vae", "-n", "1", "-o", "a.png")[0] == 0
     assert opened((tmp_path / "a.png").read_bytes()).shape == (8, 8)
-    assert run("jobs", "curves", told[0][0], "-o", "curves.png")[0] == 0
+    assert run("jobs", "curves", printed[0][0], "-o", "curves.png")[0] == 0
     assert opened((tmp_path / "curves.png").read_bytes()).ndim >= 2
-    status, _, err = run("jobs", "result", told[0][0], "-o", "result.png")
+    status, _, err = run("jobs", "result", printed[0][0], "-o", "result.png")
     assert status == 1
     assert "application/json" in err
     assert not (tmp_path / "result.png").exists()
-    assert run("jobs", "result", told[0][0])[0] == 0
-    assert json.loads((tmp_path / f"{told[0][0]}.json").read_text())["version"] == "1"
+    assert run("jobs", "result", printed[0][0])[0] == 0
+    assert json.loads((tmp_path / f"{printed[0][0]}.json").read_text())["version"] == "1"
 
 
-def test_a_training_goes_on_without_its_watcher(run: Run, learnable: str, stack: Stack) -> None:
-    """Ctrl-C ends the watching alone, and says how to watch again."""
+def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack) -> None:
+    """Ctrl-C stops watching only, and prints how to watch again."""
     words = [sys.executable, "-m", "reverie", "--url", stack.url, "train", *TRAIN, "--name", "cli-long", "--follow"]
     long = ["--set", "training.epochs=100000", "--set", "training.batch_size=10"]
     # a background shell, as CI may have, starts its commands deaf to Ctrl-C
@@ -271,8 +273,8 @@ def test_a_training_goes_on_without_its_watcher(run: Run, learnable: str, stack:
     assert run("jobs", "cancel", training)[1] == f"{training} cancelled\n"
 
 
-def test_what_can_be_trained_and_what_it_would_take_is_told(run: Run, learnable: str) -> None:
-    """Every option with its default; parameters, memory and time without a training."""
+def test_families_and_dry_runs_are_printed(run: Run, dataset: str) -> None:
+    """Every option with its default; parameters, memory and time of a dry run."""
     _, out, _ = run("families")
     assert ["vae", "training.epochs"] in [line[:2] for line in lines(out)]
     status, out, _ = run("train", *TRAIN, *SHORT, "--dry-run")
@@ -283,8 +285,8 @@ def test_what_can_be_trained_and_what_it_would_take_is_told(run: Run, learnable:
     assert "recipe.training.epochs" in err
 
 
-def test_what_was_refused_is_said_on_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what would work; exit status 1, and 2 for a command that makes no sense."""
+def test_errors_are_printed_on_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit status 1 for errors, 2 for wrong usage."""
     status, out, err = run("sample", "gan")
     assert (status, out) == (1, "")
     assert MODEL in err
@@ -303,13 +305,13 @@ def test_what_was_refused_is_said_on_standard_error(run: Run, monkeypatch: pytes
     assert url in err
 
 
-def test_settings_are_json_or_words_at_their_place() -> None:
+def test_options_are_json_or_strings() -> None:
     """`a.b=c`, as `python -m models train` takes them."""
     assert parse_options(["a.b=1", "a.c=word", "d=[1, 2]"]) == {"a": {"b": 1, "c": "word"}, "d": [1, 2]}
 
 
-def test_its_variables_do_not_stop_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same shell may run both."""
+def test_the_client_variables_do_not_stop_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service ignores REVERIE_URL and REVERIE_KEY."""
     monkeypatch.setenv("REVERIE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("REVERIE_KEY", "open-sesame")
     assert Settings().port == 8000

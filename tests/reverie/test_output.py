@@ -1,4 +1,4 @@
-"""What people see of a command, on a terminal and elsewhere."""
+"""What commands print, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.console import Console
 from reverie.cli.output import Output, ProgressBar, format_metrics, format_number, format_size
 
 
-def shown(*, terminal: bool) -> str:
-    """What a bar writes while something is done."""
+def progress_output(*, terminal: bool) -> str:
+    """Return what a progress bar writes."""
     output, written = Output(as_json=False), io.StringIO()
     output.stderr = Console(file=written, force_terminal=terminal, width=60, soft_wrap=True, highlight=False)
     with ProgressBar(output, "training digits") as bar:
@@ -24,25 +24,25 @@ def shown(*, terminal: bool) -> str:
     return written.getvalue()
 
 
-def test_a_terminal_shows_a_bar_and_a_line_below_it() -> None:
-    """The bar is there whatever stands below; what is too long is cut; what is said stays."""
-    said = shown(terminal=True)
-    last = said.rpartition("training digits running")[2]
+def test_a_terminal_shows_a_bar_and_a_status_line() -> None:
+    """Long lines are cut; messages stay."""
+    output = progress_output(terminal=True)
+    last = output.rpartition("training digits running")[2]
     assert "━" in last
     assert "50%" in last
     assert "epoch 2  train_loss 213.3" in last
-    assert "a checkpoint was written" in said
+    assert "a checkpoint was written" in output
 
 
-def test_elsewhere_each_line_is_written_once() -> None:
+def test_without_a_terminal_each_line_is_written_once() -> None:
     """No bar and no control characters, for logs."""
-    said = shown(terminal=False).splitlines()
-    assert [line[:20] for line in said] == ["epoch 1  train_loss ", "a checkpoint was wri", "epoch 2  train_loss "]
-    assert said[0].endswith("one line")
+    output = progress_output(terminal=False).splitlines()
+    assert [line[:20] for line in output] == ["epoch 1  train_loss ", "a checkpoint was wri", "epoch 2  train_loss "]
+    assert output[0].endswith("one line")
 
 
-def test_a_table_is_as_wide_as_it_needs_to_be(capsys: pytest.CaptureFixture[str]) -> None:
-    """Columns stand below each other, and nothing is cut."""
+def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns are aligned, and nothing is cut."""
     Output(as_json=False).print_table(["NAME", "N"], [["a" * 200, 1], ["b", 22]])
     lines = capsys.readouterr().out.splitlines()
     assert [line.rstrip()[200:].split() for line in lines] == [["N"], ["1"], ["22"]]
@@ -50,7 +50,7 @@ def test_a_table_is_as_wide_as_it_needs_to_be(capsys: pytest.CaptureFixture[str]
 
 
 def test_numbers_are_short() -> None:
-    """Five digits, whole ones as they are; of an epoch what matters most first."""
+    """Five significant digits, integers in full; losses come first."""
     assert [format_number(0.1234567), format_number(123456)] == ["0.12346", "123456"]
     assert [format_size(999), format_size(1_234_567), format_size(5e9)] == ["999 B", "1.23 MB", "5 GB"]
     line = {"steps": 9, "rate": 0.5, "epoch": 1, "validation_loss": 2.0, "train_loss": 1.0, "note": "x", "seconds": 3.0}
