@@ -15,7 +15,7 @@ from api.schemas.service import HealthResponse, ReadinessResponse
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", summary="Liveness of this process")
+@router.get("/healthz", summary="Liveness of this process", response_model_exclude_unset=True)
 async def get_health() -> HealthResponse:
     """Return that this process runs."""
     return HealthResponse(status="alive")
@@ -25,6 +25,7 @@ async def get_health() -> HealthResponse:
     "/readyz",
     summary="Readiness to serve requests",
     responses={503: {"description": "Not ready", "model": ReadinessResponse}},
+    response_model_exclude_unset=True,
 )
 async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
     """Return whether a request would be served now."""

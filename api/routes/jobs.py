@@ -30,6 +30,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
     "",
     summary="List jobs, newest first",
     responses=problem_responses(422),
+    response_model_exclude_unset=True,
 )
 async def list_jobs(
     state: State,
@@ -51,6 +52,7 @@ async def list_jobs(
     "/{job_id}",
     summary="A job",
     responses=problem_responses(404),
+    response_model_exclude_unset=True,
 )
 async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     """Return a job."""
@@ -63,6 +65,7 @@ async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     "/{job_id}/cancel",
     summary="Cancel a job",
     responses=problem_responses(404, 409),
+    response_model_exclude_unset=True,
 )
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
     """Cancel a job; one that is cancelled already stays so."""

@@ -10,7 +10,7 @@ from api.schemas.service import CallerResponse
 router = APIRouter(prefix="/v1", tags=["access"])
 
 
-@router.get("/me", summary="The caller, its limits and usage")
+@router.get("/me", summary="The caller, its limits and usage", response_model_exclude_unset=True)
 async def get_me(response: Response, state: State, caller: CurrentCaller) -> CallerResponse:
     """Return the caller's name, roles, limits and usage."""
     response.headers["Cache-Control"] = "no-store"

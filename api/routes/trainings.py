@@ -135,6 +135,7 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
     "/{job_id}/checkpoints",
     summary="A training's checkpoints; the last one is kept",
     responses=problem_responses(404),
+    response_model_exclude_unset=True,
 )
 async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
     """Return the checkpoints that a training has written."""
@@ -249,6 +250,7 @@ async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed:
     summary="Make the last checkpoint of an unfinished training a version",
     status_code=202,
     responses=problem_responses(404, 409, 503),
+    response_model_exclude_unset=True,
 )
 async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
     """Publish a training that was paused or cancelled, or that failed."""

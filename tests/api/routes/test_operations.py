@@ -269,13 +269,13 @@ def test_jobs_are_listed_newest_first_page_by_page(client: httpx.Client) -> None
     failed = client.get("/v1/jobs", params={"status": "failed", "limit": 1}).json()["data"]
     assert failed[0]["id"] == made[2]
     assert failed[0]["problem"]["status"] == 500
-    assert client.get("/v1/jobs", params={"kind": "energies", "status": "queued"}).json()["data"] == []
-    empty = client.get("/v1/jobs", params={"after": "job_0"}).json()
+    empty = client.get("/v1/jobs", params={"kind": "energies", "status": "queued"}).json()
     assert (empty["data"], empty["first_id"], empty["last_id"], empty["has_more"]) == ([], None, None, False)
 
 
 @pytest.mark.parametrize(
-    "query", ["status=done", "status=", "limit=0", "limit=101", "limit=x", "after=" + "x" * 61, "kind=%00"]
+    "query",
+    ["status=done", "status=", "limit=0", "limit=101", "limit=x", "after=" + "x" * 61, "after=job_0", "kind=%00"],
 )
 def test_a_wrong_filter_is_refused(client: httpx.Client, query: str) -> None:
     """422 names the parameter."""
