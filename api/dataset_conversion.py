@@ -24,22 +24,6 @@ _POLL_S = 0.5
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-async def fetch_named_dataset(request: Request, folder: Path, source: str, settings: Settings) -> None:
-    """Write FOLDER/file with a dataset that is known by name. Raises InvalidError."""
-    file, data = str(folder / "file"), str(settings.data.resolve())
-    command = ["models", "dataset", source, file, "--data-folder", data, "--parent", str(os.getpid())]
-    try:
-        code, _, errors = await _run(request, command, settings.conversion_timeout_s)
-    except TimeoutError as error:
-        raise _field_error("source", _timeout_message("fetching it", settings)) from error
-    if code:
-        lines = errors.decode("utf-8", "replace").strip().splitlines() or [f"its process ended with {code}"]
-        log.warning("named dataset not fetched", extra={"dataset": source, "reason": lines[-1][:500]})
-        ours = lines[-1].startswith("error: ")
-        reason = lines[-1].removeprefix("error: ")[:500] if ours else "it cannot be fetched here; upload its files"
-        raise _field_error("source", reason)
-
-
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
     """Convert FOLDER/file and return what the converter says of it. Raises the ProblemError that it reported."""
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]

@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from api import audit
 from api.auth import Caller
-from api.dataset_conversion import NO_ROOM, convert, fetch_named_dataset
+from api.auxiliary_jobs import auxiliary_row, run_auxiliary_job
+from api.dataset_conversion import NO_ROOM, convert
 from api.dependencies import CurrentCaller, State, check_cursor
 from api.errors import (
     ConflictError,
@@ -26,10 +27,13 @@ from api.errors import (
     field_errors,
 )
 from api.openapi import PICTURE, problem_responses, upload
+from api.prefer import Prefer
+from api.responses.job_results import accepted, applied, overloaded
 from api.responses.json import json_response
 from api.responses.render import JSON, PNG
 from api.routes.jobs import Limit
 from api.schemas.datasets import DatasetChange, DatasetForm, DatasetPage, DatasetResponse, NamedDatasetBody
+from api.schemas.jobs import JobResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from core.datasets.readers.source import DISK_FULL
@@ -39,6 +43,8 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 PATH = "/v1/datasets"
 _MAX_JSON_BYTES = 64 << 10
+_NAMED_BYTES = 70_000 * 28 * 28
+"""Size of each dataset that is known by name."""
 
 
 @router.post(
@@ -48,42 +54,61 @@ _MAX_JSON_BYTES = 64 << 10
     response_model=DatasetResponse,
     responses={
         200: {"description": "It exists already, with the same content", "model": DatasetResponse},
+        202: {"description": "The job that fetches a dataset known by name", "model": JobResponse},
         **problem_responses(400, 403, 408, 409, 413, 415, 422, 429, 507),
     },
     openapi_extra=upload(DatasetForm, json=NamedDatasetBody),
 )
 async def create_dataset(request: Request, state: State, caller: CurrentCaller) -> Response:
-    """Convert an upload, or a dataset that is known by name, and store it.
+    """Convert an upload and store it, or start a job that does this with a dataset that is known by name.
 
     The file is in a form, or is the body itself as `application/octet-stream` with the other fields in the query. The
     same content under the same name again is the dataset that exists.
     """
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
+        return await _create_named(request, state, caller)
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
-        if media == JSON:
-            body = _parse_named(await _read_small(request))
-            name, shared = body.name or body.source, body.shared
-            await _check_name(state, name, caller)
-            async with state.conversions:
-                await fetch_named_dataset(request, folder, body.source, state.settings)
-                converted = await convert(request, folder, body.conversion(state.settings), state.settings)
-            about = {**converted, "source": body.source}
-        else:
-            fields = tuple(DatasetForm.model_fields)
-            upload = StreamingUpload(folder, ("file", "labels"), fields, state.settings.min_free_disk_bytes)
-            form = _parse_form(await upload.read(request))
-            name, options, shared = form.name, form.conversion(state.settings), form.shared
-            await _check_name(state, name, caller)
-            async with state.conversions:
-                about = await convert(request, folder, options, state.settings)
+        fields = tuple(DatasetForm.model_fields)
+        upload = StreamingUpload(folder, ("file", "labels"), fields, state.settings.min_free_disk_bytes)
+        form = _parse_form(await upload.read(request))
+        name, options = form.name, form.conversion(state.settings)
+        await _check_name(state, name, caller)
+        async with state.conversions:
+            about = await convert(request, folder, options, state.settings)
         if await _check_name(state, name, caller):
             await state.quotas.check_room(caller, int(about.get("bytes", 0)))
-            await state.permissions.claim("dataset", name, caller, shared=shared)
+            await state.permissions.claim("dataset", name, caller, shared=form.shared)
         about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about)
-        if not new and shared is not None:
-            await state.permissions.share("dataset", name, caller, shared=shared)
+        if not new and form.shared is not None:
+            await state.permissions.share("dataset", name, caller, shared=form.shared)
     return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"}, 201 if new else 200)
+
+
+async def _create_named(request: Request, state: AppState, caller: Caller) -> Response:
+    """Return 202 with the job that fetches a dataset, or the dataset if it exists or `Prefer: wait` was enough."""
+    body = _parse_named(await _read_small(request))
+    name = body.name or body.source
+    headers = {"Location": f"{PATH}/{name}"}
+    if await _check_name(state, name, caller):
+        await state.quotas.check_room(caller, _NAMED_BYTES)
+        await state.permissions.claim("dataset", name, caller, shared=body.shared)
+    else:
+        if body.shared is not None:
+            await state.permissions.share("dataset", name, caller, shared=body.shared)
+        about = await _find(state, caller, name)
+        shares = about.get("split", {}).get("shares", {})
+        if (about.get("source"), shares.get("validation")) == (body.source, body.validation):
+            return json_response(_response(state, caller, about), headers)
+    if state.job_service.full:
+        raise overloaded("too many unfinished jobs")
+    prefer = Prefer.read(",".join(request.headers.getlist("prefer")), state.settings, 0.0)
+    row = auxiliary_row(request, "dataset", "", {**body.model_dump(), "name": name})
+    result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
+    if result is None:
+        return accepted(job, prefer)
+    await state.permissions.refresh()
+    return json_response(_response(state, caller, result), headers | applied(prefer), 201)
 
 
 @router.get(

@@ -116,8 +116,3 @@ class NamedDatasetBody(RequestBody):
     name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")
     validation: float = Field(0.1, ge=0, le=0.5, description="Share of its training split to hold out for validation.")
     shared: bool | None = Field(None, description=_SHARED)
-
-    def conversion(self, settings: Settings) -> ConversionOptions:
-        """Return the options of the converter."""
-        limits = settings.max_unpacked_bytes, settings.min_free_disk_bytes
-        return ConversionOptions(validation=self.validation, unpacked_bytes=limits[0], reserve_bytes=limits[1])

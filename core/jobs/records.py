@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 TRAINING = "training"
-AUXILIARY_KINDS = ("estimate", "import", "publication")
+AUXILIARY_KINDS = ("estimate", "import", "publication", "dataset")
 """Kinds of jobs that a training worker runs beside its training; each takes some seconds in a child process."""
 
 UNFINISHED = ("queued", "running", "paused")

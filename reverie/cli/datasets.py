@@ -61,7 +61,9 @@ def _add_dataset(
     cli: CliContext = context.obj
     path = Path(source)
     if not path.exists():
-        _print_dataset(cli, cli.client.fetch_dataset(source, name, shared=shared))
+        with ProgressBar(cli.output, f"{source}: fetching") as bar:
+            dataset = cli.client.fetch_dataset(source, name, shared=shared, on_progress=bar.update_from_job)
+        _print_dataset(cli, dataset)
         return
     total = path.stat().st_size or 1
     with ProgressBar(cli.output, f"{path.name}: uploading") as bar:

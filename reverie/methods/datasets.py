@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, Steps
+from reverie.errors import JobFailedError
+from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
 from reverie.records import Dataset, SavedFile
 from reverie.requests import ApiRequest, quote_name
 from reverie.transfers import ByteProgress, Upload
@@ -61,12 +62,27 @@ class DatasetMethods(BaseMethods):
         return Dataset((yield from self._json(request)))
 
     @ClientMethod
-    def fetch_dataset(self, source: str, name: str | None = None, *, shared: bool | None = None) -> Steps[Dataset]:
-        """Create a dataset that the service knows by name: "mnist" or "fashion-mnist"."""
+    def fetch_dataset(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        shared: bool | None = None,
+        on_progress: JobProgress | None = None,
+    ) -> Steps[Dataset]:
+        """Create a dataset that the service knows by name: "mnist" or "fashion-mnist".
+
+        Waits for the job that fetches it. Raises JobFailedError if that fails or is cancelled.
+        """
         fields: dict[str, Any] = {"source": source, "name": name or None, "shared": shared}
         body = {field: value for field, value in fields.items() if value is not None}
-        request = ApiRequest("POST", "/v1/datasets", json=body, timeout_s=IMPORT_TIMEOUT_S)
-        return Dataset((yield from self._json(request)))
+        response = yield from self._send(ApiRequest("POST", "/v1/datasets", json=body))
+        if response.status_code != 202:
+            return Dataset(response.json())
+        job = yield from self._wait(response.json()["id"], None, on_progress)
+        if job.status != "succeeded":
+            raise JobFailedError(job)
+        return Dataset((yield from self._json(ApiRequest("GET", _dataset_path(name or source)))))
 
     @ClientMethod
     def save_dataset_preview(

@@ -1,11 +1,19 @@
-"""Auxiliary jobs, which run beside a training: dry runs of a recipe, imports of files, publications."""
+"""Auxiliary jobs, which run beside a training: dry runs of a recipe, imports of files, publications, datasets."""
 
 import json
+import os
+import sys
+from dataclasses import asdict
+
+import orjson
 
 from core.catalog.versions import FILE
+from core.datasets.readers.source import ConversionOptions
+from core.datasets.store import Datasets, NameTakenError
 from core.jobs.records import Job
 from workers.training.child_process import ChildProcesses
-from workers.training.context import JobContext
+from workers.training.context import JobContext, message_event
+from workers.training.errors import TrainingFailedError
 from workers.training.publication import VersionPublisher
 
 
@@ -52,3 +60,34 @@ class AuxiliaryJobs:
         folder = self._context.paths.run(request["training"])
         version, figures = self._publisher.publish(job, request, folder)
         self._context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
+
+    def fetch_dataset(self, job: Job) -> None:
+        """Fetch a dataset that is known by name, convert it and store it."""
+        request, settings = job.request, self._context.settings
+        source, name, log_file = request["source"], request["name"], self._context.scratch_folder(job) / "log"
+        datasets = Datasets(self._context.paths.datasets)
+        limits = settings.conversion_timeout_s, "set REVERIE_CONVERSION_TIMEOUT_S, or upload the files of the dataset"
+        with datasets.scratch_folder() as folder:
+            self._context.append_events(job, [message_event(f"fetching {source}")], 0.05)
+            data = ["--data-folder", str(settings.data.resolve())]
+            command = self._children.command("dataset", source, str(folder / "file"), *data)
+            try:
+                self._children.run(job, command, log_file, *limits)
+            except TrainingFailedError as error:
+                raise error.with_detail("or upload the files of the dataset") from error
+            self._context.append_events(job, [message_event(f"converting {source}")], 0.7)
+            options = ConversionOptions(
+                validation=request["validation"],
+                unpacked_bytes=settings.max_unpacked_bytes,
+                reserve_bytes=settings.min_free_disk_bytes,
+            )
+            words = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
+            about = orjson.loads(self._children.run(job, [sys.executable, "-m", *words], log_file, *limits))
+            if problem := about.get("problem"):
+                raise TrainingFailedError("Not possible", problem["detail"], problem["status"])
+            try:
+                about, _ = datasets.add(folder / "made", name, {**about, "source": source})
+            except NameTakenError as error:
+                detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
+                raise TrainingFailedError("Not in this state", detail, 409) from error
+        self._context.complete(job, about)

@@ -81,7 +81,7 @@ class ChildProcesses:
     @contextlib.contextmanager
     def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
         """Run a child process in a process group of its own; it is stopped when the block is left."""
-        captured = "publish" in command or "estimate" in command
+        captured = not {"publish", "estimate", "core.datasets.convert"}.isdisjoint(command)
         with log_file.open("ab") as stderr:
             child = subprocess.Popen(  # noqa: S603 - our own program
                 command,
@@ -97,11 +97,19 @@ class ChildProcesses:
         finally:
             if child.poll() is None:
                 stop(child)
+                kill(child)  # processes that it has started, if any are left
             if child.stdout:
                 child.stdout.close()
 
-    def run(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> bytes:
-        """Run a short command to its end and return what it printed.
+    def run(
+        self,
+        job: Job,
+        command: list[str],
+        log_file: Path,
+        timeout_s: float | None = None,
+        remedy: str = "a smaller network, batch or number of samples takes less",
+    ) -> bytes:
+        """Run a short command to its end and return what it printed; `remedy` says what to do if it takes too long.
 
         It has the memory limit of a training, and `timeout_s` seconds or else `evaluation_timeout_s`. Raises
         TrainingFailedError, ClaimLostError or WorkerStoppingError, with the child process stopped.
@@ -115,10 +123,7 @@ class ChildProcesses:
                     raise WorkerStoppingError
                 self._context.check_claim(job)
                 if time.monotonic() > deadline:
-                    detail = (
-                        f"it took more than {limit_s:.0f} s; a smaller network, batch or number of samples takes less"
-                    )
-                    raise TrainingFailedError("Too long", detail, 422)
+                    raise TrainingFailedError("Too long", f"it took more than {limit_s:g} s; {remedy}", 422)
                 if time.monotonic() > check_at:
                     check_memory(settings, child.pid, "Too large")
                     check_at = time.monotonic() + LIMIT_CHECK_S

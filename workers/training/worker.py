@@ -203,6 +203,7 @@ class TrainingWorker:
             "estimate": self.auxiliary.estimate,
             "import": self.auxiliary.import_file,
             "publication": self.auxiliary.publish,
+            "dataset": self.auxiliary.fetch_dataset,
         }
         try:
             run[job.kind](job)

