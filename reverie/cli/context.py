@@ -28,6 +28,36 @@ class CliContext:
     client: Client
     output: Output
 
+    def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
+        """Print which file was written and what it holds, unless it went to standard output."""
+        if str(path) == "-":
+            return
+        if self.output.as_json:
+            self.output.print_json({**vars(saved), "path": str(path)})
+            return
+        seed = "" if saved.seed is None else f", seed {saved.seed}"
+        self.output.print_line(f"{path}: {content}{saved.made_by}{seed}, {format_size(saved.size_bytes)}")
+
+    def print_record(self, record: Record, line: str) -> None:
+        """Print the record's JSON with `--json`, otherwise the line."""
+        if self.output.as_json:
+            self.output.print_json(dict(record.body))
+        else:
+            self.output.print_line(line)
+
+    def print_records(
+        self, records: Sequence[Record], headings: Sequence[str], rows: Sequence[Sequence[object]]
+    ) -> None:
+        """Print the records' JSON with `--json`, otherwise the table."""
+        if self.output.as_json:
+            self.output.print_json([dict(record.body) for record in records])
+        else:
+            self.output.print_table(headings, rows)
+
+    def print_sharing(self, name: str, record: Record) -> None:
+        """Print whether a model or dataset is shared."""
+        self.print_record(record, f"{name} is {'shared' if record['shared'] else 'private'}")
+
 
 OutputPath = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; - is standard output.")]
 Options = Annotated[
@@ -79,49 +109,6 @@ def output_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
-
-
-def print_saved(context: CliContext, path: Path, saved: SavedFile, content: str) -> None:
-    """Print which file was written and what it holds, unless it went to standard output."""
-    if str(path) == "-":
-        return
-    if context.output.as_json:
-        context.output.print_json({**vars(saved), "path": str(path)})
-        return
-    seed = "" if saved.seed is None else f", seed {saved.seed}"
-    context.output.print_line(f"{path}: {content}{saved.made_by}{seed}, {format_size(saved.size_bytes)}")
-
-
-def print_record(context: CliContext, record: Record, line: str) -> None:
-    """Print the record's JSON with `--json`, otherwise the line."""
-    if context.output.as_json:
-        context.output.print_json(dict(record.body))
-    else:
-        context.output.print_line(line)
-
-
-def print_records(
-    context: CliContext, records: Sequence[Record], headings: Sequence[str], rows: Sequence[Sequence[object]]
-) -> None:
-    """Print the records' JSON with `--json`, otherwise the table."""
-    if context.output.as_json:
-        context.output.print_json([dict(record.body) for record in records])
-    else:
-        context.output.print_table(headings, rows)
-
-
-def print_sharing(context: CliContext, name: str, record: Record) -> None:
-    """Print whether a model or dataset is shared."""
-    print_record(context, record, f"{name} is {'shared' if record['shared'] else 'private'}")
-
-
-def print_figures(output: Output, model: Model) -> None:
-    """Print the measurements in a model's card."""
-    rows = [
-        [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
-        for figure in model.figures
-    ]
-    output.print_table(["FIGURE", "VALUE", "UNIT", "DESCRIPTION"], rows)
 
 
 def compact_json(value: Any) -> str:

@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import (
-    CliContext,
-    OutputPath,
-    Private,
-    Shared,
-    output_path,
-    print_record,
-    print_records,
-    print_saved,
-    print_sharing,
-)
+from reverie.cli.context import CliContext, OutputPath, Private, Shared, output_path
 from reverie.cli.output import ProgressBar
 from reverie.records import Dataset
 
@@ -39,7 +29,7 @@ def _list_datasets(context: typer.Context) -> None:
         for dataset in datasets
     ]
     headings = ["DATASET", "KIND", "SHAPE", *(split.upper() for split in SPLITS), "SHA256"]
-    print_records(cli, datasets, headings, rows)
+    cli.print_records(datasets, headings, rows)
 
 
 @app.command("add")
@@ -93,7 +83,7 @@ def _split_sizes(dataset: Dataset) -> list[int]:
 
 def _print_dataset(cli: CliContext, dataset: Dataset) -> None:
     splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
-    print_record(cli, dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
+    cli.print_record(dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
 
 
 @app.command("show")
@@ -116,7 +106,7 @@ def _save_preview(
     path = out or Path(f"{name}.png")
     with output_path(path) as target:
         saved = cli.client.save_dataset_preview(name, target, split=split, count=count)
-    print_saved(cli, path, saved, f"pictures of {name}")
+    cli.print_saved(path, saved, f"pictures of {name}")
 
 
 @app.command("share")
@@ -124,7 +114,7 @@ def _share_dataset(context: typer.Context, name: DatasetName, private: Private =
     """Let everybody use a dataset, or, with --private, its owner alone."""
     cli: CliContext = context.obj
     dataset = cli.client.share_dataset(name, not private)
-    print_sharing(cli, dataset.name, dataset)
+    cli.print_sharing(dataset.name, dataset)
 
 
 @app.command("delete")

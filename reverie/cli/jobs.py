@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import (
-    CliContext,
-    OutputPath,
-    output_path,
-    print_figures,
-    print_record,
-    print_records,
-    print_saved,
-)
+from reverie.cli.context import CliContext, OutputPath, output_path
 from reverie.cli.models import format_version
 from reverie.cli.output import ProgressBar, format_metrics
 from reverie.errors import JobFailedError
@@ -43,7 +35,7 @@ def _list_jobs(
     cli: CliContext = context.obj
     jobs = cli.client.jobs(status=status, kind=kind, model=model, limit=limit)
     rows = [[job.id, job.kind, job.model, job.status, f"{job.progress:.0%}", job["created_at"] or ""] for job in jobs]
-    print_records(cli, jobs, ["JOB", "KIND", "MODEL", "STATUS", "PROGRESS", "CREATED"], rows)
+    cli.print_records(jobs, ["JOB", "KIND", "MODEL", "STATUS", "PROGRESS", "CREATED"], rows)
 
 
 @app.command("show")
@@ -68,7 +60,7 @@ def _save_result(context: typer.Context, job_id: JobId, out: OutputPath = None) 
     path = out or Path(f"{job_id}{suffix}")
     with output_path(path) as target:
         saved = cli.client.save_result(job_id, target)
-    print_saved(cli, path, saved, "")
+    cli.print_saved(path, saved, "")
 
 
 @app.command("cancel")
@@ -106,7 +98,7 @@ def _save_curves(context: typer.Context, job_id: JobId, out: OutputPath = None) 
     path = out or Path(f"{job_id}.png")
     with output_path(path) as target:
         saved = cli.client.save_curves(job_id, target)
-    print_saved(cli, path, saved, f"losses of {job_id}")
+    cli.print_saved(path, saved, f"losses of {job_id}")
 
 
 @app.command("delete")
@@ -151,10 +143,10 @@ def print_job(cli: CliContext, job: Job) -> None:
     """
     if job.status == "failed":
         raise JobFailedError(job)
-    print_record(cli, job, f"{job.id} {job.status}")
+    cli.print_record(job, f"{job.id} {job.status}")
     if cli.output.as_json or job.kind not in {"training", "publication"} or job.status != "succeeded":
         return
     number = cli.client.result(job.id)["version"]
     version = next(one for one in cli.client.versions(job.model) if one.version == number)
     cli.output.print_line(format_version(version))
-    print_figures(cli.output, version.card)
+    cli.output.print_figures(version.card)

@@ -7,20 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import (
-    CliContext,
-    OutputPath,
-    Private,
-    Shared,
-    compact_json,
-    first_figure,
-    output_path,
-    print_figures,
-    print_record,
-    print_records,
-    print_saved,
-    print_sharing,
-)
+from reverie.cli.context import CliContext, OutputPath, Private, Shared, compact_json, first_figure, output_path
 from reverie.cli.output import Output, ProgressBar
 from reverie.records import Model, Version
 
@@ -37,7 +24,7 @@ def _list_models(context: typer.Context) -> None:
     cli: CliContext = context.obj
     models = cli.client.models()
     rows = [[model.name, model.version, len(model.versions), model.family, model["summary"]] for model in models]
-    print_records(cli, models, ["MODEL", "ACTIVE", "VERSIONS", "FAMILY", "SUMMARY"], rows)
+    cli.print_records(models, ["MODEL", "ACTIVE", "VERSIONS", "FAMILY", "SUMMARY"], rows)
 
 
 @app.command("show")
@@ -62,7 +49,7 @@ def _print_card(output: Output, model: Model) -> None:
     ]
     output.print_table(["OPERATION", "OPTION", "DEFAULT", "DESCRIPTION"], rows)
     output.print_line("")
-    print_figures(output, model)
+    output.print_figures(model)
 
 
 @app.command("versions")
@@ -80,19 +67,17 @@ def _list_versions(context: typer.Context, name: ModelName) -> None:
         ]
         for version in versions
     ]
-    print_records(cli, versions, ["VERSION", "ACTIVE", "FIGURE", "CREATED", "SUMMARY"], rows)
+    cli.print_records(versions, ["VERSION", "ACTIVE", "FIGURE", "CREATED", "SUMMARY"], rows)
 
 
 @app.command("use")
 def _activate_version(
-    context: typer.Context,
-    name: ModelName,
-    version: Annotated[str, typer.Argument(help="The version to activate.")],
+    context: typer.Context, name: ModelName, version: Annotated[str, typer.Argument(help="The version to activate.")]
 ) -> None:
     """Activate a version. No request fails; to roll back, activate the version before."""
     cli: CliContext = context.obj
     model = cli.client.activate_version(name, version)
-    print_record(cli, model, f"{model.name}@{model.version} is active")
+    cli.print_record(model, f"{model.name}@{model.version} is active")
 
 
 @app.command("delete")
@@ -114,7 +99,7 @@ def _share_model(context: typer.Context, name: ModelName, private: Private = Fal
     """Let everybody use a model, or, with --private, its owner alone."""
     cli: CliContext = context.obj
     model = cli.client.share_model(name, not private)
-    print_sharing(cli, model.name, model)
+    cli.print_sharing(model.name, model)
 
 
 @app.command("export")
@@ -125,7 +110,7 @@ def _export_version(context: typer.Context, name: ModelReference, out: OutputPat
     path = out or Path(f"{model.name}-{model.version}.safetensors")
     with output_path(path) as target:
         saved = cli.client.export_version(model.name, target, model.version)
-    print_saved(cli, path, saved, f"{model.name}@{model.version}")
+    cli.print_saved(path, saved, f"{model.name}@{model.version}")
 
 
 @app.command("import")
@@ -142,7 +127,7 @@ def _import_version(
         version = cli.client.import_version(
             name, file, shared=shared, on_progress=lambda sent: bar.update(sent / total)
         )
-    print_record(cli, version, format_version(version))
+    cli.print_record(version, format_version(version))
 
 
 def format_version(version: Version) -> str:

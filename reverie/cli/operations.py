@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import CliContext, Options, OutputPath, Seed, output_path, parse_options, print_saved
+from reverie.cli.context import CliContext, Options, OutputPath, Seed, output_path, parse_options
 from reverie.cli.output import ProgressBar
 
 app = typer.Typer()
@@ -32,7 +32,7 @@ def sample(
     fields = {**parse_options(options), "count": count}
     with output_path(path) as target, ProgressBar(cli.output, model) as bar:
         saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
-    print_saved(cli, path, saved, f"{count} samples of ")
+    cli.print_saved(path, saved, f"{count} samples of ")
 
 
 @app.command()
@@ -55,7 +55,7 @@ def upscale(
     fields = parse_options(options) | {name: value for name, value in [("scale", scale), ("method", method)] if value}
     with output_path(path) as target, ProgressBar(cli.output, picture.name) as bar:
         saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=bar.update_from_job, **fields)
-    print_saved(cli, path, saved, "upscaled by ")
+    cli.print_saved(path, saved, "upscaled by ")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from reverie.records import Job
+from reverie.records import Job, Model
 
 _NOT_SHOWN = {"steps", "images", "seconds"}
 """Counters among an epoch's metrics."""
@@ -41,6 +41,14 @@ class Output:
         widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
         for line in lines:
             self.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+    def print_figures(self, model: Model) -> None:
+        """Print the measurements in a model's card."""
+        rows = [
+            [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
+            for figure in model.figures
+        ]
+        self.print_table(["FIGURE", "VALUE", "UNIT", "DESCRIPTION"], rows)
 
     def print_message(self, text: str) -> None:
         """Print a line on standard error."""

@@ -88,7 +88,7 @@ class DatasetMethods(BaseMethods):
     def save_dataset_preview(
         self, name: str, path: FilePath, *, split: str = "train", count: int = 64
     ) -> Steps[SavedFile]:
-        """Save the first `count` pictures of a split as one PNG."""
+        """Save `count` pictures of a split as one PNG."""
         request = ApiRequest("GET", f"{_dataset_path(name)}/preview", params={"split": split, "count": count})
         return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
 

@@ -16,12 +16,7 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def jobs(
-        self,
-        *,
-        status: str | None = None,
-        kind: str | None = None,
-        model: str | None = None,
-        limit: int | None = 20,
+        self, *, status: str | None = None, kind: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Job]]:
         """Return jobs, newest first; all of them with `limit=None`."""
         entries = yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model)
