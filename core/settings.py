@@ -234,7 +234,10 @@ class Settings(BaseSettings):
     evaluation_timeout_s: float = Field(600.0, gt=1, description="Time limit for measuring or checking a model.")
     estimate_s: float = Field(120.0, gt=1, description="Time limit of a dry run of a training.")
     auxiliary_workers: int = Field(
-        4, ge=1, le=64, description="Dry runs, imports and publications that one training worker runs at the same time."
+        4,
+        ge=1,
+        le=64,
+        description="Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same time.",
     )
     training_stall_s: float = Field(
         1800.0,
