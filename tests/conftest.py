@@ -7,10 +7,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import stack as service
 from tests.stack import Stack
 
 os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1,[::1]")
 """What clients of applications in this process call them; a `Stack` has the defaults."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the services of one run share what they need not make again each, also across the processes of xdist."""
+    base = tmp_path_factory.getbasetemp()
+    service.shared_folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,27 +31,46 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+shared_folder: Path | None = None
+"""Folder of one test run, for what several services can share; `tests/conftest.py` sets it."""
+
+
 def checkpoints(folder: Path) -> Path:
-    """A folder with the shipped two-dimensional VAE and the families of the tests."""
-    shipped = ROOT / "checkpoints" / "vae-mnist-2d"
+    """Fill a folder with the shipped two-dimensional VAE and the models of the tests' families."""
     folder.mkdir(parents=True)
-    (folder / "vae-mnist-2d").symlink_to(shipped)
-    program = (
-        "import importlib, sys, models; models.__path__.append(sys.argv[1])\n"
-        "from models.kit import card\n"
-        "from pathlib import Path\n"
-        "for name in ('enlarge', 'faulty', 'tiny'):\n"
-        "    family = importlib.import_module(f'models.{name}')\n"
-        "    model = family.Model(family.Config())\n"
-        "    said = dict.fromkeys(card.REQUIRED, 'test')\n"
-        "    said |= {'format': 1, 'name': name, 'version': '1', 'family': name, 'config': {}, 'figures': [],\n"
-        "             'provenance': {}, 'image': getattr(family, 'IMAGE', {'channels': 1, 'height': 8, 'width': 8}),\n"
-        "             'operations': model.operations()}\n"
-        "    card.save(Path(sys.argv[2]) / name / '1' / 'model.safetensors', model, said)\n"
-    )
-    families = str(ROOT / "tests" / "families")
-    subprocess.run([sys.executable, "-c", program, families, str(folder)], check=True, cwd=ROOT)
+    (folder / "vae-mnist-2d").symlink_to(ROOT / "checkpoints" / "vae-mnist-2d")
+    made = _shared("models", folder.parent)
+    with (made.parent / "models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            part = made.with_suffix(".part")
+            command = [sys.executable, "-c", _MAKE_MODELS, str(ROOT / "tests" / "families"), str(part)]
+            subprocess.run(command, check=True, cwd=ROOT)
+            part.rename(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder
+
+
+_MAKE_MODELS = """
+import importlib, sys, models; models.__path__.append(sys.argv[1])
+from models.kit import card
+from pathlib import Path
+for name in ("enlarge", "faulty", "tiny"):
+    family = importlib.import_module(f"models.{name}")
+    model = family.Model(family.Config())
+    stated = dict.fromkeys(card.REQUIRED, "test")
+    stated |= {"format": 1, "name": name, "version": "1", "family": name, "config": {}, "figures": [],
+               "provenance": {}, "image": getattr(family, "IMAGE", {"channels": 1, "height": 8, "width": 8}),
+               "operations": model.operations()}
+    card.save(Path(sys.argv[2]) / name / "1" / "model.safetensors", model, stated)
+"""
+
+
+def _shared(name: str, otherwise: Path) -> Path:
+    """Return a path that the services of this test run share, or one in `otherwise` outside a run."""
+    folder = shared_folder or otherwise / "shared"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 class Stack:
@@ -73,6 +94,11 @@ class Stack:
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
+        # the batch sizes that one worker has found hold for all on this machine
+        plans = _shared("plans", state)
+        plans.mkdir(exist_ok=True)
+        (state / "state").mkdir(parents=True, exist_ok=True)
+        (state / "state" / "plans").symlink_to(plans)
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: queue, inference, training or api; `name` tells several workers apart."""
