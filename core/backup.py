@@ -1,12 +1,13 @@
-"""`python -m core.backup create|restore FOLDER`: everything the service must not lose, in one folder and back.
+"""Backup and restore of the service's durable state: `python -m core.backup create|restore FOLDER`.
 
-`create` works while the service runs. The job database is copied by SQLite's online backup, which sees one moment of
-it; then come the files that this copy names. Blobs, versions and datasets never change once they are written, so they
-may be copied later than the moment; where one has gone meanwhile, its job was deleted or has expired, and the database
-is copied anew. What is copied is on the disk, with its SHA-256 in `backup.json`, before that file is written: a folder
-without it is no backup.
+`create` works while the service runs. SQLite's online backup copies a consistent snapshot of the job
+database; then the files that this copy names are copied. Blobs, versions and datasets never change
+once they are written, so they may be copied after the snapshot. If one has gone meanwhile, its job was
+deleted or has expired, and the database is copied again. `backup.json` is written last, with the
+SHA-256 of each file: a folder without it is no backup.
 
-`restore` checks all of that first, and writes into an empty state folder only.
+`restore` first checks all files, and writes into an empty state folder only. The database of an older
+release is migrated.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import sqlalchemy as sa
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import POINTERS
+from core.jobs.migrate import existing_file
 from core.jobs.records import TERMINAL
 from core.jobs.store import JobStore
 from core.settings import Settings
@@ -40,43 +42,42 @@ DATABASE = "jobs.sqlite3"
 STATE, BLOBS = "state", "blobs"
 
 _TRIES = 5
-"""How often the database is copied anew where files it names have gone meanwhile."""
+"""How often the database is copied again if files that it names have gone meanwhile."""
 
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("desk", "runs")
 _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
-"""What the state folder holds beside: the queue server's data, which are no memory of what is owed, the id of this
-instance, which a copy must not share, and work files.
+"""Not in a backup: the queue server's data, which are not durable state, the id of this instance, which a
+copy must not share, and temporary files.
 """
 
 
 class BackupError(Exception):
-    """Why there is no backup, or nothing was restored; one sentence for the operator."""
+    """A backup or restore failed; the message is one sentence for the operator."""
 
 
 @dataclass
 class _Copy:
-    """A backup in the making: files by their name in it, with size and SHA-256."""
+    """A backup that is being written: its files by name, with size and SHA-256."""
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, source: Path) -> None:
-        """Copy a local file. Raises FileNotFoundError where it vanished."""
-        target = self._made(name)
+        """Copy a local file. Raises FileNotFoundError if it vanished."""
+        target = self._create_parent(name)
         with source.open("rb") as file:
             self._write(name, target, iter(lambda: file.read(1 << 20), b""))
 
     def add_blob(self, blobs: Blobs, key: str) -> None:
-        """Copy a blob. Raises FileNotFoundError where it vanished."""
+        """Copy a blob. Raises FileNotFoundError if it vanished."""
         name = f"{BLOBS}/{key}"
         if name not in self.files:
-            target = self._made(name)
-            blobs.copy_to(key, target)
-            self.note(name)
+            blobs.copy_to(key, self._create_parent(name))
+            self.add_written(name)
 
-    def note(self, name: str) -> None:
-        """Take the size and the hash of a file that is there already, and have it on the disk."""
+    def add_written(self, name: str) -> None:
+        """Add a file that is in the folder already, and flush it to the disk."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -84,22 +85,22 @@ class _Copy:
         self.files[name] = {"bytes": path.stat().st_size, "sha256": digest}
 
     def drop(self, name: str) -> None:
-        """Leave a file out after all."""
+        """Remove a file from the backup."""
         self.files.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
-    def _made(self, name: str) -> Path:
+    def _create_parent(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _write(self, name: str, target: Path, pieces: Iterator[bytes]) -> None:
+    def _write(self, name: str, target: Path, chunks: Iterator[bytes]) -> None:
         digest, size = hashlib.sha256(), 0
         with target.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-                digest.update(piece)
-                size += len(piece)
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
             file.flush()
             os.fsync(file.fileno())
         self.files[name] = {"bytes": size, "sha256": digest.hexdigest()}
@@ -108,24 +109,24 @@ class _Copy:
 # --- create ---
 
 
-def create(chosen: Settings, folder: Path) -> dict[str, Any]:
+def create(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a folder that is new or empty; return its manifest. Raises BackupError, OSError."""
-    database = _database(chosen)
+    database = existing_file(_database(settings))
     if not database.is_file():
         raise BackupError(f"there is no job database at {database}; is REVERIE_STATE the folder of the service?")
     if folder.exists() and any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty; choose a new folder for each backup")
-    if folder.resolve().is_relative_to(chosen.state.resolve()):
+    if folder.resolve().is_relative_to(settings.state.resolve()):
         raise BackupError(f"{folder} lies in the state folder; a backup belongs elsewhere, best on another disk")
     folder.mkdir(parents=True, exist_ok=True)
     copy = _Copy(folder)
-    blobs = Blobs(chosen.blobs)
+    blobs = Blobs(settings.blobs)
     for attempt in range(_TRIES):
         _copy_database(database, folder / DATABASE)
-        if _copy_named(chosen, blobs, folder / DATABASE, copy, last=attempt == _TRIES - 1):
+        if _copy_files_of_jobs(settings, blobs, folder / DATABASE, copy, last=attempt == _TRIES - 1):
             break
-    _copy_state(chosen.state, database.name, copy)
-    copy.note(DATABASE)
+    _copy_state(settings.state, database.name, copy)
+    copy.add_written(DATABASE)
     manifest = {
         "format": FORMAT,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,8 +142,8 @@ def create(chosen: Settings, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _database(chosen: Settings) -> Path:
-    address = sa.make_url(chosen.database)
+def _database(settings: Settings) -> Path:
+    address = sa.make_url(settings.database)
     if address.get_backend_name() != "sqlite" or not address.database:
         raise BackupError(
             f"the job database is {address.get_backend_name()}; back it up with its own tools, and the rest with a "
@@ -152,22 +153,23 @@ def _database(chosen: Settings) -> Path:
 
 
 def _copy_database(database: Path, target: Path) -> None:
-    """Copy one moment of a database that is being written to."""
+    """Copy a consistent snapshot of a database that may be written to; migrate the copy if it is older."""
     target.unlink(missing_ok=True)
     with (
         contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as source,
         contextlib.closing(sqlite3.connect(target)) as copy,
     ):
-        source.backup(copy)  # in one step: the service writes on into its log meanwhile
-    JobStore(f"sqlite:///{target.resolve()}").engine.dispose()  # migrates the copy of an older database
+        source.backup(copy)  # in one step: the service writes to its WAL file meanwhile
+    JobStore(f"sqlite:///{target.resolve()}").engine.dispose()
+    target.with_name(f".{target.name}.lock").unlink()
     with contextlib.closing(sqlite3.connect(target)) as copy:
         copy.execute("PRAGMA journal_mode=DELETE")  # one file
         copy.commit()
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A job of a copied database, and the keys of the blobs without which it is not whole."""
+class _CopiedJob:
+    """A job of the copied database, and the keys of the blobs that it needs."""
 
     id: str
     kind: str
@@ -177,26 +179,26 @@ class _Named:
 
     @property
     def needs_blobs(self) -> bool:
-        """Whether it will be run, or has a result that is kept."""
+        """Whether the job will be run, or has a result that is kept."""
         return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
 
 
-def _jobs(database: Path) -> list[_Named]:
-    parts: dict[str, list[str]] = {}
+def _jobs(database: Path) -> list[_CopiedJob]:
+    chunks: dict[str, list[str]] = {}
     with contextlib.closing(sqlite3.connect(database)) as connection:
         for job_id, key in connection.execute("SELECT job_id, blob_key FROM result_chunks WHERE blob_key IS NOT NULL"):
-            parts.setdefault(job_id, []).append(key)
+            chunks.setdefault(job_id, []).append(key)
         rows = connection.execute("SELECT id, kind, status, expired, items_blob FROM jobs").fetchall()
     return [
-        _Named(job_id, kind, status, bool(expired), (*parts.get(job_id, ()), *([items] if items else ())))
+        _CopiedJob(job_id, kind, status, bool(expired), (*chunks.get(job_id, ()), *([items] if items else ())))
         for job_id, kind, status, expired, items in rows
     ]
 
 
-def _copy_named(chosen: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
-    """Copy the files that belong to the jobs in a copied database; return whether all of them were there.
+def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
+    """Copy the files of the jobs in the copied database; return whether all of them existed.
 
-    At the last try, results that are gone are marked as expired, which is what they are.
+    In the last attempt, jobs whose results have gone are marked as expired.
     """
     gone, wanted = [], set()
     for job in _jobs(database):
@@ -204,9 +206,9 @@ def _copy_named(chosen: Settings, blobs: Blobs, database: Path, copy: _Copy, *, 
             if job.needs_blobs and job.blobs:
                 wanted |= _copy_blobs(blobs, job, copy)
             if job.status not in TERMINAL:
-                wanted |= _copy_tree(chosen.state, Path("desk") / job.id, copy)
+                wanted |= _copy_tree(settings.state, Path("desk") / job.id, copy)
             if job.kind == "training":
-                wanted |= _copy_run(chosen.state, job.id, copy)
+                wanted |= _copy_run(settings.state, job.id, copy)
         except FileNotFoundError:
             gone.append(job.id)
     for name in [name for name in copy.files if name not in wanted]:
@@ -219,8 +221,8 @@ def _copy_named(chosen: Settings, blobs: Blobs, database: Path, copy: _Copy, *, 
     return not gone
 
 
-def _copy_blobs(blobs: Blobs, job: _Named, copy: _Copy) -> set[str]:
-    """Copy what a job cannot do without, and what was made from it since, which may vanish; return the names."""
+def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
+    """Copy the blobs that a job needs, and its rendered results, which may vanish; return their names."""
     for key in job.blobs:
         copy.add_blob(blobs, key)
     names = {f"{BLOBS}/{key}" for key in job.blobs}
@@ -232,18 +234,18 @@ def _copy_blobs(blobs: Blobs, job: _Named, copy: _Copy) -> set[str]:
 
 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
-    """Copy a training's run, whose files change while it runs: what it goes on from first, then what it tells."""
+    """Copy the run folder of a training, which changes while it runs: first the checkpoint, then the rest."""
     run = state / "runs" / job_id
     for _ in range(_TRIES):
-        begun = _stamp(run / _CHECKPOINT)
+        written = _modification_time(run / _CHECKPOINT)
         with contextlib.suppress(FileNotFoundError):
             names = _copy_tree(state, Path("runs") / job_id, copy, first=_CHECKPOINT)
-            if _stamp(run / _CHECKPOINT) == begun:
+            if _modification_time(run / _CHECKPOINT) == written:
                 return names
     return _copy_tree(state, Path("runs") / job_id, copy, first=_CHECKPOINT, tolerant=True)
 
 
-def _stamp(path: Path) -> int:
+def _modification_time(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -251,7 +253,7 @@ def _stamp(path: Path) -> int:
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
-    """Copy a folder of the state folder, `first` before the rest; hidden files and locks are work in progress."""
+    """Copy a folder of the state folder, the file `first` before the rest, without hidden files and locks."""
     names = set()
     root = state / below
     for path in sorted(root.rglob("*"), key=lambda path: (path.name != first, path)):
@@ -270,7 +272,7 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the rest of the state folder: pointers before the versions they point to, datasets, and small files."""
+    """Copy the rest of the state folder: the pointers to versions before the versions, datasets and files."""
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
         copy.add(f"{STATE}/checkpoints/{POINTERS}", pointers)
@@ -282,7 +284,7 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
                 copy.add(f"{STATE}/{path.name}", path)
             continue
         for inner in sorted(path.iterdir()):
-            # a dataset or version that is deleted meanwhile is left out as a whole
+            # a dataset or version that is deleted meanwhile is left out entirely
             if inner.name.startswith(".") or inner == pointers:
                 continue
             before = set(copy.files)
@@ -299,16 +301,16 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
 # --- restore ---
 
 
-def restore(chosen: Settings, folder: Path) -> dict[str, Any]:
+def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     """Put a backup into an empty state folder and blob store; return its manifest. Raises BackupError, OSError."""
-    manifest = _checked(folder)
-    database, state, blobs = _database(chosen), chosen.state, Blobs(chosen.blobs)
+    manifest = _check(folder)
+    database, state, blobs = _database(settings), settings.state, Blobs(settings.blobs)
     if database.exists():
         raise BackupError(f"there is a job database at {database} already; restore into an empty state folder")
     blob_root = (state / "blobs").resolve()
-    left = [path for path in state.rglob("*") if not path.is_dir() and blob_root not in path.resolve().parents]
-    if left or blobs.keys(""):
-        where = left[0] if left else "the blob store"
+    files = [path for path in state.rglob("*") if not path.is_dir() and blob_root not in path.resolve().parents]
+    if files or blobs.keys(""):
+        where = files[0] if files else "the blob store"
         raise BackupError(f"the state folder is not empty ({where}); restore into an empty one")
     state.mkdir(parents=True, exist_ok=True)
     for name in manifest["files"]:
@@ -324,30 +326,30 @@ def restore(chosen: Settings, folder: Path) -> dict[str, Any]:
                 work.unlink(missing_ok=True)
     for dataset in (state / "datasets").glob("[!.]*"):
         (dataset / "uses").mkdir(exist_ok=True)  # empty folders are not in a backup
-    _place(folder / DATABASE, database)  # last: without it the service would begin with an empty one
-    _release_claims(chosen)
+    _place(folder / DATABASE, database)  # last: it names the other files
+    _release_claims(settings)
     return manifest
 
 
 def _place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as written:
-        shutil.copyfileobj(read, written, 1 << 20)
-        written.flush()
-        os.fsync(written.fileno())
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
     if target.suffix == ".safetensors":
         target.chmod(0o444)  # versions do not change
 
 
-def _release_claims(chosen: Settings) -> None:
-    """Have the jobs that ran at the moment of the backup run again, without charging them an attempt."""
-    job_store = JobStore(chosen.database)
+def _release_claims(settings: Settings) -> None:
+    """Requeue the jobs that were running at the time of the backup, without charging an attempt."""
+    job_store = JobStore(settings.database)
     job_store.release(None, "the service was restored from a backup")
     job_store.engine.dispose()
 
 
-def _checked(folder: Path) -> dict[str, Any]:
-    """The manifest of a backup all of whose files are there and as they were written. Raises BackupError."""
+def _check(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a backup whose files are all as they were written. Raises BackupError."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
@@ -356,7 +358,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         raise BackupError(f"{folder / MANIFEST} cannot be read: {error}") from error
     if manifest.get("format") != FORMAT:
         raise BackupError(f"the backup has format {manifest.get('format')!r}; this release reads {FORMAT}")
-    for name, said in manifest["files"].items():
+    for name, entry in manifest["files"].items():
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise BackupError(f"the backup names a file outside of it: {name!r}")
@@ -365,7 +367,7 @@ def _checked(folder: Path) -> dict[str, Any]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError as error:
             raise BackupError(f"the backup is damaged: {name} is missing") from error
-        if digest != said["sha256"]:
+        if digest != entry["sha256"]:
             raise BackupError(f"the backup is damaged: {name} is not as it was written")
     return manifest
 
@@ -375,23 +377,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m core.backup", description=__doc__)
     parser.add_argument("command", choices=["create", "restore"])
     parser.add_argument("folder", type=Path, help="of the backup")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with errors_end_the_program():
-        chosen = load_settings()
-    begun = time.monotonic()
-    created = not given.folder.exists()
+        settings = load_settings()
+    started = time.monotonic()
+    created = not arguments.folder.exists()
     try:
-        manifest = (create if given.command == "create" else restore)(chosen, given.folder)
+        manifest = (create if arguments.command == "create" else restore)(settings, arguments.folder)
     except (BackupError, OSError, sqlite3.Error) as error:
-        if given.command == "create" and created and not isinstance(error, BackupError):
-            remove_tree(given.folder)
+        if arguments.command == "create" and created and not isinstance(error, BackupError):
+            remove_tree(arguments.folder)
         reason = str(error) if not isinstance(error, OSError) else f"{reason_of(error)}: {error.filename or ''}"
-        sys.stderr.write(f"nothing was {'backed up' if given.command == 'create' else 'restored'}: {reason}\n")
+        sys.stderr.write(f"nothing was {'backed up' if arguments.command == 'create' else 'restored'}: {reason}\n")
         return 1
-    done = "backed up to" if given.command == "create" else "restored from"
+    done = "backed up to" if arguments.command == "create" else "restored from"
     sys.stdout.write(
-        f"{len(manifest['files'])} files, {manifest['bytes']} bytes, {done} {given.folder} "
-        f"in {time.monotonic() - begun:.1f} s (state of {manifest['created_at']})\n"
+        f"{len(manifest['files'])} files, {manifest['bytes']} bytes, {done} {arguments.folder} "
+        f"in {time.monotonic() - started:.1f} s (state of {manifest['created_at']})\n"
     )
     return 0
 

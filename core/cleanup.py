@@ -1,8 +1,9 @@
-"""What removes results after their time, and files that belong to nothing: left by what was killed, cancelled, refused.
+"""Removal of results after their time, and of orphaned files: left by killed, cancelled or rejected requests.
 
-Files go before the row that names them is marked, so a sweep that is cut short leaves nothing behind for good. What
-another process has just written is never touched: a file counts as an orphan's only if it is older than the time
-between two sweeps, and two sweeps one after the other have found it so. Files that vanish meanwhile are no error.
+Files are removed before the row that names them is marked, so an interrupted cleanup leaves nothing
+behind for good. What another process has just written is never removed: a file is an orphan only if
+it is older than the time between two cleanups and two cleanups in a row have found it so. Files that
+vanish meanwhile are no error.
 """
 
 import fcntl
@@ -24,154 +25,158 @@ from core.work_folder import LOCK, in_use
 
 log = logging.getLogger(__name__)
 
-NOTES_S = 900.0
-"""How long a completion note in the blob store may wait for the API process that it is for."""
+COMPLETION_TTL_S = 900.0
+"""How long a completion in the blob store may wait for the API process that it is for."""
 
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 _PAGE = 200
-_FORGET_FACTOR = 7
+_ROW_TTL_FACTOR = 7
+"""The row of an expired job is kept this many times as long as its result."""
 
 
 @dataclass(frozen=True)
 class _Orphan:
-    """Something that may belong to nothing: when it was last written, how to make sure, and how to remove it."""
+    """A possible orphan: when it was last written, whether something needs it after all, and its removal."""
 
     written_at: float
-    belongs: Callable[[], bool]
+    is_needed: Callable[[], bool]
     remove: Callable[[], object]
 
 
 class Cleanup:
-    """The sweeps of one process over everything that the service keeps."""
+    """The cleanups of one process over all files of the service."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
         """Find the folders; nothing is removed before `run`."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
-        self._places = StatePaths(settings.state)
-        self._datasets = Datasets(self._places.datasets)
-        self._versions = Versions(self._places.checkpoints)
+        paths = StatePaths(settings.state)
+        self._datasets = Datasets(paths.datasets)
+        self._versions = Versions(paths.checkpoints)
         self._min_age_s = 0.9 * settings.sweep_s
-        self._found: set[str] = set()
+        self._candidates: set[str] = set()
 
     def run(self) -> None:
-        """Sweep once, unless another process on this state folder does; a part that fails does not stop the others."""
+        """Clean up once, unless another process does so now; a step that fails does not stop the others."""
         with (self._settings.state / ".sweep.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            for part in (self.expire, self.keep_quota, self.remove_orphans, self._remove_leftovers):
+            for step in (self.expire, self.keep_quota, self.remove_orphans, self._remove_unfinished_writes):
                 try:
-                    part()
+                    step()
                 except Exception:
-                    log.exception("sweep", extra={"sweep": part.__name__.strip("_")})
+                    log.exception("cleanup failed", extra={"step": step.__name__.strip("_")})
 
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Drop results that were kept for their time, and forget jobs much later."""
-        keep_s = self._settings.result_ttl_s
-        while self._drop(self._job_store.kept_results(_PAGE, older_than_s=keep_s)):
+        """Remove results after their time, and much later the rows of their jobs."""
+        ttl_s = self._settings.result_ttl_s
+        while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
-        self._job_store.delete_expired(_FORGET_FACTOR * keep_s)
+        self._job_store.delete_expired(_ROW_TTL_FACTOR * ttl_s)
 
     def keep_quota(self) -> None:
-        """Drop the oldest results while the blob store is over its quota."""
+        """Remove the oldest results while the blob store is larger than its quota."""
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
-            if not self._drop(self._job_store.kept_results(20)):
+            if not self._remove_results(self._job_store.kept_results(20)):
                 return
 
-    def _drop(self, ids: list[str]) -> bool:
-        """Remove the results of these jobs, then say so; return whether any went. What fails is for the next sweep."""
-        gone = []
-        for job_id in ids:
+    def _remove_results(self, job_ids: list[str]) -> bool:
+        """Remove the results of jobs and mark them as expired; return whether any was removed.
+
+        A result that cannot be removed is left for the next cleanup.
+        """
+        removed = []
+        for job_id in job_ids:
             try:
                 self._blobs.delete(f"jobs/{job_id}")
-                gone.append(job_id)
+                removed.append(job_id)
             except OSError as error:
                 log.warning("result not removed", extra={"job": job_id, "reason": str(error)})
-        if gone:
-            self._job_store.mark_expired(gone)
-        return bool(gone)
+        if removed:
+            self._job_store.mark_expired(removed)
+        return bool(removed)
 
-    # --- what belongs to nothing ---
+    # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove what the last sweep has found already and what is an orphan's still; return how many went."""
-        found: set[str] = set()
+        """Remove the orphans that the last cleanup has found too; return their number."""
+        candidates: set[str] = set()
         removed = 0
         for name, orphan in self._orphans():
             if time.time() - orphan.written_at < self._min_age_s:
                 continue
-            if name not in self._found:
-                found.add(name)
-            elif not orphan.belongs():  # asked anew: a minute may have passed since
+            if name not in self._candidates:
+                candidates.add(name)
+            elif not orphan.is_needed():  # checked again: the listing may be a minute old
                 orphan.remove()
                 removed += 1
-        self._found = found
+        self._candidates = candidates
         if removed:
             log.info("orphans removed", extra={"count": removed})
         return removed
 
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
         yield from self._job_blobs()
-        yield from self._folders("desk", self._needs_scratch)
-        yield from self._folders("runs", self._needs_run)
-        yield from self._unfinished()
-        for path in self._versions.leftovers(self._has_open_jobs):
+        yield from self._job_folders("desk", self._needs_scratch)
+        yield from self._job_folders("runs", self._needs_run)
+        yield from self._unfinished_files()
+        for path in self._versions.leftovers(self._may_publish):
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Blobs of jobs that are not there any more, or have ended without a result."""
+        """Yield blobs of jobs that were deleted or ended without a result."""
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
-        for job_id in self._without(list(names), self._needs_blobs):
-            promised_at = int(job_id[4:16], 16) / 1000
-            written_at = max(names[job_id], promised_at if promised_at <= time.time() else 0.0)
+        for job_id in self._not_needed(list(names), self._needs_blobs):
+            created_at = int(job_id[4:16], 16) / 1000
+            written_at = max(names[job_id], created_at if created_at <= time.time() else 0.0)
             yield (
                 f"jobs/{job_id}",
                 _Orphan(
                     written_at,
-                    lambda job_id=job_id: not self._without([job_id], self._needs_blobs),  # type: ignore[misc]
+                    lambda job_id=job_id: not self._not_needed([job_id], self._needs_blobs),  # type: ignore[misc]
                     lambda job_id=job_id: self._blobs.delete(f"jobs/{job_id}"),  # type: ignore[misc]
                 ),
             )
 
-    def _folders(self, kind: str, needed: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
-        """Folders of jobs that need them no more, and that nobody works in."""
+    def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
+        """Yield folders that their jobs do not need and in which no process works."""
         folder = self._settings.state / kind
         names = [path.name for path in _children(folder) if _JOB_ID.fullmatch(path.name)]
-        for job_id in self._without(names, needed):
+        for job_id in self._not_needed(names, needs):
 
-            def belongs(job_id: str = job_id) -> bool:
-                return in_use(folder / job_id / LOCK) or not self._without([job_id], needed)
+            def is_needed(job_id: str = job_id) -> bool:
+                return in_use(folder / job_id / LOCK) or not self._not_needed([job_id], needs)
 
-            yield from self._path(kind, folder / job_id, belongs)
+            yield from self._path(kind, folder / job_id, is_needed)
 
-    def _unfinished(self) -> Iterator[tuple[str, _Orphan]]:
-        """Files that were being made for a response, or for a plan of batches."""
+    def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
+        """Yield files of responses and batch plans that were not finished."""
         for path in _children(self._settings.state / "unfinished"):
             yield from self._path("unfinished", path, lambda path=path: in_use(path))  # type: ignore[misc]
         for path in _children(self._settings.state / "plans"):
-            if path.suffix[1:].isdecimal():  # named after the process that wrote it
+            if path.suffix[1:].isdecimal():  # the id of the process that wrote it
                 yield from self._path("plans", path, lambda: False)
 
     @staticmethod
     def _path(
-        kind: str, path: Path, belongs: Callable[[], bool], remove: Callable[[Path], object] = remove_tree
+        kind: str, path: Path, is_needed: Callable[[], bool], remove: Callable[[Path], object] = remove_tree
     ) -> Iterator[tuple[str, _Orphan]]:
         try:
-            written_at = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+            written_at = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
         except OSError:  # it vanished
             return
-        if not belongs():
-            yield f"{kind}/{path.name}@{path}", _Orphan(written_at, belongs, lambda: remove(path))
+        if not is_needed():
+            yield f"{kind}/{path.name}@{path}", _Orphan(written_at, is_needed, lambda: remove(path))
 
-    def _without(self, ids: list[str], needed: Callable[[JobState], bool]) -> list[str]:
-        """Those of the jobs that are not there, or do not need it."""
-        rows = self._job_store.states(ids)
-        return [job_id for job_id in ids if job_id not in rows or not needed(rows[job_id])]
+    def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
+        """Return the ids of jobs that do not exist or whose state needs no files of this kind."""
+        states = self._job_store.states(job_ids)
+        return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
 
     @staticmethod
     def _needs_blobs(state: JobState) -> bool:
@@ -183,22 +188,22 @@ class Cleanup:
 
     @staticmethod
     def _needs_run(_state: JobState) -> bool:
-        return True  # it is kept until its training is deleted
+        return True  # until its training is deleted
 
-    def _has_open_jobs(self, model: str) -> bool:
-        """Whether a training, import or publication may be about to make a version of a model."""
+    def _may_publish(self, model: str) -> bool:
+        """Return whether an unfinished job may publish a version of a model."""
         return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
 
-    # --- what says by itself that it is left over ---
+    # --- files whose names show that they are unfinished ---
 
-    def _remove_leftovers(self) -> None:
+    def _remove_unfinished_writes(self) -> None:
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
-        self._blobs.sweep("notes", NOTES_S)
+        self._blobs.sweep("notes", COMPLETION_TTL_S)
 
 
 def _children(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where it is none, or vanished."""
+    """Return what a folder holds; nothing if it does not exist."""
     try:
         return list(folder.iterdir())
     except OSError:

@@ -272,7 +272,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """Return the URL of the job database."""
-        return self.database_url or f"sqlite:///{self.state.resolve() / 'ledger.sqlite3'}"
+        return self.database_url or f"sqlite:///{self.state.resolve() / 'jobs.sqlite3'}"
 
     @property
     def training_queue(self) -> str:

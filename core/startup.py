@@ -247,7 +247,8 @@ def _set_mark(url: str, mine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
-    return all(theirs.get(name) == mine[name] for name in ("id", "database"))
+    database = str(theirs.get("database")).replace("sqlite:ledger.sqlite3", "sqlite:jobs.sqlite3")  # its old name
+    return bool(theirs.get("id") == mine["id"] and database == mine["database"])
 
 
 def _client(url: str) -> redis.Redis:

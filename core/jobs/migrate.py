@@ -6,8 +6,9 @@ then: a process that finds the newest revision reads one row.
 """
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -31,6 +32,8 @@ class NewerDatabaseError(RuntimeError):
 def migrate(engine: Engine) -> None:
     """Create the tables of a new database, or migrate an older one. Raises NewerDatabaseError."""
     with _lock(engine):
+        if engine.dialect.name == "sqlite" and engine.url.database:
+            _rename_old_file(Path(engine.url.database))
         with engine.connect() as connection:
             if engine.dialect.name == "sqlite":
                 # stays in the file; SQLite waits for no other process here, which is one reason for the lock
@@ -58,6 +61,25 @@ def upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def existing_file(database: Path) -> Path:
+    """Return the file of a SQLite database, which earlier releases called `ledger.sqlite3`."""
+    old = database.with_name("ledger.sqlite3")
+    return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database
+
+
+def _rename_old_file(database: Path) -> None:
+    """Rename the database file of earlier releases. Raises RuntimeError if a process has it open."""
+    old = existing_file(database)
+    if old == database:
+        return
+    try:
+        with closing(sqlite3.connect(old, timeout=5)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")  # moves the WAL file's content into the database
+    except sqlite3.OperationalError as error:
+        raise RuntimeError(f"another process uses {old}, its file until now: {error}; stop it first") from error
+    old.rename(database)
 
 
 def _revision(connection: Connection) -> str | None:

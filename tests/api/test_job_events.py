@@ -198,7 +198,7 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
     """Twenty keys with fifty streams each: the median of a small request stays within three times that of idle."""
     authorization = {"Authorization": f"Bearer {KEYS[0]}"}
     with httpx.Client(base_url=crowd.url, headers=authorization, timeout=60) as client:
-        store = JobStore(f"sqlite:///{crowd.state / 'state' / 'ledger.sqlite3'}")
+        store = JobStore(f"sqlite:///{crowd.state / 'state' / 'jobs.sqlite3'}")
         jobs = {key: [_queued(key) for _ in range(JOBS_PER_KEY)] for key in KEYS}
         store.insert(*(row for rows in jobs.values() for row in rows))
         first = jobs[KEYS[0]][0].id

@@ -1,6 +1,7 @@
-"""The API's side of the ledger, with a real ledger and blob store and no worker."""
+"""The jobs of an API process, with a real job store and blob store and no worker."""
 
 import asyncio
+import contextlib
 import errno
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from api.adopted_jobs import INLINE_BYTES
+from api.app import create_app
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
@@ -27,6 +30,7 @@ from core.jobs.records import TERMINAL, Job
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.api.telling import MODEL
+from tests.core.jobs.test_migrate import FIRST, LAST, job_id, load
 from tests.stack import free_port
 
 SMALL: Fields = {"images": np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)}
@@ -232,7 +236,7 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_many_promises_are_committed_together(tmp_path: Path) -> None:
-    """Each is in the ledger when its `create` returns."""
+    """Each is in the job store when its `create` returns."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         async def one() -> None:
@@ -264,3 +268,31 @@ def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
                 await job_service.result(done)
 
     _run(tmp_path, act)
+
+
+@pytest.mark.parametrize("dump", [FIRST, LAST])
+def test_a_state_folder_of_an_earlier_release_is_served(tmp_path: Path, dump: str) -> None:
+    """Its jobs are listed and shown, and its paused training goes on when it is resumed."""
+    settings = Settings(state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0", log_level="error")
+    load(dump, tmp_path / "ledger.sqlite3")
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
+        connection.execute("UPDATE jobs SET owner = ''")  # as without API keys
+        connection.commit()
+
+    async def act() -> None:
+        app = create_app(settings)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            shown = {job["id"]: job for job in (await client.get("/v1/jobs")).json()["data"]}
+            assert len(shown) == (13 if dump == FIRST else 14)
+            assert shown[job_id(1)]["request"] == {"model": "vae-mnist", "count": 2}
+            assert shown[job_id(11)]["problem"]["detail"] == "no such digit"
+            resumed = await client.post(f"/v1/trainings/{job_id(6)}/resume")
+            assert (resumed.status_code, resumed.json()["status"]) == (200, "queued")
+            assert (await client.post(f"/v1/jobs/{job_id(2)}/cancel")).json()["status"] == "cancelled"
+
+    asyncio.run(act())
+    assert (tmp_path / "jobs.sqlite3").exists()

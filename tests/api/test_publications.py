@@ -25,7 +25,7 @@ def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> 
 @pytest.fixture
 def store(stack: Stack) -> Iterator[JobStore]:
     """The job store of the service; what a test holds in it is ended afterwards."""
-    opened = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
+    opened = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
     yield opened
     for job_id in opened.unfinished_ids(kinds=("publication", TRAINING)):
         opened.cancel(job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from core.datasets.store import Datasets
 from core.jobs.records import Job, JobState, SliceReport, new_id
 from core.jobs.store import JobStore
 from core.settings import Settings
+from tests.core.jobs.test_migrate import LAST, job_id, load
 from tests.core.jobs.test_store import LEASE_S, job
 from tests.datasets import digits
 
@@ -139,8 +141,8 @@ def test_jobs_that_end_and_go_meanwhile(service: Service, tmp_path: Path) -> Non
         other = Service(tmp_path / f"other{number}")
         succeeded = other.job_store.kept_results(1000)
         assert len(succeeded) > 10
-        for job_id in succeeded:
-            data, blob = other.result(job_id)
+        for ended in succeeded:
+            data, blob = other.result(ended)
             assert (len(data), len(blob)) == (10, 5000)
         other.job_store.engine.dispose()
 
@@ -156,10 +158,46 @@ def test_a_result_that_goes_every_time_is_expired(service: Service, tmp_path: Pa
     other.job_store.engine.dispose()
 
 
+def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:
+    """Its database is migrated, and its jobs have their results."""
+    folder, key = tmp_path / "backup", f"jobs/{job_id(10)}/3-0"
+    load(LAST, folder / backup.DATABASE)
+    (folder / "blobs" / key).parent.mkdir(parents=True)
+    (folder / "blobs" / key).write_bytes(b"in a blob")
+    files = {}
+    for name in (backup.DATABASE, f"blobs/{key}"):
+        data = (folder / name).read_bytes()
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / backup.MANIFEST).write_text(json.dumps({"format": 1, "created_at": "", "bytes": 0, "files": files}))
+    restore(Settings(state=tmp_path / "state"), folder)
+    service = Service(tmp_path / "state")
+    assert (service.result(job_id(9)), service.result(job_id(10))) == ([b"inline"], [b"in a blob"])
+    interrupted = service.job_store.get(job_id(5))
+    assert interrupted is not None
+    assert (interrupted.status, interrupted.attempts) == ("queued", 2)
+    service.job_store.engine.dispose()
+
+
+def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> None:
+    """Before the new release has started on it, and without a change to it."""
+    settings, key = Settings(state=tmp_path / "state"), f"jobs/{job_id(10)}/3-0"
+    load(LAST, settings.state / "ledger.sqlite3")
+    before = (settings.state / "ledger.sqlite3").read_bytes()
+    Blobs(settings.blobs).put(key, b"in a blob")
+    manifest = create(settings, tmp_path / "backup")
+    assert set(manifest["files"]) == {backup.DATABASE, f"blobs/{key}"}
+    assert {path.name for path in (tmp_path / "backup").iterdir()} == {backup.DATABASE, backup.MANIFEST, "blobs"}
+    assert (settings.state / "ledger.sqlite3").read_bytes() == before
+    restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
+    other = Service(tmp_path / "other")
+    assert other.result(job_id(10)) == [b"in a blob"]
+    other.job_store.engine.dispose()
+
+
 def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -> None:
     """A plain copy of the database file lacks everything since its last checkpoint."""
     service.ended(b"one", b"two")
-    shutil.copy(service.settings.state / "ledger.sqlite3", tmp_path / "plain.sqlite3")
+    shutil.copy(service.settings.state / "jobs.sqlite3", tmp_path / "plain.sqlite3")
     create(service.settings, tmp_path / "backup")
     import sqlite3
 
@@ -213,7 +251,7 @@ def test_nothing_is_overwritten(service: Service, tmp_path: Path) -> None:
     (tmp_path / "other" / "datasets" / "mine" / "dataset.json").touch()
     with pytest.raises(BackupError, match="not empty"):
         restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
-    assert not (tmp_path / "other" / "ledger.sqlite3").exists()
+    assert not (tmp_path / "other" / "jobs.sqlite3").exists()
     Blobs(f"file://{tmp_path / 'third' / 'blobs'}").put("jobs/a/1-0", b"x")
     with pytest.raises(BackupError, match="blob store"):
         restore(Settings(state=tmp_path / "third"), tmp_path / "backup")

@@ -52,7 +52,7 @@ class Place:
     def left(self) -> set[str]:
         """Files and folders below the state folder that are not the database's or a lock's."""
         found = {str(path.relative_to(self.state)) for path in self.state.rglob("*")}
-        return {name for name in found if not name.startswith("ledger.") and not name.endswith((".lock", "/lock"))}
+        return {name for name in found if not name.startswith("jobs.") and not name.endswith((".lock", "/lock"))}
 
 
 @pytest.fixture

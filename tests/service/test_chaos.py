@@ -49,7 +49,7 @@ def promise(client: httpx.Client, seed: int, prefer: str = "respond-async", seco
 def held(stack: Stack, part: str | None) -> set[str]:
     """Ids of the jobs that somebody, or one worker, is running at this moment."""
     owner = f"%-{stack.parts[part].pid}-%" if part else "%"
-    with contextlib.closing(sqlite3.connect(stack.state / "state" / "ledger.sqlite3")) as job_store:
+    with contextlib.closing(sqlite3.connect(stack.state / "state" / "jobs.sqlite3")) as job_store:
         query = "SELECT id FROM jobs WHERE status = 'running' AND lease_holder LIKE ?"
         return {row[0] for row in job_store.execute(query, (owner,))}
 

@@ -388,7 +388,7 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     """410 says that the seed gives it again; the job itself stays."""
     job_id = promised(client, "/v1/samples", model=MODEL)
     ended(client, job_id)
-    job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'ledger.sqlite3'}")
+    job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
     assert job_id in job_store.kept_results(1000)
     job_store.mark_expired([job_id])
     job_store.engine.dispose()

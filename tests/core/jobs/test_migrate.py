@@ -185,3 +185,43 @@ def test_alembic_is_imported_for_older_databases_alone(tmp_path: Path) -> None:
         for url in (new, old)
     ]
     assert printed == ["False", "True"]
+
+
+def test_the_database_file_of_earlier_releases_is_renamed(tmp_path: Path) -> None:
+    """With all that was written to it, also by a process that was killed, and by whoever opens it first."""
+    old, new = tmp_path / "ledger.sqlite3", tmp_path / "jobs.sqlite3"
+    load(LAST, old)
+    program = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute('PRAGMA journal_mode=WAL')\n"
+        "connection.execute(\"UPDATE jobs SET seed = 99 WHERE owner = 'bob'\")\n"
+        "connection.commit()\n"
+        "os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(old)], check=False)
+    assert old.with_name("ledger.sqlite3-wal").stat().st_size > 0
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.map(open_and_close, [f"sqlite:///{new}"] * 8, chunksize=1)
+    job_store = JobStore(f"sqlite:///{new}")
+    job = job_store.get(job_id(2))
+    assert job is not None
+    assert (job.owner, job.seed) == ("bob", 99)
+    assert not list(tmp_path.glob("ledger*"))
+    job_store.engine.dispose()
+
+
+def test_a_database_file_in_use_is_not_renamed(tmp_path: Path) -> None:
+    """A process of the release before still runs: the start says so and changes nothing."""
+    old = tmp_path / "ledger.sqlite3"
+    load(LAST, old)
+    with closing(sqlite3.connect(old)) as running:
+        running.execute("PRAGMA journal_mode=WAL")
+        running.execute("SELECT count(*) FROM jobs").fetchone()
+        with pytest.raises(StartupError, match="another process uses"):
+            check_database(Settings(state=tmp_path))
+        running.execute("DELETE FROM events")
+        running.commit()
+    assert sorted(path.name for path in tmp_path.glob("*.sqlite3")) == ["ledger.sqlite3"]
+    check_database(Settings(state=tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("*.sqlite3")) == ["jobs.sqlite3"]

@@ -24,8 +24,8 @@ LEASE_S = 30.0
 
 @pytest.fixture
 def job_store(tmp_path: Path) -> JobStore:
-    """An empty ledger."""
-    return JobStore(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    """An empty job store."""
+    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
 
 
 def job(**more: Any) -> Job:

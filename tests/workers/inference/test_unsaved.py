@@ -18,7 +18,7 @@ from workers.inference.unsaved import UnsavedReports
 @pytest.fixture
 def job_store(tmp_path: Path) -> JobStore:
     """An empty database."""
-    return JobStore(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
 
 
 def limited(job_store: JobStore, more_pages: int) -> None:

@@ -248,13 +248,13 @@ def test_files_of_a_run_may_be_half_written(tmp_path: Path) -> None:
     assert anonymous_bytes(2**22 + 1) == 0
 
 
-# --- the ledger's side ---
+# --- the job store ---
 
 
 @pytest.fixture
 def job_store(tmp_path: Path) -> JobStore:
-    """A new ledger."""
-    return JobStore(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    """A new job store."""
+    return JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
 
 
 def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
