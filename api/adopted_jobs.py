@@ -1,4 +1,4 @@
-"""Adopted jobs: synchronous requests that became jobs because the client's waiting time was over."""
+"""Adopted jobs: synchronous requests that took longer than the client wanted to wait."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ _RETRY_S = 0.5
 
 
 class AdoptedJobs:
-    """The jobs of one API process, which holds their leases while its pending requests are computed.
+    """The adopted jobs of one API process, which holds their leases.
 
     If the process dies, the leases lapse and workers take the jobs over.
     """
@@ -61,7 +61,10 @@ class AdoptedJobs:
         return self._pending.pop(job_id, None)
 
     async def complete(self, job: Job, pending: PendingRequest) -> None:
-        """Wait for the result of a pending request and end its job, or leave it to a worker if there is no room."""
+        """Wait for the result of a pending request and end its job.
+
+        If the disk has no room for the result, the job is left to a worker.
+        """
         report = SliceReport(job.claim)
         size_bytes = 0
         blocked: dict[str, Any] | None = None

@@ -17,7 +17,7 @@ POLL_S = 0.5
 
 
 class JobUpdates:
-    """The waiters for jobs in this process, and the two sources of updates: worker messages and the job store."""
+    """The waiters for jobs in this process; worker messages and the job store wake them."""
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
         self._job_store = job_store
@@ -46,7 +46,10 @@ class JobUpdates:
                 del self._waiters[job_id]
 
     async def listen(self, connection: redis.asyncio.Redis) -> None:
-        """Notify of jobs that workers report as changed, until cancelled. Lost messages are made good by `poll`."""
+        """Notify of jobs that workers report as changed, until cancelled.
+
+        Lost messages are made good by `poll`.
+        """
         last: bytes | str = "$"
         while True:
             try:
@@ -60,7 +63,7 @@ class JobUpdates:
                     self.notify(job_id)
 
     async def poll(self) -> None:
-        """Notify of jobs with new events, until cancelled: one query for all of them, twice a second."""
+        """Notify of jobs with new events, until cancelled: one query for all, twice a second."""
         known: dict[str, int] = {}
         while True:
             await asyncio.sleep(POLL_S)

@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _RECHECK_S = 5.0
-"""A waiting request is woken when its job changes, and reads the job after this time in any case."""
+"""How long a waiting request relies on being woken, before it reads its job again."""
 
 _WAKEUPS = 8
-"""Wake-up messages per job: several threads of the training workers read them, and most find nothing to do."""
+"""Wake-up messages per job, for the threads of all training workers; most find nothing to do."""
 
 
 class JobService:
@@ -102,7 +102,10 @@ class JobService:
         return sum(self.counts.values()) >= self._settings.max_queued_jobs
 
     async def create(self, inference_request: InferenceRequest, owner: str, request_id: str) -> Job:
-        """Create a job; it is committed when this returns. Jobs that come at the same time share a transaction."""
+        """Create a job.
+
+        It is committed when this returns. Jobs that come at the same time share a transaction.
+        """
         job = await self._new_job(inference_request, owner, request_id)
         committed = asyncio.get_running_loop().create_future()
         self._uncommitted.append((job, committed))
@@ -132,7 +135,7 @@ class JobService:
     async def create_once(
         self, inference_request: InferenceRequest, owner: str, request_id: str, route: str, key: str
     ) -> Insertion:
-        """Create a job under an idempotency key, or return the job of the first request under this key."""
+        """Create a job under an idempotency key, or return the one that has this key already."""
         job = await self._new_job(inference_request, owner, request_id)
         ttl_s = self._settings.idempotency_key_ttl_s
         idempotency_key = IdempotencyKey(route, key, inference_request.fingerprint, ttl_s)
@@ -198,8 +201,8 @@ class JobService:
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
         """Keep the stored inputs of a job that is being committed; remove them if the commit fails.
 
-        A cleanup that found them before the job was committed may have removed them as orphans. Then the job is
-        deleted again, and the client has to retry.
+        A cleanup that found them before the job was committed may have removed them as orphans.
+        Then the job is deleted again, and the client has to retry.
         """
         key = job.items_blob
         try:
@@ -224,7 +227,7 @@ class JobService:
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the largest number of devices of a live training worker; None if none has reported one.
+        """Return the most devices that a live training worker has; None if none has said so.
 
         Raises redis.RedisError and OSError.
         """
@@ -268,7 +271,7 @@ class JobService:
         return bool(await self._threads.read(self._job_store.last_event_numbers, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:
-        """Return the newest preview of a running job as PNG, if a worker has published one recently."""
+        """Return the newest preview of a running job as PNG, if there is a recent one."""
         pending = self._adopted.get(job_id)
         try:
             png: Any = await self._redis.get(preview_key(pending.id if pending else job_id))
@@ -288,7 +291,10 @@ class JobService:
         return await self._threads.read(load)
 
     def result_chunks(self, job: Job) -> Iterator[Fields]:
-        """Yield the result of a succeeded job in parts; blocks, for use in a thread. Raises LookupError."""
+        """Yield the result of a succeeded job in parts.
+
+        Blocks, for use in a thread. Raises LookupError.
+        """
         for chunk in self._job_store.result(job.id):
             try:
                 yield unpack(chunk.data if chunk.data is not None else self._blobs.get(str(chunk.blob_key)))
@@ -307,8 +313,9 @@ class JobService:
         return cancelled
 
     async def delete(self, job_id: str) -> None:
-        """Delete an ended job and its files: the files first, so that a full disk has room for the transaction.
+        """Delete an ended job and its files.
 
+        The files are first, so that a full disk has room for the transaction.
         What a worker writes for the job even later is removed by the cleanup.
         """
         await self._threads.read(self._blobs.delete, f"jobs/{job_id}")
@@ -318,7 +325,7 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Renew leases, requeue the jobs of dead processes, and remind workers of jobs that nobody claims."""
+        """Renew leases, requeue jobs of dead processes, and wake workers for unclaimed jobs."""
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
             try:

@@ -1,13 +1,13 @@
 """Backup and restore of the service's durable state: `python -m core.backup create|restore FOLDER`.
 
-`create` works while the service runs. SQLite's online backup copies a consistent snapshot of the job
-database; then the files that this copy names are copied. Blobs, versions and datasets never change
-once they are written, so they may be copied after the snapshot. If one has gone meanwhile, its job was
-deleted or has expired, and the database is copied again. `backup.json` is written last, with the
-SHA-256 of each file: a folder without it is no backup.
+`create` works while the service runs. SQLite's online backup copies a consistent snapshot of the
+job database; then the files that this copy names are copied. Blobs, versions and datasets never
+change once they are written, so they may be copied after the snapshot. If one has gone meanwhile,
+its job was deleted or has expired, and the database is copied again. `backup.json` is written last,
+with the SHA-256 of each file: a folder without it is no backup.
 
-`restore` first checks all files, and writes into an empty state folder only. The database of an older
-release is migrated.
+`restore` first checks all files, and writes into an empty state folder only. The database of an
+older release is migrated.
 """
 
 import argparse
@@ -47,8 +47,8 @@ _TRIES = 5
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("desk", "runs")
 _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
-"""Not in a backup: the queue server's data, which are not durable state, the id of this instance, which a
-copy must not share, and temporary files.
+"""Not in a backup: the queue server's data, which are not durable state, the id of this instance,
+which a copy must not share, and temporary files.
 """
 
 
@@ -110,7 +110,10 @@ class _Copy:
 
 
 def create(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Write a backup into a folder that is new or empty; return its manifest. Raises BackupError, OSError."""
+    """Write a backup into a folder that is new or empty.
+
+    Return its manifest. Raises BackupError, OSError.
+    """
     database = existing_file(_database(settings))
     if not database.is_file():
         raise BackupError(f"there is no job database at {database}; is REVERIE_STATE the folder of the service?")
@@ -153,7 +156,10 @@ def _database(settings: Settings) -> Path:
 
 
 def _copy_database(database: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database that may be written to; migrate the copy if it is older."""
+    """Copy a consistent snapshot of a database that may be written to.
+
+    Migrate the copy if it is older.
+    """
     target.unlink(missing_ok=True)
     with (
         contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as source,
@@ -222,7 +228,10 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
 
 def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
-    """Copy the blobs that a job needs, and its rendered results, which may vanish; return their names."""
+    """Copy the blobs that a job needs, and its rendered results, which may vanish.
+
+    Return their names.
+    """
     for key in job.blobs:
         copy.add_blob(blobs, key)
     names = {f"{BLOBS}/{key}" for key in job.blobs}
@@ -234,7 +243,7 @@ def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
 
 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
-    """Copy the run folder of a training, which changes while it runs: first the checkpoint, then the rest."""
+    """Copy the run folder of a training: first the checkpoint, then what is written after it."""
     run = state / "runs" / job_id
     for _ in range(_TRIES):
         written = _modification_time(run / _CHECKPOINT)
@@ -253,7 +262,7 @@ def _modification_time(path: Path) -> int:
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
-    """Copy a folder of the state folder, the file `first` before the rest, without hidden files and locks."""
+    """Copy a folder, the file `first` before the rest, without hidden files and locks."""
     names = set()
     root = state / below
     for path in sorted(root.rglob("*"), key=lambda path: (path.name != first, path)):
@@ -272,7 +281,7 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the rest of the state folder: the pointers to versions before the versions, datasets and files."""
+    """Copy the rest of the state folder, pointers to versions before the versions."""
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
         copy.add(f"{STATE}/checkpoints/{POINTERS}", pointers)
@@ -302,7 +311,10 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
 
 
 def restore(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Put a backup into an empty state folder and blob store; return its manifest. Raises BackupError, OSError."""
+    """Put a backup into an empty state folder and blob store.
+
+    Return its manifest. Raises BackupError, OSError.
+    """
     manifest = _check(folder)
     database, state, blobs = _database(settings), settings.state, Blobs(settings.blobs)
     if database.exists():
@@ -349,7 +361,10 @@ def _release_claims(settings: Settings) -> None:
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a backup whose files are all as they were written. Raises BackupError."""
+    """Return the manifest of a backup whose files are all as they were written.
+
+    Raises BackupError.
+    """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:

@@ -1,9 +1,9 @@
-"""Removal of results after their time, and of orphaned files: left by killed, cancelled or rejected requests.
+"""Removal of expired results, and of orphaned files that killed or rejected requests left.
 
 Files are removed before the row that names them is marked, so an interrupted cleanup leaves nothing
 behind for good. What another process has just written is never removed: a file is an orphan only if
-it is older than the time between two cleanups and two cleanups in a row have found it so. Files that
-vanish meanwhile are no error.
+it is older than the time between two cleanups and two cleanups in a row have found it so. Files
+that vanish meanwhile are no error.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ _ROW_TTL_FACTOR = 7
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A possible orphan: when it was last written, whether something needs it after all, and its removal."""
+    """A possible orphan: when it was last written, whether it is needed, and its removal."""
 
     written_at: float
     is_needed: Callable[[], bool]
@@ -58,7 +58,10 @@ class Cleanup:
         self._candidates: set[str] = set()
 
     def run(self) -> None:
-        """Clean up once, unless another process does so now; a step that fails does not stop the others."""
+        """Clean up once, unless another process does so now.
+
+        A step that fails does not stop the others.
+        """
         with (self._settings.state / ".sweep.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -36,7 +36,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def storage_problem(error: BaseException, what: str = "the result was computed, but") -> dict[str, Any]:
-    """Return problem details for something that cannot be stored: status 507 if no space is left, else 503."""
+    """Return problem details for something that cannot be stored: status 507 if no space is left,
+    else 503.
+    """
     if lacks_space(error):
         detail = f"{what} the store has no room for it ({reason_of(error)}); delete ended jobs, or try again later"
         return {"type": "about:blank", "title": "Disk full", "status": INSUFFICIENT_STORAGE, "detail": detail}

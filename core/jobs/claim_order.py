@@ -1,8 +1,9 @@
-"""The order of claims: owners take turns, so that one owner's backlog does not delay another's jobs.
+"""The order of claims: owners take turns, so that one owner's backlog delays nobody else.
 
-For each queue and owner, the table `claim_order` holds when a job of that owner was last claimed. Of the owners with a
-claimable job, the one whose last claim is the oldest is next; of that owner's jobs, the oldest is claimed. The owner is
-chosen by a plain query and rows are locked only afterwards: PostgreSQL allows no window functions with FOR UPDATE.
+For each queue and owner, the table `claim_order` holds when a job of that owner was last claimed.
+Of the owners with a claimable job, the one whose last claim is the oldest is next; of that owner's
+jobs, the oldest is claimed. The owner is chosen by a plain query and rows are locked only
+afterwards: PostgreSQL allows no window functions with FOR UPDATE.
 """
 
 import time
@@ -17,7 +18,10 @@ from core.jobs.schema import claim_order, jobs
 
 
 def queue_of(kind: str) -> str:
-    """Return the queue of a kind of jobs. Each queue has its own order: a training delays no samples of its owner."""
+    """Return the queue of a kind of jobs.
+
+    Each queue has its own order: a training delays no samples of its owner.
+    """
     if kind == TRAINING:
         return "training"
     return "auxiliary" if kind in AUXILIARY_KINDS else "inference"

@@ -1,8 +1,8 @@
 """Claims on jobs, and the writes of whoever holds one.
 
-A claim is a compare-and-set: it raises the job's fencing token and takes a lease. Each later write names the token and
-changes nothing once the job was claimed again, paused or ended. After a slice, an unfinished job returns to the end of
-the queue without a lease, so that jobs take turns.
+A claim is a compare-and-set: it raises the job's fencing token and takes a lease. Each later write
+names the token and changes nothing once the job was claimed again, paused or ended. After a slice,
+an unfinished job returns to the end of the queue without a lease, so that jobs take turns.
 """
 
 import time
@@ -37,11 +37,11 @@ class JobClaims(JobDatabase):
         skip_owners: Collection[str] = (),
         batch_rows: Callable[[Job], int] = lambda _job: SMALL_JOB_ROWS,
     ) -> list[Job]:
-        """Claim the next job of these kinds, and with it small ones that can share its forward pass.
+        """Claim the next job of these kinds, and small ones that can share its forward pass.
 
-        `kinds` belong to one queue; without any, the job is one for inference workers. Jobs of `skip_owners` are
-        left in the queue. At most `limit` jobs are claimed, with as many rows together as `batch_rows` allows for the
-        first of them.
+        `kinds` belong to one queue; without any, the job is one for inference workers. Jobs of
+        `skip_owners` are left in the queue. At most `limit` jobs are claimed, with as many rows
+        together as `batch_rows` allows for the first of them.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -87,9 +87,10 @@ class JobClaims(JobDatabase):
         reset_attempts: bool = False,
         charge_attempt: bool = False,
     ) -> bool:
-        """Add events to a claimed job and set its progress, 0 to 1; return whether the claim still held.
+        """Add events to a claimed job and set its progress, 0 to 1.
 
-        `reset_attempts` once the job is past what earlier attempts may have died of; `charge_attempt` for a failed one.
+        Return whether the claim still held. `reset_attempts` once the job is past what earlier
+        attempts may have died of; `charge_attempt` for a failed one.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
@@ -101,7 +102,10 @@ class JobClaims(JobDatabase):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the outcomes of slices in one transaction; return the ids of the jobs whose claim still held."""
+        """Write the outcomes of slices in one transaction.
+
+        Return the ids of the jobs whose claim still held.
+        """
         recorded = []
         with self._transaction() as connection:
             for report in reports:
@@ -120,7 +124,10 @@ class JobClaims(JobDatabase):
         result: bytes | None = None,
         version: str | None = None,
     ) -> bool:
-        """End a claimed job with a problem or with its whole result; return whether the claim still held."""
+        """End a claimed job with a problem or with its whole result.
+
+        Return whether the claim still held.
+        """
         held, job_id = held_by(claim), claim.job_id
         with self._transaction() as connection:
             if problem is not None:
@@ -138,10 +145,11 @@ class JobClaims(JobDatabase):
             transitions.requeue(connection, held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
-        """Return a claimed job to its queue because its result cannot be stored; return whether the claim still held.
+        """Return a claimed job to its queue because its result cannot be stored.
 
-        The job may be claimed again after a delay that grows with its wait, up to half a minute, and no attempt is
-        counted. After `max_wait_s` seconds it fails with `problem`. `size_bytes` is the size of the result.
+        Return whether the claim still held. The job may be claimed again after a delay that grows
+        with its wait, up to half a minute, and no attempt is counted. After `max_wait_s` seconds it
+        fails with `problem`. `size_bytes` is the size of the result.
         """
         now, held, job_id = time.time(), held_by(claim), claim.job_id
         with self._transaction() as connection:
@@ -165,7 +173,10 @@ class JobClaims(JobDatabase):
 
 
 def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
-    """Lock and return the job that has waited longest; each status by itself, in the order of the index."""
+    """Lock and return the job that has waited longest.
+
+    There is one query per status, so that the index gives the order.
+    """
     found: list[Job] = []
     for status in ("queued", "running"):
         query = sa.select(*JOB_COLUMNS).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
@@ -180,7 +191,7 @@ def _is_small(job: Job) -> bool:
 def _lock_similar(
     connection: Connection, claimable: sa.ColumnElement[bool], first: Job, limit: int, rows: int
 ) -> list[Job]:
-    """Lock and return small jobs that can run with `first`: at most `limit`, with at most `rows` rows together."""
+    """Lock and return at most `limit` small jobs like `first`, of at most `rows` rows together."""
     similar = (
         jobs.c.status == "queued",
         jobs.c.id != first.id,
@@ -204,7 +215,7 @@ def _lock_similar(
 
 
 def _record_slice(connection: Connection, report: SliceReport, rows: int, next_row: int) -> None:
-    """Write the outcome of a slice of a job with so many rows, of which those before `next_row` were done."""
+    """Write the outcome of a slice of a job that has `rows` rows and had reached `next_row`."""
     held, job_id = held_by(report.claim), report.claim.job_id
     if report.problem is not None:
         transitions.finish(connection, held, job_id, "failed", report.problem)

@@ -18,7 +18,8 @@ class ResultExpiry(JobDatabase):
     def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
         """Return the ids of ended jobs whose results are kept, the first that ended first.
 
-        With `older_than_s`, only jobs that ended longer ago. A training is kept until it is deleted.
+        With `older_than_s`, only jobs that ended longer ago. A training is kept until it is
+        deleted.
         """
         kept = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
         if older_than_s is not None:

@@ -12,10 +12,10 @@ from core.settings import HEARTBEAT_S
 class LeaseReaper:
     """Takes jobs from holders that could have renewed their leases and did not.
 
-    While the database cannot be written (its disk is full, it is locked or away), no holder can renew its lease. So the
-    reaper first writes to a job whose lease has lapsed, without a change. If that works, a live holder can write too,
-    and gets the time of some heartbeats to do so. After a failed write, it gets the time of a whole lease. So a full
-    disk is not counted against a job.
+    While the database cannot be written (its disk is full, it is locked or away), no holder can
+    renew its lease. So the reaper first writes to a job whose lease has lapsed, without a change.
+    If that works, a live holder can write too, and gets the time of some heartbeats to do so. After
+    a failed write, it gets the time of a whole lease. So a full disk is not counted against a job.
     """
 
     def __init__(self, job_store: JobStore, lease_s: float, max_attempts: int) -> None:
@@ -27,7 +27,10 @@ class LeaseReaper:
         self._first_seen: dict[Claim, float] = {}
 
     def reap(self) -> list[str]:
-        """Return jobs of dead holders to their queues; return their ids. Raises what the database raises."""
+        """Return jobs of dead holders to their queues.
+
+        Return their ids. Raises what the database raises.
+        """
         now = time.monotonic()
         if now < self._not_before:
             return []

@@ -36,7 +36,7 @@ class JobLeases(JobDatabase):
                     transitions.append_events(connection, job_id, [Event("progress", {"progress": fraction})])
 
     def release(self, holder: str | None, reason: str) -> None:
-        """Return the jobs of a holder to their queues, for others to claim at once; None is every holder."""
+        """Return the jobs of a holder, or of all holders (None), to their queues."""
         mine = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = mine & (jobs.c.status == "running")
         with self._transaction() as connection:
@@ -44,9 +44,10 @@ class JobLeases(JobDatabase):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Write to the jobs whose lease has lapsed, without a change, and return the claims on them.
+        """Write to the jobs whose lease has lapsed, without a change; return the claims.
 
-        If this raises, no holder could have renewed its lease either. If no lease has lapsed, nothing is written.
+        If this raises, no holder could have renewed its lease either. If no lease has lapsed,
+        nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:
@@ -57,10 +58,10 @@ class JobLeases(JobDatabase):
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
-        """Return jobs whose lease has lapsed to their queues, all or those of `job_ids`; return their ids.
+        """Return jobs whose lease has lapsed to their queues, all or those of `job_ids`.
 
-        A job that ran among others is not charged an attempt, but runs isolated from then on. A job whose holder
-        died `max_attempts` times while running it alone fails.
+        Return their ids. A job that ran among others is not charged an attempt, but runs isolated
+        from then on. A job whose holder died `max_attempts` times while running it alone fails.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with self._transaction() as connection:
@@ -70,7 +71,8 @@ class JobLeases(JobDatabase):
                 was_run = not (job.lease_holder or "").startswith(API_HOLDER_PREFIX)
                 attempts = job.attempts + (was_run and not job.co_batched)
                 if attempts < max_attempts:
-                    # to the end of the queue: a suspect job must not hold up others, nor die many times in a row
+                    # to the end of the queue: a suspect job must not hold up others, nor die many
+                    # times in a row
                     change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": time.time()}
                     transitions.requeue(connection, here, job.id, "its worker died or fell silent", **change)
                     continue

@@ -1,8 +1,8 @@
 """Migrations of the job database, at start and by any number of processes at once.
 
-A new database gets the tables of `core.jobs.schema` directly. An older one is migrated by Alembic in
-one transaction, so that a migration that fails or is killed changes nothing. Alembic is imported only
-then: a process that finds the newest revision reads one row.
+A new database gets the tables of `core.jobs.schema` directly. An older one is migrated by Alembic
+in one transaction, so that a migration that fails or is killed changes nothing. Alembic is imported
+only then: a process that finds the newest revision reads one row.
 """
 
 import fcntl
@@ -36,7 +36,8 @@ def migrate(engine: Engine) -> None:
             _rename_old_file(Path(engine.url.database))
         with engine.connect() as connection:
             if engine.dialect.name == "sqlite":
-                # stays in the file; SQLite waits for no other process here, which is one reason for the lock
+                # stays in the file; SQLite waits for no other process here, which is one reason for
+                # the lock
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             revision = _revision(connection)
             new = not sa.inspect(connection).has_table("jobs")
@@ -70,7 +71,10 @@ def existing_file(database: Path) -> Path:
 
 
 def _rename_old_file(database: Path) -> None:
-    """Rename the database file of earlier releases. Raises RuntimeError if a process has it open."""
+    """Rename the database file of earlier releases.
+
+    Raises RuntimeError if a process has it open.
+    """
     old = existing_file(database)
     if old == database:
         return

@@ -42,7 +42,7 @@ class JobQueries(JobDatabase):
         return found[0] if found else None
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return jobs without their binary columns, newest first, starting after (older than) the id `after`."""
+        """Return jobs older than the job `after`, newest first, without their binary columns."""
         query = sa.select(*_LISTED_COLUMNS).order_by(jobs.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
@@ -76,7 +76,10 @@ class JobQueries(JobDatabase):
             return int(connection.scalar(query) or 0)
 
     def unfinished_ids(self, *, model: str = "", version: str = "", kinds: Collection[str] = ()) -> list[str]:
-        """Return ids of unfinished jobs, at most 20; with arguments, only those of this model, version and kinds."""
+        """Return ids of unfinished jobs, at most 20.
+
+        With arguments, only those of this model, version and kinds.
+        """
         query = sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED)).limit(20)
         if model:
             query = query.where(jobs.c.model == model)

@@ -1,4 +1,4 @@
-"""Records of the job store, as frozen dataclasses: what its tables hold, and what its callers pass."""
+"""Records of the job store: what its tables hold, and what its callers pass."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,13 +7,19 @@ from uuid import uuid4
 
 TRAINING = "training"
 AUXILIARY_KINDS = ("estimate", "import", "publication", "dataset")
-"""Kinds of jobs that a training worker runs beside its training; each takes some seconds in a child process."""
+"""Kinds of jobs that a training worker runs beside its training.
+
+Each takes some seconds in a child process.
+"""
 
 UNFINISHED = ("queued", "running", "paused")
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 API_HOLDER_PREFIX = "api-"
-"""Prefix of the names under which API processes hold leases. They do not run the job, so their death is no attempt."""
+"""Prefix of the names under which API processes hold leases.
+
+They do not run the job, so their death is no attempt.
+"""
 
 SMALL_JOB_ROWS = 16
 """Jobs of at most this many rows share a forward pass with similar jobs."""
@@ -26,7 +32,10 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A hold on a job: its id and the fencing token. A write with an older token changes nothing."""
+    """A hold on a job: its id and the fencing token.
+
+    A write with an older token changes nothing.
+    """
 
     job_id: str
     token: int
@@ -123,8 +132,9 @@ class JobState:
 class SliceReport:
     """What became of a claimed job in one slice.
 
-    `data` or `blob_key` is the result of rows [first_row, first_row + rows). Both are None for an unfinished slice,
-    which has a `continuation` and the fraction of its work that is done. A `problem` ends the job.
+    `data` or `blob_key` is the result of rows [first_row, first_row + rows). Both are None for an
+    unfinished slice, which has a `continuation` and the fraction of its work that is done. A
+    `problem` ends the job.
     """
 
     claim: Claim
@@ -151,8 +161,8 @@ class IdempotencyKey:
 class Insertion:
     """The outcome of an insert: the id of the new job, or of the one that was there before.
 
-    `fingerprint` is that of the first request under the idempotency key; `conflict` is the status of an unfinished job
-    that excludes this one.
+    `fingerprint` is that of the first request under the idempotency key; `conflict` is the status
+    of an unfinished job that excludes this one.
     """
 
     job_id: str

@@ -9,7 +9,10 @@ from core.jobs.records import AUXILIARY_KINDS, TRAINING
 
 
 class Json(sa.types.TypeDecorator[dict[str, Any]]):
-    """A JSON object, stored as text. With sorted keys, equal objects have equal text and can be compared in SQL."""
+    """A JSON object, stored as text.
+
+    With sorted keys, equal objects have equal text and can be compared in SQL.
+    """
 
     impl = sa.Text
     cache_ok = True
@@ -124,7 +127,7 @@ resources = sa.Table(
 """Owners of datasets and models; see `core.resources`."""
 
 resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.BigInteger, nullable=False))
-"""One row: the number of changes to `resources`, by which other processes see cheaply that it has changed."""
+"""One row: the number of changes to `resources`, so that processes notice one cheaply."""
 
 RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
 """Jobs of inference workers; the others are for training workers."""

@@ -1,8 +1,9 @@
 """The job store: jobs, their results, events and idempotency keys in one SQL database.
 
-A job is committed here before its 202 is sent, and ends exactly once. The parts of the interface: `queries` (reads),
-`claims` (workers), `leases` (recovery from dead processes), `expiry` (old results), and here what clients ask for. It
-works on SQLite (WAL, `BEGIN IMMEDIATE`) and on PostgreSQL.
+A job is committed here before its 202 is sent, and ends exactly once. The parts of the interface:
+`queries` (reads), `claims` (workers), `leases` (recovery from dead processes), `expiry` (old
+results), and here what clients ask for. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and on
+PostgreSQL.
 """
 
 import time
@@ -25,10 +26,11 @@ class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
     def insert(
         self, *new_jobs: Job, exclusive: bool = False, idempotency_key: IdempotencyKey | None = None
     ) -> Insertion:
-        """Insert jobs in one transaction, each with its first event; return the outcome for the first of them.
+        """Insert jobs in one transaction, each with its first event.
 
-        `exclusive` and `idempotency_key` are for a single job. It is not inserted if another job was inserted under
-        this key, or if an `exclusive` job has an unfinished one of its kind and model beside it.
+        Return the outcome for the first of them. `exclusive` and `idempotency_key` are for a single
+        job. It is not inserted if another job was inserted under this key, or if an `exclusive` job
+        has an unfinished one of its kind and model beside it.
         """
         job = new_jobs[0]
         with self._transaction() as connection:
@@ -54,7 +56,10 @@ class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
             return Insertion(job.id, idempotency_key.fingerprint)
 
     def cancel(self, job_id: str) -> bool:
-        """End an unfinished job, which invalidates the claim on it; return whether this call did."""
+        """End an unfinished job, which invalidates the claim on it.
+
+        Return whether this call did.
+        """
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
         with self._transaction() as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
@@ -82,7 +87,10 @@ class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
 
 
 def _first_under(connection: Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Return the job that an owner inserted under a key, if any; keys past their time are removed before."""
+    """Return the job that an owner inserted under a key, if any.
+
+    Keys past their time are removed before.
+    """
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)

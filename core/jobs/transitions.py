@@ -33,7 +33,10 @@ def append_events(connection: Connection, job_id: str, new_events: Sequence[Even
 def set_status(
     connection: Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
 ) -> bool:
-    """Set the status in `data` and end the lease, with `data` as the event; return whether the condition held."""
+    """Set the status in `data` and end the lease, with `data` as the event.
+
+    Return whether the condition held.
+    """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     if connection.execute(update).rowcount != 1:
         return False
@@ -42,7 +45,10 @@ def set_status(
 
 
 def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
-    """Return a job to its queue and invalidate the claim on it; return whether the condition held."""
+    """Return a job to its queue and invalidate the claim on it.
+
+    Return whether the condition held.
+    """
     data = {"status": "queued", "reason": reason}
     return set_status(connection, where, job_id, data, token=jobs.c.token + 1, **values)
 

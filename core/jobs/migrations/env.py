@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the migrations on the connection that `core.jobs.migrate` has opened."""
+"""Alembic's environment: runs the migrations on the connection of `core.jobs.migrate`."""
 
 from alembic import context
 
