@@ -186,7 +186,8 @@ def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> No
     Blobs(settings.blobs).put(key, b"in a blob")
     manifest = create(settings, tmp_path / "backup")
     assert set(manifest["files"]) == {backup.DATABASE, f"blobs/{key}"}
-    assert {path.name for path in (tmp_path / "backup").iterdir()} == {backup.DATABASE, backup.MANIFEST, "blobs"}
+    left = {path.name for path in (tmp_path / "backup").iterdir() if path.is_file()}
+    assert left == {backup.DATABASE, backup.MANIFEST}
     assert (settings.state / "ledger.sqlite3").read_bytes() == before
     restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
     other = Service(tmp_path / "other")
