@@ -83,7 +83,7 @@ class ProblemError(ReverieError):
     """An error response of the service.
 
     Attributes: `code` (the HTTP status), `title`, `detail`, `request_id` (to find the request in
-    the service's log), `errors` (the invalid fields, each with `field` and `message`) and `body`
+    the service's log), `errors` (the invalid fields, each with `field` and `detail`) and `body`
     (the whole problem).
     """
 
