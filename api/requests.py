@@ -109,7 +109,7 @@ class InferenceRequest:
         if self.operation.counted:
             asked["count"] = self.per if self.items else self.rows
         if self.order is not None:
-            asked |= self.order.said
+            asked |= self.order.summary
         elif self.items:
             asked["images"] = sum(len(self.items[name]) for name in self.operation.images)
         if self.notes:

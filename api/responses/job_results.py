@@ -12,7 +12,7 @@ from api.errors import GONE, ConflictError, GoneError, ModelFailedError, Overloa
 from api.prefer import Prefer
 from api.responses.json import json_response
 from api.responses.render import JSON, NPZ, PNG, About, choose, negotiate, render, summed
-from api.responses.upscaled import Wish, kinds_of
+from api.responses.upscaled import OutputFormat, kinds_of
 from api.schemas.jobs import JobResponse, job_fields
 from api.state import AppState
 from core.broker.codec import unpack
@@ -81,7 +81,7 @@ async def result_response(state: AppState, request: Request, job: Job) -> Respon
     _check_ended(job)
     check_succeeded(job)
     if operation.tiled:
-        output = Wish.read(accept, kinds_of(job.request["format"]))
+        output = OutputFormat.read(accept, kinds_of(job.request["format"]))
         return await state.upscales.respond(request, job, output, {})
     return await state.results.respond(request, job.id, _FILE_NAMES[media], media, partial(_render, state, job, media))
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from api.errors import FullError, GoneError, NotAcceptableError, OverloadedError
 from api.responses import upscaled as photographs
-from api.responses.upscaled import UpscaleService, UpscaleSpec, Wish, unwritten
+from api.responses.upscaled import OutputFormat, UpscaleService, UpscaleSpec, storage_failed
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
@@ -45,7 +45,7 @@ class Bench:
             version="1",
             method="upscale",
             seed=3,
-            request=orjson.loads(orjson.dumps(ORDER.said)),
+            request=orjson.loads(orjson.dumps(ORDER.summary)),
         )
 
     def pieces(self, _job: Job) -> Iterator[Fields]:
@@ -66,7 +66,7 @@ class Bench:
         """The same inside an event loop."""
         listed = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         request = Request({"type": "http", "method": "GET", "path": "/", "headers": listed})
-        return await self.room.respond(request, self.job, Wish.read(accept, FORMATS), {})
+        return await self.room.respond(request, self.job, OutputFormat.read(accept, FORMATS), {})
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def _bytes(response: Any) -> bytes:
 
 def test_an_order_survives_its_job() -> None:
     """What a job's request says of a picture is all there is to know."""
-    assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.said))) == ORDER
+    assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.summary))) == ORDER
     assert ORDER.size == (100, 140)
     clear = UpscaleSpec(Layout.of(SIZE, 1, alpha=True, tile=(32, 32), margin=4), 3, "webp", 50)
     assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
@@ -139,8 +139,8 @@ def test_what_was_deleted_stays_so(bench: Bench) -> None:
 
 def test_a_full_disk_is_told(bench: Bench) -> None:
     """507 with what would help; another fault of the store is 503."""
-    assert isinstance(unwritten(OSError(errno.ENOSPC, "No space left on device")), FullError)
-    assert isinstance(unwritten(OSError(errno.EIO, "Input/output error")), OverloadedError)
+    assert isinstance(storage_failed(OSError(errno.ENOSPC, "No space left on device")), FullError)
+    assert isinstance(storage_failed(OSError(errno.EIO, "Input/output error")), OverloadedError)
 
     def take(_key: str, _file: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
