@@ -1,6 +1,6 @@
-"""`python -m api`: one API process; on SIGTERM it turns readiness off, finishes what it has, and exits.
+"""`python -m api`: one API process. On SIGTERM it is no longer ready, finishes its open requests and exits.
 
-`python -m api keys` makes, lists, revokes and rotates API keys.
+`python -m api keys` creates, lists, revokes and rotates API keys.
 """
 
 import gc
@@ -24,11 +24,11 @@ from core.startup import QueueGuard, bound_socket, check, errors_end_the_program
 log = logging.getLogger(__name__)
 
 EXIT_S = 4.0
-"""Seconds beyond `REVERIE_SHUTDOWN_GRACE_S` after which a stopping API that still hangs somewhere ends all the same."""
+"""Seconds beyond `REVERIE_SHUTDOWN_GRACE_S` after which a process that still hangs is ended."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says so when it begins to drain."""
+    """A uvicorn server that sets `draining` when it begins to stop."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         """Serve `app`."""
@@ -36,25 +36,25 @@ class Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Answer not ready from now on, and let uvicorn finish the open requests."""
+        """Report not ready from now on, and let uvicorn finish the open requests."""
         self._app.state.draining = True
-        self._end_later()
+        self._exit_later()
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
         """Stop as on SIGTERM; for other threads."""
         self._app.state.draining = True
-        self._end_later()
+        self._exit_later()
         self.should_exit = True
 
-    def _end_later(self) -> None:
+    def _exit_later(self) -> None:
         grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
 
-        def end() -> None:
+        def exit_now() -> None:
             log.error("still running after the grace period; ended", extra={"seconds": grace_s})
             os._exit(1)
 
-        timer = threading.Timer(grace_s, end)
+        timer = threading.Timer(grace_s, exit_now)
         timer.daemon = True
         timer.start()
 
@@ -64,7 +64,7 @@ OTHER_FILES = 512
 
 
 def allow_files(connections: int) -> int:
-    """Raise the limit on open files as far as so many connections need; answers how many connections then fit."""
+    """Raise the limit on open files as so many connections need it; return how many connections then fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -76,35 +76,35 @@ def allow_files(connections: int) -> int:
 
 
 def main() -> None:
-    """Listen until told to stop, or run a subcommand."""
+    """Serve until SIGTERM or SIGINT, or run a subcommand."""
     if sys.argv[1:2] == ["keys"]:
         sys.exit(keys_command.main(sys.argv[2:]))
     with errors_end_the_program():
-        chosen = load_settings()
-        exit_if_refused(chosen)
-        listener = bound_socket(chosen.host, chosen.port, "REVERIE_HOST or REVERIE_PORT to another one")
-        check(chosen)
-    app = create_app(chosen)
-    # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
+        settings = load_settings()
+        exit_if_refused(settings)
+        listener = bound_socket(settings.host, settings.port, "REVERIE_HOST or REVERIE_PORT to another one")
+        check(settings)
+    app = create_app(settings)
+    # all that is loaded now stays: without freeze, a full garbage collection scans it and takes 0.1 s
     gc.collect()
     gc.freeze()
-    limits = replace(ConnectionLimits.of(chosen), max_connections=allow_files(chosen.max_connections))
+    limits = replace(ConnectionLimits.of(settings), max_connections=allow_files(settings.max_connections))
     config = uvicorn.Config(
         app,
         http=limited_protocol(limits),
         ws="none",
-        host=chosen.host,
-        port=chosen.port,
+        host=settings.host,
+        port=settings.port,
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(chosen.shutdown_grace_s)),
-        timeout_keep_alive=max(1, round(chosen.idle_timeout_s)),
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
+        timeout_keep_alive=max(1, round(settings.idle_timeout_s)),
         backlog=1024,
     )
     server = Server(config, app)
-    guard = QueueGuard(chosen, server.stop)
+    guard = QueueGuard(settings, server.stop)
     guard.start()
     server.run(sockets=[listener])
     sys.exit(guard.exit_status())

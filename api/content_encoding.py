@@ -21,7 +21,7 @@ _MIN_MEMBER_BYTES = 1024
 
 
 def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
-    """The encoding of a body: `gzip`, `deflate`, or empty for none. Raises UnsupportedMediaError for another."""
+    """Return the encoding of a body: `gzip`, `deflate`, or "" for none. Raises UnsupportedMediaError for another."""
     values = [value for name, value in headers if name == b"content-encoding"]
     if not values:
         return ""
@@ -41,13 +41,13 @@ def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
 
 
 class DecodedReceive:
-    """An ASGI `receive` whose messages hold the decoded body, at most a block of it at a time.
+    """An ASGI `receive` whose messages hold the decoded body, at most one block each.
 
-    Raises MalformedError for what is not of the encoding, ends early, or is made of very many empty gzip members.
+    Raises MalformedError for a body that is not of the encoding, ends early, or has very many small gzip members.
     """
 
     def __init__(self, receive: Receive, encoding: str, limit: int) -> None:
-        """`limit` is for the encoded bytes; who reads counts the decoded ones."""
+        """`limit` is for the encoded bytes; the caller counts the decoded ones."""
         self._receive = receive
         self._encoding = encoding
         self._limit = limit
@@ -59,7 +59,7 @@ class DecodedReceive:
         self._ahead = False
 
     async def __call__(self) -> Message:
-        """The next block. Raises ClientDisconnect if the client leaves before the end."""
+        """Return the next block. Raises ClientDisconnect if the client disconnects before the end."""
         while not self._ended:
             if not self._input and self._more_input:
                 message = await self._receive()
@@ -92,7 +92,7 @@ class DecodedReceive:
         return self._decoder is not None and bool(self._decoder.eof)
 
     def _next_block(self) -> bytes:
-        """Decode at most a block of the input at hand."""
+        """Decode at most one block of the input."""
         if not self._input and self._decoder is None:
             return b""
         if self._decoder is None or self._complete:
@@ -109,7 +109,7 @@ class DecodedReceive:
         return block
 
     def _rest(self) -> bytes:
-        """Output that the decoder holds back after all its input: less than one window of deflate."""
+        """Return the output that the decoder holds after all its input: less than one window of deflate."""
         try:
             rest = bytes(self._decoder.decompress(b"", _BLOCK_BYTES))
         except zlib.error as error:

@@ -1,4 +1,4 @@
-"""Every way a request can fail, each owning its status and title, written as RFC 9457 problem details."""
+"""Errors of requests: one class per kind, with its status and title; the response is an RFC 9457 problem."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -12,16 +12,16 @@ from core.storage import lacks_space, reason_of
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 8
-"""Entries of `errors` in a problem; whoever mends these is told the next ones."""
+"""Entries of `errors` in a problem; further errors show once these are corrected."""
 
 MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500
-"""Characters of a problem's detail, and of a text in its errors."""
+"""Characters of a problem's detail, and of each text in its errors."""
 
-GONE = "the result was kept for its time and then dropped; ask again with the same seed for the same bytes"
+GONE = "the result has expired; send the request again with the same seed for the same bytes"
 
 
 class ProblemError(Exception):
-    """A failure to be told as a problem; `detail` says what happened here and what would work."""
+    """An error whose response is a problem; `detail` says what happened and what would work."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
@@ -35,7 +35,7 @@ class ProblemError(Exception):
         self.more = more
 
     def response(self, request_id: str) -> Response:
-        """The answer that tells it."""
+        """Return the response."""
         body = problem(self.status, self.title, self.detail, self.type)
         return respond(request_id, {**body, **self.more}, self.headers)
 
@@ -47,25 +47,25 @@ class MalformedError(ProblemError):
 
 
 class UnauthorizedError(ProblemError):
-    """No key, or one that is not known."""
+    """A request without a key, or with an unknown one."""
 
     status, title = 401, "Not authorized"
 
 
 class ForbiddenError(ProblemError):
-    """Something that this caller may not do."""
+    """A request that the caller's key does not permit."""
 
     status, title = 403, "Not allowed"
 
 
 class NotFoundError(ProblemError):
-    """No such model, job or route."""
+    """An unknown model, job, dataset or route."""
 
     status, title = 404, "Not found"
 
 
 class NotAcceptableError(ProblemError):
-    """An `Accept` that this answer has no form for."""
+    """An `Accept` header that no format of the response matches."""
 
     status, title = 406, "No acceptable form"
 
@@ -77,13 +77,13 @@ class StalledError(ProblemError):
 
 
 class ConflictError(ProblemError):
-    """Something that cannot be had or done in this state."""
+    """A request that the state of a resource does not allow."""
 
     status, title = 409, "Not in this state"
 
 
 class GoneError(ProblemError):
-    """A result that was kept for its time and then dropped."""
+    """A result that has expired."""
 
     status, title = 410, "Expired"
 
@@ -95,7 +95,7 @@ class TooLargeError(ProblemError):
 
 
 class UnsupportedMediaError(ProblemError):
-    """A body of a type that the route does not read."""
+    """A body of a type that the route does not accept."""
 
     status, title = 415, "Unsupported content type"
 
@@ -107,45 +107,45 @@ class RangeError(ProblemError):
 
 
 class MisdirectedError(ProblemError):
-    """A host that this service does not go by."""
+    """A `Host` that is not one of the service's names."""
 
     status, title = 421, "Misdirected request"
 
 
 class InvalidError(ProblemError):
-    """A request that can be read but not granted; `errors` names the fields."""
+    """A request that can be parsed but is not valid; `errors` names the fields."""
 
     status, title = 422, "Invalid request"
 
 
 class TooManyRequestsError(ProblemError):
-    """More than a caller may have or send; `limit` names which, `Retry-After` says when to come back."""
+    """A request beyond a limit of its caller, which `limit` names; `Retry-After` says when to try again."""
 
     status, title = 429, "Too many requests"
     type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 class OverloadedError(ProblemError):
-    """More work than may wait; `Retry-After` says when to come back."""
+    """More work than the service can take now; `Retry-After` says when to try again."""
 
     status, title = 503, "Overloaded"
     type = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
 
 class FullError(ProblemError):
-    """A disk without room for what was sent."""
+    """A disk without room for the request."""
 
     status, title = 507, "Disk full"
 
 
 class ModelFailedError(ProblemError):
-    """What a model or its worker reported; status and title are the report's."""
+    """An error that a model or its worker reported, with its status and title."""
 
     status, title = 500, "Model failed"
 
 
 class NoMethodError(ProblemError):
-    """A method that the route does not have; `Allow` says which it has."""
+    """A method that the route does not have; `Allow` lists those that it has."""
 
     status, title = 405, "Method not allowed"
 
@@ -157,7 +157,7 @@ TITLES = {kind.status: kind.title for kind in ALL}
 
 
 def problem(status: int, title: str, detail: str, kind: str = "about:blank", **more: Any) -> dict[str, Any]:
-    """The body of a problem."""
+    """Return the body of a problem."""
     return {"type": kind, "title": title, "status": status, "detail": detail, **more}
 
 
@@ -180,13 +180,13 @@ def _shortened(text: Any, limit: int) -> Any:
 
 
 def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """The response that carries a problem."""
+    """Return the response with a problem as its body."""
     content = orjson.dumps({**_bounded(body), "request_id": request_id})
     return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 
 def storage_error(error: OSError) -> ProblemError:
-    """The refusal of something that cannot be stored: 507 where there is no room, 503 otherwise."""
+    """Return the error for a request that cannot be stored: 507 for a full disk, 503 otherwise."""
     if lacks_space(error):
         return FullError(
             f"the store has no room for this request ({reason_of(error)}); delete ended jobs, or try again later",
@@ -198,5 +198,5 @@ def storage_error(error: OSError) -> ProblemError:
 
 
 def request_id_of(request: Request) -> str:
-    """The id this request goes by in logs and jobs."""
+    """Return the id of a request, as in logs and jobs."""
     return str(request.scope.get("reverie_request_id", ""))

@@ -1,4 +1,4 @@
-"""Types of fields that several requests have."""
+"""Types of fields that several bodies share."""
 
 from pydantic import BeforeValidator
 
@@ -7,5 +7,5 @@ from core.catalog.numbers import whole
 WHOLE = BeforeValidator(whole)
 """For `Annotated[int, Field(ge=…), WHOLE]`, bounds first: an integer that JSON may write as 4.0.
 
-4.5, `true`, text and numbers that are not finite are refused.
+4.5, `true`, text and non-finite numbers are rejected.
 """

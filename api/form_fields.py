@@ -1,4 +1,4 @@
-"""Fields that come as text, of forms and queries: which values the text stands for, and which were left empty."""
+"""Text fields of forms and queries: their values, and which count as left out."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,11 +12,11 @@ BOOLEANS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "1", "on", "yes"), True),
     **dict.fromkeys(("false", "0", "off", "no"), False),
 }
-"""What HTML forms, shells and Python write for booleans, in lower case."""
+"""Booleans as HTML forms, shells and Python write them, in lower case."""
 
 
 def given(values: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the fields by name; one that is empty is not given. Raises InvalidError for one that is given twice."""
+    """Return the fields by name without empty ones. Raises InvalidError for a field that is given twice."""
     filled = [(name, value) for name, value in values if value.strip()]
     twice = sorted(name[:60] for name, times in Counter(name for name, _ in filled).items() if times > 1)
     if twice:
@@ -25,7 +25,7 @@ def given(values: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def json_value(text: str) -> Any:
-    """Return the number or JSON value that a text is, or the text itself where it is neither."""
+    """Return the number or JSON value of a text, or the text itself if it is neither."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -33,7 +33,7 @@ def json_value(text: str) -> Any:
 
 
 def option_value(text: str, rule: Mapping[str, Any]) -> Any:
-    """Return the value that a text stands for in an option with this JSON Schema."""
+    """Return the value of a text for an option with this JSON Schema."""
     kind = rule.get("type", ())
     kinds = {kind} if isinstance(kind, str) else set(kind)
     if "boolean" in kinds and text.strip().lower() in BOOLEANS:

@@ -1,4 +1,4 @@
-"""Security headers of HTML responses: a page loads its own files alone, and no other page may frame it."""
+"""Security headers of HTML responses: a page may load only files of this service, and no page may frame it."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_html_headers(start: Message) -> None:
-    """Add the headers to the start of a response if it is HTML; a policy that it has already stands."""
+    """Add the headers to the start of a response if it is HTML; a policy that it already has is kept."""
     headers: list[tuple[bytes, bytes]] = start["headers"]
     names = dict(headers)
     if names.get(b"content-type", b"").startswith(b"text/html"):

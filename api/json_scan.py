@@ -1,8 +1,8 @@
-"""JSON of unknown origin: large texts are looked through before they are parsed.
+"""Parsing of untrusted JSON: large texts are scanned before they are parsed.
 
-`orjson.loads` holds the interpreter lock and makes an object of every value, so that ten million empty lists in 30 MB
-stop the process for seconds and take a gigabyte. The scan runs in numpy, which releases the lock, and stops early. Its
-counts are upper bounds: it does not look whether a comma stands inside a string.
+`orjson.loads` holds the interpreter lock and creates an object for every value: ten million empty
+lists in 30 MB block the process for seconds and take a gigabyte. The scan runs in numpy, which
+releases the lock, and stops early. Its counts are upper bounds: commas inside strings count as well.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ import numpy as np
 import orjson
 
 SCAN_BYTES = 64 << 10
-"""Smaller texts are parsed at once: the worst of them takes a millisecond."""
+"""Smaller texts are parsed without a scan: the worst of them takes a millisecond."""
 
 MAX_VALUES = 65_536
-"""Values of a larger text; the images of a request are one each."""
+"""Most values of a larger text; each image of a request is one."""
 
 
 class CostlyJsonError(ValueError):
-    """JSON that is large and would take long to parse; the text says why."""
+    """JSON that is large and would take long to parse; the message says why."""
 
 
 _ESCAPES_SHARE = 16
@@ -28,7 +28,7 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON. Raises CostlyJsonError or, for what is no JSON, orjson.JSONDecodeError."""
+    """Parse JSON. Raises CostlyJsonError, and orjson.JSONDecodeError for a text that is not JSON."""
     scan([text])
     return orjson.loads(text)
 

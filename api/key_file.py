@@ -1,4 +1,4 @@
-"""The file of API keys: one line a key, `name:sha256[:roles[:attributes]]`. Secrets are never stored, only their hash.
+"""The key file: one line per key, `name:sha256[:roles[:attributes]]`. Only hashes of the keys are stored.
 
 `roles` is a comma-separated list; without it a key has every role but `admin`. `attributes` is a comma-separated list
 of `expires=20270131T120000Z` (UTC) and of limits that differ from the settings, such as `unfinished_jobs=50`.
@@ -26,7 +26,7 @@ LIMITS = (
     "trainings",
     "stored_bytes",
 )
-"""Limits that a line may set for its key, each a setting `REVERIE_KEY_…` otherwise."""
+"""Limits that a line may set for its key; the defaults are the settings `REVERIE_KEY_…`."""
 
 KEY_PREFIX = "rv_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
@@ -38,7 +38,7 @@ _SHAPE = "name:sha256[:roles[:attributes]]"
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """One key: whose it is, its hash in hex, and what it may do.
+    """One key: the name of its owner, its hash in hex, its roles and limits.
 
     `expires_at` is in seconds since the epoch; `limits` holds only those that differ from the settings.
     """
@@ -51,7 +51,7 @@ class KeyRecord:
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
-        """Read a line. Raises ValueError, whose words repeat nothing of the line: it may hold a secret."""
+        """Return the key of a line. Raises ValueError, whose message does not quote the line: it may hold a secret."""
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
         well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
@@ -99,7 +99,7 @@ def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
 
 
 def parse_keys(text: str) -> list[KeyRecord]:
-    """Read a file's text; blank lines and those that begin with # are skipped. Raises ValueError with the line."""
+    """Return the keys of a file's text; blank lines and comments (#) are skipped. Raises ValueError with the line."""
     records = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -117,7 +117,7 @@ def new_key() -> str:
 
 
 def digest_of(key: str | bytes) -> str:
-    """Return the hash under which a key is kept."""
+    """Return the hash under which a key is stored."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
@@ -125,16 +125,16 @@ class KeyFile:
     """A key file that is edited line by line: comments stay, and readers see the old file or the new one."""
 
     def __init__(self, path: Path) -> None:
-        """Name the file; it is made by the first change."""
+        """Set the path; the first change creates the file."""
         self.path = path.resolve()
 
     def records(self) -> list[KeyRecord]:
-        """Return all keys; none where the file does not exist. Raises ValueError."""
+        """Return all keys; none if the file does not exist. Raises ValueError."""
         return parse_keys(self.path.read_text()) if self.path.exists() else []
 
     @contextmanager
-    def changing(self) -> Iterator[list[str]]:
-        """Lines to change in place, written back as one atomic replacement with mode 0600."""
+    def edit(self) -> Iterator[list[str]]:
+        """Yield the lines to edit in place; they are written back by one atomic replacement with mode 0600."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         with lock_path.open("wb") as lock:
@@ -166,24 +166,24 @@ class KeyFile:
 
     def add(self, record: KeyRecord) -> None:
         """Append a key."""
-        with self.changing() as lines:
+        with self.edit() as lines:
             lines.append(record.format())
 
     def revoke(self, name: str, key_id: str = "") -> int:
         """Remove the keys of a name, or of these the one whose hash begins with `key_id`; return how many."""
-        with self.changing() as lines:
+        with self.edit() as lines:
             kept = [line for line in lines if not _matches(line, name, key_id)]
             removed = len(lines) - len(kept)
             lines[:] = kept
         return removed
 
     def rotate(self, name: str, digest: str, old_valid_until: float | None, now: float) -> KeyRecord:
-        """Add a key with the roles and limits of the name's newest one; older ones expire, at the latest then.
+        """Add a key with the roles and limits of the name's newest one; older ones expire at `old_valid_until`.
 
-        `old_valid_until` None leaves them valid until they are revoked. Raises LookupError where the name has no
+        None leaves them valid until they are revoked. Raises LookupError if the name has no
         valid key.
         """
-        with self.changing() as lines:
+        with self.edit() as lines:
             current: KeyRecord | None = None
             kept = []
             for line in lines:
@@ -199,9 +199,9 @@ class KeyFile:
                     kept.append(KeyRecord(name, record.digest, record.roles, until, record.limits).format())
             if current is None:
                 raise LookupError(f"{name} has no valid key; make one with `python -m api keys add {name}`")
-            made = KeyRecord(name, digest, current.roles, None, current.limits)
-            lines[:] = [*kept, made.format()]
-            return made
+            added = KeyRecord(name, digest, current.roles, None, current.limits)
+            lines[:] = [*kept, added.format()]
+            return added
 
 
 def _matches(line: str, name: str, key_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m api keys`: make, list, revoke and rotate API keys."""
+"""`python -m api keys`: create, list, revoke and rotate API keys."""
 
 import argparse
 import re
@@ -18,13 +18,13 @@ _UNTIL_REVOKED = "until-revoked"
 def main(words: Sequence[str]) -> int:
     """Run the command; return its exit status."""
     parser = _parser()
-    asked = parser.parse_args(words)
-    path = asked.file or settings().api_keys
+    args = parser.parse_args(words)
+    path = args.file or settings().api_keys
     if path is None:
         parser.error("name the key file: set REVERIE_API_KEYS, or add --file PATH")
     file = KeyFile(Path(path))
     try:
-        return int(asked.act(file, asked))
+        return int(args.act(file, args))
     except (OSError, ValueError, LookupError) as error:
         sys.stderr.write(f"keys: {error}\n")
         return 1
@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m api keys", description="API keys; the service reloads the file.")
     parser.add_argument("--file", type=Path, help="the key file [default: REVERIE_API_KEYS]")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = commands.add_parser("add", help="make a key and print it; it cannot be shown again")
-    add.add_argument("name", type=_name, help="whose it is, as jobs, datasets and models will name their owner")
+    add = commands.add_parser("add", help="create a key and print it; it cannot be shown again")
+    add.add_argument("name", type=_name, help="of its owner, as jobs, datasets and models show it")
     add.add_argument(
         "--roles", type=_roles, default=DEFAULT_ROLES, help=f"of {','.join(ROLES)} [default: all but admin]"
     )
@@ -48,12 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(act=_add)
     listing = commands.add_parser("list", help="show all keys, without their secrets")
     listing.set_defaults(act=_list)
-    revoke = commands.add_parser("revoke", help="remove keys; they are refused within a second")
-    revoke.add_argument("name", help="whose")
+    revoke = commands.add_parser("revoke", help="remove keys; they are rejected within a second")
+    revoke.add_argument("name", help="of the keys' owner")
     revoke.add_argument("--id", default="", help="only the one of this id, as `list` shows it")
     revoke.set_defaults(act=_revoke)
-    rotate = commands.add_parser("rotate", help="make a new key for a name that has one, and let the old ones expire")
-    rotate.add_argument("name", help="whose")
+    rotate = commands.add_parser("rotate", help="create a new key for a name that has one, and let the old ones expire")
+    rotate.add_argument("name", help="of the keys' owner")
     rotate.add_argument(
         "--keep",
         type=_keep,
@@ -79,10 +79,10 @@ def _roles(text: str) -> frozenset[str]:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
-    if found is None:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if match is None:
         raise argparse.ArgumentTypeError("a time is a number with s, m, h or d, as in 12h or 90d")
-    return float(found.group(1)) * _UNITS_S[found.group(2)]
+    return float(match.group(1)) * _UNITS_S[match.group(2)]
 
 
 def _keep(text: str) -> float | None:
@@ -96,15 +96,15 @@ def _limit(text: str) -> tuple[str, int]:
     return name, int(value)
 
 
-def _add(file: KeyFile, asked: argparse.Namespace) -> int:
+def _add(file: KeyFile, args: argparse.Namespace) -> int:
     key = new_key()
-    expires_at = None if asked.expires is None else time.time() + asked.expires
-    file.add(KeyRecord(asked.name, digest_of(key), asked.roles, expires_at, dict(asked.limit)))
+    expires_at = None if args.expires is None else time.time() + args.expires
+    file.add(KeyRecord(args.name, digest_of(key), args.roles, expires_at, dict(args.limit)))
     _print_key(key)
     return 0
 
 
-def _list(file: KeyFile, _asked: argparse.Namespace) -> int:
+def _list(file: KeyFile, _args: argparse.Namespace) -> int:
     rows = [("NAME", "ID", "ROLES", "EXPIRES", "LIMITS")]
     for record in file.records():
         roles = ",".join(role for role in ROLES if role in record.roles)
@@ -123,27 +123,27 @@ def _expiry(record: KeyRecord) -> str:
     return f"{at} (expired)" if record.expired(time.time()) else at
 
 
-def _revoke(file: KeyFile, asked: argparse.Namespace) -> int:
-    removed = file.revoke(asked.name, asked.id)
+def _revoke(file: KeyFile, args: argparse.Namespace) -> int:
+    removed = file.revoke(args.name, args.id)
     if not removed:
-        raise LookupError(f"{asked.name} has no key{f' of id {asked.id}' if asked.id else ''}; `list` shows all")
-    sys.stdout.write(f"{removed} key{'s' if removed > 1 else ''} of {asked.name} revoked\n")
+        raise LookupError(f"{args.name} has no key{f' of id {args.id}' if args.id else ''}; `list` shows all")
+    sys.stdout.write(f"{removed} key{'s' if removed > 1 else ''} of {args.name} revoked\n")
     return 0
 
 
-def _rotate(file: KeyFile, asked: argparse.Namespace) -> int:
+def _rotate(file: KeyFile, args: argparse.Namespace) -> int:
     key, now = new_key(), time.time()
-    until = None if asked.keep is None else now + asked.keep
-    file.rotate(asked.name, digest_of(key), until, now)
+    until = None if args.keep is None else now + args.keep
+    file.rotate(args.name, digest_of(key), until, now)
     _print_key(key)
     kept = (
         "until they are revoked" if until is None else f"until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
     )
-    sys.stderr.write(f"older keys of {asked.name} stay valid {kept}\n")
+    sys.stderr.write(f"older keys of {args.name} stay valid {kept}\n")
     return 0
 
 
 def _print_key(key: str) -> None:
-    """Print the secret alone on standard output, so that a script can take it."""
+    """Print the secret alone on standard output, so that a script can read it."""
     sys.stdout.write(f"{key}\n")
     sys.stderr.write("keep it: it is not stored and cannot be shown again\n")

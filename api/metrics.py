@@ -1,4 +1,4 @@
-"""Prometheus metrics: what this process did, and what workers, queue and ledger say of themselves."""
+"""Prometheus metrics of this process, the workers, the queues and the job store."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,39 +10,39 @@ from prometheus_client.registry import Collector
 
 LATENCY = Histogram(
     "reverie_request_seconds",
-    "Time from a request's first byte to its answer's last",
+    "Time from the first byte of a request to the last byte of its response",
     ["method", "route", "status"],
     registry=None,
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
 
 
-class Reports(Collector):
-    """Figures gathered when somebody asks: `gather` answers them as one dict."""
+class ServiceCollector(Collector):
+    """Figures that are gathered at each scrape."""
 
     def __init__(self, gather: Callable[[], dict[str, Any]]) -> None:
-        """Ask `gather` at each scrape."""
+        """`gather` returns the figures."""
         self._gather = gather
 
     def collect(self) -> Iterable[Metric]:
-        """The figures as metric families."""
-        said = self._gather()
-        yield GaugeMetricFamily("reverie_waiting_requests", "Requests waiting for a worker", value=said["waiting"])
-        yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=said["resent"])
-        lanes = GaugeMetricFamily("reverie_queue_messages", "Messages on a lane", labels=["lane"])
-        for lane, length in said["queues"].items():
-            lanes.add_metric([lane], length)
-        yield lanes
+        """Yield the figures as metric families."""
+        figures = self._gather()
+        yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=figures["waiting"])
+        yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=figures["resent"])
+        queues = GaugeMetricFamily("reverie_queue_messages", "Messages on a queue", labels=["queue"])
+        for queue, length in figures["queues"].items():
+            queues.add_metric([queue], length)
+        yield queues
         jobs = GaugeMetricFamily("reverie_jobs", "Unfinished jobs", labels=["status"])
         for status in ("queued", "running"):
-            jobs.add_metric([status], said["jobs"].get(status, 0))
+            jobs.add_metric([status], figures["jobs"].get(status, 0))
         yield jobs
-        yield GaugeMetricFamily("reverie_workers", "Live workers", value=len(said["workers"]))
+        yield GaugeMetricFamily("reverie_workers", "Live workers", value=len(figures["workers"]))
         rows = CounterMetricFamily("reverie_worker_rows", "Rows computed", labels=["worker", "operation"])
         busy = CounterMetricFamily("reverie_worker_busy_seconds", "Time spent in models", labels=["worker"])
-        batches = CounterMetricFamily("reverie_worker_batches", "Forward runs", labels=["worker"])
+        batches = CounterMetricFamily("reverie_worker_batches", "Forward passes", labels=["worker"])
         memory = GaugeMetricFamily("reverie_worker_memory_bytes", "Largest resident set", labels=["worker"])
-        for name, worker in said["workers"].items():
+        for name, worker in figures["workers"].items():
             counters = worker["counters"]
             for key, value in counters.items():
                 if key.startswith("rows:"):
@@ -53,10 +53,10 @@ class Reports(Collector):
         yield from (rows, busy, batches, memory)
 
 
-def exposition(accept: str, said: dict[str, Any]) -> tuple[bytes, str]:
-    """The metrics page in the format that `accept` asks for, and its media type; `said` is what Reports gathers."""
+def exposition(accept: str, figures: dict[str, Any]) -> tuple[bytes, str]:
+    """Return the metrics in the format that `accept` prefers, and its media type."""
     scrape = CollectorRegistry()
     scrape.register(LATENCY)
-    scrape.register(Reports(lambda: said))
+    scrape.register(ServiceCollector(lambda: figures))
     encode, media = choose_encoder(accept)
     return encode(scrape), media

@@ -1,7 +1,7 @@
-"""Who may see, use and change datasets and models: an owner theirs, everybody what is shared, an administrator all.
+"""Permissions on datasets and models: owners have their own, everybody the shared ones, administrators all.
 
-The owners lie in SQL. Each process holds them in memory and looks for changes twice a second, so that a request for a
-small sample asks no database.
+Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second, so that a request
+for a small sample needs no database query.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
 _VACANT_S = 300.0
-"""A name that nothing has, and on which no job works, is free for others after this time."""
+"""Time after which a claimed name that no resource and no job uses is free for other owners."""
 
 
 class VisibleModels:
-    """The registry as one caller sees it: without the private models of others."""
+    """The registry without the models that a caller may not use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """Show the models whose name is `visible`."""
+        """Keep the models whose name is `visible`."""
         self._registry = registry
         self._visible = visible
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the model `name` or `name@version`; None if there is none for this caller."""
+        """Return the model `name` or `name@version`; None if the caller may use none of that name."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def serving(self) -> list[ModelVersion]:
-        """Return the version of each model that answers to the bare name, by name."""
+        """Return the active version of each model, by name."""
         return [entry for entry in self._registry.serving() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
@@ -49,12 +49,12 @@ Models = Registry | VisibleModels
 
 
 class Permissions:
-    """The owners of datasets and models as one process knows them, and what callers may do with each."""
+    """The owners of datasets and models, cached in one process, and what callers may do."""
 
     def __init__(
         self, store: ResourceStore, registry: Registry, datasets: Datasets, busy: Callable[[str], Awaitable[bool]]
     ) -> None:
-        """Read all owners; `busy` tells of a model's name whether unfinished jobs work on it."""
+        """Read all owners; `busy` returns whether unfinished jobs use a model of this name."""
         self._store = store
         self._registry = registry
         self._datasets = datasets
@@ -65,18 +65,18 @@ class Permissions:
         self._load()
 
     def _load(self) -> None:
-        with self._loading:  # or what was read before a change could replace what was read after it
+        with self._loading:  # so that an older read does not replace a newer one
             count = self._store.change_count()
             if count != self._count:
                 self._owned = self._store.all()
                 self._count = count
 
     async def refresh(self) -> None:
-        """See what was changed, here or in another process."""
+        """Read the changes of this and other processes."""
         await asyncio.to_thread(self._load)
 
     async def watch(self) -> None:
-        """Refresh for ever."""
+        """Refresh until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
@@ -87,20 +87,20 @@ class Permissions:
     # --- what a caller may do ---
 
     def ownership(self, kind: Kind, name: str) -> Ownership:
-        """Return whose something is."""
+        """Return the owner of a resource and whether it is shared."""
         return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:
-        """Return the names that an owner has."""
+        """Return the names of an owner's resources."""
         return [name for (of, name), own in self._owned.items() if of == kind and own.owner == owner]
 
     def can_use(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether a caller may see and use something."""
+        """Return whether a caller may see and use a resource."""
         own = self._owned.get((kind, name))
         return own is None or own.shared or caller.is_admin or own.owner == caller.name
 
     def can_change(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether a caller may change or delete something."""
+        """Return whether a caller may change or delete a resource."""
         return caller.is_admin or self.ownership(kind, name).owner == caller.name
 
     def models(self, caller: Caller) -> Models:
@@ -110,7 +110,7 @@ class Permissions:
         return VisibleModels(self._registry, lambda name: self.can_use("model", name, caller))
 
     def check_change(self, kind: Kind, name: str, caller: Caller) -> None:
-        """Raise ForbiddenError where a caller may use something, but not change it."""
+        """Raise ForbiddenError if a caller may use a resource, but not change it."""
         if self.can_change(kind, name, caller):
             return
         if self.ownership(kind, name).owner is None:
@@ -121,14 +121,14 @@ class Permissions:
         raise ForbiddenError(f"the {kind} {name} is shared with you, not yours; only its owner may change it")
 
     def describe(self, kind: Kind, name: str, caller: Caller) -> dict[str, Any]:
-        """Return the fields `owner`, which only the owner and administrators see, and `shared`."""
+        """Return the fields `owner` (null for those who may not change the resource) and `shared`."""
         own = self.ownership(kind, name)
         return {"owner": own.owner if self.can_change(kind, name, caller) else None, "shared": own.shared}
 
     # --- new names ---
 
     async def check_new(self, kind: Kind, name: str, caller: Caller) -> None:
-        """Raise ConflictError or ForbiddenError where a caller may not put something under a name, new or not."""
+        """Raise ConflictError or ForbiddenError if a caller may not store a resource under a name."""
         await self.refresh()
         self._check_new(kind, name, caller, exists=await self._exists(kind, name))
 
@@ -139,7 +139,7 @@ class Permissions:
             self.check_change(kind, name, caller)
 
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
-        """Make a caller the owner of a new name before something is put there; of an old one, check and set `shared`.
+        """Make a caller the owner of a new name before the resource is stored; of an existing one, set `shared`.
 
         Raises ConflictError for a name that is taken, ForbiddenError, InvalidError.
         """
@@ -150,7 +150,7 @@ class Permissions:
         if not caller.name or (exists and own.owner is None):
             if shared is False:
                 raise _always_shared(kind, name, caller)
-            if not exists and own.owner is not None:  # of somebody's that was deleted without keys
+            if not exists and own.owner is not None:  # left by a deletion without keys
                 await asyncio.to_thread(self._store.release, kind, name)
         elif exists and own.owner != caller.name:
             if shared is not None:
@@ -166,12 +166,12 @@ class Permissions:
         await self.refresh()
 
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Raise InvalidError where `shared` cannot be set like this: what belongs to nobody is shared."""
+        """Raise InvalidError if `shared` cannot be set: a resource without an owner is shared."""
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)
 
     async def share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Set whether everybody may use something. Raises ForbiddenError, InvalidError."""
+        """Set whether everybody may use a resource. Raises ForbiddenError, InvalidError."""
         await self.refresh()
         self.check_change(kind, name, caller)
         self.check_share(kind, name, caller, shared=shared)
@@ -181,7 +181,7 @@ class Permissions:
         await self.refresh()
 
     async def release(self, kind: Kind, name: str) -> None:
-        """Forget the owner of what was deleted."""
+        """Remove the owner of a deleted resource."""
         await asyncio.to_thread(self._store.release, kind, name)
         await self.refresh()
 

@@ -1,7 +1,7 @@
-"""What each key's name has and may have: unfinished jobs, trainings and stored bytes.
+"""Quotas of each owner: unfinished jobs, trainings and stored bytes.
 
-Jobs are counted in SQL twice a second, and those that this process has added since are counted on top. Beside other API
-processes a limit can be exceeded by what they add in that time.
+Jobs are counted in SQL twice a second; those that this process has added since are added to the count. With several API
+processes, a limit can be exceeded by what the others add in that time.
 """
 
 import asyncio
@@ -32,22 +32,22 @@ log = logging.getLogger(__name__)
 
 COUNT_S = 0.5
 MEASURE_S = 30.0
-"""How often results and runs, of which there may be many, are measured."""
+"""How often results and runs, which may be many, are measured."""
 
 _CHUNK = 500
 
 
 class Quotas:
-    """The limits of callers, and what they use of them."""
+    """The limits of callers and their usage."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Count nothing before `watch`."""
+        """Prepare; counting begins with `watch`."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs
         self._permissions = permissions
-        self._places = StatePaths(settings.state)
-        self._datasets = Datasets(self._places.datasets)
+        self._paths = StatePaths(settings.state)
+        self._datasets = Datasets(self._paths.datasets)
         self._counts: dict[str, Counter[str]] = {}
         self._counted = float("-inf")
         self._counting = asyncio.Lock()
@@ -56,24 +56,24 @@ class Quotas:
         self._kept_bytes: Counter[str] = Counter()
 
     def limit(self, caller: Caller, name: str) -> int:
-        """Return a limit of a caller's; 0 is none."""
+        """Return a limit of a caller; 0 means no limit."""
         if not caller.name:
             return 0
         return int(caller.limits.get(name, getattr(self._settings, f"key_{name}")))
 
     def limits(self, caller: Caller) -> dict[str, int | None]:
-        """Return all limits of a caller's; None where there is none."""
+        """Return all limits of a caller; None means no limit."""
         return {name: self.limit(caller, name) or None for name in LIMITS}
 
     async def usage(self, caller: Caller) -> dict[str, int]:
-        """Return what a caller uses now."""
+        """Return the current usage of a caller."""
         await self._count(fresh=True)
         stored = await self.stored_bytes(caller.name)
         unfinished, trainings = (self._used(caller.name, kind) for kind in ("job", "training"))
         return {"unfinished_jobs": unfinished, "trainings": trainings, "stored_bytes": stored}
 
     async def watch(self) -> None:
-        """Count for ever."""
+        """Count periodically until cancelled."""
         measured = float("-inf")
         while True:
             try:
@@ -82,14 +82,14 @@ class Quotas:
                     measured = time.monotonic()
                 await self._count()
             except Exception:
-                log.exception("use of keys not counted")
+                log.exception("usage not counted")
             await asyncio.sleep(COUNT_S)
 
     # --- jobs ---
 
     @contextlib.asynccontextmanager
     async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
-        """While a job is being added: hold its place. Raises TooManyRequestsError where a limit is reached."""
+        """Count a job while it is being inserted. Raises TooManyRequestsError if a limit is reached."""
         if not caller.name:
             yield
             return
@@ -119,22 +119,22 @@ class Quotas:
         return self._counts.get(owner, Counter())[kind] + added + self._adding[owner, kind]
 
     async def _count(self, *, fresh: bool = False) -> None:
-        """Count in SQL, unless that was just done; `fresh` waits and does it again then."""
-        begun = time.monotonic()
+        """Count in SQL, unless that was just done; `fresh` waits and counts again."""
+        start = time.monotonic()
         async with self._counting:
-            if self._counted > begun:
-                return  # by somebody else meanwhile
+            if self._counted > start:
+                return  # another task has counted meanwhile
             left = self._counted + COUNT_S / 10 - time.monotonic()
             if left > 0:
                 if not fresh:
                     return
                 await asyncio.sleep(left)
-            asked = time.monotonic()
+            counted_at = time.monotonic()
             self._counts = await asyncio.to_thread(self._read_counts)
-            self._counted = asked
-            while self._added and self._added[0][0] < asked:
+            self._counted = counted_at
+            while self._added and self._added[0][0] < counted_at:
                 self._added.popleft()
-            self._adding += Counter()  # forget zeros
+            self._adding += Counter()  # drop zeros
 
     def _read_counts(self) -> dict[str, Counter[str]]:
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
@@ -146,7 +146,7 @@ class Quotas:
     # --- bytes ---
 
     async def check_room(self, caller: Caller, size_bytes: int) -> None:
-        """Raise TooManyRequestsError where a caller may not store so many bytes more."""
+        """Raise TooManyRequestsError if a caller may not store so many more bytes."""
         limit = self.limit(caller, "stored_bytes")
         if limit and await self.stored_bytes(caller.name) + size_bytes > limit:
             raise _full(limit)
@@ -157,14 +157,14 @@ class Quotas:
             raise _full(limit)
 
     async def stored_bytes(self, owner: str) -> int:
-        """Return the bytes of an owner's datasets and versions, and of results and runs as last measured."""
+        """Return the bytes of an owner's datasets and versions, and of its results and runs when last measured."""
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
     def _lasting_bytes(self, owner: str) -> int:
         datasets = (self._datasets.get(name) for name in self._permissions.owned_by("dataset", owner))
         total = sum(int(about.get("bytes", 0)) for about in datasets if about is not None)
         for name in self._permissions.owned_by("model", owner):
-            for file in (self._places.checkpoints / name).glob(f"*/{FILE}"):
+            for file in (self._paths.checkpoints / name).glob(f"*/{FILE}"):
                 with contextlib.suppress(FileNotFoundError):
                     total += file.stat().st_size
         return total
@@ -175,7 +175,7 @@ class Quotas:
 
     def _measured(self) -> Counter[str]:
         sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
-        runs = self._places.state / "runs"
+        runs = self._paths.state / "runs"
         for run in runs.iterdir() if runs.is_dir() else ():
             sizes[run.name] += _folder_bytes(run)
         found: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A body streamed to files, multipart or raw: a piece at a time, so that its size is the disk's concern alone."""
+"""Uploads, multipart or raw, streamed to files in bounded memory."""
 
 import asyncio
 import errno
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 IDLE_S = 60.0
 _BLOCK_BYTES = 1 << 20
-_LONGEST_FIELD = 200
-_PIECE_OVERHEAD = 100
-"""Bytes that a piece in memory takes beside its own; a form can be cut into pieces of one byte."""
+_MAX_FIELD_BYTES = 200
+_CHUNK_OVERHEAD_BYTES = 100
+"""Bytes of overhead of a buffered chunk; a client can send a form in chunks of one byte."""
 
 _RAW = (
     "application/octet-stream",
@@ -35,9 +35,9 @@ _RAW = (
 
 
 class StreamingUpload:
-    """What arrives of one body: its files go to a folder, under the names of their fields; its fields are kept.
+    """The upload of one body: its files are written to a folder under the names of their fields.
 
-    A body that is no form is the first of `files`, its fields are in the query.
+    A body that is not a form is the first of `files`; its fields are in the query.
     """
 
     def __init__(self, folder: Path, files: Collection[str], fields: Collection[str], reserve_bytes: int) -> None:
@@ -46,14 +46,14 @@ class StreamingUpload:
         self._known = tuple(fields)
         self._reserve_bytes = reserve_bytes
         self._open: dict[str, IO[bytes]] = {}
-        self._waiting: list[tuple[str, bytes]] = []
-        self._waiting_bytes = 0
+        self._buffer: list[tuple[str, bytes]] = []
+        self._buffered_bytes = 0
         self.fields: dict[str, str] = {}
 
     async def read(self, request: Request) -> dict[str, str]:
-        """Take in the body; answers its fields.
+        """Read the body and return its fields.
 
-        Raises the ProblemError that says what is wrong with it, and OSError where the disk is full.
+        Raises the ProblemError that says what is wrong with it, and OSError if the disk is full.
         """
         content_type = request.headers.get("content-type", "")
         kind = content_type.partition(";")[0].strip().lower()
@@ -64,7 +64,7 @@ class StreamingUpload:
                 "fields in the query"
             )
         for name, value in request.query_params.multi_items():
-            self._put(name, value)
+            self._add_field(name, value)
         try:
             await (self._form(request, form_boundary(content_type)) if kind == FORM else self._raw(request))
             await self._flush()
@@ -72,78 +72,78 @@ class StreamingUpload:
             for file in self._open.values():
                 file.close()
         if self._files[0] not in self._open:
-            raise _wrong(self._files[0], "missing; send the file under this name")
+            raise _field_error(self._files[0], "missing; send the file under this name")
         return self.fields
 
     async def _raw(self, request: Request) -> None:
-        self._begin(self._files[0])
+        self._open_file(self._files[0])
         async for chunk in _chunks(request):
-            await self._take(self._files[0], chunk)
+            await self._add_chunk(self._files[0], chunk)
 
     async def _form(self, request: Request, boundary: bytes) -> None:
-        form = _Form(self._files, self._begin, self._put, self._hold)
+        form = _Form(self._files, self._open_file, self._add_field, self._buffer_chunk)
         try:
             parser = MultipartParser(boundary, form.callbacks)
             async for chunk in _chunks(request):
                 parser.write(chunk)
-                if self._waiting_bytes >= _BLOCK_BYTES:
+                if self._buffered_bytes >= _BLOCK_BYTES:
                     await self._flush()
         except FormParserError as error:
             raise MalformedError(f"the body is not multipart/form-data: {error}") from error
         if parser.state != MultipartState.END:
             raise MalformedError("the body ends before its last boundary; send it whole")
 
-    def _begin(self, name: str) -> None:
-        """Open the file of a part."""
+    def _open_file(self, name: str) -> None:
+        """Open the file of a part. Raises InvalidError for a second one."""
         if name in self._open:
-            raise _wrong(name, "sent twice; send one file")
+            raise _field_error(name, "sent twice; send one file")
         self._open[name] = (self._folder / name).open("wb")
 
-    def _put(self, name: str, value: str) -> None:
+    def _add_field(self, name: str, value: str) -> None:
         if name not in self._known:
             raise InvalidError(f"no such field: {name[:60]!r}; there are {', '.join((*self._files, *self._known))}")
         if not value.strip():
-            return  # a field that was left empty is not given
+            return  # an empty field counts as left out
         if name in self.fields:
-            raise _wrong(name, "given more than once; send it once")
+            raise _field_error(name, "given more than once; send it once")
         self.fields[name] = value
 
-    def _hold(self, name: str, data: bytes) -> None:
-        self._waiting.append((name, data))
-        self._waiting_bytes += len(data) + _PIECE_OVERHEAD
+    def _buffer_chunk(self, name: str, data: bytes) -> None:
+        self._buffer.append((name, data))
+        self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
 
-    async def _take(self, name: str, data: bytes) -> None:
-        self._hold(name, data)
-        if self._waiting_bytes >= _BLOCK_BYTES:
+    async def _add_chunk(self, name: str, data: bytes) -> None:
+        self._buffer_chunk(name, data)
+        if self._buffered_bytes >= _BLOCK_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write what waits, in a thread: a disk that is busy holds up nobody else."""
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        await asyncio.to_thread(self._write, waiting)
+        """Write the buffer in a thread, so that a busy disk does not block other requests."""
+        chunks, self._buffer, self._buffered_bytes = self._buffer, [], 0
+        await asyncio.to_thread(self._write, chunks)
 
-    def _write(self, waiting: list[tuple[str, bytes]]) -> None:
+    def _write(self, chunks: list[tuple[str, bytes]]) -> None:
         if shutil.disk_usage(self._folder).free < self._reserve_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for name, data in waiting:
+        for name, data in chunks:
             self._open[name].write(data)
         for file in self._open.values():
             file.flush()
 
 
 class _Form:
-    """The callbacks of a parser of one form."""
+    """The parser callbacks of one form."""
 
     def __init__(
         self,
         files: Collection[str],
-        begin: Callable[[str], None],
+        open_file: Callable[[str], None],
         put: Callable[[str, str], None],
-        hold: Callable[[str, bytes], None],
+        buffer_chunk: Callable[[str, bytes], None],
     ) -> None:
-        self._files, self._begin, self._put, self._hold = files, begin, put, hold
+        self._files, self._open_file, self._put, self._buffer_chunk = files, open_file, put, buffer_chunk
         self._header = self._value = self._disposition = b""
-        self._name, self._file, self._begun, self._text = "", False, False, b""
+        self._name, self._file, self._opened, self._text = "", False, False, b""
         self.callbacks: "MultipartCallbacks" = {
             "on_part_begin": self._part,
             "on_header_field": self._header_name,
@@ -174,35 +174,37 @@ class _Form:
             raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._file = self._name in self._files
-        # a browser sends a file field without a file as an empty part with an empty name: nothing is opened for that
-        self._begun = self._file and bool(options.get(b"filename"))
-        if self._begun:
-            self._begin(self._name)
+        # a browser sends a file field without a file as an empty part with an empty file name: no file is opened
+        self._opened = self._file and bool(options.get(b"filename"))
+        if self._opened:
+            self._open_file(self._name)
         if not self._file and b"filename" in options:
             raise InvalidError(f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file:
-            if not self._begun:
-                self._begin(self._name)
-                self._begun = True
-            self._hold(self._name, data[start:end])
+            if not self._opened:
+                self._open_file(self._name)
+                self._opened = True
+            self._buffer_chunk(self._name, data[start:end])
             return
         self._text += data[start:end]
-        if len(self._text) > _LONGEST_FIELD:
-            raise _wrong(self._name[:60], f"longer than {_LONGEST_FIELD} bytes; only `file` and `labels` are files")
+        if len(self._text) > _MAX_FIELD_BYTES:
+            raise _field_error(
+                self._name[:60], f"longer than {_MAX_FIELD_BYTES} bytes; only `file` and `labels` are files"
+            )
 
     def _end(self) -> None:
         if not self._file:
             self._put(self._name, self._text.decode("utf-8", "replace"))
 
 
-def _wrong(name: str, detail: str) -> InvalidError:
+def _field_error(name: str, detail: str) -> InvalidError:
     return InvalidError(f"{name}: {detail}", errors=[{"field": name, "detail": detail}])
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body's pieces. Raises ClientDisconnect, and StalledError where none comes for too long."""
+    """Yield the chunks of the body. Raises ClientDisconnect, and StalledError if none arrives for too long."""
     stream = request.stream()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A training's losses as a picture: one line for the training loss, one for that of the pictures held back."""
+"""A plot of a training's losses: one line for the training split, one for the validation split."""
 
 import io
 import math
@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 72, 16, 32, 40
-LINES = (("train_loss", "#2563eb", "training"), ("validation_loss", "#dc2626", "held back"))
+LINES = (("train_loss", "#2563eb", "training"), ("validation_loss", "#dc2626", "validation"))
 _GRID, _INK = "#e5e7eb", "#374151"
 _TICKS = 5
 
 
 def curves(title: str, metrics: Sequence[dict[str, Any]]) -> bytes:
-    """A PNG of the losses over the epochs; without an epoch, the empty axes."""
+    """Return a PNG of the losses over the epochs; without an epoch, of empty axes."""
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
@@ -23,7 +23,7 @@ def curves(title: str, metrics: Sequence[dict[str, Any]]) -> bytes:
         (colour, label, [(line["epoch"], line[name]) for line in metrics if _finite(line.get(name))])
         for name, colour, label in LINES
     ]
-    points = [point for *_, found in lines for point in found]
+    points = [point for *_, line in lines for point in line]
     low, high = _range([value for _, value in points])
     last = max([epoch for epoch, _ in points], default=1)
 
@@ -40,10 +40,10 @@ def curves(title: str, metrics: Sequence[dict[str, Any]]) -> bytes:
     draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4), "epoch", _INK, font, anchor="md")
     draw.text((LEFT, 8), title, _INK, font)
     across = WIDTH - RIGHT
-    for colour, label, found in reversed(lines):
-        if found:
-            draw.line([place(*point) for point in found], colour, 2)
-            for point in found if len(found) < 40 else []:
+    for colour, label, line in reversed(lines):
+        if line:
+            draw.line([place(*point) for point in line], colour, 2)
+            for point in line if len(line) < 40 else []:
                 x, y = place(*point)
                 draw.ellipse([(x - 2, y - 2), (x + 2, y + 2)], colour)
             draw.text((across, 8), label, colour, font, anchor="ra")
@@ -58,7 +58,7 @@ def _finite(value: Any) -> bool:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The values' ends with a little room, never the same."""
+    """Return the smallest and largest value with a margin; they always differ."""
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
@@ -67,7 +67,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between the ends, some five."""
+    """Return about five round numbers between the limits."""
     rough = (high - low) / _TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)

@@ -1,4 +1,4 @@
-"""Rendered results of jobs: a large one is rendered once, and kept with its digest in the blob store."""
+"""Rendered results of jobs: a large one is rendered once and stored with its digest in the blob store."""
 
 import asyncio
 import hashlib
@@ -16,17 +16,17 @@ from api.responses.render import window
 from core.blobs import Blobs
 
 STORED_BYTES = 256 << 10
-"""Smaller results are rendered anew: that takes a few milliseconds."""
+"""Smaller results are rendered for each request, which takes a few milliseconds."""
 
 _CHUNK_BYTES = 1 << 20
-_REMEMBERED = 1024
+_CACHE_SIZE = 1024
 
 Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A rendered result: in the store under `key`, or, if it is small or could not be stored, as `data`."""
+    """A rendered result: in the blob store under `key`, or as `data` if it is small or could not be stored."""
 
     key: str
     size: int
@@ -36,14 +36,14 @@ class ResultFile:
 
 
 class ResultFiles:
-    """Gives responses for rendered results, whole or in part."""
+    """Returns responses with rendered results, whole or in part."""
 
     def __init__(self, blobs: Blobs, exists: Callable[[str], Awaitable[bool]]) -> None:
-        """`exists` says whether a job is there still: one that was deleted while it was rendered leaves nothing."""
+        """`exists` returns whether a job still exists: the files of a job deleted while it is rendered are removed."""
         self._blobs = blobs
         self._exists = exists
-        self._making: dict[str, asyncio.Task[ResultFile]] = {}
-        self._known: OrderedDict[str, ResultFile] = OrderedDict()
+        self._rendering: dict[str, asyncio.Task[ResultFile]] = {}
+        self._cache: OrderedDict[str, ResultFile] = OrderedDict()
 
     async def respond(
         self,
@@ -54,7 +54,7 @@ class ResultFiles:
         render: Render,
         more_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
-        """The result called `name`, or the part that `Range` asks for; 304 if the client has it. Raises GoneError."""
+        """Return the result in the file `name`, the part of `Range`, or 304 if the client has it. Raises GoneError."""
         file = await self.file(job_id, name, render)
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:
@@ -62,51 +62,51 @@ class ResultFiles:
         return await self._response(file, begin, end, status, headers, media)
 
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
-        """The whole result with more headers. Raises GoneError."""
+        """Return the whole result with more headers. Raises GoneError."""
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
 
     async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
-        """The result, rendered once however many ask for it at the same time."""
+        """Return the result, rendered once for all concurrent requests."""
         key = f"jobs/{job_id}/rendered.{name}"
-        known = self._known.get(key)
-        if known is not None:
-            self._known.move_to_end(key)
-            return known
-        task = self._making.get(key)
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        task = self._rendering.get(key)
         if task is None:
-            task = self._making[key] = asyncio.create_task(self._find_or_make(job_id, key, render))
-            task.add_done_callback(lambda _task: self._making.pop(key, None))
+            task = self._rendering[key] = asyncio.create_task(self._find_or_render(job_id, key, render))
+            task.add_done_callback(lambda _task: self._rendering.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _find_or_make(self, job_id: str, key: str, render: Render) -> ResultFile:
-        file = await asyncio.to_thread(self._noted, key)
+    async def _find_or_render(self, job_id: str, key: str, render: Render) -> ResultFile:
+        file = await asyncio.to_thread(self._find, key)
         if file is None:
             body, headers = await render()
-            file = await asyncio.to_thread(self._stored, key, body, headers)
+            file = await asyncio.to_thread(self._store, key, body, headers)
             if file.data is None and not await self._exists(job_id):
                 await asyncio.to_thread(self._blobs.delete, f"jobs/{job_id}")
                 raise GoneError(GONE)
         if file.data is None:
-            self._known[key] = file
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
+            self._cache[key] = file
+            if len(self._cache) > _CACHE_SIZE:
+                self._cache.popitem(last=False)
         return file
 
-    def _noted(self, key: str) -> ResultFile | None:
+    def _find(self, key: str) -> ResultFile | None:
         try:
             return ResultFile(key, **orjson.loads(self._blobs.get(f"{key}.about")))
         except (OSError, ValueError, TypeError):
             return None
 
-    def _stored(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+    def _store(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
         file = ResultFile(key, len(body), hashlib.sha256(body).hexdigest(), headers)
         if len(body) >= STORED_BYTES:
             try:
                 self._blobs.put(key, body)
                 about = {"size": file.size, "digest": file.digest, "headers": headers}
                 self._blobs.put(f"{key}.about", orjson.dumps(about))
-            except OSError:  # no room: then it is rendered for each request
+            except OSError:  # disk full: it is rendered for each request
                 pass
             else:
                 return file
@@ -119,8 +119,8 @@ class ResultFiles:
             return Response(file.data[begin:end], status, headers, media)
         try:
             first = await asyncio.to_thread(self._blobs.get, file.key, begin, min(begin + _CHUNK_BYTES, end))
-        except FileNotFoundError as error:  # dropped meanwhile
-            self._known.pop(file.key, None)
+        except FileNotFoundError as error:  # deleted meanwhile
+            self._cache.pop(file.key, None)
             raise GoneError(GONE) from error
         if end - begin <= _CHUNK_BYTES:
             return Response(first, status, headers, media)
