@@ -1,4 +1,7 @@
-"""The OpenAPI description of operations, generated from the model cards of the moment."""
+"""The OpenAPI description of operations, generated from the cards of the active versions.
+
+See docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in-prose.
+"""
 
 import base64
 from collections.abc import Iterable, Mapping

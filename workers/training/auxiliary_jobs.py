@@ -62,7 +62,10 @@ class AuxiliaryJobs:
         self._context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def fetch_dataset(self, job: Job) -> None:
-        """Fetch a dataset that is known by name, convert it and store it."""
+        """Fetch a dataset that is known by name, convert it and store it.
+
+        See docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
+        """
         request, settings = job.request, self._context.settings
         source, name, log_file = request["source"], request["name"], self._context.scratch_folder(job) / "log"
         datasets = Datasets(self._context.paths.datasets)
