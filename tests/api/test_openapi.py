@@ -61,10 +61,20 @@ def _granted(case: Any) -> None:
         case.path_parameters, case.body = {"name": MODEL}, {"version": "1"}
     elif case.operation.label == "PATCH /v1/datasets/{name}":
         case.path_parameters, case.body = {"name": "for-descriptions"}, {"shared": True}
+    elif case.operation.path.removeprefix("/v1/") in RESPONSES and isinstance(case.body, dict) and "model" in case.body:
+        known = _schema(case.operation)["properties"]["model"]["examples"]
+        case.body["model"] = known[len(repr(case.body)) % len(known)]
     elif case.operation.label == "POST /v1/models/{name}/versions":
         file = (ROOT / "checkpoints" / MODEL / "1" / "model.safetensors").read_bytes()
         form = case.media_type == "multipart/form-data"
         case.path_parameters, case.body = {"name": MODEL}, {"file": file} if form else file
+
+
+def _schema(operation: Any) -> dict[str, Any]:
+    """The schema of an operation's JSON body."""
+    name = operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    found: dict[str, Any] = operation.schema.raw_schema["components"]["schemas"][name]
+    return found
 
 
 def _pictured(case: Any, files: dict[str, bytes]) -> None:
