@@ -99,7 +99,7 @@ def _describe(app: FastAPI, state: AppState) -> None:
     def describe() -> dict[str, Any]:
         nonlocal described
         models = state.permissions.models(VISITOR)
-        refs = [entry.ref for entry in models.serving()]
+        refs = [entry.ref for entry in models.active()]
         if described[0] != refs or not described[1]:
             app.openapi_schema = None
             schema = generate()

@@ -23,12 +23,13 @@ from api.store_threads import StoreThreads
 from core.blobs import Blobs, remove_tree
 from core.broker.codec import Fields, joined, pack, unpack
 from core.broker.connection import connect_async, preview_key
-from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WAKEUP, TRAINING_WORKERS, StatePaths
+from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WAKEUP, TRAINING_WORKERS
 from core.cleanup import Cleanup
 from core.imaging.tiling import stored
 from core.jobs.lease_reaper import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
+from core.paths import StatePaths
 from core.settings import Settings
 
 log = logging.getLogger(__name__)

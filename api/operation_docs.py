@@ -48,7 +48,7 @@ class OperationDocs:
 
     def __init__(self, models: Models, settings: Settings) -> None:
         """Read the cards of the active versions."""
-        self._entries = models.serving()
+        self._entries = models.active()
         self._settings = settings
         self.schemas: dict[str, Schema] = {}
         """Component schemas by name."""
@@ -56,7 +56,7 @@ class OperationDocs:
     def describe(self, paths: dict[str, Any]) -> None:
         """Complete the description of each operation's route."""
         for operation in OPERATIONS:
-            entries = [entry for entry in self._entries if operation.method in entry.choices]
+            entries = [entry for entry in self._entries if operation.method in entry.operations]
             described = paths[f"/v1/{operation.path}"]["post"]
             described |= (self._upscales if operation.tiled else self._operation)(operation, entries)
 
@@ -116,8 +116,8 @@ class OperationDocs:
         """Add a named schema for each family's options; return the references."""
         names = []
         for entry in entries:
-            schema = dict(entry.choices[operation.method].schema)
-            stem = f"{_camel(entry.card['family'])}{_camel(operation.path)}Options"
+            schema = dict(entry.operations[operation.method].schema)
+            stem = f"{_camel(entry.card.family)}{_camel(operation.path)}Options"
             number = 1
             while self.schemas.setdefault(name := f"{stem}{number if number > 1 else ''}", schema) != schema:
                 number += 1  # models of one family whose options differ
@@ -141,7 +141,7 @@ class OperationDocs:
     def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
         """Return a body that works when it is sent."""
         # of the models that can do this, the one that can do most others, and not one of vectors
-        entry = max(entries, key=lambda entry: (len(entry.choices), min(entry.image[1:])), default=None)
+        entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
         example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}
         if operation.counted:
             example["count"] = 4

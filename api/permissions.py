@@ -36,9 +36,9 @@ class VisibleModels:
         """Return the model `name` or `name@version`; None if the caller may use none of that name."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
-    def serving(self) -> list[ModelVersion]:
+    def active(self) -> list[ModelVersion]:
         """Return the active version of each model, by name."""
-        return [entry for entry in self._registry.serving() if self._visible(entry.name)]
+        return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
         """Return all versions of a model, oldest first."""

@@ -21,11 +21,11 @@ from api.errors import TooManyRequestsError
 from api.key_file import LIMITS
 from api.permissions import Permissions
 from core.blobs import Blobs
-from core.catalog.recipes import StatePaths
 from core.catalog.versions import FILE
 from core.datasets.store import Datasets
 from core.jobs.records import TRAINING, UNFINISHED
 from core.jobs.schema import jobs, result_chunks
+from core.paths import StatePaths
 from core.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -151,11 +151,11 @@ def _settled(content: Content, operation: Operation, registry: Models, settings:
     asked = validated(Asked, content.fields)
     entry = registry.find(asked.model)
     if entry is None:
-        known = ", ".join(found.name for found in registry.serving()) or "none"
+        known = ", ".join(found.name for found in registry.active()) or "none"
         raise NotFoundError(f"no model {asked.model[:120]!r}; there are: {known}")
-    choice = entry.choices.get(operation.method)
+    choice = entry.operations.get(operation.method)
     if choice is None:
-        able = ", ".join(f"/v1/{one.operation.path}" for one in entry.choices.values())
+        able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
     beside = {shared.name for shared in operation.shared}
     extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in beside}

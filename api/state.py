@@ -15,10 +15,10 @@ from api.responses.large_responses import ResponseMemory
 from api.responses.result_files import ResultFiles
 from api.responses.upscaled import UpscaleService
 from core.blobs import Blobs
-from core.catalog.recipes import StatePaths
 from core.catalog.registry import Registry
 from core.datasets.store import Datasets
 from core.jobs.store import JobStore
+from core.paths import StatePaths
 from core.resources import ResourceStore
 from core.settings import Settings
 

@@ -15,8 +15,9 @@ from api.auxiliary_jobs import auxiliary_row
 from api.errors import ConflictError, GoneError, InvalidError, MalformedError, NotFoundError, OverloadedError
 from api.schemas.trainings import TrainingBody
 from api.state import AppState
+from core.catalog.families import load_families
 from core.catalog.numbers import canonical
-from core.catalog.recipes import families, settled
+from core.catalog.recipes import resolve_recipe
 from core.catalog.registry import ModelVersion
 from core.catalog.validation import InvalidOptionsError
 from core.jobs.records import TRAINING, IdempotencyKey, Job
@@ -57,7 +58,7 @@ async def training_row(state: AppState, request: Request, body: TrainingBody) ->
 
 def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict[str, Any]:
     """Return the whole recipe. Raises the ProblemError that says what is wrong with it."""
-    known = families(state.settings)
+    known = load_families(state.settings)
     if body.family not in known:
         detail = f"no family {body.family[:60]!r}; there are: {', '.join(known)}"
         raise InvalidError(detail, errors=[{"field": "family", "detail": detail}])
@@ -66,7 +67,7 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
         raise NotFoundError(f"no dataset {body.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
     overrides = {**body.recipe.model_dump(), "summary": body.summary}
     try:
-        recipe: dict[str, Any] = settled(body.family, known[body.family], dataset, body.name, overrides, body.gpus)
+        recipe = resolve_recipe(body.family, known[body.family], dataset, body.name, overrides, body.gpus)
     except InvalidOptionsError as error:
         raise InvalidError(str(error), errors=error.errors) from error
     active = state.registry.find(body.name)
@@ -77,9 +78,9 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
 
 def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
     """Return why a model of this family and config cannot be a version of the active one's model; "" if it can."""
-    if active.card["family"] != family:
-        return f"{active.name} is of the family {active.card['family']}"
-    shape = tuple(config.get(side, active.card["image"][side]) for side in ("channels", "height", "width"))
+    if active.card.family != family:
+        return f"{active.name} is of the family {active.card.family}"
+    shape = tuple(config.get(side, getattr(active.image, side)) for side in ("channels", "height", "width"))
     if shape != active.image:
         return f"{active.name} has images of {'×'.join(map(str, active.image))}, these are {'×'.join(map(str, shape))}"
     return ""

@@ -11,7 +11,8 @@ from api.auth import Caller
 from api.errors import ConflictError, NotFoundError, OverloadedError
 from api.state import AppState
 from core.catalog.registry import ModelVersion
-from core.catalog.versions import ServingError, Versions, awaited, loaded, refused
+from core.catalog.rollout import is_loaded, load_error, missing_workers
+from core.catalog.versions import VersionActiveError, Versions
 
 log = logging.getLogger(__name__)
 
@@ -51,29 +52,30 @@ def _versions(state: AppState) -> Versions:
 async def activate_version(state: AppState, entry: ModelVersion) -> None:
     """Make a version the active one once the workers have loaded it. Raises ConflictError, OverloadedError."""
     versions = _versions(state)
-    await asyncio.to_thread(versions.announce, entry.name, entry.version)
+    await asyncio.to_thread(versions.stage, entry.name, entry.version)
     try:
         await _wait_until_loaded(state, entry)
     except BaseException:
-        await asyncio.to_thread(versions.withdraw, entry.name, entry.version)
+        await asyncio.to_thread(versions.unstage, entry.name, entry.version)
         raise
-    await asyncio.to_thread(versions.serve, entry.name, entry.version)
-    state.registry.refresh(run_inline=True)
+    await asyncio.to_thread(versions.activate, entry.name, entry.version)
+    state.registry.refresh(force=True)
 
 
 async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
     """Return when every worker has loaded the version; until then the previous one stays active."""
     start = last_alive = time.monotonic()
-    while not loaded(workers := state.batch_sender.live_workers(), entry.ref):
+    while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):
         now = time.monotonic()
         last_alive = now if workers else last_alive
         if now - start > LOAD_TIMEOUT_S or now - last_alive > NO_WORKER_TIMEOUT_S:
+            missing = missing_workers(workers, entry.ref)
             raise OverloadedError(
-                f"{awaited(workers, entry.ref)}, after {now - start:.0f} s; the previous version stays active",
+                f"{missing}, after {now - start:.0f} s; the previous version stays active",
                 headers={"Retry-After": "10"},
             )
         await asyncio.sleep(_POLL_S)
-    if reason := refused(workers, entry.ref):
+    if reason := load_error(workers, entry.ref):
         raise ConflictError(f"a worker cannot load {entry.ref}: {reason}; the previous version stays active")
 
 
@@ -92,15 +94,15 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
     await _check_unused(state, name, versions, model=model)
     try:
         hidden = await asyncio.to_thread(lambda: store.hide(name, versions, model=model))
-    except ServingError as error:
+    except VersionActiveError as error:
         raise ConflictError(f"{error} is active, or being activated; wait, or activate another version") from error
     try:
-        state.registry.refresh(run_inline=True)
+        state.registry.refresh(force=True)
         await asyncio.sleep(_GRACE_S)
         await _check_unused(state, name, versions, model=model)
     except BaseException:
         await asyncio.shield(asyncio.to_thread(store.unhide, name, versions, hidden))
-        state.registry.refresh(run_inline=True)
+        state.registry.refresh(force=True)
         raise
     await asyncio.to_thread(store.discard, name, versions)
 
@@ -133,7 +135,7 @@ async def prune_versions(state: AppState) -> None:
 
 async def prune_versions_once(state: AppState) -> None:
     """Delete each model's oldest versions beyond the number to keep, except those that are active or in use."""
-    for entry in await asyncio.to_thread(state.registry.serving):
+    for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]
         inactive = [version for version in created if version != entry.version]
         for version in inactive[: -state.settings.keep_versions]:

@@ -16,16 +16,15 @@ BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models
 def row(entry: ModelVersion) -> str:
     """One line of the table: name, what it is, how it was trained, and its figures."""
     card = entry.card
-    provenance = card["provenance"]
+    provenance = card.provenance
     trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min on a {provenance['hardware']}"
-    told = card["figures"][:MOST]
-    figures = "; ".join(f"{one['name']} {one['value']:.4g} {one['unit'] or ''}".strip() for one in told)
-    return f"| `{entry.name}` | {card['summary']} | {trained} | {figures or 'none measured yet'} |"
+    figures = "; ".join(f"{metric.name} {metric.value:.4g} {metric.unit}".strip() for metric in card.figures[:MOST])
+    return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 
 
 def table() -> str:
     """The table, between its marks."""
-    rows = [row(entry) for entry in Registry(ROOT / "checkpoints").serving()]
+    rows = [row(entry) for entry in Registry(ROOT / "checkpoints").active()]
     head = "| model | what it is | trained | measured on the test set |\n| --- | --- | --- | --- |"
     return "\n".join([BEGIN, head, *rows, END])
 

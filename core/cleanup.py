@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.blobs import Blobs, remove_tree
-from core.catalog.recipes import StatePaths
 from core.catalog.versions import Versions
 from core.datasets.store import Datasets
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
+from core.paths import StatePaths
 from core.settings import Settings
 from core.work_folder import LOCK, in_use
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from api.dependencies import State
 from api.schemas.trainings import FamilyPage, FamilyResponse
 from api.training_requests import training_devices
-from core.catalog.recipes import families
+from core.catalog.families import load_families
 
 router = APIRouter(prefix="/v1/families", tags=["trainings"])
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/families", tags=["trainings"])
 )
 async def list_families(state: State) -> FamilyPage:
     """Return the families with the JSON Schemas of their options and their own recipes."""
-    known = await asyncio.to_thread(families, state.settings)
+    known = await asyncio.to_thread(load_families, state.settings)
     gpus = {"type": "integer", "minimum": 1, "maximum": await training_devices(state) or 1, "default": 1}
-    data = [FamilyResponse(name=name, **facts, gpus=gpus) for name, facts in sorted(known.items())]
+    data = [FamilyResponse(name=name, **family.model_dump(), gpus=gpus) for name, family in sorted(known.items())]
     return FamilyPage.of(data, "name")

@@ -20,12 +20,12 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
     """Return a model as clients see it: its card, its versions, and the route of each operation."""
     routes = {
-        BY_METHOD[method].path: options for method, options in entry.card["operations"].items() if method in BY_METHOD
+        BY_METHOD[method].path: spec for method, spec in entry.card.json["operations"].items() if method in BY_METHOD
     }
     links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in routes}}
     return ModelResponse.model_validate(
         {
-            **entry.card,
+            **entry.card.json,
             "name": entry.name,
             "operations": routes,
             "version": entry.version,
@@ -40,7 +40,7 @@ def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> Mode
 async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
     """Return all models that the caller may use."""
     await state.permissions.refresh()
-    models = state.permissions.models(caller).serving()
+    models = state.permissions.models(caller).active()
     return ModelPage.of([model_response(state, caller, entry) for entry in models], "name")
 
 

@@ -151,7 +151,7 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     content = await _read_content(request)
     form = validated(UpscaleFields, content.fields)
     entry = _find_model(form.model, state.models(request))
-    choice = entry.choices[OPERATION.method]
+    choice = entry.operations[OPERATION.method]
     options = options_of(choice, form.options, form.model_extra or {}, UpscaleFields.model_fields, content.texts)
     output = OutputFormat.read(request.headers.get("accept", ""), [form.format] if form.format else FORMATS)
     photograph = await _read_photograph(state, content, form, output.kind, int(options["scale"]))
@@ -179,7 +179,7 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
 
 def _find_model(name: str | None, models: Models) -> ModelVersion:
     """Return the named model, or the first that enlarges pictures. Raises NotFoundError, InvalidError."""
-    able = [entry for entry in models.serving() if OPERATION.method in entry.choices]
+    able = [entry for entry in models.active() if OPERATION.method in entry.operations]
     known = ", ".join(entry.name for entry in able) or "none"
     if name is None:
         if not able:
@@ -188,7 +188,7 @@ def _find_model(name: str | None, models: Models) -> ModelVersion:
     entry = models.find(name)
     if entry is None:
         raise NotFoundError(f"no model {name[:120]!r}; those that enlarge pictures: {known}")
-    if OPERATION.method not in entry.choices:
+    if OPERATION.method not in entry.operations:
         raise InvalidError(f"{entry.name} cannot enlarge pictures; those that can: {known}")
     return entry
 

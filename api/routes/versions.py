@@ -23,9 +23,11 @@ from api.schemas.models import VersionForm, VersionPage, VersionResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from api.versions import find_version, is_created_here, remove_versions
-from core.catalog.recipes import NAME, families
+from core.catalog.checkpoint_file import ImportRejectedError, check_import, read_preview
+from core.catalog.families import load_families
+from core.catalog.recipes import NAME
 from core.catalog.registry import ModelVersion
-from core.catalog.versions import FILE, ImportRejectedError, inspect, preview
+from core.catalog.versions import FILE
 from core.work_folder import work_folder
 
 router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"])
@@ -38,7 +40,7 @@ def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> Ve
     """Return a version as clients see it."""
     path = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": path, "file": f"{path}/file", "preview": f"{path}/preview", "model": f"/v1/models/{entry.name}"}
-    job = entry.card["provenance"].get("job") if isinstance(entry.card["provenance"], dict) else None
+    job = entry.card.provenance.get("job")
     active = state.registry.find(entry.name)
     return VersionResponse.model_validate(
         {
@@ -86,7 +88,7 @@ async def get_version(state: State, caller: CurrentCaller, name: str, version: s
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the preview in a version's checkpoint."""
     entry = await find_version(state, caller, name, version)
-    picture = await asyncio.to_thread(preview, entry.path)
+    picture = await asyncio.to_thread(read_preview, entry.path)
     if picture is None:
         raise NotFoundError(f"{name[:120]}@{version[:40]} has no preview; ask for samples")
     return Response(picture, 200, {"Cache-Control": "private, immutable"}, PNG)
@@ -122,7 +124,7 @@ async def delete_version(state: State, caller: CurrentCaller, name: str, version
     state.permissions.check_change("model", name, caller)
     if not is_created_here(state, name, version):
         raise ConflictError(f"{entry.ref} comes with the service and cannot be deleted")
-    state.registry.refresh(run_inline=True)
+    state.registry.refresh(force=True)
     if (await find_version(state, caller, name)).version == version:
         others = [other for other in state.registry.versions(name) if other != version]
         remedy = f"PATCH /v1/models/{name} to another one first" if others else f"DELETE /v1/models/{name} instead"
@@ -183,18 +185,15 @@ def _parse_shared(fields: dict[str, str]) -> bool | None:
 def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None:
     """Return the version that has the same bytes, if one has. Raises InvalidError for a file that does not fit."""
     try:
-        card = inspect(file, name)
+        card = check_import(file, name)
     except ImportRejectedError as error:
         raise InvalidError(f"the file cannot be imported: {error}") from error
-    family = card["family"]
-    known = families(state.settings)
-    if family not in known and all(entry.card["family"] != family for entry in state.registry.serving()):
-        raise InvalidError(f"its family {str(family)[:60]!r} is not known here; there are: {', '.join(known)}")
+    known = load_families(state.settings)
+    if card.family not in known and all(entry.card.family != card.family for entry in state.registry.active()):
+        raise InvalidError(f"its family {card.family[:60]!r} is not known here; there are: {', '.join(known)}")
     active = state.registry.find(name)
-    if active is not None and (active.card["family"], active.card["image"]) != (family, card["image"]):
-        raise InvalidError(
-            f"{name} is a {active.card['family']} of {'×'.join(map(str, active.image))}; this is another"
-        )
+    if active is not None and (active.card.family, active.image) != (card.family, card.image):
+        raise InvalidError(f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another")
     size, digest = file.stat().st_size, None
     for version in state.registry.versions(name):
         entry = state.registry.find(f"{name}@{version}")

@@ -1,10 +1,10 @@
-"""Whole numbers as JSON has them: to JSON Schema 4.0 is an integer, to Python it is a float."""
+"""Whole numbers in JSON: 4.0 is an integer to JSON Schema, and a float to Python."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _EXACT = 2.0**64
-"""Floats from here on are left alone: they are larger than any integer that a field takes."""
+"""Floats from here on stay floats: no field takes such integers."""
 
 
 def whole(value: Any) -> Any:
@@ -15,7 +15,7 @@ def whole(value: Any) -> Any:
 def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
     """Return a JSON value with whole floats as ints wherever its JSON Schema asks for an integer.
 
-    Properties and items are followed to any depth; what the schema does not describe stays as it is.
+    Follows properties and items to any depth; values that the schema does not describe stay.
     """
     kinds = schema.get("type", ())
     if "integer" in ((kinds,) if isinstance(kinds, str) else kinds):
@@ -29,7 +29,9 @@ def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def canonical(value: Any) -> Any:
-    """Return a JSON value with all whole floats as ints, so that 4.0 and 4 make the same fingerprint."""
+    """Return a JSON value with all whole floats as ints, so that 4.0 and 4 make the same
+    fingerprint.
+    """
     if isinstance(value, dict):
         return {name: canonical(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""What can be asked of a model: one row per operation, shared by the API and the worker.
+"""The operations of models, one row each, shared by the API and the workers.
 
-A model has an operation if its card lists the method. A new family needs nothing here; a new *kind* of
-operation is one more row.
+A model has an operation if its card lists the method. A new family needs no change here; a new kind
+of operation is one more row.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 WHITE = 128
-"""The least level of a mask's pixel that counts as white."""
+"""Lowest level of a mask's pixel that counts as white."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A grey picture of the model's size, sent under its own name, one for all rows of a request.
+    """A grey image of the model's size under a field of its own, one for all rows of a request.
 
-    `fault` says what is wrong with its pixels, if anything is.
+    `fault` returns what is wrong with its pixels, if anything is.
     """
 
     name: str
@@ -37,12 +37,12 @@ def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: its route, the model's method, what it reads and how many rows a request makes.
+    """One operation: its route, the model's method, its inputs and the number of rows of a request.
 
-    `inputs` names the model's image arguments in order; those that are `shared` come under their own name.
-    `rows(count, images, options)` is the number of rows, where `count` is the request's count and `images` how many
-    pictures came with it. `pictures` says that the answer holds `images`, so that it can be had as PNG.
-    `tiled` says that a request brings one picture of any size, whose tiles are the rows.
+    `inputs` names the model's image arguments in order; `shared` ones come under fields of their
+    own. `rows(count, images, options)` returns the number of rows, from the request's count and
+    number of images. `pictures`: the response holds images, so that PNG is offered. `tiled`: the
+    request has one image of any size, whose tiles are the rows.
     """
 
     path: str
@@ -57,17 +57,21 @@ class Operation:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The inputs that a request's `images` are: one of any number, or so many one by one."""
+        """The inputs that `images` of a request fill: one with any number of images, or one image
+        each.
+        """
         named = {one.name for one in self.shared}
         return tuple(name for name in self.inputs if name not in named)
 
     @property
     def images_needed(self) -> str:
-        """How many images a request must bring, in words."""
+        """The number of images that a request needs, in words."""
         return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.images)]
 
     def columns(self, per: int) -> int | None:
-        """How many pictures make a line of the answer's grid, where each image has `per`; None: near-square."""
+        """Return the columns of the PNG grid if each input image has `per` results; None for a
+        near-square grid.
+        """
         return per if self.counted and self.images else None
 
 

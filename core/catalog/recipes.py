@@ -1,23 +1,21 @@
-"""What the API and the training worker both know of trainings, without torch: their files, families and recipes."""
+"""Training recipes: overrides are validated against the family and the dataset, and merged with its
+defaults.
+"""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 
+from core.catalog.cards import ImageShape
+from core.catalog.families import FamilyDescription, Schema
 from core.catalog.numbers import whole_numbers
-from core.catalog.validation import InvalidOptionsError, option_errors
-from core.settings import Settings
+from core.catalog.validation import FieldError, InvalidOptionsError, option_errors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-SERVE = ("if better", "always", "never")
 TRAINING_WAKEUP = "reverie:trainings"
-"""The list by which training workers are woken; what it holds means nothing."""
+"""List whose entries wake training workers; their content has no meaning."""
 
 TRAINING_WORKERS = "reverie:trainers"
 """Hash of training worker id → packed heartbeat, in the training workers' database."""
@@ -25,198 +23,152 @@ TRAINING_WORKERS = "reverie:trainers"
 TRAINER_TIMEOUT_S = 5.0
 """Age of a heartbeat after which a training worker counts as dead."""
 
-_SHAPE = ("channels", "height", "width")
 
-Facts = dict[str, Any]
-"""What `python -m models families` says of one family."""
+def resolve_recipe(
+    name_of_family: str,
+    family: FamilyDescription,
+    dataset: Mapping[str, Any],
+    name: str,
+    overrides: Mapping[str, Any],
+    gpus: int = 1,
+) -> dict[str, Any]:
+    """Return the whole recipe of a training: `overrides` over the family's recipe, in the shape of
+    the dataset.
 
-
-@dataclass(frozen=True)
-class StatePaths:
-    """Where what trainings read and write lies in the state folder."""
-
-    state: Path
-
-    def run(self, job_id: str) -> Path:
-        """The folder of a training's run."""
-        return self.state / "runs" / job_id
-
-    def auxiliary_job(self, job_id: str) -> Path:
-        """The folder of a short job's files, gone after it."""
-        return self.state / "desk" / job_id
-
-    @property
-    def datasets(self) -> Path:
-        """The folder of datasets."""
-        return self.state / "datasets"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of versions made here."""
-        return self.state / "checkpoints"
-
-    @property
-    def families(self) -> Path:
-        """What a training worker found in the folder of extra models."""
-        return self.state / "families.json"
-
-
-def families(settings: Settings) -> dict[str, Facts]:
-    """What each family can be trained with, those of the folder of extra models among them."""
-    known = _shipped()
-    if settings.extra_models is None:
-        return known
-    try:
-        return {**json.loads(StatePaths(settings.state).families.read_bytes()), **known}
-    except FileNotFoundError:  # no training worker has looked yet
-        return known
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> dict[str, Facts]:
-    found: dict[str, Facts] = json.loads(Path(__file__).with_name("families.json").read_bytes())
-    return found
-
-
-def settled(
-    family: str, facts: Facts, dataset: Mapping[str, Any], name: str, asked: Mapping[str, Any], gpus: int = 1
-) -> Any:
-    """The recipe in force: what was `asked` over the family's, in the shape of the dataset. Raises FaultsError.
-
-    `gpus` is how many devices share each batch.
+    `gpus` is the number of devices that share each batch. Raises InvalidOptionsError.
     """
-    config, training = dict(asked.get("config", {})), dict(asked.get("training", {}))
-    wrong = [*_faults("config", facts["config"], config), *_faults("training", facts["training"], training)]
-    _raise(wrong)
-    config, training = (
-        {**facts["recipe"][part], **whole_numbers(facts[part], given)}
-        for part, given in (("config", config), ("training", training))
+    config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
+    _raise_errors(
+        [*_schema_errors("config", family.config, config), *_schema_errors("training", family.training, training)]
     )
-    wrong += _shaped(facts, dataset, config)
+    config = {**family.recipe["config"], **whole_numbers(family.config, config)}
+    training = {**family.recipe["training"], **whole_numbers(family.training, training)}
+    errors = _set_shape(family, dataset, config)
     counts = dataset["counts"]
-    if not facts["players"] and "validation" not in training:
-        training["validation"] = min(counts.get("validation", 0), _most_validation(facts))
-    wrong += _fitting(facts, counts, training)
-    wrong += _too_few(facts, counts, config, training, gpus) if not wrong else []
-    _raise(wrong)
+    if not family.players and "validation" not in training:
+        maximum = int(family.training["properties"]["validation"]["maximum"])
+        training["validation"] = min(counts.get("validation", 0), 1000, maximum)
+    errors += _count_errors(family, counts, training)
+    errors += [] if errors else _batch_errors(family, counts, config, training, gpus)
+    _raise_errors(errors)
     return {
-        "family": family,
+        "family": name_of_family,
         "name": name,
-        "summary": asked.get("summary") or f"{family} trained on {dataset['name']}",
+        "summary": overrides.get("summary") or f"{name_of_family} trained on {dataset['name']}",
         "data": dataset["name"],
-        "seed": asked.get("seed", 0),
+        "seed": overrides.get("seed", 0),
         "config": config,
         "training": training,
     }
 
 
-def _most_validation(facts: Facts) -> int:
-    return min(1000, int(facts["training"]["properties"]["validation"]["maximum"]))
+def _raise_errors(errors: list[FieldError]) -> None:
+    if errors:
+        raise InvalidOptionsError(errors)
 
 
-def _raise(wrong: list[dict[str, str]]) -> None:
-    if wrong:
-        raise InvalidOptionsError(wrong)
-
-
-def _faults(part: str, schema: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a schema has against values, each naming its field and the field's range."""
+def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list[FieldError]:
+    """Return the schema's errors, each with the field and its range."""
     rules = schema["properties"]
-    check = jsonschema_rs.validator_for(schema)
+    validator = jsonschema_rs.validator_for(schema)
     return option_errors(
-        given, rules, check, f"recipe.{part}", "field", lambda name: f"; it must be {_range(rules[name])}"
+        values, rules, validator, f"recipe.{part}", "field", lambda name: f"; it must be {_describe_rule(rules[name])}"
     )
 
 
-def _range(rule: Mapping[str, Any]) -> str:
-    """A field's rule in words: "an integer in [1, 100000]"."""
+def _describe_rule(rule: Mapping[str, Any]) -> str:
+    """Return a field's rule in words, as "an integer in [1, 100000]"."""
     if rule.get("type") == "array":
-        return f"a list, each {_range(rule['items'])}"
+        return f"a list, each {_describe_rule(rule['items'])}"
     if "enum" in rule:
         return f"one of {', '.join(map(str, rule['enum']))}"
     kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
-    said = " or ".join({"integer": "an integer", "null": "null"}.get(kind, f"a {kind}") for kind in kinds)
+    types = " or ".join({"integer": "an integer", "null": "null"}.get(kind, f"a {kind}") for kind in kinds)
     left = f"[{rule['minimum']}" if "minimum" in rule else f"({rule.get('exclusiveMinimum', '-∞')}"
     right = f"{rule['maximum']}]" if "maximum" in rule else f"{rule.get('exclusiveMaximum', '∞')})"
-    return f"{said} in {left}, {right}" if {"integer", "number"} & set(kinds) else said
+    return f"{types} in {left}, {right}" if {"integer", "number"} & set(kinds) else types
 
 
-def _shaped(facts: Facts, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[dict[str, str]]:
-    """Give the config the dataset's shape; answers what does not fit."""
+def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[FieldError]:
+    """Write the dataset's shape into the configuration; return what does not fit."""
     photographs = dataset["kind"] == "photographs"
-    if facts["data"] == "photographs":
+    if family.data == "photographs":
         detail = f"{dataset['name']} holds {dataset['kind']}; upload photographs for a family that enlarges them"
         return [] if photographs else [{"field": "dataset", "detail": detail}]
-    wrong = []
-    for word in _SHAPE:
-        rule = facts["config"]["properties"].get(word)
+    errors = []
+    for side in ImageShape._fields:
+        rule = family.config["properties"].get(side)
         if rule is None:
             continue
-        value = dataset[word]
-        if config.get(word, value) != value:
-            wrong.append({"field": f"recipe.config.{word}", "detail": f"pictures of {dataset['name']} have {value}"})
+        value = dataset[side]
+        if config.get(side, value) != value:
+            errors.append({"field": f"recipe.config.{side}", "detail": f"pictures of {dataset['name']} have {value}"})
         elif not rule["minimum"] <= value <= rule["maximum"]:
-            detail = f"its pictures have {word} {value}; the family takes {_range(rule)}"
-            wrong.append({"field": "dataset", "detail": detail})
-        config[word] = value
-    return wrong
+            detail = f"its pictures have {side} {value}; the family takes {_describe_rule(rule)}"
+            errors.append({"field": "dataset", "detail": detail})
+        config[side] = value
+    return errors
 
 
-def _fitting(facts: Facts, counts: Mapping[str, int], training: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What the numbers of pictures do not allow."""
-    rules = facts["training"]["properties"]
-    wrong = []
-    size = training.get("batch_size", rules["batch_size"]["default"])
+def _count_errors(
+    family: FamilyDescription, counts: Mapping[str, int], training: Mapping[str, Any]
+) -> list[FieldError]:
+    """Return the errors of a training for numbers of images by split."""
+    errors = []
+    size = _batch_size(family, training)
     if size > counts["train"]:
         detail = f"{size} is more than the {counts['train']} training pictures; ask for at most as many"
-        wrong.append({"field": "recipe.training.batch_size", "detail": detail})
-    wanted, there = training.get("validation", 0), counts.get("validation", 0)
+        errors.append({"field": "recipe.training.batch_size", "detail": detail})
+    wanted, held_back = training.get("validation", 0), counts.get("validation", 0)
     field = "recipe.training.validation"
-    if facts["players"] and wanted:
-        wrong.append({"field": field, "detail": "players have no common loss to choose epochs on: it must be 0"})
-    elif there and wanted > there:
-        detail = f"{wanted} is more than the {there} pictures held back; ask for at most as many"
-        wrong.append({"field": field, "detail": detail})
-    elif not there and wanted >= _used(counts, training):
-        detail = f"{wanted} leaves nothing of the {_used(counts, training)} training pictures"
-        wrong.append({"field": field, "detail": detail})
+    if family.players and wanted:
+        detail = "adversarial families have no single validation loss: it must be 0"
+        errors.append({"field": field, "detail": detail})
+    elif held_back and wanted > held_back:
+        detail = f"{wanted} is more than the {held_back} pictures held back; ask for at most as many"
+        errors.append({"field": field, "detail": detail})
+    elif not held_back and wanted >= _training_count(counts, training):
+        detail = f"{wanted} leaves nothing of the {_training_count(counts, training)} training pictures"
+        errors.append({"field": field, "detail": detail})
     if training.get("patience") and not wanted:
-        wrong.append(
+        errors.append(
             {"field": "recipe.training.patience", "detail": "it needs training.validation to choose epochs on"}
         )
-    return wrong
+    return errors
 
 
-def _used(counts: Mapping[str, int], training: Mapping[str, Any]) -> int:
-    """How many of the training pictures a recipe takes, before any are held back."""
+def _batch_size(family: FamilyDescription, training: Mapping[str, Any]) -> int:
+    return int(training.get("batch_size", family.training["properties"]["batch_size"]["default"]))
+
+
+def _training_count(counts: Mapping[str, int], training: Mapping[str, Any]) -> int:
+    """Return the number of training images that a recipe uses, before any are held back."""
     return min(training.get("pictures") or counts["train"], counts["train"])
 
 
-def _too_few(
-    facts: Facts, counts: Mapping[str, int], config: Mapping[str, Any], training: Mapping[str, Any], gpus: int
-) -> list[dict[str, str]]:
-    """What does not fit where a step takes more than one picture: batch normalisation, or several devices."""
-    defaults = {name: rule.get("default") for name, rule in facts["config"]["properties"].items()}
-    cases = [case for case in facts.get("smallest_batches", []) if _holds(case["when"], {**defaults, **config})]
-    least = max((case["pictures"] for case in cases), default=1) * gpus
-    size = training.get("batch_size", facts["training"]["properties"]["batch_size"]["default"])
+def _batch_errors(
+    family: FamilyDescription,
+    counts: Mapping[str, int],
+    config: Mapping[str, Any],
+    training: Mapping[str, Any],
+    gpus: int,
+) -> list[FieldError]:
+    """Return the errors of a training whose steps need several images: batch normalisation, or
+    several devices.
+    """
+    whole_config = {name: rule.get("default") for name, rule in family.config["properties"].items()} | {**config}
+    smallest = max((case.pictures for case in family.smallest_batches if _accepts(case.when, whole_config)), default=1)
+    smallest *= gpus
+    size = _batch_size(family, training)
     held_back = 0 if counts.get("validation") else training.get("validation", 0)
-    count = _used(counts, training) - held_back
-    why = f"a step of this model{f' on {gpus} devices' if gpus > 1 else ''} takes at least {least} pictures"
-    if size < least:
-        return [{"field": "recipe.training.batch_size", "detail": f"{size} is too small: {why}"}]
-    if count < least:
-        return [{"field": "dataset", "detail": f"{count} training pictures are too few: {why}"}]
+    count = _training_count(counts, training) - held_back
+    reason = f"a step of this model{f' on {gpus} devices' if gpus > 1 else ''} takes at least {smallest} pictures"
+    if size < smallest:
+        return [{"field": "recipe.training.batch_size", "detail": f"{size} is too small: {reason}"}]
+    if count < smallest:
+        return [{"field": "dataset", "detail": f"{count} training pictures are too few: {reason}"}]
     return []
 
 
-def _holds(schema: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    return bool(jsonschema_rs.validator_for(dict(schema)).is_valid(dict(config)))
-
-
-def better(new: list[dict[str, Any]], old: list[dict[str, Any]]) -> bool | None:
-    """Whether the first figure of one card is better than that of another; None where they are not the same figure."""
-    if not new or not old or new[0]["name"] != old[0]["name"]:
-        return None
-    rise = float(new[0]["value"]) - float(old[0]["value"])
-    return rise > 0 if new[0]["better"] == "higher" else rise < 0
+def _accepts(schema: Schema, config: Mapping[str, Any]) -> bool:
+    return bool(jsonschema_rs.validator_for(schema).is_valid(dict(config)))

@@ -1,4 +1,4 @@
-"""The models that can be asked, known by their cards alone: read from safetensors headers, without torch."""
+"""The registry of models and versions, known by the cards in their checkpoint files."""
 
 import logging
 import time
@@ -9,45 +9,50 @@ from typing import Any
 
 import jsonschema_rs
 
-from core.catalog.card_check import CardError, check_card
+from core.catalog.cards import Card, CardError, ImageShape, OperationSpec
+from core.catalog.checkpoint_file import read_card
 from core.catalog.numbers import whole_numbers
 from core.catalog.operations import BY_METHOD, Operation
 from core.catalog.validation import InvalidOptionsError, option_errors
-from core.catalog.versions import FILE, Versions, header
+from core.catalog.versions import FILE, Versions
 
 log = logging.getLogger(__name__)
 
 _RESCAN_S = 1.0
-_LOOK_S = 0.1
+"""Shortest time between two scans for an unknown name."""
+
+_CHECK_S = 0.1
+"""Shortest time between two checks for another active version."""
 
 
 @dataclass(frozen=True)
 class ModelOperation:
-    """One operation of one model: what it takes, with the options' defaults and their check."""
+    """One operation of one model: the JSON Schema of its options, with their defaults and
+    validator.
+    """
 
     operation: Operation
     schema: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    check: Any
+    validator: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options in force: `given` over the defaults, whole numbers as integers. Raises FaultsError."""
-        rules = self.schema.get("properties", {})
-        wrong = option_errors(given, rules, self.check, "options", "option")
-        if wrong:
-            raise InvalidOptionsError(wrong)
+        """Return `given` over the defaults, whole numbers as integers. Raises InvalidOptionsError."""
+        errors = option_errors(given, self.schema.get("properties", {}), self.validator, "options", "option")
+        if errors:
+            raise InvalidOptionsError(errors)
         return {**self.defaults, **whole_numbers(self.schema, given)}
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model: its card, and where its weights lie."""
+    """One version of a model: its card, and the path of its checkpoint file."""
 
     name: str
     version: str
-    card: Mapping[str, Any]
+    card: Card
     path: Path
-    choices: Mapping[str, ModelOperation] = field(default_factory=dict)
+    operations: Mapping[str, ModelOperation] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
@@ -55,132 +60,129 @@ class ModelVersion:
         return f"{self.name}@{self.version}"
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """Channels, height and width of the model's images."""
-        image = self.card["image"]
-        return image["channels"], image["height"], image["width"]
+    def image(self) -> ImageShape:
+        """Shape of the model's images."""
+        return self.card.image
 
     @property
     def margin(self) -> int:
-        """Pixels on every side of an image that are context alone, of a model that works tile by tile."""
-        return int(self.card["operations"]["upscale"]["margin"])
+        """Context on every side of an image in pixels, of a model that works tile by tile."""
+        return self.card.operations["upscale"].margin
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """The card in a safetensors file's header. Raises ValueError if the file is damaged, has none or a huge one."""
-    try:
-        return check_card(header(path)[0]["__metadata__"]["card"])
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} carries no card") from error
-
-
-def _choice(method: str, stated: Mapping[str, Any]) -> ModelOperation:
-    schema = stated["options"]
+def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
+    schema = dict(spec.options)
+    if not schema:
+        raise CardError(f"the operation {method!r} has no options")
     defaults = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
     return ModelOperation(BY_METHOD[method], schema, defaults, jsonschema_rs.validator_for(schema))
 
 
-def read_entry(path: Path) -> ModelVersion:
-    """The model in a NAME/VERSION/model.safetensors file; its folders name it. Raises ValueError."""
+def read_version(path: Path) -> ModelVersion:
+    """Return the version in a NAME/VERSION/model.safetensors file; its folders name it. Raises
+    ValueError.
+    """
     version, name = path.parent.name, path.parent.parent.name
     try:
         card = read_card(path)
-        stated = {method: stated for method, stated in card["operations"].items() if method in BY_METHOD}
-        entry = ModelVersion(
-            name, version, card, path, {method: _choice(method, one) for method, one in stated.items()}
-        )
-        channels, height, width = entry.image
-        tiled = any(choice.operation.tiled for choice in entry.choices.values())
-        margin = entry.margin if tiled else 0
-    except CardError as error:
-        raise ValueError(f"the card of {name}@{version} cannot be used: {error}") from error
-    except (LookupError, TypeError, AttributeError, jsonschema_rs.ValidationError) as error:
-        raise ValueError(f"the card of {name}@{version} lacks something: {error!r}") from error
-    if channels not in ({3} if tiled else {1, 3}) or min(height, width) <= 2 * margin or margin < 0:
+        operations = {
+            method: _model_operation(method, spec) for method, spec in card.operations.items() if method in BY_METHOD
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a schema may hold anything
+        raise ValueError(f"the checkpoint file of {name}@{version} cannot be used: {error}") from error
+    channels, height, width = card.image
+    tiled = any(operation.operation.tiled for operation in operations.values())
+    margin = card.operations["upscale"].margin if tiled else 0
+    if channels not in ({3} if tiled else {1, 3}) or min(height, width) <= 2 * margin:
         raise ValueError(f"the card of {name}@{version} describes no image: {channels}×{height}×{width}")
-    return entry
+    return ModelVersion(name, version, card, path, operations)
 
 
 class Registry:
-    """All models in a folder of checkpoints and, if given, in that of versions made here.
+    """All versions in a folder of checkpoints and, if given, in that of versions made by this
+    service.
 
-    A name alone means the version that was set to serve, or else the newest.
+    A name alone means the active version: the one that was activated, or else the newest.
     """
 
     def __init__(self, folder: Path, made: Path | None = None) -> None:
-        """Read every card below the folders."""
+        """Read every card in the folders."""
         self._folder = folder
         self._made = Versions(made) if made is not None else None
         self._entries: dict[str, dict[str, ModelVersion]] = {}
         self._pointers: dict[str, dict[str, str]] = {}
-        self._stamp = self._looked = 0.0
-        self._scanned = 0.0
+        self._stamp = self._checked_at = 0.0
+        self._scanned_at = 0.0
         self.scan()
 
     def scan(self) -> None:
-        """Read the folders anew; cards already known are kept, and a damaged file is left out."""
-        found: dict[str, dict[str, ModelVersion]] = {}
+        """Read the folders again; known cards are kept, and damaged files are skipped."""
+        versions: dict[str, dict[str, ModelVersion]] = {}
         folders = [self._folder, *([self._made.folder] if self._made else [])]
         if self._made:
             self._stamp, self._pointers = self._made.stamp(), self._made.pointers()
         for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/{FILE}"))):
             version, name = path.parent.name, path.parent.parent.name
-            if version in found.get(name, {}):
-                continue  # what ships goes before what was made here
+            if version in versions.get(name, {}):
+                continue  # shipped versions go first
             known = self._entries.get(name, {}).get(version)
             try:
-                entry = known or read_entry(path)
+                entry = known or read_version(path)
             except (OSError, ValueError) as error:
-                log.warning("checkpoint left out", extra={"file": str(path), "reason": str(error)})
+                log.warning("checkpoint file skipped", extra={"file": str(path), "reason": str(error)})
                 continue
-            found.setdefault(name, {})[version] = entry
-        self._entries = found
-        self._scanned = self._looked = time.monotonic()
+            versions.setdefault(name, {})[version] = entry
+        self._entries = versions
+        self._scanned_at = self._checked_at = time.monotonic()
 
-    def refresh(self, *, run_inline: bool = False) -> None:
-        """See that another version serves, wherever it was switched; looks ten times a second at most."""
+    def refresh(self, *, force: bool = False) -> None:
+        """Scan again if active versions have changed; unless forced, checks ten times a second at
+        most.
+        """
         now = time.monotonic()
-        if self._made is None or (now - self._looked < _LOOK_S and not run_inline):
+        if self._made is None or (now - self._checked_at < _CHECK_S and not force):
             return
-        self._looked = now
+        self._checked_at = now
         if self._made.stamp() != self._stamp:
             self.scan()
 
     def find(self, ref: str) -> ModelVersion | None:
-        """The model `name` or `name@version`; None if there is none."""
+        """Return the version `name@version`, or the active version of `name`; None if there is
+        none.
+        """
         self.refresh()
-        entry = self._look(ref)
-        if entry is None and time.monotonic() - self._scanned > _RESCAN_S:
+        entry = self._lookup(ref)
+        if entry is None and time.monotonic() - self._scanned_at > _RESCAN_S:
             self.scan()
-            entry = self._look(ref)
+            entry = self._lookup(ref)
         return entry
 
-    def _look(self, ref: str) -> ModelVersion | None:
+    def _lookup(self, ref: str) -> ModelVersion | None:
         name, _, version = ref.partition("@")
         versions = self._entries.get(name)
         if not versions:
             return None
-        return versions.get(version) if version else versions[self._serves(name, versions)]
+        return versions.get(version) if version else versions[self._active_version(name, versions)]
 
-    def _serves(self, name: str, versions: Mapping[str, ModelVersion]) -> str:
-        chosen = self._pointers.get(name, {}).get("serves", "")
-        return chosen if chosen in versions else max(versions, key=_order)
+    def _active_version(self, name: str, versions: Mapping[str, ModelVersion]) -> str:
+        active = self._pointers.get(name, {}).get("serves", "")
+        return active if active in versions else max(versions, key=_version_order)
 
-    def serving(self) -> list[ModelVersion]:
-        """The version of each model that answers to the bare name, by name."""
+    def active(self) -> list[ModelVersion]:
+        """Return the active version of each model, by name."""
         self.refresh()
-        return [versions[self._serves(name, versions)] for name, versions in sorted(self._entries.items())]
+        return [versions[self._active_version(name, versions)] for name, versions in sorted(self._entries.items())]
 
     def candidates(self) -> list[ModelVersion]:
-        """Versions that are to serve next: a worker loads them meanwhile."""
+        """Return the versions that workers load before they become active."""
         self.refresh()
-        found = [self._entries.get(name, {}).get(said.get("next", "")) for name, said in self._pointers.items()]
-        return [entry for entry in found if entry is not None]
+        staged = [self._entries.get(name, {}).get(pointer.get("next", "")) for name, pointer in self._pointers.items()]
+        return [entry for entry in staged if entry is not None]
 
     def versions(self, name: str) -> list[str]:
-        """All versions of a model, oldest first."""
-        return sorted(self._entries.get(name, {}), key=_order)
+        """Return all version numbers of a model, oldest first."""
+        return sorted(self._entries.get(name, {}), key=_version_order)
 
 
-def _order(version: str) -> tuple[int, str]:
+def _version_order(version: str) -> tuple[int, str]:
     return (int(version) if version.isdecimal() else 0, version)

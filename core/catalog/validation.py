@@ -1,52 +1,60 @@
-"""What is wrong with values that a client sent, by the JSON Schema that they should follow."""
+"""Validation of values that a client sent against a JSON Schema."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-_MOST = 8
-_LONGEST = 300
-_DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
+_MAX_ERRORS = 8
+_MAX_DETAIL_CHARACTERS = 300
+_TOO_DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
+
+FieldError = dict[str, str]
+"""`field` and `detail` of one error, as problem+json lists it."""
 
 
 class InvalidOptionsError(ValueError):
-    """Values that cannot be; `errors` lists each field and what is wrong with it."""
+    """Values that do not follow their schema."""
 
-    def __init__(self, errors: list[dict[str, str]]) -> None:
+    def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
         self.errors = errors
 
 
-def _shown(name: str) -> str:
-    """The name as text that JSON can carry: half a surrogate pair becomes a question mark."""
-    return name.encode(errors="replace").decode()
-
-
 def option_errors(
-    given: Mapping[str, Any],
-    rules: Mapping[str, Any],
-    check: Any,
+    values: Mapping[str, Any],
+    properties: Mapping[str, Any],
+    validator: Any,
     part: str,
     noun: str,
-    more: Callable[[str], str] = lambda _name: "",
-) -> list[dict[str, str]]:
-    """What the schema with the properties `rules` has against values, eight at most, their names below `part`.
+    hint: Callable[[str], str] = lambda _name: "",
+) -> list[FieldError]:
+    """Return the errors of `values`, eight at most, with field names below `part`.
 
-    `check` is the schema's validator, `noun` what a property is called, `more` what a message goes on with.
+    `properties` are those of the schema of `validator` (of jsonschema_rs). `noun` is what a
+    property is called in messages; `hint(name)` is appended to the message about a property.
     """
     unknown = [
-        {"field": f"{part}.{_shown(name[:60])}", "detail": f"no such {noun}; there are: {', '.join(rules) or 'none'}"}
-        for name in islice((name for name in given if name not in rules), _MOST)
+        {
+            "field": f"{part}.{_encodable(name[:60])}",
+            "detail": f"no such {noun}; there are: {', '.join(properties) or 'none'}",
+        }
+        for name in islice((name for name in values if name not in properties), _MAX_ERRORS)
     ]
     if unknown:
         return unknown
     try:
-        errors = list(islice(check.iter_errors(given), _MOST))
-    except ValueError:  # the checker follows some 250 levels, and takes no half surrogate pairs
-        return [{"field": part, "detail": _DEEP}]
-    found = []
-    for error in errors:
-        path = [str(step) for step in error.instance_path]
-        detail = error.message[:_LONGEST] + (more(path[0]) if path else "")
-        found.append({"field": ".".join([part, *path]), "detail": detail})
-    return found
+        errors = list(islice(validator.iter_errors(values), _MAX_ERRORS))
+    except ValueError:  # the validator supports some 250 levels, and no lone surrogates
+        return [{"field": part, "detail": _TOO_DEEP}]
+    return [_field_error(error, part, hint) for error in errors]
+
+
+def _field_error(error: Any, part: str, hint: Callable[[str], str]) -> FieldError:
+    path = [str(step) for step in error.instance_path]
+    detail = error.message[:_MAX_DETAIL_CHARACTERS] + (hint(path[0]) if path else "")
+    return {"field": ".".join([part, *path]), "detail": detail}
+
+
+def _encodable(name: str) -> str:
+    """Return a name with lone surrogates replaced, which JSON cannot carry."""
+    return name.encode(errors="replace").decode()

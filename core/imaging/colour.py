@@ -15,7 +15,8 @@ _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the transparency (H, W) of a loaded PNG that has a transparent level or colour: 0 there, 255 elsewhere.
+    """Return the transparency (H, W) of a loaded PNG that has a transparent level or colour: 0
+    there, 255 elsewhere.
 
     The levels are compared in the file's own depth, so that of 16 bits all count.
     """
@@ -54,7 +55,8 @@ def _low_bytes(container: Container) -> Image.Image:
 def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
     """Return a loaded picture's colours, and its transparency (H, W) where it has one.
 
-    With transparency the colours are L where `grey`, else RGB; without, they are the picture, of whatever mode.
+    With transparency the colours are L where `grey`, else RGB; without, they are the picture, of
+    whatever mode.
     """
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
@@ -68,7 +70,8 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
     """Return a picture in L, RGB or CMYK as sRGB (L where it is grey), and what was done.
 
-    Relative colorimetric with black point compensation, as editors do. Nothing is done for a profile of sRGB itself.
+    Relative colorimetric with black point compensation, as editors do. Nothing is done for a
+    profile of sRGB itself.
     """
     wanted = "L" if image.mode == "L" else "RGB"
     try:
@@ -83,7 +86,9 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
 
 
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return a profile's name and its transformation to sRGB; None for sRGB's own. Small ones are kept."""
+    """Return a profile's name and its transformation to sRGB; None for sRGB's own. Small ones are
+    kept.
+    """
     return (_built if len(profile) > _CACHED_PROFILE_BYTES else _cached)(profile, mode)
 
 

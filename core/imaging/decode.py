@@ -1,4 +1,6 @@
-"""The one place where picture files are opened, checked and decoded, for every route and for datasets."""
+"""The one place where picture files are opened, checked and decoded, for every route and for
+datasets.
+"""
 
 import io
 from collections.abc import Callable, Collection
@@ -55,7 +57,8 @@ DAMAGED = "the picture is truncated, damaged or of a kind that cannot be convert
 
 
 class Colours(NamedTuple):
-    """A decoded picture: colours in any of Pillow's modes but those with transparency, which is apart.
+    """A decoded picture: colours in any of Pillow's modes but those with transparency, which is
+    apart.
 
     `mode` is the file's, before conversion; `alpha` is (H, W); `notes` say what was done.
     """
@@ -96,7 +99,9 @@ class PictureFile:
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has more than 8 bits; Pillow cuts those of colour pictures without a word."""
+        """Whether a channel has more than 8 bits; Pillow cuts those of colour pictures without a
+        word.
+        """
         if self._container.depth:
             return self._container.depth > 8
         image = self._image()
@@ -160,8 +165,8 @@ class PictureFile:
 def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile:
     """Check a picture file's container, without decoding a pixel.
 
-    Raises UnusableImageError for what is none of `formats`, and for what has several frames, is damaged, or has more
-    chunks, segments or tags than real files have.
+    Raises UnusableImageError for what is none of `formats`, and for what has several frames, is
+    damaged, or has more chunks, segments or tags than real files have.
     """
     welcome = f"send one of {', '.join(formats)}"
     if not data:
@@ -186,7 +191,8 @@ def _layouts(image: Image.Image) -> list[str]:
 def _check_finished(container: Container, image: Image.Image) -> None:
     """Refuse a JPEG without its end marker that lacks pixels, too.
 
-    libjpeg puts zeros for what is missing. Where other bits in that place make other pixels, some were missing.
+    libjpeg puts zeros for what is missing. Where other bits in that place make other pixels, some
+    were missing.
     """
     pixels = np.asarray(image)
     for probe in _PROBES:

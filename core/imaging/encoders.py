@@ -1,8 +1,8 @@
 """Pictures of any size written band by band, so that memory follows the width and not the area.
 
-Pillow's own writers want the whole picture in memory, four bytes a pixel. PNG is a zlib stream of lines. A JPEG is put
-together from pieces that Pillow writes, with restart markers between them, which the format has for that. WebP has no
-such way; its pictures are small enough.
+Pillow's own writers want the whole picture in memory, four bytes a pixel. PNG is a zlib stream of
+lines. A JPEG is put together from pieces that Pillow writes, with restart markers between them,
+which the format has for that. WebP has no such way; its pictures are small enough.
 """
 
 import io
@@ -22,7 +22,9 @@ FORMATS = (PNG, JPEG, WEBP)
 MEDIA = {name: f"image/{name}" for name in FORMATS}
 
 LONGEST_SIDE = {PNG: 100_000, JPEG: 65_500, WEBP: 16_383}
-"""Pixels a side: of JPEG what libjpeg reads, of WebP what the format has, of PNG what bands of lines are bounded by."""
+"""Pixels a side: of JPEG what libjpeg reads, of WebP what the format has, of PNG what bands of
+lines are bounded by.
+"""
 
 WEBP_PIXELS = 64_000_000
 """A WebP is made in memory, some twelve bytes a pixel."""
@@ -39,7 +41,9 @@ _FULL_COLOUR = 90
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a picture: height, width and channels, 1 or 2 of grey, 3 or 4 of sRGB, the even ones with transparency."""
+    """Of a picture: height, width and channels, 1 or 2 of grey, 3 or 4 of sRGB, the even ones with
+    transparency.
+    """
 
     height: int
     width: int
@@ -64,7 +68,9 @@ def fault(kind: str, height: int, width: int) -> str | None:
 
 
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write a picture that comes as bands of lines, uint8 (lines, width, channels). `quality` 1 … 100, not of PNG."""
+    """Write a picture that comes as bands of lines, uint8 (lines, width, channels). `quality` 1 …
+    100, not of PNG.
+    """
     {PNG: _png, JPEG: _jpeg, WEBP: _webp}[kind](bands, shape, quality, out)
 
 
@@ -119,8 +125,8 @@ def _data(out: BinaryIO, compressed: bytes) -> None:
 def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
     """ITU T.81: the scans of blocks of lines as restart intervals of one picture.
 
-    All blocks have the same tables; a restart marker sets the predictions back, which is how each block begins. So
-    the pixels are those of a picture that was written whole.
+    All blocks have the same tables; a restart marker sets the predictions back, which is how each
+    block begins. So the pixels are those of a picture that was written whole.
     """
     full = quality >= _FULL_COLOUR or shape.channels == 1
     edge = 8 if full else _MCU
@@ -158,7 +164,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """The head for a picture of this height, with restarts after so many units, none where that is 0."""
+    """The head for a picture of this height, with restarts after so many units, none where that is
+    0.
+    """
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""

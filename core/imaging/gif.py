@@ -19,7 +19,9 @@ class _Blocks:
         self._limit = self._left = part_limit(_BLOCKS_PER_PART * len(data))
 
     def end(self, place: int) -> int:
-        """Return where the sub-blocks that begin at `place` end, or where the file does if it is cut short."""
+        """Return where the sub-blocks that begin at `place` end, or where the file does if it is
+        cut short.
+        """
         data, size = self._data, len(self._data)
         for left in range(self._left, 0, -1):
             if place >= size or not data[place]:

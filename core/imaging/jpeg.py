@@ -1,6 +1,7 @@
 """JPEG (ITU-T T.81): segments that begin with a marker, then the scans.
 
-Of further pictures behind the first (CIPA DC-007, "MPO": previews, gain maps, the other eye) nothing is read.
+Of further pictures behind the first (CIPA DC-007, "MPO": previews, gain maps, the other eye)
+nothing is read.
 """
 
 import re
@@ -11,10 +12,14 @@ from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large
 MAGIC = b"\xff\xd8\xff"
 END = b"\xff\xd9"
 SCAN_LIMIT = 32
-"""Progressive files have about ten scans. Each costs time for every pixel, however few bytes it has."""
+"""Progressive files have about ten scans. Each costs time for every pixel, however few bytes it
+has.
+"""
 
 _LONG_FILL = re.compile(rb"\xff{256,}")
-"""More 0xFF than a table can hold. libjpeg, fed in pieces, begins anew with such a run at each piece."""
+"""More 0xFF than a table can hold. libjpeg, fed in pieces, begins anew with such a run at each
+piece.
+"""
 
 _FILL = re.compile(rb"\xff+")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -53,7 +58,9 @@ class _Header:
 
     @staticmethod
     def _layout(marker: int, content: bytes) -> bool:
-        """Whether a segment says how colours are coded: those of JFIF and of Adobe, and what is unknown."""
+        """Whether a segment says how colours are coded: those of JFIF and of Adobe, and what is
+        unknown.
+        """
         if marker > _LAST_APPLICATION and marker != _COM:
             return True
         return (marker == _JFIF and content.startswith(b"JFIF")) or (marker == _ADOBE and content.startswith(b"Adobe"))
@@ -69,7 +76,9 @@ class _Header:
             self.several = True
 
     def profile(self) -> tuple[bytes | None, tuple[str, ...]]:
-        """Return the ICC profile, put together from its segments, and a note where it is left out for its size."""
+        """Return the ICC profile, put together from its segments, and a note where it is left out
+        for its size.
+        """
         parts = sorted(self.profiles)  # by their numbers
         if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
             return None, ()

@@ -1,4 +1,6 @@
-"""The two facts that metadata says about pixels: the orientation (EXIF or XMP), and the ICC profile."""
+"""The two facts that metadata says about pixels: the orientation (EXIF or XMP), and the ICC
+profile.
+"""
 
 import re
 import struct
@@ -7,7 +9,9 @@ import zlib
 import numpy as np
 
 PROFILE_LIMIT_BYTES = 8 << 20
-"""A larger ICC profile is left out. Those of displays have kilobytes, those of printing presses up to about 3 MB."""
+"""A larger ICC profile is left out. Those of displays have kilobytes, those of printing presses up
+to about 3 MB.
+"""
 
 TEXT_LIMIT_BYTES = 1 << 20
 """A larger compressed text is not searched for an orientation."""
@@ -18,7 +22,9 @@ _LONGEST_XMP_BYTES = 1 << 20
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the orientation, 1 … 8, that EXIF says, or XMP where EXIF has none; 1 (upright) where neither does."""
+    """Return the orientation, 1 … 8, that EXIF says, or XMP where EXIF has none; 1 (upright) where
+    neither does.
+    """
     found = _exif_orientation(exif) if exif else None
     if found is None and xmp:
         match = _XMP_ORIENTATION.search(xmp[:_LONGEST_XMP_BYTES])
@@ -27,7 +33,9 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return the value of the orientation tag in the first directory, whatever it is; None where there is none."""
+    """Return the value of the orientation tag in the first directory, whatever it is; None where
+    there is none.
+    """
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])

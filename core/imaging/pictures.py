@@ -1,4 +1,6 @@
-"""Pictures of a model's own size, in and out: PNG of one image or of a grid, and uploads as the model takes them."""
+"""Pictures of a model's own size, in and out: PNG of one image or of a grid, and uploads as the
+model takes them.
+"""
 
 import io
 import math
@@ -15,10 +17,11 @@ __all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid",
 
 
 def png(pixels: Pixels) -> bytes:
-    """PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines, one zlib stream.
+    """PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines, one zlib
+    stream.
 
-    Written here because it is the last step of every small answer: Pillow's encoder takes four times as long for
-    28×28 pixels, nearly all of it in Python.
+    Written here because it is the last step of every small answer: Pillow's encoder takes four
+    times as long for 28×28 pixels, nearly all of it in Python.
     """
     channels, height, width = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)
@@ -52,10 +55,11 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
     """Pixels (C, H, W) of an upload, and what was converted, if anything was.
 
-    The size is checked on the header, so that a small file with huge dimensions costs nothing. The picture is turned
-    upright and brought to sRGB. Palette, RGB and CMYK pictures become grey by luma where the model is grey;
-    transparency is laid over black; a bilevel picture becomes 0 and 255. Raises UnusableImageError for what is no
-    picture, truncated, animated, of more than 8 bits a channel or of another size.
+    The size is checked on the header, so that a small file with huge dimensions costs nothing. The
+    picture is turned upright and brought to sRGB. Palette, RGB and CMYK pictures become grey by
+    luma where the model is grey; transparency is laid over black; a bilevel picture becomes 0 and
+    255. Raises UnusableImageError for what is no picture, truncated, animated, of more than 8 bits
+    a channel or of another size.
     """
     file = open_picture(data)
     if file.size != (width, height):

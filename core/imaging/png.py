@@ -68,8 +68,8 @@ def read_png(data: bytes) -> Container:
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
     """Walk over the chunks up to the end of the pixels.
 
-    Returns name, begin and end (checksum included) of those that decoding needs, the metadata by name, and whether the
-    file has nothing else.
+    Returns name, begin and end (checksum included) of those that decoding needs, the metadata by
+    name, and whether the file has nothing else.
     """
     limit = part_limit(len(data))
     spans: list[tuple[bytes, int, int]] = []
@@ -98,7 +98,9 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
 
 
 def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
-    """Keep a chunk by its name; of texts only those that may say the orientation, by their keywords."""
+    """Keep a chunk by its name; of texts only those that may say the orientation, by their
+    keywords.
+    """
     if name not in {b"tEXt", b"zTXt", b"iTXt"}:
         metadata[name] = content
         return
@@ -108,7 +110,9 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
 
 
 def _text(chunk: bytes) -> bytes:
-    """Return the text of a chunk kept as its name and what follows the keyword; nothing where it is too large."""
+    """Return the text of a chunk kept as its name and what follows the keyword; nothing where it is
+    too large.
+    """
     name, rest = chunk[:4], chunk[4:]
     if name == b"tEXt":
         return rest
@@ -119,7 +123,9 @@ def _text(chunk: bytes) -> bytes:
 
 
 def _animated(metadata: Mapping[bytes, bytes]) -> bool:
-    """Whether there is more than one frame (APNG); the default image counts where it is not the first of them."""
+    """Whether there is more than one frame (APNG); the default image counts where it is not the
+    first of them.
+    """
     control = metadata.get(b"acTL", b"")
     if len(control) < 8:
         return False

@@ -1,4 +1,6 @@
-"""TIFF (revision 6.0, and BigTIFF): a directory of tags that point to their values and to the pixels."""
+"""TIFF (revision 6.0, and BigTIFF): a directory of tags that point to their values and to the
+pixels.
+"""
 
 import struct
 from typing import NamedTuple
@@ -104,7 +106,9 @@ def read_tiff(data: bytes) -> Container:
 
 
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
-    """Return the first directory's entries, of each tag the first, and where the next directory is, 0 for none."""
+    """Return the first directory's entries, of each tag the first, and where the next directory is,
+    0 for none.
+    """
     (place,) = struct.unpack_from(layout.pointer, data, layout.first)
     (count,) = struct.unpack_from(layout.amount, data, place)
     limit = part_limit(len(data))
@@ -124,7 +128,9 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Refuse directories whose values cannot be in the file, and more strips or tiles than the pixels could fill."""
+    """Refuse directories whose values cannot be in the file, and more strips or tiles than the
+    pixels could fill.
+    """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")
     most = part_limit(0) + 8 * max(height, width * height // 256)

@@ -1,7 +1,9 @@
-"""Photographs of any size: files to sRGB pixels as an image editor would, and pixels to tiles and back.
+"""Photographs of any size: files to sRGB pixels as an image editor would, and pixels to tiles and
+back.
 
-A picture is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it goes on as its
-mirror image. What models make of the tiles, without their margins, lies side by side without a seam.
+A picture is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it
+goes on as its mirror image. What models make of the tiles, without their margins, lies side by side
+without a seam.
 """
 
 import math
@@ -21,7 +23,9 @@ _LINES = 256
 """So many lines of a picture are worked on at once where that needs memory."""
 
 _SPREAD = 8
-"""How far, in pixels, visible colours are spread under transparent ones, which a model's neighbourhood reaches."""
+"""How far, in pixels, visible colours are spread under transparent ones, which a model's
+neighbourhood reaches.
+"""
 
 
 # --- files in ---
@@ -29,7 +33,8 @@ _SPREAD = 8
 
 @dataclass(frozen=True)
 class Photograph:
-    """A decoded picture: sRGB or grey uint8 (H, W, C), C = 3 or 1, `alpha` (H, W) where it has one, and what was done.
+    """A decoded picture: sRGB or grey uint8 (H, W, C), C = 3 or 1, `alpha` (H, W) where it has one,
+    and what was done.
 
     `notes` say what was converted.
     """
@@ -50,15 +55,19 @@ class Photograph:
 
 
 def opened(data: bytes) -> PictureFile:
-    """The picture in a file, of which only the header was read. Raises UnusableImageError for what is none of ours."""
+    """The picture in a file, of which only the header was read. Raises UnusableImageError for what
+    is none of ours.
+    """
     return open_picture(data, FORMATS)
 
 
 def decoded(file: PictureFile) -> Photograph:
-    """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises UnusableImageError.
+    """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises
+    UnusableImageError.
 
-    Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken for sRGB. Palettes
-    become RGB, black and white become grey. Nothing else of the file is kept: neither place nor camera.
+    Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken
+    for sRGB. Palettes become RGB, black and white become grey. Nothing else of the file is kept:
+    neither place nor camera.
     """
     colours = file.colours()
     image, alpha, notes = colours.image, colours.alpha, colours.notes
@@ -92,9 +101,11 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture of `height` × `width` is cut into tiles of `tile` (height, width) that overlap by two `margin`s.
+    """How a picture of `height` × `width` is cut into tiles of `tile` (height, width) that overlap
+    by two `margin`s.
 
-    Tiles are counted line by line; tile (i, j) is what lies around the core at (i·core_height, j·core_width).
+    Tiles are counted line by line; tile (i, j) is what lies around the core at (i·core_height,
+    j·core_width).
     """
 
     height: int
@@ -125,7 +136,8 @@ class Tiling:
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
         """Tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `read(begin, end)` gives these lines of the picture, (end − begin, W, C); asked once for each line of tiles.
+        `read(begin, end)` gives these lines of the picture, (end − begin, W, C); asked once for
+        each line of tiles.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -142,7 +154,9 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """The enlarged picture in bands (lines, W·scale, 3), top to bottom, from the enlarged cores of its tiles."""
+        """The enlarged picture in bands (lines, W·scale, 3), top to bottom, from the enlarged cores
+        of its tiles.
+        """
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
             band = np.empty((high, self.columns * wide, 3), np.uint8)
@@ -152,7 +166,9 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Indices `begin` … of a line of `size` pixels that goes on as its mirror image on both sides, again and again."""
+    """Indices `begin` … of a line of `size` pixels that goes on as its mirror image on both sides,
+    again and again.
+    """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
 
@@ -165,7 +181,9 @@ Get = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a picture lies in a blob (its pixels line by line, then its transparency) and how it is cut into tiles."""
+    """How a picture lies in a blob (its pixels line by line, then its transparency) and how it is
+    cut into tiles.
+    """
 
     tiling: Tiling
     channels: int
@@ -230,7 +248,8 @@ _CONTEXT = 3
 def finished(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Bands as the picture was: grey, or with its transparency, which bicubic interpolation enlarges.
+    """Bands as the picture was: grey, or with its transparency, which bicubic interpolation
+    enlarges.
 
     `opaque`: for a format without transparency, which is laid over white.
     """
@@ -245,7 +264,9 @@ def finished(
 
 
 def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
-    """Lines `begin` … `end` − 1 of the enlarged transparency, the same as if it were enlarged as a whole."""
+    """Lines `begin` … `end` − 1 of the enlarged transparency, the same as if it were enlarged as a
+    whole.
+    """
     above = max(0, begin // scale - _CONTEXT)
     part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
     # across first, then down: which of them Pillow would do first depends on the band's height

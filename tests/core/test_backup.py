@@ -68,7 +68,7 @@ def service(tmp_path: Path) -> Service:
     for number in ("1", "2"):
         (state / "made").write_bytes(b"weights " + number.encode())
         versions.publish(state / "made", "m", number)
-    versions.serve("m", "1")
+    versions.activate("m", "1")
     (state / "instance-id").write_text("1234")
     (state / "queue").mkdir()
     (state / "queue" / "appendonly.aof").write_bytes(b"messages")

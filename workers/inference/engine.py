@@ -125,7 +125,7 @@ def _run_all(
     stack = _Stack.of(parts, BY_METHOD[method].inputs)
     count = len(stack.seeds)
     # a state spans all rows, so an operation that has one is never cut; whoever sends it keeps to its capacity
-    sliced = loaded_model.entry.card["operations"][method].get("sliced", False)
+    sliced = loaded_model.entry.card.operations[method].sliced
     step = count if sliced else min(plan.largest, count)
     until = time.perf_counter() + slice_s
     pieces = []

@@ -104,7 +104,7 @@ class LoadedModel:
         if large and device.type == "cpu":
             pack(model)
         self._known: dict[tuple[str, str], Any] = {}
-        self._options = {method: options_of(model, method) for method in entry.choices}
+        self._options = {method: options_of(model, method) for method in entry.operations}
 
     def options(self, method: str, given: dict[str, Any]) -> Any:
         """The operation's options as its model takes them. Raises ValueError."""
@@ -129,7 +129,7 @@ class LoadedModel:
         return result
 
     def _defaults(self, method: str) -> dict[str, Any]:
-        return dict(self.entry.choices[method].defaults)
+        return dict(self.entry.operations[method].defaults)
 
     def warm(self, slice_s: float, known: Path) -> Iterator[None]:
         """Time every operation in growing batches and find the buckets that give a row the same bits.
@@ -140,14 +140,14 @@ class LoadedModel:
         """
         depends = [
             _RULES,
-            self.entry.card["family"],
-            self.entry.card["config"],
+            self.entry.card.family,
+            self.entry.card.config,
             slice_s,
             self.threads,
             str(self.device),
             torch.__version__,
         ]
-        depends += [platform.node(), platform.processor(), sorted(self.entry.choices)]
+        depends += [platform.node(), platform.processor(), sorted(self.entry.operations)]
         file = known / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]}.json"
         if file.is_file():
             found = json.loads(file.read_text())
@@ -156,7 +156,7 @@ class LoadedModel:
                 self._probe(method, self.options(method, self._defaults(method)), plan.buckets[0])
                 yield
             return
-        for method in self.entry.choices:
+        for method in self.entry.operations:
             self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
             yield
         part = file.with_suffix(f".{os.getpid()}")

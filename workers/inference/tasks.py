@@ -36,13 +36,13 @@ from core.broker.connection import (
     started_key,
 )
 from core.catalog.operations import BY_METHOD
-from core.catalog.recipes import StatePaths
 from core.catalog.registry import ModelVersion, Registry
 from core.imaging.pictures import grid
 from core.imaging.tiling import Layout
 from core.jobs.records import Job, SliceReport
 from core.jobs.store import JobStore
 from core.log import best_effort
+from core.paths import StatePaths
 from core.settings import HEARTBEAT_S, Settings
 from core.storage import storage_problem
 from workers.inference import engine
@@ -103,7 +103,7 @@ class Worker:
         pulse = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
         pulse.start()
         with self.watchdog.working("loading models"):
-            self.model_cache.warm_all(self.registry.serving())
+            self.model_cache.warm_all(self.registry.active())
         # what is loaded by now stays: a full collection that walks all of it stops the process for a tenth of a second
         gc.collect()
         gc.freeze()

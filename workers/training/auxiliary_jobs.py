@@ -47,11 +47,11 @@ class AuxiliaryJobs:
         if active is not None and active.version == version:
             active = None  # published by an earlier attempt of this job
         if active is not None:
-            versions.settle(name, active.version)
+            versions.pin(name, active.version)
         if not versions.path(name, version).exists():
             versions.publish(file, name, version)
         if active is None:
-            versions.serve(name, version)
+            versions.activate(name, version)
         self._context.complete(job, {"model": name, "version": version}, version)
 
     def publish(self, job: Job) -> None:

@@ -12,11 +12,11 @@ import redis
 
 from core.broker.codec import pack, unpack
 from core.broker.connection import COMPLETION_STREAM_LENGTH, JOB_UPDATES, WORKERS, connect, preview_key
-from core.catalog.recipes import StatePaths
 from core.catalog.registry import Registry
 from core.catalog.versions import Versions
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
+from core.paths import StatePaths
 from core.settings import Settings
 from workers.training.errors import ClaimLostError, TrainingFailedError
 

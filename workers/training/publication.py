@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import redis
 
-from core.catalog.recipes import better
-from core.catalog.versions import awaited, loaded, refused
+from core.catalog.cards import is_better, metrics_from_json
+from core.catalog.rollout import is_loaded, load_error, missing_workers
 from core.jobs.records import Job
 from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
@@ -65,7 +65,7 @@ class VersionPublisher:
             printed = self._children.run_json(job, command, folder / "log")
             measured.write_bytes(orjson.dumps(printed))
             if active is not None:
-                self._context.versions.settle(name, active.version)
+                self._context.versions.pin(name, active.version)
             with contextlib.suppress(FileExistsError):
                 self._context.versions.publish(Path(printed["path"]), name, version)
         printed = read_json(measured)
@@ -86,7 +86,7 @@ class VersionPublisher:
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
         """Activate a version if `policy` ("if better", "always", "never") says so, or if no other is active."""
-        improved = better(measurement.figures, measurement.against)
+        improved = is_better(metrics_from_json(measurement.figures), metrics_from_json(measurement.against))
         text = f"version {version} is published"
         if active is None or policy == "always" or (policy == "if better" and improved):
             problem = self.activate(job, version, active)
@@ -106,7 +106,7 @@ class VersionPublisher:
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"
         versions, stopping = self._context.versions, self._context.stopping
-        versions.announce(name, version)
+        versions.stage(name, version)
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while time.monotonic() < deadline and not stopping.is_set():
             try:
@@ -115,18 +115,18 @@ class VersionPublisher:
                 workers = {}
                 time.sleep(POLL_S)
                 continue
-            if loaded(workers, ref):
-                if reason := refused(workers, ref):
-                    versions.withdraw(name, version)
+            if is_loaded(workers, ref):
+                if reason := load_error(workers, ref):
+                    versions.unstage(name, version)
                     return reason
                 break
-            if (missing := awaited(workers, ref)) != waiting_for:
+            if (missing := missing_workers(workers, ref)) != waiting_for:
                 waiting_for = missing
                 text = f"waiting, at most {LOAD_TIMEOUT_S:.0f} s, for version {version} to be loaded: {missing}"
                 self._context.append_events(job, [message_event(text)], PROGRESS)
             time.sleep(0.1)
         if active is not None and not workers:
-            versions.withdraw(name, version)
-            return f"{awaited(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
-        versions.serve(name, version)
+            versions.unstage(name, version)
+            return f"{missing_workers(workers, ref)}; version {active} stays active, PATCH /v1/models/{name} switches"
+        versions.activate(name, version)
         return ""

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api import versions as removal
-from core.catalog.versions import HIDDEN, ServingError, Versions
+from core.catalog.versions import HIDDEN, VersionActiveError, Versions
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
     chosen_ = chosen(tmp_path)
     for version in "123":
         publish(chosen_, "mine", version)
-    Versions(chosen_.state / "checkpoints").serve("mine", "2")
+    Versions(chosen_.state / "checkpoints").activate("mine", "2")
     return chosen_
 
 
@@ -124,7 +124,7 @@ def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monk
 def test_what_is_about_to_serve_stays(settings: Settings) -> None:
     """Workers are loading it."""
     store = Versions(settings.state / "checkpoints")
-    store.announce("mine", "3")
+    store.stage("mine", "3")
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
@@ -132,7 +132,7 @@ def test_what_is_about_to_serve_stays(settings: Settings) -> None:
             problem(await client.delete("/v1/models/mine"), 409, "being activated")
 
     asyncio.run(visit())
-    with pytest.raises(ServingError):
+    with pytest.raises(VersionActiveError):
         store.hide("mine", ["2"])
 
 
@@ -144,7 +144,7 @@ def test_what_ships_stays(settings: Settings) -> None:
         async with application(settings, "") as (client,):
             problem(await client.delete(f"/v1/models/{MODEL}"), 409, "comes with the service (version 1)")
             problem(await client.delete(f"/v1/models/{MODEL}/versions/1"), 409, "comes with the service")
-            Versions(settings.state / "checkpoints").serve(MODEL, "1")
+            Versions(settings.state / "checkpoints").activate(MODEL, "1")
             assert (await client.delete(f"/v1/models/{MODEL}/versions/2")).status_code == 204
             assert (await client.get(f"/v1/models/{MODEL}")).json()["version"] == "1"
 
@@ -201,7 +201,7 @@ def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monk
     monkeypatch.setattr(removal, "PRUNE_S", 0.1)
     publish(settings, "mine", "4")
     publish(settings, "mine", "5")
-    Versions(settings.state / "checkpoints").announce("mine", "3")
+    Versions(settings.state / "checkpoints").stage("mine", "3")
 
     async def visit() -> None:
         async with application(settings, "") as (client,):

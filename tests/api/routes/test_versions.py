@@ -130,6 +130,13 @@ def _shaped(data: bytes, shape: list[int]) -> bytes:
     return joined(header, weights)
 
 
+def _nine_dimensions(data: bytes) -> bytes:
+    """The first matrix with as many values, along more axes."""
+    header, _ = parts(data)
+    shape = next(said["shape"] for name, said in header.items() if name != "__metadata__")
+    return _shaped(data, [*shape, *[1] * (9 - len(shape))])
+
+
 def _previewed(data: bytes, preview: str) -> bytes:
     header, weights = parts(data)
     header["__metadata__"]["preview"] = preview
@@ -147,21 +154,25 @@ def _png() -> bytes:
     [
         (lambda _data: b"", "truncated"),
         (lambda _data: _png(), "no safetensors file"),
-        (lambda data: data[:-1], "damaged: its header promises"),
-        (lambda data: data + b"\0", "damaged: its header promises"),
+        (
+            lambda data: data[:-1],
+            "is damaged: Error while deserializing header: incomplete metadata, file not fully covered",
+        ),
+        (lambda data: data + b"\0", "header: incomplete metadata, file not fully covered"),
         (lambda data: struct.pack("<Q", 17 << 20) + bytes(18 << 20), "its header has 17825792 bytes; at most"),
         (lambda data: _shaped(data, [2] * 3_000_000), "bytes; at most 1048576 are read"),
-        (lambda data: _shaped(data, [2] * 300_000), "300000 dimensions; at most 8"),
-        (lambda data: _shaped(data, [10**3999]), "no integers in [0, 2^48)"),
+        (lambda data: _shaped(data, [2] * 300_000), "overflow computing buffer size from shape"),
+        (_nine_dimensions, "has 9 dimensions; at most 8"),
+        (lambda data: _shaped(data, [10**3999]), "invalid JSON in header: number out of range"),
         (lambda data: carded(data, summary="x" * 12_000_000), "bytes; at most 1048576 are read"),
         (lambda data: carded(data, summary="x" * 301), "'summary' of its card has 301 characters; at most 300"),
         (lambda data: carded(data, figures=[{"name": "nll", "value": "low"}]), "needs a name and a number"),
         (lambda data: carded(data, provenance={"seed": 10**40}), "'provenance' of its card holds an integer"),
         (lambda data: _previewed(data, "not base64!"), "its preview is not base64"),
         (lambda data: _previewed(data, "aGVsbG8="), "its preview is no whole PNG"),
-        (lambda data: struct.pack("<Q", 4) + b"nope", "cannot be read"),
+        (lambda data: struct.pack("<Q", 4) + b"nope", "invalid JSON in header"),
         (lambda data: joined({"__metadata__": {}}, b""), "carries no card"),
-        (_overlapping, "does not lie where it should"),
+        (_overlapping, "invalid offset for tensor"),
         (lambda data: carded(data, name="somebody"), "its card is that of 'somebody'"),
         (lambda data: carded(data, figures=None), "its card lacks figures"),
         (lambda data: carded(data, family="magic"), "'magic' is not known here"),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from core.catalog import registry as under_test
-from core.catalog.registry import Registry, read_card, read_entry
+from core.catalog.checkpoint_file import read_card
+from core.catalog.registry import Registry, read_version
 from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import FILE, Versions
 
@@ -44,7 +45,7 @@ def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
     assert pinned is not None
     assert pinned.version == "9"
     assert models.versions("m") == ["1", "9", "10"]
-    assert [entry.ref for entry in models.serving()] == ["m@10"]
+    assert [entry.ref for entry in models.active()] == ["m@10"]
     assert models.find("m@2") is None
     assert models.find("n") is None
     assert models.versions("n") == []
@@ -77,9 +78,9 @@ def test_a_damaged_file_is_left_out(tmp_path: Path, data: bytes) -> None:
     bad = tmp_path / "bad" / "1" / FILE
     bad.parent.mkdir(parents=True)
     bad.write_bytes(data)
-    assert [entry.name for entry in Registry(tmp_path).serving()] == ["good"]
+    assert [entry.name for entry in Registry(tmp_path).active()] == ["good"]
     with pytest.raises(ValueError, match=r"."):
-        read_entry(bad)
+        read_version(bad)
 
 
 @pytest.mark.parametrize(
@@ -98,21 +99,21 @@ def test_a_card_that_lacks_something_is_no_model(tmp_path: Path, card: Any) -> N
     """The error names the model."""
     path = _save(tmp_path, "m", "1", card)
     with pytest.raises(ValueError, match="m@1"):
-        read_entry(path)
-    assert Registry(tmp_path).serving() == []
+        read_version(path)
+    assert Registry(tmp_path).active() == []
 
 
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     """And an operation that nobody knows is no fault: a newer model may have it."""
     card = {**CARD, "operations": {**CARD["operations"], "dream": {}}}  # type: ignore[dict-item]
     path = _save(tmp_path, "m", "1", card)
-    assert read_card(path) == card
-    assert list(read_entry(path).choices) == ["sample"]
+    assert read_card(path).json == card
+    assert list(read_version(path).operations) == ["sample"]
 
 
 def test_options_are_checked_and_completed(tmp_path: Path) -> None:
     """Defaults are filled in, and 8.0 is the integer 8."""
-    choice = read_entry(_save(tmp_path, "m", "1")).choices["sample"]
+    choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     assert choice.options({}) == {"size": 20, "heat": None, "way": "up"}
     given = choice.options({"size": 8.0, "heat": 0.5})
     assert given == {"size": 8, "heat": 0.5, "way": "up"}
@@ -134,7 +135,7 @@ def test_options_are_checked_and_completed(tmp_path: Path) -> None:
 )
 def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: str, word: str) -> None:
     """With what would be right, in a few words."""
-    choice = read_entry(_save(tmp_path, "m", "1")).choices["sample"]
+    choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     with pytest.raises(InvalidOptionsError) as caught:
         choice.options(given)
     (error,) = caught.value.errors
@@ -145,24 +146,24 @@ def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: s
 
 def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions made here stand beside those that ship; what serves is what was set, else the newest."""
-    monkeypatch.setattr(under_test, "_LOOK_S", 0.0)
+    monkeypatch.setattr(under_test, "_CHECK_S", 0.0)
     shipped, made = tmp_path / "shipped", tmp_path / "made"
     _save(shipped, "m", "1")
     models = Registry(shipped, made)
     assert models.candidates() == []
     versions = Versions(made)
-    versions.settle("m", "1")
+    versions.pin("m", "1")
     _save(made, "m", "2")
     _save(made, "n", "1")
-    versions.announce("m", "2")
-    assert [entry.ref for entry in models.serving()] == ["m@1", "n@1"]
+    versions.stage("m", "2")
+    assert [entry.ref for entry in models.active()] == ["m@1", "n@1"]
     assert [entry.ref for entry in models.candidates()] == ["m@2"]
-    versions.serve("m", "2")
+    versions.activate("m", "2")
     found = models.find("m")
     assert found is not None
     assert (found.version, models.versions("m"), models.candidates()) == ("2", ["1", "2"], [])
-    versions.serve("m", "7")  # of another machine's: not here
-    assert [entry.ref for entry in models.serving()] == ["m@2", "n@1"]
+    versions.activate("m", "7")  # of another machine's: not here
+    assert [entry.ref for entry in models.active()] == ["m@2", "n@1"]
 
 
 def test_what_ships_goes_before_what_was_made_here(tmp_path: Path) -> None:

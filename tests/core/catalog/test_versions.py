@@ -7,29 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from core.catalog.versions import CARD, Versions, loaded, refused
+from core.catalog.cards import REQUIRED_FIELDS
+from core.catalog.rollout import is_loaded, load_error
+from core.catalog.versions import Versions
 
 
 def test_cards_need_what_models_say() -> None:
     """The list here is that of `models.kit.card`."""
     from models.kit.card import REQUIRED
 
-    assert CARD == REQUIRED
+    assert REQUIRED_FIELDS == REQUIRED
 
 
 def test_an_announced_version_serves_when_it_is_told_to(tmp_path: Path) -> None:
     """Announcing changes nothing that serves; serving ends the announcement; settling yields to what was chosen."""
     versions = Versions(tmp_path / "made")
     assert (versions.pointers(), versions.stamp()) == ({}, 0)
-    versions.announce("m", "2")
+    versions.stage("m", "2")
     stamp = versions.stamp()
     assert versions.pointers() == {"m": {"next": "2"}}
-    versions.settle("m", "1")
+    versions.pin("m", "1")
     assert versions.pointers() == {"m": {"next": "2", "serves": "1"}}
-    versions.serve("m", "2")
+    versions.activate("m", "2")
     assert versions.stamp() != stamp
-    versions.settle("m", "1")
-    versions.withdraw("m", "2")
+    versions.pin("m", "1")
+    versions.unstage("m", "2")
     assert versions.pointers() == {"m": {"serves": "2"}}
 
 
@@ -63,11 +65,11 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
     other = {"state": "ready", "capacity": {}, "refused": {}}
     failing = {"state": "ready", "capacity": {}, "refused": {"m@2": "damaged"}}
-    assert not loaded({}, "m@2")  # nobody has loaded anything
-    assert loaded({"a": held, "b": {**other, "state": "warming"}}, "m@2")
-    assert not loaded({"a": held, "b": other}, "m@2")
-    assert loaded({"a": held, "b": failing}, "m@2")
-    assert (refused({"a": held, "b": failing}, "m@2"), refused({"a": held}, "m@2")) == ("damaged", "")
+    assert not is_loaded({}, "m@2")  # nobody has loaded anything
+    assert is_loaded({"a": held, "b": {**other, "state": "warming"}}, "m@2")
+    assert not is_loaded({"a": held, "b": other}, "m@2")
+    assert is_loaded({"a": held, "b": failing}, "m@2")
+    assert (load_error({"a": held, "b": failing}, "m@2"), load_error({"a": held}, "m@2")) == ("damaged", "")
 
 
 def test_what_is_or_has_become_a_version_is_no_leftover(tmp_path: Path) -> None:

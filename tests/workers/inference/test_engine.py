@@ -25,13 +25,13 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
     held = ModelCache(settings)
     registry = Registry(settings.checkpoints)
-    yield {entry.name: held.get(entry) for entry in registry.serving()}
+    yield {entry.name: held.get(entry) for entry in registry.active()}
     models.__path__.remove(str(families))
 
 
 def run(loaded_model: LoadedModel, method: str, parts: list[Part], **options: object) -> list[Outcome]:
     """Outcomes of a run without a time limit."""
-    chosen = {**loaded_model.entry.choices[method].defaults, **options}
+    chosen = {**loaded_model.entry.operations[method].defaults, **options}
     answer = engine.run(loaded_model, method, chosen, parts, None, float("inf"))
     assert isinstance(answer, list)
     return answer
@@ -113,7 +113,7 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
     vae = model_cache["vae-mnist-2d"]
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
     parts = [Part("a", 5, 0, 1, {"images": image[:1]}), Part("b", 6, 0, 1, {"images": image[1:]})]
-    options = {**vae.entry.choices["log_likelihood"].defaults, "k": 3000}
+    options = {**vae.entry.operations["log_likelihood"].defaults, "k": 3000}
     whole = engine.run(vae, "log_likelihood", options, parts, None, float("inf"))
     state, slices = None, 0
     while True:
@@ -155,7 +155,7 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     held = ModelCache(
         Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget)  # type: ignore[call-arg]
     )
-    entries = {entry.name: entry for entry in Registry(folder).serving()}
+    entries = {entry.name: entry for entry in Registry(folder).active()}
     held.get(entries["faulty"])
     held.get(entries["vae-mnist-2d"])
     assert list(held.capacity()) in (["vae-mnist-2d@1"], ["faulty@1", "vae-mnist-2d@1"])

@@ -14,7 +14,9 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
-from core.catalog.recipes import better, families, settled
+from core.catalog.cards import Metric, is_better, metrics_from_json
+from core.catalog.families import load_families
+from core.catalog.recipes import resolve_recipe
 from core.catalog.validation import InvalidOptionsError
 from core.catalog.versions import Versions
 from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
@@ -323,30 +325,32 @@ def test_getting_further_makes_attempts_count_anew(job_store: JobStore) -> None:
 
 def test_a_recipe_takes_the_shape_of_its_dataset(tmp_path: Path) -> None:
     """Shape and held-back pictures come from the dataset, the rest from the family's own recipe."""
-    facts = families(Settings(state=tmp_path))["vae"]
+    family = load_families(Settings(state=tmp_path))["vae"]
     dataset = {"name": "d", "kind": "vectors", "channels": 1, "height": 1, "width": 112}
     dataset |= {"counts": {"train": 2000, "validation": 500, "test": 100}}
-    found = settled("vae", facts, dataset, "m", {"training": {"epochs": 3}})
-    assert found["config"] == {**facts["recipe"]["config"], "channels": 1, "height": 1, "width": 112}
-    assert found["training"] == {**facts["recipe"]["training"], "epochs": 3, "validation": 500}
+    found = resolve_recipe("vae", family, dataset, "m", {"training": {"epochs": 3}})
+    assert found["config"] == {**family.recipe["config"], "channels": 1, "height": 1, "width": 112}
+    assert found["training"] == {**family.recipe["training"], "epochs": 3, "validation": 500}
     with pytest.raises(InvalidOptionsError, match="600 is more than the 500 pictures held back"):
-        settled("vae", facts, dataset, "m", {"training": {"validation": 600}})
+        resolve_recipe("vae", family, dataset, "m", {"training": {"validation": 600}})
     dataset["counts"] = {"train": 2000, "validation": 0, "test": 0}
-    assert settled("vae", facts, dataset, "m", {})["training"]["validation"] == 0
-    assert settled("vae", facts, dataset, "m", {"training": {"validation": 600}})["training"]["validation"] == 600
+    assert resolve_recipe("vae", family, dataset, "m", {})["training"]["validation"] == 0
+    assert (
+        resolve_recipe("vae", family, dataset, "m", {"training": {"validation": 600}})["training"]["validation"] == 600
+    )
 
 
 def test_better_follows_the_figures_own_direction() -> None:
     """Lower or higher as the figure says; figures of other names do not compare."""
 
-    def figure(value: float, name: str = "nll", way: str = "lower") -> list[dict[str, Any]]:
-        return [{"name": name, "value": value, "better": way}]
+    def figure(value: float, name: str = "nll", way: str = "lower") -> list[Metric]:
+        return metrics_from_json([{"name": name, "value": value, "better": way}])
 
-    assert better(figure(1), figure(2)) is True
-    assert better(figure(2), figure(2)) is False
-    assert better(figure(2, way="higher"), figure(1, way="higher")) is True
-    assert better(figure(1), figure(2, "energy")) is None
-    assert better([], figure(1)) is None
+    assert is_better(figure(1), figure(2)) is True
+    assert is_better(figure(2), figure(2)) is False
+    assert is_better(figure(2, way="higher"), figure(1, way="higher")) is True
+    assert is_better(figure(1), figure(2, "energy")) is None
+    assert is_better([], figure(1)) is None
 
 
 def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None:
@@ -464,12 +468,12 @@ def test_a_batch_that_no_step_could_take_is_refused_at_the_start(
     field: str,
 ) -> None:
     """By what the family says of its smallest batches, by the devices that share one, and by what is held back."""
-    known = families(Settings(state=tmp_path))
+    known = load_families(Settings(state=tmp_path))
     dataset = {"name": "d", "kind": "pictures", "counts": counts, "channels": 1, "height": 28, "width": 28}
     asked = {"config": config, "training": training}
     if not field:
-        settled(family, known[family], dataset, "m", asked, gpus)
+        resolve_recipe(family, known[family], dataset, "m", asked, gpus)
         return
     with pytest.raises(InvalidOptionsError) as refused:
-        settled(family, known[family], dataset, "m", asked, gpus)
+        resolve_recipe(family, known[family], dataset, "m", asked, gpus)
     assert [error["field"] for error in refused.value.errors] == [field]

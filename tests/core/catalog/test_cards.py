@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
-from core.catalog.card_check import CARD_LIMIT_BYTES, CardError, check_card, check_preview
-from core.catalog.registry import read_card
+from core.catalog.cards import CARD_LIMIT_BYTES, CardError, parse_card, parse_preview
+from core.catalog.checkpoint_file import read_card
 from tests.stack import ROOT
 
 SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
@@ -20,7 +20,7 @@ SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
 
 def card(**change: Any) -> str:
     """The text of the first shipped card, with a change."""
-    return json.dumps({**read_card(SHIPPED[0]), **change})
+    return json.dumps({**read_card(SHIPPED[0]).json, **change})
 
 
 def png(width: int, height: int, **options: Any) -> str:
@@ -33,7 +33,7 @@ def png(width: int, height: int, **options: Any) -> str:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.parent.name)
 def test_shipped_cards_pass(path: Any) -> None:
     """What ships is what may be imported."""
-    assert check_card(json.dumps(read_card(path))) == read_card(path)
+    assert parse_card(json.dumps(read_card(path).json)) == read_card(path)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_shipped_cards_pass(path: Any) -> None:
 def test_a_field_out_of_bounds_is_named(change: dict[str, Any], said: str) -> None:
     """Each field has a type and a size; the error says which one is wrong, in a few words."""
     with pytest.raises(CardError) as caught:
-        check_card(card(**change))
+        parse_card(card(**change))
     assert said in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -92,13 +92,13 @@ def test_a_card_is_a_json_object(text: str) -> None:
     """What is none is refused at once."""
     begun = time.monotonic()
     with pytest.raises(CardError):
-        check_card(text)
+        parse_card(text)
     assert time.monotonic() - begun < 0.5
 
 
 def test_a_preview_is_a_small_png() -> None:
     """Its bytes come back; another format, half a file, a huge picture and unpacking bombs are refused."""
-    assert check_preview(png(64, 64)) == base64.b64decode(png(64, 64))
+    assert parse_preview(png(64, 64)) == base64.b64decode(png(64, 64))
     bomb = PngImagePlugin.PngInfo()
     bomb.add_text("comment", "x" * (8 << 20), zip=True)
     jpeg = io.BytesIO()
@@ -116,4 +116,4 @@ def test_a_preview_is_a_small_png() -> None:
     }
     for text, said in wrong.items():
         with pytest.raises(CardError, match=said):
-            check_preview(text)
+            parse_preview(text)

@@ -1,0 +1,277 @@
+"""Cards: what a checkpoint file says of its model, as typed records, with bounds on every field.
+
+Cards of imported files come from strangers and are shown in listings: a card must be small, and
+every value in it must be one that JSON has.
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+from PIL import Image
+
+CARD_LIMIT_BYTES = 64 << 10
+PREVIEW_LIMIT_BYTES = 512 << 10
+PREVIEW_LIMIT_PIXELS = 2048
+"""Longest side of a preview."""
+
+REQUIRED_FIELDS = (
+    "format",
+    "name",
+    "version",
+    "family",
+    "summary",
+    "created_at",
+    "config",
+    "image",
+    "operations",
+    "figures",
+    "provenance",
+    "license",
+)
+"""Fields that the card of an imported file must have; `models.kit.card` has the same list, which a
+test compares.
+"""
+
+_MAX_DEPTH = 12
+_MAX_VALUES = 4096
+_MAX_FIGURES = 64
+_INTEGER_LIMIT = 2**63
+_NAME = re.compile(r"[A-Za-z0-9][\w.@ +-]*")
+_MAX_CHARACTERS = {"name": 120, "version": 40, "family": 80, "summary": 300, "created_at": 40, "license": 200}
+_METRIC_MAX_CHARACTERS = {"name": 80, "unit": 40, "detail": 400}
+
+
+class ImageShape(NamedTuple):
+    """Shape of a model's images, in pixels."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One of a card's `figures`: a measured number, and whether a lower or a higher one is better."""
+
+    name: str
+    value: float
+    better: Literal["lower", "higher"]
+    unit: str = ""
+    detail: str = ""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the metric of a JSON object; other fields are left out."""
+        texts = {name: fields[name] for name in ("unit", "detail") if name in fields}
+        return cls(fields["name"], float(fields["value"]), fields["better"], **texts)
+
+
+def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Return the metrics of a card's `figures`."""
+    return [Metric.from_json(figure) for figure in figures]
+
+
+def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
+    """Return whether the first metric of `new` is better than that of `old`; None if they cannot be
+    compared.
+    """
+    if not new or not old or new[0].name != old[0].name:
+        return None
+    rise = new[0].value - old[0].value
+    return rise > 0 if new[0].better == "higher" else rise < 0
+
+
+@dataclass(frozen=True)
+class OperationSpec:
+    """One of a card's `operations`: the JSON Schema of its options, and how it runs.
+
+    `sliced`: long work yields after a time slice. `margin`: pixels on every side of a tile that are
+    context alone.
+    """
+
+    options: Mapping[str, Any]
+    sliced: bool = False
+    margin: int = 0
+
+
+@dataclass(frozen=True)
+class Card:
+    """The card of a checkpoint file; `json` is the object in the file, with fields that are unknown
+    here.
+    """
+
+    name: str
+    family: str
+    image: ImageShape
+    config: Mapping[str, Any]
+    operations: Mapping[str, OperationSpec]
+    figures: Sequence[Metric]
+    provenance: Mapping[str, Any]
+    json: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the card of a JSON object whose fields were checked.
+
+        Raises CardError if `image` or `operations` is missing.
+        """
+        missing = [field for field in ("image", "operations") if field not in fields]
+        if missing:
+            raise CardError(f"its card lacks {', '.join(missing)}")
+        return cls(
+            name=fields.get("name", ""),
+            family=fields.get("family", ""),
+            image=ImageShape(**fields["image"]),
+            config=fields.get("config", {}),
+            operations={
+                method: OperationSpec(spec.get("options", {}), bool(spec.get("sliced")), int(spec.get("margin", 0)))
+                for method, spec in fields["operations"].items()
+            },
+            figures=metrics_from_json(fields.get("figures", [])),
+            provenance=fields.get("provenance", {}),
+            json=fields,
+        )
+
+
+class CardError(ValueError):
+    """A card with a field of the wrong type or over its bounds; the message names it."""
+
+
+def parse_card(text: str) -> Card:
+    """Return the card in a JSON text, with every field of its type and within its bounds.
+
+    Only `image` and `operations` are required. Raises CardError.
+    """
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > CARD_LIMIT_BYTES:
+        raise CardError(f"its card has {size} bytes; at most {CARD_LIMIT_BYTES} are read")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CardError(f"its card is no JSON: {str(error)[:200]}") from error
+    if not isinstance(fields, dict):
+        raise CardError("its card is no JSON object")
+    _check_values(fields)
+    _check_texts(fields)
+    _check_image(fields)
+    for field in ("config", "operations", "provenance"):
+        if not isinstance(fields.get(field, {}), dict):
+            raise CardError(f"the field {field!r} of its card must be an object")
+    _check_operations(fields.get("operations", {}))
+    _check_figures(fields.get("figures", []))
+    return Card.from_json(fields)
+
+
+def _check_values(card: Mapping[str, Any]) -> None:
+    """Check every value for what JSON can carry, and the tree's depth and size, without recursion."""
+    waiting: list[tuple[str, Any, int]] = [("", card, 0)]
+    count = 0
+    while waiting:
+        field, value, depth = waiting.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_VALUES:
+            raise CardError(f"its card is too large: at most {_MAX_VALUES} values, {_MAX_DEPTH} levels deep")
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                _check_text(field or "name of a field", name, CARD_LIMIT_BYTES)
+                waiting.append((field or name[:60], inner, depth + 1))
+        elif isinstance(value, list):
+            waiting += [(field, inner, depth + 1) for inner in value]
+        elif isinstance(value, str):
+            _check_text(field, value, CARD_LIMIT_BYTES)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise CardError(f"the field {field!r} of its card holds {value}, which JSON does not have")
+        elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
+            raise CardError(f"the field {field!r} of its card holds an integer of more than 64 bits")
+
+
+def _check_text(field: str, text: str, limit: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CardError(
+            f"the field {field!r} of its card is not Unicode text: it holds half a surrogate pair"
+        ) from error
+    if len(text) > limit:
+        raise CardError(f"the field {field!r} of its card has {len(text)} characters; at most {limit} may be")
+
+
+def _check_texts(card: Mapping[str, Any]) -> None:
+    for field, limit in _MAX_CHARACTERS.items():
+        value = card.get(field, "")
+        if not isinstance(value, str):
+            raise CardError(f"the field {field!r} of its card must be text")
+        _check_text(field, value, limit)
+    if "format" in card and (isinstance(card["format"], bool) or card["format"] != 1):
+        raise CardError("the field 'format' of its card must be 1: this service reads no other")
+    for field in ("name", "family"):
+        if field in card and not _NAME.fullmatch(card[field]):
+            raise CardError(f"the field {field!r} of its card must be a name: letters, digits, '.', '-' and '_'")
+
+
+def _check_image(card: Mapping[str, Any]) -> None:
+    if "image" not in card:
+        return
+    image = card["image"]
+    names = ImageShape._fields
+    sides = [image.get(name) for name in names] if isinstance(image, dict) else []
+    valid = [isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= 1 << 16 for side in sides]
+    if not sides or not all(valid) or set(image) != set(names):
+        raise CardError(f"the field 'image' of its card must hold {', '.join(names)}, each an integer in [1, 65536]")
+
+
+def _check_operations(operations: Mapping[str, Any]) -> None:
+    for method, spec in operations.items():
+        if not isinstance(spec, dict) or not isinstance(spec.get("options", {}), dict):
+            raise CardError(
+                f"the operation {method[:60]!r} of its card must be an object whose 'options' are an object"
+            )
+        margin = spec.get("margin", 0)
+        if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
+            raise CardError(f"the 'margin' of the operation {method[:60]!r} of its card must be an integer from 0")
+
+
+def _check_figures(figures: Any) -> None:
+    if not isinstance(figures, list) or len(figures) > _MAX_FIGURES:
+        raise CardError(f"the field 'figures' of its card must be a list of at most {_MAX_FIGURES}")
+    for figure in figures:
+        if not isinstance(figure, dict):
+            raise CardError("each of the 'figures' of its card must be an object")
+        for field, limit in _METRIC_MAX_CHARACTERS.items():
+            if not isinstance(figure.get(field, ""), str):
+                raise CardError(f"the {field!r} of a figure of its card must be text")
+            _check_text(f"figures.{field}", figure.get(field, ""), limit)
+        value = figure.get("value")
+        if not isinstance(figure.get("name"), str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise CardError("each of the 'figures' of its card needs a name and a number as its 'value'")
+        if figure.get("better") not in {"lower", "higher"}:
+            raise CardError('the \'better\' of each figure of its card must be "lower" or "higher"')
+
+
+def parse_preview(text: str) -> bytes:
+    """Return the PNG in a preview's base64 text. Raises CardError if it is no PNG, or too large."""
+    if len(text) > 4 * PREVIEW_LIMIT_BYTES // 3 + 4:
+        raise CardError(f"its preview has {len(text)} characters of base64; at most {PREVIEW_LIMIT_BYTES} bytes may be")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CardError("its preview is not base64; it must be a PNG in standard base64") from error
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            warnings.simplefilter("ignore")
+            width, height = picture.size
+            if max(width, height) <= PREVIEW_LIMIT_PIXELS:
+                picture.load()
+    except Exception as error:  # Pillow raises many kinds of errors
+        raise CardError(f"its preview is no whole PNG: {str(error)[:120]}") from error
+    if max(width, height) > PREVIEW_LIMIT_PIXELS:
+        raise CardError(f"its preview is {width}×{height} pixels; at most {PREVIEW_LIMIT_PIXELS} a side")
+    return data

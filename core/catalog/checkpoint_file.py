@@ -1,0 +1,88 @@
+"""Checkpoint files: safetensors with a card and a preview in the header's metadata, read without
+torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from core.catalog.cards import REQUIRED_FIELDS, Card, CardError, parse_card, parse_preview
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_DIMENSIONS = 8
+"""Of a tensor in an imported file."""
+
+
+class ImportRejectedError(ValueError):
+    """A file that cannot be imported as a version of the model."""
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """Return the metadata of a safetensors file whose header agrees with its size; no tensor is
+    read.
+
+    Raises ImportRejectedError for any other file, and OSError.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > path.stat().st_size - 8:
+        raise ImportRejectedError("it is no safetensors file, or a truncated one: its header is longer than the file")
+    if length > MAX_HEADER_BYTES:
+        raise ImportRejectedError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    try:
+        with safe_open(path, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                dimensions = len(tensors.get_slice(name).get_shape())
+                if dimensions > MAX_DIMENSIONS:
+                    raise ImportRejectedError(
+                        f"{name[:60]!r} has {dimensions} dimensions; at most {MAX_DIMENSIONS} may be"
+                    )
+            return tensors.metadata() or {}
+    except SafetensorError as error:
+        raise ImportRejectedError(f"it is damaged: {str(error)[:200]}") from error
+
+
+def read_card(path: Path) -> Card:
+    """Return the card of a checkpoint file. Raises ValueError if the file is damaged or its card
+    invalid.
+    """
+    return _parse_card(read_metadata(path))
+
+
+def _parse_card(metadata: Mapping[str, str]) -> Card:
+    if "card" not in metadata:
+        raise ImportRejectedError("it carries no card: export it by GET /v1/models/{name}/versions/{n}/file")
+    return parse_card(metadata["card"])
+
+
+def read_preview(path: Path) -> bytes | None:
+    """Return the PNG preview of a checkpoint file; None if it has none, or an invalid one."""
+    metadata = read_metadata(path)
+    try:
+        return parse_preview(metadata["preview"]) if "preview" in metadata else None
+    except CardError:
+        return None
+
+
+def check_import(path: Path, name: str) -> Card:
+    """Return the card of an uploaded checkpoint file for the model `name`. Raises
+    ImportRejectedError.
+
+    Whether the weights fit the card's family is for `python -m models check` to say, which has
+    torch.
+    """
+    metadata = read_metadata(path)
+    try:
+        card = _parse_card(metadata)
+        if "preview" in metadata:
+            parse_preview(metadata["preview"])
+    except CardError as error:
+        raise ImportRejectedError(str(error)) from error
+    missing = [field for field in REQUIRED_FIELDS if field not in card.json]
+    if missing:
+        raise ImportRejectedError(f"its card lacks {', '.join(missing)}")
+    if card.name != name:
+        raise ImportRejectedError(f"its card is that of {card.name!r}; send it to /v1/models/{card.name}/versions")
+    return card

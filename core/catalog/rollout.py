@@ -1,0 +1,37 @@
+"""Rollout of a version: whether the inference workers have loaded it, by their heartbeats.
+
+`heartbeats` are those of live workers by id; `ref` is `name@version`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Heartbeats = Mapping[str, Mapping[str, Any]]
+
+
+def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
+    """Return whether every ready worker has loaded a version or reported why it cannot; False
+    without a worker.
+    """
+    ready = _ready(heartbeats)
+    return bool(ready) and all(ref in one["capacity"] or ref in one.get("refused", {}) for one in ready)
+
+
+def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
+    """Return in words why a version is not loaded yet."""
+    if not heartbeats:
+        return "no inference worker is running"
+    ready = _ready(heartbeats)
+    if not ready:
+        return "no inference worker is ready: those there are load their models, or stop"
+    missing = sum(ref not in one["capacity"] for one in ready)
+    return f"{missing} of {len(ready)} inference workers have not loaded {ref} yet"
+
+
+def load_error(heartbeats: Heartbeats, ref: str) -> str:
+    """Return why a worker could not load a version; empty if none reported an error."""
+    return next((one["refused"][ref] for one in heartbeats.values() if ref in one.get("refused", {})), "")
+
+
+def _ready(heartbeats: Heartbeats) -> list[Mapping[str, Any]]:
+    return [heartbeat for heartbeat in heartbeats.values() if heartbeat["state"] == "ready"]
