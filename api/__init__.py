@@ -1,1 +1,1 @@
-"""HTTP only: routes, uploads, errors and answers. Nothing here reaches torch."""
+"""HTTP only: routes, uploads, errors and responses. Nothing here imports torch, directly or not."""

@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
-    """Convert FOLDER/file and return what the converter says of it. Raises the ProblemError that it reported."""
+    """Convert FOLDER/file and return its description. Raises the ProblemError that it reported."""
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
     try:
         code, output, errors = await _run(request, command, settings.conversion_timeout_s)
@@ -76,7 +76,7 @@ async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[
     )
     output = asyncio.ensure_future(child.communicate())
     try:
-        while True:  # checked first, too: uvicorn reads on only when asked, and reports a disconnect at the next check
+        while True:  # checked first, too: uvicorn reads only when asked, and so reports a disconnect one check later
             if await request.is_disconnected():
                 raise ClientDisconnect
             if output.done():

@@ -17,7 +17,7 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
 def owner_of(request: Request) -> str:
-    """Return the owner of what a request creates: the name of its key, empty where keys are not used."""
+    """Return the owner of what a request creates: the name of its key, empty without keys."""
     return str(request.scope.get("reverie_owner") or "")
 
 

@@ -26,7 +26,7 @@ _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 
 
 async def training_devices(state: AppState) -> int | None:
-    """Return the devices of the best equipped training worker; None where none reports them."""
+    """Return the devices of the best equipped training worker; None if none reports them."""
     try:
         return await state.job_service.training_devices()
     except (redis.RedisError, OSError):
@@ -34,9 +34,9 @@ async def training_devices(state: AppState) -> int | None:
 
 
 async def check_devices(state: AppState, gpus: int) -> None:
-    """Raise the ProblemError for a training that asks for more devices than there are."""
+    """Raise the ProblemError for a training that requests more devices than there are."""
     if gpus == 1:
-        return  # accepted also where no training worker is alive yet
+        return  # accepted even if no training worker is alive yet
     devices = await training_devices(state)
     if devices is None:
         raise OverloadedError(

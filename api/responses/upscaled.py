@@ -154,12 +154,11 @@ class UpscaleService:
 
     async def respond(self, request: Request, job: Job, output: OutputFormat, headers: dict[str, str]) -> Response:
         """Return a succeeded job's picture, or the part of it that `Range` asks for. Raises GoneError."""
-        asked = job.request
-        spec = UpscaleSpec.read(asked)
+        spec = UpscaleSpec.read(job.request)
         reason = fault(output.kind, *spec.size)
         if reason:
             raise NotAcceptableError(reason)
-        notes = (*asked.get("conversions", ()), *spec.conversions_to(output.kind))
+        notes = (*job.request.get("conversions", ()), *spec.conversions_to(output.kind))
         about = About(job.model, job.version, job.seed, notes)
         try:
             file = await self._stored_picture(job, spec, output.kind)

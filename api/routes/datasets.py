@@ -29,7 +29,7 @@ from api.errors import (
 from api.openapi import PICTURE, problem_responses, upload
 from api.prefer import Prefer
 from api.responses.job_results import accepted, applied, overloaded
-from api.responses.json import json_response
+from api.responses.json import JsonRoute, json_response
 from api.responses.render import JSON, PNG
 from api.routes.jobs import Limit
 from api.schemas.datasets import DatasetChange, DatasetForm, DatasetPage, DatasetResponse, NamedDatasetBody
@@ -39,7 +39,7 @@ from api.streaming_upload import StreamingUpload
 from core.datasets.readers.source import DISK_FULL
 from core.datasets.store import Datasets, InUseError, NameTakenError
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
 PATH = "/v1/datasets"
 _MAX_JSON_BYTES = 64 << 10
@@ -111,12 +111,7 @@ async def _create_named(request: Request, state: AppState, caller: Caller) -> Re
     return json_response(_response(state, caller, result), headers | applied(prefer), 201)
 
 
-@router.get(
-    "",
-    summary="List datasets, by name",
-    response_model_exclude_unset=True,
-    responses=problem_responses(422),
-)
+@router.get("", summary="List datasets, by name", responses=problem_responses(422))
 async def list_datasets(
     state: State, caller: CurrentCaller, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 20
 ) -> DatasetPage:
@@ -131,12 +126,7 @@ async def list_datasets(
     return DatasetPage.of(data, "name", has_more=len(found) > limit)
 
 
-@router.get(
-    "/{name}",
-    summary="A dataset",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404),
-)
+@router.get("/{name}", summary="A dataset", responses=problem_responses(404))
 async def get_dataset(state: State, caller: CurrentCaller, name: str) -> DatasetResponse:
     """Return a dataset."""
     return _response(state, caller, await _find(state, caller, name))
@@ -163,12 +153,7 @@ async def get_dataset_preview(
     return Response(picture, 200, {"Cache-Control": "no-cache"}, PNG)
 
 
-@router.patch(
-    "/{name}",
-    summary="Share a dataset with everybody, or not",
-    response_model_exclude_unset=True,
-    responses=problem_responses(403, 404, 422),
-)
+@router.patch("/{name}", summary="Share a dataset with everybody, or not", responses=problem_responses(403, 404, 422))
 async def update_dataset(
     request: Request, state: State, caller: CurrentCaller, name: str, change: DatasetChange
 ) -> DatasetResponse:

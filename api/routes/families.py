@@ -5,18 +5,15 @@ import asyncio
 from fastapi import APIRouter
 
 from api.dependencies import State
+from api.responses.json import JsonRoute
 from api.schemas.trainings import FamilyPage, FamilyResponse
 from api.training_requests import training_devices
 from core.catalog.families import load_families
 
-router = APIRouter(prefix="/v1/families", tags=["trainings"])
+router = APIRouter(prefix="/v1/families", tags=["trainings"], route_class=JsonRoute)
 
 
-@router.get(
-    "",
-    summary="List what can be trained, with its options",
-    response_model_exclude_unset=True,
-)
+@router.get("", summary="List what can be trained, with its options")
 async def list_families(state: State) -> FamilyPage:
     """Return the families with the JSON Schemas of their options and their own recipes."""
     known = await asyncio.to_thread(load_families, state.settings)

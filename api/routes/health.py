@@ -10,12 +10,13 @@ from starlette.responses import Response
 from api.auth import VISITOR
 from api.dependencies import State
 from api.metrics import exposition
+from api.responses.json import JsonRoute
 from api.schemas.service import HealthResponse, ReadinessResponse
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=JsonRoute)
 
 
-@router.get("/healthz", summary="Liveness of this process", response_model_exclude_unset=True)
+@router.get("/healthz", summary="Liveness of this process")
 async def get_health() -> HealthResponse:
     """Return that this process runs."""
     return HealthResponse(status="alive")
@@ -25,7 +26,6 @@ async def get_health() -> HealthResponse:
     "/readyz",
     summary="Readiness to serve requests",
     responses={503: {"description": "Not ready", "model": ReadinessResponse}},
-    response_model_exclude_unset=True,
 )
 async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
     """Return whether a request would be served now."""

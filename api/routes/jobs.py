@@ -13,12 +13,13 @@ from api.exposure import client_address, trusted_proxies
 from api.job_events import EventStream
 from api.openapi import EVENTS, PICTURE, RESULT, problem_responses
 from api.responses.job_results import result_response
+from api.responses.json import JsonRoute
 from api.responses.render import PNG
 from api.schemas.jobs import JobPage, JobResponse, JobStatus
 from api.state import AppState
 from core.jobs.records import TERMINAL
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
 WORD = r"^[\w.-]*$"
 ModelName = Annotated[str | None, Query(max_length=120, pattern=WORD)]
@@ -26,12 +27,7 @@ After = Annotated[str | None, Query(max_length=60, pattern=WORD)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.get(
-    "",
-    summary="List jobs, newest first",
-    responses=problem_responses(422),
-    response_model_exclude_unset=True,
-)
+@router.get("", summary="List jobs, newest first", responses=problem_responses(422))
 async def list_jobs(
     state: State,
     owner: Owner,
@@ -48,12 +44,7 @@ async def list_jobs(
     return JobPage.of([JobResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
-@router.get(
-    "/{job_id}",
-    summary="A job",
-    responses=problem_responses(404),
-    response_model_exclude_unset=True,
-)
+@router.get("/{job_id}", summary="A job", responses=problem_responses(404))
 async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     """Return a job."""
     if job.status not in TERMINAL:
@@ -61,12 +52,7 @@ async def get_job(response: Response, job: CurrentJob) -> JobResponse:
     return JobResponse.of(job)
 
 
-@router.post(
-    "/{job_id}/cancel",
-    summary="Cancel a job",
-    responses=problem_responses(404, 409),
-    response_model_exclude_unset=True,
-)
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
     """Cancel a job; one that is cancelled already stays so."""
     ended = not await state.job_service.cancel(job.id) and job.status != "cancelled"

@@ -5,12 +5,13 @@ from starlette.responses import Response
 
 from api.dependencies import CurrentCaller, State
 from api.key_file import ROLES
+from api.responses.json import JsonRoute
 from api.schemas.service import CallerResponse
 
-router = APIRouter(prefix="/v1", tags=["access"])
+router = APIRouter(prefix="/v1", tags=["access"], route_class=JsonRoute)
 
 
-@router.get("/me", summary="The caller, its limits and usage", response_model_exclude_unset=True)
+@router.get("/me", summary="The caller, its limits and usage")
 async def get_me(response: Response, state: State, caller: CurrentCaller) -> CallerResponse:
     """Return the caller's name, roles, limits and usage."""
     response.headers["Cache-Control"] = "no-store"

@@ -8,13 +8,14 @@ from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, NotFoundError
 from api.openapi import problem_responses
+from api.responses.json import JsonRoute
 from api.schemas.models import ModelChange, ModelPage, ModelResponse
 from api.state import AppState
 from api.versions import activate_version, find_version, is_created_here, remove_versions
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
@@ -36,7 +37,7 @@ def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> Mode
     )
 
 
-@router.get("", summary="List models", response_model_exclude_unset=True)
+@router.get("", summary="List models")
 async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
     """Return all models that the caller may use."""
     await state.permissions.refresh()
@@ -44,12 +45,7 @@ async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
     return ModelPage.of([model_response(state, caller, entry) for entry in models], "name")
 
 
-@router.get(
-    "/{name}",
-    summary="A model's card",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404),
-)
+@router.get("/{name}", summary="A model's card", responses=problem_responses(404))
 async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResponse:
     """Return a model, or the version that `name@version` names."""
     await state.permissions.refresh()
@@ -62,7 +58,6 @@ async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResp
 @router.patch(
     "/{name}",
     summary="Choose the active version, and whether the model is shared",
-    response_model_exclude_unset=True,
     responses=problem_responses(400, 404, 409, 422, 503),
 )
 async def update_model(

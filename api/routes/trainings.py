@@ -15,7 +15,7 @@ from api.openapi import EVENTS, PICTURE, SSE, problem_responses
 from api.prefer import Prefer
 from api.responses.curves import curves
 from api.responses.job_results import applied
-from api.responses.json import json_response
+from api.responses.json import JsonRoute, json_response
 from api.responses.render import PNG
 from api.routes.jobs import After, Limit, ModelName, last_event_id, stream_owner
 from api.schemas.jobs import JobResponse, JobStatus
@@ -34,7 +34,7 @@ from api.state import AppState
 from api.training_requests import check_devices, insert_publication, insert_training, training_row
 from core.jobs.records import TERMINAL, TRAINING, Job
 
-router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
+router = APIRouter(prefix="/v1/trainings", tags=["trainings"], route_class=JsonRoute)
 
 _ESTIMATE_TIMEOUT_S = 30.0
 """How long to wait for a dry run without a preference; it takes some seconds."""
@@ -75,12 +75,7 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
 # --- watching ---
 
 
-@router.get(
-    "",
-    summary="List trainings, newest first",
-    response_model_exclude_unset=True,
-    responses=problem_responses(422),
-)
+@router.get("", summary="List trainings, newest first", responses=problem_responses(422))
 async def list_trainings(
     state: State,
     owner: Owner,
@@ -96,12 +91,7 @@ async def list_trainings(
     return TrainingPage.of([TrainingResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
 
 
-@router.get(
-    "/{job_id}",
-    summary="A training",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404),
-)
+@router.get("/{job_id}", summary="A training", responses=problem_responses(404))
 async def get_training(response: Response, state: State, job: CurrentTraining) -> TrainingDetailResponse:
     """Return a training with the metrics of its last epoch."""
     lines = await _metrics(state, job.id)
@@ -132,10 +122,7 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
 
 
 @router.get(
-    "/{job_id}/checkpoints",
-    summary="A training's checkpoints; the last one is kept",
-    responses=problem_responses(404),
-    response_model_exclude_unset=True,
+    "/{job_id}/checkpoints", summary="A training's checkpoints; the last one is kept", responses=problem_responses(404)
 )
 async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
     """Return the checkpoints that a training has written."""
@@ -209,12 +196,7 @@ async def _events(state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
 # --- control ---
 
 
-@router.post(
-    "/{job_id}/pause",
-    summary="Pause a training with a checkpoint",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404, 409),
-)
+@router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=problem_responses(404, 409))
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Pause a queued or running training."""
     job_id = job.id
@@ -222,12 +204,7 @@ async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Tr
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
 
 
-@router.post(
-    "/{job_id}/resume",
-    summary="Resume a paused training",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404, 409),
-)
+@router.post("/{job_id}/resume", summary="Resume a paused training", responses=problem_responses(404, 409))
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training."""
     job_id = job.id
@@ -237,7 +214,7 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> T
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Return the training as it is now. Raises ConflictError where its status did not allow the change."""
+    """Return the training as it is now. Raises ConflictError if its status did not allow the change."""
     current = await state.job_service.get(job.id, owner) or job
     if not changed:
         raise ConflictError(f"the training is {current.status}; {rule}", job_status=current.status)
@@ -250,7 +227,6 @@ async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed:
     summary="Make the last checkpoint of an unfinished training a version",
     status_code=202,
     responses=problem_responses(404, 409, 503),
-    response_model_exclude_unset=True,
 )
 async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
     """Publish a training that was paused or cancelled, or that failed."""

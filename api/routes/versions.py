@@ -15,7 +15,7 @@ from api.auxiliary_jobs import auxiliary_row, run_auxiliary_job
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
 from api.openapi import BINARY, PICTURE, problem_responses, upload
-from api.responses.json import json_response
+from api.responses.json import JsonRoute, json_response
 from api.responses.render import PNG
 from api.routes.models import model_response
 from api.schemas.jobs import JobResponse
@@ -30,7 +30,7 @@ from core.catalog.registry import ModelVersion
 from core.catalog.versions import FILE
 from core.work_folder import work_folder
 
-router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"])
+router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"], route_class=JsonRoute)
 
 IMPORT_TIMEOUT_S = 120.0
 _RAW = "application/octet-stream"
@@ -54,12 +54,7 @@ def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> Ve
     )
 
 
-@router.get(
-    "",
-    summary="A model's versions, oldest first",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404),
-)
+@router.get("", summary="A model's versions, oldest first", responses=problem_responses(404))
 async def list_versions(state: State, caller: CurrentCaller, name: str) -> VersionPage:
     """Return all versions of a model."""
     await find_version(state, caller, name)
@@ -68,12 +63,7 @@ async def list_versions(state: State, caller: CurrentCaller, name: str) -> Versi
     return VersionPage.of(data, "version")
 
 
-@router.get(
-    "/{version}",
-    summary="A version and its card",
-    response_model_exclude_unset=True,
-    responses=problem_responses(404),
-)
+@router.get("/{version}", summary="A version and its card", responses=problem_responses(404))
 async def get_version(state: State, caller: CurrentCaller, name: str, version: str) -> VersionResponse:
     """Return a version."""
     return version_response(state, caller, await find_version(state, caller, name, version))

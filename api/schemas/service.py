@@ -11,7 +11,7 @@ class CallerResponse(Resource):
     """The caller, and what it may do and uses."""
 
     object: Literal["caller"]
-    name: str | None = Field(description="Of the key; null where keys are not used.")
+    name: str | None = Field(description="Of the key; null without keys.")
     roles: list[Literal["admin", "run", "train", "read"]]
     key_expires_at: str | None
     limits: dict[str, int | None] = Field(description="Null is no limit.")
