@@ -1,7 +1,6 @@
-"""The operations, models and jobs over HTTP, on a real service."""
+"""The operations over HTTP, on a real service."""
 
 import io
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,28 +11,20 @@ import pytest
 from PIL import Image
 
 from core.imaging.pictures import png
-from core.jobs.store import JobStore
 from tests.api.telling import (
-    ENLARGE,
     FAULTY,
     MODEL,
-    TINY,
     b64,
     encoded,
     ended,
     opened,
     opened_text,
     problem,
-    promised,
-    reached,
     samples,
 )
 from tests.stack import Stack
 
 ASYNC = {"Prefer": "respond-async"}
-
-
-# --- operations ---
 
 
 def test_samples_come_as_json_with_pngs(client: httpx.Client) -> None:
@@ -155,30 +146,6 @@ def test_what_a_model_refuses_is_told(client: httpx.Client) -> None:
     assert body["title"] == "Model failed"
 
 
-# --- models ---
-
-
-def test_models_are_listed_with_their_cards(client: httpx.Client) -> None:
-    """The list has each model; its entry is its card, and says where each operation is."""
-    listed = client.get("/v1/models").json()
-    assert [model["name"] for model in listed["data"]] == [ENLARGE, FAULTY, TINY, MODEL]
-    assert (listed["object"], listed["has_more"]) == ("list", False)
-    assert (listed["first_id"], listed["last_id"]) == (ENLARGE, MODEL)
-    card = client.get(f"/v1/models/{MODEL}").json()
-    assert card == listed["data"][3]
-    assert card["image"] == {"channels": 1, "height": 28, "width": 28}
-    assert (card["version"], card["versions"], card["family"]) == ("1", ["1"], "vae")
-    assert card["operations"]["manifold"]["options"]["properties"]["size"]["default"] == 20
-    assert card["links"]["manifold"] == "/v1/manifold"
-    for path, link in card["links"].items():
-        assert client.get(link).status_code == (200 if path == "self" else 405)
-
-
-def test_an_unknown_model_has_no_card(client: httpx.Client) -> None:
-    """404 says where the models are listed."""
-    problem(client.get("/v1/models/gan"), 404, "gan", "/v1/models")
-
-
 # --- waiting or not ---
 
 
@@ -251,208 +218,6 @@ def test_wait_zero_is_a_job_at_once(client: httpx.Client) -> None:
     """A client that will not wait gets its promise."""
     answer = samples(client, {"Prefer": "wait=0"})
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
-
-
-# --- jobs ---
-
-
-def test_jobs_are_listed_newest_first_page_by_page(client: httpx.Client) -> None:
-    """`after` and `limit` walk the list; filters leave others out."""
-    made = [promised(client, "/v1/samples", model=FAULTY, seed=seed) for seed in (1, 2, 13)]
-    for job_id in made:
-        ended(client, job_id)
-    page = client.get("/v1/jobs", params={"limit": 2, "model": FAULTY}).json()
-    assert [job["id"] for job in page["data"]] == [made[2], made[1]]
-    assert (page["object"], page["has_more"], page["first_id"], page["last_id"]) == ("list", True, made[2], made[1])
-    rest = client.get("/v1/jobs", params={"after": page["last_id"], "limit": 1}).json()
-    assert rest["data"][0]["id"] == made[0]
-    failed = client.get("/v1/jobs", params={"status": "failed", "limit": 1}).json()["data"]
-    assert failed[0]["id"] == made[2]
-    assert failed[0]["problem"]["status"] == 500
-    empty = client.get("/v1/jobs", params={"kind": "energies", "status": "queued"}).json()
-    assert (empty["data"], empty["first_id"], empty["last_id"], empty["has_more"]) == ([], None, None, False)
-
-
-@pytest.mark.parametrize(
-    "query",
-    ["status=done", "status=", "limit=0", "limit=101", "limit=x", "after=" + "x" * 61, "after=job_0", "kind=%00"],
-)
-def test_a_wrong_filter_is_refused(client: httpx.Client, query: str) -> None:
-    """422 names the parameter."""
-    body = problem(client.get(f"/v1/jobs?{query}"), 422, query.partition("=")[0])
-    assert body["errors"]
-
-
-@pytest.mark.parametrize("job_id", ["job_" + "0" * 28, "nonsense", "%00", "a b", "x" * 3000, "job_" + "g" * 28])
-def test_an_unknown_job_is_a_problem(client: httpx.Client, job_id: str) -> None:
-    """404 on every route of a job."""
-    here = f"/v1/jobs/{job_id}"
-    for method, path in [("GET", ""), ("GET", "/result"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]:
-        problem(client.request(method, here + path), 404, "/v1/jobs")
-
-
-def test_a_running_job_is_looked_at_and_cancelled(client: httpx.Client, digit: bytes) -> None:
-    """It shows progress, has no result yet, cannot be deleted; cancelling it ends it and frees the worker at once."""
-    image = b64(_small())
-    job_id = promised(client, "/v1/likelihoods", model=FAULTY, images=[image], k=1000, seconds=0.05)
-    here = f"/v1/jobs/{job_id}"
-    job = reached(client, job_id, lambda job: job["progress"] > 0)
-    assert job["status"] == "running"
-    assert client.get(here).headers["retry-after"] == "1"
-    assert problem(client.get(f"{here}/result"), 409, "running")["job_status"] == "running"
-    problem(client.delete(here), 409, "cancel it first")
-    cancelled = client.post(f"{here}/cancel")
-    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-    begun = time.monotonic()
-    assert samples(client).status_code == 200
-    assert time.monotonic() - begun < 5
-    assert client.post(f"{here}/cancel").json()["status"] == "cancelled"  # again is no harm
-    problem(client.get(f"{here}/result"), 409, "cancelled")
-    assert ended(client, job_id)["status"] == "cancelled"
-    assert client.delete(here).status_code == 204
-    problem(client.get(here), 404)
-
-
-def test_a_queued_job_is_cancelled_before_it_runs(client: httpx.Client) -> None:
-    """Its turn never comes."""
-    first = promised(client, "/v1/samples", model=FAULTY, seconds=1)
-    reached(client, first, lambda job: job["status"] == "running")
-    second = promised(client, "/v1/samples", model=MODEL)
-    assert client.post(f"/v1/jobs/{second}/cancel").json()["status"] == "cancelled"
-    assert ended(client, first)["status"] == "succeeded"
-    assert client.get(f"/v1/jobs/{second}").json()["started_at"] is None
-
-
-def test_an_adopted_job_is_cancelled(client: httpx.Client) -> None:
-    """A request that became a job while it ran can be cancelled like any."""
-    asked = {"model": FAULTY, "images": [b64(_small())], "k": 1000, "seconds": 0.05}
-    job = client.post("/v1/likelihoods", json=asked, headers={"Prefer": "wait=1"}).json()
-    assert reached(client, job["id"], lambda job: job["progress"] > 0)["status"] == "running"
-    assert client.post(job["links"]["cancel"]).json()["status"] == "cancelled"
-    begun = time.monotonic()
-    assert samples(client).status_code == 200
-    assert time.monotonic() - begun < 5
-    assert client.get(job["links"]["self"]).json()["status"] == "cancelled"
-
-
-def test_an_ended_job_cannot_be_cancelled(client: httpx.Client) -> None:
-    """409 says how it ended; forgetting it works, and then there is no trace."""
-    job_id = promised(client, "/v1/samples", model=MODEL)
-    ended(client, job_id)
-    problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "succeeded")
-    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
-    for path in ("", "/result", "/events"):
-        problem(client.get(f"/v1/jobs/{job_id}{path}"), 404)
-
-
-def test_a_failed_job_says_why(client: httpx.Client) -> None:
-    """The job carries the problem, and its result is refused with it."""
-    job_id = promised(client, "/v1/samples", model=FAULTY, seed=13)
-    job = ended(client, job_id)
-    assert job["status"] == "failed"
-    assert "bad luck" in job["problem"]["detail"]
-    assert problem(client.get(job["links"]["result"]), 409, "failed")["job_problem"] == job["problem"]
-
-
-def test_a_result_is_cached_resumed_and_refused(client: httpx.Client) -> None:
-    """Strong ETag, 304, ranges with 206 and 416, and If-Range."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=4, seed=8)
-    ended(client, job_id)
-    here = f"/v1/jobs/{job_id}/result"
-    whole = client.get(here, headers={"Accept": "application/x-npz"})
-    tag = whole.headers["etag"]
-    assert tag.startswith('"')
-    assert whole.headers["accept-ranges"] == "bytes"
-    assert "private" in whole.headers["cache-control"]
-
-    def again(**headers: str) -> httpx.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return client.get(here, headers={"Accept": "application/x-npz", **named})
-
-    same = again(if_none_match=tag)
-    assert (same.status_code, same.content) == (304, b"")
-    begin, rest = again(range="bytes=0-99"), again(range="bytes=100-", if_range=tag)
-    assert (begin.status_code, rest.status_code) == (206, 206)
-    assert begin.headers["content-range"] == f"bytes 0-99/{len(whole.content)}"
-    assert begin.content + rest.content == whole.content
-    assert again(range="bytes=100-", if_range='"other"').content == whole.content
-    outside = again(range="bytes=999999999-")
-    problem(outside, 416, str(len(whole.content)))
-    assert outside.headers["content-range"] == f"bytes */{len(whole.content)}"
-    assert client.head(here, headers={"Accept": "application/x-npz"}).headers["etag"] == tag
-    assert client.get(here).headers["etag"] != tag  # another form is another result
-    problem(client.get(here, headers={"Accept": "text/html"}), 406)
-
-
-def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
-    """410 says that the seed gives it again; the job itself stays."""
-    job_id = promised(client, "/v1/samples", model=MODEL)
-    ended(client, job_id)
-    job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
-    assert job_id in job_store.kept_results(1000)
-    job_store.mark_expired([job_id])
-    job_store.engine.dispose()
-    problem(client.get(f"/v1/jobs/{job_id}/result"), 410, "same seed")
-    assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
-
-
-def test_bulk_answers_come_whole(client: httpx.Client) -> None:
-    """A job of many slices has its rows in order, the same as a direct answer's."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=3000, seed=5)
-    assert ended(client, job_id)["status"] == "succeeded"
-    result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "application/x-npz"})
-    assert result.content == samples(client, {"Accept": "application/x-npz"}, count=3000, seed=5).content
-
-
-# --- events ---
-
-
-def _events(answer: httpx.Response) -> list[dict[str, str]]:
-    """The events of a whole stream; comments are left out."""
-    blocks = [block for block in answer.text.split("\n\n") if block.startswith("id:")]
-    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]  # type: ignore[misc]
-
-
-def test_events_follow_a_job_to_its_end(client: httpx.Client) -> None:
-    """Numbered from 1: queued, running, progress, succeeded; then the stream closes."""
-    asked = {"model": FAULTY, "images": [b64(_small())], "k": 8, "seconds": 0.1}
-    job_id = promised(client, "/v1/likelihoods", **asked)
-    answer = client.get(f"/v1/jobs/{job_id}/events")
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.headers["cache-control"] == "no-store"
-    events = _events(answer)
-    assert [int(event["id"]) for event in events] == list(range(1, len(events) + 1))
-    said = [event["data"] for event in events if event["event"] == "status"]
-    assert said == ['{"status":"queued"}', '{"status":"running"}', '{"status":"succeeded"}']
-    assert sum(event["event"] == "progress" for event in events) >= 2
-
-    def since(seen: str) -> httpx.Response:
-        return client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": seen})
-
-    assert _events(since("2")) == events[2:]
-    last = since(events[-1]["id"])
-    assert (last.status_code, last.content) == (204, b"")
-    assert since("99999").status_code == 204
-    for wrong in ("-1", "x", "1.5", "9" * 30):
-        problem(since(wrong), 422, "Last-Event-ID")
-
-
-def test_whoever_claims_to_have_seen_too_much_sees_the_rest(client: httpx.Client, stack: Stack) -> None:
-    """A Last-Event-ID ahead of a running job counts as the last there is, and the stream ends with the job."""
-    job_id = promised(client, "/v1/likelihoods", model=FAULTY, images=[b64(_small())], k=1000, seconds=0.05)
-    here = f"/v1/jobs/{job_id}"
-
-    def finish() -> None:
-        time.sleep(0.5)
-        with httpx.Client(base_url=stack.url, timeout=60) as other:
-            other.post(f"{here}/cancel")
-
-    thread = threading.Thread(target=finish)
-    thread.start()
-    events = _events(client.get(f"{here}/events", headers={"Last-Event-ID": "99999"}))
-    thread.join()
-    assert events[-1]["data"] == '{"status":"cancelled"}'
-    assert int(events[0]["id"]) > 1
 
 
 # --- once and only once ---
@@ -556,11 +321,6 @@ def _failures(client: httpx.Client) -> list[Any]:
     data: list[Any] = client.get("/v1/jobs", params=asked).json()["data"]
     assert len(data) < 100
     return data
-
-
-def _small() -> bytes:
-    """A picture of the faulty family's size."""
-    return png(np.full((1, 8, 8), 100, np.uint8))
 
 
 def _changed(digit: bytes) -> bytes:

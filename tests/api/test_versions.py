@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api import versions as removal
+from api import versions as version_service
 from core.catalog.versions import HIDDEN, VersionActiveError, Versions
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
@@ -176,7 +176,7 @@ def test_old_versions_are_deleted_by_rule(
     settings: Settings, keep: int, left: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The newest of those that do not serve are kept, and none of what ships is touched; the audit log says so."""
-    monkeypatch.setattr(removal, "PRUNE_S", 0.1)
+    monkeypatch.setattr(version_service, "PRUNE_S", 0.1)
     publish(settings, "mine", "4")
     publish(settings, "mine", "5")
 
@@ -198,7 +198,7 @@ def test_old_versions_are_deleted_by_rule(
 
 def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until that is over."""
-    monkeypatch.setattr(removal, "PRUNE_S", 0.1)
+    monkeypatch.setattr(version_service, "PRUNE_S", 0.1)
     publish(settings, "mine", "4")
     publish(settings, "mine", "5")
     Versions(settings.state / "checkpoints").stage("mine", "3")
