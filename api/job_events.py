@@ -1,4 +1,4 @@
-"""Events of jobs as they come: each job is read once for all who listen to it, and all of them by one poll."""
+"""Events of jobs for event streams: each job is read once for all of its listeners."""
 
 import asyncio
 import contextlib
@@ -17,18 +17,18 @@ from core.jobs.records import TERMINAL, Event
 
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5
-"""Least time between two looks for a preview."""
+"""Least time between two reads of a preview."""
 
 RETRY_S = 0.5
-"""Pause after a read that failed."""
+"""Pause after a failed read."""
 
-_GROUP = 32
-"""So many listeners are woken at a time, and other requests go between."""
+_WAKE_GROUP = 32
+"""Number of listeners that are woken before other requests are served."""
 
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One event, ready to be sent; `last` if it says that the job has ended."""
+    """An event as it is sent; `last` if it says that the job has ended."""
 
     seq: int
     name: str
@@ -47,7 +47,7 @@ class JobEvent:
 
 @dataclass
 class _Feed:
-    """What is known of one job: its events from the first on, and who listens."""
+    """The events of one job, from the first on, and its listeners."""
 
     job_id: str
     events: list[JobEvent] = field(default_factory=list)
@@ -60,13 +60,16 @@ class _Feed:
     preview_at: float = 0.0
 
     def after(self, seq: int) -> list[JobEvent]:
-        """Events above a number: they are numbered from 1 without gaps."""
+        """Return the events above a number: they are numbered from 1 without gaps."""
         return self.events[max(0, seq) :]
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a listener gets: new events, or none after a while without any; and whether there is a new preview."""
+    """What a listener gets: new events, whether there is a new preview, and whether the job exists.
+
+    After a while without an event, an update without events keeps the connection alive.
+    """
 
     events: list[JobEvent]
     preview: bool
@@ -74,7 +77,7 @@ class Update:
 
 
 class JobEvents:
-    """The feeds of all jobs that somebody listens to."""
+    """The feeds of all jobs that have listeners."""
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class JobEvents:
         exists: Callable[[str], Awaitable[bool]],
         preview: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
-        """`read` gives the events of a job above a number, `preview` the newest preview of a running job."""
+        """Use functions that return new events of a job, whether it exists, and its preview."""
         self._read = read
         self._exists = exists
         self._preview = preview
@@ -90,11 +93,11 @@ class JobEvents:
 
     @property
     def watched(self) -> Collection[str]:
-        """Ids of the jobs that somebody listens to."""
+        """The ids of the jobs that have listeners."""
         return self._feeds.keys()
 
     def wake(self, job_id: str) -> None:
-        """Read a job's events again: it has changed."""
+        """Read a job's events again, because it has changed."""
         feed = self._feeds.get(job_id)
         if feed is not None:
             feed.stale = True
@@ -102,7 +105,7 @@ class JobEvents:
                 feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
 
     def close(self) -> None:
-        """Read nothing any more."""
+        """Stop all reads."""
         for feed in self._feeds.values():
             if feed.reader is not None:
                 feed.reader.cancel()
@@ -112,36 +115,36 @@ class JobEvents:
             while feed.stale and feed.listeners:
                 feed.stale = False
                 try:
-                    await self._read_on(feed)
+                    await self._read_new(feed)
                 except (sa.exc.SQLAlchemyError, OSError):
                     feed.stale = True
                     await asyncio.sleep(RETRY_S)
         finally:
             feed.reader = None
 
-    async def _read_on(self, feed: _Feed) -> None:
+    async def _read_new(self, feed: _Feed) -> None:
         events = await self._read(feed.job_id, len(feed.events))
         feed.events += [JobEvent.of(event) for event in events]
         if not events and not await self._exists(feed.job_id):
             feed.exists = False
         if events and not feed.events[-1].last:
-            await self._look_for_preview(feed)
+            await self._read_preview(feed)
         for number, listener in enumerate(list(feed.listeners), 1):
             listener.set()
-            if number % _GROUP == 0:
+            if number % _WAKE_GROUP == 0:
                 await asyncio.sleep(0)
 
-    async def _look_for_preview(self, feed: _Feed) -> None:
+    async def _read_preview(self, feed: _Feed) -> None:
         now = asyncio.get_running_loop().time()
         if now - feed.preview_at < PREVIEW_S:
             return
-        picture = await self._preview(feed.job_id)
-        if picture is not None and picture != feed.preview:
-            feed.preview, feed.preview_at = picture, now
+        preview = await self._preview(feed.job_id)
+        if preview is not None and preview != feed.preview:
+            feed.preview, feed.preview_at = preview, now
             feed.previews += 1
 
     async def listen(self, job_id: str, seq: int) -> AsyncIterator[Update]:
-        """Yield what happens to a job after the event with number `seq`; an empty update keeps the connection alive."""
+        """Yield updates of a job after the event with number `seq`, until the caller stops."""
         feed = self._feeds.setdefault(job_id, _Feed(job_id))
         changed = asyncio.Event()
         feed.listeners.add(changed)
@@ -150,7 +153,7 @@ class JobEvents:
             if not feed.events:
                 self.wake(job_id)
             while True:
-                # at slightly different times, so that not all of many listeners are sent to at once
+                # with jitter, so that many listeners are not sent to at the same time
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KEEP_ALIVE_S * random.uniform(0.8, 1.0)):
                         while not feed.after(seq) and previews == feed.previews and feed.exists:
@@ -168,10 +171,10 @@ class JobEvents:
 
 
 class StreamLimit:
-    """How many event streams each caller may have open."""
+    """A limit on the number of open event streams per caller."""
 
     def __init__(self, limit: int) -> None:
-        """At most `limit` a caller."""
+        """Allow `limit` streams per caller."""
         self._limit = limit
         self._open: Counter[str] = Counter()
 
@@ -187,7 +190,7 @@ class StreamLimit:
                 del self._open[caller]
 
     def check(self, caller: str) -> None:
-        """Raise TooManyRequestsError for a caller who has as many streams as may be."""
+        """Raise TooManyRequestsError if a caller has reached the limit."""
         if self._open[caller] >= self._limit:
             raise TooManyRequestsError(
                 f"{self._limit} event streams are open for you already; close some, or ask for the jobs themselves",
@@ -197,10 +200,10 @@ class StreamLimit:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, counted as long as they last."""
+    """A response of server-sent events that counts against the limit while it is open."""
 
     def __init__(self, content: AsyncIterator[str], limit: StreamLimit, caller: str) -> None:
-        """Raises TooManyRequestsError for one stream too many."""
+        """Prepare the response. Raises TooManyRequestsError if the caller has reached the limit."""
         limit.check(caller)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(content, 200, headers, "text/event-stream")
@@ -208,7 +211,7 @@ class EventStream(StreamingResponse):
         self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what comes until the client leaves."""
+        """Send events until the client disconnects."""
         with self._limit.hold(self._caller):
             try:
                 await super().__call__(scope, receive, send)

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 MARK = "reverie:instance"
 """Key of a queue server's database that says which instance it belongs to."""
 
+_DATABASE, _OLD_DATABASE = "sqlite:jobs.sqlite3", "sqlite:ledger.sqlite3"
+"""Names of the default job database in a mark, now and in earlier releases."""
+
 GUARD_S = 2.0
 _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
 
@@ -243,12 +246,15 @@ def _set_mark(url: str, mine: dict[str, Any]) -> dict[str, Any]:
     """Leave the mark where there is none; the one that is there then."""
     with _client(url) as client:
         client.set(MARK, orjson.dumps(mine), nx=True)
-        return _parsed(client.get(MARK))
+        mark = _parsed(client.get(MARK))
+        if _same(mark, {**mine, "database": _OLD_DATABASE}) and mine["database"] == _DATABASE:
+            client.set(MARK, orjson.dumps(mine))  # the file has been renamed
+            return mine
+        return mark
 
 
 def _same(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
-    database = str(theirs.get("database")).replace("sqlite:ledger.sqlite3", "sqlite:jobs.sqlite3")  # its old name
-    return bool(theirs.get("id") == mine["id"] and database == mine["database"])
+    return all(theirs.get(name) == mine[name] for name in ("id", "database"))
 
 
 def _client(url: str) -> redis.Redis:

@@ -288,7 +288,7 @@ def test_a_state_folder_of_an_earlier_release_is_served(tmp_path: Path, dump: st
         ):
             shown = {job["id"]: job for job in (await client.get("/v1/jobs")).json()["data"]}
             assert len(shown) == (13 if dump == FIRST else 14)
-            assert shown[job_id(1)]["request"] == {"model": "vae-mnist", "count": 2}
+            assert shown[job_id(1)]["request"] == {"model": "vae-mnist-2d", "count": 2}
             assert shown[job_id(11)]["problem"]["detail"] == "no such digit"
             resumed = await client.post(f"/v1/trainings/{job_id(6)}/resume")
             assert (resumed.status_code, resumed.json()["status"]) == (200, "queued")

@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from core.broker.codec import unpack
 from core.jobs import migrate
 from core.jobs.migrate import HEAD, NewerDatabaseError
 from core.jobs.records import TRAINING, IdempotencyKey, Insertion, JobState, ResultChunk, SliceReport
@@ -74,16 +75,18 @@ def test_jobs_of_an_earlier_release_are_served(tmp_path: Path, dump: str) -> Non
     assert {job.id for job in claimed} - {job_id(14)} == {job_id(number) for number in (1, 2, 3, 4, 13)}
     by_id = {job.id: job for job in claimed}
     encodings, unfinished = by_id[job_id(2)], by_id[job_id(4)]
-    assert (encodings.items, encodings.rows_per_image, encodings.owner) == (b"\x81\xa6images", 2, "bob")
+    assert unpack(encodings.items or b"")["images"].shape == (1, 1, 28, 28)
+    assert (encodings.rows_per_image, encodings.owner) == (2, "bob")
     assert (unfinished.next_row, unfinished.continuation, unfinished.progress) == (4, b"\x80", 0.5)
-    assert list(encodings.request.items()) == [("model", "vae-mnist"), ("count", 2)]
+    assert list(encodings.request.items()) == [("model", "vae-mnist-2d"), ("count", 2)]
     assert by_id[job_id(3)].isolated
     report = SliceReport(encodings.claim, 0, encodings.rows, b"done")
     assert job_store.record_slices([report]) == [encodings.id]
     assert job_store.result(encodings.id) == [ResultChunk(b"done", None)]
     assert [event.data["status"] for event in job_store.events(encodings.id)] == ["queued", "running", "succeeded"]
 
-    assert job_store.result(job_id(9)) == [ResultChunk(b"inline", None)]
+    (chunk,) = job_store.result(job_id(9))
+    assert unpack(chunk.data or b"")["images"].shape == (2, 1, 28, 28)
     assert job_store.result(job_id(10)) == [ResultChunk(None, f"jobs/{job_id(10)}/3-0")]
     failed = job_store.get(job_id(11))
     assert failed is not None
