@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from api.job_events import JobEvents
 from api.store_threads import StoreThreads
 from core.broker.codec import unpack
-from core.broker.connection import JOB_UPDATES, entries
+from core.broker.connection import stream_entries
+from core.broker.keys import JOB_UPDATES
 from core.jobs.store import JobStore
 
 POLL_S = 0.5
@@ -57,7 +58,7 @@ class JobUpdates:
             except (redis.RedisError, OSError):
                 await asyncio.sleep(0.2)
                 continue
-            for entry_id, values in entries(messages):
+            for entry_id, values in stream_entries(messages):
                 last = entry_id
                 for job_id in unpack(values[b"ids"]):
                     self.notify(job_id)

@@ -22,8 +22,10 @@ from api.requests import InferenceRequest
 from api.store_threads import StoreThreads
 from core.blobs import Blobs, remove_tree
 from core.broker.codec import Fields, joined, pack, unpack
-from core.broker.connection import connect_async, preview_key
-from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WAKEUP, TRAINING_WORKERS
+from core.broker.connection import connect_async
+from core.broker.keys import preview_key
+from core.broker.publisher import wake_training_workers
+from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 from core.cleanup import Cleanup
 from core.imaging.tiling import stored
 from core.jobs.lease_reaper import LeaseReaper
@@ -37,9 +39,6 @@ T = TypeVar("T")
 
 _RECHECK_S = 5.0
 """How long a waiting request relies on being woken, before it reads its job again."""
-
-_WAKEUPS = 8
-"""Wake-up messages per job, for the threads of all training workers; most find nothing to do."""
 
 
 class JobService:
@@ -223,8 +222,8 @@ class JobService:
         self._updates.notify(job_id)
         with contextlib.suppress(redis.RedisError, OSError):  # they read the job store in any case
             async with self._training_redis.pipeline() as pipeline:
-                pipeline.lpush(TRAINING_WAKEUP, *[job_id] * _WAKEUPS)
-                pipeline.ltrim(TRAINING_WAKEUP, 0, 2 * _WAKEUPS - 1)
+                for command in wake_training_workers():
+                    pipeline.execute_command(*command)
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:

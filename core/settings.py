@@ -46,7 +46,14 @@ class Settings(BaseSettings):
     checkpoints: Path = Field(Path("checkpoints"), description="Folder with NAME/VERSION/model.safetensors.")
     data: Path = Field(Path("data"), description="Folder of the datasets known by name: MNIST, Fashion-MNIST.")
     extra_models: Path | None = Field(None, description="A folder with more model families, one Python file each.")
-    queue_url: str = Field("redis://127.0.0.1:6390/0", description="URL of the Redis-compatible queue server.")
+    queue_url: str = Field(
+        "redis://127.0.0.1:6390/0",
+        description="URL of the Redis-compatible queue server: `redis://`, `rediss://` (TLS), `unix://` or "
+        "`sentinel://HOST:PORT,HOST:PORT/DB?master_name=NAME`.",
+    )
+    remote_control: bool = Field(
+        default=False, description="Inference workers answer `celery inspect` and `celery control`, as Flower needs."
+    )
     queue_memory_bytes: int = Field(
         1 << 30, ge=16 << 20, description="Memory limit (`maxmemory`) of the queue server that `make serve` starts."
     )

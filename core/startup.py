@@ -25,10 +25,11 @@ import pydantic
 import redis
 import sqlalchemy as sa
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.exceptions import AuthorizationError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
+from core.broker.address import QueueAddress
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
@@ -191,27 +192,26 @@ def _database_name(chosen: Settings) -> str:
 def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
     """Leave the mark in a database of a queue server; whether the server is there. Raises StartupError."""
     try:
-        address: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+        address = QueueAddress.parse(url)
     except ValueError as error:
         raise StartupError(f"{setting} is no address of a queue server ({error})") from error
-    host, port = address.get("host", "127.0.0.1"), address.get("port", 6379)
-    place = address.get("path") or f"{host}:{port}"
-    greeting = "" if "path" in address else _greeting(host, port)
+    place = address.name
+    greeting = "" if "path" in address.options or address.sentinels else _greeting(*address.host_port)
     if greeting is None:
         return False
     if greeting:
         raise StartupError(f"the queue server at {place} refuses this program ({greeting}); {_allow(setting)}")
     try:
         theirs = _set_mark(url, mine)
-    except redis.BusyLoadingError:
+    except (redis.BusyLoadingError, MasterNotFoundError):
         return False
     except (redis.RedisError, OSError) as error:
-        raise StartupError(_explained(error, place, setting, address.get("password"))) from error
+        raise StartupError(_explained(error, place, setting, address.options.get("password"))) from error
     if _same(theirs, mine):
         return True
     whose = f"state folder {theirs.get('state', 'unknown')} on {theirs.get('host', 'an unknown host')}"
     raise StartupError(
-        f"the queue server at {place}, database {address.get('db', 0)}, belongs to another instance of Reverie "
+        f"the queue server at {place}, database {address.options.get('db', 0)}, belongs to another instance of Reverie "
         f"({whose}, job database {theirs.get('database', 'unknown')}); set {setting} to a server or database number of "
         f"your own, or, if that instance is gone for good, delete the key {MARK} there"
     )
@@ -258,8 +258,8 @@ def _same(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
 
 
 def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(
-        url, socket_timeout=_REPLY_S, socket_connect_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
+    return QueueAddress.parse(url).client(
+        socket_timeout=_REPLY_S, socket_connect_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
     )
 
 

@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import redis
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.broker.connection import WORKERS, connect
+from core.broker.connection import connect
+from core.broker.keys import WORKERS
 from core.catalog.recipes import TRAINING_WORKERS
 from core.settings import HEARTBEAT_S, settings
 
@@ -20,7 +19,7 @@ from core.settings import HEARTBEAT_S, settings
 def beating(host: str, *, training: bool = False) -> bool:
     """Whether a heartbeat of `host` changes within three of its periods."""
     chosen = settings()
-    queue = redis.Redis.from_url(chosen.training_queue, socket_timeout=5) if training else connect(chosen)
+    queue = connect(chosen, training=training)
     begins = f"trainer-{host}-" if training else f"{host}-"
 
     def beats() -> set[tuple[bytes, bytes]]:

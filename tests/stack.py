@@ -18,7 +18,7 @@ import httpx
 import redis
 
 from core.broker.codec import unpack
-from core.broker.connection import WORKERS
+from core.broker.keys import WORKERS
 
 ROOT = Path(__file__).parents[1]
 READY_S = 240.0

@@ -20,20 +20,18 @@ from api.batching.scheduler import BatchScheduler, Limits
 from api.batching.worker_monitor import WorkerMonitor
 from core.blobs import Blobs
 from core.broker.codec import Batch, Fields, joined, unpack
-from core.broker.connection import (
-    LANES,
-    RUN_BATCH,
-    RUN_JOBS,
+from core.broker.connection import connect_async
+from core.broker.keys import (
+    QUEUES,
     WORKERS,
-    Lane,
-    connect_async,
+    QueueName,
     dropped_key,
-    message,
     new_completion_stream,
-    queue_name,
+    queue_key,
     started_key,
 )
 from core.broker.pipelined_connection import PipelinedConnection
+from core.broker.publisher import Command, publish_batch, wake_inference_workers
 from core.settings import HEARTBEAT_S, Settings
 
 log = logging.getLogger(__name__)
@@ -137,7 +135,7 @@ class BatchSender:
 
     def wake(self) -> None:
         """Tell the workers that the ledger holds a job for them; the reconciler says it again if this is lost."""
-        self._later(self._send("bulk", message(RUN_JOBS, "bulk")))
+        self._later(self._send(wake_inference_workers()))
 
     async def ping(self) -> bool:
         """Whether the queue server answers."""
@@ -146,22 +144,22 @@ class BatchSender:
         except (redis.RedisError, OSError):
             return False
 
-    async def queue_lengths(self) -> dict[Lane, int]:
+    async def queue_lengths(self) -> dict[QueueName, int]:
         """Messages waiting on each lane. Raises RedisError while the queue server is away."""
-        return {lane: int(await self._redis.llen(queue_name(lane))) for lane in LANES}
+        return {lane: int(await self._redis.llen(queue_key(lane))) for lane in QUEUES}
 
     # --- sending ---
 
-    def _dispatch(self, lane: Lane) -> None:
+    def _dispatch(self, lane: QueueName) -> None:
         """Send what may leave now."""
         if time.monotonic() < self._paused_until:
             return
         workers = max(1, len(self._monitor.live()))
         while (batch := self._scheduler.next_batch(lane, workers)) is not None:
             name, version, method, options = batch.key[:4]
-            parts = [part.part() for part in batch.slices]
-            packed = Batch(batch.id, self._stream, name, version, method, orjson.loads(options), parts).pack()
-            self._later(self._send(lane, message(RUN_BATCH, lane, packed), batch))
+            slices = [part.to_wire() for part in batch.slices]
+            packed = Batch(batch.id, self._stream, name, version, method, orjson.loads(options), slices).pack()
+            self._later(self._send(publish_batch(lane, packed), batch))
         if self._scheduler.wakeup_at is not None:
             self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
 
@@ -181,14 +179,14 @@ class BatchSender:
         self._wakeup = None
         self._dispatch("interactive")
 
-    async def _send(self, lane: Lane, data: bytes, batch: InFlightBatch | None = None) -> None:
+    async def _send(self, command: Command, batch: InFlightBatch | None = None) -> None:
         try:
-            await self._sending.command("LPUSH", queue_name(lane), data)
+            await self._sending.command(*command)
         except (redis.RedisError, OSError) as error:
-            log.warning("not sent", extra={"lane": lane, "reason": str(error)})
+            log.warning("not sent", extra={"queue": command[1], "reason": str(error)})
             if batch is not None and batch.id in self._scheduler.in_flight:
                 self._paused_until = time.monotonic() + _RETRY_S
-                self._loop.call_later(_RETRY_S + 0.01, self._dispatch, lane)
+                self._loop.call_later(_RETRY_S + 0.01, self._dispatch, batch.lane)
                 self._requeue(batch, isolate=False)
 
     def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
@@ -197,7 +195,7 @@ class BatchSender:
         while len(self._late) > _KEEP_LATE:
             self._late.popitem(last=False)
         self._scheduler.requeue(batch, isolate=isolate)
-        for lane in LANES:
+        for lane in QUEUES:
             self._dispatch(lane)
 
     def _finish(self, batch: InFlightBatch) -> None:
@@ -299,14 +297,14 @@ class BatchSender:
                 self._monitor.update(heartbeats)
                 self._scheduler.capacity.update(self._monitor.capacity())
                 await self._check_in_flight(lengths)
-                for lane in LANES:
+                for lane in QUEUES:
                     self._dispatch(lane)
                 for name in self._monitor.silent():
                     self._later(self._redis.hdel(WORKERS, name))
             except Exception:
                 log.exception("watching the workers")
 
-    async def _check_in_flight(self, lengths: dict[Lane, int]) -> None:
+    async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
         """Send again what no live worker runs and what cannot lie on the queue any more."""
         now = time.monotonic()
         live = self._monitor.live()

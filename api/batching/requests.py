@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from core.broker.codec import Fields, Items, Part, cut_items
-from core.broker.connection import Lane
+from core.broker.codec import BatchSlice, Fields, Items, cut_items
+from core.broker.keys import QueueName
 from core.catalog.registry import ModelVersion
 
 GroupKey = tuple[Any, ...]
@@ -40,7 +40,7 @@ class PendingRequest:
     rows_done: float = 0.0
     rows_left: int = field(init=False)
     next_row: int = 0
-    lane: Lane = field(default="interactive", init=False)
+    lane: QueueName = field(default="interactive", init=False)
     key: GroupKey = field(default=(), init=False)
     arrived: float = field(default=0.0, init=False)
     retries: "list[RequestSlice]" = field(default_factory=list, init=False)
@@ -73,11 +73,11 @@ class RequestSlice:
     isolated: bool = False
     attempts: int = 0
 
-    def part(self) -> Part:
-        """What of it travels to the worker."""
+    def to_wire(self) -> BatchSlice:
+        """Return the slice in the form that is sent to a worker."""
         request = self.request
         items = cut_items(request.items, request.per, self.first, self.rows) if request.items else {}
-        return Part(request.id, request.seed, self.first, self.rows, items, request.png, request.request_id)
+        return BatchSlice(request.id, request.seed, self.first, self.rows, items, request.png, request.request_id)
 
 
 @dataclass(eq=False, slots=True)
@@ -88,7 +88,7 @@ class InFlightBatch:
     """
 
     id: str
-    lane: Lane
+    lane: QueueName
     key: GroupKey
     slices: list[RequestSlice]
     last_seen: float

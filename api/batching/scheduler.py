@@ -19,7 +19,7 @@ import orjson
 
 from api.batching.requests import GroupKey, InFlightBatch, PendingRequest, RequestSlice
 from core.broker.codec import Fields
-from core.broker.connection import Lane
+from core.broker.keys import QueueName
 
 IN_FLIGHT_PER_WORKER = 2
 """Batches on their way to each worker: one that runs and one that waits for it."""
@@ -138,16 +138,16 @@ class BatchScheduler:
         """Begin empty; `clock` gives seconds and never goes back."""
         self._limits = limits
         self._clock = clock
-        self._groups: dict[Lane, dict[GroupKey, _Group]] = {"interactive": {}, "bulk": {}}
+        self._groups: dict[QueueName, dict[GroupKey, _Group]] = {"interactive": {}, "bulk": {}}
         # by owner, the keys of the groups in which that owner has something unsent: both in order of their turns
-        self._turns: dict[Lane, OrderedDict[str, OrderedDict[GroupKey, None]]] = {
+        self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]] = {
             "interactive": OrderedDict(),
             "bulk": OrderedDict(),
         }
         self._waiting: set[PendingRequest] = set()
         self._requests: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
-        self._lane_count: Counter[Lane] = Counter()
+        self._lane_count: Counter[QueueName] = Counter()
         self._key_count: Counter[GroupKey] = Counter()
         self._timings: OrderedDict[GroupKey, PassTiming] = OrderedDict()
         self.in_flight: dict[str, InFlightBatch] = {}
@@ -235,7 +235,7 @@ class BatchScheduler:
 
     # --- batches ---
 
-    def next_batch(self, lane: Lane, workers: int) -> InFlightBatch | None:
+    def next_batch(self, lane: QueueName, workers: int) -> InFlightBatch | None:
         """Form the next batch of a lane, for so many workers; None if enough are in flight or none should leave yet."""
         if lane == "interactive":
             self.wakeup_at = None
@@ -249,7 +249,7 @@ class BatchScheduler:
                 return self._form(lane, key, group, owner)
         return None
 
-    def _form(self, lane: Lane, key: GroupKey, group: _Group, owner: str) -> InFlightBatch:
+    def _form(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> InFlightBatch:
         slices = self._fill(lane, key, group, owner)
         # the turn of this owner, and of this group among the owner's, comes again after the others'
         turns = self._turns[lane]
@@ -265,7 +265,7 @@ class BatchScheduler:
         self._key_count[key] += 1
         return batch
 
-    def _fill(self, lane: Lane, key: GroupKey, group: _Group, owner: str) -> list[RequestSlice]:
+    def _fill(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> list[RequestSlice]:
         """Cut rows for one pass: the oldest request of `owner`, then of each owner in turn what fits."""
         largest, slice_rows = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         queue = group.queues[owner]
@@ -391,7 +391,7 @@ class BatchScheduler:
         if front:
             keys.move_to_end(key, last=False)
 
-    def _tidy(self, lane: Lane, key: GroupKey, group: _Group, owner: str) -> None:
+    def _tidy(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> None:
         """Remove what an owner's emptied queue leaves behind."""
         queue = group.queues.get(owner)
         if queue is None or queue:

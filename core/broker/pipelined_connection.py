@@ -1,8 +1,8 @@
-"""One pipelined connection to the queue server on the event loop, with a time-out on every command.
+"""A pipelined asyncio connection to the queue server, with a time-out for every command.
 
-hiredis speaks the protocol; redis-py's asyncio client costs half a millisecond a command, which a small request pays
-twice. Replies come in the order of the commands, so a reply that does not come ends the connection: no later reply can
-then be taken for it.
+redis-py's asyncio client costs about half a millisecond per command, which a small request would pay twice, so this
+class uses the parser (hiredis) alone. Replies come in the order of the commands. If a reply does not come in
+time, the connection is closed, so that no later reply can be taken for it.
 """
 
 import asyncio
@@ -11,29 +11,31 @@ from typing import Any, cast
 
 import hiredis
 import redis
-from redis.asyncio.connection import parse_url
+
+from core.broker.address import QueueAddress
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 _CHECK_S = 0.5
-"""How often the oldest unanswered commands are looked at: a time-out may be late by as much."""
+"""How often commands without a reply are checked: a time-out may be late by as much."""
 
 
 class PipelinedConnection:
-    """A connection that is made when it is needed, and made again after it broke.
+    """A connection that is opened when it is needed, and again after it broke.
 
-    Commands in flight on a connection that breaks fail with `redis.ConnectionError`, one without a reply in time, and
-    those behind it, with `redis.TimeoutError`.
+    If a connection breaks, the commands in flight on it fail with `redis.ConnectionError`. If a reply does not come in
+    time, its command and those behind it fail with `redis.TimeoutError`.
     """
 
     def __init__(self, url: str) -> None:
-        """Prepare; the first command connects. `url` is what redis-py's `from_url` takes."""
-        self._address: dict[str, Any] = dict(parse_url(url))
+        """Prepare; the first command connects. `url`: see `core.broker.address`."""
+        self._address = QueueAddress.parse(url)
+        self._ssl_context = self._address.ssl_context()
         self._stream: _Stream | None = None
         self._connecting = asyncio.Lock()
 
     async def command(self, *words: Any, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
-        """The reply to a command. Raises RedisError, or OSError where the server is away."""
+        """Send a command and return its reply. Raises RedisError, or OSError if the server is unreachable."""
         stream = self._stream
         if stream is None or stream.closed:
             stream = await self._connected()
@@ -47,26 +49,24 @@ class PipelinedConnection:
             return self._stream
 
     async def _connect(self) -> "_Stream":
-        address = self._address
+        options = self._address.options
         loop = asyncio.get_running_loop()
         stream = _Stream(loop)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if "path" in address:
-                    await loop.create_unix_connection(lambda: stream, address["path"])
+                if "path" in options:
+                    await loop.create_unix_connection(lambda: stream, options["path"])
                 else:
-                    host, port = address.get("host", "127.0.0.1"), address.get("port", 6379)
-                    # the class that redis-py would take says whether it is TLS
-                    secure = "SSL" in getattr(address.get("connection_class"), "__name__", "") or None
-                    await loop.create_connection(lambda: stream, host, port, ssl=secure)
+                    host, port = await self._address.master()
+                    await loop.create_connection(lambda: stream, host, port, ssl=self._ssl_context)
         except TimeoutError as error:
             raise redis.TimeoutError(f"no connection in {CONNECT_TIMEOUT_S:g} s") from error
         try:
-            if address.get("password"):
-                name = (address["username"],) if address.get("username") else ()
-                await stream.send(("AUTH", *name, address["password"]), COMMAND_TIMEOUT_S)
-            if address.get("db"):
-                await stream.send(("SELECT", str(address["db"])), COMMAND_TIMEOUT_S)
+            if options.get("password"):
+                username = (options["username"],) if options.get("username") else ()
+                await stream.send(("AUTH", *username, options["password"]), COMMAND_TIMEOUT_S)
+            if options.get("db"):
+                await stream.send(("SELECT", str(options["db"])), COMMAND_TIMEOUT_S)
         except BaseException:
             stream.abort(redis.ConnectionError("the handshake failed"))
             raise
@@ -79,7 +79,7 @@ class PipelinedConnection:
 
 
 class _Stream(asyncio.Protocol):
-    """One connection's bytes, and the commands on it that wait for their replies."""
+    """One connection, and the commands on it that wait for their replies, oldest first."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -90,30 +90,30 @@ class _Stream(asyncio.Protocol):
         self.closed = False
 
     def send(self, words: tuple[Any, ...], timeout_s: float) -> "asyncio.Future[Any]":
-        """Send a command; the future holds its reply."""
+        """Send a command and return the future of its reply."""
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self.closed or self._transport is None:
             reply.set_exception(redis.ConnectionError("the connection broke"))
             return reply
         self._waiting.append((reply, self._loop.time() + timeout_s, timeout_s))
         if self._check is None:
-            self._check = self._loop.call_later(_CHECK_S, self._check_time)
+            self._check = self._loop.call_later(_CHECK_S, self._check_timeouts)
         self._transport.write(hiredis.pack_command(words))
         return reply
 
-    def _check_time(self) -> None:
+    def _check_timeouts(self) -> None:
         self._check = None
         if not self._waiting:
             return
         now = self._loop.time()
         late = next((timeout_s for _, until, timeout_s in self._waiting if until < now), None)
         if late is None:
-            self._check = self._loop.call_later(_CHECK_S, self._check_time)
+            self._check = self._loop.call_later(_CHECK_S, self._check_timeouts)
         else:
             self.abort(redis.TimeoutError(f"the queue server has not replied in {late:g} s"))
 
     def abort(self, error: redis.RedisError) -> None:
-        """Close the connection; what waits for a reply fails with this error."""
+        """Close the connection; commands without a reply fail with this error."""
         self.closed = True
         if self._check is not None:
             self._check.cancel()
@@ -124,22 +124,22 @@ class _Stream(asyncio.Protocol):
             reply, *_ = self._waiting.popleft()
             if not reply.done():
                 reply.set_exception(error)
-                reply.exception()  # marks it as seen: whoever waited may be gone, which is no fault to report
+                reply.exception()  # marks it as retrieved: asyncio would log the error of a caller that is gone
 
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods alone
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
 
     def data_received(self, data: bytes) -> None:
-        """Complete the oldest commands with the replies that have come."""
+        """Complete the oldest commands with the replies that have arrived."""
         self._reader.feed(data)
         while not self.closed:
             try:
                 reply = self._reader.gets()
             except hiredis.ProtocolError as error:
-                self.abort(redis.InvalidResponse(f"no Redis protocol: {error}"))
+                self.abort(redis.InvalidResponse(f"not the Redis protocol: {error}"))
                 return
             if reply is False:
                 return
@@ -155,5 +155,5 @@ class _Stream(asyncio.Protocol):
                 waiting.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Fail what waits."""
+        """Fail the commands without a reply."""
         self.abort(redis.ConnectionError("the connection broke"))

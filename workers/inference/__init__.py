@@ -1,1 +1,6 @@
-"""Inference workers: models in memory behind Celery tasks."""
+"""Inference workers: Celery workers that hold models in memory (torch)."""
+
+import os
+
+# read when torch loads OpenMP: two spinning threads on a busy machine cost up to 25 times the work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

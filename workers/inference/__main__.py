@@ -1,38 +1,32 @@
-"""`python -m workers.inference`: one inference worker."""
+"""Run an inference worker: `python -m workers.inference`.
+
+The same as `celery -A core.broker.celery_app worker -P solo`, but settings and servers are checked
+before torch is loaded, and what nothing here uses is off: gossip, mingle and, without remote
+control, Celery's heartbeat.
+"""
 
 import os
-
-# two spinning OpenMP threads on a busy machine cost up to 25 times the work
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import signal
+import socket
 import sys
-import warnings
 
-import torch
-from celery import signals as celery_signals
-from celery.platforms import SecurityWarning
-
-from core.log import set_up
-from core.startup import QueueGuard, check, errors_end_the_program, load_settings
-from models.kit import malloc
-from workers.inference.tasks import Worker
+from core.broker.celery_app import app
+from core.startup import check, errors_end_the_program, load_settings
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Run a worker until SIGTERM or SIGINT; the current piece of work is finished first."""
     with errors_end_the_program():
-        chosen = load_settings()
-        check(chosen)
-    set_up(chosen.log_level, "worker")
-    celery_signals.setup_logging.connect(lambda **_said: None, weak=False)  # or Celery sets the root's level to its own
-    warnings.simplefilter("ignore", SecurityWarning)  # in a container the worker is root of nothing
-    torch.set_num_threads(1)
-    malloc.keep_freed_memory()
-    guard = QueueGuard(chosen, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    guard.start()
-    Worker(chosen).start()
-    sys.exit(guard.exit_status())
+        settings = load_settings()
+        check(settings)
+    worker = app.Worker(
+        hostname=f"inference-{os.getpid()}@{socket.gethostname()}",
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=not settings.remote_control,
+    )
+    worker.start()
+    sys.exit(worker.exitcode)
 
 
 if __name__ == "__main__":

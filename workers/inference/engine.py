@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.broker.codec import Fields, Outcome, Part, joined
+from core.broker.codec import BatchSlice, Fields, Outcome, joined
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from models.kit.continuation import Continuation
@@ -30,12 +30,12 @@ class SliceResult:
     done: float
     preview: np.ndarray[Any, Any] | None = None
 
-    def of(self, parts: list[Part], index: int) -> dict[str, Any]:
+    def of(self, parts: list[BatchSlice], index: int) -> dict[str, Any]:
         """The share of one part in the state."""
         begin = sum(part.rows for part in parts[:index])
         return {name: value[begin : begin + parts[index].rows] for name, value in self.state.items()}
 
-    def preview_of(self, parts: list[Part], index: int) -> np.ndarray[Any, Any] | None:
+    def preview_of(self, parts: list[BatchSlice], index: int) -> np.ndarray[Any, Any] | None:
         """The share of one part in the preview."""
         begin = sum(part.rows for part in parts[:index])
         return None if self.preview is None else self.preview[begin : begin + parts[index].rows]
@@ -45,7 +45,7 @@ def run(
     loaded_model: LoadedModel,
     method: str,
     options: dict[str, Any],
-    parts: list[Part],
+    parts: list[BatchSlice],
     state: dict[str, Any] | None,
     slice_s: float,
 ) -> list[Outcome] | SliceResult:
@@ -67,7 +67,7 @@ def run(
     return answer
 
 
-def _problem(error: Exception, method: str, part: Part) -> dict[str, Any]:
+def _problem(error: Exception, method: str, part: BatchSlice) -> dict[str, Any]:
     if isinstance(error, ValueError):
         return {"type": "about:blank", "title": "Not possible for this model", "status": 422, "detail": str(error)}
     log.error("model raised", exc_info=error, extra={"method": method, "request_id": part.request_id})
@@ -84,7 +84,7 @@ class _Stack:
     items: list[np.ndarray[Any, Any]]
 
     @classmethod
-    def of(cls, parts: list[Part], inputs: tuple[str, ...]) -> "_Stack":
+    def of(cls, parts: list[BatchSlice], inputs: tuple[str, ...]) -> "_Stack":
         """Stack the parts in order."""
         return cls(
             np.concatenate([np.full(part.rows, part.seed, np.int64) for part in parts]),
@@ -116,7 +116,7 @@ def _run_all(
     loaded_model: LoadedModel,
     method: str,
     options: dict[str, Any],
-    parts: list[Part],
+    parts: list[BatchSlice],
     state: dict[str, Any] | None,
     slice_s: float,
 ) -> list[Outcome] | SliceResult:
@@ -176,7 +176,7 @@ def _fields(answer: dict[str, Any], count: int) -> Fields:
     return fields
 
 
-def _split(fields: Fields, parts: list[Part]) -> list[Outcome]:
+def _split(fields: Fields, parts: list[BatchSlice]) -> list[Outcome]:
     outcomes = []
     begin = 0
     for part in parts:

@@ -1,6 +1,5 @@
 """Models kept in memory, warmed up: which batch sizes they run in, and for how long."""
 
-import contextlib
 import hashlib
 import importlib
 import json
@@ -291,23 +290,21 @@ class ModelCache:
             ref, _ = self._held.popitem(last=False)
             log.info("model unloaded", extra={"model": ref})
 
-    def warm_all(self, entries: list[ModelVersion]) -> None:
-        """Load what fits of these, smallest file first; one that cannot be loaded is logged and left out."""
+    def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
+        """Load what fits the memory budget, smallest file first; a model that cannot be loaded is logged and skipped.
+
+        A generator: between its steps the caller may do something else, or stop.
+        """
         used = 0
         for entry in sorted(entries, key=lambda entry: entry.path.stat().st_size):
             used += entry.path.stat().st_size
             if used > self._settings.memory_budget_bytes:
                 break
-            with self.failures_logged(entry):
-                self.get(entry)
-
-    @contextlib.contextmanager
-    def failures_logged(self, entry: ModelVersion) -> Iterator[None]:
-        """Log what goes wrong with a model instead of raising it."""
-        try:
-            yield
-        except Exception:
-            log.exception("model cannot be loaded", extra={"model": entry.ref})
+            try:
+                for _ in self.loading(entry):
+                    yield
+            except Exception:
+                log.exception("model cannot be loaded", extra={"model": entry.ref})
 
     def largest(self, ref: str, method: str) -> int:
         """Rows of the largest pass; 1 while the model is not held."""

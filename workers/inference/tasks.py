@@ -1,5 +1,6 @@
-"""The worker process: resident models behind two Celery tasks, a heartbeat, and nothing it alone remembers."""
+"""The Celery tasks. A Celery worker imports this module (`include` in `core.broker.celery_app`)."""
 
+<<<<<<< HEAD
 import gc
 import logging
 import os
@@ -392,51 +393,20 @@ class Worker:
         key = f"jobs/{job.id}/{job.token}-{part.first}"
         self.blobs.put(key, data)
         return {"blob_key": key}
+=======
+from core.broker.celery_app import RUN_BATCH, RUN_JOBS, app
+from workers.inference.bootsteps import current_worker
+from workers.inference.inline_task import InlineTask
 
 
-def run_inline(task: Any, _app: object, _consumer: object, **_more: object) -> Any:
-    """A Celery strategy: run the task where its message is received.
-
-    The default one builds a request with retries, limits, results and events, none of which is used here, at about
-    half a millisecond a message.
-    """
-
-    def handle(
-        message: Any, _body: object, _ack: object, _reject: object, _callbacks: object, **_extra: object
-    ) -> None:
-        args, *_ = message.payload
-        try:
-            task.run(*args)
-        except Exception:
-            log.exception("task failed", extra={"task": task.name})
-
-    return handle
+@app.task(name=RUN_BATCH, base=InlineTask)  # type: ignore[untyped-decorator]
+def run_batch(batch: bytes) -> None:
+    """Run one time slice of a batch that an API process waits for."""
+    current_worker().batches.run(batch)
+>>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
 
 
-def busy_poll(sender: Any, **_said: object) -> None:
-    """Let the loop of Celery's consumer look for messages for a moment after the last one, and sleep then.
-
-    A client that asks again as soon as it is answered comes back within a millisecond or two; to wake a sleeping
-    processor for it costs a good part of that.
-    """
-    poller = sender.hub.poller
-    sleep = poller.poll
-    awake_until = 0.0
-
-    def poll(timeout: float | None) -> Any:
-        nonlocal awake_until
-        events = sleep(0)
-        while not events and timeout and time.perf_counter() < awake_until:
-            os.sched_yield()  # whoever is to bring the next message may be waiting for this very processor
-            events = sleep(0)
-        events = events or sleep(timeout)
-        if events:
-            awake_until = time.perf_counter() + BUSY_POLL_S
-        return events
-
-    poller.poll = poll
-
-
-def _unloadable(error: Exception) -> dict[str, Any]:
-    detail = f"the model cannot be loaded: {error}"
-    return {"type": "about:blank", "title": "Model unavailable", "status": 503, "detail": detail}
+@app.task(name=RUN_JOBS, base=InlineTask)  # type: ignore[untyped-decorator]
+def run_jobs() -> None:
+    """Claim the next jobs from the job store and run one time slice of them."""
+    current_worker().jobs.run()

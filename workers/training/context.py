@@ -11,7 +11,13 @@ from typing import Any
 import redis
 
 from core.broker.codec import pack, unpack
+<<<<<<< HEAD
 from core.broker.connection import COMPLETION_STREAM_LENGTH, JOB_UPDATES, WORKERS, connect, preview_key
+=======
+from core.broker.connection import connect
+from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
+from core.catalog.recipes import StatePaths
+>>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
 from core.catalog.registry import Registry
 from core.catalog.versions import Versions
 from core.jobs.records import Event, Job
@@ -96,7 +102,7 @@ class JobContext:
 
     def publish_job_update(self, job_id: str) -> None:
         """Tell the API processes that a job has changed. Raises RedisError."""
-        self.queue_server.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=COMPLETION_STREAM_LENGTH, approximate=True)
+        self.queue_server.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=STREAM_LENGTH, approximate=True)
 
     def publish_preview(self, job_id: str, image: bytes) -> None:
         """Store a PNG of a training's images for the API processes. Raises RedisError."""

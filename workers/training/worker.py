@@ -24,7 +24,9 @@ import sqlalchemy.exc
 
 from core.blobs import remove_tree
 from core.broker.codec import pack
-from core.catalog.recipes import TRAINING_WAKEUP, TRAINING_WORKERS
+from core.broker.connection import connect
+from core.broker.keys import TRAINING_WAKEUP
+from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
 from core.jobs.lease_reaper import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
@@ -63,7 +65,7 @@ class TrainingWorker:
         self._claim_lock = threading.Lock()
         self._datasets = Datasets(self.context.paths.datasets)
         self._reaper = LeaseReaper(self.context.job_store, settings.job_lease_s, settings.max_attempts)
-        self._training_queue = redis.Redis.from_url(settings.training_queue, socket_timeout=5, socket_connect_timeout=2)
+        self._training_queue = connect(settings, training=True)
         self._cleaned_up = 0.0
 
     # --- life ---

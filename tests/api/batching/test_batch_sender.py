@@ -36,7 +36,7 @@ def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, clie
 
 
 def _batches(stack: Stack) -> list[int]:
-    return [int(str(line["parts"])) for line in stack.log("inference") if line.get("event") == "batch"]
+    return [int(str(line["slices"])) for line in stack.log("inference") if line.get("event") == "batch"]
 
 
 def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, client: httpx.Client) -> None:

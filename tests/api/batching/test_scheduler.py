@@ -203,7 +203,7 @@ def test_rows_are_sliced_by_the_capacity_of_the_moment() -> None:
     batch = made.next_batch("bulk", 1)
     assert batch is not None
     assert [(part.first, part.rows) for part in batch.slices] == [(0, 64)]
-    part = batch.slices[0].part()
+    part = batch.slices[0].to_wire()
     assert (part.first, part.rows, part.seed) == (0, 64, 7)
 
 
@@ -215,7 +215,7 @@ def test_images_are_cut_with_their_rows() -> None:
     made.next_batch("bulk", 1)
     batch = made.next_batch("bulk", 1)
     assert batch is not None
-    part = batch.slices[0].part()
+    part = batch.slices[0].to_wire()
     assert part.first == SLICE
     assert part.items["images"].ravel().tolist() == [value for value in range(8, 16) for _ in range(2)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.broker.codec import Batch, Part, cut_items, joined, pack, unpack
+from core.broker.codec import Batch, BatchSlice, cut_items, joined, pack, unpack
 
 
 def test_trees_with_arrays_come_back() -> None:
@@ -28,11 +28,11 @@ def test_damaged_arrays_are_noticed() -> None:
 
 def test_batches_come_back() -> None:
     """A batch survives the queue with its parts and state."""
-    part = Part("c", 2**62, 3, 4, {"images": np.ones((4, 1, 2, 2), np.uint8)}, png=True, request_id="r")
+    part = BatchSlice("c", 2**62, 3, 4, {"images": np.ones((4, 1, 2, 2), np.uint8)}, png=True, request_id="r")
     batch = Batch("b", "s", "m", "1", "encode", {"k": 1}, [part], {"n": np.zeros(4)})
     back = Batch.unpack(batch.pack())
-    assert back.parts[0].seed == 2**62
-    np.testing.assert_array_equal(back.parts[0].items["images"], part.items["images"])
+    assert back.slices[0].seed == 2**62
+    np.testing.assert_array_equal(back.slices[0].items["images"], part.items["images"])
     assert back.state is not None
     assert (back.options, back.method) == ({"k": 1}, "encode")
 

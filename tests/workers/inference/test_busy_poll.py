@@ -1,38 +1,99 @@
-"""A worker that has just worked looks for more before it sleeps."""
+"""A worker that has just handled a message polls for the next one before it sleeps."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
+from kombu.asynchronous import Hub
 
-from workers.inference import tasks
-from workers.inference.tasks import BUSY_POLL_S, busy_poll
-
-
-class Poller:
-    """Polls that find what they are told to, and remember how long each was ready to sleep; each takes 0.1 ms."""
-
-    def __init__(self, found: list[list[int]]) -> None:
-        self.found, self.timeouts, self.now = found, [], 5.0
-
-    def poll(self, timeout: float | None) -> list[int]:
-        """What comes next, or nothing."""
-        self.timeouts.append(timeout)
-        self.now += 1e-4
-        return self.found.pop(0) if self.found else []
+from workers.inference import busy_poll as module
+from workers.inference.busy_poll import DENSE_GAP_S, POLL_S, BusyPoll
 
 
-def test_it_does_not_sleep_right_after_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an event it looks again and again for a moment; long after one, or before the first, it sleeps at once."""
-    poller = Poller([[], [1], [], [], [2]])
-    monkeypatch.setattr(tasks, "time", SimpleNamespace(perf_counter=lambda: poller.now))
-    busy_poll(SimpleNamespace(hub=SimpleNamespace(poller=poller)))
-    assert poller.poll(1.0) == [1]
-    assert poller.timeouts == [0, 1.0]
-    assert poller.poll(1.0) == [2]
-    assert poller.timeouts[2:] == [0, 0, 0]
-    assert poller.poll(1.0) == []
-    assert set(poller.timeouts[5:-1]) == {0}
-    assert len(poller.timeouts[5:-1]) == pytest.approx(BUSY_POLL_S / 1e-4, abs=1)
-    assert poller.timeouts[-1] == 1.0
+class Loop:
+    """A real event loop that handles bytes as messages, with the waits of its poller."""
+
+    def __init__(self, busy_poll: BusyPoll) -> None:
+        self.busy_poll = busy_poll
+        self.hub = Hub()
+        self.near, self.far = socket.socketpair()
+        self.waits: list[float] = []
+        self.requested = 0
+        self.poll = self.hub.poller.poll
+        self.hub.poller.poll = self.observed_poll  # the hub looks it up when its loop is created
+        busy_poll.register(self.hub)
+        self.hub.on_tick.add(self.request)
+        self.hub.add_reader(self.near, self.handle)
+
+    def observed_poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Poll, and remember how long the poller was ready to wait."""
+        self.waits.append(timeout)
+        return self.poll(timeout)
+
+    def request(self) -> None:
+        """Count the calls of another callback, such as the transport's that asks for a message."""
+        self.requested += 1
+
+    def handle(self) -> None:
+        """Handle a message."""
+        self.near.recv(1)
+        self.busy_poll.message_received()
+        self.busy_poll.message_handled()
+
+    def send(self) -> None:
+        """Send a message and let the loop handle it."""
+        self.far.send(b"m")
+        self.hub.run_once()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """An event loop that has been idle for long."""
+    made = Loop(BusyPoll())
+    yield made
+    made.hub.close()
+    made.near.close()
+    made.far.close()
+
+
+def test_it_does_not_sleep_between_messages_in_close_succession(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the second message it polls, other callbacks run before that, and the next message is handled at once."""
+    monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
+    monkeypatch.setattr(module, "POLL_S", 60.0)
+    loop.send()
+    assert 0 not in loop.waits
+    loop.send()
+    loop.waits.clear()
+    loop.requested = 0
+    threading.Timer(0.05, loop.far.send, (b"m",)).start()
+    loop.hub.run_once()
+    assert len(loop.waits) > 10
+    assert set(loop.waits[:-1]) == {0}
+    assert loop.requested == 2
+
+
+def test_it_sleeps_when_no_message_comes(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `POLL_S` without a message it waits for events as before, and does not poll again."""
+    monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
+    loop.send()
+    loop.send()
+    threading.Timer(0.2, loop.far.send, (b"m",)).start()
+    started = time.perf_counter()
+    loop.hub.run_once()
+    assert time.perf_counter() - started > 10 * POLL_S
+    assert loop.waits[-1] > 0
+
+
+def test_it_sleeps_at_once_after_a_lone_message(loop: Loop) -> None:
+    """A message long after the one before is no reason to poll."""
+    loop.send()
+    time.sleep(5 * DENSE_GAP_S)
+    loop.send()
+    loop.waits.clear()
+    loop.far.send(b"m")
+    loop.hub.run_once()
+    assert 0 not in loop.waits

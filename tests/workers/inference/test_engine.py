@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import models
-from core.broker.codec import Outcome, Part
+from core.broker.codec import BatchSlice, Outcome
 from core.catalog.registry import Registry
 from core.settings import Settings
 from tests.families.faulty import RAISES, REFUSES
@@ -29,7 +29,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     models.__path__.remove(str(families))
 
 
-def run(loaded_model: LoadedModel, method: str, parts: list[Part], **options: object) -> list[Outcome]:
+def run(loaded_model: LoadedModel, method: str, parts: list[BatchSlice], **options: object) -> list[Outcome]:
     """Outcomes of a run without a time limit."""
     chosen = {**loaded_model.entry.operations[method].defaults, **options}
     answer = engine.run(loaded_model, method, chosen, parts, None, float("inf"))
@@ -43,11 +43,12 @@ def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) 
     images = (np.random.default_rng(0).random((40, 1, 28, 28)) * 255).astype(np.uint8)
     for method, key in (("sample", "images"), ("encode", "mean"), ("energy", "energies")):
         takes = {} if method == "sample" else {"images": images[7:8]}
-        alone = run(vae, method, [Part("a", 5, 7, 1, takes)])[0].fields
+        alone = run(vae, method, [BatchSlice("a", 5, 7, 1, takes)])[0].fields
         crowd = [
-            Part(str(i), 99 + i, 0, 1, {} if method == "sample" else {"images": images[i : i + 1]}) for i in range(33)
+            BatchSlice(str(i), 99 + i, 0, 1, {} if method == "sample" else {"images": images[i : i + 1]})
+            for i in range(33)
         ]
-        among = run(vae, method, [*crowd, Part("a", 5, 7, 1, takes)])[-1].fields
+        among = run(vae, method, [*crowd, BatchSlice("a", 5, 7, 1, takes)])[-1].fields
         assert alone is not None
         assert among is not None
         np.testing.assert_array_equal(alone[key], among[key])
@@ -58,10 +59,10 @@ def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedMod
     vae = model_cache["vae-mnist-2d"]
     buckets = vae.plans["sample"].buckets
     assert any(size & (size - 1) for size in buckets)
-    (whole,) = run(vae, "sample", [Part("a", 5, 0, buckets[-1])])
+    (whole,) = run(vae, "sample", [BatchSlice("a", 5, 0, buckets[-1])])
     assert whole.fields is not None
     for size in buckets:
-        (some,) = run(vae, "sample", [Part("a", 5, 0, size)])
+        (some,) = run(vae, "sample", [BatchSlice("a", 5, 0, size)])
         assert some.fields is not None
         np.testing.assert_array_equal(some.fields["images"], whole.fields["images"][:size])
 
@@ -76,8 +77,8 @@ def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> Non
     """A part larger than the largest bucket is run in several passes, with the same rows."""
     vae = model_cache["vae-mnist-2d"]
     rows = vae.plans["sample"].largest + 5
-    (whole,) = run(vae, "sample", [Part("a", 5, 0, rows)])
-    (tail,) = run(vae, "sample", [Part("a", 5, rows - 3, 3)])
+    (whole,) = run(vae, "sample", [BatchSlice("a", 5, 0, rows)])
+    (tail,) = run(vae, "sample", [BatchSlice("a", 5, rows - 3, 3)])
     assert whole.fields is not None
     assert tail.fields is not None
     assert whole.fields["images"].shape == (rows, 1, 28, 28)
@@ -89,8 +90,8 @@ def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) 
     tiny = model_cache["tiny"]
     assert tiny.plans["energy"].buckets[0] == 4
     image = np.full((1, 1, 8, 8), 77, np.uint8)
-    alone = run(tiny, "energy", [Part("a", 5, 5, 1, {"images": image})])[0].fields
-    among = run(tiny, "energy", [Part(str(i), 9, 5, 1, {"images": image}) for i in range(9)])[3].fields
+    alone = run(tiny, "energy", [BatchSlice("a", 5, 5, 1, {"images": image})])[0].fields
+    among = run(tiny, "energy", [BatchSlice(str(i), 9, 5, 1, {"images": image}) for i in range(9)])[3].fields
     assert alone is not None
     assert among is not None
     np.testing.assert_array_equal(alone["energies"], among["energies"])
@@ -99,7 +100,7 @@ def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) 
 @pytest.mark.parametrize(("seed", "status"), [(RAISES, 500), (REFUSES, 422)])
 def test_a_bad_part_fails_alone(model_cache: dict[str, LoadedModel], seed: int, status: int) -> None:
     """Where one part of 32 makes the model raise, it alone fails, with the model's words."""
-    parts = [Part(str(i), 1000 + i if i != 20 else seed, 0, 1) for i in range(32)]
+    parts = [BatchSlice(str(i), 1000 + i if i != 20 else seed, 0, 1) for i in range(32)]
     outcomes = run(model_cache["faulty"], "sample", parts)
     bad = [outcome.problem for outcome in outcomes if outcome.problem]
     assert len(bad) == 1
@@ -112,8 +113,13 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
     """Work cut into slices gives the same numbers as work done at a stretch."""
     vae = model_cache["vae-mnist-2d"]
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
+<<<<<<< HEAD
     parts = [Part("a", 5, 0, 1, {"images": image[:1]}), Part("b", 6, 0, 1, {"images": image[1:]})]
     options = {**vae.entry.operations["log_likelihood"].defaults, "k": 3000}
+=======
+    parts = [BatchSlice("a", 5, 0, 1, {"images": image[:1]}), BatchSlice("b", 6, 0, 1, {"images": image[1:]})]
+    options = {**vae.entry.choices["log_likelihood"].defaults, "k": 3000}
+>>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
     whole = engine.run(vae, "log_likelihood", options, parts, None, float("inf"))
     state, slices = None, 0
     while True:

@@ -1,0 +1,152 @@
+"""The address of the queue server, as a URL: plain TCP, TLS, a Unix socket, or Redis Sentinel.
+
+| URL | server |
+| --- | --- |
+| `redis://USER:PASSWORD@HOST:PORT/DB` | TCP |
+| `rediss://…?ssl_ca_certs=FILE` | TLS; `ssl_cert_reqs`, `ssl_certfile`, `ssl_keyfile` and so on as in redis-py |
+| `unix://USER:PASSWORD@/PATH?db=DB` | Unix socket |
+| `sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/DB?master_name=NAME` | the current master, found by Sentinels |
+
+Options in the query are those of redis-py's `from_url`. With Sentinel, `sentinel_username` and `sentinel_password` are
+the Sentinels' own credentials, and the others are the master's.
+"""
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
+from kombu.utils.url import as_url
+from redis.connection import SSLConnection, parse_url
+
+DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
+_SENTINEL = "sentinel"
+_SENTINEL_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class QueueAddress:
+    """A parsed URL. `options` are redis-py's connection arguments, without those of the Sentinels."""
+
+    options: dict[str, Any]
+    tls: bool = False
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master_name: str = ""
+    sentinel_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, url: str) -> "QueueAddress":
+        """Parse a URL. Raises ValueError."""
+        if urlsplit(url).scheme == _SENTINEL:
+            return cls._parse_sentinel(url)
+        options: dict[str, Any] = dict(parse_url(url))
+        connection_class = options.pop("connection_class", redis.Connection)
+        return cls(options, tls=issubclass(connection_class, SSLConnection))
+
+    @classmethod
+    def _parse_sentinel(cls, url: str) -> "QueueAddress":
+        parts = urlsplit(url)
+        credentials, at, hosts = parts.netloc.rpartition("@")
+        sentinels = []
+        for host in hosts.split(","):
+            one = urlsplit(f"redis://{host}")
+            sentinels.append((one.hostname or "127.0.0.1", one.port or DEFAULT_SENTINEL_PORT))
+        # redis-py parses all the rest, on a URL with a made-up host
+        options: dict[str, Any] = dict(
+            parse_url(parts._replace(scheme="redis", netloc=f"{credentials}{at}host").geturl())
+        )
+        del options["host"]
+        own = {"username": options.pop("sentinel_username", None), "password": options.pop("sentinel_password", None)}
+        if not (master_name := options.pop("master_name", "")):
+            raise ValueError("a sentinel:// URL needs ?master_name=NAME")
+        tls = str(options.pop("ssl", "")).lower() == "true"
+        own_options = {name: value for name, value in own.items() if value}
+        return cls(options, tls=tls, sentinels=tuple(sentinels), master_name=master_name, sentinel_options=own_options)
+
+    @property
+    def name(self) -> str:
+        """The server in words, without credentials, for messages."""
+        if self.sentinels:
+            return f"{self.master_name} by way of " + ", ".join(f"{host}:{port}" for host, port in self.sentinels)
+        return str(self.options.get("path") or "{}:{}".format(*self.host_port))
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """Host and port of a server that is no Unix socket; with Sentinel, those of the first Sentinel."""
+        if self.sentinels:
+            return self.sentinels[0]
+        return self.options.get("host", "127.0.0.1"), self.options.get("port", DEFAULT_PORT)
+
+    # --- clients ---
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Return a blocking client; nothing is connected yet. `options` are redis-py's and go before the URL's."""
+        if self.sentinels:
+            sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=self._sentinel_kwargs())
+            return sentinel.master_for(self.master_name, **self._client_options(), **options)  # type: ignore[no-any-return]
+        return redis.Redis(**{**self._client_options(), **options})
+
+    def async_client(self, **options: Any) -> redis.asyncio.Redis:
+        """Return an asyncio client; nothing is connected yet."""
+        if self.sentinels:
+            return self._async_sentinel().master_for(  # type: ignore[no-any-return]
+                self.master_name, **self._client_options(), **options
+            )
+        return redis.asyncio.Redis(**{**self._client_options(), **options})
+
+    async def master(self) -> tuple[str, int]:
+        """Return host and port to connect to now; with Sentinel, the current master's. Raises RedisError."""
+        if not self.sentinels:
+            return self.host_port
+        sentinel = self._async_sentinel()
+        try:
+            host, port = await sentinel.discover_master(self.master_name)
+        finally:
+            for one in sentinel.sentinels:
+                await one.aclose()
+        return host, port
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return the context of a TLS connection, made by redis-py; None without TLS."""
+        if not self.tls:
+            return None
+        names = {name: value for name, value in self.options.items() if name.startswith("ssl_")}
+        return redis.asyncio.SSLConnection(**names).ssl_context.get()
+
+    def _client_options(self) -> dict[str, Any]:
+        options = {("unix_socket_path" if name == "path" else name): value for name, value in self.options.items()}
+        return {**options, "ssl": True} if self.tls else options
+
+    def _sentinel_kwargs(self) -> dict[str, Any]:
+        timeouts = {"socket_timeout": _SENTINEL_TIMEOUT_S, "socket_connect_timeout": _SENTINEL_TIMEOUT_S}
+        return {**timeouts, **self.sentinel_options}
+
+    def _async_sentinel(self) -> Any:
+        return redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=self._sentinel_kwargs())
+
+    # --- Celery ---
+
+    def celery_configuration(self) -> dict[str, Any]:
+        """Return `broker_url`, `broker_use_ssl` and `broker_transport_options` for Celery."""
+        user: Any = self.options.get("username")
+        password: Any = self.options.get("password")
+        db = self.options.get("db", 0)
+        transport_options: dict[str, Any] = {}
+        if self.sentinels:
+            urls = [as_url(_SENTINEL, host, port, user, password, str(db)) for host, port in self.sentinels]
+            url = ";".join(urls)
+            transport_options = {"master_name": self.master_name, "sentinel_kwargs": self._sentinel_kwargs()}
+        elif "path" in self.options:
+            credentials = as_url("", user=user, password=password).removeprefix("://").rstrip("/")
+            url = f"redis+socket://{credentials}{self.options['path']}?virtual_host={db}"
+        else:
+            url = as_url("redis", *self.host_port, user, password, str(db))
+        use_ssl: Any = False
+        if self.tls:
+            use_ssl = {"ssl_cert_reqs": "required"}
+            use_ssl |= {name: value for name, value in self.options.items() if name.startswith("ssl_")}
+        return {"broker_url": url, "broker_use_ssl": use_ssl, "broker_transport_options": transport_options}

@@ -1,0 +1,47 @@
+"""Names on the queue server: queues, streams and keys.
+
+The names are a protocol between API processes and workers of adjacent releases, so they change only with a migration.
+"""
+
+from typing import Literal
+from uuid import uuid4
+
+QueueName = Literal["interactive", "bulk"]
+QUEUES: tuple[QueueName, ...] = ("interactive", "bulk")
+
+WORKERS = "reverie:workers"
+"""Hash of inference worker id → packed heartbeat."""
+
+JOB_UPDATES = "reverie:news"
+"""Stream of ids of jobs that have changed: a hint to read the job store, never the truth."""
+
+TRAINING_WAKEUP = "reverie:trainings"
+"""List that wakes training workers up, in the database `training_queue`; its content means nothing."""
+
+STREAM_LENGTH = 10_000
+"""About how many entries a stream keeps. An API process that lags further behind has its batches sent again."""
+
+
+def queue_key(queue: QueueName) -> str:
+    """Return the Redis list of a queue."""
+    return f"reverie-{queue}"
+
+
+def new_completion_stream() -> str:
+    """Return a name for the stream by which workers report completed batches to one API process."""
+    return f"reverie:notes:{uuid4().hex[:12]}"
+
+
+def started_key(batch_id: str) -> str:
+    """Return the key that holds the id of the worker that has started a batch."""
+    return f"reverie:started:{batch_id}"
+
+
+def dropped_key(batch_id: str) -> str:
+    """Return the key that exists once nobody waits for a batch any more."""
+    return f"reverie:dropped:{batch_id}"
+
+
+def preview_key(request_id: str) -> str:
+    """Return the key of a PNG of the unfinished images of a job or pending request."""
+    return f"reverie:preview:{request_id}"

@@ -1,0 +1,75 @@
+"""Messages to workers: the Redis commands that publish batches and wake-ups.
+
+Celery's `send_task` blocks. In a thread beside a busy event loop it waits for the interpreter lock
+at every step, which was most of a small request's time (docs/decisions.md). So this module builds
+the message with Celery's and kombu's public API and returns the command that stores it. The caller
+sends it on whatever connection it has: `await connection.command(*publish_batch(...))` or
+`client.execute_command(*publish_batch(...))`.
+
+`benchmarks/messages.py` compares the cost with `send_task`; a test compares the message with the one it stores.
+"""
+
+from functools import cache
+from typing import Any
+
+import orjson
+from celery.utils import uuid
+from kombu.connection import Connection
+from kombu.serialization import dumps
+from kombu.transport import virtual
+
+from core.broker.celery_app import RUN_BATCH, RUN_JOBS, app
+from core.broker.keys import TRAINING_WAKEUP, QueueName, queue_key
+
+Command = tuple[str | bytes, ...]
+"""Words of a Redis command."""
+
+_TRAINING_WAKEUPS = 8
+"""Wake-ups per job, for the threads of all training workers; most find nothing to do."""
+
+
+class _MessageChannel(virtual.Channel):
+    """A channel that returns what kombu's Redis channel would push on a queue's list."""
+
+    def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> bytes:  # noqa: ARG002 - kombu's signature
+        return orjson.dumps(message)
+
+
+class _MessageTransport(virtual.Transport):
+    """A transport without I/O, for `_MessageChannel`."""
+
+    Channel = _MessageChannel
+
+
+@cache
+def _channel() -> _MessageChannel:
+    channel: _MessageChannel = Connection(transport=_MessageTransport).channel()
+    return channel
+
+
+def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
+    """Return the Celery message that calls a task, as kombu's Redis transport stores it in the queue's list."""
+    # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest
+    message = app.amqp.as_task_v2(uuid(), task, args, ignore_result=True, argsrepr="", kwargsrepr="")
+    content_type, content_encoding, body = dumps(message.body, serializer="msgpack")
+    channel: Any = _channel()
+    properties = {**message.properties, "delivery_mode": 2}
+    prepared = channel.prepare_message(body, 0, content_type, content_encoding, message.headers, properties)
+    data: bytes = channel.basic_publish(prepared, exchange="", routing_key=queue_key(queue))
+    return data
+
+
+def publish_batch(queue: QueueName, batch: bytes) -> Command:
+    """Return the command that sends a packed batch to the inference workers."""
+    return "LPUSH", queue_key(queue), task_message(RUN_BATCH, queue, batch)
+
+
+def wake_inference_workers() -> Command:
+    """Return the command that tells inference workers to look for a job in the job store."""
+    return "LPUSH", queue_key("bulk"), task_message(RUN_JOBS, "bulk")
+
+
+def wake_training_workers() -> tuple[Command, ...]:
+    """Return the commands that tell idle training workers to look for a job in the job store."""
+    push: Command = ("LPUSH", TRAINING_WAKEUP, *["job"] * _TRAINING_WAKEUPS)
+    return push, ("LTRIM", TRAINING_WAKEUP, "0", str(2 * _TRAINING_WAKEUPS - 1))

@@ -1,0 +1,95 @@
+"""Batches that an API process waits for: one time slice of a batch, and its completion."""
+
+import logging
+import time
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from core.broker.codec import Batch, pack
+from core.broker.keys import STREAM_LENGTH, dropped_key, started_key
+from core.broker.publisher import publish_batch
+from core.catalog.operations import BY_METHOD
+from core.storage import storage_problem
+from workers.inference import engine
+from workers.inference.context import INLINE_BYTES, InferenceContext, unloadable_problem
+
+log = logging.getLogger(__name__)
+
+_STARTED_TTL_S = 600
+
+
+class BatchRunner:
+    """Runs batches. `running` holds the id of the current one, for the heartbeat."""
+
+    def __init__(self, context: InferenceContext) -> None:
+        """Use the models and connections of a worker."""
+        self._context = context
+        self.running: list[str] = []
+
+    def run(self, data: bytes) -> None:
+        """Run one time slice of a packed batch.
+
+        A finished batch's completion goes to the API process that sent it. The rest of an unfinished one goes to the
+        back of the bulk queue, unless nobody waits for it any more.
+        """
+        batch = Batch.unpack(data)
+        long = batch.state is not None or BY_METHOD[batch.method].tiled
+        if long and self._context.queue_server.exists(dropped_key(batch.id)):
+            return
+        if batch.state is None:
+            started = ("SET", started_key(batch.id), self._context.worker_id, "EX", _STARTED_TTL_S)
+            self._context.commands.send(*started)
+        self.running = [batch.id]
+        try:
+            with self._context.watchdog.working(batch.method, *(one.request_id for one in batch.slices)):
+                self._run_slice(batch)
+        finally:
+            self.running = []
+
+    def _run_slice(self, batch: Batch) -> None:
+        context = self._context
+        try:
+            model = context.load_model(batch.model, batch.version)
+        except Exception as error:
+            log.exception("batch cannot run", extra={"model": f"{batch.model}@{batch.version}"})
+            outcome = {"problem": unloadable_problem(error)}
+            self._send_completion(batch, {"kind": "done", "outcomes": [outcome] * len(batch.slices)})
+            return
+        started = time.perf_counter()
+        slice_s = context.time_slice_s(batch.method)
+        result = engine.run(model, batch.method, batch.options, batch.slices, batch.state, slice_s)
+        seconds = time.perf_counter() - started
+        context.count(batch.method, sum(one.rows for one in batch.slices), seconds)
+        if isinstance(result, engine.SliceResult):
+            batch.state = result.state
+            context.publish_previews(batch.slices, result)
+            context.queue_server.execute_command(*publish_batch("bulk", batch.pack()))
+            self._send_completion(batch, {"kind": "progress", "done": result.done})
+            return
+        timing = {"took": seconds, "wide": model.threads > 1}
+        self._send_completion(batch, {"kind": "done", **timing, "outcomes": [vars(outcome) for outcome in result]})
+        if log.isEnabledFor(logging.INFO):
+            request_ids = [one.request_id for one in batch.slices]
+            log.info("batch", extra={"method": batch.method, "slices": len(request_ids), "request_ids": request_ids})
+
+    def _send_completion(self, batch: Batch, completion: dict[str, Any]) -> None:
+        """Write a completion to the stream of the API process that waits; a large one goes to the blob store."""
+        data = self._packed(batch, completion)
+        if len(data) > INLINE_BYTES:
+            key = f"notes/{batch.id}-{uuid4().hex[:8]}"
+            try:
+                self._context.blobs.put(key, data)
+                completion = {"kind": completion["kind"], "blob": key}
+            except OSError as error:  # reported at once: without a completion the batch would be sent again and again
+                log.warning("result not stored", extra={"batch": batch.id, "reason": str(error)})
+                completion = {"kind": "done", "outcomes": [{"problem": storage_problem(error)}] * len(batch.slices)}
+            data = self._packed(batch, completion)
+        try:
+            self._context.commands.send("XADD", batch.reply, "MAXLEN", "~", STREAM_LENGTH, "*", "note", data)
+        except redis.RedisError:
+            log.warning("completion lost; the batch will be sent again", exc_info=True)
+
+    def _packed(self, batch: Batch, completion: dict[str, Any]) -> bytes:
+        return pack({**completion, "batch": batch.id, "worker": self._context.worker_id})

@@ -1,0 +1,82 @@
+"""What an inference worker adds to Celery's worker: bootsteps and signal handlers.
+
+Celery starts the worker's steps in the order of what they require, the consumer last: models are loaded before the
+first message is received.
+"""
+
+import os
+import signal
+import warnings
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.platforms import SecurityWarning
+from celery.worker.state import maybe_shutdown
+
+from core import log
+from core.broker.celery_app import app
+from core.settings import settings
+from core.startup import QueueGuard
+from workers.inference.busy_poll import busy_poll
+from workers.inference.worker import InferenceWorker
+
+CANDIDATE_POLL_S = 0.1
+"""How often a worker looks for a candidate version, and takes one step in loading it."""
+
+_workers: list[InferenceWorker] = []
+
+
+def current_worker() -> InferenceWorker:
+    """Return this process's worker, for the tasks. Raises IndexError before its bootstep."""
+    return _workers[-1]
+
+
+class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is not typed
+    """Loads the active models before the consumer starts, and stops the worker's threads after it has stopped."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Create the worker and load its models."""
+        # the queue server may turn out to be another instance's
+        self._guard = QueueGuard(settings(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+        self._guard.start()
+        self._worker = InferenceWorker(settings())
+        _workers.append(self._worker)
+        self._worker.start(check_stop=maybe_shutdown)
+
+    def stop(self, parent: Any) -> None:
+        """Stop the threads; exit with status 1 if the queue server was another instance's."""
+        if _workers:
+            self._worker.stop()
+        if self._guard.refused:
+            parent.exitcode = self._guard.exit_status()
+
+
+class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Adds the loading of candidates and busy polling to the event loop of each connection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Called before the loop of a new connection runs; Celery cancels its timers when the connection breaks."""
+        hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
+        busy_poll.register(hub)
+
+
+app.steps["worker"].add(InferenceStep)
+app.steps["consumer"].add(EventLoopStep)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def set_up_logging(**_arguments: object) -> None:
+    """Log as the rest of the service does, instead of Celery's way."""
+    log.set_up(settings().log_level, "worker")
+    warnings.simplefilter("ignore", SecurityWarning)  # about root, which in a container is root of nothing
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def drain(**_arguments: object) -> None:
+    """Have the heartbeat say that the worker will stop after its current message."""
+    for worker in _workers:
+        worker.drain()

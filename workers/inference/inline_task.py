@@ -1,0 +1,42 @@
+"""The base class of this service's Celery tasks: they run where their message is received."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import Task
+
+from workers.inference.busy_poll import busy_poll
+
+log = logging.getLogger(__name__)
+
+
+class InlineTask(Task):  # type: ignore[misc] # celery is not typed
+    """A task without Celery's request object, of which this service would use nothing.
+
+    Celery's default strategy builds a `Request` for each message and runs it through the pool and a
+    tracer. That gives retries, ETA and expiry, revocation, rate and time limits, acknowledgements,
+    results, events and the task signals. It takes about half a millisecond, as long as a small
+    model's whole forward pass. Here each of those is unused or done elsewhere: deadlines and retries
+    by the API process or the job store, time limits by the watchdog. So `celery inspect active` never
+    lists these tasks; a worker's heartbeat does (`core.broker.keys.WORKERS`).
+
+    `python benchmarks/messages.py` measures both strategies.
+    """
+
+    abstract = True
+    ignore_result = True
+
+    def start_strategy(self, app: Any, consumer: Any, **_options: Any) -> Callable[..., None]:  # noqa: ARG002
+        """Return what Celery's consumer calls with each message for this task."""
+
+        def handle(message: Any, *_arguments: object, **_more: object) -> None:
+            args, kwargs, _embed = message.payload
+            busy_poll.message_received()
+            try:
+                self.run(*args, **kwargs)
+            except Exception:
+                log.exception("task failed", extra={"task": self.name})
+            busy_poll.message_handled()
+
+        return handle

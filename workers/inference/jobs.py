@@ -1,0 +1,170 @@
+"""Jobs: claimed from the job store, run for one time slice, and recorded there."""
+
+import logging
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from core.broker.codec import BatchSlice, Items, cut_items, pack, unpack
+from core.broker.keys import JOB_UPDATES, STREAM_LENGTH
+from core.broker.publisher import wake_inference_workers
+from core.catalog.operations import BY_METHOD
+from core.imaging.tiling import Layout
+from core.jobs.records import Job, SliceReport
+from core.log import best_effort
+from core.storage import storage_problem
+from workers.inference import engine
+from workers.inference.context import INLINE_BYTES, InferenceContext, unloadable_problem
+from workers.inference.unsaved_reports import UnsavedReports
+
+log = logging.getLogger(__name__)
+
+CLAIM_LIMIT = 32
+"""Most small jobs that share a forward pass."""
+
+
+class JobRunner:
+    """Runs time slices of jobs."""
+
+    def __init__(self, context: InferenceContext) -> None:
+        """Use the stores and models of a worker."""
+        self._context = context
+        self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
+        self._running = False
+
+    def run(self) -> None:
+        """Claim the next job, or several small ones of one kind, and run one time slice; return if there is none."""
+        if self._unsaved.waiting:
+            return  # the job store is not writable: compute no more until the results so far are saved
+        context = self._context
+        lease_s = context.settings.job_lease_s
+        claimed = context.job_store.claim(context.worker_id, lease_s, CLAIM_LIMIT, batch_rows=self._largest_batch)
+        if not claimed:
+            return
+        self._running = True
+        try:
+            with context.watchdog.working(claimed[0].method, *(job.id for job in claimed)):
+                reports = self._run_slice(self._with_room(claimed))
+            saved = self._unsaved.add(reports)
+        finally:
+            self._running = False
+        self._publish_updates(saved)
+
+    def on_heartbeat(self) -> None:
+        """Renew the leases of claimed jobs, and save results that could not be saved before."""
+        context = self._context
+        if self._running or self._unsaved.waiting:
+            best_effort(lambda: context.job_store.renew_leases(context.worker_id, context.settings.job_lease_s))
+        if self._unsaved.waiting:
+            best_effort(self._save_again)
+
+    def _save_again(self) -> None:
+        if saved := self._unsaved.save():
+            self._publish_updates(saved)
+
+    def _publish_updates(self, job_ids: list[str]) -> None:
+        """Tell the API processes which jobs have changed, and the workers that there may be more to do."""
+        queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
+        best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
+        best_effort(lambda: queue_server.execute_command(*wake_inference_workers()))
+
+    def _largest_batch(self, job: Job) -> int:
+        return self._context.model_cache.largest(f"{job.model}@{job.version}", job.method)
+
+    # --- storage that may be full ---
+
+    def _with_room(self, claimed: list[Job]) -> list[Job]:
+        """Return the jobs whose results may fit the blob store; defer those known not to fit yet."""
+        kept = []
+        for job in claimed:
+            try:
+                if job.blocked_bytes:
+                    self._context.blobs.check_room(job.blocked_bytes)
+                kept.append(job)
+            except OSError as error:
+                self._defer(job, error, job.blocked_bytes or 0)
+        return kept
+
+    def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
+        """Requeue a job whose result cannot be stored now."""
+        log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
+        self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
+
+    # --- one time slice ---
+
+    def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
+        """Run one time slice of jobs that share model, method and options; return what to record of each."""
+        if not claimed:
+            return []
+        first, context = claimed[0], self._context
+        method, options = first.method, first.options
+        try:
+            model = context.load_model(first.model, first.version)
+            jobs, slices = self._read_inputs(claimed, max(1, model.plans[method].slice_rows))
+        except Exception as error:
+            log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
+            return [SliceReport(job.claim, problem=unloadable_problem(error)) for job in claimed]
+        if not slices:
+            return []
+        state = None if first.continuation is None else unpack(first.continuation)
+        started = time.perf_counter()
+        result = engine.run(model, method, options, slices, state, context.time_slice_s(method))
+        context.count(method, sum(one.rows for one in slices), time.perf_counter() - started)
+        if isinstance(result, engine.SliceResult):
+            context.publish_previews(slices, result)
+        log.info("jobs", extra={"method": method, "request_ids": [one.request_id for one in slices]})
+        reports = []
+        for index, (job, one) in enumerate(zip(jobs, slices, strict=True)):
+            report = SliceReport(job.claim, one.first, one.rows)
+            if isinstance(result, engine.SliceResult):
+                continuation = pack(result.of(slices, index))
+                reports.append(replace(report, continuation=continuation, continuation_progress=result.done))
+                continue
+            outcome = result[index]
+            if outcome.problem is not None:
+                reports.append(replace(report, problem=outcome.problem))
+                continue
+            data = pack(outcome.fields)
+            try:
+                reports.append(replace(report, **self._store_result(job, one, data)))
+            except OSError as error:
+                self._defer(job, error, len(data))
+        return reports
+
+    def _read_inputs(self, claimed: list[Job], slice_rows: int) -> tuple[list[Job], list[BatchSlice]]:
+        """Return the jobs whose inputs are readable, and their next slices; defer the others."""
+        jobs, slices = [], []
+        for job in claimed:
+            try:
+                slices.append(self._next_slice(job, slice_rows))
+                jobs.append(job)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                self._defer(job, error)
+        return jobs, slices
+
+    def _next_slice(self, job: Job, slice_rows: int) -> BatchSlice:
+        blobs = self._context.blobs
+        first = job.next_row
+        rows = job.rows if job.co_batched else min(slice_rows, job.rows - first)
+        items: Items = {}
+        if BY_METHOD[job.method].tiled:
+            layout = Layout.read(job.request)
+            items = {"images": layout.tiles(partial(blobs.get, str(job.items_blob)), first, rows)}
+        elif job.items is not None:
+            items = unpack(job.items)
+        elif job.items_blob is not None:
+            items = unpack(blobs.get(job.items_blob))
+        if not BY_METHOD[job.method].tiled:
+            items = cut_items(items, job.rows_per_image, first, rows)
+        return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
+
+    def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
+        """Return where a result is: in its row, or in the blob store if it is large or one of thousands of tiles."""
+        if len(data) <= INLINE_BYTES and not BY_METHOD[job.method].tiled:
+            return {"data": data}
+        key = f"jobs/{job.id}/{job.token}-{one.first}"
+        self._context.blobs.put(key, data)
+        return {"blob_key": key}

@@ -1,0 +1,86 @@
+"""One inference worker: one process on one device, with models in memory and a heartbeat."""
+
+import gc
+import os
+import platform
+import resource
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from core.broker.codec import pack
+from core.broker.keys import WORKERS
+from core.log import best_effort
+from core.settings import HEARTBEAT_S, Settings
+from models.kit import malloc
+from workers.inference.batches import BatchRunner
+from workers.inference.candidates import CandidateLoader
+from workers.inference.context import InferenceContext
+from workers.inference.jobs import JobRunner
+
+
+class InferenceWorker:
+    """Runs batches and jobs. It remembers nothing that another worker could not do instead."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the stores; no model is loaded before `start`."""
+        self.context = InferenceContext(settings)
+        self.batches = BatchRunner(self.context)
+        self.jobs = JobRunner(self.context)
+        self.candidates = CandidateLoader(self.context, self._publish_heartbeat)
+        self.state = "warming"
+        self._beat = 0
+        self._stopped = threading.Event()
+        self._heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
+
+    def start(self, check_stop: Callable[[], None]) -> None:
+        """Publish heartbeats and load the active models; `check_stop` is called between steps and may raise."""
+        torch.set_num_threads(1)
+        malloc.keep_freed_memory()
+        self._heartbeat.start()
+        with self.context.watchdog.working("loading models"):
+            for _ in self.context.model_cache.load_all(self.context.registry.serving()):
+                check_stop()
+        # what is loaded by now stays: a full collection of it would stop the process for a tenth of a second
+        gc.collect()
+        gc.freeze()
+        self.state = "ready"
+        best_effort(self._publish_heartbeat)
+
+    def drain(self) -> None:
+        """Tell in the heartbeat that this worker will take no more work."""
+        self.state = "draining"
+
+    def stop(self) -> None:
+        """Stop the heartbeat and the watchdog."""
+        self._stopped.set()
+        self.context.watchdog.stop()
+        if self._heartbeat.ident is not None:
+            self._heartbeat.join(2)
+        best_effort(lambda: self.context.queue_server.hdel(WORKERS, self.context.worker_id))
+
+    def _run_heartbeat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            self.context.watchdog.check()
+            best_effort(self._publish_heartbeat)
+            self.jobs.on_heartbeat()
+
+    def _publish_heartbeat(self) -> None:
+        self._beat += 1
+        model_cache = self.context.model_cache
+        heartbeat = {
+            "beat": self._beat,
+            "at": time.time(),
+            "state": self.state,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "device": str(model_cache.device),
+            "running": list(self.batches.running),
+            "capacity": model_cache.capacity(),
+            "refused": dict(self.candidates.refused),
+            "counters": dict(self.context.counters),
+            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        self.context.queue_server.hset(WORKERS, self.context.worker_id, pack(heartbeat))
