@@ -14,13 +14,6 @@ from core.catalog.numbers import whole_numbers
 from core.catalog.validation import FieldError, InvalidOptionsError, option_errors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-<<<<<<< HEAD
-TRAINING_WAKEUP = "reverie:trainings"
-"""List whose entries wake training workers; their content has no meaning."""
-
-=======
-SERVE = ("if better", "always", "never")
->>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
 TRAINING_WORKERS = "reverie:trainers"
 """Hash of training worker id → packed heartbeat, in the training workers' database."""
 

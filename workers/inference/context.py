@@ -12,11 +12,11 @@ from core.broker.codec import BatchSlice
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
 from core.catalog.operations import BY_METHOD
-from core.catalog.recipes import StatePaths
 from core.catalog.registry import ModelVersion, Registry
 from core.imaging.pictures import grid
 from core.jobs.store import JobStore
 from core.log import best_effort
+from core.paths import StatePaths
 from core.settings import Settings
 from workers.inference.engine import SliceResult
 from workers.inference.model_cache import LoadedModel, ModelCache

@@ -41,7 +41,7 @@ class InferenceWorker:
         malloc.keep_freed_memory()
         self._heartbeat.start()
         with self.context.watchdog.working("loading models"):
-            for _ in self.context.model_cache.load_all(self.context.registry.serving()):
+            for _ in self.context.model_cache.load_all(self.context.registry.active()):
                 check_stop()
         # what is loaded by now stays: a full collection of it would stop the process for a tenth of a second
         gc.collect()

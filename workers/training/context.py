@@ -11,13 +11,8 @@ from typing import Any
 import redis
 
 from core.broker.codec import pack, unpack
-<<<<<<< HEAD
-from core.broker.connection import COMPLETION_STREAM_LENGTH, JOB_UPDATES, WORKERS, connect, preview_key
-=======
 from core.broker.connection import connect
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH, WORKERS, preview_key
-from core.catalog.recipes import StatePaths
->>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
 from core.catalog.registry import Registry
 from core.catalog.versions import Versions
 from core.jobs.records import Event, Job

@@ -113,13 +113,8 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
     """Work cut into slices gives the same numbers as work done at a stretch."""
     vae = model_cache["vae-mnist-2d"]
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
-<<<<<<< HEAD
-    parts = [Part("a", 5, 0, 1, {"images": image[:1]}), Part("b", 6, 0, 1, {"images": image[1:]})]
-    options = {**vae.entry.operations["log_likelihood"].defaults, "k": 3000}
-=======
     parts = [BatchSlice("a", 5, 0, 1, {"images": image[:1]}), BatchSlice("b", 6, 0, 1, {"images": image[1:]})]
-    options = {**vae.entry.choices["log_likelihood"].defaults, "k": 3000}
->>>>>>> 401aab1 (One Celery application with tasks, bootsteps and a documented inline task; messages built by Celery's API; TLS, Sentinel and credentials for every connection)
+    options = {**vae.entry.operations["log_likelihood"].defaults, "k": 3000}
     whole = engine.run(vae, "log_likelihood", options, parts, None, float("inf"))
     state, slices = None, 0
     while True:
