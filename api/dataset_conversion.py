@@ -24,6 +24,7 @@ _POLL_S = 0.5
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+# See docs/decisions.md#a-child-process-of-the-api-converts-datasets
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
     """Convert FOLDER/file and return its description. Raises the ProblemError that it reported."""
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]

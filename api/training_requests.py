@@ -86,6 +86,7 @@ def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
     return ""
 
 
+# See docs/decisions.md#a-model-name-has-one-training-at-a-time
 async def insert_training(state: AppState, request: Request, body: TrainingBody, row: Job) -> Job:
     """Insert a training and wake the training workers; under an Idempotency-Key, return the one inserted first.
 

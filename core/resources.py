@@ -30,6 +30,7 @@ class Ownership:
 UNOWNED = Ownership(None, shared=True)
 
 
+# See docs/decisions.md#owners-are-rows-and-keys-are-a-file
 class ResourceStore:
     """The owners of datasets and models, for any number of processes on one database."""
 

@@ -77,6 +77,7 @@ def _program(name: str, command: str, priority: int, stop_s: int, **more: str) -
     return "\n".join([f"[program:{name}]", *(f"{key}={value}" for key, value in lines.items()), ""])
 
 
+# See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
 def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
     """The supervisord configuration of all parts; started by rising and stopped by falling priority."""
     me = f"{sys.executable} -m"

@@ -32,6 +32,7 @@ def new_completion_stream() -> str:
     return f"reverie:notes:{uuid4().hex[:12]}"
 
 
+# See docs/decisions.md#a-batch-that-has-started-is-a-key-and-not-a-message
 def started_key(batch_id: str) -> str:
     """Return the key that holds the id of the worker that has started a batch."""
     return f"reverie:started:{batch_id}"
@@ -42,6 +43,7 @@ def dropped_key(batch_id: str) -> str:
     return f"reverie:dropped:{batch_id}"
 
 
+# See docs/decisions.md#previews-are-linked-from-events
 def preview_key(request_id: str) -> str:
     """Return the key of a PNG of the unfinished images of a job or pending request."""
     return f"reverie:preview:{request_id}"

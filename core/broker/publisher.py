@@ -47,6 +47,7 @@ def _channel() -> _MessageChannel:
     return channel
 
 
+# See docs/decisions.md#the-api-writes-celery-messages-itself
 def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
     """Return the Celery message that calls a task, as kombu's Redis transport stores it in the queue's list."""
     # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest

@@ -30,6 +30,7 @@ class VersionActiveError(ValueError):
     """The active version, or the candidate, cannot be deleted."""
 
 
+# See docs/decisions.md#a-file-names-the-active-version
 class Versions:
     """The folder of versions made by this service."""
 

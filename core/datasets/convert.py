@@ -114,6 +114,7 @@ def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, flo
     return {name: share for name, share in shares.items() if name not in present}
 
 
+# See docs/decisions.md#a-pictures-split-follows-from-its-bytes
 def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
     """Return the split of each image as its index in SPLITS, int8 (N,): the upload's own, or by
     fingerprint.

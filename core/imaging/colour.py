@@ -8,6 +8,7 @@ from PIL import Image, ImageCms
 
 from core.imaging.container import Container, Pixels
 
+# See docs/decisions.md#upscaled-pictures-are-returned-in-srgb
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _CACHED_PROFILE_BYTES = 64 << 10
 _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}

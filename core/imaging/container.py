@@ -22,6 +22,7 @@ class UnusableImageError(ValueError):
     """A picture file that cannot be used; the message says why and what would work."""
 
 
+# See docs/decisions.md#picture-metadata-is-removed-before-pillow-decodes
 class Container(NamedTuple):
     """A picture file before decoding.
 

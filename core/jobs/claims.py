@@ -24,6 +24,7 @@ _MAX_DEFERRAL_S = 30.0
 """Longest time between two attempts to store a result."""
 
 
+# See docs/decisions.md#all-jobs-use-the-bulk-queue-and-are-claimed-in-turn
 class JobClaims(JobDatabase):
     """The part of the job store that workers use."""
 

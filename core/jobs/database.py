@@ -30,6 +30,7 @@ class JobDatabase:
         return transaction(self.engine)
 
 
+# See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where the code says so
     connection.execute("PRAGMA synchronous=FULL")

@@ -29,6 +29,7 @@ class NewerDatabaseError(RuntimeError):
     """The database was made by a newer release."""
 
 
+# See docs/decisions.md#alembic-migrates-the-job-database-at-start
 def migrate(engine: Engine) -> None:
     """Create the tables of a new database, or migrate an older one. Raises NewerDatabaseError."""
     with _lock(engine):

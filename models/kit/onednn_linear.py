@@ -31,6 +31,7 @@ def linear(
     return apply(rows, weight, bias).view(*x.shape[:-1], -1)
 
 
+# See docs/decisions.md#training-uses-onednn-for-large-products-and-keeps-freed-memory
 class Linear(nn.Linear):
     """`nn.Linear` that trains by `linear`; without gradients it equals `nn.Linear` bit for bit."""
 

@@ -63,6 +63,7 @@ def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[
     return torch.stack((high, low & MASK), dim=1).view_as(counter)
 
 
+# See docs/decisions.md#a-rows-random-numbers-come-from-philox
 @dataclass(frozen=True)
 class RowStreams:
     """The random streams of a batch: row i of the batch draws from (seed[i], row[i]), 0 ≤ seed < 2⁶³ and row ≥ 0."""

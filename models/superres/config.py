@@ -16,6 +16,7 @@ class Config:
         128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, its margin included"
     )
     width: int = option(128, minimum=32, maximum=1024, description="as many as `height`")
+    # See docs/decisions.md#upscaling-tiles-have-a-margin-of-ten-pixels
     margin: int = option(10, minimum=1, maximum=128, description="low-resolution pixels around a tile that are cut off")
     scales: tuple[int, ...] = option((2, 3, 4), minimum=2, maximum=4)
     largest_scale_share: float = option(0.7, above=0.0, maximum=1.0, description="of the patches trained on")
@@ -48,6 +49,7 @@ class Config:
     colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
 
 
+# See docs/decisions.md#statistics-are-applied-at-half-strength-by-default
 @dataclass(frozen=True)
 class UpscaleOptions:
     """How much larger, and by which of the ways from faithful to sharp."""

@@ -38,6 +38,7 @@ def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -
     return Descent(detail, gradient, value, value, INITIAL_CHANGE / size)
 
 
+# See docs/decisions.md#wavelets-are-tuned-against-two-step-descents
 def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
     """Take `steps` gradient steps of each image; a step that does not lower the energy enough (Armijo) is rejected.
 

@@ -51,6 +51,7 @@ HighResolution = Float[Tensor, "B C sH sW"]
 AUGMENT = FIRST_FREE  # stream of a patch's symmetry and position
 RESIDUAL_STD_RATE = 0.02  # of the running mean of `residual_std`
 CONSISTENCY_WEIGHT = 0.01  # of (U(y) − x)² in squared levels, added to the energy
+# See docs/decisions.md#a-filter-shapes-the-detail-of-the-amortised-network
 FILTER_PATCHES = 128  # training patches from whose spectra `finalize` computes the detail filter
 DESCENT_STEPS_PER_CALL = 1
 

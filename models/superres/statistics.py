@@ -51,6 +51,7 @@ def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistic
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 
 
+# See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
     """Return a detail without patterns of the low-resolution grid's period, the cheapest texture to lower the energy.
 

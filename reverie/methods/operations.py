@@ -182,6 +182,7 @@ class OperationMethods(BaseMethods):
         return Caller((yield from self._json(ApiRequest("GET", "/v1/me"))))
 
 
+# See docs/decisions.md#the-client-draws-the-seed-and-the-idempotency-key
 def _seed_or_random(seed: int | None) -> int:
     """Return the seed, or a random one, drawn here so that a retry sends the same request."""
     return secrets.randbelow(SEED_LIMIT) if seed is None else seed

@@ -16,6 +16,7 @@ DENSE_GAP_S = 0.004
 """The loop polls if the last message came within this time after the one before it was handled."""
 
 
+# See docs/decisions.md#a-worker-polls-for-two-milliseconds-after-its-last-message
 class BusyPoll:
     """A tick callback of kombu's hub, which runs each time before the hub waits for events."""
 

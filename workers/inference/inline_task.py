@@ -11,6 +11,7 @@ from workers.inference.busy_poll import busy_poll
 log = logging.getLogger(__name__)
 
 
+# See docs/decisions.md#workers-run-messages-inline-without-acknowledgements
 class InlineTask(Task):  # type: ignore[misc] # celery is not typed
     """A task without Celery's request object, of which this service would use nothing.
 

@@ -55,6 +55,7 @@ _RULES = "buckets tried on several rows, wide layers packed"
 _KNOWN_OPTIONS = 256
 
 
+# See docs/decisions.md#a-batch-plan-belongs-to-the-network-and-not-to-its-weights
 @dataclass(frozen=True)
 class Plan:
     """How an operation of a model is run.

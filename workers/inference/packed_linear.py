@@ -11,6 +11,7 @@ _WORTH_BYTES = 1 << 20
 """Smaller layers gain nothing."""
 
 
+# See docs/decisions.md#large-models-have-packed-linear-layers-on-a-cpu
 class PackedLinear(nn.Module):
     """A linear layer whose weight lies in oneDNN's blocks alone.
 

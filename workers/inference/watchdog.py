@@ -17,6 +17,7 @@ from typing import TextIO
 log = logging.getLogger(__name__)
 
 
+# See docs/decisions.md#a-faulthandler-timer-ends-a-hung-worker
 class Watchdog:
     """A limit on how long a piece of work may take without `advance` being called."""
 

@@ -12,6 +12,7 @@ from workers.training.errors import TrainingFailedError, disk_full_error
 from workers.training.run_folder import describe_checkpoint, last_log_lines, read_json
 
 
+# See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
     """Raise TrainingFailedError if a training exceeds a limit. `run_s`: age of its process in seconds."""
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))

@@ -33,6 +33,7 @@ class Measurement:
     against: Figures = field(default_factory=list)
 
 
+# See docs/decisions.md#the-first-figure-of-a-card-decides-which-version-is-better
 class VersionPublisher:
     """Makes versions of what trainings have written, and activates them."""
 

@@ -49,6 +49,7 @@ GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Without one of these there is no GPU, and no need for a child process of some seconds that counts them."""
 
 
+# See docs/decisions.md#the-training-worker-imports-neither-torch-nor-celery
 class TrainingWorker:
     """One thread that runs trainings and some that run auxiliary jobs, each claiming jobs of its kinds."""
 
