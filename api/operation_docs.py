@@ -54,7 +54,14 @@ class OperationDocs:
         """Component schemas by name."""
 
     def describe(self, paths: dict[str, Any]) -> None:
-        """Complete the description of each operation's route."""
+        """Complete the descriptions of the operations' routes, and add the size limits of uploads."""
+        settings = self._settings
+        limits = {
+            "/v1/datasets": f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked",
+            "/v1/models/{name}/versions": f"{settings.max_version_bytes} bytes",
+        }
+        for path, limit in limits.items():
+            paths[path]["post"]["description"] += f" At most {limit}."
         for operation in OPERATIONS:
             entries = [entry for entry in self._entries if operation.method in entry.operations]
             described = paths[f"/v1/{operation.path}"]["post"]
