@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         "`sentinel://HOST:PORT,HOST:PORT/DB?master_name=NAME`.",
     )
     remote_control: bool = Field(
-        default=False, description="Inference workers answer `celery inspect` and `celery control`, as Flower needs."
+        default=False,
+        description="Inference workers respond to `celery inspect` and `celery control`, as Flower needs.",
     )
     queue_memory_bytes: int = Field(
         1 << 30, ge=16 << 20, description="Memory limit (`maxmemory`) of the queue server that `make serve` starts."

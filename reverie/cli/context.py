@@ -65,9 +65,9 @@ Options = Annotated[
 ]
 Shared = Annotated[
     bool | None,
-    typer.Option("--shared/--private", help="Let everybody use it, or its owner alone. [default: private if new]"),
+    typer.Option("--shared/--private", help="Let everybody use it, or only its owner. [default: private if new]"),
 ]
-Private = Annotated[bool, typer.Option("--private", help="Let its owner alone use it.")]
+Private = Annotated[bool, typer.Option("--private", help="Let only its owner use it.")]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: random, and printed]")
 ]

@@ -111,7 +111,7 @@ def _save_preview(
 
 @app.command("share")
 def _share_dataset(context: typer.Context, name: DatasetName, private: Private = False) -> None:
-    """Let everybody use a dataset, or, with --private, its owner alone."""
+    """Let everybody use a dataset, or, with --private, only its owner."""
     cli: CliContext = context.obj
     dataset = cli.client.share_dataset(name, not private)
     cli.print_sharing(dataset.name, dataset)

@@ -96,7 +96,7 @@ def _delete_model(
 
 @app.command("share")
 def _share_model(context: typer.Context, name: ModelName, private: Private = False) -> None:
-    """Let everybody use a model, or, with --private, its owner alone."""
+    """Let everybody use a model, or, with --private, only its owner."""
     cli: CliContext = context.obj
     model = cli.client.share_model(name, not private)
     cli.print_sharing(model.name, model)

@@ -94,7 +94,7 @@ class DatasetMethods(BaseMethods):
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
-        """Let everybody use a dataset, or, with `shared=False`, its owner alone."""
+        """Let everybody use a dataset, or, with `shared=False`, only its owner."""
         return Dataset((yield from self._json(ApiRequest("PATCH", _dataset_path(name), json={"shared": shared}))))
 
     @ClientMethod

@@ -47,7 +47,7 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def share_model(self, name: str, shared: bool = True) -> Steps[Model]:
-        """Let everybody use a model, or, with `shared=False`, its owner alone."""
+        """Let everybody use a model, or, with `shared=False`, only its owner."""
         return Model((yield from self._json(ApiRequest("PATCH", _model_path(name), json={"shared": shared}))))
 
     @ClientMethod
