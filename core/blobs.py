@@ -1,4 +1,4 @@
-"""Named bytes that outlive a process: a folder by default, any fsspec store by URL."""
+"""The blob store: bytes by key, in a folder by default, or in any fsspec store by URL."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from uuid import uuid4
 import fsspec
 
 PARTIAL = ".part"
-"""How names of files end that are being written."""
+"""Suffix of files that are being written."""
 
 
 class Blobs:
@@ -32,7 +32,7 @@ class Blobs:
         return f"{self._root}/{key}"
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data` under `key`, whole or not at all. Raises OSError, whatever the store says."""
+        """Store `data` under `key` atomically. Raises OSError for any error of the store."""
         path = self._path(key)
         if not self._local:  # object stores write whole objects
             with _as_os_error():
@@ -45,9 +45,9 @@ class Blobs:
             Path(partial).replace(path)
 
     def take(self, key: str, file: Path) -> None:
-        """Store a local file under `key`, whole or not at all; the file itself may be gone afterwards.
+        """Move a local file to `key` atomically; a remote store copies it.
 
-        Raises OSError, whatever the store says.
+        Raises OSError, also for errors of a remote store.
         """
         path = self._path(key)
         if not self._local:
@@ -61,20 +61,20 @@ class Blobs:
             Path(partial).replace(path)
 
     def check_room(self, size_bytes: int) -> None:
-        """Raise OSError (ENOSPC) where `size_bytes` more certainly do not fit; only a local store can tell."""
+        """Raise OSError (ENOSPC) if a local store lacks room for `size_bytes` more."""
         if self._local and shutil.disk_usage(self._root).free < size_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """The bytes under `key`, all or those from `begin` up to `end`. Raises FileNotFoundError."""
+        """Return the bytes under `key`, all or `begin` … `end` − 1. Raises FileNotFoundError."""
         return bytes(self._fs.cat_file(self._path(key), begin, end))
 
     def copy_to(self, key: str, file: Path) -> None:
-        """Write the bytes under `key` to a local file, without holding them in memory. Raises FileNotFoundError."""
+        """Copy a blob to a local file, in bounded memory. Raises FileNotFoundError."""
         self._fs.get_file(self._path(key), str(file))
 
     def delete(self, prefix: str) -> None:
-        """Remove the blob at `prefix` and all below it; what is not there, or vanishes meanwhile, is no error."""
+        """Remove the blob at `prefix` and all below it; a missing one is no error."""
         if self._local:
             remove_tree(Path(self._path(prefix)))
             return
@@ -86,7 +86,7 @@ class Blobs:
         return bool(self._fs.exists(self._path(key)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the bytes of what lies below `prefix`, by the next word of its key."""
+        """Return the sizes in bytes below `prefix`, by the next segment of the key."""
         sizes: dict[str, int] = {}
         root = self._path(prefix)
         with contextlib.suppress(FileNotFoundError):
@@ -96,9 +96,10 @@ class Blobs:
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Names directly below `prefix`, each with when it was last written (Unix time; 0 where the store cannot say).
+        """Return the names directly below `prefix`, with their modification times (Unix; 0 if
+        unknown).
 
-        Of a folder that is the time when something was last added to it or removed from it.
+        A folder's modification time is that of the last entry added or removed.
         """
         found = {}
         if self._local:
@@ -114,21 +115,21 @@ class Blobs:
         return found
 
     def keys(self, prefix: str) -> list[str]:
-        """All keys at or below `prefix`, or of the whole store, without those that are being written."""
+        """Return all keys at or below `prefix`, or of the whole store, without partial files."""
         path = self._path(prefix) if prefix else self._root
         found = self._fs.find(path)
         return sorted(name[len(self._root) + 1 :] for name in found if not name.endswith(PARTIAL))
 
     def usage_bytes(self) -> int:
-        """Bytes in the whole store; files that vanish while it is measured do not count."""
+        """Return the size of the whole store in bytes, without files that vanish meanwhile."""
         if not self._local:
             return int(self._fs.du(self._root, total=True))
         return size_of(Path(self._root))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove blobs below `prefix` not touched for `older_than_s` seconds; return how many went.
+        """Remove blobs below `prefix` not written for `older_than_s` seconds; return their number.
 
-        With `partial`, only what was left half-written: of a local store, whose writes are not atomic by themselves.
+        With `partial`, remove only partial files, which killed writers leave in a local store.
         """
         gone = 0
         for path, touched in self._files(prefix):
@@ -141,7 +142,7 @@ class Blobs:
         return gone
 
     def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Files below `prefix` and when each was last written; what vanishes meanwhile is left out."""
+        """Return the files below `prefix` with their modification times, if they still exist."""
         root = self._path(prefix) if prefix else self._root
         if not self._local:
             with contextlib.suppress(FileNotFoundError):
@@ -156,7 +157,7 @@ class Blobs:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of all files in a folder and below; files that vanish meanwhile do not count."""
+    """Return the bytes of all files in a folder and below, without those that vanish meanwhile."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -166,9 +167,9 @@ def size_of(path: Path) -> int:
 
 
 def remove_tree(path: Path) -> bool:
-    """Remove a file or a folder with all that is in it; return whether nothing is left.
+    """Remove a file, or a folder with its content; return whether nothing is left.
 
-    What vanishes meanwhile is no error; what cannot be removed is left for the next time.
+    Errors are ignored: the caller tries again later.
     """
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -177,7 +178,7 @@ def remove_tree(path: Path) -> bool:
 
 
 def _written_at(info: Mapping[str, Any]) -> float:
-    """When an object was last written, of whatever type the store gives; now where it does not say."""
+    """Return when an object was last written, from any field that the store has; now if unknown."""
     for name in ("mtime", "LastModified", "last_modified", "created"):
         moment = info.get(name)
         if isinstance(moment, datetime):
@@ -189,7 +190,7 @@ def _written_at(info: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _removed_on_failure(partial: str) -> Iterator[None]:
-    """Remove what was written so far if it cannot be written whole."""
+    """Remove a partial file if writing it fails."""
     try:
         yield
     except BaseException:
@@ -200,7 +201,7 @@ def _removed_on_failure(partial: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise the faults of a remote store as OSError: libraries of stores have their own classes."""
+    """Raise errors of a remote store, which have classes of their own, as OSError."""
     try:
         yield
     except OSError:

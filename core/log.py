@@ -1,4 +1,4 @@
-"""One JSON object a line on standard error, from structlog and from the standard library alike."""
+"""Logging: one JSON object a line on standard error, from structlog and from `logging`."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ def _json(event: dict[str, Any], **_more: object) -> str:
 
 
 def set_up(level: str, part: str) -> None:
-    """Send every log line of this process to standard error as JSON, naming the part of the service that wrote it."""
+    """Configure logging of this process; every line names `part`, the part of the service."""
 
     def named(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
         event["part"] = part
@@ -45,7 +45,7 @@ def set_up(level: str, part: str) -> None:
 
 
 def best_effort(act: Callable[[], object]) -> None:
-    """Do what will be done again anyway: a failure is logged and ends nothing."""
+    """Call a function that is called again anyway: an exception is logged, not raised."""
     try:
         act()
     except Exception:

@@ -1,7 +1,9 @@
-"""What every program of the service checks before it starts, and one sentence for each way that this fails.
+"""Checks of every program of the service before it starts; each failure is one sentence for the
+operator.
 
-An instance marks its queue server: a key there holds an id that lies in the state folder, and the job database. A
-program of another state folder or database is refused, since it would take the first one's work and lose it.
+An instance marks its queue server: a key there holds the job database and an id that is also in the
+state folder. A program with another state folder or database is rejected, because it would take the
+first one's jobs and lose them.
 """
 
 import contextlib
@@ -37,7 +39,7 @@ from core.settings import PREFIX, Settings, settings
 log = logging.getLogger(__name__)
 
 MARK = "reverie:instance"
-"""Key of a queue server's database that says which instance it belongs to."""
+"""Key in a queue server's database that names the instance it belongs to."""
 
 _DATABASE, _OLD_DATABASE = "sqlite:jobs.sqlite3", "sqlite:ledger.sqlite3"
 """Names of the default job database in a mark, now and in earlier releases."""
@@ -47,7 +49,7 @@ _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
 
 
 class StartupError(Exception):
-    """A program cannot start; the text is one sentence for the operator, which says what would work."""
+    """A program cannot start; the message is one sentence that says what would work."""
 
 
 @contextlib.contextmanager
@@ -60,7 +62,7 @@ def errors_end_the_program() -> Iterator[None]:
 
 
 def load_settings() -> Settings:
-    """The settings of the environment. Raises StartupError."""
+    """Return the settings of the environment. Raises StartupError."""
     try:
         return settings()
     except pydantic.ValidationError as error:
@@ -74,7 +76,11 @@ def load_settings() -> Settings:
 
 
 def check(chosen: Settings) -> bool:
-    """Check state folder, job database and queue server; whether the queue server is there. Raises StartupError."""
+    """Check state folder, job database and queue server; return whether the queue server is
+    reachable.
+
+    Raises StartupError.
+    """
     check_state(chosen)
     check_database(chosen)
     return check_queue(chosen)
@@ -84,7 +90,7 @@ def check(chosen: Settings) -> bool:
 
 
 def check_state(chosen: Settings) -> None:
-    """Make the state folder and try to write there. Raises StartupError."""
+    """Create the state folder and try to write there. Raises StartupError."""
     folder = chosen.state.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +109,7 @@ def check_state(chosen: Settings) -> None:
 
 
 def _instance_id(folder: Path) -> str:
-    """The id of the instance whose state folder this is, drawn by whichever program comes first."""
+    """Return the id of the state folder's instance, which the first program creates."""
     file = folder / "instance-id"
     with contextlib.suppress(FileNotFoundError):
         return file.read_text().strip()
@@ -140,7 +146,7 @@ def check_database(chosen: Settings) -> None:
 
 
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
-    """A socket bound to an address, which does not listen yet. Raises StartupError."""
+    """Return a socket bound to an address, not listening yet. Raises StartupError."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -157,7 +163,10 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 
 def check_queue(chosen: Settings) -> bool:
-    """Mark the queue server as this instance's; whether it is there. Raises StartupError if it cannot be used."""
+    """Mark the queue server as this instance's; return whether it is reachable.
+
+    Raises StartupError if it cannot be used.
+    """
     mine = _mark(chosen)
     # the training workers' database too: it may be what another instance has as its queue
     addresses = {"REVERIE_QUEUE_URL": chosen.queue_url, "REVERIE_TRAINING_QUEUE_URL": chosen.training_queue}
@@ -165,7 +174,7 @@ def check_queue(chosen: Settings) -> bool:
 
 
 def mark_of(url: str) -> dict[str, Any]:
-    """The mark on a queue server, empty where there is none. Raises RedisError, OSError."""
+    """Return the mark on a queue server, empty if there is none. Raises RedisError, OSError."""
     with _client(url) as client:
         return _parsed(client.get(MARK))
 
@@ -181,7 +190,9 @@ def _mark(chosen: Settings) -> dict[str, Any]:
 
 
 def _database_name(chosen: Settings) -> str:
-    """The job database as all hosts and containers name it: without a password, in the state folder by its name."""
+    """Return the job database's name, the same on all hosts: no password, relative to the state
+    folder.
+    """
     url = sa.make_url(chosen.database)
     if url.get_backend_name() != "sqlite":
         return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
@@ -190,7 +201,9 @@ def _database_name(chosen: Settings) -> str:
 
 
 def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
-    """Leave the mark in a database of a queue server; whether the server is there. Raises StartupError."""
+    """Set the mark in a queue database; return whether the server is reachable. Raises
+    StartupError.
+    """
     try:
         address = QueueAddress.parse(url)
     except ValueError as error:
@@ -218,7 +231,7 @@ def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
 
 
 def _explained(error: Exception, place: str, setting: str, password: str | None) -> str:
-    """What a queue server that can be reached, but not be used, is told by."""
+    """Return the message for a queue server that is reachable but cannot be used."""
     said = _first_line(error)
     if isinstance(error, redis.AuthenticationError | AuthorizationError):
         what = "refuses the user name or password it is given" if password else "wants a password"
@@ -231,7 +244,7 @@ def _explained(error: Exception, place: str, setting: str, password: str | None)
 
 
 def _greeting(host: str, port: int) -> str | None:
-    """What a server says unasked on a new connection, as one that denies it does; None where nothing listens."""
+    """Return the error that a server sends on connecting, if any; None if nothing listens."""
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
             if not select.select([connection], [], [], _GREETING_S)[0]:
@@ -243,7 +256,7 @@ def _greeting(host: str, port: int) -> str | None:
 
 
 def _set_mark(url: str, mine: dict[str, Any]) -> dict[str, Any]:
-    """Leave the mark where there is none; the one that is there then."""
+    """Set the mark if there is none; return the one that is there."""
     with _client(url) as client:
         client.set(MARK, orjson.dumps(mine), nx=True)
         mark = _parsed(client.get(MARK))
@@ -284,9 +297,9 @@ def _reason(error: OSError) -> str:
 
 
 class QueueGuard(threading.Thread):
-    """Checks the queue server again and again: it may come up after the program has started, or be replaced.
+    """Checks the queue server periodically: it may start later than the program, or be replaced.
 
-    When it turns out to be another instance's, the sentence is written, `refused` is set and `stop` is called.
+    If it belongs to another instance, the error is written, `refused` is set and `stop` is called.
     """
 
     def __init__(self, chosen: Settings, stop: Callable[[], object]) -> None:
@@ -296,7 +309,7 @@ class QueueGuard(threading.Thread):
         self.refused = False
 
     def run(self) -> None:
-        """Look every `GUARD_S` seconds, as long as the process lives."""
+        """Check every `GUARD_S` seconds until the process ends."""
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:
@@ -311,11 +324,11 @@ class QueueGuard(threading.Thread):
                 continue  # away, or busy: its clients say so
 
     def exit_status(self) -> int:
-        """The status that the program should exit with."""
+        """Return the program's exit status."""
         return 1 if self.refused else 0
 
 
 def port_of(url: str) -> tuple[str, int]:
-    """Host and port of a queue server's URL."""
+    """Return host and port of a queue server's URL."""
     address = urlparse(url)
     return address.hostname or "127.0.0.1", address.port or 6379

@@ -1,4 +1,4 @@
-"""Folders that one process works in for a while: gone at its end, and known for left over if it was killed."""
+"""Scratch folders of one process: removed at the end, and known as abandoned if it was killed."""
 
 import fcntl
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ LOCK = "lock"
 
 
 class WorkFolder:
-    """A folder that is removed at the end unless it is handed over to somebody else."""
+    """A folder that is removed at the end unless it is handed over."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._kept = False
 
     def hand_over(self) -> None:
-        """Leave the folder where it is: another process goes on with it, and removes it."""
+        """Keep the folder: another process continues with it and removes it."""
         self._kept = True
 
     @property
     def kept(self) -> bool:
-        """Whether it was handed over."""
+        """Whether the folder was handed over."""
         return self._kept
 
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Make a folder and hold the lock that says somebody works in it. Raises OSError."""
+    """Create a folder and hold its lock, which marks it as in use. Raises OSError."""
     folder = WorkFolder(path)
     try:
         path.mkdir(parents=True)
@@ -42,7 +42,7 @@ def work_folder(path: Path) -> Iterator[WorkFolder]:
 
 
 def in_use(lock: Path) -> bool:
-    """Return whether a live process holds a lock file. One that is not there is held by nobody."""
+    """Return whether a live process holds a lock file; False if there is no such file."""
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

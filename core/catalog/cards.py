@@ -59,7 +59,7 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One of a card's `figures`: a measured number, and whether a lower or a higher one is better."""
+    """One of a card's `figures`: a measured number, and which direction is better."""
 
     name: str
     value: float
@@ -171,7 +171,7 @@ def parse_card(text: str) -> Card:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Check every value for what JSON can carry, and the tree's depth and size, without recursion."""
+    """Check that JSON can carry every value, and the tree's depth and size, without recursion."""
     waiting: list[tuple[str, Any, int]] = [("", card, 0)]
     count = 0
     while waiting:

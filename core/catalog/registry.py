@@ -37,7 +37,7 @@ class ModelOperation:
     validator: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `given` over the defaults, whole numbers as integers. Raises InvalidOptionsError."""
+        """Return `given` over the defaults, with whole numbers as int. Raises InvalidOptionsError."""
         errors = option_errors(given, self.schema.get("properties", {}), self.validator, "options", "option")
         if errors:
             raise InvalidOptionsError(errors)

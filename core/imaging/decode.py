@@ -1,6 +1,4 @@
-"""The one place where picture files are opened, checked and decoded, for every route and for
-datasets.
-"""
+"""Check and decode image files, for every route and for datasets."""
 
 import io
 from collections.abc import Callable, Collection
@@ -50,17 +48,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of each EXIF orientation upright."""
+"""EXIF orientation → the transposition that makes the image upright."""
 
 _PROBES = (b"\xaa" * 64, b"\x55" * 64)
 DAMAGED = "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
 
 
 class Colours(NamedTuple):
-    """A decoded picture: colours in any of Pillow's modes but those with transparency, which is
-    apart.
+    """A decoded image: colours in any of Pillow's modes without transparency, which is separate.
 
-    `mode` is the file's, before conversion; `alpha` is (H, W); `notes` say what was done.
+    `mode` is the file's, before conversion; `alpha` is (H, W); `notes` lists the conversions.
     """
 
     image: Image.Image
@@ -70,7 +67,7 @@ class Colours(NamedTuple):
 
 
 class PictureFile:
-    """A picture file whose container was checked; its pixels are not decoded yet."""
+    """An image file whose container was checked; its pixels are not decoded yet."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -84,24 +81,22 @@ class PictureFile:
 
     @property
     def width(self) -> int:
-        """In pixels, upright."""
+        """Width in pixels, upright."""
         return self.size[0]
 
     @property
     def height(self) -> int:
-        """In pixels, upright."""
+        """Height in pixels, upright."""
         return self.size[1]
 
     @property
     def mode(self) -> str:
-        """Pillow's name for how a pixel is stored, as L or RGB. Raises UnusableImageError."""
+        """Pillow's mode of the stored pixels, as L or RGB. Raises UnusableImageError."""
         return self._image().mode
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has more than 8 bits; Pillow cuts those of colour pictures without a
-        word.
-        """
+        """Whether a channel has over 8 bits; Pillow truncates those of colour images silently."""
         if self._container.depth:
             return self._container.depth > 8
         image = self._image()
@@ -123,7 +118,7 @@ class PictureFile:
         return image
 
     def colours(self) -> Colours:
-        """Decode the picture: upright, in sRGB where it has an ICC profile, its transparency apart.
+        """Decode the image: upright, in sRGB if it has an ICC profile, with separate transparency.
 
         Raises UnusableImageError.
         """
@@ -163,10 +158,10 @@ class PictureFile:
 
 
 def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile:
-    """Check a picture file's container, without decoding a pixel.
+    """Check an image file's container, without decoding a pixel.
 
-    Raises UnusableImageError for what is none of `formats`, and for what has several frames, is
-    damaged, or has more chunks, segments or tags than real files have.
+    Raises UnusableImageError for a format that is not in `formats`, for several frames, damage, or
+    more chunks, segments or tags than real files have.
     """
     welcome = f"send one of {', '.join(formats)}"
     if not data:

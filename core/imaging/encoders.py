@@ -1,8 +1,10 @@
-"""Pictures of any size written band by band, so that memory follows the width and not the area.
+"""Encoders of large images, which take bands of lines, so that memory follows the width and not the
+area.
 
-Pillow's own writers want the whole picture in memory, four bytes a pixel. PNG is a zlib stream of
-lines. A JPEG is put together from pieces that Pillow writes, with restart markers between them,
-which the format has for that. WebP has no such way; its pictures are small enough.
+Pillow's encoders need the whole image in memory, four bytes a pixel. PNG is one zlib stream of
+lines. A JPEG is put together from pieces that Pillow writes, with the format's restart markers
+between them. WebP has no such way, and its images are small enough. docs/decisions.md says why
+libvips is not used.
 """
 
 import io
@@ -22,26 +24,24 @@ FORMATS = (PNG, JPEG, WEBP)
 MEDIA = {name: f"image/{name}" for name in FORMATS}
 
 LONGEST_SIDE = {PNG: 100_000, JPEG: 65_500, WEBP: 16_383}
-"""Pixels a side: of JPEG what libjpeg reads, of WebP what the format has, of PNG what bands of
-lines are bounded by.
-"""
+"""Longest side in pixels: what libjpeg reads, what WebP allows, and a bound on PNG's bands."""
 
 WEBP_PIXELS = 64_000_000
-"""A WebP is made in memory, some twelve bytes a pixel."""
+"""Most pixels of a WebP, which takes some twelve bytes each while it is made in memory."""
 
 _LEVEL = 1
-"""Of zlib: 3 takes twice as long for a tenth less."""
+"""zlib's level; 3 takes twice as long for a tenth less."""
 
 _LINES = 64
 _MCU = 16
 _INTERVAL = 65_535
 _FULL_COLOUR = 90
-"""From this quality on a JPEG keeps the colour of each pixel."""
+"""Quality from which JPEG keeps the colour of each pixel (4:4:4)."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a picture: height, width and channels, 1 or 2 of grey, 3 or 4 of sRGB, the even ones with
+    """Height, width and channels of an image: 1 or 2 for grey, 3 or 4 for sRGB; even with
     transparency.
     """
 
@@ -51,12 +51,14 @@ class Shape:
 
     @property
     def mode(self) -> str:
-        """Pillow's name for it."""
+        """Pillow's mode."""
         return ("L", "LA", "RGB", "RGBA")[self.channels - 1]
 
 
 def fault(kind: str, height: int, width: int) -> str | None:
-    """What speaks against a picture of this size in a format, with what would work."""
+    """Return why an image of this size cannot be written in a format, with what would work; None if
+    it can.
+    """
     side = LONGEST_SIDE[kind]
     if max(height, width) > side:
         other = "ask for PNG" if kind != PNG and max(height, width) <= LONGEST_SIDE[PNG] else "send it in parts"
@@ -68,14 +70,14 @@ def fault(kind: str, height: int, width: int) -> str | None:
 
 
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write a picture that comes as bands of lines, uint8 (lines, width, channels). `quality` 1 …
-    100, not of PNG.
+    """Write an image from bands uint8 (lines, width, channels). `quality` is 1 … 100, ignored for
+    PNG.
     """
     {PNG: _png, JPEG: _jpeg, WEBP: _webp}[kind](bands, shape, quality, out)
 
 
 def _blocks(bands: Iterator[Pixels], lines: int) -> Iterator[Pixels]:
-    """The same lines in blocks of so many, the last one of what is left."""
+    """Yield the same lines in blocks of `lines`; the last block may be smaller."""
     held: list[Pixels] = []
     for band in bands:
         at = 0
@@ -94,7 +96,7 @@ def _blocks(bands: Iterator[Pixels], lines: int) -> Iterator[Pixels]:
 
 
 def _png(bands: Iterator[Pixels], shape: Shape, _quality: int, out: BinaryIO) -> None:
-    """RFC 2083: each line less the one above it, one zlib stream."""
+    """Write PNG (RFC 2083): lines with the Up filter in one zlib stream."""
     colour = (0, 4, 2, 6)[shape.channels - 1]
     out.write(b"\x89PNG\r\n\x1a\n")
     out.write(chunk(b"IHDR", struct.pack(">2I5B", shape.width, shape.height, 8, colour, 0, 0, 0)))
@@ -123,10 +125,10 @@ def _data(out: BinaryIO, compressed: bytes) -> None:
 
 
 def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """ITU T.81: the scans of blocks of lines as restart intervals of one picture.
+    """Write JPEG (ITU T.81): the scans of blocks of lines become restart intervals of one image.
 
-    All blocks have the same tables; a restart marker sets the predictions back, which is how each
-    block begins. So the pixels are those of a picture that was written whole.
+    All blocks have the same tables, and a restart marker resets the predictors, as at the start of
+    each block. So the pixels equal those of an image written whole.
     """
     full = quality >= _FULL_COLOUR or shape.channels == 1
     edge = 8 if full else _MCU
@@ -145,7 +147,7 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
 
 
 def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
-    """What Pillow writes of a block: the head up to the scan, and the scan alone."""
+    """Return a block as Pillow writes it: the headers up to the scan, and the scan."""
     buffer = io.BytesIO()
     pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
@@ -156,7 +158,7 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers of a JPEG's head and where they stand, up to the scan."""
+    """Yield the markers of a JPEG's headers with their offsets, up to the scan."""
     at = 2
     while True:
         yield data[at + 1], at
@@ -164,9 +166,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """The head for a picture of this height, with restarts after so many units, none where that is
-    0.
-    """
+    """Return the headers for an image of this height, with a restart interval unless that is 0."""
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""
@@ -177,7 +177,7 @@ def _headed(head: bytes, height: int, interval: int) -> bytes:
 
 
 def _webp(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """From a whole picture in memory, which the format's encoder wants."""
+    """Write WebP from a whole image in memory, which its encoder needs."""
     whole = Image.new("RGBA" if shape.channels % 2 == 0 else "RGB", (shape.width, shape.height))
     at = 0
     for block in _blocks(bands, _LINES):

@@ -1,6 +1,4 @@
-"""Pictures of a model's own size, in and out: PNG of one image or of a grid, and uploads as the
-model takes them.
-"""
+"""Images of a model's own size: PNG of one image or a grid, and uploads as models take them."""
 
 import io
 import math
@@ -17,11 +15,11 @@ __all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid",
 
 
 def png(pixels: Pixels) -> bytes:
-    """PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines, one zlib
-    stream.
+    """Return the PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines,
+    one zlib stream.
 
-    Written here because it is the last step of every small answer: Pillow's encoder takes four
-    times as long for 28×28 pixels, nearly all of it in Python.
+    This is the last step of every small response: Pillow's encoder takes four times as long for
+    28×28 pixels, nearly all of it in Python.
     """
     channels, height, width = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)
@@ -32,17 +30,19 @@ def png(pixels: Pixels) -> bytes:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A piece of a PNG, with its length and checksum."""
+    """Return a PNG chunk, with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def unpng(data: bytes) -> Pixels:
-    """Pixels (C, H, W) of a PNG of our own."""
+    """Return the pixels (C, H, W) of a PNG that `png` wrote."""
     return _pixels(Image.open(io.BytesIO(data)))
 
 
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:
-    """PNG of a batch, uint8 (B, C, H, W), laid out row-major on a near-square grid."""
+    """Return the PNG of a batch, uint8 (B, C, H, W), row by row on a near-square grid or on
+    `columns`.
+    """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
@@ -53,13 +53,12 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 
 
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
-    """Pixels (C, H, W) of an upload, and what was converted, if anything was.
+    """Return the pixels (C, H, W) of an uploaded image, and what was converted, if anything was.
 
-    The size is checked on the header, so that a small file with huge dimensions costs nothing. The
-    picture is turned upright and brought to sRGB. Palette, RGB and CMYK pictures become grey by
-    luma where the model is grey; transparency is laid over black; a bilevel picture becomes 0 and
-    255. Raises UnusableImageError for what is no picture, truncated, animated, of more than 8 bits
-    a channel or of another size.
+    The size is checked on the header, so that huge dimensions cost nothing. The image is turned
+    upright and converted to sRGB. Colour becomes grey by luma if `channels` is 1; transparency is
+    composed over black. Raises UnusableImageError for damaged or animated images, more than 8 bits
+    a channel, or another size.
     """
     file = open_picture(data)
     if file.size != (width, height):

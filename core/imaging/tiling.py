@@ -1,9 +1,8 @@
-"""Photographs of any size: files to sRGB pixels as an image editor would, and pixels to tiles and
-back.
+"""Photographs of any size: image files to sRGB pixels, pixels to tiles, and enlarged tiles back to
+bands of lines.
 
-A picture is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it
-goes on as its mirror image. What models make of the tiles, without their margins, lies side by side
-without a seam.
+An image is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it
+is mirrored. The enlarged tiles, without their margins, are adjacent and leave no seam.
 """
 
 import math
@@ -20,11 +19,11 @@ from core.imaging.decode import PictureFile, open_picture
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 _LINES = 256
-"""So many lines of a picture are worked on at once where that needs memory."""
+"""Number of lines that are processed at once, to bound memory."""
 
 _SPREAD = 8
-"""How far, in pixels, visible colours are spread under transparent ones, which a model's
-neighbourhood reaches.
+"""Distance in pixels to which visible colours are extended under transparent ones, for the model's
+context.
 """
 
 
@@ -33,10 +32,10 @@ neighbourhood reaches.
 
 @dataclass(frozen=True)
 class Photograph:
-    """A decoded picture: sRGB or grey uint8 (H, W, C), C = 3 or 1, `alpha` (H, W) where it has one,
-    and what was done.
+    """A decoded image: sRGB or grey uint8 (H, W, C) with C = 3 or 1, and `alpha` (H, W) if it has
+    transparency.
 
-    `notes` say what was converted.
+    `notes` lists the conversions.
     """
 
     pixels: Pixels
@@ -45,29 +44,25 @@ class Photograph:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
     @property
     def channels(self) -> int:
-        """3, or 1 of a grey picture."""
+        """3, or 1 for a grey image."""
         return int(self.pixels.shape[2])
 
 
 def opened(data: bytes) -> PictureFile:
-    """The picture in a file, of which only the header was read. Raises UnusableImageError for what
-    is none of ours.
-    """
+    """Return an image file of which only the header was read. Raises UnusableImageError."""
     return open_picture(data, FORMATS)
 
 
 def decoded(file: PictureFile) -> Photograph:
-    """An opened picture, upright, in sRGB and 8 bits, its transparency apart. Raises
-    UnusableImageError.
+    """Decode an image file: upright, in sRGB and 8 bits, with separate transparency.
 
-    Orientation is applied. Colours go through the picture's ICC profile; without one RGB is taken
-    for sRGB. Palettes become RGB, black and white become grey. Nothing else of the file is kept:
-    neither place nor camera.
+    EXIF orientation and ICC profile are applied; RGB without a profile is taken for sRGB. Palettes
+    become RGB, black and white becomes grey. Other metadata is dropped. Raises UnusableImageError.
     """
     colours = file.colours()
     image, alpha, notes = colours.image, colours.alpha, colours.notes
@@ -82,7 +77,7 @@ def decoded(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """The colours, of which those under full transparency are what is seen around them."""
+    """Return the colours, with visible ones extended into fully transparent areas."""
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))
@@ -101,11 +96,10 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture of `height` × `width` is cut into tiles of `tile` (height, width) that overlap
-    by two `margin`s.
+    """How an image of `height` × `width` is cut into tiles of `tile` (height, width) with a
+    `margin` on every side.
 
-    Tiles are counted line by line; tile (i, j) is what lies around the core at (i·core_height,
-    j·core_width).
+    Tiles are numbered row by row; the core of tile (i, j) starts at (i·core_height, j·core_width).
     """
 
     height: int
@@ -120,24 +114,24 @@ class Tiling:
 
     @property
     def lines(self) -> int:
-        """How many tiles lie one below the other."""
+        """Number of rows of tiles."""
         return math.ceil(self.height / self.core[0])
 
     @property
     def columns(self) -> int:
-        """How many tiles lie side by side."""
+        """Number of tiles in a row."""
         return math.ceil(self.width / self.core[1])
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """Number of tiles."""
         return self.lines * self.columns
 
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
-        """Tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
+        """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `read(begin, end)` gives these lines of the picture, (end − begin, W, C); asked once for
-        each line of tiles.
+        `read(begin, end)` returns these lines of the image, (end − begin, W, C); it is called once
+        for each row of tiles.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -154,8 +148,8 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """The enlarged picture in bands (lines, W·scale, 3), top to bottom, from the enlarged cores
-        of its tiles.
+        """Yield the enlarged image as bands (lines, W·scale, 3), top to bottom, from the enlarged
+        cores of its tiles.
         """
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
@@ -166,8 +160,8 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Indices `begin` … of a line of `size` pixels that goes on as its mirror image on both sides,
-    again and again.
+    """Return the indices `begin` … of a line of `size` pixels that is mirrored at both ends,
+    repeatedly.
     """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
@@ -176,14 +170,12 @@ def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
 # --- a picture in the blob store ---
 
 Get = Callable[[int, int], bytes]
-"""Bytes `begin` … `end` − 1 of a blob."""
+"""Returns the bytes `begin` … `end` − 1 of a blob."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a picture lies in a blob (its pixels line by line, then its transparency) and how it is
-    cut into tiles.
-    """
+    """How an image is stored in a blob (pixel lines, then transparency) and cut into tiles."""
 
     tiling: Tiling
     channels: int
@@ -191,19 +183,19 @@ class Layout:
 
     @classmethod
     def of(cls, size: tuple[int, int], channels: int, *, alpha: bool, tile: tuple[int, int], margin: int) -> "Layout":
-        """The layout of a picture of this size for a model with tiles like that."""
+        """Return the layout of an image of this size, for a model with these tiles."""
         return cls(Tiling(*size, tile, margin), channels, alpha)
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> "Layout":
-        """The layout that `said` is of."""
+        """Return the layout that was written as this JSON object."""
         picture, tiles = said["image"], said["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])
 
     @property
     def said(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """The layout as a JSON object."""
         tiling = self.tiling
         height, width = tiling.tile
         return {
@@ -216,7 +208,7 @@ class Layout:
         return self.tiling.width * self.channels
 
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
-        """Some tiles of the picture, of which no more is read than they need."""
+        """Return tiles of the image; no more of the blob is read than they need."""
 
         def read(begin: int, end: int) -> Pixels:
             data = get(begin * self._line_bytes, end * self._line_bytes)
@@ -225,7 +217,7 @@ class Layout:
         return self.tiling.cut(read, first, count)
 
     def transparency(self, get: Get) -> Pixels | None:
-        """The picture's transparency, (H, W), where it has one."""
+        """Return the image's transparency (H, W), if it has any."""
         if not self.alpha:
             return None
         height, width = self.tiling.height, self.tiling.width
@@ -234,7 +226,7 @@ class Layout:
 
 
 def stored(photograph: Photograph) -> bytes:
-    """The bytes of a picture's blob."""
+    """Return the bytes of an image's blob."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
 
@@ -242,16 +234,16 @@ def stored(photograph: Photograph) -> bytes:
 # --- the answer ---
 
 _CONTEXT = 3
-"""Pixels beyond a band that bicubic interpolation may look at."""
+"""Pixels beyond a band that bicubic interpolation may read."""
 
 
 def finished(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Bands as the picture was: grey, or with its transparency, which bicubic interpolation
-    enlarges.
+    """Yield bands with the image's own channels: grey, or with its transparency enlarged by bicubic
+    interpolation.
 
-    `opaque`: for a format without transparency, which is laid over white.
+    `opaque`: for a format without transparency, compose over white.
     """
     at = 0
     for band in bands:
@@ -264,9 +256,7 @@ def finished(
 
 
 def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
-    """Lines `begin` … `end` − 1 of the enlarged transparency, the same as if it were enlarged as a
-    whole.
-    """
+    """Return lines `begin` … `end` − 1 of the enlarged transparency, as the whole has them."""
     above = max(0, begin // scale - _CONTEXT)
     part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
     # across first, then down: which of them Pillow would do first depends on the band's height

@@ -42,7 +42,7 @@ def read_webp(data: bytes) -> Container:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Return width and height, of the first chunk: lossy, lossless, or that of the extended format."""
+    """Return width and height by the first chunk: lossy, lossless, or the extended format's."""
     kind = data[12:16]
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", data, 26)
