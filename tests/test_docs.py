@@ -1,4 +1,4 @@
-"""The pages say what the code says."""
+"""The documentation agrees with the code."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,15 @@ from core.settings import PREFIX, Settings
 
 
 def test_table_of_models_follows_the_cards(root: Path) -> None:
-    """The README's figures are those of the checkpoints that ship (`python benchmarks/table.py --write`)."""
+    """The README's table has the figures of the shipped checkpoints (`python benchmarks/table.py
+    --write`).
+    """
     readme = (root / "README.md").read_text()
     assert written(readme) == readme
 
 
-def test_readme_is_short_and_its_links_lead_somewhere(root: Path) -> None:
-    """At most 80 lines, and every file it names is there."""
+def test_readme_is_short_and_links_are_valid(root: Path) -> None:
+    """The README has at most 80 lines, and every linked file exists."""
     readme = (root / "README.md").read_text()
     assert len(readme.splitlines()) <= 80
     for page in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]:
@@ -41,7 +43,7 @@ def test_every_decision_is_dated_and_newest_first(root: Path) -> None:
         assert re.findall(r"^- \*\*(\w+)\.\*\*", record, re.MULTILINE) == ["Context", "Decision", "Consequences"]
 
 
-def test_links_to_headings_lead_somewhere(root: Path) -> None:
+def test_links_to_headings_are_valid(root: Path) -> None:
     """Each `page.md#heading`, in pages and in the code, names a heading of that page."""
     files = [
         path for folder in ("api", "core", "workers", "models", "reverie") for path in (root / folder).rglob("*.py")
@@ -53,7 +55,7 @@ def test_links_to_headings_lead_somewhere(root: Path) -> None:
     assert [link for link in links if link[1] not in pages[link[0]]] == []
 
 
-def test_architecture_names_what_exists(root: Path) -> None:
+def test_architecture_names_exist_in_the_code(root: Path) -> None:
     """Each file and folder, class and method that the page names is in the code."""
     page = (root / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"`([^`\s]+)`", page))
@@ -75,8 +77,10 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_commands_that_save_a_file_cannot_save_something_else_unnoticed(root: Path) -> None:
-    """Each `curl … -o` fails on errors; one that may become a job waits longest and prints what it saved."""
+def test_commands_that_save_a_file_fail_visibly(root: Path) -> None:
+    """Each `curl … -o` fails on errors; one that may become a job waits, and prints status and
+    content type.
+    """
     operations = {operation.path for operation in OPERATIONS}
     commands = []
     for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
