@@ -181,10 +181,10 @@ def test_a_wish_that_cannot_be_names_its_field(
 
 
 def test_a_game_has_no_pictures_to_choose_epochs_on(client: httpx.Client, trained: Path) -> None:
-    """Held-back pictures are refused for a family of players, and not taken by default."""
+    """Held-back pictures are refused for an adversarial family, and not taken by default."""
     recipe = {"training": {"validation": 10}}
     answer = client.post("/v1/trainings", json=wish("game", family="ebgan", recipe=recipe))
-    assert "players" in answer.json()["errors"][0]["detail"]
+    assert "adversarial families" in answer.json()["errors"][0]["detail"]
 
 
 def test_what_is_not_there_is_said(client: httpx.Client, trained: Path) -> None:
