@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -45,7 +46,7 @@ _TRIES = 5
 """How often the database is copied again if files that it names have gone meanwhile."""
 
 _CHECKPOINT = "state.pt"
-_COPIED_BY_JOB = ("desk", "runs")
+_COPIED_BY_JOB = ("scratch", "desk", "runs")
 _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
 """Not in a backup: the queue server's data, which are not durable state, the id of this instance,
 which a copy must not share, and temporary files.
@@ -212,7 +213,8 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
             if job.needs_blobs and job.blobs:
                 wanted |= _copy_blobs(blobs, job, copy)
             if job.status not in TERMINAL:
-                wanted |= _copy_tree(settings.state, Path("desk") / job.id, copy)
+                for scratch in ("scratch", "desk"):  # the second is its name in earlier releases
+                    wanted |= _copy_tree(settings.state, Path(scratch) / job.id, copy)
             if job.kind == "training":
                 wanted |= _copy_run(settings.state, job.id, copy)
         except FileNotFoundError:
@@ -328,7 +330,7 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     for name in manifest["files"]:
         top, _, rest = name.partition("/")
         if top == STATE:
-            _place(folder / name, state / rest)
+            _place(folder / name, state / re.sub("^desk/", "scratch/", rest))
         elif top == BLOBS:
             work = state / f".restore-{os.getpid()}"
             try:

@@ -125,7 +125,7 @@ class Cleanup:
 
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
         yield from self._job_blobs()
-        yield from self._job_folders("desk", self._needs_scratch)
+        yield from self._job_folders("scratch", self._needs_scratch)
         yield from self._job_folders("runs", self._needs_run)
         yield from self._unfinished_files()
         for path in self._versions.leftovers(self._may_publish):

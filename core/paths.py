@@ -16,7 +16,7 @@ class StatePaths:
 
     def auxiliary_job(self, job_id: str) -> Path:
         """Return the folder of an auxiliary job's files, which is removed after it."""
-        return self.state / "desk" / job_id
+        return self.state / "scratch" / job_id
 
     @property
     def datasets(self) -> Path:

@@ -97,6 +97,8 @@ def check_state(chosen: Settings) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
         _instance_id(folder)
+        with contextlib.suppress(OSError):
+            (folder / "desk").rename(folder / "scratch")  # its name in earlier releases
         if not chosen.blobs_url:
             (folder / "blobs").mkdir(exist_ok=True)
     except OSError as error:

@@ -87,8 +87,8 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     running = job(method="encode", owner="bob")
     service.job_store.insert(training, uploaded, waiting, running)
     assert {one.id for _ in range(2) for one in service.job_store.claim("w", LEASE_S, 1)} >= {running.id}
-    (state / "desk" / uploaded.id).mkdir(parents=True)
-    (state / "desk" / uploaded.id / FILE).write_bytes(b"a version")
+    (state / "scratch" / uploaded.id).mkdir(parents=True)
+    (state / "scratch" / uploaded.id / FILE).write_bytes(b"a version")
     (state / "runs" / training.id).mkdir(parents=True)
     (state / "runs" / training.id / "state.pt").write_bytes(b"step 7")
     create(service.settings, tmp_path / "backup")
@@ -102,7 +102,7 @@ def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
     claimed = [one for _ in range(2) for one in other.job_store.claim("w", LEASE_S, 1)]
     assert {one.id for one in claimed} == {running.id, waiting.id}
     assert {one.attempts for one in claimed} == {0}
-    assert (tmp_path / "other" / "desk" / uploaded.id / FILE).read_bytes() == b"a version"
+    assert (tmp_path / "other" / "scratch" / uploaded.id / FILE).read_bytes() == b"a version"
     assert (tmp_path / "other" / "runs" / training.id / "state.pt").read_bytes() == b"step 7"
     versions = Versions(tmp_path / "other" / "checkpoints")
     assert versions.pointers() == {"m": {"serves": "1"}}
@@ -164,8 +164,11 @@ def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:
     load(LAST, folder / backup.DATABASE)
     (folder / "blobs" / key).parent.mkdir(parents=True)
     (folder / "blobs" / key).write_bytes(b"in a blob")
+    scratch = f"state/desk/{job_id(8)}/{FILE}"
+    (folder / scratch).parent.mkdir(parents=True)
+    (folder / scratch).write_bytes(b"a version")
     files = {}
-    for name in (backup.DATABASE, f"blobs/{key}"):
+    for name in (backup.DATABASE, f"blobs/{key}", scratch):
         data = (folder / name).read_bytes()
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / backup.MANIFEST).write_text(json.dumps({"format": 1, "created_at": "", "bytes": 0, "files": files}))
@@ -173,6 +176,7 @@ def test_a_backup_of_an_earlier_release_is_restored(tmp_path: Path) -> None:
     service = Service(tmp_path / "state")
     assert service.result(job_id(10)) == [b"in a blob"]
     assert len(service.result(job_id(9))) == 1
+    assert (tmp_path / "state" / "scratch" / job_id(8) / FILE).read_bytes() == b"a version"
     interrupted = service.job_store.get(job_id(5))
     assert interrupted is not None
     assert (interrupted.status, interrupted.attempts) == ("queued", 2)
@@ -185,14 +189,17 @@ def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> No
     load(LAST, settings.state / "ledger.sqlite3")
     before = (settings.state / "ledger.sqlite3").read_bytes()
     Blobs(settings.blobs).put(key, b"in a blob")
+    (settings.state / "desk" / job_id(8)).mkdir(parents=True)
+    (settings.state / "desk" / job_id(8) / FILE).write_bytes(b"a version")
     manifest = create(settings, tmp_path / "backup")
-    assert set(manifest["files"]) == {backup.DATABASE, f"blobs/{key}"}
+    assert set(manifest["files"]) == {backup.DATABASE, f"blobs/{key}", f"state/desk/{job_id(8)}/{FILE}"}
     left = {path.name for path in (tmp_path / "backup").iterdir() if path.is_file()}
     assert left == {backup.DATABASE, backup.MANIFEST}
     assert (settings.state / "ledger.sqlite3").read_bytes() == before
     restore(Settings(state=tmp_path / "other"), tmp_path / "backup")
     other = Service(tmp_path / "other")
     assert other.result(job_id(10)) == [b"in a blob"]
+    assert (tmp_path / "other" / "scratch" / job_id(8) / FILE).read_bytes() == b"a version"
     other.job_store.engine.dispose()
 
 

@@ -91,18 +91,18 @@ def test_what_was_just_written_stays(place: Place) -> None:
     """A blob comes before its row: new ones are nobody's orphans, and old ones only when two sweeps have found them."""
     place.blobs.put(f"jobs/{new_id()}/items", b"x")
     place.blobs.put(f"jobs/{old_id()}/items", b"x")
-    (place.state / "desk" / old_id()).mkdir(parents=True)
+    (place.state / "scratch" / old_id()).mkdir(parents=True)
     for _ in range(3):
         place.cleanup.run()
     assert len(place.blobs.names("jobs")) == 2
-    assert len(list((place.state / "desk").iterdir())) == 1
+    assert len(list((place.state / "scratch").iterdir())) == 1
     age(place.state / "blobs")
-    age(place.state / "desk")
+    age(place.state / "scratch")
     place.cleanup.run()
     assert len(place.blobs.names("jobs")) == 2  # the first time that an old one was seen
     place.cleanup.run()
     assert len(place.blobs.names("jobs")) == 1
-    assert list((place.state / "desk").iterdir()) == []
+    assert list((place.state / "scratch").iterdir()) == []
 
 
 def test_a_row_that_comes_between_two_sweeps_keeps_its_files(place: Place) -> None:
@@ -168,17 +168,17 @@ def test_scratch_and_run_folders_go_with_their_jobs(place: Place) -> None:
     place.job_store.cancel(done.id)
     place.job_store.cancel(training.id)
     refused, deleted = old_id(), old_id()
-    for name in (f"desk/{waiting.id}", f"desk/{done.id}", f"desk/{refused}"):
+    for name in (f"scratch/{waiting.id}", f"scratch/{done.id}", f"scratch/{refused}"):
         (place.state / name).mkdir(parents=True)
         (place.state / name / "file").write_bytes(b"x")
     for name in (f"runs/{training.id}", f"runs/{deleted}"):
         (place.state / name / "inner").mkdir(parents=True)
         (place.state / name / "state.pt").write_bytes(b"x")
-    with work_folder(place.state / "desk" / old_id()) as uploading:
-        age(place.state / "desk")
+    with work_folder(place.state / "scratch" / old_id()) as uploading:
+        age(place.state / "scratch")
         age(place.state / "runs")
         place.sweep_twice()
-        auxiliary_job = {path.name for path in (place.state / "desk").iterdir()}
+        auxiliary_job = {path.name for path in (place.state / "scratch").iterdir()}
     assert auxiliary_job == {waiting.id, uploading.path.name}
     assert [path.name for path in (place.state / "runs").iterdir()] == [training.id]
     assert not uploading.path.exists()

@@ -39,7 +39,7 @@ def files(stack: Stack) -> set[str]:
     """Files, and folders without any, of what the service keeps for jobs, uploads, datasets and versions."""
     state = stack.state / "state"
     found = set()
-    for top in ("blobs", "desk", "runs", "datasets", "checkpoints", "unfinished"):
+    for top in ("blobs", "scratch", "runs", "datasets", "checkpoints", "unfinished"):
         for path in (state / top).rglob("*"):
             with contextlib.suppress(OSError):
                 leaf = not path.is_dir() or not any(path.iterdir())
@@ -127,7 +127,7 @@ def api_killed(client: httpx.Client, stack: Stack) -> None:
         link.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
     state = stack.state / "state"
     assert wait_until(lambda: len(list((state / "datasets").glob(".*/file"))) == 2)
-    assert wait_until(lambda: list((state / "desk").glob("*/file")))
+    assert wait_until(lambda: list((state / "scratch").glob("*/file")))
     time.sleep(0.5)
     stack.kill("api")
     for link in links:
@@ -144,7 +144,7 @@ def writers_killed(client: httpx.Client, stack: Stack) -> None:
         f"blobs/jobs/job_{'0a' * 14}/1-0",
         "unfinished/tmpk1ll3d",
         f"runs/job_{'2' * 28}/state.pt",
-        f"desk/job_{'3' * 28}/model.safetensors",
+        f"scratch/job_{'3' * 28}/model.safetensors",
         f"checkpoints/vae-mnist-2d/7/.{'b' * 32}",
         f"datasets/.{'c' * 32}/made/train.npy",
     ):

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import redis
 
+from core.catalog.versions import FILE
 from core.startup import MARK, mark_of
+from tests.api.routes.test_versions import SHIPPED, brighter
 from tests.core.jobs.test_migrate import FIRST, job_id, load
 from tests.service.test_leftovers import wait_until
 from tests.stack import Stack
@@ -24,6 +26,8 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
         connection.execute("UPDATE jobs SET owner = ''")  # as without API keys
         connection.commit()
     (stack.state / "state" / "instance-id").write_text("an id")
+    (stack.state / "state" / "desk" / job_id(8)).mkdir(parents=True)
+    (stack.state / "state" / "desk" / job_id(8) / FILE).write_bytes(brighter(SHIPPED.read_bytes()))
     try:
         stack.start("queue")
         stack.wait_queue()
@@ -47,13 +51,14 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
                 5: "failed",  # it has taken down three workers
                 6: "paused",
                 7: "failed",  # its dataset is not there
-                8: "failed",  # its file is not there
+                8: "succeeded",
                 9: "succeeded",
                 10: "succeeded",
                 11: "failed",
                 12: "cancelled",
                 13: "succeeded",
             }
+            assert client.get("/v1/models/mine").json()["version"] == "1"
             for number in (1, 3, 9, 13):
                 result = client.get(f"/v1/jobs/{job_id(number)}/result", headers={"Accept": "application/json"})
                 assert (result.status_code, len(result.json()["images"])) == (200, 2)

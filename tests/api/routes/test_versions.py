@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack,
     assert answer.status_code == 422, answer.text
     assert said in answer.json()["detail"]
     assert client.get("/v1/models/vae-mnist-2d").json()["versions"] == before
-    assert not list((stack.state / "state" / "desk").iterdir())
+    assert not list((stack.state / "state" / "scratch").iterdir())
 
 
 def test_what_is_not_there_cannot_serve(client: httpx.Client, second: str) -> None:
