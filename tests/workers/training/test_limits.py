@@ -223,4 +223,4 @@ def test_a_worker_without_a_gpu_has_one_device(trainer: TrainingWorker) -> None:
     """And says so in its heartbeat."""
     trainer.discover_devices()
     assert trainer.devices == 1
-    assert AUXILIARY_KINDS == ("estimate", "import", "publication")
+    assert AUXILIARY_KINDS == ("estimate", "import", "publication", "dataset")
