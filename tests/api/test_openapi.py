@@ -182,7 +182,8 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     assert samples["operationId"] == "create_samples"
     assert samples["requestBody"]["content"]["application/json"]["schema"] == _reference("SamplesBody")
     fields = schemas["SamplesBody"]["properties"]
-    assert (fields["model"]["type"], fields["model"]["examples"]) == ("string", [FAULTY, TINY, MODEL])
+    assert fields["model"]["type"] == "string"
+    assert {FAULTY, TINY, MODEL} <= set(fields["model"]["examples"])  # others may have been trained since the start
     assert "enum" not in fields["model"]
     options = [f"{family}SamplesOptions" for family in ("Faulty", "Tiny", "Vae")]
     assert fields["options"]["anyOf"] == [_reference(name) for name in options]
