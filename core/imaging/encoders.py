@@ -69,6 +69,7 @@ def fault(kind: str, height: int, width: int) -> str | None:
     return None
 
 
+# See docs/decisions.md#large-pictures-are-encoded-in-bands-by-our-own-encoders
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
     """Write an image from bands uint8 (lines, width, channels). `quality` is 1 … 100, ignored for
     PNG.

@@ -14,6 +14,7 @@ from core.imaging.decode import DAMAGED, FORMATS, Colours, open_picture
 __all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid", "png", "unpng"]
 
 
+# See docs/decisions.md#small-pngs-are-written-by-our-own-encoder
 def png(pixels: Pixels) -> bytes:
     """Return the PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines,
     one zlib stream.
