@@ -36,7 +36,7 @@ from serving import facts  # noqa: E402
 from models import bihm  # noqa: E402
 from models.kit import card, data  # noqa: E402
 from models.kit.continuation import Continuation  # noqa: E402
-from models.kit.grid import sheet  # noqa: E402
+from models.kit.grid import image_grid  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.sampling import effective_sample_size, log_mean_exp  # noqa: E402
 
@@ -254,7 +254,7 @@ def pictures() -> dict[str, Any]:
     }
     for name, options in chosen.items():
         images = finished(model.sample, RowStreams.range(1, 0, 100), options)["images"]
-        sheet(images, 10).save(folder / f"bihm-{name}.png", optimize=True)
+        image_grid(images, 10).save(folder / f"bihm-{name}.png", optimize=True)
     x = test_digits(10)
     answers = [
         finished(model.inpaint, x, lower_half(10), RowStreams.range(20 + i, 0, 10), bihm.InpaintOptions())
@@ -262,7 +262,7 @@ def pictures() -> dict[str, Any]:
     ]
     known = torch.where(lower_half(10) > 0, 0.5, x)
     columns = torch.stack([known, *(answer["images"] for answer in answers), x], dim=1)
-    sheet(columns.flatten(0, 1), 7, 1).save(folder / "bihm-inpaintings.png", optimize=True)
+    image_grid(columns.flatten(0, 1), 7, 1).save(folder / "bihm-inpaintings.png", optimize=True)
     return {"files": ["bihm-p.png", "bihm-p-star.png", "bihm-inpaintings.png"]}
 
 

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from serving import facts  # noqa: E402
 
 from models.kit import data  # noqa: E402
-from models.kit.grid import sheet  # noqa: E402
+from models.kit.grid import image_grid  # noqa: E402
 
 MARGINS = (1, 2, 4, 8, 16, 32)
 NETWORKS = {"layers_g": 3, "size_g": 800, "layers_d": 2, "size_d": 256}
@@ -52,7 +52,7 @@ def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
         samples = games.drawn(game.model, count)
         found = scores(classifier.probabilities(judge, samples)).rounded()
         last = {name: game.metrics[-1][name] for name in ("d_real", "d_fake", "active_hinges", "loss_discriminator")}
-        sheet(samples[:SHOWN], COLUMNS).save(folder / f"{margin}.png", optimize=True)
+        image_grid(samples[:SHOWN], COLUMNS).save(folder / f"{margin}.png", optimize=True)
         line = {"margin": margin, **found, **last, "seconds": round(game.seconds, 1), "commit": facts.commit()}
         file.write_text(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)

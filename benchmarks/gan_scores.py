@@ -29,7 +29,7 @@ from serving import facts  # noqa: E402
 
 from models import ebgan  # noqa: E402
 from models.kit import card, data  # noqa: E402
-from models.kit.grid import sheet  # noqa: E402
+from models.kit.grid import image_grid  # noqa: E402
 from models.kit.train import weights  # noqa: E402
 
 NAMES = ("ebgan-mnist", "ebgan-pt-mnist")
@@ -210,7 +210,7 @@ def report(result: dict[str, Any], count: int) -> None:
 def figure(gan: Path) -> None:
     """The slides' figure 5 from a run of the plain GAN and the two checkpoints."""
     models = {"gan-mnist": from_run(gan), **{name: card.load(checkpoint(name))[0] for name in NAMES}}
-    sheets = [sheet(games.drawn(model, 100), 10, 1) for model in models.values()]
+    sheets = [image_grid(games.drawn(model, 100), 10, 1) for model in models.values()]
     side, top, gap = sheets[0].width, 18, 12
     page = Image.new("L", (len(sheets) * (side + gap) - gap, top + sheets[0].height), 255)
     pen = ImageDraw.Draw(page)

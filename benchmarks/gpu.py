@@ -70,7 +70,7 @@ def random_numbers(device: str, count: int) -> dict[str, Any]:
     here, there = (RowStreams.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
     equal = all(
         torch.equal(getattr(here, name)(*words), getattr(there, name)(*words).cpu())
-        for name, words in (("words", (16, 3)), ("uniform", (61, 2)), ("halves", (61, 5, 4, 1)))
+        for name, words in (("words", (16, 3)), ("uniform", (61, 2)), ("uniform_int16", (61, 5, 4, 1)))
     )
     apart = int((here.normal(64) != there.normal(64).cpu()).sum())
     return {"check": "random numbers", "ok": equal and apart <= max(1, count * 64 // 10**7), "normals_apart": apart}

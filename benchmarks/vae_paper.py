@@ -25,8 +25,10 @@ import torch  # noqa: E402
 from models import vae  # noqa: E402
 from models.kit import data  # noqa: E402
 from models.kit.export import provenance  # noqa: E402
+from models.kit.recipe import Recipe  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
-from models.kit.train import Recipe, Run, train, weights  # noqa: E402
+from models.kit.run import Run  # noqa: E402
+from models.kit.train import train, weights  # noqa: E402
 
 LATENTS = (3, 5, 10, 20, 200)
 STEP_SIZES = (0.01, 0.02, 0.1)
@@ -96,7 +98,7 @@ def choose(latents: int, precision: str) -> None:
         losses = []
         while run.steps < 1500:
             batches = data.shuffled(EPOCH, SEED, run.epoch).split(100)
-            losses += [float(run.advance(index)) / 100 for index in batches]
+            losses += [float(run.train_step(index)) / 100 for index in batches]
             run.epoch += 1
         line = json.dumps({"step_size": step_size, "train_loss": sum(losses[-500:]) / 500})
         with CHOICE.open("a") as file:

@@ -1,10 +1,10 @@
 r"""Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, arXiv:1312.6114v11 (ICLR 2014).
 
-The importance-weighted bound L_K is that of Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders",
-arXiv:1509.00519v4 (ICLR 2016); with K = 1 it is the paper's estimator A. Its doubly reparameterized gradient (DReG) is
+The importance-weighted bound (IWAE) L_K is that of Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders",
+arXiv:1509.00519v4 (ICLR 2016); with K = 1 it equals the estimator SGVB A. Its doubly reparameterized gradient (DReG) is
 that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
 
-    paper            here                shape      unit   eq.
+    paper            here                shape      unit   equation
     x                x                   B D        1      -
     z                z                   B L J      1      -
     ε                noise               B L J      1      4
@@ -15,14 +15,17 @@ that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
     L̃ᴬ, L̃ᴮ           sgvb_a, sgvb_b      B          nats   6, 7
     L̃(X; Xᴹ)         minibatch           -          nats   8
     −D_KL(q ‖ p)     −kl_to_prior        B          nats   10, app. B
-    L_K (IWAE)       iwae_bound    B          nats   IWAE §3
+    L_K (IWAE)       iwae_bound          B          nats   IWAE §3
     ∇L_K (DReG)      dreg_bound          B          nats   DReG, eq. 8
 
-L counts samples of one image (K in IWAE) and is axis 1; J latents, D pixels. Losses are −bound, one an image, in nats.
+L counts the samples of one image (K in IWAE) and is axis 1; J latent dimensions, D pixels. A loss is minus the bound,
+one number per image, in nats.
 
-Departs from the paper: any depth and activation (the paper has one tanh layer); Adam beside Adagrad; L_K beside L̃ᴮ as
-the objective; grey pictures are binarized by a seeded draw, which the paper leaves open; outside training log
-variances are held to ±30, which keeps every estimate finite and the bounds bounds.
+Departs from the paper: any depth and activation (the paper has one tanh layer); Adam beside Adagrad; L_K as an
+alternative objective to L̃ᴮ; grey images are binarized by a seeded draw, which the paper leaves open; outside training
+log variances are clamped to ±30, so that estimates stay finite and the bounds stay lower bounds.
+
+This file has more than 400 lines because one paper is one file.
 """
 
 from __future__ import annotations
@@ -63,20 +66,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
 }
-CHUNK = 250  # importance samples of one slice
-LOG_VARIANCE_LIMIT = 30.0  # of what is measured and drawn: beyond it float32 overflows in squares of z
+SAMPLES_PER_CALL = 250  # importance samples of one call of `log_likelihood`
+LOG_VARIANCE_LIMIT = 30.0  # outside training: beyond it the squares of z overflow float32
 
 
 @dataclass(frozen=True)
 class Config:
-    """The networks, the likelihood and the objective; by default MNIST's shape and two layers of 512."""
+    """Networks, likelihood and objective; the defaults are MNIST's shape and two hidden layers of 512 units."""
 
     channels: int = option(1, minimum=1, maximum=4)
     height: int = option(28, minimum=1, maximum=512, description="pixels")
     width: int = option(28, minimum=1, maximum=512, description="pixels")
     latents: int = option(50, minimum=1, maximum=4096, description="dimensions of z")
     hidden: tuple[int, ...] = option(
-        (512, 512), minimum=1, maximum=8192, description="units of the encoder's layers; the decoder has them reversed"
+        (512, 512),
+        minimum=1,
+        maximum=8192,
+        description="units of the encoder's hidden layers; the decoder has them reversed",
     )
     activation: str = option("elu", choices=tuple(ACTIVATIONS))
     likelihood: str = option("bernoulli", choices=("bernoulli", "gaussian"))
@@ -84,11 +90,15 @@ class Config:
     objective: str = option(
         "sgvb_b",
         choices=("sgvb_a", "sgvb_b", "importance", "importance_dreg"),
-        description="maximised: estimator A, estimator B, or the importance-weighted bound, by its plain gradient or by"
-        " the doubly reparameterized one",
+        description="the bound to maximise: estimator SGVB A, SGVB B, or the importance-weighted bound (IWAE) with its"
+        " plain or its doubly reparameterized gradient",
     )
-    samples: int = option(1, minimum=1, maximum=1000, description="L of A and B, K of the importance-weighted bound")
-    single_sample_epochs: int = option(0, minimum=0, maximum=100000, description="first epochs with samples = 1")
+    samples: int = option(
+        1, minimum=1, maximum=1000, description="L of SGVB A and B, K of the importance-weighted bound"
+    )
+    single_sample_epochs: int = option(
+        0, minimum=0, maximum=100000, description="number of first epochs with samples = 1"
+    )
 
 
 # --- The paper's equations -------------------------------------------------------------------------------------------
@@ -114,25 +124,25 @@ def reparameterise(
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """§2.2: a term whose gradient is the naive estimator, ∇_φ E_q[f(z)] ≃ (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
+    """§2.2: the naive (score function) estimator: the gradient of this term is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
 
-    `signal` is f, held fixed; `log_q` is taken at samples through which no gradient flows.
+    `signal` is f(zₗ), treated as constant; `log_q` must be computed at samples zₗ without gradient.
     """
     return (signal.detach() * log_q).mean(dim=1)
 
 
 def sgvb_a(log_p_x: PerSample, log_p_z: PerSample, log_q: PerSample) -> PerImage:
-    """Eq. 6: L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)]."""
+    """Eq. 6: estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)]."""
     return (log_p_x + log_p_z - log_q).mean(dim=1)
 
 
 def sgvb_b(log_p_x: PerSample, kl: PerImage) -> PerImage:
-    """Eq. 7: L̃ᴮ = −D_KL(q(z|x) ‖ p(z)) + (1/L) Σₗ log p(x|zₗ)."""
+    """Eq. 7: estimator SGVB B, L̃ᴮ = −D_KL(q(z|x) ‖ p(z)) + (1/L) Σₗ log p(x|zₗ)."""
     return log_p_x.mean(dim=1) - kl
 
 
 def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
-    """Eq. 8: L(X) ≃ (N/M) Σᵢ L̃(xᵢ); N/M multiplies the reconstruction and the KL term alike."""
+    """Eq. 8: L(X) ≃ (N/M) Σᵢ L̃(xᵢ); N/M scales the reconstruction and the KL term alike."""
     return total / bounds.shape[0] * bounds.sum()
 
 
@@ -149,17 +159,20 @@ def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> Pe
 def log_gaussian(
     x: Float[Tensor, "B D"], mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]
 ) -> PerSample:
-    """Eq. 12: log p(x|z) = log N(x; μ(z), σ²(z)I), a density on the pixels' scale 0 … 1."""
+    """Eq. 12: log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1."""
     return log_normal(x[:, None], mean, log_variance)
 
 
 def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
-    """IWAE §3: L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x); E L_K rises with K to log p(x)."""
+    """IWAE §3: the importance-weighted bound, L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x).
+
+    E L_K rises with K to log p(x).
+    """
     return log_mean_exp(log_w)
 
 
-class _Slopes(torch.autograd.Function):
-    """Values as they are, whose gradient comes back multiplied by the factors in `factors`."""
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by the factors that `factors` holds in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, z: Float[Tensor, "B K J"], factors: list[Float[Tensor, "B K"]]) -> Float[Tensor, "B K J"]:
@@ -167,10 +180,10 @@ class _Slopes(torch.autograd.Function):
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Float[Tensor, "B K J"]) -> tuple[Tensor | None, ...]:
-        (slope,) = slopes
+    def backward(ctx: Any, *gradients: Float[Tensor, "B K J"]) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
         (factors,) = ctx.factors
-        return slope * factors[..., None], None
+        return gradient * factors[..., None], None
 
 
 def dreg_bound(
@@ -179,14 +192,14 @@ def dreg_bound(
     log_variance: Float[Tensor, "B J"],
     noise: Float[Tensor, "B K J"],
 ) -> PerImage:
-    """L_K with the doubly reparameterized gradient (DReG, eq. 8); `log_joint` is z ↦ log p(x, z), nats.
+    """DReG eq. 8: L_K, with the encoder's gradient Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw.
 
-    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ) with w̃ₖ = wₖ/Σw, the score term of log q(z|x) left out;
-    the decoder's is the plain one, Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are unbiased for the gradient of E L_K.
+    The score term of log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are
+    unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x, z), in nats.
     """
-    factors: list[Tensor] = []  # known after log w, which is made of z, and wanted in the backward pass alone
-    scaled: Callable[..., Tensor] = _Slopes.apply
-    z = scaled(reparameterise(mean, log_variance, noise), factors)
+    factors: list[Tensor] = []  # filled below: w̃ depends on z, and only the backward pass needs it
+    scale_gradient: Callable[..., Tensor] = _ScaleGradient.apply
+    z = scale_gradient(reparameterise(mean, log_variance, noise), factors)
     log_w = log_joint(z) - log_normal(z, mean.detach()[:, None], log_variance.detach()[:, None])
     factors.append(normalised_weights(log_w.detach()))
     return iwae_bound(log_w)
@@ -195,8 +208,8 @@ def dreg_bound(
 # --- Blocks (appendix C) ---------------------------------------------------------------------------------------------
 
 
-def trunk(widths: tuple[int, ...], activation: str) -> nn.Sequential:
-    """Appendix C: a multi-layer perceptron, an activation after each layer."""
+def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
+    """Return the hidden layers of a multi-layer perceptron (appendix C), an activation after each linear layer."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
@@ -204,37 +217,37 @@ def trunk(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """Appendix C.2: an MLP's mean and log variance of a diagonal normal; `unit` keeps the mean within (0, 1)."""
+    """Appendix C.2: an MLP that outputs mean and log variance of a diagonal normal; `unit` keeps the mean in (0, 1)."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str, *, unit: bool = False) -> None:
         super().__init__()
-        self.trunk = trunk(widths, activation)
+        self.trunk = hidden_layers(widths, activation)
         self.mean = Linear(widths[-1], outputs)
         self.log_variance = Linear(widths[-1], outputs)
         self.unit = unit
 
     def forward(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B O"], Float[Tensor, "*B O"]]:
-        """Mean and log variance, both float32 whatever the precision inside.
+        """Return mean and log variance in float32, also under autocast.
 
-        Outside training the log variance is held to ±`LOG_VARIANCE_LIMIT`, so that every estimate is finite.
+        Without gradients the log variance is clamped to ±`LOG_VARIANCE_LIMIT`, so that every estimate is finite.
         """
         h = self.trunk(x)
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float()
-        if not torch.is_grad_enabled():  # a picture unlike any that was trained on: q stays a distribution, L a bound
+        if not torch.is_grad_enabled():
             log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         return (mean.sigmoid() if self.unit else mean), log_variance
 
 
 class Bernoulli(nn.Module):
-    """Appendix C.1: an MLP's logits of independent Bernoulli pixels."""
+    """Appendix C.1: an MLP that outputs the logits of independent Bernoulli pixels."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str) -> None:
         super().__init__()
-        self.trunk = trunk(widths, activation)
+        self.trunk = hidden_layers(widths, activation)
         self.logits = Linear(widths[-1], outputs)
 
     def forward(self, z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B D"]:
-        """Logits, float32 whatever the precision inside."""
+        """Return the logits in float32, also under autocast."""
         logits: Tensor = self.logits(self.trunk(z))
         return logits.float()
 
@@ -252,7 +265,7 @@ _OUTPUT = option("means", choices=("means", "draws"), description="the mean of e
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How to draw from the model."""
+    """Options of `sample`."""
 
     output: str = _OUTPUT
     temperature: float = option(1.0, above=0.0, maximum=2.0, description="standard deviation of the prior")
@@ -263,21 +276,21 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class ManifoldOptions:
-    """How fine the grid over the latent plane is."""
+    """Options of `manifold`."""
 
     size: int = option(20, minimum=1, maximum=64, description="cells a side; row i of the answer is cell i, row-major")
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How pictures are made binary first."""
+    """Options of `encode`."""
 
     binarization: str = _BINARIZATION
 
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Which code is decoded and what comes of it."""
+    """Options of `reconstruct`."""
 
     binarization: str = _BINARIZATION
     code: str = option("mean", choices=("mean", "draw"), description="decode the mean of q(z|x), or a seeded draw")
@@ -286,7 +299,7 @@ class ReconstructOptions:
 
 @dataclass(frozen=True)
 class InterpolateOptions:
-    """The path between two codes: row i is frame i of `steps`, frame 0 the first picture's."""
+    """Options of `interpolate`: row i is frame i of `steps`, and frame 0 is the first image."""
 
     binarization: str = _BINARIZATION
     steps: int = option(8, minimum=2, maximum=256, description="frames, both ends included")
@@ -294,7 +307,7 @@ class InterpolateOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """How the energy −L (estimator B) is averaged."""
+    """Options of `energy`, minus the lower bound (SGVB B)."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -303,7 +316,7 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """How many importance samples estimate log p(x); a standard error takes two."""
+    """Options of `log_likelihood`; a standard error needs at least two samples."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -314,7 +327,10 @@ class LikelihoodOptions:
 
 
 class Model(nn.Module):
-    """p(x|z)p(z) and q(z|x), and what can be asked of them. `images` hold 0 … 1 and become binary by `binarization`."""
+    """The decoder p(x|z), the encoder q(z|x) and their operations.
+
+    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization` says.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -329,88 +345,89 @@ class Model(nn.Module):
         )
 
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over all of a model of the same networks; ValueError where its weights are others or of other shapes."""
+        """Load the weights of a model with the same networks; ValueError if names or shapes differ."""
         try:
             self.load_state_dict(dict(weights))
         except RuntimeError as error:
-            raise ValueError(f"a VAE begins with one of the same networks: {error}") from error
+            raise ValueError(f"a VAE can only start from a VAE with the same networks: {error}") from error
 
     def initialise(self, rows: RowStreams) -> None:
-        """§5: every parameter from N(0, 0.1²) where the config says "normal"; else torch's law of fan-in, ±1/√n."""
+        """Draw every parameter from N(0, 0.1²) (§5) if `init` is "normal", else from U(±1/√fan-in), torch's default."""
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
             for stream, parameter in ((2 * number, layer.weight), (2 * number + 1, layer.bias)):
                 if self.config.init == "normal":
-                    drawn = 0.1 * rows.normal(parameter.numel(), stream)
+                    values = 0.1 * rows.normal(parameter.numel(), stream)
                 else:
-                    drawn = (2.0 * rows.uniform(parameter.numel(), stream) - 1.0) * layer.in_features**-0.5
-                parameter.data.copy_(drawn[0].view_as(parameter))
+                    values = (2.0 * rows.uniform(parameter.numel(), stream) - 1.0) * layer.in_features**-0.5
+                parameter.data.copy_(values[0].view_as(parameter))
 
     def operations(self) -> dict[str, Any]:
-        """What this model can do; only two latents make a plane for `manifold`."""
+        """Return the operations as the card lists them; `manifold` only with two latent dimensions."""
         return describe(self, without=() if self.config.latents == 2 else ("manifold",))
 
     # Sampling and decoding
 
     @torch.inference_mode()
     def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
-        """§3: z ~ p(z), then the pixels' means or a draw from p(x|z); `images` (B, C, H, W) in 0 … 1."""
+        """Draw z ~ p(z) and return `images` (B, C, H, W) in 0 … 1: the means of p(x|z), or a draw from it."""
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
         else:
             z = truncated_normal(rows.uniform(self.config.latents, LATENT), options.truncation)
-        return {"images": self._decoded(z * options.temperature, rows, options.output)}
+        return {"images": self._decode(z * options.temperature, rows, options.output)}
 
     @torch.inference_mode()
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
-        """Appendix A: the pixels' means over the latent plane's grid; the first latent runs along a row of cells."""
+        """Return the means of p(x|z) on a grid of the latent plane (appendix A); z₁ varies along a row of the grid."""
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
         if len(rows) and int(rows.row.max()) >= options.size**2:
             raise ValueError(f"a grid of size {options.size} has {options.size**2} cells")
-        at = manifold_coordinates(options.size).to(rows.row.device)
-        z = torch.stack((at[rows.row % options.size], at[rows.row // options.size]), dim=1)
-        return {"images": self._decoded(z, rows, "means")}
+        coordinates = manifold_coordinates(options.size).to(rows.row.device)
+        column, line = rows.row % options.size, rows.row // options.size
+        z = torch.stack((coordinates[column], coordinates[line]), dim=1)
+        return {"images": self._decode(z, rows, "means")}
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
-        """x → z → the pixels' means or a draw; `images` (B, C, H, W) in 0 … 1."""
-        mean, log_variance = self.encoder(self._binarized(images, rows, options.binarization))
+        """Encode and decode; return `images` (B, C, H, W) in 0 … 1: the means of p(x|z), or a draw from it."""
+        mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         z = mean
         if options.code == "draw":
             z = reparameterise(mean, log_variance, rows.normals(self.config.latents, 0, 1, LATENT))[:, 0]
-        return {"images": self._decoded(z, rows, options.output), "binarization": options.binarization}
+        return {"images": self._decode(z, rows, options.output), "binarization": options.binarization}
 
     @torch.inference_mode()
     def interpolate(
         self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
     ) -> dict[str, Any]:
-        """The straight line between two codes' means: row i is frame i, at i/(steps − 1) of the way.
+        """Decode the straight line between two encodings: row i is frame i, at the fraction i/(steps − 1).
 
-        Both pictures are binarized by row 0's numbers, so that every frame lies on one line.
+        Both images are binarized with the numbers of row 0, so that all frames lie on one line.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")
-        shared = rows.row_zero()
-        start, _ = self.encoder(self._binarized(first, shared, options.binarization))
-        end, _ = self.encoder(self._binarized(second, shared, options.binarization))
-        way = (rows.row.to(start.dtype) / (options.steps - 1))[:, None]
-        images = self._decoded(start + way * (end - start), rows, "means")
+        row_zero = rows.row_zero()
+        start, _ = self.encoder(self._binarize(first, row_zero, options.binarization))
+        end, _ = self.encoder(self._binarize(second, row_zero, options.binarization))
+        fraction = (rows.row.to(start.dtype) / (options.steps - 1))[:, None]
+        images = self._decode(start + fraction * (end - start), rows, "means")
         return {"images": images, "binarization": options.binarization}
 
     # Encoding and scoring
 
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Eq. 9: `mean` and `standard_deviation` of q(z|x), (B, J) each."""
-        mean, log_variance = self.encoder(self._binarized(images, rows, options.binarization))
+        """Return `mean` and `standard_deviation` of q(z|x) (eq. 9), (B, J) each."""
+        mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         deviation = (0.5 * log_variance).exp()
         return {"mean": mean, "standard_deviation": deviation, "binarization": options.binarization}
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
-        """`energies` (B,): minus the lower bound by estimator B with L = `draws`, nats."""
-        x = self._binarized(images, rows, options.binarization)
+        """Return `energies` (B,): minus the lower bound by SGVB B with L = `draws`, in nats."""
+        x = self._binarize(images, rows, options.binarization)
         mean, log_variance = self.encoder(x)
         z = reparameterise(mean, log_variance, rows.normals(self.config.latents, 0, options.draws, LATENT))
         bound = sgvb_b(self.log_p_x(x, z), kl_to_prior(mean, log_variance))
@@ -420,16 +437,16 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """L_K with K = `k`, `CHUNK` samples a call: a `Continuation` until the last, then `log_p` (B,).
+        """Return `log_p` (B,), L_K with K = `k` in nats; computes `SAMPLES_PER_CALL` samples per call.
 
-        `standard_error` (B,) is that of log_p by the delta method, in nats; `effective_sample_size` (B,) is
-        (Σw)²/Σw², between 1 and K.
+        Also `standard_error` (B,) of log_p by the delta method, in nats, and `effective_sample_size` (B,),
+        (Σw)²/Σw², between 1 and K. Returns a `Continuation` until the last call.
         """
         weights = Weights.start(len(rows), images.device) if state is None else Weights.from_state(state)
         done = weights.done if len(rows) else options.k
-        x = self._binarized(images, rows, options.binarization)
-        weights = weights.add(self.log_weights(x, rows, done, min(CHUNK, options.k - done)))
-        done = min(done + CHUNK, options.k)
+        x = self._binarize(images, rows, options.binarization)
+        weights = weights.add(self.log_weights(x, rows, done, min(SAMPLES_PER_CALL, options.k - done)))
+        done = min(done + SAMPLES_PER_CALL, options.k)
         if done < options.k:
             return Continuation(weights.state(), done / options.k)
         return {
@@ -442,13 +459,13 @@ class Model(nn.Module):
         }
 
     def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> Float[Tensor, "B K"]:
-        """log w = log p(x, z) − log q(z|x) of importance samples `first` … `first + count − 1`, nats."""
+        """Return log w = log p(x, z) − log q(z|x) of importance samples `first` … `first + count − 1`, in nats."""
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)
         return self._log_w(x, mean, log_variance, noise)
 
     def log_p_x(self, x: Float[Tensor, "B D"], z: Float[Tensor, "B L J"]) -> PerSample:
-        """Eq. 11 or 12: log p(x|z) of every sample, nats."""
+        """Return log p(x|z) of every sample (eq. 11 or 12), in nats."""
         if isinstance(self.decoder, Bernoulli):
             return log_bernoulli(x, self.decoder(z))
         return log_gaussian(x, *self.decoder(z))
@@ -456,7 +473,7 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """−bound of each image, as given (binary or grey), by the config's objective; nats."""
+        """Return minus the bound of each image by the config's `objective`, in nats; images are used as given."""
         x = images.flatten(1)
         count = 1 if epoch < self.config.single_sample_epochs else self.config.samples
         noise = rows.normals(self.config.latents, 0, count, LATENT)
@@ -480,10 +497,10 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """The card's figures on given (binary or grey) pictures: L_K for K = 1, 10, … k, log p(x) and active units.
+        """Return the card's figures on the given images: −log p(x), L_K for K = 1, 10, … k, and active units.
 
-        L_K for K < k averages over the k/K groups of the same samples, so that all K share their noise. `precision`
-        "bfloat16" is that of the decoder's matrix products alone. ValueError where k is not at least 10.
+        L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16" applies to the decoder's
+        matrix products only. `report` gets the number of images done. ValueError if k is less than 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
@@ -499,9 +516,9 @@ class Model(nn.Module):
                             x,
                             means[i : i + 1],
                             log_variances[i : i + 1],
-                            row.normals(self.config.latents, first, min(CHUNK, k - first), LATENT),
+                            row.normals(self.config.latents, first, min(SAMPLES_PER_CALL, k - first), LATENT),
                         )
-                        for first in range(0, k, CHUNK)
+                        for first in range(0, k, SAMPLES_PER_CALL)
                     ],
                     dim=1,
                 ).double()
@@ -517,18 +534,18 @@ class Model(nn.Module):
         log_variance: Float[Tensor, "B J"],
         noise: Float[Tensor, "B L J"],
     ) -> PerSample:
-        """log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε, where log q needs ε alone; log 2π cancels."""
+        """Return log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε; log q depends on ε only, and log 2π cancels."""
         z = reparameterise(mean, log_variance, noise)
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
         return self.log_p_x(x, z) + log_p_z_over_q
 
-    def _binarized(self, images: Images, rows: RowStreams, how: str) -> Float[Tensor, "B D"]:
+    def _binarize(self, images: Images, rows: RowStreams, binarization: str) -> Float[Tensor, "B D"]:
         x = images.flatten(1)
-        if how == "none" or self.config.likelihood == "gaussian":
+        if binarization == "none" or self.config.likelihood == "gaussian":
             return x
-        return rows.bernoulli(x, BINARIZE) if how == "draw" else (x >= 0.5).to(x.dtype)
+        return rows.bernoulli(x, BINARIZE) if binarization == "draw" else (x >= 0.5).to(x.dtype)
 
-    def _decoded(self, z: Float[Tensor, "B J"], rows: RowStreams, output: str) -> Images:
+    def _decode(self, z: Float[Tensor, "B J"], rows: RowStreams, output: str) -> Images:
         shape = (-1, self.config.channels, self.config.height, self.config.width)
         pixels: Tensor
         if isinstance(self.decoder, Bernoulli):
@@ -543,7 +560,7 @@ class Model(nn.Module):
 
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
-    """The mean L_K, K = `size`, of the groups that k samples make."""
+    """Return the mean of L_K, K = `size`, over the k/K groups of the samples."""
     groups = log_w.view(-1, size)
     per_group: Tensor = iwae_bound(groups).view(log_w.shape[0], -1)
     mean: Tensor = per_group.mean(dim=1)
@@ -557,30 +574,37 @@ def _figures(
     means: Float[Tensor, "N J"],
     precision: str,
 ) -> list[dict[str, Any]]:
-    """Figures as a card holds them, each with its unit, its better direction and how it was measured."""
+    """Return the figures in the card's format: value, unit, better direction and how it was measured."""
     count = len(bounds)
-    spread = bounds.std(dim=0) / math.sqrt(count)
-    sampling = float(errors.square().sum().sqrt()) / count
+    errors_of_mean = bounds.std(dim=0) / math.sqrt(count)
+    sampling_error = float(errors.square().sum().sqrt()) / count
     value = [round(float(mean), 3) for mean in bounds.mean(dim=0)]
     on = f"{count} test images, products in {precision}"
 
     def figure(name: str, number: float, unit: str, better: str, detail: str) -> dict[str, Any]:
         return {"name": name, "value": number, "unit": unit, "better": better, "detail": detail}
 
-    found = [
+    figures = [
         figure(
             "nll",
             -value[-1],
             "nats",
             "lower",
-            f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {spread[-1]:.3f} over images, "
-            f"{sampling:.4f} of the sampling",
+            f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {errors_of_mean[-1]:.3f} over "
+            f"images, {sampling_error:.4f} of the sampling",
         ),
-        figure("bound", value[0], "nats", "higher", f"lower bound (estimator A), mean of {on}; s.e. {spread[0]:.3f}"),
+        figure(
+            "bound",
+            value[0],
+            "nats",
+            "higher",
+            f"lower bound (estimator A), mean of {on}; s.e. {errors_of_mean[0]:.3f}",
+        ),
     ]
     for size, mean in list(zip(sizes, value, strict=True))[1:]:
-        found.append(figure(f"bound_{size}", mean, "nats", "higher", f"importance-weighted bound, K = {size}, {on}"))
+        figures.append(figure(f"bound_{size}", mean, "nats", "higher", f"importance-weighted bound, K = {size}, {on}"))
     variance = means.double().var(dim=0)
     active = int((variance > 0.01).sum())
-    found.append(figure("active_units", active, "count", "higher", f"of {len(variance)}: Cov_x(E_q[u|x]) > 0.01, {on}"))
-    return found
+    detail = f"of {len(variance)}: Cov_x(E_q[u|x]) > 0.01, {on}"
+    figures.append(figure("active_units", active, "count", "higher", detail))
+    return figures

@@ -18,8 +18,9 @@ import torch  # noqa: E402
 from digits.classifier import Classifier, probabilities  # noqa: E402
 from digits.scores import Scores, scores  # noqa: E402
 from models import ebgan  # noqa: E402
+from models.kit.recipe import Recipe  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
-from models.kit.train import Recipe, train, weights  # noqa: E402
+from models.kit.train import train, weights  # noqa: E402
 
 SAMPLES = 10_000
 

@@ -26,6 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from models.kit import photographs
+from models.kit.recipe import Training
 from models.kit.row_streams import BINARIZE, SHUFFLE, RowStreams
 from models.kit.shapes import Float, Int, Tensor, UInt8
 
@@ -126,6 +127,26 @@ def static_binarization(
         rows = RowStreams.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
         drawn[first : first + 1000] = binarize(images[first : first + 1000], rows).to(torch.uint8) * 255
     return drawn, _sha256(drawn.numpy().tobytes())
+
+
+def split_validation(
+    images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
+) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
+    """Return training and validation images, binarized if the recipe is static; ValueError if there are too few."""
+    wanted = training.validation
+    images = images[: training.pictures or None]
+    if held_back is None:
+        if wanted >= len(images):
+            raise ValueError(f"validation = {wanted} leaves nothing of {len(images)} images")
+        count = len(images) - wanted
+        images, held_back = images[:count], images[count:]
+    elif wanted > len(held_back):
+        raise ValueError(f"validation = {wanted}, but only {len(held_back)} images are held back")
+    held_back = held_back[:wanted]
+    if training.binarization == "static":
+        binary, _ = static_binarization(torch.cat([images, held_back]))
+        images, held_back = binary[: len(images)], binary[len(images) :]
+    return images, held_back
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from models.kit.recipe import Recipe
+from models.kit.run import Run
 from models.kit.shapes import Tensor, UInt8
-from models.kit.train import Recipe, Run
 
 LEAST_STEPS = 3
 """Of an epoch, unless they take so long that one has to do."""
@@ -53,11 +54,11 @@ def _step_s(run: Run, epoch: int, seconds: float) -> float:
     run.epoch = epoch
     batches = run.batches(epoch)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
-    float(run.advance(whole[0]))
+    float(run.train_step(whole[0]))
     took: list[float] = []
     while not took or sum(took) < seconds or (len(took) < LEAST_STEPS and sum(took) < LEAST_STEPS * max(seconds, 1.0)):
         begun = time.perf_counter()
-        float(run.advance(whole[len(took) % len(whole)]))
+        float(run.train_step(whole[len(took) % len(whole)]))
         took.append(time.perf_counter() - begun)
     return statistics.median(took)
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from models.kit import card, data
 from models.kit.preview import preview
+from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
-from models.kit.train import Recipe, weights
+from models.kit.train import weights
 
-DESCRIPTION = "provenance.json"
+PROVENANCE_FILE = "provenance.json"
 Z_SAMPLES, MOST_Z_SAMPLES = 1000, 5_000_000
 """Samples of a normaliser for each importance sample of a picture, and how many are enough."""
 
@@ -80,7 +81,7 @@ def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | N
     module = card.family(recipe.family)
     model = module.Model(recipe.config)
     model.load_state_dict(tensors)
-    told: dict[str, Any] = json.loads((out / DESCRIPTION).read_text())
+    told: dict[str, Any] = json.loads((out / PROVENANCE_FILE).read_text())
     told["recipe"] = recipe.to_json()  # its epochs and decay may have changed since the run began
     told |= {"epochs": counters["best_epoch"] or counters["epoch"], "seconds": round(counters["seconds"], 1)}
     if selection is not None:
@@ -164,7 +165,7 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     return [{"name": "loss", "value": value, "unit": "1", "better": "lower", "detail": detail}]
 
 
-def test_pictures(described: dict[str, Any], pictures: data.Pictures, seed: int) -> Float[Tensor, "N C H W"]:
+def test_images(described: dict[str, Any], pictures: data.Pictures, seed: int) -> Float[Tensor, "N C H W"]:
     """Test pictures as the model was trained on them: drawn afresh (dynamic), by the one fixed draw, or grey."""
     return _as_trained(described, pictures.images, seed)
 
@@ -181,7 +182,7 @@ def _selection(run: Path) -> dict[str, Any]:
     """How many epochs were tried on which split, and which was the best."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["validation_loss"])
-    told = json.loads((run / DESCRIPTION).read_text())
+    told = json.loads((run / PROVENANCE_FILE).read_text())
     return {
         "count": told["data"]["count"],
         "validation": told["data"]["validation"],
@@ -193,7 +194,7 @@ def _selection(run: Path) -> dict[str, Any]:
     }
 
 
-def told_of(start: str) -> dict[str, Any]:
+def describe_start(start: str) -> dict[str, Any]:
     """What a card should tell of a checkpoint, PATH or PATH:PART,PART, that training began with."""
     path, parts = _parted(start)
     known = card.read_card(path)
@@ -202,7 +203,7 @@ def told_of(start: str) -> dict[str, Any]:
     return {"name": known["name"], "version": known["version"], "sha256": digest, "parts": parts, **told}
 
 
-def tensors(starts: Sequence[str]) -> dict[str, Tensor]:
+def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
     """The weights of checkpoints together, of each PATH or the parts in PATH:PART,PART; of one name the last."""
     found: dict[str, Tensor] = {}
     for start in starts:

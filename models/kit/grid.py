@@ -9,7 +9,7 @@ from PIL import Image
 from models.kit.shapes import Float, Tensor
 
 
-def sheet(images: Float[Tensor, "B C H W"], columns: int | None = None, margin_px: int = 0) -> Image.Image:
+def image_grid(images: Float[Tensor, "B C H W"], columns: int | None = None, margin_px: int = 0) -> Image.Image:
     """The pictures (0 … 1) row-major on a black sheet, `columns` a row (by default as square as can be)."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))

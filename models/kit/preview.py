@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.continuation import Continuation
-from models.kit.grid import sheet
+from models.kit.grid import image_grid
 from models.kit.operations import options_of
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
@@ -59,7 +59,7 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
         return None
     finally:
         model.train(mode)
-    picture = sheet(answer["images"], across, margin_px=1)
+    picture = image_grid(answer["images"], across, margin_px=1)
     while len(png := _png(picture)) > LIMIT_BYTES:
         picture = picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)))
     return png

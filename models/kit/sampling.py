@@ -154,7 +154,7 @@ class Weights:
             return 0
         least, most = (int(end) for end in self.count.aminmax())
         if least != most:
-            raise ValueError("the rows of a batch must be equally far")
+            raise ValueError("all rows of a batch must have the same progress")
         return most
 
     @property

@@ -261,7 +261,7 @@ def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
     rows, options = RowStreams.range(3, 0, 2), vae.LikelihoodOptions(k=600)
     state = trained.log_likelihood(digits[:2], rows, options).state
     state["count"] = torch.tensor([250, 500])
-    with pytest.raises(ValueError, match="equally far"):
+    with pytest.raises(ValueError, match="same progress"):
         trained.log_likelihood(digits[:2], rows, options, state)
 
 

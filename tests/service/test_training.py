@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from models.kit import data
-from models.kit.train import Recipe, train, weights
+from models.kit.recipe import Recipe
+from models.kit.train import train, weights
 from tests.api.routes.test_versions import SHIPPED, joined, parts
 from tests.datasets import digits
 from tests.stack import Stack

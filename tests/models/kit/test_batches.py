@@ -15,7 +15,8 @@ import torch
 from models import ebgan
 from models.kit.batches import batch_count, batches, smallest_batch
 from models.kit.estimate import estimate
-from models.kit.train import Recipe, train
+from models.kit.recipe import Recipe
+from models.kit.train import train
 
 SMALL: dict[str, dict[str, Any]] = {
     "vae": {"hidden": [8], "latents": 2},

@@ -15,7 +15,7 @@ from PIL import Image
 
 from models import __main__ as command
 from models.kit import card, data, export
-from models.kit.train import Recipe
+from models.kit.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
@@ -83,10 +83,10 @@ def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
     assert told == {"kind": "static", "sha256": data.static_binarization(pictures.images)[1]}
     few = data.Pictures("few", pictures.images[:5], "")
     assert torch.equal(
-        export.test_pictures({"provenance": {"binarization": told}}, few, 1),
+        export.test_images({"provenance": {"binarization": told}}, few, 1),
         data.static_binarization(few.images, test=True)[0] / 255,
     )
-    grey = export.test_pictures({"provenance": {"binarization": {"kind": "none"}}}, few, 1)
+    grey = export.test_images({"provenance": {"binarization": {"kind": "none"}}}, few, 1)
     assert torch.equal(grey, data.grey(few.images))
 
 

@@ -9,15 +9,15 @@ import pytest
 
 import models
 from models.kit.card import families
-from models.kit.families import described
-from models.kit.train import Recipe
+from models.kit.families import describe_families
+from models.kit.recipe import Recipe
 
 FILE = Path(models.__path__[0]).parent / "core" / "catalog" / "families.json"
 
 
 def test_the_file_says_what_the_families_say() -> None:
     """`python -m models families > core/catalog/families.json` keeps it current."""
-    assert json.loads(FILE.read_text()) == json.loads(json.dumps(described()))
+    assert json.loads(FILE.read_text()) == json.loads(json.dumps(describe_families()))
 
 
 @pytest.mark.parametrize("name", families())

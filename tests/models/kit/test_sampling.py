@@ -265,7 +265,7 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
 def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
     """`done` is one number for all rows, and none without rows."""
     uneven = Weights.from_state({**Weights.start(2).state(), "count": torch.tensor([1, 2])})
-    with pytest.raises(ValueError, match="equally far"):
+    with pytest.raises(ValueError, match="same progress"):
         _ = uneven.done
     assert Weights.start(0).done == 0
 

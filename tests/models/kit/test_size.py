@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from models.kit.size import TooLargeError, check_size, least_bytes
-from models.kit.train import Recipe
+from models.kit.recipe import Recipe
+from models.kit.size import TooLargeError, check_size, min_bytes
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -45,7 +45,7 @@ def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
     small = {"hidden": [16], "latents": 3}
     weights = 4 * (784 * 16 + 16 + 2 * (16 * 3 + 3) + 3 * 16 + 16 + 16 * 784 + 784)
     for training, copies in (({}, 4), ({"optimiser": "sgd"}, 2), ({"optimiser": "adagrad", "average": 0.9}, 4)):
-        assert least_bytes(Recipe.from_json(values("vae", small, **training))) == copies * weights
+        assert min_bytes(Recipe.from_json(values("vae", small, **training))) == copies * weights
 
 
 @pytest.mark.parametrize("family", HUGE)

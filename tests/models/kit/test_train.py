@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.kit import data
-from models.kit import train as under_test
+from models.kit import data, run_folder
+from models.kit import run as run_module
+from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
-from models.kit.train import Recipe, Run, train, weights
+from models.kit.run import Run
+from models.kit.train import train, weights
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
@@ -128,9 +130,9 @@ def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
     """The discriminator's turn leaves the generator's weights as they are, and the other way round."""
     run = Run(game({"player_rates": [0.01, 0.02]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
-    for step in run._training_steps(images[:50], rows, 0):
+    for step in run.training_steps(images[:50], rows, 0):
         before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-        run._apply_step(step, 50)
+        run.apply_step(step, 50)
         for name, parameter in run.model.named_parameters():
             moved = float((parameter - before[name]).detach().abs().max())
             rate = 0.01 if name.startswith("discriminator") else 0.02
@@ -144,10 +146,8 @@ def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_pat
     """Autocast keeps the weights it has cast, so each turn is computed with those of its own time."""
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
-    steps = list(run._training_steps(images[:50], rows, 0))
-    played = [
-        step.losses for step in run._training_steps(images[:50], rows, 0) if run._apply_step(step, 50) is not None
-    ]
+    steps = list(run.training_steps(images[:50], rows, 0))
+    played = [step.losses for step in run.training_steps(images[:50], rows, 0) if run.apply_step(step, 50) is not None]
     assert torch.equal(played[0], steps[0].losses)
     assert not torch.equal(played[1], steps[1].losses)
 
@@ -179,7 +179,7 @@ def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: 
 def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path, monkeypatch, steps: int) -> None:
     """Checkpoints are taken between steps by the clock; whatever step the process died after, the weights are equal."""
     chosen = recipe({"save_every_s": 0.0})
-    advance, done = Run.advance, []
+    advance, done = Run.train_step, []
 
     def dying(run: Run, index: torch.Tensor) -> torch.Tensor:
         done.append(run.steps)
@@ -187,7 +187,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path,
             raise KeyboardInterrupt
         return advance(run, index)
 
-    monkeypatch.setattr(Run, "advance", dying)
+    monkeypatch.setattr(Run, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(chosen, images, tmp_path / "parts")
     monkeypatch.undo()
@@ -211,7 +211,7 @@ def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: 
     assert lines(tmp_path / "together") == lines(tmp_path / "apart")
     for name, weight in weights(tmp_path / "together")[0].items():
         assert torch.equal(weight, weights(tmp_path / "apart")[0][name]), name
-    with pytest.raises(ValueError, match="only 50 pictures are held back"):
+    with pytest.raises(ValueError, match="only 50 images are held back"):
         train(chosen, images, tmp_path / "few", held_back=images[:50])
 
 
@@ -229,12 +229,12 @@ def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> Non
 
 def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch) -> None:
     """`preview.png` is a picture; a run that draws one after every epoch has the weights of one that draws none."""
-    monkeypatch.setattr(under_test, "PREVIEW_EVERY_S", 0.0)
+    monkeypatch.setattr(run_module, "PREVIEW_EVERY_S", 0.0)
     train(game(), images, tmp_path / "shown")
     with Image.open(tmp_path / "shown" / "preview.png") as picture:
         assert picture.size == (8 * 29 - 1, 8 * 29 - 1)
         assert len(set(picture.get_flattened_data())) > 2
-    monkeypatch.setattr(Run, "_show", lambda _run: None)
+    monkeypatch.setattr(Run, "write_preview", lambda _run: None)
     train(game(), images, tmp_path / "hidden")
     for name, weight in weights(tmp_path / "shown")[0].items():
         assert torch.equal(weight, weights(tmp_path / "hidden")[0][name]), name
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(images, tmp_path: Path, monkeypa
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(under_test.os, "fsync", full)
+    monkeypatch.setattr(run_folder.os, "fsync", full)
     with pytest.raises(ValueError, match=r"step 12 .* No space left on device\); that of step 6 is kept"):
         train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
@@ -297,24 +297,22 @@ def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> No
 
     def stepped(**training) -> list[torch.Tensor]:
         run = Run(recipe(training), images, tmp_path)
-        run.advance(index)
+        run.train_step(index)
         return [parameter.detach().clone() for parameter in run.model.parameters()]
 
     run = Run(recipe({"warmup_steps": 10}), images, tmp_path)
-    assert run.rate() == pytest.approx(1e-4)
+    assert run.learning_rate() == pytest.approx(1e-4)
     plain = stepped(optimiser="adagrad", epsilon=1.0)
     for changed in ({"grad_clip": 1e-3}, {"weight_prior": True}):
         other = stepped(optimiser="adagrad", epsilon=1.0, **changed)
         assert any(not torch.equal(a, b) for a, b in zip(plain, other, strict=True)), changed
-    with run.averaged():
-        inside = [p.detach().clone() for p in run.model.parameters()]
-    for parameter, before in zip(run.model.parameters(), inside, strict=True):
-        assert torch.equal(parameter, before)
-    run.advance(index)
-    moved = [p.detach().clone() for p in run.model.parameters()]
-    with run.averaged():
-        assert all(not torch.equal(p, m) for p, m in zip(run.model.parameters(), moved, strict=True))
-    assert all(torch.equal(p, m) for p, m in zip(run.model.parameters(), moved, strict=True))
+    for parameter, average in zip(run.model.parameters(), run.averaged_model.parameters(), strict=True):
+        assert torch.equal(parameter, average)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.train_step(index)
+    for parameter, average, old in zip(run.model.parameters(), run.averaged_model.parameters(), before, strict=True):
+        assert not torch.equal(average, parameter)
+        torch.testing.assert_close(average, old + (1 - 2 / 11) * (parameter - old))
 
 
 def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
@@ -350,7 +348,7 @@ def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
     found = []
     for step in range(4 * an_epoch + 1):
         run.steps, run.epoch = step, step // an_epoch
-        found.append(run.rate())
+        found.append(run.learning_rate())
     assert found[: 2 * an_epoch + 1] == pytest.approx([0.01] * (2 * an_epoch + 1))
     assert found[3 * an_epoch] == pytest.approx(0.005)
     assert found[-1] == 0.0

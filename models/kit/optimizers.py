@@ -1,0 +1,74 @@
+"""Optimizers of a training and the schedule of their learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from models.kit.recipe import Training
+
+WHOLE_MODEL = ""
+"""Name of the only optimized module of a family that has no `OPTIMIZED_MODULES`: the model itself."""
+
+
+def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each submodule in `OPTIMIZED_MODULES`, or all under `WHOLE_MODEL` if there are none."""
+    names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
+    if not names:
+        return {WHOLE_MODEL: list(model.parameters())}
+    return {name: list(model.get_submodule(name).parameters()) for name in names}
+
+
+def build_optimizers(
+    parameters: Mapping[str, list[nn.Parameter]], training: Training, count: int
+) -> dict[str, torch.optim.Optimizer]:
+    """Return one optimizer per module; `count` is the number of training images.
+
+    ValueError if the recipe lists another number of optimizers or learning rates than modules.
+    """
+    kinds = training.player_optimisers or (training.optimiser,) * len(parameters)
+    rates = training.player_rates or (training.learning_rate,) * len(parameters)
+    if not len(kinds) == len(rates) == len(parameters):
+        modules = ", ".join(filter(None, parameters)) or "the model"
+        raise ValueError(f"player_optimisers and player_rates: one for each of {modules}")
+    optimizers = {}
+    for (module, weights), kind, rate in zip(parameters.items(), kinds, rates, strict=True):
+        optimizers[module] = _build_optimizer(weights, kind, rate, training, count)
+        for group in optimizers[module].param_groups:
+            group["initial_lr"] = rate
+    return optimizers
+
+
+def _build_optimizer(
+    parameters: list[nn.Parameter], kind: str, rate: float, training: Training, count: int
+) -> torch.optim.Optimizer:
+    """Return Adam, Adagrad or SGD; a N(0, 1) prior of the weights is a weight decay of 1/count of the mean loss."""
+    decay = 1.0 / count if training.weight_prior else 0.0
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
+    if kind == "adagrad":
+        return torch.optim.Adagrad(parameters, rate, weight_decay=decay, eps=training.epsilon, fused=True)
+    betas = (training.beta1, training.beta2)
+    return torch.optim.Adam(parameters, rate, betas, training.epsilon, decay, fused=True)
+
+
+def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of the step after `steps` steps: linear warm-up, then the recipe's `decay`."""
+    warmup = min(1.0, (steps + 1) / max(1, training.warmup_steps))
+    if training.decay == "drop" and epoch >= training.drop_from:
+        return training.drop_to * warmup
+    if training.decay in {"constant", "drop"}:
+        return training.learning_rate * warmup
+    total = training.epochs * steps_per_epoch
+    if training.decay == "linear":
+        falling = max(1, total - training.drop_from * steps_per_epoch)
+        return training.learning_rate * warmup * min(1.0, max(0, total - steps) / falling)
+    return training.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, steps / total)))
+
+
+def epochs_at_constant_rate(training: Training) -> float:
+    """Return for how many epochs the rate is constant, whatever the recipe's number of epochs."""
+    return {"constant": math.inf, "cosine": 0}.get(training.decay, training.drop_from)

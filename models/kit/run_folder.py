@@ -1,0 +1,105 @@
+"""The folder of a training: `recipe.json`, `metrics.jsonl`, `progress.json`, `preview.png` and `state.pt`.
+
+`metrics.jsonl` has one line per epoch, `progress.json` is at most a second old, and `state.pt` is the checkpoint that a
+training resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.kit.optimizers import epochs_at_constant_rate
+from models.kit.recipe import Recipe
+
+
+class RunFolder:
+    """Reads and writes the files of one training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+        part = self.path / f".{name}.part"
+        part.write_bytes(content)
+        os.replace(part, self.path / name)  # noqa: PTH105
+
+    def touch(self, name: str) -> None:
+        """Set a file's time to now."""
+        (self.path / name).touch()
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Append one epoch to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def drop_metrics_after(self, epoch: int) -> None:
+        """Remove lines of epochs after `epoch` and damaged lines: the epochs after a checkpoint are repeated."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write `state.pt` atomically and durably; OSError or RuntimeError if the disk is full."""
+        part = self.path / "state.pt.part"
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path / "state.pt")  # noqa: PTH105
+        except (OSError, RuntimeError):
+            part.unlink(missing_ok=True)
+            raise
+
+    def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Return the content of `state.pt`."""
+        state: dict[str, Any] = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
+        return state
+
+    def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
+        """Raise ValueError if `recipe` differs from the one that the training began with.
+
+        `save_every_s` may differ; epochs and decay may differ while the learning rate has been constant.
+        """
+        # a field that did not exist when the training began has its default
+        original = Recipe.from_json(json.loads(state["recipe"]))
+        epochs_begun = int(state["epoch"]) + bool(state["step"])
+        may_differ = {"save_every_s"}
+        constant = min(epochs_at_constant_rate(original.training), epochs_at_constant_rate(recipe.training))
+        if epochs_begun <= constant:
+            may_differ |= {"epochs", "decay", "drop_from", "drop_to"}
+        if _without(original.to_json(), may_differ) != _without(recipe.to_json(), may_differ):
+            raise ValueError(
+                "the run was started by another recipe; only training.epochs and the decay of a learning rate that has"
+                " been constant so far may change"
+            )
+
+
+def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:
+    """Draw a progress bar if stderr is a terminal."""
+    if sys.stderr.isatty():
+        bar = "█" * round(24 * share) + "·" * (24 - round(24 * share))
+        text = f"\repoch {epoch + 1}/{epochs} {bar} loss {loss:9.3f} nats"
+        sys.stderr.write(text + ("\n" if share == 1 else ""))
+        sys.stderr.flush()
+
+
+def _epoch_of(line: str) -> float:
+    """Return the epoch of a line of metrics, infinity for a damaged line."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _without(recipe: dict[str, Any], fields: set[str]) -> dict[str, Any]:
+    """Return the recipe's JSON without some fields of its training."""
+    return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in fields}}
