@@ -42,7 +42,7 @@ from torch.nn import functional
 from models.kit.continuation import Continuation
 from models.kit.operations import describe
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
-from models.kit.sampling import Weights, log_mean_batches, log_mean_exp, resample
+from models.kit.sampling import ImportanceWeights, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import option
 from models.kit.shapes import Float, Int16, Tensor
 
@@ -380,8 +380,14 @@ class Model(nn.Module):
         (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective sample sizes
         (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is known.
         """
-        weights = Weights.start(len(rows), images.device) if state is None else Weights.from_state(state)
-        roots = Weights.start(len(rows), images.device) if state is None else Weights.from_state(state, "root_")
+        weights = (
+            ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
+        )
+        roots = (
+            ImportanceWeights.empty(len(rows), images.device)
+            if state is None
+            else ImportanceWeights.from_state(state, "root_")
+        )
         x = self._binarize(images, rows, options.binarization)
         a = self.log_weights(x, rows, weights.done, min(SAMPLES_PER_CALL, options.k - weights.done))
         weights, roots = weights.add(a), roots.add(0.5 * a)
@@ -389,10 +395,10 @@ class Model(nn.Module):
             return Continuation({**weights.state(), **roots.state("root_")}, weights.done / options.k)
         result: dict[str, Any] = {
             "log_p": weights.log_mean.float(),
-            "standard_error": weights.error.float(),
+            "standard_error": weights.standard_error.float(),
             "effective_sample_size": weights.effective_sample_size.float(),
             "log_p_tilde_star": (2.0 * roots.log_mean).float(),
-            "log_p_tilde_star_standard_error": (2.0 * roots.error).float(),
+            "log_p_tilde_star_standard_error": (2.0 * roots.standard_error).float(),
             "effective_sample_size_star": roots.effective_sample_size.float(),
             "k": options.k,
             "unit": "nats",
@@ -401,7 +407,7 @@ class Model(nn.Module):
         if math.isfinite(float(self.log_z)):
             log_z, error = float(self.log_z), float(self.log_z_error)
             result["log_p_star"] = (2.0 * (roots.log_mean - log_z)).float()
-            result["log_p_star_standard_error"] = (2.0 * (roots.error.square() + error**2).sqrt()).float()
+            result["log_p_star_standard_error"] = (2.0 * (roots.standard_error.square() + error**2).sqrt()).float()
             result |= {"log_z": log_z, "log_z_standard_error": error}
         return result
 
@@ -560,7 +566,11 @@ class Model(nn.Module):
         `POOL_PER_CALL` draws per call. The draw kept so far is replaced by one of the new draws with the probability
         of their share of all weights.
         """
-        weights = Weights.start(len(rows), rows.row.device) if state is None else Weights.from_state(state)
+        weights = (
+            ImportanceWeights.empty(len(rows), rows.row.device)
+            if state is None
+            else ImportanceWeights.from_state(state)
+        )
         first = weights.done
         count, inner = min(POOL_PER_CALL, options.pool - first), max(1, options.inner)
         x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), first, count, VISIBLE))

@@ -45,7 +45,7 @@ from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
 from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
 from models.kit.sampling import (
-    Weights,
+    ImportanceWeights,
     log_mean_error,
     log_mean_exp,
     manifold_coordinates,
@@ -442,7 +442,9 @@ class Model(nn.Module):
         Also `standard_error` (B,) of log_p by the delta method, in nats, and `effective_sample_size` (B,),
         (Σw)²/Σw², between 1 and K. Returns a `Continuation` until the last call.
         """
-        weights = Weights.start(len(rows), images.device) if state is None else Weights.from_state(state)
+        weights = (
+            ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
+        )
         done = weights.done if len(rows) else options.k
         x = self._binarize(images, rows, options.binarization)
         weights = weights.add(self.log_weights(x, rows, done, min(SAMPLES_PER_CALL, options.k - done)))
@@ -451,7 +453,7 @@ class Model(nn.Module):
             return Continuation(weights.state(), done / options.k)
         return {
             "log_p": weights.log_mean.float(),
-            "standard_error": weights.error.float(),
+            "standard_error": weights.standard_error.float(),
             "effective_sample_size": weights.effective_sample_size.float(),
             "k": options.k,
             "unit": "nats",

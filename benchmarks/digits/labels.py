@@ -32,4 +32,4 @@ def labelled(split: str, folder: Path = ROOT / "data") -> tuple[torch.Tensor, to
     payload = gzip.decompress(payload) if payload[:2] == b"\x1f\x8b" else payload
     if hashlib.sha256(payload).hexdigest() != SHA256[split]:
         raise ValueError(f"{found.name} does not hold MNIST's {split} labels")
-    return images, torch.from_numpy(data.idx(payload, found.name).astype("int64"))
+    return images, torch.from_numpy(data.parse_idx(payload, found.name).astype("int64"))

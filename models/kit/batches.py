@@ -1,6 +1,6 @@
-"""An epoch's batches: a last one that is too small for a step is merged into the one before it.
+"""Divide an epoch into batches; a last batch too small for a step is merged into the one before it.
 
-Batch normalisation takes means over a batch and needs two values; processes that share a batch need a picture each.
+Batch normalisation needs two values per batch, and data-parallel training one image per process.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from models.kit.shapes import Int, Tensor
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """The fewest pictures that one process can train a step on: what the model says, else 2 with batch normalisation.
+    """Return the smallest batch that one process can train on: the model's `smallest_batch()` if it has that method.
 
-    A model says so by a method `smallest_batch()`.
+    Otherwise 2 with batch normalisation and 1 without.
     """
-    said: Any = getattr(model, "smallest_batch", None)
-    if said is not None:
-        return int(said())
+    of_model: Any = getattr(model, "smallest_batch", None)
+    if of_model is not None:
+        return int(of_model())
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return 2 if any(isinstance(module, kinds) for module in model.modules()) else 1
 
 
-def batches(order: Int[Tensor, "N"], size: int, least: int = 1) -> Sequence[Int[Tensor, "b"]]:
-    """`order` cut into batches of `size`; a rest of fewer than `least` goes into the last batch.
+def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[Int[Tensor, "b"]]:
+    """Divide `order` into batches of `size`; a remainder of fewer than `min_size` joins the last batch.
 
-    ValueError where `size` or the number of pictures is below `least`.
+    ValueError if `size` or the number of images is below `min_size`.
     """
-    if size < least:
-        raise ValueError(f"batch_size = {size} is too small; a step of this model takes at least {least} pictures")
-    if len(order) < least:
+    if size < min_size:
+        raise ValueError(f"batch_size = {size} is too small; a step of this model takes at least {min_size} pictures")
+    if len(order) < min_size:
         raise ValueError(
-            f"{len(order)} training pictures are too few; a step of this model takes at least {least} pictures"
+            f"{len(order)} training pictures are too few; a step of this model takes at least {min_size} pictures"
         )
-    cut = torch.split(order, size)
-    if len(cut) > 1 and len(cut[-1]) < least:
-        return [*cut[:-2], torch.cat(cut[-2:])]
-    return cut
+    parts = torch.split(order, size)
+    if len(parts) > 1 and len(parts[-1]) < min_size:
+        return [*parts[:-2], torch.cat(parts[-2:])]
+    return parts
 
 
-def batch_count(count: int, size: int, least: int = 1) -> int:
-    """How many batches `batches` makes of `count` pictures."""
+def batch_count(count: int, size: int, min_size: int = 1) -> int:
+    """Return how many batches `batches` makes of `count` images."""
     whole, rest = divmod(count, size)
-    return whole + (rest >= least or not whole) if rest else whole
+    return whole + (rest >= min_size or not whole) if rest else whole

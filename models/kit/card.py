@@ -1,7 +1,7 @@
-"""A checkpoint is one safetensors file whose header carries the model's card, as JSON under `card`.
+"""Read and write checkpoints: one safetensors file with the model's card as JSON under `card` in its header.
 
-The card says what the file is (name, version, family, summary, image shape), what it can do (`operations`), how good it
-was measured to be (`figures`) and where it came from (`provenance`). It can be read without torch.
+The card has the model's identity (name, version, family, summary, image shape), its `operations`, its evaluation
+results (`figures`) and its `provenance`. It can be read without torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES = {
     "int32": "I32",
     "int64": "I64",
 }
-"""Torch's names of types → those of safetensors."""
+"""Names of types in torch → in safetensors."""
 
 REQUIRED = (
     "format",
@@ -53,9 +53,9 @@ REQUIRED = (
 
 
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
-    """Write weights, card and a PNG of what the model makes as one file, whole or not at all.
+    """Write weights, card and an optional PNG preview atomically as one file.
 
-    ValueError where the card lacks a field.
+    ValueError if the card lacks a field, or card and preview are too large for the header.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 - reading a card needs no torch
 
@@ -77,7 +77,7 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card in a file's header; ValueError where the file is no checkpoint of ours, or of a later format."""
+    """Return the card in a file's header; ValueError if the file is not a checkpoint, or of another format."""
     with path.open("rb") as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT_BYTES + 1
@@ -97,7 +97,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def family(name: str) -> Any:
-    """The module of a family, which defines `Config` and `Model`; ValueError where there is none of that name."""
+    """Return the module of a family, which defines `Config` and `Model`; ValueError for an unknown name."""
     if name not in families():
         raise ValueError(f"no family {name!r}; there are {', '.join(families())}")
     return importlib.import_module(f"models.{name}")
@@ -112,7 +112,7 @@ def families() -> list[str]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """The model, ready to be asked on `device`, and its card; ValueError where weights and card do not agree."""
+    """Return the model on `device`, in evaluation mode, and its card; ValueError if weights and card disagree."""
     from safetensors.torch import load_file  # noqa: PLC0415
 
     from models.kit.schema import from_json  # noqa: PLC0415
@@ -128,38 +128,38 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 
 
 def check(path: Path) -> None:
-    """Hold a file to its card without running anything; ValueError says what does not fit."""
+    """Check a file's weights and operations against its card without running the model; ValueError on a mismatch."""
     import torch  # noqa: PLC0415
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
     from models.kit.schema import from_json  # noqa: PLC0415
 
-    kinds_of = {getattr(torch, name): short for name, short in DTYPES.items()}
+    dtype_names = {getattr(torch, name): short for name, short in DTYPES.items()}
     card = read_card(path)
     module = family(card["family"])
     config = from_json(module.Config, card["config"])
     with torch.device("meta"):
         model = module.Model(config)
-    wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    expected = {name: (list(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     try:
         with safe_open(path, "pt") as file:
-            # nothing that the header claims is made before it is compared
-            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            _compare(path.name, {name: shape for name, (shape, _) in wanted.items()}, there)
-            kinds = {name: file.get_slice(name).get_dtype() for name in there}
+            # compare shapes before reading any tensor: the header may claim any size
+            actual = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            _compare_shapes(path.name, {name: shape for name, (shape, _) in expected.items()}, actual)
+            dtypes = {name: file.get_slice(name).get_dtype() for name in actual}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
-    for name, (_, kind) in wanted.items():
-        if kinds[name] != kinds_of.get(kind):
-            raise ValueError(f"{name} of {path.name} is {kinds[name]}, not {kinds_of.get(kind)}")
+    for name, (_, dtype) in expected.items():
+        if dtypes[name] != dtype_names.get(dtype):
+            raise ValueError(f"{name} of {path.name} is {dtypes[name]}, not {dtype_names.get(dtype)}")
     if card["operations"] != json.loads(json.dumps(model.operations())):
-        raise ValueError(f"the card of {path.name} tells of other operations than {card['family']} has here")
+        raise ValueError(f"the card of {path.name} lists other operations than those of {card['family']} here")
 
 
-def _compare(file: str, wanted: dict[str, list[int]], there: dict[str, list[int]]) -> None:
-    missing, foreign = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
-    if missing or foreign:
-        raise ValueError(f"{file} {f'lacks the weights {missing[0]}' if missing else f'has foreign {foreign[0]}'}")
-    for name, shape in wanted.items():
-        if there[name] != shape:
-            raise ValueError(f"{name} of {file} has shape {there[name]}, its card asks for {shape}")
+def _compare_shapes(file: str, expected: dict[str, list[int]], actual: dict[str, list[int]]) -> None:
+    missing, unknown = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
+    if missing or unknown:
+        raise ValueError(f"{file} {f'lacks the weights {missing[0]}' if missing else f'has unknown {unknown[0]}'}")
+    for name, shape in expected.items():
+        if actual[name] != shape:
+            raise ValueError(f"{name} of {file} has shape {actual[name]}, its card requires {shape}")

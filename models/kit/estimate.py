@@ -1,4 +1,4 @@
-"""What a run would take, from a few of its steps."""
+"""Estimate the time and memory of a training from a few of its steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from models.kit.recipe import Recipe
 from models.kit.run import Run
 from models.kit.shapes import Tensor, UInt8
 
-LEAST_STEPS = 3
-"""Of an epoch, unless they take so long that one has to do."""
+MIN_STEPS = 3
+"""Timed steps per epoch, unless they are so slow that one has to suffice."""
 
 
 def estimate(
@@ -24,18 +24,18 @@ def estimate(
     device: str = "cpu",
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Parameters, bytes and seconds of the whole run, from steps timed for about `seconds`.
+    """Return parameters, bytes and seconds of the whole training, from steps timed for about `seconds`.
 
-    Steps of the first, the middle and the last epoch are timed, since some recipes do more in later epochs.
-    `memory_bytes` is the most that this process has held while it ran them.
+    Steps of the first, middle and last epoch are timed, since some recipes do more work in later epochs.
+    `memory_bytes` is the peak memory of this process during these steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)
         epochs, size = recipe.training.epochs, recipe.training.batch_size
         steps = run.batch_count
-        found = [_step_s(run, epoch, seconds / 3) for epoch in sorted({0, epochs // 2, epochs - 1})]
-        step_s = statistics.mean(found)
-        validation_s = _validation_s(run)
+        step_times = [_time_step_s(run, epoch, seconds / 3) for epoch in sorted({0, epochs // 2, epochs - 1})]
+        step_s = statistics.mean(step_times)
+        validation_s = _time_validation_s(run)
         run.save()
         checkpoint_bytes = (Path(folder) / "state.pt").stat().st_size
     return {
@@ -49,23 +49,24 @@ def estimate(
     }
 
 
-def _step_s(run: Run, epoch: int, seconds: float) -> float:
-    """The median time of a step of one epoch, its first one left out."""
+def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
+    """Return the median seconds of a step of one epoch, without the first one."""
     run.epoch = epoch
     batches = run.batches(epoch)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
     float(run.train_step(whole[0]))
-    took: list[float] = []
-    while not took or sum(took) < seconds or (len(took) < LEAST_STEPS and sum(took) < LEAST_STEPS * max(seconds, 1.0)):
-        begun = time.perf_counter()
-        float(run.train_step(whole[len(took) % len(whole)]))
-        took.append(time.perf_counter() - begun)
-    return statistics.median(took)
+    times: list[float] = []
+    while not times or sum(times) < seconds or (len(times) < MIN_STEPS and sum(times) < MIN_STEPS * max(seconds, 1.0)):
+        start = time.perf_counter()
+        float(run.train_step(whole[len(times) % len(whole)]))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
-def _validation_s(run: Run) -> float:
+def _time_validation_s(run: Run) -> float:
+    """Return the seconds of one validation; 0 if the recipe has none."""
     if not run.training.validation:
         return 0.0
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run.validate()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

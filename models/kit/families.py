@@ -1,4 +1,4 @@
-"""What each family can be trained with: JSON Schemas of its options, and the recipe that overrides begin from."""
+"""Describe the training options of every family as JSON Schemas, for the API."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from models.kit.schema import json_schema
 
 
 def describe_families() -> dict[str, Any]:
-    """Each family that can be trained → {"summary", "data", "players", "smallest_batches", "config", "training",
+    """Return, for each trainable family, {"summary", "data", "players", "smallest_batches", "config", "training",
     "recipe"}.
 
-    `data`: "photographs" for a family that enlarges pictures, else "pictures", whose shape is that of its `Config`.
-    `smallest_batches`: the fewest pictures of a step, each {"pictures", "when"}, `when` being a JSON Schema of the
-    config; the largest whose schema holds counts, and where none does, one picture will do.
-    `recipe` is what `models/recipes/FAMILY.json` says of config and training.
+    `data` is "photographs" for a family that enlarges images, else "pictures", whose shape is in its `Config`.
+    `players` are its `OPTIMIZED_MODULES`. `smallest_batches` are entries {"pictures", "when"}: the smallest batch is
+    the largest "pictures" whose JSON Schema "when" matches the config, and 1 if none matches. `recipe` has config and
+    training of `models/recipes/FAMILY.json`.
     """
     return {name: _describe_family(name) for name in families() if _is_trainable(name)}
 
@@ -36,8 +36,8 @@ def _describe_family(name: str) -> dict[str, Any]:
     module = family(name)
     with torch.device("meta"):
         model = module.Model(module.Config())
-    found = [folder / f"{name}.json" for folder in _recipe_folders() if (folder / f"{name}.json").is_file()]
-    recipe = json.loads(found[0].read_text()) if found else {}
+    paths = [folder / f"{name}.json" for folder in _recipe_folders() if (folder / f"{name}.json").is_file()]
+    recipe = json.loads(paths[0].read_text()) if paths else {}
     return {
         "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
         "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
@@ -50,7 +50,7 @@ def _describe_family(name: str) -> dict[str, Any]:
 
 
 def _min_batch_entries(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """What the default model tells of a family that says nothing itself."""
+    """Return the entry of a family without `SMALLEST_BATCHES`, from its default model."""
     pictures = smallest_batch(model)
     return [{"pictures": pictures, "when": {}}] if pictures > 1 else []
 

@@ -1,9 +1,9 @@
-"""Features of two trained classifiers, as statistics of photographs and as a distance between them.
+"""Features of two pretrained classifiers, used as image statistics and as a perceptual distance.
 
 VGG-16 (Simonyan, Zisserman, arXiv:1409.1556v6), all thirteen convolutions, and the first stages of EfficientNet-Lite0
-(Tan, Le, arXiv:1905.11946v5, without squeeze and excitation, ReLU6). The weights are read from an NPZ file whose
-arrays are `NUMBER.weight` and `NUMBER.bias`, one pair a convolution in the order of use, normalisation folded into
-them; `benchmarks/photos/weights.py` writes it.
+(Tan, Le, arXiv:1905.11946v5, without squeeze and excitation, ReLU6). The weights are read from an NPZ file with
+the arrays `NUMBER.weight` and `NUMBER.bias` of each convolution, in order of use, with batch normalisation folded in;
+`benchmarks/photos/weights.py` writes it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ LITE0 = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 6, 40), St
 
 
 class Features(nn.Module):
-    """A network cut into pieces: called with pictures in 0 … 1 it gives each piece's output, finest first."""
+    """A network that maps images in 0 … 1 to the outputs of its stages, finest first."""
 
 
 class VGG16(Features):
-    """The thirteen convolutions of VGG-16, each output after its ReLU; BGR of 0 … 255 less the mean goes in."""
+    """The thirteen convolutions of VGG-16; its input is BGR in 0 … 255 minus the mean."""
 
     mean: Tensor
 
@@ -59,19 +59,19 @@ class VGG16(Features):
         self.register_buffer("mean", torch.tensor(VGG_MEAN)[:, None, None], persistent=False)
 
     def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
-        """The output of every ReLU."""
+        """Return the output of every ReLU."""
         h = images.flip(1) * 255.0 - self.mean
-        found, layers = [], iter(self.convolutions)
+        outputs, layers = [], iter(self.convolutions)
         for block, repeats in enumerate(VGG_BLOCKS):
             h = functional.max_pool2d(h, 2) if block else h
             for _ in range(repeats):
                 h = next(layers)(h).relu()
-                found.append(h)
-        return found
+                outputs.append(h)
+        return outputs
 
 
 class EfficientNetLite0(Features):
-    """The stem and the first stages of EfficientNet-Lite0; (x − 127) / 128 goes in, x in 0 … 255."""
+    """The stem and the first stages of EfficientNet-Lite0; its input is (x − 127) / 128, x in 0 … 255."""
 
     def __init__(self, stages: tuple[Stage, ...] = LITE0) -> None:
         super().__init__()
@@ -89,22 +89,22 @@ class EfficientNetLite0(Features):
         self.convolutions = nn.ModuleList(layers)
 
     def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
-        """The stem's output and that of every stage."""
+        """Return the outputs of the stem and of every stage."""
         layers = iter(self.convolutions)
-        h = functional.relu6(_same(next(layers), (images * 255.0 - 127.0) / 128.0))
-        found = [h]
+        h = functional.relu6(_convolve_same(next(layers), (images * 255.0 - 127.0) / 128.0))
+        outputs = [h]
         for stage in self.stages:
             for repeat in range(stage.repeats):
                 inner = functional.relu6(next(layers)(h)) if stage.expand > 1 else h
-                inner = functional.relu6(_same(next(layers), inner))
+                inner = functional.relu6(_convolve_same(next(layers), inner))
                 inner = next(layers)(inner)
                 h = h + inner if repeat else inner
-            found.append(h)
-        return found
+            outputs.append(h)
+        return outputs
 
 
-def _same(layer: nn.Module, h: Tensor) -> Tensor:
-    """The convolution, its input padded as TensorFlow's "same": the odd pixel to the right and below."""
+def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
+    """Apply a convolution with TensorFlow's "same" padding: an odd pixel goes to the right and below."""
     assert isinstance(layer, nn.Conv2d)  # noqa: S101 - it was built above
     kernel, stride = layer.kernel_size[0], layer.stride[0]
     padding = []
@@ -116,7 +116,7 @@ def _same(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def load(network: Network, path: Path) -> Network:
-    """The network with the weights of its pieces, frozen; ValueError where the file lacks one or has other shapes."""
+    """Load the network's weights, frozen; ValueError if the file lacks one or has other shapes."""
     names = list(network.state_dict())
     with np.load(path, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
@@ -129,14 +129,14 @@ def load(network: Network, path: Path) -> Network:
 
 
 def distances(network: Features, first: Images, second: Images) -> Float[Tensor, "B pieces"]:
-    """The distance of two pictures, piece by piece."""
+    """Return the distance of two images at each stage."""
     return distance(network(first), network(second))
 
 
 def distance(first: list[Tensor], second: list[Tensor], epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
-    """Of each piece: the mean over positions of ‖u − v‖², u and v being features of unit length over channels."""
-    found = []
+    """Return per stage the mean over positions of ‖u − v‖², u and v being features of unit length over channels."""
+    distances_of = []
     for a, b in zip(first, second, strict=True):
         u, v = (h / (h.square().sum(1, keepdim=True) + epsilon).sqrt() for h in (a, b))
-        found.append((u - v).square().sum(1).mean((1, 2)))
-    return torch.stack(found, 1)
+        distances_of.append((u - v).square().sum(1).mean((1, 2)))
+    return torch.stack(distances_of, 1)

@@ -1,4 +1,4 @@
-"""What a model can do, read off the signatures of its methods.
+"""Derive a model's operations from the signatures of its methods.
 
 An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass). Its input images are
 its parameters `images`, or `first` and `second`, and `mask`. A parameter `state` means that the operation runs in
@@ -17,40 +17,40 @@ from torch import nn
 from models.kit.row_streams import RowStreams
 from models.kit.schema import json_schema
 
-PICTURES = ("images", "first", "second", "mask")
+IMAGE_INPUTS = ("images", "first", "second", "mask")
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
-    """Each operation's name → {"inputs", "options" (JSON Schema), "unit", "sliced"}; `without` names what it lacks."""
-    found = {}
+    """Return {"inputs", "options" (JSON Schema), "unit", "sliced"} of each operation by name, except `without`."""
+    operations = {}
     for name, method in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and name not in without and _is_operation(method):
-            found[name] = _described(method)
-    return found
+            operations[name] = _describe_method(method)
+    return operations
 
 
 def options_of(model: nn.Module, operation: str) -> type:
-    """The options dataclass of an operation; ValueError where the model has none of that name."""
+    """Return the options dataclass of an operation; ValueError for an unknown operation."""
     method = getattr(type(model), operation, None)
     if method is None or operation.startswith("_") or not inspect.isfunction(method) or not _is_operation(method):
         raise ValueError(f"no operation {operation!r}; there are {', '.join(describe(model))}")
-    return typing.cast("type", _hints(method)["options"])
+    return typing.cast("type", _type_hints(method)["options"])
 
 
 def _is_operation(method: Any) -> bool:
-    hints = _hints(method)
+    hints = _type_hints(method)
     return hints.get("rows") is RowStreams and "options" in hints
 
 
-def _described(method: Any) -> dict[str, Any]:
-    hints = _hints(method)
+def _describe_method(method: Any) -> dict[str, Any]:
+    hints = _type_hints(method)
     return {
-        "inputs": [name for name in PICTURES if name in hints],
+        "inputs": [name for name in IMAGE_INPUTS if name in hints],
         "options": json_schema(hints["options"]),
         "unit": getattr(hints["options"], "UNIT", None),
         "sliced": "state" in hints,
     }
 
 
-def _hints(method: Any) -> dict[str, Any]:
+def _type_hints(method: Any) -> dict[str, Any]:
     return typing.get_type_hints(inspect.unwrap(method))

@@ -1,9 +1,9 @@
-"""The photographs that super-resolution is trained on: 47 of four Debian packages, as patches of 96×96.
+"""Training photographs for super-resolution: 47 from four Debian packages, as patches of 96×96 pixels.
 
-The packages are known by their SHA-256. Photographs are halved first, and taken at a third and a quarter of their size
-too: so the traces of their JPEG compression vanish and edges are as sharp as in small pictures. Of overlapping patches
-those with the most structure are kept; five photographs are held back for choices (`TUNING`). No test photograph of
-`benchmarks/superres.py` is among them.
+The packages are verified by SHA-256. Each photograph is used at a half, a third and a quarter of its size, which
+removes JPEG artefacts and makes edges as sharp as in small images. Of overlapping patches those with the most structure
+are kept; five photographs are held back for validation (`TUNING`). None is a test photograph of
+`benchmarks/superres.py`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ LXQT = (
 NO_PHOTOGRAPH = ("analogpattern", "umang")
 TUNING = ("FallenLeaf", "Garden", "Storm", "Wine_by_Jakkub_Mede", "flowers")
 EDGE = 96
-STRIDES = {2: 64, 3: 48, 4: 48}  # by how much a photograph is made smaller → pixels between two patches
+STRIDES = {2: 64, 3: 48, 4: 48}  # reduction factor of a photograph → pixels between two patches
 TRAINING, HELD_BACK = 24000, 960
-WAY = (
+INSTRUCTIONS = (
     "on Debian or Ubuntu `apt-get download` of {names} fetches them; put the .deb files into the folder {folder}, or "
     "their contents with dpkg -x into {folder}/files"
 )
 
 
 def patches(folder: Path) -> tuple[np.ndarray, str]:
-    """Training patches, then the held-back ones, uint8 (N, 3, 96, 96), and the SHA-256 of their bytes.
+    """Return training patches, then validation patches, uint8 (N, 3, 96, 96), and the SHA-256 of their bytes.
 
-    They are cut once and kept in `folder`. ValueError says which ways there are to get the photographs.
+    They are cut once and cached in `folder`. ValueError explains how to get the photographs.
     """
     kept = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
     if not kept.is_file():
@@ -54,13 +54,13 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Each photograph by its name; ValueError where they are not here and cannot be had."""
-    found = _files(folder)
+    """Return the path of each photograph by name; ValueError if they are missing and cannot be downloaded."""
+    root = _files(folder)
     chosen: dict[str, Path] = {}
-    for path in sorted(found.rglob("*")):
+    for path in sorted(root.rglob("*")):
         if not path.is_file() or path.suffix.lower() not in {".jpg", ".png"}:
             continue
-        name = path.relative_to(found).as_posix()
+        name = path.relative_to(root).as_posix()
         stem = path.stem
         lomiri = path.parent.name == "backgrounds" and not stem.startswith(NO_PHOTOGRAPH)
         lxqt = "lxqt/wallpapers/" in name and stem in LXQT.split()
@@ -69,18 +69,18 @@ def photographs(folder: Path) -> dict[str, Path]:
         elif "share/wallpapers/" in name and stem == "2560x1600" and path.parents[2].name in PLASMA.split():
             chosen[path.parents[2].name] = path
     if len(chosen) != 47:
-        raise ValueError(f"{len(chosen)} of 47 photographs are in {found.name}; {_way(folder)}")
+        raise ValueError(f"{len(chosen)} of 47 photographs are in {root.name}; {_instructions(folder)}")
     return dict(sorted(chosen.items()))
 
 
 def smaller(photograph: Image.Image, factor: int) -> Image.Image:
-    """The photograph at 1/factor of its size, by the antialiased Lanczos filter."""
+    """Return the photograph at 1/factor of its size, by the antialiased Lanczos filter."""
     width, height = photograph.size
     return photograph.resize((width // factor, height // factor), Image.Resampling.LANCZOS)
 
 
 def structure(patch: np.ndarray) -> float:
-    """Mean absolute difference of neighbouring pixels of (H, W, 3), in grey levels: near 0 for sky."""
+    """Return the mean absolute difference of neighbouring pixels of (H, W, 3), in grey levels; near 0 for sky."""
     grey = patch.astype(np.float32).mean(axis=2)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
@@ -92,7 +92,7 @@ def _cut(found: Mapping[str, Path], kept: Path) -> None:
         ranked = sorted(range(len(parts[held_back])), key=lambda index, of=parts[held_back]: -of[index][0])  # type: ignore[misc]
         if len(ranked) < wanted:
             raise ValueError(f"{len(ranked)} patches where {wanted} are wanted")
-        # of the held-back ones every so manieth: what is chosen on should not be the hardest part alone
+        # validation patches are spread over the ranking, so that they are not only the hardest ones
         step = max(1, len(ranked) // (2 * wanted)) if held_back else 1
         chosen += [parts[held_back][index][1] for index in sorted(ranked[::step][:wanted])]
     part = kept.with_name(f".{kept.name}")
@@ -116,7 +116,7 @@ def _candidates(found: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple
 
 
 def _files(folder: Path) -> Path:
-    """The folder that the packages' files lie in; they are unpacked, or fetched and unpacked, where they do not."""
+    """Return the folder of the packages' files; unpack them if necessary, and download them if possible."""
     files = folder / "files"
     if files.is_dir():
         return files
@@ -126,7 +126,7 @@ def _files(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for name, deb in _debs(folder).items():
             if deb is None or not shutil.which("dpkg"):
-                raise ValueError(f"the photographs are not here: {_way(folder)}")
+                raise ValueError(f"the photographs are not here: {_instructions(folder)}")
             if hashlib.sha256(deb.read_bytes()).hexdigest() != SHA256[name]:
                 raise ValueError(f"{deb.name} is another version of {name} than the one known by its SHA-256")
             subprocess.run(["dpkg", "-x", str(deb.resolve()), scratch], check=True)  # noqa: S603, S607
@@ -139,5 +139,5 @@ def _debs(folder: Path) -> dict[str, Path | None]:
     return {name: next(iter(sorted(folder.glob(f"{name}_*.deb"))), None) for name in SHA256}
 
 
-def _way(folder: Path) -> str:
-    return WAY.format(names=", ".join(SHA256), folder=f"{folder.parent.name}/{folder.name}")
+def _instructions(folder: Path) -> str:
+    return INSTRUCTIONS.format(names=", ".join(SHA256), folder=f"{folder.parent.name}/{folder.name}")

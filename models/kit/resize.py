@@ -1,4 +1,4 @@
-"""Antialiased bicubic downsampling of pictures as exact separable matrices, with adjoint and right inverse."""
+"""Antialiased bicubic downsampling as separable matrices, with its adjoint and right inverse."""
 
 from __future__ import annotations
 
@@ -21,65 +21,65 @@ class Downsampling:
     columns: Float[Tensor, "w W"]
 
     def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
-        """U(y)."""
+        """Return U(y)."""
         return linear(linear(high, self.columns).mT, self.rows).mT
 
     def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
-        """Uᵀ(x)."""
-        return _between(self.rows.T, low, self.columns.T)
+        """Return Uᵀ(x)."""
+        return _separable_product(self.rows.T, low, self.columns.T)
 
     def norm_squared(self) -> float:
-        """‖U‖², the largest eigenvalue of UᵀU."""
+        """Return ‖U‖², the largest eigenvalue of UᵀU."""
         norms = [float(torch.linalg.matrix_norm(one.double(), 2)) for one in (self.rows, self.columns)]
         return (norms[0] * norms[1]) ** 2
 
 
 @dataclass(frozen=True)
 class Projection:
-    """y + U⁺(x − U(y)), U⁺ = Uᵀ(UUᵀ)⁻¹: the picture nearest to y whose downsampling is x."""
+    """The projection y + U⁺(x − U(y)), U⁺ = Uᵀ(UUᵀ)⁻¹: the image nearest to y whose downsampling is x."""
 
     u: Downsampling
     rows: Float[Tensor, "H h"]
     columns: Float[Tensor, "W w"]
 
     def __call__(self, high: Images, low: Float[Tensor, "B C h w"]) -> Images:
-        """The nearest consistent picture; may leave 0 … 1 a little."""
-        return high + _between(self.rows, low - self.u(high), self.columns)
+        """Return the projection of `high`; values may leave 0 … 1 a little."""
+        return high + _separable_product(self.rows, low - self.u(high), self.columns)
 
 
 @lru_cache(maxsize=32)
 def bicubic(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Downsampling:
-    """To `height` × `width` from `scale` times that."""
+    """Return the downsampling to `height` × `width` from `scale` times that size."""
     with torch.inference_mode(mode=False):
-        return Downsampling(*(_reduction(size, scale).float().to(device) for size in (height, width)))
+        return Downsampling(*(_bicubic_matrix(size, scale).float().to(device) for size in (height, width)))
 
 
 @lru_cache(maxsize=32)
 def projection(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Projection:
-    """Onto the pictures that `bicubic` maps to a given one."""
+    """Return the projection onto the images that `bicubic` maps to a given one."""
     with torch.inference_mode(mode=False):
-        inverses = [_right_inverse(_reduction(size, scale)).float().to(device) for size in (height, width)]
+        inverses = [_right_inverse(_bicubic_matrix(size, scale)).float().to(device) for size in (height, width)]
         return Projection(bicubic(height, width, scale, device), *inverses)
 
 
-def _between(
+def _separable_product(
     rows: Float[Tensor, "H h"], low: Float[Tensor, "B C h w"], columns: Float[Tensor, "W w"]
 ) -> Float[Tensor, "B C H W"]:
-    """R x Cᵀ."""
+    """Return R x Cᵀ."""
     return linear(linear(low.mT, rows).mT, columns)
 
 
 def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
-    """Aᵀ(AAᵀ)⁻¹."""
+    """Return Aᵀ(AAᵀ)⁻¹."""
     inverse: Tensor = torch.linalg.solve(a @ a.T, a).T
     return inverse
 
 
-def _reduction(size: int, scale: int) -> Float[Tensor, "n m"]:
-    """Keys' cubic (a = −½) stretched by the scale, cut at the border and normalised there, as Pillow's filter is."""
+def _bicubic_matrix(size: int, scale: int) -> Float[Tensor, "n m"]:
+    """Return Keys' cubic filter (a = −½) stretched by the scale, cut and renormalised at the border, as Pillow's."""
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
-    places = torch.arange(size * scale, dtype=torch.float64) + 0.5
-    d = (places - centres[:, None]).abs() / scale
+    pixels = torch.arange(size * scale, dtype=torch.float64) + 0.5
+    d = (pixels - centres[:, None]).abs() / scale
     near, far = (1.5 * d - 2.5) * d * d + 1.0, ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
     weights = torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
     return weights / weights.sum(1, keepdim=True)

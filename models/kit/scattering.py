@@ -9,8 +9,8 @@ r"""The scattering transform of pictures: wavelets, modulus, low-pass, twice ove
 
 Wavelets are Morlet's, σ = 0.8·2^j, ξ = ¾π/2^j, slant 4/L; φ is a Gaussian of σ = 0.8·2^(J−1); every output is taken at
 each 2^J-th pixel. Conventions (padding by reflection, order of the channels, subsampling by 2^j after ψ_j) are
-kymatio's, so that outputs agree. Filters are kept as kernels in space and can be trained: then their means stay zero
-and their norms stay what they were, so that the transform cannot shrink to nothing.
+kymatio's, so that outputs agree. Filters are stored as spatial kernels and can be trained; their means stay zero and
+their norms stay constant, so that the transform cannot shrink to zero.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.nn import functional
 
 from models.kit.shapes import Float, Tensor
 
-REACH = 5.0  # standard deviations of a Gaussian that a kernel holds
+REACH = 5.0  # radius of a kernel, in standard deviations of its Gaussian
 
 
 def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Tensor:
-    """exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) on −reach … reach, its envelope longer by 1/slant across θ; complex128."""
+    """Return exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) on −reach … reach, stretched by 1/slant across θ; complex128."""
     grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     along = y * math.cos(theta) + x * math.sin(theta)
@@ -37,7 +37,7 @@ def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0)
 
 
 def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Tensor:
-    """ψ = g·(exp(i ξ·u) − β), β such that the sum is zero; complex128."""
+    """Return ψ = g·(exp(i ξ·u) − β), with β such that the sum is zero; complex128."""
     wave, envelope = gabor(reach, sigma, theta, xi, slant), gabor(reach, sigma, theta, 0.0, slant)
     return wave - envelope * (wave.sum() / envelope.sum())
 
@@ -57,9 +57,9 @@ class Scattering(nn.Module):
         for j in range(scales):
             sigma = 0.8 * 2**j
             reach = math.ceil(REACH * sigma / min(1.0, slant))
-            turns = [((angles - angles // 2 - 1) - number) * math.pi / angles for number in range(angles)]
-            made = torch.stack([morlet(reach, sigma, theta, 0.75 * math.pi / 2**j, slant) for theta in turns])
-            wavelets.append(torch.view_as_real(made).float())
+            thetas = [((angles - angles // 2 - 1) - number) * math.pi / angles for number in range(angles)]
+            kernels = torch.stack([morlet(reach, sigma, theta, 0.75 * math.pi / 2**j, slant) for theta in thetas])
+            wavelets.append(torch.view_as_real(kernels).float())
             norms.append(wavelets[-1].square().sum((1, 2, 3)).sqrt())
         self.wavelets = nn.ParameterList(wavelets)
         self.register_buffer("norms", torch.stack(norms), persistent=False)
@@ -68,23 +68,23 @@ class Scattering(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Outputs a channel of the picture."""
+        """Number of outputs per image channel."""
         return 1 + self.scales * self.angles + self.angles**2 * self.scales * (self.scales - 1) // 2
 
     def orders(self) -> tuple[slice, slice, slice]:
-        """Where the outputs of order 0, 1 and 2 lie."""
+        """Return the channel slices of orders 0, 1 and 2."""
         first = 1 + self.scales * self.angles
         return slice(0, 1), slice(1, first), slice(first, self.channels)
 
     def filters(self, j: int) -> Float[Tensor, "L K K 2"]:
-        """The wavelets of scale j, their means taken away and at their norms, whatever training did to them."""
+        """Return the wavelets of scale j with zero mean and their initial norms, also after training."""
         kernel: Tensor = self.wavelets[j]
         kernel = kernel - kernel.mean((1, 2), keepdim=True)
         norm = kernel.square().sum((1, 2, 3)).sqrt()
         return kernel * (self.norms[j] / norm)[:, None, None, None]
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C K _h _w"]:
-        """ValueError where a side is shorter than 2^J or no multiple of it."""
+        """Return S(x); ValueError if a side is shorter than 2^J or not a multiple of it."""
         step = 2**self.scales
         batch, channels, height, width = images.shape
         if min(height, width) < step or height % step or width % step:
@@ -107,23 +107,27 @@ class Scattering(nn.Module):
             smooth = [self._smooth(torch.fft.fft2(one), low, k) for k, one in enumerate(within, j + 1)]
             smooth = [one.reshape(len(one), self.angles, self.angles, *one.shape[2:]) for one in smooth]
             seconds += [torch.cat(smooth, 2).flatten(1, 2)] if smooth else []
-        found = torch.cat([self._smooth(zeroth, low, 0), *firsts, *seconds], 1)
-        answer: Tensor = found.view(batch, channels, *found.shape[1:])
-        return answer
+        orders = torch.cat([self._smooth(zeroth, low, 0), *firsts, *seconds], 1)
+        outputs: Tensor = orders.view(batch, channels, *orders.shape[1:])
+        return outputs
 
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
-        """x ⋆ φ at each 2^J-th pixel, from the spectrum of x at each 2^j-th, the padding cut off."""
+        """Return x ⋆ φ at each 2^J-th pixel without padding, from the spectrum of x at each 2^j-th pixel."""
         smooth: Tensor = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
         return smooth[:, :, 1:-1, 1:-1]
 
 
 def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
-    """The Fourier transform of kernels (L, K, K) that lie around pixel 0 of a periodic picture, (L, height, width)."""
+    """Return the Fourier transform (L, height, width) of kernels (L, K, K) centred at pixel 0 of a periodic image."""
     reach = kernels.shape[1] // 2
-    where = torch.arange(-reach, reach + 1, device=kernels.device)
+    offsets = torch.arange(-reach, reach + 1, device=kernels.device)
     canvas = kernels.new_zeros((len(kernels), height, width))
     canvas = canvas.index_put(
-        (torch.arange(len(kernels), device=kernels.device)[:, None, None], (where % height)[:, None], where % width),
+        (
+            torch.arange(len(kernels), device=kernels.device)[:, None, None],
+            (offsets % height)[:, None],
+            offsets % width,
+        ),
         kernels,
         accumulate=True,
     )
@@ -132,7 +136,7 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _crop(spectrum: Tensor, j: int) -> Tensor:
-    """The lower frequencies of a spectrum: that of the same filter at each 2^j-th pixel."""
+    """Return the low frequencies of a spectrum: the same filter at each 2^j-th pixel."""
     for axis in (-2, -1):
         size = spectrum.shape[axis]
         half = size // 2 ** (j + 1)
@@ -145,7 +149,7 @@ def _crop(spectrum: Tensor, j: int) -> Tensor:
 
 
 def _fold(spectrum: Tensor, step: int) -> Tensor:
-    """The spectrum of each `step`-th pixel."""
+    """Return the spectrum of each `step`-th pixel."""
     if step == 1:
         return spectrum
     *lead, height, width = spectrum.shape
@@ -154,6 +158,6 @@ def _fold(spectrum: Tensor, step: int) -> Tensor:
 
 
 def _modulus(spectrum: Tensor, step: int) -> Tensor:
-    """The modulus of each `step`-th pixel, from the spectrum."""
+    """Return the modulus of each `step`-th pixel, from the spectrum."""
     modulus: Tensor = torch.fft.ifft2(_fold(spectrum, step)).abs()
     return modulus

@@ -1,6 +1,6 @@
-"""Frozen dataclasses whose fields carry their range, as JSON Schema and back from JSON with every range checked.
+"""Options as frozen dataclasses: convert them to JSON Schema, and from and to validated JSON.
 
-A field is an `int`, `float`, `bool`, `str`, one of these or `None`, or a `tuple[T, ...]` of them (a JSON array).
+A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tuple[T, ...]` of them (a JSON array).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MOST_ITEMS = 64
-"""Of an array: no network has more layers."""
+MAX_ITEMS = 64
+"""Maximum length of an array: no network has more layers."""
 
-LARGEST = 2.0**1023
-"""Numbers from here on, infinity and NaN are refused: no float holds them, or no option wants them."""
+NUMBER_LIMIT = 2.0**1023
+"""Numbers of at least this size, infinity and NaN are rejected."""
 
 RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
@@ -32,9 +32,9 @@ def option(
     choices: tuple[str, ...] | None = None,
     description: str = "",
 ) -> Any:
-    """A dataclass field with its default, its range (`above` and `below` exclude the end itself) and its meaning.
+    """Declare a dataclass field with its default, range (`above` and `below` are exclusive) and description.
 
-    The range of a tuple is that of each of its items.
+    The range of a tuple applies to each of its items.
     """
     rules = {
         "minimum": minimum,
@@ -48,20 +48,20 @@ def option(
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a dataclass: every field optional with its default, no other name allowed."""
+    """Return the JSON Schema (2020-12) of a dataclass: all fields optional with a default, no other names allowed."""
     hints = typing.get_type_hints(cls)
     properties: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         rules = dict(field.metadata)
         described = {"description": rules.pop("description")} if "description" in rules else {}
-        kinds = _kinds(hints[field.name])
+        kinds = _types_of(hints[field.name])
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if kinds[0] is tuple:
             item = {"type": NAMES[kinds[1]], **rules}
             properties[field.name] = {
                 "type": "array",
                 "items": item,
-                "maxItems": MOST_ITEMS,
+                "maxItems": MAX_ITEMS,
                 "default": default,
                 **described,
             }
@@ -75,23 +75,23 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance from JSON values; ValueError names the first field that is unknown, mistyped or out of range."""
+    """Build an instance from JSON values; ValueError names the first unknown, mistyped or out-of-range field."""
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; there are {', '.join(sorted(fields))}")
-    return cls(**{name: _checked(fields[name], hints[name], value) for name, value in values.items()})
+    return cls(**{name: _validate_field(fields[name], hints[name], value) for name, value in values.items()})
 
 
 def to_json(instance: Any) -> dict[str, Any]:
-    """The JSON values of a dataclass instance; tuples become lists."""
+    """Return the JSON values of a dataclass instance; tuples become lists."""
     values = dataclasses.asdict(instance)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _kinds(hint: Any) -> list[type]:
-    """`int | None` → [int, NoneType]; `tuple[int, ...]` → [tuple, int]."""
+def _types_of(hint: Any) -> list[type]:
+    """Return the types of a hint: `int | None` → [int, NoneType]; `tuple[int, ...]` → [tuple, int]."""
     origin = typing.get_origin(hint)
     if origin is tuple:
         return [tuple, typing.get_args(hint)[0]]
@@ -100,51 +100,54 @@ def _kinds(hint: Any) -> list[type]:
     return [hint]
 
 
-def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    kinds = _kinds(hint)
+def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    kinds = _types_of(hint)
     if kinds[0] is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {_cut(value)}")
-        if len(value) > MOST_ITEMS:
-            raise ValueError(f"{field.name} must have at most {MOST_ITEMS} items, not {len(value)}")
-        return tuple(_scalar(field, kinds[1:], item) for item in value)
-    return _scalar(field, kinds, value)
+            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {_shortened_repr(value)}")
+        if len(value) > MAX_ITEMS:
+            raise ValueError(f"{field.name} must have at most {MAX_ITEMS} items, not {len(value)}")
+        return tuple(_validate_scalar(field, kinds[1:], item) for item in value)
+    return _validate_scalar(field, kinds, value)
 
 
-def _scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
-    """A number, word or None of one of `kinds`, within the field's range; an integral float passes for an integer."""
+def _validate_scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
+    """Return the value if it has one of the types `kinds` and is in the field's range; 2.0 is a valid integer."""
     if value is None and type(None) in kinds:
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < NUMBER_LIMIT
     if number and int in kinds and value == int(value):
         value = int(value)
     elif number and float in kinds:
         value = float(value)
     elif not (isinstance(value, bool | str) and type(value) in kinds):
-        raise ValueError(f"{field.name} must be of type {' or '.join(NAMES[k] for k in kinds)}, not {_cut(value)}")
+        raise ValueError(
+            f"{field.name} must be of type {' or '.join(NAMES[k] for k in kinds)}, not {_shortened_repr(value)}"
+        )
     rules = field.metadata
     if "enum" in rules and value not in rules["enum"]:
-        raise ValueError(f"{field.name} must be one of {', '.join(rules['enum'])}, not {_cut(value)}")
+        raise ValueError(f"{field.name} must be one of {', '.join(rules['enum'])}, not {_shortened_repr(value)}")
     if (
         value < rules.get("minimum", value)
         or value > rules.get("maximum", value)
         or ("exclusiveMinimum" in rules and value <= rules["exclusiveMinimum"])
         or ("exclusiveMaximum" in rules and value >= rules["exclusiveMaximum"])
     ):
-        raise ValueError(f"{field.name} must lie in {_interval(rules)}, not {_cut(value)}")
+        raise ValueError(f"{field.name} must lie in {_format_interval(rules)}, not {_shortened_repr(value)}")
     return value
 
 
-def _cut(value: Any) -> str:
-    """The value as text, of which a long one has its beginning alone."""
+def _shortened_repr(value: Any) -> str:
+    """Return the value's repr, at most 60 characters of it."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integer of more than some thousand digits
+    except ValueError:  # Python refuses to print integers of more than some thousand digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _interval(rules: Mapping[str, Any]) -> str:
+def _format_interval(rules: Mapping[str, Any]) -> str:
+    """Return the range in interval notation, e.g. "[0, 1)"."""
     left = f"[{rules['minimum']}" if "minimum" in rules else f"({rules.get('exclusiveMinimum', '-∞')}"
     right = f"{rules['maximum']}]" if "maximum" in rules else f"{rules.get('exclusiveMaximum', '∞')})"
     return f"{left}, {right}"

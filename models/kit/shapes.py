@@ -1,4 +1,7 @@
-"""Shape annotations that tests check, and that cost nothing where jaxtyping is not installed."""
+"""Shape annotations by jaxtyping; without jaxtyping installed they are plain `Tensor`.
+
+Tests check them at run time with beartype (see `tests/models/conftest.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ else:
     except ModuleNotFoundError:
 
         class _Unchecked:
-            """`Float[Tensor, "B C"]` is then simply `Tensor`."""
+            """Makes `Float[Tensor, "B C"]` plain `Tensor`."""
 
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]

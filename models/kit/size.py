@@ -1,4 +1,4 @@
-"""How much memory a run takes at least, by its recipe alone, and a limit on what this process may take."""
+"""Lower bound of a training's memory from its recipe, and a memory limit for this process."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from models.kit.card import family
 from models.kit.recipe import Recipe
 
 OPTIMIZER_STATES = {"adam": 2, "adagrad": 1, "sgd": 0}
-"""Numbers that an optimiser keeps for each weight."""
+"""Numbers that an optimizer stores per weight."""
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a memory object")
-"""What torch and its libraries say in a RuntimeError where the system gives no more memory."""
+"""Messages of a RuntimeError by which torch and its libraries report a failed allocation."""
 
 
 class TooLargeError(ValueError):
-    """A model or a run that takes more memory than it may."""
+    """A model or a training that needs more memory than allowed."""
 
 
 def min_bytes(recipe: Recipe) -> int:
-    """The memory of weights, gradients, optimiser states and averages; no weight is made to find out.
+    """Return the bytes of weights, gradients, optimizer state and averages, without allocating them.
 
-    Activations, pictures and what torch itself holds come on top. ValueError where the config makes no model.
+    Activations, images and torch itself come on top. ValueError if the config is invalid.
     """
     with torch.device("meta"):
         model = family(recipe.family).Model(recipe.config)
@@ -36,30 +36,31 @@ def min_bytes(recipe: Recipe) -> int:
 
 
 def check_size(recipe: Recipe, limit_bytes: int) -> None:
-    """Raise TooLargeError where a run is sure to take more memory than it may."""
-    least = min_bytes(recipe)
-    if least > limit_bytes:
+    """Raise TooLargeError if a training certainly needs more memory than the limit."""
+    needed = min_bytes(recipe)
+    if needed > limit_bytes:
         raise TooLargeError(
-            f"training it takes at least {least >> 20} MiB of memory for its weights; at most {limit_bytes >> 20} MiB "
+            f"training it takes at least {needed >> 20} MiB of memory for its weights; at most {limit_bytes >> 20} MiB "
             "may be: a smaller network needs less"
         )
 
 
 def limit_memory(size_bytes: int) -> None:
-    """Let this process and its children take so many bytes beyond what this one has now, each by itself.
+    """Limit this process and each of its children to `size_bytes` more than this process has now.
 
-    What the limit refuses becomes a MemoryError, or a RuntimeError of torch's allocator. Files that are mapped do not
-    count.
+    A failed allocation raises MemoryError, or RuntimeError in torch's allocator. Memory-mapped files do not count.
     """
     status = Path("/proc/self/status").read_text()
-    held = int(status.partition("VmData:")[2].split()[0]) << 10
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = held + size_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+    current = int(status.partition("VmData:")[2].split()[0]) << 10
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = current + size_bytes
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit), hard_limit)
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory for what was asked."""
+    """Return whether an error reports a failed memory allocation."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
     )

@@ -1,9 +1,9 @@
 r"""Regularised inversion of a separable downsampling: argmin over 0 ≤ y ≤ 1 of ½‖U(y) − x‖² + λ‖∇y‖₁.
 
-U(y) = A y Bᵀ, ∇ are the differences of neighbours, ‖·‖₁ is anisotropic: the sum of all their moduli. The solver is
-the primal–dual one of Condat (J. Optim. Theory Appl. 158, 2013; there algorithm 3.1): a gradient step of the data
+U(y) = A y Bᵀ; ∇ are differences of neighbouring pixels; ‖·‖₁ is anisotropic, the sum of their absolute values. The
+solver is Algorithm 3.1 of Condat (J. Optim. Theory Appl. 158, 2013), a primal–dual method: a gradient step of the data
 term, a projection onto 0 … 1, and a projection of the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1.
-Every picture of a batch is solved on its own and stops when its own change is small.
+Each image of a batch is solved independently and stops when its own change is small.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PerImage = Float[Tensor, "B"]
 
 
 def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:
-    """∇y: the next pixel below and to the right less this one, 0 at the last."""
+    """Return ∇y: the next pixel below and to the right minus this one, 0 at the last."""
     below = functional.pad(y[:, :, 1:] - y[:, :, :-1], (0, 0, 0, 1))
     right = functional.pad(y[..., 1:] - y[..., :-1], (0, 1))
     return torch.stack((below, right), 1)
 
 
 def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
-    """−∇ᵀp; the dual's last row and column, where ∇y is 0, count for nothing."""
+    """Return −∇ᵀp; the last row and column of p, where ∇y is 0, have no effect."""
     below, right = p[:, 0, :, :-1], p[:, 1, :, :, :-1]
     return (
         functional.pad(below, (0, 0, 0, 1))
@@ -39,15 +39,15 @@ def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
 
 
 def objective(y: Images, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
-    """½‖U(y) − x‖² + λ‖∇y‖₁ of each picture."""
+    """Return ½‖U(y) − x‖² + λ‖∇y‖₁ of each image."""
     data = 0.5 * (u(y) - low).square().sum((1, 2, 3))
     return data + strength * gradient(y).abs().sum((1, 2, 3, 4))
 
 
-def gap(solution: Solution, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
-    """How far above the minimum a picture can be at most: the objective less its dual at p and q = U(y) − x.
+def duality_gap(solution: Solution, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
+    """Return the objective minus the dual one at p and q = U(y) − x: an upper bound of the excess over the minimum.
 
-    The dual is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)), the last from the box 0 … 1.
+    The dual objective is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)); the last term is that of the box 0 … 1.
     """
     q = u(solution.y) - low
     slope = u.adjoint(q) - divergence(solution.p)
@@ -57,7 +57,7 @@ def gap(solution: Solution, low: Float[Tensor, "B C h w"], u: Downsampling, stre
 
 @dataclass(frozen=True)
 class Solution:
-    """The picture y, the dual variable p, and which pictures have come to rest."""
+    """The image y, the dual variable p, and which images have converged."""
 
     y: Images
     p: Float[Tensor, "B 2 C H W"]
@@ -65,7 +65,7 @@ class Solution:
 
 
 def initial_solution(y: Images) -> Solution:
-    """Start from a picture, by its values in 0 … 1."""
+    """Return the initial state at an image, clipped to 0 … 1."""
     return Solution(y.clamp(0.0, 1.0), torch.zeros_like(y[:, None].repeat(1, 2, 1, 1, 1)), y.new_zeros(len(y)).bool())
 
 
@@ -78,7 +78,7 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Run at most `iterations`; an image has converged once its root-mean-square change is below `tolerance`."""
+    """Algorithm 3.1: run at most `iterations`; an image converges when its RMS change is below `tolerance`."""
     tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
     y, p, converged = start.y, start.p, start.converged
     for _ in range(iterations):

@@ -34,7 +34,7 @@ def test_the_gap_bounds_what_is_left_to_gain() -> None:
     early = tv.solve(tv.initial_solution(u.adjoint(low) * 4), low, u, strength, 50, 0.0, 0.05)
     late = tv.solve(early, low, u, strength, 4000, 0.0, 0.05)
     best = float(tv.objective(late.y, low, u, strength))
-    gaps = [float(tv.gap(one, low, u, strength)) for one in (early, late)]
+    gaps = [float(tv.duality_gap(one, low, u, strength)) for one in (early, late)]
     assert gaps[0] > gaps[1] >= -1e-5
     assert gaps[1] < 0.01 * best
     assert float(tv.objective(early.y, low, u, strength)) - best <= gaps[0] + 1e-6
