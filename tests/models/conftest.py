@@ -1,4 +1,4 @@
-"""Every shape annotation of `models` is checked while these tests run."""
+"""Check every shape annotation of `models` with beartype while these tests run."""
 
 from __future__ import annotations
 

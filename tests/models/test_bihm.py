@@ -1,4 +1,4 @@
-"""The Helmholtz machine against exact sums over every state of a tiny one."""
+"""`models.bihm`: estimates against exact sums over every state of a tiny model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TINY = Config(height=1, width=4, hidden=(3, 2), samples=2000)
 
 
 def states(n: int) -> torch.Tensor:
-    """Every binary vector of n units, (2ⁿ, n)."""
+    """Return every binary vector of n units, (2ⁿ, n)."""
     return torch.tensor(list(itertools.product((0.0, 1.0), repeat=n)))
 
 
 def tiny(scale: float = 1.5, config: Config = TINY) -> Model:
-    """A small machine with weights that matter."""
+    """Return a small model with large weights."""
     model = Model(config)
     for number, parameter in enumerate(model.parameters()):
         parameter.data = scale * RowStreams.range(11, number, 1).normal(parameter.numel())[0].view_as(parameter)
@@ -30,7 +30,7 @@ def tiny(scale: float = 1.5, config: Config = TINY) -> Model:
 
 
 class Exact:
-    """Sums over all (x, h) of a tiny machine, in float64."""
+    """Exact sums over all (x, h) of a tiny model, in float64."""
 
     def __init__(self, model: Model) -> None:
         model = model.double()
@@ -49,7 +49,7 @@ class Exact:
 
 
 def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
-    """log p(x, h), written out in float64."""
+    """Return log p(x, h), computed directly in float64."""
 
     def log_prob(t: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
         return torch.where(t == 1, probability, 1 - probability).log().sum(-1)
@@ -61,7 +61,7 @@ def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Ten
 
 
 def log_inferred(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
-    """log q(h|x), written out in float64."""
+    """Return log q(h|x), computed directly in float64."""
     total = torch.zeros(len(x), h[0].shape[1], dtype=torch.float64)
     for layer, lower, upper in zip(model.q, [x, *h[:-1]], h, strict=True):
         probability = torch.sigmoid(lower @ layer.weight.T + layer.bias)
@@ -70,7 +70,7 @@ def log_inferred(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.
 
 
 def finished(method, *arguments):
-    """The answer of a sliced operation."""
+    """Return the result of a sliced operation."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
@@ -79,12 +79,12 @@ def finished(method, *arguments):
 
 @pytest.fixture(scope="module")
 def exact() -> Exact:
-    """The sums of the tiny machine."""
+    """Return the exact sums of the tiny model."""
     return Exact(tiny())
 
 
 def test_log_joint_and_log_inferred_are_the_products_of_the_layers(exact: Exact) -> None:
-    """The model's log p(x, h) and log q(h|x) are those of the definition."""
+    """The model's log p(x, h) and log q(h|x) agree with the definition."""
     model = tiny()
     h = [layer.float() for layer in exact.h]
     x = exact.x.float()[:, None]
@@ -93,7 +93,7 @@ def test_log_joint_and_log_inferred_are_the_products_of_the_layers(exact: Exact)
 
 
 def test_p_star_is_a_distribution_above_its_bound(exact: Exact) -> None:
-    """Σ p* = 1, Z ≤ 1, and p̃* is no more than p* and no more than p, for every x."""
+    """Σ p* = 1, Z ≤ 1, and p̃* exceeds neither p* nor p, for every x."""
     assert float(exact.log_p_star.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     assert float(exact.log_z) < 0
     assert bool((exact.log_p_tilde <= exact.log_p_star).all())
@@ -101,7 +101,7 @@ def test_p_star_is_a_distribution_above_its_bound(exact: Exact) -> None:
 
 
 def test_eq_7_finds_z(exact: Exact) -> None:
-    """The estimate of log Z lies within three standard errors of the sum, and makes Σ p* one."""
+    """The estimate of log Z is within three standard errors of the exact sum, and makes Σ p* one."""
     found = tiny().estimate_log_z(seed=4, samples=200_000)
     assert found["log_z"] == pytest.approx(float(exact.log_z), abs=3 * found["standard_error"])
     assert 0 < found["standard_error"] < 0.02
@@ -111,7 +111,7 @@ def test_eq_7_finds_z(exact: Exact) -> None:
 
 
 def test_estimators_reach_the_sums(exact: Exact) -> None:
-    """log p, log p̃* and log p* by K = 20 000 samples lie within four standard errors of the sums, for every x."""
+    """log p, log p̃* and log p* by K = 20 000 samples are within four standard errors of the sums, for every x."""
     model = tiny()
     model.log_z.fill_(float(exact.log_z))
     model.log_z_error.fill_(0.0)
@@ -129,8 +129,8 @@ def test_estimators_reach_the_sums(exact: Exact) -> None:
     assert bool((answer["effective_sample_size"] <= answer["effective_sample_size_star"]).all())
 
 
-def test_one_sample_tells_p_from_p_tilde_star_by_nothing() -> None:
-    """With K = 1 eq. 4 and eq. 5 are the same number."""
+def test_with_one_sample_p_equals_p_tilde_star() -> None:
+    """With K = 1 eqs. 4 and 5 give the same number."""
     a = RowStreams.range(1, 0, 7).normal(1)
     assert torch.allclose(bihm.log_p_tilde_star(a), bihm.log_p(a), atol=1e-6)
     assert torch.allclose(bihm.log_p(a), a[:, 0], atol=1e-6)
@@ -138,9 +138,9 @@ def test_one_sample_tells_p_from_p_tilde_star_by_nothing() -> None:
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None:
-    """With samples in exactly q's proportions, eq. 6 is the exact gradient of the exact log p̃* (to 1e-6), for p and q.
+    """With samples in exactly q's proportions, Algorithm 1 gives the exact gradient of log p̃* (to 1e-6).
 
-    q's units have the probabilities ¼, ½, ¾, so that 1024 samples can hold every h as often as q says.
+    q's units have the probabilities ¼, ½, ¾, so that 1024 samples contain every h in proportion to q.
     """
     model = tiny().double()
     third = math.log(3.0)
@@ -180,7 +180,7 @@ def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None
 
 
 def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -> None:
-    """The loss is −log p̃* in the mean over many seeds, nearly (K = 2000), and its gradient that of the exact bound."""
+    """Averaged over seeds (K = 2000), the loss is near −log p̃*, and its gradient near that of the exact bound."""
     model = tiny().requires_grad_(requires_grad=True)
     images = exact.x.float()[5].view(1, 1, 1, 4).expand(400, -1, -1, -1)
     loss = model.loss(images, RowStreams.range(2, 0, 400))
@@ -196,8 +196,8 @@ def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -
     torch.testing.assert_close(gradient.double(), wanted, atol=0.02, rtol=0)
 
 
-def test_a_machine_whose_directions_agree_has_z_one_and_a_full_sample_size() -> None:
-    """Where q is p's posterior, Z = 1 and every importance sample counts."""
+def test_if_q_is_the_posterior_z_is_one_and_all_samples_count() -> None:
+    """If q is p's posterior, Z = 1 and the effective sample size is K."""
     model = tiny()
     for layer in [*model.q, *model.p]:
         layer.weight.data.zero_()
@@ -211,13 +211,13 @@ def test_a_machine_whose_directions_agree_has_z_one_and_a_full_sample_size() -> 
 
 
 def shares(images: torch.Tensor) -> torch.Tensor:
-    """How often each of the 16 pictures of four pixels occurs."""
+    """Return how often each of the 16 images of four pixels occurs."""
     code = (images.flatten(1) * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum(1).long()
     return torch.bincount(code, minlength=16).double() / len(code)
 
 
 def departure(found: torch.Tensor, probability: torch.Tensor, count: int) -> float:
-    """χ² of 16 shares, per degree of freedom."""
+    """Return χ² of 16 shares, per degree of freedom."""
     return float((count * (found - probability).square() / probability).sum() / (len(found) - 1))
 
 
@@ -231,7 +231,7 @@ def departure(found: torch.Tensor, probability: torch.Tensor, count: int) -> flo
     ids=["ancestral", "gibbs", "block"],
 )
 def test_samples_follow_their_distribution(options: SampleOptions, of: str, exact: Exact) -> None:
-    """3000 draws have the exact shares (χ² per degree of freedom below 3); those of p have not p*'s, and conversely."""
+    """3000 draws have the exact shares (χ² per degree of freedom below 3), and p's differ from those of p*."""
     count = 3000
     answer = finished(tiny().sample, RowStreams.range(8, 0, count), options)
     wanted = {"p": exact.log_p.exp(), "p_star": exact.log_p_star.exp()}
@@ -241,7 +241,7 @@ def test_samples_follow_their_distribution(options: SampleOptions, of: str, exac
 
 
 def test_inpainting_draws_the_hidden_pixels_given_the_known(exact: Exact) -> None:
-    """Two hidden pixels have the shares of p*(hidden | known); the known ones stay."""
+    """Two hidden pixels have the shares of p*(hidden | known); the known ones do not change."""
     count = 2000
     images = torch.tensor([1.0, 0.0, 0.3, 0.6]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
     mask = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4).expand(count, -1, -1, -1)
@@ -256,14 +256,14 @@ def test_inpainting_draws_the_hidden_pixels_given_the_known(exact: Exact) -> Non
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_a_mask_must_hide_some_and_keep_some(level: float) -> None:
-    """Nothing hidden or everything hidden is refused."""
+    """A mask that hides nothing or everything is rejected."""
     picture = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match="mask"):
         tiny().inpaint(picture, torch.full_like(picture, level), RowStreams.range(0, 0, 1), InpaintOptions())
 
 
 def test_encodings_are_the_layers_probabilities(exact: Exact) -> None:
-    """The first layer's are exact; the second's are q(h₂|x), which sums tell."""
+    """The first layer's probabilities are exact; the second's agree with the sums over h₁."""
     images = exact.x.float().view(-1, 1, 1, 4)
     answer = tiny().encode(images, RowStreams.range(3, 0, 16), bihm.EncodeOptions("none", 1000))
     wanted = [(exact.log_q.exp()[..., None] * layer).sum(1) for layer in exact.h]

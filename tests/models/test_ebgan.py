@@ -1,4 +1,4 @@
-"""`models.ebgan`: the equations against closed forms, the game's gradients, the operations."""
+"""`models.ebgan`: equations against closed forms, gradients of the two steps, operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.kit.row_streams import LATENT, RowStreams
 
 
 def small(**changed) -> ebgan.Model:
-    """A model of 8 × 8 pictures with reproducible weights, ready to be asked."""
+    """Return a model of 8 × 8 images with reproducible weights, in evaluation mode."""
     config = {"height": 8, "width": 8, "latents": 5, "size_g": 16, "size_d": 12, **changed}
     model = ebgan.Model(ebgan.Config(**config))
     model.initialise(RowStreams.range(4, 0, 1))
@@ -22,13 +22,13 @@ def small(**changed) -> ebgan.Model:
 
 
 def pictures(count: int, model: ebgan.Model, seed: int = 9) -> torch.Tensor:
-    """Grey noise in 0 … 1."""
+    """Return grey noise in 0 … 1."""
     pixels = model.config.channels * model.config.height * model.config.width
     return RowStreams.range(seed, 0, count).uniform(pixels).view(count, 1, model.config.height, model.config.width)
 
 
 def finished(model: ebgan.Model, rows: RowStreams, options: ebgan.SampleOptions) -> dict:
-    """A sample's answer after all of its slices."""
+    """Return the result of `sample` after all of its calls."""
     answer = model.sample(rows, options)
     while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
@@ -40,7 +40,7 @@ def finished(model: ebgan.Model, rows: RowStreams, options: ebgan.SampleOptions)
 
 
 def test_the_energy_is_the_norm_over_a_pictures_pixels() -> None:
-    """It lies in 0 … 56 for 28 × 28 pixels in −1 … 1, does not depend on the batch, and is safe at 0."""
+    """The energy is in 0 … 56 for 28 × 28 pixels in −1 … 1, independent of the batch, and has a gradient at 0."""
     white, black = torch.ones(3, 1, 28, 28), -torch.ones(3, 1, 28, 28)
     torch.testing.assert_close(ebgan.energy(white, black), torch.full((3,), 56.0))
     one = black.clone()
@@ -53,14 +53,14 @@ def test_the_energy_is_the_norm_over_a_pictures_pixels() -> None:
 
 
 def test_the_energys_gradient_is_its_finite_difference() -> None:
-    """Double precision, central differences."""
+    """The gradient agrees with central differences in double precision."""
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     guess = torch.zeros_like(x).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: ebgan.energy(x, r), guess)
 
 
 def test_the_hinge_is_taken_for_each_sample() -> None:
-    """A sample beyond the margin adds nothing and gets no gradient, whatever the mean of the batch is."""
+    """A sample above the margin adds nothing and gets no gradient, whatever the batch's mean."""
     fake = torch.tensor([2.0, 9.0, 11.0, 50.0], requires_grad=True)
     real = torch.tensor([3.0, 3.0, 4.0, 5.0])
     losses = ebgan.discriminator_loss(real, fake, 10.0)
@@ -71,7 +71,7 @@ def test_the_hinge_is_taken_for_each_sample() -> None:
 
 
 def test_pulling_away_of_known_codes() -> None:
-    """Identical codes give 1, orthogonal ones 0, opposite ones 1 (the cosine is squared), at any length."""
+    """Identical codes give 1, orthogonal ones 0, opposite ones 1 (the cosine is squared), at any norm."""
     same = torch.tensor([[1.0, 2.0, 3.0]]) * torch.tensor([[1.0], [5.0], [0.1]])
     torch.testing.assert_close(ebgan.pulling_away(same), torch.ones(3))
     torch.testing.assert_close(ebgan.pulling_away(torch.eye(4) * 7.0), torch.zeros(4))
@@ -80,7 +80,7 @@ def test_pulling_away_of_known_codes() -> None:
 
 
 def test_pulling_away_is_the_papers_double_sum() -> None:
-    """The mean of the rows is 1/(N(N − 1)) Σᵢ Σ_{j≠i} cos², written out."""
+    """The mean of the rows is 1/(N(N − 1)) Σᵢ Σ_{j≠i} cos², computed directly."""
     code = RowStreams.range(2, 0, 6).normal(5)
     total = 0.0
     for i in range(6):
@@ -98,7 +98,7 @@ def test_pulling_away_of_gaussian_codes_is_one_over_their_dimension() -> None:
 
 
 def test_pulling_away_is_safe_for_a_zero_code() -> None:
-    """A code of zeros counts as orthogonal; values and gradients are numbers, and others' are finite differences."""
+    """A zero code counts as orthogonal; all values and gradients are finite, and the others' are exact."""
     code = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
     rows = ebgan.pulling_away(code)
     assert rows[0] == 0
@@ -110,7 +110,7 @@ def test_pulling_away_is_safe_for_a_zero_code() -> None:
 
 
 def test_the_plain_gans_losses_are_the_logarithms() -> None:
-    """−log D(x) − log(1 − D(G(z))) and −log D(G(z)) of D = sigmoid(logit)."""
+    """The losses are −log D(x) − log(1 − D(G(z))) and −log D(G(z)) with D = sigmoid(logit)."""
     real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.0, -0.5])
     expected = -real.sigmoid().log() - (1 - fake.sigmoid()).log()
     torch.testing.assert_close(ebgan.gan_discriminator_loss(real, fake), expected)
@@ -129,13 +129,13 @@ GAMES = [
 
 
 def reached(module: torch.nn.Module) -> list[bool]:
-    """Which weights have a gradient that is not zero."""
+    """Return which weights have a gradient that is not zero."""
     return [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters()]
 
 
 @pytest.mark.parametrize("changed", GAMES)
-def test_each_turn_reaches_its_player(changed: dict) -> None:
-    """The discriminator's loss has no path to the generator; the generator's reaches all of its weights."""
+def test_each_step_reaches_its_module(changed: dict) -> None:
+    """The discriminator's loss gives the generator no gradient; the generator's loss reaches all of its weights."""
     model = small(**changed).train()
     steps = model.training_steps(pictures(6, model), RowStreams.range(1, 0, 6))
     first = next(steps)
@@ -158,8 +158,8 @@ def test_each_turn_reaches_its_player(changed: dict) -> None:
         assert all(values.shape == (6,) for values in step.metrics.values())
 
 
-def test_the_generator_plays_against_the_discriminator_just_moved() -> None:
-    """Weights that change between the steps are those that the second turn is computed with."""
+def test_the_generator_step_uses_the_updated_discriminator() -> None:
+    """The second step is computed with weights that change between the steps."""
     model = small().train()
     images, rows = pictures(6, model), RowStreams.range(1, 0, 6)
     steps = model.training_steps(images, rows)
@@ -173,7 +173,7 @@ def test_the_generator_plays_against_the_discriminator_just_moved() -> None:
 
 
 def test_the_pulling_away_term_is_on_the_generators_loss_alone() -> None:
-    """Its weight changes the second turn by weight · f_PT of the generated codes, and the first not at all."""
+    """Its weight adds weight · f_PT of the generated codes to the generator's loss only."""
     images = pictures(6, small())
     plain = list(small(batch_norm=False).training_steps(images, RowStreams.range(1, 0, 6)))
     model = small(batch_norm=False, pulling_away=0.3)
@@ -183,8 +183,8 @@ def test_the_pulling_away_term_is_on_the_generators_loss_alone() -> None:
     torch.testing.assert_close(repelled[1].losses - plain[1].losses, 0.3 * ebgan.pulling_away(code))
 
 
-def test_facts_tell_the_share_of_active_hinges() -> None:
-    """Hinges are active exactly where D(G(z)) is under the margin."""
+def test_metrics_have_the_share_of_active_hinges() -> None:
+    """A hinge is active exactly where D(G(z)) is below the margin."""
     model = small(margin=4.0).train()
     step = next(model.training_steps(pictures(50, model), RowStreams.range(1, 0, 50)))
     facts = step.metrics
@@ -194,7 +194,7 @@ def test_facts_tell_the_share_of_active_hinges() -> None:
 
 
 def test_dropout_belongs_to_the_row() -> None:
-    """Units left out follow from the row, are those of no other pass, and none is left out of an answer."""
+    """Dropout depends on the row, differs between the passes of a step, and is off in operations."""
     model = small(dropout=0.5, layers_d=3)
     images = pictures(4, model)
     rows = RowStreams.range(1, 0, 4)
@@ -208,7 +208,7 @@ def test_dropout_belongs_to_the_row() -> None:
 
 
 def test_after_training_statistics_and_quantiles_are_fixed() -> None:
-    """`settle` stores the quantiles of the training energies, and samples no longer depend on their batch-mates."""
+    """`finalize` stores the quantiles of the training energies; then samples do not depend on their batch."""
     model = small()
     images = pictures(2000, model)
     before = model.generator(RowStreams.range(5, 0, 3).normal(5))
@@ -228,8 +228,8 @@ def test_after_training_statistics_and_quantiles_are_fixed() -> None:
 # --- Operations ------------------------------------------------------------------------------------------------------
 
 
-def settled() -> ebgan.Model:
-    """A model with quantiles."""
+def finalized() -> ebgan.Model:
+    """Return a model with quantiles."""
     model = small()
     images = pictures(1000, model)
     model.finalize(lambda: iter([images]), lambda first, count: RowStreams.range(8, first, count))
@@ -237,8 +237,8 @@ def settled() -> ebgan.Model:
 
 
 def test_percentiles_are_ranks_among_the_training_energies() -> None:
-    """The training pictures' percentiles are uniform; beyond both ends lie 0 and 100."""
-    model = settled()
+    """The training images' percentiles are uniform; outside the quantiles they are 0 and 100."""
+    model = finalized()
     answer = model.energy(pictures(1000, model), RowStreams.range(1, 0, 1000), ebgan.EnergyOptions())
     assert answer["unit"] == "norm"
     ranks = answer["energies"].argsort().argsort().float() / 999 * 100
@@ -250,8 +250,8 @@ def test_percentiles_are_ranks_among_the_training_energies() -> None:
 
 
 def test_best_of_keeps_the_lowest_energy() -> None:
-    """Of 40 candidates, in three slices, each row has the one of lowest energy; candidate 0 is the plain sample."""
-    model, rows = settled(), RowStreams.range(3, 0, 7)
+    """Of 40 candidates in three calls each row keeps the lowest energy; candidate 0 is the plain sample."""
+    model, rows = finalized(), RowStreams.range(3, 0, 7)
     answer = finished(model, rows, ebgan.SampleOptions(best_of=40))
     candidates = [(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)]
     energies = torch.stack([model.energies(images) for images in candidates], dim=1)
@@ -264,8 +264,8 @@ def test_best_of_keeps_the_lowest_energy() -> None:
 
 
 def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
-    """Each row's first candidate below it, how many it took, and the lowest energy where none is below."""
-    model, rows = settled(), RowStreams.range(3, 0, 30)
+    """Each row keeps its first candidate below the threshold, or the lowest energy, and counts its proposals."""
+    model, rows = finalized(), RowStreams.range(3, 0, 30)
     candidates = torch.stack([(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)], dim=1)
     energies = torch.stack([model.energies(images) for images in candidates.unbind(1)], dim=1)
     below = float(energies.flatten().quantile(0.03))
@@ -284,8 +284,8 @@ def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
 
 
 def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
-    """It ends after its first slice; one that none meets ends after all proposals with what was found."""
-    model, rows = settled(), RowStreams.range(3, 0, 4)
+    """A threshold above all energies ends after one call; one below all ends after all proposals."""
+    model, rows = finalized(), RowStreams.range(3, 0, 4)
     answer = model.sample(rows, ebgan.SampleOptions(below=1e6))
     assert answer["proposals"].tolist() == [1] * 4
     assert torch.equal(answer["images"], model.sample(rows, ebgan.SampleOptions())["images"])
@@ -296,7 +296,7 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
 
 
 def test_wrong_ways_of_sampling_are_told() -> None:
-    """Both ways at once, or rows that are not equally far, are refused."""
+    """`best_of` with `below`, and rows of different progress, are rejected."""
     model, rows = small(), RowStreams.range(3, 0, 2)
     with pytest.raises(ValueError, match="not both"):
         model.sample(rows, ebgan.SampleOptions(best_of=2, below=1.0))
@@ -308,7 +308,7 @@ def test_wrong_ways_of_sampling_are_told() -> None:
 
 
 def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
-    """Its energy is −log D(x) in nats, its code the last hidden layer."""
+    """A plain GAN's energy is −log D(x) in nats, its code the last hidden layer; it cannot reconstruct."""
     model = small(objective="gan", layers_d=3)
     assert set(model.operations()) == {"sample", "energy", "encode"}
     assert model.operations()["energy"]["unit"] == "nats"
@@ -322,7 +322,7 @@ def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
 
 
 def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
-    """‖2 x̂ − 2 x‖ of pictures in 0 … 1, for both architectures."""
+    """The energy is ‖2 x̂ − 2 x‖ of images in 0 … 1, for both architectures."""
     for architecture in ("mlp", "conv"):
         model = small(architecture=architecture)
         images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
@@ -332,7 +332,7 @@ def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
 
 
 def test_networks_that_cannot_be_are_told() -> None:
-    """Convolutions need multiples of four pixels, and a discriminator an encoder."""
+    """Convolutions need multiples of four pixels, and a discriminator needs an encoder."""
     with pytest.raises(ValueError, match="multiples of four"):
         small(architecture="conv", height=10)
     with pytest.raises(ValueError, match="leaves no encoder"):
@@ -340,8 +340,8 @@ def test_networks_that_cannot_be_are_told() -> None:
 
 
 def test_the_figures_of_a_card() -> None:
-    """Each is the mean of what it says, with a standard error; too few or another precision is refused."""
-    model = settled()
+    """Each figure is the mean it names, with a standard error; too few images or another precision are rejected."""
+    model = finalized()
     images = pictures(20, model)
     figures = {figure["name"]: figure for figure in model.evaluate(images, 1, 30)}
     assert figures["energy"]["value"] == pytest.approx(float(model.energies(images).mean()), abs=1e-3)

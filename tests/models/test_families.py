@@ -1,4 +1,4 @@
-"""What every family of `models/` owes, whoever wrote it."""
+"""The contract that every family of `models/` fulfils."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = {"k": 20, "steps": 5, "draws": 3}
 
 
 def built(family: str):
-    """A model of the family's default `Config`, with reproducible weights."""
+    """Return the family's module and a model of its default `Config` with reproducible weights."""
     module = card.family(family)
     model = module.Model(module.Config())
     model.initialise(RowStreams.range(3, 0, 1))
@@ -28,12 +28,12 @@ def built(family: str):
 
 
 def shape_of(config) -> tuple[int, int, int]:
-    """The (C, H, W) of a family's pictures."""
+    """Return the (C, H, W) of a family's images."""
     return config.channels, config.height, config.width
 
 
-def shape_of_answer(model, operation: str) -> tuple[int, int, int]:
-    """The (C, H, W) of an operation's pictures: those of the family, or a tile without its margin, enlarged."""
+def output_shape(model, operation: str) -> tuple[int, int, int]:
+    """Return the (C, H, W) of an operation's images: the family's, or an enlarged tile without its margin."""
     channels, height, width = shape_of(model.config)
     entry = model.operations()[operation]
     if "margin" not in entry:
@@ -43,7 +43,7 @@ def shape_of_answer(model, operation: str) -> tuple[int, int, int]:
 
 
 def finished(method, *arguments):
-    """The final answer of an operation, its slices done one after another."""
+    """Return the final result of an operation, after all of its calls."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
@@ -51,8 +51,8 @@ def finished(method, *arguments):
     return answer
 
 
-def asked(model, operation: str, rows: RowStreams) -> dict:
-    """An operation's answer for `rows`, with pictures that belong to each row."""
+def run_operation(model, operation: str, rows: RowStreams) -> dict:
+    """Run an operation for `rows`, with input images that depend on the row."""
     entry = model.operations()[operation]
     small = {name: value for name, value in SMALL.items() if name in entry["options"]["properties"]}
     pictures = []
@@ -65,7 +65,7 @@ def asked(model, operation: str, rows: RowStreams) -> dict:
 
 
 def losses_of(model, images, rows: RowStreams):
-    """The loss and "", or each player's loss in its turn and what the names of its weights begin with."""
+    """Yield the loss and "", or the losses of each optimizer step and the prefix of its module's weights."""
     if not getattr(model, "OPTIMIZED_MODULES", ()):
         yield "", model.loss(images, rows)
         return
@@ -75,7 +75,7 @@ def losses_of(model, images, rows: RowStreams):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_documented_as_a_paper(family: str) -> None:
-    """The header names the paper and says where the file departs from it."""
+    """The header names the paper and how the file departs from it."""
     document = inspect.getdoc(card.family(family))
     assert "arXiv" in document or "PMLR" in document
     assert "Departs from the paper:" in document
@@ -83,7 +83,7 @@ def test_it_is_documented_as_a_paper(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_config_survives_json(family: str) -> None:
-    """A config written as JSON and read back is the same, and its schema has every field with its default."""
+    """A config survives JSON, and its schema has every field with its default."""
     module = card.family(family)
     config = module.Config()
     assert from_json(module.Config, to_json(config)) == config
@@ -93,7 +93,7 @@ def test_its_config_survives_json(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_weights_survive_a_file(family: str) -> None:
-    """Weights saved as safetensors and loaded into a new model are the same to the bit."""
+    """Weights saved as safetensors and loaded into a new model are bit-identical."""
     module, model = built(family)
     again = module.Model(module.Config())
     again.load_state_dict(load(save(model.state_dict())))
@@ -103,7 +103,7 @@ def test_its_weights_survive_a_file(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_operations_are_those_it_defines(family: str) -> None:
-    """`operations` lists methods it has, with inputs and options read off their signatures."""
+    """`operations` lists the model's methods, with inputs and options from their signatures."""
     _, model = built(family)
     listed = model.operations()
     assert listed
@@ -114,34 +114,34 @@ def test_its_operations_are_those_it_defines(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_answer_has_the_right_shape_and_range(family: str) -> None:
-    """Pictures lie in 0 … 1, every tensor has one row a request and is finite, the rest is a word or a number."""
+def test_each_result_has_the_right_shape_and_range(family: str) -> None:
+    """Images are in 0 … 1, tensors are finite with one row per request, and all else is a string or a number."""
     _, model = built(family)
     rows = RowStreams.range(11, 0, 3)
     for operation in model.operations():
-        for name, value in asked(model, operation, rows).items():
+        for name, value in run_operation(model, operation, rows).items():
             if not isinstance(value, torch.Tensor):
                 assert isinstance(value, int | float | str), (operation, name)
                 continue
             assert value.shape[0] == 3, (operation, name)
             assert bool(torch.isfinite(value).all()), (operation, name)
             if name == "images":
-                assert value.shape[1:] == shape_of_answer(model, operation)
+                assert value.shape[1:] == output_shape(model, operation)
                 assert 0 <= float(value.min()) <= float(value.max()) <= 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
-    """Row 2 of a seed alone equals row 2 among others, but for the last bits that a CPU's batch shape moves."""
+    """A row alone equals that row in a batch, up to the last bits that depend on a CPU's batch shape."""
     _, model = built(family)
     for operation in model.operations():
-        together = asked(model, operation, RowStreams.range(11, 0, 5))
-        alone = asked(model, operation, RowStreams.range(11, 2, 1))
+        together = run_operation(model, operation, RowStreams.range(11, 0, 5))
+        alone = run_operation(model, operation, RowStreams.range(11, 2, 1))
         for name, value in alone.items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value[0], together[name][2], rtol=1e-4, atol=1e-4)
-        again = asked(model, operation, RowStreams.range(11, 0, 5))
-        other = asked(model, operation, RowStreams.range(12, 0, 5))
+        again = run_operation(model, operation, RowStreams.range(11, 0, 5))
+        other = run_operation(model, operation, RowStreams.range(12, 0, 5))
         for name, value in together.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, again[name]), (operation, name)
@@ -150,8 +150,8 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_its_losses_are_finite_and_one_a_picture(family: str) -> None:
-    """`loss`, or each of the `turns` of a game, gives one finite number a picture; it reaches every weight it moves."""
+def test_its_losses_are_finite_with_one_per_image(family: str) -> None:
+    """`loss` or each of `training_steps` gives one finite number per image, with a gradient for every weight."""
     module, model = built(family)
     rows = RowStreams.range(5, 0, 16)
     channels, height, width = shape_of(module.Config())

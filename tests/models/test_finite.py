@@ -1,4 +1,4 @@
-"""Every number that a model answers is finite, whatever the picture: blank, full, checkered, square or noise."""
+"""Operations return finite numbers for any image: blank, full, checkered, square or noise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW = {"k": 20, "draws": 3, "steps": 2, "inner": 2, "pool": 4}
 
 
 def plain(channels: int, height: int, width: int) -> torch.Tensor:
-    """Pictures that nobody trains on."""
+    """Return images unlike any training image."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     made = [torch.full((height, width), level) for level in (0.0, 0.5, 1.0)]
     made += [((x // size + y // size) % 2).float() for size in (1, 4)]
@@ -33,8 +33,8 @@ def plain(channels: int, height: int, width: int) -> torch.Tensor:
     return pictures[:, None].expand(-1, channels, -1, -1).contiguous()
 
 
-def answers(model, operation: str, pictures: torch.Tensor, **options) -> dict:
-    """The final answer of an operation for these pictures."""
+def results(model, operation: str, pictures: torch.Tensor, **options) -> dict:
+    """Return the final result of an operation for these images."""
     known = options_of(model, operation)
     chosen = from_json(known, {**{k: v for k, v in FEW.items() if k in known.__dataclass_fields__}, **options})
     inputs = model.operations()[operation]["inputs"]
@@ -54,20 +54,20 @@ def answers(model, operation: str, pictures: torch.Tensor, **options) -> dict:
 
 
 def check(model, pictures: torch.Tensor) -> None:
-    """Hold every operation on pictures to finite numbers."""
+    """Check that all results of a model's operations on images are finite."""
     for operation, entry in model.operations().items():
         if not entry["inputs"]:
             continue
         kinds = [{"method": way} for way in ("bicubic", "tv", "mse")] if operation == "upscale" else [{}]
         for options in kinds:
-            for field, value in answers(model, operation, pictures, **options).items():
+            for field, value in results(model, operation, pictures, **options).items():
                 if isinstance(value, torch.Tensor):
                     assert torch.isfinite(value).all(), (operation, options, field, value)
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.parent.parent.name)
 def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
-    """Also for pictures far from all that it was trained on."""
+    """Results are finite also for images far from the training data."""
     model, described = card.load(path)
     image = described["image"]
     tiled = "upscale" in described["operations"]
@@ -89,7 +89,7 @@ def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
     ids=["vae", "vae-gaussian", "bihm", "ebgan", "gan", "superres"],
 )
 def test_a_family_answers_finite_numbers(model) -> None:
-    """With weights twenty times their size, so that codes, variances and logits leave their usual ranges."""
+    """Results are finite with weights twenty times their size, so that logits and variances are extreme."""
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
         parameter.data.mul_(20.0)
@@ -98,7 +98,7 @@ def test_a_family_answers_finite_numbers(model) -> None:
 
 
 def test_what_lies_in_range_is_not_touched() -> None:
-    """A log variance within the limit comes out as it is, and training never meets the limit."""
+    """A log variance within the limit is not changed, and training applies no limit."""
     encoder = vae.Gaussian((4, 8), 2, "tanh")
     x = torch.rand(5, 4)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Super-resolution: each equation by closed forms and differences, the networks, the descent, tiles against wholes."""
+"""`models.superres`: equations in closed form, networks, descent, and tiles against whole images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STATISTICS = replace(SMALL, objective="statistics", network=False, predictor_blo
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Smoothed noise in 0 … 1."""
+    """Return smoothed noise in 0 … 1."""
     noise = torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
     smooth = functional.avg_pool2d(noise, 5, 1, 2)
     return (0.3 * noise + 2.0 * (smooth - 0.5) + 0.35).clamp(0, 1)
 
 
 def built(config: superres.Config = STATISTICS) -> superres.Model:
-    """A model with reproducible weights, its spreads those of two pictures."""
+    """Return a model with reproducible weights and the residual stds of two images."""
     model = superres.Model(config)
     model.initialise(RowStreams.range(3, 0, 1))
     if config.objective == "statistics":
@@ -39,7 +39,7 @@ def built(config: superres.Config = STATISTICS) -> superres.Model:
 
 
 def upscaled(model: superres.Model, images: torch.Tensor, **options: object) -> torch.Tensor:
-    """The pictures of an `upscale`, its slices done one after another."""
+    """Return the images of an `upscale` after all of its calls."""
     chosen = superres.UpscaleOptions(**options)
     answer = model.upscale(images, RowStreams.range(0, 0, len(images)), chosen)
     while isinstance(answer, Continuation):
@@ -52,8 +52,8 @@ def upscaled(model: superres.Model, images: torch.Tensor, **options: object) -> 
 # Equations
 
 
-def test_energy_is_the_mean_square_in_spreads() -> None:
-    """Two parts: the mean of the two mean squares, each channel divided by its spread; missing parts do not count."""
+def test_energy_is_the_mean_square_in_units_of_the_std() -> None:
+    """The energy is the mean over the parts of the mean squares, each channel divided by its std."""
     predicted = [torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 2, 2)]
     found = [torch.full((1, 2, 3, 3), 2.0), torch.full((1, 1, 2, 2), 4.0)]
     spread = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
@@ -61,8 +61,8 @@ def test_energy_is_the_mean_square_in_spreads() -> None:
     assert float(statistics.energy(predicted, found[:1], spread)) == pytest.approx(2.5)
 
 
-def test_spread_is_what_the_regression_leaves_open() -> None:
-    """The root mean square of the difference over pictures and places, for each channel; the energy is then 1."""
+def test_residual_std_is_the_error_of_the_regression() -> None:
+    """It is the root mean square of the difference per channel, and makes the energy 1."""
     own, wanted = [drawn(3, 2, 4, 4)], [drawn(3, 2, 4, 4, seed=2)]
     (found,) = statistics.residual_std(own, wanted)
     expected = [float((own[0] - wanted[0])[:, channel].square().mean().sqrt()) for channel in range(2)]
@@ -71,7 +71,7 @@ def test_spread_is_what_the_regression_leaves_open() -> None:
 
 
 def test_contrast_is_the_difference_of_two_phases() -> None:
-    """0 where sample and picture have the same statistics, and its slope pushes them apart in opposite ways."""
+    """It is 0 for equal statistics, and its gradients for image and sample have opposite signs."""
     predicted, spread = [torch.zeros(1, 1, 1, 1)], [torch.ones(1)]
     real, sampled = ([torch.full((1, 1, 1, 1), value, requires_grad=True)] for value in (2.0, 3.0))
     found = statistics.contrastive_loss(predicted, real, sampled, spread)
@@ -82,7 +82,7 @@ def test_contrast_is_the_difference_of_two_phases() -> None:
 
 
 def test_the_luminance_of_grey_is_itself() -> None:
-    """The weights sum to one, so a detail of all colours alike changes no colour."""
+    """The weights sum to one, so a detail that is equal in all colours does not change the chroma."""
     images = drawn(2, 3, 8, 8)
     detail = drawn(2, 1, 8, 8, seed=2) - 0.5
     torch.testing.assert_close(regression.luminance(images + detail), regression.luminance(images) + detail)
@@ -91,16 +91,16 @@ def test_the_luminance_of_grey_is_itself() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_detail_is_not_locked_to_the_grid(scale: int) -> None:
-    """A pattern that repeats with every low-resolution pixel vanishes; one that does not, stays mostly."""
+def test_grid_patterns_are_removed(scale: int) -> None:
+    """A pattern with the period of the low-resolution grid vanishes; other detail mostly stays."""
     pattern = drawn(1, 3, scale, scale).repeat(1, 1, 12, 12)
     assert float(statistics.remove_grid_pattern(pattern, scale).abs().max()) < 1e-6
     noise = torch.randn(1, 3, 12 * scale, 12 * scale, generator=torch.Generator().manual_seed(2))
     assert float(statistics.remove_grid_pattern(noise, scale).square().mean()) > 0.9 * float(noise.square().mean())
 
 
-def test_the_posterior_has_the_slope_of_its_differences() -> None:
-    """∂E/∂y by central differences, in float64."""
+def test_the_energys_gradient_is_its_finite_difference() -> None:
+    """∂E/∂y agrees with central differences in float64."""
     model = built().double()
     low = drawn(1, 3, 8, 8).double()
     estimate = regression.interpolate_bicubic(low, 2)
@@ -125,7 +125,7 @@ def test_the_posterior_has_the_slope_of_its_differences() -> None:
 
 
 def test_descent_falls_at_every_step_to_the_minimum_of_a_quadratic() -> None:
-    """Each picture on its own: the energies never rise, and an ill-conditioned quadratic is solved."""
+    """The energy of each image never rises, and an ill-conditioned quadratic is minimised."""
     weights = torch.logspace(-2, 0, 16).view(1, 1, 4, 4)
     goal = drawn(2, 1, 4, 4) * torch.tensor([1.0, 0.01]).view(2, 1, 1, 1)
 
@@ -145,7 +145,7 @@ def test_descent_falls_at_every_step_to_the_minimum_of_a_quadratic() -> None:
 
 
 def test_descent_halves_the_energy_of_a_picture() -> None:
-    """Toward the statistics of a sharper picture, from its blurred copy."""
+    """Twenty steps from a blurred copy toward the statistics of the sharp image halve the energy."""
     model = built()
     high = drawn(1, 3, 32, 32)
     low = regression.downsample(high, 2)
@@ -165,8 +165,8 @@ def test_descent_halves_the_energy_of_a_picture() -> None:
 # Training
 
 
-def test_each_player_moves_its_own_weights() -> None:
-    """Three turns, a loss a picture; every weight of a player has a slope, and the wavelets wait for their epoch."""
+def test_each_step_reaches_its_module() -> None:
+    """Three steps have one loss per image and reach every weight; the wavelets wait for their epoch."""
     model = built()
     images, rows = drawn(3, 3, 64, 64), RowStreams.range(5, 0, 3)
     assert [step.module for step in model.training_steps(images, rows, 0)] == ["predictor", "generator"]
@@ -183,7 +183,7 @@ def test_each_player_moves_its_own_weights() -> None:
 
 
 def test_the_generator_starts_where_the_regression_ends() -> None:
-    """`begin` takes over a regression's weights; without them it says what is missing."""
+    """`warm_start` copies a regression's weights to the generator; without them it names what is missing."""
     trained, model = built(SMALL), superres.Model(STATISTICS)
     model.initialise(RowStreams.range(9, 0, 1))
     model.warm_start(trained.state_dict())
@@ -200,7 +200,7 @@ def test_the_generator_starts_where_the_regression_ends() -> None:
 @pytest.mark.parametrize("method", ["bicubic", "tv", "mse", "statistics"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_every_method_gives_the_middle_of_a_tile(method: str, scale: int) -> None:
-    """The margin is cut off, the values lie in 0 … 1, and a flat tile stays flat where nothing was learned."""
+    """The margin is cut off, values are in 0 … 1, and methods without learning keep a flat tile flat."""
     model = built()
     images = torch.stack([drawn(3, 48, 48)[0].expand(3, -1, -1), torch.full((3, 48, 48), 0.4)])
     found = upscaled(model, images, method=method, scale=scale)
@@ -211,7 +211,7 @@ def test_every_method_gives_the_middle_of_a_tile(method: str, scale: int) -> Non
 
 
 def test_learned_methods_agree_with_their_low_resolution() -> None:
-    """The antialiased bicubic of the answer is the input, to half a level, where nothing clips."""
+    """U of the result equals the input to half a grey level, if nothing clips."""
     model = built()
     low = 0.3 + 0.4 * drawn(1, 3, 48, 48)
     model.requires_grad_(requires_grad=False)
@@ -221,7 +221,7 @@ def test_learned_methods_agree_with_their_low_resolution() -> None:
 
 
 def test_fidelity_goes_from_the_statistics_to_the_regression() -> None:
-    """1 is the regression to the bit, 0 the generator's, and between them the mixture."""
+    """Fidelity 1 is the regression bit for bit, 0 the generator, and 0.5 their mean."""
     model = built()
     images = drawn(1, 3, 48, 48)
     mse = upscaled(model, images, method="mse", scale=2)
@@ -231,8 +231,8 @@ def test_fidelity_goes_from_the_statistics_to_the_regression() -> None:
     torch.testing.assert_close(half, 0.5 * (sharp + mse), atol=0.02, rtol=0)  # clipping comes last
 
 
-def test_descent_comes_in_slices_that_say_how_far_they_are() -> None:
-    """One slice a step and one to begin with; fidelity 1 returns to the regression."""
+def test_descent_reports_its_progress() -> None:
+    """There is one call to begin and one per step, with rising progress; fidelity 1 gives the regression."""
     model = built()
     images = drawn(2, 3, 48, 48)
     options = superres.UpscaleOptions(scale=2, inference="descent", steps=2)
@@ -248,7 +248,7 @@ def test_descent_comes_in_slices_that_say_how_far_they_are() -> None:
 
 
 def test_a_regression_alone_has_no_statistics() -> None:
-    """Its card does not offer them; asked without a method it gives the regression's."""
+    """Its card does not list the method, and the default method is the regression."""
     model = built(SMALL)
     method = model.operations()["upscale"]["options"]["properties"]["method"]
     assert method["enum"] == ["bicubic", "tv", "mse"]
@@ -260,8 +260,8 @@ def test_a_regression_alone_has_no_statistics() -> None:
         upscaled(built(replace(SMALL, scales=(2, 4))), images, scale=3)
 
 
-def test_settling_makes_a_filter_for_each_scale_that_changes_the_detail_alone() -> None:
-    """Before it nothing is filtered; after it the detail is another of about its strength, and fidelity 1 stays."""
+def test_finalize_makes_a_filter_for_each_scale() -> None:
+    """Before it nothing is filtered; after it the detail has another shape of similar strength."""
     config = replace(STATISTICS, detail_radius=3)
     model, plain = built(config), built()
     generator = torch.Generator().manual_seed(4)
@@ -288,8 +288,8 @@ def test_settling_makes_a_filter_for_each_scale_that_changes_the_detail_alone() 
     assert torch.equal(begun.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
 
 
-def test_the_ensemble_turns_with_the_picture() -> None:
-    """Its answer for a turned picture is the turned answer."""
+def test_the_ensemble_is_equivariant() -> None:
+    """The result for a rotated image is the rotated result."""
     model = built(SMALL)
     images = drawn(1, 3, 48, 48)
     found = upscaled(model, images, ensemble=True, method="mse", scale=2)
@@ -302,14 +302,14 @@ def test_the_ensemble_turns_with_the_picture() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> superres.Model:
-    """`superres-photos` as it ships."""
+    """Return the shipped `superres-photos`."""
     model, _ = card.load(CHECKPOINT)
     return model
 
 
 @pytest.mark.parametrize("method", ["mse", "statistics"])
 def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -> None:
-    """Two tiles side by side are at most one level from the whole picture, their seam included."""
+    """Two adjacent tiles differ by at most one level from the whole image, also at their seam."""
     margin, core = shipped.config.margin, shipped.config.height - 2 * shipped.config.margin
     low = drawn(1, 3, core + 2 * margin, 2 * core + 2 * margin)
     tiles = torch.cat([low[..., :, j : j + core + 2 * margin] for j in (0, core)])
@@ -322,7 +322,7 @@ def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -
 
 
 def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Model) -> None:
-    """By every learned method, the 8-bit answer made small again is within 45 dB of the input."""
+    """The 8-bit result of every learned method, downsampled, has a PSNR of 45 dB or more to the input."""
     low = (0.1 + 0.8 * drawn(1, 3, 32, 32)).mul(255).round() / 255
     for high in (shipped.regress(low, 4), shipped.sharpen(low, 4), shipped.sharpen(low, 4, 0.5)):
         levels = high.clamp(0, 1).mul(255).round() / 255
@@ -331,7 +331,7 @@ def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Mode
 
 
 def test_the_shipped_descent_halves_its_energy(shipped: superres.Model) -> None:
-    """Under Φ(x), from the regression's estimate on."""
+    """Twenty steps from the regression's estimate halve the energy under Φ(x)."""
     low = regression.downsample(drawn(1, 3, 96, 96), 4)
     estimate = shipped.regress(low, 4)
     posterior = shipped.energy_function(low, estimate, 4)

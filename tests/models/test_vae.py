@@ -1,4 +1,4 @@
-"""`models.vae`: the paper's equations, its estimators on a trained network, and the likelihood against quadrature."""
+"""`models.vae`: equations, estimators on a trained network, and the likelihood against quadrature."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ TRAINED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
 
 @pytest.fixture(scope="module")
 def trained() -> vae.Model:
-    """The shipped model of two latents."""
+    """Return the shipped model with two latent dimensions."""
     return card.load(TRAINED)[0]
 
 
 @pytest.fixture(scope="module")
 def digits() -> torch.Tensor:
-    """Forty binary digits, (40, 1, 28, 28)."""
+    """Return forty binary digits, (40, 1, 28, 28)."""
     images = data.load(str(FIXTURE)).images[:40]
     return data.binarize(images, RowStreams.range(1, 0, 40))
 
 
 def small(scale: float = 3.0, **config) -> vae.Model:
-    """An untrained model of 3×4 pictures; weights above their usual size put its posterior far from the prior."""
+    """Return an untrained model of 3 × 4 images with large weights, whose posterior is far from the prior."""
     model = vae.Model(vae.Config(**{"height": 3, "width": 4, "hidden": (16,), "latents": 2, **config}))
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
@@ -43,7 +43,7 @@ def small(scale: float = 3.0, **config) -> vae.Model:
 
 
 def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
-    """Binary pictures of the small model's shape."""
+    """Return binary images of the small model's shape."""
     pixels = model.config.height * model.config.width
     pictures = (RowStreams.range(seed, 0, count).uniform(pixels) > 0.5).float()
     return pictures.view(count, 1, model.config.height, model.config.width)
@@ -61,7 +61,7 @@ def test_log_normal_is_torchs(digits) -> None:
 
 
 def test_bernoulli_likelihood_is_torchs() -> None:
-    """Eq. 11 agrees with torch.distributions, also where a sigmoid would be 0 or 1 in float32."""
+    """Eq. 11 agrees with torch.distributions, also where the sigmoid is 0 or 1 in float32."""
     x = (RowStreams.range(1, 0, 4).uniform(30) > 0.5).float()
     logits = 40 * RowStreams.range(2, 0, 4).normals(30, 0, 6)
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x[:, None].expand(4, 6, 30)).sum(-1)
@@ -69,7 +69,7 @@ def test_bernoulli_likelihood_is_torchs() -> None:
 
 
 def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
-    """Eq. 10's KL agrees with a Monte Carlo mean of log q − log p within 3 standard errors, image by image."""
+    """Eq. 10's KL is within 3 standard errors of a Monte Carlo mean of log q − log p, for each image."""
     with torch.no_grad():
         mean, log_variance = trained.encoder(digits.flatten(1))
     z = vae.reparameterise(mean, log_variance, RowStreams.range(2, 0, 40).normals(2, 0, 4000))
@@ -81,7 +81,7 @@ def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
 
 
 def test_minibatch_scales_both_terms() -> None:
-    """Eq. 8 multiplies reconstruction and KL alike by N/M, and does not depend on how the set is cut."""
+    """Eq. 8 scales reconstruction and KL alike by N/M, whatever the batch size."""
     log_p_x, kl = RowStreams.range(1, 0, 6).normal(3), RowStreams.range(2, 0, 6).uniform(1)[:, 0]
     whole = vae.minibatch(vae.sgvb_b(log_p_x, kl), 600)
     torch.testing.assert_close(whole, 100 * (log_p_x.mean(1).sum() - kl.sum()))
@@ -89,8 +89,8 @@ def test_minibatch_scales_both_terms() -> None:
     torch.testing.assert_close(whole, halves[0] + halves[1])
 
 
-def test_importance_bound_rises_with_k() -> None:
-    """L_K of groups of one sample set never falls as the groups grow, and K = 1 is estimator A."""
+def test_iwae_bound_rises_with_k() -> None:
+    """L_K of groups of the same samples never falls with the group size, and K = 1 is SGVB A."""
     log_p_x, log_p_z, log_q = 30 * RowStreams.range(4, 0, 24).normal(3 * 64).view(3, 8, 192)[..., :64]
     log_w = log_p_x + log_p_z - log_q
     means = [float(vae.iwae_bound(log_w.reshape(-1, k)).mean()) for k in (1, 2, 4, 8, 16, 32, 64)]
@@ -104,7 +104,7 @@ def test_importance_bound_rises_with_k() -> None:
 
 
 def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Each estimator's term: its value (A, B), and its encoder gradient."""
+    """Return an estimator's value (A, B) and its encoder gradient."""
     mean, log_variance = model.encoder(x)
     z = vae.reparameterise(mean, log_variance, noise)
     log_p_x, log_q = model.log_p_x(x, z), vae.log_normal(z, mean[:, None], log_variance[:, None])
@@ -118,7 +118,7 @@ def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[st
 
 
 def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> None:
-    """On a trained network A and B agree in mean; B's encoder gradient varies less, the score function's far more."""
+    """SGVB A and B agree in the mean; B's encoder gradient varies less, the score function's far more."""
     x = digits[:3].flatten(1)
     bias = trained.encoder.mean.bias.requires_grad_(requires_grad=True)
     weight = trained.encoder.mean.weight.requires_grad_(requires_grad=True)
@@ -145,7 +145,7 @@ def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> Non
 
 
 def test_score_function_points_the_same_way() -> None:
-    """On a small network with many samples the score function's mean gradient is the reparameterised one's."""
+    """With many samples the score function's mean gradient is the reparameterised one."""
     model = small(latents=2)
     x = drawn(model, 1).flatten(1)
     noise = RowStreams.range(1, 0, 1).normals(2, 0, 200_000)
@@ -158,7 +158,7 @@ def test_score_function_points_the_same_way() -> None:
 
 
 def test_dreg_points_the_same_way_and_varies_less(trained, digits) -> None:
-    """DReG's gradients of L_K are those of the plain estimator in the mean, the encoder's with less variance."""
+    """DReG's mean gradients of L_K are the plain estimator's; the encoder's has less variance."""
     images = digits[:3]
     config = dataclasses.asdict(trained.config) | {"samples": 20}
     names = ["encoder.mean.bias", "encoder.log_variance.weight", "decoder.trunk.0.weight", "decoder.logits.bias"]
@@ -183,7 +183,7 @@ def test_dreg_points_the_same_way_and_varies_less(trained, digits) -> None:
 
 
 def test_dreg_has_no_variance_at_the_posterior() -> None:
-    """Where q is the posterior every weight is the same, and the encoder's DReG gradient is zero for every draw."""
+    """If q is the posterior all weights are equal, and the encoder's DReG gradient is zero for every draw."""
     model = small(objective="importance_dreg", samples=5)
     for name, parameter in model.named_parameters():  # q is the prior, and the decoder does not look at z
         if name.startswith("encoder") or name == "decoder.trunk.0.weight":
@@ -194,8 +194,8 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
     torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
 
 
-def test_a_vae_begins_with_one_of_the_same_networks(trained) -> None:
-    """A run may go on from another model's weights, all of them or none."""
+def test_a_vae_starts_from_one_with_the_same_networks(trained) -> None:
+    """`warm_start` loads all weights of a model with the same networks, or raises."""
     model = vae.Model(trained.config)
     model.warm_start(trained.state_dict())
     for mine, its in zip(model.parameters(), trained.parameters(), strict=True):
@@ -208,7 +208,7 @@ def test_a_vae_begins_with_one_of_the_same_networks(trained) -> None:
 
 
 def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
-    """log p(x) by the rectangle rule over the latent plane, float64."""
+    """Return log p(x) by the rectangle rule over the latent plane, float64."""
     axis = torch.linspace(-7, 7, 281)
     z = torch.cartesian_prod(axis, axis)[None].expand(len(x), -1, -1)
     terms = (model.log_p_x(x, z) + vae.log_prior(z)).double()
@@ -216,7 +216,7 @@ def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
 
 
 def finished(model: vae.Model, images, rows: RowStreams, options: vae.LikelihoodOptions) -> dict:
-    """The likelihood's answer after all of its slices."""
+    """Return the result of `log_likelihood` after all of its calls."""
     answer = model.log_likelihood(images, rows, options)
     while isinstance(answer, Continuation):
         answer = model.log_likelihood(images, rows, options, answer.state)
@@ -225,7 +225,7 @@ def finished(model: vae.Model, images, rows: RowStreams, options: vae.Likelihood
 
 @pytest.mark.parametrize(("likelihood", "scale"), [("bernoulli", 3.0), ("gaussian", 1.0)])
 def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None:
-    """5000 importance samples give log p(x) of a two-latent model within 4 of their own standard errors."""
+    """5000 importance samples give log p(x) of a two-latent model within 4 of their standard errors."""
     model = small(scale, likelihood=likelihood)
     images = drawn(model, 6)
     answer = finished(model, images, RowStreams.range(2, 0, 6), vae.LikelihoodOptions(k=5000))
@@ -238,7 +238,7 @@ def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None
 
 
 def test_slices_make_the_whole(trained, digits) -> None:
-    """K = 600 comes in three slices whose answer is that of one pass over the same samples."""
+    """K = 600 in three calls equals one pass over the same samples."""
     rows, images = RowStreams.range(3, 0, 4), digits[:4]
     first = trained.log_likelihood(images, rows, vae.LikelihoodOptions(k=600))
     assert isinstance(first, Continuation)
@@ -256,8 +256,8 @@ def test_slices_make_the_whole(trained, digits) -> None:
     assert answer["k"] == 600
 
 
-def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
-    """A batch whose rows come from different slices is refused."""
+def test_rows_of_a_batch_must_have_the_same_progress(trained, digits) -> None:
+    """A batch of rows with different numbers of samples is rejected."""
     rows, options = RowStreams.range(3, 0, 2), vae.LikelihoodOptions(k=600)
     state = trained.log_likelihood(digits[:2], rows, options).state
     state["count"] = torch.tensor([250, 500])
@@ -266,7 +266,7 @@ def test_rows_of_a_batch_must_be_equally_far(trained, digits) -> None:
 
 
 def test_energy_is_minus_the_bound(trained, digits) -> None:
-    """Energies exceed −log p(x), and with one draw equal the training loss of estimator B to the last bits."""
+    """Energies exceed −log p(x), and with one draw equal the training loss of SGVB B."""
     rows, images = RowStreams.range(4, 0, 8), digits[:8]
     energies = trained.energy(images, rows, vae.EnergyOptions(draws=200))["energies"]
     log_p = finished(trained, images, rows, vae.LikelihoodOptions(k=2000))["log_p"]
@@ -277,7 +277,7 @@ def test_energy_is_minus_the_bound(trained, digits) -> None:
 
 
 def test_objectives_are_their_equations() -> None:
-    """The loss is −A, −B or −L_K by the config, and one sample for the first epochs where it says so."""
+    """The loss is −A, −B or −L_K by the config, with one sample in `single_sample_epochs`."""
     images = drawn(small(), 5)
     rows = RowStreams.range(9, 0, 5)
     x, noise = images.flatten(1), rows.normals(2, 0, 7)
@@ -301,7 +301,7 @@ def test_objectives_are_their_equations() -> None:
 
 
 def test_only_two_latents_make_a_manifold(trained) -> None:
-    """A model of other latents lists no manifold and refuses one; cells outside the grid are refused."""
+    """A model with other latents has no manifold, and cells outside the grid are rejected."""
     assert "manifold" in trained.operations()
     other = small(latents=3)
     assert "manifold" not in other.operations()
@@ -312,7 +312,7 @@ def test_only_two_latents_make_a_manifold(trained) -> None:
 
 
 def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
-    """Cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), whatever the seed."""
+    """The cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), for any seed."""
     cells = trained.manifold(RowStreams.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
     at = manifold_coordinates(3)
     with torch.no_grad():
@@ -322,7 +322,7 @@ def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
 
 
 def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
-    """Frames 0 and last are the reconstructions of the two pictures; a frame beyond the path is refused."""
+    """The first and last frames are the reconstructions of the two images; a frame beyond the path is rejected."""
     rows, options = RowStreams.range(5, 0, 6), vae.InterpolateOptions(steps=6)
     first, second = digits[:1].expand(6, 1, 28, 28), digits[1:2].expand(6, 1, 28, 28)
     frames = trained.interpolate(first, second, rows, options)["images"]
@@ -333,7 +333,7 @@ def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
 
 
 def test_options_of_sampling(trained) -> None:
-    """Draws are binary with the means as probabilities; a low temperature and a tight truncation draw near z = 0."""
+    """Draws are binary with the means as probabilities; low temperature or truncation gives z near 0."""
     rows = RowStreams.range(2, 0, 300)
     means = trained.sample(rows, vae.SampleOptions())["images"]
     draws = trained.sample(rows, vae.SampleOptions(output="draws"))["images"]
@@ -346,7 +346,7 @@ def test_options_of_sampling(trained) -> None:
 
 
 def test_binarization_of_grey_pictures(trained, digits) -> None:
-    """A draw depends on the seed, a threshold does not, and both leave binary pictures as they are."""
+    """A draw depends on the seed, a threshold does not, and both keep binary images."""
     grey = data.grey(data.load(str(FIXTURE)).images[:4])
     encode = {
         (how, seed): trained.encode(grey, RowStreams.range(seed, 0, 4), vae.EncodeOptions(binarization=how))["mean"]
@@ -365,7 +365,7 @@ def test_binarization_of_grey_pictures(trained, digits) -> None:
 
 
 def test_a_gaussian_decoder_draws_within_range() -> None:
-    """A model of grey pixels keeps means and draws in 0 … 1, ignores binarization, and has a density."""
+    """A Gaussian decoder's means and draws are in 0 … 1, and binarization has no effect."""
     model = small(likelihood="gaussian", channels=1)
     rows = RowStreams.range(2, 0, 20)
     for output in ("means", "draws"):
@@ -378,7 +378,7 @@ def test_a_gaussian_decoder_draws_within_range() -> None:
 
 
 def test_normal_initialisation_is_the_papers() -> None:
-    """`init` normal draws every parameter from N(0, 0.1²); the default lies within ± 1/√fan-in."""
+    """`init` normal draws every parameter from N(0, 0.1²); the default is within ±1/√fan-in."""
     weights = torch.cat([p.detach().flatten() for p in small_initialised("normal").parameters()])
     assert float(weights.std()) == pytest.approx(0.1, rel=0.02)
     layer = small_initialised("torch").encoder.trunk[0].requires_grad_(requires_grad=False)
@@ -387,7 +387,7 @@ def test_normal_initialisation_is_the_papers() -> None:
 
 
 def small_initialised(init: str) -> vae.Model:
-    """A fresh model of digits with one layer of 100."""
+    """Return a new model of digits with one layer of 100 units."""
     model = vae.Model(vae.Config(hidden=(100,), latents=5, init=init))
     model.initialise(RowStreams.range(1, 0, 1))
     return model

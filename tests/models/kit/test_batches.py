@@ -1,4 +1,4 @@
-"""`models.kit.batches`: whatever the numbers of pictures, each step has enough of them."""
+"""`models.kit.batches`: every step has a large enough batch, for any number of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FAMILIES = {"gan": "ebgan", "ebgan-conv": "ebgan", "ebgan-pt": "ebgan"}
 
 
 def recipe(kind: str, batch_size: int, edge: int = 8, **training: Any) -> Recipe:
-    """Two epochs of a small model."""
+    """Return a recipe with two epochs of a small model."""
     shape = {} if kind == "superres" else {"height": edge, "width": edge}
     return Recipe.from_json(
         {
@@ -46,14 +46,14 @@ def recipe(kind: str, batch_size: int, edge: int = 8, **training: Any) -> Recipe
 
 
 def pictures(kind: str, count: int, edge: int = 8) -> torch.Tensor:
-    """Noise of the family's size."""
+    """Return noise images of the family's size."""
     shape = (3, 96, 96) if kind == "superres" else (1, edge, edge)
     return torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(1)).byte()
 
 
 @pytest.mark.parametrize(("count", "size"), list(itertools.product(range(1, 14), range(1, 14))))
 def test_batches_hold_every_picture_once_and_enough_each(count: int, size: int) -> None:
-    """Nothing changes where the rest is large enough; a smaller one is merged, and the count agrees."""
+    """Every image occurs once; a remainder that is too small joins the batch before it; `batch_count` agrees."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     for least in (1, 2, 4):
         if size < least or count < least:
@@ -73,7 +73,7 @@ def test_batches_hold_every_picture_once_and_enough_each(count: int, size: int) 
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (5, 4), (3, 2)])
 def test_every_family_trains_whatever_the_last_batch(tmp_path: Path, kind: str, count: int, size: int) -> None:
-    """A last batch of one picture, and the dry run says as many steps as there are."""
+    """Training works with a last batch of one image, and the estimate counts the same steps."""
     made = recipe(kind, size)
     images = pictures(kind, count)
     lines: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ def test_every_family_trains_whatever_the_last_batch(tmp_path: Path, kind: str, 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_batch_size_of_one_trains_or_is_refused_before_the_first_step(tmp_path: Path, kind: str) -> None:
-    """Refused where the generator's layers are normalised over the batch alone, with the least that would do."""
+    """If a layer is normalised over the batch only, size 1 is rejected and the message names the smallest size."""
     made, images = recipe(kind, 1), pictures(kind, 3)
     if kind in {"ebgan", "ebgan-pt", "gan"}:
         with pytest.raises(ValueError, match=r"batch_size = 1 is too small; .* at least 2 pictures"):
@@ -104,13 +104,13 @@ def test_a_batch_size_of_one_trains_or_is_refused_before_the_first_step(tmp_path
     ("batch_norm", "architecture", "layers_g", "edge"),
     list(itertools.product([True, False], ["mlp", "conv"], [1, 2, 3], [4, 8])),
 )
-def test_what_a_game_needs_is_told_without_torch(
+def test_smallest_batch_schemas_agree_with_the_model(
     batch_norm: bool,
     architecture: str,
     layers_g: int,
     edge: int,
 ) -> None:
-    """The JSON Schemas for the API say the same as the model, and the model what its layers do with one picture."""
+    """The JSON Schemas for the API, `smallest_batch` and the layers' behaviour with one image agree."""
     config = ebgan.Config(
         height=edge,
         width=edge,
@@ -133,7 +133,7 @@ def test_what_a_game_needs_is_told_without_torch(
         assert smallest_batch(model) == 1
 
 
-def test_a_family_that_says_nothing_is_known_by_its_layers() -> None:
-    """Batch normalisation anywhere takes two pictures."""
+def test_smallest_batch_defaults_to_the_layers() -> None:
+    """Without `smallest_batch`, a model with batch normalisation needs two images."""
     assert smallest_batch(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))) == 2
     assert smallest_batch(torch.nn.Linear(2, 2)) == 1

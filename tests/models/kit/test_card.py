@@ -1,4 +1,4 @@
-"""`models.kit.card` and `models.kit.export`: a checkpoint is one file that says what it is."""
+"""`models.kit.card` and `models.kit.export`: checkpoints and their cards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROVENANCE = {"recipe", "seed", "epochs", "seconds", "hardware", "commit", "torc
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint made by the command line from a tiny recipe."""
+    """Return a checkpoint made from a tiny recipe by the command line."""
     folder = tmp_path_factory.mktemp("cli")
     recipe = {
         "family": "vae",
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
-    """Train, export: the card has every field, the recipe with its change, the choice of epochs, and no path."""
+    """After train and export the card has every field, the changed recipe, the chosen epoch, and no path."""
     described = card.read_card(trained)
     assert (described["name"], described["version"], described["family"]) == ("tiny", "1", "vae")
     assert described["image"] == {"channels": 1, "height": 28, "width": 28}
@@ -60,7 +60,7 @@ def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
 
 
 def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`evaluate --write` prints each figure and keeps it; L_K rises with K; weights stay as they were."""
+    """`evaluate --write` prints and stores each figure; L_K rises with K; the weights do not change."""
     before = card.load(trained)[0].state_dict()
     again = ["evaluate", str(trained), "--data", str(DIGITS), "--count", "20", "--k", "100", "--write"]
     assert command.main(again) == 0
@@ -74,7 +74,7 @@ def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.Cap
 
 
 def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
-    """The provenance of a static run has the draw's SHA-256; test pictures come as the training ones did."""
+    """The provenance of a static run has the SHA-256 of the draw; test images are binarized as in training."""
     described = card.read_card(trained)
     pictures = data.load(str(DIGITS))
     values = described["provenance"]["recipe"]
@@ -90,8 +90,8 @@ def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
     assert torch.equal(grey, data.grey(few.images))
 
 
-def test_sample_draws_the_same_sheet_twice(trained: Path, tmp_path: Path) -> None:
-    """One seed is one picture; the manifold needs no seed; a wrong option is told with exit status 1."""
+def test_sample_is_reproducible(trained: Path, tmp_path: Path) -> None:
+    """One seed gives one image file; the manifold needs no seed; an invalid option exits with status 1."""
     draw = ["sample", str(trained), "--count", "6", "--columns", "3", "--set", "output=draws", "--out"]
     assert command.main([*draw, str(tmp_path / "a.png"), "--seed", "5"]) == 0
     assert command.main([*draw, str(tmp_path / "b.png"), "--seed", "5"]) == 0
@@ -105,7 +105,7 @@ def test_sample_draws_the_same_sheet_twice(trained: Path, tmp_path: Path) -> Non
 
 
 def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown recipe lists those there are; a --set without a value is refused."""
+    """An unknown recipe is rejected with the list of recipes, a --set without a value with a hint."""
     assert command.main(["train", "nothing"]) == 1
     assert "vae-mnist, vae-mnist-2d, vae-mnist-k5, or give the path" in capsys.readouterr().err
     assert command.main(["train", "vae-mnist", "--set", "seed"]) == 1
@@ -133,14 +133,14 @@ def test_a_card_is_read_without_torch(trained: Path) -> None:
     ],
 )
 def test_a_file_without_a_card_is_told(payload: bytes, said: str, tmp_path: Path) -> None:
-    """ValueError says what the file lacks."""
+    """The ValueError says what the file lacks."""
     (tmp_path / "x.safetensors").write_bytes(payload)
     with pytest.raises(ValueError, match=said):
         card.read_card(tmp_path / "x.safetensors")
 
 
 def test_weights_that_do_not_fit_are_told(trained: Path, tmp_path: Path) -> None:
-    """A card whose config is of another shape than its weights is refused, and so is one that lacks a field."""
+    """A card is rejected if its config contradicts the shapes of the weights, or if it lacks a field."""
     model, described = card.load(trained)
     wrong = {**described, "config": {**described["config"], "latents": 3}}
     card.save(tmp_path / "model.safetensors", model, wrong)
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_told(trained: Path, tmp_path: Path) -> None
 
 
 def test_checkpoints_ship() -> None:
-    """Both checkpoints of the VAE are in the repository."""
+    """Both VAE checkpoints are in the repository."""
     assert {path.parents[1].name for path in SHIPPED} >= {"vae-mnist", "vae-mnist-2d"}
 
 
@@ -168,7 +168,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
 def test_a_shipped_card_is_complete(path: Path) -> None:
-    """It loads, its operations are the model's, its figures have units, its provenance is whole and names no folder."""
+    """It loads; its operations are the model's; its figures have units; its provenance is complete and has no path."""
     model, described = card.load(path)
     assert described["name"] == path.parents[1].name
     assert described["version"] == path.parent.name

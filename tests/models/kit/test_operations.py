@@ -1,4 +1,4 @@
-"""`models.kit.operations`: what a model can do is read off its methods."""
+"""`models.kit.operations`: operations are derived from a model's methods."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Options:
 
 
 class Example(nn.Module):
-    """Two operations, and methods that are none."""
+    """A model with two operations and two other methods."""
 
     def blend(self, first: Float[Tensor, "B"], second: Float[Tensor, "B"], rows: RowStreams, options: Options) -> Any:
-        """An operation of two pictures."""
+        """An operation with two input images."""
 
     def measure(self, images: Float[Tensor, "B"], rows: RowStreams, options: Options, state: dict | None = None) -> Any:
-        """A sliced operation of one."""
+        """A sliced operation with one input."""
 
     def _hidden(self, rows: RowStreams, options: Options) -> Any:
-        """None: it is private."""
+        """Not an operation: it is private."""
 
     def loss(self, images: Float[Tensor, "B"], rows: RowStreams) -> Any:
-        """None: it takes no options."""
+        """Not an operation: it has no options."""
 
 
 def test_operations_are_methods_with_rows_and_options() -> None:
-    """Inputs, options, unit and slicing come from the signature; other methods are no operations."""
+    """Inputs, options, unit and slicing are read from the signature; other methods are not operations."""
     listed = describe(Example())
     assert set(listed) == {"blend", "measure"}
     assert listed["blend"]["inputs"] == ["first", "second"]
@@ -52,7 +52,7 @@ def test_operations_are_methods_with_rows_and_options() -> None:
 
 @pytest.mark.parametrize("name", ["loss", "_hidden", "forward", "nothing"])
 def test_options_of_what_is_no_operation(name: str) -> None:
-    """ValueError lists the operations there are."""
+    """For an unknown operation the ValueError lists the existing ones."""
     assert options_of(Example(), "measure") is Options
     with pytest.raises(ValueError, match="there are blend, measure"):
         options_of(Example(), name)

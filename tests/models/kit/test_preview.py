@@ -1,4 +1,4 @@
-"""`models.kit.preview`: one small sheet, whatever a model makes."""
+"""`models.kit.preview`: one small PNG for any kind of model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from models.kit.preview import preview
 from models.kit.row_streams import RowStreams
 
 
-def test_samples_fill_the_sheet() -> None:
-    """Small samples come a hundred at a time at most, the same for a seed; the model's mode stays."""
+def test_samples_fill_the_preview() -> None:
+    """At most a hundred samples are shown, equal for equal seeds; the model's training mode is kept."""
     model = vae.Model(vae.Config(height=14, width=14, hidden=(8,), latents=2))
     model.initialise(RowStreams.range(1, 0, 1))
     images = torch.zeros(4, 1, 14, 14, dtype=torch.uint8)
@@ -25,8 +25,8 @@ def test_samples_fill_the_sheet() -> None:
     assert model.training
 
 
-def test_a_model_that_enlarges_shows_what_it_makes_of_small_pictures() -> None:
-    """Pictures are reduced first, so that they come back in their own size."""
+def test_a_model_that_upscales_shows_upscaled_images() -> None:
+    """Images are reduced first, so that the results have their original size."""
     model = superres.Model(superres.Config(blocks=1, features=4))
     model.initialise(RowStreams.range(1, 0, 1))
     made = preview(model, torch.randint(0, 255, (9, 3, 96, 96), dtype=torch.uint8), 1)
@@ -35,8 +35,8 @@ def test_a_model_that_enlarges_shows_what_it_makes_of_small_pictures() -> None:
         assert picture.size == (2 * 97 - 1, 2 * 97 - 1)
 
 
-def test_one_that_makes_no_pictures_has_none() -> None:
-    """No sheet, and no error, of a model that encodes alone, or refuses."""
+def test_a_model_without_images_has_no_preview() -> None:
+    """There is no preview, and no error, if a model only encodes or rejects its default options."""
 
     class Silent(torch.nn.Module):
         def operations(self) -> dict:

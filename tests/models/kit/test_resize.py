@@ -1,4 +1,4 @@
-"""Downsampling as matrices: the filter, its adjoint, its norm, and the projection onto consistent pictures."""
+"""`models.kit.resize`: the filter, its adjoint, its norm, and the projection onto U(y) = x."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from models.kit import resize
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Uniform numbers."""
+    """Return uniform numbers."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_matrices_are_the_antialiased_bicubic_filter(scale: int) -> None:
-    """U as matrices equals torch's interpolation, and its adjoint is the adjoint."""
+    """The matrices equal torch's interpolation, and `adjoint` is the adjoint."""
     u = resize.bicubic(9, 12, scale)
     y, x = drawn(2, 3, 9 * scale, 12 * scale), drawn(2, 3, 9, 12, seed=2)
     expected = functional.interpolate(y, scale_factor=1 / scale, mode="bicubic", antialias=True)
@@ -24,8 +24,8 @@ def test_the_matrices_are_the_antialiased_bicubic_filter(scale: int) -> None:
     torch.testing.assert_close((u(y) * x).sum(), (y * u.adjoint(x)).sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_its_norm_is_what_a_picture_can_be_stretched_by() -> None:
-    """The power method finds the same ‖U‖²."""
+def test_the_norm_agrees_with_the_power_method() -> None:
+    """Power iteration finds the same ‖U‖²."""
     u = resize.bicubic(8, 8, 4)
     y = drawn(1, 1, 32, 32)
     for _ in range(200):
@@ -36,7 +36,7 @@ def test_its_norm_is_what_a_picture_can_be_stretched_by() -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_projection_is_consistent_and_moves_no_further_than_it_must(scale: int) -> None:
-    """U of the projected picture is x; what moved is orthogonal to every picture that U does not see."""
+    """U of the projected image is x, and the change is orthogonal to the null space of U."""
     high, low, other = (
         drawn(1, 3, 10 * scale, 8 * scale),
         drawn(1, 3, 10, 8, seed=2),

@@ -1,4 +1,4 @@
-"""`models.kit.row_streams`: numbers that belong to a row."""
+"""`models.kit.row_streams`: random numbers that depend on (seed, row, stream) only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KNOWN = [  # counter, key → words, from the known-answer file of Random123
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_philox_gives_the_published_words(counter: list[int], key: list[int], words: list[int]) -> None:
-    """Philox4x32-10 answers the known-answer vectors."""
+    """Philox4x32-10 reproduces the known-answer vectors."""
     drawn = philox(torch.tensor(counter)[:, None], torch.tensor(key)[:, None])
     assert drawn[:, 0].tolist() == words
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:
-    """Any row of a batch, of mixed seeds, equals that row drawn alone, in every kind of number."""
+    """A row of a batch with mixed seeds equals that row drawn alone, for every kind of number."""
     seed = torch.tensor([5, 2**63 - 1, 5, 0])
     row = torch.tensor([0, 7, 2**40 + 3, 2**63 - 1])
     rows = RowStreams(seed, row)
@@ -42,7 +42,7 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
 
 
 def test_seed_row_and_stream_each_make_other_numbers() -> None:
-    """Changing any of seed, row (low and high half) and stream changes the numbers."""
+    """Changing seed, row (low or high half) or stream changes the numbers."""
     drawn = [
         RowStreams.range(seed, row, 1).uniform(8, stream)[0].tolist()
         for seed, row, stream in [(1, 1, 1), (2, 1, 1), (1 + 2**32, 1, 1), (1, 2, 1), (1, 1 + 2**32, 1), (1, 1, 2)]
@@ -51,7 +51,7 @@ def test_seed_row_and_stream_each_make_other_numbers() -> None:
 
 
 def test_a_range_names_its_rows() -> None:
-    """`range` counts on from its first row, up to the very last one there is."""
+    """`range` counts from its first row, up to the largest row."""
     assert RowStreams.range(3, 5, 3).row.tolist() == [5, 6, 7]
     assert RowStreams.range(2**63 - 1, 2**63 - 1, 1).row.tolist() == [2**63 - 1]
     assert torch.equal(RowStreams.range(1, 4, 2).uniform(5), RowStreams.range(1, 0, 9).uniform(5)[4:6])
@@ -59,7 +59,7 @@ def test_a_range_names_its_rows() -> None:
 
 
 def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
-    """Samples 5 to 7 drawn alone are the fifth to seventh of a run from zero; sample 0 is `normal`."""
+    """Samples 5 to 7 drawn alone equal those of a sequence from 0; sample 0 equals `normal`."""
     rows = RowStreams.range(9, 3, 2)
     run = rows.normals(10, 0, 8)
     assert torch.equal(rows.normals(10, 5, 3), run[:, 5:8])
@@ -67,7 +67,7 @@ def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
 
 
 def test_the_distributions_are_right() -> None:
-    """Moments of a million uniforms and normals, and the frequency of Bernoulli draws, within 4 standard errors."""
+    """Moments of a million uniforms and normals and the frequency of Bernoulli draws are within 4 standard errors."""
     rows = RowStreams.range(4, 0, 1000)
     n = 1_000_000
     uniform, normal = rows.uniform(1000).double(), rows.normal(1000).double()
@@ -84,7 +84,7 @@ def test_the_distributions_are_right() -> None:
 
 
 def test_normals_are_quantiles_of_a_normal() -> None:
-    """The empirical distribution of 100 000 normals is within the Kolmogorov–Smirnov distance of p = 0.001."""
+    """100 000 normals are within the Kolmogorov–Smirnov distance of p = 0.001."""
     z = RowStreams.range(8, 0, 100).normal(1000).double().flatten().sort().values
     n = len(z)
     distance = (torch.special.ndtr(z) - torch.arange(1, n + 1) / n).abs().max()
@@ -92,13 +92,13 @@ def test_normals_are_quantiles_of_a_normal() -> None:
 
 
 def test_certain_pixels_stay() -> None:
-    """Probabilities 0 and 1 are never drawn otherwise, so binary pictures pass a draw unchanged."""
+    """Probabilities 0 and 1 are exact, so a draw does not change binary images."""
     picture = (RowStreams.range(1, 0, 200).uniform(784) > 0.5).float()
     assert torch.equal(RowStreams.range(2, 0, 200).bernoulli(picture), picture)
 
 
 def test_extreme_words_stay_finite() -> None:
-    """The smallest and the largest word make finite normals."""
+    """The smallest and the largest word give finite normals."""
     words = torch.tensor([[0, 0, MASK, MASK, 0, MASK, MASK, 0]])
     assert bool(torch.isfinite(box_muller(words)).all())
 

@@ -1,4 +1,4 @@
-"""`models.kit.sampling`: the basic algorithms, and how each of them fails."""
+"""`models.kit.sampling`: the algorithms, and how each of them fails."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from models.kit.sampling import (
 
 
 def normal_log_w(spread: float, rows: int, count: int, seed: int = 1) -> torch.Tensor:
-    """log p(z)/q(z) at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), float64."""
+    """Return log p(z)/q(z) at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), float64."""
     noise = RowStreams.range(seed, 0, rows).normals(1, 0, count)[..., 0].double()
     return math.log(spread) + 0.5 * noise.square() * (1.0 - spread**2)
 
 
 def kolmogorov(sample: torch.Tensor, cdf) -> float:
-    """√n sup |F_n − F|, whose 1 % point is 1.63."""
+    """Return √n sup |F_n − F|, whose 1 % critical value is 1.63."""
     ordered = cdf(sample.double().flatten().sort().values)
     n = len(ordered)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -63,7 +63,7 @@ def test_truncated_normal_is_the_normal_law_given_its_bounds() -> None:
 
 
 def test_truncated_normal_is_what_rejection_leaves() -> None:
-    """Rejection from N(0, 1) at the same bounds agrees in its moments, and its acceptance is Φ(t) − Φ(−t)."""
+    """Rejection from N(0, 1) at the same bounds agrees in its moments and accepts Φ(t) − Φ(−t)."""
     z = RowStreams.range(3, 0, 100).normal(1000).double().flatten()
     kept = z[z.abs() < 1.5]
     drawn = truncated_normal(RowStreams.range(4, 0, 100).uniform(1000), 1.5).double()
@@ -86,7 +86,7 @@ def test_manifold_coordinates_are_interior_quantiles() -> None:
 
 
 def gaussian_acceptance(ratio: float, dimensions: int, proposals: int, log_k: float) -> tuple[torch.Tensor, float]:
-    """‖z‖² of the kept proposals for p = N(0, I), q = N(0, ratio² I), and the excess over the envelope.
+    """Return ‖z‖² of the accepted proposals for p = N(0, I), q = N(0, ratio² I), and the envelope's excess.
 
     Only the sufficient statistic is drawn: ‖z‖²/ratio² ~ χ² with `dimensions` degrees of freedom.
     """
@@ -104,7 +104,7 @@ def gaussian_acceptance(ratio: float, dimensions: int, proposals: int, log_k: fl
     [(1.1, 10, 200_000, 0.3855), (1.01, 100, 200_000, 0.3697), (1.01, 1000, 4_000_000, 4.77e-5)],
 )
 def test_acceptance_falls_with_the_dimension(ratio: float, dimensions: int, proposals: int, expected: float) -> None:
-    """Of proposals from N(0, σq²I) for N(0, σp²I) with the smallest k, (σp/σq)^D are kept, as draws from p."""
+    """With the smallest k, (σp/σq)^D of the proposals from N(0, σq²I) are accepted for N(0, σp²I)."""
     square, excess = gaussian_acceptance(ratio, dimensions, proposals, dimensions * math.log(ratio))
     rate = ratio**-dimensions
     assert rate == pytest.approx(expected, rel=2e-3)
@@ -114,7 +114,7 @@ def test_acceptance_falls_with_the_dimension(ratio: float, dimensions: int, prop
 
 
 def test_acceptance_of_points_themselves() -> None:
-    """With z and not ‖z‖² drawn, in ten dimensions, the same share is kept and each coordinate has variance 1."""
+    """With z drawn instead of ‖z‖², in ten dimensions, the same share is accepted with variance 1 per coordinate."""
     z = 1.1 * RowStreams.range(6, 0, 2000).normals(10, 0, 100).double().view(-1, 10)
     log_q = -0.5 * z.square().sum(1) / 1.21 - 10 * math.log(1.1)
     uniform = RowStreams.range(6, 0, 2000).uniform(100, 1).flatten()
@@ -124,7 +124,7 @@ def test_acceptance_of_points_themselves() -> None:
 
 
 def test_an_envelope_too_small_is_seen_in_nothing_but_its_excess() -> None:
-    """With k a quarter of what it must be, more is kept, from min(p, kq): the draws are wrong, the excess says it."""
+    """With a quarter of k, draws come from min(p, kq) and more are accepted; only `envelope_excess` shows it."""
     right = 10 * math.log(1.1)
     square, excess = gaussian_acceptance(1.1, 10, 200_000, right - math.log(4.0))
     assert excess == pytest.approx(math.log(4.0), abs=0.05)
@@ -136,7 +136,7 @@ def test_an_envelope_too_small_is_seen_in_nothing_but_its_excess() -> None:
 
 
 def test_accept_at_the_edges() -> None:
-    """What p̃ excludes is never kept, even at u = 0; what reaches the envelope always is."""
+    """A z with p̃(z) = 0 is never accepted, even at u = 0; one on the envelope always is."""
     log_p = torch.tensor([-math.inf, -math.inf, 0.0, 3.0])
     log_q = torch.tensor([0.0, -math.inf, 0.0, 0.0])
     for u in (0.0, 1 - 2**-24):
@@ -146,7 +146,7 @@ def test_accept_at_the_edges() -> None:
 
 
 def test_the_first_of_each_row_that_is_kept() -> None:
-    """Index, found and proposals for a row that keeps its first, its last, several, and none."""
+    """Index, flag and number of proposals are right for rows that accept the first, the last, several or none."""
     accepted = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]]).bool()
     index, found, proposals = first_accepted(accepted)
     assert index.tolist() == [0, 2, 1, 0]
@@ -158,7 +158,7 @@ def test_the_first_of_each_row_that_is_kept() -> None:
 
 
 def test_the_log_of_a_mean_of_weights() -> None:
-    """The mean of p/q is 1 within four standard errors, which are those of repeated estimates, at any scale."""
+    """The mean of p/q is 1 within four standard errors, which agree with repeated estimates, at any scale."""
     log_w = normal_log_w(1.5, 400, 1000)
     log_mean, error = log_mean_exp(log_w), log_mean_error(log_w)
     assert abs(float(log_mean.mean())) < 4 * float(log_mean.std()) / 20
@@ -178,16 +178,16 @@ def test_the_effective_share_of_a_gaussian_proposal(spread: float) -> None:
 
 
 def test_effective_size_lies_between_one_and_all() -> None:
-    """Equal weights count fully, one large weight alone counts as one, no weight at all as none."""
+    """Equal weights give K, one large weight gives 1, and no weight gives 0."""
     log_w = torch.tensor([[0.0] * 3, [-1e3] * 3, [0.0, -1e3, -1e3], [-math.inf] * 3, [0.0, 0.0, -math.inf]])
     assert effective_sample_size(log_w).tolist() == pytest.approx([3, 3, 1, 0, 2])
     assert log_mean_error(log_w)[:3].tolist() == pytest.approx([0, 0, 1])
 
 
 def test_a_narrow_proposal_fails() -> None:
-    """For σ² ≤ ½ the weights have no variance: forty times the draws do not divide the error by √40 as for σ² = 2.
+    """For σ² ≤ ½ the weights have infinite variance: 40 times the draws do not reduce the error by √40.
 
-    The estimated error is no help: it claims to have shrunk, and the truth lies outside four of it in many runs.
+    The estimated error does not show it: it shrinks, and the truth is outside four of them in many runs.
     """
     true, claimed, outside = {}, {}, {}
     for spread in (math.sqrt(0.3), math.sqrt(2.0)):
@@ -205,7 +205,7 @@ def test_a_narrow_proposal_fails() -> None:
 
 
 def test_a_missed_mode_goes_unnoticed() -> None:
-    """p has two equal modes, q sits on one: the effective share is 100 % and the estimate half of the truth."""
+    """If q covers one of two equal modes of p, the effective sample size is 100 % and the estimate half the truth."""
     z = RowStreams.range(8, 0, 1).normals(1, 0, 10_000)[..., 0].double()
     log_p = torch.logaddexp(-0.5 * z.square(), -0.5 * (z - 40).square()) - math.log(2)
     log_w = log_p + 0.5 * z.square()
@@ -238,7 +238,7 @@ def test_resampling_follows_the_weights() -> None:
 
 
 def test_resampling_never_leaves_the_range() -> None:
-    """The smallest and largest uniforms (and 1 itself) give the first and last index that has weight, for any scale."""
+    """The smallest and largest uniforms (and 1) give the first and last index with weight, at any scale."""
     for scale in (0.0, 1e4, -1e4):
         log_w = scale + torch.cat([torch.tensor([-math.inf]), torch.zeros(9999), torch.tensor([-math.inf])])
         drawn = resample(log_w.expand(3, -1), torch.tensor([0.0, 1 - 2**-24, 1.0]))
@@ -250,7 +250,7 @@ def test_resampling_never_leaves_the_range() -> None:
 
 
 def test_weights_in_slices_are_those_of_one_pass() -> None:
-    """Log mean, error and effective size do not depend on how the weights were cut, nor on a way through a state."""
+    """Log mean, error and effective sample size do not depend on how weights are split, or on a stored state."""
     log_w = normal_log_w(2.0, 5, 1000).float() - 100
     weights = ImportanceWeights.empty(5)
     for piece in log_w.split(300, dim=1):
@@ -263,7 +263,7 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
 
 
 def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
-    """`done` is one number for all rows, and none without rows."""
+    """`done` is one number for all rows, and 0 without rows."""
     uneven = ImportanceWeights.from_state({**ImportanceWeights.empty(2).state(), "count": torch.tensor([1, 2])})
     with pytest.raises(ValueError, match="same progress"):
         _ = uneven.done
@@ -271,7 +271,7 @@ def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
 
 
 def test_batch_means_give_the_error_of_a_mean() -> None:
-    """Of independent values it is σ/√n; of values in runs of ten equal ones √10 times that."""
+    """The error is σ/√n for independent values, and √10 times that for values in runs of ten equal ones."""
     values = RowStreams.range(10, 0, 1).normal(100_000)[0].double()
     mean, error = batch_means(values, 100)
     assert float(error) == pytest.approx(100_000**-0.5, rel=0.25)
@@ -284,7 +284,7 @@ def test_batch_means_give_the_error_of_a_mean() -> None:
 
 
 def test_batch_means_of_weights_in_log_space() -> None:
-    """log of the mean weight, its error beside the delta method's, and the share of the largest weight."""
+    """The log of the mean weight, its error (near the delta method's) and the largest weight's share are right."""
     log_w = normal_log_w(2.0, 1, 100_000)[0] - 5000
     log_mean, error, share = log_mean_batches(log_w, 100)
     assert float(log_mean) == pytest.approx(-5000, abs=4 * float(error))

@@ -1,4 +1,4 @@
-"""The scattering transform: agreement with kymatio's, and what the theory promises of it."""
+"""`models.kit.scattering`: agreement with kymatio, and the properties that the theory guarantees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ with warnings.catch_warnings():
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Smoothed noise: some structure at every scale, in 0 … 1."""
+    """Return smoothed noise in 0 … 1, with structure at every scale."""
     noise = torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.avg_pool2d(noise, 5, 1, 2)
     return 0.5 * noise + 0.5 * (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
@@ -23,7 +23,7 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize(("scales", "angles", "height", "width"), [(2, 8, 32, 48), (3, 8, 64, 64), (2, 4, 32, 32)])
 def test_it_agrees_with_kymatio(scales: int, angles: int, height: int, width: int) -> None:
-    """All orders, channel by channel, to 1e-4."""
+    """All orders agree with kymatio's to 1e-4, channel by channel."""
     images = drawn(2, 3, height, width)
     expected = ScatteringTorch2D(scales, (height, width), angles)(images)
     found = Scattering(scales, angles)(images).detach()
@@ -32,7 +32,7 @@ def test_it_agrees_with_kymatio(scales: int, angles: int, height: int, width: in
 
 
 def test_nothing_maps_to_nothing() -> None:
-    """The scattering of zeros is zero, that of a constant is the constant in order 0 and zero above it."""
+    """The scattering of zeros is zero; a constant gives itself in order 0 and zero above."""
     transform = Scattering(2, 8).requires_grad_(requires_grad=False)
     assert float(transform(torch.zeros(1, 1, 32, 32)).abs().max()) == 0
     constant = transform(torch.full((1, 1, 32, 32), 0.7))
@@ -42,7 +42,7 @@ def test_nothing_maps_to_nothing() -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_energy_does_not_grow_with_order(seed: int) -> None:
-    """Each order has less energy than the one before, and all together no more than the picture."""
+    """Each order has less energy than the one before, and all together no more than the image."""
     transform = Scattering(3, 8).requires_grad_(requires_grad=False)
     images = drawn(1, 1, 64, 64, seed=seed)
     found = transform(images) * 2.0**transform.scales  # subsampled
@@ -53,7 +53,7 @@ def test_energy_does_not_grow_with_order(seed: int) -> None:
 
 @pytest.mark.parametrize("scales", [2, 3])
 def test_a_small_shift_moves_it_little(scales: int) -> None:
-    """A shift of a quarter of 2^J moves it by less than a tenth of its norm."""
+    """A shift by a quarter of 2^J changes it by less than a tenth of its norm."""
     transform = Scattering(scales, 8).requires_grad_(requires_grad=False)
     images = drawn(1, 1, 64, 80)
     shift = 2**scales // 4
@@ -62,7 +62,7 @@ def test_a_small_shift_moves_it_little(scales: int) -> None:
 
 
 def test_its_gradient_is_that_of_differences() -> None:
-    """Toward the picture and toward the wavelets, in float64."""
+    """Gradients by the image and by the wavelets agree with finite differences in float64."""
     transform = Scattering(2, 4).double()
     images = drawn(1, 1, 8, 8).double().requires_grad_()
     weight = torch.randn(1, 1, transform.channels, 2, 2, generator=torch.Generator().manual_seed(3)).double()
@@ -85,7 +85,7 @@ def test_its_gradient_is_that_of_differences() -> None:
 
 
 def test_trained_filters_cannot_shrink() -> None:
-    """Scaled and offset, the wavelets come back at their norm and with zero mean."""
+    """Scaled and offset wavelets are used with their initial norm and zero mean."""
     transform = Scattering(2, 8)
     before = transform.filters(1).detach()
     with torch.no_grad():
@@ -94,6 +94,6 @@ def test_trained_filters_cannot_shrink() -> None:
 
 
 def test_sides_must_be_multiples() -> None:
-    """A picture that cannot be taken at each 2^J-th pixel is refused."""
+    """An image whose sides are not multiples of 2^J is rejected."""
     with pytest.raises(ValueError, match="multiples of 4, not 30 × 32"):
         Scattering(2, 8)(torch.zeros(1, 1, 30, 32))

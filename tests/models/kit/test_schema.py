@@ -1,4 +1,4 @@
-"""`models.kit.schema`: options as JSON Schema and back."""
+"""`models.kit.schema`: options to JSON Schema, and from JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Example:
 
 
 def test_the_schema_says_type_range_and_default() -> None:
-    """Each field appears with its type, range, choices, default and meaning; no other name is allowed."""
+    """Each field has its type, range, choices, default and description; other names are not allowed."""
     schema = json_schema(Example)
     assert schema["additionalProperties"] is False
     assert schema["properties"] == {
@@ -36,7 +36,7 @@ def test_the_schema_says_type_range_and_default() -> None:
 
 
 def test_values_come_back_typed() -> None:
-    """Whole floats pass for integers, integers for floats, arrays for tuples; what is left out keeps its default."""
+    """Whole floats are valid integers, integers valid floats, arrays valid tuples; omitted fields get their default."""
     made = from_json(Example, {"count": 4.0, "heat": 1, "limit": None, "sizes": [7], "on": True})
     assert made == Example(count=4, heat=1.0, limit=None, sizes=(7,), on=True)
     assert isinstance(made.count, int)
@@ -66,6 +66,6 @@ def test_values_come_back_typed() -> None:
     ],
 )
 def test_a_wrong_value_is_named(values: dict, said: str) -> None:
-    """ValueError names the field and what it may be."""
+    """The ValueError names the field and the allowed values."""
     with pytest.raises(ValueError, match=said):
         from_json(Example, values)

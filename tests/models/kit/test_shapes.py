@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_wrong_shape_is_caught_here() -> None:
-    """While these tests run, a tensor of another shape than the signature says is an error."""
+    """While these tests run, a tensor whose shape contradicts the signature raises an error."""
     with pytest.raises(Exception, match="Type-check error"):
         vae.kl_to_prior(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 def test_models_import_without_jaxtyping() -> None:
-    """Where jaxtyping is not installed the models import and run."""
+    """Without jaxtyping installed the models import and run."""
     code = (
         "import sys; sys.modules['jaxtyping'] = None; import models.kit.train, models.vae as vae;"
         "from models.kit.row_streams import RowStreams; model = vae.Model(vae.Config(hidden=(8,), latents=2)).eval();"

@@ -1,4 +1,4 @@
-"""`models.kit.size`: a network that cannot fit is refused by its configuration, and no process outgrows its limit."""
+"""`models.kit.size`: too large networks are rejected by their config, and the memory limit holds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HUGE: dict[str, dict[str, Any]] = {
 
 
 def values(family: str, config: dict[str, Any], **training: Any) -> dict[str, Any]:
-    """A recipe's JSON."""
+    """Return a recipe's JSON."""
     words = {"family": family, "name": "m", "summary": "for tests", "data": str(DIGITS)}
     return {**words, "config": config, "training": {"batch_size": 50, **training}}
 
 
 def command(folder: Path, name: str, recipe: dict[str, Any], limit: int) -> subprocess.CompletedProcess[str]:
-    """A command of `python -m models` with a limit on its memory."""
+    """Run `python -m models` with a memory limit."""
     (folder / "recipe.json").write_text(json.dumps(recipe))
     words = [name, str(folder / "recipe.json"), "--memory-bytes", str(limit)]
     words += ["--out", str(folder / "run")] if name == "train" else []
@@ -41,7 +41,7 @@ def command(folder: Path, name: str, recipe: dict[str, Any], limit: int) -> subp
 
 
 def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
-    """Weights, gradients, and two numbers a weight for Adam, none for SGD, one for an average."""
+    """The bound counts weights, gradients, two numbers per weight for Adam, none for SGD, one for an average."""
     small = {"hidden": [16], "latents": 3}
     weights = 4 * (784 * 16 + 16 + 2 * (16 * 3 + 3) + 3 * 16 + 16 + 16 * 784 + 784)
     for training, copies in (({}, 4), ({"optimiser": "sgd"}, 2), ({"optimiser": "adagrad", "average": 0.9}, 4)):
@@ -50,7 +50,7 @@ def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
 
 @pytest.mark.parametrize("family", HUGE)
 def test_a_huge_network_is_refused_without_being_made(family: str) -> None:
-    """In no time and in no memory, with how much it would take and how much may be."""
+    """It is rejected without being allocated; the message has the memory needed and the limit."""
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(
         TooLargeError, match=r"takes at least .* MiB of memory for its weights; at most 8192 MiB may be"
@@ -62,7 +62,7 @@ def test_a_huge_network_is_refused_without_being_made(family: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "estimate"])
 def test_a_process_ends_at_its_limit_with_the_reason(tmp_path: Path, name: str) -> None:
-    """One that is too large by its weights and one that is so by its activations both end with code 5."""
+    """A network too large by its weights or by its activations ends the process with status 5."""
     begun = time.monotonic()
     done = command(tmp_path, name, values("vae", HUGE["vae"]), 8 << 30)
     assert (done.returncode, "takes at least" in done.stderr) == (5, True), done.stderr
@@ -74,6 +74,6 @@ def test_a_process_ends_at_its_limit_with_the_reason(tmp_path: Path, name: str) 
 
 
 def test_more_layers_than_a_network_has_are_refused() -> None:
-    """A list of a thousand layers costs no time to refuse."""
+    """A list of a thousand layers is rejected at once."""
     with pytest.raises(ValueError, match="hidden must have at most 64 items, not 1000"):
         Recipe.from_json(values("vae", {"hidden": [1] * 1000}))

@@ -1,4 +1,4 @@
-"""`models.kit.spectrum`: powers by closed forms, and what the filter does to a lattice."""
+"""`models.kit.spectrum`: power spectra in closed form, and the filter's effect on a lattice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.kit.row_streams import RowStreams
 
 
 def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Tensor:
-    """White noise of variance 1, and a grid of waves at (0.33, 0.48) cycles a pixel and its symmetries."""
+    """Return white noise of variance 1, and waves at (0.33, 0.48) cycles per pixel with all symmetries."""
     noise = RowStreams.range(1, 0, count).normals(size * size, 0, 1).view(count, size, size)
     at = torch.arange(size)
     wave = [torch.cos(2 * math.pi * frequency * at) for frequency in (0.33, 0.48)]
@@ -20,7 +20,7 @@ def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Ten
 
 
 def test_power_is_flat_for_noise_and_symmetric() -> None:
-    """White noise has its variance times the window's energy everywhere; any power has the square's symmetries."""
+    """White noise has a flat spectrum of the right level; any spectrum has the square's symmetries."""
     found = spectrum.power_spectrum(textures(400, 32))
     window = torch.hann_window(32, periodic=False, dtype=torch.float64)
     assert float(found.mean()) == pytest.approx(400 * float(window.square().sum()) ** 2, rel=0.02)
@@ -34,7 +34,7 @@ def test_power_is_flat_for_noise_and_symmetric() -> None:
 
 
 def test_the_filter_takes_a_lattice_away_and_keeps_the_energy() -> None:
-    """Where the lattice stands out of noise it is taken down, relative to the rest, and the sum stays."""
+    """The filter attenuates a lattice relative to the noise and keeps the total power."""
     added, wanted = textures(lattice=1.0), textures()
     before = spectrum.power_spectrum(added)
     taps = spectrum.matching_filter(before, spectrum.power_spectrum(wanted), 6)
@@ -49,7 +49,7 @@ def test_the_filter_takes_a_lattice_away_and_keeps_the_energy() -> None:
 
 
 def test_the_filter_of_equal_flat_spectra_is_none() -> None:
-    """Where nothing is to change it is the identity."""
+    """For two flat spectra the filter is the identity."""
     flat = torch.ones(64, 64, dtype=torch.float64)
     taps = spectrum.matching_filter(flat, 3.0 * flat, 4)
     expected = torch.zeros(9, 9)

@@ -1,4 +1,4 @@
-"""Inversion under total variation: the operators, a closed form, the gap, and pictures that stay apart."""
+"""`models.kit.total_variation`: operators, a closed form, the duality gap, independence of images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from models.kit.resize import Downsampling, bicubic
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Uniform numbers."""
+    """Return uniform numbers."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_divergence_is_minus_the_adjoint_of_the_gradient() -> None:
-    """⟨∇y, p⟩ = −⟨y, div p⟩."""
+    """⟨∇y, p⟩ = −⟨y, div p⟩ for random y and p."""
     y, p = drawn(1, 1, 5, 7), drawn(1, 2, 1, 5, 7, seed=2)
     torch.testing.assert_close((tv.gradient(y) * p).sum(), -(y * tv.divergence(p)).sum())
 
@@ -29,7 +29,7 @@ def test_two_pixels_move_together_by_lambda() -> None:
 
 
 def test_the_gap_bounds_what_is_left_to_gain() -> None:
-    """It is never negative, shrinks toward 0, and no longer run falls by more than it said."""
+    """The duality gap is never negative, shrinks toward 0, and bounds the further decrease of the objective."""
     u, low, strength = bicubic(6, 6, 2), drawn(1, 1, 6, 6), 0.01
     early = tv.solve(tv.initial_solution(u.adjoint(low) * 4), low, u, strength, 50, 0.0, 0.05)
     late = tv.solve(early, low, u, strength, 4000, 0.0, 0.05)
@@ -40,8 +40,8 @@ def test_the_gap_bounds_what_is_left_to_gain() -> None:
     assert float(tv.objective(early.y, low, u, strength)) - best <= gaps[0] + 1e-6
 
 
-def test_a_picture_rests_alone_and_does_not_know_its_neighbours() -> None:
-    """A flat picture rests at once; the one beside it goes on, as it does alone, and slices add up."""
+def test_images_converge_independently() -> None:
+    """A flat image converges at once, its neighbour continues as it would alone, and split runs add up."""
     u = bicubic(8, 8, 2)
     low = torch.stack([torch.full((1, 8, 8), 0.5), drawn(1, 8, 8)])
     start = functional.interpolate(low, scale_factor=2, mode="bicubic")

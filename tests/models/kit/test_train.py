@@ -1,4 +1,4 @@
-"""`models.kit.train`: one loop, resumable to the bit."""
+"""`models.kit.train`: training is resumable with bit-identical results."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Four hundred digits."""
+    """Return four hundred digits."""
     return data.load(str(DIGITS)).images[:400]
 
 
 def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
-    """A small network, trained for three epochs of six steps."""
+    """Return a recipe of a small VAE: three epochs of six steps."""
     return Recipe.from_json(
         {
             "family": "vae",
@@ -46,7 +46,7 @@ def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
 
 
 def game(training: dict | None = None, config: dict | None = None) -> Recipe:
-    """Two small players, three epochs of eight steps."""
+    """Return a recipe of a small EBGAN: three epochs of eight steps."""
     return Recipe.from_json(
         {
             "family": "ebgan",
@@ -61,7 +61,7 @@ def game(training: dict | None = None, config: dict | None = None) -> Recipe:
 
 
 def lines(out: Path) -> list[dict]:
-    """The metrics of a run, without the clock."""
+    """Return the metrics of a run without the time."""
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
 
@@ -71,7 +71,7 @@ def lines(out: Path) -> list[dict]:
     [({}, {}), ({"optimiser": "adagrad", "learning_rate": 0.02, "precision": "bfloat16"}, {"objective": "importance"})],
 )
 def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, training: dict, config: dict) -> None:
-    """Stopped by SIGTERM amid its second epoch and resumed, a run ends with the same bits and the same metrics."""
+    """Interrupted by SIGTERM in its second epoch and resumed, a run ends with the same bits and metrics."""
     chosen = recipe(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
@@ -102,8 +102,10 @@ def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, trainin
         ({"player_optimisers": ["sgd", "adam"], "player_rates": [0.1, 0.001], "grad_clip": 1.0}, {"objective": "gan"}),
     ],
 )
-def test_a_resumed_game_equals_an_undisturbed_one(images, tmp_path: Path, training: dict, config: dict) -> None:
-    """Two players, stopped and resumed, end with the same bits: weights, statistics, quantiles, metrics."""
+def test_a_resumed_adversarial_run_equals_an_undisturbed_one(
+    images, tmp_path: Path, training: dict, config: dict
+) -> None:
+    """An EBGAN, interrupted and resumed, ends with the same weights, statistics, quantiles and metrics."""
     chosen = game(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
@@ -126,8 +128,8 @@ def test_a_resumed_game_equals_an_undisturbed_one(images, tmp_path: Path, traini
         assert torch.equal(weight, weights(tmp_path / "longer")[0][name]), name
 
 
-def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
-    """The discriminator's turn leaves the generator's weights as they are, and the other way round."""
+def test_an_optimizer_step_changes_its_module_only(images, tmp_path: Path) -> None:
+    """The discriminator's step leaves the generator's weights unchanged, and vice versa."""
     run = Run(game({"player_rates": [0.01, 0.02]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
     for step in run.training_steps(images[:50], rows, 0):
@@ -142,8 +144,8 @@ def test_a_turn_moves_its_player_alone(images, tmp_path: Path) -> None:
                 assert moved == 0, name
 
 
-def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_path: Path) -> None:
-    """Autocast keeps the weights it has cast, so each turn is computed with those of its own time."""
+def test_a_low_precision_generator_step_uses_the_updated_discriminator(images, tmp_path: Path) -> None:
+    """Each step is computed with the current weights although autocast caches the weights it has cast."""
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
     steps = list(run.training_steps(images[:50], rows, 0))
@@ -152,8 +154,8 @@ def test_a_low_precision_generator_meets_the_moved_discriminator(images, tmp_pat
     assert not torch.equal(played[1], steps[1].losses)
 
 
-def test_players_are_counted(images, tmp_path: Path) -> None:
-    """Optimisers and rates come one a player; a game has no loss to choose epochs on."""
+def test_optimizers_match_the_modules(images, tmp_path: Path) -> None:
+    """There must be one optimizer and rate per module; an adversarial family rejects a validation loss."""
     for wrong in ({"player_rates": [0.1]}, {"player_optimisers": ["adam"] * 3}):
         with pytest.raises(ValueError, match="one for each of discriminator, generator"):
             Run(game(wrong), images, tmp_path)
@@ -164,7 +166,7 @@ def test_players_are_counted(images, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: Path) -> None:
-    """Metrics written after the last checkpoint are dropped and written again, each epoch once."""
+    """Metrics after the last checkpoint are dropped and written again, so each epoch occurs once."""
     chosen = recipe({"save_every_s": 1000.0})
     train(recipe({"epochs": 1, "save_every_s": 1000.0}), images, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -177,7 +179,7 @@ def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: 
 
 @pytest.mark.parametrize("steps", [1, 4, 9, 13])
 def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path, monkeypatch, steps: int) -> None:
-    """Checkpoints are taken between steps by the clock; whatever step the process died after, the weights are equal."""
+    """Checkpoints may be taken after any step; wherever the process dies, the final weights are equal."""
     chosen = recipe({"save_every_s": 0.0})
     advance, done = Run.train_step, []
 
@@ -204,7 +206,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path,
 
 @pytest.mark.parametrize("binarization", ["dynamic", "static"])
 def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: str) -> None:
-    """Given apart, the pictures that choose epochs give the weights and figures that they give at the set's end."""
+    """Separate validation images give the same weights and metrics as the same images at the end of the data."""
     chosen = recipe({"binarization": binarization})
     train(chosen, images, tmp_path / "together")
     train(chosen, images[:300], tmp_path / "apart", held_back=images[300:])
@@ -216,7 +218,7 @@ def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: 
 
 
 def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> None:
-    """A recipe saved before a field was invented is the same recipe with that field at its default."""
+    """A stored recipe without a newer field is equal to one with that field at its default."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     saved = json.loads(state["recipe"])
@@ -228,7 +230,7 @@ def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> Non
 
 
 def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch) -> None:
-    """`preview.png` is a picture; a run that draws one after every epoch has the weights of one that draws none."""
+    """`preview.png` is an image, and writing it after every epoch does not change the weights."""
     monkeypatch.setattr(run_module, "PREVIEW_EVERY_S", 0.0)
     train(game(), images, tmp_path / "shown")
     with Image.open(tmp_path / "shown" / "preview.png") as picture:
@@ -241,7 +243,7 @@ def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(images, tmp_path: Path, monkeypatch) -> None:
-    """A checkpoint that the disk does not take ends the run with that reason; the one before it is whole."""
+    """A checkpoint that does not fit on the disk ends the run with that reason; the previous one stays intact."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
@@ -263,7 +265,7 @@ def test_training_lowers_the_loss(images, tmp_path: Path) -> None:
 
 
 def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
-    """With a rate that soon overshoots, training ends after `patience` epochs in vain and ships the best epoch."""
+    """With a too large learning rate, training stops after `patience` epochs and exports the best epoch."""
     chosen = recipe({"epochs": 200, "learning_rate": 0.05, "patience": 3, "average": 0.0})
     ended = train(chosen, images, tmp_path / "run")
     assert ended.reason == "early stop"
@@ -277,14 +279,14 @@ def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(images, tmp_path: Path) -> None:
-    """Training that blows up stops, says so, and leaves no checkpoint of it."""
+    """A diverging training stops with a reason and writes no checkpoint."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 1e4}, {"likelihood": "gaussian"})
     assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_what_is_kept_of_a_run_that_blows_up_is_sound(images, tmp_path: Path) -> None:
-    """With a checkpoint after every step, the last one kept has numbers for weights."""
+def test_the_last_checkpoint_of_a_diverging_run_is_finite(images, tmp_path: Path) -> None:
+    """With a checkpoint after every step, the last one has finite weights."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 0.0}, {"likelihood": "gaussian"})
     assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
@@ -292,7 +294,7 @@ def test_what_is_kept_of_a_run_that_blows_up_is_sound(images, tmp_path: Path) ->
 
 
 def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> None:
-    """Warm-up starts low, clipping and the prior change the step, the average trails the weights."""
+    """Warm-up starts low, clipping and the prior change the step, the average follows the weights slowly."""
     index = torch.arange(50)
 
     def stepped(**training) -> list[torch.Tensor]:
@@ -316,7 +318,7 @@ def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> No
 
 
 def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
-    """A folder with a run needs `resume`, and resuming needs the same recipe, but for the epochs."""
+    """A folder with a run needs `resume`, and resuming needs the same recipe except for the epochs."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):
         train(recipe(), images, tmp_path / "run")
@@ -326,7 +328,7 @@ def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
 
 
 def test_a_constant_rate_may_yet_decay(images, tmp_path: Path) -> None:
-    """A run of a constant rate goes on with a decay as if it had begun with it; one that has decayed does not."""
+    """A run with a constant rate can be resumed with a decay; one whose rate has changed cannot."""
     whole = {"epochs": 4, "decay": "linear", "drop_from": 2}
     train(recipe(whole), images, tmp_path / "whole")
     train(recipe({"epochs": 2}), images, tmp_path / "run")
@@ -342,7 +344,7 @@ def test_a_constant_rate_may_yet_decay(images, tmp_path: Path) -> None:
 
 
 def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
-    """The rate is constant until `drop_from` and falls by the same amount a step to nothing after the last."""
+    """The rate is constant until `drop_from`, then falls linearly to zero after the last step."""
     run = Run(recipe({"epochs": 4, "decay": "linear", "drop_from": 2, "learning_rate": 0.01}), images, tmp_path)
     an_epoch = math.ceil(run.count / run.training.batch_size)
     found = []
@@ -366,13 +368,13 @@ def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_recipe_is_told(change: dict, said: str) -> None:
-    """ValueError names the field of the recipe."""
+    """The ValueError names the field of the recipe."""
     with pytest.raises(ValueError, match=said):
         Recipe.from_json({**recipe().to_json(), **change})
 
 
-def test_a_recipe_needs_its_words() -> None:
-    """A recipe without its name is refused; too large a validation set leaves nothing and is refused."""
+def test_a_recipe_needs_its_name() -> None:
+    """A recipe without a name is rejected, and so is a validation set as large as the data."""
     values = recipe().to_json()
     del values["name"]
     with pytest.raises(ValueError, match="needs 'name'"):
@@ -383,7 +385,7 @@ def test_a_recipe_needs_its_words() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_loss_is_the_loss(images, tmp_path: Path) -> None:
-    """`training.compile` gives the same losses but for the last bits; players have none."""
+    """`training.compile` gives the same losses up to rounding; adversarial families reject it."""
     losses = []
     for name, compiled in (("compiled", True), ("plain", False)):
         chosen = recipe({"compile": compiled, "epochs": 2, "validation": 0, "batch_size": 200}).to_json()
@@ -398,7 +400,7 @@ def test_a_compiled_loss_is_the_loss(images, tmp_path: Path) -> None:
 
 
 def test_a_training_spreads_over_processes(images, tmp_path: Path) -> None:
-    """Two processes, each with half of every batch, reach the weights of one but for rounding, and resume together."""
+    """Two processes with half of every batch each reach the weights of one up to rounding, and can be resumed."""
     chosen = recipe({"epochs": 2, "optimiser": "sgd", "learning_rate": 0.001}).to_json()
     (tmp_path / "recipe.json").write_text(json.dumps(chosen))
     train(Recipe.from_json(chosen), data.load(str(DIGITS)).images, tmp_path / "one")
