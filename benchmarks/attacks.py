@@ -1,7 +1,7 @@
-"""Measures what hostile requests cost everybody else: one client draws samples while a process at nice 19 attacks.
+"""Measure the effect of hostile requests on others: one client draws samples while a process at nice 19 attacks.
 
 For each attack: p50 and p99 of the samples without and under it, and the resident memory of the API before it and 60 s
-after it began. It runs a service of its own on this machine, on free ports. Linux only: memory is read from /proc.
+after it began. It runs its own service on free ports. Linux only: memory is read from /proc.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RESULTS = ROOT / "docs" / "results" / "attacks"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack cost."""
+    """Cost of one attack."""
 
     name: str
     words: str
@@ -56,14 +56,14 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether both limits held, and every sample came."""
+        """Whether both limits held and no sample failed."""
         slow = self.p99_s > max(TIMES_IDLE * self.idle_p99_s, P99_S)
         large = self.rss_after > self.rss_before + max(GROWTH * self.rss_before, GROWTH_BYTES)
         return not (slow or large or self.failed)
 
 
 class Sampler:
-    """A client that draws single samples one after the other, as long as it is open."""
+    """A client that draws single samples one after another while it is open."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -93,14 +93,14 @@ class Sampler:
                 time.sleep(0.005)
 
     def percentile(self, share: float) -> float:
-        """Seconds that this share of the samples took at most; infinite where none came."""
+        """Return a percentile of the samples' seconds; infinity without samples."""
         if not self.seconds:
             return float("inf")
         return float(np.percentile(self.seconds, 100 * share))
 
 
 def prepared(url: str) -> dict[str, str]:
-    """What attacks need: a dataset, a large result, and a job that goes on."""
+    """Prepare what the attacks need: a data set, a large result, and a running job."""
     pixels = np.random.default_rng(0).integers(0, 256, (2000, 28, 28), np.uint8)
     idx = struct.pack(">BBBBIII", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
     with httpx.Client(base_url=url, timeout=300) as client:
@@ -122,7 +122,7 @@ def prepared(url: str) -> dict[str, str]:
 
 
 def cleared(url: str, kept: str) -> None:
-    """Cancel what an attack left at work, so that the next one meets a service at rest."""
+    """Cancel the work that an attack left, so that the next one meets an idle service."""
     with httpx.Client(base_url=url, timeout=300) as client:
         for status in ("queued", "running", "paused"):
             for job in client.get("/v1/jobs", params={"status": status, "limit": 100}).json()["data"]:
@@ -131,7 +131,7 @@ def cleared(url: str, kept: str) -> None:
 
 
 def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, after_s: float) -> Outcome:
-    """One attack on a service, and what it cost."""
+    """Run one attack on a service and measure its cost."""
     process = f"/proc/{stack.parts['api'].pid}/status"
 
     def loaded_model() -> int:
@@ -168,7 +168,7 @@ def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, aft
 
 
 def attacking(name: str, url: str, seconds: float, there: dict[str, str]) -> None:
-    """Make an attack, and print how many of its requests ended how."""
+    """Run an attack, and print how many of its requests ended how."""
     os.nice(19)
     target = Target(url, there["dataset"], there["result"], there["job"], time.monotonic() + seconds)
     target.address  # noqa: B018 - refuses another machine
@@ -179,7 +179,7 @@ def attacking(name: str, url: str, seconds: float, there: dict[str, str]) -> Non
 
 
 def row(one: Outcome) -> str:
-    """A line of the table."""
+    """Return one line of the table."""
     outcomes = ", ".join(f"{times} × {what}" for what, times in one.outcomes.items())
     times_ms = [1000 * seconds for seconds in (one.idle_p50_s, one.idle_p99_s, one.p50_s, one.p99_s)]
     latency = "{:.1f} / {:.1f} | {:.1f} / {:.1f}".format(*times_ms)
@@ -189,7 +189,7 @@ def row(one: Outcome) -> str:
 
 
 def page(measurements: list[Outcome], about: dict[str, Any]) -> str:
-    """The table of what was measured."""
+    """Return the table of results."""
     where = f"{about['machine']['cores']} × {about['machine']['cpu']}"
     seconds, after_s = f"{about['seconds']:.0f} s", f"{about['memory_after_s']:.0f} s"
     rows = [row(one) for one in measurements]
@@ -212,7 +212,7 @@ def page(measurements: list[Outcome], about: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the attacks, or make one."""
+    """Measure the attacks, or run one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="these attacks")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each attack goes on")

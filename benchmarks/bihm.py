@@ -47,12 +47,12 @@ STEP, TWICE = 50, 200  # digits at once; digits that are filled in twice
 
 
 def checkpoint(name: str) -> Path:
-    """Where version 1 of a model lies."""
+    """Return the path of version 1 of a model."""
     return ROOT / "checkpoints" / name / "1" / "model.safetensors"
 
 
 def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """The answer of a sliced operation."""
+    """Return the result of a sliced operation."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
@@ -61,7 +61,7 @@ def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 
 def test_digits(count: int) -> torch.Tensor:
-    """The first test digits under the one static draw, (count, 1, 28, 28)."""
+    """Return the first test digits under the static binarization, (count, 1, 28, 28)."""
     pictures = data.load("mnist", "test", ROOT / "data")
     return data.grey(data.static_binarization(pictures.images, test=True)[0][:count])
 
@@ -70,7 +70,7 @@ def test_digits(count: int) -> torch.Tensor:
 
 
 def partition(samples: int, seed: int = 102) -> dict[str, Any]:
-    """−2 log Z by eq. 7 under another seed than the card's, with its standard error by batch means, and the card's."""
+    """Estimate −2 log Z by eq. 7 with another seed than the card's; return it with its error and the card's value."""
     model, described = card.load(checkpoint("bihm-mnist"))
     told = next(figure for figure in described["figures"] if figure["name"] == "minus_2_log_z")
     z = model.estimate_log_z(seed, samples)
@@ -91,9 +91,9 @@ def partition(samples: int, seed: int = 102) -> dict[str, Any]:
 
 @torch.inference_mode()
 def sizes(count: int, k: int) -> dict[str, Any]:
-    """Effective sample size (% of K) of each model's posterior samples, for weights p/q and for their roots.
+    """Return the effective sample size (% of K) of each model's posterior samples, for p/q and √(p/q).
 
-    The VAE has no p*: √(p/q) are its weights for (∫ √(p q) dz)², the same kind of weight as the BiHM's for p̃*.
+    The VAE has no p*: its √(p/q) are the weights of (∫ √(p q) dz)², which correspond to the BiHM's for p̃*.
     """
     x = test_digits(count)
     found: dict[str, Any] = {"count": count, "k": k}
@@ -120,9 +120,9 @@ def sizes(count: int, k: int) -> dict[str, Any]:
 
 
 def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -> torch.Tensor:
-    """Algorithm 1 as the paper writes it: the picture is repeated K times, and every layer's probabilities are formed.
+    """Return the loss of Algorithm 1 as printed: the image is repeated K times, and all probabilities are computed.
 
-    Given the same 16-bit draws it has the loss (B,) and the gradient of `bihm.Model.loss`.
+    With the same 16-bit random numbers it has the loss (B,) and the gradient of `bihm.Model.loss`.
     """
     batch, k = uniform16.shape[:2]
     h = [x.repeat_interleave(k, dim=0)]
@@ -147,7 +147,7 @@ def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -
 
 
 def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
-    """Images a second of a training step (draws, loss, gradient, Adam) on one thread; rounds interleaved."""
+    """Measure images per second of training steps (samples, loss, gradient, Adam) on one thread, interleaved."""
     images = data.grey(data.static_binarization(data.load("mnist", "train", ROOT / "data").images[:batch])[0])
     model = bihm.Model(bihm.Config())
     model.initialise(RowStreams.range(1, 0, 1))
@@ -196,14 +196,14 @@ def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
 
 
 def lower_half(count: int) -> torch.Tensor:
-    """A mask that hides the lower half, (count, 1, 28, 28)."""
+    """Return a mask that hides the lower half, (count, 1, 28, 28)."""
     mask = torch.zeros(count, 1, 28, 28)
     mask[:, :, HALF:] = 1.0
     return mask
 
 
 def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
-    """Answers for the first test digits, two for the first `TWICE`: the true digit found, known pixels, differences."""
+    """Evaluate inpainting of the first test digits, twice for the first `TWICE`: digit, known pixels, diversity."""
     model, _ = card.load(checkpoint("bihm-mnist"))
     judge = classifier.load()
     images, labels = test_digits(count), labelled("test")[1][:count]
@@ -245,7 +245,7 @@ def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
 
 
 def pictures() -> dict[str, Any]:
-    """docs/images: 100 samples each of p and p*, and for ten digits the known half, five answers and the digit."""
+    """Write the images of docs: 100 samples each of p and p*, and inpaintings of ten digits."""
     model, _ = card.load(checkpoint("bihm-mnist"))
     folder = ROOT / "docs" / "images"
     chosen = {
@@ -270,7 +270,7 @@ def pictures() -> dict[str, Any]:
 
 
 def keep(part: str, found: dict[str, Any]) -> None:
-    """Put one part's result into the JSON file, with where and when it was measured."""
+    """Store one part's result in the JSON file, with where and when it was measured."""
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     results[part] = found | {"commit": facts.commit(), "date": facts.now(), "machine": facts.machine()}
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
@@ -280,12 +280,12 @@ ERRORS = {"log_p_star": "s.e. ", "log_p": "s.e. ", "minus_2_log_z": "standard er
 
 
 def _after(detail: str, words: str) -> float:
-    """The number that follows some words in a figure's detail."""
+    """Return the number that follows some words in a figure's detail."""
     return float(re.split(r"[^\d.]", detail.partition(words)[2])[0])
 
 
 def card_lines() -> list[str]:
-    """The shipped machines' figures, out of their cards, as table lines."""
+    """Return the figures of the shipped models' cards as table lines."""
     head = ("model", "epochs", "log p*", "log p", "−2 log Z", "ESS of √(p/q)", "ESS of p/q", "test rows", "K")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name in NAMES:
@@ -304,7 +304,7 @@ def card_lines() -> list[str]:
 
 
 def report() -> str:
-    """The page."""
+    """Write the page."""
     results = json.loads(RESULT.read_text())
     lines = ["# The bidirectional Helmholtz machine, measured", ""]
     lines += [
@@ -357,7 +357,7 @@ def report() -> str:
 
 
 def main() -> None:
-    """Measure one part."""
+    """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("partition", "sizes", "speed", "inpaint", "pictures", "report"))
     parser.add_argument("--samples", type=int, default=5_000_000, help="of partition, a seed")

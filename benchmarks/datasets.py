@@ -1,6 +1,6 @@
-"""`python benchmarks/datasets.py`: large uploads to a real service: time, and how far the memory of the API grows.
+"""`python benchmarks/datasets.py`: large uploads to a real service: time, and growth of the API's memory.
 
-Three files of `--gigabytes` each, made on the way out and never whole in this process either: IDX sent raw, the same
+Three files of `--gigabytes` each, generated while they are sent: IDX sent raw, the same
 in a form, and a ZIP of pictures. Memory is the kernel's count of the API process: its resident set before, and its
 peak (VmHWM, set back before each upload). Writes docs/results/datasets.md.
 """
@@ -37,7 +37,7 @@ END = b"\r\n--b--\r\n"
 
 
 def idx(size: int) -> Iterator[bytes]:
-    """An IDX file of about so many bytes: pictures of 28×28 pixels, no two alike."""
+    """Yield an IDX file of about `size` bytes: images of 28 × 28 pixels, no two alike."""
     count = size // 784
     yield b"\0\0\x08\3" + b"".join(value.to_bytes(4, "big") for value in (count, 28, 28))
     random = np.random.default_rng(0)
@@ -46,19 +46,19 @@ def idx(size: int) -> Iterator[bytes]:
 
 
 def form(file: Iterator[bytes]) -> Iterator[bytes]:
-    """The same as a form's only part."""
+    """Yield the same as the only part of a form."""
     yield BEGIN
     yield from file
     yield END
 
 
 def zipped(size: int) -> Iterator[bytes]:
-    """A ZIP of about so many bytes: grey BMPs of 512×512 noise, each with a number in its corner."""
+    """Yield a ZIP of about `size` bytes: grey BMPs of 512 × 512 noise, each with a number in its corner."""
     noise = np.random.default_rng(0).integers(0, 256, (EDGE, EDGE), dtype=np.uint8)
     buffer = io.BytesIO()
 
     class Sink(io.RawIOBase):
-        """What a ZIP is written to, without going back."""
+        """A file that the ZIP is written to without seeking."""
 
         def writable(self) -> bool:
             return True
@@ -78,13 +78,13 @@ def zipped(size: int) -> Iterator[bytes]:
 
 
 def memory(pid: int, what: str) -> float:
-    """Megabytes that the kernel counts for a process."""
+    """Return the memory of a process in megabytes, from /proc."""
     said = Path(f"/proc/{pid}/status").read_text()
     return int(said.partition(f"{what}:")[2].split()[0]) / 1000
 
 
 def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes]]) -> dict[str, Any]:
-    """What one upload took."""
+    """Upload a file and measure it."""
     pid, sent, arrived = stack.parts["api"].pid, 0, 0.0
 
     def counted() -> Iterator[bytes]:
@@ -115,7 +115,7 @@ def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes
 
 
 def page(lines: list[dict[str, Any]]) -> str:
-    """The page of the results."""
+    """Return the results page."""
     asked = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     head = f"""# Large uploads
@@ -132,14 +132,14 @@ conversion runs in a process of its own, which is bounded to 2 GiB and steps bac
 
 
 def row(one: dict[str, Any]) -> str:
-    """A line of the page's table."""
+    """Return one line of the table."""
     times = f"{one['upload_s']:.1f} | {one['conversion_s']:.1f}"
     grown = f"{one['before_mb']:.1f} | {one['peak_mb']:.1f} | {one['peak_mb'] - one['before_mb']:.1f}"
     return f"| {one['name']} | {one['gigabytes']:.2f} | {one['pictures']} | {times} | {grown} |"
 
 
 def main() -> None:
-    """Measure, print, and write the page."""
+    """Measure, print and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of each upload (default 1)")
     parser.add_argument("--out", type=Path, default=PAGE, help="default docs/results/datasets.md")
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def wait(stack: Stack) -> None:
-    """Until the API answers; no worker is needed here."""
+    """Wait until the API responds; no worker is needed."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

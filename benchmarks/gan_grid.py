@@ -1,7 +1,7 @@
-"""The paper's grid search, reduced: how often a plain GAN and an EBGAN fail over many settings of their networks.
+"""The paper's grid search, reduced: how often a plain GAN and an EBGAN fail over many network settings.
 
 Zhao, Mathieu and LeCun, arXiv:1609.03126v4, §4.1, table 1, figures 2 and 3. Every run is a line of a JSONL file under
-`runs/`, so that the grid resumes where it stopped; the report is made from the lines there are.
+`runs/`, so that the grid can be resumed; the report uses the existing lines.
 
     python benchmarks/gan_grid.py run          # about a quarter of an hour on one core; may be stopped and run again
     python benchmarks/gan_grid.py report       # docs/results/gan-grid.md and .json, docs/images/gan-grid.png
@@ -46,7 +46,7 @@ BIN = 0.1  # nats
 
 
 def settings() -> list[dict[str, Any]]:
-    """Every run: all 32 networks as EBGANs, and for each learning rate 11 GANs drawn by SEED; in a shuffled order."""
+    """Return all runs: 32 networks as EBGANs, and 11 GANs per learning rate drawn by SEED, shuffled."""
     networks = [dict(zip(NETWORKS, values, strict=True)) for values in itertools.product(*NETWORKS.values())]
     chance = random.Random(SEED)
     runs = [{"side": "ebgan", **network, "optimisers": ["adam", "adam"], "rate": 0.001} for network in networks]
@@ -59,7 +59,7 @@ def settings() -> list[dict[str, Any]]:
 
 
 def one(run: dict[str, Any], images: torch.Tensor, judge: classifier.Classifier, epochs: int, count: int) -> dict:
-    """Train and score one setting; a run whose losses cease to be numbers scores 0."""
+    """Train and score one setting; a run whose loss becomes NaN scores 0."""
     config = {"objective": run["side"], **{name: run[name] for name in NETWORKS}}
     training = {
         "epochs": epochs,
@@ -76,7 +76,7 @@ def one(run: dict[str, Any], images: torch.Tensor, judge: classifier.Classifier,
 
 
 def fit(lines: Path, epochs: int, limit: int | None, pictures: int, count: int) -> None:
-    """Do what is not done yet of the first `limit` runs, one line each."""
+    """Do the missing ones of the first `limit` runs, one line each."""
     lines.parent.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["number"] for line in lines.read_text().splitlines()} if lines.exists() else set()
     images = data.load("mnist", "train", ROOT / "data").images[:pictures]
@@ -90,17 +90,17 @@ def fit(lines: Path, epochs: int, limit: int | None, pictures: int, count: int) 
 
 
 def failed(runs: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many of how many runs fell into the lowest bin."""
+    """Return how many of how many runs are in the lowest bin."""
     return sum(run["i_prime"] < FAILED for run in runs), len(runs)
 
 
 def told(counts: tuple[int, int]) -> str:
-    """A share in words."""
+    """Return a share as text."""
     return f"{counts[0]} of {counts[1]} ({counts[0] / counts[1]:.0%})" if counts[1] else "none run"
 
 
 def histogram(sides: dict[str, list[dict[str, Any]]]) -> Image.Image:
-    """The share of runs by I', one pair of bars a bin: the GANs' light, the EBGANs' dark."""
+    """Draw the share of runs by I', two bars per bin: GANs light, EBGANs dark."""
     bins, height, wide, left, top = 20, 240, 34, 60, 30
     page = Image.new("RGB", (left + bins * wide + 20, top + height + 60), "white")
     pen = ImageDraw.Draw(page)
@@ -125,7 +125,7 @@ def histogram(sides: dict[str, list[dict[str, Any]]]) -> Image.Image:
 
 
 def report(lines: Path, epochs: int) -> None:
-    """Write the page, its numbers and its picture."""
+    """Write the page, its numbers and its figure."""
     runs = sorted((json.loads(line) for line in lines.read_text().splitlines()), key=lambda run: run["number"])
     sides = {side: [run for run in runs if run["side"] == side] for side in ("gan", "ebgan")}
     counts = {side: failed(found) for side, found in sides.items()}

@@ -1,4 +1,4 @@
-"""The margin sweep: one EBGAN for each m, all else equal, its scores and its pictures.
+"""Margin sweep: one EBGAN for each m, all else equal, with scores and samples.
 
 Zhao, Mathieu and LeCun, arXiv:1609.03126v4, appendix, figure 9 (there nLayerG 5, sizeG 1600, sizeD 1024).
 
@@ -37,7 +37,7 @@ SHOWN, COLUMNS = 48, 24
 
 
 def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
-    """Train and score what is not there yet: a line and a picture for each margin."""
+    """Train and score the missing margins: one line and one image each."""
     folder.mkdir(parents=True, exist_ok=True)
     images = data.load("mnist", "train", ROOT / "data").images[:pictures]
     judge = classifier.load()
@@ -59,7 +59,7 @@ def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
 
 
 def verdict(run: dict[str, Any]) -> str:
-    """What became of a run, by its scores."""
+    """Return the result of a run in words, by its scores."""
     often = max(range(10), key=lambda digit: run["shares"][digit])
     if run["shares"][often] > 0.5:
         return f"collapsed: {run['shares'][often]:.0%} are taken for a {often}"
@@ -70,7 +70,7 @@ def verdict(run: dict[str, Any]) -> str:
 
 
 def report(folder: Path, epochs: int) -> None:
-    """Write the page, its numbers and its picture."""
+    """Write the page, its numbers and its figure."""
     runs = [json.loads((folder / f"{m}.json").read_text()) for m in MARGINS if (folder / f"{m}.json").exists()]
     rows = []
     for run in runs:
@@ -118,7 +118,7 @@ def report(folder: Path, epochs: int) -> None:
 
 
 def stacked(margins: list[int], folder: Path) -> Image.Image:
-    """The samples of each margin, one sheet under the other, each with its m."""
+    """Return the samples of all margins, one grid below the other, labelled with m."""
     sheets = [Image.open(folder / f"{margin}.png") for margin in margins]
     left, gap = 60, 6
     height = sum(one.height + gap for one in sheets)

@@ -1,10 +1,10 @@
-"""How good the shipped EBGANs are: scores of their samples, and their energies as an anomaly score.
+"""Scores of the shipped EBGANs' samples, and their energies as an anomaly score.
 
     python benchmarks/gan_scores.py score --write    # docs/results/gan-scores.md and .json; figures into the cards
     python benchmarks/gan_scores.py figure           # docs/images/gan-figure.png: GAN, EBGAN and EBGAN-PT side by side
 
-Anomalies are told from MNIST's test digits by the energy alone; beside it stands the distance to the subspace of the
-first 128 principal components of the training digits, in the same run. The GAN of the figure is a run of the recipe
+Anomalies are separated from MNIST's test digits by the energy alone, and for comparison by the distance to the subspace
+of the first 128 principal components of the training digits. The GAN of the figure is a run of the recipe
 `gan-mnist`, which does not ship: `python -m models train gan-mnist`.
 """
 
@@ -39,18 +39,18 @@ TITLES = {"gan-mnist": "GAN", "ebgan-mnist": "EBGAN", "ebgan-pt-mnist": "EBGAN-P
 
 
 def checkpoint(name: str) -> Path:
-    """Where version 1 of a model lies."""
+    """Return the path of version 1 of a model."""
     return ROOT / "checkpoints" / name / "1" / "model.safetensors"
 
 
 def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
-    """D(x) of many pictures."""
+    """Return D(x) of many images."""
     with torch.inference_mode():
         return torch.cat([model.energies(part) for part in images.split(500)])
 
 
 def rejection(model: ebgan.Model, found: torch.Tensor, p: torch.Tensor) -> list[dict[str, Any]]:
-    """The scores of the samples with energies under a percentile of the training set's: what `below` answers."""
+    """Return the scores of samples below a percentile of the training energies, the option `below`."""
     told = []
     for percent in PERCENTILES:
         below = float(model.quantiles[percent * 10])
@@ -63,7 +63,7 @@ def rejection(model: ebgan.Model, found: torch.Tensor, p: torch.Tensor) -> list[
 
 
 def separations(score: Any, pictures: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The AUROC of each kind of anomaly against the digits, by a function from pictures to scores."""
+    """Return the AUROC of each kind of anomaly against the digits, for a function from images to scores."""
     found = {kind: score(images) for kind, images in pictures.items()}
     return {
         kind: round(anomalies.auroc(found["digits"], values), 4) for kind, values in found.items() if kind != "digits"
@@ -71,7 +71,7 @@ def separations(score: Any, pictures: dict[str, torch.Tensor]) -> dict[str, floa
 
 
 def from_run(gan: Path) -> ebgan.Model:
-    """The plain GAN as a finished run left it."""
+    """Return the plain GAN of a finished run."""
     tensors, recipe, _ = weights(gan)
     model = ebgan.Model(recipe.config)
     model.load_state_dict(tensors)
@@ -79,7 +79,7 @@ def from_run(gan: Path) -> ebgan.Model:
 
 
 def measured(count: int, gan: Path) -> dict[str, Any]:
-    """All figures of the shipped models, of the real test digits, of the components and of the GAN if it was run."""
+    """Measure the shipped models, the test digits, the principal components and, if it was trained, the GAN."""
     judge = classifier.load()
     pictures = anomalies.sets()
     mean, directions = anomalies.principal(data.grey(labelled("train")[0]), COMPONENTS)
@@ -105,17 +105,17 @@ def measured(count: int, gan: Path) -> dict[str, Any]:
 
 
 def spread(found: dict[str, Any]) -> str:
-    """The rarest and the commonest digit's share."""
+    """Return the shares of the rarest and the commonest digit."""
     return f"{min(found['shares']):.1%} … {max(found['shares']):.1%}"
 
 
 def told_of(one: dict[str, Any]) -> str:
-    """A threshold and what it does, in words."""
+    """Return a threshold and its effect in words."""
     return f"energy {one['below']}; {one['accepted']:.0%} accepted, E KL {one['e_kl']}, each digit {spread(one)}"
 
 
 def into_card(name: str, found: dict[str, Any], result: dict[str, Any], count: int) -> None:
-    """Put a model's scores beside the figures that its card has already."""
+    """Add a model's scores to the figures of its card."""
     path = checkpoint(name)
     model, described = card.load(path)
     real = result["real"]
@@ -208,7 +208,7 @@ def report(result: dict[str, Any], count: int) -> None:
 
 
 def figure(gan: Path) -> None:
-    """The slides' figure 5 from a run of the plain GAN and the two checkpoints."""
+    """Draw the slides' figure 5 from a run of the plain GAN and the two checkpoints."""
     models = {"gan-mnist": from_run(gan), **{name: card.load(checkpoint(name))[0] for name in NAMES}}
     sheets = [image_grid(games.drawn(model, 100), 10, 1) for model in models.values()]
     side, top, gap = sheets[0].width, 18, 12

@@ -1,10 +1,10 @@
-"""What a GPU does with the models, told as a line of JSON each; `benchmarks/gpu.sh` runs all three.
+"""Check and measure the models on a GPU, one line of JSON each; `benchmarks/gpu.sh` runs all three commands.
 
     python benchmarks/gpu.py check --device cuda    # the CPU's results on that device, random numbers to the bit
     python benchmarks/gpu.py speed --device cuda    # samples a second, and the share of what a matrix product reaches
     python benchmarks/gpu.py train --device cuda --out runs/gpu    # every recipe at its paper's scale, then measured
 
-`--dry` does a little of each on made-up data, on any device. Needs torch, numpy, pillow and safetensors alone.
+`--dry` runs a small version of each on synthetic data, on any device. Needs torch, numpy, pillow and safetensors alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DRY_LESS = ("training.validation=0", "training.decay=constant", "training.precis
 
 
 def synced(device: str) -> float:
-    """The clock, once the device has done all that it was given."""
+    """Return the time after the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -66,7 +66,7 @@ def synced(device: str) -> float:
 
 
 def random_numbers(device: str, count: int) -> dict[str, Any]:
-    """Whether words, uniforms and draws are the CPU's to the bit, and how many normals are not."""
+    """Check that words, uniforms and draws equal the CPU's bit for bit; count the normals that do not."""
     here, there = (RowStreams.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
     equal = all(
         torch.equal(getattr(here, name)(*words), getattr(there, name)(*words).cpu())
@@ -77,14 +77,14 @@ def random_numbers(device: str, count: int) -> dict[str, Any]:
 
 
 def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
-    """Made-up pictures of a card's shape, smooth and within 0 … 1; binary where the family takes binary ones."""
+    """Return smooth synthetic images of a card's shape in 0 … 1, binary if the family needs them."""
     shape = [described["image"][name] for name in ("channels", "height", "width")]
     drawn = RowStreams.range(5, 0, count).uniform(int(np.prod(shape))).view(count, *shape)
     return (drawn > 0.7).float() if described["family"] == "bihm" else drawn
 
 
 def asked(model: Any, described: dict[str, Any], operation: str, rows: int, device: str) -> dict[str, Any]:
-    """An operation's answer on the device, on made-up pictures, its options small."""
+    """Run an operation on the device, on synthetic images, with small options."""
     told = described["operations"][operation]
     kind = options_of(model, operation)
     options = kind(**{name: value for name, value in SMALL.items() if name in told["options"]["properties"]})
@@ -100,7 +100,7 @@ def asked(model: Any, described: dict[str, Any], operation: str, rows: int, devi
 
 
 def differences(name: str, device: str, rows: int) -> Iterator[dict[str, Any]]:
-    """Each operation of a shipped model on the device beside the CPU."""
+    """Compare each operation of a shipped model on the device with the CPU."""
     path = CHECKPOINTS / name / "1" / "model.safetensors"
     (here, described), (there, _) = card.load(path), card.load(path, device)
     for operation in described["operations"]:
@@ -121,7 +121,7 @@ def differences(name: str, device: str, rows: int) -> Iterator[dict[str, Any]]:
 
 
 def checked(device: str, *, dry: bool) -> bool:
-    """All checks, a line each; whether they all hold."""
+    """Run all checks, one line each; return whether all hold."""
     found = [random_numbers(device, 100 if dry else 20_000)]
     print(json.dumps(found[0]), flush=True)
     for folder in sorted(CHECKPOINTS.iterdir()):
@@ -135,14 +135,14 @@ def checked(device: str, *, dry: bool) -> bool:
 
 
 def reached(device: str, seconds: float) -> float:
-    """Floating-point operations a second of large products of float32 matrices."""
+    """Return floating-point operations per second of large float32 matrix products."""
     size = 4096 if device.startswith("cuda") else 512
     a = RowStreams.range(1, 0, size, device).uniform(size)
     return 2.0 * size**3 * repeated(lambda: a @ a, device, seconds)
 
 
 def repeated(work: Any, device: str, seconds: float) -> float:
-    """How many times a second something is done, its first time left out."""
+    """Return how often per second a function runs, without its first call."""
     work()
     begun, times = synced(device), 0
     while (now := synced(device)) - begun < seconds or not times:
@@ -152,7 +152,7 @@ def repeated(work: Any, device: str, seconds: float) -> float:
 
 
 def speeds(device: str, *, dry: bool) -> Iterator[dict[str, Any]]:
-    """Samples a second of each shipped model that samples, and the share of a matrix product's operations a second."""
+    """Yield samples per second of each shipped model, and the share of a matrix product's speed."""
     seconds, count = (0.05, 8) if dry else (3.0, 8192)
     best = reached(device, seconds)
     yield {"speed": "matrix product, float32", "flop_per_s": best}
@@ -171,7 +171,7 @@ def speeds(device: str, *, dry: bool) -> Iterator[dict[str, Any]]:
 
 
 def made_up(recipe: dict[str, Any], folder: Path) -> Path:
-    """A few made-up pictures as a recipe's data; patches of 96×96 for super-resolution."""
+    """Return a few synthetic images as a recipe's data; patches of 96 × 96 for super-resolution."""
     config = recipe["config"]
     shape = (3, 96, 96) if recipe["family"] == "superres" else (1, config.get("height", 28), config.get("width", 28))
     drawn = np.random.default_rng(1).integers(0, 2 if recipe["family"] == "bihm" else 256, (48, *shape), np.uint8)
@@ -182,7 +182,7 @@ def made_up(recipe: dict[str, Any], folder: Path) -> Path:
 
 
 def commands(name: str, device: str, out: Path, data: Path, *, dry: bool) -> Iterator[list[str]]:
-    """Train a recipe, export it, measure it: what `python -m models` is called with."""
+    """Return the arguments of `python -m models` to train, export and evaluate a recipe."""
     recipe = json.loads((ROOT / "models" / "recipes" / f"{name}.json").read_text())
     changes = [*PAPER[name], *(DRY + DRY_LESS if dry else ())]
     made = made_up(recipe, out) if dry else None
@@ -204,7 +204,7 @@ def commands(name: str, device: str, out: Path, data: Path, *, dry: bool) -> Ite
 
 
 def trained(device: str, out: Path, data: Path, names: list[str], *, dry: bool) -> None:
-    """Every recipe one after the other, a line each; CalledProcessError where a step fails."""
+    """Run every recipe, one line each; CalledProcessError if a step fails."""
     for name in names:
         begun = time.perf_counter()
         for words in commands(name, device, out, data, dry=dry):
@@ -219,7 +219,7 @@ def trained(device: str, out: Path, data: Path, names: list[str], *, dry: bool) 
 
 
 def main() -> int:
-    """Check, measure or train; 1 where a check does not hold."""
+    """Check, measure or train; return 1 if a check fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "speed", "train"))
     parser.add_argument("--device", default="cuda")

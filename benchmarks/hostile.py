@@ -1,7 +1,7 @@
-"""Hostile requests by name, each bounded in number and time: what `attacks.py` sends from a process of its own.
+"""Hostile requests by name, each bounded in number and time; `attacks.py` sends them from a separate process.
 
-An attack takes the service's address, what was prepared for it, and the moment to stop at; it yields what happened to
-each of its requests, as a status or the name of an error.
+An attack gets the service's address, what was prepared for it, and the time to stop. It yields the outcome of each of
+its requests: a status or the name of an error.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ TIMEOUT_S = 20.0
 
 
 def _head(path: str, media: str, size_bytes: int, more: str = "") -> bytes:
-    """The head of a POST."""
+    """Return the head of a POST request."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {media}", f"Content-Length: {size_bytes}"]
     return "\r\n".join([*lines, *([more] if more else []), "", ""]).encode()
 
 
 @dataclass(frozen=True)
 class Target:
-    """A service on this machine, what was prepared on it, and until when it may be attacked."""
+    """A service on this machine, what was prepared on it, and when the attack must end."""
 
     url: str
     dataset: str
@@ -44,7 +44,7 @@ class Target:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port. Raises ValueError for another machine."""
+        """Return host and port; ValueError for another machine."""
         parts = urlparse(self.url)
         if parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
             raise ValueError("attacks go to this machine alone")
@@ -72,7 +72,7 @@ def attack(name: str, words: str) -> Callable[[Attack], Attack]:
 
 
 def posted(target: Target, path: str, content: bytes, media: str, *, times: int = 20) -> Iterator[str]:
-    """The statuses of one request, made again until the time is up, at most `times`."""
+    """Yield the statuses of one request, repeated until the time is up, at most `times`."""
     with httpx.Client(base_url=target.url, timeout=TIMEOUT_S) as client:
         for _ in range(times):
             if target.over:
@@ -84,7 +84,7 @@ def posted(target: Target, path: str, content: bytes, media: str, *, times: int 
 
 
 def raw(target: Target, pieces: Iterator[bytes]) -> str:
-    """The status line that comes back for raw bytes, or how the connection ended."""
+    """Return the status line of the response to raw bytes, or how the connection ended."""
     try:
         with socket.create_connection(target.address, timeout=TIMEOUT_S) as connection:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -249,7 +249,7 @@ def _unread(target: Target) -> Iterator[str]:
 
 
 def _held_open(target: Target, count: int, said: bytes, drip: bytes = b"") -> Iterator[str]:
-    """Connections that say so much and then, if anything, one byte a second."""
+    """Hold connections open that send a prefix and then at most one byte per second."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     connections = []

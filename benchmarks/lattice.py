@@ -1,4 +1,4 @@
-"""Whether the detail that the statistics add to the regression's picture is texture or a lattice, and what it is worth.
+"""Is the detail that the statistics add to the regression's image texture or a lattice, and does it help?
 
     python benchmarks/lattice.py measure --write   # docs/results/lattice.md and .json, on the five test photographs
     python benchmarks/lattice.py measure --held-back --fidelity 0 0.25 0.5 0.75   # on those held back for choices
@@ -44,7 +44,7 @@ Distance = Callable[[np.ndarray], float]
 
 
 def held_back(folder: Path, scale: int) -> dict[str, np.ndarray]:
-    """The middles of the photographs that nothing is trained on, at a third of their size."""
+    """Return crops of the validation photographs, at a third of their size."""
     files, found = photographs.photographs(folder), {}
     for name in photographs.TUNING:
         with Image.open(files[name]) as opened:
@@ -58,7 +58,7 @@ def held_back(folder: Path, scale: int) -> dict[str, np.ndarray]:
 def measured(
     model: superres.Model, original: np.ndarray, scale: int, fidelities: list[float], network: features.Features
 ) -> dict[str, Any]:
-    """A photograph's figures: of the regression, and of the statistics and of noise as strong at each fidelity."""
+    """Return a photograph's figures: regression, statistics, and equally strong noise, by fidelity."""
     low = metrics.downscaled(original, scale)
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     wanted = metrics.seen(network, original)
@@ -91,13 +91,13 @@ def measured(
 
 
 def levels(high: torch.Tensor) -> np.ndarray:
-    """(1, C, H, W) in 0 … 1 as an 8-bit picture."""
+    """Return (1, C, H, W) in 0 … 1 as an 8-bit image."""
     found: np.ndarray = (high[0].clamp(0, 1).permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
     return found
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By fidelity the means over the photographs, and the largest of their cells; the regression's means first."""
+    """Return the means over the photographs and the largest cells by fidelity; first the regression's means."""
     names = list(found)
     means = {"regression": {key: float(np.mean([found[name][key] for name in names])) for key in ("psnr", "vgg")}}
     for fidelity in found[names[0]]["fidelities"]:
@@ -108,7 +108,7 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The measurements as a page."""
+    """Return the results page."""
     told = f"{result['date']}, commit {result['commit']}, {result['machine']['cpu']}"
     lines = [
         "# The detail that the statistics add",
@@ -138,7 +138,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def fit(checkpoint: Path, radius: int, folder: Path) -> None:
-    """Make the filters of a checkpoint's detail of the first training patches, and write them into it."""
+    """Compute the detail filters of a checkpoint from the first training patches, and store them in it."""
     old, described = card.load(checkpoint)
     config = replace(old.config, detail_radius=radius)
     model = superres.Model(config)

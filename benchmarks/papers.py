@@ -1,7 +1,7 @@
-"""`python benchmarks/papers.py`: docs/results/papers.md, every figure of the models beside its paper's, on one page.
+"""`python benchmarks/papers.py`: write docs/results/papers.md, every figure of the models beside its paper's.
 
-Nothing is measured here: each line is read from the cards of the checkpoints or from the JSON of the benchmark that
-measured it, and names the command that measures it again.
+This script measures nothing: each line comes from a checkpoint's card or from the JSON of the benchmark that measured
+it, and names the command that repeats the measurement.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ MISSING = "not measured yet"
 
 
 def figures(name: str) -> dict[str, float]:
-    """The figures in a shipped card, by name."""
+    """Return the figures of a shipped card by name."""
     described = card.read_card(ROOT / "checkpoints" / name / "1" / "model.safetensors")
     return {figure["name"]: figure["value"] for figure in described["figures"]}
 
 
 def result(name: str) -> Any:
-    """The JSON of a benchmark."""
+    """Return the JSON of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def failing(runs: list[dict[str, Any]], side: str) -> str:
-    """How many runs of one side of the grid have I' < 0.1."""
+    """Return how many runs of one side of the grid have I' < 0.1."""
     scored = [run["i_prime"] for run in runs if run["side"] == side]
     return f"{side.upper()} {sum(one < 0.1 for one in scored)} of {len(scored)}"
 
 
 def best(kind: Callable[[dict[str, Any]], float]) -> float:
-    """The largest of a score over the shipped EBGANs."""
+    """Return the largest value of a score over the shipped EBGANs."""
     return max(kind(found) for found in result("gan-scores")["models"].values())
 
 
@@ -148,7 +148,7 @@ PICTURES = (
 
 
 def page() -> Iterator[str]:
-    """The lines of the page."""
+    """Return the lines of the page."""
     yield from ("# The models beside their papers", "")
     yield f"Put together by `python benchmarks/papers.py` on {facts.now()} from the cards and from the JSON beside this"
     yield from ("page, which say where and when each was measured.", "")

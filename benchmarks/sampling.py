@@ -1,4 +1,4 @@
-"""The sampling algorithms of `models/kit/sampling.py` where the right answer is known, and how each of them fails.
+"""Test the algorithms of `models/kit/sampling.py` against known results, and show how each of them fails.
 
     python benchmarks/sampling.py                            # docs/results/sampling.md, about twenty seconds
 
@@ -27,12 +27,12 @@ Say = Callable[[str], None]
 
 
 def normals(seed: int, count: int, dimensions: int = 1) -> torch.Tensor:
-    """(count, dimensions) numbers from N(0, 1), float64; `count` in thousands."""
+    """Return (count, dimensions) numbers from N(0, 1), float64; `count` in thousands."""
     return RowStreams.range(SEED + seed, 0, 1000).normals(dimensions, 0, count // 1000).double().view(count, dimensions)
 
 
 def kolmogorov(sample: torch.Tensor, cdf: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
-    """√n sup |F_n − F| and the probability of as much or more, by Kolmogorov's series."""
+    """Return √n sup |F_n − F| and the probability of at least that value, by Kolmogorov's series."""
     ordered = cdf(sample.double().flatten().sort().values)
     n = len(ordered)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -43,7 +43,7 @@ def kolmogorov(sample: torch.Tensor, cdf: Callable[[torch.Tensor], torch.Tensor]
 
 
 def inverse_cdf(say: Say) -> None:
-    """Kolmogorov-Smirnov tests of two transforms, and of one against a wrong law."""
+    """Run Kolmogorov–Smirnov tests of two transforms, and of one against a wrong distribution."""
     say("## Transform by inverse CDF\n")
     say("Kolmogorov-Smirnov, n = 100 000: √n sup |F_n − F| and its p-value.\n")
     say("| draws | against | √n D | p |\n| --- | --- | --- | --- |")
@@ -62,7 +62,7 @@ def inverse_cdf(say: Say) -> None:
 
 
 def squares(ratio: float, dimensions: int, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """‖z‖² and ‖z‖²/ratio² of proposals: of points where `whole`, else of the χ² that the latter follows."""
+    """Return ‖z‖² and ‖z‖²/ratio² of proposals: of points if `whole`, else from the χ² distribution."""
     if whole:
         chi = torch.cat([normals(7 + i, 10_000, dimensions).square().sum(1) for i in range(count // 10_000)])
     else:
@@ -73,7 +73,7 @@ def squares(ratio: float, dimensions: int, count: int, *, whole: bool) -> tuple[
 
 
 def rejected(ratio: float, dimensions: int, count: int, log_k: float, *, whole: bool) -> tuple[torch.Tensor, float]:
-    """‖z‖² of the proposals kept, and the excess over the envelope, nats."""
+    """Return ‖z‖² of the accepted proposals, and the excess over the envelope, in nats."""
     square, chi = squares(ratio, dimensions, count, whole=whole)
     log_p, log_q = -0.5 * square, -0.5 * chi - dimensions * math.log(ratio)
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(SEED + count), dtype=torch.float64)
@@ -82,7 +82,7 @@ def rejected(ratio: float, dimensions: int, count: int, log_k: float, *, whole: 
 
 
 def rejection(say: Say) -> None:
-    """Acceptance against its law, and an envelope that is broken."""
+    """Compare the acceptance rate with theory, and show a violated envelope."""
     say("## Rejection\n")
     say("Proposals from N(0, σ²I) in D dimensions for N(0, I), with the smallest k, σ^D: a share σ^−D is kept. At")
     say("D = 1000 the statistic ‖z‖² ~ σ²χ² is drawn and not z.\n")
@@ -117,13 +117,13 @@ def rejection(say: Say) -> None:
 
 
 def log_weights(spread: float, rows: int, count: int, seed: int = 0) -> torch.Tensor:
-    """log p/q at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), nats."""
+    """Return log p/q at z ~ q = N(0, spread²) for p = N(0, 1), (rows, count), in nats."""
     noise = RowStreams.range(SEED + seed, 0, rows).normals(1, 0, count)[..., 0].double()
     return math.log(spread) + 0.5 * noise.square() * (1 - spread**2)
 
 
 def importance(say: Say) -> None:
-    """The effective size against its law, and a proposal that is too narrow."""
+    """Compare the effective sample size with theory, and show a too narrow proposal."""
     say("## Importance weights\n")
     say("p = N(0, 1), q = N(0, σ²): the effective share ESS/L tends to √(2σ² − 1)/σ². 40 runs of L = 10 000.\n")
     say("| σ | ESS/L | √(2σ² − 1)/σ² |\n| --- | --- | --- |")
@@ -157,7 +157,7 @@ def importance(say: Say) -> None:
 
 
 def jensen(say: Say) -> None:
-    """The bias of the log of a mean."""
+    """Measure the bias of the log of a mean."""
     say("## The log of a mean is biased low\n")
     say("σ = 2, the same 4 194 304 weights in groups of L: E log (1/L) Σ w rises to log Z = 0; to second order it is")
     say("−(4/√7 − 1)/2L.\n")

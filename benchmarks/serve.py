@@ -1,8 +1,8 @@
-"""Measures Reverie beside LitServe, BentoML, Ray Serve and a bare FastAPI app that serve the same model and answers.
+"""Measure Reverie beside LitServe, BentoML, Ray Serve and a bare FastAPI app that serve the same model and responses.
 
-One run does all of it: it makes each peer's environment, finds the peer's best dials in a short sweep, then measures
-every server alone for its turn, the turns interleaved in rounds, once with the small decoder and once with a heavy one.
-Answers are decoded and compared with ones computed here. Then it measures bulk work on Reverie (serving/bulk.py).
+One run does everything: it creates each peer's environment, finds the peer's best settings in a short sweep, then
+measures one server at a time, in interleaved rounds, with the small decoder and with a heavy one. Responses are
+decoded and compared with local results. Then it measures bulk work on Reverie (serving/bulk.py).
 Linux only: it reads /proc. Needs `wrk` (`apt-get install -y wrk`).
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     names = [server.name for server in ALL]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -84,7 +84,7 @@ def parsed() -> argparse.Namespace:
 
 
 def measured(kind: str, servers: Sequence[Server], arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Sweep and rounds with one model: its cost alone, the dials chosen, every turn."""
+    """Run sweep and rounds with one model; return its cost, the chosen settings and every turn."""
     checkpoint = small(arguments) if kind == "small" else heavy(scratch)
     cost = json.loads(generator(checkpoint))
     alone, together = cost["1"]["median"], cost["64"]["median"]
@@ -104,7 +104,7 @@ def measured(kind: str, servers: Sequence[Server], arguments: argparse.Namespace
 def chosen(
     server: Server, kind: str, checkpoint: Checkpoint, arguments: argparse.Namespace, scratch: Path
 ) -> ModelOperation:
-    """The dials that a server is measured with: from an earlier run, from a sweep, or the first ones."""
+    """Return the settings of a server: from an earlier run, from a sweep, or the defaults."""
     if arguments.dials:
         before = json.loads(arguments.dials.read_text())["models"][kind]["choices"][server.name]["dials"]
         return ModelOperation({int(count): dials for count, dials in before.items()})
@@ -114,13 +114,13 @@ def chosen(
 
 
 def told(choice: ModelOperation) -> dict[str, Any]:
-    """A choice as JSON."""
+    """Return a choice as JSON."""
     trials = [dataclasses.asdict(trial) for trial in choice.trials]
     return {"dials": choice.dials, "trials": trials}
 
 
 def small(arguments: argparse.Namespace) -> Checkpoint:
-    """The trained decoder that ships; SystemExit where it is missing."""
+    """Return the trained decoder that ships; SystemExit if it is missing."""
     checkpoint = Checkpoint(arguments.checkpoints.resolve(), "vae-mnist", "1")
     if not (checkpoint.path / "model.safetensors").is_file():
         raise SystemExit(f"no {checkpoint.name}/{checkpoint.version}/model.safetensors in {arguments.checkpoints}")
@@ -128,7 +128,7 @@ def small(arguments: argparse.Namespace) -> Checkpoint:
 
 
 def heavy(scratch: Path) -> Checkpoint:
-    """A decoder with random weights, deepened until one image alone takes 20 ms on one thread even at its fastest."""
+    """Write a random decoder, deepened until one image takes at least 20 ms on one thread."""
     checkpoint = Checkpoint(scratch / "heavy", "vae-heavy", "1")
     for layers in range(5, 16):
         widths = ["4096"] * layers
@@ -140,7 +140,7 @@ def heavy(scratch: Path) -> Checkpoint:
 
 
 def generator(checkpoint: Checkpoint, *words: str) -> str:
-    """What benchmarks/peers/generator.py prints of a checkpoint, on one thread."""
+    """Return the output of benchmarks/peers/generator.py for a checkpoint, on one thread."""
     environment: Mapping[str, str] = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

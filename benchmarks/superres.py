@@ -1,4 +1,4 @@
-"""Upscaling photographs: our methods and other upscalers on five test photographs, under one protocol.
+"""Measure our methods and other upscalers on five test photographs, under one protocol.
 
     python benchmarks/superres.py install            # the peers, and the weights of the features (make bench-superres)
     python benchmarks/superres.py measure --write    # docs/results/superres.md and .json, and the crops
@@ -81,9 +81,9 @@ EDGE = 96  # of a crop, in pixels
 
 
 def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
-    """The picture by `upscale`, as one tile with a margin of one pixel.
+    """Upscale an image as one tile with a margin of one pixel.
 
-    The others take a whole picture without the context that a margin gives, so for a comparison so do we.
+    The other upscalers get a whole image without the context of a margin, so this comparison does the same.
     """
     height, width = low.shape[:2]
     model.config = replace(model.config, margin=1)
@@ -94,7 +94,7 @@ def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOp
 
 
 def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.UpscaleOptions) -> np.ndarray:
-    """A tile's middle as levels, its slices done one after another."""
+    """Return a tile's centre as 8-bit levels, after all calls of the operation."""
     rows = RowStreams.range(0, 0, 1)
     answer = model.upscale(tile, rows, options)
     while isinstance(answer, Continuation):
@@ -103,7 +103,7 @@ def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.Upscal
 
 
 def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict[str, Any]) -> np.ndarray:
-    """The whole picture by descent, and its energies."""
+    """Upscale a whole image by descent, and record its energies."""
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     with torch.no_grad():
         estimate = model.regress(x, scale)
@@ -117,7 +117,7 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 
 
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
-    """Upscale the jobs' pictures with a method of ours; what each took, and the process's peak memory."""
+    """Upscale the jobs' images with one of our methods; return times and the process's peak memory."""
     torch.set_num_threads(1)
     malloc.keep_freed_memory()
     model, _ = card.load(checkpoint)
@@ -138,7 +138,7 @@ def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) ->
 
 
 def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
-    """A method on every photograph, in its own process on one core; the pictures stay in `scratch`."""
+    """Run a method on every photograph, in its own process on one core; the images stay in `scratch`."""
     jobs = []
     for photograph, original in originals.items():
         low = metrics.downscaled(original, scale)
@@ -158,7 +158,7 @@ def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) 
 
 
 def scored(names: list[str], originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, dict[str, Any]]:
-    """Every metric of every method's pictures, by method and photograph."""
+    """Return every metric of every method's images, by method and photograph."""
     networks = {
         "vgg": features.load(features.VGG16(), peers.FEATURES / "vgg16-hed.npz"),
         "lite0": features.load(features.EfficientNetLite0(), peers.FEATURES / "efficientnet-lite0.npz"),
@@ -181,7 +181,7 @@ def scored(names: list[str], originals: dict[str, np.ndarray], scale: int, scrat
 
 
 def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> dict[str, Any]:
-    """All methods on all photographs."""
+    """Run all methods on all photographs."""
     originals = {name: metrics.cropped(pictures.photograph(name), scale) for name in wanted}
     megapixels = sum(original.shape[0] * original.shape[1] for original in originals.values()) / 1e6
     methods: dict[str, dict[str, Any]] = {}
@@ -202,7 +202,7 @@ def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> 
 
 
 def mean_of(method: dict[str, Any]) -> dict[str, float]:
-    """The mean of each metric over the photographs."""
+    """Return the mean of each metric over the photographs."""
     found = list(method["photographs"].values())
     return {key: round(float(np.mean([one[key] for one in found])), 4) for key in found[0]}
 
@@ -258,7 +258,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def into_card(result: dict[str, Any], path: Path) -> None:
-    """The means of our methods as the card's figures, the regression's PSNR first."""
+    """Store the means of our methods as the card's figures, the regression's PSNR first."""
     model, described = card.load(path)
     count = len(next(iter(result["methods"].values()))["photographs"])
     how = f"mean of {count} photographs at ×{result['scale']}"
@@ -276,7 +276,7 @@ def into_card(result: dict[str, Any], path: Path) -> None:
 
 
 def crops(scratch: Path, names: list[str]) -> Image.Image:
-    """The same part of each photograph by every method, and of the original, side by side."""
+    """Return the same crop of each photograph by every method, and of the original, side by side."""
     width, label = EDGE * 2 + 6, 18
     sheet = Image.new("RGB", (width * (len(names) + 1), (EDGE * 2 + label + 6) * len(CROPS)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -296,7 +296,7 @@ def crops(scratch: Path, names: list[str]) -> Image.Image:
 
 
 def tune(strengths: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)) -> dict[float, float]:
-    """The mean gain of PSNR over bicubic, by λ, on the middles of the tuning photographs."""
+    """Return the mean gain of PSNR over bicubic, by λ, on crops of the tuning photographs."""
     gains: dict[float, list[float]] = {strength: [] for strength in strengths}
     files = photographs.photographs(ROOT / "data" / "photographs")
     for name in photographs.TUNING:

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- models: made by benchmarks/table.py -->", "<!-- end of models
 
 
 def row(entry: ModelVersion) -> str:
-    """One line of the table: name, what it is, how it was trained, and its figures."""
+    """Return one line of the table: name, description, training, and figures."""
     card = entry.card
     provenance = card.provenance
     trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min on a {provenance['hardware']}"
@@ -23,14 +23,14 @@ def row(entry: ModelVersion) -> str:
 
 
 def table() -> str:
-    """The table, between its marks."""
+    """Return the table between its markers."""
     rows = [row(entry) for entry in Registry(ROOT / "checkpoints").active()]
     head = "| model | what it is | trained | measured on the test set |\n| --- | --- | --- | --- |"
     return "\n".join([BEGIN, head, *rows, END])
 
 
 def written(readme: str) -> str:
-    """The README with the table in its place. Raises ValueError where its marks are missing."""
+    """Return the README with the new table; ValueError if the markers are missing."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -1,4 +1,4 @@
-"""Training measured: through the service against the bare loop, beside pythae, and what it costs those who are served.
+"""Measure training: by the service, by the bare loop and by pythae, and its effect on the latency of samples.
 
 `python benchmarks/training.py` writes docs/results/training.json and .md; half an hour on a machine otherwise idle.
 pythae runs in an environment of its own: python -m venv .venv-peers/pythae && .venv-peers/pythae/bin/pip install
@@ -53,7 +53,7 @@ BIHM: dict[str, Any] = {
 
 
 def recipe(data: str, epochs: int, **training: Any) -> dict[str, Any]:
-    """The network and batch that all are measured with: 784-512-16-512-784, Adam, batches of 100, one thread."""
+    """Return the recipe of all systems: 784-512-16-512-784, Adam, batches of 100, one thread."""
     chosen = {"epochs": epochs, "batch_size": BATCH, "learning_rate": 1e-3, "binarization": "none", "validation": 0}
     config = {"hidden": [HIDDEN], "latents": LATENTS, "activation": "elu"}
     words = {"family": "vae", "name": "measured", "summary": "for a benchmark", "data": data, "seed": 1}
@@ -61,7 +61,7 @@ def recipe(data: str, epochs: int, **training: Any) -> dict[str, Any]:
 
 
 def bare(folder: Path, epochs: int, **training: Any) -> dict[str, float]:
-    """`python -m models train` alone: pictures a second within epochs, and over the whole process."""
+    """Measure `python -m models train` alone: images per second within epochs, and over the whole process."""
     file = folder / "recipe.json"
     file.write_text(json.dumps(recipe("mnist", epochs, **training)))
     out = folder / f"bare-{time.monotonic_ns()}"
@@ -72,7 +72,7 @@ def bare(folder: Path, epochs: int, **training: Any) -> dict[str, float]:
 
 
 def served(client: httpx.Client, epochs: int) -> dict[str, float]:
-    """The same recipe through POST /v1/trainings."""
+    """Measure the same recipe through POST /v1/trainings."""
     wish = recipe("mnist", epochs)
     overrides = {
         "config": wish["config"],
@@ -91,7 +91,7 @@ def served(client: httpx.Client, epochs: int) -> dict[str, float]:
 
 
 def _speed(lines: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
-    """Pictures a second of all epochs, and of those after the first, which may compile."""
+    """Return images per second of all epochs, and of those after the first, which may compile."""
     first, last = lines[0], lines[-1]
     later = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
     return {"images_per_s": last["images"] / last["seconds"], "later_images_per_s": later, "wall_s": wall_s}
@@ -152,7 +152,7 @@ print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - begun
 
 
 def pythae(folder: Path, epochs: int) -> dict[str, float]:
-    """The same network, batch and optimiser in pythae's own trainer."""
+    """Measure the same network, batch size and optimizer in pythae's trainer."""
     import numpy as np
 
     from models.kit import data
@@ -173,7 +173,7 @@ def pythae(folder: Path, epochs: int) -> dict[str, float]:
 
 @contextmanager
 def service(folder: Path) -> Iterator[tuple[Stack, httpx.Client]]:
-    """A whole service as it comes, with MNIST in it."""
+    """Run a whole service with its defaults, with MNIST as a data set."""
     stack = Stack(folder, log_level="warning", training_nice="10", checkpoints=str(ROOT / "checkpoints"))
     try:
         stack.up()
@@ -186,7 +186,7 @@ def service(folder: Path) -> Iterator[tuple[Stack, httpx.Client]]:
 
 
 def latencies(url: str, seconds: float) -> dict[str, float]:
-    """Single samples, one after another on one connection: p50 and p99 in milliseconds."""
+    """Draw single samples one after another on one connection; return p50 and p99 in milliseconds."""
     took = []
     with httpx.Client(base_url=url, timeout=60) as client:
         until = time.monotonic() + seconds
@@ -201,7 +201,7 @@ def latencies(url: str, seconds: float) -> dict[str, float]:
 
 
 def beside(client: httpx.Client, url: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Latencies while nothing trains, while a training runs, and when it has been cancelled."""
+    """Measure latencies while nothing trains, while a training runs, and after it was cancelled."""
     latencies(url, 3)
     found = {"idle": latencies(url, seconds)}
     wish = recipe("mnist", 10_000)
@@ -218,7 +218,7 @@ def beside(client: httpx.Client, url: str, seconds: float) -> dict[str, dict[str
 
 
 def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]:
-    """The BiHM on the mushrooms, uploaded and trained over REST, beside `python -m models train` on the named set."""
+    """Train the BiHM on the mushrooms by REST, and compare with `python -m models train`."""
     from safetensors.numpy import load_file
 
     file, out = folder / "mushrooms.json", folder / "mushrooms"
@@ -245,7 +245,7 @@ def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]
 
 
 def measure(parts: tuple[str, ...], rounds: int, epochs: int, seconds: float) -> dict[str, Any]:
-    """All figures, the systems in turns, so that what disturbs the machine disturbs each."""
+    """Measure all figures, alternating between the systems, so that disturbances affect each alike."""
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "at": now(), "epochs": epochs}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -290,7 +290,7 @@ OPTIONS_SAID = (
 
 
 def page(found: dict[str, Any]) -> str:
-    """The results as a page."""
+    """Return the results page."""
 
     def best(name: str, key: str = "images_per_s") -> float:
         return max(one[key] for one in found.get(name, [{key: float("nan")}]))

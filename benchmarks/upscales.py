@@ -1,7 +1,7 @@
-"""Measures `POST /v1/upscales` with a photograph as large as may be: time, memory of API and worker, who else waits.
+"""Measure `POST /v1/upscales` with the largest photograph: time, memory of API and worker, latency of other requests.
 
-It runs the service on ports of its own, has one made-up photograph enlarged as a job, draws single samples one after
-the other meanwhile, and then fetches the answer in each format. Linux only: it reads and resets peaks in /proc.
+It runs its own service, upscales one synthetic photograph as a job, draws single samples one after another meanwhile,
+and then downloads the result in each format. Linux only: it reads and resets peaks in /proc.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WAIT_S = 60.0
 
 
 class Service:
-    """Queue server, worker and API of this checkout, whose memory can be asked."""
+    """Queue server, worker and API of this checkout, with their memory and CPU time."""
 
     def __init__(self, checkpoints: Path, state: Path) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -61,30 +61,30 @@ class Service:
         raise TimeoutError("the service did not come up")
 
     def memory(self, name: str) -> dict[str, int]:
-        """Bytes that a part holds, and the most it held since `forget`."""
+        """Return the bytes that a process holds, and the most since `forget`."""
         lines = Path(f"/proc/{self.parts[name].pid}/status").read_text().splitlines()
         found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Vm")}
         return {"now": found["VmRSS"], "peak": found["VmHWM"]}
 
     def cpu_s(self, name: str) -> float:
-        """Seconds of a processor that a part has used."""
+        """Return the CPU seconds of a process."""
         words = Path(f"/proc/{self.parts[name].pid}/stat").read_text().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
-        """Count peaks of memory from now on."""
+        """Reset the peaks of memory."""
         for part in self.parts.values():
             Path(f"/proc/{part.pid}/clear_refs").write_text("5")
 
     def stop(self) -> None:
-        """Stop all parts."""
+        """Stop all processes."""
         for part in reversed(self.parts.values()):
             part.terminate()
             part.wait(60)
 
 
 def photograph(megapixels: float) -> tuple[bytes, tuple[int, int]]:
-    """A made-up picture of that size, 3 by 2, as a JPEG file: noise in octaves, which has detail at each scale."""
+    """Return a synthetic 3:2 JPEG of that size: noise in octaves, with detail at each scale."""
     height = round((megapixels * 1e6 / 1.5) ** 0.5)
     width = round(megapixels * 1e6 / height)
     random = np.random.default_rng(4)
@@ -100,7 +100,7 @@ def photograph(megapixels: float) -> tuple[bytes, tuple[int, int]]:
 
 
 class Sampler(threading.Thread):
-    """A client that asks for one sample after the other until it is told to stop."""
+    """A client that draws one sample after another until it is stopped."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -109,7 +109,7 @@ class Sampler(threading.Thread):
         self.bad = 0
 
     def run(self) -> None:
-        """Ask on."""
+        """Draw samples."""
         with httpx.Client(base_url=self._url, timeout=60) as client:
             while not self.waits or not self._over.wait(0.02):
                 begun = time.perf_counter()
@@ -118,7 +118,7 @@ class Sampler(threading.Thread):
                 self.bad += answer.status_code != 200
 
     def stop(self) -> dict[str, Any]:
-        """End it; what its requests had to wait."""
+        """Stop, and return the latencies."""
         self._over.set()
         self.join()
         waits = sorted(self.waits)
@@ -128,7 +128,7 @@ class Sampler(threading.Thread):
 
 
 def sampled(url: str, act: Any) -> tuple[Any, dict[str, Any]]:
-    """What `act` gives, and how single samples fared meanwhile."""
+    """Return the result of `act`, and the latencies of single samples meanwhile."""
     client = Sampler(url)
     client.start()
     try:
@@ -139,7 +139,7 @@ def sampled(url: str, act: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
-    """Enlarge the photograph as a job and watch it by its events."""
+    """Upscale the photograph as a job and follow its events."""
     with httpx.Client(base_url=url, timeout=WAIT_S) as client:
         begun = time.perf_counter()
         answer = client.post(
@@ -162,7 +162,7 @@ def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
 
 
 def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
-    """The answer in a format: the first byte of it comes when it was written."""
+    """Download the result in a format; the first byte arrives when it is encoded."""
     size = 0
     begun = time.perf_counter()
     path = f"{url}/v1/jobs/{job_id}/result"
@@ -180,7 +180,7 @@ def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every figure, from one service."""
+    """Measure every figure, on one service."""
     file, (width, height) = photograph(arguments.megapixels)
     fields = {"scale": str(arguments.scale), "method": arguments.method}
     load = facts.load_average()
@@ -220,7 +220,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """The page."""
+    """Return the page."""
     first = runs[0]
     machine = first["machine"]
     lines = [

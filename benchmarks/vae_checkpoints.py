@@ -16,12 +16,12 @@ from models.kit.card import read_card  # noqa: E402
 
 
 def escaped(text: str) -> str:
-    """Text that may stand in a table's cell."""
+    """Return text escaped for a table cell."""
     return text.replace("|", "\\|")
 
 
 def commands(name: str, *, two_stages: bool) -> list[str]:
-    """What trains a checkpoint: of two stages both, else a run to choose the epochs on and one on all digits."""
+    """Return the commands that train a checkpoint, with both stages of a two-stage training."""
     if two_stages:
         first = "runs/first/vae-mnist-k5/1/model.safetensors"
         return [
@@ -38,7 +38,7 @@ def commands(name: str, *, two_stages: bool) -> list[str]:
 
 
 def described(card: dict[str, Any]) -> list[str]:
-    """One checkpoint as Markdown."""
+    """Return one checkpoint as Markdown."""
     told = card["provenance"]
     config, training, chosen = told["recipe"]["config"], told["recipe"]["training"], told.get("selection")
     widths = "-".join(map(str, (*config["hidden"], config["latents"])))

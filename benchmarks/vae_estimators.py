@@ -1,4 +1,4 @@
-"""How good the paper's estimators are on trained networks: KL, the variance of three gradients, L_K, log p(x).
+"""Measure the paper's estimators on trained networks: KL, the variance of three gradients, L_K, log p(x).
 
     python benchmarks/vae_estimators.py                      # docs/results/vae-estimators.md, about two minutes
 
@@ -30,14 +30,14 @@ SIZES = (1, 10, 100, 1000, 5000)
 
 
 def digits(count: int) -> torch.Tensor:
-    """The first test digits, binarized by one draw of seed 1, (count, 784)."""
+    """Return the first test digits, binarized by one draw of seed 1, (count, 784)."""
     images = data.load(str(FIXTURE)).images[:count]
     return data.binarize(images, RowStreams.range(1, 0, count)).flatten(1)
 
 
 @torch.inference_mode()
 def kl_gap(model: vae.Model, x: torch.Tensor, samples: int) -> tuple[float, float]:
-    """(Monte Carlo − closed form) of the mean KL of `x`, and its standard error, nats."""
+    """Return (Monte Carlo − closed form) of the mean KL of `x`, and its standard error, in nats."""
     mean, log_variance = model.encoder(x)
     noise = RowStreams.range(2, 0, len(x)).normals(mean.shape[1], 0, samples)
     z = vae.reparameterise(mean, log_variance, noise)
@@ -48,7 +48,7 @@ def kl_gap(model: vae.Model, x: torch.Tensor, samples: int) -> tuple[float, floa
 
 
 def surrogates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-    """For each estimator a (B,) term whose encoder gradient is its gradient of the bound."""
+    """Return, for each estimator, a (B,) term whose encoder gradient is its gradient of the bound."""
     mean, log_variance = model.encoder(x)
     z = vae.reparameterise(mean, log_variance, noise)
     log_p_x = model.log_p_x(x, z)
@@ -64,7 +64,7 @@ def surrogates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[s
 
 
 def gradient_moments(model: vae.Model, x: torch.Tensor, repeats: int) -> dict[str, tuple[float, float]]:
-    """For each estimator with L = 1: the summed variance of one image's encoder gradient, and its mean's norm."""
+    """Return, for L = 1, the summed variance of an image's encoder gradient, and the norm of its mean."""
     parameters = list(model.encoder.requires_grad_(requires_grad=True).parameters())
     totals = dict.fromkeys(("A", "B", "score function"), (0.0, 0.0))
     for i in range(len(x)):
@@ -85,14 +85,14 @@ def gradient_moments(model: vae.Model, x: torch.Tensor, repeats: int) -> dict[st
 
 @torch.inference_mode()
 def bounds(model: vae.Model, x: torch.Tensor) -> list[tuple[int, float]]:
-    """Mean L_K for each K, from the same samples."""
+    """Return the mean L_K for each K, from the same samples."""
     figures = {f["name"]: f["value"] for f in model.evaluate(x.view(-1, 1, 28, 28), 4, SIZES[-1])}
     return [(size, figures["bound" if size == 1 else f"bound_{size}"]) for size in SIZES]
 
 
 @torch.inference_mode()
 def quadrature(model: vae.Model, x: torch.Tensor, steps: int = 400, reach: float = 10.0) -> torch.Tensor:
-    """log p(x) of a 2-D model by the rectangle rule around each posterior, float64, nats."""
+    """Return log p(x) of a 2-D model by the rectangle rule around each posterior, float64, in nats."""
     answers = []
     mean, log_variance = model.encoder(x)
     for i in range(len(x)):
@@ -112,7 +112,7 @@ def quadrature(model: vae.Model, x: torch.Tensor, steps: int = 400, reach: float
 
 @torch.inference_mode()
 def estimate(model: vae.Model, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operation's log p(x) and its standard error for binary pictures, nats."""
+    """Return the operation's log p(x) and standard error for binary images, in nats."""
     options, state = vae.LikelihoodOptions(k=k), None
     while True:
         answer = model.log_likelihood(x.view(-1, 1, 28, 28), RowStreams.range(6, 0, len(x)), options, state)
@@ -122,7 +122,7 @@ def estimate(model: vae.Model, x: torch.Tensor, k: int) -> tuple[torch.Tensor, t
 
 
 def networks() -> dict[str, vae.Model]:
-    """The trained networks at hand, by name."""
+    """Return the available trained networks by name."""
     found = {}
     for name in ("vae-mnist", "vae-mnist-2d"):
         path = ROOT / "checkpoints" / name / "1" / "model.safetensors"
@@ -137,7 +137,7 @@ def networks() -> dict[str, vae.Model]:
 
 
 def report(say: Callable[[str], None]) -> None:
-    """Measure everything and say it as Markdown."""
+    """Measure everything and return it as Markdown."""
     say("# The estimators, measured on trained networks\n")
     say("Test digits, binarized by one draw. Variances are of one image's encoder gradient, summed over parameters,")
     say("L = 1, 200 draws each of 8 images.\n")

@@ -44,7 +44,7 @@ CHOICE = ROOT / "runs" / "paper-choice.jsonl"
 
 
 def recipe(latents: int, step_size: float, precision: str) -> Recipe:
-    """The paper's network and optimiser; weight decay is the prior N(0, 1) of all parameters."""
+    """Return the paper's network and optimizer; the prior N(0, 1) of all parameters is a weight decay."""
     return Recipe.from_json(
         {
             "family": "vae",
@@ -77,7 +77,7 @@ def recipe(latents: int, step_size: float, precision: str) -> Recipe:
 
 @torch.inference_mode()
 def bound(model: vae.Model, pictures: data.Pictures, samples: int = 10) -> tuple[float, float]:
-    """The mean lower bound (estimator B, float32) of freshly binarized pictures and its standard error, nats."""
+    """Return the mean lower bound (SGVB B, float32) of newly binarized images and its standard error, in nats."""
     bounds = []
     for first in range(0, len(pictures.images), 500):
         images = pictures.images[first : first + 500]
@@ -107,7 +107,7 @@ def choose(latents: int, precision: str) -> None:
 
 
 def fit(latents: int, step_size: float, precision: str, epochs: int) -> None:
-    """Train one network to `epochs`, measuring the test bound at each mark on the way."""
+    """Train one network to `epochs`, and measure the test bound at each mark."""
     out = ROOT / "runs" / f"paper-{latents}"
     pictures = data.load("mnist", "train", ROOT / "data")
     test = data.load("mnist", "test", ROOT / "data")
@@ -140,7 +140,7 @@ def fit(latents: int, step_size: float, precision: str, epochs: int) -> None:
 
 
 def report() -> None:
-    """Write docs/results/vae-paper.md from the runs that are there."""
+    """Write docs/results/vae-paper.md from the existing runs."""
     found: dict[tuple[int, int], dict] = {}
     commits, machines = set(), set()
     for latents in LATENTS:

@@ -1,1 +1,1 @@
-"""What the benchmarks of generated digits share: labels, a classifier, scores, anomalies."""
+"""Shared by the benchmarks of generated digits: labels, a classifier, scores, anomalies."""

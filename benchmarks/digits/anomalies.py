@@ -1,4 +1,4 @@
-"""Pictures that are no digits, made from test pictures alone, and how well a score tells them from digits."""
+"""Images that are not digits, made from test images, and how well a score separates them from digits."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ KINDS = {
 
 
 def joined(images: torch.Tensor) -> torch.Tensor:
-    """The left half of each picture beside the right half of the next one."""
+    """Return the left half of each image beside the right half of the next one."""
     middle = images.shape[3] // 2
     return torch.cat((images[:, :, :, :middle], images.roll(-1, 0)[:, :, :, middle:]), dim=3)
 
 
 def stacked(images: torch.Tensor) -> torch.Tensor:
-    """The upper half of each picture above the lower half of the next one."""
+    """Return the upper half of each image above the lower half of the next one."""
     middle = images.shape[2] // 2
     return torch.cat((images[:, :, :middle], images.roll(-1, 0)[:, :, middle:]), dim=2)
 
 
 def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
-    """The chance that an unusual picture scores higher than a normal one, ties counted half."""
+    """Return the probability that an anomaly scores higher than a normal image; ties count half."""
     both = torch.cat((normal, unusual)).double()
     _, inverse, counts = both.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
@@ -43,7 +43,7 @@ def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
 
 
 def principal(images: torch.Tensor, components: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (D,) and the first principal directions (D, components) of training pictures."""
+    """Return the mean (D,) and the first principal directions (D, components) of training images."""
     x = images.flatten(1).double()
     mean = x.mean(dim=0)
     _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
@@ -51,13 +51,13 @@ def principal(images: torch.Tensor, components: int = 128) -> tuple[torch.Tensor
 
 
 def residual(images: torch.Tensor, mean: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """How far each picture lies from the principal subspace, the Euclidean norm (N,)."""
+    """Return each image's distance to the principal subspace, the Euclidean norm (N,)."""
     x = images.flatten(1).double() - mean
     return (x - (x @ directions) @ directions.T).norm(dim=1)
 
 
 def sets(folder: Path = ROOT / "data") -> dict[str, torch.Tensor]:
-    """The MNIST test pictures ("digits") and each kind of what is none, (N, 1, 28, 28) in 0 … 1."""
+    """Return the MNIST test images ("digits") and each kind of anomaly, (N, 1, 28, 28) in 0 … 1."""
     digits = data.grey(data.load("mnist", "test", folder).images)
     fashion = data.grey(data.load("fashion-mnist", "test", folder).images)
     made = {"joined": joined(digits), "stacked": stacked(digits), "upside_down": digits.flip(2)}

@@ -1,9 +1,9 @@
-"""The digit classifier of the scores: trained once, seeded, shipped beside this file.
+"""The digit classifier of the scores: trained once with a fixed seed, stored beside this file.
 
     python benchmarks/digits/classifier.py train     # about three minutes on one core; writes classifier.safetensors
     python benchmarks/digits/classifier.py test      # accuracy on MNIST's 10 000 test digits
 
-Two convolutions a size, three sizes, batch normalisation; pictures shifted by up to two pixels while training.
+Two convolutions at each of three sizes, with batch normalisation; training images are shifted by up to two pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPOCHS, BATCH, RATE, SHIFT = 8, 200, 3e-3, 2
 
 
 class Classifier(nn.Sequential):
-    """Pictures (B, 1, 28, 28) in 0 … 1 to logits of ten digits (B, 10)."""
+    """Images (B, 1, 28, 28) in 0 … 1 to logits of ten digits (B, 10)."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -41,7 +41,7 @@ class Classifier(nn.Sequential):
 
 
 def load(path: Path = WEIGHTS) -> Classifier:
-    """The shipped classifier, ready to be asked."""
+    """Return the shipped classifier in evaluation mode."""
     model = Classifier()
     model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(requires_grad=False)
@@ -49,19 +49,19 @@ def load(path: Path = WEIGHTS) -> Classifier:
 
 @torch.inference_mode()
 def probabilities(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """p(y|x) of pictures in 0 … 1, (N, 10) in float64."""
+    """Return p(y|x) of images in 0 … 1, (N, 10) in float64."""
     model = model.to(memory_format=torch.channels_last)  # half the time on a CPU
     return torch.cat([model(part).double().softmax(dim=1) for part in images.split(100)])
 
 
 def accuracy(model: Classifier, split: str = "test") -> float:
-    """The share of MNIST's digits that the classifier names rightly."""
+    """Return the classifier's accuracy on MNIST's test digits."""
     images, digits = labelled(split)
     return float((probabilities(model, data.grey(images)).argmax(dim=1) == digits).double().mean())
 
 
 def shifted(images: torch.Tensor, rows: RowStreams) -> torch.Tensor:
-    """Each picture moved by up to SHIFT pixels each way, as its row says."""
+    """Shift each image by up to SHIFT pixels in both directions, as its row draws."""
     wide = functional.pad(images, (SHIFT,) * 4)
     moves = (rows.uniform(2) * (2 * SHIFT + 1)).long()
     y, x = (moves[:, i, None] + torch.arange(28) for i in (0, 1))
@@ -69,7 +69,7 @@ def shifted(images: torch.Tensor, rows: RowStreams) -> torch.Tensor:
 
 
 def initialised() -> Classifier:
-    """A fresh classifier whose weights follow from SEED."""
+    """Return a new classifier with weights drawn from SEED."""
     model = Classifier()
     rows = RowStreams.range(SEED, 2**62, 1)
     for stream, layer in enumerate(model):
@@ -83,7 +83,7 @@ def initialised() -> Classifier:
 
 
 def train(epochs: int = EPOCHS, count: int = 60000) -> Classifier:
-    """Fit to the first `count` training digits; nothing is chosen on the test digits."""
+    """Train on the first `count` training digits; nothing is chosen on the test digits."""
     images, digits = labelled("train")
     images, digits = data.grey(images[:count]), digits[:count]
     model = initialised()
@@ -107,7 +107,7 @@ def train(epochs: int = EPOCHS, count: int = 60000) -> Classifier:
 
 
 def main() -> None:
-    """Train and ship, or test."""
+    """Train and save, or test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("train", "test"))
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Training a game of two players for a benchmark, and scoring the digits it draws."""
+"""Train adversarial models for a benchmark, and score the digits they generate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Game:
-    """A finished run: the model as it would ship, its metrics an epoch, how it ended and how long it took."""
+    """A finished training: the model, its metrics per epoch, how it ended and how long it took."""
 
     model: ebgan.Model
     metrics: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class Game:
 
 
 def recipe(name: str, seed: int, config: dict[str, Any], training: dict[str, Any]) -> Recipe:
-    """A recipe for grey MNIST digits, 128 a step, products in bfloat16, but for what is given."""
+    """Return a recipe for grey MNIST digits, batches of 128, bfloat16, with the given changes."""
     common = {"batch_size": 128, "binarization": "none", "precision": "bfloat16", "save_every_s": 86400.0}
     return Recipe.from_json(
         {
@@ -52,7 +52,7 @@ def recipe(name: str, seed: int, config: dict[str, Any], training: dict[str, Any
 
 
 def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
-    """The game fitted to training pictures; nothing where its losses ceased to be numbers."""
+    """Train a recipe on the given images; return None if its loss became NaN."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         ended = train(chosen, images, out)
@@ -68,11 +68,11 @@ def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
 
 
 def drawn(model: ebgan.Model, count: int = SAMPLES, seed: int = 1) -> torch.Tensor:
-    """Rows 0 … count − 1 of a seed's samples, (count, 1, 28, 28) in 0 … 1."""
+    """Return rows 0 … count − 1 of a seed's samples, (count, 1, 28, 28) in 0 … 1."""
     parts = [RowStreams.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
     return torch.cat([model.sample(rows, ebgan.SampleOptions())["images"] for rows in parts])
 
 
 def scored(model: ebgan.Model, classifier: Classifier, count: int = SAMPLES) -> Scores:
-    """The scores of `count` samples."""
+    """Return the scores of `count` samples."""
     return scores(probabilities(classifier, drawn(model, count)))

@@ -1,4 +1,4 @@
-"""MNIST's pictures with their labels, both checked by SHA-256."""
+"""MNIST's images with their labels, both verified by SHA-256."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHA256 = {
 
 
 def labelled(split: str, folder: Path = ROOT / "data") -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 1, 28, 28) uint8 and digits (N,) int64; ValueError where the labels are missing or others."""
+    """Return images (N, 1, 28, 28) uint8 and digits (N,) int64; ValueError if the labels are missing or differ."""
     images = data.load("mnist", split, folder).images
     places = [folder / "mnist" / f"{FILES[split]}{end}" for end in ("", ".gz")]
     found = next((place for place in places if place.is_file()), None)

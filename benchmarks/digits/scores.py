@@ -1,8 +1,8 @@
-"""How good and how varied generated digits are, by the classifier.
+"""Quality and diversity of generated digits, by the classifier.
 
-I' = E_x KL(p(y) ‖ p(y|x)) is the EBGAN paper's score: every p(y|x) is clamped at 1e-2 from below and renormalised, and
-p(y) is the mean of these; without the clamp the classifier's confidence alone decides. E KL = E_x KL(p(y|x) ‖ p(y)),
-the inception score's exponent, is not clamped.
+I' = E_x KL(p(y) ‖ p(y|x)) is the score of the EBGAN paper: every p(y|x) is clamped at 1e-2 from below and renormalised,
+and p(y) is their mean; without the clamp the classifier's confidence alone decides. E KL = E_x KL(p(y|x) ‖ p(y)), the
+logarithm of the inception score, is not clamped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ CLAMP = 1e-2
 
 @dataclass(frozen=True)
 class Scores:
-    """Both in nats, and the share of pictures that the classifier takes for each digit."""
+    """Both scores in nats, and the share of images that the classifier assigns to each digit."""
 
     i_prime: float
     e_kl: float
     shares: tuple[float, ...]
 
     def rounded(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the scores as JSON."""
         values = asdict(self)
         return {"i_prime": round(self.i_prime, 4), "e_kl": round(self.e_kl, 4)} | {
             "shares": [round(share, 4) for share in values["shares"]]
@@ -32,7 +32,7 @@ class Scores:
 
 
 def i_prime(p: torch.Tensor, clamp: float = CLAMP) -> float:
-    """E_x KL(p(y) ‖ p(y|x)) of rows of probabilities (N, 10), clamped and renormalised; nats."""
+    """Return E_x KL(p(y) ‖ p(y|x)) of probabilities (N, 10), clamped and renormalised, in nats."""
     p = p.clamp_min(clamp)
     p = p / p.sum(dim=1, keepdim=True)
     mean = p.mean(dim=0)
@@ -40,12 +40,12 @@ def i_prime(p: torch.Tensor, clamp: float = CLAMP) -> float:
 
 
 def e_kl(p: torch.Tensor) -> float:
-    """E_x KL(p(y|x) ‖ p(y)) of rows of probabilities (N, 10); nats."""
+    """Return E_x KL(p(y|x) ‖ p(y)) of probabilities (N, 10), in nats."""
     mean = p.mean(dim=0, keepdim=True)
     return float((torch.xlogy(p, p) - torch.xlogy(p, mean)).sum(dim=1).mean())
 
 
 def scores(p: torch.Tensor) -> Scores:
-    """The scores of rows of probabilities (N, 10), float64."""
+    """Return the scores of probabilities (N, 10), float64."""
     shares = torch.bincount(p.argmax(dim=1), minlength=10).double() / len(p)
     return Scores(i_prime(p), e_kl(p), tuple(shares.tolist()))

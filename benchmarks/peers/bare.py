@@ -1,4 +1,4 @@
-"""A bare FastAPI app: the model in the server's own process, one request one forward pass, no queue and no batch."""
+"""A bare FastAPI app with the model in its process: one forward pass per request, no queue, no batching."""
 
 from fastapi import FastAPI, Response
 from generator import encoded, load
@@ -18,5 +18,5 @@ class Draw(BaseModel):
 
 @app.post("/predict")
 async def predict(draw: Draw) -> Response:
-    """Run the model on the event loop itself: with one core per process a thread pool only adds switches."""
+    """Run the model on the event loop: with one core per process a thread pool only adds context switches."""
     return Response(encoded(generator, [draw.seed])[0], media_type="application/json")

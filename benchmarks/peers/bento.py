@@ -1,6 +1,6 @@
-"""BentoML in front of the generator, every dial from the environment.
+"""BentoML with the generator; the environment has every setting.
 
-A batchable endpoint takes and answers lists: a request carries a list of one seed, its answer is a list of one body.
+A batchable endpoint takes and returns lists: a request is a list of one seed, its response a list of one body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from generator import load, run
     metrics={"enabled": False},
 )
 class Draw:
-    """Seeds in, bodies out; the dispatcher fits its batches to the latency it is allowed."""
+    """Seeds to response bodies; the dispatcher sizes its batches by the allowed latency."""
 
     def __init__(self) -> None:
         self.generator = load()
@@ -30,5 +30,5 @@ class Draw:
         max_latency_ms=int(os.environ["PEER_LATENCY_MS"]),
     )
     def predict(self, seeds: list[int]) -> list[dict[str, Any]]:
-        """One forward pass over the seeds of a batch."""
+        """Run one forward pass over the seeds of a batch."""
         return run(self.generator, seeds)

@@ -1,4 +1,4 @@
-"""Writes a VAE with random weights as a checkpoint, so that a model of any cost can be served without training it."""
+"""Write a VAE with random weights as a checkpoint, to serve a model of any cost without training."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ from models.kit import card
 
 
 def write(folder: Path, name: str, hidden: tuple[int, ...]) -> Path:
-    """Write `folder`/NAME/1/model.safetensors, a decoder of these widths whose pictures differ from seed to seed."""
+    """Write `folder`/NAME/1/model.safetensors: a decoder of these widths whose images differ between seeds."""
     config = vae.Config(hidden=hidden)
     model = vae.Model(config)
     generator = torch.Generator().manual_seed(0)

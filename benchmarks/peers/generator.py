@@ -1,4 +1,4 @@
-"""What every peer runs: the repository's own model and picture encoder, from seeds to answer bodies.
+"""Shared by all peers: the repository's model and image encoder, from seeds to response bodies.
 
 Imported inside each peer's environment, which holds torch, numpy, Pillow, safetensors and orjson beside the peer; the
 repository itself is on ``PYTHONPATH``. As a script it prints what the benchmark needs to know of a checkpoint.
@@ -26,7 +26,7 @@ THREADS = "PEER_THREADS"
 
 
 class Generator(NamedTuple):
-    """A resident model and the name and version that its answers carry."""
+    """A loaded model, and the name and version in its responses."""
 
     model: Any
     options: Any
@@ -35,7 +35,7 @@ class Generator(NamedTuple):
 
 
 def load() -> Generator:
-    """Load the checkpoint folder ``.../NAME/VERSION`` that the environment names, and warm it on 1, 16 and 64 rows."""
+    """Load the checkpoint folder ``.../NAME/VERSION`` from the environment, and warm it up with 1, 16 and 64 rows."""
     torch.set_num_threads(int(os.environ.get(THREADS, "1")))
     folder = Path(os.environ[CHECKPOINT])
     model, _ = load_checkpoint(folder / "model.safetensors")
@@ -47,14 +47,14 @@ def load() -> Generator:
 
 @torch.inference_mode()
 def pictures(generator: Generator, seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Row 0 of each seed's sample, as grey levels (B, 1, 28, 28), drawn in one forward pass."""
+    """Return row 0 of each seed's sample, as grey levels (B, 1, 28, 28), by one forward pass."""
     seed = torch.tensor(seeds, dtype=torch.int64)
     images = generator.model.sample(RowStreams(seed, torch.zeros_like(seed)), generator.options)["images"]
     return (images * 255).round().to(torch.uint8).numpy()
 
 
 def run(generator: Generator, seeds: list[int]) -> list[dict[str, Any]]:
-    """One answer body per seed, the same fields that Reverie answers with."""
+    """Return one response body per seed, with the fields of Reverie's responses."""
     return [
         {
             "model": generator.name,
@@ -67,12 +67,12 @@ def run(generator: Generator, seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def encoded(generator: Generator, seeds: list[int]) -> list[bytes]:
-    """The same bodies as JSON text, for peers that pass bytes through."""
+    """Return the same bodies as JSON text, for peers that pass bytes through."""
     return [orjson.dumps(body) for body in run(generator, seeds)]
 
 
 def cost_ms(generator: Generator, rows: int, seconds: float) -> dict[str, float]:
-    """Median and least time in milliseconds of one forward pass over `rows` rows, PNG included."""
+    """Return median and minimum milliseconds of one forward pass over `rows` rows, PNG included."""
     took: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(took) < 5:

@@ -1,4 +1,4 @@
-"""LitServe in front of the generator, every dial from the environment."""
+"""LitServe with the generator; the environment has every setting."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ BATCH = int(os.environ["PEER_BATCH"])
 
 
 class Draw(litserve.LitAPI):
-    """Seeds in, JSON bodies out, in batches of at most `PEER_BATCH`."""
+    """Seeds to JSON bodies, in batches of at most `PEER_BATCH`."""
 
     generator: Generator
 
@@ -20,23 +20,23 @@ class Draw(litserve.LitAPI):
         self.generator = load()
 
     def decode_request(self, request: dict[str, Any]) -> int:
-        """Take the seed; LitServe reads the argument's name and checks the body by its type."""
+        """Return the seed; LitServe uses the argument's name and validates the body by its type."""
         return int(request["seed"])
 
     def batch(self, inputs: list[int]) -> list[int]:
-        """Leave seeds a list: the model stacks them itself."""
+        """Keep seeds as a list: the model stacks them itself."""
         return list(inputs)
 
     def predict(self, x: int | list[int]) -> bytes | list[bytes]:
-        """One forward pass; LitServe hands a bare seed when batching is off."""
+        """Run one forward pass; LitServe passes a single seed when batching is off."""
         return encoded(self.generator, x) if isinstance(x, list) else encoded(self.generator, [x])[0]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
-        """Bodies are already one per request."""
+        """Return the bodies, one per request already."""
         return output
 
     def encode_response(self, output: bytes) -> Response:
-        """Pass the body through, so that the front process does not encode JSON a second time."""
+        """Return the body unchanged, so that the front process does not encode JSON again."""
         return Response(output, media_type="application/json")
 
 

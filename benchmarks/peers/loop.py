@@ -1,4 +1,4 @@
-"""A bare torch loop that draws as many samples as one bulk request, with a stream per row, and stores them as NPZ."""
+"""A bare torch loop that draws as many samples as one bulk request, one stream per row, and stores them as NPZ."""
 
 import argparse
 import io
@@ -17,7 +17,7 @@ from models.kit.row_streams import RowStreams
 
 
 def main() -> None:
-    """Print the seconds that each repetition takes, for each batch size; the last one's file can be kept."""
+    """Print the seconds of each repetition for each batch size; the last file can be kept."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

@@ -1,4 +1,4 @@
-"""Ray Serve in front of the generator, every dial from the environment."""
+"""Ray Serve with the generator; the environment has every setting."""
 
 import os
 
@@ -16,18 +16,18 @@ from starlette.responses import Response
     ray_actor_options={"num_cpus": 0.5},
 )
 class Draw:
-    """Seeds in, JSON bodies out, batched inside the replica."""
+    """Seeds to JSON bodies, batched inside the replica."""
 
     def __init__(self) -> None:
         self.generator = load()
 
     @serve.batch(max_batch_size=int(os.environ["PEER_BATCH"]), batch_wait_timeout_s=float(os.environ["PEER_WAIT_S"]))
     async def predict(self, seeds: list[int]) -> list[bytes]:
-        """One forward pass over the seeds of a batch."""
+        """Run one forward pass over the seeds of a batch."""
         return encoded(self.generator, seeds)
 
     async def __call__(self, request: Request) -> Response:
-        """Read the seed and answer the bytes as they are."""
+        """Read the seed and return the body's bytes."""
         seed = (await request.json())["seed"]
         return Response(await self.predict(seed), media_type="application/json")
 

@@ -1,1 +1,1 @@
-"""What the benchmark of upscaling uses: test photographs, metrics, peers."""
+"""Shared by the benchmark of upscaling: test photographs, metrics, peers."""

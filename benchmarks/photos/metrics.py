@@ -1,8 +1,8 @@
-"""How close an upscaled photograph is to the original, as the field measures it; all pictures are 8-bit RGB arrays.
+"""Quality metrics of upscaled photographs, as in the literature; all images are 8-bit RGB arrays.
 
-PSNR and SSIM are of the luma of BT.601 in 16 … 235, a border of some pixels cut off; SSIM has Gaussian weights
-(σ = 1.5, 11 × 11). `perceptual` is the distance of LPIPS without its learned heads (arXiv:1801.03924v2), the mean over
-a network's pieces; `energies` compare gradients and octaves of the power spectrum with the original's.
+PSNR and SSIM are of the BT.601 luma in 16 … 235, without a border; SSIM has Gaussian weights (σ = 1.5, 11 × 11).
+`perceptual` is the distance of LPIPS without its learned heads (arXiv:1801.03924v2), the mean over a network's stages;
+`energies` compare gradients and octaves of the power spectrum with the original's.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def cropped(picture: np.ndarray, multiple: int) -> np.ndarray:
-    """The upper left part whose sides are multiples."""
+    """Return the upper left part whose sides are multiples of `scale`."""
     height, width = (size - size % multiple for size in picture.shape[:2])
     return picture[:height, :width]
 
 
 def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pillow's bicubic filter, antialiased where it makes a picture smaller."""
+    """Resize by Pillow's bicubic filter, antialiased for reduction."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def downscaled(picture: np.ndarray, scale: int) -> np.ndarray:
-    """A picture whose sides are multiples of `scale`, `scale` times smaller."""
+    """Return the image reduced by `scale`; its sides must be multiples of it."""
     return resized(picture, picture.shape[0] // scale, picture.shape[1] // scale)
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """BT.601's Y in 16 … 235, float64, not rounded."""
+    """Return BT.601's Y in 16 … 235, float64, not rounded."""
     return picture.astype(np.float64) @ np.array(LUMA) + 16.0
 
 
 def decibel(first: np.ndarray, second: np.ndarray) -> float:
-    """PSNR of two arrays of 0 … 255; infinite where they are equal."""
+    """Return the PSNR of two arrays of 0 … 255; infinity if they are equal."""
     error = float(np.square(first.astype(np.float64) - second).mean())
     return math.inf if error == 0 else 10.0 * math.log10(255.0**2 / error)
 
 
 def psnr(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
-    """PSNR of the luma, in dB."""
+    """Return the PSNR of the luma, in dB."""
     return decibel(_inner(luma(picture), border), _inner(luma(original), border))
 
 
 def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
-    """Structural similarity of the luma (Wang et al. 2004), over the windows that lie inside."""
+    """Return the structural similarity of the luma (Wang et al. 2004), over windows inside the image."""
     x, y = (torch.from_numpy(_inner(luma(one), border))[None, None] for one in (picture, original))
     taps = torch.exp(-torch.arange(-5, 6, dtype=torch.float64).square() / (2 * 1.5**2))
     taps /= taps.sum()
@@ -71,24 +71,24 @@ def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 
 @torch.inference_mode()
 def seen(network: features.Features, picture: np.ndarray) -> list[torch.Tensor]:
-    """The network's pieces of a picture."""
+    """Return a network's stages for an image."""
     return network(torch.tensor(picture).permute(2, 0, 1)[None] / 255.0)
 
 
 @torch.inference_mode()
 def perceptual(network: features.Features, picture: np.ndarray, original: list[torch.Tensor]) -> float:
-    """The mean over the network's pieces of the distance to an original's, features being of unit length."""
+    """Return the mean distance to the original over the network's stages, with features of unit length."""
     return float(features.distance(seen(network, picture), original).mean())
 
 
 def consistency(picture: np.ndarray, low: np.ndarray) -> float:
-    """PSNR over all colours of the picture made small again, against what it was made from, in dB."""
+    """Return the PSNR (dB, all colours) of the downscaled image against its low-resolution source."""
     return decibel(resized(picture, *low.shape[:2]), low)
 
 
 @dataclass(frozen=True)
 class Energies:
-    """As shares of the original's: Σ‖∇y‖², and the power in the upper two octaves of the spectrum."""
+    """Shares of the original's energies: Σ‖∇y‖², and the power in the upper two octaves of the spectrum."""
 
     gradient: float
     octave_1: float  # frequencies from a quarter to a half cycle a pixel
@@ -96,7 +96,7 @@ class Energies:
 
 
 def energies(picture: np.ndarray, original: np.ndarray) -> Energies:
-    """Both energies of the luma; 1 is as sharp as the original."""
+    """Return both energies of the luma; 1 is as sharp as the original."""
     mine, theirs = _energies(luma(picture)), _energies(luma(original))
     return Energies(*(a / b for a, b in zip(mine, theirs, strict=True)))
 
@@ -105,11 +105,11 @@ CELLS, FINE = 16, 4  # a cell is a sixteenth of a cycle a pixel wide; it is look
 
 
 def largest_cell(added: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """How much of a lattice something added to a picture, (H, W), is: a texture has little, a lattice much.
+    """Measure how much of a lattice a detail (H, W) is: low for texture, high for a lattice.
 
-    The largest share of its power that lies in one square of frequencies, 1/16 cycle a pixel wide, and in the square of
-    −f, which a real picture has too; and the square's middle, vertical and horizontal, in cycles a pixel. White noise
-    has a share of 2/256. Zero where nothing was added.
+    Returns the largest share of its power in one square of frequencies, 1/16 cycle per pixel wide, together with the
+    square of −f, which a real image also has; and the centre of the square (vertical, horizontal) in cycles per pixel.
+    White noise has a share of 2/256. Zero for an empty detail.
     """
     window = np.outer(*(np.hanning(size) for size in added.shape))
     power = np.square(np.abs(np.fft.fft2((added - added.mean()) * window)))

@@ -1,4 +1,4 @@
-"""The other upscalers, and what the metrics need: how each is installed and run. All lies under `.venv-peers/`."""
+"""The other upscalers and the metrics' weights: how to install and run them, all under `.venv-peers/`."""
 
 import shutil
 import subprocess
@@ -29,7 +29,7 @@ NAMES = (*ESRGAN, "realesrgan-x4plus")
 
 
 def install() -> None:
-    """Make the environments once for their pins, and write the features' weights to `data/features/`."""
+    """Create the environments with their pinned versions, and write the features' weights to `data/features/`."""
     _python()
     if shutil.which("npm"):
         _node()
@@ -41,7 +41,7 @@ def install() -> None:
 
 
 def command(name: str, scale: int, jobs: str) -> list[str]:
-    """How a peer is run on jobs; ValueError where it has no such scale."""
+    """Return the command that runs a peer on jobs; ValueError if it does not have the scale."""
     if name in ESRGAN:
         return ["node", str(HERE / "esrgan.cjs"), str(PACKAGES / "node_modules"), name, str(scale), jobs]
     if scale != 4:

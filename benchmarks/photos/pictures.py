@@ -1,4 +1,4 @@
-"""The photographs that upscaling is measured on: five that scikit-image ships, of which none is trained on."""
+"""Test photographs of upscaling: five that scikit-image ships; none is used for training."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NAMES = tuple(file.split(".")[0] for file in FILES)
 
 
 def photograph(name: str) -> np.ndarray:
-    """A test photograph by name, 8-bit RGB."""
+    """Return a test photograph by name, 8-bit RGB."""
     file = FILES[NAMES.index(name)]
     with Image.open(Path(skimage.__file__).parent / "data" / file) as picture:
         return np.asarray(picture.convert("RGB"))

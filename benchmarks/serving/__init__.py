@@ -1,1 +1,1 @@
-"""What serve.py is made of: servers, clients, sweep, rounds, bulk work and the report."""
+"""Parts of serve.py: servers, clients, sweep, rounds, bulk work and the report."""

@@ -1,4 +1,4 @@
-"""Bulk work on Reverie: one large draw against a bare torch loop, and what a small request waits meanwhile."""
+"""Bulk work on Reverie: one large draw against a bare torch loop, and the latency of small requests meanwhile."""
 
 import base64
 import contextlib
@@ -26,7 +26,7 @@ PAUSE_S = 0.02
 
 
 def measure(checkpoint: Checkpoint, scratch: Path, *, quick: bool) -> dict[str, Any]:
-    """Both measurements on one Reverie with the small decoder."""
+    """Run both measurements on one Reverie with the small decoder."""
     with running(REVERIE, checkpoint, {}, scratch):
         return {
             "draw": draw(checkpoint, scratch, rounds=2 if quick else 5),
@@ -35,7 +35,7 @@ def measure(checkpoint: Checkpoint, scratch: Path, *, quick: bool) -> dict[str, 
 
 
 def draw(checkpoint: Checkpoint, scratch: Path, rounds: int) -> dict[str, Any]:
-    """One request for 10 000 samples as NPZ against the bare loop at its best batch size, in turns."""
+    """Compare one request for 10 000 samples as NPZ with the bare loop at its best batch size, alternating."""
     swept = {int(batch): min(took) for batch, took in loop(checkpoint, BATCHES, 2, 1).items()}
     best = min(swept, key=lambda batch: swept[batch])
     ours: list[float] = []
@@ -65,7 +65,7 @@ def draw(checkpoint: Checkpoint, scratch: Path, rounds: int) -> dict[str, Any]:
 def loop(
     checkpoint: Checkpoint, batches: Sequence[int], repeat: int, threads: int, seed: int = 0, out: Path | None = None
 ) -> dict[str, list[float]]:
-    """Seconds that the bare loop takes, by batch size."""
+    """Return the seconds of the bare loop, by batch size."""
     command = [sys.executable, str(PEERS / "loop.py"), "--count", str(COUNT), "--seed", str(seed)]
     command += ["--repeat", str(repeat), "--batches", *map(str, batches), *(["--out", str(out)] if out else [])]
     environment = {
@@ -80,7 +80,7 @@ def loop(
 
 
 def mixed(checkpoint: Checkpoint, seconds: float) -> dict[str, Any]:
-    """Latency of single samples, one after the other: alone, beside bulk likelihoods, beside those and bulk draws."""
+    """Measure the latency of single samples: alone, beside bulk likelihoods, and beside bulk draws as well."""
     pictures = [_png_of(checkpoint, seed) for seed in range(IMAGES)]
     asked = {"model": checkpoint.name, "images": pictures, "options": {"k": K}}
     latency = {"nothing else runs": _latency(checkpoint, seconds)}
@@ -122,7 +122,7 @@ def _timed_draw(checkpoint: Checkpoint, seed: int) -> tuple[float, bytes]:
 
 
 def _compared(ours: bytes, theirs: bytes) -> tuple[float, int]:
-    """Share of equal pixels, and the largest difference."""
+    """Return the share of equal pixels, and the largest difference."""
     left, right = (np.load(io.BytesIO(data))["images"].astype(np.int16) for data in (ours, theirs))
     if left.shape != right.shape:
         raise RuntimeError(f"{left.shape} pictures from Reverie, {right.shape} from the loop")
@@ -136,7 +136,7 @@ def _png_of(checkpoint: Checkpoint, seed: int) -> str:
 
 
 def _latency(checkpoint: Checkpoint, seconds: float) -> dict[str, float | int]:
-    """Median and 99th percentile in milliseconds of single samples, after half a second to settle."""
+    """Return median and 99th percentile in milliseconds of single samples, after half a second of warm-up."""
     time.sleep(0.5)
     took: list[float] = []
     with _connection() as connection:
@@ -157,7 +157,7 @@ def _latency(checkpoint: Checkpoint, seconds: float) -> dict[str, float | int]:
 
 @contextlib.contextmanager
 def _repeated(path: str, fields: Any, accept: str) -> Iterator[list[float]]:
-    """One client that sends the same request again and again while the block runs; yields the seconds of each."""
+    """Send the same request repeatedly while the block runs; yields the seconds of each."""
     stop = threading.Event()
     took: list[float] = []
     option_errors: list[Exception] = []

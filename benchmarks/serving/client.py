@@ -1,4 +1,4 @@
-"""The load and the checks: wrk drives one server, a side client takes samples of its answers and decodes them."""
+"""Load and checks: wrk loads one server, a second client samples its responses and decodes them."""
 
 import base64
 import contextlib
@@ -24,14 +24,14 @@ SAMPLES_PER_S = 5
 
 @dataclass(frozen=True)
 class Target:
-    """Where a server listens and how it wants a seed: as a field, or in a list of one that is answered by a list."""
+    """Where a server listens, and how it expects a seed: as a field, or in a list of one."""
 
     url: str
     shape: str
     model: str
 
     def inference_request(self, connection: http.client.HTTPConnection, seed: int) -> tuple[int, bytes]:
-        """Send one request on an open connection; status and body."""
+        """Send one request on an open connection; return status and body."""
         fields = {"seeds": [seed]} if self.shape == "list" else {"model": self.model, "count": 1, "seed": seed}
         path = urllib.parse.urlsplit(self.url).path
         connection.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
@@ -39,13 +39,13 @@ class Target:
         return answer.status, answer.read()
 
     def connection(self, timeout_s: float = 60) -> "contextlib.closing[http.client.HTTPConnection]":
-        """A new connection to the server, closed at the end of its block."""
+        """Open a connection to the server, closed at the end of the block."""
         return contextlib.closing(http.client.HTTPConnection(urllib.parse.urlsplit(self.url).netloc, timeout=timeout_s))
 
 
 @dataclass(frozen=True)
 class Load:
-    """One wrk run: requests per second that were answered well, latencies in milliseconds, and what went wrong."""
+    """One wrk run: successful requests per second, latencies in milliseconds, and errors."""
 
     connections: int
     requests_per_s: float
@@ -59,7 +59,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Samples:
-    """Answers decoded and held against local ones: `exact` to the bit, `near` within one grey level, `bad` the rest."""
+    """Decoded responses compared with local ones: `exact` to the bit, `near` within one grey level, `bad` otherwise."""
 
     taken: int
     exact: int
@@ -68,7 +68,7 @@ class Samples:
     first_fault: str
 
     def __add__(self, other: "Samples") -> "Samples":
-        """Both counts together."""
+        """Return the sum of both counts."""
         return Samples(
             self.taken + other.taken,
             self.exact + other.exact,
@@ -82,7 +82,7 @@ NO_SAMPLES = Samples(0, 0, 0, 0, "")
 
 
 def wrk_path() -> str:
-    """The load generator's path; says how to get it where it is missing."""
+    """Return the load generator's path, or explain how to install it."""
     path = shutil.which("wrk")
     if path is None:
         raise SystemExit("wrk is not installed: `apt-get install -y wrk` on Debian, `brew install wrk` on macOS")
@@ -90,7 +90,7 @@ def wrk_path() -> str:
 
 
 def drive(target: Target, connections: int, seconds: float) -> Load:
-    """Keep `connections` requests in flight for `seconds`, each with a seed never used before in this run."""
+    """Keep `connections` requests in flight for `seconds`, each with a seed not used before in this run."""
     command = [wrk_path(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     command += ["-s", str(LUA), target.url, "--", str(1_000_000 + secrets.randbelow(2**40)), target.model, target.shape]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
@@ -109,7 +109,7 @@ def drive(target: Target, connections: int, seconds: float) -> Load:
 
 
 def settle(target: Target) -> None:
-    """Wait until what an ended load left in the server's queues is done: a few lone requests come through at last."""
+    """Wait until the server's queues are empty after a load: until a few single requests succeed."""
     with target.connection() as connection:
         for _ in range(3):
             target.inference_request(connection, 0)
@@ -119,7 +119,7 @@ def settle(target: Target) -> None:
 def drive_and_check(
     target: Target, connections: int, seconds: float, expected: Sequence[Mapping[str, Any]]
 ) -> tuple[Load, Samples]:
-    """As `drive`, with samples of the answers: beside the load, or after it where it is a single connection."""
+    """As `drive`, with samples of the responses: during the load, or after it with a single connection."""
     if connections == 1:
         return drive(target, connections, seconds), sample(target, expected, threading.Event(), most=10)
     stop, found = threading.Event(), list[Samples]()
@@ -134,7 +134,7 @@ def drive_and_check(
 
 
 def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threading.Event, most: int) -> Samples:
-    """Ask for known seeds, a few a second, until `stop` or `most`; then decode what came."""
+    """Send known seeds, a few per second, until `stop` or `most`; then decode the responses."""
     answers: list[tuple[int, int, bytes]] = []
     with target.connection() as connection:
         for seed in range(min(most, len(expected))):
@@ -152,7 +152,7 @@ def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threadin
 
 
 def judge(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> Samples:
-    """One answer held against the one computed locally; fields must agree, pixels may differ by one grey level."""
+    """Compare one response with the local one; fields must be equal, pixels may differ by one grey level."""
     try:
         apart = _apart(status, body, expected, shape)
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
@@ -161,7 +161,7 @@ def judge(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> 
 
 
 def _apart(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> int:
-    """How many grey levels an answer's pixels are away from the expected ones; raises for a wrong answer."""
+    """Return the difference of a response's pixels in grey levels; raises for a wrong response."""
     if status != http.HTTPStatus.OK:
         raise ValueError(f"status {status}: {body[:200]!r}")
     answer = json.loads(body)
@@ -178,7 +178,7 @@ def _apart(status: int, body: bytes, expected: Mapping[str, Any], shape: str) ->
 
 
 def _distance(found: str, expected: str) -> int:
-    """Largest difference of two base64 PNGs of 28×28 grey pixels."""
+    """Return the largest difference of two base64 PNGs of 28 × 28 grey pixels."""
     left, right = (Image.open(io.BytesIO(base64.b64decode(text, validate=True))) for text in (found, expected))
     if left.format != "PNG" or left.mode != "L" or left.size != (28, 28):
         raise ValueError(f"a {left.format} of mode {left.mode} and size {left.size}")
@@ -186,7 +186,7 @@ def _distance(found: str, expected: str) -> int:
 
 
 def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bool], timeout_s: float) -> float:
-    """Poll until the server answers a real request; returns the seconds it took, raises when it died or never came."""
+    """Poll until the server answers a real request; return the seconds, or raise if it died or timed out."""
     start = time.monotonic()
     while time.monotonic() - start < timeout_s:
         if not alive():
@@ -199,7 +199,7 @@ def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bo
 
 
 def _ready(connection: http.client.HTTPConnection, path: str) -> bool:
-    """What the server's own readiness page says; a server without one counts as ready."""
+    """Return what the server's readiness endpoint says; True without one."""
     if not path:
         return True
     connection.request("GET", path)

@@ -1,4 +1,4 @@
-"""What a result must say of the machine and the code that it was measured with."""
+"""The machine and code that a result was measured with."""
 
 import os
 import platform
@@ -10,19 +10,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def busy_cpu_s() -> float:
-    """CPU-seconds that all processes together have used since the machine started."""
+    """Return the CPU-seconds of all processes since the machine started."""
     fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     user, nice, system, _idle, _wait, interrupts, soft = fields[:7]
     return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def load_average() -> float:
-    """Processes that wanted to run, over the last minute."""
+    """Return the load average of the last minute."""
     return os.getloadavg()[0]
 
 
 def machine() -> dict[str, str | int | float]:
-    """The kind of machine, never its name."""
+    """Return the kind of machine, without its name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
@@ -36,7 +36,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def commit() -> str:
-    """The commit measured, with a plus where tracked files differ from it."""
+    """Return the commit, with "+" if tracked files are modified."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -47,5 +47,5 @@ def commit() -> str:
 
 
 def now() -> str:
-    """The date and minute, UTC."""
+    """Return date and minute, UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

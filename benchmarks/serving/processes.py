@@ -1,4 +1,4 @@
-"""Servers as process trees: started with a tag, weighed while they idle, ended to the last process."""
+"""Servers as process trees: started with a tag, measured while idle, stopped completely."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Weight:
-    """What an idle server costs: CPU-seconds per second, and the memory of its whole tree in bytes."""
+    """Cost of an idle server: CPU-seconds per second, and the memory of its whole tree in bytes."""
 
     idle_cpu: float
     pss_bytes: int
@@ -26,7 +26,7 @@ class Weight:
 
 @dataclass
 class Tree:
-    """A server and everything it started, found by parent and by an environment tag, so that daemons count too."""
+    """A server and its descendants, found by parent and by an environment tag, so that daemons count too."""
 
     process: subprocess.Popen[bytes]
     tag: str
@@ -34,7 +34,7 @@ class Tree:
     known: set[int] = field(default_factory=set)
 
     def pids(self) -> set[int]:
-        """Every living process of the tree."""
+        """Return all living processes of the tree."""
         parents = dict(_parents())
         found = {pid for pid in parents if pid == self.process.pid or pid in self.known or _tagged(pid, self.tag)}
         grew = True
@@ -46,11 +46,11 @@ class Tree:
         return found
 
     def cpu_s(self) -> float:
-        """CPU time, user and system, that the living processes have used so far."""
+        """Return the CPU time, user and system, of the living processes."""
         return sum(_cpu_ticks(pid) for pid in self.pids()) / TICKS_PER_S
 
     def weigh(self, idle_s: float) -> Weight:
-        """Watch the tree for `idle_s` seconds without load."""
+        """Measure the tree for `idle_s` seconds without load."""
         before, start = self.cpu_s(), time.monotonic()
         time.sleep(idle_s)
         spent, elapsed = self.cpu_s() - before, time.monotonic() - start
@@ -59,7 +59,7 @@ class Tree:
         return Weight(max(0.0, spent) / elapsed, pss, rss, len(pids))
 
     def stop(self, grace_s: float) -> None:
-        """Ask the root to stop, then kill what is left; returns when no process of the tree lives."""
+        """Stop the root, then kill the rest; returns when no process of the tree lives."""
         self.pids()
         _signal(self.process.pid, signal.SIGTERM)
         if not self._gone_within(grace_s):
@@ -82,7 +82,7 @@ class Tree:
 def process_tree(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, grace_s: float
 ) -> Iterator[Tree]:
-    """Run a server in a session of its own for the length of the block; its output goes to `log`."""
+    """Run a server in a session of its own while the block runs; its output goes to `log`."""
     tag = uuid.uuid4().hex
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -102,7 +102,7 @@ def process_tree(
 
 
 def _parents() -> Iterator[tuple[int, int]]:
-    """Pairs of pid and parent pid of all processes but zombies."""
+    """Return pairs of pid and parent pid of all processes except zombies."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the command name, which may itself hold spaces."""
+    """Return the fields of /proc/PID/stat after the command name, which may contain spaces."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -1,4 +1,4 @@
-"""A result as Markdown: a table a model, ratios taken within one run, and what it was measured on."""
+"""Results as Markdown: a table per model, ratios within one run, and the machine."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Json = Mapping[str, Any]
 
 
 def markdown(result: Json) -> str:
-    """The whole page."""
+    """Return the whole page."""
     machine = result["machine"]
     lines = [
         "# Serving: Reverie beside its peers",
@@ -42,7 +42,7 @@ def markdown(result: Json) -> str:
 
 
 def _text_keys(model: Json) -> Json:
-    """The same with numbers of connections as text, as JSON has them."""
+    """Return the same with numbers of connections as text, as in JSON."""
     turns = [{**turn, "loads": {str(count): load for count, load in turn["loads"].items()}} for turn in model["turns"]]
     choices = {
         name: {**choice, "dials": {str(count): dials for count, dials in choice["dials"].items()}}
@@ -78,7 +78,7 @@ def _model(kind: str, model: Json) -> list[str]:
 
 
 def _ratios(model: Json) -> list[str]:
-    """Ours over the best peer and over bare FastAPI, round by round: median and range."""
+    """Return Reverie over the best peer and over bare FastAPI, round by round: median and range."""
     peers = [name for name in model["choices"] if name not in {OURS, BARE}]
     if OURS not in model["choices"] or not peers:
         return []
@@ -106,7 +106,7 @@ def _ratio(model: Json, other: str, count: str, key: str) -> str:
 
 
 def _costs(model: Json, names: Sequence[str]) -> list[str]:
-    """What each costs at rest, and what was wrong with its answers."""
+    """Return the idle cost of each server, and errors in its responses."""
     lines = [
         (
             "| server | idle CPU (cores) | PSS MiB | RSS MiB | processes | start s | not 2xx | socket errors | "
@@ -139,7 +139,7 @@ def _costs(model: Json, names: Sequence[str]) -> list[str]:
 
 
 def _dials(model: Json, names: Sequence[str]) -> list[str]:
-    """The settings measured; a peer's are the best of its sweep for that number of connections."""
+    """Return the measured settings; a peer's are the best of its sweep for that number of connections."""
     lines = ["Dials, for each number of connections the best of the sweep:", ""]
     for name in names:
         choice = model["choices"][name]

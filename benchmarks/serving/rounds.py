@@ -1,4 +1,4 @@
-"""The measurement itself: every server alone for its turn, the turns interleaved in rounds."""
+"""The measurement: each server alone in its turn, the turns interleaved in rounds."""
 
 import http.client
 import resource
@@ -21,7 +21,7 @@ Bodies = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long each part of a turn lasts, in seconds."""
+    """Length of each part of a turn, in seconds."""
 
     warm_s: float
     cell_s: float
@@ -30,7 +30,7 @@ class Lengths:
 
 @dataclass
 class Turn:
-    """One server in one round: loads by connections, answers judged, weight at rest, the machine's state."""
+    """One server in one round: loads by connections, checked responses, idle cost, the machine's state."""
 
     server: str
     number: int
@@ -52,9 +52,9 @@ def turn(
     expected: Bodies,
     scratch: Path,
 ) -> Turn:
-    """Start the server, warm it, load it at each number of connections, watch it idle, stop it.
+    """Start the server, warm it up, load it at each number of connections, measure it idle, stop it.
 
-    A server that does not start, or dies, is recorded with its fault and costs the others nothing.
+    A server that does not start, or dies, is recorded with its error and does not affect the others.
     """
     found = Turn(server.name, number, load_average=load_average())
     try:
@@ -92,7 +92,7 @@ def _measure(
 
 
 class _Others:
-    """CPU that neither the server nor the client used: what else ran on the machine."""
+    """CPU time of neither the server nor the client: other work on the machine."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -105,7 +105,7 @@ class _Others:
         return time.monotonic(), busy_cpu_s() - ours
 
     def share(self) -> float:
-        """CPU-seconds per second since the start, never below zero."""
+        """Return CPU-seconds per second since the start, never below zero."""
         (start, before), (end, after) = self._before, self._now()
         return max(0.0, after - before) / (end - start)
 
@@ -119,7 +119,7 @@ def rounds(
     expected: Bodies,
     scratch: Path,
 ) -> list[Turn]:
-    """All servers `count` times over, in the same order each time: A B C D E A B C D E …"""
+    """Run all servers `count` times in the same order: A B C D E A B C D E …"""
     turns = []
     for number in range(count):
         for server in servers:

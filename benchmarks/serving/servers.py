@@ -1,4 +1,4 @@
-"""The five servers: how each is installed, started with its dials, and asked."""
+"""The five servers: how each is installed, started with its settings, and requested."""
 
 import contextlib
 import json
@@ -45,8 +45,8 @@ class Checkpoint:
 class Server:
     """One way to serve the generator.
 
-    `start` are the dials that the sweep begins with, `sweep` its steps: each tries some changes of the best so far and
-    keeps the best of them; `heavy` are steps for the heavy model only. Empty `package`: Reverie itself, as it comes.
+    `start` are the first settings of the sweep, `sweep` its steps: each tries some changes of the best settings so far
+    and keeps the best. `heavy` are steps for the heavy model only. An empty `package` is Reverie itself.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Server:
 
     @property
     def python(self) -> str:
-        """The interpreter of the server's own environment."""
+        """The interpreter of the server's environment."""
         return str(ENVIRONMENTS / self.name / "bin" / "python") if self.package else sys.executable
 
     @property
     def url(self) -> str:
-        """Where a sample is asked for."""
+        """The URL of a sample."""
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def target(self, checkpoint: Checkpoint) -> Target:
@@ -78,7 +78,7 @@ class Server:
         return Target(self.url, self.shape, checkpoint.name)
 
     def environment(self, checkpoint: Checkpoint, dials: Dials, scratch: Path) -> dict[str, str]:
-        """The variables of one start: a peer's dials, or Reverie's settings."""
+        """Return the environment variables of one start: a peer's settings, or Reverie's."""
         names = ("PATH", "HOME", "LANG", "TMPDIR")
         base = {name: os.environ[name] for name in names if name in os.environ} | dict(self.variables)
         if not self.package:
@@ -185,7 +185,7 @@ ALL = (REVERIE, LITSERVE, BENTOML, RAY, FASTAPI)
 
 
 def install(server: Server) -> None:
-    """Make the server's own environment once for its pins; torch comes first, so that its CPU build is taken."""
+    """Create the server's environment with its pinned versions; torch is installed first, to get its CPU build."""
     if not server.package:
         return
     folder = ENVIRONMENTS / server.name
@@ -201,7 +201,7 @@ def install(server: Server) -> None:
 
 
 def versions(server: Server) -> dict[str, str]:
-    """The installed versions of what matters to the measurement."""
+    """Return the installed versions that matter for the measurement."""
     code = (
         "import importlib.metadata as m, json, sys; names = sys.argv[1:];"
         "print(json.dumps({n: m.version(n) for n in names if n in {d.name.lower() for d in m.distributions()}}))"
@@ -212,7 +212,7 @@ def versions(server: Server) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has answered: its processes, where to send requests, and how long it took to come up."""
+    """A running server: its processes, its target, and its start-up time."""
 
     tree: Tree
     target: Target
@@ -221,9 +221,9 @@ class Running:
 
 @contextlib.contextmanager
 def running(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path) -> Iterator[Running]:
-    """The server, alone on its port, for the length of the block; its state and log lie under `scratch`.
+    """Run the server, alone on its port, while the block runs; its state and log are under `scratch`.
 
-    Raises RuntimeError with the end of its log where it does not come up.
+    Raises RuntimeError with the end of its log if it does not start.
     """
     if _taken(server.port):
         raise RuntimeError(f"port {server.port}, which {server.name} is measured on, is taken")

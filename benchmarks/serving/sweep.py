@@ -1,4 +1,4 @@
-"""Finds each peer's best dials: step after step, keeping what served most at 64 connections."""
+"""Find each peer's best settings: step by step, keeping what served most requests at 64 connections."""
 
 import dataclasses
 import http.client
@@ -15,7 +15,7 @@ SLACK = 1.05
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of the dials: what it served at each number of connections, or why it did not."""
+    """One setting: what it served at each number of connections, or why it failed."""
 
     dials: Dials
     requests_per_s: dict[int, float] = field(default_factory=dict)
@@ -23,25 +23,25 @@ class Trial:
     fault: str = ""
 
     def served(self, connections: int) -> float:
-        """Requests per second; nothing for a setting that failed or refused requests."""
+        """Return requests per second; 0 for a setting that failed or rejected requests."""
         return 0.0 if self.fault else self.requests_per_s.get(connections, 0.0)
 
 
 @dataclass(frozen=True)
 class ModelOperation:
-    """The dials that a server is measured with, for each number of connections, and the trials they come from."""
+    """The settings of a server for each number of connections, and the trials behind them."""
 
     dials: dict[int, Dials]
     trials: Sequence[Trial] = ()
 
     def settings(self) -> Iterator[tuple[Dials, list[int]]]:
-        """Each distinct setting with the numbers of connections that it is measured at."""
+        """Return each distinct setting with its numbers of connections."""
         for dials in {tuple(sorted(dials.items())): dials for dials in self.dials.values()}.values():
             yield dials, sorted(count for count, chosen in self.dials.items() if chosen == dials)
 
 
 def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path, seconds: float) -> Trial:
-    """Start the server with these dials and load it briefly; a setting that fails is a finding, not an error."""
+    """Start the server with these settings and load it briefly; a failure is a result, not an error."""
     trial = Trial(dials)
     try:
         with running(server, checkpoint, dials, scratch) as up:
@@ -60,7 +60,7 @@ def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path,
 
 
 def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, seconds: float) -> ModelOperation:
-    """Try the server's dials step after step; choose the best setting for each number of connections."""
+    """Try the server's settings step by step; choose the best for each number of connections."""
     trials: dict[tuple[tuple[str, str], ...], Trial] = {}
 
     def tried(dials: Dials) -> Trial:
@@ -79,9 +79,9 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
 
 
 def choose(trials: Sequence[Trial]) -> ModelOperation:
-    """Most requests at 16 and 64 connections and the lowest median at one; a setting of its own only where it wins.
+    """Choose the most requests at 16 and 64 connections, and the lowest median at one.
 
-    A setting that is within 5 % of the best gives way to the one for 64 connections, which spares a start.
+    A setting within 5 % of the best is replaced by the one for 64 connections, which saves a start.
     """
     best = max(trials, key=lambda trial: trial.served(64))
     at_16 = max(trials, key=lambda trial: trial.served(16))
