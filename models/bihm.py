@@ -264,7 +264,9 @@ class Model(nn.Module):
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
-    def ancestral(self, uniform16: Int16[Tensor, "B K n"]) -> tuple[Tensor, Layers, Tensor]:
+    def ancestral(
+        self, uniform16: Int16[Tensor, "B K n"]
+    ) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
         """Draw (x, h) ~ p from the top down; return x (B, K, D), h and the probabilities of x's pixels."""
         probability = self.top.float().sigmoid().expand(*uniform16.shape[:2], -1)
         h: Layers = []

@@ -57,7 +57,7 @@ class ProcessGroup:
             gradient.copy_(flat[first : first + gradient.numel()].view_as(gradient))
             first += gradient.numel()
 
-    def all_reduce_sums(self, values: Sequence[Float[Tensor, ""]]) -> list[Tensor]:
+    def all_reduce_sums(self, values: Sequence[Float[Tensor, ""]]) -> list[Float[Tensor, ""]]:
         """Return the sum of each value over all processes."""
         if self.is_single:
             return list(values)

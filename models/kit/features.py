@@ -20,6 +20,7 @@ from torch.nn import functional
 from models.kit.shapes import Float, Tensor
 
 Images = Float[Tensor, "B 3 H W"]
+Outputs = list[Float[Tensor, "B _c _h _w"]]  # one per stage
 Network = TypeVar("Network", bound="Features")
 
 VGG_BLOCKS = (2, 2, 3, 3, 3)  # convolutions between two poolings
@@ -58,7 +59,7 @@ class VGG16(Features):
         )
         self.register_buffer("mean", torch.tensor(VGG_MEAN)[:, None, None], persistent=False)
 
-    def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
+    def forward(self, images: Images) -> Outputs:
         """Return the output of every ReLU."""
         h = images.flip(1) * 255.0 - self.mean
         outputs, layers = [], iter(self.convolutions)
@@ -88,7 +89,7 @@ class EfficientNetLite0(Features):
                 width = stage.width
         self.convolutions = nn.ModuleList(layers)
 
-    def forward(self, images: Images) -> list[Float[Tensor, "B _c _h _w"]]:
+    def forward(self, images: Images) -> Outputs:
         """Return the outputs of the stem and of every stage."""
         layers = iter(self.convolutions)
         h = functional.relu6(_convolve_same(next(layers), (images * 255.0 - 127.0) / 128.0))
@@ -133,7 +134,7 @@ def distances(network: Features, first: Images, second: Images) -> Float[Tensor,
     return distance(network(first), network(second))
 
 
-def distance(first: list[Tensor], second: list[Tensor], epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
+def distance(first: Outputs, second: Outputs, epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
     """Return per stage the mean over positions of ‖u − v‖², u and v being features of unit length over channels."""
     distances_of = []
     for a, b in zip(first, second, strict=True):

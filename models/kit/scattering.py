@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Complex128, Float, Tensor
 
 REACH = 5.0  # radius of a kernel, in standard deviations of its Gaussian
 
 
-def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Tensor:
+def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Complex128[Tensor, "K K"]:
     """Return exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) on −reach … reach, stretched by 1/slant across θ; complex128."""
     grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
@@ -36,7 +36,7 @@ def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0)
     return torch.polar(envelope, xi * along) * (slant / (2.0 * math.pi * sigma**2))
 
 
-def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Tensor:
+def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Complex128[Tensor, "K K"]:
     """Return ψ = g·(exp(i ξ·u) − β), with β such that the sum is zero; complex128."""
     wave, envelope = gabor(reach, sigma, theta, xi, slant), gabor(reach, sigma, theta, 0.0, slant)
     return wave - envelope * (wave.sum() / envelope.sum())

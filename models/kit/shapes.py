@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float64, Int, Int16, Int64, UInt8
+    from jaxtyping import Bool, Complex128, Float, Float64, Int, Int16, Int64, UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Float64, Int, Int16, Int64, UInt8
+        from jaxtyping import Bool, Complex128, Float, Float64, Int, Int16, Int64, UInt8
     except ModuleNotFoundError:
 
         class _Unchecked:
@@ -22,6 +22,6 @@ else:
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]
 
-        Bool = Float = Float64 = Int = Int16 = Int64 = UInt8 = _Unchecked
+        Bool = Complex128 = Float = Float64 = Int = Int16 = Int64 = UInt8 = _Unchecked
 
-__all__ = ["Bool", "Float", "Float64", "Int", "Int16", "Int64", "Tensor", "UInt8"]
+__all__ = ["Bool", "Complex128", "Float", "Float64", "Int", "Int16", "Int64", "Tensor", "UInt8"]

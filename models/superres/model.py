@@ -70,8 +70,7 @@ class Model(nn.Module):
         if config.width != config.height or config.height <= 2 * config.margin:
             raise ValueError(f"a tile of {config.height}×{config.width} must be square and wider than two margins")
         self.config = config
-        # empty when the regression is trained alone, by `loss`
-        self.OPTIMIZED_MODULES = ()
+        self.OPTIMIZED_MODULES = ()  # the regression is trained by `loss`
         self.regression = Upscaler(config.channels, config.features, config.blocks, config.scales)
         self.feature_networks: list[features.Features] = []  # a list, so that its weights are not the model's
         if config.objective == "statistics":

@@ -16,8 +16,8 @@ from models.kit import features
 from models.kit.shapes import Float, Tensor
 from models.superres.regression import Images, PerImage, ResidualBlock
 
-Statistics = list[Tensor]  # one (B, C, H, W) per part
-ChannelStds = list[Tensor]  # one (C,) per part
+Statistics = list[Float[Tensor, "B _c _h _w"]]  # one per part
+ChannelStds = list[Float[Tensor, "_c"]]  # one per part
 
 FEATURES_FILE = Path("data/features/efficientnet-lite0.npz")
 FEATURE_CHANNELS = (32, 16, 24, 40, 80)  # of the stem and four stages, at ½, ½, ¼, ⅛ and 1/16 of the image's size

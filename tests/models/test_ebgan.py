@@ -349,7 +349,7 @@ def test_the_figures_of_a_card() -> None:
     assert figures["sample_energy"]["value"] == pytest.approx(float(model.energies(drawn).mean()), abs=1e-3)
     assert 0 < figures["pulling_away"]["value"] <= 1
     assert all(set(figure) == {"name", "value", "unit", "better", "detail"} for figure in figures.values())
-    with pytest.raises(ValueError, match="takes two"):
+    with pytest.raises(ValueError, match="two of each"):
         model.evaluate(images, 1, 1)
     with pytest.raises(ValueError, match="float32"):
         model.evaluate(images, 1, 30, "bfloat16")

@@ -45,7 +45,7 @@ def test_the_fixture_is_digits() -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda b: b[:-1], "is truncated: 135 bytes where its header promises 136"),
+        (lambda b: b[:-1], "is truncated: 135 bytes instead of the 136 of its header"),
         (lambda b: b + b"\0", "is too long"),
         (lambda b: b[:9], "truncated within its header"),
         (lambda b: b"\x89PNG" + b[4:], "is not an IDX file: it begins with 89504e47"),

@@ -257,7 +257,7 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
         weights = ImportanceWeights.from_state({**weights.add(piece).state("x."), "other": piece}, "x.")
     assert weights.done == 1000
     torch.testing.assert_close(weights.log_mean, log_mean_exp(log_w.double()))
-    torch.testing.assert_close(weights.error, log_mean_error(log_w.double()))
+    torch.testing.assert_close(weights.standard_error, log_mean_error(log_w.double()))
     torch.testing.assert_close(weights.effective_sample_size, effective_sample_size(log_w.double()))
     assert all(len(value) == 5 for value in weights.state().values())
 
