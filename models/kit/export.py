@@ -32,7 +32,7 @@ EVALUATION_SEED = 1
 
 
 def provenance(
-    recipe: Recipe, pictures: data.Pictures, device: str = "cpu", held_back: data.Pictures | None = None
+    recipe: Recipe, pictures: data.ImageSet, device: str = "cpu", held_back: data.ImageSet | None = None
 ) -> dict[str, Any]:
     """Return the card's `provenance`: recipe, hardware, commit, torch version and data; no path or host name."""
     validation = recipe.training.validation
@@ -112,7 +112,7 @@ def publish(
     out: Path,
     checkpoints: Path,
     version: str,
-    load: Callable[[str, str], data.Pictures],
+    load: Callable[[str, str], data.ImageSet],
     count: int,
     k: int,
     against: Path | None = None,
@@ -164,7 +164,7 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     return [{"name": "loss", "value": value, "unit": "1", "better": "lower", "detail": detail}]
 
 
-def test_images(described: dict[str, Any], pictures: data.Pictures, seed: int) -> Float[Tensor, "N C H W"]:
+def test_images(described: dict[str, Any], pictures: data.ImageSet, seed: int) -> Float[Tensor, "N C H W"]:
     """Return test images preprocessed as in training: binarized by `seed`, by the fixed draw, or grey."""
     return _preprocess_as_trained(described, pictures.images, seed)
 

@@ -46,17 +46,17 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
     They are cut once and cached in `folder`. ValueError explains how to get the photographs.
     """
-    kept = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
-    if not kept.is_file():
-        _cut(photographs(folder), kept)
-    array = np.load(kept, mmap_mode="c")
+    cache = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
+    if not cache.is_file():
+        _cut(photographs(folder), cache)
+    array = np.load(cache, mmap_mode="c")
     return array, hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def photographs(folder: Path) -> dict[str, Path]:
     """Return the path of each photograph by name; ValueError if they are missing and cannot be downloaded."""
     root = _files(folder)
-    chosen: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if not path.is_file() or path.suffix.lower() not in {".jpg", ".png"}:
             continue
@@ -65,12 +65,12 @@ def photographs(folder: Path) -> dict[str, Path]:
         lomiri = path.parent.name == "backgrounds" and not stem.startswith(NO_PHOTOGRAPH)
         lxqt = "lxqt/wallpapers/" in name and stem in LXQT.split()
         if lomiri or lxqt or "backgrounds/mate/nature/" in name:
-            chosen[stem] = path
+            paths[stem] = path
         elif "share/wallpapers/" in name and stem == "2560x1600" and path.parents[2].name in PLASMA.split():
-            chosen[path.parents[2].name] = path
-    if len(chosen) != 47:
-        raise ValueError(f"{len(chosen)} of 47 photographs are in {root.name}; {_instructions(folder)}")
-    return dict(sorted(chosen.items()))
+            paths[path.parents[2].name] = path
+    if len(paths) != 47:
+        raise ValueError(f"{len(paths)} of 47 photographs are in {root.name}; {_instructions(folder)}")
+    return dict(sorted(paths.items()))
 
 
 def smaller(photograph: Image.Image, factor: int) -> Image.Image:
@@ -85,24 +85,24 @@ def structure(patch: np.ndarray) -> float:
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
-def _cut(found: Mapping[str, Path], kept: Path) -> None:
-    parts = {held_back: list(_candidates(found, held_back=held_back)) for held_back in (False, True)}
-    chosen = []
-    for held_back, wanted in ((False, TRAINING), (True, HELD_BACK)):
-        ranked = sorted(range(len(parts[held_back])), key=lambda index, of=parts[held_back]: -of[index][0])  # type: ignore[misc]
-        if len(ranked) < wanted:
-            raise ValueError(f"{len(ranked)} patches where {wanted} are wanted")
+def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
+    candidates = {held_back: list(_candidates(photographs_by_name, held_back=held_back)) for held_back in (False, True)}
+    selected = []
+    for held_back, count in ((False, TRAINING), (True, HELD_BACK)):
+        ranked = sorted(range(len(candidates[held_back])), key=lambda index, of=candidates[held_back]: -of[index][0])  # type: ignore[misc]
+        if len(ranked) < count:
+            raise ValueError(f"{len(ranked)} patches instead of {count}")
         # validation patches are spread over the ranking, so that they are not only the hardest ones
-        step = max(1, len(ranked) // (2 * wanted)) if held_back else 1
-        chosen += [parts[held_back][index][1] for index in sorted(ranked[::step][:wanted])]
-    part = kept.with_name(f".{kept.name}")
+        step = max(1, len(ranked) // (2 * count)) if held_back else 1
+        selected += [candidates[held_back][index][1] for index in sorted(ranked[::step][:count])]
+    part = target.with_name(f".{target.name}")
     with part.open("wb") as file:
-        np.save(file, np.stack(chosen).transpose(0, 3, 1, 2).copy())
-    os.replace(part, kept)  # noqa: PTH105
+        np.save(file, np.stack(selected).transpose(0, 3, 1, 2).copy())
+    os.replace(part, target)  # noqa: PTH105
 
 
-def _candidates(found: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
-    for name, path in found.items():
+def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> Iterator[tuple[float, np.ndarray]]:
+    for name, path in photographs_by_name.items():
         if (name in TUNING) != held_back:
             continue
         with Image.open(path) as opened:

@@ -81,7 +81,7 @@ def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
     recipe = Recipe.from_json({**values, "training": {**values["training"], "binarization": "static"}})
     told = export.provenance(recipe, pictures)["binarization"]
     assert told == {"kind": "static", "sha256": data.static_binarization(pictures.images)[1]}
-    few = data.Pictures("few", pictures.images[:5], "")
+    few = data.ImageSet("few", pictures.images[:5], "")
     assert torch.equal(
         export.test_images({"provenance": {"binarization": told}}, few, 1),
         data.static_binarization(few.images, test=True)[0] / 255,
