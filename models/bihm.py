@@ -40,6 +40,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.continuation import Continuation
+from models.kit.figures import figure, mean_figure
 from models.kit.operations import describe
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, log_mean_batches, log_mean_exp, resample
@@ -636,25 +637,16 @@ def _figures(
     values: dict[str, Float[Tensor, "N"]], z: dict[str, float], z_samples: int, k: int, on: str
 ) -> list[dict[str, Any]]:
     """Return the figures in the card's format."""
-
-    def figure(name: str, unit: str, better: str, value: float, detail: str) -> dict[str, Any]:
-        return {"name": name, "value": round(value, 3), "unit": unit, "better": better, "detail": detail}
-
-    def mean(name: str, label: str, detail: str) -> dict[str, Any]:
-        spread = float(values[name].std()) / math.sqrt(len(values[name]))
-        return figure(label, "nats", "higher", float(values[name].mean()), f"{detail}, mean of {on}; s.e. {spread:.3f}")
-
+    bounds = {"log_p_star": "log p*(x)", "log_p": "log p(x) by q's samples", "log_p_tilde_star": "the bound log p~*(x)"}
     z_detail = (
         f"{z_samples} samples of eq. 7; standard error {2.0 * z['standard_error']:.4f} by batch means, largest weight "
         f"{100.0 * z['largest']:.3f} % of all"
     )
-    found = [
-        mean("log_p_star", "log_p_star", "log p*(x)"),
-        mean("log_p", "log_p", "log p(x) by q's samples"),
-        mean("log_p_tilde_star", "log_p_tilde_star", "the bound log p~*(x)"),
-        figure("minus_2_log_z", "nats", "lower", -2.0 * z["log_z"], z_detail),
+    figures = [
+        mean_figure(name, values[name], "nats", "higher", f"{what}, mean of {on}") for name, what in bounds.items()
     ]
+    figures.append(figure("minus_2_log_z", round(-2.0 * z["log_z"], 3), "nats", "lower", z_detail))
     for name, of in (("effective_sample_size_star", "sqrt(p/q)"), ("effective_sample_size", "p/q")):
         share = 100.0 * float(values[name].mean()) / k
-        found.append(figure(name, "%", "higher", share, f"of K, weights {of}, mean of {on}"))
-    return found
+        figures.append(figure(name, round(share, 3), "%", "higher", f"of K, weights {of}, mean of {on}"))
+    return figures

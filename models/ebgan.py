@@ -39,6 +39,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.continuation import Continuation
+from models.kit.figures import mean_figure
 from models.kit.operations import describe
 from models.kit.optimizer_step import OptimizerStep
 from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
@@ -545,11 +546,4 @@ class Model(nn.Module):
             ("sample_energy", fake, self.unit, "lower", f"D(G(z)), mean of {k} samples"),
             ("pulling_away", torch.cat(similarity), "1", "lower", f"f_PT of the codes of {k} samples, 500 at a time"),
         )
-        return [_figure(*figure) for figure in figures]
-
-
-def _figure(name: str, values: Float[Tensor, "N"], unit: str, better: str, detail: str) -> dict[str, Any]:
-    """Return a figure in the card's format: a mean with its standard error."""
-    error = float(values.double().std()) / math.sqrt(len(values))
-    value = round(float(values.double().mean()), 4)
-    return {"name": name, "value": value, "unit": unit, "better": better, "detail": f"{detail}; s.e. {error:.4f}"}
+        return [mean_figure(*figure, digits=4) for figure in figures]

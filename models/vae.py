@@ -41,6 +41,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.continuation import Continuation
+from models.kit.figures import figure
 from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
 from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
@@ -583,25 +584,14 @@ def _figures(
     value = [round(float(mean), 3) for mean in bounds.mean(dim=0)]
     on = f"{count} test images, products in {precision}"
 
-    def figure(name: str, number: float, unit: str, better: str, detail: str) -> dict[str, Any]:
-        return {"name": name, "value": number, "unit": unit, "better": better, "detail": detail}
-
+    nll = (
+        f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {errors_of_mean[-1]:.3f} over "
+        f"images, {sampling_error:.4f} of the sampling"
+    )
+    bound = f"lower bound (estimator A), mean of {on}; s.e. {errors_of_mean[0]:.3f}"
     figures = [
-        figure(
-            "nll",
-            -value[-1],
-            "nats",
-            "lower",
-            f"-log p(x) by {sizes[-1]} importance samples, mean of {on}; standard error {errors_of_mean[-1]:.3f} over "
-            f"images, {sampling_error:.4f} of the sampling",
-        ),
-        figure(
-            "bound",
-            value[0],
-            "nats",
-            "higher",
-            f"lower bound (estimator A), mean of {on}; s.e. {errors_of_mean[0]:.3f}",
-        ),
+        figure("nll", -value[-1], "nats", "lower", nll),
+        figure("bound", value[0], "nats", "higher", bound),
     ]
     for size, mean in list(zip(sizes, value, strict=True))[1:]:
         figures.append(figure(f"bound_{size}", mean, "nats", "higher", f"importance-weighted bound, K = {size}, {on}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from models.kit import resize, total_variation
 from models.kit.continuation import Continuation
+from models.kit.figures import mean_figure
 from models.kit.shapes import Float, Int64, Tensor
 
 Images = Float[Tensor, "B C H W"]
@@ -185,11 +185,8 @@ def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str =
             estimates = {"psnr_bicubic": interpolate_bicubic(low, scale), "psnr": network(low, scale)}
         for name, estimate in estimates.items():
             psnrs[name].append(psnr(estimate, batch, border=scale))
-    figures = []
-    for name, parts in psnrs.items():
-        values = torch.cat(parts).double()
-        error = float(values.std(correction=0)) / math.sqrt(len(values))
-        detail = f"luminance of {len(values)} patches, {scale} pixels cut off; s.e. {error:.3f}"
-        value = round(float(values.mean()), 3)
-        figures.append({"name": f"{name}_x{scale}", "value": value, "unit": "dB", "better": "higher", "detail": detail})
-    return figures
+    detail = f"luminance of {len(images)} patches, {scale} pixels cut off"
+    return [
+        mean_figure(f"{name}_x{scale}", torch.cat(parts), "dB", "higher", detail, correction=0)
+        for name, parts in psnrs.items()
+    ]
