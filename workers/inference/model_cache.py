@@ -1,4 +1,4 @@
-"""Models kept in memory, warmed up: which batch sizes they run in, and for how long."""
+"""Models in memory, and the batch sizes that each of their operations runs in."""
 
 import hashlib
 import importlib
@@ -29,52 +29,52 @@ from workers.inference.packed_linear import pack
 
 log = logging.getLogger(__name__)
 
-LARGEST_BUCKET = 1024
-_PATIENCE = 8
-"""Slices that a batch may take where it pays."""
+MAX_BATCH_SIZE = 1024
+_MAX_TIME_SLICES = 8
+"""Time slices that a forward pass may take, if larger batches pay."""
 
-_GAIN, _ENOUGH = 1.2, 8
-"""Stop growing if this many rows together are not this much faster than alone."""
+_MIN_SPEEDUP, _MIN_TRIED_ROWS = 1.2, 8
+"""Try no larger batches if this many rows together are not this much faster per row than one."""
 
-_NEARLY = 1.15
-_TRIES = 2
-"""Runs of which the fastest counts: one that something else slowed down must not decide how a model is run."""
+_NEARLY_FASTEST = 1.15
+_TIMED_RUNS = 2
+"""Runs per batch size, of which the fastest counts: another process may have slowed one of them down."""
 
-_TRIED = 32
-"""Rows that a small bucket is tried on: one may have the right bits by chance."""
+_COMPARED_ROWS = 32
+"""Rows on which a small batch size is compared: a single row may have the same bits by chance."""
 
-_FINE = 16
-"""Buckets from here on come in quarters of a power of two."""
+_FINE_FROM = 16
+"""From this batch size on there are three more sizes between two powers of two."""
 
 _MANY_WEIGHTS_BYTES = 64 << 20
-"""Models with more weights than this are worth several threads, and packing; small ones lose by both."""
+"""Models with more weights than this run on several threads and with packed layers; small ones lose by both."""
 
 _RULES = "buckets tried on several rows, wide layers packed"
-"""What besides the settings decides on a plan: another name makes the remembered ones void."""
+"""Identifies how plans are made, in the name of their files: a change of the rules changes this text."""
 
-_KNOWN_OPTIONS = 256
+_MAX_PARSED_OPTIONS = 256
 
 
 # See docs/decisions.md#a-batch-plan-belongs-to-the-network-and-not-to-its-weights
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """How an operation of a model is run.
 
-    `buckets` are the sizes of a forward pass, rising: a row's bits are the same in each of them. `slice_rows` is how
-    many rows take about one slice of time.
+    `batch_sizes`: of a forward pass, ascending; a row has the same bits in each of them. `slice_rows`: the rows that
+    take about one time slice.
     """
 
-    buckets: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
     slice_rows: int
 
     @property
     def largest(self) -> int:
-        """Rows of the largest pass."""
-        return self.buckets[-1]
+        """The largest batch size."""
+        return self.batch_sizes[-1]
 
-    def bucket(self, count: int) -> int:
-        """The smallest bucket that holds `count` rows; where none does, `count` itself."""
-        return next((size for size in self.buckets if size >= count), count)
+    def padded_size(self, count: int) -> int:
+        """Return the smallest batch size for `count` rows; `count` itself if it exceeds them all."""
+        return next((size for size in self.batch_sizes if size >= count), count)
 
 
 class LoadedModel:
@@ -88,7 +88,7 @@ class LoadedModel:
         threads: int = 0,
         advance: Callable[[], object] = lambda: None,
     ) -> None:
-        """Hold a loaded model; `warm` it before it serves. `threads` 0: one for a small model, all for a large one.
+        """Hold a loaded model, which `warm` prepares. `threads` 0: one for a small model, all for a large one.
 
         `advance` is called after each step of an operation.
         """
@@ -96,29 +96,29 @@ class LoadedModel:
         self._advance = advance
         self.model = model
         self.device = device
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, BatchPlan] = {}
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        # by a rule and not by a clock: a row's bits may depend on it, and must survive a restart
+        # by a rule and not by a measurement: bits may depend on it, and must be the same after a restart
         large = self.size_bytes > _MANY_WEIGHTS_BYTES
         self.threads = threads or (len(os.sched_getaffinity(0)) if large else 1)
         if large and device.type == "cpu":
             pack(model)
-        self._known: dict[tuple[str, str], Any] = {}
+        self._parsed_options: dict[tuple[str, str], Any] = {}
         self._options = {method: options_of(model, method) for method in entry.operations}
 
-    def options(self, method: str, given: dict[str, Any]) -> Any:
-        """The operation's options as its model takes them. Raises ValueError."""
-        key = (method, repr(sorted(given.items())))
-        if key not in self._known:
-            if len(self._known) >= _KNOWN_OPTIONS:
-                self._known.clear()
-            self._known[key] = from_json(self._options[method], given)
-        return self._known[key]
+    def options(self, method: str, values: dict[str, Any]) -> Any:
+        """Return an operation's options as the model's own class. Raises ValueError."""
+        key = (method, repr(sorted(values.items())))
+        if key not in self._parsed_options:
+            if len(self._parsed_options) >= _MAX_PARSED_OPTIONS:
+                self._parsed_options.clear()
+            self._parsed_options[key] = from_json(self._options[method], values)
+        return self._parsed_options[key]
 
     def call(
         self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
     ) -> Any:
-        """Run one step of an operation: a dict of fields, or a Continuation to be called again with its state."""
+        """Run one step of an operation; return its fields, or a Continuation whose state goes into the next step."""
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
@@ -131,12 +131,12 @@ class LoadedModel:
     def _defaults(self, method: str) -> dict[str, Any]:
         return dict(self.entry.operations[method].defaults)
 
-    def warm(self, slice_s: float, known: Path) -> Iterator[None]:
-        """Time every operation in growing batches and find the buckets that give a row the same bits.
+    def warm(self, slice_s: float, folder: Path) -> Iterator[None]:
+        """Find a batch plan for each operation: time growing batches, and compare a row's bits between them.
 
-        What was found is kept in the folder `known`, under everything it depends on: a worker that was restarted,
-        or meets another version of the same networks, need only run each operation once. Between the operations the
-        caller may do something else.
+        Plans are kept in a folder, under the hash of everything they depend on. After a restart, or for another
+        version of the same network, each operation only runs once. A generator: the caller may do something else
+        between its steps.
         """
         depends = [
             _RULES,
@@ -148,12 +148,12 @@ class LoadedModel:
             torch.__version__,
         ]
         depends += [platform.node(), platform.processor(), sorted(self.entry.operations)]
-        file = known / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]}.json"
+        file = folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]}.json"
         if file.is_file():
-            found = json.loads(file.read_text())
-            self.plans = {method: Plan(tuple(buckets), slice_rows) for method, (buckets, slice_rows) in found.items()}
+            stored = json.loads(file.read_text())
+            self.plans = {method: BatchPlan(tuple(sizes), slice_rows) for method, (sizes, slice_rows) in stored.items()}
             for method, plan in self.plans.items():
-                self._probe(method, self.options(method, self._defaults(method)), plan.buckets[0])
+                self._probe(method, self.options(method, self._defaults(method)), plan.batch_sizes[0])
                 yield
             return
         for method in self.entry.operations:
@@ -161,23 +161,23 @@ class LoadedModel:
             yield
         part = file.with_suffix(f".{os.getpid()}")
         try:
-            known.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
             part.replace(file)
-        except OSError as error:  # a full disk: the next start finds them out again
-            log.warning("plans not kept", extra={"model": self.entry.ref, "reason": str(error)})
+        except OSError as error:  # a full disk: the next start measures again
+            log.warning("batch plans not stored", extra={"model": self.entry.ref, "reason": str(error)})
             part.unlink(missing_ok=True)
 
     def _probe(
-        self, method: str, options: Any, size: int, tries: int = 0, *, first: int = 0, reverse: bool = False
+        self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Outputs, in row order, of made-up rows from `first` on, and the seconds of the fastest of `tries`.
+        """Run generated rows from `first` on; return the outputs in row order, and the seconds of the fastest run.
 
-        Of work in slices the second slice is tried: the first only begins.
+        Of an operation with steps the second step is timed: the first only starts.
         """
         operation = BY_METHOD[method]
         # a frame or a grid cell must be one of the request's
-        own = operation.rows(LARGEST_BUCKET, LARGEST_BUCKET, self._defaults(method))
+        own = operation.rows(MAX_BATCH_SIZE, MAX_BATCH_SIZE, self._defaults(method))
         rows = RowStreams.range(20_140_501, first, size)
         rows = RowStreams(rows.seed, rows.row % own)
         shape = (size, *self.entry.image)
@@ -188,11 +188,11 @@ class LoadedModel:
         result = self.call(method, options, rows, items, None)
         state = result.state if isinstance(result, Continuation) else None
         seconds = float("inf")
-        for _ in range(tries or int(state is not None)):
-            begun = time.perf_counter()
+        for _ in range(runs or int(state is not None)):
+            started = time.perf_counter()
             result = self.call(method, options, rows, items, state)
             self._wait()
-            seconds = min(seconds, time.perf_counter() - begun)
+            seconds = min(seconds, time.perf_counter() - started)
         fields = result.state if isinstance(result, Continuation) else result
         tensors = [value for value in fields.values() if isinstance(value, Tensor) and value.ndim]
         return [tensor.flip(0) if reverse else tensor for tensor in tensors], seconds
@@ -201,45 +201,45 @@ class LoadedModel:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _plan(self, method: str, options: Any, slice_s: float) -> Plan:
+    def _plan(self, method: str, options: Any, slice_s: float) -> BatchPlan:
         sizes: list[int] = []
         outputs: list[list[Tensor]] = []
         seconds: list[float] = []
-        for size in (2**power for power in range(LARGEST_BUCKET.bit_length())):
-            output, took = self._probe(method, options, size, _TRIES)
-            if size > 1 and took > _PATIENCE * slice_s:
+        for size in (2**power for power in range(MAX_BATCH_SIZE.bit_length())):
+            output, took = self._probe(method, options, size, _TIMED_RUNS)
+            if size > 1 and took > _MAX_TIME_SLICES * slice_s:
                 break
             sizes.append(size)
             outputs.append(output)
             seconds.append(took)
-            if took > slice_s and size / took < _GAIN * sizes[0] / seconds[0] and size >= _ENOUGH:
+            if took > slice_s and size / took < _MIN_SPEEDUP * sizes[0] / seconds[0] and size >= _MIN_TRIED_ROWS:
                 break  # a larger batch does not pay
         within = [index for index, took in enumerate(seconds) if took <= slice_s]
         rates = [size / took for size, took in zip(sizes, seconds, strict=True)]
-        # beyond a slice only where it pays: the first size that is nearly as fast as the fastest
-        paying = next(index for index, rate in enumerate(rates) if rate * _NEARLY >= max(rates))
-        top = max(paying, *within) if within else paying
-        turned, _ = self._probe(method, options, sizes[top], reverse=True)
+        # longer than a time slice only if it pays: the first size that is nearly as fast per row as the fastest
+        cheapest = next(index for index, rate in enumerate(rates) if rate * _NEARLY_FASTEST >= max(rates))
+        top = max(cheapest, *within) if within else cheapest
+        reversed_output, _ = self._probe(method, options, sizes[top], reverse=True)
         smallest = top
-        if _same(outputs[top], turned, sizes[top]):
-            while smallest and self._alike(method, options, sizes[smallest - 1], outputs[top]):
+        if _same(outputs[top], reversed_output, sizes[top]):
+            while smallest and self._has_same_bits(method, options, sizes[smallest - 1], outputs[top]):
                 smallest -= 1
-        buckets = sizes[smallest : top + 1]
-        between = [size for size in _between(buckets) if self._alike(method, options, size, outputs[top])]
-        return Plan(tuple(sorted([*buckets, *between])), sizes[max([smallest, *within])])
+        batch_sizes = sizes[smallest : top + 1]
+        between = [size for size in _between(batch_sizes) if self._has_same_bits(method, options, size, outputs[top])]
+        return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
-    def _alike(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Whether a pass of this size gives rows the bits of a larger one, tried on several rows."""
-        for first in range(0, min(max(_TRIED, size), len(whole[0]) - size + 1), size):
+    def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
+        """Return whether a forward pass of this size gives several rows the bits that a larger one gives them."""
+        for first in range(0, min(max(_COMPARED_ROWS, size), len(whole[0]) - size + 1), size):
             output, _ = self._probe(method, options, size, first=first)
             if not _same([tensor[first:] for tensor in whole], output, size):
                 return False
         return True
 
 
-def _between(buckets: list[int]) -> list[int]:
-    """Quarters of the way from each power of two to the next: padding costs a fifth at most and not half."""
-    steps = [(low, low // 4) for low in buckets[:-1] if low >= _FINE]
+def _between(batch_sizes: list[int]) -> list[int]:
+    """Return three sizes between each power of two and the next, so that padding is a fifth at most and not half."""
+    steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]
 
 
@@ -248,7 +248,7 @@ def _same(whole: list[Tensor], other: list[Tensor], size: int) -> bool:
 
 
 class ModelCache:
-    """The models of one worker, least recently used first, within a budget of memory."""
+    """The models of one worker, least recently used first, within a memory budget."""
 
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
         """Choose the device; nothing is loaded yet. `advance` is called after each step of an operation."""
@@ -261,7 +261,7 @@ class ModelCache:
             importlib.invalidate_caches()
 
     def get(self, entry: ModelVersion) -> LoadedModel:
-        """The model, loaded and warmed where it was not; others make room. Raises what loading raises."""
+        """Return a model; load it if it is not loaded, and unload others for it. Raises what loading raises."""
         held = self._held.get(entry.ref)
         if held is not None:
             self._held.move_to_end(entry.ref)
@@ -271,18 +271,18 @@ class ModelCache:
         return self._held[entry.ref]
 
     def loading(self, entry: ModelVersion) -> Iterator[None]:
-        """Load and warm a model in steps, between which the caller may serve others; held when they are done."""
-        begun = time.perf_counter()
+        """Load and warm a model. A generator: between its steps the caller may do something else."""
+        started = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
         loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
         self._make_room(loaded_model.size_bytes)
         yield
         yield from loaded_model.warm(self._settings.time_slice_s, self._settings.state / "plans")
         self._held[entry.ref] = loaded_model
-        log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - begun, 3)})
+        log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - started, 3)})
 
     def holds(self, ref: str) -> bool:
-        """Whether a model is loaded and warm."""
+        """Return whether a model is loaded and warm."""
         return ref in self._held
 
     def _make_room(self, size_bytes: int) -> None:
@@ -308,12 +308,12 @@ class ModelCache:
                 log.exception("model cannot be loaded", extra={"model": entry.ref})
 
     def largest(self, ref: str, method: str) -> int:
-        """Rows of the largest pass; 1 while the model is not held."""
+        """Return the largest batch size of an operation; 1 if the model is not loaded."""
         held = self._held.get(ref)
         return held.plans[method].largest if held and method in held.plans else 1
 
     def capacity(self) -> dict[str, dict[str, list[int]]]:
-        """For each model held and each operation: rows of the largest pass, and rows of one slice."""
+        """Return [largest batch size, rows of a time slice] of each operation of each loaded model."""
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
             for ref, held in list(self._held.items())
@@ -321,7 +321,7 @@ class ModelCache:
 
 
 def device_of(name: str) -> torch.device:
-    """The device a setting means; `auto` is the first GPU, or the CPU where there is none."""
+    """Return the device that a setting names; `auto`: the first GPU, or the CPU if there is none."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

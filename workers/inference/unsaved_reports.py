@@ -1,4 +1,4 @@
-"""What a worker has computed and cannot write down yet, because the database has no room or is away."""
+"""Results that a worker has computed and cannot record, because the job store is full or unavailable."""
 
 import logging
 import threading
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class UnsavedReports:
-    """Results of slices, and jobs to put back, written to the database as soon as it can be written.
+    """Keeps reports and deferrals until the job store is writable.
 
-    While something waits here its jobs stay claimed, their leases are renewed, and the worker claims no more. Nothing
-    is computed again and no attempt is charged. Results that have waited for `wait_s` seconds end their jobs with 507
-    and the reason: that is a small write, for which there may be room.
+    Until then their jobs stay claimed, their leases are renewed, and the worker claims no more.
+    Nothing is computed again and no attempt is charged. After `wait_s` seconds the jobs fail with
+    507 and the reason, which is a small write that may still succeed.
     """
 
     def __init__(self, job_store: JobStore, wait_s: float) -> None:
@@ -33,23 +33,23 @@ class UnsavedReports:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is not written down yet."""
+        """Whether something is not recorded yet."""
         return bool(self._reports or self._deferred)
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
-        """Have a job put back with the next `add`."""
+        """Defer a job at the next `add`."""
         with self._lock:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write reports and what is to be put back, or keep them; return the jobs whose claim held and was written."""
+        """Record reports and deferrals, or keep them; return the ids of the jobs that were written."""
         with self._lock:
             self._reports.extend(reports)
             self._since = time.monotonic()
         return self.save()
 
     def save(self) -> list[str]:
-        """Write what waits; return the jobs that were written. What cannot be written stays."""
+        """Record what is kept; return the ids of the jobs that were written."""
         with self._lock:
             written: list[str] = []
             try:
@@ -59,17 +59,17 @@ class UnsavedReports:
                         written.append(claim.job_id)
                     self._deferred.pop()
                 if self._reports:
-                    counted = self._job_store.record_slices(self._reports)
-                    if len(counted) < len(self._reports):
-                        log.warning("claims lost meanwhile", extra={"jobs": len(self._reports) - len(counted)})
-                    written += counted
+                    recorded = self._job_store.record_slices(self._reports)
+                    if len(recorded) < len(self._reports):
+                        log.warning("claims lost", extra={"jobs": len(self._reports) - len(recorded)})
+                    written += recorded
                     self._reports = []
             except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError) as error:
-                log.warning("database not written; will be tried again", extra={"reason": str(error.orig)})
+                log.warning("job store not writable; retrying", extra={"reason": str(error.orig)})
                 if time.monotonic() - self._since >= self._wait_s:
                     problem = storage_problem(error)
                     self._reports = [SliceReport(report.claim, problem=problem) for report in self._reports]
             except Exception:
-                self._reports, self._deferred = [], []  # it would fail again: their leases lapse
+                self._reports, self._deferred = [], []  # it would fail again; the leases lapse
                 raise
             return written

@@ -1,8 +1,8 @@
-"""Ends a worker whose work has not advanced for too long: a forward pass that hangs in native code never returns.
+"""Ends a worker that makes no progress, as one whose forward pass hangs in native code.
 
-The timer is faulthandler's, a thread in C that needs no interpreter lock: it ends the process also where the code that
-hangs holds that lock. The heartbeat thread winds it up anew while the worker is idle or has advanced; it is not wound
-up for a worker that hangs, nor by one whose heartbeat thread cannot run.
+The timer is faulthandler's: a thread in C that needs no interpreter lock, so it also ends a process
+whose hanging code holds that lock. The heartbeat thread restarts the timer while the worker is idle
+or makes progress. It does not for a worker that hangs, and cannot if it does not run itself.
 """
 
 import faulthandler
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#a-faulthandler-timer-ends-a-hung-worker
 class Watchdog:
-    """A limit on how long a piece of work may take without `advance` being called."""
+    """Limits how long work may run without a call of `advance`."""
 
     def __init__(self, timeout_s: float, file: TextIO = sys.stderr) -> None:
-        """Watch nothing before `check` is called; tracebacks of all threads go to `file` before the end."""
+        """Prepare; the first `check` starts the timer. `file` gets the tracebacks of all threads."""
         self._timeout_s = timeout_s
         self._file = file
         self._steps = 0
@@ -33,12 +33,12 @@ class Watchdog:
         self._warned = False
 
     def advance(self) -> None:
-        """A step of the work has ended."""
+        """Record that a step of the work is done."""
         self._steps += 1
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """What runs in this block must advance; `work` names it in the log."""
+        """Require progress in this block. `work` names the work in the log."""
         self._work = work
         self._steps += 1
         self._busy.set()
@@ -49,7 +49,7 @@ class Watchdog:
             self._steps += 1
 
     def check(self) -> None:
-        """Called at every heartbeat: wind the timer up again if the worker is idle or has advanced since."""
+        """Restart the timer if the worker is idle or has made progress since the last heartbeat."""
         now = time.monotonic()
         steps = self._steps
         if steps != self._checked or not self._busy.is_set():
@@ -58,9 +58,9 @@ class Watchdog:
         elif not self._warned and now - self._advanced_at > self._timeout_s / 2:
             self._warned = True
             seconds = {"seconds": round(now - self._advanced_at, 1), "limit_s": self._timeout_s}
-            log.error("work does not advance; the worker ends at the limit", extra={"work": self._work, **seconds})
+            log.error("no progress; the worker ends at the limit", extra={"work": self._work, **seconds})
 
     @staticmethod
     def stop() -> None:
-        """End nothing any more."""
+        """Stop the timer."""
         faulthandler.cancel_dump_traceback_later()

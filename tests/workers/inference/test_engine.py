@@ -14,7 +14,7 @@ from core.settings import Settings
 from tests.families.faulty import RAISES, REFUSES
 from tests.stack import checkpoints
 from workers.inference import engine
-from workers.inference.model_cache import LoadedModel, ModelCache, Plan
+from workers.inference.model_cache import BatchPlan, LoadedModel, ModelCache
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_rows_do_not_depend_on_their_batch(model_cache: dict[str, LoadedModel]) 
 def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedModel]) -> None:
     """Also those between two powers of two, wherever the row stands in them."""
     vae = model_cache["vae-mnist-2d"]
-    buckets = vae.plans["sample"].buckets
+    buckets = vae.plans["sample"].batch_sizes
     assert any(size & (size - 1) for size in buckets)
     (whole,) = run(vae, "sample", [BatchSlice("a", 5, 0, buckets[-1])])
     assert whole.fields is not None
@@ -69,8 +69,8 @@ def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedMod
 
 def test_a_pass_is_padded_to_the_next_bucket() -> None:
     """And to nothing where there is none: whoever sends more than the largest knows why."""
-    plan = Plan((4, 8, 16, 20), 8)
-    assert [plan.bucket(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
+    plan = BatchPlan((4, 8, 16, 20), 8)
+    assert [plan.padded_size(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
 
 
 def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> None:
@@ -88,7 +88,7 @@ def test_more_rows_than_a_pass_takes(model_cache: dict[str, LoadedModel]) -> Non
 def test_a_bucket_is_tried_on_several_rows(model_cache: dict[str, LoadedModel]) -> None:
     """Where few rows of a small pass have other bits than in a large one, no such pass is run."""
     tiny = model_cache["tiny"]
-    assert tiny.plans["energy"].buckets[0] == 4
+    assert tiny.plans["energy"].batch_sizes[0] == 4
     image = np.full((1, 1, 8, 8), 77, np.uint8)
     alone = run(tiny, "energy", [BatchSlice("a", 5, 5, 1, {"images": image})])[0].fields
     among = run(tiny, "energy", [BatchSlice(str(i), 9, 5, 1, {"images": image}) for i in range(9)])[3].fields
@@ -143,7 +143,9 @@ def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Pat
     file.write_text(json.dumps(edited))
     list(vae.warm(0.04, tmp_path))
     assert {plan.slice_rows for plan in vae.plans.values()} == {3}
-    assert {method: plan.buckets for method, plan in vae.plans.items()} == {m: p.buckets for m, p in first.items()}
+    assert {method: plan.batch_sizes for method, plan in vae.plans.items()} == {
+        m: p.batch_sizes for m, p in first.items()
+    }
     vae.plans.update(found)
 
 
