@@ -7,8 +7,8 @@
 | `unix://USER:PASSWORD@/PATH?db=DB` | Unix socket |
 | `sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/DB?master_name=NAME` | the current master, found by Sentinels |
 
-Options in the query are those of redis-py's `from_url`. With Sentinel, `sentinel_username` and `sentinel_password` are
-the Sentinels' own credentials, and the others are the master's.
+Options in the query are those of redis-py's `from_url`. With Sentinel, `sentinel_username` and
+`sentinel_password` are the Sentinels' own credentials, and the others are the master's.
 """
 
 import ssl

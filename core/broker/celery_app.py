@@ -2,12 +2,12 @@
 
     celery -A core.broker.celery_app worker -P solo --without-gossip --without-mingle --without-heartbeat
 
-starts an inference worker, as `python -m workers.inference` does. Only a worker imports the tasks (`include`), and with
-them torch; an API process only builds messages (`core.broker.publisher`).
+starts an inference worker, as `python -m workers.inference` does. Only a worker imports the tasks
+(`include`), and with them torch; an API process only builds messages (`core.broker.publisher`).
 
-Delivery is at most once: messages are not acknowledged, and neither Celery's results nor its retries are used. What is
-owed to clients is recorded elsewhere: by the API process that waits for a batch, and by the job store
-(docs/decisions.md).
+Delivery is at most once: messages are not acknowledged, and neither Celery's results nor its
+retries are used. What is owed to clients is recorded elsewhere: by the API process that waits for a
+batch, and by the job store (docs/decisions.md).
 """
 
 from typing import Any

@@ -69,7 +69,8 @@ class BatchSlice:
 class Batch:
     """Slices of requests that share a forward pass: same model version, method and options.
 
-    `reply`: the stream that gets the completion. `state`: what an unfinished run carries into its next time slice.
+    `reply`: the stream that gets the completion. `state`: what an unfinished run carries into its
+    next time slice.
     """
 
     id: str
@@ -99,7 +100,8 @@ class Batch:
 
 
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
-    """Return the images that rows `first` … `first + rows − 1` read, if each image serves `rows_per_image` rows.
+    """Return the images that rows `first` … `first + rows − 1` read, if each image serves
+    `rows_per_image` rows.
 
     A single image under a name serves all rows.
     """

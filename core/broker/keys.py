@@ -1,6 +1,7 @@
 """Names on the queue server: queues, streams and keys.
 
-The names are a protocol between API processes and workers of adjacent releases, so they change only with a migration.
+The names are a protocol between API processes and workers of adjacent releases, so they change only
+with a migration.
 """
 
 from typing import Literal

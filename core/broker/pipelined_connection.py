@@ -1,8 +1,9 @@
 """A pipelined asyncio connection to the queue server, with a time-out for every command.
 
-redis-py's asyncio client costs about half a millisecond per command, which a small request would pay twice, so this
-class uses the parser (hiredis) alone. Replies come in the order of the commands. If a reply does not come in
-time, the connection is closed, so that no later reply can be taken for it.
+redis-py's asyncio client costs about half a millisecond per command, which a small request would
+pay twice, so this class uses the parser (hiredis) alone. Replies come in the order of the commands.
+If a reply does not come in time, the connection is closed, so that no later reply can be taken for
+it.
 """
 
 import asyncio
@@ -23,8 +24,8 @@ _CHECK_S = 0.5
 class PipelinedConnection:
     """A connection that is opened when it is needed, and again after it broke.
 
-    If a connection breaks, the commands in flight on it fail with `redis.ConnectionError`. If a reply does not come in
-    time, its command and those behind it fail with `redis.TimeoutError`.
+    If a connection breaks, the commands in flight on it fail with `redis.ConnectionError`. If a
+    reply does not come in time, its command and those behind it fail with `redis.TimeoutError`.
     """
 
     def __init__(self, url: str) -> None:

@@ -6,7 +6,8 @@ the message with Celery's and kombu's public API and returns the command that st
 sends it on whatever connection it has: `await connection.command(*publish_batch(...))` or
 `client.execute_command(*publish_batch(...))`.
 
-`benchmarks/messages.py` compares the cost with `send_task`; a test compares the message with the one it stores.
+`benchmarks/messages.py` compares the cost with `send_task`; a test compares the message with the
+one it stores.
 """
 
 from functools import cache

@@ -31,8 +31,8 @@ class BatchRunner:
     def run(self, data: bytes) -> None:
         """Run one time slice of a packed batch.
 
-        A finished batch's completion goes to the API process that sent it. The rest of an unfinished one goes to the
-        back of the bulk queue, unless nobody waits for it any more.
+        A finished batch's completion goes to the API process that sent it. The rest of an
+        unfinished one goes to the back of the bulk queue, unless nobody waits for it any more.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled

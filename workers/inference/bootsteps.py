@@ -1,7 +1,7 @@
 """What an inference worker adds to Celery's worker: bootsteps and signal handlers.
 
-Celery starts the worker's steps in the order of what they require, the consumer last: models are loaded before the
-first message is received.
+Celery starts the worker's steps in the order of what they require, the consumer last: models are
+loaded before the first message is received.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Polling for the next message for a moment before the worker's event loop sleeps.
 
 A client that sends its next request as soon as it has a response is back within a millisecond or
-two. Waking a sleeping processor for that message takes a good part of such a gap. So after a message
-the loop polls for at most `POLL_S`, but only while messages come so densely that this helps.
+two. Waking a sleeping processor for that message takes a good part of such a gap. So after a
+message the loop polls for at most `POLL_S`, but only while messages come so densely that this
+helps.
 """
 
 import os

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SliceResult:
-    """An operation that is unfinished after its time slice: its state, for all rows, and how much is done (0 to 1).
+    """An operation that is unfinished after its time slice: its state, for all rows, and how much
+    is done (0 to 1).
 
     `preview`: the images so far, uint8 (B, C, H, W), if the model shows them.
     """
@@ -53,7 +54,8 @@ def run(
     state: dict[str, Any] | None,
     slice_s: float,
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows. Returns one outcome per slice, or the state after `slice_s` seconds.
+    """Run an operation on all rows. Returns one outcome per slice, or the state after `slice_s`
+    seconds.
 
     If a forward pass raises, the batch is bisected until the failing request is isolated.
     """

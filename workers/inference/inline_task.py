@@ -18,9 +18,9 @@ class InlineTask(Task):  # type: ignore[misc] # celery is not typed
     Celery's default strategy builds a `Request` for each message and runs it through the pool and a
     tracer. That gives retries, ETA and expiry, revocation, rate and time limits, acknowledgements,
     results, events and the task signals. It takes about half a millisecond, as long as a small
-    model's whole forward pass. Here each of those is unused or done elsewhere: deadlines and retries
-    by the API process or the job store, time limits by the watchdog. So `celery inspect active` never
-    lists these tasks; a worker's heartbeat does (`core.broker.keys.WORKERS`).
+    model's whole forward pass. Here each of those is unused or done elsewhere: deadlines and
+    retries by the API process or the job store, time limits by the watchdog. So `celery inspect
+    active` never lists these tasks; a worker's heartbeat does (`core.broker.keys.WORKERS`).
 
     `python benchmarks/messages.py` measures both strategies.
     """

@@ -60,8 +60,8 @@ _MAX_PARSED_OPTIONS = 256
 class BatchPlan:
     """How an operation of a model is run.
 
-    `batch_sizes`: of a forward pass, ascending; a row has the same bits in each of them. `slice_rows`: the rows that
-    take about one time slice.
+    `batch_sizes`: of a forward pass, ascending; a row has the same bits in each of them.
+    `slice_rows`: the rows that take about one time slice.
     """
 
     batch_sizes: tuple[int, ...]
@@ -88,7 +88,8 @@ class LoadedModel:
         threads: int = 0,
         advance: Callable[[], object] = lambda: None,
     ) -> None:
-        """Hold a loaded model, which `warm` prepares. `threads` 0: one for a small model, all for a large one.
+        """Hold a loaded model, which `warm` prepares. `threads` 0: one for a small model, all for a
+        large one.
 
         `advance` is called after each step of an operation.
         """
@@ -132,11 +133,12 @@ class LoadedModel:
         return dict(self.entry.operations[method].defaults)
 
     def warm(self, slice_s: float, folder: Path) -> Iterator[None]:
-        """Find a batch plan for each operation: time growing batches, and compare a row's bits between them.
+        """Find a batch plan for each operation: time growing batches, and compare a row's bits
+        between them.
 
-        Plans are kept in a folder, under the hash of everything they depend on. After a restart, or for another
-        version of the same network, each operation only runs once. A generator: the caller may do something else
-        between its steps.
+        Plans are kept in a folder, under the hash of everything they depend on. After a restart, or
+        for another version of the same network, each operation only runs once. A generator: the
+        caller may do something else between its steps.
         """
         depends = [
             _RULES,
@@ -171,7 +173,8 @@ class LoadedModel:
     def _probe(
         self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Run generated rows from `first` on; return the outputs in row order, and the seconds of the fastest run.
+        """Run generated rows from `first` on; return the outputs in row order, and the seconds of
+        the fastest run.
 
         Of an operation with steps the second step is timed: the first only starts.
         """
@@ -292,7 +295,8 @@ class ModelCache:
             log.info("model unloaded", extra={"model": ref})
 
     def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
-        """Load what fits the memory budget, smallest file first; a model that cannot be loaded is logged and skipped.
+        """Load what fits the memory budget, smallest file first; a model that cannot be loaded is
+        logged and skipped.
 
         A generator: between its steps the caller may do something else, or stop.
         """

@@ -109,10 +109,12 @@ class ChildProcesses:
         timeout_s: float | None = None,
         remedy: str = "a smaller network, batch or number of samples takes less",
     ) -> bytes:
-        """Run a short command to its end and return what it printed; `remedy` says what to do if it takes too long.
+        """Run a short command to its end and return what it printed; `remedy` says what to do if it
+        takes too long.
 
-        It has the memory limit of a training, and `timeout_s` seconds or else `evaluation_timeout_s`. Raises
-        TrainingFailedError, ClaimLostError or WorkerStoppingError, with the child process stopped.
+        It has the memory limit of a training, and `timeout_s` seconds or else
+        `evaluation_timeout_s`. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError,
+        with the child process stopped.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s

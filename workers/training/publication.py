@@ -45,7 +45,8 @@ class VersionPublisher:
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> tuple[str, Figures]:
         """Measure a run's last checkpoint and make it a version, active if its request says so.
 
-        Returns its number and figures. Can be repeated after a crash: number, figures and file are kept in the folder.
+        Returns its number and figures. Can be repeated after a crash: number, figures and file are
+        kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -100,7 +101,8 @@ class VersionPublisher:
         self._context.append_events(job, [message_event(text, version=version, **vars(measurement))], PROGRESS)
 
     def activate(self, job: Job, version: str, active: str | None) -> str:
-        """Activate a version once the inference workers have loaded it. Returns why it is not active, or "".
+        """Activate a version once the inference workers have loaded it. Returns why it is not
+        active, or "".
 
         Without an inference worker an active version is kept: nobody has loaded the new one.
         """

@@ -79,8 +79,8 @@ class TrainingRun:
     def run(self) -> None:
         """Train until the child process succeeds.
 
-        A process that is killed from outside is started again, up to `max_attempts` times without a new checkpoint.
-        Raises TrainingFailedError, ClaimLostError or WorkerStoppingError.
+        A process that is killed from outside is started again, up to `max_attempts` times without a
+        new checkpoint. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError.
         """
         check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
-"""The training worker, `python -m workers.training`: claims jobs from the job store and runs them, one per thread.
+"""The training worker, `python -m workers.training`: claims jobs from the job store and runs them,
+one per thread.
 
-A message on a list of the training queue wakes an idle worker; the job store alone says which jobs there are. A
-training's state is in its run folder, so another worker resumes it from the last checkpoint, with the same bits.
-Auxiliary jobs (dry runs, imports, publications) are short and run in threads beside the training.
+A message on a list of the training queue wakes an idle worker; the job store alone says which jobs
+there are. A training's state is in its run folder, so another worker resumes it from the last
+checkpoint, with the same bits. Auxiliary jobs (dry runs, imports, publications) are short and run
+in threads beside the training.
 """
 
 import logging
