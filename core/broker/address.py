@@ -21,11 +21,15 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from kombu.utils.url import as_url
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.connection import SSLConnection, parse_url
+from redis.retry import Retry
 
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 _SENTINEL = "sentinel"
-_SENTINEL_TIMEOUT_S = 2.0
+_SENTINEL_TIMEOUT_S = 1.0
+"""How long one Sentinel may take to reply, before the next one is asked."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class QueueAddress:
     def client(self, **options: Any) -> redis.Redis:
         """Return a blocking client; nothing is connected yet. `options` are redis-py's and go before the URL's."""
         if self.sentinels:
-            sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=self._sentinel_kwargs())
+            own = {**self._sentinel_kwargs(), "retry": Retry(NoBackoff(), 0)}
+            sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
             return sentinel.master_for(self.master_name, **self._client_options(), **options)  # type: ignore[no-any-return]
         return redis.Redis(**{**self._client_options(), **options})
 
@@ -126,7 +131,9 @@ class QueueAddress:
         return {**timeouts, **self.sentinel_options}
 
     def _async_sentinel(self) -> Any:
-        return redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=self._sentinel_kwargs())
+        # no retries: the next Sentinel is asked instead
+        own = {**self._sentinel_kwargs(), "retry": AsyncRetry(NoBackoff(), 0)}
+        return redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
 
     # --- Celery ---
 

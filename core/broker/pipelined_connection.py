@@ -53,12 +53,12 @@ class PipelinedConnection:
         options = self._address.options
         loop = asyncio.get_running_loop()
         stream = _Stream(loop)
+        host, port = await self._address.master()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 if "path" in options:
                     await loop.create_unix_connection(lambda: stream, options["path"])
                 else:
-                    host, port = await self._address.master()
                     await loop.create_connection(lambda: stream, host, port, ssl=self._ssl_context)
         except TimeoutError as error:
             raise redis.TimeoutError(f"no connection in {CONNECT_TIMEOUT_S:g} s") from error
