@@ -5,7 +5,7 @@
 | `redis://USER:PASSWORD@HOST:PORT/DB` | TCP |
 | `rediss://…?ssl_ca_certs=FILE` | TLS; `ssl_cert_reqs`, `ssl_certfile`, `ssl_keyfile` and so on as in redis-py |
 | `unix://USER:PASSWORD@/PATH?db=DB` | Unix socket |
-| `sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/DB?master_name=NAME` | the current master, found by Sentinels |
+| `sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/DB?master_name=NAME` | the current master of Redis Sentinels |
 
 Options in the query are those of redis-py's `from_url`. With Sentinel, `sentinel_username` and
 `sentinel_password` are the Sentinels' own credentials, and the others are the master's.
@@ -29,7 +29,7 @@ from redis.retry import Retry
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 _SENTINEL = "sentinel"
 _SENTINEL_TIMEOUT_S = 1.0
-"""How long one Sentinel may take to reply, before the next one is asked."""
+"""How long one Sentinel may take to reply, before the next one is tried."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class QueueAddress:
         return {**timeouts, **self.sentinel_options}
 
     def _async_sentinel(self) -> Any:
-        # no retries: the next Sentinel is asked instead
+        # no retries: the next Sentinel is tried instead
         own = {**self._sentinel_kwargs(), "retry": AsyncRetry(NoBackoff(), 0)}
         return redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
 

@@ -6,8 +6,8 @@ starts an inference worker, as `python -m workers.inference` does. Only a worker
 (`include`), and with them torch; an API process only builds messages (`core.broker.publisher`).
 
 Delivery is at most once: messages are not acknowledged, and neither Celery's results nor its
-retries are used. What is owed to clients is recorded elsewhere: by the API process that waits for a
-batch, and by the job store (docs/decisions.md).
+retries are used. Unfinished work is recorded elsewhere: by the API process that waits for a batch,
+and by the job store (docs/decisions.md).
 """
 
 from typing import Any

@@ -43,8 +43,8 @@ class FireAndForgetClient:
     """Sends commands without waiting for their replies, which are read before the next command. For
     one thread.
 
-    Commands are lost with their connection, which the next `send` notices: whoever depends on one
-    must repeat it.
+    Commands are lost with their connection, which the next `send` notices. A caller that depends on
+    one must repeat it.
     """
 
     def __init__(self, client: redis.Redis) -> None:

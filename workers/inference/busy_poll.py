@@ -27,7 +27,7 @@ class BusyPoll:
         self._until = 0.0
 
     def message_received(self) -> None:
-        """Note the gap before a message."""
+        """Measure the gap before a message."""
         self._dense = time.perf_counter() - self._handled_at <= DENSE_GAP_S
 
     def message_handled(self) -> None:

@@ -21,23 +21,23 @@ from workers.training.worker import TrainingWorker
 
 def row(kind: str, owner: str = "", **request: Any) -> Job:
     """A job for the training worker."""
-    said = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
-    return Job(kind=kind, owner=owner, model="m", method=kind, request=said)
+    body = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
+    return Job(kind=kind, owner=owner, model="m", method=kind, request=body)
 
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> TrainingWorker:
     """A training worker without a queue server, which it does not need."""
-    chosen = Settings(
+    settings = Settings(
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
-    made = TrainingWorker(chosen)
-    digits(made.context.paths.datasets)
-    return made
+    worker = TrainingWorker(settings)
+    digits(worker.context.paths.datasets)
+    return worker
 
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
-    """The job, promised and claimed."""
+    """Insert a job and claim it."""
     trainer.context.job_store.insert(job)
     (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
     return held
@@ -48,7 +48,7 @@ def program(trainer: TrainingWorker, text: str) -> None:
     trainer.children.command = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
 
 
-class Desk:
+class RunningWorker:
     """A running training worker whose dry runs of the model "slow" take until they are let go."""
 
     def __init__(self, trainer: TrainingWorker) -> None:
@@ -68,72 +68,72 @@ class Desk:
         """Whether a job ends in that time."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            found = self.trainer.context.job_store.get(job.id)
-            if found is not None and found.status == "succeeded":
+            stored = self.trainer.context.job_store.get(job.id)
+            if stored is not None and stored.status == "succeeded":
                 return True
             time.sleep(0.05)
         return False
 
     def runs(self, job: Job) -> bool:
-        """Whether a job has been begun."""
-        found = self.trainer.context.job_store.get(job.id)
-        return found is not None and found.status == "running"
+        """Whether a job is running."""
+        stored = self.trainer.context.job_store.get(job.id)
+        return stored is not None and stored.status == "running"
 
 
 @pytest.fixture
-def auxiliary_job(trainer: TrainingWorker) -> Iterator[Desk]:
+def running(trainer: TrainingWorker) -> Iterator[RunningWorker]:
     """A worker at work."""
-    made = Desk(trainer)
-    yield made
-    made.go.set()
+    worker = RunningWorker(trainer)
+    yield worker
+    worker.go.set()
     trainer.stop()
-    made.thread.join(20)
+    worker.thread.join(20)
 
 
-def added(auxiliary_job: Desk, *jobs: Job) -> None:
-    """Promise jobs, one after another."""
+def added(running: RunningWorker, *jobs: Job) -> None:
+    """Insert jobs, one after another."""
     for job in jobs:
-        auxiliary_job.trainer.context.job_store.insert(job)
+        running.trainer.context.job_store.insert(job)
 
 
-def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(auxiliary_job: Desk) -> None:
+def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(running: RunningWorker) -> None:
     """Two of them run, and others' short jobs are done meanwhile."""
     slow = [row("estimate", slow=True) for _ in range(2)]
-    added(auxiliary_job, *slow)
+    added(running, *slow)
     quick = [row("estimate"), row("import"), row("publication")]
     time.sleep(2.5)
-    assert all(auxiliary_job.runs(job) for job in slow)
-    added(auxiliary_job, *quick)
-    assert all(auxiliary_job.ends(job) for job in quick)
-    assert all(auxiliary_job.runs(job) for job in slow)
+    assert all(running.runs(job) for job in slow)
+    added(running, *quick)
+    assert all(running.ends(job) for job in quick)
+    assert all(running.runs(job) for job in slow)
 
 
-def test_any_number_of_slow_dry_runs_leaves_room_for_imports(auxiliary_job: Desk) -> None:
+def test_any_number_of_slow_dry_runs_leaves_room_for_imports(running: RunningWorker) -> None:
     """One place of several takes no dry runs."""
-    added(auxiliary_job, *(row("estimate", slow=True) for _ in range(8)))
+    added(running, *(row("estimate", slow=True) for _ in range(8)))
     time.sleep(2.5)
     job = row("import")
-    added(auxiliary_job, job)
-    assert auxiliary_job.ends(job)
+    added(running, job)
+    assert running.ends(job)
 
 
-def test_one_owner_leaves_room_for_the_dry_runs_of_another(auxiliary_job: Desk) -> None:
-    """However many somebody has asked for."""
-    added(auxiliary_job, *(row("estimate", owner="many", slow=True) for _ in range(8)))
+def test_one_owner_leaves_room_for_the_dry_runs_of_another(running: RunningWorker) -> None:
+    """However many jobs one owner has."""
+    added(running, *(row("estimate", owner="many", slow=True) for _ in range(8)))
     time.sleep(2.5)
     job = row("estimate", owner="one")
-    added(auxiliary_job, job)
-    assert auxiliary_job.ends(job)
+    added(running, job)
+    assert running.ends(job)
 
 
 def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None:
     """At its own limit, which is shorter than that of a measurement."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"estimate_s": 1.0})
     program(trainer, "import time; time.sleep(100)")
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(TrainingFailedError, match="more than 1 s") as failed:
         trainer.auxiliary.estimate(taken(trainer, row("estimate")))
-    assert (failed.value.status, time.monotonic() - begun < 10) == (422, True)
+    assert (failed.value.status, time.monotonic() - started < 10) == (422, True)
 
 
 def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
@@ -141,10 +141,10 @@ def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
     program(trainer, "import time; time.sleep(100)")
     job = taken(trainer, row("estimate"))
     threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job.id)).start()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ClaimLostError):
         trainer.auxiliary.estimate(job)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("kind", ["estimate", "import"])
@@ -171,15 +171,15 @@ def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> 
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.0})
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     job = taken(trainer, row(TRAINING))
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
         trainer.train(job)
-    assert time.monotonic() - begun < 30
-    found = trainer.context.job_store.get(job.id)
-    assert found is not None
-    assert found.attempts == 3
-    told = [str(one.data) for one in trainer.context.job_store.events(job.id) if one.name == "message"]
-    assert sum("no progress for 1 s" in one for one in told) == 3
+    assert time.monotonic() - started < 30
+    stored = trainer.context.job_store.get(job.id)
+    assert stored is not None
+    assert stored.attempts == 3
+    events = [str(one.data) for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+    assert sum("no progress for 1 s" in one for one in events) == 3
 
 
 def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None:

@@ -33,30 +33,30 @@ from workers.training.worker import TrainingWorker
 
 def row(name: str = "m", kind: str = TRAINING, **request: Any) -> Job:
     """A job for the training worker."""
-    said = {"family": "vae", "dataset": "digits", "name": name, **request}
-    return Job(kind=kind, model=name, method=kind, request=said)
+    body = {"family": "vae", "dataset": "digits", "name": name, **request}
+    return Job(kind=kind, model=name, method=kind, request=body)
 
 
 def recipe(**training: Any) -> dict[str, Any]:
     """A recipe as the API writes it."""
     words = {"family": "vae", "name": "m", "summary": "for tests", "data": "digits", "seed": 0}
-    chosen = {"epochs": 100_000, "batch_size": 50, "save_every_s": 0.1, **training}
-    return {**words, "config": {"hidden": [512], "latents": 4, "height": 14, "width": 14}, "training": chosen}
+    options = {"epochs": 100_000, "batch_size": 50, "save_every_s": 0.1, **training}
+    return {**words, "config": {"hidden": [512], "latents": 4, "height": 14, "width": 14}, "training": options}
 
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> TrainingWorker:
     """A training worker without a queue server, which it does not need."""
-    chosen = Settings(
+    settings = Settings(
         state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
     )
-    made = TrainingWorker(chosen)
-    digits(made.context.paths.datasets)
-    return made
+    worker = TrainingWorker(settings)
+    digits(worker.context.paths.datasets)
+    return worker
 
 
 def taken(trainer: TrainingWorker, job: Job) -> Job:
-    """The job, promised and claimed."""
+    """Insert a job and claim it."""
     trainer.context.job_store.insert(job)
     (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
     return held
@@ -68,7 +68,7 @@ def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
 
 
 @pytest.mark.parametrize(
-    ("limit", "title", "said"),
+    ("limit", "title", "message"),
     [
         ({"training_timeout_s": 1.0}, "Training too long", "the limit is 1 s"),
         ({"training_memory_bytes": 1 << 20}, "Training too large", "the limit is 1 MiB"),
@@ -77,12 +77,12 @@ def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
     ],
 )
 def test_a_training_is_held_to_its_limits(
-    trainer: TrainingWorker, limit: dict[str, Any], title: str, said: str
+    trainer: TrainingWorker, limit: dict[str, Any], title: str, message: str
 ) -> None:
     """Over a limit it is stopped, the job says which, and what it reached is kept."""
     trainer.context.settings = trainer.context.settings.model_copy(update=limit)
     job = taken(trainer, row(recipe=recipe()))
-    with pytest.raises(TrainingFailedError, match=said) as failed:
+    with pytest.raises(TrainingFailedError, match=message) as failed:
         trainer.train(job)
     assert failed.value.problem["title"] == title
     folder = trainer.context.paths.run(job.id)
@@ -131,8 +131,8 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
         TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
     ):
         trainer.train(job)
-    told = [str(event.data) for event in trainer.context.job_store.events(job.id) if event.name == "message"]
-    assert sum("started again" in one for one in told) == 2
+    events = [str(event.data) for event in trainer.context.job_store.events(job.id) if event.name == "message"]
+    assert sum("started again" in one for one in events) == 2
 
 
 def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: TrainingWorker) -> None:
@@ -165,8 +165,8 @@ def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
     resumed = new_run(trainer, job)
     resumed.restore_reported()
     resumed.report()
-    told = [one.data["epoch"] for one in trainer.context.job_store.events(job.id) if one.name == "metrics"]
-    assert told == [1, 2, 3]
+    events = [one.data["epoch"] for one in trainer.context.job_store.events(job.id) if one.name == "metrics"]
+    assert events == [1, 2, 3]
     trainer.context.job_store.cancel(job.id)
     file.write_text('{"epoch": 4, "train_loss": 0.1}\n')
     with pytest.raises(ClaimLostError):
@@ -184,7 +184,7 @@ def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("how", "new", "old", "switched", "note"),
+    ("how", "new", "old", "switched", "message"),
     [
         ("if better", 1.0, 2.0, True, "version 2 is published and active"),
         ("if better", 2.0, 1.0, False, "version 1 stays active: the new figure is no better"),
@@ -194,7 +194,7 @@ def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> 
     ],
 )
 def test_what_serves_follows_the_wish_and_the_measure(
-    trainer: TrainingWorker, how: str, new: float, old: float | None, switched: bool, note: str
+    trainer: TrainingWorker, how: str, new: float, old: float | None, switched: bool, message: str
 ) -> None:
     """The new version serves if it is better, always, or never; the job says which and why."""
     job = taken(trainer, row())
@@ -203,8 +203,8 @@ def test_what_serves_follows_the_wish_and_the_measure(
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
     trainer.publisher.apply_policy(job, how, "2", Measurement(*figures), "1")
     assert seen == (["2"] if switched else [])
-    told = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
-    assert note in told[-1]["message"]
+    events = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+    assert message in events[-1]["message"]
     trainer.publisher.apply_policy(job, "never", "1", Measurement(), None)
     assert seen[-1:] == ["1"]  # there is no other
 
@@ -219,8 +219,8 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = taken(trainer, row())
     trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
-    told = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
-    texts = [one["message"] for one in told]
+    events = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
+    texts = [one["message"] for one in events]
     waits = "waiting, at most 1 s, for version 2 to be loaded: "
     assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
     assert texts[-2] == f"{waits}no inference worker is running"
@@ -270,7 +270,7 @@ def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
 
 
 def test_a_name_and_a_key_are_taken_once(job_store: JobStore) -> None:
-    """A second training under a name is told of the first; under the same key it is the first."""
+    """A second training under a name reports the first; under the same key it is the first."""
     key = IdempotencyKey("POST /v1/trainings", "k", "print", 100)
     first = row()
     assert job_store.insert(first, exclusive=True, idempotency_key=key).conflict == ""
@@ -381,8 +381,8 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_child_that_finds_the_disk_full_waits_too(trainer: TrainingWorker, number: int) -> None:
     """Whatever it was writing; a child that fails for its own reason does not."""
-    said = f"OSError: [Errno {number}] {os.strerror(number)}"
-    trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{said}' >&2; exit 1"]  # type: ignore[method-assign]
+    error = f"OSError: [Errno {number}] {os.strerror(number)}"
+    trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{error}' >&2; exit 1"]  # type: ignore[method-assign]
     job = taken(trainer, row(recipe=recipe()))
     trainer.run_job(job)
     waiting = trainer.context.job_store.get(job.id)
