@@ -22,9 +22,10 @@ class BusyPoll:
     """A tick callback of kombu's hub, which runs each time before the hub waits for events."""
 
     def __init__(self) -> None:
-        """Poll nothing before two messages came in close succession."""
+        """Do not poll before two messages came in close succession."""
         self._handled_at = 0.0
         self._until = 0.0
+        self._dense = False
 
     def message_received(self) -> None:
         """Measure the gap before a message."""
@@ -36,26 +37,21 @@ class BusyPoll:
         self._until = self._handled_at + POLL_S if self._dense else 0.0
 
     def register(self, hub: Any) -> None:
-        """Run before this hub waits for events."""
+        """Run before this hub waits for events; once, however often this is called."""
+        self._hub = hub
+        hub.on_tick.add(self.tick)
 
-        def tick() -> None:
-            if time.perf_counter() >= self._until:
-                return
-            # callbacks run in any order: the transport's, which asks the queue server for a message, has to run first
-            for callback in hub.on_tick:
-                if callback is not tick:
-                    callback()
-            poll = hub.poller.poll
-            while not poll(0) and time.perf_counter() < self._until:
-                os.sched_yield()  # the process that will send the next message may need this very processor
-            self._until = 0.0
-
-        self._tick = tick
-        hub.on_tick.add(tick)
-
-    def unregister(self, hub: Any) -> None:
-        """Leave the hub alone."""
-        hub.on_tick.discard(self._tick)
+    def tick(self) -> None:
+        """Poll until there is an event or the time is up; the hub then handles the event."""
+        if time.perf_counter() >= self._until:
+            return
+        # callbacks run in any order: the transport's, which asks the queue server for a message, has to run first
+        for callback in self._hub.on_tick - {self.tick}:
+            callback()
+        poll = self._hub.poller.poll
+        while not poll(0) and time.perf_counter() < self._until:
+            os.sched_yield()  # the process that will send the next message may need this very processor
+        self._until = 0.0
 
 
 busy_poll = BusyPoll()

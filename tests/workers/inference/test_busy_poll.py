@@ -97,3 +97,14 @@ def test_it_sleeps_at_once_after_a_lone_message(loop: Loop) -> None:
     loop.far.send(b"m")
     loop.hub.run_once()
     assert 0 not in loop.waits
+
+
+def test_a_reconnection_registers_it_once(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker registers it for each new connection, on the same hub."""
+    monkeypatch.setattr(module, "DENSE_GAP_S", 60.0)
+    callbacks = len(loop.hub.on_tick)
+    loop.busy_poll.register(loop.hub)
+    assert len(loop.hub.on_tick) == callbacks
+    loop.send()
+    loop.send()
+    loop.send()
