@@ -101,24 +101,24 @@ class Blobs:
 
         A folder's modification time is that of the last entry added or removed.
         """
-        found = {}
+        modified = {}
         if self._local:
             with contextlib.suppress(FileNotFoundError), os.scandir(self._path(prefix)) as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
-                        found[entry.name] = entry.stat(follow_symlinks=False).st_mtime
-            return found
+                        modified[entry.name] = entry.stat(follow_symlinks=False).st_mtime
+            return modified
         self._fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             for info in self._fs.ls(self._path(prefix), detail=True):
-                found[info["name"].rstrip("/").rsplit("/", 1)[-1]] = _written_at(info)
-        return found
+                modified[info["name"].rstrip("/").rsplit("/", 1)[-1]] = _written_at(info)
+        return modified
 
     def keys(self, prefix: str) -> list[str]:
         """Return all keys at or below `prefix`, or of the whole store, without partial files."""
         path = self._path(prefix) if prefix else self._root
-        found = self._fs.find(path)
-        return sorted(name[len(self._root) + 1 :] for name in found if not name.endswith(PARTIAL))
+        paths = self._fs.find(path)
+        return sorted(name[len(self._root) + 1 :] for name in paths if not name.endswith(PARTIAL))
 
     def usage_bytes(self) -> int:
         """Return the size of the whole store in bytes, without files that vanish meanwhile."""

@@ -75,23 +75,23 @@ def load_settings() -> Settings:
         raise StartupError(f"the settings cannot be used: {'; '.join(wrong)}") from error
 
 
-def check(chosen: Settings) -> bool:
+def check(settings: Settings) -> bool:
     """Check state folder, job database and queue server; return whether the queue server is
     reachable.
 
     Raises StartupError.
     """
-    check_state(chosen)
-    check_database(chosen)
-    return check_queue(chosen)
+    check_state(settings)
+    check_database(settings)
+    return check_queue(settings)
 
 
 # --- state folder and database ---
 
 
-def check_state(chosen: Settings) -> None:
+def check_state(settings: Settings) -> None:
     """Create the state folder and try to write there. Raises StartupError."""
-    folder = chosen.state.absolute()
+    folder = settings.state.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -99,13 +99,13 @@ def check_state(chosen: Settings) -> None:
         _instance_id(folder)
         with contextlib.suppress(OSError):
             (folder / "desk").rename(folder / "scratch")  # its name in earlier releases
-        if not chosen.blobs_url:
+        if not settings.blobs_url:
             (folder / "blobs").mkdir(exist_ok=True)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT} and (folder / "instance-id").exists():
             return  # a full disk is no reason not to serve
         raise StartupError(
-            f"the state folder {folder} cannot be used ({_reason(error)}); set REVERIE_STATE to a folder that this "
+            f"the state folder {folder} cannot be used ({_error_text(error)}); set REVERIE_STATE to a folder that this "
             "user may make and write"
         ) from error
 
@@ -125,16 +125,16 @@ def _instance_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
-def check_database(chosen: Settings) -> None:
+def check_database(settings: Settings) -> None:
     """Open the job database. Raises StartupError."""
     try:
-        name = sa.make_url(chosen.database).render_as_string(hide_password=True)
+        name = sa.make_url(settings.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
         raise StartupError(
             "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
         ) from error
     try:
-        JobStore(chosen.database).engine.dispose()
+        JobStore(settings.database).engine.dispose()
     except NewerDatabaseError as error:
         raise StartupError(f"the job database {name} {error}") from error
     except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
@@ -156,7 +156,7 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StartupError(
-            f"cannot listen on {host}:{port} ({_reason(error)}); stop what listens there, or set {setting}"
+            f"cannot listen on {host}:{port} ({_error_text(error)}); stop what listens there, or set {setting}"
         ) from error
     return listener
 
@@ -164,45 +164,45 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 # --- queue server ---
 
 
-def check_queue(chosen: Settings) -> bool:
+def check_queue(settings: Settings) -> bool:
     """Mark the queue server as this instance's; return whether it is reachable.
 
     Raises StartupError if it cannot be used.
     """
-    mine = _mark(chosen)
+    own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
-    addresses = {"REVERIE_QUEUE_URL": chosen.queue_url, "REVERIE_TRAINING_QUEUE_URL": chosen.training_queue}
-    return all(_claimed(url, setting, mine) for setting, url in addresses.items())
+    addresses = {"REVERIE_QUEUE_URL": settings.queue_url, "REVERIE_TRAINING_QUEUE_URL": settings.training_queue}
+    return all(_claim_queue(url, setting, own_mark) for setting, url in addresses.items())
 
 
 def mark_of(url: str) -> dict[str, Any]:
     """Return the mark on a queue server, empty if there is none. Raises RedisError, OSError."""
     with _client(url) as client:
-        return _parsed(client.get(MARK))
+        return _parse_mark(client.get(MARK))
 
 
-def _mark(chosen: Settings) -> dict[str, Any]:
-    folder = chosen.state.absolute()
+def _own_mark(settings: Settings) -> dict[str, Any]:
+    folder = settings.state.absolute()
     return {
         "id": _instance_id(folder),
-        "database": _database_name(chosen),
+        "database": _database_name(settings),
         "state": str(folder),
         "host": platform.node(),
     }
 
 
-def _database_name(chosen: Settings) -> str:
+def _database_name(settings: Settings) -> str:
     """Return the job database's name, the same on all hosts: no password, relative to the state
     folder.
     """
-    url = sa.make_url(chosen.database)
+    url = sa.make_url(settings.database)
     if url.get_backend_name() != "sqlite":
         return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
-    path, folder = Path(url.database or "").resolve(), chosen.state.resolve()
+    path, folder = Path(url.database or "").resolve(), settings.state.resolve()
     return f"sqlite:{path.relative_to(folder) if path.is_relative_to(folder) else path}"
 
 
-def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
+def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     """Set the mark in a queue database; return whether the server is reachable. Raises
     StartupError.
     """
@@ -211,41 +211,43 @@ def _claimed(url: str, setting: str, mine: dict[str, Any]) -> bool:
     except ValueError as error:
         raise StartupError(f"{setting} is no address of a queue server ({error})") from error
     place = address.name
-    greeting = "" if "path" in address.options or address.sentinels else _greeting(*address.host_port)
+    greeting = "" if "path" in address.options or address.sentinels else _read_greeting(*address.host_port)
     if greeting is None:
         return False
     if greeting:
-        raise StartupError(f"the queue server at {place} refuses this program ({greeting}); {_allow(setting)}")
+        raise StartupError(
+            f"the queue server at {place} refuses this program ({greeting}); {_permission_hint(setting)}"
+        )
     try:
-        theirs = _set_mark(url, mine)
+        mark = _set_mark(url, own_mark)
     except (redis.BusyLoadingError, MasterNotFoundError):
         return False
     except (redis.RedisError, OSError) as error:
-        raise StartupError(_explained(error, place, setting, address.options.get("password"))) from error
-    if _same(theirs, mine):
+        raise StartupError(_describe_error(error, place, setting, address.options.get("password"))) from error
+    if _is_same_instance(mark, own_mark):
         return True
-    whose = f"state folder {theirs.get('state', 'unknown')} on {theirs.get('host', 'an unknown host')}"
+    whose = f"state folder {mark.get('state', 'unknown')} on {mark.get('host', 'an unknown host')}"
     raise StartupError(
         f"the queue server at {place}, database {address.options.get('db', 0)}, belongs to another instance of Reverie "
-        f"({whose}, job database {theirs.get('database', 'unknown')}); set {setting} to a server or database number of "
+        f"({whose}, job database {mark.get('database', 'unknown')}); set {setting} to a server or database number of "
         f"your own, or, if that instance is gone for good, delete the key {MARK} there"
     )
 
 
-def _explained(error: Exception, place: str, setting: str, password: str | None) -> str:
+def _describe_error(error: Exception, place: str, setting: str, password: str | None) -> str:
     """Return the message for a queue server that is reachable but cannot be used."""
-    said = _first_line(error)
+    reason = _first_line(error)
     if isinstance(error, redis.AuthenticationError | AuthorizationError):
         what = "refuses the user name or password it is given" if password else "wants a password"
         return f"the queue server at {place} {what}; put the right one into {setting}: redis://:PASSWORD@HOST:PORT/0"
     if isinstance(error, redis.TimeoutError):
         return f"what listens at {place} does not reply; set {setting} to a Redis-compatible server"
     if isinstance(error, redis.InvalidResponse | redis.ConnectionError | OSError):
-        return f"what listens at {place} is no Redis-compatible server ({said}); set {setting} to one"
-    return f"the queue server at {place} refuses this program ({said}); {_allow(setting)}"
+        return f"what listens at {place} is no Redis-compatible server ({reason}); set {setting} to one"
+    return f"the queue server at {place} refuses this program ({reason}); {_permission_hint(setting)}"
 
 
-def _greeting(host: str, port: int) -> str | None:
+def _read_greeting(host: str, port: int) -> str | None:
     """Return the error that a server sends on connecting, if any; None if nothing listens."""
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
@@ -257,19 +259,19 @@ def _greeting(host: str, port: int) -> str | None:
     return _first_line(text) if text.startswith("-") else ""
 
 
-def _set_mark(url: str, mine: dict[str, Any]) -> dict[str, Any]:
+def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
     """Set the mark if there is none; return the one that is there."""
     with _client(url) as client:
-        client.set(MARK, orjson.dumps(mine), nx=True)
-        mark = _parsed(client.get(MARK))
-        if _same(mark, {**mine, "database": _OLD_DATABASE}) and mine["database"] == _DATABASE:
-            client.set(MARK, orjson.dumps(mine))  # the file has been renamed
-            return mine
+        client.set(MARK, orjson.dumps(own_mark), nx=True)
+        mark = _parse_mark(client.get(MARK))
+        if _is_same_instance(mark, {**own_mark, "database": _OLD_DATABASE}) and own_mark["database"] == _DATABASE:
+            client.set(MARK, orjson.dumps(own_mark))  # the file has been renamed
+            return own_mark
         return mark
 
 
-def _same(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
-    return all(theirs.get(name) == mine[name] for name in ("id", "database"))
+def _is_same_instance(mark: dict[str, Any], own_mark: dict[str, Any]) -> bool:
+    return all(mark.get(name) == own_mark[name] for name in ("id", "database"))
 
 
 def _client(url: str) -> redis.Redis:
@@ -278,7 +280,7 @@ def _client(url: str) -> redis.Redis:
     )
 
 
-def _parsed(mark: Any) -> dict[str, Any]:
+def _parse_mark(mark: Any) -> dict[str, Any]:
     try:
         found = orjson.loads(mark) if mark else {}
     except orjson.JSONDecodeError:
@@ -286,7 +288,7 @@ def _parsed(mark: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _allow(setting: str) -> str:
+def _permission_hint(setting: str) -> str:
     return f"have it allow reading and writing from this host, or set {setting} to another server"
 
 
@@ -294,7 +296,7 @@ def _first_line(text: object) -> str:
     return str(text).strip().partition("\n")[0].strip().removeprefix("-")[:300]
 
 
-def _reason(error: OSError) -> str:
+def _error_text(error: OSError) -> str:
     return error.strerror or str(error)
 
 
@@ -304,9 +306,9 @@ class QueueGuard(threading.Thread):
     If it belongs to another instance, the error is written, `refused` is set and `stop` is called.
     """
 
-    def __init__(self, chosen: Settings, stop: Callable[[], object]) -> None:
+    def __init__(self, settings: Settings, stop: Callable[[], object]) -> None:
         super().__init__(name="queue-guard", daemon=True)
-        self._settings = chosen
+        self._settings = settings
         self._stop = stop
         self.refused = False
 
@@ -315,7 +317,7 @@ class QueueGuard(threading.Thread):
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:
-                if not _same(mark_of(self._settings.queue_url), _mark(self._settings)):
+                if not _is_same_instance(mark_of(self._settings.queue_url), _own_mark(self._settings)):
                     check_queue(self._settings)
             except StartupError as error:
                 self.refused = True

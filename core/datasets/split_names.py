@@ -43,7 +43,7 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
     order, in any case, with or without a character between them: `x_train`, `trainImages`,
     `VAL_LABELS`. Raises UploadRejectedError where two names mean the same.
     """
-    found = Arrays({}, {})
+    result = Arrays({}, {})
     unnamed = None
     for name in names:
         plain = _plain(name)
@@ -57,16 +57,16 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
         word = groups["split"] or groups["split1"] or groups["split2"]
         split = _SPLIT_OF[word] if word else None
         labels = any(groups[group] is not None for group in ("labels", "labels1", "labels2"))
-        chosen = found.labels if labels else found.pictures
-        if split in chosen:
+        arrays = result.labels if labels else result.pictures
+        if split in arrays:
             what = f"{split or 'all'} {'labels' if labels else 'pictures'}"
             raise UploadRejectedError(
-                f"the NPZ has two arrays of {what}: {chosen[split]!r} and {name!r}; leave one of them out"
+                f"the NPZ has two arrays of {what}: {arrays[split]!r} and {name!r}; leave one of them out"
             )
-        chosen[split] = name
-    if unnamed is not None and not found.pictures:
-        found.pictures[None] = unnamed
-    return found
+        arrays[split] = name
+    if unnamed is not None and not result.pictures:
+        result.pictures[None] = unnamed
+    return result
 
 
 def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:

@@ -1,5 +1,5 @@
-"""BMP (Windows bitmap): a header of fixed size, a palette, and lines of pixels, run-length encoded
-or not.
+"""BMP (Windows bitmap): a header of fixed size, a palette, and lines of pixels, maybe run-length
+encoded.
 """
 
 import struct
@@ -13,11 +13,11 @@ _SLACK_BYTES = 1024
 
 
 def read_bmp(data: bytes) -> Container:
-    """Read a BMP's header.
+    """Check a BMP's header and return its container.
 
-    Pillow decodes run lengths in Python, in a loop that codes of no pixel keep going: the returned
-    data ends where an encoder would have ended at the latest. Raises UnusableImageError, or
-    struct.error for a damaged file.
+    Pillow decodes run lengths in Python, in a loop that codes without pixels prolong: the returned
+    data ends where any encoder would have ended. Raises UnusableImageError, or struct.error for a
+    damaged file.
     """
     (offset, header) = struct.unpack_from("<II", data, 10)
     if header == _CORE_HEADER:

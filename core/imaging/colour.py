@@ -1,4 +1,4 @@
-"""Transparency and colour of decoded pictures: alpha apart, ICC profiles to sRGB."""
+"""Transparency and colour of decoded images: separate alpha, ICC profiles to sRGB."""
 
 import io
 from functools import lru_cache
@@ -12,14 +12,14 @@ from core.imaging.container import Container, Pixels
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _CACHED_PROFILE_BYTES = 64 << 10
 _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}
-"""From a level of so many bits to one of 8."""
+"""Bits per channel → factor to 8 bits."""
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the transparency (H, W) of a loaded PNG that has a transparent level or colour: 0
-    there, 255 elsewhere.
+    """Return the transparency (H, W) of a loaded PNG with a transparent colour: 0 there, otherwise
+    255.
 
-    The levels are compared in the file's own depth, so that of 16 bits all count.
+    Levels are compared at the file's own depth, with all of 16 bits.
     """
     key, depth = container.key, container.depth
     assert key is not None  # noqa: S101 - called for those that have one
@@ -46,7 +46,7 @@ def _equal(image: Image.Image, colour: list[int]) -> np.ndarray:
 
 
 def _low_bytes(container: Container) -> Image.Image:
-    """Return the lower bytes of a PNG of 16 bits a channel; Pillow gives the upper ones."""
+    """Return the lower bytes of a PNG with 16 bits a channel; Pillow keeps the upper ones."""
     image = Image.open(io.BytesIO(container.data), formats=(container.format,))
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
     image.load()
@@ -54,10 +54,10 @@ def _low_bytes(container: Container) -> Image.Image:
 
 
 def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
-    """Return a loaded picture's colours, and its transparency (H, W) where it has one.
+    """Return a loaded image's colours, and its transparency (H, W) if it has any.
 
-    With transparency the colours are L where `grey`, else RGB; without, they are the picture, of
-    whatever mode.
+    With transparency the colours are L if `grey`, else RGB; without, they are the image in its own
+    mode.
     """
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
@@ -69,10 +69,10 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
-    """Return a picture in L, RGB or CMYK as sRGB (L where it is grey), and what was done.
+    """Return an image in L, RGB or CMYK as sRGB (L if it is grey), and what was done.
 
-    Relative colorimetric with black point compensation, as editors do. Nothing is done for a
-    profile of sRGB itself.
+    Relative colorimetric with black point compensation, as editors do. A profile of sRGB changes
+    nothing.
     """
     wanted = "L" if image.mode == "L" else "RGB"
     try:
@@ -87,9 +87,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
 
 
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return a profile's name and its transformation to sRGB; None for sRGB's own. Small ones are
-    kept.
-    """
+    """Return a profile's name and its transformation to sRGB (None for sRGB); caches small ones."""
     return (_built if len(profile) > _CACHED_PROFILE_BYTES else _cached)(profile, mode)
 
 

@@ -1,10 +1,9 @@
-"""What the readers of the picture formats share: the result, the limits, and the error for files
-that are refused.
+"""What the readers of the image formats share: their result, their limits and their error.
 
 A reader walks over the chunks or segments of a file without decoding pixels. It counts them against
-a limit, takes the orientation, the ICC profile and the transparent colour out of the metadata, and
-returns a file without metadata, so that Pillow's own parsing of metadata, which is slow on hostile
-files, never runs.
+a limit, takes orientation, ICC profile and transparent colour from the metadata, and returns the
+file without metadata. So Pillow's own parsing of metadata, which is slow on hostile files, never
+runs.
 """
 
 from typing import Any, NamedTuple
@@ -19,18 +18,18 @@ ANIMATED = "the picture is animated, or has several frames or pages; send a sing
 
 
 class UnusableImageError(ValueError):
-    """A picture file that cannot be used; the message says why and what would work."""
+    """An image file that cannot be used; the message says why and what would work."""
 
 
 # See docs/decisions.md#picture-metadata-is-removed-before-pillow-decodes
 class Container(NamedTuple):
-    """A picture file before decoding.
+    """An image file before decoding.
 
-    `width` and `height` are those of the stored pixels, in pixels; `orientation` is EXIF's, 1 … 8.
-    `data` is the file for Pillow's reader of `format`, without metadata. `depth` is in bits a
-    channel, 0 where only Pillow knows; `grey` says that there is no colour, where the container
-    tells. `key` is the level or the colour of a PNG that is transparent. `unfinished`: a JPEG
-    without its end marker. `notes` say what was found or left out.
+    `width` and `height` are those of the stored pixels; `orientation` is EXIF's, 1 … 8. `data` is
+    the file for Pillow's reader of `format`, without metadata. `depth` is in bits a channel, 0 if
+    only Pillow knows; `grey`: the format says that there is no colour. `key`: the transparent level
+    or colour of a PNG. `unfinished`: a JPEG without its end marker. `notes` lists what was found or
+    dropped.
     """
 
     format: str
@@ -49,8 +48,8 @@ class Container(NamedTuple):
 def part_limit(size_bytes: int) -> int:
     """Return how many chunks or segments a file of this size may have.
 
-    Real files have tens of them, and otherwise large ones (64 kB a segment of a JPEG, 8 kB or more
-    a chunk of a PNG).
+    Real files have tens of them, and large ones otherwise (64 kB per segment of a JPEG, 8 kB or
+    more per chunk of a PNG).
     """
     return _PARTS + size_bytes // _BYTES_PER_PART
 

@@ -152,8 +152,8 @@ class PictureFile:
         if container.profile and image.mode != "LAB":
             if image.mode not in {"L", "RGB", "CMYK"}:
                 image = image.convert("L" if image.mode == "1" else "RGB")
-            image, said = to_srgb(image, container.profile)
-            notes += [said] if said else []
+            image, note = to_srgb(image, container.profile)
+            notes += [note] if note else []
         return Colours(image, alpha, mode, (*container.notes, *notes))
 
 

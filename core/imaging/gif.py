@@ -6,22 +6,20 @@ from core.imaging.container import ANIMATED, Container, UnusableImageError, part
 
 MAGIC = (b"GIF87a", b"GIF89a")
 _BLOCKS_PER_PART = 16
-"""A sub-block has at most 255 bytes, and usually that many."""
+"""Sub-blocks have at most 255 bytes, and usually that many."""
 
 _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 
 
 class _Blocks:
-    """The sub-blocks of a file, counted."""
+    """The sub-blocks of a file, counted against a limit."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._limit = self._left = part_limit(_BLOCKS_PER_PART * len(data))
 
     def end(self, place: int) -> int:
-        """Return where the sub-blocks that begin at `place` end, or where the file does if it is
-        cut short.
-        """
+        """Return the end of the sub-blocks that begin at `place`, or of a truncated file."""
         data, size = self._data, len(self._data)
         for left in range(self._left, 0, -1):
             if place >= size or not data[place]:
@@ -32,14 +30,14 @@ class _Blocks:
         raise too_many("GIF", "blocks", self._limit)
 
     def count(self) -> None:
-        """Count one thing more."""
+        """Count one block. Raises UnusableImageError over the limit."""
         self._left -= 1
         if self._left <= 0:
             raise too_many("GIF", "blocks", self._limit)
 
 
 def read_gif(data: bytes) -> Container:
-    """Read a GIF's blocks; the returned data has the one frame and its transparency.
+    """Check a GIF's blocks and return its container, with the single frame and its transparency.
 
     Raises UnusableImageError, or IndexError or struct.error for a damaged file.
     """
@@ -70,5 +68,5 @@ def read_gif(data: bytes) -> Container:
 
 
 def _table(flags: int) -> int:
-    """Return the size in bytes of the colour table that these flags announce."""
+    """Return the size of the colour table in bytes, from its flags."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

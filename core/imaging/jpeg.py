@@ -1,7 +1,6 @@
 """JPEG (ITU-T T.81): segments that begin with a marker, then the scans.
 
-Of further pictures behind the first (CIPA DC-007, "MPO": previews, gain maps, the other eye)
-nothing is read.
+Further images behind the first (CIPA DC-007, "MPO": previews, gain maps, stereo) are not read.
 """
 
 import re
@@ -12,14 +11,10 @@ from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large
 MAGIC = b"\xff\xd8\xff"
 END = b"\xff\xd9"
 SCAN_LIMIT = 32
-"""Progressive files have about ten scans. Each costs time for every pixel, however few bytes it
-has.
-"""
+"""Progressive files have about ten scans. Each costs time for every pixel, whatever its size."""
 
 _LONG_FILL = re.compile(rb"\xff{256,}")
-"""More 0xFF than a table can hold. libjpeg, fed in pieces, begins anew with such a run at each
-piece.
-"""
+"""A run of 0xFF longer than any table; libjpeg, fed in pieces, reads it again for each piece."""
 
 _FILL = re.compile(rb"\xff+")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -30,7 +25,7 @@ _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_
 
 
 class _Header:
-    """What the segments before the first scan say."""
+    """The segments before the first scan."""
 
     def __init__(self) -> None:
         self.kept: list[bytes] = []
@@ -43,7 +38,7 @@ class _Header:
         self.dropped = False
 
     def take(self, marker: int, data: bytes, begin: int, end: int) -> None:
-        """Keep what decoding needs; of the rest, note what it says about pixels."""
+        """Keep a segment that decoding needs; from others take what they say about pixels."""
         if marker < 0xE0:
             if not self.frame and 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
                 self.frame, self.frame_marker = data[begin + 4 : end], marker
@@ -58,9 +53,7 @@ class _Header:
 
     @staticmethod
     def _layout(marker: int, content: bytes) -> bool:
-        """Whether a segment says how colours are coded: those of JFIF and of Adobe, and what is
-        unknown.
-        """
+        """Return whether a segment says how colours are coded (JFIF, Adobe), or is unknown."""
         if marker > _LAST_APPLICATION and marker != _COM:
             return True
         return (marker == _JFIF and content.startswith(b"JFIF")) or (marker == _ADOBE and content.startswith(b"Adobe"))
@@ -76,9 +69,7 @@ class _Header:
             self.several = True
 
     def profile(self) -> tuple[bytes | None, tuple[str, ...]]:
-        """Return the ICC profile, put together from its segments, and a note where it is left out
-        for its size.
-        """
+        """Return the ICC profile from its segments, and a note if it is dropped for its size."""
         parts = sorted(self.profiles)  # by their numbers
         if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
             return None, ()
@@ -89,7 +80,7 @@ class _Header:
 
 
 def read_jpeg(data: bytes) -> Container:
-    """Read a JPEG's segments; of its metadata nothing remains in the returned data.
+    """Check a JPEG's segments and return its container, whose data has no metadata.
 
     Raises UnusableImageError, or IndexError for a damaged file.
     """
@@ -127,7 +118,7 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _header(data: bytes) -> tuple[_Header, int]:
-    """Return what the segments before the first scan say, and where that begins."""
+    """Return the segments before the first scan, and the scan's offset."""
     header, place, limit = _Header(), 2, part_limit(len(data))
     for _ in range(limit):
         if data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xff":
@@ -152,21 +143,21 @@ def _header(data: bytes) -> tuple[_Header, int]:
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return where the next marker's last 0xFF is."""
-    found = _FILL.search(data, place)
-    if found is None or found.end() >= len(data):
+    """Return the offset of the next marker's last 0xFF."""
+    match = _FILL.search(data, place)
+    if match is None or match.end() >= len(data):
         raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
-    return found.end() - 1
+    return match.end() - 1
 
 
 def _scans(data: bytes, place: int) -> int:
-    """Count the scans of the first picture, up to one more than the limit."""
+    """Return the number of scans of the first image, at most one more than the limit."""
     scans, limit = 0, part_limit(len(data))
     for _ in range(limit):
-        found = _MARKER.search(data, place)
-        if found is None:
+        match = _MARKER.search(data, place)
+        if match is None:
             return scans
-        marker, place = data[found.end() - 1], found.end()
+        marker, place = data[match.end() - 1], match.end()
         if marker == _EOI:
             return scans
         if marker == _SOS:
@@ -178,5 +169,5 @@ def _scans(data: bytes, place: int) -> int:
 
 
 def _whole_scan(data: bytes, start: int, components: int) -> bool:
-    """Whether the first scan, at `start`, holds all components and is the only one."""
+    """Return whether the first scan, at `start`, is the only one and has all components."""
     return data[start + 4] == components and data.find(b"\xff\xda", start + 2) < 0

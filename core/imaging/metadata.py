@@ -1,6 +1,4 @@
-"""The two facts that metadata says about pixels: the orientation (EXIF or XMP), and the ICC
-profile.
-"""
+"""Metadata that matters to pixels: the orientation (EXIF or XMP), and the ICC profile's limits."""
 
 import re
 import struct
@@ -9,12 +7,10 @@ import zlib
 import numpy as np
 
 PROFILE_LIMIT_BYTES = 8 << 20
-"""A larger ICC profile is left out. Those of displays have kilobytes, those of printing presses up
-to about 3 MB.
-"""
+"""Larger ICC profiles are dropped; those of displays have kilobytes, of presses up to 3 MB."""
 
 TEXT_LIMIT_BYTES = 1 << 20
-"""A larger compressed text is not searched for an orientation."""
+"""Larger compressed texts are not searched for an orientation."""
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")
@@ -22,20 +18,16 @@ _LONGEST_XMP_BYTES = 1 << 20
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the orientation, 1 … 8, that EXIF says, or XMP where EXIF has none; 1 (upright) where
-    neither does.
-    """
-    found = _exif_orientation(exif) if exif else None
-    if found is None and xmp:
+    """Return the orientation, 1 … 8, by EXIF or otherwise XMP; 1 (upright) by default."""
+    orientation = _exif_orientation(exif) if exif else None
+    if orientation is None and xmp:
         match = _XMP_ORIENTATION.search(xmp[:_LONGEST_XMP_BYTES])
-        found = int(match[1]) if match else None
-    return found if found is not None and 1 <= found <= 8 else 1
+        orientation = int(match[1]) if match else None
+    return orientation if orientation is not None and 1 <= orientation <= 8 else 1
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return the value of the orientation tag in the first directory, whatever it is; None where
-    there is none.
-    """
+    """Return the orientation tag of the first directory, unchecked; None if it is missing."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -60,7 +52,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def inflated(data: bytes, limit: int) -> bytes | None:
-    """Return the zlib stream unpacked; None where it is damaged or longer than `limit` bytes."""
+    """Return a decompressed zlib stream; None if it is damaged or longer than `limit` bytes."""
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(data, limit + 1)
@@ -70,5 +62,5 @@ def inflated(data: bytes, limit: int) -> bytes | None:
 
 
 def too_large_profile() -> str:
-    """Return the note for a profile that is left out because of its size."""
+    """Return the note about a profile that was dropped because of its size."""
     return f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out"

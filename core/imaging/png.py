@@ -26,7 +26,7 @@ _PALETTE_SIZE = 256
 
 
 def read_png(data: bytes) -> Container:
-    """Read a PNG's chunks; of its metadata nothing remains in the returned data.
+    """Check a PNG's chunks and return its container, whose data has no metadata.
 
     Raises UnusableImageError, or IndexError or struct.error for a damaged file.
     """
@@ -68,7 +68,7 @@ def read_png(data: bytes) -> Container:
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
     """Walk over the chunks up to the end of the pixels.
 
-    Returns name, begin and end (checksum included) of those that decoding needs, the metadata by
+    Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata by
     name, and whether the file has nothing else.
     """
     limit = part_limit(len(data))
@@ -98,9 +98,7 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
 
 
 def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
-    """Keep a chunk by its name; of texts only those that may say the orientation, by their
-    keywords.
-    """
+    """Store a metadata chunk by its name, or a text that may hold an orientation by its keyword."""
     if name not in {b"tEXt", b"zTXt", b"iTXt"}:
         metadata[name] = content
         return
@@ -110,9 +108,7 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
 
 
 def _text(chunk: bytes) -> bytes:
-    """Return the text of a chunk kept as its name and what follows the keyword; nothing where it is
-    too large.
-    """
+    """Return the text of a chunk that `_keep` stored; empty if it is too large."""
     name, rest = chunk[:4], chunk[4:]
     if name == b"tEXt":
         return rest
@@ -123,9 +119,7 @@ def _text(chunk: bytes) -> bytes:
 
 
 def _animated(metadata: Mapping[bytes, bytes]) -> bool:
-    """Whether there is more than one frame (APNG); the default image counts where it is not the
-    first of them.
-    """
+    """Return whether an APNG has several frames; the default image may be one more."""
     control = metadata.get(b"acTL", b"")
     if len(control) < 8:
         return False
@@ -134,7 +128,7 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 
 
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the ICC profile, and a note where it is left out for its size."""
+    """Return the ICC profile, and a note if it is dropped because of its size."""
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":
         return None, ()

@@ -1,6 +1,4 @@
-"""TIFF (revision 6.0, and BigTIFF): a directory of tags that point to their values and to the
-pixels.
-"""
+"""TIFF (revision 6.0, and BigTIFF): a directory of tags that point to values and pixels."""
 
 import struct
 from typing import NamedTuple
@@ -19,11 +17,11 @@ _PIXEL_TAGS = {
     *(292, 293, 317, 320, 322, 323, 332, 338, 339, 340, 341),  # fax options, predictor, colours, tile size, samples
     *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG and YCbCr
 }
-"""What decoding needs; every other tag is metadata."""
+"""Tags that decoding needs; all others are metadata."""
 
 
 class _Layout(NamedTuple):
-    """How numbers, directories and their entries are coded."""
+    """Byte order and field sizes of a file."""
 
     order: str
     pointer: str
@@ -37,12 +35,12 @@ class _Layout(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Where the header points to the first directory."""
+        """Offset of the header's pointer to the first directory."""
         return struct.calcsize(self.pointer)
 
     @property
     def entry(self) -> struct.Struct:
-        """Tag, type, number of values, and the values or where they are."""
+        """An entry: tag, type, number of values, and the values or their offset."""
         width = struct.calcsize(self.pointer)
         return struct.Struct(f"{self.order}HH{self.pointer[1]}{width}s")
 
@@ -58,18 +56,18 @@ class _Entry(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of its values, in bytes."""
+        """Size of the values in bytes."""
         return self.number * _SIZES.get(self.kind, 0)
 
     def content(self, data: bytes) -> bytes:
-        """Return its values' bytes."""
+        """Return the bytes of the values."""
         if self.size <= len(self.raw):
             return self.raw[: self.size]
         (offset,) = struct.unpack(self.layout.pointer, self.raw)
         return data[offset : offset + self.size]
 
     def integer(self, data: bytes) -> int:
-        """Return its one value; 0 where it has none, or another type."""
+        """Return the single integer value; 0 for several values or another type."""
         form = _INTEGERS.get(self.kind)
         content = self.content(data)
         if form is None or self.number != 1 or len(content) < _SIZES[self.kind]:
@@ -78,7 +76,7 @@ class _Entry(NamedTuple):
 
 
 def read_tiff(data: bytes) -> Container:
-    """Read a TIFF's first directory; the returned data has one with the tags that decoding needs.
+    """Check a TIFF's first directory and return its container, with the tags that decoding needs.
 
     Raises UnusableImageError, or struct.error for a damaged file.
     """
@@ -106,8 +104,8 @@ def read_tiff(data: bytes) -> Container:
 
 
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
-    """Return the first directory's entries, of each tag the first, and where the next directory is,
-    0 for none.
+    """Return the first directory's entries, the first of each tag, and the next directory's offset
+    (0: none).
     """
     (place,) = struct.unpack_from(layout.pointer, data, layout.first)
     (count,) = struct.unpack_from(layout.amount, data, place)
@@ -128,9 +126,7 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Refuse directories whose values cannot be in the file, and more strips or tiles than the
-    pixels could fill.
-    """
+    """Reject values that are larger than the file, and more strips or tiles than pixels allow."""
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")
     most = part_limit(0) + 8 * max(height, width * height // 256)
@@ -140,7 +136,7 @@ def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None
 
 
 def _rewritten(data: bytes, layout: _Layout, kept: list[_Entry]) -> bytes:
-    """Return the file with a directory of these entries at its end, the only one."""
+    """Return the file with a single directory of these entries at its end."""
     padding = bytes(-len(data) % 8)
     directory = struct.pack(layout.amount, len(kept)) + b"".join(
         layout.entry.pack(entry.tag, entry.kind, entry.number, entry.raw)

@@ -137,11 +137,11 @@ class Tiling:
         at = 0
         while at < count:
             line, column = divmod(first + at, self.columns)
-            mine = min(self.columns - column, count - at)
+            in_line = min(self.columns - column, count - at)
             above = _mirrored(line * self.core[0] - self.margin, self.tile[0], self.height)
             begin = int(above.min())
             band = read(begin, int(above.max()) + 1)[above - begin]
-            for j in range(column, column + mine):
+            for j in range(column, column + in_line):
                 across = _mirrored(j * self.core[1] - self.margin, self.tile[1], self.width)
                 tiles[at] = band[:, across].transpose(2, 0, 1)  # one grey channel becomes three
                 at += 1
@@ -187,9 +187,9 @@ class Layout:
         return cls(Tiling(*size, tile, margin), channels, alpha)
 
     @classmethod
-    def read(cls, said: Mapping[str, Any]) -> "Layout":
+    def read(cls, fields: Mapping[str, Any]) -> "Layout":
         """Return the layout that was written as this JSON object."""
-        picture, tiles = said["image"], said["tiles"]
+        picture, tiles = fields["image"], fields["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])
 

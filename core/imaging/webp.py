@@ -10,12 +10,12 @@ _METADATA = {b"ICCP", b"EXIF", b"XMP "}
 
 
 def is_webp(data: bytes) -> bool:
-    """Whether a file begins as WebP does."""
+    """Return whether a file begins as WebP does."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def read_webp(data: bytes) -> Container:
-    """Read a WebP's chunks.
+    """Check a WebP's chunks and return its container.
 
     Raises UnusableImageError, or IndexError or struct.error for a damaged file.
     """
