@@ -1,4 +1,4 @@
-"""Files to upload as datasets, good and bad, and a converter that tests call."""
+"""Files to upload as datasets, valid and not, and a converter for tests."""
 
 import io
 import struct
@@ -23,26 +23,26 @@ SPLITS = ("train", "validation", "test")
 
 
 def idx(array: np.ndarray, kind: int = 0x08) -> bytes:
-    """The IDX file of an array."""
+    """Return an array as an IDX file."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 def npz(*unnamed: np.ndarray, **arrays: np.ndarray) -> bytes:
-    """The NPZ file of arrays."""
+    """Return arrays as an NPZ file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, *unnamed, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """A picture file of pixels (H, W) or (H, W, 3)."""
+    """Return pixels (H, W) or (H, W, 3) as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
 
 
 def packed(members: Iterable[tuple[str | zipfile.ZipInfo, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A ZIP of these members."""
+    """Return a ZIP with these members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, data in members:
@@ -51,17 +51,17 @@ def packed(members: Iterable[tuple[str | zipfile.ZipInfo, bytes]], compression: 
 
 
 def pictures(count: int, height: int = 6, width: int = 5, seed: int = 0) -> np.ndarray:
-    """Different grey pictures."""
+    """Return different grey images."""
     return np.random.default_rng(seed).integers(0, 256, (count, height, width), dtype=np.uint8)
 
 
 def zipped(count: int = 12) -> list[tuple[str | zipfile.ZipInfo, bytes]]:
-    """Members of a good ZIP."""
+    """Return the members of a valid ZIP of images."""
     return [(f"digits/{number:03}.png", png(one)) for number, one in enumerate(pictures(count))]
 
 
 class UploadConverter:
-    """A folder to convert uploads in."""
+    """Converts uploads in a folder of its own, each in a new subfolder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class UploadConverter:
         self.made = folder
 
     def __call__(self, file: bytes, labels: bytes | None = None, **wish: Any) -> dict[str, Any]:
-        """What the upload is converted to."""
+        """Convert an upload and return its description."""
         self.runs += 1
         folder = self.folder / str(self.runs)
         folder.mkdir()
@@ -80,16 +80,16 @@ class UploadConverter:
         return convert(folder, ConversionOptions(**wish))
 
     def array(self, name: str) -> np.ndarray:
-        """An array of the last conversion."""
+        """Return an array of the last conversion."""
         array: np.ndarray = np.load(self.made / f"{name}.npy")
         return array
 
     def all(self) -> np.ndarray:
-        """The pictures of the last conversion, split after split."""
+        """Return the images of the last conversion, split after split."""
         return np.concatenate([self.array(name) for name in SPLITS])
 
     def refused(self, file: bytes, *words: str, labels: bytes | None = None, **wish: Any) -> UploadRejectedError:
-        """The refusal of an upload, once its words are in it."""
+        """Return the rejection of an upload, whose message must contain these words."""
         with pytest.raises(UploadRejectedError) as caught:
             self(file, labels, **wish)
         for word in words:
@@ -99,12 +99,12 @@ class UploadConverter:
 
 
 def rows(array: np.ndarray) -> set[bytes]:
-    """Pictures to compare without order."""
+    """Return images as a set, to compare them without order."""
     return {one.tobytes() for one in array}
 
 
 def zip_end(count: int, length: int, offset: int, wide: tuple[int, int, int] | None = None) -> bytes:
-    """The end of a ZIP: the number of members, their list's size and place, in a ZIP64 record, too, if it is given."""
+    """Return the end of a ZIP: number of members, size and offset of the directory, maybe in ZIP64."""
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, offset, 0)
     if wide is None:
         return end
@@ -113,14 +113,14 @@ def zip_end(count: int, length: int, offset: int, wide: tuple[int, int, int] | N
 
 
 def end_of(file: bytes) -> tuple[bytes, int, int, int]:
-    """A ZIP without its end record, and what that says: the number of members, their list's size and place."""
+    """Return a ZIP without its end record, and the record's number, size and offset."""
     place = file.rindex(b"PK\5\6")
     count, length, offset = struct.unpack_from("<HII", file, place + 10)
     return file[:place], count, length, offset
 
 
 def tar(mode: Literal["w", "w:gz", "w:bz2", "w:xz"], form: int = tarfile.PAX_FORMAT) -> bytes:
-    """A tar archive of a picture."""
+    """Return a tar archive of an image."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode, format=form) as archive:
         info = tarfile.TarInfo("a.png")
@@ -131,14 +131,14 @@ def tar(mode: Literal["w", "w:gz", "w:bz2", "w:xz"], form: int = tarfile.PAX_FOR
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture file."""
+    """Return an image file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def exif(orientation: int) -> Image.Exif:
-    """The metadata of a camera that was held like this."""
+    """Return EXIF metadata with this orientation."""
     metadata = Image.Exif()
     metadata[0x0112] = orientation
     return metadata

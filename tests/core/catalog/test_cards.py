@@ -1,4 +1,4 @@
-"""What the card of an imported file may hold."""
+"""Bounds on the cards and previews of imported files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SHIPPED = sorted((ROOT / "checkpoints").glob("*/*/model.safetensors"))
 
 
 def card(**change: Any) -> str:
-    """The text of the first shipped card, with a change."""
+    """Return the first shipped card with changed fields, as JSON text."""
     return json.dumps({**read_card(SHIPPED[0]).json, **change})
 
 
 def png(width: int, height: int, **options: Any) -> str:
-    """A preview of that size."""
+    """Return a preview of that size, in base64."""
     file = io.BytesIO()
     Image.new("L", (width, height)).save(file, "PNG", **options)
     return base64.b64encode(file.getvalue()).decode()
@@ -32,7 +32,7 @@ def png(width: int, height: int, **options: Any) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.parent.name)
 def test_shipped_cards_pass(path: Any) -> None:
-    """What ships is what may be imported."""
+    """Shipped cards pass the checks of imported ones."""
     assert parse_card(json.dumps(read_card(path).json)) == read_card(path)
 
 
@@ -80,7 +80,7 @@ def test_shipped_cards_pass(path: Any) -> None:
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_a_field_out_of_bounds_is_named(change: dict[str, Any], said: str) -> None:
-    """Each field has a type and a size; the error says which one is wrong, in a few words."""
+    """The error names the field that has the wrong type or size, in under 400 characters."""
     with pytest.raises(CardError) as caught:
         parse_card(card(**change))
     assert said in str(caught.value)
@@ -89,7 +89,7 @@ def test_a_field_out_of_bounds_is_named(change: dict[str, Any], said: str) -> No
 
 @pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 60_000, "1" * 5000, "\ud800"])
 def test_a_card_is_a_json_object(text: str) -> None:
-    """What is none is refused at once."""
+    """Any other text is rejected quickly."""
     begun = time.monotonic()
     with pytest.raises(CardError):
         parse_card(text)
@@ -97,7 +97,7 @@ def test_a_card_is_a_json_object(text: str) -> None:
 
 
 def test_a_preview_is_a_small_png() -> None:
-    """Its bytes come back; another format, half a file, a huge picture and unpacking bombs are refused."""
+    """A small PNG is returned; other formats, truncated files and decompression bombs are rejected."""
     assert parse_preview(png(64, 64)) == base64.b64decode(png(64, 64))
     bomb = PngImagePlugin.PngInfo()
     bomb.add_text("comment", "x" * (8 << 20), zip=True)

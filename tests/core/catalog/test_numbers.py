@@ -31,7 +31,7 @@ class Body(BaseModel):
 
 
 def test_whole_floats_become_ints_where_integers_are_asked_for() -> None:
-    """In properties, lists, lists of lists and objects; a number that may have a fraction stays as it is."""
+    """Whole floats become ints in properties and nested lists, but not where fractions are allowed."""
     given = {"size": 4.0, "limit": 2.0, "heat": 1.0, "sizes": [8.0, 9], "table": [[1.0], [2, 3.0]], "inner": {"k": 5.0}}
     made = whole_numbers(SCHEMA, given)
     assert made == given
@@ -43,7 +43,7 @@ def test_whole_floats_become_ints_where_integers_are_asked_for() -> None:
 
 
 def test_a_fingerprint_does_not_tell_4_from_4_0() -> None:
-    """At any depth, and -0.0 is 0."""
+    """4 and 4.0 have the same fingerprint at any depth, and so have -0.0 and 0."""
     assert repr(canonical({"a": 4.0, "b": [1.0, {"c": 2.5}], "d": -0.0, "e": "4.0", "f": True})) == repr(
         {"a": 4, "b": [1, {"c": 2.5}], "d": 0, "e": "4.0", "f": True}
     )
@@ -51,7 +51,7 @@ def test_a_fingerprint_does_not_tell_4_from_4_0() -> None:
 
 @pytest.mark.parametrize("value", [4.5, math.inf, -math.inf, math.nan, True, None, "4", "4.0", [4], 1e300, -1e300])
 def test_what_is_no_whole_number_is_refused(value: Any) -> None:
-    """A fraction, infinity, NaN, true, text: none of them is passed on as an integer."""
+    """Fractions, infinity, NaN, booleans and text are rejected as integers."""
     assert repr(whole(value)) == repr(value)
     with pytest.raises(ValidationError, match="valid integer"):
         Body(count=value)
@@ -59,6 +59,6 @@ def test_what_is_no_whole_number_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize(("value", "made"), [(4.0, 4), (4, 4), (-0.0, 0), (2.0**53, 2**53), (-3.0, -3)])
 def test_a_whole_number_is_an_int(value: float, made: int) -> None:
-    """Written either way."""
+    """4 and 4.0 both become the int 4."""
     count = Body(count=value).count  # type: ignore[arg-type]
     assert (count, type(count)) == (made, int)

@@ -7,7 +7,7 @@ from core.catalog.operations import BY_METHOD, OPERATIONS
 
 
 def test_shared_pictures_are_inputs_under_their_own_name() -> None:
-    """An inpainting reads images of any number and one mask; nothing else shares a picture."""
+    """`inpaint` reads any number of images and one mask; no other operation shares an image."""
     inpaint = BY_METHOD["inpaint"]
     assert (inpaint.inputs, inpaint.images) == (("images", "mask"), ("images",))
     assert inpaint.images_needed == "at least one image"
@@ -16,7 +16,7 @@ def test_shared_pictures_are_inputs_under_their_own_name() -> None:
 
 
 def test_rows_and_columns_follow_from_counts() -> None:
-    """Three images with four answers each are twelve rows, in lines of four; other grids are near-square."""
+    """Three images with four results each are twelve rows in a grid of four columns."""
     inpaint = BY_METHOD["inpaint"]
     assert inpaint.rows(4, 3, {}) == 12
     assert inpaint.columns(4) == 4
@@ -26,6 +26,6 @@ def test_rows_and_columns_follow_from_counts() -> None:
 
 @pytest.mark.parametrize(("levels", "words"), [([0, 127], "nothing"), ([128, 255], "everything"), ([127, 128], None)])
 def test_a_mask_hides_something_but_not_all(levels: list[int], words: str | None) -> None:
-    """128 is white, 127 is not."""
+    """A mask must have white and black pixels; level 128 is white, 127 is not."""
     fault = BY_METHOD["inpaint"].shared[0].fault(np.array([[levels]], np.uint8))
     assert (fault is None) if words is None else (words in str(fault))

@@ -1,4 +1,4 @@
-"""Models known by their cards, without torch."""
+"""The registry reads models from cards, without torch."""
 
 import json
 import struct
@@ -34,7 +34,7 @@ def _save(folder: Path, name: str, version: str, card: Any = CARD) -> Path:
 
 
 def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
-    """10 is newer than 9; name@version pins one."""
+    """Version 10 is newer than 9; name@version selects a version."""
     for version in ("9", "10", "1"):
         _save(tmp_path, "m", version)
     models = Registry(tmp_path)
@@ -52,7 +52,7 @@ def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
 
 
 def test_a_new_model_is_found_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown name makes the folder be read anew, but not at every request."""
+    """An unknown name causes a scan, but not at every request."""
     models = Registry(tmp_path)
     _save(tmp_path, "m", "1")
     assert models.find("m") is None  # the folder was read a moment ago
@@ -73,7 +73,7 @@ def test_a_new_model_is_found_without_a_restart(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_a_damaged_file_is_left_out(tmp_path: Path, data: bytes) -> None:
-    """Its neighbours are served all the same."""
+    """A damaged file is skipped, and the other models are served."""
     _save(tmp_path, "good", "1")
     bad = tmp_path / "bad" / "1" / FILE
     bad.parent.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_a_card_that_lacks_something_is_no_model(tmp_path: Path, card: Any) -> N
 
 
 def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """And an operation that nobody knows is no fault: a newer model may have it."""
+    """All fields are kept; operations that are unknown here are ignored."""
     card = {**CARD, "operations": {**CARD["operations"], "dream": {}}}  # type: ignore[dict-item]
     path = _save(tmp_path, "m", "1", card)
     assert read_card(path).json == card
@@ -112,7 +112,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_and_completed(tmp_path: Path) -> None:
-    """Defaults are filled in, and 8.0 is the integer 8."""
+    """Defaults are filled in, and 8.0 becomes the integer 8."""
     choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     assert choice.options({}) == {"size": 20, "heat": None, "way": "up"}
     given = choice.options({"size": 8.0, "heat": 0.5})
@@ -134,7 +134,7 @@ def test_options_are_checked_and_completed(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: str, word: str) -> None:
-    """With what would be right, in a few words."""
+    """The error names the option and what is allowed."""
     choice = read_version(_save(tmp_path, "m", "1")).operations["sample"]
     with pytest.raises(InvalidOptionsError) as caught:
         choice.options(given)
@@ -145,7 +145,7 @@ def test_a_wrong_option_is_named(tmp_path: Path, given: dict[str, Any], field: s
 
 
 def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Versions made here stand beside those that ship; what serves is what was set, else the newest."""
+    """An activated version is active; otherwise the newest one is."""
     monkeypatch.setattr(under_test, "_CHECK_S", 0.0)
     shipped, made = tmp_path / "shipped", tmp_path / "made"
     _save(shipped, "m", "1")
@@ -167,7 +167,7 @@ def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_ships_goes_before_what_was_made_here(tmp_path: Path) -> None:
-    """The same number in both folders is the shipped file."""
+    """If both folders have a version, the shipped file is used."""
     path = _save(tmp_path / "shipped", "m", "1")
     _save(tmp_path / "made", "m", "1")
     found = Registry(tmp_path / "shipped", tmp_path / "made").find("m@1")

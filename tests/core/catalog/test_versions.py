@@ -1,4 +1,4 @@
-"""Which version serves, and numbers for new ones."""
+"""Active versions, candidates, and numbers of new versions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from core.catalog.versions import Versions
 
 
 def test_cards_need_what_models_say() -> None:
-    """The list here is that of `models.kit.card`."""
+    """The required fields equal those of `models.kit.card`."""
     from models.kit.card import REQUIRED
 
     assert REQUIRED_FIELDS == REQUIRED
 
 
 def test_an_announced_version_serves_when_it_is_told_to(tmp_path: Path) -> None:
-    """Announcing changes nothing that serves; serving ends the announcement; settling yields to what was chosen."""
+    """Staging keeps the active version, activating ends staging, and pinning changes nothing later."""
     versions = Versions(tmp_path / "made")
     assert (versions.pointers(), versions.stamp()) == ({}, 0)
     versions.stage("m", "2")
@@ -36,7 +36,7 @@ def test_an_announced_version_serves_when_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_each_caller_gets_a_number_of_its_own(tmp_path: Path) -> None:
-    """Many at once, above all that are known."""
+    """Concurrent reservations get different numbers above all known ones."""
     versions = Versions(tmp_path)
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(versions.reserve("m", ["4"]))) for _ in range(8)]
@@ -48,7 +48,7 @@ def test_each_caller_gets_a_number_of_its_own(tmp_path: Path) -> None:
 
 
 def test_versions_do_not_change(tmp_path: Path) -> None:
-    """What is there is not overwritten, and a second file leaves nothing behind."""
+    """Publishing over a version fails and leaves no file behind."""
     versions = Versions(tmp_path / "made")
     for content in (b"first", b"second"):
         (tmp_path / "file").write_bytes(content)
@@ -61,7 +61,9 @@ def test_versions_do_not_change(tmp_path: Path) -> None:
 
 
 def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
-    """Workers that warm up do not count; one that cannot load it has said so."""
+    """Each ready worker must have loaded the version or reported an error; warming ones do not
+    count.
+    """
     held = {"state": "ready", "capacity": {"m@2": {}}, "refused": {}}
     other = {"state": "ready", "capacity": {}, "refused": {}}
     failing = {"state": "ready", "capacity": {}, "refused": {"m@2": "damaged"}}
@@ -73,7 +75,7 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
 
 
 def test_what_is_or_has_become_a_version_is_no_leftover(tmp_path: Path) -> None:
-    """Half-written files go, and folders that hold nothing else; a folder that got a version meanwhile stays."""
+    """Partial files and empty folders are removed, unless they hold a version by then."""
     versions = Versions(tmp_path)
     half = f".{'a' * 32}"
     for name in ("m/1/model.safetensors", f"m/1/{half}", f"m/2/{half}", f"n/1/{half}", "o/1/other"):

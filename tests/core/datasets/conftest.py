@@ -9,5 +9,5 @@ from tests.uploads import UploadConverter
 
 @pytest.fixture
 def converter(tmp_path: Path) -> UploadConverter:
-    """A fresh one."""
+    """Return a converter with a folder of its own."""
     return UploadConverter(tmp_path)

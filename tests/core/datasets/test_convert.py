@@ -15,7 +15,7 @@ from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, npz, packed, pic
 
 
 def test_the_split_is_the_pictures_own(converter: UploadConverter) -> None:
-    """It does not depend on their order, and equal pictures never stand on both sides."""
+    """The split does not depend on the order, and equal images are in one split."""
     some = np.concatenate([pictures(300), pictures(60)])  # the first sixty twice
     said = converter(idx(some), validation=0.2, test=0.2)
     assert said["duplicates"] == {"pictures": 60, "names": 0, "held_back_in_train": 0}
@@ -30,14 +30,14 @@ def test_the_split_is_the_pictures_own(converter: UploadConverter) -> None:
 
 
 def test_shares_may_be_none(converter: UploadConverter) -> None:
-    """Then everything is there to train on, and the empty arrays can be opened all the same."""
+    """With shares of 0 all images are for training, and the other arrays are empty but valid."""
     said = converter(idx(pictures(20)), validation=0.0, test=0.0)
     assert said["counts"] == {"train": 20, "validation": 0, "test": 0}
     assert np.load(converter.made / "test.npy", mmap_mode="c").shape == (0, 1, 6, 5)
 
 
 def test_labels_stay_with_their_pictures(converter: UploadConverter) -> None:
-    """In the order of the three arrays; from an IDX beside the file, or from arrays of the NPZ."""
+    """Labels follow the order of the arrays, from an IDX file or from arrays of an NPZ."""
     some = pictures(40)
     some[:, 0, 0] = np.arange(40)
     for file, labels in (
@@ -52,7 +52,7 @@ def test_labels_stay_with_their_pictures(converter: UploadConverter) -> None:
 
 
 def test_splits_that_cannot_be_are_refused(converter: UploadConverter) -> None:
-    """Pictures that are all the same, folders for some only, too few photographs."""
+    """Equal images, folders for some images only, and too few photographs are rejected."""
     converter.refused(idx(np.ones((20, 4, 4), np.uint8)), "1 different pictures", "too few", "train")
     some = [("train/a.png", png(pictures(1)[0]))]
     converter.refused(packed([*zipped(), *some]), "'digits/000.png' in none")
@@ -66,7 +66,7 @@ def test_splits_that_cannot_be_are_refused(converter: UploadConverter) -> None:
 
 
 def _process(folder: Path, file: bytes, **wish: Any) -> dict[str, Any]:
-    """What the child process says of an upload."""
+    """Return what the child process prints for an upload."""
     folder.mkdir()
     (folder / "file").write_bytes(file)
     command = [
@@ -82,7 +82,7 @@ def _process(folder: Path, file: bytes, **wish: Any) -> dict[str, Any]:
 
 
 def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
-    """As JSON; a full disk is 507 and leaves nothing that looks whole."""
+    """It prints JSON; a full disk is a problem of status 507 and leaves no dataset."""
     assert _process(tmp_path / "a", DIGITS.read_bytes(), resize=None)["counts"]["train"] == 1600
     assert not (tmp_path / "a" / "file").exists()
     assert not (tmp_path / "a" / "stage").exists()
@@ -93,7 +93,7 @@ def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_while_it_writes_is_507(tmp_path: Path) -> None:
-    """Even when there seemed to be room: the process may write files of at most 1 MB here."""
+    """A write that fails later, here at a file size limit of 1 MB, is status 507, too."""
     folder = tmp_path / "x"
     folder.mkdir()
     (folder / "file").write_bytes(DIGITS.read_bytes())
@@ -107,7 +107,7 @@ def test_a_disk_that_fills_while_it_writes_is_507(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """A gzipped array of 200 MB, and one whose rows lie scattered, are converted in a fraction of that."""
+    """A gzipped array of 200 MB, and one in Fortran order, take under 130 MB."""
     some = np.zeros((200, 1000, 1000), np.uint8)
     some[:, 0, 0] = np.arange(200)
     program = (

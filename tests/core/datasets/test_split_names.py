@@ -13,7 +13,7 @@ SPLIT_WORDS = {
 
 
 def spellings(first: str, second: str) -> list[str]:
-    """Both orders, with and without a character between, in several cases."""
+    """Return names of two words in both orders, with several separators and cases."""
     pairs = [(first, second), (second, first)]
     joined = [f"{a}{between}{b}" for a, b in pairs for between in ("_", "", "-")]
     camel = [a + b.capitalize() for a, b in pairs]
@@ -23,7 +23,7 @@ def spellings(first: str, second: str) -> list[str]:
 @pytest.mark.parametrize("pictures_word", ["x", "images", "data"])
 @pytest.mark.parametrize("labels_word", ["y", "labels"])
 def test_names_of_arrays_are_understood_in_any_spelling(pictures_word: str, labels_word: str) -> None:
-    """Each split, of pictures and of labels."""
+    """Each split's images and labels are recognised, and other names are not."""
     for split, words in SPLIT_WORDS.items():
         for word in words:
             for name in spellings(word, pictures_word):
@@ -56,7 +56,7 @@ def test_names_of_arrays_are_understood_in_any_spelling(pictures_word: str, labe
 def test_split_folders_are_recognised(
     converter: UploadConverter, names: tuple[str, str, str], root: str, between: str
 ) -> None:
-    """In any case, at the top or below a common folder, with any separator."""
+    """Split folders are recognised in any case, below a common folder, with any separator."""
     some = pictures(24)
     files = [
         (f"{root}{names[number // 8]}/{number % 2}/{number:02}.png".replace("/", between), png(one))
@@ -70,7 +70,7 @@ def test_split_folders_are_recognised(
 
 
 def test_split_folders_within_classes_are_recognised(converter: UploadConverter) -> None:
-    """The outermost counts; a class may have a split's name below it."""
+    """The outermost split folder counts; a class below it may have a split's name."""
     some = pictures(24)
     folders = ["cats/train/dev", "cats/Test/dev", "dogs/train/x", "dogs/test/x"]
     said = converter(packed((f"{folders[number % 4]}/{number:02}.png", png(one)) for number, one in enumerate(some)))

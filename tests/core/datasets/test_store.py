@@ -1,4 +1,4 @@
-"""Datasets on the disk: made once, whole, and kept while they are used."""
+"""The store of datasets: added atomically, and not deleted while they are used."""
 
 import multiprocessing
 import subprocess
@@ -18,7 +18,7 @@ DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
 def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tuple[dict[str, Any], bool]:
-    """Convert the file (the fixture's digits) and put it under a name."""
+    """Convert a file (by default the fixture's digits) and add it under a name."""
     with datasets.scratch_folder() as folder:
         (folder / "file").write_bytes(file or DIGITS.read_bytes())
         return datasets.add(folder / "made", name, convert(folder, ConversionOptions(**wish)))
@@ -26,12 +26,12 @@ def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tupl
 
 @pytest.fixture
 def datasets(tmp_path: Path) -> Datasets:
-    """None yet."""
+    """Return an empty store."""
     return Datasets(tmp_path / "datasets")
 
 
 def test_a_dataset_is_a_folder_with_what_it_is(datasets: Datasets) -> None:
-    """It can be had by its name, and listed; nothing else is left behind."""
+    """A dataset is found by its name and listed; no scratch folder is left."""
     about, new = added(datasets, "digits")
     assert new
     assert datasets.get("digits") == about
@@ -45,7 +45,7 @@ def test_a_dataset_is_a_folder_with_what_it_is(datasets: Datasets) -> None:
 
 
 def test_the_same_again_is_no_other(datasets: Datasets) -> None:
-    """Other arrays under the name are refused, the same ones under another name are another dataset."""
+    """Other arrays under a taken name are rejected; equal ones return the dataset that is there."""
     first, _ = added(datasets, "digits")
     again, new = added(datasets, "digits")
     assert not new
@@ -59,7 +59,7 @@ def test_the_same_again_is_no_other(datasets: Datasets) -> None:
 
 
 def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
-    """Until the last user has released it."""
+    """A dataset is deleted only after its last user has released it."""
     added(datasets, "digits")
     assert datasets.use("digits", "job_1")
     assert datasets.use("digits", "job_2")
@@ -82,14 +82,14 @@ def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
 
 
 def test_what_fails_half_way_leaves_nothing(datasets: Datasets) -> None:
-    """Whatever the fault."""
+    """A scratch folder is removed on any error."""
     with pytest.raises(FileExistsError), datasets.scratch_folder() as folder:
         (folder / "lock").mkdir()
     assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == []
 
 
 def test_what_a_dead_process_left_is_cleared(datasets: Datasets) -> None:
-    """At the next start, and what a live one has at work is not touched."""
+    """The next start removes scratch folders of dead processes, and keeps those of live ones."""
     program = (
         "import os, sys; from pathlib import Path; from core.datasets.store import Datasets\n"
         "with Datasets(Path(sys.argv[1])).scratch_folder() as folder: (folder / 'file').touch(); os._exit(1)"
@@ -110,7 +110,7 @@ def _race(folder: Path, number: int) -> bool | None:
 
 
 def test_of_many_at_once_one_is_first(datasets: Datasets) -> None:
-    """Processes that add different sets under one name: one is new, its equals are the same, the others are refused."""
+    """Of processes that add different arrays under one name, one succeeds."""
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         outcomes = pool.starmap(_race, [(datasets.folder, number) for number in range(8)])
     assert sorted(outcomes, key=str) == [False] * 3 + [None] * 4 + [True]
@@ -119,7 +119,7 @@ def test_of_many_at_once_one_is_first(datasets: Datasets) -> None:
 
 
 def test_previews(datasets: Datasets) -> None:
-    """A grid of pictures from the whole split; of vectors, lines; of nothing, none."""
+    """A preview is a grid from the whole split; vectors are lines; an empty split has none."""
     added(datasets, "digits")
     grid = opened(datasets.preview("digits", "train", 9) or b"")
     assert grid.shape == (84, 84)

@@ -1,4 +1,4 @@
-"""Pictures written band by band are those that were given, and as good as written whole."""
+"""Large images are encoded from bands of lines."""
 
 import io
 import tracemalloc
@@ -14,7 +14,7 @@ SIZES = [(1, 1), (1, 700), (200, 3), (64, 64), (65, 33), (301, 203)]
 
 
 def picture(height: int, width: int, channels: int) -> np.ndarray:
-    """A smooth picture."""
+    """Return a smooth image."""
     coarse = np.random.default_rng(channels).integers(0, 256, (9, 7, channels), np.uint8)
     size = (width, height)
     layers = [Image.fromarray(coarse[:, :, one]).resize(size, Image.Resampling.BICUBIC) for one in range(channels)]
@@ -22,7 +22,7 @@ def picture(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def written(kind: str, pixels: np.ndarray, lines: int, quality: int = 80) -> bytes:
-    """The file, from bands of so many lines."""
+    """Return the encoded file, from bands of `lines` lines."""
     out = io.BytesIO()
     bands: Iterator[np.ndarray] = (pixels[at : at + lines] for at in range(0, len(pixels), lines))
     write(kind, bands, Shape(*pixels.shape), quality, out)
@@ -30,7 +30,7 @@ def written(kind: str, pixels: np.ndarray, lines: int, quality: int = 80) -> byt
 
 
 def plain(pixels: np.ndarray) -> np.ndarray:
-    """Without the axis of one channel, as Pillow has it."""
+    """Return the pixels without the axis of a single channel, as Pillow has them."""
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
@@ -38,7 +38,7 @@ def plain(pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("lines", [1, 24, 1000])
 def test_png_keeps_every_pixel(size: tuple[int, int], channels: int, lines: int) -> None:
-    """Grey and colour, with transparency and without; colours are said to be sRGB."""
+    """PNG is lossless for grey and colour, with and without transparency, and marked as sRGB."""
     pixels = picture(*size, channels)
     image = Image.open(io.BytesIO(written(PNG, pixels, lines)))
     assert image.mode == Shape(*pixels.shape).mode
@@ -50,7 +50,7 @@ def test_png_keeps_every_pixel(size: tuple[int, int], channels: int, lines: int)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("quality", [1, 80, 95])
 def test_jpeg_in_pieces_has_the_pixels_of_one_written_whole(size: tuple[int, int], channels: int, quality: int) -> None:
-    """Restart markers are all that differs, whatever the bands."""
+    """A JPEG written in bands has the pixels of one that Pillow writes whole."""
     pixels = picture(*size, channels)
     whole = io.BytesIO()
     colours = 0 if quality >= 90 or channels == 1 else 2
@@ -62,7 +62,7 @@ def test_jpeg_in_pieces_has_the_pixels_of_one_written_whole(size: tuple[int, int
 
 
 def test_a_wide_jpeg_has_restarts_it_can_count() -> None:
-    """A restart interval has at most 65535 units; the widest picture that libjpeg reads keeps to that."""
+    """A restart interval has at most 65535 units, also at the greatest width."""
     pixels = picture(70, LONGEST_SIDE[JPEG], 3)
     made = Image.open(io.BytesIO(written(JPEG, pixels, 70, 95)))
     assert np.abs(np.asarray(made).astype(int) - pixels).mean() < 2
@@ -70,7 +70,7 @@ def test_a_wide_jpeg_has_restarts_it_can_count() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_webp_keeps_the_picture(channels: int) -> None:
-    """Nearly, as lossy formats do; grey as colours that are grey."""
+    """WebP is close to the original; grey stays grey."""
     pixels = picture(90, 70, channels)
     image = Image.open(io.BytesIO(written(WEBP, pixels, 24, 100)))
     assert image.mode == ("RGBA" if channels % 2 == 0 else "RGB")
@@ -80,7 +80,7 @@ def test_webp_keeps_the_picture(channels: int) -> None:
 
 @pytest.mark.parametrize("kind", [PNG, JPEG])
 def test_memory_follows_the_width(kind: str) -> None:
-    """A picture forty times as high needs no more memory on its way."""
+    """An image forty times as high needs no more memory."""
     band = picture(96, 1000, 3)
     peaks = []
     for count in (2, 80):
@@ -93,7 +93,7 @@ def test_memory_follows_the_width(kind: str) -> None:
 
 
 def test_each_format_has_its_limits() -> None:
-    """Said with what would work."""
+    """An image that is too large for a format is rejected with one that would work."""
     for kind in FORMATS:
         assert fault(kind, 1000, 1000) is None
         side = LONGEST_SIDE[kind]

@@ -18,7 +18,7 @@ def _noise(channels: int = 1) -> Pixels:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_png_gives_back_its_pixels(channels: int) -> None:
-    """Nothing is lost and nothing converted."""
+    """Encoding and decoding is lossless, without conversions."""
     pixels, said = decode(png(_noise(channels)), channels, 12, 10)
     assert (pixels == _noise(channels)).all()
     assert pixels.dtype == np.uint8
@@ -26,7 +26,7 @@ def test_a_png_gives_back_its_pixels(channels: int) -> None:
 
 
 def test_a_grid_is_near_square_and_row_major() -> None:
-    """Five colour pictures lie on two lines of three; a column count may be given."""
+    """Five images make two rows of three; the number of columns can be given."""
     batch = np.stack([np.full((3, 2, 2), value, np.uint8) for value in (10, 20, 30, 40, 50)])
     sheet = np.asarray(Image.open(io.BytesIO(grid(batch))))
     assert sheet.shape == (4, 6, 3)
@@ -35,14 +35,14 @@ def test_a_grid_is_near_square_and_row_major() -> None:
 
 
 def test_grey_becomes_colour_where_the_model_is_coloured() -> None:
-    """Each channel gets the grey value, and that is said."""
+    """Each channel gets the grey value, and the conversion is reported."""
     pixels, said = decode(png(_noise()), 3, 12, 10)
     assert (pixels == _noise()).all()
     assert said == "L to RGB"
 
 
 def test_transparency_is_laid_over_black() -> None:
-    """Half of white is grey."""
+    """Half-transparent white becomes grey."""
     buffer = io.BytesIO()
     Image.new("RGBA", (10, 12), (255, 255, 255, 128)).save(buffer, "PNG")
     pixels, said = decode(buffer.getvalue(), 1, 12, 10)
@@ -51,7 +51,7 @@ def test_transparency_is_laid_over_black() -> None:
 
 
 def test_a_small_file_with_much_behind_its_header_is_no_danger() -> None:
-    """A hundred megabytes of deflated zeros give the pixels that the header promises, or a refusal."""
+    """A file that decompresses to 100 MB gives the stated pixels or is rejected, in little memory."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -64,7 +64,7 @@ def test_a_small_file_with_much_behind_its_header_is_no_danger() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_damaged_file_is_pixels_or_a_refusal(kind: str) -> None:
-    """Three hundred files with bytes changed or cut: never another error than UnusableImageError."""
+    """300 damaged files raise no other error than UnusableImageError."""
     buffer = io.BytesIO()
     Image.fromarray(_noise(3).transpose(1, 2, 0)).save(buffer, kind)
     whole, chance = buffer.getvalue(), random.Random(kind)

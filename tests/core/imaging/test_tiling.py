@@ -17,29 +17,29 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Pixels that are all different."""
+    """Return random pixels."""
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
 
 
 def smooth(height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """A picture that survives lossy formats."""
+    """Return an image that lossy formats keep."""
     return Image.fromarray(noise(4, 4, 3)).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The picture as a file."""
+    """Return the image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def read(data: bytes) -> Photograph:
-    """The picture in a file."""
+    """Return the decoded image of a file."""
     return decoded(opened(data))
 
 
 def swapped_space() -> bytes:
-    """An ICC profile of sRGB with red and green in each other's place."""
+    """Return an sRGB ICC profile with red and green swapped."""
     profile = bytearray(SRGB.tobytes())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -53,7 +53,7 @@ def swapped_space() -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 23)])
 def test_rgb_comes_as_it_is(kind: str, size: tuple[int, int]) -> None:
-    """Lossless files give their very pixels, without a note."""
+    """Lossless files give their exact pixels, without conversions."""
     pixels = noise(*size, 3)
     photograph = read(saved(Image.fromarray(pixels), kind, lossless=True))
     assert (photograph.pixels == pixels).all()
@@ -61,7 +61,7 @@ def test_rgb_comes_as_it_is(kind: str, size: tuple[int, int]) -> None:
 
 
 def test_jpeg_is_decoded_as_pillow_does() -> None:
-    """Colour and grey; a JPEG with further pictures inside is its first one."""
+    """Colour and grey JPEGs equal Pillow's; of several images in a file the first is read."""
     image = smooth(40, 30)
     data = saved(image, "JPEG", quality=90)
     assert (read(data).pixels == np.asarray(Image.open(io.BytesIO(data)))).all()
@@ -72,7 +72,7 @@ def test_jpeg_is_decoded_as_pillow_does() -> None:
 
 
 def test_grey_stays_grey() -> None:
-    """One channel, also of black and white; with transparency apart."""
+    """Grey and black-and-white images have one channel, and separate transparency."""
     pixels = noise(20, 30)
     photograph = read(saved(Image.fromarray(pixels)))
     assert (photograph.pixels[:, :, 0] == pixels).all()
@@ -86,7 +86,7 @@ def test_grey_stays_grey() -> None:
 
 
 def test_transparency_is_kept_apart() -> None:
-    """Visible colours are as they were; those under full transparency are what is seen around them."""
+    """Visible colours are kept; fully transparent pixels get the colours around them."""
     pixels = np.zeros((40, 40, 4), np.uint8)
     pixels[10:30, 10:30] = (200, 100, 50, 255)
     photograph = read(saved(Image.fromarray(pixels)))
@@ -100,7 +100,7 @@ def test_transparency_is_kept_apart() -> None:
 
 
 def test_palettes_become_colours() -> None:
-    """With a transparent entry they also have transparency; so does a colour that stands for it."""
+    """Palettes become RGB; a transparent entry or colour becomes transparency."""
     image = smooth(16, 16).quantize(8)
     photograph = read(saved(image))
     assert (photograph.pixels == np.asarray(image.convert("RGB"))).all()
@@ -115,7 +115,7 @@ def test_palettes_become_colours() -> None:
 
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])
 def test_sixteen_bits_become_eight(colour: int) -> None:
-    """And the answer says so."""
+    """16 bits a channel become 8, which is reported."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     deep = np.random.default_rng(1).integers(0, 65536, (6, 5, channels)).astype(">u2")
     deep[..., -1] |= 0x0100  # no pixel is fully transparent
@@ -136,7 +136,7 @@ def test_sixteen_bits_become_eight(colour: int) -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_orientation_is_applied(turn: int) -> None:
-    """Each of the eight; a camera's word that is none of them changes nothing."""
+    """All eight EXIF orientations are applied; other values change nothing."""
     image = smooth(20, 30)
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -160,7 +160,7 @@ def test_orientation_is_applied(turn: int) -> None:
 
 
 def test_colours_go_through_the_profile() -> None:
-    """To sRGB, whose own profile changes nothing; one that does not fit is left out, and either is said."""
+    """ICC profiles are converted to sRGB; one that does not fit is dropped; both are reported."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., 0] = 255
     image = Image.fromarray(pixels)
@@ -178,14 +178,14 @@ def test_colours_go_through_the_profile() -> None:
 
 
 def test_cmyk_becomes_srgb() -> None:
-    """Without a profile as plainly as can be, which is said."""
+    """CMYK without a profile is converted plainly, which is reported."""
     photograph = read(saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
     assert photograph.notes == ("CMYK to sRGB without a profile",)
     assert abs(photograph.pixels[8, 8].astype(int) - (255, 0, 0)).max() <= 3
 
 
 def two_frames(kind: str) -> bytes:
-    """An animated file."""
+    """Return an animated file."""
     return saved(smooth(8, 8), kind, save_all=True, append_images=[smooth(8, 8).rotate(90)], duration=50)
 
 
@@ -205,7 +205,7 @@ def two_frames(kind: str) -> bytes:
     ],
 )
 def test_what_cannot_be_read_is_refused(data: bytes, words: list[str]) -> None:
-    """The message says why and what would work."""
+    """The error says why, and what would work."""
     with pytest.raises(UnusableImageError) as told:
         read(data)
     for word in words:
@@ -220,7 +220,7 @@ SIZES = [(1, 1), (1, 200), (200, 1), (2, 3), (24, 24), (25, 24), (23, 49), (100,
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tiles_are_windows_of_the_mirrored_picture(size: tuple[int, int], channels: int) -> None:
-    """As if the whole picture had been continued by its mirror image and then cut."""
+    """Tiles equal windows of the image that is mirrored at its edges."""
     picture = noise(*size, channels)
     tiling = Tiling(*size, (32, 32), 4)
     assert tiling.count == -(-size[0] // 24) * -(-size[1] // 24)
@@ -236,7 +236,7 @@ def test_tiles_are_windows_of_the_mirrored_picture(size: tuple[int, int], channe
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -> None:
-    """Cut, enlarged and put together, every pixel is where it belongs."""
+    """Cut, enlarged and joined tiles put every pixel in its place."""
     picture = noise(*size, 3)
     tiling = Tiling(*size, (32, 40), 4)
     tiles = tiling.cut(lambda begin, end: picture[begin:end], 0, tiling.count)
@@ -246,7 +246,7 @@ def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -
 
 
 def test_some_tiles_need_some_lines() -> None:
-    """Any run of tiles is the same as when all are cut, from a blob of which only their lines are read."""
+    """Any range of tiles equals the same tiles of all; only their lines of the blob are read."""
     photograph = Photograph(noise(100, 75, 3), noise(75, 100).T.copy())
     layout = Layout.of(photograph.size, 3, alpha=True, tile=(32, 32), margin=4)
     assert Layout.read(layout.said) == layout
@@ -275,7 +275,7 @@ def _bands(picture: np.ndarray, lines: int) -> Iterator[np.ndarray]:
 
 
 def test_transparency_is_enlarged_without_a_seam() -> None:
-    """In bands as in one piece, by Pillow's bicubic interpolation; laid over white where the format has none."""
+    """Transparency enlarged in bands equals Pillow's bicubic enlargement in one piece."""
     alpha = noise(30, 20)
     picture = noise(90, 60, 3)
     whole = np.asarray(Image.fromarray(alpha).resize((60, 90), Image.Resampling.BICUBIC))
@@ -288,7 +288,7 @@ def test_transparency_is_enlarged_without_a_seam() -> None:
 
 
 def test_grey_answers_are_luma() -> None:
-    """Of the colours that a model may have made of three equal channels."""
+    """The result of a grey image is the luma of the model's three channels."""
     picture = noise(20, 30, 3)
     made = np.concatenate(list(finished(_bands(picture, 7), 1, None, 2, opaque=False)))
     assert (made[:, :, 0] == np.asarray(Image.fromarray(picture).convert("L"))).all()

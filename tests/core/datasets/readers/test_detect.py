@@ -13,7 +13,7 @@ from tests.uploads import UploadConverter, idx, npz, packed, pictures, png, tar,
 
 
 def test_what_is_neither_is_told_how_it_begins(converter: UploadConverter) -> None:
-    """And which formats would work."""
+    """The error has the first bytes and the formats that are accepted."""
     converter.refused(b"", "empty", "NPZ")
     converter.refused(png(pictures(1)[0]), "89504e47", "ZIP of pictures")
     buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def test_what_is_neither_is_told_how_it_begins(converter: UploadConverter) -> No
     ids=lambda value: value[0] if isinstance(value, list) else "",  # the files hold the time at which they were made
 )
 def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: bytes, words: list[str]) -> None:
-    """With what would work."""
+    """The error names the archive format and what to send instead."""
     converter.refused(file, *words, "send ")
 
 
@@ -61,5 +61,5 @@ def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: byt
 def test_wishes_that_do_not_fit_are_refused(
     converter: UploadConverter, file: bytes, wish: dict[str, Any], field: str
 ) -> None:
-    """At the field that says them."""
+    """Options that do not fit the format are rejected at their field."""
     assert converter.refused(file, **wish).field == field

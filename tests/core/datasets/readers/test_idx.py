@@ -12,7 +12,7 @@ from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, packed, pictures
 
 
 def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> None:
-    """The fixture's digits: all of them, once each, in three splits of the asked sizes."""
+    """Gzipped or not, each image of the file is in one of three splits of the requested sizes."""
     said = converter(DIGITS.read_bytes())
     assert (said["kind"], said["channels"], said["height"], said["width"]) == ("pictures", 1, 28, 28)
     assert said["counts"] == {"train": 1600, "validation": 200, "test": 200}
@@ -51,7 +51,7 @@ def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> N
     ],
 )
 def test_a_bad_idx_file_is_told(converter: UploadConverter, damage: Callable[[bytes], bytes], words: list[str]) -> None:
-    """What is wrong, at the file's own field."""
+    """The error is at `file` and says what is wrong."""
     assert converter.refused(damage(idx(pictures(12))), *words).field == "file"
 
 
@@ -67,6 +67,6 @@ def test_a_bad_idx_file_is_told(converter: UploadConverter, damage: Callable[[by
     ],
 )
 def test_bad_labels_are_told(converter: UploadConverter, labels: bytes, words: list[str]) -> None:
-    """At their field."""
+    """The error is at `labels`, for IDX and for ZIP uploads."""
     assert converter.refused(idx(pictures(12)), *words, labels=labels).field == "labels"
     assert converter.refused(packed(zipped()), *words, labels=labels).field == "labels"

@@ -14,7 +14,7 @@ from tests.uploads import UploadConverter, npz, packed, pictures
 
 
 def test_npz_brings_its_own_split(converter: UploadConverter) -> None:
-    """In the order of its arrays; a split that it lacks is cut from its training pictures."""
+    """Named splits keep their order; a missing split is taken from the training images."""
     train, valid, test = pictures(50), pictures(7, seed=1), pictures(9, seed=2)
     said = converter(npz(train=train, valid=valid, test=test, extra=np.zeros(3)))
     assert said["split"] == {"rule": "as sent", "shares": {}}
@@ -30,7 +30,7 @@ def test_npz_brings_its_own_split(converter: UploadConverter) -> None:
 
 
 def test_binary_vectors_are_welcome(converter: UploadConverter) -> None:
-    """As pictures of one line with the levels 0 and 255, whatever type holds the zeros and ones."""
+    """Vectors of zeros and ones of any dtype become images of one line with levels 0 and 255."""
     bits = np.random.default_rng(0).integers(0, 2, (60, 112), dtype=np.uint8)
     for array in (bits, bits.astype(bool), bits.astype(np.int64), bits.astype(np.float32), np.asfortranarray(bits)):
         said = converter(npz(train=array[:40], valid=array[40:50], test=array[50:]))
@@ -40,7 +40,7 @@ def test_binary_vectors_are_welcome(converter: UploadConverter) -> None:
 
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW", "F"])
 def test_arrays_in_every_layout(converter: UploadConverter, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels first or last, rows or columns first, read in chunks: the same pictures."""
+    """Channels first or last and Fortran order give the same images, also in several batches."""
     monkeypatch.setattr(arrays, "BATCH_BYTES", 1000)
     some = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 7), dtype=np.uint8)
     layouts: dict[str, np.ndarray] = {
@@ -55,7 +55,7 @@ def test_arrays_in_every_layout(converter: UploadConverter, layout: str, monkeyp
 
 
 class _Trap:
-    """Unpickling it would create the file that it names."""
+    """An object whose unpickling would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class _Trap:
 
 
 def test_pickled_objects_are_refused_and_never_loaded(converter: UploadConverter, tmp_path: Path) -> None:
-    """The array is named, and nothing ran."""
+    """The error names the array, and no pickled code runs."""
     trap = tmp_path / "sprung"
     converter.refused(npz(train=np.array([_Trap(trap)] * 12, object)), "train.npy", "pickled", "never loaded")
     converter.refused(
@@ -97,12 +97,12 @@ def test_pickled_objects_are_refused_and_never_loaded(converter: UploadConverter
     ],
 )
 def test_a_bad_npz_is_told(converter: UploadConverter, arrays: dict[str, np.ndarray], words: list[str]) -> None:
-    """The array is named."""
+    """The error names the array and says what is wrong."""
     converter.refused(npz(**arrays), *words)
 
 
 def test_a_damaged_npz_is_told(converter: UploadConverter) -> None:
-    """Whether its list, an array's header, its data or its end is damaged."""
+    """Damage to the directory, an array's header, its data or its end is reported."""
     good = npz(train=pictures(12))
     converter.refused(good[:-30], "truncated or damaged", "list of members")
     converter.refused(good.replace(b"PK\1\2", b"PK\7\7"), "damaged")
@@ -132,7 +132,7 @@ def test_a_damaged_npz_is_told(converter: UploadConverter) -> None:
 def test_an_npz_in_other_spellings_is_split_as_sent(
     converter: UploadConverter, train: str, validation: str, test: str
 ) -> None:
-    """Its own validation pictures are kept, with their labels."""
+    """Its own validation images are kept, with their labels."""
     arrays = {train: pictures(20), validation: pictures(10, seed=1), test: pictures(11, seed=2)}
     said = converter(npz(**arrays))
     assert said["counts"] == {"train": 20, "validation": 10, "test": 11}
@@ -148,7 +148,7 @@ def test_an_npz_in_other_spellings_is_split_as_sent(
 
 
 def test_two_arrays_that_mean_the_same_are_refused_by_name(converter: UploadConverter) -> None:
-    """Rather than one of them being left out without a word."""
+    """Two names of one split are an error, rather than one being ignored."""
     some = pictures(12)
     for first, second in (("x_train", "train_images"), ("train", "training"), ("val", "dev"), ("images", "data")):
         more = {} if first in {"x_train", "train", "images"} else {"train": some}

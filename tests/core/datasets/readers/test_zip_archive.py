@@ -21,14 +21,14 @@ from tests.uploads import UploadConverter, end_of, idx, npz, packed, pictures, p
     "name", ["../x.png", "a/../../x.png", "/etc/x.png", "..\\x.png", "C:\\x.png", "\\\\host\\x.png"]
 )
 def test_names_that_lead_out_are_refused(converter: UploadConverter, name: str) -> None:
-    """Though nothing is ever unpacked under a member's name."""
+    """Members with absolute or parent paths are rejected, though no member is extracted."""
     info = zipfile.ZipInfo("x")
     info.filename = name
     converter.refused(packed([*zipped(), (info, b"x")]), repr(name), "leads out")
 
 
 def test_odd_members_are_refused(converter: UploadConverter) -> None:
-    """Links, passwords and compressions that cannot be read in bounds."""
+    """Links, encryption and other compressions than deflate are rejected."""
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     converter.refused(packed([*zipped(), (link, b"/etc/passwd")]), "'link.png'", "symbolic link")
@@ -41,7 +41,7 @@ def test_odd_members_are_refused(converter: UploadConverter) -> None:
 
 
 def test_bombs_are_refused_by_what_they_promise(converter: UploadConverter) -> None:
-    """Members, pixels, arrays and the whole, before any of it is unpacked; 413 says that it is the size."""
+    """Uploads that would be too large are rejected with 413 before they are decompressed."""
     limit: dict[str, Any] = {"unpacked_bytes": 1 << 20}
     cases = [
         (packed([*zipped(), ("zeros.png", bytes(2 << 20))]), "its members (13) are"),
@@ -58,7 +58,7 @@ def test_bombs_are_refused_by_what_they_promise(converter: UploadConverter) -> N
 
 
 def test_a_member_larger_than_it_says_is_damaged(converter: UploadConverter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than promised is ever unpacked."""
+    """At most one byte more than the stated size is decompressed."""
     reads: list[int] = []
     plain = zipfile.ZipExtFile.read
 
@@ -77,7 +77,7 @@ def test_a_member_larger_than_it_says_is_damaged(converter: UploadConverter, mon
 def test_too_many_members_are_refused_before_their_list_is_read(
     converter: UploadConverter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the old form of the list and in the one for large ZIPs."""
+    """The number is checked in the end record of ZIP and of ZIP64."""
     monkeypatch.setattr(zip_archive, "MAX_MEMBERS", 11)
     monkeypatch.setattr(zipfile, "ZipFile", None)
     file = b"PK\3\4" + bytes(12 * 46)
@@ -87,7 +87,7 @@ def test_too_many_members_are_refused_before_their_list_is_read(
 
 
 def test_records_that_contradict_the_file_are_refused(converter: UploadConverter) -> None:
-    """Absurd numbers, a ZIP64 record that says another thing than the end record, a list with more or fewer members."""
+    """End records with impossible values, or that contradict ZIP64 or the directory, are rejected."""
     body, count, length, offset = end_of(packed(zipped()))
     assert sum(converter(body + zip_end(count, length, offset, (count, length, offset)))["counts"].values()) == 12
     full = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
@@ -105,7 +105,7 @@ def test_records_that_contradict_the_file_are_refused(converter: UploadConverter
 
 
 def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None:
-    """A million entries where the end says fewer: refused without reading them one by one."""
+    """A million entries where the end record says fewer are rejected in under 0.2 s of CPU time."""
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *([0] * 16))
     for count in (1, 1000):
         path = tmp_path / str(count)
@@ -117,7 +117,7 @@ def test_a_long_list_behind_a_small_number_costs_nothing(tmp_path: Path) -> None
 
 
 def test_members_that_share_bytes_are_refused(converter: UploadConverter) -> None:
-    """A kernel of data that many members point to, or members that hold each other, as in the densest of bombs."""
+    """Members that overlap each other or the directory are rejected: they make the densest bombs."""
     body, count, length, offset = end_of(packed(zipped()))
     places = [place for place in range(offset, len(body)) if body[place : place + 4] == b"PK\1\2"]
     same = bytearray(body)
@@ -134,7 +134,7 @@ def test_members_that_share_bytes_are_refused(converter: UploadConverter) -> Non
 
 
 def test_damaged_zips_are_refused(converter: UploadConverter) -> None:
-    """Six hundred with bytes changed: a dataset or an UploadRejectedError of 422 or 413, never another error."""
+    """600 files with changed bytes give a dataset or a rejection, never another error."""
     whole, chance = packed(zipped()), random.Random(0)
     outcomes: Counter[int] = Counter()
     for number in range(600):
@@ -174,7 +174,7 @@ HIDDEN = [
 @pytest.mark.parametrize("place", ["{}", "set/{}", "set/train/{}", "set\\{}"])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_files_and_caches_are_skipped(converter: UploadConverter, name: str, place: str) -> None:
-    """Wherever they lie; what was skipped is counted."""
+    """Hidden files are skipped in any folder, and counted."""
     path = place.format(name.replace("/", "\\") if "\\" in place else name)
     said = converter(packed([*zipped(), (path, png(pictures(1, 9, 9)[0]))]))
     assert (sum(said["counts"].values()), said["hidden"]) == (12, 1)
@@ -182,7 +182,7 @@ def test_hidden_files_and_caches_are_skipped(converter: UploadConverter, name: s
 
 
 def test_a_zip_of_hidden_files_alone_is_told(converter: UploadConverter) -> None:
-    """That they are there, but hidden."""
+    """The error counts the hidden files."""
     converter.refused(
         packed([(f".cache/{name}", data) for name, data in zipped()]), "no picture", "12 files that are hidden"
     )

@@ -11,7 +11,7 @@ from tests.uploads import SPLITS, UploadConverter, exif, packed, pictures, png, 
 
 
 def test_zip_of_pictures(converter: UploadConverter) -> None:
-    """By the order of their names; folders train and test are a split; what is no picture is left out and told."""
+    """Images are ordered by name; folders name splits; other files are ignored and listed."""
     some = pictures(20)
     members: list[tuple[str | zipfile.ZipInfo, bytes]] = [
         (f"set/{'test' if number < 4 else 'train'}/{number:02}.png", png(one)) for number, one in enumerate(some)
@@ -26,7 +26,7 @@ def test_zip_of_pictures(converter: UploadConverter) -> None:
 
 
 def test_one_colour_picture_makes_all_rgb(converter: UploadConverter) -> None:
-    """Grey ones among them have three equal channels."""
+    """If one image has colour, grey ones get three equal channels."""
     colour = np.zeros((6, 5, 3), np.uint8)
     colour[..., 0] = 200
     said = converter(packed([*zipped(), ("red.jpg", png(colour, "JPEG"))]), validation=0, test=0)
@@ -35,7 +35,7 @@ def test_one_colour_picture_makes_all_rgb(converter: UploadConverter) -> None:
 
 
 def test_resize_covers_and_cuts_at_the_centre(converter: UploadConverter) -> None:
-    """Mixed sizes become one without being squeezed."""
+    """Images of mixed sizes are scaled without distortion and cropped."""
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 255
     said = converter(packed([*zipped(), ("wide.png", png(wide))]), resize=(8, 8), validation=0, test=0)
@@ -44,7 +44,7 @@ def test_resize_covers_and_cuts_at_the_centre(converter: UploadConverter) -> Non
 
 
 def test_photographs_are_cut_into_patches(converter: UploadConverter) -> None:
-    """Of any size, each wholly in one split; a patch is a piece of its photograph."""
+    """All patches of a photograph go into one split; a patch equals its part of the photograph."""
     random = np.random.default_rng(0)
     sizes = [(100, 200), (96, 96), (300, 150), (192, 288), (97, 400)]
     photographs = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
@@ -63,7 +63,7 @@ def test_photographs_are_cut_into_patches(converter: UploadConverter) -> None:
 
 
 def test_duplicate_names_are_counted(converter: UploadConverter) -> None:
-    """Both pictures are there."""
+    """Members of one name are both read, and counted."""
     with pytest.warns(UserWarning, match="Duplicate name"):
         file = packed([*zipped(), ("digits/000.png", png(pictures(1, seed=5)[0]))])
     assert converter(file)["duplicates"] == {"pictures": 0, "names": 1, "held_back_in_train": 0}
@@ -71,7 +71,7 @@ def test_duplicate_names_are_counted(converter: UploadConverter) -> None:
 
 
 def test_one_bad_picture_is_named(converter: UploadConverter) -> None:
-    """Whether its header, its data or its kind is at fault."""
+    """The error names the member whose header, data or kind is at fault."""
     whole = png(pictures(1, 40, 40, seed=1)[0])
     many = [(f"{number:02}.png", png(one)) for number, one in enumerate(pictures(12, 40, 40))]
     animation = io.BytesIO()
@@ -93,14 +93,14 @@ def test_one_bad_picture_is_named(converter: UploadConverter) -> None:
 
 
 def test_an_empty_zip_is_told(converter: UploadConverter) -> None:
-    """And one without pictures, with what it holds instead."""
+    """A ZIP without images is rejected with what it contains."""
     converter.refused(packed([]), "holds no picture", ".png", "nothing")
     converter.refused(packed([("a.txt", b""), ("b/c.zip", packed(zipped()))]), "holds no picture", "a.txt, b/c.zip")
     converter.refused(packed(zipped(9)), "9 pictures are too few")
 
 
 def test_mixed_sizes_are_refused_with_the_sizes(converter: UploadConverter) -> None:
-    """And with the two ways there are."""
+    """The error lists the sizes and the two options that would work."""
     more = [("tall.png", png(pictures(1, 9, 5)[0])), ("wide.png", png(pictures(1, 6, 7)[0]))]
     error = converter.refused(
         packed([*zipped(), *more]), "12 of 6×5", "1 of 9×5 (as 'tall.png')", "resize=HxW", "kind=photographs"
@@ -112,7 +112,7 @@ def test_mixed_sizes_are_refused_with_the_sizes(converter: UploadConverter) -> N
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_orientation_is_honoured_in_datasets(converter: UploadConverter, kind: str) -> None:
-    """Pictures that lie on their side stand upright beside those that do; how many were turned is said."""
+    """Images are turned upright by their EXIF orientation, and their number is reported."""
     some = pictures(12, 10, 6)
     options = {"WEBP": {"lossless": True}}.get(kind, {})
     files = []
@@ -133,7 +133,7 @@ def test_orientation_is_honoured_in_datasets(converter: UploadConverter, kind: s
 
 
 def test_pictures_of_phones_are_photographs(converter: UploadConverter) -> None:
-    """Of a JPEG with several pictures (MPO) the first, upright, through its ICC profile, in patches."""
+    """Of a JPEG with several images (MPO) the first is used, upright, in patches."""
     y, x = np.mgrid[0:96, 0:192]
     files, plain = [], []
     for number in range(4):
@@ -149,7 +149,7 @@ def test_pictures_of_phones_are_photographs(converter: UploadConverter) -> None:
 
 
 def test_colours_of_datasets_go_through_the_profile(converter: UploadConverter) -> None:
-    """As those of upscales do: red and green in each other's place come back in their own."""
+    """An ICC profile with red and green swapped is applied."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = bytearray(profile)
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
@@ -163,7 +163,7 @@ def test_colours_of_datasets_go_through_the_profile(converter: UploadConverter) 
 
 
 def test_hostile_pictures_in_a_zip_are_named(converter: UploadConverter) -> None:
-    """Those of countless parts, before they are decoded."""
+    """Images with countless segments are rejected before they are decoded."""
     plain = saved(Image.fromarray(pictures(1)[0]), "JPEG")
     bomb = plain[:2] + b"\xff\xe1\0\x10" + (bytes(14) + b"\xff\xe1\0\x10") * 400_000 + bytes(14) + plain[2:]
     converter.refused(packed([*zipped(), ("bomb.jpg", bomb)]), "'bomb.jpg'", "segments")
