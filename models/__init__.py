@@ -1,1 +1,1 @@
-"""Generative models, one published paper a file; what papers share lies in `models.kit`."""
+"""Generative models, one module or package per published paper; shared code is in `models.kit`."""

@@ -1,1 +1,1 @@
-"""What papers share: random rows, options and their schemas, cards, datasets, the training loop."""
+"""Shared by all papers: random streams, options and their schemas, cards, data sets, the training loop."""

@@ -1,9 +1,9 @@
-r"""The scattering transform of pictures: wavelets, modulus, low-pass, twice over.
+r"""The scattering transform of images: wavelets, modulus and low-pass, twice.
 
     paper             here          shape             source
     ψ_{j,θ}           wavelets[j]   L K K complex     Bruna, Mallat, arXiv:1203.1513v2, §2.1
     φ_J               lowpass       K K               §2.1
-    S_0 = x ⋆ φ       order 0       1 a picture       §2.2
+    S_0 = x ⋆ φ       order 0       1 per image       §2.2
     S_1 = |x ⋆ ψ| ⋆ φ order 1       J·L               §2.2
     S_2 = ||x ⋆ ψ| ⋆ ψ'| ⋆ φ        L²·J(J − 1)/2     §2.2, j' > j alone
 

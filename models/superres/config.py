@@ -9,50 +9,62 @@ from models.kit.schema import option
 
 @dataclass(frozen=True)
 class Config:
-    """The networks, and the tile of a picture that is enlarged at a time."""
+    """Networks, objective and training patches, and the size of the tiles that `upscale` gets."""
 
     channels: int = option(3, minimum=3, maximum=3)
-    height: int = option(
-        128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, its margin included"
-    )
-    width: int = option(128, minimum=32, maximum=1024, description="as many as `height`")
+    height: int = option(128, minimum=32, maximum=1024, description="low-resolution pixels of a tile, with its margin")
+    width: int = option(128, minimum=32, maximum=1024, description="equal to `height`")
     # See docs/decisions.md#upscaling-tiles-have-a-margin-of-ten-pixels
-    margin: int = option(10, minimum=1, maximum=128, description="low-resolution pixels around a tile that are cut off")
+    margin: int = option(
+        10, minimum=1, maximum=128, description="low-resolution pixels at each side of a tile that are context only"
+    )
     scales: tuple[int, ...] = option((2, 3, 4), minimum=2, maximum=4)
-    largest_scale_share: float = option(0.7, above=0.0, maximum=1.0, description="of the patches trained on")
+    largest_scale_share: float = option(
+        0.7, above=0.0, maximum=1.0, description="share of the training patches with the largest scale"
+    )
     features: int = option(64, minimum=1, maximum=1024, description="channels of the trunk")
     blocks: int = option(12, minimum=1, maximum=256, description="residual blocks of the trunk")
-    squared_from: int = option(1, minimum=0, maximum=100000, description="the first epoch, from 0, with squared errors")
+    squared_from: int = option(
+        1, minimum=0, maximum=100000, description="the first epoch, from 0, with squared instead of absolute errors"
+    )
     objective: str = option(
-        "regression", choices=("regression", "statistics"), description="what is trained; the second needs the first"
+        "regression",
+        choices=("regression", "statistics"),
+        description="what is trained; statistics needs a trained regression",
     )
     wavelet_scales: int = option(2, minimum=2, maximum=2, description="J of the scattering")
     wavelet_angles: int = option(4, minimum=2, maximum=16, description="L of the scattering")
-    network: bool = option(default=True, description="Ψ holds features of EfficientNet-Lite0 beside the scattering")
+    network: bool = option(default=True, description="Ψ has features of EfficientNet-Lite0 beside the scattering")
     predictor_blocks: int = option(
         4, minimum=1, maximum=64, description="residual blocks of Φ, at a quarter of y's size"
     )
     tune_from: int = option(
-        1, minimum=0, maximum=100000, description="the first epoch, from 0, that tunes the wavelets"
+        1, minimum=0, maximum=100000, description="the first epoch, from 0, that trains the wavelets"
     )
     edge: int = option(16, minimum=4, maximum=256, description="low-resolution pixels of a patch for the statistics")
-    amortise: bool = option(default=True, description="train the generator too")
-    negative_steps: int = option(5, minimum=1, maximum=100, description="of the descent that samples y' to tune by")
-    tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="of the steps that tune the wavelets")
+    amortise: bool = option(default=True, description="also train the generator, which makes images in one pass")
+    negative_steps: int = option(
+        5, minimum=1, maximum=100, description="descent steps that sample y', to train the wavelets"
+    )
+    tune_share: float = option(0.25, minimum=0.0, maximum=1.0, description="share of the steps that train the wavelets")
     detail_radius: int = option(
         0,
         minimum=0,
         maximum=16,
-        description="pixels around one that the filter of the amortised detail sees, which ends its lattice; 0 = none",
+        description="radius in pixels of the filter that removes lattices from the generator's detail; 0: none",
     )
-    pixels: float = option(0.0, minimum=0.0, maximum=1e3, description="weight of the generator's error, a level²")
-    colour: float = option(0.01, minimum=0.0, maximum=1e3, description="weight of colours' squared change, a level²")
+    pixels: float = option(
+        0.0, minimum=0.0, maximum=1e3, description="weight of the generator's squared error, per squared grey level"
+    )
+    colour: float = option(
+        0.01, minimum=0.0, maximum=1e3, description="weight of the squared change of colours, per squared grey level"
+    )
 
 
 # See docs/decisions.md#statistics-are-applied-at-half-strength-by-default
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """How much larger, and by which of the ways from faithful to sharp."""
+    """Options of `upscale`."""
 
     scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
     method: str = option(
