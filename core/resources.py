@@ -60,38 +60,38 @@ class ResourceStore:
         With `shared` None, a new name is private and an existing one stays as it is. A row that was
         created before `vacant_before` (seconds since the epoch) is obsolete and is taken over.
         """
-        here = (resources.c.kind == kind) & (resources.c.name == name)
-        made = Ownership(owner, bool(shared), time.time())
-        values = {"owner": made.owner, "shared": made.shared, "created_at": made.created_at}
+        resource = (resources.c.kind == kind) & (resources.c.name == name)
+        ownership = Ownership(owner, bool(shared), time.time())
+        values = {"owner": ownership.owner, "shared": ownership.shared, "created_at": ownership.created_at}
         with self._transaction() as connection:
-            found = connection.execute(sa.select(resources).where(here)).first()
-            if found is None:
+            row = connection.execute(sa.select(resources).where(resource)).first()
+            if row is None:
                 connection.execute(resources.insert().values(kind=kind, name=name, **values))
-            elif found.owner == owner:
-                made = Ownership(owner, found.shared if shared is None else shared, found.created_at)
-                if made.shared == found.shared:
-                    return made
-                connection.execute(resources.update().where(here).values(shared=made.shared))
-            elif vacant_before is not None and found.created_at < vacant_before:
-                connection.execute(resources.update().where(here).values(**values))
+            elif row.owner == owner:
+                ownership = Ownership(owner, row.shared if shared is None else shared, row.created_at)
+                if ownership.shared == row.shared:
+                    return ownership
+                connection.execute(resources.update().where(resource).values(shared=ownership.shared))
+            elif vacant_before is not None and row.created_at < vacant_before:
+                connection.execute(resources.update().where(resource).values(**values))
             else:
-                return Ownership(found.owner, found.shared, found.created_at)
+                return Ownership(row.owner, row.shared, row.created_at)
             _count_change(connection)
-            return made
+            return ownership
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
         """Set whether every key may use a dataset or model; return whether it has an owner."""
-        here = (resources.c.kind == kind) & (resources.c.name == name)
+        resource = (resources.c.kind == kind) & (resources.c.name == name)
         with self._transaction() as connection:
-            changed = connection.execute(resources.update().where(here).values(shared=shared)).rowcount
+            changed = connection.execute(resources.update().where(resource).values(shared=shared)).rowcount
             _count_change(connection)
             return changed > 0
 
     def release(self, kind: Kind, name: str) -> None:
         """Remove the owner of a deleted dataset or model."""
         with self._transaction() as connection:
-            here = (resources.c.kind == kind) & (resources.c.name == name)
-            if connection.execute(resources.delete().where(here)).rowcount:
+            resource = (resources.c.kind == kind) & (resources.c.name == name)
+            if connection.execute(resources.delete().where(resource)).rowcount:
                 _count_change(connection)
 
 

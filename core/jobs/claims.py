@@ -178,11 +178,11 @@ def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> J
 
     There is one query per status, so that the index gives the order.
     """
-    found: list[Job] = []
+    oldest: list[Job] = []
     for status in ("queued", "running"):
         query = sa.select(*JOB_COLUMNS).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
-        found += jobs_of(connection.execute(query.with_for_update(skip_locked=True)))
-    return min(found, key=lambda job: job.queued_at, default=None)
+        oldest += jobs_of(connection.execute(query.with_for_update(skip_locked=True)))
+    return min(oldest, key=lambda job: job.queued_at, default=None)
 
 
 def _is_small(job: Job) -> bool:

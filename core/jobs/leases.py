@@ -37,8 +37,8 @@ class JobLeases(JobDatabase):
 
     def release(self, holder: str | None, reason: str) -> None:
         """Return the jobs of a holder, or of all holders (None), to their queues."""
-        mine = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
-        held = mine & (jobs.c.status == "running")
+        by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
+        held = by_holder & (jobs.c.status == "running")
         with self._transaction() as connection:
             for job_id in list(connection.scalars(sa.select(jobs.c.id).where(held))):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
@@ -65,16 +65,16 @@ class JobLeases(JobDatabase):
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with self._transaction() as connection:
-            found = jobs_of(connection.execute(sa.select(*JOB_COLUMNS).where(lapsed)))
-            for job in found:
-                here = lapsed & (jobs.c.id == job.id)
+            lapsed_jobs = jobs_of(connection.execute(sa.select(*JOB_COLUMNS).where(lapsed)))
+            for job in lapsed_jobs:
+                still_lapsed = lapsed & (jobs.c.id == job.id)
                 was_run = not (job.lease_holder or "").startswith(API_HOLDER_PREFIX)
                 attempts = job.attempts + (was_run and not job.co_batched)
                 if attempts < max_attempts:
                     # to the end of the queue: a suspect job must not hold up others, nor die many
                     # times in a row
                     change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": time.time()}
-                    transitions.requeue(connection, here, job.id, "its worker died or fell silent", **change)
+                    transitions.requeue(connection, still_lapsed, job.id, "its worker died or fell silent", **change)
                     continue
                 problem = {
                     "type": "about:blank",
@@ -83,5 +83,5 @@ class JobLeases(JobDatabase):
                     "detail": f"the process that ran this job died or fell silent {attempts} times",
                 }
                 change = {"attempts": attempts, "token": job.token + 1}
-                transitions.finish(connection, here, job.id, "failed", problem, **change)
-            return [job.id for job in found]
+                transitions.finish(connection, still_lapsed, job.id, "failed", problem, **change)
+            return [job.id for job in lapsed_jobs]

@@ -38,8 +38,8 @@ class JobQueries(JobDatabase):
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         with self.engine.connect() as connection:
-            found = jobs_of(connection.execute(query))
-        return found[0] if found else None
+            matches = jobs_of(connection.execute(query))
+        return matches[0] if found else None
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
         """Return jobs older than the job `after`, newest first, without their binary columns."""
