@@ -39,7 +39,7 @@ class JobQueries(JobDatabase):
             query = query.where(jobs.c.owner == owner)
         with self.engine.connect() as connection:
             matches = jobs_of(connection.execute(query))
-        return matches[0] if found else None
+        return matches[0] if matches else None
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
         """Return jobs older than the job `after`, newest first, without their binary columns."""
