@@ -113,7 +113,7 @@ def uploads_interrupted(client: httpx.Client, stack: Stack) -> None:
 def api_killed(client: httpx.Client, stack: Stack) -> None:
     """An API process that is killed while it takes uploads in and converts one."""
     pictures = io.BytesIO()
-    np.savez(pictures, np.random.default_rng(0).integers(0, 256, (20_000, 32, 32), dtype=np.uint8))
+    np.savez(pictures, np.random.default_rng(0).integers(0, 256, (60_000, 32, 32), dtype=np.uint8))
     links = []
     for path, body in (
         ("/v1/datasets?name=cut", pictures.getvalue()),
@@ -128,7 +128,7 @@ def api_killed(client: httpx.Client, stack: Stack) -> None:
     state = stack.state / "state"
     assert wait_until(lambda: len(list((state / "datasets").glob(".*/file"))) == 2)
     assert wait_until(lambda: list((state / "scratch").glob("*/file")))
-    time.sleep(0.5)
+    time.sleep(0.2)  # the larger upload is being converted
     stack.kill("api")
     for link in links:
         link.close()
