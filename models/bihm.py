@@ -42,6 +42,7 @@ from torch.nn import functional
 from models.kit.continuation import Continuation
 from models.kit.figures import figure, mean_figure
 from models.kit.operations import describe
+from models.kit.options import binarization, importance_samples
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import option
@@ -124,12 +125,7 @@ def z_squared_log_weight(a_inferred: Float[Tensor, "*B"], a_drawn: Float[Tensor,
 
 # --- Options of the operations ---------------------------------------------------------------------------------------
 
-_BINARIZATION = option(
-    "draw",
-    choices=("draw", "threshold", "none"),
-    description="how grey pixels become binary: by a seeded Bernoulli draw (binary ones stay as they are), at 0.5, or"
-    " not at all",
-)
+_BINARIZATION = binarization()
 _OUTPUT = option(
     "means", choices=("means", "draws"), description="each pixel's probability given the layer above, or a draw of it"
 )
@@ -179,7 +175,7 @@ class EnergyOptions:
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
-    k: int = option(100, minimum=1, maximum=1000, description="importance samples an image")
+    k: int = importance_samples(100, minimum=1, maximum=1000)
 
 
 @dataclass(frozen=True)
@@ -188,7 +184,7 @@ class LikelihoodOptions:
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
-    k: int = option(1000, minimum=2, maximum=100000, description="importance samples an image")
+    k: int = importance_samples(1000)
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from models.kit.continuation import Continuation
 from models.kit.figures import figure
 from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
+from models.kit.options import binarization, importance_samples
 from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
 from models.kit.sampling import (
     ImportanceWeights,
@@ -255,12 +256,7 @@ class Bernoulli(nn.Module):
 
 # --- Options of the operations ---------------------------------------------------------------------------------------
 
-_BINARIZATION = option(
-    "draw",
-    choices=("draw", "threshold", "none"),
-    description="how grey pixels become binary: by a seeded Bernoulli draw (binary ones stay as they are), at 0.5, or"
-    " not at all; of no effect on a model of grey pixels",
-)
+_BINARIZATION = binarization("; of no effect on a model of grey pixels")
 _OUTPUT = option("means", choices=("means", "draws"), description="the mean of each pixel, or a seeded draw of it")
 
 
@@ -321,7 +317,7 @@ class LikelihoodOptions:
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
-    k: int = option(1000, minimum=2, maximum=100000, description="importance samples an image")
+    k: int = importance_samples(1000)
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------

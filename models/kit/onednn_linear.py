@@ -74,5 +74,5 @@ def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * len(weight) >= MIN_MULTIPLICATIONS
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler lowers this operator only for constant, packed weights
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()
     )

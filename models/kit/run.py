@@ -145,7 +145,7 @@ class Run:
         parameters, optimizer = self.parameters[step.module], self.optimizers[step.module]
         optimizer.zero_grad(set_to_none=True)
         loss = step.losses.mean() if self.process_group.is_single else step.losses.sum() / count
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=parameters)
         self.process_group.all_reduce_gradients(parameters)
         if self.training.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)

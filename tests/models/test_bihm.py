@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from models import bihm
 from models.bihm import Config, InpaintOptions, LikelihoodOptions, Model, SampleOptions
@@ -48,6 +51,11 @@ class Exact:
         model.float()
 
 
+def layers(modules: Iterable[nn.Module]) -> list[nn.Linear]:
+    """Return the linear layers of a model, typed as such."""
+    return [module for module in modules if isinstance(module, nn.Linear)]
+
+
 def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
     """Return log p(x, h), computed directly in float64."""
 
@@ -55,7 +63,7 @@ def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Ten
         return torch.where(t == 1, probability, 1 - probability).log().sum(-1)
 
     total = log_prob(h[-1], torch.sigmoid(model.top))
-    for layer, lower, upper in zip(model.p, [x.expand(-1, h[0].shape[1], -1), *h[:-1]], h, strict=True):
+    for layer, lower, upper in zip(layers(model.p), [x.expand(-1, h[0].shape[1], -1), *h[:-1]], h, strict=True):
         total = total + log_prob(lower, torch.sigmoid(upper @ layer.weight.T + layer.bias))
     return total
 
@@ -63,18 +71,19 @@ def log_joint(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Ten
 def log_inferred(model: Model, x: torch.Tensor, h: list[torch.Tensor]) -> torch.Tensor:
     """Return log q(h|x), computed directly in float64."""
     total = torch.zeros(len(x), h[0].shape[1], dtype=torch.float64)
-    for layer, lower, upper in zip(model.q, [x, *h[:-1]], h, strict=True):
+    for layer, lower, upper in zip(layers(model.q), [x, *h[:-1]], h, strict=True):
         probability = torch.sigmoid(lower @ layer.weight.T + layer.bias)
         total = total + torch.where(upper == 1, probability, 1 - probability).log().sum(-1)
     return total
 
 
-def finished(method, *arguments):
+def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Return the result of a sliced operation."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
-    return answer
+    result: dict[str, Any] = answer
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +153,7 @@ def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None
     """
     model = tiny().double()
     third = math.log(3.0)
-    for layer, biases in zip(model.q, ([third, -third, 0.0], [-third, third]), strict=True):
+    for layer, biases in zip(layers(model.q), ([third, -third, 0.0], [-third, third]), strict=True):
         layer.weight.data.zero_()
         layer.bias.data = torch.tensor(biases, dtype=torch.float64)
     exact = Exact(model)
@@ -199,13 +208,15 @@ def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -
 def test_if_q_is_the_posterior_z_is_one_and_all_samples_count() -> None:
     """If q is p's posterior, Z = 1 and the effective sample size is K."""
     model = tiny()
-    for layer in [*model.q, *model.p]:
+    q, p = layers(model.q), layers(model.p)
+    for layer in [*q, *p]:
         layer.weight.data.zero_()
-    model.q[0].bias.data.copy_(model.p[1].bias.data)
-    model.q[1].bias.data.copy_(model.top.data)
+    q[0].bias.data.copy_(p[1].bias.data)
+    q[1].bias.data.copy_(model.top.data)
     found = model.estimate_log_z(seed=1, samples=5000)
     assert found["log_z"] == pytest.approx(0.0, abs=1e-6)
-    answer = model.log_likelihood(torch.zeros(1, 1, 1, 4), RowStreams.range(1, 0, 1), LikelihoodOptions("none", 200))
+    rows, options = RowStreams.range(1, 0, 1), LikelihoodOptions("none", 200)
+    answer = finished(model.log_likelihood, torch.zeros(1, 1, 1, 4), rows, options)
     assert float(answer["effective_sample_size"][0]) == pytest.approx(200, rel=1e-4)
     assert "log_p_star" not in answer
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ FAMILIES = card.families()
 SMALL = {"k": 20, "steps": 5, "draws": 3}
 
 
-def built(family: str):
+def built(family: str) -> tuple[Any, Any]:
     """Return the family's module and a model of its default `Config` with reproducible weights."""
     module = card.family(family)
     model = module.Model(module.Config())
@@ -27,12 +29,12 @@ def built(family: str):
     return module, model.eval()
 
 
-def shape_of(config) -> tuple[int, int, int]:
+def shape_of(config: Any) -> tuple[int, int, int]:
     """Return the (C, H, W) of a family's images."""
     return config.channels, config.height, config.width
 
 
-def output_shape(model, operation: str) -> tuple[int, int, int]:
+def output_shape(model: Any, operation: str) -> tuple[int, int, int]:
     """Return the (C, H, W) of an operation's images: the family's, or an enlarged tile without its margin."""
     channels, height, width = shape_of(model.config)
     entry = model.operations()[operation]
@@ -42,16 +44,17 @@ def output_shape(model, operation: str) -> tuple[int, int, int]:
     return channels, *(scale * (edge - 2 * entry["margin"]) for edge in (height, width))
 
 
-def finished(method, *arguments):
+def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Return the final result of an operation, after all of its calls."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         assert 0 < answer.done < 1
         answer = method(*arguments, answer.state)
-    return answer
+    result: dict[str, Any] = answer
+    return result
 
 
-def run_operation(model, operation: str, rows: RowStreams) -> dict:
+def run_operation(model: Any, operation: str, rows: RowStreams) -> dict[str, Any]:
     """Run an operation for `rows`, with input images that depend on the row."""
     entry = model.operations()[operation]
     small = {name: value for name, value in SMALL.items() if name in entry["options"]["properties"]}
@@ -60,11 +63,11 @@ def run_operation(model, operation: str, rows: RowStreams) -> dict:
         channels, height, width = shape_of(model.config)
         drawn = rows.uniform(channels * height * width, 40 + number)
         pictures.append(drawn.view(-1, channels, height, width))
-    options = from_json(options_of(model, operation), small)
+    options: Any = from_json(options_of(model, operation), small)
     return finished(getattr(model, operation), *pictures, rows, options)
 
 
-def losses_of(model, images, rows: RowStreams):
+def losses_of(model: Any, images: torch.Tensor, rows: RowStreams) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the loss and "", or the losses of each optimizer step and the prefix of its module's weights."""
     if not getattr(model, "OPTIMIZED_MODULES", ()):
         yield "", model.loss(images, rows)
@@ -76,7 +79,7 @@ def losses_of(model, images, rows: RowStreams):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_documented_as_a_paper(family: str) -> None:
     """The header names the paper and how the file departs from it."""
-    document = inspect.getdoc(card.family(family))
+    document = inspect.getdoc(card.family(family)) or ""
     assert "arXiv" in document or "PMLR" in document
     assert "Departs from the paper:" in document
 

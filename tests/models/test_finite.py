@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +35,11 @@ def plain(channels: int, height: int, width: int) -> torch.Tensor:
     return pictures[:, None].expand(-1, channels, -1, -1).contiguous()
 
 
-def results(model, operation: str, pictures: torch.Tensor, **options) -> dict:
+def results(model: Any, operation: str, pictures: torch.Tensor, **options: Any) -> dict[str, Any]:
     """Return the final result of an operation for these images."""
-    known = options_of(model, operation)
-    chosen = from_json(known, {**{k: v for k, v in FEW.items() if k in known.__dataclass_fields__}, **options})
+    known: Any = options_of(model, operation)
+    names = {field.name for field in dataclasses.fields(known)}
+    chosen = from_json(known, {**{k: v for k, v in FEW.items() if k in names}, **options})
     inputs = model.operations()[operation]["inputs"]
     rows = RowStreams.range(3, 0, len(pictures))
     arguments = [pictures.flip(0) if name == "second" else pictures for name in inputs]
@@ -50,10 +53,11 @@ def results(model, operation: str, pictures: torch.Tensor, **options) -> dict:
     answer = getattr(model, operation)(*arguments, rows, chosen)
     while isinstance(answer, Continuation):
         answer = getattr(model, operation)(*arguments, rows, chosen, answer.state)
-    return answer
+    result: dict[str, Any] = answer
+    return result
 
 
-def check(model, pictures: torch.Tensor) -> None:
+def check(model: Any, pictures: torch.Tensor) -> None:
     """Check that all results of a model's operations on images are finite."""
     for operation, entry in model.operations().items():
         if not entry["inputs"]:
@@ -88,7 +92,7 @@ def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
     ],
     ids=["vae", "vae-gaussian", "bihm", "ebgan", "gan", "superres"],
 )
-def test_a_family_answers_finite_numbers(model) -> None:
+def test_a_family_answers_finite_numbers(model: Any) -> None:
     """Results are finite with weights twenty times their size, so that logits and variances are extreme."""
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from models import vae
 from models.kit import card, data
@@ -23,7 +25,8 @@ TRAINED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
 @pytest.fixture(scope="module")
 def trained() -> vae.Model:
     """Return the shipped model with two latent dimensions."""
-    return card.load(TRAINED)[0]
+    model: vae.Model = card.load(TRAINED)[0]
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def digits() -> torch.Tensor:
     return data.binarize(images, RowStreams.range(1, 0, 40))
 
 
-def small(scale: float = 3.0, **config) -> vae.Model:
+def small(scale: float = 3.0, **config: Any) -> vae.Model:
     """Return an untrained model of 3 × 4 images with large weights, whose posterior is far from the prior."""
     model = vae.Model(vae.Config(**{"height": 3, "width": 4, "hidden": (16,), "latents": 2, **config}))
     model.initialise(RowStreams.range(3, 0, 1))
@@ -52,7 +55,7 @@ def drawn(model: vae.Model, count: int, seed: int = 5) -> torch.Tensor:
 # --- Equations -------------------------------------------------------------------------------------------------------
 
 
-def test_log_normal_is_torchs(digits) -> None:
+def test_log_normal_is_torchs(digits: torch.Tensor) -> None:
     """Eq. 9 agrees with torch.distributions."""
     z, mean, log_variance = RowStreams.range(1, 0, 3).normal(15).view(3, 3, 5)
     expected = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(-1)
@@ -68,7 +71,7 @@ def test_bernoulli_likelihood_is_torchs() -> None:
     torch.testing.assert_close(vae.log_bernoulli(x, logits), expected)
 
 
-def test_closed_form_kl_equals_monte_carlo(trained, digits) -> None:
+def test_closed_form_kl_equals_monte_carlo(trained: vae.Model, digits: torch.Tensor) -> None:
     """Eq. 10's KL is within 3 standard errors of a Monte Carlo mean of log q − log p, for each image."""
     with torch.no_grad():
         mean, log_variance = trained.encoder(digits.flatten(1))
@@ -117,14 +120,14 @@ def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[st
     }
 
 
-def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> None:
+def test_estimators_agree_in_mean_and_differ_in_variance(trained: vae.Model, digits: torch.Tensor) -> None:
     """SGVB A and B agree in the mean; B's encoder gradient varies less, the score function's far more."""
     x = digits[:3].flatten(1)
-    bias = trained.encoder.mean.bias.requires_grad_(requires_grad=True)
-    weight = trained.encoder.mean.weight.requires_grad_(requires_grad=True)
-    spread = trained.encoder.log_variance.weight.requires_grad_(requires_grad=True)
-    values = {"A": [], "B": []}
-    gradients = {"A": [], "B": [], "score": []}
+    bias = trained.encoder.mean.bias.requires_grad_(True)
+    weight = trained.encoder.mean.weight.requires_grad_(True)
+    spread = trained.encoder.log_variance.weight.requires_grad_(True)
+    values: dict[str, list[float]] = {"A": [], "B": []}
+    gradients: dict[str, list[torch.Tensor]] = {"A": [], "B": [], "score": []}
     for repeat in range(400):
         noise = RowStreams.range(8, 3 * repeat, 3).normals(2, 0, 1)
         for name, term in estimates(trained, x, noise).items():
@@ -133,7 +136,7 @@ def test_estimators_agree_in_mean_and_differ_in_variance(trained, digits) -> Non
             if name in values:
                 values[name].append(float(term.detach().mean()))
     for parameter in (bias, weight, spread):
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
     difference = torch.tensor(values["A"]) - torch.tensor(values["B"])
     assert float(difference.mean().abs()) < 3 * float(difference.std()) / 20
     mean = {name: torch.stack(drawn).mean(0) for name, drawn in gradients.items()}
@@ -157,12 +160,12 @@ def test_score_function_points_the_same_way() -> None:
     torch.testing.assert_close(gradients["score"], gradients["B"], rtol=0.1, atol=0.15)
 
 
-def test_dreg_points_the_same_way_and_varies_less(trained, digits) -> None:
+def test_dreg_points_the_same_way_and_varies_less(trained: vae.Model, digits: torch.Tensor) -> None:
     """DReG's mean gradients of L_K are the plain estimator's; the encoder's has less variance."""
     images = digits[:3]
     config = dataclasses.asdict(trained.config) | {"samples": 20}
     names = ["encoder.mean.bias", "encoder.log_variance.weight", "decoder.trunk.0.weight", "decoder.logits.bias"]
-    gradients: dict[str, list[torch.Tensor]] = {}
+    gradients: dict[str, list[list[torch.Tensor]]] = {}
     for objective in ("importance", "importance_dreg"):
         model = vae.Model(vae.Config(**{**config, "objective": objective}))
         model.warm_start(trained.state_dict())
@@ -194,7 +197,7 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
     torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
 
 
-def test_a_vae_starts_from_one_with_the_same_networks(trained) -> None:
+def test_a_vae_starts_from_one_with_the_same_networks(trained: vae.Model) -> None:
     """`warm_start` loads all weights of a model with the same networks, or raises."""
     model = vae.Model(trained.config)
     model.warm_start(trained.state_dict())
@@ -215,7 +218,9 @@ def quadrature(model: vae.Model, x: torch.Tensor) -> torch.Tensor:
     return terms.logsumexp(1) + 2 * math.log(14 / 280)
 
 
-def finished(model: vae.Model, images, rows: RowStreams, options: vae.LikelihoodOptions) -> dict:
+def finished(
+    model: vae.Model, images: torch.Tensor, rows: RowStreams, options: vae.LikelihoodOptions
+) -> dict[str, Any]:
     """Return the result of `log_likelihood` after all of its calls."""
     answer = model.log_likelihood(images, rows, options)
     while isinstance(answer, Continuation):
@@ -237,7 +242,7 @@ def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None
     assert float(answer["effective_sample_size"].max()) <= 5000
 
 
-def test_slices_make_the_whole(trained, digits) -> None:
+def test_slices_make_the_whole(trained: vae.Model, digits: torch.Tensor) -> None:
     """K = 600 in three calls equals one pass over the same samples."""
     rows, images = RowStreams.range(3, 0, 4), digits[:4]
     first = trained.log_likelihood(images, rows, vae.LikelihoodOptions(k=600))
@@ -256,16 +261,18 @@ def test_slices_make_the_whole(trained, digits) -> None:
     assert answer["k"] == 600
 
 
-def test_rows_of_a_batch_must_have_the_same_progress(trained, digits) -> None:
+def test_rows_of_a_batch_must_have_the_same_progress(trained: vae.Model, digits: torch.Tensor) -> None:
     """A batch of rows with different numbers of samples is rejected."""
     rows, options = RowStreams.range(3, 0, 2), vae.LikelihoodOptions(k=600)
-    state = trained.log_likelihood(digits[:2], rows, options).state
+    part = trained.log_likelihood(digits[:2], rows, options)
+    assert isinstance(part, Continuation)
+    state = part.state
     state["count"] = torch.tensor([250, 500])
     with pytest.raises(ValueError, match="same progress"):
         trained.log_likelihood(digits[:2], rows, options, state)
 
 
-def test_energy_is_minus_the_bound(trained, digits) -> None:
+def test_energy_is_minus_the_bound(trained: vae.Model, digits: torch.Tensor) -> None:
     """Energies exceed −log p(x), and with one draw equal the training loss of SGVB B."""
     rows, images = RowStreams.range(4, 0, 8), digits[:8]
     energies = trained.energy(images, rows, vae.EnergyOptions(draws=200))["energies"]
@@ -300,7 +307,7 @@ def test_objectives_are_their_equations() -> None:
 # --- Operations ------------------------------------------------------------------------------------------------------
 
 
-def test_only_two_latents_make_a_manifold(trained) -> None:
+def test_only_two_latents_make_a_manifold(trained: vae.Model) -> None:
     """A model with other latents has no manifold, and cells outside the grid are rejected."""
     assert "manifold" in trained.operations()
     other = small(latents=3)
@@ -311,7 +318,7 @@ def test_only_two_latents_make_a_manifold(trained) -> None:
         trained.manifold(RowStreams.range(0, 9, 1), vae.ManifoldOptions(size=3))
 
 
-def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
+def test_the_manifold_is_the_decoder_over_the_grid(trained: vae.Model) -> None:
     """The cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹ of row), for any seed."""
     cells = trained.manifold(RowStreams.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
     at = manifold_coordinates(3)
@@ -321,7 +328,7 @@ def test_the_manifold_is_the_decoder_over_the_grid(trained) -> None:
     assert torch.equal(cells, trained.manifold(RowStreams.range(6, 0, 9), vae.ManifoldOptions(size=3))["images"])
 
 
-def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
+def test_a_path_starts_and_ends_at_its_pictures(trained: vae.Model, digits: torch.Tensor) -> None:
     """The first and last frames are the reconstructions of the two images; a frame beyond the path is rejected."""
     rows, options = RowStreams.range(5, 0, 6), vae.InterpolateOptions(steps=6)
     first, second = digits[:1].expand(6, 1, 28, 28), digits[1:2].expand(6, 1, 28, 28)
@@ -332,7 +339,7 @@ def test_a_path_starts_and_ends_at_its_pictures(trained, digits) -> None:
         trained.interpolate(first, second, RowStreams.range(5, 1, 6), options)
 
 
-def test_options_of_sampling(trained) -> None:
+def test_options_of_sampling(trained: vae.Model) -> None:
     """Draws are binary with the means as probabilities; low temperature or truncation gives z near 0."""
     rows = RowStreams.range(2, 0, 300)
     means = trained.sample(rows, vae.SampleOptions())["images"]
@@ -345,7 +352,7 @@ def test_options_of_sampling(trained) -> None:
         torch.testing.assert_close(trained.sample(rows, options)["images"], centre.expand_as(means), atol=1e-2, rtol=0)
 
 
-def test_binarization_of_grey_pictures(trained, digits) -> None:
+def test_binarization_of_grey_pictures(trained: vae.Model, digits: torch.Tensor) -> None:
     """A draw depends on the seed, a threshold does not, and both keep binary images."""
     grey = data.grey(data.load(str(FIXTURE)).images[:4])
     encode = {
@@ -382,6 +389,7 @@ def test_normal_initialisation_is_the_papers() -> None:
     weights = torch.cat([p.detach().flatten() for p in small_initialised("normal").parameters()])
     assert float(weights.std()) == pytest.approx(0.1, rel=0.02)
     layer = small_initialised("torch").encoder.trunk[0].requires_grad_(requires_grad=False)
+    assert isinstance(layer, nn.Linear)
     assert float(layer.weight.abs().max()) <= 784**-0.5
     assert float(layer.weight.std()) == pytest.approx(784**-0.5 / math.sqrt(3), rel=0.02)
 

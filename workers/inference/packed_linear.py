@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
 
 def pack(model: nn.Module) -> None:
     """Replace a model's wide linear layers by packed ones, if this build of torch supports it."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return
     packed: dict[nn.Module, PackedLinear] = {}
     for parent in list(model.modules()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,9 @@ def test_the_fixture_is_digits() -> None:
         (lambda b: b[:4] + b"\xff\xff\xff\xff" * 3 + b[16:], "is truncated"),
     ],
 )
-def test_a_damaged_idx_file_is_told(damage, said: str, picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_idx_file_is_told(
+    damage: Callable[[bytes], bytes], said: str, picture: np.ndarray, tmp_path: Path
+) -> None:
     """The ValueError names the file and the damage."""
     (tmp_path / "bad.idx").write_bytes(damage(data.to_idx(picture)))
     with pytest.raises(ValueError, match=said):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from models.kit import features
@@ -21,6 +22,7 @@ def test_vgg_gives_every_rectified_layer() -> None:
     assert [one.shape[2] for one in found] == [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
     levels = images[:, [2, 1, 0]] * 255 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
     first = network.convolutions[0]
+    assert isinstance(first, nn.Conv2d)
     expected = functional.conv2d(levels, first.weight, first.bias, padding=1).relu()
     torch.testing.assert_close(found[0], expected)
 
@@ -38,6 +40,7 @@ def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
         (80, 4, 3),
     ]
     stem = network.convolutions[0]
+    assert isinstance(stem, nn.Conv2d)
     padded = functional.pad((images * 255 - 127) / 128, (0, 1, 0, 1))
     torch.testing.assert_close(found[0], functional.relu6(functional.conv2d(padded, stem.weight, stem.bias, 2)))
 

@@ -28,7 +28,9 @@ class Example(nn.Module):
     def blend(self, first: Float[Tensor, "B"], second: Float[Tensor, "B"], rows: RowStreams, options: Options) -> Any:
         """An operation with two input images."""
 
-    def measure(self, images: Float[Tensor, "B"], rows: RowStreams, options: Options, state: dict | None = None) -> Any:
+    def measure(
+        self, images: Float[Tensor, "B"], rows: RowStreams, options: Options, state: dict[str, Any] | None = None
+    ) -> Any:
         """A sliced operation with one input."""
 
     def _hidden(self, rows: RowStreams, options: Options) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,7 +40,7 @@ def test_a_model_without_images_has_no_preview() -> None:
     """There is no preview, and no error, if a model only encodes or rejects its default options."""
 
     class Silent(torch.nn.Module):
-        def operations(self) -> dict:
+        def operations(self) -> dict[str, Any]:
             return {"encode": {}}
 
     assert preview(Silent(), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 1) is None

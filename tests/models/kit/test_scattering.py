@@ -68,7 +68,8 @@ def test_its_gradient_is_that_of_differences() -> None:
     weight = torch.randn(1, 1, transform.channels, 2, 2, generator=torch.Generator().manual_seed(3)).double()
 
     def total() -> torch.Tensor:
-        return (transform(images) * weight).sum()
+        value: torch.Tensor = (transform(images) * weight).sum()
+        return value
 
     total().backward()
     kernel = transform.wavelets[0]
@@ -81,6 +82,7 @@ def test_its_gradient_is_that_of_differences() -> None:
             tensor.sub_(step, alpha=2)
             below = total()
             tensor.add_(step)
+        assert tensor.grad is not None
         assert float((above - below) / 2e-6) == pytest.approx(float(tensor.grad[index]), rel=1e-5)
 
 

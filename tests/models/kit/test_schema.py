@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_values_come_back_typed() -> None:
         ({"other": 1}, "unknown field 'other'"),
     ],
 )
-def test_a_wrong_value_is_named(values: dict, said: str) -> None:
+def test_a_wrong_value_is_named(values: dict[str, Any], said: str) -> None:
     """The ValueError names the field and the allowed values."""
     with pytest.raises(ValueError, match=said):
         from_json(Example, values)

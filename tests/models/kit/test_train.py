@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from models.kit import data, run_folder
+from models.kit import data
 from models.kit import run as run_module
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
@@ -30,7 +32,7 @@ def images() -> torch.Tensor:
     return data.load(str(DIGITS)).images[:400]
 
 
-def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
+def recipe(training: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Recipe:
     """Return a recipe of a small VAE: three epochs of six steps."""
     return Recipe.from_json(
         {
@@ -45,7 +47,7 @@ def recipe(training: dict | None = None, config: dict | None = None) -> Recipe:
     )
 
 
-def game(training: dict | None = None, config: dict | None = None) -> Recipe:
+def game(training: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Recipe:
     """Return a recipe of a small EBGAN: three epochs of eight steps."""
     return Recipe.from_json(
         {
@@ -60,7 +62,7 @@ def game(training: dict | None = None, config: dict | None = None) -> Recipe:
     )
 
 
-def lines(out: Path) -> list[dict]:
+def lines(out: Path) -> list[dict[str, Any]]:
     """Return the metrics of a run without the time."""
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
@@ -70,12 +72,14 @@ def lines(out: Path) -> list[dict]:
     ("training", "config"),
     [({}, {}), ({"optimiser": "adagrad", "learning_rate": 0.02, "precision": "bfloat16"}, {"objective": "importance"})],
 )
-def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, training: dict, config: dict) -> None:
+def test_a_resumed_run_equals_an_undisturbed_one(
+    images: torch.Tensor, tmp_path: Path, training: dict[str, Any], config: dict[str, Any]
+) -> None:
     """Interrupted by SIGTERM in its second epoch and resumed, a run ends with the same bits and metrics."""
     chosen = recipe(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
-    def stop(line: dict) -> None:
+    def stop(line: dict[str, Any]) -> None:
         if line["epoch"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
@@ -103,13 +107,13 @@ def test_a_resumed_run_equals_an_undisturbed_one(images, tmp_path: Path, trainin
     ],
 )
 def test_a_resumed_adversarial_run_equals_an_undisturbed_one(
-    images, tmp_path: Path, training: dict, config: dict
+    images: torch.Tensor, tmp_path: Path, training: dict[str, Any], config: dict[str, Any]
 ) -> None:
     """An EBGAN, interrupted and resumed, ends with the same weights, statistics, quantiles and metrics."""
     chosen = game(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
-    def stop(line: dict) -> None:
+    def stop(line: dict[str, Any]) -> None:
         if line["epoch"] == 2:
             signal.raise_signal(signal.SIGTERM)
 
@@ -128,7 +132,7 @@ def test_a_resumed_adversarial_run_equals_an_undisturbed_one(
         assert torch.equal(weight, weights(tmp_path / "longer")[0][name]), name
 
 
-def test_an_optimizer_step_changes_its_module_only(images, tmp_path: Path) -> None:
+def test_an_optimizer_step_changes_its_module_only(images: torch.Tensor, tmp_path: Path) -> None:
     """The discriminator's step leaves the generator's weights unchanged, and vice versa."""
     run = Run(game({"player_rates": [0.01, 0.02]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
@@ -144,7 +148,7 @@ def test_an_optimizer_step_changes_its_module_only(images, tmp_path: Path) -> No
                 assert moved == 0, name
 
 
-def test_a_low_precision_generator_step_uses_the_updated_discriminator(images, tmp_path: Path) -> None:
+def test_a_low_precision_generator_step_uses_the_updated_discriminator(images: torch.Tensor, tmp_path: Path) -> None:
     """Each step is computed with the current weights although autocast caches the weights it has cast."""
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
@@ -154,7 +158,7 @@ def test_a_low_precision_generator_step_uses_the_updated_discriminator(images, t
     assert not torch.equal(played[1], steps[1].losses)
 
 
-def test_optimizers_match_the_modules(images, tmp_path: Path) -> None:
+def test_optimizers_match_the_modules(images: torch.Tensor, tmp_path: Path) -> None:
     """There must be one optimizer and rate per module; an adversarial family rejects a validation loss."""
     for wrong in ({"player_rates": [0.1]}, {"player_optimisers": ["adam"] * 3}):
         with pytest.raises(ValueError, match="one for each of discriminator, generator"):
@@ -165,7 +169,7 @@ def test_optimizers_match_the_modules(images, tmp_path: Path) -> None:
         Run(game({"validation": 100}), images, tmp_path)
 
 
-def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: Path) -> None:
+def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images: torch.Tensor, tmp_path: Path) -> None:
     """Metrics after the last checkpoint are dropped and written again, so each epoch occurs once."""
     chosen = recipe({"save_every_s": 1000.0})
     train(recipe({"epochs": 1, "save_every_s": 1000.0}), images, tmp_path / "run")
@@ -178,7 +182,9 @@ def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images, tmp_path: 
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9, 13])
-def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path, monkeypatch, steps: int) -> None:
+def test_a_run_killed_within_an_epoch_goes_on_from_there(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     """Checkpoints may be taken after any step; wherever the process dies, the final weights are equal."""
     chosen = recipe({"save_every_s": 0.0})
     advance, done = Run.train_step, []
@@ -205,7 +211,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_there(images, tmp_path: Path,
 
 
 @pytest.mark.parametrize("binarization", ["dynamic", "static"])
-def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: str) -> None:
+def test_pictures_held_back_may_lie_apart(images: torch.Tensor, tmp_path: Path, binarization: str) -> None:
     """Separate validation images give the same weights and metrics as the same images at the end of the data."""
     chosen = recipe({"binarization": binarization})
     train(chosen, images, tmp_path / "together")
@@ -217,7 +223,7 @@ def test_pictures_held_back_may_lie_apart(images, tmp_path: Path, binarization: 
         train(chosen, images, tmp_path / "few", held_back=images[:50])
 
 
-def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> None:
+def test_a_run_outlives_a_new_field_of_its_recipe(images: torch.Tensor, tmp_path: Path) -> None:
     """A stored recipe without a newer field is equal to one with that field at its default."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
@@ -229,7 +235,9 @@ def test_a_run_outlives_a_new_field_of_its_recipe(images, tmp_path: Path) -> Non
     assert train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True).reason == "finished"
 
 
-def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch) -> None:
+def test_a_preview_shows_and_changes_nothing(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`preview.png` is an image, and writing it after every epoch does not change the weights."""
     monkeypatch.setattr(run_module, "PREVIEW_EVERY_S", 0.0)
     train(game(), images, tmp_path / "shown")
@@ -242,7 +250,9 @@ def test_a_preview_shows_and_changes_nothing(images, tmp_path: Path, monkeypatch
         assert torch.equal(weight, weights(tmp_path / "hidden")[0][name]), name
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(images, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A checkpoint that does not fit on the disk ends the run with that reason; the previous one stays intact."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     before = (tmp_path / "run" / "state.pt").read_bytes()
@@ -250,21 +260,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(images, tmp_path: Path, monkeypa
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match=r"step 12 .* No space left on device\); that of step 6 is kept"):
         train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.part"))
 
 
-def test_training_lowers_the_loss(images, tmp_path: Path) -> None:
+def test_training_lowers_the_loss(images: torch.Tensor, tmp_path: Path) -> None:
     """Thirty epochs bring the validation loss well below the first one's."""
     train(recipe({"epochs": 30, "learning_rate": 0.005}), images, tmp_path / "run")
     read = lines(tmp_path / "run")
     assert read[-1]["validation_loss"] < read[0]["validation_loss"] - 100
 
 
-def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
+def test_it_stops_early_and_keeps_the_best(images: torch.Tensor, tmp_path: Path) -> None:
     """With a too large learning rate, training stops after `patience` epochs and exports the best epoch."""
     chosen = recipe({"epochs": 200, "learning_rate": 0.05, "patience": 3, "average": 0.0})
     ended = train(chosen, images, tmp_path / "run")
@@ -278,14 +288,14 @@ def test_it_stops_early_and_keeps_the_best(images, tmp_path: Path) -> None:
     assert run.validate() == pytest.approx(read[best - 1]["validation_loss"], abs=1e-3)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(images, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run(images: torch.Tensor, tmp_path: Path) -> None:
     """A diverging training stops with a reason and writes no checkpoint."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 1e4}, {"likelihood": "gaussian"})
     assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_the_last_checkpoint_of_a_diverging_run_is_finite(images, tmp_path: Path) -> None:
+def test_the_last_checkpoint_of_a_diverging_run_is_finite(images: torch.Tensor, tmp_path: Path) -> None:
     """With a checkpoint after every step, the last one has finite weights."""
     chosen = recipe({"learning_rate": 10.0, "epochs": 50, "save_every_s": 0.0}, {"likelihood": "gaussian"})
     assert train(chosen, images, tmp_path / "run").reason in {"not a number", "diverged"}
@@ -293,11 +303,11 @@ def test_the_last_checkpoint_of_a_diverging_run_is_finite(images, tmp_path: Path
     assert all(bool(torch.isfinite(weight).all()) for weight in state["model"].values())
 
 
-def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> None:
+def test_options_of_the_optimiser_do_what_they_say(images: torch.Tensor, tmp_path: Path) -> None:
     """Warm-up starts low, clipping and the prior change the step, the average follows the weights slowly."""
     index = torch.arange(50)
 
-    def stepped(**training) -> list[torch.Tensor]:
+    def stepped(**training: Any) -> list[torch.Tensor]:
         run = Run(recipe(training), images, tmp_path)
         run.train_step(index)
         return [parameter.detach().clone() for parameter in run.model.parameters()]
@@ -317,7 +327,7 @@ def test_options_of_the_optimiser_do_what_they_say(images, tmp_path: Path) -> No
         torch.testing.assert_close(average, old + (1 - 2 / 11) * (parameter - old))
 
 
-def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten_nor_changed(images: torch.Tensor, tmp_path: Path) -> None:
     """A folder with a run needs `resume`, and resuming needs the same recipe except for the epochs."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):
@@ -327,7 +337,7 @@ def test_a_run_is_not_overwritten_nor_changed(images, tmp_path: Path) -> None:
     assert train(recipe({"epochs": 2}), images, tmp_path / "run", resume=True).epochs == 2
 
 
-def test_a_constant_rate_may_yet_decay(images, tmp_path: Path) -> None:
+def test_a_constant_rate_may_yet_decay(images: torch.Tensor, tmp_path: Path) -> None:
     """A run with a constant rate can be resumed with a decay; one whose rate has changed cannot."""
     whole = {"epochs": 4, "decay": "linear", "drop_from": 2}
     train(recipe(whole), images, tmp_path / "whole")
@@ -343,7 +353,7 @@ def test_a_constant_rate_may_yet_decay(images, tmp_path: Path) -> None:
         train(recipe({**whole, "epochs": 5}), images, tmp_path / "run", resume=True)
 
 
-def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
+def test_a_linear_decay_ends_at_zero(images: torch.Tensor, tmp_path: Path) -> None:
     """The rate is constant until `drop_from`, then falls linearly to zero after the last step."""
     run = Run(recipe({"epochs": 4, "decay": "linear", "drop_from": 2, "learning_rate": 0.01}), images, tmp_path)
     an_epoch = math.ceil(run.count / run.training.batch_size)
@@ -367,7 +377,7 @@ def test_a_linear_decay_ends_at_zero(images, tmp_path: Path) -> None:
         ({"training": {"precision": "float8"}}, "precision must be one of"),
     ],
 )
-def test_a_wrong_recipe_is_told(change: dict, said: str) -> None:
+def test_a_wrong_recipe_is_told(change: dict[str, Any], said: str) -> None:
     """The ValueError names the field of the recipe."""
     with pytest.raises(ValueError, match=said):
         Recipe.from_json({**recipe().to_json(), **change})
@@ -384,7 +394,7 @@ def test_a_recipe_needs_its_name() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_loss_is_the_loss(images, tmp_path: Path) -> None:
+def test_a_compiled_loss_is_the_loss(images: torch.Tensor, tmp_path: Path) -> None:
     """`training.compile` gives the same losses up to rounding; adversarial families reject it."""
     losses = []
     for name, compiled in (("compiled", True), ("plain", False)):
@@ -399,7 +409,7 @@ def test_a_compiled_loss_is_the_loss(images, tmp_path: Path) -> None:
         Run(game({"compile": True}), images, tmp_path)
 
 
-def test_a_training_spreads_over_processes(images, tmp_path: Path) -> None:
+def test_a_training_spreads_over_processes(images: torch.Tensor, tmp_path: Path) -> None:
     """Two processes with half of every batch each reach the weights of one up to rounding, and can be resumed."""
     chosen = recipe({"epochs": 2, "optimiser": "sgd", "learning_rate": 0.001}).to_json()
     (tmp_path / "recipe.json").write_text(json.dumps(chosen))
