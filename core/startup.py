@@ -164,6 +164,7 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 # --- queue server ---
 
 
+# See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
     """Mark the queue server as this instance's; return whether it is reachable.
 

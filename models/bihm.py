@@ -281,6 +281,7 @@ class Model(nn.Module):
 
     # Training
 
+    # See docs/decisions.md#the-helmholtz-machine-is-trained-without-a-compiler
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """Return −log p̃*(x) of each image (eq. 4) with the gradient of Algorithm 1 (eq. 6), in nats.
 
@@ -353,6 +354,7 @@ class Model(nn.Module):
 
     # Encoding and scoring
 
+    # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Return `layers.0` …: q(hₗ = 1|x) of each hidden layer's units, (B, nₗ), averaged over `draws` samples."""
@@ -412,6 +414,7 @@ class Model(nn.Module):
 
     # Measuring
 
+    # See docs/decisions.md#log-z-is-stored-with-the-helmholtz-machines-weights
     @torch.inference_mode()
     def estimate_log_z(
         self, seed: int, samples: int, report: Callable[[int], None] = lambda _: None
@@ -497,6 +500,7 @@ class Model(nn.Module):
             chain[at] = candidates[torch.arange(len(chosen)), chosen]
         return chain
 
+    # See docs/decisions.md#gibbs-candidates-include-the-current-state
     def _layer_candidates(self, at: int, chain: Layers, uniform16: Int16[Tensor, "B J n"]) -> tuple[Tensor, PerSample]:
         """Return proposals for hₗ from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁), the current state first, and their log weights.
 

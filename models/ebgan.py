@@ -289,6 +289,7 @@ class SampleOptions:
     below: float | None = option(
         None, minimum=0.0, maximum=1e6, description="keep a row's first candidate whose energy is below this"
     )
+    # See docs/decisions.md#rejection-sampling-has-a-budget-of-proposals
     proposals: int = option(
         256, minimum=1, maximum=4096, description="candidates a row at most for `below`; then the lowest energy is kept"
     )
