@@ -7,7 +7,7 @@ its job was deleted or has expired, and the database is copied again. `backup.js
 with the SHA-256 of each file: a folder without it is no backup.
 
 `restore` first checks all files, and writes into an empty state folder only. The database of an
-older release is migrated.
+older release is migrated. Both are in this one file, because they must agree on a backup's layout.
 """
 
 import argparse
