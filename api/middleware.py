@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import logging
 import re
+import secrets
 import time
-from uuid import uuid4
+from functools import lru_cache
 
+from prometheus_client import Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,8 +46,9 @@ class RequestMiddleware:
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
             scope = {**scope, "method": "GET"}  # the server leaves the body out
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        answer = _Answer(receive, send, headers, given.decode() if _PLAIN_ID.fullmatch(given) else uuid4().hex)
+        given = headers.get(b"x-request-id")
+        request_id = given.decode() if given and _PLAIN_ID.fullmatch(given) else secrets.token_hex(16)
+        answer = _Answer(receive, send, headers, request_id)
         answer.may_be_html = not scope["path"].startswith("/v1/")
         try:
             await self._pass(scope, receive, headers, answer)
@@ -101,10 +104,9 @@ class _Answer:
         self.may_be_html = True
         self.body: BodyReader | None = None
 
-    @property
     def _unread(self) -> bool:
         """Whether the client may still be sending a body that nobody will read."""
-        if self.status < 400 or (self.body is not None and not self.body.unread):
+        if self.body is not None and not self.body.unread:
             return False
         return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
 
@@ -115,9 +117,9 @@ class _Answer:
             message["headers"].append((b"x-request-id", self.request_id.encode()))
             if self.may_be_html:
                 add_html_headers(message)
-            if self._unread and all(name != b"connection" for name, _ in message["headers"]):
+            if self.status >= 400 and self._unread() and all(name != b"connection" for name, _ in message["headers"]):
                 message["headers"].append((b"connection", b"close"))
-        elif self._unread and not message.get("more_body"):
+        elif self.status >= 400 and self._unread() and not message.get("more_body"):
             await self._send({**message, "more_body": True})
             await _linger(self._receive)
             message = {"type": "http.response.body"}
@@ -127,7 +129,7 @@ class _Answer:
 def _note(scope: Scope, answer: _Answer, seconds: float) -> None:
     """Count and log a request that is over."""
     route = getattr(scope.get("route"), "path", "other")
-    LATENCY.labels(scope["method"], route, str(answer.status)).observe(seconds)
+    _latency(scope["method"], route, answer.status).observe(seconds)
     owner = scope.get("reverie_owner", "")
     action = rule_of(scope["method"], scope["path"]).action
     if action and answer.status not in {401, 429}:
@@ -136,6 +138,12 @@ def _note(scope: Scope, answer: _Answer, seconds: float) -> None:
     if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
         said = {"request_id": answer.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
         log.info("request", extra={**said, "status": answer.status, "ms": round(seconds * 1000, 2)})
+
+
+@lru_cache(1000)
+def _latency(method: str, route: str, status: int) -> Histogram:
+    """Return the histogram of these labels; `labels` takes a lock and costs more than an observation."""
+    return LATENCY.labels(method, route, str(status))
 
 
 async def _linger(receive: Receive) -> None:

@@ -19,8 +19,6 @@ UNCOUNTED_BYTES = 8 << 10
 TRIMMED_PEAK_BYTES = 16 << 20
 _TRIM_DELAY_S = 1.0
 
-_IMAGES = {("POST", f"/v1/{operation.path}") for operation in OPERATIONS}
-_DATASETS = ("POST", "/v1/datasets")
 _VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 
 
@@ -81,21 +79,21 @@ class RequestBodies:
 
     def __init__(self, settings: Settings) -> None:
         """Limits as the settings state them."""
-        self._images = BodyRule(settings.max_body_bytes, in_memory=True)
+        images = BodyRule(settings.max_body_bytes, in_memory=True)
+        self._rules = {
+            ("POST", "/v1/datasets"): BodyRule(settings.max_dataset_bytes, in_memory=False),
+            **{("POST", f"/v1/{operation.path}"): images for operation in OPERATIONS},
+        }
         self._control = BodyRule(settings.max_control_body_bytes, in_memory=True, small=True)
-        self._dataset = BodyRule(settings.max_dataset_bytes, in_memory=False)
         self._version = BodyRule(settings.max_version_bytes, in_memory=False)
         self._timeout_s = settings.body_total_timeout_s
         self.memory = SharedMemory(settings.max_inflight_body_bytes)
 
     def _rule(self, method: str, path: str) -> BodyRule:
-        if (method, path) in _IMAGES:
-            return self._images
-        if (method, path) == _DATASETS:
-            return self._dataset
-        if method == "POST" and _VERSIONS.fullmatch(path):
-            return self._version
-        return self._control
+        rule = self._rules.get((method, path))
+        if rule is None:
+            rule = self._version if method == "POST" and _VERSIONS.fullmatch(path) else self._control
+        return rule
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
         """The `receive` for a request. Raises the ProblemError that its headers call for."""
@@ -139,18 +137,22 @@ class BodyReader:
         message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
             return message
-        self._read += len(message.get("body", b""))
-        self.unread = message.get("more_body", False)
-        if self._read > self._rule.limit:
-            self.unread = True  # of a body that is decoded, only the encoded part may be all there
-            raise too_large(self._rule)
-        if self._read > UNCOUNTED_BYTES and self._rule.in_memory:
-            self._hold(self._read - UNCOUNTED_BYTES)
-        if self.unread and self._rule.in_memory:
+        read = self._read = self._read + len(message.get("body", b""))
+        unread = self.unread = message.get("more_body", False)
+        if read > UNCOUNTED_BYTES or read > self._rule.limit:
+            self._count(read)
+        if unread and self._rule.in_memory:
             self._deadline = self._deadline or asyncio.get_running_loop().time() + self._timeout_s
         else:
             self._deadline = None
         return message
+
+    def _count(self, read: int) -> None:
+        if read > self._rule.limit:
+            self.unread = True  # of a body that is decoded, only the encoded part may be all there
+            raise too_large(self._rule)
+        if self._rule.in_memory and read > UNCOUNTED_BYTES:
+            self._hold(read - UNCOUNTED_BYTES)
 
     async def _in_time(self, deadline: float) -> Message:
         try:

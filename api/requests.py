@@ -7,14 +7,14 @@ import hashlib
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from api import json_scan
 from api.errors import InvalidError, MalformedError, NotFoundError, UnsupportedMediaError, field_errors
@@ -35,6 +35,7 @@ from core.settings import Settings
 SEED_LIMIT = 2**63
 Fields = TypeVar("Fields", bound=BaseModel)
 RAW = "application/octet-stream"
+_EXAMPLE = 'for example {"model": "vae-mnist"}'
 _AT_ONCE_BYTES = 16 << 10
 """A larger body is parsed and its pictures are decoded in a thread, so that small requests do not wait for it."""
 
@@ -55,7 +56,7 @@ class Asked(BaseModel):
     options: dict[str, Any] = Field({}, description="Options of the operation; the model's card has their schema.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Content:
     """What a body held, whatever its type: fields by name, uploaded images, and other files by name."""
 
@@ -78,7 +79,7 @@ class Content:
         return said.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class InferenceRequest:
     """A request that can be granted: everything about it is settled, and its images are pixels.
 
@@ -121,25 +122,48 @@ async def read_request(
     request: Request, operation: Operation, registry: Models, settings: Settings
 ) -> InferenceRequest:
     """The ask in a request. Raises the ProblemError that says what is wrong with it."""
-    body = await request.body()
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = await _form(request, operation, settings.max_images) if kind == FORM else None
-    keyed = "idempotency-key" in request.headers
+    headers = first_headers(request)
+    kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind == FORM:
+        body = await request.body()
+        form = await _form(request, operation, settings.max_images)
+    else:
+        body, form = await read_body(request), None
 
     def settled() -> InferenceRequest:
-        content = form or _content(body, kind, request.query_params.multi_items())
-        if keyed:
+        content = form or _content(body, kind, request)
+        if b"idempotency-key" in headers:
             content.fingerprint  # noqa: B018 - hashes all that was sent, and is kept for what follows
         return _settled(content, operation, registry, settings)
 
     return settled() if len(body) <= _AT_ONCE_BYTES else await asyncio.to_thread(settled)
 
 
-def _content(body: bytes, kind: str, query: Iterable[tuple[str, str]]) -> Content:
+def first_headers(request: Request) -> dict[bytes, bytes]:
+    """Return the headers of a request by lower-case name, the first of each name, as `request.headers` does.
+
+    One pass over the headers; each lookup in `request.headers` is another one, in Python.
+    """
+    return dict(reversed(request.scope["headers"]))
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body, as `request.body()` does, without its generator and without a copy. Raises ClientDisconnect."""
+    chunks: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _content(body: bytes, kind: str, request: Request) -> Content:
     if kind == "application/json":
         return Content(parsed(body))
     if kind.startswith("image/") or kind == RAW:
-        fields, texts = typed(query)
+        fields, texts = typed(request.query_params.multi_items())
         return Content(fields, [body], texts=texts)
     raise UnsupportedMediaError(
         f"{kind[:60] or 'a body without a Content-Type'} is not read here; send application/json, multipart/form-data "
@@ -157,9 +181,11 @@ def _settled(content: Content, operation: Operation, registry: Models, settings:
     if choice is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
-    beside = {shared.name for shared in operation.shared}
-    extra = {name: value for name, value in (asked.model_extra or {}).items() if name not in beside}
-    options = options_of(choice, asked.options, extra, {*Asked.model_fields, *beside}, content.texts)
+    extra = asked.model_extra or {}
+    if operation.shared:
+        beside = {shared.name for shared in operation.shared}
+        extra = {name: value for name, value in extra.items() if name not in beside}
+    options = options_of(choice, asked.options, extra, _fields(operation), content.texts)
     images: list[bytes | str] = [*content.uploads, *asked.images]
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
@@ -171,17 +197,22 @@ def _settled(content: Content, operation: Operation, registry: Models, settings:
     return InferenceRequest(operation, entry, options, seed, rows, content, items, per, notes)
 
 
+@cache
+def _fields(operation: Operation) -> frozenset[str]:
+    """Return the names of fields that are no options."""
+    return frozenset(Asked.model_fields) | {shared.name for shared in operation.shared}
+
+
 def parsed(body: bytes) -> dict[str, Any]:
     """The fields of a JSON object; for a thread where the body is large."""
-    example = 'for example {"model": "vae-mnist"}'
     try:
         fields = json_scan.loads(body)
     except json_scan.CostlyJsonError as error:
-        raise MalformedError(f"the body is JSON that is not read here: {error}; send an object, {example}") from error
+        raise MalformedError(f"the body is JSON that is not read here: {error}; send an object, {_EXAMPLE}") from error
     except orjson.JSONDecodeError as error:
-        raise MalformedError(f"the body is not JSON ({error}); send an object, {example}") from error
+        raise MalformedError(f"the body is not JSON ({error}); send an object, {_EXAMPLE}") from error
     if not isinstance(fields, dict):
-        raise MalformedError(f"the body must be a JSON object, {example}")
+        raise MalformedError(f"the body must be a JSON object, {_EXAMPLE}")
     return fields
 
 
@@ -241,17 +272,18 @@ def options_of(
 
     `texts` has the ones that came as text of a form or query.
     """
-    twice = sorted(extra.keys() & inside.keys())
-    if twice:
-        raise InvalidError(
-            f"given twice, as a field and in options: {', '.join(name[:60] for name in twice[:10])}; send each once"
-        )
-    unknown = sorted(name[:60] for name in extra if name not in choice.schema.get("properties", {}))
-    if unknown:
-        known = sorted({*fields, *choice.schema.get("properties", {})})
-        raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
-    rules = choice.schema.get("properties", {})
-    values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
+    values: dict[str, Any] = {}
+    if extra:
+        twice = sorted(extra.keys() & inside.keys())
+        if twice:
+            names = ", ".join(name[:60] for name in twice[:10])
+            raise InvalidError(f"given twice, as a field and in options: {names}; send each once")
+        rules = choice.schema.get("properties", {})
+        unknown = sorted(name[:60] for name in extra if name not in rules)
+        if unknown:
+            known = sorted({*fields, *rules})
+            raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
+        values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
     try:
         return choice.options({**values, **inside})
     except InvalidOptionsError as error:

@@ -16,6 +16,7 @@ import orjson
 import redis
 
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice
+from api.batching.result_waits import ResultWaits
 from api.batching.scheduler import BatchScheduler, Limits
 from api.batching.worker_monitor import WorkerMonitor
 from core.blobs import Blobs
@@ -74,6 +75,7 @@ class BatchSender:
         self._read_until = ""
         self._wakeup: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dispatching: set[QueueName] = set()
         self.resent = 0
 
     # --- life ---
@@ -84,11 +86,13 @@ class BatchSender:
         self._redis = connect_async(self._settings)
         self._sending = PipelinedConnection(self._settings.queue_url)
         self._receiving = PipelinedConnection(self._settings.queue_url)
+        self._waits = ResultWaits(self._loop)
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
         """Stop sending; requests still waiting are given up."""
         self._cancel_wakeup()
+        self._waits.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -121,7 +125,14 @@ class BatchSender:
         """Send a request on its way; its `result` completes or raises FailedError. Raises QueueFullError."""
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
-        self._dispatch(request.lane)
+        if request.lane not in self._dispatching:
+            # not at once: requests that come in the same turn of the event loop share a batch
+            self._dispatching.add(request.lane)
+            self._loop.call_soon(self._dispatch, request.lane)
+
+    async def wait(self, request: PendingRequest) -> Fields:
+        """Return the result of a request. Raises FailedError, or StillWaitingError after a second without one."""
+        return await self._waits.wait(request)
 
     def drop(self, request: PendingRequest) -> None:
         """Nobody waits for a request any more: what has not been sent is not, and long runs end at their next slice."""
@@ -152,6 +163,7 @@ class BatchSender:
 
     def _dispatch(self, lane: QueueName) -> None:
         """Send what may leave now."""
+        self._dispatching.discard(lane)
         if time.monotonic() < self._paused_until:
             return
         workers = max(1, len(self._monitor.live()))

@@ -1,10 +1,11 @@
 """What the batch scheduler deals with: requests that wait, the slices cut from them, and batches on their way."""
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from core.broker.codec import BatchSlice, Fields, Items, cut_items
 from core.broker.keys import QueueName
@@ -20,7 +21,7 @@ class PendingRequest:
 
     `items` are the images it reads, each for `per` consecutive rows. `owner` is the name of its API key, empty where
     keys are not used; `limits` are those of that key's own. `chunks` holds the fields of finished rows by their first
-    row.
+    row. `result` is another future after each wait for it that was too long.
     """
 
     entry: ModelVersion
@@ -34,7 +35,7 @@ class PendingRequest:
     request_id: str = ""
     owner: str = ""
     limits: Mapping[str, int] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: uuid4().hex)
+    id: str = field(default_factory=partial(secrets.token_hex, 16))
     result: "asyncio.Future[Fields]" = field(init=False, repr=False)
     chunks: dict[int, Fields] = field(default_factory=dict)
     rows_done: float = 0.0

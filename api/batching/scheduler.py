@@ -9,11 +9,11 @@ in it. What room the pass has left is filled with requests of the same group, on
 first. Every owner, group and oldest request comes first after a bounded number of batches, so none starves.
 """
 
+import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import uuid4
 
 import orjson
 
@@ -257,7 +257,7 @@ class BatchScheduler:
         turns[owner].move_to_end(key)
         for served in {part.request.owner for part in slices}:
             self._tidy(lane, key, group, served)
-        batch = InFlightBatch(uuid4().hex, lane, key, slices, self._clock(), len(slices))
+        batch = InFlightBatch(secrets.token_hex(16), lane, key, slices, self._clock(), len(slices))
         for part in slices:
             part.request.batches.append(batch)
         self.in_flight[batch.id] = batch

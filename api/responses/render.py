@@ -23,7 +23,7 @@ ACCEPTANCE = "acceptance_rate"
 _NUMBERED = re.compile(r"(.+)\.(\d{1,9})")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class About:
     """What an answer says beside its fields; `columns` of its grid of pictures, where they are not near-square."""
 

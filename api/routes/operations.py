@@ -16,11 +16,12 @@ from starlette.types import Receive, Scope, Send
 from api.access import caller_of, quota_exceeded
 from api.batching.batch_sender import FailedError
 from api.batching.requests import PendingRequest
+from api.batching.result_waits import WAIT_S, StillWaitingError
 from api.batching.scheduler import QueueFullError
 from api.dependencies import check_query_names, owner_of
 from api.errors import GoneError, InvalidError, MalformedError, OverloadedError, request_id_of
 from api.prefer import Prefer
-from api.requests import InferenceRequest, read_request
+from api.requests import InferenceRequest, first_headers, read_request
 from api.responses.job_results import accepted, applied, failed, overloaded, whole_result_response
 from api.responses.render import JSON, About, negotiate, render, summed
 from api.state import AppState
@@ -70,13 +71,18 @@ def add_operations(app: FastAPI, app_state: AppState) -> None:
 
 
 def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    without_preference = Prefer.read("", app_state.settings)
+
     async def route(request: Request) -> Response:
-        media = negotiate(request.headers.get("accept", ""), operation)
+        headers = first_headers(request)
+        media = negotiate(headers.get(b"accept", b"").decode("latin-1"), operation)
         inference_request = await read_request(request, operation, app_state.models(request), app_state.settings)
-        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
-        key = request.headers.get("idempotency-key")
+        prefer = without_preference
+        if b"prefer" in headers:
+            prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
+        key = headers.get(b"idempotency-key")
         if key is not None:
-            return await _once(app_state, request, inference_request, media, prefer, key)
+            return await _once(app_state, request, inference_request, media, prefer, key.decode("latin-1"))
         if prefer.wait_s <= 0:
             if app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
@@ -137,7 +143,7 @@ async def computed(
         detail = f"{error}; try again when some of them have ended"
         raise OverloadedError(detail, headers={"Retry-After": "2"}, limit=error.limit) from error
     try:
-        return await _wait_for_result(request, call, prefer.wait_s)
+        return await _wait_for_result(app_state, request, call, prefer.wait_s)
     except TimeoutError:
         try:
             async with app_state.quotas.job(caller_of(request.scope)):
@@ -155,19 +161,23 @@ async def computed(
         raise
 
 
-async def _wait_for_result(request: Request, call: PendingRequest, wait_s: float) -> Fields:
-    """The call's result; while it is long in coming, look whether the client is still there."""
+async def _wait_for_result(app_state: AppState, request: Request, call: PendingRequest, wait_s: float) -> Fields:
+    """Return the result of a call; every second, look whether the client is still there.
+
+    Raises FailedError, ClientDisconnect, and TimeoutError when the time is over.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
-    while True:
-        left = until - loop.time()
-        done, _ = await asyncio.wait((call.result,), timeout=min(left, 1.0))
-        if done:
-            return call.result.result()
-        if left <= 1.0:
-            raise TimeoutError
-        if await request.is_disconnected():
-            raise ClientDisconnect
+    while (left_s := until - loop.time()) > WAIT_S:
+        try:
+            return await app_state.batch_sender.wait(call)
+        except StillWaitingError:
+            if await request.is_disconnected():
+                raise ClientDisconnect from None
+    done, _ = await asyncio.wait((call.result,), timeout=left_s)
+    if not done:
+        raise TimeoutError
+    return call.result.result()
 
 
 async def _once(

@@ -6,6 +6,7 @@ of operation is one more row.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Operation:
     tiled: bool = False
     rows: Callable[[int, int, Mapping[str, Any]], int] = lambda _count, images, _options: images
 
-    @property
+    @cached_property
     def images(self) -> tuple[str, ...]:
         """The inputs that `images` of a request fill: one with any number of images, or one image
         each.

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ class ModelOperation:
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return `given` over the defaults, with whole numbers as int. Raises InvalidOptionsError."""
+        if not given and self._valid_without:
+            return {**self.defaults}
         errors = option_errors(given, self.schema.get("properties", {}), self.validator, "options", "option")
         if errors:
             raise InvalidOptionsError(errors)
         return {**self.defaults, **whole_numbers(self.schema, given)}
+
+    @cached_property
+    def _valid_without(self) -> bool:
+        """Whether the schema accepts that no option is given."""
+        return not option_errors({}, {}, self.validator, "options", "option")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class ModelVersion:
     path: Path
     operations: Mapping[str, ModelOperation] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def ref(self) -> str:
         """`name@version`."""
         return f"{self.name}@{self.version}"

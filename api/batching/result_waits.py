@@ -1,0 +1,50 @@
+"""Waiting for the results of requests with one timer for all of them."""
+
+import asyncio
+
+from api.batching.requests import PendingRequest
+from core.broker.codec import Fields
+
+WAIT_S = 1.0
+"""How long a wait lasts, so that who waits can look whether its client is still there."""
+
+
+class StillWaitingError(Exception):
+    """A result has not come within `WAIT_S`; it may be waited for again."""
+
+
+class ResultWaits:
+    """The waits that are under way. A timer for each, armed and cancelled, would cost more than the rest of a wait."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for nothing yet."""
+        self._loop = loop
+        self._due: dict[PendingRequest, float] = {}  # the earliest first, as all last equally long
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, request: PendingRequest) -> Fields:
+        """Return the result of a request. Raises what it ended with, or StillWaitingError."""
+        self._due[request] = self._loop.time() + WAIT_S
+        if self._timer is None:
+            self._timer = self._loop.call_later(WAIT_S, self._end_waits)
+        try:
+            return await request.result
+        finally:
+            self._due.pop(request, None)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end_waits(self) -> None:
+        """End the waits that are due: the future that was waited for fails, and a new one takes its place."""
+        now, self._timer = self._loop.time(), None
+        for request, due in list(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._end_waits)
+                return
+            del self._due[request]
+            if not request.result.done():
+                request.result.set_exception(StillWaitingError())
+                request.result = self._loop.create_future()
