@@ -100,7 +100,6 @@ def main() -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
-        timeout_keep_alive=max(1, round(settings.idle_timeout_s)),
         backlog=1024,
     )
     server = Server(config, app)

@@ -128,7 +128,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._write_credit = _ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
         self._checked_at = self.loop.time()
         self._head_began_at: float | None = self._checked_at
-        self._idle_since = (0, self._checked_at)
+        self._idle_since = self._checked_at
         self._watchdog: asyncio.TimerHandle | None = self.loop.call_later(limits.check_interval_s, self._check)
         if len(self.connections) > limits.max_connections:
             self._make_room()
@@ -151,11 +151,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Feed the parser, never more of a head than the limit allows."""
         if self._rejected:
             return  # read and dropped until the connection is closed
-        self._unset_keepalive_if_required()
-        at, size = 0, len(data)
-        while at < size and not self._rejected:
+        at = 0
+        while at < len(data) and not self._rejected:
             room = self.limits.max_header_bytes - self._head_bytes if self._in_head else _PIECE_BYTES
-            if at == 0 and size <= room:
+            if at == 0 and len(data) <= room:
                 self._feed(data)
                 return
             self._feed(data[at : at + min(room, _PIECE_BYTES)])
@@ -173,8 +172,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(400, "this is not HTTP/1.1; see RFC 9112 for what a request looks like")
         limit = self.limits.max_header_bytes
         if self._in_head:
-            # a head that began inside this piece counts from the next piece on
-            self._head_bytes += len(piece) if began_in_head and messages == self._messages else 0
+            if not began_in_head or messages != self._messages:
+                return  # a head that began inside this piece counts from the next piece on
+            self._head_bytes += len(piece)
             if self._head_bytes >= limit and not self._rejected:
                 in_target = len(self.url) > limit // 2
                 what = "request target" if in_target else "head of the request"
@@ -191,14 +191,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise _RejectedError
         if self._head_began_at is None:
             self._head_began_at = self.loop.time()
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)  # super() costs more, and every request comes here
 
     def on_headers_complete(self) -> None:
         """Start the request."""
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"a request has at most {MAX_HEADERS} header fields")
             raise _RejectedError
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         self._in_head = False
         self._head_bytes = self._silent_bytes = self._chunks = self._message_bytes = 0
         self._head_began_at = None
@@ -220,7 +220,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._silent_bytes = 0
         self._message_bytes += size
         self._new_body_bytes += size
-        super().on_body(body)
+        HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
         """Be ready for the head of the next request."""
@@ -229,7 +229,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._messages += 1
         self._in_head = True
         self._head_bytes = 0
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
+
+    def on_response_complete(self) -> None:
+        """Start the next request that waits; uvicorn would also arm a keep-alive timer, but the watchdog does that."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._idle_since = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
 
     def on_last_message_complete(self) -> None:
         """End the last request of a connection: nothing is read after it."""
@@ -334,10 +344,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
 
     def _check_idle(self, now: float) -> None:
-        messages, since = self._idle_since
-        if messages != self._messages:
-            self._idle_since = (self._messages, now)
-        elif now - since >= self.limits.idle_timeout_s and not self._unsent_bytes:
+        if now - self._idle_since >= self.limits.idle_timeout_s and not self._unsent_bytes:
             self.transport.close()
 
     def _check_writing(self, elapsed_s: float) -> None:
@@ -375,7 +382,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return None
         if self._head_began_at is not None:
             return 0, self._head_began_at
-        return 1, self._idle_since[1]
+        return 1, self._idle_since
 
 
 class _BodyCallbacks:
