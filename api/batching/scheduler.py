@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from api.batching.queues import Group, OwnerQueue
 from api.batching.requests import GroupKey, InFlightBatch, PendingRequest, RequestSlice
 from core.broker.codec import Fields
 from core.broker.keys import QueueName
@@ -25,9 +26,6 @@ IN_FLIGHT_PER_WORKER = 2
 """Batches on their way to each worker: one that runs and one that waits for it."""
 
 UNKNOWN_CAPACITY = (8, 8)
-SMALL_ROWS = 16
-"""Requests of at most this many rows fill the room that a larger one leaves in a pass."""
-
 _LONG_S, _LONG_MULTITHREADED_S = 0.03, 0.01
 """Passes longer than this are worth waiting for, to make the next one fuller; one on all cores sooner: what is done
 beside it slows it down."""
@@ -75,62 +73,6 @@ class PassTiming:
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
 
-class _Queue:
-    """One owner's waiting requests of one group, oldest first; those of few rows apart, to be found at once."""
-
-    __slots__ = ("large", "small")
-
-    def __init__(self) -> None:
-        self.small: OrderedDict[PendingRequest, None] = OrderedDict()
-        self.large: OrderedDict[PendingRequest, None] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self.small or self.large)
-
-    def _of(self, request: PendingRequest) -> OrderedDict[PendingRequest, None]:
-        return self.small if request.rows <= SMALL_ROWS else self.large
-
-    def add(self, request: PendingRequest, *, front: bool = False) -> None:
-        """Put a request at the end, or back at the front; one that is there already only moves."""
-        queue = self._of(request)
-        queue[request] = None
-        if front:
-            queue.move_to_end(request, last=False)
-
-    def remove(self, request: PendingRequest) -> bool:
-        """Take a request out; whether it was there."""
-        queue = self._of(request)
-        if request not in queue:
-            return False
-        del queue[request]
-        return True
-
-    def oldest(self) -> PendingRequest:
-        """The request that has waited longest."""
-        if not self.large:
-            return next(iter(self.small))
-        large = next(iter(self.large))
-        if not self.small:
-            return large
-        small = next(iter(self.small))
-        return small if small.arrived <= large.arrived else large
-
-    def heads(self) -> tuple[PendingRequest, ...]:
-        """The oldest small request and the oldest large one, where there are such."""
-        return tuple(next(iter(queue)) for queue in (self.small, self.large) if queue)
-
-
-class _Group:
-    """Waiting requests that may share a batch, by owner."""
-
-    __slots__ = ("last_arrival", "queues", "rows")
-
-    def __init__(self) -> None:
-        self.queues: dict[str, _Queue] = {}
-        self.rows = 0
-        self.last_arrival = 0.0
-
-
 class BatchScheduler:
     """Queues of waiting requests, and the batches formed of them that have not ended."""
 
@@ -138,7 +80,7 @@ class BatchScheduler:
         """Begin empty; `clock` gives seconds and never goes back."""
         self._limits = limits
         self._clock = clock
-        self._groups: dict[QueueName, dict[GroupKey, _Group]] = {"interactive": {}, "bulk": {}}
+        self._groups: dict[QueueName, dict[GroupKey, Group]] = {"interactive": {}, "bulk": {}}
         # by owner, the keys of the groups in which that owner has something unsent: both in order of their turns
         self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]] = {
             "interactive": OrderedDict(),
@@ -249,7 +191,7 @@ class BatchScheduler:
                 return self._form(lane, key, group, owner)
         return None
 
-    def _form(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> InFlightBatch:
+    def _form(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
         slices = self._fill(lane, key, group, owner)
         # the turn of this owner, and of this group among the owner's, comes again after the others'
         turns = self._turns[lane]
@@ -265,12 +207,12 @@ class BatchScheduler:
         self._key_count[key] += 1
         return batch
 
-    def _fill(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> list[RequestSlice]:
+    def _fill(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
         """Cut rows for one pass: the oldest request of `owner`, then of each owner in turn what fits."""
         largest, slice_rows = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         queue = group.queues[owner]
-        # a large request yields after a slice of time, so a small one waits for no longer than that
-        most = largest if lane == "interactive" else min(largest, slice_rows)
+        # a large request yields after a time slice while others wait; alone, it fills the passes
+        most = largest if lane == "interactive" or len(self._waiting) == 1 else min(largest, slice_rows)
         slices = [self._cut(group, queue, queue.oldest(), most)]
         room = largest - slices[0].rows
         if lane == "bulk" or slices[0].isolated:
@@ -279,7 +221,7 @@ class BatchScheduler:
         while owners:
             fitting = []
             for each in owners:
-                request = _fitting(group.queues[each], room)
+                request = group.queues[each].fitting(room)
                 if request is not None:
                     slices.append(self._cut(group, group.queues[each], request, room))
                     room -= slices[-1].rows
@@ -288,7 +230,7 @@ class BatchScheduler:
         return slices
 
     @staticmethod
-    def _cut(group: _Group, queue: _Queue, request: PendingRequest, most: int) -> RequestSlice:
+    def _cut(group: Group, queue: OwnerQueue, request: PendingRequest, most: int) -> RequestSlice:
         """Take the next rows of a request off the queue, `most` at most; those to be tried again come first, whole."""
         if request.retries:
             part = request.retries.pop(0)
@@ -334,7 +276,7 @@ class BatchScheduler:
 
     # --- waiting for more rows behind long passes ---
 
-    def _should_wait(self, key: GroupKey, group: _Group, owner: str, workers: int) -> bool:
+    def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
         """Whether a group should wait for more rows: only behind long passes, where it makes the next one worth more.
 
         While such a pass runs on each worker, the next one grows. After it, its clients come back within moments of
@@ -376,10 +318,10 @@ class BatchScheduler:
         lane, key, owner = request.lane, request.key, request.owner
         group = self._groups[lane].get(key)
         if group is None:
-            group = self._groups[lane][key] = _Group()
+            group = self._groups[lane][key] = Group()
         queue = group.queues.get(owner)
         if queue is None:
-            queue = group.queues[owner] = _Queue()
+            queue = group.queues[owner] = OwnerQueue()
         queue.add(request, front=front)
         group.rows += rows
         group.last_arrival = max(group.last_arrival, request.arrived)
@@ -391,7 +333,7 @@ class BatchScheduler:
         if front:
             keys.move_to_end(key, last=False)
 
-    def _tidy(self, lane: QueueName, key: GroupKey, group: _Group, owner: str) -> None:
+    def _tidy(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> None:
         """Remove what an owner's emptied queue leaves behind."""
         queue = group.queues.get(owner)
         if queue is None or queue:
@@ -410,14 +352,3 @@ def _key(request: PendingRequest) -> GroupKey:
     options = orjson.dumps(request.options, option=orjson.OPT_SORT_KEYS)
     alike = (request.entry.name, request.entry.version, request.method, options)
     return alike if request.lane == "interactive" else (*alike, request.id)
-
-
-def _fitting(queue: _Queue, room: int) -> PendingRequest | None:
-    """The next request of a queue that fits whole into a pass with so much room, a small one first."""
-    for request in queue.heads():
-        retries = request.retries
-        if retries and retries[0].isolated:
-            continue
-        if (retries[0].rows if retries else request.rows - request.next_row) <= room:
-            return request
-    return None
