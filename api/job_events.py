@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.errors import TooManyRequestsError
+from api.errors import OverloadedError, TooManyRequestsError
 from core.jobs.records import TERMINAL, Event
 
 KEEP_ALIVE_S = 15.0
@@ -21,6 +22,15 @@ PREVIEW_S = 0.5
 
 RETRY_S = 0.5
 """Pause after a failed read."""
+
+OPENINGS_PER_SECOND = 200
+"""Event streams that are opened in a second, of all callers; further ones wait."""
+
+OPENING_BURST = 20
+"""Streams that are opened without a wait after a pause."""
+
+MAX_OPENING_DELAY_S = 10.0
+"""Longest wait of a stream to be opened before it is rejected."""
 
 _WAKE_GROUP = 32
 """Number of listeners that are woken before other requests are served."""
@@ -197,6 +207,26 @@ class StreamLimit:
                 headers={"Retry-After": "10"},
                 limit="streams",
             )
+
+
+class OpeningPace:
+    """Spreads the opening of event streams over time: a thousand at once would delay every other request."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a full burst; `clock` gives seconds and never goes back."""
+        self._clock = clock
+        self._next_at = float("-inf")
+
+    def delay_s(self) -> float:
+        """Return how long the next stream waits before it is opened. Raises OverloadedError where that is too long."""
+        now = self._clock()
+        next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)
+        if next_at - now > MAX_OPENING_DELAY_S:
+            raise OverloadedError(
+                "too many event streams are being opened; try again in a moment", headers={"Retry-After": "5"}
+            )
+        self._next_at = next_at + 1 / OPENINGS_PER_SECOND
+        return max(0.0, next_at - now)
 
 
 class EventStream(StreamingResponse):

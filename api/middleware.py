@@ -16,6 +16,7 @@ from api import audit
 from api.access import OPEN_PATHS, AccessControl, rule_of
 from api.errors import OverloadedError, ProblemError, problem, respond
 from api.html_headers import add_html_headers
+from api.job_events import OpeningPace
 from api.metrics import LATENCY
 from api.request_bodies import BodyReader, RequestBodies
 from core.settings import Settings
@@ -36,6 +37,7 @@ class RequestMiddleware:
         self._app = app
         self._access = AccessControl(settings)
         self._bodies = RequestBodies(settings)
+        self._openings = OpeningPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -78,6 +80,8 @@ class RequestMiddleware:
             await _refuse(refusal, scope, receive, answer)
             return
         try:
+            if scope["path"].endswith("/events"):
+                await asyncio.sleep(self._openings.delay_s())
             body = answer.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
             if body.decoded:
                 scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]

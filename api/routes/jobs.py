@@ -104,7 +104,7 @@ async def get_job_preview(state: State, job: CurrentJob) -> Response:
 async def stream_job_events(request: Request, state: State, job: CurrentJob) -> Response:
     """Stream the events of a job after `Last-Event-ID`."""
     job_id, seq = job.id, last_event_id(request)
-    if not await state.job_service.events(job_id, seq):
+    if (seq or job.status in TERMINAL) and not await state.job_service.events(job_id, seq):
         if job.status in TERMINAL:
             return Response(status_code=204)  # EventSource does not reconnect
         seq = min(seq, len(await state.job_service.events(job_id)))  # they are numbered from 1

@@ -15,8 +15,16 @@ import pytest
 import sqlalchemy as sa
 
 from api import job_events
-from api.errors import TooManyRequestsError
-from api.job_events import JobEvents, StreamLimit, Update
+from api.errors import OverloadedError, TooManyRequestsError
+from api.job_events import (
+    MAX_OPENING_DELAY_S,
+    OPENING_BURST,
+    OPENINGS_PER_SECOND,
+    JobEvents,
+    OpeningPace,
+    StreamLimit,
+    Update,
+)
 from core.jobs.records import TRAINING, Event, Job
 from core.jobs.store import JobStore
 from tests.api.attack import connect
@@ -238,3 +246,18 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
         assert crowded_ms <= max(3 * idle_ms, 25), (idle_ms, crowded_ms)
         assert samples(client).status_code == 200
         assert client.get(f"/v1/jobs/{first}/events").status_code == 200  # all were given back
+
+
+def test_streams_are_opened_at_a_pace() -> None:
+    """A burst at once, then one after the other; those that would wait too long are rejected, and a pause helps."""
+    now = 0.0
+    pace = OpeningPace(lambda: now)
+    delays = [pace.delay_s() for _ in range(OPENING_BURST + 1 + OPENINGS_PER_SECOND)]
+    assert delays[: OPENING_BURST + 1] == pytest.approx([0] * (OPENING_BURST + 1))
+    assert delays[-1] == pytest.approx(1.0)
+    while delays[-1] < MAX_OPENING_DELAY_S:
+        delays.append(pace.delay_s())
+    with pytest.raises(OverloadedError, match="event streams"):
+        pace.delay_s()
+    now += 2 * MAX_OPENING_DELAY_S
+    assert pace.delay_s() == 0
