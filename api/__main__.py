@@ -17,8 +17,9 @@ from fastapi import FastAPI
 
 from api import keys_command
 from api.app import create_app
+from api.connection_limits import ConnectionLimits
 from api.exposure import exit_if_refused
-from api.http_protocol import ConnectionLimits, limited_protocol
+from api.http_protocol import limited_protocol
 from core.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
 
 log = logging.getLogger(__name__)

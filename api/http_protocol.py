@@ -8,7 +8,6 @@ a head that is not complete in time, a body or a response that moves slower than
 import asyncio
 import heapq
 import logging
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 from uuid import uuid4
@@ -18,8 +17,8 @@ import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.connection_limits import ConnectionLimits, ProgressCredit
 from api.errors import MEDIA_TYPE, TITLES, problem
-from core.settings import Settings
 
 log = logging.getLogger("api.access")
 
@@ -40,64 +39,8 @@ _PIECE_BYTES = 64 << 10
 _EVICTED_SHARE = 20
 
 
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """What one connection may take, and how many there may be. Times in seconds, rates in bytes per second."""
-
-    max_connections: int
-    max_header_bytes: int
-    header_timeout_s: float
-    idle_timeout_s: float
-    body_timeout_s: float
-    write_timeout_s: float
-    min_transfer_rate: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> "ConnectionLimits":
-        """The limits that the settings state."""
-        return cls(
-            max_connections=settings.max_connections,
-            max_header_bytes=settings.max_header_bytes,
-            header_timeout_s=settings.header_timeout_s,
-            idle_timeout_s=settings.idle_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
-            write_timeout_s=settings.write_timeout_s,
-            min_transfer_rate=settings.min_transfer_rate,
-        )
-
-    @property
-    def check_interval_s(self) -> float:
-        """How often the watchdog of a connection looks."""
-        shortest = min(self.header_timeout_s, self.idle_timeout_s, self.body_timeout_s, self.write_timeout_s)
-        return min(2.5, shortest / 4)
-
-
 class _RejectedError(Exception):
     """Raised inside a parser callback to stop the parser; the response has been chosen already."""
-
-
-class _ProgressCredit:
-    """Seconds a transfer may still go without progress: time uses them up, bytes earn them back up to the time-out.
-
-    A transfer faster than the minimal rate never runs out; one that stops, or trickles, does.
-    """
-
-    __slots__ = ("_rate", "_timeout_s", "left_s")
-
-    def __init__(self, timeout_s: float, rate: float) -> None:
-        self._timeout_s = timeout_s
-        self._rate = rate
-        self.left_s = timeout_s
-
-    def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
-
-    def refill(self) -> None:
-        self.left_s = self._timeout_s
-
-    @property
-    def low(self) -> bool:
-        return self.left_s < self._timeout_s / 2
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -124,8 +67,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._unsent_bytes = 0  # when the watchdog looked
         self._rejected = False  # whether what arrives is dropped
         self._body_framing: bytes | None = None
-        self._body_credit = _ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
-        self._write_credit = _ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
+        self._body_credit = ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
+        self._write_credit = ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
         self._checked_at = self.loop.time()
         self._head_began_at: float | None = self._checked_at
         self._idle_since = self._checked_at
