@@ -1,4 +1,4 @@
-"""What a request must pass before it reaches a route: host, origin, key, rate and role, in this order."""
+"""Access control of requests: host, origin, API key, rate and role, in this order."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What probes ask: without a key, and under any host."""
+"""Paths of probes, which need no key and may name any host."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
@@ -24,7 +24,7 @@ ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected
 
 @dataclass(frozen=True)
 class Rule:
-    """What a route asks of its caller: one of `roles`; and the action under which the audit log has it, if any."""
+    """The access rule of a route: the caller needs one of `roles`; `action` names it in the audit log."""
 
     roles: tuple[str, ...]
     action: str = ""
@@ -49,7 +49,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/models/{name}/versions"): Rule(("train",), "import"),
     ("DELETE", "/v1/models/{name}/versions/{version}"): Rule(("train",), "delete"),
 }
-"""Every route that changes something. GET and HEAD ask for `read`; what is not listed asks for `train`."""
+"""Every route that changes something. GET and HEAD need `read`; what is not listed needs `train`."""
 
 _PATTERNS = [
     (method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule)
@@ -70,13 +70,13 @@ def rule_of(method: str, path: str) -> Rule:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Return who sent a request that was admitted."""
+    """Return the caller of an admitted request."""
     caller: Caller = scope.get("reverie_caller", ANONYMOUS)
     return caller
 
 
 class AccessControl:
-    """The checks of one API process, with the keys and counts that they need."""
+    """The access checks of one API process."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the key file. Raises ValueError, OSError."""
@@ -88,25 +88,25 @@ class AccessControl:
         self._per_second = settings.key_requests_per_second
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
-        """Return why a request must not reach its route, None if it may; the scope then names its caller."""
+        """Return the error that rejects a request, or None and put its caller into the scope."""
         path, method = scope["path"], scope["method"]
         scope["reverie_owner"], scope["reverie_caller"] = "", ANONYMOUS
         if path in OPEN_PATHS:
             return None
         host = headers.get(b"host")
         if host is not None and not self._hosts.allows(host):  # browsers always name one
-            return _misdirected(host)
+            return _host_error(host)
         origin = headers.get(b"origin")
         if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host or b""):
-            return _foreign(origin)
+            return _origin_error(origin)
         authorization = headers.get(b"authorization", b"")
         caller = self.keys.caller(authorization)
         if caller is None:
-            return self._without_key(scope, headers, tried=bool(authorization))
+            return self._check_unknown_key(scope, headers, tried=bool(authorization))
         scope["reverie_owner"], scope["reverie_caller"] = caller.name, caller
-        return self._beyond(scope, caller, rule_of(method, path)) if self.keys.used else None
+        return self._check_caller(scope, caller, rule_of(method, path)) if self.keys.used else None
 
-    def _without_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:
+    def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:
         challenge = {"WWW-Authenticate": "Bearer"}
         if not tried:
             detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
@@ -124,7 +124,7 @@ class AccessControl:
         _audit_refusal(scope, "", error.status, "wrong key", address=address)
         return error
 
-    def _beyond(self, scope: Scope, caller: Caller, rule: Rule) -> ProblemError | None:
+    def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> ProblemError | None:
         per_second = caller.limits.get("requests_per_second", self._per_second)
         if not self._rates.request(caller.name, per_second):
             return quota_exceeded("requests_per_second", f"you may send {per_second} requests a second")
@@ -137,21 +137,21 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
-    """Return the refusal of what goes beyond a limit of its caller's."""
+    """Return the error for a request over a limit of its caller."""
     headers = {"Retry-After": str(retry_after_s)}
     return TooManyRequestsError(
         f"{detail}; GET /v1/me shows your limits and what you use", headers=headers, limit=limit
     )
 
 
-def _misdirected(host: bytes) -> ProblemError:
+def _host_error(host: bytes) -> ProblemError:
     name = host.decode("latin-1")[:80]
     return MisdirectedError(
         f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
     )
 
 
-def _foreign(origin: bytes) -> ProblemError:
+def _origin_error(origin: bytes) -> ProblemError:
     name = origin.decode("latin-1")[:80]
     return ForbiddenError(
         f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"

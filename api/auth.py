@@ -1,4 +1,4 @@
-"""Who calls: API keys by the hash of their secret, reloaded while the service runs, and the roles of a caller."""
+"""API keys, found by their SHA-256 and reloaded while the service runs, and the roles of callers."""
 
 import logging
 import os
@@ -13,13 +13,13 @@ from api.key_file import ROLES, KeyRecord, digest_of, parse_keys
 log = logging.getLogger(__name__)
 
 _INCLUDED = {"run": {"read"}, "train": {"read"}, "admin": {"read", "run", "train"}}
-_LOOK_S = 0.5
-"""How often the key file's modification time is looked at while requests come."""
+_CHECK_S = 0.5
+"""Least seconds between two checks of the key file's modification time."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request: the name of its key, empty where keys are not used, and what it may do.
+    """The caller of a request: the name of its key, empty without keys, and its roles.
 
     `limits` holds the limits of this key that differ from the settings.
     """
@@ -31,13 +31,13 @@ class Caller:
 
     @classmethod
     def of(cls, record: KeyRecord) -> "Caller":
-        """Return the caller that a key stands for; `run` and `train` include `read`, `admin` all others."""
+        """Return the caller of a key; `run` and `train` include `read`, `admin` includes all roles."""
         roles = record.roles.union(*(_INCLUDED.get(role, ()) for role in record.roles))
         return cls(record.name, roles, record.limits, record.expires_at)
 
     @property
     def key_expiry(self) -> str | None:
-        """When the key expires, as ISO 8601; None where it does not."""
+        """When the key expires, as ISO 8601, or None."""
         if self.key_expires_at is None:
             return None
         return datetime.fromtimestamp(self.key_expires_at, UTC).isoformat(timespec="seconds")
@@ -49,21 +49,21 @@ class Caller:
 
 
 ANONYMOUS = Caller("", frozenset(ROLES))
-"""Everybody, where keys are not used."""
+"""Every caller, where keys are not used."""
 
 VISITOR = Caller("", frozenset({"read"}))
-"""Nobody in particular, where keys are used: what is said without a key, or to everybody alike."""
+"""A caller without a key, where keys are used: sees what everybody may see."""
 
 
 class Keys:
-    """Callers by the SHA-256 of their key; without a file everybody is let in."""
+    """Callers by the SHA-256 of their key; without a key file, every request is anonymous."""
 
     def __init__(self, path: Path | None) -> None:
         """Read the file. Raises ValueError for a line of another shape, OSError for a file that cannot be read."""
         self._path = path
         self._callers: dict[str, Caller] = {}
         self._stamp: tuple[int, int, int] | None = None
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         if path is not None:
             self._load(path)
 
@@ -73,12 +73,12 @@ class Keys:
         return self._path is not None
 
     def caller(self, authorization: bytes) -> Caller | None:
-        """Return who sends this Authorization header; None if its key is missing, unknown or expired."""
+        """Return the caller of an Authorization header, or None if its key is missing, unknown or expired."""
         if self._path is None:
             return ANONYMOUS
         now = time.monotonic()
-        if now - self._looked > _LOOK_S:
-            self._looked = now
+        if now - self._checked_at > _CHECK_S:
+            self._checked_at = now
             self._reload(self._path)
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
@@ -96,13 +96,13 @@ class Keys:
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:
-        """Read the file again if it was changed or replaced; one that cannot be read leaves the keys as they are."""
+        """Read the file again if it has changed; if it cannot be read, the keys stay as they are."""
         try:
             if _stamp(path.stat()) == self._stamp:
                 return
             self._load(path)
         except (OSError, ValueError) as error:
-            log.error("key file not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - its words say enough
+            log.error("key file not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - the reason is enough
         else:
             log.info("key file reloaded", extra={"keys": len(self._callers)})
 

@@ -1,4 +1,4 @@
-"""What every request passes: an id, the key check, the body limit, the clock. Plain ASGI, to cost little."""
+"""The ASGI middleware of every request: its id, access control, body limits, metrics and log line."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
 class RequestMiddleware:
-    """The outermost layer of the application."""
+    """Check each request, pass it to the application, and record what came of it."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Wrap `app`."""
@@ -40,64 +40,66 @@ class RequestMiddleware:
         self._openings = OpeningPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass a request to the application, or reject it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
-            scope = {**scope, "method": "GET"}  # the server leaves the body out
+            scope = {**scope, "method": "GET"}  # the server sends no body
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id")
-        request_id = given.decode() if given and _PLAIN_ID.fullmatch(given) else secrets.token_hex(16)
-        answer = _Answer(receive, send, headers, request_id)
-        answer.may_be_html = not scope["path"].startswith("/v1/")
+        client_id = headers.get(b"x-request-id")
+        request_id = client_id.decode() if client_id and _PLAIN_ID.fullmatch(client_id) else secrets.token_hex(16)
+        sender = _ResponseSender(receive, send, headers, request_id)
+        sender.may_be_html = not scope["path"].startswith("/v1/")
         try:
-            await self._pass(scope, receive, headers, answer)
+            await self._handle(scope, receive, headers, sender)
         except ClientDisconnect:
-            answer.status = 499  # nobody is there to be told
+            sender.status = 499  # nobody receives a response
         except asyncio.CancelledError:
-            if answer.status:
+            if sender.status:
                 raise
-            # the server stops, and the time that it gave to open requests is over
+            # the server stops, and the grace period of open requests is over
             stopping = OverloadedError("the service is stopping; send the request again", headers={"Retry-After": "2"})
-            await stopping.response(answer.request_id)(scope, receive, answer.send)
+            await stopping.response(sender.request_id)(scope, receive, sender.send)
         except Exception:
-            log.exception("fault", extra={"request_id": answer.request_id})
-            if answer.status:
-                raise  # the answer has begun; the connection is closed on it
-            body = problem(500, "Internal error", "a fault of the service; it was logged under this request id")
-            await respond(answer.request_id, body)(scope, receive, answer.send)
+            log.exception("internal error", extra={"request_id": sender.request_id})
+            if sender.status:
+                raise  # the response has started; uvicorn closes the connection
+            body = problem(500, "Internal error", "an error of the service; it was logged with this request id")
+            await respond(sender.request_id, body)(scope, receive, sender.send)
         finally:
-            if answer.body is not None:
-                answer.body.release()
-            _note(scope, answer, time.perf_counter() - begun)
+            if sender.body is not None:
+                sender.body.release()
+            _record(scope, sender, time.perf_counter() - started_at)
 
-    async def _pass(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], answer: "_Answer") -> None:
-        scope["reverie_request_id"] = answer.request_id
+    async def _handle(
+        self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], sender: "_ResponseSender"
+    ) -> None:
+        scope["reverie_request_id"] = sender.request_id
         refusal = self._access.refusal(scope, headers)
         if refusal is not None:
-            await _refuse(refusal, scope, receive, answer)
+            await _reject(refusal, scope, receive, sender)
             return
         try:
             if scope["path"].endswith("/events"):
                 await asyncio.sleep(self._openings.delay_s())
-            body = answer.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
+            body = sender.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
             if body.decoded:
                 scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]
             receive = body if scope["method"] in _BODILESS else await body.ahead()
         except ProblemError as error:
-            await _refuse(error, scope, receive, answer)
+            await _reject(error, scope, receive, sender)
             return
-        await self._app(scope, receive, answer.send)
+        await self._app(scope, receive, sender.send)
 
 
-async def _refuse(error: ProblemError, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-    await error.response(answer.request_id)(scope, receive, answer.send)
+async def _reject(error: ProblemError, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
+    await error.response(sender.request_id)(scope, receive, sender.send)
 
 
-class _Answer:
-    """What goes back to a client, under the request's id; a refused upload is read on before its answer ends."""
+class _ResponseSender:
+    """The `send` of a request: adds headers, and reads the rest of a rejected upload before the response ends."""
 
     def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
         self._receive = receive
@@ -109,13 +111,13 @@ class _Answer:
         self.body: BodyReader | None = None
 
     def _unread(self) -> bool:
-        """Whether the client may still be sending a body that nobody will read."""
+        """Return whether the client may still be sending a body that nobody will read."""
         if self.body is not None and not self.body.unread:
             return False
         return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
-        """Send on what the application says."""
+        """Send a message of the application."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
@@ -130,18 +132,18 @@ class _Answer:
         await self._send(message)
 
 
-def _note(scope: Scope, answer: _Answer, seconds: float) -> None:
-    """Count and log a request that is over."""
+def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
+    """Add a request that has ended to the metrics and logs."""
     route = getattr(scope.get("route"), "path", "other")
-    _latency(scope["method"], route, answer.status).observe(seconds)
+    _latency(scope["method"], route, sender.status).observe(seconds)
     owner = scope.get("reverie_owner", "")
     action = rule_of(scope["method"], scope["path"]).action
-    if action and answer.status not in {401, 429}:
-        details = {"owner": owner, "resource": scope["path"][:200], "request_id": answer.request_id}
-        audit.record(action, status=answer.status, **details, **audit.details_of(scope))
+    if action and sender.status not in {401, 429}:
+        details = {"owner": owner, "resource": scope["path"][:200], "request_id": sender.request_id}
+        audit.record(action, status=sender.status, **details, **audit.details_of(scope))
     if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
-        said = {"request_id": answer.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
-        log.info("request", extra={**said, "status": answer.status, "ms": round(seconds * 1000, 2)})
+        fields = {"request_id": sender.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
+        log.info("request", extra={**fields, "status": sender.status, "ms": round(seconds * 1000, 2)})
 
 
 @lru_cache(1000)
@@ -151,7 +153,7 @@ def _latency(method: str, route: str, status: int) -> Histogram:
 
 
 async def _linger(receive: Receive) -> None:
-    """Read on for a moment what the client still sends: closing at once would reset the connection under the answer."""
+    """Read on for a moment: closing at once would reset the connection before the client has read the response."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):
             while (await receive()).get("more_body"):

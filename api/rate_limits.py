@@ -1,4 +1,4 @@
-"""Limits on how often something may happen, by the library `limits`, in the memory of one API process."""
+"""Rate limits by the library `limits`, in the memory of one API process."""
 
 import math
 import time
@@ -8,27 +8,27 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 _SHARE = 20
-"""A window's requests are taken from the limiter in so many portions: each costs as much as one request would."""
+"""A window's requests are taken from the limiter in so many portions: a portion costs as much as one request."""
 
 
 class RateLimits:
-    """Requests a second of each owner, and wrong keys a minute of each address."""
+    """Rate limits: requests per second of each owner, and wrong keys per minute of each address."""
 
     def __init__(self, wrong_keys_per_minute: int) -> None:
-        """Count nothing yet."""
+        """Begin with empty counts."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
         self._portions: dict[str, tuple[int, float]] = {}
 
     def wrong_key(self, address: str) -> int:
-        """Count a wrong key; return 0, or the seconds to wait where the address has sent too many."""
+        """Count a wrong key; return 0, or the seconds to wait if the address has sent too many."""
         if self._limiter.hit(self._wrong_keys, "wrong key", address):
             return 0
         reset = self._limiter.get_window_stats(self._wrong_keys, "wrong key", address).reset_time
         return max(1, math.ceil(reset - time.time()))
 
     def request(self, owner: str, per_second: int) -> bool:
-        """Count a request; return whether it is within the limit, which 0 lifts."""
+        """Count a request; return whether it is within the limit; 0 is no limit."""
         if not per_second:
             return True
         left, until = self._portions.get(owner, (0, 0.0))

@@ -1,4 +1,4 @@
-"""What the body of a request may take: a size by route, a time, and a share of the memory for all bodies together."""
+"""Limits of request bodies: a size by route, a time, and the memory of all bodies together."""
 
 import asyncio
 import ctypes
@@ -24,27 +24,27 @@ _VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 
 @dataclass(frozen=True)
 class BodyRule:
-    """What holds for the bodies of a route."""
+    """Limits of the bodies of a route."""
 
     limit: int
     """Bytes, decoded."""
     in_memory: bool
-    """Whether the body is held in memory as a whole; if not, the route streams it to the disk."""
+    """Whether the whole body is held in memory; otherwise the route streams it to the disk."""
     small: bool = False
     """Whether the body is read before the route runs."""
 
 
 class SharedMemory:
-    """Bytes of bodies that are held in memory now, of all requests."""
+    """Bytes of request bodies in memory, of all requests."""
 
     def __init__(self, limit: int) -> None:
-        """At most `limit` bytes."""
+        """Allow `limit` bytes."""
         self._limit = limit
         self._peak = 0
         self.held = 0
 
     def check(self, size: int) -> None:
-        """Raise OverloadedError where there is no room for `size` bytes now."""
+        """Raise OverloadedError if `size` more bytes exceed the limit."""
         if self.held + size > self._limit:
             raise OverloadedError(
                 f"{self.held} bytes of request bodies are being read or worked on, of {self._limit} at a time; try "
@@ -52,14 +52,14 @@ class SharedMemory:
                 headers={"Retry-After": "2", "Connection": "close"},
             )
 
-    def take(self, size: int) -> None:
-        """Count `size` bytes more. Raises OverloadedError."""
+    def acquire(self, size: int) -> None:
+        """Add `size` bytes. Raises OverloadedError."""
         self.check(size)
         self.held += size
         self._peak = max(self._peak, self.held)
 
-    def give_back(self, size: int) -> None:
-        """Count `size` bytes less; after a peak, free memory goes back to the system, which malloc would keep."""
+    def release(self, size: int) -> None:
+        """Subtract `size` bytes; after a peak, return free memory to the system, which malloc would keep."""
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
@@ -68,17 +68,17 @@ class SharedMemory:
 
 
 def _trim() -> None:
-    """Give free memory back to the system, where the C library can."""
+    """Return free memory to the system, where the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 class RequestBodies:
-    """Gives each request a `receive` that holds its body to the limits."""
+    """Make a `receive` for each request that keeps its body within the limits."""
 
     def __init__(self, settings: Settings) -> None:
-        """Limits as the settings state them."""
+        """Take the limits from the settings."""
         images = BodyRule(settings.max_body_bytes, in_memory=True)
         self._rules = {
             ("POST", "/v1/datasets"): BodyRule(settings.max_dataset_bytes, in_memory=False),
@@ -96,7 +96,7 @@ class RequestBodies:
         return rule
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
-        """The `receive` for a request. Raises the ProblemError that its headers call for."""
+        """Return the `receive` for a request. Raises a ProblemError if its headers already exceed a limit."""
         rule = self._rule(method, path)
         encoding, declared = "", 0
         for name, value in headers:
@@ -114,7 +114,7 @@ class RequestBodies:
 
 
 class BodyReader:
-    """An ASGI `receive` that counts. Raises TooLargeError, OverloadedError or StalledError; `release` it at the end."""
+    """An ASGI `receive` with limits. Raises TooLargeError, OverloadedError, StalledError; call `release` at the end."""
 
     __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
 
@@ -133,7 +133,7 @@ class BodyReader:
         """Whether the body may have more than was read."""
 
     async def __call__(self) -> Message:
-        """The next message."""
+        """Return the next message."""
         message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
             return message
@@ -164,23 +164,23 @@ class BodyReader:
 
     def _hold(self, size: int) -> None:
         try:
-            self._memory.take(size - self._held)
+            self._memory.acquire(size - self._held)
         except OverloadedError:
             self.unread = True
-            self.release()  # at once, so that not every body that is under way is refused
+            self.release()  # at once, so that not every body in transfer is rejected
             raise
         self._held = size
 
     def release(self) -> None:
-        """Give the memory back: the request is over."""
+        """Release the memory: the request has ended."""
         if self._held:
-            self._memory.give_back(self._held)
+            self._memory.release(self._held)
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read a small body now: a route that parses it would turn this reader's errors into others.
+        """Read a small body now, so that a route which parses it does not turn this reader's errors into others.
 
-        Returns the `receive` that gives the body again. Raises ClientDisconnect.
+        Returns a `receive` that replays the body. Raises ClientDisconnect.
         """
         if not self._rule.small:
             return self
@@ -201,7 +201,7 @@ class BodyReader:
 
 
 def too_large(rule: BodyRule) -> TooLargeError:
-    """The refusal of a body over the limit of its route."""
+    """Return the error for a body over the limit of its route."""
     advice = "send fewer images a request, or a smaller file" if rule.in_memory else "send a smaller file"
     if rule.small:
         advice = "send less"

@@ -1,4 +1,4 @@
-"""The inference workers as the API process hears of them: their heartbeats, and what those say of capacity."""
+"""The inference workers as an API process sees them: their heartbeats and the capacity they report."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,35 +9,35 @@ from api.batching.scheduler import Capacity
 from core.broker.codec import unpack
 
 FORGET_S = 60.0
-"""A heartbeat that has not changed for so long is removed from the queue server."""
+"""A heartbeat that has not changed for so many seconds is removed from the queue server."""
 
 
 @dataclass
 class Heartbeat:
-    """What a worker said last, and when (by this process's clock) that last changed."""
+    """A worker's last heartbeat, and when it last changed, by this process's clock."""
 
     said: dict[str, Any]
     changed: float
 
 
 class WorkerMonitor:
-    """Which workers are alive: those whose heartbeat has changed within `timeout_s`."""
+    """Tracks which workers are alive: those whose heartbeat has changed within `timeout_s`."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know of no worker yet."""
+        """Begin without workers."""
         self._timeout_s = timeout_s
         self._clock = clock
         self._heartbeats: dict[str, Heartbeat] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
-        """Take in the heartbeats as they stand now in the queue server."""
+        """Record the heartbeats that the queue server holds now."""
         now = self._clock()
         heartbeats = {}
         for raw, data in packed.items():
             name, said = raw.decode(), unpack(data)
             known = self._heartbeats.get(name)
             if known is None:
-                # one never heard of before may long be dead: believe its own clock for the first time
+                # a worker that is new here may be dead already: use its own clock for the first heartbeat
                 heartbeats[name] = Heartbeat(said, now - max(0.0, time.time() - said["at"]))
             else:
                 changed = now if known.said["beat"] != said["beat"] else known.changed
@@ -45,17 +45,17 @@ class WorkerMonitor:
         self._heartbeats = heartbeats
 
     def live(self) -> dict[str, dict[str, Any]]:
-        """Heartbeats of the workers that are alive, by id."""
+        """Return the heartbeats of live workers, by worker id."""
         oldest = self._clock() - self._timeout_s
         return {name: heartbeat.said for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
     def silent(self) -> list[str]:
-        """Workers that have been silent for so long that their heartbeat should go."""
+        """Return the ids of workers that have been silent for `FORGET_S`."""
         oldest = self._clock() - FORGET_S
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
     def capacity(self) -> dict[tuple[str, str], Capacity]:
-        """By `name@version` and method: the least capacity that any live worker reports."""
+        """Return, by `name@version` and method, the least capacity that any live worker reports."""
         least: dict[tuple[str, str], Capacity] = {}
         for said in self.live().values():
             for ref, methods in said["capacity"].items():

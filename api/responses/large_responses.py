@@ -1,6 +1,6 @@
-"""Responses with large bodies: sent in pieces, and from a temporary file where many are in memory already.
+"""Responses with large bodies: sent in chunks, and from a temporary file when too many are in memory.
 
-A client that reads slowly keeps the body of its response for as long as it reads.
+The body of a response is held until its client has read it, and clients may be slow.
 """
 
 import asyncio
@@ -13,46 +13,46 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 LARGE_BYTES = 1 << 20
-_PIECE_BYTES = 256 << 10
+_CHUNK_BYTES = 256 << 10
 
 
 class ResponseMemory:
-    """Bytes of large bodies that are held in memory now."""
+    """Bytes of large response bodies in memory."""
 
     def __init__(self, limit: int, folder: Path) -> None:
-        """At most `limit` bytes; further bodies go to files in `folder` that have no name."""
+        """Allow `limit` bytes; further bodies go to unnamed files in `folder`."""
         self._limit = limit
         self._folder = folder
         self.held = 0
 
     def response(self, body: bytes, headers: dict[str, str], media: str) -> Response:
-        """A response with this body."""
+        """Return a response with this body."""
         if len(body) <= LARGE_BYTES:
             return Response(body, 200, headers, media)
         return _LargeResponse(self, body, headers, media)
 
-    async def pieces(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
-        """The one body of a list in pieces; it is taken from the list, so that nobody else holds it."""
+    async def chunks(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
+        """Yield the only body of a list in chunks; it is removed from the list, so that nothing else holds it."""
         size = len(bodies[0])
         if self.held + size > self._limit:
             try:
-                file = await asyncio.to_thread(self._spilled, bodies)
+                file = await asyncio.to_thread(self._write_file, bodies)
             except OSError:
-                pass  # no room on the disk: it stays in memory
+                pass  # the disk is full: the body stays in memory
             else:
                 with file:
-                    while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
-                        yield piece
+                    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                        yield chunk
                 return
         body = bodies.pop()
         self.held += size
         try:
-            for at in range(0, size, _PIECE_BYTES):
-                yield body[at : at + _PIECE_BYTES]
+            for at in range(0, size, _CHUNK_BYTES):
+                yield body[at : at + _CHUNK_BYTES]
         finally:
             self.held -= size
 
-    def _spilled(self, bodies: list[bytes]) -> IO[bytes]:
+    def _write_file(self, bodies: list[bytes]) -> IO[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the caller closes it
         try:
@@ -66,7 +66,7 @@ class ResponseMemory:
 
 
 class _LargeResponse(Response):
-    """A response that gives its body away as it sends it."""
+    """A response that releases its body while it is sent."""
 
     def __init__(self, memory: ResponseMemory, body: bytes, headers: dict[str, str], media: str) -> None:
         super().__init__(None, 200, {**headers, "Content-Length": str(len(body))}, media)
@@ -75,6 +75,6 @@ class _LargeResponse(Response):
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._memory.pieces(self._bodies):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async for chunk in self._memory.chunks(self._bodies):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
