@@ -1,8 +1,8 @@
 """Sends the batches of one API process to the workers, and completes the requests that wait for them.
 
-Greedy and without a timer: a group leaves at once while few batches are in flight, and the next one grows meanwhile, so
-a lone request never waits and batches grow under load. A batch whose worker falls silent is sent again row by row; the
-first completion wins. `api.batching.scheduler` decides what goes into a batch; this file does the I/O.
+A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request never waits, and
+batches grow under load. A batch whose worker dies is retried, slice by slice; the first completion wins.
+`api.batching.scheduler` decides what goes into a batch; this file does the I/O.
 """
 
 import asyncio
@@ -43,15 +43,15 @@ _STOP_S = 2.0
 _KEEP_LATE = 1000
 
 _TRIM_BYTES = 4 << 20
-"""Completions of so many bytes are removed from their stream as soon as they are read; fewer, at the next look at the
-workers, five times a second."""
+"""After so many bytes, completions are removed from their stream as soon as they are read; otherwise five times a
+second, with the check of the workers."""
 
 _JOIN_INLINE_CHUNKS = 16
-"""The chunks of a request that has more are put together in a thread."""
+"""More chunks than this are joined in a thread."""
 
 
 class FailedError(Exception):
-    """A request that the model or its worker could not do; `problem` says why."""
+    """The model or its worker failed; `problem` says why."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
         super().__init__(problem.get("detail", ""))
@@ -62,7 +62,7 @@ class BatchSender:
     """Sends requests to the workers and completes them; all methods belong to the event loop."""
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
-        """Prepare; nothing is connected before `start`."""
+        """Connect to nothing before `start`."""
         self._settings = settings
         self._blobs = blobs
         self._stream = new_completion_stream()
@@ -78,10 +78,10 @@ class BatchSender:
         self._dispatching: set[QueueName] = set()
         self.resent = 0
 
-    # --- life ---
+    # --- start and stop ---
 
     async def start(self) -> None:
-        """Connect and begin to send."""
+        """Connect, and begin to send and receive."""
         self._loop = asyncio.get_running_loop()
         self._redis = connect_async(self._settings)
         self._sending = PipelinedConnection(self._settings.queue_url)
@@ -90,7 +90,7 @@ class BatchSender:
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
-        """Stop sending; requests still waiting are given up."""
+        """Stop; requests that still wait are abandoned."""
         self._cancel_wakeup()
         self._waits.close()
         for task in list(self._tasks):
@@ -98,7 +98,7 @@ class BatchSender:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(_STOP_S):
-                # not deleted: a completion that comes yet would make it anew, to stay for ever
+                # not deleted: a late completion would create it again, without an expiry
                 await self._redis.xtrim(self._stream, maxlen=0, approximate=False)
                 await self._redis.expire(self._stream, 60)
         with contextlib.suppress(redis.RedisError, OSError):
@@ -110,32 +110,32 @@ class BatchSender:
 
     @property
     def waiting(self) -> int:
-        """Requests not answered yet."""
+        """Number of requests without a result."""
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """What one owner has waiting, by the names of the limits."""
+        """Return what an owner has waiting, by the names of the limits."""
         return self._scheduler.usage(owner)
 
     def live_workers(self) -> dict[str, dict[str, Any]]:
-        """Heartbeats of the workers that are alive, by id."""
+        """Return the heartbeats of live workers, by worker id."""
         return self._monitor.live()
 
     def submit(self, request: PendingRequest) -> None:
-        """Send a request on its way; its `result` completes or raises FailedError. Raises QueueFullError."""
+        """Queue a request for its batches; `wait` returns its result. Raises QueueFullError."""
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
-        if request.lane not in self._dispatching:
-            # not at once: requests that come in the same turn of the event loop share a batch
-            self._dispatching.add(request.lane)
-            self._loop.call_soon(self._dispatch, request.lane)
+        if request.queue not in self._dispatching:
+            # after this iteration of the event loop, so that requests which arrive together share a batch
+            self._dispatching.add(request.queue)
+            self._loop.call_soon(self._dispatch, request.queue)
 
     async def wait(self, request: PendingRequest) -> Fields:
         """Return the result of a request. Raises FailedError, or StillWaitingError after a second without one."""
         return await self._waits.wait(request)
 
     def drop(self, request: PendingRequest) -> None:
-        """Nobody waits for a request any more: what has not been sent is not, and long runs end at their next slice."""
+        """Drop a request: its unsent rows are not sent, and a long operation ends at its next slice."""
         if request not in self._scheduler:
             return
         abandoned = self._scheduler.cancel(request)
@@ -145,38 +145,38 @@ class BatchSender:
             self._finish(batch)
 
     def wake(self) -> None:
-        """Tell the workers that the ledger holds a job for them; the reconciler says it again if this is lost."""
+        """Wake the workers for a queued job; the message is repeated if it is lost."""
         self._later(self._send(wake_inference_workers()))
 
     async def ping(self) -> bool:
-        """Whether the queue server answers."""
+        """Return whether the queue server replies."""
         try:
             return bool(await self._redis.ping())
         except (redis.RedisError, OSError):
             return False
 
     async def queue_lengths(self) -> dict[QueueName, int]:
-        """Messages waiting on each lane. Raises RedisError while the queue server is away."""
-        return {lane: int(await self._redis.llen(queue_key(lane))) for lane in QUEUES}
+        """Return the number of messages on each queue. Raises RedisError while the queue server is unreachable."""
+        return {queue: int(await self._redis.llen(queue_key(queue))) for queue in QUEUES}
 
     # --- sending ---
 
-    def _dispatch(self, lane: QueueName) -> None:
-        """Send what may leave now."""
-        self._dispatching.discard(lane)
+    def _dispatch(self, queue: QueueName) -> None:
+        """Send the batches that may be sent now."""
+        self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
             return
         workers = max(1, len(self._monitor.live()))
-        while (batch := self._scheduler.next_batch(lane, workers)) is not None:
+        while (batch := self._scheduler.next_batch(queue, workers)) is not None:
             name, version, method, options = batch.key[:4]
             slices = [part.to_wire() for part in batch.slices]
             packed = Batch(batch.id, self._stream, name, version, method, orjson.loads(options), slices).pack()
-            self._later(self._send(publish_batch(lane, packed), batch))
+            self._later(self._send(publish_batch(queue, packed), batch))
         if self._scheduler.wakeup_at is not None:
             self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
 
     def _schedule_wakeup(self, due: float) -> None:
-        """Look again then, or earlier where another group is due earlier."""
+        """Dispatch again at `due`, or earlier if another group is due earlier."""
         delay = due - time.monotonic()
         if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
             self._cancel_wakeup()
@@ -198,24 +198,24 @@ class BatchSender:
             log.warning("not sent", extra={"queue": command[1], "reason": str(error)})
             if batch is not None and batch.id in self._scheduler.in_flight:
                 self._paused_until = time.monotonic() + _RETRY_S
-                self._loop.call_later(_RETRY_S + 0.01, self._dispatch, batch.lane)
+                self._loop.call_later(_RETRY_S + 0.01, self._dispatch, batch.queue)
                 self._requeue(batch, isolate=False)
 
     def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        # a time-out does not say that the server has not taken it: what comes back yet is as good
+        # after a time-out the server may have the message all the same: a late completion is accepted
         self._late[batch.id] = batch
         while len(self._late) > _KEEP_LATE:
             self._late.popitem(last=False)
         self._scheduler.requeue(batch, isolate=isolate)
-        for lane in QUEUES:
-            self._dispatch(lane)
+        for queue in QUEUES:
+            self._dispatch(queue)
 
     def _finish(self, batch: InFlightBatch) -> None:
         self._scheduler.finish_batch(batch)
         self._late.pop(batch.id, None)
-        self._dispatch(batch.lane)
+        self._dispatch(batch.queue)
 
-    # --- completions that come back ---
+    # --- completions ---
 
     async def _read(self) -> None:
         last: bytes | str = "0"
@@ -237,7 +237,7 @@ class BatchSender:
                 self._later(self._trim())
 
     async def _trim(self) -> None:
-        """Remove from the stream what has been read."""
+        """Remove the completions that were read from the stream."""
         milliseconds, _, number = self._read_until.partition("-")
         self._read_bytes = 0
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
@@ -289,7 +289,7 @@ class BatchSender:
             request.result.set_exception(FailedError(problem))
         self.drop(request)
 
-    # --- signs of life ---
+    # --- heartbeats ---
 
     async def _watch(self) -> None:
         while True:
@@ -301,7 +301,7 @@ class BatchSender:
                 if self._read_bytes:
                     await self._trim()
             except (redis.RedisError, OSError):
-                # without the queue server nobody's silence means anything
+                # without the queue server, silence of a worker means nothing
                 for batch in self._scheduler.in_flight.values():
                     batch.last_seen = time.monotonic()
                 continue
@@ -309,15 +309,15 @@ class BatchSender:
                 self._monitor.update(heartbeats)
                 self._scheduler.capacity.update(self._monitor.capacity())
                 await self._check_in_flight(lengths)
-                for lane in QUEUES:
-                    self._dispatch(lane)
+                for queue in QUEUES:
+                    self._dispatch(queue)
                 for name in self._monitor.silent():
                     self._later(self._redis.hdel(WORKERS, name))
             except Exception:
                 log.exception("watching the workers")
 
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
-        """Send again what no live worker runs and what cannot lie on the queue any more."""
+        """Send the batches again that no live worker runs and that are not on the queue."""
         now = time.monotonic()
         live = self._monitor.live()
         running = {batch_id: name for name, said in live.items() for batch_id in said["running"]}
@@ -329,12 +329,12 @@ class BatchSender:
             if batch.worker is None:
                 found = await self._redis.get(started_key(batch.id))
                 if isinstance(found, bytes):
-                    # taken up after lying on the queue: whether that worker lives will be known one silence later
+                    # started after waiting on the queue: whether that worker is alive is known after one more time-out
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
             died = batch.worker is not None and batch.worker not in self._monitor.live()
-            if not died and lengths[batch.lane]:
-                continue  # may still lie on the queue
+            if not died and lengths[batch.queue]:
+                continue  # may still be on the queue
             batch.missed_checks += 1
             if (died or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:
                 self._resend(batch, died=died)
@@ -354,7 +354,7 @@ class BatchSender:
         self._requeue(batch, isolate=died)
 
     def _later(self, act: Any) -> None:
-        """Do something nobody waits for."""
+        """Run something in the background, whose connection errors do not matter."""
 
         async def best_effort() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

@@ -1,11 +1,11 @@
-"""Waiting requests in the order in which they are served: one queue for each owner of each group."""
+"""The queues of the batch scheduler: one for each owner in each group."""
 
 from collections import OrderedDict
 
 from api.batching.requests import PendingRequest
 
 SMALL_ROWS = 16
-"""Requests of at most this many rows fill the room that a larger one leaves in a forward pass."""
+"""Requests of at most this many rows fill the rows that a larger one leaves in a forward pass."""
 
 
 class OwnerQueue:
@@ -24,7 +24,7 @@ class OwnerQueue:
         return self.small if request.rows <= SMALL_ROWS else self.large
 
     def add(self, request: PendingRequest, *, front: bool = False) -> None:
-        """Put a request at the end, or back at the front; one that is there already only moves."""
+        """Put a request at the end, or back at the front; a request that is there already is only moved."""
         queue = self._queue_of(request)
         queue[request] = None
         if front:

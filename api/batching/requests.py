@@ -1,4 +1,4 @@
-"""What the batch scheduler deals with: requests that wait, the slices cut from them, and batches on their way."""
+"""The records of the batch scheduler: pending requests, their slices, and batches in flight."""
 
 import asyncio
 import secrets
@@ -17,11 +17,11 @@ GroupKey = tuple[Any, ...]
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """One request's rows on their way to a model, and what has come back of them.
+    """One request for rows of a model, and the results so far.
 
     `items` are the images it reads, each for `per` consecutive rows. `owner` is the name of its API key, empty where
     keys are not used; `limits` are those of that key's own. `chunks` holds the fields of finished rows by their first
-    row. `result` is another future after each wait for it that was too long.
+    row. `result` is replaced by a new future after each second of waiting.
     """
 
     entry: ModelVersion
@@ -41,7 +41,7 @@ class PendingRequest:
     rows_done: float = 0.0
     rows_left: int = field(init=False)
     next_row: int = 0
-    lane: QueueName = field(default="interactive", init=False)
+    queue: QueueName = field(default="interactive", init=False)
     key: GroupKey = field(default=(), init=False)
     arrived: float = field(default=0.0, init=False)
     retries: "list[RequestSlice]" = field(default_factory=list, init=False)
@@ -52,12 +52,12 @@ class PendingRequest:
 
     @property
     def progress(self) -> float:
-        """Share of the rows that is done, 0 to 1."""
+        """Share of the rows that are done, 0 to 1."""
         return min(self.rows_done / self.rows, 1.0)
 
     @property
     def unsent_rows(self) -> int:
-        """Rows that are in no batch."""
+        """Number of rows that are in no batch."""
         return self.rows - self.next_row + sum(retry.rows for retry in self.retries)
 
 
@@ -65,7 +65,8 @@ class PendingRequest:
 class RequestSlice:
     """Rows `first` … `first + rows − 1` of a request, cut for one forward pass.
 
-    `isolated`: it was in a batch whose worker died, and runs alone from then on; `attempts` of those killed theirs.
+    `isolated`: its worker died while it was in a batch, so it runs in a batch of its own; `attempts` counts the workers
+    that died then.
     """
 
     request: PendingRequest
@@ -83,13 +84,13 @@ class RequestSlice:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that was sent: when it last showed a sign of life, and on which worker.
+    """A batch that was sent, when it was last seen alive, and on which worker.
 
     `waiting` counts the slices whose request still waits; at 0 nobody needs the batch any more.
     """
 
     id: str
-    lane: QueueName
+    queue: QueueName
     key: GroupKey
     slices: list[RequestSlice]
     last_seen: float

@@ -6,18 +6,18 @@ from api.batching.requests import PendingRequest
 from core.broker.codec import Fields
 
 WAIT_S = 1.0
-"""How long a wait lasts, so that who waits can look whether its client is still there."""
+"""Seconds after which a wait ends without a result, so that its caller can check whether the client is connected."""
 
 
 class StillWaitingError(Exception):
-    """A result has not come within `WAIT_S`; it may be waited for again."""
+    """There is no result after `WAIT_S`; wait again."""
 
 
 class ResultWaits:
-    """The waits that are under way. A timer for each, armed and cancelled, would cost more than the rest of a wait."""
+    """The waits for results, with one timer: a timer for each wait would cost more CPU time than the wait itself."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for nothing yet."""
+        """Begin without waits."""
         self._loop = loop
         self._due: dict[PendingRequest, float] = {}  # the earliest first, as all last equally long
         self._timer: asyncio.TimerHandle | None = None

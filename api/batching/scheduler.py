@@ -1,12 +1,12 @@
-"""The batch scheduler: which waiting rows go into the next batch. It does no I/O and has no clock of its own.
+"""The batch scheduler: forms batches of waiting rows. It does no I/O, and its clock is injected.
 
 Requests for the same model version, operation and options form a group and share forward passes. Rows are cut from a
 request when a batch is formed, so a waiting request costs the same whatever its `rows`, and cancelling one costs no
 more than the rows of its own that are on their way.
 
-Who goes next: the owner (API key) whose turn it is, then that owner's group whose turn it is, then the oldest request
-in it. What room the pass has left is filled with requests of the same group, one of each owner in turn, small ones
-first. Every owner, group and oldest request comes first after a bounded number of batches, so none starves.
+Owners (API keys) take turns, then the groups of an owner, then its requests by age. The rows that a pass has left are
+filled with requests of the same group, one of each owner in turn, small ones first. Every owner, group and oldest
+request comes first after a bounded number of batches, so none starves.
 """
 
 import secrets
@@ -23,24 +23,24 @@ from core.broker.codec import Fields
 from core.broker.keys import QueueName
 
 IN_FLIGHT_PER_WORKER = 2
-"""Batches on their way to each worker: one that runs and one that waits for it."""
+"""Batches in flight per worker and queue: one that runs and one that waits."""
 
 UNKNOWN_CAPACITY = (8, 8)
 _LONG_S, _LONG_MULTITHREADED_S = 0.03, 0.01
-"""Passes longer than this are worth waiting for, to make the next one fuller; one on all cores sooner: what is done
-beside it slows it down."""
+"""After a forward pass of at least so many seconds, the next batch of its group waits for more rows. A multithreaded
+pass counts as slow sooner, since other work on the machine slows it down."""
 
 _QUIET, _HOLD = 0.15, 0.5
-"""Shares of a long pass: how long no row may come before the next one leaves, and how long it waits at most."""
+"""The next batch is sent after this share of the pass without a new row, and after this share at the latest."""
 
 _TIMINGS = 1000
 
 Capacity = tuple[int, int]
-"""Rows of the largest forward pass, and rows that take about one slice of time."""
+"""Rows of the largest forward pass, and rows that take about one time slice."""
 
 
 class QueueFullError(Exception):
-    """A limit of what may wait is reached; `own` if it is that of an API key and not that of the process."""
+    """A limit on waiting requests is reached; `own` if it is that of an API key and not that of the process."""
 
     def __init__(self, detail: str, limit: str, *, own: bool) -> None:
         super().__init__(detail)
@@ -50,9 +50,9 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may wait: requests in all, and of one owner requests and rows of large ones; of those, 0 is no limit.
+    """Limits on waiting requests: of all owners, of one owner, and on the rows of its large ones; 0 is no limit.
 
-    A request's own `limits`, by `waiting_requests` and `waiting_rows`, go before the latter two.
+    A request's own `limits`, `waiting_requests` and `waiting_rows`, override the latter two.
     """
 
     requests: int
@@ -62,26 +62,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """A long forward pass of one group that has ended: its rows, how long it took, and when it ended."""
+    """The last slow forward pass of a group: its rows, its seconds, and when it ended."""
 
     rows: int
     took: float
     ended: float
 
     def until(self, last: float) -> float:
-        """When the next pass leaves though it holds fewer rows, the last of which came at `last`."""
+        """Return when the next batch is sent with fewer rows, of which the last arrived at `last`."""
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
 
 class BatchScheduler:
-    """Queues of waiting requests, and the batches formed of them that have not ended."""
+    """The queues of waiting requests, and the batches in flight."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin empty; `clock` gives seconds and never goes back."""
+        """Begin empty; `clock` returns seconds and is monotonic."""
         self._limits = limits
         self._clock = clock
         self._groups: dict[QueueName, dict[GroupKey, Group]] = {"interactive": {}, "bulk": {}}
-        # by owner, the keys of the groups in which that owner has something unsent: both in order of their turns
+        # by owner, the keys of the groups in which it has unsent rows; both in the order of their turns
         self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]] = {
             "interactive": OrderedDict(),
             "bulk": OrderedDict(),
@@ -89,35 +89,35 @@ class BatchScheduler:
         self._waiting: set[PendingRequest] = set()
         self._requests: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
-        self._lane_count: Counter[QueueName] = Counter()
-        self._key_count: Counter[GroupKey] = Counter()
+        self._queue_count: Counter[QueueName] = Counter()
+        self._group_count: Counter[GroupKey] = Counter()
         self._timings: OrderedDict[GroupKey, PassTiming] = OrderedDict()
         self.in_flight: dict[str, InFlightBatch] = {}
         self.capacity: dict[tuple[str, str], Capacity] = {}
         """By `name@version` and method, as the workers report it."""
         self.wakeup_at: float | None = None
-        """When to ask for a batch again, if the last answer was that a group should wait for more rows."""
+        """When to call `next_batch` again, if a group waits for more rows."""
 
     # --- requests ---
 
     def __len__(self) -> int:
-        """Requests that wait for rows."""
+        """Return the number of requests that wait."""
         return len(self._waiting)
 
     def __contains__(self, request: object) -> bool:
-        """Whether a request still waits."""
+        """Return whether a request still waits."""
         return request in self._waiting
 
     def submit(self, request: PendingRequest) -> None:
-        """Let a request wait for its batches. Raises QueueFullError."""
+        """Add a request. Raises QueueFullError."""
         _, slice_rows = self.capacity.get((request.entry.ref, request.method), UNKNOWN_CAPACITY)
-        request.lane = "interactive" if request.rows <= slice_rows else "bulk"
+        request.queue = "interactive" if request.rows <= slice_rows else "bulk"
         self._check(request)
         request.key = _key(request)
         request.arrived = self._clock()
         self._waiting.add(request)
         self._requests[request.owner] += 1
-        if request.lane == "bulk":
+        if request.queue == "bulk":
             self._rows[request.owner] += request.rows
         self._enqueue(request, request.rows)
 
@@ -128,34 +128,34 @@ class BatchScheduler:
         most = request.limits.get("waiting_requests", limits.waiting_requests)
         if owner and 0 < most <= self._requests[owner]:
             raise QueueFullError(f"you have {most} requests waiting already", "waiting_requests", own=True)
-        # a small request is never refused for the rows of large ones: it waits for one slice of theirs at most
+        # a small request is never rejected for the rows of large ones: it waits for one slice of theirs at most
         most, rows = request.limits.get("waiting_rows", limits.waiting_rows), self._rows[owner]
-        if request.lane == "bulk" and rows and 0 < most < rows + request.rows:
+        if request.queue == "bulk" and rows and 0 < most < rows + request.rows:
             detail = f"large requests have {rows} rows waiting already, and may have {most}"
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """What one owner has waiting, by the names of the limits."""
+        """Return what an owner has waiting, by the names of the limits."""
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:
-        """Let go of a request; returns the batches that nobody waits for any more."""
+        """Remove a request; return its batches that nobody waits for any more."""
         if request not in self._waiting:
             return []
-        self._forget(request)
-        group = self._groups[request.lane].get(request.key)
-        if group is not None and (queue := group.queues.get(request.owner)) and queue.remove(request):
+        self._remove(request)
+        group = self._groups[request.queue].get(request.key)
+        if group is not None and (owner_queue := group.queues.get(request.owner)) and owner_queue.remove(request):
             group.rows -= request.unsent_rows
-            self._tidy(request.lane, request.key, group, request.owner)
+            self._remove_empty(request.queue, request.key, group, request.owner)
         return [batch for batch in request.batches if batch.waiting == 0 and batch.id in self.in_flight]
 
-    def _forget(self, request: PendingRequest) -> None:
+    def _remove(self, request: PendingRequest) -> None:
         self._waiting.discard(request)
         owner = request.owner
         self._requests[owner] -= 1
         if not self._requests[owner]:
             del self._requests[owner]
-        if request.lane == "bulk":
+        if request.queue == "bulk":
             self._rows[owner] -= request.rows
             if not self._rows[owner]:
                 del self._rows[owner]
@@ -163,7 +163,7 @@ class BatchScheduler:
             batch.waiting -= 1
 
     def add_chunk(self, batch: InFlightBatch, part: RequestSlice, fields: Fields) -> bool:
-        """Take the fields of a slice that has ended, the first time they come; whether its request is complete now."""
+        """Record the fields of a finished slice, the first time they arrive; return whether its request is complete."""
         request = part.request
         if request not in self._waiting or part.first in request.chunks:
             return False
@@ -172,50 +172,50 @@ class BatchScheduler:
         request.rows_left -= part.rows
         if request.rows_left:
             return False
-        self._forget(request)
+        self._remove(request)
         return True
 
     # --- batches ---
 
-    def next_batch(self, lane: QueueName, workers: int) -> InFlightBatch | None:
-        """Form the next batch of a lane, for so many workers; None if enough are in flight or none should leave yet."""
-        if lane == "interactive":
+    def next_batch(self, queue: QueueName, workers: int) -> InFlightBatch | None:
+        """Return the next batch of a queue; None if enough are in flight for `workers`, or all groups should wait."""
+        if queue == "interactive":
             self.wakeup_at = None
-        if self._lane_count[lane] >= IN_FLIGHT_PER_WORKER * workers:
+        if self._queue_count[queue] >= IN_FLIGHT_PER_WORKER * workers:
             return None
-        for owner, keys in self._turns[lane].items():
+        for owner, keys in self._turns[queue].items():
             for key in keys:
-                group = self._groups[lane][key]
-                if lane == "interactive" and self._should_wait(key, group, owner, workers):
+                group = self._groups[queue][key]
+                if queue == "interactive" and self._should_wait(key, group, owner, workers):
                     continue
-                return self._form(lane, key, group, owner)
+                return self._form(queue, key, group, owner)
         return None
 
-    def _form(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
-        slices = self._fill(lane, key, group, owner)
-        # the turn of this owner, and of this group among the owner's, comes again after the others'
-        turns = self._turns[lane]
+    def _form(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
+        slices = self._fill(queue, key, group, owner)
+        # this owner, and this group of the owner, go to the end of the line
+        turns = self._turns[queue]
         turns.move_to_end(owner)
         turns[owner].move_to_end(key)
         for served in {part.request.owner for part in slices}:
-            self._tidy(lane, key, group, served)
-        batch = InFlightBatch(secrets.token_hex(16), lane, key, slices, self._clock(), len(slices))
+            self._remove_empty(queue, key, group, served)
+        batch = InFlightBatch(secrets.token_hex(16), queue, key, slices, self._clock(), len(slices))
         for part in slices:
             part.request.batches.append(batch)
         self.in_flight[batch.id] = batch
-        self._lane_count[lane] += 1
-        self._key_count[key] += 1
+        self._queue_count[queue] += 1
+        self._group_count[key] += 1
         return batch
 
-    def _fill(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
-        """Cut rows for one pass: the oldest request of `owner`, then of each owner in turn what fits."""
+    def _fill(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
+        """Cut slices for one forward pass: of the oldest request of `owner`, then of each owner in turn what fits."""
         largest, slice_rows = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
-        queue = group.queues[owner]
+        owner_queue = group.queues[owner]
         # a large request yields after a time slice while others wait; alone, it fills the passes
-        most = largest if lane == "interactive" or len(self._waiting) == 1 else min(largest, slice_rows)
-        slices = [self._cut(group, queue, queue.oldest(), most)]
+        most = largest if queue == "interactive" or len(self._waiting) == 1 else min(largest, slice_rows)
+        slices = [self._cut(group, owner_queue, owner_queue.oldest(), most)]
         room = largest - slices[0].rows
-        if lane == "bulk" or slices[0].isolated:
+        if queue == "bulk" or slices[0].isolated:
             return slices
         owners = [owner, *(other for other in group.queues if other != owner)] if len(group.queues) > 1 else [owner]
         while owners:
@@ -230,8 +230,8 @@ class BatchScheduler:
         return slices
 
     @staticmethod
-    def _cut(group: Group, queue: OwnerQueue, request: PendingRequest, most: int) -> RequestSlice:
-        """Take the next rows of a request off the queue, `most` at most; those to be tried again come first, whole."""
+    def _cut(group: Group, owner_queue: OwnerQueue, request: PendingRequest, most: int) -> RequestSlice:
+        """Cut the next rows of a request, `most` at most; slices to be retried come first, whole."""
         if request.retries:
             part = request.retries.pop(0)
         else:
@@ -239,32 +239,32 @@ class BatchScheduler:
             request.next_row += part.rows
         group.rows -= part.rows
         if request.next_row >= request.rows and not request.retries:
-            queue.remove(request)
+            owner_queue.remove(request)
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """A batch has ended, is given up or is to be sent again."""
+        """Remove a batch from those in flight: it has completed, is dropped, or will be retried."""
         if self.in_flight.pop(batch.id, None) is None:
             return
-        self._lane_count[batch.lane] -= 1
-        self._key_count[batch.key] -= 1
-        if not self._key_count[batch.key]:
-            del self._key_count[batch.key]
+        self._queue_count[batch.queue] -= 1
+        self._group_count[batch.key] -= 1
+        if not self._group_count[batch.key]:
+            del self._group_count[batch.key]
         for part in batch.slices:
             part.request.batches.remove(batch)
 
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
-        """A batch runs in slices and has got so far, 0 to 1: from now on it counts as bulk work."""
+        """Record the progress, 0 to 1, of a batch that runs in time slices; from now on it is on the bulk queue."""
         for part in batch.slices:
             part.request.rows_done += (done - batch.progress) * part.rows
         batch.progress = done
-        if batch.lane != "bulk" and batch.id in self.in_flight:
-            self._lane_count[batch.lane] -= 1
-            self._lane_count["bulk"] += 1
-        batch.lane = "bulk"
+        if batch.queue != "bulk" and batch.id in self.in_flight:
+            self._queue_count[batch.queue] -= 1
+            self._queue_count["bulk"] += 1
+        batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Let the slices of a batch wait again, before all others of their owners; isolated, each in its own batch."""
+        """Queue the slices of a batch again, first of their owners; with `isolate`, each for a batch of its own."""
         self.finish_batch(batch)
         for part in reversed(batch.slices):
             request = part.request
@@ -274,13 +274,13 @@ class BatchScheduler:
             request.retries.insert(0, part)
             self._enqueue(request, part.rows, front=True)
 
-    # --- waiting for more rows behind long passes ---
+    # --- waiting for more rows after slow passes ---
 
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Whether a group should wait for more rows: only behind long passes, where it makes the next one worth more.
+        """Return whether a group should wait for more rows, which pays after slow passes only.
 
-        While such a pass runs on each worker, the next one grows. After it, its clients come back within moments of
-        each other: the next one waits until they have, or nobody comes any more.
+        While such a pass runs on each worker, the next batch grows. After the pass its clients send their next requests
+        at almost the same time: the next batch waits for them, but not longer than `PassTiming.until`.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -288,7 +288,7 @@ class BatchScheduler:
         retries = group.queues[owner].oldest().retries
         if retries and retries[0].isolated:
             return False
-        if self._key_count[key] >= workers:
+        if self._group_count[key] >= workers:
             return True
         due = timing.until(group.last_arrival)
         if due <= self._clock() or group.rows >= timing.rows:
@@ -297,14 +297,14 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Remember how many seconds a pass of this group took in the worker, where it is long."""
+        """Record the seconds that a forward pass of this group took in the worker, if it was slow."""
         key = batch.key
-        if batch.progress or batch.lane == "bulk":
+        if batch.progress or batch.queue == "bulk":
             return
         if took < (_LONG_MULTITHREADED_S if multithreaded else _LONG_S):
             self._timings.pop(key, None)
             return
-        # those that came meanwhile count too: two halves that take turns would else stay halves for ever
+        # rows that arrived meanwhile count too: otherwise two half batches in alternation would never merge
         group = self._groups["interactive"].get(key)
         rows = sum(part.rows for part in batch.slices) + (0 if group is None else group.rows)
         largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
@@ -315,17 +315,17 @@ class BatchScheduler:
     # --- queues ---
 
     def _enqueue(self, request: PendingRequest, rows: int, *, front: bool = False) -> None:
-        lane, key, owner = request.lane, request.key, request.owner
-        group = self._groups[lane].get(key)
+        queue, key, owner = request.queue, request.key, request.owner
+        group = self._groups[queue].get(key)
         if group is None:
-            group = self._groups[lane][key] = Group()
-        queue = group.queues.get(owner)
-        if queue is None:
-            queue = group.queues[owner] = OwnerQueue()
-        queue.add(request, front=front)
+            group = self._groups[queue][key] = Group()
+        owner_queue = group.queues.get(owner)
+        if owner_queue is None:
+            owner_queue = group.queues[owner] = OwnerQueue()
+        owner_queue.add(request, front=front)
         group.rows += rows
         group.last_arrival = max(group.last_arrival, request.arrived)
-        turns = self._turns[lane]
+        turns = self._turns[queue]
         keys = turns.get(owner)
         if keys is None:
             keys = turns[owner] = OrderedDict()
@@ -333,22 +333,22 @@ class BatchScheduler:
         if front:
             keys.move_to_end(key, last=False)
 
-    def _tidy(self, lane: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Remove what an owner's emptied queue leaves behind."""
-        queue = group.queues.get(owner)
-        if queue is None or queue:
+    def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
+        """Remove an owner's queue, and its group and turns, if they are empty."""
+        owner_queue = group.queues.get(owner)
+        if owner_queue is None or owner_queue:
             return
         del group.queues[owner]
         if not group.queues:
-            del self._groups[lane][key]
-        turns = self._turns[lane]
+            del self._groups[queue][key]
+        turns = self._turns[queue]
         del turns[owner][key]
         if not turns[owner]:
             del turns[owner]
 
 
 def _key(request: PendingRequest) -> GroupKey:
-    """What requests must share to share a batch; a large one is a group of its own, so that such take turns."""
+    """Return the key of a request's group; a large request is a group of its own, so that large ones take turns."""
     options = orjson.dumps(request.options, option=orjson.OPT_SORT_KEYS)
     alike = (request.entry.name, request.entry.version, request.method, options)
-    return alike if request.lane == "interactive" else (*alike, request.id)
+    return alike if request.queue == "interactive" else (*alike, request.id)

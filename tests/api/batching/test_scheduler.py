@@ -79,16 +79,16 @@ class Run:
 
     def send(self) -> None:
         """Send what may leave."""
-        for lane in ("interactive", "bulk"):
-            while (batch := self.scheduler.next_batch(lane, 1)) is not None:
+        for queue in ("interactive", "bulk"):
+            while (batch := self.scheduler.next_batch(queue, 1)) is not None:
                 assert 0 < rows_of(batch) <= LARGEST
-                assert len({(part.request.key, part.request.lane) for part in batch.slices}) == 1
+                assert len({(part.request.key, part.request.queue) for part in batch.slices}) == 1
                 assert len(batch.slices) == 1 or not any(part.isolated for part in batch.slices)
-                assert lane == "interactive" or rows_of(batch) <= SLICE or len(self.scheduler) == 1
+                assert queue == "interactive" or rows_of(batch) <= SLICE or len(self.scheduler) == 1
                 assert all(part.request in self.scheduler for part in batch.slices)
                 self.sent.append(batch)
-            counted = [one for one in self.scheduler.in_flight.values() if one.lane == lane]
-            assert lane == "bulk" or len(counted) <= IN_FLIGHT_PER_WORKER
+            counted = [one for one in self.scheduler.in_flight.values() if one.queue == queue]
+            assert queue == "bulk" or len(counted) <= IN_FLIGHT_PER_WORKER
 
     def end(self, batch: InFlightBatch) -> None:
         """Complete a batch."""
@@ -236,9 +236,9 @@ def test_a_large_request_fills_the_passes_while_nobody_else_waits() -> None:
 # --- who comes next ---
 
 
-def served(made: BatchScheduler, lane: Any = "interactive") -> list[str]:
+def served(made: BatchScheduler, queue: Any = "interactive") -> list[str]:
     """Owners of the rows of the next batch, which ends."""
-    batch = made.next_batch(lane, 1)
+    batch = made.next_batch(queue, 1)
     assert batch is not None
     finish(made, batch)
     return [part.request.owner for part in batch.slices]
@@ -303,7 +303,7 @@ def test_a_small_request_rides_along_with_larger_ones() -> None:
     rows=st.integers(1, SLICE),
 )
 def test_nobody_starves(backlog: list[tuple[int, int, int]], rows: int) -> None:
-    """Before another owner's request at most one batch per owner passes on its lane, whatever waits and comes."""
+    """Before another owner's request at most one batch per owner passes on its queue, whatever waits and comes."""
     made = scheduler()
     for one, owner, kind in backlog:
         made.submit(request(one, f"owner {owner}", kind=kind))
