@@ -1,4 +1,4 @@
-"""Who can reach the service: the hosts and origins that requests may name, and the addresses it may listen on.
+"""Exposure of the service: allowed hosts and origins, trusted proxies, and the addresses it may listen on.
 
 `python -m api.exposure` checks the settings and does nothing else.
 """
@@ -35,7 +35,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_settings(chosen: Settings) -> None:
-    """Raise ValueError, with one sentence that says what to set, where the service must not listen like this."""
+    """Raise ValueError, with the setting to change, if the service must not listen with these settings."""
     path = chosen.api_keys
     if path is not None:
         _check_key_file(path)
@@ -60,7 +60,7 @@ def check_settings(chosen: Settings) -> None:
 
 
 def exit_if_refused(chosen: Settings) -> None:
-    """End the process with status 1 and one sentence where `check_settings` raises."""
+    """Exit with status 1 and one sentence if `check_settings` raises."""
     try:
         check_settings(chosen)
     except ValueError as error:
@@ -80,7 +80,7 @@ def _check_key_file(path: Path) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the hosts in force, lower-case and without port; none where any will do. Raises ValueError."""
+    """Return the allowed hosts, lower-case and without port; empty if any is allowed. Raises ValueError."""
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:
         if not _HOST.fullmatch(host):
@@ -89,7 +89,7 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def allowed_origins(settings: Settings) -> tuple[str, ...]:
-    """Return the further origins in force, such as https://example.com. Raises ValueError."""
+    """Return the allowed foreign origins, such as https://example.com. Raises ValueError."""
     origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@?#\s]+", origin):
@@ -98,7 +98,7 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
 
 
 def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
-    """Return the networks of proxies. Raises ValueError."""
+    """Return the networks of trusted proxies. Raises ValueError."""
     try:
         return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))
     except ValueError as error:
@@ -106,7 +106,7 @@ def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
 
 
 def _name(host: str) -> str:
-    """The host without its port."""
+    """Return a host without its port."""
     host = host.strip().lower()
     if host.startswith("["):
         return host.partition("]")[0] + "]"
@@ -114,17 +114,17 @@ def _name(host: str) -> str:
 
 
 class HostCheck:
-    """Whether a request names one of the service's hosts; a page that rebinds its DNS name to this address does not."""
+    """Checks that a request names an allowed host, which stops DNS rebinding."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
-        """Allow these, `*.` for subdomains, or any where there are none."""
+        """Allow these hosts, `*.` for subdomains; any if there are none."""
         self._any = not hosts or "*" in hosts
         self._names = frozenset(host for host in hosts if not host.startswith("*"))
         self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
         self._seen: set[bytes] = set()
 
     def allows(self, host: bytes) -> bool:
-        """Return whether a Host header is good."""
+        """Return whether a Host header is allowed."""
         if self._any or host in self._seen:
             return True
         name = _name(host.decode("latin-1"))
@@ -135,15 +135,15 @@ class HostCheck:
 
 
 class OriginCheck:
-    """Whether a request that changes something comes from a page that may send it; others than browsers name none."""
+    """Checks the origin of requests that change something, which stops CSRF; only browsers send one."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
-        """Allow these besides the service's own."""
+        """Allow these origins besides the service's own."""
         self._any = "*" in origins
         self._origins = frozenset(origins)
 
     def allows(self, origin: bytes, host: bytes) -> bool:
-        """Return whether an Origin header is good, with the Host header beside it."""
+        """Return whether an Origin header is allowed, given the Host header."""
         text = origin.decode("latin-1").strip().lower()
         if text == "null":
             return False
@@ -161,7 +161,7 @@ class OriginCheck:
 
 
 def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
-    """Return the address that a request counts for: the peer's, or what trusted proxies say of it.
+    """Return the client's address: the peer's, or the one that trusted proxies report.
 
     Of X-Forwarded-For the last address counts that no trusted proxy has; an IPv6 address counts by its /64 network.
     """

@@ -1,8 +1,8 @@
-"""The HTTP/1.1 protocol of a connection: uvicorn's, with limits on header bytes, time, transfer rates and connections.
+"""uvicorn's HTTP/1.1 protocol with limits on header bytes, time, transfer rates and connections.
 
 uvicorn's parser (httptools) accepts heads of any size and its only timer is the keep-alive one. Here the bytes of a
 request head are counted before the parser sees them, and a watchdog timer per connection ends what makes no progress:
-a head that is not complete in time, a body or a response that moves slower than a minimal rate, an idle connection.
+a head that is not complete in time, a body or a response that is slower than a minimum rate, an idle connection.
 """
 
 import asyncio
@@ -23,32 +23,32 @@ from api.errors import MEDIA_TYPE, TITLES, problem
 log = logging.getLogger("api.access")
 
 MAX_HEADERS = 256
-"""Header fields of one request."""
+"""Most header fields of a request."""
 
 MAX_PIPELINED = 64
-"""Requests that may wait on one connection behind the one that is being answered."""
+"""Most pipelined requests that wait on a connection."""
 
 MAX_SMALL_CHUNKS = 16_384
-"""From so many chunks on, the chunks of a body must have `MIN_CHUNK_BYTES` on average: each one costs two callbacks."""
+"""Beyond this number, the chunks of a body must have `MIN_CHUNK_BYTES` on average: each one costs two callbacks."""
 
 MIN_CHUNK_BYTES = 64
 LINGER_S = 2.0
-"""How long a rejected connection is still read from: closing at once would reset it before the client has read why."""
+"""Seconds for which a rejected connection is still read, so that the client reads why before it is reset."""
 
 _PIECE_BYTES = 64 << 10
 _EVICTED_SHARE = 20
 
 
 class _RejectedError(Exception):
-    """Raised inside a parser callback to stop the parser; the response has been chosen already."""
+    """Raised in a parser callback to stop the parser, after the rejection was sent."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol within `limits`; use the class that `limited_protocol` makes."""
+    """uvicorn's protocol with `limits`; `limited_protocol` makes the class to use."""
 
     limits: ClassVar[ConnectionLimits]
 
-    # --- life of a connection ---
+    # --- opening and closing ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the watchdog: the head of the first request must be complete within the header time-out."""
@@ -62,9 +62,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._parsed_pieces = 0  # of bodies
         self._chunks = 0
         self._message_bytes = 0  # body of the current message
-        self._new_body_bytes = 0  # since the watchdog looked
-        self._writes_resumed = 0  # since the watchdog looked
-        self._unsent_bytes = 0  # when the watchdog looked
+        self._new_body_bytes = 0  # since the watchdog's last check
+        self._writes_resumed = 0  # since the watchdog's last check
+        self._unsent_bytes = 0  # at the watchdog's last check
         self._rejected = False  # whether what arrives is dropped
         self._body_framing: bytes | None = None
         self._body_credit = ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
@@ -84,7 +84,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
-        """Note that the client has read most of what was written."""
+        """Record that the client has read most of what was written."""
         self._writes_resumed += 1
         super().resume_writing()
 
@@ -134,7 +134,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise _RejectedError
         if self._head_began_at is None:
             self._head_began_at = self.loop.time()
-        HttpToolsProtocol.on_message_begin(self)  # super() costs more, and every request comes here
+        HttpToolsProtocol.on_message_begin(self)  # not super(), which costs more: this is the path of every request
 
     def on_headers_complete(self) -> None:
         """Start the request."""
@@ -166,7 +166,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
-        """Be ready for the head of the next request."""
+        """Expect the head of the next request."""
         if self._body_framing is not None:
             return  # of a request to upgrade, whose body the parser does not read; see _decline_upgrade
         self._messages += 1
@@ -175,7 +175,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         HttpToolsProtocol.on_message_complete(self)
 
     def on_response_complete(self) -> None:
-        """Start the next request that waits; uvicorn would also arm a keep-alive timer, but the watchdog does that."""
+        """Start the next pipelined request; the watchdog closes idle connections, so no keep-alive timer is armed."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -190,7 +190,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._rejected = True
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Go on with HTTP/1.1 where a client has offered another protocol, as RFC 9110 allows.
+        """Continue with HTTP/1.1 if a client has offered another protocol, as RFC 9110 allows.
 
         The parser stops at the end of such a head. A body is read by another one, told how the body is framed; the
         connection closes after the response.
@@ -206,11 +206,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- rejections ---
 
     def send_400_response(self, msg: str) -> None:
-        """Reject what is no HTTP; uvicorn calls it."""
+        """Reject what is not HTTP; uvicorn calls this."""
         self._reject(400, msg)
 
     def _reject(self, status: int, detail: str) -> None:
-        """Send a problem and close; what still arrives is dropped. Requests before this one are answered first."""
+        """Send a problem and close; further input is dropped. Earlier requests get their responses first."""
         self._rejected = True
         request_id = uuid4().hex
         log.info("rejected", extra={"request_id": request_id, "status": status, "reason": detail})
@@ -257,21 +257,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        """Whether no request of this connection is being worked on."""
+        """Whether no request of this connection is being processed."""
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
     def _check_head(self, now: float) -> None:
         timeout_s = self.limits.header_timeout_s
         if self._head_began_at is not None and now - self._head_began_at >= timeout_s:
             if self._head_bytes == 0 and self._messages == 0:
-                self.transport.close()  # nothing was ever sent
+                self.transport.close()  # the client never sent anything
             else:
                 self._reject(408, f"the head of the request was not complete within {timeout_s:g} s")
 
     def _check_body(self, elapsed_s: float) -> None:
         moved, self._new_body_bytes = self._new_body_bytes, 0
         if self.flow.read_paused:
-            return  # the application is behind, not the client
+            return  # the application is slow, not the client
         answered = self.cycle.response_complete
         self._body_credit.update(elapsed_s, 0 if answered else moved)
         if self._body_credit.left_s > 0:
@@ -305,7 +305,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- too many connections ---
 
     def _make_room(self) -> None:
-        """Close the connections that can best be missed, or this one where all others are at work."""
+        """Close the most dispensable connections, or this one if all others are in use."""
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
         ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._dispensable()) is not None]  # noqa: SLF001
         evicted = heapq.nsmallest(max(1, len(others) // _EVICTED_SHARE), ranked)
@@ -316,7 +316,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
 
     def _dispensable(self) -> tuple[int, float] | None:
-        """How well this connection can be missed, the smallest first; None while a request is being worked on."""
+        """Return a rank for closing, the smallest first; None while a request is being processed."""
         if self._rejected and self._answered:
             return 0, 0.0
         if not self._in_head and not self._answered:
@@ -329,7 +329,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class _BodyCallbacks:
-    """What a parser of one body tells the protocol; what follows the body is dropped."""
+    """The callbacks of a parser of one body; what follows the body is dropped."""
 
     def __init__(self, protocol: LimitedHttpProtocol) -> None:
         self.on_body = protocol.on_body
@@ -338,7 +338,7 @@ class _BodyCallbacks:
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """The header field that says how long the body is; None without a body."""
+    """Return the header field that frames the body; None without a body."""
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value
@@ -346,6 +346,6 @@ def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def limited_protocol(limits: ConnectionLimits) -> type[LimitedHttpProtocol]:
-    """The protocol class with these limits, for `uvicorn.Config(http=…)`."""
+    """Return the protocol class with these limits, for `uvicorn.Config(http=…)`."""
     attributes: dict[str, Any] = {"limits": limits}
     return type("HttpProtocol", (LimitedHttpProtocol,), attributes)

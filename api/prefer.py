@@ -13,9 +13,9 @@ _MAX_DIGITS = 9
 
 
 def preferences(header: str) -> dict[str, str]:
-    """Return the preferences of a header by lower-case name, each with its value, or "" where it has none.
+    """Return the preferences of a header, by lower-case name; "" for one without a value.
 
-    Of a preference that is stated twice the first counts. Parameters, which follow a `;`, are left out.
+    The first of duplicates counts. Parameters, which follow a `;`, are ignored.
     """
     values: dict[str, str] = {}
     for element in _ELEMENT.findall(header):
@@ -36,7 +36,7 @@ class Prefer:
 
     @classmethod
     def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference in a header (of several headers: joined by commas); without one, the default time.
+        """Return the preference of a header (several headers are joined by commas); without one, the default.
 
         `wait=N` of whole seconds is cut to the longest that the service waits; with `respond-async` beside it, it says
         after what time the request is to be a job. Values that are no delay are ignored, as RFC 7240 has it.

@@ -1,4 +1,4 @@
-"""From a request's body to an `Ask`: JSON, multipart or a raw picture, checked against the model's card."""
+"""Reads a request body (JSON, multipart or an image) into an `InferenceRequest`, checked by the model's card."""
 
 import asyncio
 import base64
@@ -36,8 +36,8 @@ SEED_LIMIT = 2**63
 Fields = TypeVar("Fields", bound=BaseModel)
 RAW = "application/octet-stream"
 _EXAMPLE = 'for example {"model": "vae-mnist"}'
-_AT_ONCE_BYTES = 16 << 10
-"""A larger body is parsed and its pictures are decoded in a thread, so that small requests do not wait for it."""
+_INLINE_BYTES = 16 << 10
+"""A larger body is parsed, and its images decoded, in a thread, so that it does not delay small requests."""
 
 
 class Asked(BaseModel):
@@ -58,17 +58,17 @@ class Asked(BaseModel):
 
 @dataclass
 class Content:
-    """What a body held, whatever its type: fields by name, uploaded images, and other files by name."""
+    """The content of a body of any type: fields by name, uploaded images, and other files by name."""
 
     fields: dict[str, Any]
     uploads: Sequence[bytes] = ()
     named: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
-    """The fields of a form or query as they came: an option's schema says what its text stands for."""
+    """The fields of a form or query as text; the schema of an option says which value its text stands for."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for bodies that say the same: the boundary of a form or the order of fields is no difference."""
+        """Content hash that ignores the multipart boundary and the order of fields."""
         said = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
         for upload in self.uploads:
             said.update(hashlib.sha256(upload).digest())
@@ -81,7 +81,7 @@ class Content:
 
 @dataclass
 class InferenceRequest:
-    """A request that can be granted: everything about it is settled, and its images are pixels.
+    """A validated request: its model, operation and options are known, and its images are decoded.
 
     One for a picture of any size has it as `photograph`, and what is to become of it as `order`.
     """
@@ -100,12 +100,12 @@ class InferenceRequest:
 
     @property
     def fingerprint(self) -> str:
-        """What an Idempotency-Key stands for."""
+        """The content hash, which identifies retries of an Idempotency-Key."""
         return self.content.fingerprint
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The request without pixels, as jobs show it."""
+        """The request without image data, as jobs show it."""
         asked: dict[str, Any] = {"model": self.entry.ref, "seed": self.seed, "options": self.options}
         if self.operation.counted:
             asked["count"] = self.per if self.items else self.rows
@@ -121,7 +121,7 @@ class InferenceRequest:
 async def read_request(
     request: Request, operation: Operation, registry: Models, settings: Settings
 ) -> InferenceRequest:
-    """The ask in a request. Raises the ProblemError that says what is wrong with it."""
+    """Return the inference request of an HTTP request. Raises a ProblemError."""
     headers = first_headers(request)
     kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind == FORM:
@@ -130,13 +130,13 @@ async def read_request(
     else:
         body, form = await read_body(request), None
 
-    def settled() -> InferenceRequest:
+    def resolve() -> InferenceRequest:
         content = form or _content(body, kind, request)
         if b"idempotency-key" in headers:
-            content.fingerprint  # noqa: B018 - hashes all that was sent, and is kept for what follows
-        return _settled(content, operation, registry, settings)
+            content.fingerprint  # noqa: B018 - computed here, in a thread for large bodies, and cached
+        return _inference_request(content, operation, registry, settings)
 
-    return settled() if len(body) <= _AT_ONCE_BYTES else await asyncio.to_thread(settled)
+    return resolve() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(resolve)
 
 
 def first_headers(request: Request) -> dict[bytes, bytes]:
@@ -171,7 +171,9 @@ def _content(body: bytes, kind: str, request: Request) -> Content:
     )
 
 
-def _settled(content: Content, operation: Operation, registry: Models, settings: Settings) -> InferenceRequest:
+def _inference_request(
+    content: Content, operation: Operation, registry: Models, settings: Settings
+) -> InferenceRequest:
     asked = validated(Asked, content.fields)
     entry = registry.find(asked.model)
     if entry is None:
@@ -204,7 +206,7 @@ def _fields(operation: Operation) -> frozenset[str]:
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object; for a thread where the body is large."""
+    """Return the fields of a JSON object; call it in a thread for a large body."""
     try:
         fields = json_scan.loads(body)
     except json_scan.CostlyJsonError as error:
@@ -253,7 +255,7 @@ async def _form(request: Request, operation: Operation, max_images: int) -> Cont
 
 
 def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
-    """The known fields, each of its type. Raises InvalidError, which names those that are not."""
+    """Return the validated fields. Raises InvalidError, which names the invalid ones."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -268,7 +270,7 @@ def options_of(
     fields: Collection[str],
     texts: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The options in force, from those in `options` and those `extra` ones beside the known `fields`.
+    """Return the options, from those in `options` and the `extra` ones beside the known `fields`.
 
     `texts` has the ones that came as text of a form or query.
     """
@@ -293,7 +295,7 @@ def options_of(
 def _sizes(
     operation: Operation, asked: Asked, images: int, options: dict[str, Any], settings: Settings
 ) -> tuple[int, int]:
-    """Rows of the request, and how many of them each image serves, within the limits."""
+    """Return the rows of the request, and the rows per image. Raises InvalidError."""
     needed = len(operation.images)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
         raise InvalidError(f"this operation takes {operation.images_needed}, not {images}")
@@ -324,7 +326,7 @@ def _items(operation: Operation, entry: ModelVersion, images: Sequence[bytes | s
 
 
 def _decoded(image: bytes | str, size: tuple[int, int, int], name: str, path: str) -> tuple[Pixels, tuple[str, ...]]:
-    """Pixels of a picture sent as file or text, and what was converted. Raises InvalidError, which names it."""
+    """Return the pixels of an image sent as file or text, and its conversions. Raises InvalidError."""
     try:
         pixels, said = decode(image if isinstance(image, bytes) else file_of(image), *size)
     except UnusableImageError as error:
@@ -334,7 +336,7 @@ def _decoded(image: bytes | str, size: tuple[int, int, int], name: str, path: st
 
 
 def _texts(shared: Shared, asked: Asked) -> Sequence[str]:
-    """What was sent as text under the name of a shared picture."""
+    """Return what was sent as text under the name of a shared image."""
     text = (asked.model_extra or {}).get(shared.name, [])
     texts = text if isinstance(text, list) else [text]
     if not all(isinstance(one, str) for one in texts):
@@ -343,7 +345,7 @@ def _texts(shared: Shared, asked: Asked) -> Sequence[str]:
 
 
 def _shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
-    """The one grey picture of that name, over all of the model's channels, (1, C, H, W)."""
+    """Return the only grey image of that name, repeated for the model's channels, (1, C, H, W)."""
     channels, height, width = entry.image
     if len(sent) != 1:
         number = f"{len(sent)} were sent" if sent else "missing"
@@ -360,7 +362,7 @@ def _wrong(shared: Shared, detail: str) -> InvalidError:
 
 
 def file_of(text: str) -> bytes:
-    """The file in base64 text, which may be wrapped into lines or be a data URL."""
+    """Return the file in base64 text, which may have line breaks or be a data URL."""
     try:
         return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)
     except (binascii.Error, ValueError) as error:
