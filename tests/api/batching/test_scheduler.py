@@ -84,7 +84,7 @@ class Run:
                 assert 0 < rows_of(batch) <= LARGEST
                 assert len({(part.request.key, part.request.queue) for part in batch.slices}) == 1
                 assert len(batch.slices) == 1 or not any(part.isolated for part in batch.slices)
-                assert queue == "interactive" or rows_of(batch) <= SLICE or len(self.scheduler) == 1
+                assert queue == "interactive" or rows_of(batch) <= SLICE
                 assert all(part.request in self.scheduler for part in batch.slices)
                 self.sent.append(batch)
             counted = [one for one in self.scheduler.in_flight.values() if one.queue == queue]
@@ -212,25 +212,12 @@ def test_images_are_cut_with_their_rows() -> None:
     made = scheduler()
     images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
     made.submit(PendingRequest(ENTRY, "sample", {}, 7, 40, {"images": images}, per=2))
-    made.submit(request())
     made.next_batch("bulk", 1)
     batch = made.next_batch("bulk", 1)
     assert batch is not None
     part = batch.slices[0].to_wire()
     assert part.first == SLICE
     assert part.items["images"].ravel().tolist() == [value for value in range(8, 16) for _ in range(2)]
-
-
-def test_a_large_request_fills_the_passes_while_nobody_else_waits() -> None:
-    """It is cut by the largest pass, and by the time slice from the moment on that another request waits."""
-    made = scheduler()
-    made.submit(request(1000))
-    alone = made.next_batch("bulk", 1)
-    made.submit(request())
-    beside = made.next_batch("bulk", 1)
-    assert alone is not None
-    assert beside is not None
-    assert (rows_of(alone), rows_of(beside)) == (LARGEST, SLICE)
 
 
 # --- who comes next ---
