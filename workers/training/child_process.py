@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ class ChildProcesses:
         """Return the command line of `python -m models WORDS` with niceness, memory limit and parent process."""
         settings = self._context.settings
         extra = ["--extra-models", str(settings.extra_models.resolve())] if settings.extra_models else []
-        nice = ["nice", "-n", str(settings.training_nice)]
+        nice = ["nice", "-n", str(settings.training_nice)] if shutil.which("nice") else []
         limits = ["--parent", str(os.getpid()), "--memory-bytes", str(settings.training_memory_bytes)]
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
