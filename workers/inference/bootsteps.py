@@ -23,6 +23,8 @@ from workers.inference.worker import InferenceWorker
 CANDIDATE_POLL_S = 0.1
 """How often a worker looks for a candidate version, and takes one step in loading it."""
 
+warnings.simplefilter("ignore", SecurityWarning)  # about root, which in a container is root of nothing
+
 _workers: list[InferenceWorker] = []
 
 
@@ -72,7 +74,6 @@ app.steps["consumer"].add(EventLoopStep)
 def set_up_logging(**_arguments: object) -> None:
     """Log as the rest of the service does, instead of Celery's way."""
     log.set_up(settings().log_level, "worker")
-    warnings.simplefilter("ignore", SecurityWarning)  # about root, which in a container is root of nothing
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

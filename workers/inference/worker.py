@@ -39,6 +39,7 @@ class InferenceWorker:
         """Publish heartbeats and load the active models; `check_stop` is called between steps and may raise."""
         torch.set_num_threads(1)
         malloc.keep_freed_memory()
+        self.context.watchdog.check()  # before any work: a pass that holds the interpreter lock stops the heartbeat
         self._heartbeat.start()
         with self.context.watchdog.working("loading models"):
             for _ in self.context.model_cache.load_all(self.context.registry.active()):
