@@ -14,7 +14,7 @@ serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all
 	@exec $(BIN)/python -m workers.devserver
 
 test: $(VENV)/.dev check ## every check that belongs on a change
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not timing"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup -m "not slow and not timing"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow"
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers

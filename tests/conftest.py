@@ -14,6 +14,13 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 """What clients of applications in this process call them; a `Stack` has the defaults."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each module that starts a service of its own in one process of xdist, which would start it anew in each."""
+    for item in items:
+        if "service" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let the services of one run share what they need not make again each, also across the processes of xdist."""
