@@ -27,7 +27,7 @@ from core.broker.keys import preview_key
 from core.broker.publisher import wake_training_workers
 from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 from core.cleanup import Cleanup
-from core.imaging.tiling import stored
+from core.imaging.tiling import photograph_bytes
 from core.jobs.lease_reaper import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
@@ -187,7 +187,7 @@ class JobService:
         )
         items = pack(inference_request.items) if inference_request.items and not operation.tiled else None
         if inference_request.photograph is not None:
-            items = await self._threads.read(stored, inference_request.photograph)
+            items = await self._threads.read(photograph_bytes, inference_request.photograph)
         if items is None or not (operation.tiled or len(items) > INLINE_BYTES):
             return replace(job, items=items)
         key = f"jobs/{job.id}/items"

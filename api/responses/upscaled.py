@@ -24,9 +24,9 @@ from api.responses.result_files import ResultFiles
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.decode import PictureFile
-from core.imaging.encoders import FORMATS, JPEG, MEDIA, Shape, fault, write
+from core.imaging.encoders import FORMATS, JPEG, MEDIA, Shape, format_size_error, write
 from core.imaging.pictures import Pixels
-from core.imaging.tiling import Layout, Photograph, decoded, finished
+from core.imaging.tiling import Layout, Photograph, decode_photograph, restore_channels
 from core.jobs.records import Job
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class UpscaleSpec:
         """The fields of a job's request that describe it."""
         height, width = self.size
         result = {"width": width, "height": height, "format": self.kind, "quality": self.quality}
-        return {**self.layout.said, **result, "scale": self.scale}
+        return {**self.layout.json, **result, "scale": self.scale}
 
     @classmethod
     def read(cls, summary: Mapping[str, Any]) -> "UpscaleSpec":
@@ -131,7 +131,7 @@ class UpscaleService:
 
     async def decode(self, file: PictureFile) -> Photograph:
         """Return the pixels of an opened picture. Raises UnusableImageError."""
-        return await self._run(file.width * file.height, decoded, file)
+        return await self._run(file.width * file.height, decode_photograph, file)
 
     async def _has_input(self, job_id: str) -> bool:
         return await asyncio.to_thread(self._blobs.exists, f"jobs/{job_id}/items")
@@ -155,7 +155,7 @@ class UpscaleService:
     async def respond(self, request: Request, job: Job, output: OutputFormat, headers: dict[str, str]) -> Response:
         """Return a succeeded job's picture, or the part of it that `Range` asks for. Raises GoneError."""
         spec = UpscaleSpec.read(job.request)
-        reason = fault(output.kind, *spec.size)
+        reason = format_size_error(output.kind, *spec.size)
         if reason:
             raise NotAcceptableError(reason)
         notes = (*job.request.get("conversions", ()), *spec.conversions_to(output.kind))
@@ -260,7 +260,7 @@ def _tiles(chunks: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
 
 def _encode(spec: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[Pixels], out: BinaryIO) -> None:
     bands = spec.layout.tiling.bands(tiles, spec.scale)
-    picture = finished(bands, spec.layout.channels, alpha, spec.scale, opaque=kind == JPEG)
+    picture = restore_channels(bands, spec.layout.channels, alpha, spec.scale, opaque=kind == JPEG)
     write(kind, picture, spec.shape(kind), spec.quality, out)
 
 

@@ -26,9 +26,9 @@ from api.schemas.upscales import UpscaleFields
 from api.state import AppState
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
-from core.imaging.encoders import FORMATS, fault
+from core.imaging.encoders import FORMATS, format_size_error
 from core.imaging.pictures import UnusableImageError
-from core.imaging.tiling import Layout, Photograph, opened
+from core.imaging.tiling import Layout, Photograph, open_photograph
 from core.jobs.records import TERMINAL, Job
 from core.settings import Settings
 
@@ -235,9 +235,11 @@ async def _read_photograph(state: AppState, content: Content, form: UpscaleField
         raise _image_error(f"{number}; send one PNG, JPEG or WebP file")
     try:
         file = sent[0] if isinstance(sent[0], bytes) else await asyncio.to_thread(file_of, sent[0])
-        picture = await asyncio.to_thread(opened, file)
+        picture = await asyncio.to_thread(open_photograph, file)
         width, height = picture.size
-        reason = _size_error(height, width, scale, state.settings) or fault(kind, height * scale, width * scale)
+        reason = _size_error(height, width, scale, state.settings) or format_size_error(
+            kind, height * scale, width * scale
+        )
         if reason:
             raise _image_error(reason)
         return await state.upscales.decode(picture)

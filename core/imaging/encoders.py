@@ -55,7 +55,7 @@ class Shape:
         return ("L", "LA", "RGB", "RGBA")[self.channels - 1]
 
 
-def fault(kind: str, height: int, width: int) -> str | None:
+def format_size_error(kind: str, height: int, width: int) -> str | None:
     """Return why an image of this size cannot be written in a format, with what would work; None if
     it can.
     """

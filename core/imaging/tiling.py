@@ -53,12 +53,12 @@ class Photograph:
         return int(self.pixels.shape[2])
 
 
-def opened(data: bytes) -> PictureFile:
+def open_photograph(data: bytes) -> PictureFile:
     """Return an image file of which only the header was read. Raises UnusableImageError."""
     return open_picture(data, FORMATS)
 
 
-def decoded(file: PictureFile) -> Photograph:
+def decode_photograph(file: PictureFile) -> Photograph:
     """Decode an image file: upright, in sRGB and 8 bits, with separate transparency.
 
     EXIF orientation and ICC profile are applied; RGB without a profile is taken for sRGB. Palettes
@@ -194,7 +194,7 @@ class Layout:
         return cls(tiling, picture["channels"], picture["alpha"])
 
     @property
-    def said(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any]:
         """The layout as a JSON object."""
         tiling = self.tiling
         height, width = tiling.tile
@@ -225,7 +225,7 @@ class Layout:
         return np.frombuffer(get(begin, begin + height * width), np.uint8).reshape(height, width)
 
 
-def stored(photograph: Photograph) -> bytes:
+def photograph_bytes(photograph: Photograph) -> bytes:
     """Return the bytes of an image's blob."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
@@ -237,7 +237,7 @@ _CONTEXT = 3
 """Pixels beyond a band that bicubic interpolation may read."""
 
 
-def finished(
+def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
     """Yield bands with the image's own channels: grey, or with its transparency enlarged by bicubic

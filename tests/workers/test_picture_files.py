@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from core.imaging.decode import open_picture
 from core.imaging.metadata import PROFILE_LIMIT_BYTES
 from core.imaging.pictures import Pixels, UnusableImageError, decode
-from core.imaging.tiling import Photograph, decoded, opened
+from core.imaging.tiling import Photograph, decode_photograph, open_photograph
 
 HEIGHT, WIDTH = 24, 32
 CPU_LIMIT_S = 0.2
@@ -82,7 +82,7 @@ def profile(name: str = "Swapped space", size_bytes: int = 0) -> bytes:
 
 def read(data: bytes) -> Photograph:
     """The picture as upscaling reads it."""
-    return decoded(opened(data))
+    return decode_photograph(open_photograph(data))
 
 
 # --- transparency of PNG ---

@@ -20,7 +20,7 @@ from api.responses.upscaled import OutputFormat, UpscaleService, UpscaleSpec, st
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
-from core.imaging.tiling import Layout, Photograph, stored
+from core.imaging.tiling import Layout, Photograph, photograph_bytes
 from core.jobs.records import Job
 
 SIZE, SCALE = (50, 70), 2
@@ -37,7 +37,7 @@ class Bench:
         self.reads = 0
         self.gone = False
         self.room = UpscaleService(self.unfinished, self.blobs, self.pieces)
-        self.blobs.put("jobs/job_1/items", stored(Photograph(PIXELS)))
+        self.blobs.put("jobs/job_1/items", photograph_bytes(Photograph(PIXELS)))
         self.job = Job(
             id="job_1",
             kind="upscales",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.imaging.encoders import FORMATS, JPEG, LONGEST_SIDE, PNG, WEBP, Shape, fault, write
+from core.imaging.encoders import FORMATS, JPEG, LONGEST_SIDE, PNG, WEBP, Shape, format_size_error, write
 
 SIZES = [(1, 1), (1, 700), (200, 3), (64, 64), (65, 33), (301, 203)]
 
@@ -95,11 +95,11 @@ def test_memory_follows_the_width(kind: str) -> None:
 def test_each_format_has_its_limits() -> None:
     """An image that is too large for a format is rejected with one that would work."""
     for kind in FORMATS:
-        assert fault(kind, 1000, 1000) is None
+        assert format_size_error(kind, 1000, 1000) is None
         side = LONGEST_SIDE[kind]
-        assert fault(kind, 1, side) is None
-        assert str(side) in str(fault(kind, 1, side + 1))
-    assert "PNG" in str(fault(JPEG, 65_501, 1))
-    assert "PNG" in str(fault(WEBP, 1, 16_384))
-    assert "parts" in str(fault(PNG, 100_001, 1))
-    assert "64 megapixels" in str(fault(WEBP, 8_001, 8_001))
+        assert format_size_error(kind, 1, side) is None
+        assert str(side) in str(format_size_error(kind, 1, side + 1))
+    assert "PNG" in str(format_size_error(JPEG, 65_501, 1))
+    assert "PNG" in str(format_size_error(WEBP, 1, 16_384))
+    assert "parts" in str(format_size_error(PNG, 100_001, 1))
+    assert "64 megapixels" in str(format_size_error(WEBP, 8_001, 8_001))

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image, ImageCms
 
 from core.imaging.pictures import UnusableImageError
-from core.imaging.tiling import Layout, Photograph, Tiling, decoded, finished, opened, stored
+from core.imaging.tiling import (
+    Layout,
+    Photograph,
+    Tiling,
+    decode_photograph,
+    open_photograph,
+    photograph_bytes,
+    restore_channels,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
@@ -35,7 +43,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def read(data: bytes) -> Photograph:
     """Return the decoded image of a file."""
-    return decoded(opened(data))
+    return decode_photograph(open_photograph(data))
 
 
 def swapped_space() -> bytes:
@@ -249,8 +257,8 @@ def test_some_tiles_need_some_lines() -> None:
     """Any range of tiles equals the same tiles of all; only their lines of the blob are read."""
     photograph = Photograph(noise(100, 75, 3), noise(75, 100).T.copy())
     layout = Layout.of(photograph.size, 3, alpha=True, tile=(32, 32), margin=4)
-    assert Layout.read(layout.said) == layout
-    blob = stored(photograph)
+    assert Layout.read(layout.json) == layout
+    blob = photograph_bytes(photograph)
     spans: list[int] = []
 
     def get(begin: int, end: int) -> bytes:
@@ -279,10 +287,10 @@ def test_transparency_is_enlarged_without_a_seam() -> None:
     alpha = noise(30, 20)
     picture = noise(90, 60, 3)
     whole = np.asarray(Image.fromarray(alpha).resize((60, 90), Image.Resampling.BICUBIC))
-    made = np.concatenate(list(finished(_bands(picture, 21), 3, alpha, 3, opaque=False)))
+    made = np.concatenate(list(restore_channels(_bands(picture, 21), 3, alpha, 3, opaque=False)))
     assert (made[:, :, :3] == picture).all()
     assert (made[:, :, 3] == whole).all()
-    flat = np.concatenate(list(finished(_bands(picture, 21), 3, alpha, 3, opaque=True)))
+    flat = np.concatenate(list(restore_channels(_bands(picture, 21), 3, alpha, 3, opaque=True)))
     share = whole[:, :, None] / 255
     assert np.abs(flat - (picture * share + 255 * (1 - share))).max() <= 0.51
 
@@ -290,5 +298,5 @@ def test_transparency_is_enlarged_without_a_seam() -> None:
 def test_grey_answers_are_luma() -> None:
     """The result of a grey image is the luma of the model's three channels."""
     picture = noise(20, 30, 3)
-    made = np.concatenate(list(finished(_bands(picture, 7), 1, None, 2, opaque=False)))
+    made = np.concatenate(list(restore_channels(_bands(picture, 7), 1, None, 2, opaque=False)))
     assert (made[:, :, 0] == np.asarray(Image.fromarray(picture).convert("L"))).all()
