@@ -37,6 +37,7 @@ class QueueAddress:
     """A parsed URL. `options` are redis-py's connection arguments, without those of the Sentinels."""
 
     options: dict[str, Any]
+    url: str = ""
     tls: bool = False
     sentinels: tuple[tuple[str, int], ...] = ()
     master_name: str = ""
@@ -49,7 +50,7 @@ class QueueAddress:
             return cls._parse_sentinel(url)
         options: dict[str, Any] = dict(parse_url(url))
         connection_class = options.pop("connection_class", redis.Connection)
-        return cls(options, tls=issubclass(connection_class, SSLConnection))
+        return cls(options, url, tls=issubclass(connection_class, SSLConnection))
 
     @classmethod
     def _parse_sentinel(cls, url: str) -> "QueueAddress":
@@ -93,7 +94,7 @@ class QueueAddress:
             own = {**self._sentinel_kwargs(), "retry": Retry(NoBackoff(), 0)}
             sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
             return sentinel.master_for(self.master_name, **self._client_options(), **options)  # type: ignore[no-any-return]
-        return redis.Redis(**{**self._client_options(), **options})
+        return redis.Redis.from_url(self.url, **options)  # unlike Redis(…), without retries
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return an asyncio client; nothing is connected yet."""
@@ -101,7 +102,7 @@ class QueueAddress:
             return self._async_sentinel().master_for(  # type: ignore[no-any-return]
                 self.master_name, **self._client_options(), **options
             )
-        return redis.asyncio.Redis(**{**self._client_options(), **options})
+        return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:
         """Return host and port to connect to now; with Sentinel, the current master's. Raises RedisError."""
