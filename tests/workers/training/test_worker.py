@@ -137,7 +137,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
 
 def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: TrainingWorker) -> None:
     """The error of the training process is the problem's detail, with status 422."""
-    with pytest.raises(TrainingFailedError, match=r"validation = 61, but only 60 pictures are held back") as failed:
+    with pytest.raises(TrainingFailedError, match=r"validation = 61, but only 60 images are held back") as failed:
         trainer.train(taken(trainer, row(recipe=recipe(validation=61))))
     assert (failed.value.title, failed.value.status) == ("Training failed", 422)
 
