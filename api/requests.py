@@ -187,7 +187,7 @@ def _inference_request(
     if operation.shared:
         beside = {shared.name for shared in operation.shared}
         extra = {name: value for name, value in extra.items() if name not in beside}
-    options = options_of(choice, asked.options, extra, _fields(operation), content.texts)
+    options = validate_options(choice, asked.options, extra, _fields(operation), content.texts)
     images: list[bytes | str] = [*content.uploads, *asked.images]
     rows, per = _sizes(operation, asked, len(images), options, settings)
     seed = secrets.randbelow(SEED_LIMIT) if asked.seed is None else asked.seed
@@ -263,16 +263,17 @@ def validated(kind: type[Fields], fields: dict[str, Any]) -> Fields:
         raise InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in wrong), errors=wrong) from error
 
 
-def options_of(
+def validate_options(
     choice: ModelOperation,
     inside: Mapping[str, Any],
     extra: Mapping[str, Any],
     fields: Collection[str],
     texts: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the options, from those in `options` and the `extra` ones beside the known `fields`.
+    """Validate the options against the model's schema: those in `options` and the `extra` ones beside the `fields`.
 
-    `texts` has the ones that came as text of a form or query.
+    `texts` has the ones that came as text of a form or query. Returns the options with their defaults. Raises
+    InvalidError.
     """
     values: dict[str, Any] = {}
     if extra:

@@ -317,7 +317,7 @@ class BatchSender:
                 log.exception("watching the workers")
 
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
-        """Send the batches again that no live worker runs and that are not on the queue."""
+        """Resend the batches that no live worker runs and that are not on the queue: their worker died mid-batch."""
         now = time.monotonic()
         live = self._monitor.live()
         running = {batch_id: name for name, said in live.items() for batch_id in said["running"]}
@@ -340,6 +340,7 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
+        """Resend a batch whose worker died or that was lost; a request alone in it fails after `max_attempts`."""
         log.warning("batch sent again", extra={"batch": batch.id, "parts": len(batch.slices), "worker_died": died})
         self.resent += 1
         if died and len(batch.slices) == 1:

@@ -188,12 +188,12 @@ class BatchScheduler:
                 group = self._groups[queue][key]
                 if queue == "interactive" and self._should_wait(key, group, owner, workers):
                     continue
-                return self._form(queue, key, group, owner)
+                return self._form_batch(queue, key, group, owner)
         return None
 
-    def _form(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
+    def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
+        """Form a batch of one group and put its owner and group at the end of the line."""
         slices = self._fill(queue, key, group, owner)
-        # this owner, and this group of the owner, go to the end of the line
         turns = self._turns[queue]
         turns.move_to_end(owner)
         turns[owner].move_to_end(key)

@@ -42,7 +42,7 @@ class PlainRoute(APIRoute):
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the function; another method than the route's is refused as everywhere."""
+        """Call the function. A method that the route does not have is rejected as on every route."""
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
@@ -71,6 +71,10 @@ def add_operations(app: FastAPI, app_state: AppState) -> None:
 
 
 def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    """Return the function of an operation's route.
+
+    The response is synchronous, or a 202 with a job: at once for `Prefer: respond-async`, else after the time-out.
+    """
     without_preference = Prefer.read("", app_state.settings)
 
     async def route(request: Request) -> Response:
@@ -82,24 +86,24 @@ def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Req
             prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
         key = headers.get(b"idempotency-key")
         if key is not None:
-            return await _once(app_state, request, inference_request, media, prefer, key.decode("latin-1"))
+            return await _respond_once(app_state, request, inference_request, media, prefer, key.decode("latin-1"))
         if prefer.wait_s <= 0:
             if app_state.job_service.full:
                 raise overloaded("too many unfinished jobs")
             async with app_state.quotas.job(caller_of(request.scope)):
                 job = await app_state.job_service.create(inference_request, owner_of(request), request_id_of(request))
             return accepted(job, prefer)
-        return await _now(app_state, request, inference_request, media, prefer)
+        return await _respond_sync(app_state, request, inference_request, media, prefer)
 
     return route
 
 
-async def _now(
+async def _respond_sync(
     app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
 ) -> Response:
-    """Answer while the client waits; after too long, promise a job that goes on with the same work."""
+    """Return the result while the client waits; after its time-out a 202 with the job that goes on with the work."""
     png = media == JSON and inference_request.operation.pictures and inference_request.rows <= PNG_BY_WORKER
-    call = PendingRequest(
+    pending = PendingRequest(
         inference_request.entry,
         inference_request.operation.method,
         inference_request.options,
@@ -111,7 +115,7 @@ async def _now(
         request_id_of(request),
         owner_of(request),
     )
-    fields = await computed(app_state, request, inference_request, call, prefer)
+    fields = await compute_or_accept(app_state, request, inference_request, pending, prefer)
     if isinstance(fields, Response):
         return fields
     fields = summed(fields)
@@ -130,39 +134,43 @@ async def _now(
     return app_state.responses.response(body, headers, media)
 
 
-async def computed(
-    app_state: AppState, request: Request, inference_request: InferenceRequest, call: PendingRequest, prefer: Prefer
+async def compute_or_accept(
+    app_state: AppState, request: Request, inference_request: InferenceRequest, pending: PendingRequest, prefer: Prefer
 ) -> Fields | Response:
-    """What the workers make of a call while the client waits; after too long, the answer that promises a job."""
-    call.limits = caller_of(request.scope).limits
+    """Decide between a synchronous result and a 202: wait for the rows, and at the time-out make a job of them.
+
+    Raises OverloadedError or TooManyRequestsError if the queue is full, ModelFailedError if the model fails, and
+    ClientDisconnect.
+    """
+    pending.limits = caller_of(request.scope).limits
     try:
-        app_state.batch_sender.submit(call)
+        app_state.batch_sender.submit(pending)
     except QueueFullError as error:
         if error.own:
             raise quota_exceeded(error.limit, str(error), 2) from error
         detail = f"{error}; try again when some of them have ended"
         raise OverloadedError(detail, headers={"Retry-After": "2"}, limit=error.limit) from error
     try:
-        return await _wait_for_result(app_state, request, call, prefer.wait_s)
+        return await _wait_for_result(app_state, request, pending, prefer.wait_s)
     except TimeoutError:
         try:
             async with app_state.quotas.job(caller_of(request.scope)):
                 job = await app_state.job_service.adopt(
-                    inference_request, call, owner_of(request), request_id_of(request)
+                    inference_request, pending, owner_of(request), request_id_of(request)
                 )
         except BaseException:
-            app_state.batch_sender.drop(call)
+            app_state.batch_sender.drop(pending)
             raise
         return accepted(job, prefer)
     except FailedError as error:
         raise failed(error.problem) from error
     except (asyncio.CancelledError, ClientDisconnect):
-        app_state.batch_sender.drop(call)
+        app_state.batch_sender.drop(pending)
         raise
 
 
-async def _wait_for_result(app_state: AppState, request: Request, call: PendingRequest, wait_s: float) -> Fields:
-    """Return the result of a call; every second, look whether the client is still there.
+async def _wait_for_result(app_state: AppState, request: Request, pending: PendingRequest, wait_s: float) -> Fields:
+    """Return the result of a pending request; every second, look whether the client is still there.
 
     Raises FailedError, ClientDisconnect, and TimeoutError when the time is over.
     """
@@ -170,17 +178,17 @@ async def _wait_for_result(app_state: AppState, request: Request, call: PendingR
     until = loop.time() + wait_s
     while (left_s := until - loop.time()) > WAIT_S:
         try:
-            return await app_state.batch_sender.wait(call)
+            return await app_state.batch_sender.wait(pending)
         except StillWaitingError:
             if await request.is_disconnected():
                 raise ClientDisconnect from None
-    done, _ = await asyncio.wait((call.result,), timeout=left_s)
+    done, _ = await asyncio.wait((pending.result,), timeout=left_s)
     if not done:
         raise TimeoutError
-    return call.result.result()
+    return pending.result.result()
 
 
-async def _once(
+async def _respond_once(
     app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer, raw: str
 ) -> Response:
     """Return the response of the first request with this Idempotency-Key."""

@@ -17,11 +17,11 @@ from api.errors import InvalidError, NotFoundError, UnsupportedMediaError, reque
 from api.multipart import FORM, form_boundary
 from api.permissions import Models
 from api.prefer import Prefer
-from api.requests import RAW, SEED_LIMIT, Content, InferenceRequest, file_of, options_of, parsed, typed, validated
+from api.requests import RAW, SEED_LIMIT, Content, InferenceRequest, file_of, parsed, typed, validate_options, validated
 from api.responses.job_results import accepted, applied, check_succeeded, overloaded
 from api.responses.render import About
 from api.responses.upscaled import OutputFormat, UpscaleSpec, storage_failed
-from api.routes.operations import PlainRoute, computed, insert_job_once
+from api.routes.operations import PlainRoute, compute_or_accept, insert_job_once
 from api.schemas.upscales import UpscaleFields
 from api.state import AppState
 from core.catalog.operations import BY_METHOD
@@ -101,7 +101,7 @@ async def _respond_sync(
         request_id=request_id_of(request),
         owner=owner_of(request),
     )
-    fields = await computed(state, request, inference_request, pending, prefer)
+    fields = await compute_or_accept(state, request, inference_request, pending, prefer)
     if isinstance(fields, Response):
         return fields
     notes = inference_request.notes + spec.conversions_to(output.kind)
@@ -152,7 +152,7 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     form = validated(UpscaleFields, content.fields)
     entry = _find_model(form.model, state.models(request))
     choice = entry.operations[OPERATION.method]
-    options = options_of(choice, form.options, form.model_extra or {}, UpscaleFields.model_fields, content.texts)
+    options = validate_options(choice, form.options, form.model_extra or {}, UpscaleFields.model_fields, content.texts)
     output = OutputFormat.read(request.headers.get("accept", ""), [form.format] if form.format else FORMATS)
     photograph = await _read_photograph(state, content, form, output.kind, int(options["scale"]))
     _, height, width = entry.image
