@@ -31,7 +31,7 @@ This file has more than 400 lines because one paper is one file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -340,13 +340,6 @@ class Model(nn.Module):
             if config.likelihood == "bernoulli"
             else Gaussian(inner, pixels, config.activation, unit=True)
         )
-
-    def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the weights of a model with the same networks; ValueError if names or shapes differ."""
-        try:
-            self.load_state_dict(dict(weights))
-        except RuntimeError as error:
-            raise ValueError(f"a VAE can only start from a VAE with the same networks: {error}") from error
 
     def initialise(self, rows: RowStreams) -> None:
         """Draw every parameter from N(0, 0.1²) (§5) if `init` is "normal", else from U(±1/√fan-in), torch's default."""

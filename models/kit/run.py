@@ -37,6 +37,21 @@ COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fi
 """Attributes of a `Run` that its checkpoint holds under the same names."""
 
 
+def warm_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights that a training starts from: by the family's `warm_start`, or all of them where it has none.
+
+    Raises ValueError where the model cannot start from them, as names or shapes differ.
+    """
+    load = getattr(model, "warm_start", None)
+    if load is not None:
+        load(weights)
+        return
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise ValueError(f"training starts from a model with the same networks: {error}") from error
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended.
@@ -74,7 +89,7 @@ class Run:
         self.model: Any = family(recipe.family).Model(recipe.config)
         self.model.initialise(RowStreams.range(recipe.seed, 2**62, 1))
         if start is not None:
-            self.model.warm_start(start)
+            warm_start(self.model, start)
         self.model.to(self.device)
         self.average = self._build_average() if self.training.average else None
         self.parameters = optimized_parameters(self.model)

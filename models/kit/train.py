@@ -40,7 +40,7 @@ def train(
     """Train a recipe in the folder `out`, or resume what is there; SIGTERM and SIGINT leave a checkpoint.
 
     The best epoch is chosen on the first `training.validation` images of `held_back`, or without these on the last of
-    `images`. `start` are weights for the family's `warm_start`. ValueError if `out` holds a run and `resume` is not
+    `images`. `start` are weights to start from. ValueError if `out` holds a run and `resume` is not
     set, or if the recipe differs from that run's.
     """
     if (out / "state.pt").exists() and not resume:

@@ -15,6 +15,7 @@ from models.kit import card
 from models.kit.continuation import Continuation
 from models.kit.operations import describe, options_of
 from models.kit.row_streams import RowStreams
+from models.kit.run import warm_start
 from models.kit.schema import from_json, json_schema, to_json
 
 FAMILIES = card.families()
@@ -52,6 +53,18 @@ def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         answer = method(*arguments, answer.state)
     result: dict[str, Any] = answer
     return result
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_starts_from_weights_of_the_same_networks(family: str) -> None:
+    """All weights are taken over; those of other networks are refused."""
+    module, trained = built(family)
+    model = module.Model(module.Config())
+    warm_start(model, trained.state_dict())
+    for own, other in zip(model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(own, other)
+    with pytest.raises(ValueError, match="training starts from a"):
+        warm_start(model, {"unknown.weight": torch.zeros(3)})
 
 
 def run_operation(model: Any, operation: str, rows: RowStreams) -> dict[str, Any]:

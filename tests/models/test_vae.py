@@ -168,7 +168,7 @@ def test_dreg_points_the_same_way_and_varies_less(trained: vae.Model, digits: to
     gradients: dict[str, list[list[torch.Tensor]]] = {}
     for objective in ("importance", "importance_dreg"):
         model = vae.Model(vae.Config(**{**config, "objective": objective}))
-        model.warm_start(trained.state_dict())
+        model.load_state_dict(trained.state_dict())
         parameters = [model.get_parameter(name) for name in names]
         gradients[objective] = []
         for repeat in range(400):
@@ -195,16 +195,6 @@ def test_dreg_has_no_variance_at_the_posterior() -> None:
     bias, weight = torch.autograd.grad(loss, (model.encoder.mean.bias, model.encoder.log_variance.weight))
     torch.testing.assert_close(bias, torch.zeros_like(bias), rtol=0, atol=1e-5)
     torch.testing.assert_close(weight, torch.zeros_like(weight), rtol=0, atol=1e-5)
-
-
-def test_a_vae_starts_from_one_with_the_same_networks(trained: vae.Model) -> None:
-    """`warm_start` loads all weights of a model with the same networks, or raises."""
-    model = vae.Model(trained.config)
-    model.warm_start(trained.state_dict())
-    for mine, its in zip(model.parameters(), trained.parameters(), strict=True):
-        assert torch.equal(mine, its)
-    with pytest.raises(ValueError, match="same networks"):
-        small().warm_start(trained.state_dict())
 
 
 # --- Likelihood ------------------------------------------------------------------------------------------------------
