@@ -91,7 +91,7 @@ def test_an_expired_key_is_unknown(tmp_path: Path) -> None:
 
 def test_keys_are_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A changed or replaced file counts; a broken or missing one leaves the keys as they are and is logged."""
-    monkeypatch.setattr(auth, "_LOOK_S", 0.0)
+    monkeypatch.setattr(auth, "_CHECK_S", 0.0)
     file = key_file(tmp_path, key_line("ann"))
     keys = Keys(file)
     file.write_text(key_line("bob") + "\n")

@@ -36,8 +36,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Sma
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
-    """A service whose blob store alone lies on a small disk."""
-    yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8")
+    """A service whose blob store alone is on a small disk; its slices are long, so their results are large."""
+    yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8", time_slice_s="0.2")
 
 
 @pytest.fixture(autouse=True)

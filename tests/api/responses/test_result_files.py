@@ -153,10 +153,10 @@ def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytes
 
     async def slow() -> None:
         memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
-        first = memory.pieces([b"a" * 2 * LARGE_BYTES])
+        first = memory.chunks([b"a" * 2 * LARGE_BYTES])
         await anext(first)
         second = [b"b" * 2 * LARGE_BYTES]
-        pieces = memory.pieces(second)
+        pieces = memory.chunks(second)
         received = await anext(pieces)
         assert second == []
         assert memory.held == 2 * LARGE_BYTES

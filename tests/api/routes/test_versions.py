@@ -193,10 +193,10 @@ def test_what_is_no_version_is_refused(client: httpx.Client, change, said: str) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_wrong_shape, "its card asks for"),
+        (_wrong_shape, "its card requires"),
         (_renamed, "lacks the weights"),
-        (lambda data: carded(data, config={"latents": 3}), "its card asks for"),
-        (lambda data: carded(data, operations={}), "tells of other operations"),
+        (lambda data: carded(data, config={"latents": 3}), "its card requires"),
+        (lambda data: carded(data, operations={}), "lists other operations"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change, said: str) -> None:

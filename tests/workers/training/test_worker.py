@@ -214,14 +214,14 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch, dead: bool
 ) -> None:
     """The job says what it waits for, then that the old version goes on serving and why; nothing is announced."""
-    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 3.0)
     beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
     job = taken(trainer, row())
     trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
     events = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     texts = [one["message"] for one in events]
-    waits = "waiting, at most 1 s, for version 2 to be loaded: "
+    waits = "waiting, at most 3 s, for version 2 to be loaded: "
     assert ([f"{waits}1 of 1 inference workers have not loaded m@2 yet"] if dead else []) == texts[:-2]
     assert texts[-2] == f"{waits}no inference worker is running"
     assert "not active: no inference worker is running; version 1 stays active" in texts[-1]
