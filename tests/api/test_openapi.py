@@ -62,7 +62,8 @@ def _granted(case: Any) -> None:
     elif case.operation.label == "PATCH /v1/datasets/{name}":
         case.path_parameters, case.body = {"name": "for-descriptions"}, {"shared": True}
     elif case.operation.path.removeprefix("/v1/") in RESPONSES and isinstance(case.body, dict) and "model" in case.body:
-        known = _schema(case.operation)["properties"]["model"]["examples"]
+        listed = _schema(case.operation)["properties"]["model"]["examples"]
+        known = [name for name in listed if name in {MODEL, FAULTY, TINY}]  # others were trained meanwhile
         case.body["model"] = known[len(repr(case.body)) % len(known)]
     elif case.operation.label == "POST /v1/models/{name}/versions":
         file = (ROOT / "checkpoints" / MODEL / "1" / "model.safetensors").read_bytes()
