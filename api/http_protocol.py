@@ -192,8 +192,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _decline_upgrade(self, rest: bytes) -> None:
         """Continue with HTTP/1.1 if a client has offered another protocol, as RFC 9110 allows.
 
-        The parser stops at the end of such a head. A body is read by another one, told how the body is framed; the
-        connection closes after the response.
+        The parser stops at the end of such a head. Another parser, which gets the framing of the
+        body, reads it; the connection closes after the response.
         """
         framing, self._body_framing = self._body_framing, None
         if framing is not None:

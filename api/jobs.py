@@ -227,7 +227,7 @@ class JobService:
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the most devices that a live training worker has; None if none has said so.
+        """Return the most devices that a live training worker has; None if no worker has reported it.
 
         Raises redis.RedisError and OSError.
         """

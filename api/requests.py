@@ -69,14 +69,14 @@ class Content:
     @cached_property
     def fingerprint(self) -> str:
         """Content hash that ignores the multipart boundary and the order of fields."""
-        said = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
+        digest = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
         for upload in self.uploads:
-            said.update(hashlib.sha256(upload).digest())
+            digest.update(hashlib.sha256(upload).digest())
         for name, uploads in sorted(self.named.items()):
-            said.update(name.encode())
+            digest.update(name.encode())
             for upload in uploads:
-                said.update(hashlib.sha256(upload).digest())
-        return said.hexdigest()
+                digest.update(hashlib.sha256(upload).digest())
+        return digest.hexdigest()
 
 
 @dataclass
@@ -194,8 +194,8 @@ def _inference_request(
     items, notes = _items(operation, entry, images)
     for shared in operation.shared:
         sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_texts(shared, asked)]
-        items[shared.name], said = _shared(shared, entry, sent)
-        notes += said
+        items[shared.name], shared_notes = _shared(shared, entry, sent)
+        notes += shared_notes
     return InferenceRequest(operation, entry, options, seed, rows, content, items, per, notes)
 
 
@@ -303,12 +303,12 @@ def _sizes(
     if images > settings.max_images:
         raise InvalidError(f"images: {images} are more than the {settings.max_images} that one request may bring")
     if not operation.counted and asked.count != 1:
-        raise InvalidError("count: this operation has none; the number of answers follows from the images and options")
+        raise InvalidError("count: this operation has none; the number of results follows from the images and options")
     if not 1 <= asked.count <= settings.max_count:
         raise InvalidError(f"count: {asked.count} is not between 1 and {settings.max_count}")
     rows = operation.rows(asked.count, images, options)
     if rows > settings.max_count:
-        raise InvalidError(f"{rows} answers are more than the {settings.max_count} that one request may ask for")
+        raise InvalidError(f"{rows} results are more than the {settings.max_count} that one request may ask for")
     return rows, rows // images if needed == 1 else rows
 
 
@@ -318,9 +318,9 @@ def _items(operation: Operation, entry: ModelVersion, images: Sequence[bytes | s
     decoded: list[Pixels] = []
     notes: list[str] = []
     for index, image in enumerate(images):
-        pixels, said = _decoded(image, entry.image, f"images[{index}]", f"images.{index}")
+        pixels, conversions = _decoded(image, entry.image, f"images[{index}]", f"images.{index}")
         decoded.append(pixels)
-        notes += said
+        notes += conversions
     if len(operation.images) == 2:
         return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}, tuple(notes)
     return {operation.images[0]: np.stack(decoded)}, tuple(notes)
@@ -329,11 +329,11 @@ def _items(operation: Operation, entry: ModelVersion, images: Sequence[bytes | s
 def _decoded(image: bytes | str, size: tuple[int, int, int], name: str, path: str) -> tuple[Pixels, tuple[str, ...]]:
     """Return the pixels of an image sent as file or text, and its conversions. Raises InvalidError."""
     try:
-        pixels, said = decode(image if isinstance(image, bytes) else file_of(image), *size)
+        pixels, conversions = decode(image if isinstance(image, bytes) else file_of(image), *size)
     except UnusableImageError as error:
         detail = str(error)
         raise InvalidError(f"{name}: {detail}", errors=[{"field": path, "detail": detail}]) from error
-    return pixels, (f"{name}: {said}",) if said else ()
+    return pixels, (f"{name}: {conversions}",) if conversions else ()
 
 
 def _texts(shared: Shared, asked: Asked) -> Sequence[str]:

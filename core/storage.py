@@ -1,4 +1,4 @@
-"""Storage errors: which of them mean that a disk is full, and how clients are told."""
+"""Storage errors: which of them mean that a disk is full, and what clients get."""
 
 import errno
 import sqlite3

@@ -320,7 +320,7 @@ class BatchSender:
         """Resend the batches that no live worker runs and that are not on the queue: their worker died mid-batch."""
         now = time.monotonic()
         live = self._monitor.live()
-        running = {batch_id: name for name, said in live.items() for batch_id in said["running"]}
+        running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
         for batch in list(self._scheduler.in_flight.values()):
             if batch.id in running:
                 batch.last_seen, batch.worker, batch.missed_checks = now, running[batch.id], 0

@@ -16,7 +16,7 @@ FORGET_S = 60.0
 class Heartbeat:
     """A worker's last heartbeat, and when it last changed, by this process's clock."""
 
-    said: dict[str, Any]
+    payload: dict[str, Any]
     changed: float
 
 
@@ -34,20 +34,20 @@ class WorkerMonitor:
         now = self._clock()
         heartbeats = {}
         for raw, data in packed.items():
-            name, said = raw.decode(), unpack(data)
+            name, payload = raw.decode(), unpack(data)
             known = self._heartbeats.get(name)
             if known is None:
                 # a worker that is new here may be dead already: use its own clock for the first heartbeat
-                heartbeats[name] = Heartbeat(said, now - max(0.0, time.time() - said["at"]))
+                heartbeats[name] = Heartbeat(payload, now - max(0.0, time.time() - payload["at"]))
             else:
-                changed = now if known.said["beat"] != said["beat"] else known.changed
-                heartbeats[name] = Heartbeat(said, changed)
+                changed = now if known.payload["beat"] != payload["beat"] else known.changed
+                heartbeats[name] = Heartbeat(payload, changed)
         self._heartbeats = heartbeats
 
     def live(self) -> dict[str, dict[str, Any]]:
         """Return the heartbeats of live workers, by worker id."""
         oldest = self._clock() - self._timeout_s
-        return {name: heartbeat.said for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
+        return {name: heartbeat.payload for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
     def silent(self) -> list[str]:
         """Return the ids of workers that have been silent for `FORGET_S`."""
@@ -57,8 +57,8 @@ class WorkerMonitor:
     def capacity(self) -> dict[tuple[str, str], Capacity]:
         """Return, by `name@version` and method, the least capacity that any live worker reports."""
         least: dict[tuple[str, str], Capacity] = {}
-        for said in self.live().values():
-            for ref, methods in said["capacity"].items():
+        for payload in self.live().values():
+            for ref, methods in payload["capacity"].items():
                 for method, (largest, slice_rows) in methods.items():
                     known = least.get((ref, method), (largest, slice_rows))
                     least[ref, method] = (min(known[0], largest), min(known[1], slice_rows))

@@ -34,13 +34,13 @@ class About:
     columns: int | None = None
 
     def headers(self, fields: Fields) -> dict[str, str]:
-        """The same for bodies that cannot say it themselves; of many conversions the first few."""
-        said = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
+        """Return the same as response headers, for bodies that cannot hold it; of the conversions the first eight."""
+        headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
         if self.notes:
-            said["Reverie-Conversions"] = "; ".join(self.notes[:8])
+            headers["Reverie-Conversions"] = "; ".join(self.notes[:8])
         if ACCEPTANCE in fields:
-            said["Reverie-Acceptance-Rate"] = f"{fields[ACCEPTANCE]:.6g}"
-        return said
+            headers["Reverie-Acceptance-Rate"] = f"{fields[ACCEPTANCE]:.6g}"
+        return headers
 
 
 def summed(fields: Fields) -> Fields:

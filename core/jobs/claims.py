@@ -1,4 +1,4 @@
-"""Claims on jobs, and the writes of whoever holds one.
+"""Claims on jobs, and the writes of their holders.
 
 A claim is a compare-and-set: it raises the job's fencing token and takes a lease. Each later write
 names the token and changes nothing once the job was claimed again, paused or ended. After a slice,

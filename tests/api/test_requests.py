@@ -175,7 +175,7 @@ def test_an_operation_that_a_model_lacks_is_refused(client: httpx.Client, digit:
 
 
 def test_an_operation_without_count_says_so(client: httpx.Client) -> None:
-    """A count where the number of answers follows from something else is refused."""
+    """A count where the number of results follows from something else is refused."""
     problem(client.post("/v1/manifold", json={"model": MODEL, "count": 4}), 422, "count")
 
 

@@ -71,7 +71,7 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
             f"{name} has shape {format_shape(shape)}; one or three channels, first or last, would work"
         )
     if header.size_bytes > options.unpacked_bytes:
-        raise unpacked_size_error(f"{name} promises {header.size_bytes} bytes", options)
+        raise unpacked_size_error(f"{name} states {header.size_bytes} bytes", options)
 
 
 def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixels]:
@@ -86,7 +86,7 @@ def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixe
         if len(payload) < count * header.row_bytes:
             reached = first * header.row_bytes + len(payload)
             raise UploadRejectedError(
-                f"{name} is truncated: {reached} bytes of data where its header promises {header.size_bytes}"
+                f"{name} is truncated: {reached} bytes of data where its header states {header.size_bytes}"
             )
         array = np.frombuffer(payload, header.dtype).reshape(count, *header.shape[1:])
         yield to_uint8(array, header, name, first)

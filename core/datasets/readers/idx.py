@@ -36,9 +36,7 @@ def open_idx(folder: Path, options: ConversionOptions) -> Source:
             file.read(start)
             yield from read_array(file, header, "the file")
             if file.read(1):
-                raise UploadRejectedError(
-                    "the file is too long: it goes on after what its header promises; save it anew"
-                )
+                raise UploadRejectedError("the file is too long: it goes on after what its header states; save it anew")
 
     batches = reject_damage(read_batches, "the file")
     split = SourceSplit(None, header.shape[0], batches, scaled=header.dtype.kind == "f", labels=labels)
@@ -70,7 +68,7 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
         raise damage_error("the labels", error, "labels") from error
     if len(payload) != count * dtype.itemsize:
         fault = "truncated" if len(payload) < count * dtype.itemsize else "too long"
-        raise UploadRejectedError(f"the labels are {fault}: their header promises {count} of them", "labels")
+        raise UploadRejectedError(f"the labels are {fault}: their header states {count} of them", "labels")
     return np.frombuffer(payload, dtype).astype(np.int64)
 
 

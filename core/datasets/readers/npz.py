@@ -155,7 +155,7 @@ def _read_fortran_order(
             payload = read_exactly(file, min(BATCH_BYTES, total - columns.tell()))
             if not payload:
                 raise UploadRejectedError(
-                    f"{name} is truncated: {columns.tell()} bytes where its header promises {total}"
+                    f"{name} is truncated: {columns.tell()} bytes where its header states {total}"
                 )
             columns.write(payload)
     array = np.memmap(scratch, header.dtype, "r", shape=header.shape, order="F")

@@ -32,7 +32,7 @@ def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> N
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda b: b[:-1], ["truncated", "359 bytes of data where its header promises 360"]),
+        (lambda b: b[:-1], ["truncated", "359 bytes of data where its header states 360"]),
         (lambda b: b + b"\0", ["too long"]),
         (lambda b: b[:9], ["truncated within its header"]),
         (lambda b: b"\0\0\x07\3" + b[4:], ["not IDX", "00000703"]),

@@ -47,7 +47,7 @@ def test_bombs_are_refused_by_what_they_promise(converter: UploadConverter) -> N
         (packed([*zipped(), ("zeros.png", bytes(2 << 20))]), "its members (13) are"),
         (packed((f"{number}.png", png(np.zeros((200, 200, 3), np.uint8))) for number in range(12)), "12 pictures"),
         (npz(train=np.zeros((12, 400, 400))), "its members (1) are"),
-        (gzip.compress(idx(np.zeros((12, 300, 400), np.uint8))), "the file promises"),
+        (gzip.compress(idx(np.zeros((12, 300, 400), np.uint8))), "the file states"),
     ]
     for file, word in cases:
         assert converter.refused(file, word, str(1 << 20), **limit).status == 413
