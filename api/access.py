@@ -88,7 +88,7 @@ class AccessControl:
         self._per_second = settings.key_requests_per_second
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
-        """Return the error that rejects a request, or None and put its caller into the scope."""
+        """Check host, origin, API key, rate and role: return the error, or None with the caller in the scope."""
         path, method = scope["path"], scope["method"]
         scope["reverie_owner"], scope["reverie_caller"] = "", ANONYMOUS
         if path in OPEN_PATHS:

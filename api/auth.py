@@ -73,7 +73,7 @@ class Keys:
         return self._path is not None
 
     def caller(self, authorization: bytes) -> Caller | None:
-        """Return the caller of an Authorization header, or None if its key is missing, unknown or expired."""
+        """Check the API key of an Authorization header: return its caller; None if missing, unknown or expired."""
         if self._path is None:
             return ANONYMOUS
         now = time.monotonic()

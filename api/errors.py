@@ -157,7 +157,7 @@ TITLES = {kind.status: kind.title for kind in ALL}
 
 
 def problem(status: int, title: str, detail: str, kind: str = "about:blank", **more: Any) -> dict[str, Any]:
-    """Return the body of a problem."""
+    """Return the JSON body of a problem (RFC 9457); `kind` is its `type`, `more` are further members."""
     return {"type": kind, "title": title, "status": status, "detail": detail, **more}
 
 

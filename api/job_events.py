@@ -163,7 +163,7 @@ class JobEvents:
             if not feed.events:
                 self.wake(job_id)
             while True:
-                # with jitter, so that many listeners are not sent to at the same time
+                # random, so that the keep-alives of many listeners are spread over time
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KEEP_ALIVE_S * random.uniform(0.8, 1.0)):
                         while not feed.after(seq) and previews == feed.previews and feed.exists:

@@ -64,7 +64,7 @@ class KeyRecord:
         return cls(name, digest, granted, expires_at, limits)
 
     def format(self) -> str:
-        """Return the line."""
+        """Return the key as a line of the key file, `name:sha256:roles[:attributes]`."""
         attributes = [f"{name}={value}" for name, value in sorted(self.limits.items())]
         if self.expires_at is not None:
             attributes.insert(0, f"expires={datetime.fromtimestamp(self.expires_at, UTC).strftime(_EXPIRES)}")

@@ -25,7 +25,7 @@ def reference(model: type[BaseModel] | str) -> dict[str, str]:
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the responses of these statuses, each under its title."""
+    """Return the OpenAPI descriptions of error responses by status; each has the status's title and a problem."""
     content = {MEDIA_TYPE: {"schema": reference(Problem)}}
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 

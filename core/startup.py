@@ -126,7 +126,7 @@ def _instance_id(folder: Path) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Open the job database. Raises StartupError."""
+    """Check that the job database can be opened, which creates or migrates its tables. Raises StartupError."""
     try:
         name = sa.make_url(settings.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:

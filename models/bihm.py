@@ -357,7 +357,10 @@ class Model(nn.Module):
     # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Return `layers.0` …: q(hₗ = 1|x) of each hidden layer's units, (B, nₗ), averaged over `draws` samples."""
+        """Return q(hₗ = 1|x) of the units of each hidden layer, (B, nₗ), under the names `layers.0`, `layers.1`, ….
+
+        It is estimated by the mean over `draws` samples of the layers below.
+        """
         x = self._binarize(images, rows, options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
         result: dict[str, Any] = {"binarization": options.binarization}
@@ -545,7 +548,10 @@ class Model(nn.Module):
         return candidates, log_w
 
     def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: RowStreams, first: int, inner: int) -> PerSample:
-        """Return log p̃*(x) in nats by eq. 4 with K = `inner`, for images `first` … `first + J − 1` of each row."""
+        """Return log p̃*(x) in nats of J images per row, by eq. 4 with K = `inner` samples.
+
+        `first` is the number of the first of these images within its row; it selects the random numbers.
+        """
         batch, count, _ = x.shape
         uniform16 = rows.uniform_int16(sum(self.config.hidden), first * inner, count * inner, INNER)
         flat = x.reshape(batch * count, 1, -1)

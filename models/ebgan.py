@@ -78,7 +78,10 @@ SLOPE = 0.2  # of the convolutional discriminator's leaky ReLU
 
 @dataclass(frozen=True)
 class Config:
-    """Generator, discriminator and objective; the defaults are the paper's, at a size for small machines."""
+    """Configuration of an EBGAN: generator, discriminator and objective.
+
+    The defaults follow the paper, with networks small enough to train on a small machine.
+    """
 
     channels: int = option(1, minimum=1, maximum=4)
     height: int = option(28, minimum=1, maximum=512, description="pixels; a multiple of four for conv")

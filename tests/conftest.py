@@ -14,10 +14,14 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 """What clients of applications in this process call them; a `Stack` has the defaults."""
 
 
+OWN_SERVICES = {"test_batch_sender", "test_job_events", "test_upscales", "test_celery_worker", "test_content_encoding"}
+"""Modules outside tests/service that start services or processes of their own."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each module that starts a service of its own in one process of xdist, which would start it anew in each."""
+    """Keep a module's tests in one process of xdist where each process would start the module's services anew."""
     for item in items:
-        if "service" in item.path.parts:
+        if "service" in item.path.parts or item.path.stem in OWN_SERVICES:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

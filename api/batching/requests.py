@@ -19,9 +19,10 @@ GroupKey = tuple[Any, ...]
 class PendingRequest:
     """One request for rows of a model, and the results so far.
 
-    `items` are the images it reads, each for `per` consecutive rows. `owner` is the name of its API key, empty where
-    keys are not used; `limits` are those of that key's own. `chunks` holds the fields of finished rows by their first
-    row. `result` is replaced by a new future after each second of waiting.
+    `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API key, empty without
+    keys; `limits` are the limits of this key that differ from the settings. `chunks` holds the results of finished
+    slices by the number of their first row. `result` is a future for the whole result; when a wait of one second ends
+    without it, a new future replaces it.
     """
 
     entry: ModelVersion

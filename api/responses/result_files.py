@@ -54,7 +54,10 @@ class ResultFiles:
         render: Render,
         more_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
-        """Return the result in the file `name`, the part of `Range`, or 304 if the client has it. Raises GoneError."""
+        """Return a job's rendered result: all of it, the part that `Range` names, or 304 if the client has it.
+
+        It is stored under `name`; `render` makes it if it is not there. Raises GoneError if the job was deleted.
+        """
         file = await self.file(job_id, name, render)
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:

@@ -229,7 +229,7 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body, to which the size limit of uploads does not apply. Raises TooLargeError."""
+    """Return a JSON body. Raises TooLargeError above `_MAX_JSON_BYTES`, a much lower limit than that of uploads."""
     body = b""
     async for chunk in request.stream():
         body += chunk

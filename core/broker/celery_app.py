@@ -42,7 +42,7 @@ def configuration() -> dict[str, Any]:
         },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # a queue server whose disk is full rejects writes, and popping a message is one: wait for it, do not exit
+        # a queue server with a full disk rejects all writes, also taking a message: retry instead of exiting
         "broker_channel_error_retry": True,
         "broker_connection_timeout": 2,
         "broker_heartbeat": 0,

@@ -40,10 +40,11 @@ def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
 class Operation:
     """One operation: its route, the model's method, its inputs and the number of rows of a request.
 
-    `inputs` names the model's image arguments in order; `shared` ones come under fields of their
-    own. `rows(count, images, options)` returns the number of rows, from the request's count and
-    number of images. `pictures`: the response holds images, so that PNG is offered. `tiled`: the
-    request has one image of any size, whose tiles are the rows.
+    `inputs`: names of the model's image arguments, in order. `shared`: those of them that come in a
+    field of their own, one image for all rows, such as a mask. `counted`: the request may set
+    `count`. `rows(count, images, options)` returns the number of rows; `images` is the number of
+    images in the request. `pictures`: the response holds images, so it can be requested as PNG.
+    `tiled`: the request has one image of any size, whose tiles are the rows.
     """
 
     path: str
@@ -70,8 +71,9 @@ class Operation:
         return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.images)]
 
     def columns(self, per: int) -> int | None:
-        """Return the columns of the PNG grid if each input image has `per` results; None for a
-        near-square grid.
+        """Return the columns of the PNG grid; None for a near-square grid.
+
+        An operation with images and a count has `per` columns, so that the results of an image form a row.
         """
         return per if self.counted and self.images else None
 

@@ -158,7 +158,7 @@ class Datasets:
         remove_tree(scratch)
         return True
 
-    # --- uses ---
+    # --- protection from deletion while in use ---
 
     def use(self, name: str, user: str) -> bool:
         """Protect a dataset from deletion until `release`, idempotently; return False if there is

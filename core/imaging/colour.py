@@ -54,10 +54,10 @@ def _low_bytes(container: Container) -> Image.Image:
 
 
 def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
-    """Return a loaded image's colours, and its transparency (H, W) if it has any.
+    """Return a loaded image's colours and its alpha channel (H, W), None without transparency.
 
-    With transparency the colours are L if `grey`, else RGB; without, they are the image in its own
-    mode.
+    With transparency the colours have mode L if `grey`, else RGB. Without, they keep the image's
+    mode, except that 16-bit and float grey become 8-bit grey.
     """
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
@@ -69,10 +69,11 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
-    """Return an image in L, RGB or CMYK as sRGB (L if it is grey), and what was done.
+    """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB; grey ones stay L.
 
-    Relative colorimetric with black point compensation, as editors do. A profile of sRGB changes
-    nothing.
+    Return the image and a note on the conversion, None if the profile is sRGB already. A profile
+    that cannot be applied is ignored, and the note says so. The rendering intent is relative
+    colorimetric with black point compensation, as in image editors.
     """
     wanted = "L" if image.mode == "L" else "RGB"
     try:

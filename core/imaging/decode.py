@@ -91,7 +91,10 @@ class PictureFile:
 
     @property
     def mode(self) -> str:
-        """Pillow's mode of the stored pixels, as L or RGB. Raises UnusableImageError."""
+        """Pillow's mode of the stored pixels, for example `L` or `RGB`.
+
+        Raises UnusableImageError if Pillow cannot open the file.
+        """
         return self._image().mode
 
     @property

@@ -42,7 +42,7 @@ def read_png(data: bytes) -> Container:
     transparency = metadata.get(b"tRNS")
     if transparency is not None and colour in {_GREY, _RGB}:
         levels = 1 if colour == _GREY else 3
-        # of a level with fewer bits the others count for nothing
+        # at a bit depth below 16 only the low bits of a value are used
         key = tuple(level & ((1 << depth) - 1) for level in struct.unpack_from(f">{levels}H", transparency))
     if key is not None or len(transparency or b"") > _PALETTE_SIZE:
         plain = False

@@ -71,8 +71,8 @@ class JobLeases(JobDatabase):
                 was_run = not (job.lease_holder or "").startswith(API_HOLDER_PREFIX)
                 attempts = job.attempts + (was_run and not job.co_batched)
                 if attempts < max_attempts:
-                    # to the end of the queue: a suspect job must not hold up others, nor die many
-                    # times in a row
+                    # to the end of the queue: a job that may kill its worker must not delay others,
+                    # nor kill several workers in a row
                     change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": time.time()}
                     transitions.requeue(connection, still_lapsed, job.id, "its worker died or fell silent", **change)
                     continue

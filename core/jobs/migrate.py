@@ -37,8 +37,8 @@ def migrate(engine: Engine) -> None:
             _rename_old_file(Path(engine.url.database))
         with engine.connect() as connection:
             if engine.dialect.name == "sqlite":
-                # stays in the file; SQLite waits for no other process here, which is one reason for
-                # the lock
+                # The mode is stored in the file. SQLite does not wait for other processes when it
+                # changes it, which is one reason for the lock.
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             revision = _revision(connection)
             new = not sa.inspect(connection).has_table("jobs")

@@ -18,7 +18,7 @@ _LISTED_COLUMNS = tuple(column for column in jobs.c if column.key not in {"items
 
 def waiting() -> sa.ColumnElement[bool]:
     """Return the condition of jobs that nobody holds and that may be claimed now."""
-    # the condition on the status stands by itself, so that an index on it is used
+    # the first condition follows from the second; alone it lets the database use the index on the status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
 

@@ -159,10 +159,11 @@ class IdempotencyKey:
 
 @dataclass(frozen=True)
 class Insertion:
-    """The outcome of an insert: the id of the new job, or of the one that was there before.
+    """The outcome of an insert.
 
-    `fingerprint` is that of the first request under the idempotency key; `conflict` is the status
-    of an unfinished job that excludes this one.
+    `job_id` is the new job, or the existing one that prevented the insert. `fingerprint` is that of
+    the first request with this idempotency key. `conflict` is the existing job's status if it is
+    unfinished and the new one was to be the only job of its kind and model; otherwise it is empty.
     """
 
     job_id: str

@@ -77,7 +77,11 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return the card in a file's header; ValueError if the file is not a checkpoint, or of another format."""
+    """Return the card in a checkpoint file's header.
+
+    Raises ValueError if the file is not a safetensors file or has no card, or if the card has another format than
+    `FORMAT` or lacks required fields.
+    """
     with path.open("rb") as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT_BYTES + 1

@@ -251,7 +251,7 @@ class Model(nn.Module):
         return self
 
     def residual_stds(self) -> ChannelStds:
-        """Return the running mean of `residual_std`, one (C,) per part."""
+        """Return the running mean of `residual_std`: a (C,) for each feature map of the statistics."""
         return list(torch.split(self.spread, list(self.widths)))
 
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:

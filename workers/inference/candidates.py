@@ -1,4 +1,4 @@
-"""Loading of candidate versions: step by step, between messages, before they become active."""
+"""Loads candidate versions, which are not active yet, in steps between which the worker receives messages."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -102,7 +102,7 @@ class TrainingRun:
             code = -signal.SIGTERM if code == EXIT_INTERRUPTED else code
             if code > 0:
                 self._raise_failure(code, error)
-            # killed from outside, possibly by the kernel for its memory: not the fault of its recipe or data
+            # a signal killed it, possibly the kernel's for lack of memory: the recipe and the data need not be wrong
             signal_name = signal.Signals(-code).name
             kills = 1 if self.reported.furthest_step > furthest else kills + 1
             if kills >= self._context.settings.max_attempts:
@@ -164,7 +164,7 @@ class TrainingRun:
         return child.returncode, last_error(self.folder / "log")
 
     def check_process(self, process: _Process) -> None:
-        """Report what a run has written and check its claim and limits.
+        """Report what a run has written, and stop it if the job was paused, cancelled or claimed by another worker.
 
         Raises ClaimLostError or TrainingFailedError, with the child process stopped.
         """

@@ -115,7 +115,10 @@ def read_exactly(file: IO[bytes], size: int) -> bytes:
 
 
 def damage_error(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
-    """Return the rejection of a file or member that cannot be read."""
+    """Return the error for an uploaded file, or a file in an archive, that is truncated or damaged.
+
+    `name` is what the message calls it; `field` is the form field that the error names.
+    """
     damage = "truncated" if isinstance(error, EOFError) else "damaged"
     return UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field)
 

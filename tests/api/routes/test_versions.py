@@ -222,14 +222,17 @@ def test_what_is_not_there_cannot_serve(client: httpx.Client, second: str) -> No
 def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client, stack: Stack) -> None:
     """The worker says why, the switch is refused, and the version before goes on serving."""
     path: Path = stack.state / "state" / "checkpoints" / "vae-mnist-2d" / "7" / "model.safetensors"
+    serving = client.get("/v1/models/vae-mnist-2d").json()["version"]
+    assert client.patch("/v1/models/vae-mnist-2d", json={"version": serving}).status_code == 200
     path.parent.mkdir(parents=True)
     path.write_bytes(_renamed(SHIPPED.read_bytes()))
-    serving = client.get("/v1/models/vae-mnist-2d").json()["version"]
-    time.sleep(1.1)
-    client.get("/v1/models/vae-mnist-2d/versions/0")  # the folder is read anew, once a second at most
-    answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
-    assert answer.status_code == 409, answer.text
-    assert "cannot load vae-mnist-2d@7" in answer.json()["detail"]
-    assert client.get("/v1/models/vae-mnist-2d").json()["version"] == serving
-    assert drawn(client, "vae-mnist-2d")[0] == serving
-    path.unlink()
+    try:
+        time.sleep(1.1)
+        client.get("/v1/models/vae-mnist-2d/versions/0")  # the folder is read anew, once a second at most
+        answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
+        assert answer.status_code == 409, answer.text
+        assert "cannot load vae-mnist-2d@7" in answer.json()["detail"]
+        assert client.get("/v1/models/vae-mnist-2d").json()["version"] == serving
+        assert drawn(client, "vae-mnist-2d")[0] == serving
+    finally:
+        path.unlink()
