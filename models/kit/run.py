@@ -26,6 +26,7 @@ from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run_folder import RunFolder, print_progress
 from models.kit.shapes import Float, Int, Tensor, UInt8
+from models.kit.warm_start import warm_start
 
 CHECK_EVERY_STEPS = 100
 PROGRESS_EVERY_S = 0.5
@@ -35,21 +36,6 @@ DIVERGED = 1e4
 
 COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds")
 """Attributes of a `Run` that its checkpoint holds under the same names."""
-
-
-def warm_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights that a training starts from: by the family's `warm_start`, or all of them where it has none.
-
-    Raises ValueError where the model cannot start from them, as names or shapes differ.
-    """
-    load = getattr(model, "warm_start", None)
-    if load is not None:
-        load(weights)
-        return
-    try:
-        model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise ValueError(f"training starts from a model with the same networks: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The model: its networks, the operation `upscale`, its training in optimizer steps, and its figures."""
+"""The model: networks, operation `upscale`, training steps and figures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ from models.superres.statistics import (
 
 HighResolution = Float[Tensor, "B C sH sW"]
 
-AUGMENT = FIRST_FREE  # stream of a patch's symmetry and position
 RESIDUAL_STD_RATE = 0.02  # of the running mean of `residual_std`
 CONSISTENCY_WEIGHT = 0.01  # of (U(y) − x)² in squared levels, added to the energy
 # See docs/decisions.md#a-filter-shapes-the-detail-of-the-amortised-network
@@ -283,7 +282,7 @@ class Model(nn.Module):
 
         All patches get the same low resolution, H / max(scales): a smaller scale uses a part of the patch.
         """
-        uniform = rows.uniform(6, AUGMENT)
+        uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = random_symmetry(images, uniform)
         edge = min(images.shape[2:]) // max(self.config.scales)
         scale_of_row = draw_scales(self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0])
@@ -374,7 +373,7 @@ class Model(nn.Module):
         self, images: Images, rows: RowStreams
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
         """Return low and high resolution of random crops, and the scale that the first row draws."""
-        uniform = rows.uniform(6, AUGMENT)
+        uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = random_symmetry(images, uniform)
         first = rows.uniform(1, CHOICE)[:1, 0]
         scale = int(draw_scales(self.config.scales, self.config.largest_scale_share, first)[0])

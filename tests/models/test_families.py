@@ -15,8 +15,8 @@ from models.kit import card
 from models.kit.continuation import Continuation
 from models.kit.operations import describe, options_of
 from models.kit.row_streams import RowStreams
-from models.kit.run import warm_start
 from models.kit.schema import from_json, json_schema, to_json
+from models.kit.warm_start import warm_start
 
 FAMILIES = card.families()
 SMALL = {"k": 20, "steps": 5, "draws": 3}

@@ -1,0 +1,24 @@
+"""Starting a training from the weights of an earlier model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from models.kit.shapes import Tensor
+
+
+def warm_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights that a training starts from: by the family's `warm_start`, or all of them where it has none.
+
+    Raises ValueError where the model cannot start from them, as names or shapes differ.
+    """
+    load = getattr(model, "warm_start", None)
+    if load is not None:
+        load(weights)
+        return
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise ValueError(f"training starts from a model with the same networks: {error}") from error
