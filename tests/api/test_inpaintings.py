@@ -180,7 +180,7 @@ def test_what_else_may_be_wrong(client: httpx.Client, digit: bytes) -> None:
     problem(inpainted(client, images=[]), 422, "at least one image")
     problem(inpainted(client, images=[b64(digit)]), 422, "images[0]", "8×8")
     problem(inpainted(client, count=0), 422, "count", "65536")
-    problem(inpainted(client, count=40_000), 422, "80000 answers", "65536")
+    problem(inpainted(client, count=40_000), 422, "80000 results", "65536")
     raw = client.post(PATH, params={"model": TINY}, content=IMAGES[0], headers={"Content-Type": "image/png"})
     problem(raw, 422, "mask: missing")
     problem(inpainted(client, model=MODEL), 422, MODEL, "/v1/samples")

@@ -13,11 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 
+from core.broker.codec import unpack
+from core.broker.keys import WORKERS
 from core.imaging.pictures import png
 from tests.full_disk import SmallDisk, small_disk
 from tests.service.test_chaos import ended, held, promise, report, wait_for_running
 from tests.stack import Stack
+from workers.inference.context import INLINE_BYTES
 
 SIZES = [
     pytest.param(40, 2, 1, (4, 0.4), id="small"),
@@ -26,6 +30,9 @@ SIZES = [
 """Jobs, times that the disk fills up, how many jobs must have run when it did; jobs a pass, and how long that takes."""
 
 REFUSED = {503, 507}
+
+TILE_BYTES = 3 * (4 * 24) ** 2
+"""Of a tile of the family `enlarge`, 24 pixels without its margin, four times as wide."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Sma
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, SmallDisk]]:
-    """A service whose blob store alone is on a small disk; its slices are long, so their results are large."""
-    yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8", time_slice_s="0.2")
+    """A service whose blob store alone is on a small disk."""
+    yield from _stack(tmp_path_factory.mktemp("store"), "state/blobs", storage_wait_s="8")
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +184,10 @@ def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, Small
 def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDisk]) -> None:
     """A response too large for a message, and no room for it: 507 with the reason, soon."""
     stack, disk = store
+    with redis.Redis(port=stack.queue_port) as queue:
+        (heartbeat,) = map(unpack, queue.hgetall(WORKERS).values())
+    if heartbeat["capacity"]["enlarge@1"]["upscale"][1] * TILE_BYTES <= INLINE_BYTES:
+        pytest.skip("on a machine as slow as this one is now, the result of a slice fits into a message")
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         right = upscale(client, "wait=60", 160, scale=4).content
         before = tiles(client)
