@@ -232,7 +232,7 @@ class BatchSender:
                 try:
                     await self._handle_completion(data)
                 except Exception:
-                    log.exception("note not understood")
+                    log.exception("completion not understood")
             if self._read_bytes > _TRIM_BYTES:
                 self._later(self._trim())
 
@@ -243,23 +243,25 @@ class BatchSender:
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
 
     async def _handle_completion(self, data: bytes) -> None:
-        note = unpack(data)
-        if "blob" in note:
-            key = note["blob"]
-            note = unpack(await asyncio.to_thread(self._blobs.get, key))
+        completion = unpack(data)
+        if "blob" in completion:
+            key = completion["blob"]
+            completion = unpack(await asyncio.to_thread(self._blobs.get, key))
             self._later(asyncio.to_thread(self._blobs.delete, key))
-        batch = self._scheduler.in_flight.get(note["batch"]) or self._late.get(note["batch"])
+        batch = self._scheduler.in_flight.get(completion["batch"]) or self._late.get(completion["batch"])
         if batch is None:
             return
         batch.last_seen = time.monotonic()
-        batch.worker = note["worker"]
+        batch.worker = completion["worker"]
         batch.missed_checks = 0
-        if note["kind"] == "progress":
-            self._scheduler.record_progress(batch, note["done"])
+        if completion["kind"] == "progress":
+            self._scheduler.record_progress(batch, completion["done"])
             self._dispatch("interactive")
-        elif note["kind"] == "done":
-            self._scheduler.record_duration(batch, note.get("took", 0.0), multithreaded=note.get("wide", False))
-            for part, outcome in zip(batch.slices, note["outcomes"], strict=True):
+        elif completion["kind"] == "done":
+            self._scheduler.record_duration(
+                batch, completion.get("took", 0.0), multithreaded=completion.get("wide", False)
+            )
+            for part, outcome in zip(batch.slices, completion["outcomes"], strict=True):
                 self._complete(part, batch, outcome)
             self._finish(batch)
 
@@ -332,7 +334,7 @@ class BatchSender:
                     # started after waiting on the queue: whether that worker is alive is known after one more time-out
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
-            died = batch.worker is not None and batch.worker not in self._monitor.live()
+            died = batch.worker is not None and batch.worker not in live
             if not died and lengths[batch.queue]:
                 continue  # may still be on the queue
             batch.missed_checks += 1
@@ -341,7 +343,7 @@ class BatchSender:
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
         """Resend a batch whose worker died or that was lost; a request alone in it fails after `max_attempts`."""
-        log.warning("batch sent again", extra={"batch": batch.id, "parts": len(batch.slices), "worker_died": died})
+        log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1
         if died and len(batch.slices) == 1:
             part = batch.slices[0]

@@ -6,15 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.broker.codec import pack
 from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
-from core.settings import Settings
-from tests.datasets import digits
+from tests.training_jobs import taken
 from workers.training.errors import ClaimLostError, TrainingFailedError
 from workers.training.worker import TrainingWorker
 
@@ -23,24 +21,6 @@ def row(kind: str, owner: str = "", **request: Any) -> Job:
     """A job for the training worker."""
     body = {"family": "vae", "dataset": "digits", "name": "m", "recipe": {}, **request}
     return Job(kind=kind, owner=owner, model="m", method=kind, request=body)
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> TrainingWorker:
-    """A training worker without a queue server, which it does not need."""
-    settings = Settings(
-        state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
-    )
-    worker = TrainingWorker(settings)
-    digits(worker.context.paths.datasets)
-    return worker
-
-
-def taken(trainer: TrainingWorker, job: Job) -> Job:
-    """Insert a job and claim it."""
-    trainer.context.job_store.insert(job)
-    (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
-    return held
 
 
 def program(trainer: TrainingWorker, text: str) -> None:

@@ -22,7 +22,7 @@ from core.catalog.versions import Versions
 from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
-from tests.datasets import digits
+from tests.training_jobs import taken
 from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
 from workers.training.publication import Measurement
@@ -42,24 +42,6 @@ def recipe(**training: Any) -> dict[str, Any]:
     words = {"family": "vae", "name": "m", "summary": "for tests", "data": "digits", "seed": 0}
     options = {"epochs": 100_000, "batch_size": 50, "save_every_s": 0.1, **training}
     return {**words, "config": {"hidden": [512], "latents": 4, "height": 14, "width": 14}, "training": options}
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> TrainingWorker:
-    """A training worker without a queue server, which it does not need."""
-    settings = Settings(
-        state=tmp_path, checkpoints=tmp_path / "none", queue_url="redis://127.0.0.1:1/0", training_device="cpu"
-    )
-    worker = TrainingWorker(settings)
-    digits(worker.context.paths.datasets)
-    return worker
-
-
-def taken(trainer: TrainingWorker, job: Job) -> Job:
-    """Insert a job and claim it."""
-    trainer.context.job_store.insert(job)
-    (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))
-    return held
 
 
 def new_run(trainer: TrainingWorker, job: Job) -> TrainingRun:
