@@ -42,15 +42,13 @@ MANIFEST = "backup.json"
 DATABASE = "jobs.sqlite3"
 STATE, BLOBS = "state", "blobs"
 
-_TRIES = 5
-"""How often the database is copied again if files that it names have gone meanwhile."""
+_TRIES = 5  # how often the database is copied again if files that it names have gone meanwhile
 
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("scratch", "desk", "runs")
+# Not in a backup: the queue server's data, which are not durable state, the id of this instance,
+# which a copy must not share, and temporary files.
 _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
-"""Not in a backup: the queue server's data, which are not durable state, the id of this instance,
-which a copy must not share, and temporary files.
-"""
 
 
 class BackupError(Exception):

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 import fsspec
 
-PARTIAL = ".part"
-"""Suffix of files that are being written."""
+PARTIAL = ".part"  # suffix of files that are being written
 
 
 class Blobs:

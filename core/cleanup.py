@@ -25,13 +25,12 @@ from core.work_folder import LOCK, in_use
 
 log = logging.getLogger(__name__)
 
+# How long a completion in the blob store may wait for the API process that it is for.
 COMPLETION_TTL_S = 900.0
-"""How long a completion in the blob store may wait for the API process that it is for."""
 
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 _PAGE = 200
-_ROW_TTL_FACTOR = 7
-"""The row of an expired job is kept this many times as long as its result."""
+_ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long as its result
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REVERIE_"
+# Variables of the Python client, which the service ignores.
 CLIENT_NAMES = {"REVERIE_URL", "REVERIE_KEY"}
-"""Variables of the Python client, which the service ignores."""
 
+# Names of earlier releases → current names. An old name stops the start.
 RENAMED = {
     "REVERIE_LEDGER_URL": "REVERIE_DATABASE_URL",
     "REVERIE_LIFE_S": "REVERIE_HEARTBEAT_TIMEOUT_S",
@@ -29,7 +30,6 @@ RENAMED = {
     "REVERIE_TRAINING_FREE_BYTES": "REVERIE_TRAINING_MIN_FREE_DISK_BYTES",
     "REVERIE_DESK_WORKERS": "REVERIE_AUXILIARY_WORKERS",
 }
-"""Names of earlier releases → current names. An old name stops the start."""
 
 
 class Settings(BaseSettings):
@@ -101,14 +101,10 @@ class Settings(BaseSettings):
         20, ge=0, description="Unfinished trainings per owner before the status is 429; 0: no limit."
     )
     key_stored_bytes: int = Field(
-        64 << 30,
-        ge=0,
-        description="Bytes of datasets, versions and results per owner; 0: no limit.",
+        64 << 30, ge=0, description="Bytes of datasets, versions and results per owner; 0: no limit."
     )
     keep_versions: int = Field(
-        0,
-        ge=0,
-        description="Versions made here to keep per model, the newest ones and the active one; 0: all.",
+        0, ge=0, description="Versions made here to keep per model, the newest ones and the active one; 0: all."
     )
 
     device: str = Field("auto", description="Device of the inference worker: auto, cpu, cuda or cuda:N.")
@@ -133,9 +129,7 @@ class Settings(BaseSettings):
         64 << 10, ge=1024, description="Maximum request body of the routes that take neither images nor files."
     )
     max_inflight_body_bytes: int = Field(
-        64 << 20,
-        ge=1 << 20,
-        description="Memory for all request bodies together; beyond it the status is 503.",
+        64 << 20, ge=1 << 20, description="Memory for all request bodies together; beyond it the status is 503."
     )
     max_inflight_response_bytes: int = Field(
         64 << 20,
@@ -178,9 +172,7 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="Time that a request body may stall or be slower than the minimum rate."
     )
     body_total_timeout_s: float = Field(
-        300.0,
-        gt=0,
-        description="Time limit for a whole request body, except uploads that are streamed to disk.",
+        300.0, gt=0, description="Time limit for a whole request body, except uploads that are streamed to disk."
     )
     write_timeout_s: float = Field(
         30.0,
@@ -248,9 +240,7 @@ class Settings(BaseSettings):
         description="Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same time.",
     )
     training_stall_s: float = Field(
-        1800.0,
-        gt=1,
-        description="A training that writes no progress for this long is killed and retried.",
+        1800.0, gt=1, description="A training that writes no progress for this long is killed and retried."
     )
     max_version_bytes: int = Field(4 << 30, ge=1024, description="Maximum size of a version file to import.")
 

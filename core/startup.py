@@ -38,11 +38,10 @@ from core.settings import PREFIX, Settings, settings
 
 log = logging.getLogger(__name__)
 
-MARK = "reverie:instance"
-"""Key in a queue server's database that names the instance it belongs to."""
+MARK = "reverie:instance"  # key in a queue server's database that names the instance it belongs to
 
+# Names of the default job database in a mark, now and in earlier releases.
 _DATABASE, _OLD_DATABASE = "sqlite:jobs.sqlite3", "sqlite:ledger.sqlite3"
-"""Names of the default job database in a mark, now and in earlier releases."""
 
 GUARD_S = 2.0
 _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2

@@ -6,11 +6,11 @@ from typing import Any
 
 import sqlalchemy.exc
 
+# Error numbers of a full disk, a full quota and a file at its size limit.
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of a full disk, a full quota and a file at its size limit."""
 
+# HTTP status (RFC 4918) of a result or upload that does not fit on the disk.
 INSUFFICIENT_STORAGE = 507
-"""HTTP status (RFC 4918) of a result or upload that does not fit on the disk."""
 
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRESQL_DISK_FULL = "53100"

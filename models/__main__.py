@@ -1,7 +1,5 @@
 """Command line of the models without the service: train, export, evaluate, sample and more; see `--help`."""
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

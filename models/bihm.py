@@ -27,8 +27,6 @@ has the factor √p̃*(x), estimated anew in every sweep with `inner` samples; i
 This file has more than 400 lines because one paper is one file.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -26,8 +26,6 @@ of several layers are possible; the plain GAN's generator minimises −log D(G(z
 This file has more than 400 lines because one paper is one file.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +50,7 @@ PerImage = Float[Tensor, "B"]
 Code = Float[Tensor, "B S"]
 
 _NORMALISED = {"batch_norm": {"const": True}}
+# The rule of `Model.smallest_batch` as JSON Schemas of the config, for the API, which has no torch.
 SMALLEST_BATCHES = [
     {
         "pictures": 2,
@@ -69,7 +68,6 @@ SMALLEST_BATCHES = [
         },
     },
 ]
-"""The rule of `Model.smallest_batch` as JSON Schemas of the config, for the API, which has no torch."""
 
 QUANTILES = 1001  # of the training set's energies
 CANDIDATES_PER_CALL = 16  # candidates per row in one call of `sample`
@@ -95,10 +93,7 @@ class Config:
     layers_dec: int = option(1, minimum=1, maximum=15, description="layers of Dec among them; one in the paper (mlp)")
     size_d: int = option(128, minimum=1, maximum=8192, description="units a layer (mlp), channels at half size (conv)")
     code: int = option(
-        0,
-        minimum=0,
-        maximum=8192,
-        description="units of a narrow linear code; 0: size_d units, with ReLU in mlp",
+        0, minimum=0, maximum=8192, description="units of a narrow linear code; 0: size_d units, with ReLU in mlp"
     )
     batch_norm: bool = option(default=True, description="batch normalisation of the generator's hidden layers")
     dropout: float = option(0.0, minimum=0.0, below=1.0, description="dropout probability of the encoder's units")

@@ -28,8 +28,6 @@ log variances are clamped to ±30, so that estimates stay finite and the bounds 
 This file has more than 400 lines because one paper is one file.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -578,10 +576,7 @@ def _figures(
         f"images, {sampling_error:.4f} of the sampling"
     )
     bound = f"lower bound (estimator A), mean of {on}; s.e. {errors_of_mean[0]:.3f}"
-    figures = [
-        figure("nll", -value[-1], "nats", "lower", nll),
-        figure("bound", value[0], "nats", "higher", bound),
-    ]
+    figures = [figure("nll", -value[-1], "nats", "lower", nll), figure("bound", value[0], "nats", "higher", bound)]
     for size, mean in list(zip(sizes, value, strict=True))[1:]:
         figures.append(figure(f"bound_{size}", mean, "nats", "higher", f"importance-weighted bound, K = {size}, {on}"))
     variance = means.double().var(dim=0)

@@ -9,8 +9,6 @@ does nothing twice: the client draws a seed if you give none, and a request that
 carries an `Idempotency-Key`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

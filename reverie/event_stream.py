@@ -1,7 +1,5 @@
 """A job's server-sent events, continued after a broken connection by `Last-Event-ID`."""
 
-from __future__ import annotations
-
 import httpx
 from httpx_sse import ServerSentEvent
 
@@ -9,16 +7,13 @@ from reverie.errors import ProblemError, UnreachableError
 from reverie.records import TERMINAL, Event
 from reverie.requests import ApiRequest, Delay, quote_name
 
+# The service sends a comment every 15 s; a connection that is silent for longer than this is
+# broken.
 SILENCE_TIMEOUT_S = 45.0
-"""The service sends a comment every 15 s; a connection that is silent for longer than this is
-broken.
-"""
 
+# Failed connections in a row before the client gives up.
+# A service that restarts is back by then.
 MAX_FAILURES = 20
-"""Failed connections in a row before the client gives up.
-
-A service that restarts is back by then.
-"""
 
 
 class JobEventStream:

@@ -3,8 +3,6 @@
 `body` is the whole JSON object; `record["name"]` is any of its fields.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +27,9 @@ class Field(Generic[T]):
     def __get__(self, record: None, owner: type) -> Self: ...
 
     @overload
-    def __get__(self, record: Record, owner: type) -> T: ...
+    def __get__(self, record: "Record", owner: type) -> T: ...
 
-    def __get__(self, record: Record | None, owner: type) -> Self | T:
+    def __get__(self, record: "Record | None", owner: type) -> Self | T:
         return self if record is None else self._convert(record.body[self._name])
 
 

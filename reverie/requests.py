@@ -1,7 +1,5 @@
 """A request of the client as data, and the rules for sending it again."""
 
-from __future__ import annotations
-
 import email.utils
 import random
 import time
@@ -71,7 +69,7 @@ class Delay:
     seconds: float
 
     @classmethod
-    def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> Delay:
+    def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> "Delay":
         """Return what `Retry-After` says; without it, exponential backoff with jitter.
 
         At most 30 s.

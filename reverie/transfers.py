@@ -2,8 +2,6 @@
 breaks).
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -17,11 +15,11 @@ from reverie.errors import UnexpectedContentError
 
 OCTET_STREAM = "application/octet-stream"
 
+# Called with the number of bytes transferred so far.
 ByteProgress: TypeAlias = Callable[[int], object]
-"""Called with the number of bytes transferred so far."""
 
+# Files as httpx takes them: field name → (file name, open file, content type).
 FormFiles: TypeAlias = dict[str, tuple[str, IO[bytes], str]]
-"""Files as httpx takes them: field name → (file name, open file, content type)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ class Download:
         self.path = path
         self.media_type = media_type
         self.size_bytes = 0
-        self.response: httpx.Response | None = None
-        """The last response that was not an error."""
+        self.response: httpx.Response | None = None  # the last response that was not an error
         self._part = path.with_name(f".{path.name}.part")
         self._etag = ""
         self._on_progress = on_progress

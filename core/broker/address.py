@@ -28,8 +28,7 @@ from redis.retry import Retry
 
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 _SENTINEL = "sentinel"
-_SENTINEL_TIMEOUT_S = 1.0
-"""How long one Sentinel may take to reply, before the next one is tried."""
+_SENTINEL_TIMEOUT_S = 1.0  # how long one Sentinel may take to reply, before the next one is tried
 
 
 @dataclass(frozen=True)

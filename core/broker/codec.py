@@ -7,11 +7,12 @@ from typing import Any
 import msgpack
 import numpy as np
 
+# Results of some rows by name: arrays with one entry per row, lists of PNG bytes, or values for all
+# rows.
 Fields = dict[str, Any]
-"""Results of some rows by name: arrays with one entry per row, lists of PNG bytes, or values for all rows."""
 
+# Images that some rows read, uint8 (M, C, H, W), by the name of the input.
 Items = dict[str, np.ndarray[Any, Any]]
-"""Images that some rows read, uint8 (M, C, H, W), by the name of the input."""
 
 _TYPES = {name: np.dtype(name) for name in ("uint8", "float32", "float64", "int64", "bool")}
 _ARRAY = 1

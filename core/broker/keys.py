@@ -10,17 +10,17 @@ from uuid import uuid4
 QueueName = Literal["interactive", "bulk"]
 QUEUES: tuple[QueueName, ...] = ("interactive", "bulk")
 
-WORKERS = "reverie:workers"
-"""Hash of inference worker id → packed heartbeat."""
+WORKERS = "reverie:workers"  # hash of inference worker id → packed heartbeat
 
+# Stream of ids of jobs that have changed: a hint to read the job store, never the truth.
 JOB_UPDATES = "reverie:news"
-"""Stream of ids of jobs that have changed: a hint to read the job store, never the truth."""
 
+# List that wakes training workers up, in the database `training_queue`; its content means nothing.
 TRAINING_WAKEUP = "reverie:trainings"
-"""List that wakes training workers up, in the database `training_queue`; its content means nothing."""
 
+# About how many entries a stream keeps. An API process that lags further behind has its batches
+# sent again.
 STREAM_LENGTH = 10_000
-"""About how many entries a stream keeps. An API process that lags further behind has its batches sent again."""
 
 
 def queue_key(queue: QueueName) -> str:

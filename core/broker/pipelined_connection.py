@@ -17,8 +17,7 @@ from core.broker.address import QueueAddress
 
 COMMAND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
-_CHECK_S = 0.5
-"""How often commands without a reply are checked: a time-out may be late by as much."""
+_CHECK_S = 0.5  # how often commands without a reply are checked: a time-out may be late by as much
 
 
 class PipelinedConnection:

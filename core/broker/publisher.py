@@ -22,11 +22,10 @@ from kombu.transport import virtual
 from core.broker.celery_app import RUN_BATCH, RUN_JOBS, app
 from core.broker.keys import TRAINING_WAKEUP, QueueName, queue_key
 
-Command = tuple[str | bytes, ...]
-"""Words of a Redis command."""
+Command = tuple[str | bytes, ...]  # words of a Redis command
 
+# Wake-ups per job, for the threads of all training workers; most find nothing to do.
 _TRAINING_WAKEUPS = 8
-"""Wake-ups per job, for the threads of all training workers; most find nothing to do."""
 
 
 class _MessageChannel(virtual.Channel):

@@ -19,9 +19,10 @@ from PIL import Image
 
 CARD_LIMIT_BYTES = 64 << 10
 PREVIEW_LIMIT_BYTES = 512 << 10
-PREVIEW_LIMIT_PIXELS = 2048
-"""Longest side of a preview."""
+PREVIEW_LIMIT_PIXELS = 2048  # longest side of a preview
 
+# Fields that the card of an imported file must have; `models.kit.card` has the same list, which a
+# test compares.
 REQUIRED_FIELDS = (
     "format",
     "name",
@@ -36,9 +37,6 @@ REQUIRED_FIELDS = (
     "provenance",
     "license",
 )
-"""Fields that the card of an imported file must have; `models.kit.card` has the same list, which a
-test compares.
-"""
 
 _MAX_DEPTH = 12
 _MAX_VALUES = 4096

@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from core.catalog.cards import REQUIRED_FIELDS, Card, CardError, parse_card, parse_preview
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_DIMENSIONS = 8
-"""Of a tensor in an imported file."""
+MAX_DIMENSIONS = 8  # of a tensor in an imported file
 
 
 class ImportRejectedError(ValueError):

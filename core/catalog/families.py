@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from core.paths import StatePaths
 from core.settings import Settings
 
-Schema = dict[str, Any]
-"""A JSON Schema of an object."""
+Schema = dict[str, Any]  # a JSON Schema of an object
 
 
 class SmallestBatch(BaseModel):

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_EXACT = 2.0**64
-"""Floats from here on stay floats: no field takes such integers."""
+_EXACT = 2.0**64  # floats from here on stay floats: no field takes such integers
 
 
 def whole(value: Any) -> Any:

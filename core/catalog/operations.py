@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-WHITE = 128
-"""Lowest level of a mask's pixel that counts as white."""
+WHITE = 128  # lowest level of a mask's pixel that counts as white
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,7 @@ class Operation:
 
 OPERATIONS = (
     Operation(
-        "samples",
-        "sample",
-        "Draw samples",
-        counted=True,
-        pictures=True,
-        rows=lambda count, _images, _options: count,
+        "samples", "sample", "Draw samples", counted=True, pictures=True, rows=lambda count, _images, _options: count
     ),
     Operation(
         "manifold",

@@ -14,11 +14,10 @@ from core.catalog.numbers import whole_numbers
 from core.catalog.validation import FieldError, InvalidOptionsError, option_errors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+# Hash of training worker id → packed heartbeat, in the training workers' database.
 TRAINING_WORKERS = "reverie:trainers"
-"""Hash of training worker id → packed heartbeat, in the training workers' database."""
 
-TRAINER_TIMEOUT_S = 5.0
-"""Age of a heartbeat after which a training worker counts as dead."""
+TRAINER_TIMEOUT_S = 5.0  # age of a heartbeat after which a training worker counts as dead
 
 
 def resolve_recipe(

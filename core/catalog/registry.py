@@ -19,11 +19,9 @@ from core.catalog.versions import FILE, Versions
 
 log = logging.getLogger(__name__)
 
-_RESCAN_S = 1.0
-"""Shortest time between two scans for an unknown name."""
+_RESCAN_S = 1.0  # shortest time between two scans for an unknown name
 
-_CHECK_S = 0.1
-"""Shortest time between two checks for another active version."""
+_CHECK_S = 0.1  # shortest time between two checks for another active version
 
 
 @dataclass(frozen=True)

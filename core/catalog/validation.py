@@ -8,8 +8,7 @@ _MAX_ERRORS = 8
 _MAX_DETAIL_CHARACTERS = 300
 _TOO_DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
 
-FieldError = dict[str, str]
-"""`field` and `detail` of one error, as problem+json lists it."""
+FieldError = dict[str, str]  # `field` and `detail` of one error, as problem+json lists it
 
 
 class InvalidOptionsError(ValueError):

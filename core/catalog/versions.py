@@ -18,10 +18,8 @@ from uuid import uuid4
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
+# Names of a version's file while it is deleted, and of the empty file that marks a deleted version.
 HIDDEN, DELETED = ".hidden", "deleted"
-"""Names of a version's file while it is deleted, and of the empty file that marks a deleted
-version.
-"""
 
 _PARTIAL_FILE = re.compile(r"\.[0-9a-f]{32}")
 

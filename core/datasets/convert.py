@@ -38,8 +38,7 @@ from core.datasets.upload_errors import UploadRejectedError
 
 MEMORY_BYTES = 2 << 30
 MIN_PICTURES = 10
-MAX_VALUES = 4 << 20
-"""Of one image: its channels times its pixels."""
+MAX_VALUES = 4 << 20  # of one image: its channels times its pixels
 
 _NICENESS = 5
 _PR_SET_PDEATHSIG = 1

@@ -17,8 +17,7 @@ _SPLIT_WORDS = {
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 _SPLIT = f"(?P<split>{'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})"
 _PICTURES, _LABELS = "x|images?|imgs?|data|pictures?", "y|labels?"
-_UNNAMED = "arr0"
-"""How NumPy names the first of arrays that were saved without names."""
+_UNNAMED = "arr0"  # how NumPy names the first of arrays that were saved without names
 
 _ARRAY = re.compile(
     f"{_SPLIT}|(?P<pictures>{_PICTURES})|(?P<labels>{_LABELS})"

@@ -11,8 +11,7 @@ from core.imaging.container import Container, Pixels
 # See docs/decisions.md#upscaled-pictures-are-returned-in-srgb
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _CACHED_PROFILE_BYTES = 64 << 10
-_SCALES = {1: 255, 2: 85, 4: 17, 8: 1}
-"""Bits per channel → factor to 8 bits."""
+_SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # bits per channel → factor to 8 bits
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
@@ -98,12 +97,7 @@ def _built(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform |
     if "srgb" in name.lower() and "linear" not in name.lower():
         return name, None
     transform = ImageCms.buildTransform(
-        source,
-        _SRGB,
-        mode,
-        "RGB",
-        ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        source, _SRGB, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
     )
     return "".join(one if " " <= one <= "~" else "?" for one in name), transform
 

@@ -23,20 +23,18 @@ PNG, JPEG, WEBP = "png", "jpeg", "webp"
 FORMATS = (PNG, JPEG, WEBP)
 MEDIA = {name: f"image/{name}" for name in FORMATS}
 
+# Longest side in pixels: what libjpeg reads, what WebP allows, and a bound on PNG's bands.
 LONGEST_SIDE = {PNG: 100_000, JPEG: 65_500, WEBP: 16_383}
-"""Longest side in pixels: what libjpeg reads, what WebP allows, and a bound on PNG's bands."""
 
+# Most pixels of a WebP, which takes some twelve bytes each while it is made in memory.
 WEBP_PIXELS = 64_000_000
-"""Most pixels of a WebP, which takes some twelve bytes each while it is made in memory."""
 
-_LEVEL = 1
-"""zlib's level; 3 takes twice as long for a tenth less."""
+_LEVEL = 1  # zlib's level; 3 takes twice as long for a tenth less
 
 _LINES = 64
 _MCU = 16
 _INTERVAL = 65_535
-_FULL_COLOUR = 90
-"""Quality from which JPEG keeps the colour of each pixel (4:4:4)."""
+_FULL_COLOUR = 90  # quality from which JPEG keeps the colour of each pixel (4:4:4)
 
 
 @dataclass(frozen=True)

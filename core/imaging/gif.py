@@ -5,8 +5,7 @@ import struct
 from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
 
 MAGIC = (b"GIF87a", b"GIF89a")
-_BLOCKS_PER_PART = 16
-"""Sub-blocks have at most 255 bytes, and usually that many."""
+_BLOCKS_PER_PART = 16  # sub-blocks have at most 255 bytes, and usually that many
 
 _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 

@@ -10,11 +10,11 @@ from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large
 
 MAGIC = b"\xff\xd8\xff"
 END = b"\xff\xd9"
+# Progressive files have about ten scans. Each costs time for every pixel, whatever its size.
 SCAN_LIMIT = 32
-"""Progressive files have about ten scans. Each costs time for every pixel, whatever its size."""
 
+# A run of 0xFF longer than any table; libjpeg, fed in pieces, reads it again for each piece.
 _LONG_FILL = re.compile(rb"\xff{256,}")
-"""A run of 0xFF longer than any table; libjpeg, fed in pieces, reads it again for each piece."""
 
 _FILL = re.compile(rb"\xff+")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -105,16 +105,7 @@ def read_jpeg(data: bytes) -> Container:
     if data.find(b"\xff" * 256, start) >= 0:
         clean = _LONG_FILL.sub(b"\xff", clean)
     orientation = orientation_of(b"".join(header.exif), header.xmp)
-    return Container(
-        "JPEG",
-        width,
-        height,
-        clean,
-        orientation,
-        profile,
-        unfinished=unfinished,
-        notes=notes,
-    )
+    return Container("JPEG", width, height, clean, orientation, profile, unfinished=unfinished, notes=notes)
 
 
 def _header(data: bytes) -> tuple[_Header, int]:

@@ -6,11 +6,10 @@ import zlib
 
 import numpy as np
 
+# Larger ICC profiles are dropped; those of displays have kilobytes, of presses up to 3 MB.
 PROFILE_LIMIT_BYTES = 8 << 20
-"""Larger ICC profiles are dropped; those of displays have kilobytes, of presses up to 3 MB."""
 
-TEXT_LIMIT_BYTES = 1 << 20
-"""Larger compressed texts are not searched for an orientation."""
+TEXT_LIMIT_BYTES = 1 << 20  # larger compressed texts are not searched for an orientation
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")

@@ -6,13 +6,7 @@ import zlib
 from collections.abc import Mapping
 
 from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
-from core.imaging.metadata import (
-    PROFILE_LIMIT_BYTES,
-    TEXT_LIMIT_BYTES,
-    inflated,
-    orientation_of,
-    too_large_profile,
-)
+from core.imaging.metadata import PROFILE_LIMIT_BYTES, TEXT_LIMIT_BYTES, inflated, orientation_of, too_large_profile
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _HEAD = struct.Struct(">I4s")

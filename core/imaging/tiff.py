@@ -11,13 +11,13 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _WIDTH, _LENGTH, _ORIENTATION, _XMP, _PROFILE = 256, 257, 274, 700, 34675
 _STRIPS, _TILES = {273, 279}, {324, 325}
+# Tags that decoding needs; all others are metadata.
 _PIXEL_TAGS = {
     *(_WIDTH, _LENGTH, *_STRIPS, *_TILES),
     *(258, 259, 262, 266, 277, 278, 284),  # bits, compression, photometric, fill order, samples, rows, planes
     *(292, 293, 317, 320, 322, 323, 332, 338, 339, 340, 341),  # fax options, predictor, colours, tile size, samples
     *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG and YCbCr
 }
-"""Tags that decoding needs; all others are metadata."""
 
 
 class _Layout(NamedTuple):

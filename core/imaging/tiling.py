@@ -18,13 +18,11 @@ from core.imaging.decode import PictureFile, open_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
-_LINES = 256
-"""Number of lines that are processed at once, to bound memory."""
+_LINES = 256  # number of lines that are processed at once, to bound memory
 
+# Distance in pixels to which visible colours are extended under transparent ones, for the model's
+# context.
 _SPREAD = 8
-"""Distance in pixels to which visible colours are extended under transparent ones, for the model's
-context.
-"""
 
 
 # --- files in ---
@@ -169,8 +167,7 @@ def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
 
 # --- a picture in the blob store ---
 
-Get = Callable[[int, int], bytes]
-"""Returns the bytes `begin` … `end` − 1 of a blob."""
+Get = Callable[[int, int], bytes]  # returns the bytes `begin` … `end` − 1 of a blob
 
 
 @dataclass(frozen=True)
@@ -233,8 +230,7 @@ def photograph_bytes(photograph: Photograph) -> bytes:
 
 # --- the answer ---
 
-_CONTEXT = 3
-"""Pixels beyond a band that bicubic interpolation may read."""
+_CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 
 
 def restore_channels(

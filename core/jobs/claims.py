@@ -20,8 +20,7 @@ from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
 from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks
 from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
 
-_MAX_DEFERRAL_S = 30.0
-"""Longest time between two attempts to store a result."""
+_MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
 
 # See docs/decisions.md#all-jobs-use-the-bulk-queue-and-are-claimed-in-turn

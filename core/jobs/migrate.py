@@ -17,8 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from core.jobs.schema import metadata, resource_changes
 from core.transaction import transaction
 
-HEAD = "0002"
-"""The newest revision in `migrations/versions`."""
+HEAD = "0002"  # the newest revision in `migrations/versions`
 
 _POSTGRESQL_LOCK = 0x72657665
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -6,23 +6,18 @@ from typing import Any
 from uuid import uuid4
 
 TRAINING = "training"
+# Kinds of jobs that a training worker runs beside its training.
+# Each takes some seconds in a child process.
 AUXILIARY_KINDS = ("estimate", "import", "publication", "dataset")
-"""Kinds of jobs that a training worker runs beside its training.
-
-Each takes some seconds in a child process.
-"""
 
 UNFINISHED = ("queued", "running", "paused")
 TERMINAL = ("succeeded", "failed", "cancelled")
 
+# Prefix of the names under which API processes hold leases.
+# They do not run the job, so their death is no attempt.
 API_HOLDER_PREFIX = "api-"
-"""Prefix of the names under which API processes hold leases.
 
-They do not run the job, so their death is no attempt.
-"""
-
-SMALL_JOB_ROWS = 16
-"""Jobs of at most this many rows share a forward pass with similar jobs."""
+SMALL_JOB_ROWS = 16  # jobs of at most this many rows share a forward pass with similar jobs
 
 
 def new_id() -> str:
@@ -47,46 +42,39 @@ class Job:
 
     id: str = field(default_factory=new_id)
     kind: str
-    owner: str = ""
-    """Name of the API key that made the job; empty without keys."""
+    owner: str = ""  # name of the API key that made the job; empty without keys
     status: str = "queued"
     model: str
     version: str = ""
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    # What the client asked for, without pixels.
     request: dict[str, Any] = field(default_factory=dict)
-    """What the client asked for, without pixels."""
     request_id: str = ""
     seed: int = 0
     rows: int = 1
+    # The uploaded images, packed; None if there are none or they are in the blob store.
     items: bytes | None = None
-    """The uploaded images, packed; None if there are none or they are in the blob store."""
     items_blob: str | None = None
     rows_per_image: int = 1
     next_row: int = 0
-    continuation: bytes | None = None
-    """Packed state of an unfinished slice."""
-    progress: float = 0.0
-    """From 0 to 1."""
+    continuation: bytes | None = None  # packed state of an unfinished slice
+    progress: float = 0.0  # from 0 to 1
     token: int = 0
     lease_holder: str | None = None
     lease_until: float | None = None
-    co_batched: bool = False
-    """Claimed together with other jobs."""
-    isolated: bool = False
-    """Must run alone, because the process of an earlier attempt died."""
+    co_batched: bool = False  # claimed together with other jobs
+    isolated: bool = False  # must run alone, because the process of an earlier attempt died
     attempts: int = 0
+    # When it last became claimable; the oldest is claimed first.
     queued_at: float = field(default_factory=time.time)
-    """When it last became claimable; the oldest is claimed first."""
-    problem: dict[str, Any] | None = None
-    """Problem details (RFC 9457) of a failed job."""
+    problem: dict[str, Any] | None = None  # problem details (RFC 9457) of a failed job
     created_at: float = field(default_factory=time.time)
     started_at: float | None = None
     finished_at: float | None = None
-    expired: bool = False
-    """Its result was removed."""
+    expired: bool = False  # its result was removed
+    # When a job whose result could not be stored may be claimed again.
     not_before: float | None = None
-    """When a job whose result could not be stored may be claimed again."""
     blocked_since: float | None = None
     blocked_reason: str | None = None
     blocked_bytes: int | None = None

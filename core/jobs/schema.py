@@ -106,6 +106,7 @@ idempotency_keys = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
 )
 
+# When a job of each owner was last claimed from each queue.
 claim_order = sa.Table(
     "claim_order",
     metadata,
@@ -113,8 +114,8 @@ claim_order = sa.Table(
     sa.Column("owner", sa.String(80), primary_key=True),
     sa.Column("claimed_at", sa.Float, nullable=False),
 )
-"""When a job of each owner was last claimed from each queue."""
 
+# Owners of datasets and models; see `core.resources`.
 resources = sa.Table(
     "resources",
     metadata,
@@ -124,10 +125,9 @@ resources = sa.Table(
     sa.Column("shared", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
 )
-"""Owners of datasets and models; see `core.resources`."""
 
+# One row: the number of changes to `resources`, so that processes notice one cheaply.
 resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.BigInteger, nullable=False))
-"""One row: the number of changes to `resources`, so that processes notice one cheaply."""
 
+# Jobs of inference workers; the others are for training workers.
 RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
-"""Jobs of inference workers; the others are for training workers."""

@@ -3,8 +3,6 @@
 Batch normalisation needs two values per batch, and data-parallel training one image per process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

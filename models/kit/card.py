@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEADER_LIMIT_BYTES = 2**20
+# Names of types in torch → in safetensors.
 DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -34,7 +35,6 @@ DTYPES = {
     "int32": "I32",
     "int64": "I64",
 }
-"""Names of types in torch → in safetensors."""
 
 REQUIRED = (
     "format",

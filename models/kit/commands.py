@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from models.kit.data import ImageSet
     from models.kit.recipe import Recipe
 
+# Exit statuses: can be resumed; the loss ended the training; not enough memory.
 INTERRUPTED, BAD_LOSS, TOO_LARGE = 3, 4, 5
-"""Exit statuses: can be resumed; the loss ended the training; not enough memory."""
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,5 @@
 """The intermediate result of an operation that runs in several calls."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from models.kit.shapes import Float, Tensor

@@ -5,8 +5,6 @@ their uncompressed IDX bytes, however they are compressed. UCI's mushrooms and D
 of Larochelle and Murray (AISTATS 2011), are verified by the SHA-256 of their three arrays.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -6,8 +6,6 @@ depend on the image alone, so it does not matter which process gets it; sums are
 process, so the last bits of the weights differ.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Estimate the time and memory of a training from a few of its steps."""
 
-from __future__ import annotations
-
 import resource
 import statistics
 import tempfile
@@ -13,8 +11,7 @@ from models.kit.recipe import Recipe
 from models.kit.run import Run
 from models.kit.shapes import Tensor, UInt8
 
-MIN_STEPS = 3
-"""Timed steps per epoch, unless they are so slow that one has to suffice."""
+MIN_STEPS = 3  # timed steps per epoch, unless they are so slow that one has to suffice
 
 
 def estimate(

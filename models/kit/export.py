@@ -1,7 +1,5 @@
 """Export a run as a checkpoint with its card, and evaluate it for the card's figures."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -24,11 +22,10 @@ from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import weights
 
 PROVENANCE_FILE = "provenance.json"
+# Samples for a normalising constant, per importance sample of an image, and at most.
 Z_SAMPLES_PER_K, MAX_Z_SAMPLES = 1000, 5_000_000
-"""Samples for a normalising constant, per importance sample of an image, and at most."""
 
-EVALUATION_SEED = 1
-"""Seed of binarization and importance samples."""
+EVALUATION_SEED = 1  # seed of binarization and importance samples
 
 
 def provenance(

@@ -1,7 +1,5 @@
 """Describe the training options of every family as JSON Schemas, for the API."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

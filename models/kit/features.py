@@ -6,8 +6,6 @@ the arrays `NUMBER.weight` and `NUMBER.bias` of each convolution, in order of us
 `benchmarks/photos/weights.py` writes it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Evaluation results ("figures") in the format of a model's card."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -14,14 +12,7 @@ def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict
 
 
 def mean_figure(
-    name: str,
-    values: Float[Tensor, "N"],
-    unit: str,
-    better: str,
-    detail: str,
-    *,
-    digits: int = 3,
-    correction: int = 1,
+    name: str, values: Float[Tensor, "N"], unit: str, better: str, detail: str, *, digits: int = 3, correction: int = 1
 ) -> dict[str, Any]:
     """Return the mean of the values, rounded to `digits`, with its standard error in the detail."""
     values = values.double()

@@ -1,7 +1,5 @@
 """Arrange many small images in a grid."""
 
-from __future__ import annotations
-
 import math
 
 from PIL import Image

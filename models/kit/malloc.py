@@ -1,7 +1,5 @@
 """Tuning of the C library's memory allocator."""
 
-from __future__ import annotations
-
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt(3)

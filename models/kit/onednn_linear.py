@@ -5,8 +5,6 @@ torch ships for convolutions and reduced precision, uses what the processor has 
 It sums in another order, so the last bits of a result differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +14,8 @@ from torch.nn import functional
 
 from models.kit.shapes import Float, Tensor
 
+# Smaller products stay with MKL: the call through the dispatcher would cost more than it gains.
 MIN_MULTIPLICATIONS = 2_000_000
-"""Smaller products stay with MKL: the call through the dispatcher would cost more than it gains."""
 
 
 def linear(

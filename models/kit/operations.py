@@ -5,8 +5,6 @@ its parameters `images`, or `first` and `second`, and `mask`. A parameter `state
 several calls (see `Continuation`). The class constant `UNIT` of its options is the unit of its numbers.
 """
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Collection

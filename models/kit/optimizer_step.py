@@ -1,7 +1,5 @@
 """One optimizer step of one submodule, for families that train several submodules against each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Optimizers of a training and the schedule of their learning rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -10,8 +8,8 @@ from torch import nn
 
 from models.kit.recipe import Training
 
+# Name of the only optimized module of a family that has no `OPTIMIZED_MODULES`: the model itself.
 WHOLE_MODEL = ""
-"""Name of the only optimized module of a family that has no `OPTIMIZED_MODULES`: the model itself."""
 
 
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:

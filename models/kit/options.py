@@ -1,7 +1,5 @@
 """Options that several families share. Their schemas are in checkpoint cards, so keep the text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from models.kit.schema import option

@@ -6,8 +6,6 @@ are kept; five photographs are held back for validation (`TUNING`). None is a te
 `benchmarks/superres.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Make a small PNG of a model's output: samples, or else reconstructed or enlarged images."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 
@@ -16,12 +14,10 @@ from models.kit.operations import options_of
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
 
-EDGE = 256
-"""Approximate width and height of the preview, in pixels."""
+EDGE = 256  # approximate width and height of the preview, in pixels
 
 
-LIMIT_BYTES = 384 << 10
-"""Maximum size of the PNG, which must fit into the header of a checkpoint."""
+LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the header of a checkpoint
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """A recipe: everything that a training follows from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +78,7 @@ class Recipe:
     training: Training
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
         """Build a recipe from JSON values; ValueError names the unknown, missing or invalid field."""
         text_fields = {"family", "name", "summary", "data"}
         unknown = sorted(set(values) - text_fields - {"seed", "config", "training"})

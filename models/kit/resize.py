@@ -1,7 +1,5 @@
 """Antialiased bicubic downsampling as separable matrices, with its adjoint and right inverse."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -10,8 +10,6 @@ cosine in float64 and are rounded once, so two devices differ only where float64
 (about one number in 10⁸).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +70,7 @@ class RowStreams:
     row: Int[Tensor, "B"]
 
     @classmethod
-    def range(cls, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> RowStreams:
+    def range(cls, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> "RowStreams":
         """Return rows `first` … `first + count − 1` of one seed; ValueError if they leave 0 … 2⁶³ − 1."""
         if not 0 <= seed < 2**63 or first < 0 or count < 0 or first + count > 2**63:
             raise ValueError(f"seed {seed}, first {first}, count {count}: seed and rows must lie in 0 … 2^63 - 1")
@@ -82,11 +80,11 @@ class RowStreams:
     def __len__(self) -> int:
         return self.row.shape[0]
 
-    def to(self, device: torch.device | str) -> RowStreams:
+    def to(self, device: torch.device | str) -> "RowStreams":
         """Return the same rows on another device."""
         return RowStreams(seed=self.seed.to(device), row=self.row.to(device))
 
-    def row_zero(self) -> RowStreams:
+    def row_zero(self) -> "RowStreams":
         """Return row 0 of each seed, for numbers that all rows of a request share (the frames of one path)."""
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 

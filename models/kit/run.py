@@ -1,7 +1,5 @@
 """One training in progress: the model, its optimizers, the steps and epochs, and the loop over them."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -31,11 +29,10 @@ from models.kit.warm_start import warm_start
 CHECK_EVERY_STEPS = 100
 PROGRESS_EVERY_S = 0.5
 PREVIEW_EVERY_S = 10.0
-DIVERGED = 1e4
-"""A training has diverged when its mean loss exceeds the first step's by this factor."""
+DIVERGED = 1e4  # a training has diverged when its mean loss exceeds the first step's by this factor
 
+# Attributes of a `Run` that its checkpoint holds under the same names.
 COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "first_loss", "fact_sums", "seconds")
-"""Attributes of a `Run` that its checkpoint holds under the same names."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@
 training resumes from.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -12,8 +12,6 @@ not be normalised: the mean of w is the ratio Z_p/Z_q of the normalising constan
 that q never visits: it is missing from the estimate, from its error and from the effective sample size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,20 +121,20 @@ class ImportanceWeights:
     count: Int64[Tensor, "B"]
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device | str = "cpu") -> ImportanceWeights:
+    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "ImportanceWeights":
         """Return the statistics of no weights, for `rows` rows."""
         none = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
         return cls(none, none, torch.zeros((rows,), dtype=torch.int64, device=device))
 
     @classmethod
-    def from_log_weights(cls, log_w: Float[Tensor, "B K"]) -> ImportanceWeights:
+    def from_log_weights(cls, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
         """Return the statistics of the given weights."""
         log_w = log_w.double()
         count = torch.full((log_w.shape[0],), log_w.shape[1], dtype=torch.int64, device=log_w.device)
         return cls(log_w.logsumexp(1), (2.0 * log_w).logsumexp(1), count)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], name: str = "") -> ImportanceWeights:
+    def from_state(cls, state: Mapping[str, Tensor], name: str = "") -> "ImportanceWeights":
         """Return the statistics that `state(name)` stored."""
         return cls(*(state[name + field] for field in cls.__dataclass_fields__))
 
@@ -144,7 +142,7 @@ class ImportanceWeights:
         """Return the statistics as entries (B,) of a `Continuation`'s state; the keys have the prefix `name`."""
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
-    def add(self, log_w: Float[Tensor, "B K"]) -> ImportanceWeights:
+    def add(self, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
         """Return the statistics with more weights added."""
         more = ImportanceWeights.from_log_weights(log_w)
         return ImportanceWeights(

@@ -13,8 +13,6 @@ kymatio's, so that outputs agree. Filters are stored as spatial kernels and can 
 their norms stay constant, so that the transform cannot shrink to zero.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

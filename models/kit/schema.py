@@ -3,8 +3,6 @@
 A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tuple[T, ...]` of them (a JSON array).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing
@@ -12,11 +10,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MAX_ITEMS = 64
-"""Maximum length of an array: no network has more layers."""
+MAX_ITEMS = 64  # maximum length of an array: no network has more layers
 
-NUMBER_LIMIT = 2.0**1023
-"""Numbers of at least this size, infinity and NaN are rejected."""
+NUMBER_LIMIT = 2.0**1023  # numbers of at least this size, infinity and NaN are rejected
 
 RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}

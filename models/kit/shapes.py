@@ -3,8 +3,6 @@
 Tests check them at run time with beartype (see `tests/models/conftest.py`).
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Lower bound of a training's memory from its recipe, and a memory limit for this process."""
 
-from __future__ import annotations
-
 import resource
 from pathlib import Path
 
@@ -10,11 +8,11 @@ import torch
 from models.kit.card import family
 from models.kit.recipe import Recipe
 
+# Numbers that an optimizer stores per weight.
 OPTIMIZER_STATES = {"adam": 2, "adagrad": 1, "sgd": 0}
-"""Numbers that an optimizer stores per weight."""
 
+# Messages of a RuntimeError by which torch and its libraries report a failed allocation.
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a memory object")
-"""Messages of a RuntimeError by which torch and its libraries report a failed allocation."""
 
 
 class TooLargeError(ValueError):

@@ -1,7 +1,5 @@
 """Power spectra of textures, and a short filter that changes a texture's spectrum."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 

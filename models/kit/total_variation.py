@@ -6,8 +6,6 @@ term, a projection onto 0 … 1, and a projection of the dual variable onto |p| 
 Each image of a batch is solved independently and stops when its own change is small.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +42,7 @@ def objective(y: Images, low: Float[Tensor, "B C h w"], u: Downsampling, strengt
     return data + strength * gradient(y).abs().sum((1, 2, 3, 4))
 
 
-def duality_gap(solution: Solution, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
+def duality_gap(solution: "Solution", low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
     """Return the objective minus the dual one at p and q = U(y) − x: an upper bound of the excess over the minimum.
 
     The dual objective is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)); the last term is that of the box 0 … 1.

@@ -9,8 +9,6 @@ Everything random is a function of (seed, epoch, image). A checkpoint can theref
 weights, optimizer state, averages and counters, but no state of a random generator.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping

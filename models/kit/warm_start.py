@@ -1,7 +1,5 @@
 """Starting a training from the weights of an earlier model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Configuration of the networks and options of the operation `upscale`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from models.kit.schema import option

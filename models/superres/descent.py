@@ -4,8 +4,6 @@ The variable is a detail (B, 1, H, W) added to all colours of the regression's e
 Barzilai and Borwein (IMA J. Numer. Anal. 8, 1988), accepted by Armijo's condition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The model: networks, operation `upscale`, training steps and figures."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -240,7 +238,7 @@ class Model(nn.Module):
         with torch.autocast(high.device.type, enabled=False):
             return [self.scattering(luminance(high))[:, 0]]
 
-    def load_feature_network(self) -> Model:
+    def load_feature_network(self) -> "Model":
         """Load the feature network of Ψ if the config has one; training needs it, `upscale` does not.
 
         ValueError if the file with its weights is missing.

@@ -1,7 +1,5 @@
 """§2: the downsampling U, the regression network that estimates y from x and its losses, and inversion by TV."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 `Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of the feature network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

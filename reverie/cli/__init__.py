@@ -1,7 +1,5 @@
 """The command line `reverie`. Every command is an HTTP request made by `reverie.Client`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Commands for jobs, trainings among them: `reverie jobs …`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +12,8 @@ from reverie.errors import JobFailedError
 from reverie.records import Event, Job
 
 INTERRUPTED = 130
+# Jobs whose results can be saved as a picture.
 PICTURE_KINDS = {"samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"}
-"""Jobs whose results can be saved as a picture."""
 
 app = typer.Typer(help="List jobs, newest first; with a command, manage them.", invoke_without_command=True)
 

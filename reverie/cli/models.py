@@ -1,7 +1,5 @@
 """Commands for models and their versions: `reverie models …`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Commands that run a model: `reverie sample` and `reverie upscale`; and `reverie me`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -2,8 +2,6 @@
 error.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +14,7 @@ from rich.text import Text
 
 from reverie.records import Job, Model
 
-_NOT_SHOWN = {"steps", "images", "seconds"}
-"""Counters among an epoch's metrics."""
+_NOT_SHOWN = {"steps", "images", "seconds"}  # counters among an epoch's metrics
 
 
 class Output:

@@ -1,7 +1,5 @@
 """Commands that start a training: `reverie train` and `reverie families`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

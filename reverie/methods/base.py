@@ -31,8 +31,8 @@ T = TypeVar("T")
 Steps: TypeAlias = Generator[ApiRequest | Delay, Any, T]
 FilePath: TypeAlias = str | os.PathLike[str]
 
+# Called with the job each time the client has polled it.
 JobProgress: TypeAlias = Callable[[Job], object]
-"""Called with the job each time the client has polled it."""
 
 JSON = "application/json"
 MEDIA_TYPES = {
@@ -43,8 +43,8 @@ MEDIA_TYPES = {
     ".npz": "application/x-npz",
     ".json": JSON,
 }
+# The service responds to an upload when it has converted or checked the file.
 IMPORT_TIMEOUT_S = 3600.0
-"""The service responds to an upload when it has converted or checked the file."""
 
 _PAGE_SIZE = 100
 

@@ -1,7 +1,5 @@
 """Jobs of every kind, trainings among them."""
 
-from __future__ import annotations
-
 from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Job, OperationResult, SavedFile
 from reverie.requests import ApiRequest, quote_name

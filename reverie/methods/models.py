@@ -1,7 +1,5 @@
 """Models and their versions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, BaseMethods, ClientMethod, FilePath, Steps

@@ -1,7 +1,5 @@
 """Operations: samples, encodings, upscales and so on."""
 
-from __future__ import annotations
-
 import base64
 import os
 import secrets
@@ -16,8 +14,7 @@ from reverie.records import Caller, Job, OperationResult, SavedFile
 from reverie.requests import ApiRequest
 from reverie.transfers import Upload
 
-Picture: TypeAlias = bytes | str | os.PathLike[str]
-"""The bytes of a picture file, or its path."""
+Picture: TypeAlias = bytes | str | os.PathLike[str]  # the bytes of a picture file, or its path
 
 SEED_LIMIT = 2**63
 

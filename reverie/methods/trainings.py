@@ -1,7 +1,5 @@
 """Trainings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4

@@ -20,15 +20,13 @@ import numpy as np
 from core.datasets.upload_errors import UploadRejectedError
 from core.imaging.pictures import Pixels
 
-BATCH_BYTES = 4 << 20
-"""Size of the pieces in which files are read."""
+BATCH_BYTES = 4 << 20  # size of the pieces in which files are read
 
-MAX_LISTED_NAMES = 5
-"""Names that a report or an error lists at most."""
+MAX_LISTED_NAMES = 5  # names that a report or an error lists at most
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Error numbers of a full disk."""
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # error numbers of a full disk
 
+# What reading a damaged file may raise.
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -40,10 +38,9 @@ READ_ERRORS = (
     OverflowError,
     struct.error,
 )
-"""What reading a damaged file may raise."""
 
+# Returns an iterator over uint8 (n, C, H, W), from the first image on.
 BatchReader = Callable[[], Iterator[Pixels]]
-"""Returns an iterator over uint8 (n, C, H, W), from the first image on."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Source:
     shape: tuple[int, int, int]
     splits: Sequence[SourceSplit]
     report: Mapping[str, Any] = field(default_factory=dict)
+    # Conversion → number of images, counted while they are read.
     conversions: Counter[str] = field(default_factory=Counter)
-    """Conversion → number of images, counted while they are read."""
 
 
 def read_exactly(file: IO[bytes], size: int) -> bytes:

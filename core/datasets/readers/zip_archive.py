@@ -22,6 +22,8 @@ _ZIP64_END_RECORD = struct.Struct("<4sQ2H2I4Q")
 _ENTRY_BYTES, _LOCAL_HEADER_BYTES = 46, 30
 _MAX_COMMENT_BYTES = 65_535
 _MAX_ENTRY_BYTES = _ENTRY_BYTES + 3 * 65_535  # name, extra field and comment
+# Files and folders that systems and tools create, in lower case; names that begin with a dot are
+# hidden, too.
 _HIDDEN_NAMES = {
     "__macosx",
     "__pycache__",
@@ -39,9 +41,6 @@ _HIDDEN_NAMES = {
     "desktop.ini",
     "icon\r",
 }
-"""Files and folders that systems and tools create, in lower case; names that begin with a dot are
-hidden, too.
-"""
 
 
 def path_of(info: zipfile.ZipInfo) -> tuple[str, ...]:
@@ -122,8 +121,7 @@ def _check_directory(path: Path) -> int:
             raise _damage_error(f"it says {count} members, in a list of {length} bytes, which do not fit into it")
         if count > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
             raise UploadRejectedError(
-                f"the ZIP has {count} members, more than {MAX_MEMBERS}; send so many pictures as NPZ or IDX",
-                status=413,
+                f"the ZIP has {count} members, more than {MAX_MEMBERS}; send so many pictures as NPZ or IDX", status=413
             )
         file.seek(start)
         _check_entries(file, count, length)

@@ -29,16 +29,14 @@ from core.datasets.upload_errors import UploadRejectedError
 from core.imaging.decode import open_picture
 from core.imaging.pictures import Pixels, UnusableImageError, decode
 
-PATCH = 96
-"""Edge of the patches that photographs are cut into, in pixels."""
+PATCH = 96  # edge of the patches that photographs are cut into, in pixels
 
 MIN_PHOTOGRAPHS = 3
-MAX_PIXELS = 64_000_000
-"""Of one image, before it is resized or cut."""
+MAX_PIXELS = 64_000_000  # of one image, before it is resized or cut
 
 MAX_MEMBER_BYTES = 256 << 20
+# Kinds of conversions that are counted separately; further ones count as "other".
 _MAX_CONVERSION_KINDS = 20
-"""Kinds of conversions that are counted separately; further ones count as "other"."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _GREY_MODES = {"1", "L", "LA", "La"}
