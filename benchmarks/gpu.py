@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from models.kit import card  # noqa: E402
 from models.kit.continuation import Continuation  # noqa: E402
 from models.kit.operations import options_of  # noqa: E402
+from models.kit.recipe import Recipe  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
+from models.kit.run import Run  # noqa: E402
 
 CHECKPOINTS = ROOT / "checkpoints"
 SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 4}  # of options that have them
@@ -120,10 +123,39 @@ def differences(name: str, device: str, rows: int) -> Iterator[dict[str, Any]]:
         yield {"check": f"{name} {operation}", "ok": flips <= FLIPS, "apart": worst, "flips": flips}
 
 
+def graphed_training(name: str, device: str, steps: int) -> dict[str, Any]:
+    """Train a recipe with and without a CUDA graph of the loss; check that losses and weights agree."""
+    recipe = Recipe.from_json(json.loads((ROOT / "models" / "recipes" / f"{name}.json").read_text()))
+    size = recipe.training.batch_size
+    drawn = RowStreams.range(7, 0, size * max(steps, 30) + recipe.training.validation).uniform(28 * 28)
+    images = (drawn.view(-1, 1, 28, 28) > 0.7).to(torch.uint8) * 255
+    losses, weights, seconds = [], [], []
+    for graphed in (False, True):
+        with tempfile.TemporaryDirectory() as out:
+            run = Run(recipe, images, Path(out), device)
+        run.model.CUDA_GRAPH = graphed
+        batches = run.batches(0)
+        losses.append([float(run.train_step(batches[number])) for number in range(steps)])
+        begun = synced(device)
+        for number in range(steps):
+            run.train_step(batches[number])
+        seconds.append((synced(device) - begun) / steps)
+        weights.append(torch.cat([parameter.detach().flatten().double() for parameter in run.model.parameters()]))
+    apart = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+    moved = float((weights[0] - weights[1]).abs().max() / weights[0].abs().max())
+    milliseconds = [round(1e3 * value, 2) for value in seconds]
+    ok = apart < TOLERANCE and moved < 0.1
+    return {"check": f"{name} training by CUDA graphs", "ok": ok, "apart": apart, "weights_apart": moved} | {
+        "ms_per_step": dict(zip(("without", "with"), milliseconds, strict=True))
+    }
+
+
 def checked(device: str, *, dry: bool) -> bool:
     """Run all checks, one line each; return whether all hold."""
     found = [random_numbers(device, 100 if dry else 20_000)]
-    print(json.dumps(found[0]), flush=True)
+    found += [graphed_training(name, device, 2 if dry else 50) for name in ("vae-mnist-k5", "vae-mnist", "bihm-mnist")]
+    for line in found:
+        print(json.dumps(line), flush=True)
     for folder in sorted(CHECKPOINTS.iterdir()):
         for line in differences(folder.name, device, 2 if dry else 64):
             found.append(line)

@@ -196,6 +196,8 @@ class Model(nn.Module):
     `log_likelihood` omits log p*(x).
     """
 
+    CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
+
     log_z: Tensor
     log_z_error: Tensor
 

@@ -534,7 +534,7 @@ class Model(nn.Module):
         real = torch.cat([self.energies(part) for part in torch.split(images, 500)]).double()
         report(len(images))
         samples = torch.cat(
-            [self._generate(RowStreams.range(seed, at, min(500, k - at)), 0) for at in range(0, k, 500)]
+            [self._generate(RowStreams.range(seed, at, min(500, k - at), images.device), 0) for at in range(0, k, 500)]
         )
         fake = torch.cat([self.energies(part) for part in torch.split(samples, 500)]).double()
         similarity = [

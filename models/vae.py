@@ -327,6 +327,8 @@ class Model(nn.Module):
     `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization` says.
     """
 
+    CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

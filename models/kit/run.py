@@ -17,6 +17,7 @@ from models.kit import data
 from models.kit.batches import batch_count, batches, smallest_batch
 from models.kit.card import family
 from models.kit.distributed import ProcessGroup
+from models.kit.graphed_loss import GraphedLoss
 from models.kit.optimizer_step import OptimizerStep
 from models.kit.optimizers import WHOLE_MODEL, build_optimizers, optimized_parameters, scheduled_rate
 from models.kit.preview import preview
@@ -27,6 +28,7 @@ from models.kit.shapes import Float, Int, Tensor, UInt8
 from models.kit.warm_start import warm_start
 
 CHECK_EVERY_STEPS = 100
+GRAPH_FROM_STEPS = 20  # an epoch of fewer steps is not worth the capture of a CUDA graph
 PROGRESS_EVERY_S = 0.5
 PREVIEW_EVERY_S = 10.0
 DIVERGED = 1e4  # a training has diverged when its mean loss exceeds the first step's by this factor
@@ -82,6 +84,8 @@ class Run:
         if self.training.compile and WHOLE_MODEL not in self.parameters:
             raise ValueError("only a family with a single loss can be compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
+        self._graphed: GraphedLoss | None = None
+        self._graphed_epoch = -1
         self.process_group = ProcessGroup()
         self.min_batch = smallest_batch(self.model) * self.process_group.world_size
         self.batch_count = batch_count(self.count, self.training.batch_size, self.min_batch)
@@ -126,36 +130,74 @@ class Run:
     def train_step(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """Train every optimized module on the images `index` once; return the sum of their losses."""
         share = self.process_group.local_share(index)
-        rows = RowStreams(torch.full_like(share, self.recipe.seed), self.epoch * self.rows_per_epoch + share)
-        total = torch.zeros((), device=self.device)
-        for step in self.training_steps(self.images[share], rows, self.epoch):
-            total = total + self.apply_step(step, len(index))
+        row = self.epoch * self.rows_per_epoch + share
+        if graphed := self._graphed_loss(share):
+            total = graphed(share, row)
+            self._update(WHOLE_MODEL)
+        else:
+            rows = RowStreams(torch.full_like(share, self.recipe.seed), row)
+            total = torch.zeros((), device=self.device)
+            for step in self.training_steps(self.images[share], rows, self.epoch):
+                total = total + self.apply_step(step, len(index))
         self.steps += 1
         if self.average:
             self.average.update_parameters(self.model)
         return total
+
+    def _graphed_loss(self, index: Int[Tensor, "B"]) -> GraphedLoss | None:
+        """Return the CUDA graph of a batch of this size, captured anew in every epoch, whose loss may be another one.
+
+        None without a GPU, for families with several optimizers or operations that a graph cannot hold (a number of
+        images that depends on a draw), and for the last batch of an epoch, if it has another size.
+        """
+        whole = min(self.training.batch_size, self.count)
+        if (
+            self.device.type != "cuda"
+            or WHOLE_MODEL not in self.parameters
+            or not getattr(self.model, "CUDA_GRAPH", False)
+            or self._compiled is not None
+            or not self.process_group.is_single
+            or self.batch_count < GRAPH_FROM_STEPS
+            or len(index) != whole
+        ):
+            return None
+
+        def losses(index: Int[Tensor, "B"], row: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+            rows = RowStreams(torch.full_like(row, self.recipe.seed), row)
+            return self._loss(self.images[index], rows, self.epoch, self.model.loss)
+
+        if self._graphed is None or self._graphed_epoch != self.epoch:
+            self._graphed = None  # frees its memory before the next capture
+            self._graphed = GraphedLoss(losses, self.parameters[WHOLE_MODEL], index)
+            self._graphed_epoch = self.epoch
+        return self._graphed
 
     def apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
         """Update one module's weights by the mean of its losses; return the losses' sum.
 
         `count` is the number of images of the batch in all processes.
         """
-        parameters, optimizer = self.parameters[step.module], self.optimizers[step.module]
-        optimizer.zero_grad(set_to_none=True)
+        parameters = self.parameters[step.module]
+        self.optimizers[step.module].zero_grad(set_to_none=True)
         loss = step.losses.mean() if self.process_group.is_single else step.losses.sum() / count
         loss.backward(inputs=parameters)
-        self.process_group.all_reduce_gradients(parameters)
-        if self.training.grad_clip:
-            nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate() * (group["initial_lr"] / self.training.learning_rate)
-        optimizer.step()
+        self._update(step.module)
         metrics = {**step.metrics, **({f"loss_{step.module}": step.losses} if step.module else {})}
         totals = [values.detach().sum() for values in (step.losses, *metrics.values())]
         sums = self.process_group.all_reduce_sums(totals)
         for name, value in zip(metrics, sums[1:], strict=True):
             self.fact_sums[name] = self.fact_sums.get(name, 0.0) + float(value)
         return sums[0]
+
+    def _update(self, module: str) -> None:
+        """Change one module's weights by its gradients, at the scheduled learning rate."""
+        parameters, optimizer = self.parameters[module], self.optimizers[module]
+        self.process_group.all_reduce_gradients(parameters)
+        if self.training.grad_clip:
+            nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate() * (group["initial_lr"] / self.training.learning_rate)
+        optimizer.step()
 
     def learning_rate(self) -> float:
         """Return the scheduled learning rate of the next step."""
@@ -218,21 +260,27 @@ class Run:
     def _run_epoch(self) -> str:
         """Run the epoch's remaining steps; return why the training ends before the epoch does, or ""."""
         batches = self.batches(self.epoch)
+        losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
         for number in range(self.step, len(batches)):
-            self.loss_sum += float(self.train_step(batches[number]))
+            losses.append(self.train_step(batches[number]))
             self.step, now = number + 1, time.monotonic()
             self.seconds = self._seconds_before + now - self._started
-            self.first_loss = self.first_loss or abs(self.loss_sum) / len(batches[number])
             whole = self.step == len(batches)
             save_due = now - self._saved_at >= self.training.save_every_s and not whole
             self.stopping, due = self.process_group.any_process(self.stopping, self.stopping or save_due)
-            if (number % CHECK_EVERY_STEPS == 0 or whole or due) and (reason := self.failure(check_weights=due)):
+            progress_due = self.process_group.is_main and (whole or now - self._progress_at >= PROGRESS_EVERY_S)
+            check_due = number % CHECK_EVERY_STEPS == 0 or whole or due
+            if check_due or progress_due:
+                self.loss_sum = sum(torch.stack(losses).tolist(), self.loss_sum)
+                losses.clear()
+                self.first_loss = self.first_loss or abs(self.loss_sum) / len(batches[number])
+            if check_due and (reason := self.failure(check_weights=due)):
                 return reason
             if due:
                 self._checkpoint()
             if self.stopping:
                 return "interrupted"
-            if self.process_group.is_main and (whole or now - self._progress_at >= PROGRESS_EVERY_S):
+            if progress_due:
                 self.write_progress()
                 self._progress_at = now
         return ""
