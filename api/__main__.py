@@ -1,4 +1,6 @@
-"""`python -m api`: one API process. On SIGTERM it is no longer ready, finishes its open requests and exits.
+"""`python -m api`: one API process.
+
+On SIGTERM it reports "not ready", finishes its open requests and exits.
 
 `python -m api keys` creates, lists, revokes and rotates API keys.
 """
@@ -9,7 +11,6 @@ import os
 import resource
 import sys
 import threading
-from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -17,15 +18,14 @@ from fastapi import FastAPI
 
 from api import keys_command
 from api.app import create_app
-from api.connection_limits import ConnectionLimits
 from api.exposure import exit_if_refused
 from api.http_protocol import limited_protocol
 from core.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
 
 log = logging.getLogger(__name__)
 
-EXIT_S = 4.0
-"""Seconds beyond `REVERIE_SHUTDOWN_GRACE_S` after which a process that still hangs is ended."""
+EXIT_S = 4.0  # a process that still runs so long after `REVERIE_SHUTDOWN_GRACE_S` is killed
+OTHER_FILES = 512  # file descriptors besides connections: databases, the queue server, uploads, child processes
 
 
 class Server(uvicorn.Server):
@@ -37,18 +37,18 @@ class Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Report not ready from now on, and let uvicorn finish the open requests."""
-        self._app.state.draining = True
-        self._exit_later()
+        """Handle SIGTERM or SIGINT: finish the open requests, then exit."""
+        self._drain()
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Stop as on SIGTERM; for other threads."""
-        self._app.state.draining = True
-        self._exit_later()
+        """Do what SIGTERM does; another thread may call this."""
+        self._drain()
         self.should_exit = True
 
-    def _exit_later(self) -> None:
+    def _drain(self) -> None:
+        """Report "not ready" from now on, and kill the process if it does not exit in time."""
+        self._app.state.draining = True
         grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
 
         def exit_now() -> None:
@@ -60,12 +60,8 @@ class Server(uvicorn.Server):
         timer.start()
 
 
-OTHER_FILES = 512
-"""File descriptors beside connections: databases, the queue server, uploads, children."""
-
-
 def allow_files(connections: int) -> int:
-    """Raise the limit on open files as so many connections need it; return how many connections then fit."""
+    """Raise the limit on open files for `connections`; return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -86,10 +82,11 @@ def main() -> None:
         listener = bound_socket(settings.host, settings.port, "REVERIE_HOST or REVERIE_PORT to another one")
         check(settings)
     app = create_app(settings)
-    # all that is loaded now stays: without freeze, a full garbage collection scans it and takes 0.1 s
+    # the objects that exist now are never freed: without `freeze`, a full garbage collection scans
+    # them for 0.1 s
     gc.collect()
     gc.freeze()
-    limits = replace(ConnectionLimits.of(settings), max_connections=allow_files(settings.max_connections))
+    limits = settings.model_copy(update={"max_connections": allow_files(settings.max_connections)})
     config = uvicorn.Config(
         app,
         http=limited_protocol(limits),

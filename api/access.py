@@ -15,16 +15,17 @@ from api.rate_limits import RateLimits
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Paths of probes, which need no key and may name any host."""
-
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes: they need no key, and any Host is allowed
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The access rule of a route: the caller needs one of `roles`; `action` names it in the audit log."""
+    """The access rule of a route: the caller needs one of `roles`.
+
+    `action` is the name of the route's requests in the audit log; empty if they are not logged.
+    """
 
     roles: tuple[str, ...]
     action: str = ""
@@ -33,6 +34,8 @@ class Rule:
 _READ = Rule(("read",))
 _OTHERWISE = Rule(("train",))
 
+# All routes with unsafe methods. GET and HEAD need `read`; a route that is not listed needs
+# `train`.
 RULES: dict[tuple[str, str], Rule] = {
     **{("POST", f"/v1/{operation.path}"): Rule(("run",)) for operation in OPERATIONS},
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule(("run", "train"), "cancel"),
@@ -49,7 +52,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/models/{name}/versions"): Rule(("train",), "import"),
     ("DELETE", "/v1/models/{name}/versions/{version}"): Rule(("train",), "delete"),
 }
-"""Every route that changes something. GET and HEAD need `read`; what is not listed needs `train`."""
 
 _PATTERNS = [
     (method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule)
@@ -88,9 +90,12 @@ class AccessControl:
         self._per_second = settings.key_requests_per_second
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
-        """Check host, origin, API key, rate and role: return the error, or None with the caller in the scope."""
+        """Check host, origin, API key, rate and role. Return the error, or None if the checks pass.
+
+        The caller is stored in the scope; see `caller_of`.
+        """
         path, method = scope["path"], scope["method"]
-        scope["reverie_owner"], scope["reverie_caller"] = "", ANONYMOUS
+        scope["reverie_caller"] = ANONYMOUS
         if path in OPEN_PATHS:
             return None
         host = headers.get(b"host")
@@ -103,7 +108,7 @@ class AccessControl:
         caller = self.keys.caller(authorization)
         if caller is None:
             return self._check_unknown_key(scope, headers, tried=bool(authorization))
-        scope["reverie_owner"], scope["reverie_caller"] = caller.name, caller
+        scope["reverie_caller"] = caller
         return self._check_caller(scope, caller, rule_of(method, path)) if self.keys.used else None
 
     def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:

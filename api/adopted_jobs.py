@@ -1,4 +1,4 @@
-"""Adopted jobs: synchronous requests that took longer than the client wanted to wait."""
+"""Adopted jobs: synchronous requests that became jobs after their time-out."""
 
 import asyncio
 import logging
@@ -20,8 +20,7 @@ from core.storage import INSUFFICIENT_STORAGE, storage_problem
 
 log = logging.getLogger(__name__)
 
-INLINE_BYTES = 256 << 10
-"""A larger result, or larger inputs, go to the blob store."""
+INLINE_BYTES = 256 << 10  # larger results and inputs are put into the blob store
 
 _RETRY_S = 0.5
 
@@ -29,7 +28,8 @@ _RETRY_S = 0.5
 class AdoptedJobs:
     """The adopted jobs of one API process, which holds their leases.
 
-    If the process dies, the leases lapse and workers take the jobs over.
+    If the process dies, the leases expire and workers run the jobs. `pending` has the pending
+    requests by job id.
     """
 
     def __init__(
@@ -40,30 +40,19 @@ class AdoptedJobs:
         threads: StoreThreads,
         notify: Callable[[str], None],
     ) -> None:
+        """`notify` is called with the id of a job that has ended."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
         self._threads = threads
         self._notify = notify
-        self._pending: dict[str, PendingRequest] = {}
+        self.pending: dict[str, PendingRequest] = {}
         self.holder = f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}"
 
-    def add(self, job: Job, pending: PendingRequest) -> None:
-        """Remember the pending request of a job."""
-        self._pending[job.id] = pending
-
-    def get(self, job_id: str) -> PendingRequest | None:
-        """Return the pending request of a job, if this process has adopted it."""
-        return self._pending.get(job_id)
-
-    def pop(self, job_id: str) -> PendingRequest | None:
-        """Return the pending request of a job and forget it."""
-        return self._pending.pop(job_id, None)
-
     async def complete(self, job: Job, pending: PendingRequest) -> None:
-        """Wait for the result of a pending request and end its job.
+        """Wait for the result of a pending request, store it, and end the job.
 
-        If the disk has no room for the result, the job is left to a worker.
+        If the disk has no room for the result, the job is requeued for the workers.
         """
         report = SliceReport(job.claim)
         size_bytes = 0
@@ -84,18 +73,18 @@ class AdoptedJobs:
         except asyncio.CancelledError:
             if not pending.result.cancelled():
                 raise  # this process stops
-            self.pop(job.id)
+            self.pending.pop(job.id, None)
             return
         if blocked is None:
             await self._write_until_done(job.id, self._job_store.record_slices, [report])
-        else:  # a worker runs it when there may be room
+        else:  # a worker runs the job again when the disk may have room
             wait_s = self._settings.storage_wait_s
             await self._write_until_done(job.id, self._job_store.defer, job.claim, blocked, wait_s, size_bytes)
-        self.pop(job.id)
+        self.pending.pop(job.id, None)
         self._notify(job.id)
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
-        """Write the outcome of a job, and retry while the database cannot be written."""
+        """Write to the job store; retry while the database cannot be written."""
         while True:
             try:
                 await self._threads.write(function, *args)
@@ -107,11 +96,11 @@ class AdoptedJobs:
 
     async def renew(self) -> None:
         """Renew the leases and write the progress of all adopted jobs."""
-        if self._pending:
+        if self.pending:
             await self._threads.write(self._job_store.renew_leases, self.holder, self._settings.job_lease_s)
-            progress = {job_id: pending.progress for job_id, pending in self._pending.items() if pending.progress}
+            progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}
             await self._threads.write(self._job_store.record_progress, self.holder, progress)
 
     async def release(self) -> None:
-        """Leave all adopted jobs to workers."""
+        """Requeue all adopted jobs for the workers."""
         await self._threads.write(self._job_store.release, self.holder, "its holder stopped")

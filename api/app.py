@@ -1,4 +1,4 @@
-"""The application factory: settings in, ASGI application out."""
+"""The application factory: makes the ASGI application of the settings."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,9 @@ from api import openapi
 from api.auth import VISITOR
 from api.cors import CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS, ProblemCORSMiddleware
 from api.dependencies import check_query
-from api.exception_handlers import EXCEPTION_HANDLERS
+from api.errors import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
-from api.operation_docs import OperationDocs
 from api.routes import datasets, docs, families, health, jobs, me, models, trainings, versions
 from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
@@ -63,7 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Run the services while the application serves."""
+    """Start the services, and stop them when the application shuts down."""
     state: AppState = app.state.services
     await state.batch_sender.start()
     await state.job_service.start()
@@ -79,7 +78,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_cors(app: FastAPI, settings: Settings) -> None:
-    """Let pages of the allowed origins call the service; their preflights carry no key and end here."""
+    """Add the CORS middleware for the allowed origins.
+
+    It responds to preflight requests itself, because they have no API key.
+    """
     origins = allowed_origins(settings)
     if origins:
         app.add_middleware(
@@ -92,21 +94,25 @@ def _add_cors(app: FastAPI, settings: Settings) -> None:
 
 
 def _describe(app: FastAPI, state: AppState) -> None:
-    """Complete FastAPI's description of the application with the operations of the models, anew when these change."""
+    """Replace `app.openapi`: complete FastAPI's description with the models' operations.
+
+    It is made again when the active versions have changed.
+    """
     generate = app.openapi
-    described: tuple[list[str], dict[str, Any]] = ([], {})
+    described_refs: list[str] | None = None
+    schema: dict[str, Any] = {}
 
     def describe() -> dict[str, Any]:
-        nonlocal described
+        nonlocal described_refs, schema
         models = state.permissions.models(VISITOR)
         refs = [entry.ref for entry in models.active()]
-        if described[0] != refs or not described[1]:
+        if described_refs != refs:
             app.openapi_schema = None
             schema = generate()
-            docs = OperationDocs(models, state.settings)
+            docs = openapi.OperationDocs(models, state.settings)
             docs.describe(schema["paths"])
             openapi.complete(schema, docs.schemas, keys=state.settings.api_keys is not None)
-            described = refs, schema
-        return described[1]
+            described_refs = refs
+        return schema
 
     app.openapi = describe  # type: ignore[method-assign]

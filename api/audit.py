@@ -1,4 +1,4 @@
-"""The audit log: one line for each deletion, activation, import and cancellation, and for each rejected key."""
+"""The audit log: one line for each deletion, activation, import, cancellation and rejected key."""
 
 import logging
 from collections.abc import MutableMapping

@@ -1,4 +1,4 @@
-"""API keys, found by their SHA-256 and reloaded while the service runs, and the roles of callers."""
+"""API keys, which are looked up by their SHA-256 and reloaded at run time, and callers' roles."""
 
 import logging
 import os
@@ -13,8 +13,7 @@ from api.key_file import ROLES, KeyRecord, digest_of, parse_keys
 log = logging.getLogger(__name__)
 
 _INCLUDED = {"run": {"read"}, "train": {"read"}, "admin": {"read", "run", "train"}}
-_CHECK_S = 0.5
-"""Least seconds between two checks of the key file's modification time."""
+_CHECK_S = 0.5  # the key file's modification time is checked at most so often
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,10 @@ class Caller:
 
     @classmethod
     def of(cls, record: KeyRecord) -> "Caller":
-        """Return the caller of a key; `run` and `train` include `read`, `admin` includes all roles."""
+        """Return the caller of a key.
+
+        `run` and `train` include `read`; `admin` includes all roles.
+        """
         roles = record.roles.union(*(_INCLUDED.get(role, ()) for role in record.roles))
         return cls(record.name, roles, record.limits, record.expires_at)
 
@@ -48,18 +50,18 @@ class Caller:
         return "admin" in self.roles
 
 
-ANONYMOUS = Caller("", frozenset(ROLES))
-"""Every caller, where keys are not used."""
-
-VISITOR = Caller("", frozenset({"read"}))
-"""A caller without a key, where keys are used: sees what everybody may see."""
+ANONYMOUS = Caller("", frozenset(ROLES))  # every caller, if the service has no keys
+VISITOR = Caller("", frozenset({"read"}))  # a caller without a key, if the service has keys
 
 
 class Keys:
     """Callers by the SHA-256 of their key; without a key file, every request is anonymous."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file. Raises ValueError for a line of another shape, OSError for a file that cannot be read."""
+        """Read the file.
+
+        Raises ValueError for a line of another shape, OSError for a file that cannot be read.
+        """
         self._path = path
         self._callers: dict[str, Caller] = {}
         self._stamp: tuple[int, int, int] | None = None
@@ -73,7 +75,10 @@ class Keys:
         return self._path is not None
 
     def caller(self, authorization: bytes) -> Caller | None:
-        """Check the API key of an Authorization header: return its caller; None if missing, unknown or expired."""
+        """Check the API key in an Authorization header and return its caller.
+
+        Return None if the key is missing, unknown or expired.
+        """
         if self._path is None:
             return ANONYMOUS
         now = time.monotonic()
@@ -96,7 +101,7 @@ class Keys:
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:
-        """Read the file again if it has changed; if it cannot be read, the keys stay as they are."""
+        """Read the file again if it has changed. If it cannot be read, keep the keys."""
         try:
             if _stamp(path.stat()) == self._stamp:
                 return

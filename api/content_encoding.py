@@ -11,17 +11,19 @@ from api.errors import MalformedError, UnsupportedMediaError
 
 ACCEPTED = "gzip, deflate, identity"
 _GZIP, _DEFLATE = "gzip", "deflate"
-_INLINE_BYTES = 16 << 10
-"""More input, or what expands beyond the first output block, is decoded in a thread."""
-
-_BLOCK_BYTES = 256 << 10
+_INLINE_BYTES = 16 << 10  # more input, and output after the first block, is decoded in a thread
+_BLOCK_BYTES = 256 << 10  # of output
+# A gzip body with more members than `_FREE_MEMBERS` must have `_MIN_MEMBER_BYTES` of output per
+# member.
 _FREE_MEMBERS = 1024
 _MIN_MEMBER_BYTES = 1024
-"""A gzip file may have many members; beyond the free ones they must have so many bytes on average."""
 
 
 def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
-    """Return the encoding of a body: `gzip`, `deflate`, or "" for none. Raises UnsupportedMediaError for another."""
+    """Return the encoding of a body: `gzip`, `deflate`, or "" for none.
+
+    Raises UnsupportedMediaError for another.
+    """
     values = [value for name, value in headers if name == b"content-encoding"]
     if not values:
         return ""
@@ -43,7 +45,8 @@ def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
 class DecodedReceive:
     """An ASGI `receive` whose messages hold the decoded body, at most one block each.
 
-    Raises MalformedError for a body that is not of the encoding, ends early, or has very many small gzip members.
+    Raises MalformedError for a body that is not of the encoding, ends early, or has very many small
+    gzip members.
     """
 
     def __init__(self, receive: Receive, encoding: str, limit: int) -> None:
@@ -59,7 +62,10 @@ class DecodedReceive:
         self._ahead = False
 
     async def __call__(self) -> Message:
-        """Return the next block. Raises ClientDisconnect if the client disconnects before the end."""
+        """Return the next block.
+
+        Raises ClientDisconnect if the client disconnects before the end.
+        """
         while not self._ended:
             if not self._input and self._more_input:
                 message = await self._receive()
@@ -109,7 +115,7 @@ class DecodedReceive:
         return block
 
     def _rest(self) -> bytes:
-        """Return the output that the decoder holds after all its input: less than one window of deflate."""
+        """Return the output that the decoder still holds, at most one deflate window."""
         try:
             rest = bytes(self._decoder.decompress(b"", _BLOCK_BYTES))
         except zlib.error as error:

@@ -1,4 +1,4 @@
-"""CORS: pages of other origins may call the service; a refused preflight is a problem as any other error."""
+"""CORS: lets pages of allowed origins call the service."""
 
 from uuid import uuid4
 

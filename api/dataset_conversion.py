@@ -1,4 +1,4 @@
-"""Conversion of uploads to datasets, each in a child process that ends with its request."""
+"""Converts uploads to datasets, each in a child process."""
 
 import asyncio
 import json
@@ -26,15 +26,18 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 # See docs/decisions.md#a-child-process-of-the-api-converts-datasets
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
-    """Convert FOLDER/file and return its description. Raises the ProblemError that it reported."""
+    """Convert the file FOLDER/file to a dataset; return its description. Raises a ProblemError."""
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
     try:
         code, output, errors = await _run(request, command, settings.conversion_timeout_s)
     except TimeoutError as error:
         log.warning("conversion timed out", extra={"limit_s": settings.conversion_timeout_s})
-        raise _field_error("file", _timeout_message("reading it", settings)) from error
+        limit = f"{settings.conversion_timeout_s:g} s (REVERIE_CONVERSION_TIMEOUT_S)"
+        detail = f"reading it took longer than the limit of {limit}; send it in parts, or as an NPZ or IDX of uint8"
+        raise InvalidError.in_field("file", detail) from error
     if code < 0:  # a decoder crashed, or the system's memory ran out
-        raise _field_error("file", f"its reader crashed (signal {-code}); save it anew, or send it in parts")
+        detail = f"its reader crashed (signal {-code}); save it anew, or send it in parts"
+        raise InvalidError.in_field("file", detail)
     if code:
         raise RuntimeError(f"the converter failed: {errors.decode('utf-8', 'replace')[-4000:]}")
     about: dict[str, Any] = orjson.loads(output)
@@ -44,25 +47,18 @@ async def convert(request: Request, folder: Path, options: ConversionOptions, se
 
 
 def _conversion_error(status: int, field: str, detail: str) -> ProblemError:
+    """Return the error for a problem that the converter reported."""
     if status == FullError.status:
         return FullError(NO_ROOM)
     errors = [{"field": field, "detail": detail}]
     return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
 
 
-def _field_error(field: str, detail: str) -> InvalidError:
-    return InvalidError(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
-
-
-def _timeout_message(what: str, settings: Settings) -> str:
-    limit = f"{settings.conversion_timeout_s:g} s (REVERIE_CONVERSION_TIMEOUT_S)"
-    return f"{what} took longer than the limit of {limit}; send it in parts, or as an NPZ or IDX of uint8"
-
-
 async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[int, bytes, bytes]:
-    """Run `python -m COMMAND` while the client is connected; return its exit code, stdout and stderr.
+    """Run `python -m COMMAND` and return its exit code, stdout and stderr.
 
-    Raises ClientDisconnect, and TimeoutError after `timeout_s`; then the process is killed.
+    The process is killed if the client disconnects (ClientDisconnect) or after `timeout_s` seconds
+    (TimeoutError).
     """
     until = time.monotonic() + timeout_s
     child = await asyncio.create_subprocess_exec(
@@ -77,7 +73,7 @@ async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[
     )
     output = asyncio.ensure_future(child.communicate())
     try:
-        while True:  # checked first, too: uvicorn reads only when asked, and so reports a disconnect one check later
+        while True:  # is_disconnected is called before the wait, too: uvicorn reports a disconnect at the second call
             if await request.is_disconnected():
                 raise ClientDisconnect
             if output.done():

@@ -12,13 +12,8 @@ from api.errors import InvalidError, NotFoundError
 from api.state import AppState
 from core.jobs.records import TRAINING, Job
 
-UPLOADS = frozenset({"create_dataset", "import_version"})
+UPLOADS = frozenset({"create_dataset", "import_version"})  # names of routes
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
-
-
-def owner_of(request: Request) -> str:
-    """Return the owner of what a request creates: the name of its key, empty without keys."""
-    return str(request.scope.get("reverie_owner") or "")
 
 
 async def get_state(request: Request) -> AppState:
@@ -33,21 +28,21 @@ async def get_caller(request: Request) -> Caller:
 
 
 async def get_owner(request: Request) -> str:
-    """Return the owner of what a request creates."""
-    return owner_of(request)
+    """Return the owner of what a request creates: the name of its API key, empty without keys."""
+    return caller_of(request.scope).name
 
 
 async def check_query(request: Request) -> None:
-    """Raise InvalidError for query parameters that the route does not have."""
+    """Raise InvalidError if the request has query parameters that its route does not declare."""
     route = request.scope["route"]
     if route.name in UPLOADS:
-        return  # with a raw body their fields are in the query, and are checked with the body
+        return  # fields of a raw upload are query parameters; the route checks them together with the body
     known = [parameter.alias for parameter in route.dependant.query_params]
     check_query_names(request.query_params, known)
 
 
 def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
-    """Raise InvalidError for names of query parameters that are not among the known ones."""
+    """Raise InvalidError if any of these names of query parameters is not `known`."""
     unknown = sorted({name[:60] for name in names if name not in known})[:10]
     if unknown:
         choice = f"there are: {', '.join(known)}" if known else "this request has none"
@@ -56,7 +51,7 @@ def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
 
 
 def check_cursor(after: str | None, *, known: bool) -> None:
-    """Raise InvalidError for a cursor of a list that is not known."""
+    """Raise InvalidError if the cursor `after` of a list is not `known`."""
     if after and not known:
         detail = f"no such cursor: {after[:60]!r}; send the `last_id` of a page"
         raise InvalidError(f"after: {detail}", errors=[{"field": "query.after", "detail": detail}])
@@ -68,7 +63,7 @@ Owner = Annotated[str, Depends(get_owner)]
 
 
 async def find_job(job_id: str, state: State, owner: Owner) -> Job:
-    """Return the caller's job of the path. Raises NotFoundError."""
+    """Return the job that the path names. Raises NotFoundError if the caller has no such job."""
     job = await state.job_service.get(job_id, owner) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
@@ -76,7 +71,10 @@ async def find_job(job_id: str, state: State, owner: Owner) -> Job:
 
 
 async def find_training(job_id: str, state: State, owner: Owner) -> Job:
-    """Return the caller's training of the path. Raises NotFoundError."""
+    """Return the training that the path names.
+
+    Raises NotFoundError if the caller has no such training.
+    """
     job = await state.job_service.get(job_id, owner) if _JOB_ID.fullmatch(job_id) else None
     if job is None or job.kind != TRAINING:
         raise NotFoundError(f"no training {job_id[:60]!r}; GET /v1/trainings lists yours")

@@ -1,202 +1,291 @@
-"""Errors of requests: one class per kind, with its status and title; the response is an RFC 9457 problem."""
+"""Error responses: exception classes, their RFC 9457 problems, and FastAPI's exception handlers.
 
-from collections.abc import Iterable, Mapping
+Each class of `ProblemError` has one HTTP status and one title.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import orjson
+import sqlalchemy.exc
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from core.storage import lacks_space, reason_of
 
+log = logging.getLogger(__name__)
+
 MEDIA_TYPE = "application/problem+json"
-MAX_ERRORS = 8
-"""Entries of `errors` in a problem; further errors show once these are corrected."""
-
-MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500
-"""Characters of a problem's detail, and of each text in its errors."""
-
+MAX_ERRORS = 8  # entries of `errors` in a problem; the client sees the others when it has corrected these
+MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500  # characters of `detail`, and of each text in `errors`
 GONE = "the result has expired; send the request again with the same seed for the same bytes"
 
 
 class ProblemError(Exception):
-    """An error whose response is a problem; `detail` says what happened and what would work."""
+    """An error whose response is a problem. `detail` says what happened and what would work."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     type: ClassVar[str] = "about:blank"
 
-    def __init__(self, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
-        """Extension members of the body come as keywords."""
+    def __init__(
+        self, detail: str, *, headers: dict[str, str] | None = None, retry_after_s: int | None = None, **more: Any
+    ) -> None:
+        """Set the `Retry-After` header, other headers, and extension members (`more`)."""
         super().__init__(detail)
         self.detail = detail
-        self.headers = headers or {}
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        self.headers |= headers or {}
         self.more = more
 
     def response(self, request_id: str) -> Response:
-        """Return the response."""
+        """Return the HTTP response."""
         body = problem(self.status, self.title, self.detail, self.type)
         return respond(request_id, {**body, **self.more}, self.headers)
 
 
 class MalformedError(ProblemError):
-    """A body or parameter that cannot be read at all."""
+    """The body or a parameter cannot be parsed."""
 
     status, title = 400, "Malformed request"
 
 
 class UnauthorizedError(ProblemError):
-    """A request without a key, or with an unknown one."""
+    """The request has no API key, or an unknown or expired one."""
 
     status, title = 401, "Not authorized"
 
 
 class ForbiddenError(ProblemError):
-    """A request that the caller's key does not permit."""
+    """The caller may not do this."""
 
     status, title = 403, "Not allowed"
 
 
 class NotFoundError(ProblemError):
-    """An unknown model, job, dataset or route."""
+    """The model, job, dataset or route does not exist, or the caller may not see it."""
 
     status, title = 404, "Not found"
 
 
+class NoMethodError(ProblemError):
+    """The route does not have this method. The `Allow` header lists those it has."""
+
+    status, title = 405, "Method not allowed"
+
+
 class NotAcceptableError(ProblemError):
-    """An `Accept` header that no format of the response matches."""
+    """The response has no format that the `Accept` header allows."""
 
     status, title = 406, "No acceptable form"
 
 
 class StalledError(ProblemError):
-    """A request that did not arrive in time."""
+    """The request did not arrive in time."""
 
     status, title = 408, "Request timeout"
 
 
 class ConflictError(ProblemError):
-    """A request that the state of a resource does not allow."""
+    """The state of the resource does not allow the request."""
 
     status, title = 409, "Not in this state"
 
 
 class GoneError(ProblemError):
-    """A result that has expired."""
+    """The result has expired or was deleted."""
 
     status, title = 410, "Expired"
 
 
 class TooLargeError(ProblemError):
-    """A body over the limit."""
+    """The body is larger than the limit."""
 
     status, title = 413, "Body too large"
 
 
 class UnsupportedMediaError(ProblemError):
-    """A body of a type that the route does not accept."""
+    """The route does not accept this content type or content encoding."""
 
     status, title = 415, "Unsupported content type"
 
 
 class RangeError(ProblemError):
-    """A byte range outside the result."""
+    """The requested byte range lies outside the result."""
 
     status, title = 416, "Range not satisfiable"
 
 
 class MisdirectedError(ProblemError):
-    """A `Host` that is not one of the service's names."""
+    """The `Host` header names a host that this service is not configured to serve."""
 
     status, title = 421, "Misdirected request"
 
 
 class InvalidError(ProblemError):
-    """A request that can be parsed but is not valid; `errors` names the fields."""
+    """The request can be parsed but is not valid. `errors` lists the invalid fields."""
 
     status, title = 422, "Invalid request"
 
+    @classmethod
+    def in_field(cls, field: str, detail: str) -> Self:
+        """Return the error for one invalid field."""
+        return cls(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+
+    @classmethod
+    def of_validation(cls, errors: Iterable[Mapping[str, Any]]) -> Self:
+        """Return the error for the first `MAX_ERRORS` of pydantic's errors."""
+        fields = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in islice(errors, MAX_ERRORS)]
+        return cls("; ".join(f"{one['field']}: {one['detail']}" for one in fields), errors=fields)
+
 
 class TooManyRequestsError(ProblemError):
-    """A request beyond a limit of its caller, which `limit` names; `Retry-After` says when to try again."""
+    """The caller is over a limit, which the member `limit` names."""
 
     status, title = 429, "Too many requests"
     type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 class OverloadedError(ProblemError):
-    """More work than the service can take now; `Retry-After` says when to try again."""
+    """The service cannot take more work now; the client should retry."""
 
     status, title = 503, "Overloaded"
     type = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
 
 class FullError(ProblemError):
-    """A disk without room for the request."""
+    """The disk has no room for the request."""
 
     status, title = 507, "Disk full"
 
 
 class ModelFailedError(ProblemError):
-    """An error that a model or its worker reported, with its status and title."""
+    """A model failed, or its worker reported another problem."""
 
     status, title = 500, "Model failed"
 
-
-class NoMethodError(ProblemError):
-    """A method that the route does not have; `Allow` lists those that it has."""
-
-    status, title = 405, "Method not allowed"
+    @classmethod
+    def of(cls, reported: dict[str, Any]) -> Self:
+        """Return the error for a problem that a worker reported, with its status and title."""
+        status = reported["status"]
+        retry_after_s = 2 if status == OverloadedError.status else None
+        return cls(reported["detail"], retry_after_s=retry_after_s, status=status, title=reported["title"])
 
 
 ALL = tuple(sorted(ProblemError.__subclasses__(), key=lambda kind: kind.status))
-
-
 TITLES = {kind.status: kind.title for kind in ALL}
 
 
 def problem(status: int, title: str, detail: str, kind: str = "about:blank", **more: Any) -> dict[str, Any]:
-    """Return the JSON body of a problem (RFC 9457); `kind` is its `type`, `more` are further members."""
+    """Return the JSON body of a problem (RFC 9457).
+
+    `kind` is its `type`; `more` are extension members.
+    """
     return {"type": kind, "title": title, "status": status, "detail": detail, **more}
 
 
-def field_errors(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the first of pydantic's errors as the members of a problem's `errors`."""
-    return [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in islice(errors, MAX_ERRORS)]
-
-
-def _bounded(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of a problem with at most `MAX_ERRORS` errors, and with texts of bounded length."""
+def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """Return the response for a problem; long texts and long lists of errors are cut."""
     errors = [
         {name: _shortened(value, MAX_ERROR_TEXT) for name, value in one.items()}
         for one in body.get("errors", ())[:MAX_ERRORS]
     ]
-    return {**body, "detail": _shortened(body["detail"], MAX_DETAIL), **({"errors": errors} if errors else {})}
+    bounded = {**body, "detail": _shortened(body["detail"], MAX_DETAIL), **({"errors": errors} if errors else {})}
+    content = orjson.dumps({**bounded, "request_id": request_id})
+    return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 
 def _shortened(text: Any, limit: int) -> Any:
     return text[: limit - 1] + "…" if isinstance(text, str) and len(text) > limit else text
 
 
-def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """Return the response with a problem as its body."""
-    content = orjson.dumps({**_bounded(body), "request_id": request_id})
-    return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
-
-
 def storage_error(error: OSError) -> ProblemError:
-    """Return the error for a request that cannot be stored: 507 for a full disk, 503 otherwise."""
+    """Return the error for a request that cannot be stored: 507 if the disk is full, else 503."""
+    reason = reason_of(error)
     if lacks_space(error):
-        return FullError(
-            f"the store has no room for this request ({reason_of(error)}); delete ended jobs, or try again later",
-            headers={"Retry-After": "30"},
-        )
-    return OverloadedError(
-        f"the request could not be stored: {reason_of(error)}; try again later", headers={"Retry-After": "30"}
-    )
+        detail = f"the store has no room for this request ({reason}); delete ended jobs, or try again later"
+        return FullError(detail, retry_after_s=30)
+    return OverloadedError(f"the request could not be stored: {reason}; try again later", retry_after_s=30)
 
 
 def request_id_of(request: Request) -> str:
-    """Return the id of a request, as in logs and jobs."""
+    """Return the request id that `RequestMiddleware` has set; empty without the middleware."""
     return str(request.scope.get("reverie_request_id", ""))
+
+
+# --- exception handlers ---
+
+
+async def handle_problem(request: Request, error: ProblemError) -> Response:
+    """Return the response of a ProblemError."""
+    traceback.clear_frames(error.__traceback__)  # they may hold megabytes of a body while the response is being sent
+    return error.response(request_id_of(request))
+
+
+async def handle_validation(request: Request, error: RequestValidationError) -> Response:
+    """Return 422 with the invalid fields."""
+    return InvalidError.of_validation(error.errors()).response(request_id_of(request))
+
+
+async def handle_http(request: Request, error: HTTPException) -> Response:
+    """Return a problem for an HTTPException of FastAPI or Starlette, for example a 404 or 405."""
+    status, headers, detail = error.status_code, dict(error.headers or {}), error.detail
+    if status == 404:
+        detail = f"no such route: {request.url.path[:200]}; see /docs"
+    elif status == 405:
+        headers = {"Allow": ", ".join(allowed_methods(request))}
+        detail = f"{request.method} is not possible here; allowed: {headers['Allow']}"
+    elif isinstance(error.__cause__, ValueError):  # FastAPI's own detail does not say why it cannot parse a body
+        detail = f"the body cannot be read: {str(error.__cause__).partition(';')[0]}"
+    return respond(request_id_of(request), problem(status, TITLES.get(status, "Refused"), detail), headers)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes that match the request's path."""
+    allowed: set[str] = set()
+    for method in ("DELETE", "GET", "PATCH", "POST"):
+        scope = {**request.scope, "method": method}
+        routes = (route for route in request.app.router.routes if not isinstance(route, Mount))
+        if any(route.matches(scope)[0] is Match.FULL for route in routes):
+            allowed.add(method)
+    if "GET" in allowed and not request.url.path.endswith("/events"):  # see RequestMiddleware
+        allowed.add("HEAD")
+    return sorted(allowed) or ["GET", "HEAD"]  # of static files
+
+
+async def handle_database(request: Request, error: sqlalchemy.exc.OperationalError) -> Response:
+    """Return 507 if the disk of the job database is full, else 503."""
+    request_id = request_id_of(request)
+    problem_error: ProblemError
+    if lacks_space(error):
+        reason = reason_of(error)
+        log.error("database full", extra={"request_id": request_id, "reason": reason})
+        detail = f"the job database has no room ({reason}); delete ended jobs, or try again later"
+        problem_error = FullError(detail, retry_after_s=30)
+    else:
+        log.error("database not available", exc_info=error, extra={"request_id": request_id})
+        problem_error = OverloadedError("the job database cannot be used now; try again later", retry_after_s=5)
+    return problem_error.response(request_id)
+
+
+async def handle_os_error(request: Request, error: OSError) -> Response:
+    """Return 507 if the disk is full. Raises any other OSError again, as an internal error."""
+    if not lacks_space(error):
+        raise error
+    log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})
+    return storage_error(error).response(request_id_of(request))
+
+
+EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    ProblemError: handle_problem,
+    RequestValidationError: handle_validation,
+    HTTPException: handle_http,
+    sqlalchemy.exc.OperationalError: handle_database,
+    OSError: handle_os_error,
+}

@@ -1,4 +1,4 @@
-"""Exposure of the service: allowed hosts and origins, trusted proxies, and the addresses it may listen on.
+"""Network exposure: allowed hosts and origins, trusted proxies, and where the service may listen.
 
 `python -m api.exposure` checks the settings and does nothing else.
 """
@@ -35,7 +35,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_settings(chosen: Settings) -> None:
-    """Raise ValueError, with the setting to change, if the service must not listen with these settings."""
+    """Raise ValueError, which names the setting to change, if the settings are not safe."""
     path = chosen.api_keys
     if path is not None:
         _check_key_file(path)
@@ -80,7 +80,10 @@ def _check_key_file(path: Path) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed hosts, lower-case and without port; empty if any is allowed. Raises ValueError."""
+    """Return the allowed hosts, lower-case and without port; empty if any is allowed.
+
+    Raises ValueError.
+    """
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:
         if not _HOST.fullmatch(host):
@@ -135,7 +138,7 @@ class HostCheck:
 
 
 class OriginCheck:
-    """Checks the origin of requests that change something, which stops CSRF; only browsers send one."""
+    """Checks the Origin header, which browsers send, of unsafe methods. Prevents CSRF."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
         """Allow these origins besides the service's own."""
@@ -153,7 +156,8 @@ class OriginCheck:
             address = urlsplit(text)
             port = address.port or _DEFAULT_PORTS.get(address.scheme)
             same = urlsplit(f"//{host.decode('latin-1').strip().lower()}")
-            # behind a proxy that speaks TLS the scheme is not known here: the origin's own default port stands in
+            # behind a proxy that speaks TLS the scheme is not known here: the origin's own default
+            # port stands in
             own_port = same.port or _DEFAULT_PORTS.get(address.scheme)
         except ValueError:
             return False
@@ -163,7 +167,8 @@ class OriginCheck:
 def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
     """Return the client's address: the peer's, or the one that trusted proxies report.
 
-    Of X-Forwarded-For the last address counts that no trusted proxy has; an IPv6 address counts by its /64 network.
+    Of X-Forwarded-For the last address counts that no trusted proxy has; an IPv6 address counts by
+    its /64 network.
     """
     address = _parsed(peer)
     if address is not None and _trusted(address, proxies):

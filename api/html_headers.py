@@ -1,4 +1,7 @@
-"""Security headers of HTML responses: a page may load only files of this service, and no page may frame it."""
+"""Security headers of HTML responses.
+
+Pages load files of this service only, and cannot be framed.
+"""
 
 import base64
 import hashlib
@@ -18,7 +21,7 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_html_headers(start: Message) -> None:
-    """Add the headers to the start of a response if it is HTML; a policy that it already has is kept."""
+    """Add the security headers to an HTML response; keep a policy that it already has."""
     headers: list[tuple[bytes, bytes]] = start["headers"]
     names = dict(headers)
     if names.get(b"content-type", b"").startswith(b"text/html"):

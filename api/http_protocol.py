@@ -1,8 +1,9 @@
 """uvicorn's HTTP/1.1 protocol with limits on header bytes, time, transfer rates and connections.
 
-uvicorn's parser (httptools) accepts heads of any size and its only timer is the keep-alive one. Here the bytes of a
-request head are counted before the parser sees them, and a watchdog timer per connection ends what makes no progress:
-a head that is not complete in time, a body or a response that is slower than a minimum rate, an idle connection.
+uvicorn's parser (httptools) accepts request heads of any size, and its only timer is for
+keep-alive. This protocol counts the bytes of a head before it feeds them to the parser. A watchdog
+timer per connection closes connections whose head is not complete in time, whose body or response
+is slower than a minimum rate, or which are idle.
 """
 
 import asyncio
@@ -17,47 +18,77 @@ import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.connection_limits import ConnectionLimits, ProgressCredit
 from api.errors import MEDIA_TYPE, TITLES, problem
+from core.settings import Settings
 
 log = logging.getLogger("api.access")
 
-MAX_HEADERS = 256
-"""Most header fields of a request."""
-
-MAX_PIPELINED = 64
-"""Most pipelined requests that wait on a connection."""
-
-MAX_SMALL_CHUNKS = 16_384
-"""Beyond this number, the chunks of a body must have `MIN_CHUNK_BYTES` on average: each one costs two callbacks."""
-
+MAX_HEADERS = 256  # header fields of a request
+MAX_PIPELINED = 64  # pipelined requests that wait on a connection
+MAX_SMALL_CHUNKS = 16_384  # a body of more chunks must have `MIN_CHUNK_BYTES` per chunk: each costs two callbacks
 MIN_CHUNK_BYTES = 64
-LINGER_S = 2.0
-"""Seconds for which a rejected connection is still read, so that the client reads why before it is reset."""
+LINGER_S = 2.0  # how long a rejected connection is still read: closing at once could reset it before the client reads
 
-_PIECE_BYTES = 64 << 10
-_EVICTED_SHARE = 20
+_PIECE_BYTES = 64 << 10  # how much is fed to the parser at once
+_EVICTED_SHARE = 20  # one of so many connections is closed when there are too many
 
 
 class _RejectedError(Exception):
     """Raised in a parser callback to stop the parser, after the rejection was sent."""
 
 
-class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with `limits`; `limited_protocol` makes the class to use."""
+class ProgressCredit:
+    """Measures whether a transfer keeps to a minimum rate: it fails when `left_s` reaches 0.
 
-    limits: ClassVar[ConnectionLimits]
+    `left_s`, in seconds, starts at the time-out. It decreases with time, and increases with the
+    transferred bytes, up to the time-out. So a transfer may stop for a while, but its average rate
+    must reach the minimum.
+    """
+
+    __slots__ = ("_rate", "_timeout_s", "left_s")
+
+    def __init__(self, timeout_s: float, rate: float) -> None:
+        """Set `left_s` to the time-out, in seconds.
+
+        `rate` is the minimum rate in bytes per second.
+        """
+        self._timeout_s = timeout_s
+        self._rate = rate
+        self.left_s = timeout_s
+
+    def update(self, elapsed_s: float, moved_bytes: int) -> None:
+        """Subtract the elapsed time; add the time that the moved bytes take at the minimum rate."""
+        self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
+
+    def refill(self) -> None:
+        """Set `left_s` to the time-out again."""
+        self.left_s = self._timeout_s
+
+    @property
+    def low(self) -> bool:
+        """Whether less than half of the time-out is left."""
+        return self.left_s < self._timeout_s / 2
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits. `limited_protocol` returns the subclass to use."""
+
+    limits: ClassVar[Settings]
+    check_interval_s: ClassVar[float]
 
     # --- opening and closing ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the watchdog: the head of the first request must be complete within the header time-out."""
+        """Start the watchdog.
+
+        The head of the first request must be complete within the header time-out.
+        """
         super().connection_made(transport)
         limits = self.limits
         self.url = b""
-        self._in_head = True  # no complete head of the next request yet
+        self._in_head = True  # the head of the next request is not complete
         self._head_bytes = 0
-        self._silent_bytes = 0  # bytes of a message since its last piece of body: chunk extensions, trailers
+        self._silent_bytes = 0  # of chunk extensions and trailers since the last piece of body
         self._messages = 0  # complete requests so far
         self._parsed_pieces = 0  # of bodies
         self._chunks = 0
@@ -65,16 +96,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._new_body_bytes = 0  # since the watchdog's last check
         self._writes_resumed = 0  # since the watchdog's last check
         self._unsent_bytes = 0  # at the watchdog's last check
-        self._rejected = False  # whether what arrives is dropped
+        self._rejected = False  # what arrives now is dropped
         self._body_framing: bytes | None = None
         self._body_credit = ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
         self._write_credit = ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
         self._checked_at = self.loop.time()
         self._head_began_at: float | None = self._checked_at
         self._idle_since = self._checked_at
-        self._watchdog: asyncio.TimerHandle | None = self.loop.call_later(limits.check_interval_s, self._check)
+        self._watchdog: asyncio.TimerHandle | None = self.loop.call_later(self.check_interval_s, self._check)
         if len(self.connections) > limits.max_connections:
-            self._make_room()
+            self._evict_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the watchdog."""
@@ -84,14 +115,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
-        """Record that the client has read most of what was written."""
+        """Record that the client has read most of the write buffer."""
         self._writes_resumed += 1
         super().resume_writing()
 
     # --- parsing ---
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, never more of a head than the limit allows."""
+        """Feed the parser in pieces, so that it never gets more of a head than the limit allows."""
         if self._rejected:
             return  # read and dropped until the connection is closed
         at = 0
@@ -104,6 +135,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             at += min(room, _PIECE_BYTES)
 
     def _feed(self, piece: bytes) -> None:
+        """Feed a piece to the parser; reject the connection if it is malformed or over a limit."""
         began_in_head, messages, parsed_pieces = self._in_head, self._messages, self._parsed_pieces
         try:
             self.parser.feed_data(piece)
@@ -116,7 +148,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         limit = self.limits.max_header_bytes
         if self._in_head:
             if not began_in_head or messages != self._messages:
-                return  # a head that began inside this piece counts from the next piece on
+                return  # this head began inside the piece; its bytes are counted from the next piece on
             self._head_bytes += len(piece)
             if self._head_bytes >= limit and not self._rejected:
                 in_target = len(self.url) > limit // 2
@@ -128,7 +160,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(431, f"chunk extensions or trailers of more than {limit} bytes are not read")
 
     def on_message_begin(self) -> None:
-        """Reject a client that sends requests faster than it reads responses."""
+        """Reject the connection if too many pipelined requests wait for their responses."""
         if len(self.pipeline) >= MAX_PIPELINED:
             self._reject(400, f"at most {MAX_PIPELINED} requests can be sent ahead of their responses")
             raise _RejectedError
@@ -150,14 +182,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._body_framing = _framing(self.headers)
 
     def on_chunk_header(self) -> None:
-        """Count the chunks of a body."""
+        """Count a chunk of a body; reject the connection if there are many small ones."""
         self._chunks += 1
         if self._chunks > MAX_SMALL_CHUNKS and self._message_bytes < MIN_CHUNK_BYTES * self._chunks:
             self._reject(400, f"the chunks of the body are too small; send {_PIECE_BYTES} bytes in each")
             raise _RejectedError
 
     def on_body(self, body: bytes) -> None:
-        """Count the body's bytes and pass them on."""
+        """Count bytes of a body and pass them to the application."""
         size = len(body)
         self._parsed_pieces += 1
         self._silent_bytes = 0
@@ -168,14 +200,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Expect the head of the next request."""
         if self._body_framing is not None:
-            return  # of a request to upgrade, whose body the parser does not read; see _decline_upgrade
+            return  # the parser does not read the body of an upgrade request; see _decline_upgrade
         self._messages += 1
         self._in_head = True
         self._head_bytes = 0
         HttpToolsProtocol.on_message_complete(self)
 
     def on_response_complete(self) -> None:
-        """Start the next pipelined request; the watchdog closes idle connections, so no keep-alive timer is armed."""
+        """Start the next pipelined request.
+
+        uvicorn's keep-alive timer is not used, because the watchdog closes idle connections.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -185,15 +220,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def on_last_message_complete(self) -> None:
-        """End the last request of a connection: nothing is read after it."""
+        """Complete the last request of a connection; drop everything that arrives after it."""
         self.on_message_complete()
         self._rejected = True
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Continue with HTTP/1.1 if a client has offered another protocol, as RFC 9110 allows.
+        """Ignore an `Upgrade` header and process the request as HTTP/1.1, as RFC 9110 allows.
 
-        The parser stops at the end of such a head. Another parser, which gets the framing of the
-        body, reads it; the connection closes after the response.
+        The parser stops after the head of such a request. A second parser gets the header that
+        frames the body, and parses the body. The connection is closed after the response.
         """
         framing, self._body_framing = self._body_framing, None
         if framing is not None:
@@ -206,11 +241,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- rejections ---
 
     def send_400_response(self, msg: str) -> None:
-        """Reject what is not HTTP; uvicorn calls this."""
+        """Reject a malformed request; uvicorn calls this."""
         self._reject(400, msg)
 
     def _reject(self, status: int, detail: str) -> None:
-        """Send a problem and close; further input is dropped. Earlier requests get their responses first."""
+        """Send a problem and close the connection, after the responses of earlier requests.
+
+        Drop further input.
+        """
         self._rejected = True
         request_id = uuid4().hex
         log.info("rejected", extra={"request_id": request_id, "status": status, "reason": detail})
@@ -243,6 +281,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
+        """Check all time-outs of the connection, and set the timer for the next check."""
         now = self.loop.time()
         elapsed_s, self._checked_at = now - self._checked_at, now
         self._check_writing(elapsed_s)
@@ -251,12 +290,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._check_body(elapsed_s)
             elif self._head_began_at is not None:
                 self._check_head(now)
-            elif self._answered:
+            elif self._idle:
                 self._check_idle(now)
-        self._watchdog = self.loop.call_later(self.limits.check_interval_s, self._check)
+        self._watchdog = self.loop.call_later(self.check_interval_s, self._check)
 
     @property
-    def _answered(self) -> bool:
+    def _idle(self) -> bool:
         """Whether no request of this connection is being processed."""
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
@@ -272,11 +311,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         moved, self._new_body_bytes = self._new_body_bytes, 0
         if self.flow.read_paused:
             return  # the application is slow, not the client
-        answered = self.cycle.response_complete
-        self._body_credit.update(elapsed_s, 0 if answered else moved)
+        responded = self.cycle.response_complete
+        self._body_credit.update(elapsed_s, 0 if responded else moved)
         if self._body_credit.left_s > 0:
             return
-        if answered:
+        if responded:
             self.transport.close()
             return
         limits = self.limits
@@ -304,10 +343,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     # --- too many connections ---
 
-    def _make_room(self) -> None:
-        """Close the most dispensable connections, or this one if all others are in use."""
+    def _evict_connections(self) -> None:
+        """Close the connections with the smallest ranks; if none can be closed, reject this one."""
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
-        ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._dispensable()) is not None]  # noqa: SLF001
+        ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._eviction_rank()) is not None]  # noqa: SLF001
         evicted = heapq.nsmallest(max(1, len(others) // _EVICTED_SHARE), ranked)
         for _, number in evicted:
             self.connections.discard(others[number])
@@ -315,13 +354,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if not evicted:
             self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
 
-    def _dispensable(self) -> tuple[int, float] | None:
-        """Return a rank for closing, the smallest first; None while a request is being processed."""
-        if self._rejected and self._answered:
+    def _eviction_rank(self) -> tuple[int, float] | None:
+        """Return the rank for eviction, the smallest first; None if the connection must stay."""
+        if self._rejected and self._idle:
             return 0, 0.0
-        if not self._in_head and not self._answered:
+        if not self._in_head and not self._idle:
             return (2, self._body_credit.left_s) if self._body_credit.low else None
-        if not self._answered or self._unsent_bytes:
+        if not self._idle or self._unsent_bytes:
             return None
         if self._head_began_at is not None:
             return 0, self._head_began_at
@@ -329,7 +368,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class _BodyCallbacks:
-    """The callbacks of a parser of one body; what follows the body is dropped."""
+    """The callbacks of the parser of one body (see `_decline_upgrade`)."""
 
     def __init__(self, protocol: LimitedHttpProtocol) -> None:
         self.on_body = protocol.on_body
@@ -338,14 +377,15 @@ class _BodyCallbacks:
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the header field that frames the body; None without a body."""
+    """Return the Transfer-Encoding or Content-Length header; None if there is no body."""
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value
     return None
 
 
-def limited_protocol(limits: ConnectionLimits) -> type[LimitedHttpProtocol]:
-    """Return the protocol class with these limits, for `uvicorn.Config(http=…)`."""
-    attributes: dict[str, Any] = {"limits": limits}
+def limited_protocol(settings: Settings) -> type[LimitedHttpProtocol]:
+    """Return the protocol class with the limits of the settings, for `uvicorn.Config(http=…)`."""
+    timeouts_s = (settings.header_timeout_s, settings.idle_timeout_s, settings.body_timeout_s, settings.write_timeout_s)
+    attributes: dict[str, Any] = {"limits": settings, "check_interval_s": min(2.5, min(timeouts_s) / 4)}
     return type("HttpProtocol", (LimitedHttpProtocol,), attributes)

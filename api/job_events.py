@@ -17,23 +17,12 @@ from api.errors import OverloadedError, TooManyRequestsError
 from core.jobs.records import TERMINAL, Event
 
 KEEP_ALIVE_S = 15.0
-PREVIEW_S = 0.5
-"""Least time between two reads of a preview."""
-
-RETRY_S = 0.5
-"""Pause after a failed read."""
-
-OPENINGS_PER_SECOND = 200
-"""Event streams that are opened in a second, of all callers; further ones wait."""
-
-OPENING_BURST = 20
-"""Streams that are opened without a wait after a pause."""
-
-MAX_OPENING_DELAY_S = 10.0
-"""Longest wait of a stream to be opened before it is rejected."""
-
-_WAKE_GROUP = 32
-"""Number of listeners that are woken before other requests are served."""
+PREVIEW_S = 0.5  # least time between two reads of a preview
+RETRY_S = 0.5  # pause after a failed read
+OPENINGS_PER_SECOND = 200  # of event streams, for all callers together; further ones wait
+OPENING_BURST = 20  # event streams that open at once after a pause
+MAX_OPENING_DELAY_S = 10.0  # an event stream that would have to wait longer is rejected
+_WAKE_GROUP = 32  # listeners that are woken before other requests are served
 
 
 @dataclass(frozen=True)
@@ -210,7 +199,10 @@ class StreamLimit:
 
 
 class OpeningPace:
-    """Spreads the opening of event streams over time: a thousand at once would delay every other request."""
+    """Spreads the opening of event streams over time.
+
+    A thousand that open at the same time would delay all other requests.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin with a full burst; `clock` gives seconds and never goes back."""
@@ -218,7 +210,10 @@ class OpeningPace:
         self._next_at = float("-inf")
 
     def delay_s(self) -> float:
-        """Return how long the next stream waits before it is opened. Raises OverloadedError where that is too long."""
+        """Return how long the next stream waits before it is opened.
+
+        Raises OverloadedError where that is too long.
+        """
         now = self._clock()
         next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)
         if next_at - now > MAX_OPENING_DELAY_S:

@@ -1,4 +1,4 @@
-"""Updates of jobs: wakes requests and event streams that wait for a job when it has changed."""
+"""Notifies requests and event streams that a job has changed."""
 
 import asyncio
 import contextlib
@@ -18,22 +18,26 @@ POLL_S = 0.5
 
 
 class JobUpdates:
-    """The waiters for jobs in this process; worker messages and the job store wake them."""
+    """The requests of one API process that wait for jobs.
+
+    A message of a worker, or a new event in the job store, wakes them.
+    """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
+        """Notify `job_events` as well."""
         self._job_store = job_store
         self._threads = threads
         self._job_events = job_events
         self._waiters: dict[str, set[asyncio.Event]] = {}
 
     def notify(self, job_id: str) -> None:
-        """Wake all who wait for a job."""
+        """Wake the requests and event streams that wait for a job."""
         self._job_events.wake(job_id)
         for waiter in self._waiters.get(job_id, ()):
             waiter.set()
 
     async def wait(self, job_id: str, timeout_s: float) -> None:
-        """Return when a job has changed, or after the time."""
+        """Wait until a job changes, at most `timeout_s` seconds."""
         waiter = asyncio.Event()
         waiters = self._waiters.setdefault(job_id, set())
         waiters.add(waiter)
@@ -47,9 +51,9 @@ class JobUpdates:
                 del self._waiters[job_id]
 
     async def listen(self, connection: redis.asyncio.Redis) -> None:
-        """Notify of jobs that workers report as changed, until cancelled.
+        """Read the workers' messages and notify of the jobs they name, until cancelled.
 
-        Lost messages are made good by `poll`.
+        Messages can be lost; `poll` finds these changes.
         """
         last: bytes | str = "$"
         while True:
@@ -64,7 +68,7 @@ class JobUpdates:
                     self.notify(job_id)
 
     async def poll(self) -> None:
-        """Notify of jobs with new events, until cancelled: one query for all, twice a second."""
+        """Poll the job store twice a second and notify of jobs with new events, until cancelled."""
         known: dict[str, int] = {}
         while True:
             await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""Jobs as routes use them: created, waited for, read and ended, without blocking the event loop."""
+"""The job service: creates, reads, waits for and ends jobs without blocking the event loop."""
 
 import asyncio
 import contextlib
@@ -37,12 +37,11 @@ from core.settings import Settings
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_RECHECK_S = 5.0
-"""How long a waiting request relies on being woken, before it reads its job again."""
+_RECHECK_S = 5.0  # a waiting request reads its job so often, in case a notification is lost
 
 
 class JobService:
-    """The jobs of the service, for the event loop of one API process."""
+    """The jobs of the service, as the routes of one API process use them."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
         """Prepare; nothing runs before `start`."""
@@ -70,7 +69,7 @@ class JobService:
             self._run(loop)
 
     async def stop(self) -> None:
-        """Stop the loops, and leave adopted jobs to workers."""
+        """Stop the loops, and requeue adopted jobs for the workers."""
         self.job_events.close()
         for task in list(self._tasks):
             task.cancel()
@@ -87,26 +86,26 @@ class JobService:
         task.add_done_callback(self._tasks.discard)
 
     async def read(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function that reads the job store."""
+        """Call a function that reads the job store, in a thread."""
         return await self._threads.read(function, self._job_store)
 
     async def write(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function that writes to the job store."""
+        """Call a function that writes to the job store, in the writer thread."""
         return await self._threads.write(function, self._job_store)
 
     # --- creating jobs ---
 
-    @property
-    def full(self) -> bool:
-        """Whether there are as many unfinished jobs as the settings allow."""
-        return sum(self.counts.values()) >= self._settings.max_queued_jobs
+    def check_room(self) -> None:
+        """Raise OverloadedError if there are as many unfinished jobs as the settings allow."""
+        if sum(self.counts.values()) >= self._settings.max_queued_jobs:
+            raise OverloadedError("too many unfinished jobs; try again in a moment", retry_after_s=2)
 
-    async def create(self, inference_request: InferenceRequest, owner: str, request_id: str) -> Job:
-        """Create a job.
+    async def create(self, inference_request: InferenceRequest) -> Job:
+        """Create a job and return it, committed.
 
-        It is committed when this returns. Jobs that come at the same time share a transaction.
+        Jobs that are created at the same time share a transaction.
         """
-        job = await self._new_job(inference_request, owner, request_id)
+        job = await self._new_job(inference_request)
         committed = asyncio.get_running_loop().create_future()
         self._uncommitted.append((job, committed))
         if len(self._uncommitted) == 1:
@@ -117,7 +116,7 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Commit all jobs that came while the previous transaction was written."""
+        """Commit new jobs. Those created while a transaction runs share the next one."""
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -132,13 +131,11 @@ class JobService:
                     if not committed.done():
                         committed.set_result(None)
 
-    async def create_once(
-        self, inference_request: InferenceRequest, owner: str, request_id: str, route: str, key: str
-    ) -> Insertion:
-        """Create a job under an idempotency key, or return the one that has this key already."""
-        job = await self._new_job(inference_request, owner, request_id)
+    async def create_once(self, inference_request: InferenceRequest, route: str, key: str) -> Insertion:
+        """Create a job with an idempotency key; if a job with this key exists, return that one."""
+        job = await self._new_job(inference_request)
         ttl_s = self._settings.idempotency_key_ttl_s
-        idempotency_key = IdempotencyKey(route, key, inference_request.fingerprint, ttl_s)
+        idempotency_key = IdempotencyKey(route, key, inference_request.content.fingerprint, ttl_s)
         async with self._keeping_inputs(job):
             insertion = await self.write(lambda job_store: job_store.insert(job, idempotency_key=idempotency_key))
         if insertion.job_id == job.id:
@@ -148,39 +145,37 @@ class JobService:
             await self._threads.read(self._blobs.delete, f"jobs/{job.id}")
         return insertion
 
-    async def adopt(
-        self, inference_request: InferenceRequest, pending: PendingRequest, owner: str, request_id: str
-    ) -> Job:
-        """Make a pending request a job that this process goes on with, under its own lease.
+    async def adopt(self, inference_request: InferenceRequest, pending: PendingRequest) -> Job:
+        """Create a job for a request that is already running; this process holds its lease.
 
-        The job is inserted as running: a queued one would be computed a second time by a worker.
+        The job is inserted as running, because a worker would compute a queued one again.
         """
-        job = await self._new_job(inference_request, owner, request_id)
+        job = await self._new_job(inference_request)
         lease = {"lease_holder": self._adopted.holder, "lease_until": time.time() + self._settings.job_lease_s}
         job = replace(job, status="running", token=1, started_at=time.time(), **lease)  # type: ignore[arg-type]
         async with self._keeping_inputs(job):
             await self._threads.write(self._job_store.insert, job)
         self._count("running")
-        self._adopted.add(job, pending)
+        self._adopted.pending[job.id] = pending
         self._run(self._adopted.complete(job, pending))
         return job
 
     def _count(self, status: str) -> None:
-        """Count a new job until the job store is counted again."""
+        """Add a new job to `counts`, which is read from the job store about once a second."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
-    async def _new_job(self, inference_request: InferenceRequest, owner: str, request_id: str) -> Job:
-        """Return the record of a new job; large inputs are in the blob store when this returns."""
+    async def _new_job(self, inference_request: InferenceRequest) -> Job:
+        """Return the record of a new job, and put large inputs into the blob store."""
         operation = inference_request.operation
         job = Job(
             kind=operation.path,
-            owner=owner,
+            owner=inference_request.caller.name,
             model=inference_request.entry.name,
             version=inference_request.entry.version,
             method=operation.method,
             options=inference_request.options,
             request=inference_request.summary,
-            request_id=request_id,
+            request_id=inference_request.request_id,
             seed=inference_request.seed,
             rows=inference_request.rows,
             rows_per_image=inference_request.per,
@@ -199,10 +194,10 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
-        """Keep the stored inputs of a job that is being committed; remove them if the commit fails.
+        """Commit a job in this block; delete its stored inputs if that fails.
 
-        A cleanup that found them before the job was committed may have removed them as orphans.
-        Then the job is deleted again, and the client has to retry.
+        A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
+        deleted again and OverloadedError is raised, so that the client retries.
         """
         key = job.items_blob
         try:
@@ -213,25 +208,25 @@ class JobService:
             raise
         if key is not None and not await self._threads.read(self._blobs.exists, key):
             await self._threads.write(self._job_store.delete, job.id)
-            raise OverloadedError("the request was stored too slowly; send it again", headers={"Retry-After": "2"})
+            raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
     # --- training workers ---
 
     async def wake_training_workers(self, job_id: str) -> None:
-        """Tell the training workers, and all who wait for a job, that it has changed."""
+        """Notify training workers, and requests that wait for the job, that a job has changed."""
         self._updates.notify(job_id)
-        with contextlib.suppress(redis.RedisError, OSError):  # they read the job store in any case
+        with contextlib.suppress(redis.RedisError, OSError):  # without a message they poll the job store
             async with self._training_redis.pipeline() as pipeline:
                 for command in wake_training_workers():
                     pipeline.execute_command(*command)
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the most devices that a live training worker has; None if no worker has reported it.
-
-        Raises redis.RedisError and OSError.
-        """
-        hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)
+        """Return the largest number of devices of a training worker; None if none is known."""
+        try:
+            hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)
+        except (redis.RedisError, OSError):
+            return None
         heartbeats = [unpack(data) for data in hashes.values()]
         live = [heartbeat for heartbeat in heartbeats if time.time() - heartbeat["at"] < TRAINER_TIMEOUT_S]
         return max((heartbeat["devices"] for heartbeat in live if heartbeat.get("devices")), default=None)
@@ -239,21 +234,21 @@ class JobService:
     # --- reading jobs ---
 
     async def get(self, job_id: str, owner: str) -> Job | None:
-        """Return a job of an owner, or None."""
+        """Return a job; None if the owner has no such job."""
         job = await self._threads.read(self._job_store.get, job_id, owner)
-        pending = self._adopted.get(job_id)
+        pending = self._adopted.pending.get(job_id)
         return replace(job, progress=max(job.progress, pending.progress)) if job and pending else job
 
     async def list_jobs(self, owner: str, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return jobs of an owner, newest first."""
+        """Return at most `limit` jobs of an owner, newest first, that follow the job `after`."""
         return await self._threads.read(self._job_store.list_jobs, owner, filters, after, limit)
 
     async def has_unfinished(self, model: str) -> bool:
-        """Return whether an unfinished job names this model."""
+        """Return whether an unfinished job uses the model."""
         return bool(await self.read(lambda job_store: job_store.unfinished_ids(model=model)))
 
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
-        """Return a job when it has ended, or as it is after the time; None if it was deleted."""
+        """Wait at most `timeout_s` seconds until a job has ended; return it, or None if deleted."""
         until = time.monotonic() + timeout_s
         while True:
             job = await self.get(job_id, owner)
@@ -263,7 +258,7 @@ class JobService:
             await self._updates.wait(job_id, min(left_s, _RECHECK_S))
 
     async def events(self, job_id: str, after_seq: int = 0) -> list[Event]:
-        """Return the events of a job with a number above `after_seq`."""
+        """Return the events of a job with numbers above `after_seq`."""
         return await self._threads.read(self._job_store.events, job_id, after_seq)
 
     async def exists(self, job_id: str) -> bool:
@@ -271,8 +266,8 @@ class JobService:
         return bool(await self._threads.read(self._job_store.last_event_numbers, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:
-        """Return the newest preview of a running job as PNG, if there is a recent one."""
-        pending = self._adopted.get(job_id)
+        """Return the newest preview of a running job as PNG; None if there is no recent one."""
+        pending = self._adopted.pending.get(job_id)
         try:
             png: Any = await self._redis.get(preview_key(pending.id if pending else job_id))
         except (redis.RedisError, OSError):
@@ -280,7 +275,7 @@ class JobService:
         return png if isinstance(png, bytes) else None
 
     async def result(self, job: Job) -> Fields:
-        """Return the result of a succeeded job. Raises LookupError if it was removed."""
+        """Return the result of a succeeded job. Raises LookupError if the result was deleted."""
 
         def load() -> Fields:
             chunks = list(self.result_chunks(job))
@@ -291,9 +286,9 @@ class JobService:
         return await self._threads.read(load)
 
     def result_chunks(self, job: Job) -> Iterator[Fields]:
-        """Yield the result of a succeeded job in parts.
+        """Yield the result of a succeeded job in chunks.
 
-        Blocks, for use in a thread. Raises LookupError.
+        Raises LookupError. Blocks: call it in a thread.
         """
         for chunk in self._job_store.result(job.id):
             try:
@@ -304,9 +299,9 @@ class JobService:
     # --- ending jobs ---
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel an unfinished job; return whether this call did."""
+        """Cancel a job; return False if it had already ended."""
         cancelled = await self._threads.write(self._job_store.cancel, job_id)
-        pending = self._adopted.pop(job_id)
+        pending = self._adopted.pending.pop(job_id, None)
         if pending is not None:
             self._batch_sender.drop(pending)
         self._updates.notify(job_id)
@@ -315,8 +310,8 @@ class JobService:
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its files.
 
-        The files are first, so that a full disk has room for the transaction.
-        What a worker writes for the job even later is removed by the cleanup.
+        The files are deleted first, so that a full disk has room for the transaction. The cleanup
+        deletes what a worker may still write after that.
         """
         await self._threads.read(self._blobs.delete, f"jobs/{job_id}")
         await self._threads.read(remove_tree, StatePaths(self._settings.state).run(job_id))
@@ -325,7 +320,7 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Renew leases, requeue jobs of dead processes, and wake workers for unclaimed jobs."""
+        """Periodically renew leases, requeue jobs of dead processes, and wake workers."""
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
             try:
@@ -344,7 +339,7 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Remove expired results, the oldest results beyond the disk quota, and orphaned files."""
+        """Periodically delete expired results, results over the disk quota, and orphaned files."""
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             try:

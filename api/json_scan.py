@@ -2,7 +2,8 @@
 
 `orjson.loads` holds the interpreter lock and creates an object for every value: ten million empty
 lists in 30 MB block the process for seconds and take a gigabyte. The scan runs in numpy, which
-releases the lock, and stops early. Its counts are upper bounds: commas inside strings count as well.
+releases the lock, and stops early. Its counts are upper bounds: commas inside strings count as
+well.
 """
 
 from collections.abc import Iterable
@@ -11,11 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-SCAN_BYTES = 64 << 10
-"""Smaller texts are parsed without a scan: the worst of them takes a millisecond."""
-
-MAX_VALUES = 65_536
-"""Most values of a larger text; each image of a request is one."""
+SCAN_BYTES = 64 << 10  # smaller texts are parsed without a scan, in a millisecond at most
+MAX_VALUES = 65_536  # values of a larger text; each image of a request is one
 
 
 class CostlyJsonError(ValueError):
@@ -28,7 +26,10 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON. Raises CostlyJsonError, and orjson.JSONDecodeError for a text that is not JSON."""
+    """Parse JSON.
+
+    Raises CostlyJsonError, and orjson.JSONDecodeError for a text that is not JSON.
+    """
     scan([text])
     return orjson.loads(text)
 
@@ -36,8 +37,8 @@ def loads(text: bytes) -> Any:
 def scan(texts: Iterable[bytes]) -> None:
     """Raise CostlyJsonError for texts that together are large and would be costly to parse.
 
-    Large texts are ASCII with few escapes, as JSON with pictures is: one wide character makes a string of 30 MB take
-    four times that.
+    Large texts are ASCII with few escapes, as JSON with pictures is: one wide character makes a
+    string of 30 MB take four times that.
     """
     texts = list(texts)
     size = sum(map(len, texts))

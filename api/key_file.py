@@ -1,7 +1,8 @@
-"""The key file: one line per key, `name:sha256[:roles[:attributes]]`. Only hashes of the keys are stored.
+"""The key file: one line per key, `name:sha256[:roles[:attributes]]`, with hashes of the keys.
 
-`roles` is a comma-separated list; without it a key has every role but `admin`. `attributes` is a comma-separated list
-of `expires=20270131T120000Z` (UTC) and of limits that differ from the settings, such as `unfinished_jobs=50`.
+`roles` is a comma-separated list; without it a key has every role but `admin`. `attributes` is a
+comma-separated list of `expires=20270131T120000Z` (UTC) and of limits that differ from the
+settings, such as `unfinished_jobs=50`.
 """
 
 import fcntl
@@ -18,15 +19,8 @@ from uuid import uuid4
 
 ROLES = ("read", "run", "train", "admin")
 DEFAULT_ROLES = frozenset({"read", "run", "train"})
-LIMITS = (
-    "requests_per_second",
-    "waiting_requests",
-    "waiting_rows",
-    "unfinished_jobs",
-    "trainings",
-    "stored_bytes",
-)
-"""Limits that a line may set for its key; the defaults are the settings `REVERIE_KEY_…`."""
+# Limits that a line may set for its key; the defaults are the settings `REVERIE_KEY_…`.
+LIMITS = ("requests_per_second", "waiting_requests", "waiting_rows", "unfinished_jobs", "trainings", "stored_bytes")
 
 KEY_PREFIX = "rv_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
@@ -40,7 +34,8 @@ _SHAPE = "name:sha256[:roles[:attributes]]"
 class KeyRecord:
     """One key: the name of its owner, its hash in hex, its roles and limits.
 
-    `expires_at` is in seconds since the epoch; `limits` holds only those that differ from the settings.
+    `expires_at` is in seconds since the epoch; `limits` holds only those that differ from the
+    settings.
     """
 
     name: str
@@ -51,7 +46,10 @@ class KeyRecord:
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
-        """Return the key of a line. Raises ValueError, whose message does not quote the line: it may hold a secret."""
+        """Return the key of a line.
+
+        Raises ValueError, whose message does not quote the line: it may hold a secret.
+        """
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
         well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
@@ -99,7 +97,10 @@ def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
 
 
 def parse_keys(text: str) -> list[KeyRecord]:
-    """Return the keys of a file's text; blank lines and comments (#) are skipped. Raises ValueError with the line."""
+    """Return the keys of a file's text; blank lines and comments (#) are skipped.
+
+    Raises ValueError with the line.
+    """
     records = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -122,7 +123,7 @@ def digest_of(key: str | bytes) -> str:
 
 
 class KeyFile:
-    """A key file that is edited line by line: comments stay, and readers see the old file or the new one."""
+    """Reads and edits a key file. Comments are kept, and the file is replaced atomically."""
 
     def __init__(self, path: Path) -> None:
         """Set the path; the first change creates the file."""
@@ -134,7 +135,7 @@ class KeyFile:
 
     @contextmanager
     def edit(self) -> Iterator[list[str]]:
-        """Yield the lines to edit in place; they are written back by one atomic replacement with mode 0600."""
+        """Yield the lines, to be edited in place, then replace the file (mode 0600)."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         with lock_path.open("wb") as lock:
@@ -170,7 +171,7 @@ class KeyFile:
             lines.append(record.format())
 
     def revoke(self, name: str, key_id: str = "") -> int:
-        """Remove the keys of a name, or of these the one whose hash begins with `key_id`; return how many."""
+        """Remove the keys of a name whose hash begins with `key_id`; return how many."""
         with self.edit() as lines:
             kept = [line for line in lines if not _matches(line, name, key_id)]
             removed = len(lines) - len(kept)
@@ -178,10 +179,10 @@ class KeyFile:
         return removed
 
     def rotate(self, name: str, digest: str, old_valid_until: float | None, now: float) -> KeyRecord:
-        """Add a key with the roles and limits of the name's newest one; older ones expire at `old_valid_until`.
+        """Add a key with the roles and limits of the newest key of a name, and return it.
 
-        None leaves them valid until they are revoked. Raises LookupError if the name has no
-        valid key.
+        Older keys expire at `old_valid_until`, in seconds since the epoch; None leaves them valid
+        until they are revoked. Raises LookupError if the name has no valid key.
         """
         with self.edit() as lines:
             current: KeyRecord | None = None

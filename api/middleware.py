@@ -1,4 +1,4 @@
-"""The ASGI middleware of every request: its id, access control, body limits, metrics and log line."""
+"""The ASGI middleware of all requests: request id, access control, body limits, metrics, log."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import audit
-from api.access import OPEN_PATHS, AccessControl, rule_of
+from api.access import OPEN_PATHS, AccessControl, caller_of, rule_of
 from api.errors import OverloadedError, ProblemError, problem, respond
 from api.html_headers import add_html_headers
 from api.job_events import OpeningPace
@@ -99,7 +99,11 @@ async def _reject(error: ProblemError, scope: Scope, receive: Receive, sender: "
 
 
 class _ResponseSender:
-    """The `send` of a request: adds headers, and reads the rest of a rejected upload before the response ends."""
+    """The `send` of a request: adds headers to the response.
+
+    Before the end of an error response it reads the rest of the upload, so that the client can read
+    the response before the connection closes.
+    """
 
     def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
         self._receive = receive
@@ -136,7 +140,7 @@ def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
     """Add a request that has ended to the metrics and logs."""
     route = getattr(scope.get("route"), "path", "other")
     _latency(scope["method"], route, sender.status).observe(seconds)
-    owner = scope.get("reverie_owner", "")
+    owner = caller_of(scope).name
     action = rule_of(scope["method"], scope["path"]).action
     if action and sender.status not in {401, 429}:
         details = {"owner": owner, "resource": scope["path"][:200], "request_id": sender.request_id}
@@ -148,12 +152,15 @@ def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
 
 @lru_cache(1000)
 def _latency(method: str, route: str, status: int) -> Histogram:
-    """Return the histogram of these labels; `labels` takes a lock and costs more than an observation."""
+    """Return the histogram with these labels, cached because `labels` takes a lock."""
     return LATENCY.labels(method, route, str(status))
 
 
 async def _linger(receive: Receive) -> None:
-    """Read on for a moment: closing at once would reset the connection before the client has read the response."""
+    """Read the rest of a body for at most `LINGER_S` seconds.
+
+    Closing at once could reset the connection before the client has read the response.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_S):
             while (await receive()).get("more_body"):

@@ -1,40 +1,62 @@
-"""What FastAPI's description of the service cannot know: bytes, streams, forms, problems and keys."""
+"""The parts of the OpenAPI description that FastAPI cannot derive from the routes.
 
+These are bytes, event streams, forms, problems, API keys, and the operations, whose options come
+from the cards of the active versions. See
+docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in-prose.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from api.access import OPEN_PATHS, SAFE_METHODS
 from api.errors import MEDIA_TYPE, TITLES
+from api.permissions import Models
+from api.request_content import FORM, RAW
 from api.responses.render import JSON, NPZ, PNG
 from api.schemas.common import Problem
 from api.schemas.datasets import DatasetForm, NamedDatasetBody
 from api.schemas.models import VersionForm
-from api.schemas.operations import RESPONSES, OperationResponse
+from api.schemas.operations import RESPONSES, OperationFields, OperationResponse, UpscaleFields
+from core.catalog.operations import OPERATIONS, Operation
+from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
+from core.imaging.pictures import png
+from core.settings import Settings
+
+Schema = dict[str, Any]
 
 _TEMPLATE = "#/components/schemas/{model}"
 SSE = "text/event-stream"
-BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 
 
 def reference(model: type[BaseModel] | str) -> dict[str, str]:
-    """Return a reference to a component schema."""
+    """Return a reference to the schema of a model, or of this name, under `components`."""
     return {"$ref": _TEMPLATE.format(model=model if isinstance(model, str) else model.__name__)}
 
 
-def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI descriptions of error responses by status; each has the status's title and a problem."""
+def problem_responses(*statuses: int) -> dict[int | str, Schema]:
+    """Return the descriptions of problem responses with these statuses."""
     content = {MEDIA_TYPE: {"schema": reference(Problem)}}
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 
 
+def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[str, Any]:
+    """Return decorator arguments for a route that returns bytes or an event stream."""
+    return {"response_class": Response, "responses": {**described, **problem_responses(*statuses)}}
+
+
 def upload(form: type[BaseModel], *, raw: bool = False, json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the request body of a form with files, if so, also of the `raw` file, or of `json` instead of a file."""
-    content: dict[str, Any] = {"multipart/form-data": {"schema": reference(form)}}
+    """Return the request body of an upload: a form, also a `raw` file or a `json` body."""
+    content: Schema = {FORM: {"schema": reference(form)}}
     if raw:
-        content["application/octet-stream"] = BINARY
+        content[RAW] = BINARY
     if json is not None:
         content[JSON] = {"schema": reference(json)}
     return {"requestBody": {"required": True, "content": content}}
@@ -45,17 +67,17 @@ _JOB_RESULT = {
     "description": "The result as its operation returns it, or that of a training or another job.",
     "anyOf": [*map(reference, RESPONSES.values()), {"type": "object"}],
 }
-_RESULT_CONTENT: dict[str, Any] = {
+_RESULT_CONTENT: Schema = {
     JSON: {"schema": reference("JobResult")},
     NPZ: BINARY,
     **dict.fromkeys(MEDIA.values(), BINARY),
 }
-RESULT: dict[int | str, dict[str, Any]] = {
+RESULT: dict[int | str, Schema] = {
     200: {"description": "The result", "content": _RESULT_CONTENT},
     206: {"description": "The part that `Range` asked for", "content": _RESULT_CONTENT},
     304: {"description": "The result is the one that `If-None-Match` names"},
 }
-EVENTS: dict[int | str, dict[str, Any]] = {
+EVENTS: dict[int | str, Schema] = {
     200: {
         "description": "`status` and `progress` events, numbered, and `preview` events without a number, at most two a "
         "second, which link to a picture of what has been reached; the stream ends with the job",
@@ -63,14 +85,13 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     },
     204: {"description": "The job has ended, and no event came after `Last-Event-ID`"},
 }
-PICTURE: dict[int | str, dict[str, Any]] = {200: {"description": "A picture", "content": {PNG: BINARY}}}
+PICTURE: dict[int | str, Schema] = {200: {"description": "A picture", "content": {PNG: BINARY}}}
 
-_FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})
-"""FastAPI's own descriptions of a 422, which is a problem here."""
+_FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})  # FastAPI's own schemas of a 422
 
 
-def complete(schema: dict[str, Any], operation_schemas: dict[str, Any], *, keys: bool) -> None:
-    """Add to FastAPI's description the problems that any route may return, missing schemas, and the key if needed."""
+def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool) -> None:
+    """Add schemas, problem responses and, with `keys`, the API key to FastAPI's description."""
     components = schema.setdefault("components", {})
     models: list[Any] = [(model, "serialization") for model in (Problem, *_OPERATION_RESPONSES)]
     models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, VersionForm)]
@@ -85,7 +106,7 @@ def complete(schema: dict[str, Any], operation_schemas: dict[str, Any], *, keys:
             _complete_operation(path, method, described, keys=keys)
 
 
-def _complete_operation(path: str, method: str, described: dict[str, Any], *, keys: bool) -> None:
+def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:
     responses = described["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # a route with parameters declares its own
@@ -101,3 +122,177 @@ def _complete_operation(path: str, method: str, described: dict[str, Any], *, ke
         responses |= problem_responses(401, 403, 429)
     elif method.upper() not in SAFE_METHODS:
         responses |= problem_responses(403)
+
+
+# --- operations ---
+
+_HEADERS: list[Schema] = [
+    {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a "
+        "job at once.",
+    },
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
+        "description": "Sent again with the same body, the same job's result is returned.",
+    },
+]
+_STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
+
+
+class OperationDocs:
+    """Describes the operations' routes for the active versions of models."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        """Read the cards. `describe` fills `schemas`, the component schemas by name."""
+        self._entries = models.active()
+        self._settings = settings
+        self.schemas: dict[str, Schema] = {}
+
+    def describe(self, paths: dict[str, Any]) -> None:
+        """Complete the descriptions of the operations' routes; add the size limits of uploads."""
+        settings = self._settings
+        limits = {
+            "/v1/datasets": f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked",
+            "/v1/models/{name}/versions": f"{settings.max_version_bytes} bytes",
+        }
+        for path, limit in limits.items():
+            paths[path]["post"]["description"] += f" At most {limit}."
+        for operation in OPERATIONS:
+            entries = [entry for entry in self._entries if operation.method in entry.operations]
+            described = paths[f"/v1/{operation.path}"]["post"]
+            described |= (self._upscales if operation.tiled else self._operation)(operation, entries)
+
+    def _operation(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        fields = self._fields(OperationFields, operation, entries)
+        shared = {one.name: one.description for one in operation.shared}
+        if operation.counted:
+            fields["count"] |= {"minimum": 1, "maximum": self._settings.max_count}
+            if operation.images:
+                fields["count"]["description"] = "Results per image: result j of image i is row i·count + j."
+        else:
+            del fields["count"]
+        images = fields.pop("images")
+        form = dict(fields)
+        if operation.images:
+            del images["default"]
+            number = {"minItems": len(operation.images), "maxItems": self._settings.max_images}
+            fields["images"] = {**images, **number}
+            form["images"] = {"type": "array", "items": BINARY["schema"], **number}
+        for name, description in shared.items():
+            fields[name] = {"type": "string", "description": f"{description} As base64 of a file."}
+            form[name] = {**BINARY["schema"], "description": description}
+        required = ["model", *(["images"] if operation.images else []), *shared]
+        media = (JSON, NPZ, PNG) if operation.pictures else (JSON, NPZ)
+        return {
+            "description": self._limits(operation),
+            "parameters": _HEADERS,
+            "requestBody": self._bodies(operation, required, fields, form, self._example(operation, entries)),
+            "responses": _responses(operation, media, "The result", _STATUSES),
+        }
+
+    def _upscales(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        fields = self._fields(UpscaleFields, operation, entries)
+        form = {**fields, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file."}}
+        picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
+        return {
+            "description": (
+                f"One picture of any size and at most {self._settings.max_body_bytes} bytes, as a file `image` or as "
+                "base64 in JSON; or as the body itself (`image/*`), with the other fields in the query. The result has "
+                f"at most {self._settings.max_upscaled_pixels} pixels. Any option may also be a field of its own."
+            ),
+            "parameters": _HEADERS,
+            "requestBody": self._bodies(operation, ["image"], fields, form, {"image": picture, "seed": 3}),
+            "responses": _responses(operation, (*MEDIA.values(), JSON), "The picture", (*_STATUSES, 507)),
+        }
+
+    def _fields(self, body: type[BaseModel], operation: Operation, entries: list[ModelVersion]) -> dict[str, Schema]:
+        """Return the schemas of a body's fields by name; `options` has those of all models."""
+        fields = {name: _without_null(rule) for name, rule in body.model_json_schema()["properties"].items()}
+        fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
+        references = self._options(operation, entries)
+        if references:
+            fields["options"] = {"description": fields["options"]["description"], "anyOf": references}
+        return fields
+
+    def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
+        """Add a component schema for the options of each family, and return references to them."""
+        names = []
+        for entry in entries:
+            schema = dict(entry.operations[operation.method].schema)
+            stem = f"{_camel(entry.card.family)}{_camel(operation.path)}Options"
+            number = 1
+            while self.schemas.setdefault(name := f"{stem}{number if number > 1 else ''}", schema) != schema:
+                number += 1  # models of one family whose options differ
+            names.append(name)
+        return [reference(name) for name in dict.fromkeys(names)]
+
+    def _bodies(
+        self,
+        operation: Operation,
+        required: list[str],
+        fields: Mapping[str, Schema],
+        form: Mapping[str, Schema],
+        example: Schema,
+    ) -> Schema:
+        body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
+        self.schemas[body] = {"type": "object", "required": required, "properties": fields}
+        self.schemas[upload] = {"type": "object", "required": required, "properties": form}
+        content = {JSON: {"schema": reference(body), "example": example}, FORM: {"schema": reference(upload)}}
+        return {"required": True, "content": content}
+
+    def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        """Return an example body, which is valid."""
+        # of these models, the one with the most operations; of several, the one with the largest
+        # images
+        entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
+        example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}
+        if operation.counted:
+            example["count"] = 4
+        size = entry.image if entry else (1, 28, 28)
+        if operation.images:
+            example["images"] = [_example_picture(size)] * len(operation.images)
+        return example | {one.name: _example_picture((1, *size[1:])) for one in operation.shared}
+
+    def _limits(self, operation: Operation) -> str:
+        settings = self._settings
+        text = f"At most {settings.max_count} results, {settings.max_images} images and {settings.max_body_bytes} "
+        text += "bytes. Any option may also be a field beside `model`."
+        if len(operation.inputs) == 1:
+            text += " One picture may also be the body itself, as `image/*` or `application/octet-stream`, with all"
+            text += " other fields in the query."
+        return text
+
+
+def _responses(
+    operation: Operation, media: Iterable[str], description: str, statuses: Iterable[int]
+) -> dict[int | str, Schema]:
+    schema = reference(RESPONSES.get(operation.path, OperationResponse).__name__)
+    content = {kind: {"schema": schema} if kind == JSON else BINARY for kind in media}
+    return {
+        "200": {"description": description, "content": content},
+        "202": {"description": "A job", "content": {JSON: {"schema": reference("JobResponse")}}},
+        **problem_responses(*statuses),
+    }
+
+
+def _without_null(rule: Schema) -> Schema:
+    """Return the schema of an optional field without the alternative `null` that pydantic adds."""
+    kinds = [kind for kind in rule.get("anyOf", ()) if kind != {"type": "null"}]
+    return {"description": rule["description"], **kinds[0]} if len(kinds) == 1 else dict(rule)
+
+
+def _camel(name: str) -> str:
+    """Return a name in camel case, for the name of a schema; only letters and digits are kept."""
+    return "".join(word.capitalize() for word in "".join(c if c.isalnum() else " " for c in name).split())
+
+
+def _example_picture(size: tuple[int, int, int]) -> str:
+    """Return a PNG as base64; the first half of its pixels is white, the other half black."""
+    pixels = np.zeros(size, np.uint8).reshape(size[0], -1)
+    pixels[:, : max(1, pixels.shape[1] // 2)] = 255
+    return base64.b64encode(png(pixels.reshape(size))).decode()

@@ -1,7 +1,7 @@
-"""Permissions on datasets and models: owners have their own, everybody the shared ones, administrators all.
+"""Permissions on datasets and models: callers may use their own and shared ones, admins all.
 
-Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second, so that a request
-for a small sample needs no database query.
+Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second,
+so that a request for a small sample needs no database query.
 """
 
 import asyncio
@@ -20,8 +20,7 @@ from core.resources import UNOWNED, Kind, Ownership, ResourceStore
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
-_VACANT_S = 300.0
-"""Time after which a claimed name that no resource and no job uses is free for other owners."""
+_VACANT_S = 300.0  # then a claimed name that no resource and no job uses is free for other owners
 
 
 class VisibleModels:
@@ -33,7 +32,7 @@ class VisibleModels:
         self._visible = visible
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the model `name` or `name@version`; None if the caller may use none of that name."""
+        """Return the model `name` or `name@version`; None if the caller may not use it."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def active(self) -> list[ModelVersion]:
@@ -121,14 +120,14 @@ class Permissions:
         raise ForbiddenError(f"the {kind} {name} is shared with you, not yours; only its owner may change it")
 
     def describe(self, kind: Kind, name: str, caller: Caller) -> dict[str, Any]:
-        """Return the fields `owner` (null for those who may not change the resource) and `shared`."""
+        """Return the fields `owner` (None if the caller cannot change it) and `shared`."""
         own = self.ownership(kind, name)
         return {"owner": own.owner if self.can_change(kind, name, caller) else None, "shared": own.shared}
 
     # --- new names ---
 
     async def check_new(self, kind: Kind, name: str, caller: Caller) -> None:
-        """Raise ConflictError or ForbiddenError if a caller may not store a resource under a name."""
+        """Raise ConflictError or ForbiddenError if a caller may not use a name for a resource."""
         await self.refresh()
         self._check_new(kind, name, caller, exists=await self._exists(kind, name))
 
@@ -139,9 +138,10 @@ class Permissions:
             self.check_change(kind, name, caller)
 
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
-        """Make a caller the owner of a new name before the resource is stored; of an existing one, set `shared`.
+        """Make a caller the owner of a new resource, before it is stored, and set `shared`.
 
-        Raises ConflictError for a name that is taken, ForbiddenError, InvalidError.
+        For an existing resource only `shared` is set. Raises ConflictError if the name is taken,
+        ForbiddenError and InvalidError.
         """
         await self.refresh()
         exists = await self._exists(kind, name)

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from core.settings import Settings
 
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
@@ -13,9 +15,9 @@ _MAX_DIGITS = 9
 
 
 def preferences(header: str) -> dict[str, str]:
-    """Return the preferences of a header, by lower-case name; "" for one without a value.
+    """Return the values of the preferences in a header, by lower-case name; "" for no value.
 
-    The first of duplicates counts. Parameters, which follow a `;`, are ignored.
+    Of preferences with one name, the first counts. Parameters, which follow a `;`, are ignored.
     """
     values: dict[str, str] = {}
     for element in _ELEMENT.findall(header):
@@ -29,17 +31,26 @@ def preferences(header: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Prefer:
-    """How long to wait for a result before the request becomes a job, and the `Preference-Applied` that says so."""
+    """A client's preference: the seconds to wait for a result before the request becomes a job.
+
+    `applied` is the value of the `Preference-Applied` header; empty without a preference.
+    """
 
     wait_s: float
     applied: str
 
     @classmethod
-    def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference of a header (several headers are joined by commas); without one, the default.
+    def of(cls, request: Request, settings: Settings, default_s: float | None = None) -> "Prefer":
+        """Return the preference of a request; see `read`."""
+        return cls.read(",".join(request.headers.getlist("prefer")), settings, default_s)
 
-        `wait=N` of whole seconds is cut to the longest that the service waits; with `respond-async` beside it, it says
-        after what time the request is to be a job. Values that are no delay are ignored, as RFC 7240 has it.
+    @classmethod
+    def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
+        """Return the preference in a header; without one, wait `default_s` or `sync_timeout_s`.
+
+        `wait=N` is in whole seconds and is limited by `max_sync_timeout_s`. It takes precedence
+        over `respond-async`, which makes the request a job at once. As RFC 7240 says, values that
+        are not valid are ignored.
         """
         default = cls(settings.sync_timeout_s if default_s is None else default_s, "")
         if not header:
@@ -52,3 +63,8 @@ class Prefer:
             wait_s = longest if len(digits) > _MAX_DIGITS else min(int(digits or "0"), longest)
             return cls(wait_s, f"wait={wait_s}")
         return cls(0.0, "respond-async") if "respond-async" in stated else default
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response header that says which preference was applied; empty if none was."""
+        return {"Preference-Applied": self.applied} if self.applied else {}

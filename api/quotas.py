@@ -1,7 +1,7 @@
 """Quotas of each owner: unfinished jobs, trainings and stored bytes.
 
-Jobs are counted in SQL twice a second; those that this process has added since are added to the count. With several API
-processes, a limit can be exceeded by what the others add in that time.
+Jobs are counted in SQL twice a second; those that this process has added since are added to the
+count. With several API processes, a limit can be exceeded by what the others add in that time.
 """
 
 import asyncio
@@ -31,9 +31,7 @@ from core.settings import Settings
 log = logging.getLogger(__name__)
 
 COUNT_S = 0.5
-MEASURE_S = 30.0
-"""How often results and runs, which may be many, are measured."""
-
+MEASURE_S = 30.0  # interval at which the sizes of results and runs, which may be many, are measured
 _CHUNK = 500
 
 
@@ -89,7 +87,10 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
-        """Count a job while it is being inserted. Raises TooManyRequestsError if a limit is reached."""
+        """Count a job while it is being inserted.
+
+        Raises TooManyRequestsError if a limit is reached.
+        """
         if not caller.name:
             yield
             return
@@ -157,7 +158,10 @@ class Quotas:
             raise _full(limit)
 
     async def stored_bytes(self, owner: str) -> int:
-        """Return the bytes of an owner's datasets and versions, and of its results and runs when last measured."""
+        """Return the bytes that an owner stores: datasets, versions, results and runs.
+
+        Results and runs count with their size at the last measurement.
+        """
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
     def _lasting_bytes(self, owner: str) -> int:

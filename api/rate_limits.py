@@ -7,8 +7,8 @@ from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
+# The limiter is asked for 1/20 of a window's requests at a time, because each call is expensive.
 _SHARE = 20
-"""A window's requests are taken from the limiter in so many portions: a portion costs as much as one request."""
 
 
 class RateLimits:

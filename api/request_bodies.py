@@ -13,9 +13,8 @@ from api.errors import OverloadedError, StalledError, TooLargeError
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
+# The first bytes of a body do not count, so that small requests pass when the memory is used up.
 UNCOUNTED_BYTES = 8 << 10
-"""The first bytes of a body do not count against the shared memory, so that small requests pass when it is used up."""
-
 TRIMMED_PEAK_BYTES = 16 << 20
 _TRIM_DELAY_S = 1.0
 
@@ -24,14 +23,15 @@ _VERSIONS = re.compile(r"/v1/models/[^/]+/versions")
 
 @dataclass(frozen=True)
 class BodyRule:
-    """Limits of the bodies of a route."""
+    """Limits of the bodies of a route.
+
+    `limit` is in decoded bytes. A body that is not `in_memory` is written to the disk as it
+    arrives. A `small` one is read before the route runs.
+    """
 
     limit: int
-    """Bytes, decoded."""
     in_memory: bool
-    """Whether the whole body is held in memory; otherwise the route streams it to the disk."""
     small: bool = False
-    """Whether the body is read before the route runs."""
 
 
 class SharedMemory:
@@ -59,7 +59,7 @@ class SharedMemory:
         self._peak = max(self._peak, self.held)
 
     def release(self, size: int) -> None:
-        """Subtract `size` bytes; after a peak, return free memory to the system, which malloc would keep."""
+        """Subtract `size` bytes. After a peak, make malloc return free memory to the system."""
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
@@ -96,7 +96,10 @@ class RequestBodies:
         return rule
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
-        """Return the `receive` for a request. Raises a ProblemError if its headers already exceed a limit."""
+        """Return the `receive` for a request.
+
+        Raises a ProblemError if its headers already exceed a limit.
+        """
         rule = self._rule(method, path)
         encoding, declared = "", 0
         for name, value in headers:
@@ -114,7 +117,10 @@ class RequestBodies:
 
 
 class BodyReader:
-    """An ASGI `receive` with limits. Raises TooLargeError, OverloadedError, StalledError; call `release` at the end."""
+    """An ASGI `receive` with limits.
+
+    Raises TooLargeError, OverloadedError, StalledError; call `release` at the end.
+    """
 
     __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
 
@@ -129,8 +135,7 @@ class BodyReader:
         self._deadline: float | None = None
         self._read = self._held = 0
         self.decoded = decoded
-        self.unread = True
-        """Whether the body may have more than was read."""
+        self.unread = True  # the body may have more than was read
 
     async def __call__(self) -> Message:
         """Return the next message."""
@@ -178,7 +183,7 @@ class BodyReader:
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read a small body now, so that a route which parses it does not turn this reader's errors into others.
+        """Read a small body before FastAPI does, which would replace this reader's errors.
 
         Returns a `receive` that replays the body. Raises ClientDisconnect.
         """

@@ -22,8 +22,7 @@ from core.paths import StatePaths
 from core.resources import ResourceStore
 from core.settings import Settings
 
-MAX_CONVERSIONS = 2
-"""Conversions of datasets at a time in one API process; further ones wait with their upload on the disk."""
+MAX_CONVERSIONS = 2  # of datasets at a time in one API process; other uploads wait on the disk
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Access to the job store from the event loop."""
+"""Threads in which the event loop calls the job store."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,14 +9,15 @@ T = TypeVar("T")
 
 
 class StoreThreads:
-    """Threads for reads and one thread for writes, because SQLite has one writer at a time."""
+    """Four threads for reads, and one for writes, because SQLite has one writer at a time."""
 
     def __init__(self) -> None:
+        """Start no thread before the first call."""
         self._writer = ThreadPoolExecutor(1, "job-store-writer")
         self._readers = ThreadPoolExecutor(4, "job-store-reader")
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in the writer thread, after the writes that were requested before."""
+        """Call a function in the writer thread, after all earlier writes."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
 
     async def read(self, function: Callable[..., T], *args: object) -> T:
@@ -24,6 +25,6 @@ class StoreThreads:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
     def shutdown(self) -> None:
-        """End the threads after their current calls."""
+        """Stop the threads after their current calls."""
         self._writer.shutdown()
         self._readers.shutdown()

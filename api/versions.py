@@ -1,4 +1,4 @@
-"""Versions of models: look-up, activation, deletion, and the retention of old versions."""
+"""Versions of models: finds, activates and deletes them, and deletes old ones periodically."""
 
 import asyncio
 import logging
@@ -16,22 +16,19 @@ from core.catalog.versions import VersionActiveError, Versions
 
 log = logging.getLogger(__name__)
 
-LOAD_TIMEOUT_S = 60.0
-"""How long workers may take to load a version before its activation is given up."""
-
-NO_WORKER_TIMEOUT_S = 3.0
-"""How long no worker may be alive before an activation is given up; heartbeats may be late."""
-
+LOAD_TIMEOUT_S = 60.0  # an activation fails if the workers take longer to load the version
+NO_WORKER_TIMEOUT_S = 3.0  # an activation fails if no worker is alive for so long; heartbeats may be late
 PRUNE_S = 30.0
 _POLL_S = 0.05
-_GRACE_S = 0.4
-"""How long another API process may still use a hidden version for a job; it looks for changes more often than that."""
-
-_INTERRUPTED_S = 60.0
+_GRACE_S = 0.4  # other API processes may create jobs with a hidden version for so long, until they see the change
+_INTERRUPTED_S = 60.0  # age of an unfinished deletion that is taken to be interrupted
 
 
 async def find_version(state: AppState, caller: Caller, name: str, version: str = "") -> ModelVersion:
-    """Return a version of a model, or the active one. Raises NotFoundError where the caller may see none."""
+    """Return a version of a model, by default the active one.
+
+    Raises NotFoundError if the caller may not see it.
+    """
     await state.permissions.refresh()
     models = state.permissions.models(caller)
     entry = models.find(f"{name}@{version}" if version else name) if "@" not in name else None
@@ -42,16 +39,15 @@ async def find_version(state: AppState, caller: Caller, name: str, version: str 
     return entry
 
 
-def _versions(state: AppState) -> Versions:
-    return Versions(state.paths.checkpoints)
-
-
 # --- activation ---
 
 
 async def activate_version(state: AppState, entry: ModelVersion) -> None:
-    """Make a version the active one once the workers have loaded it. Raises ConflictError, OverloadedError."""
-    versions = _versions(state)
+    """Wait until the workers have loaded a version, then activate it.
+
+    Raises ConflictError or OverloadedError.
+    """
+    versions = Versions(state.paths.checkpoints)
     await asyncio.to_thread(versions.stage, entry.name, entry.version)
     try:
         await _wait_until_loaded(state, entry)
@@ -63,17 +59,18 @@ async def activate_version(state: AppState, entry: ModelVersion) -> None:
 
 
 async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
-    """Return when every worker has loaded the version; until then the previous one stays active."""
+    """Wait until every worker has loaded a version.
+
+    Raises OverloadedError after a time-out, and ConflictError if a worker cannot load it.
+    """
     start = last_alive = time.monotonic()
     while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):
         now = time.monotonic()
         last_alive = now if workers else last_alive
         if now - start > LOAD_TIMEOUT_S or now - last_alive > NO_WORKER_TIMEOUT_S:
             missing = missing_workers(workers, entry.ref)
-            raise OverloadedError(
-                f"{missing}, after {now - start:.0f} s; the previous version stays active",
-                headers={"Retry-After": "10"},
-            )
+            detail = f"{missing}, after {now - start:.0f} s; the previous version stays active"
+            raise OverloadedError(detail, retry_after_s=10)
         await asyncio.sleep(_POLL_S)
     if reason := load_error(workers, entry.ref):
         raise ConflictError(f"a worker cannot load {entry.ref}: {reason}; the previous version stays active")
@@ -83,14 +80,17 @@ async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
 
 
 def is_created_here(state: AppState, name: str, version: str) -> bool:
-    """Return whether a version lies in the state folder; others are the operator's files."""
+    """Return whether a version is in the state folder; other versions are files of the operator."""
     entry = state.registry.find(f"{name}@{version}")
     return entry is not None and entry.path.is_relative_to(state.paths.checkpoints)
 
 
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
-    """Delete versions that no job uses. Raises ConflictError, and then nothing is deleted."""
-    store = _versions(state)
+    """Delete versions; with `model`, delete the whole model.
+
+    Raises ConflictError if one is active or used by a job; then nothing is deleted.
+    """
+    store = Versions(state.paths.checkpoints)
     await _check_unused(state, name, versions, model=model)
     try:
         hidden = await asyncio.to_thread(lambda: store.hide(name, versions, model=model))
@@ -108,6 +108,7 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
 
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
+    """Raise ConflictError if an unfinished job uses one of the versions (`model`: any version)."""
     for version in ("",) if model else versions:
         users = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
         if users:
@@ -121,8 +122,8 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
 
 
 async def prune_versions(state: AppState) -> None:
-    """Delete old versions periodically, as `REVERIE_KEEP_VERSIONS` says, and finish interrupted deletions."""
-    store = _versions(state)
+    """Periodically delete old versions and finish interrupted deletions, until cancelled."""
+    store = Versions(state.paths.checkpoints)
     while True:
         await asyncio.sleep(PRUNE_S)
         try:
@@ -134,7 +135,7 @@ async def prune_versions(state: AppState) -> None:
 
 
 async def prune_versions_once(state: AppState) -> None:
-    """Delete each model's oldest versions beyond the number to keep, except those that are active or in use."""
+    """Delete inactive versions of each model; keep those in use and the newest `keep_versions`."""
     for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]
         inactive = [version for version in created if version != entry.version]

@@ -156,7 +156,6 @@ async def measured(tree: Path, connections: int, arguments: argparse.Namespace) 
 
     from api.app import create_app
     from api.batching import batch_sender
-    from api.connection_limits import ConnectionLimits
     from api.http_protocol import limited_protocol
     from api.jobs import JobService
     from core.settings import Settings
@@ -170,7 +169,7 @@ async def measured(tree: Path, connections: int, arguments: argparse.Namespace) 
     with tempfile.TemporaryDirectory(prefix="request-path-") as state:
         settings = Settings(state=Path(state), checkpoints=tree / "checkpoints", log_level="warning")
         app = create_app(settings)
-        protocol = limited_protocol(ConnectionLimits.of(settings))
+        protocol = limited_protocol(settings)
         config = uvicorn.Config(app, http=protocol, ws="none", access_log=False, log_config=None, proxy_headers=False)
         config.load()
         loop, server = asyncio.get_running_loop(), ServerState()

@@ -1,6 +1,6 @@
-"""Responses with large bodies: sent in chunks, and from a temporary file when too many are in memory.
+"""Large responses: sent in chunks, and from a temporary file if too many are in memory.
 
-The body of a response is held until its client has read it, and clients may be slow.
+A body is held until its client has read it, which may take long.
 """
 
 import asyncio
@@ -32,7 +32,10 @@ class ResponseMemory:
         return _LargeResponse(self, body, headers, media)
 
     async def chunks(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
-        """Yield the only body of a list in chunks; it is removed from the list, so that nothing else holds it."""
+        """Yield the body in chunks. It is the only item of `bodies`, and is removed from the list.
+
+        So the memory can be released while the caller still holds the list.
+        """
         size = len(bodies[0])
         if self.held + size > self._limit:
             try:

@@ -1,15 +1,18 @@
-"""From fields to a body: JSON, PNG or NPZ as `Accept` asks, with a strong ETag and byte ranges for results."""
+"""Response bodies: content negotiation, JSON, PNG and NPZ, entity tags, byte ranges."""
 
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
 from core.broker.codec import Fields
@@ -19,13 +22,32 @@ from core.imaging.pictures import Pixels, grid, png, unpng
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 ACCEPTANCE = "acceptance_rate"
 
-
 _NUMBERED = re.compile(r"(.+)\.(\d{1,9})")
+
+
+class JsonRoute(APIRoute):
+    """A route whose function returns a pydantic model.
+
+    Fields that are not set are left out of the JSON.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Set `response_model_exclude_unset`."""
+        super().__init__(*args, **{**kwargs, "response_model_exclude_unset": True})
+
+
+def json_response(body: BaseModel, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    """Return a JSON response; fields of `body` that are not set are left out."""
+    return Response(body.model_dump_json(exclude_unset=True), status, headers, JSON)
 
 
 @dataclass(slots=True)
 class About:
-    """What an answer says beside its fields; `columns` of its grid of pictures, where they are not near-square."""
+    """Metadata of a result: model, version, seed, and notes on conversions of the request's images.
+
+    `columns` is the number of columns of the PNG of several images; None for a grid that is nearly
+    square.
+    """
 
     model: str
     version: str
@@ -34,7 +56,10 @@ class About:
     columns: int | None = None
 
     def headers(self, fields: Fields) -> dict[str, str]:
-        """Return the same as response headers, for bodies that cannot hold it; of the conversions the first eight."""
+        """Return the metadata as response headers, with at most eight notes.
+
+        PNG bodies cannot hold metadata.
+        """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
         if self.notes:
             headers["Reverie-Conversions"] = "; ".join(self.notes[:8])
@@ -43,10 +68,11 @@ class About:
         return headers
 
 
-def summed(fields: Fields) -> Fields:
-    """The fields, and what follows from all rows of a request together: of those drawn by rejection, the acceptance.
+def with_acceptance_rate(fields: Fields) -> Fields:
+    """Return the fields, with `acceptance_rate` added if the rows were drawn by rejection sampling.
 
-    `accepted` (whether a row found what it looked for) and `proposals` (how many it drew) give `acceptance_rate`.
+    It is the sum of `accepted` (whether a row's last proposal was accepted) over the sum of
+    `proposals`.
     """
     if not {"accepted", "proposals"} <= fields.keys():
         return fields
@@ -55,35 +81,38 @@ def summed(fields: Fields) -> Fields:
 
 
 def negotiate(accept: str, operation: Operation) -> str:
-    """The media type that an operation is answered with. Raises NotAcceptableError."""
+    """Return the media type of an operation's response. Raises NotAcceptableError."""
     if not accept or accept in {"*/*", JSON}:
         return JSON
     return choose(accept, [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ])
 
 
 def choose(accept: str, offers: Sequence[str]) -> str:
-    """The media type wished for most, then named most exactly, then first offered. Raises NotAcceptableError."""
-    wishes = [_wish(entry) for entry in (accept or "*/*").split(",")]
-    best, chosen = (0.0, 0), None
+    """Return the offered media type that an `Accept` header prefers. Raises NotAcceptableError.
+
+    The highest quality wins, then the most specific pattern, then the first offer.
+    """
+    patterns = [_parse_pattern(entry) for entry in (accept or "*/*").split(",")]
+    best, best_offer = (0.0, 0), None
     for offer in offers:
-        exact, quality = max(((_matches(pattern, offer), q) for pattern, q in wishes), default=(0, 0.0))
-        if exact and quality > 0 and (quality, exact) > best:
-            best, chosen = (quality, exact), offer
-    if chosen is None:
+        precision, quality = max(((_precision(pattern, offer), q) for pattern, q in patterns), default=(0, 0.0))
+        if precision and quality > 0 and (quality, precision) > best:
+            best, best_offer = (quality, precision), offer
+    if best_offer is None:
         raise NotAcceptableError(f"this answer comes as {', '.join(offers)}, not as {accept[:200]}")
-    return chosen
+    return best_offer
 
 
-def _wish(entry: str) -> tuple[str, float]:
-    """A pattern of `Accept` and its quality, 1 where none is given and 0 where it is no number."""
+def _parse_pattern(entry: str) -> tuple[str, float]:
+    """Return the media range and quality of an entry of `Accept` (by default 1; 0 if invalid)."""
     pattern, _, parameters = entry.strip().lower().partition(";")
-    found = re.search(r"(?:^|;)\s*q\s*=\s*([^;\s]*)", parameters)
-    quality = found.group(1) if found else "1"
+    match = re.search(r"(?:^|;)\s*q\s*=\s*([^;\s]*)", parameters)
+    quality = match.group(1) if match else "1"
     return pattern.strip(), float(quality) if re.fullmatch(r"[01](\.\d{0,9})?", quality) else 0.0
 
 
-def _matches(pattern: str, offer: str) -> int:
-    """How exactly a pattern means an offer: 3, 2 or 1, or 0 where it does not."""
+def _precision(pattern: str, offer: str) -> int:
+    """Return how precisely a media range matches: 3 type/subtype, 2 type/*, 1 */*, 0 not at all."""
     if pattern == offer or (offer == NPZ and pattern in {"application/npz", "application/vnd.numpy.npz"}):
         return 3
     if pattern == offer.partition("/")[0] + "/*":
@@ -92,9 +121,11 @@ def _matches(pattern: str, offer: str) -> int:
 
 
 def render(fields: Fields, about: About, media: str) -> bytes:
-    """The body of an answer. Pictures come as pixels, or as PNGs where JSON was asked for first.
+    """Return the body of a result in a media type.
 
-    In JSON, fields `name.0`, `name.1`, … of different widths are one list `name`; in NPZ they stay what they are.
+    `fields["images"]` are pixels, or PNG files if the worker has encoded them. Fields `name.0`,
+    `name.1`, …, which have different widths, become one list `name` in JSON; in NPZ they stay
+    separate arrays.
     """
     if media == PNG:
         pixels = _pixels(fields["images"])
@@ -102,7 +133,7 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     if media == NPZ:
         return _npz({**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
     body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
-    for name, value in _gathered(fields).items():
+    for name, value in _join_numbered(fields).items():
         if name == "images":
             pngs = value if isinstance(value, list) else [png(pixels) for pixels in value]
             body[name] = [base64.b64encode(data).decode() for data in pngs]
@@ -113,19 +144,17 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _gathered(fields: Fields) -> Fields:
-    """Numbered fields as lists, each at the place of the first of its fields."""
+def _join_numbered(fields: Fields) -> Fields:
+    """Return the fields; `name.0`, `name.1`, … are joined to a list `name`."""
     numbered: dict[str, dict[int, Any]] = {}
-    gathered: Fields = {}
+    joined: Fields = {}
     for name, value in fields.items():
-        found = _NUMBERED.fullmatch(name)
-        if found:
-            numbered.setdefault(found.group(1), {})[int(found.group(2))] = value
-            gathered[found.group(1)] = None
+        if match := _NUMBERED.fullmatch(name):
+            numbered.setdefault(match.group(1), {})[int(match.group(2))] = value
+            joined[match.group(1)] = None
         else:
-            gathered[name] = value
-    lists = {name: [values[number] for number in sorted(values)] for name, values in numbered.items()}
-    return gathered | lists
+            joined[name] = value
+    return joined | {name: [values[number] for number in sorted(values)] for name, values in numbered.items()}
 
 
 def _pixels(images: Pixels | list[bytes]) -> Pixels:
@@ -142,26 +171,23 @@ def _npz(fields: Fields, about: About) -> bytes:
 
 
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
-    """Which bytes of a result to send: status (200, 206 or 304), begin, end and headers. Raises RangeError."""
+    """Evaluate the conditional and range headers of a request for a stored result of `size` bytes.
+
+    Returns the status (200, 206 or 304), the bytes to send as [begin, end), and the response
+    headers. The entity tag is made of `digest`. Raises RangeError for a range outside the result.
+    """
     tag = f'"{digest[:32]}"'
-    headers = {
-        **headers,
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, immutable",
-        "Vary": "Accept",
-    }
+    cache = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable", "Vary": "Accept"}
+    headers = {**headers, **cache}
     if request.method != "GET":
         return 200, 0, size, headers
-    seen = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
-    if tag in seen or "*" in seen:
+    known_tags = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if tag in known_tags or "*" in known_tags:
         return 304, 0, 0, headers
-    wanted = request.headers.get("range", "")
-    condition = request.headers.get("if-range", tag)
-    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
-    if found is None or condition != tag or found.groups() == ("", ""):
-        return 200, 0, size, headers  # a range of another shape may be ignored
-    begin, end = found.groups()
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", request.headers.get("range", "").strip())
+    if match is None or request.headers.get("if-range", tag) != tag or match.groups() == ("", ""):
+        return 200, 0, size, headers  # RFC 9110 lets a server ignore ranges of other forms
+    begin, end = match.groups()
     first = int(begin) if begin else max(0, size - int(end))
     last = min(int(end), size - 1) if begin and end else size - 1
     if first > last or (not begin and int(end) == 0):

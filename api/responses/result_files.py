@@ -1,4 +1,4 @@
-"""Rendered results of jobs: a large one is rendered once and stored with its digest in the blob store."""
+"""Rendered results of jobs. A large result is rendered once and kept in the blob store."""
 
 import asyncio
 import hashlib
@@ -15,9 +15,7 @@ from api.errors import GONE, GoneError
 from api.responses.render import window
 from core.blobs import Blobs
 
-STORED_BYTES = 256 << 10
-"""Smaller results are rendered for each request, which takes a few milliseconds."""
-
+STORED_BYTES = 256 << 10  # smaller results are rendered for each request, in a few milliseconds
 _CHUNK_BYTES = 1 << 20
 _CACHE_SIZE = 1024
 
@@ -26,7 +24,10 @@ Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A rendered result: in the blob store under `key`, or as `data` if it is small or could not be stored."""
+    """A rendered result with its SHA-256 in hex and its response headers.
+
+    It is in the blob store under `key`, or in `data` if it is small or could not be stored.
+    """
 
     key: str
     size: int
@@ -39,7 +40,10 @@ class ResultFiles:
     """Returns responses with rendered results, whole or in part."""
 
     def __init__(self, blobs: Blobs, exists: Callable[[str], Awaitable[bool]]) -> None:
-        """`exists` returns whether a job still exists: the files of a job deleted while it is rendered are removed."""
+        """`exists` returns whether a job exists.
+
+        Files of a job that was deleted meanwhile are deleted.
+        """
         self._blobs = blobs
         self._exists = exists
         self._rendering: dict[str, asyncio.Task[ResultFile]] = {}
@@ -54,9 +58,10 @@ class ResultFiles:
         render: Render,
         more_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
-        """Return a job's rendered result: all of it, the part that `Range` names, or 304 if the client has it.
+        """Return the rendered result of a job, the requested range of it, or 304.
 
-        It is stored under `name`; `render` makes it if it is not there. Raises GoneError if the job was deleted.
+        `render` is called if the result is not stored under `name`. Raises GoneError if the job was
+        deleted, and RangeError.
         """
         file = await self.file(job_id, name, render)
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})

@@ -1,4 +1,4 @@
-"""Upscaled pictures: decoded and encoded in threads, kept in the blob store, streamed to clients."""
+"""Upscaled pictures: decodes and encodes them in threads, stores them, and streams them."""
 
 import asyncio
 import base64
@@ -31,12 +31,10 @@ from core.jobs.records import Job
 
 T = TypeVar("T")
 
-JSON_BYTES = 32 << 20
-"""Larger files are not sent as base64 inside JSON."""
-
+JSON_BYTES = 32 << 20  # larger files are not sent as base64 in JSON
+# Pictures with more than `_LARGE_PIXELS` are decoded and encoded by `_THREADS` threads, to limit
+# memory.
 _LARGE_PIXELS, _THREADS = 4_000_000, 2
-"""Pictures of more pixels are decoded and encoded at most so many at a time, to limit memory."""
-
 _CHUNK_BYTES = 1 << 20
 
 
@@ -84,7 +82,10 @@ class OutputFormat:
 
     @classmethod
     def read(cls, accept: str, kinds: Iterable[str]) -> "OutputFormat":
-        """Return the format that `Accept` prefers of these, by default the first. Raises NotAcceptableError."""
+        """Return the format that `Accept` prefers of these, by default the first.
+
+        Raises NotAcceptableError.
+        """
         offered = {MEDIA[kind]: kind for kind in kinds}
         media = choose(accept, [*offered, JSON])
         return cls(offered.get(media, next(iter(offered.values()))), media == JSON)
@@ -116,7 +117,10 @@ class UpscaleService:
     """Decodes and encodes pictures in threads, a few large ones at a time."""
 
     def __init__(self, folder: Path, blobs: Blobs, result_chunks: Callable[[Job], Iterator[Fields]]) -> None:
-        """`folder` is for unfinished files; `result_chunks` yields the result of a job, chunk by chunk."""
+        """`folder` is for unfinished files.
+
+        `result_chunks` yields the result of a job in chunks.
+        """
         self._folder = folder
         self._blobs = blobs
         self._result_chunks = result_chunks
@@ -125,7 +129,7 @@ class UpscaleService:
         self._results = ResultFiles(blobs, self._has_input)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
-        """Run a function on a picture of so many pixels in a thread; large pictures share `_THREADS` threads."""
+        """Call a function in a thread. Large pictures share `_THREADS` threads, to limit memory."""
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
 
@@ -153,7 +157,10 @@ class UpscaleService:
     # --- jobs ---
 
     async def respond(self, request: Request, job: Job, output: OutputFormat, headers: dict[str, str]) -> Response:
-        """Return a succeeded job's picture, or the part of it that `Range` asks for. Raises GoneError."""
+        """Return a succeeded job's picture, or the part of it that `Range` asks for.
+
+        Raises GoneError.
+        """
         spec = UpscaleSpec.read(job.request)
         reason = format_size_error(output.kind, *spec.size)
         if reason:
@@ -204,7 +211,10 @@ class UpscaleService:
         return await asyncio.shield(task)
 
     def _find_or_encode(self, job: Job, spec: UpscaleSpec, kind: str, key: str) -> StoredPicture:
-        """Return the picture as it was stored before, or encode and store it. Raises LookupError."""
+        """Return the picture as it was stored before, or encode and store it.
+
+        Raises LookupError.
+        """
         about_key = f"{key}.json"
         try:
             return StoredPicture(key, **orjson.loads(self._blobs.get(about_key)))

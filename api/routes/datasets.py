@@ -1,4 +1,4 @@
-"""Datasets: an upload streams to the disk and is converted in a child process; the result has a name."""
+"""Datasets: upload them, fetch them by name, list, get, share and delete them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,34 +8,26 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import audit
 from api.auth import Caller
-from api.auxiliary_jobs import auxiliary_row, run_auxiliary_job
 from api.dataset_conversion import NO_ROOM, convert
 from api.dependencies import CurrentCaller, State, check_cursor
-from api.errors import (
-    ConflictError,
-    FullError,
-    InvalidError,
-    MalformedError,
-    NotFoundError,
-    TooLargeError,
-    field_errors,
-)
-from api.openapi import PICTURE, problem_responses, upload
+from api.errors import ConflictError, FullError, MalformedError, NotFoundError, TooLargeError
+from api.openapi import PICTURE, bytes_response, problem_responses, upload
 from api.prefer import Prefer
-from api.responses.job_results import accepted, applied, overloaded
-from api.responses.json import JsonRoute, json_response
-from api.responses.render import JSON, PNG
+from api.request_content import media_type
+from api.requests import validate_fields
+from api.responses.job_results import accepted
+from api.responses.render import JSON, PNG, JsonRoute, json_response
 from api.routes.jobs import Limit
 from api.schemas.datasets import DatasetChange, DatasetForm, DatasetPage, DatasetResponse, NamedDatasetBody
 from api.schemas.jobs import JobResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
+from api.training_jobs import auxiliary_row, run_auxiliary_job
 from core.datasets.readers.source import DISK_FULL
 from core.datasets.store import Datasets, InUseError, NameTakenError
 
@@ -43,8 +35,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRou
 
 PATH = "/v1/datasets"
 _MAX_JSON_BYTES = 64 << 10
-_NAMED_BYTES = 70_000 * 28 * 28
-"""Size of each dataset that is known by name."""
+_NAMED_BYTES = 70_000 * 28 * 28  # size of each dataset that is known by name
 
 
 @router.post(
@@ -60,18 +51,19 @@ _NAMED_BYTES = 70_000 * 28 * 28
     openapi_extra=upload(DatasetForm, json=NamedDatasetBody),
 )
 async def create_dataset(request: Request, state: State, caller: CurrentCaller) -> Response:
-    """Convert an upload and store it, or start a job that does this with a dataset that is known by name.
+    """Store an uploaded dataset, or start a job that fetches a dataset known by name.
 
-    The file is in a form, or is the body itself as `application/octet-stream` with the other fields in the query. The
-    same content under the same name again is the dataset that exists.
+    The file is in a form, or is the body itself as `application/octet-stream` with the other fields
+    in the query. If the name exists with the same content, the response is the existing dataset,
+    with status 200.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
+    if media_type(request.headers.get("content-type", "")) == JSON:
         return await _create_named(request, state, caller)
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
         fields = tuple(DatasetForm.model_fields)
         upload = StreamingUpload(folder, ("file", "labels"), fields, state.settings.min_free_disk_bytes)
-        form = _parse_form(await upload.read(request))
+        form = validate_fields(DatasetForm, await upload.read(request))
         name, options = form.name, form.conversion(state.settings)
         await _check_name(state, name, caller)
         async with state.conversions:
@@ -86,8 +78,12 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
 
 
 async def _create_named(request: Request, state: AppState, caller: Caller) -> Response:
-    """Return 202 with the job that fetches a dataset, or the dataset if it exists or `Prefer: wait` was enough."""
-    body = _parse_named(await _read_small(request))
+    """Fetch a dataset by name: return the dataset, or 202 with the job that fetches it."""
+    try:
+        fields = orjson.loads(await _read_small(request))
+    except orjson.JSONDecodeError as error:
+        raise MalformedError(f'the body is not JSON ({error}); send for example {{"source": "mnist"}}') from error
+    body = validate_fields(NamedDatasetBody, fields)
     name = body.name or body.source
     headers = {"Location": f"{PATH}/{name}"}
     if await _check_name(state, name, caller):
@@ -100,15 +96,14 @@ async def _create_named(request: Request, state: AppState, caller: Caller) -> Re
         shares = about.get("split", {}).get("shares", {})
         if (about.get("source"), shares.get("validation")) == (body.source, body.validation):
             return json_response(_response(state, caller, about), headers)
-    if state.job_service.full:
-        raise overloaded("too many unfinished jobs")
-    prefer = Prefer.read(",".join(request.headers.getlist("prefer")), state.settings, 0.0)
+    state.job_service.check_room()
+    prefer = Prefer.of(request, state.settings, 0.0)
     row = auxiliary_row(request, "dataset", "", {**body.model_dump(), "name": name})
     result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
     if result is None:
         return accepted(job, prefer)
     await state.permissions.refresh()
-    return json_response(_response(state, caller, result), headers | applied(prefer), 201)
+    return json_response(_response(state, caller, result), headers | prefer.headers, 201)
 
 
 @router.get("", summary="List datasets, by name", responses=problem_responses(422))
@@ -122,8 +117,7 @@ async def list_datasets(
     found = await asyncio.to_thread(
         state.datasets.listing, after, limit + 1, lambda name: state.permissions.can_use("dataset", name, caller)
     )
-    data = [_response(state, caller, about) for about in found[:limit]]
-    return DatasetPage.of(data, "name", has_more=len(found) > limit)
+    return DatasetPage.of([_response(state, caller, about) for about in found], "name", limit)
 
 
 @router.get("/{name}", summary="A dataset", responses=problem_responses(404))
@@ -132,12 +126,7 @@ async def get_dataset(state: State, caller: CurrentCaller, name: str) -> Dataset
     return _response(state, caller, await _find(state, caller, name))
 
 
-@router.get(
-    "/{name}/preview",
-    summary="Some of a dataset's pictures as a grid",
-    response_class=Response,
-    responses={**PICTURE, **problem_responses(404, 422)},
-)
+@router.get("/{name}/preview", summary="Some of a dataset's pictures as a grid", **bytes_response(PICTURE, 404, 422))
 async def get_dataset_preview(
     state: State,
     caller: CurrentCaller,
@@ -145,7 +134,7 @@ async def get_dataset_preview(
     split: Literal["train", "validation", "test"] = "train",
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
-    """Return pictures of a split, evenly spaced."""
+    """Return `count` pictures of a split, at equal distances in it, as one PNG."""
     await _find(state, caller, name)
     picture = await asyncio.to_thread(state.datasets.preview, name, split, count)
     if picture is None:
@@ -183,7 +172,7 @@ async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None
 
 
 async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
-    """Return a dataset that the caller may use. Raises NotFoundError."""
+    """Return the description of a dataset that the caller may use. Raises NotFoundError."""
     await state.permissions.refresh()
     about = state.datasets.get(name) if state.permissions.can_use("dataset", name, caller) else None
     if about is None:
@@ -192,7 +181,10 @@ async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
 
 
 async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
-    """Return whether a name is new. Raises ConflictError for a name of a dataset that the caller may not use."""
+    """Return whether no dataset has this name.
+
+    Raises ConflictError if one has that the caller may not use.
+    """
     await state.permissions.refresh()
     if await asyncio.to_thread(state.datasets.get, name) is None:
         return True
@@ -202,7 +194,7 @@ async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
 
 
 def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> DatasetResponse:
-    """Return a dataset as clients see it."""
+    """Return the response body for the description of a dataset."""
     path = f"{PATH}/{about['name']}"
     ownership = state.permissions.describe("dataset", about["name"], caller)
     links = {"self": path, "preview": f"{path}/preview"}
@@ -214,7 +206,10 @@ def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> Dataset
 
 @asynccontextmanager
 async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
-    """Open a folder to convert a dataset in, and delete it at the end, both in a thread. Raises FullError."""
+    """Create a temporary folder for a conversion and delete it at the end.
+
+    Raises FullError if the disk is full.
+    """
     scratch = datasets.scratch_folder()
     try:
         folder = await asyncio.to_thread(scratch.__enter__)
@@ -229,7 +224,10 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body. Raises TooLargeError above `_MAX_JSON_BYTES`, a much lower limit than that of uploads."""
+    """Return a JSON body.
+
+    Raises TooLargeError if it has more than `_MAX_JSON_BYTES`; uploads may be much larger.
+    """
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -238,30 +236,11 @@ async def _read_small(request: Request) -> bytes:
     return body
 
 
-def _invalid(error: ValidationError) -> InvalidError:
-    errors = field_errors(error.errors(include_input=False))
-    return InvalidError("; ".join(f"{one['field']}: {one['detail']}" for one in errors), errors=errors)
-
-
-def _parse_form(fields: dict[str, str]) -> DatasetForm:
-    try:
-        return DatasetForm.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from error
-
-
-def _parse_named(body: bytes) -> NamedDatasetBody:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedError(f'the body is not JSON ({error}); send for example {{"source": "mnist"}}') from error
-    try:
-        return NamedDatasetBody.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from error
-
-
 def _add(datasets: Datasets, converted: Path, name: str, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Store a converted dataset; return its description and whether it is new.
+
+    Raises ConflictError.
+    """
     try:
         return datasets.add(converted, name, about)
     except NameTakenError as error:

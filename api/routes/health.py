@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.auth import VISITOR
 from api.dependencies import State
 from api.metrics import exposition
-from api.responses.json import JsonRoute
+from api.responses.render import JsonRoute
 from api.schemas.service import HealthResponse, ReadinessResponse
 
 router = APIRouter(tags=["health"], route_class=JsonRoute)

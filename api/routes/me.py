@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from api.dependencies import CurrentCaller, State
 from api.key_file import ROLES
-from api.responses.json import JsonRoute
+from api.responses.render import JsonRoute
 from api.schemas.service import CallerResponse
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=JsonRoute)

@@ -8,7 +8,7 @@ from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, NotFoundError
 from api.openapi import problem_responses
-from api.responses.json import JsonRoute
+from api.responses.render import JsonRoute
 from api.schemas.models import ModelChange, ModelPage, ModelResponse
 from api.state import AppState
 from api.versions import activate_version, find_version, is_created_here, remove_versions

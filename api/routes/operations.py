@@ -1,4 +1,4 @@
-"""Operations: one route for each, by which clients sample, encode and score; a card says which model has which.
+"""Operations: a route for each of them, such as `POST /v1/samples`.
 
 These routes are the service's hot path: a small request spends more time here than in the model.
 """
@@ -13,36 +13,37 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.access import caller_of, quota_exceeded
+from api.access import quota_exceeded
 from api.batching.batch_sender import FailedError
 from api.batching.requests import PendingRequest
 from api.batching.result_waits import WAIT_S, StillWaitingError
 from api.batching.scheduler import QueueFullError
-from api.dependencies import check_query_names, owner_of
-from api.errors import GoneError, InvalidError, MalformedError, OverloadedError, request_id_of
+from api.dependencies import check_query_names
+from api.errors import GoneError, InvalidError, MalformedError, ModelFailedError, OverloadedError
 from api.prefer import Prefer
 from api.requests import InferenceRequest, first_headers, read_request
-from api.responses.job_results import accepted, applied, failed, overloaded, whole_result_response
-from api.responses.render import JSON, About, negotiate, render, summed
+from api.responses.job_results import accepted, whole_result_response
+from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate
 from api.state import AppState
 from core.broker.codec import Fields
 from core.catalog.operations import OPERATIONS, Operation
-from core.jobs.records import TERMINAL, Job
+from core.jobs.records import Job
 
-PNG_BY_WORKER = 256
-"""Up to this many pictures, the worker encodes the PNGs of a JSON response; beyond that a thread of the API does."""
+PNG_BY_WORKER = 256  # with more images, a thread of the API encodes the PNGs of a JSON response, not the worker
 
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 
+RouteFunction = Callable[[Request], Awaitable[Response]]
+
 
 class PlainRoute(APIRoute):
-    """A route whose function takes the request and returns a response; FastAPI only describes it.
+    """A route whose function takes a request and returns a response, without dependency injection.
 
-    FastAPI's own parsing and dependency injection would take a third of a small request's time up to the model.
+    FastAPI's parsing would take a third of the time before a small request reaches the model.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the function. A method that the route does not have is rejected as on every route."""
+        """Call the route's function; let FastAPI reject other methods."""
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
@@ -53,72 +54,71 @@ class PlainRoute(APIRoute):
         await response(scope, receive, send)
 
 
-def add_operations(app: FastAPI, app_state: AppState) -> None:
-    """Add a route for each operation to the application."""
+def add_plain_route(app: FastAPI, operation: Operation, function: RouteFunction) -> None:
+    """Add the route of an operation to the application."""
+    app.router.add_api_route(
+        f"/v1/{operation.path}",
+        function,
+        methods=["POST"],
+        summary=operation.summary,
+        operation_id=f"create_{operation.path}",
+        tags=["operations"],
+        response_class=Response,
+        route_class_override=PlainRoute,
+    )
+
+
+def add_operations(app: FastAPI, state: AppState) -> None:
+    """Add the routes of all operations but upscales, which have a module of their own."""
     for operation in OPERATIONS:
-        if operation.tiled:
-            continue  # pictures of any size have a route of their own
-        route = PlainRoute(
-            f"/v1/{operation.path}",
-            _operation_route(app_state, operation),
-            methods=["POST"],
-            summary=operation.summary,
-            operation_id=f"create_{operation.path}",
-            tags=["operations"],
-            response_class=Response,
-        )
-        app.router.routes.append(route)
+        if not operation.tiled:
+            add_plain_route(app, operation, _operation_route(state, operation))
 
 
-def _operation_route(app_state: AppState, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
     """Return the function of an operation's route.
 
-    The response is synchronous, or a 202 with a job: at once for `Prefer: respond-async`, else after the time-out.
+    Its response is the result, or a 202 with a job: at once with `Prefer: respond-async`, else
+    after the time-out.
     """
-    without_preference = Prefer.read("", app_state.settings)
+    without_preference = Prefer.read("", state.settings)
 
     async def route(request: Request) -> Response:
         headers = first_headers(request)
         media = negotiate(headers.get(b"accept", b"").decode("latin-1"), operation)
-        inference_request = await read_request(request, operation, app_state.models(request), app_state.settings)
+        inference_request = await read_request(request, operation, state.models(request), state.settings)
         prefer = without_preference
         if b"prefer" in headers:
-            prefer = Prefer.read(",".join(request.headers.getlist("prefer")), app_state.settings)
+            prefer = Prefer.of(request, state.settings)
         key = headers.get(b"idempotency-key")
         if key is not None:
-            return await _respond_once(app_state, request, inference_request, media, prefer, key.decode("latin-1"))
+            return await _respond_once(state, inference_request, media, prefer, key.decode("latin-1"))
         if prefer.wait_s <= 0:
-            if app_state.job_service.full:
-                raise overloaded("too many unfinished jobs")
-            async with app_state.quotas.job(caller_of(request.scope)):
-                job = await app_state.job_service.create(inference_request, owner_of(request), request_id_of(request))
-            return accepted(job, prefer)
-        return await _respond_sync(app_state, request, inference_request, media, prefer)
+            return accepted(await create_job(state, inference_request), prefer)
+        return await _respond_sync(state, request, inference_request, media, prefer)
 
     return route
 
 
+async def create_job(state: AppState, inference_request: InferenceRequest) -> Job:
+    """Insert a job for a request.
+
+    Raises OverloadedError or TooManyRequestsError if there are too many jobs.
+    """
+    state.job_service.check_room()
+    async with state.quotas.job(inference_request.caller):
+        return await state.job_service.create(inference_request)
+
+
 async def _respond_sync(
-    app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
+    state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
 ) -> Response:
-    """Return the result while the client waits; after its time-out a 202 with the job that goes on with the work."""
+    """Return the result; after the time-out return 202 with a job that continues the work."""
     png = media == JSON and inference_request.operation.pictures and inference_request.rows <= PNG_BY_WORKER
-    pending = PendingRequest(
-        inference_request.entry,
-        inference_request.operation.method,
-        inference_request.options,
-        inference_request.seed,
-        inference_request.rows,
-        inference_request.items,
-        inference_request.per,
-        png,
-        request_id_of(request),
-        owner_of(request),
-    )
-    fields = await compute_or_accept(app_state, request, inference_request, pending, prefer)
+    fields = await compute_or_accept(state, request, inference_request, prefer, png=png)
     if isinstance(fields, Response):
         return fields
-    fields = summed(fields)
+    fields = with_acceptance_rate(fields)
     about = About(
         inference_request.entry.name,
         inference_request.entry.version,
@@ -130,55 +130,53 @@ async def _respond_sync(
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
-    headers = {**about.headers(fields), **applied(prefer), "Vary": "Accept, Prefer"}
-    return app_state.responses.response(body, headers, media)
+    headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
+    return state.responses.response(body, headers, media)
 
 
 async def compute_or_accept(
-    app_state: AppState, request: Request, inference_request: InferenceRequest, pending: PendingRequest, prefer: Prefer
+    state: AppState, request: Request, inference_request: InferenceRequest, prefer: Prefer, *, png: bool = False
 ) -> Fields | Response:
-    """Decide between a synchronous result and a 202: wait for the rows, and at the time-out make a job of them.
+    """Return the result of a request; after the time-out, 202 with a job that adopts the request.
 
-    Raises OverloadedError or TooManyRequestsError if the queue is full, ModelFailedError if the model fails, and
-    ClientDisconnect.
+    `png`: workers return images as PNG files. Raises OverloadedError or TooManyRequestsError if the
+    queue is full, ModelFailedError if the model fails, and ClientDisconnect.
     """
-    pending.limits = caller_of(request.scope).limits
+    pending = inference_request.pending(png=png)
     try:
-        app_state.batch_sender.submit(pending)
+        state.batch_sender.submit(pending)
     except QueueFullError as error:
         if error.own:
             raise quota_exceeded(error.limit, str(error), 2) from error
         detail = f"{error}; try again when some of them have ended"
-        raise OverloadedError(detail, headers={"Retry-After": "2"}, limit=error.limit) from error
+        raise OverloadedError(detail, retry_after_s=2, limit=error.limit) from error
     try:
-        return await _wait_for_result(app_state, request, pending, prefer.wait_s)
+        return await _wait_for_result(state, request, pending, prefer.wait_s)
     except TimeoutError:
         try:
-            async with app_state.quotas.job(caller_of(request.scope)):
-                job = await app_state.job_service.adopt(
-                    inference_request, pending, owner_of(request), request_id_of(request)
-                )
+            async with state.quotas.job(inference_request.caller):
+                job = await state.job_service.adopt(inference_request, pending)
         except BaseException:
-            app_state.batch_sender.drop(pending)
+            state.batch_sender.drop(pending)
             raise
         return accepted(job, prefer)
     except FailedError as error:
-        raise failed(error.problem) from error
+        raise ModelFailedError.of(error.problem) from error
     except (asyncio.CancelledError, ClientDisconnect):
-        app_state.batch_sender.drop(pending)
+        state.batch_sender.drop(pending)
         raise
 
 
-async def _wait_for_result(app_state: AppState, request: Request, pending: PendingRequest, wait_s: float) -> Fields:
-    """Return the result of a pending request; every second, look whether the client is still there.
+async def _wait_for_result(state: AppState, request: Request, pending: PendingRequest, wait_s: float) -> Fields:
+    """Wait for the result of a pending request; check every second that the client is connected.
 
-    Raises FailedError, ClientDisconnect, and TimeoutError when the time is over.
+    Raises FailedError, ClientDisconnect, and TimeoutError after `wait_s` seconds.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
     while (left_s := until - loop.time()) > WAIT_S:
         try:
-            return await app_state.batch_sender.wait(pending)
+            return await state.batch_sender.wait(pending)
         except StillWaitingError:
             if await request.is_disconnected():
                 raise ClientDisconnect from None
@@ -189,37 +187,37 @@ async def _wait_for_result(app_state: AppState, request: Request, pending: Pendi
 
 
 async def _respond_once(
-    app_state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer, raw: str
+    state: AppState, inference_request: InferenceRequest, media: str, prefer: Prefer, header: str
 ) -> Response:
-    """Return the response of the first request with this Idempotency-Key."""
-    job = await insert_job_once(app_state, request, inference_request, prefer, raw)
-    if job.status not in TERMINAL:
+    """Return the response of the first request with this Idempotency-Key header."""
+    job = await insert_job_once(state, inference_request, prefer, header)
+    if not job.ended:
         return accepted(job, prefer)
-    headers = {**applied(prefer), "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}
-    return await whole_result_response(app_state, job, media, headers)
+    headers = {**prefer.headers, "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}
+    return await whole_result_response(state, job, media, headers)
 
 
-async def insert_job_once(
-    app_state: AppState, request: Request, inference_request: InferenceRequest, prefer: Prefer, header: str
-) -> Job:
-    """Return the one job of all requests with this Idempotency-Key, waited for as preferred."""
+def idempotency_key(header: str) -> str:
+    """Return the key in an Idempotency-Key header, which may be quoted. Raises MalformedError."""
     match = _KEY.fullmatch(header.strip())
     if match is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    if app_state.job_service.full:
-        raise overloaded("too many unfinished jobs")
-    owner = owner_of(request)
+    return match.group(1)
+
+
+async def insert_job_once(state: AppState, inference_request: InferenceRequest, prefer: Prefer, header: str) -> Job:
+    """Insert a job, or find the one with this Idempotency-Key; wait for it and return it."""
+    key = idempotency_key(header)
+    state.job_service.check_room()
     route = f"POST /v1/{inference_request.operation.path}"
-    async with app_state.quotas.job(caller_of(request.scope)):
-        insertion = await app_state.job_service.create_once(
-            inference_request, owner, request_id_of(request), route, match.group(1)
-        )
-    if insertion.fingerprint != inference_request.fingerprint:
+    async with state.quotas.job(inference_request.caller):
+        insertion = await state.job_service.create_once(inference_request, route, key)
+    if insertion.fingerprint != inference_request.content.fingerprint:
         raise InvalidError(
-            f"Idempotency-Key {match.group(1)!r} was used with another body; send the same body or another key",
+            f"Idempotency-Key {key!r} was used with another body; send the same body or another key",
             job_id=insertion.job_id,
         )
-    job = await app_state.job_service.wait(insertion.job_id, owner, prefer.wait_s)
+    job = await state.job_service.wait(insertion.job_id, inference_request.caller.name, prefer.wait_s)
     if job is None:
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")
     return job

@@ -1,23 +1,21 @@
-"""Trainings: start, watch, pause, resume and publish them. Each is a job of kind "training"."""
+"""Trainings: create, watch, pause, resume and publish them.
+
+A training is a job of kind "training".
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auxiliary_jobs import run_auxiliary_job
-from api.dependencies import CurrentCaller, CurrentTraining, Owner, State, check_cursor
+from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
 from api.errors import ConflictError, NotFoundError, OverloadedError
-from api.job_events import EventStream
-from api.openapi import EVENTS, PICTURE, SSE, problem_responses
+from api.openapi import EVENTS, PICTURE, SSE, bytes_response, problem_responses
 from api.prefer import Prefer
 from api.responses.curves import curves
-from api.responses.job_results import applied
-from api.responses.json import JsonRoute, json_response
-from api.responses.render import PNG
-from api.routes.jobs import After, Limit, ModelName, last_event_id, stream_owner
+from api.responses.render import PNG, JsonRoute, json_response
+from api.routes.jobs import After, Limit, ModelName, event_stream, last_event_id, list_jobs_after
 from api.schemas.jobs import JobResponse, JobStatus
 from api.schemas.trainings import (
     CheckpointPage,
@@ -31,13 +29,12 @@ from api.schemas.trainings import (
     TrainingResponse,
 )
 from api.state import AppState
-from api.training_requests import check_devices, insert_publication, insert_training, training_row
-from core.jobs.records import TERMINAL, TRAINING, Job
+from api.training_jobs import check_devices, insert_publication, insert_training, run_auxiliary_job, training_row
+from core.jobs.records import TRAINING, Job
 
 router = APIRouter(prefix="/v1/trainings", tags=["trainings"], route_class=JsonRoute)
 
-_ESTIMATE_TIMEOUT_S = 30.0
-"""How long to wait for a dry run without a preference; it takes some seconds."""
+_ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes some seconds
 
 
 @router.post(
@@ -53,18 +50,17 @@ _ESTIMATE_TIMEOUT_S = 30.0
 )
 async def create_training(request: Request, state: State, caller: CurrentCaller, body: TrainingBody) -> Response:
     """Start a training, or estimate what it would take."""
-    if state.job_service.full:
-        raise OverloadedError("too many unfinished jobs; try again in a moment", headers={"Retry-After": "2"})
+    state.job_service.check_room()
     await check_devices(state, body.gpus)
     await state.permissions.check_new("model", body.name, caller)
     row = await training_row(state, request, body)
     if body.dry_run:
-        prefer = Prefer.read(",".join(request.headers.getlist("prefer")), state.settings, _ESTIMATE_TIMEOUT_S)
+        prefer = Prefer.of(request, state.settings, _ESTIMATE_TIMEOUT_S)
         result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
         if result is not None:
             estimate = {**result, "recipe": row.request["recipe"]}
-            return json_response(EstimateResponse.model_validate(estimate), applied(prefer))
-        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **applied(prefer)}
+            return json_response(EstimateResponse.model_validate(estimate), prefer.headers)
+        headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers}
         return json_response(TrainingResponse.of(job), headers, 202)
     await state.permissions.claim("model", body.name, caller, shared=body.shared)
     job = await insert_training(state, request, body, row)
@@ -86,16 +82,15 @@ async def list_trainings(
 ) -> TrainingPage:
     """Return a page of the caller's trainings."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
-    check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
-    jobs = await state.job_service.list_jobs(owner, filters, after, limit + 1)
-    return TrainingPage.of([TrainingResponse.of(job) for job in jobs[:limit]], "id", has_more=len(jobs) > limit)
+    jobs = await list_jobs_after(state, owner, filters, after, limit)
+    return TrainingPage.of([TrainingResponse.of(job) for job in jobs], "id", limit)
 
 
 @router.get("/{job_id}", summary="A training", responses=problem_responses(404))
 async def get_training(response: Response, state: State, job: CurrentTraining) -> TrainingDetailResponse:
     """Return a training with the metrics of its last epoch."""
     lines = await _metrics(state, job.id)
-    if job.status not in TERMINAL:
+    if not job.ended:
         response.headers["Retry-After"] = "1"
     return TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
 
@@ -112,29 +107,37 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
 )
 async def get_training_metrics(request: Request, state: State, job: CurrentTraining) -> Response:
     """Return the metrics of all epochs, or stream them after `Last-Event-ID`."""
-    job_id = job.id
     if SSE not in request.headers.get("accept", ""):
-        return json_response(MetricsPage.of(await _metrics(state, job_id), "epoch"))
+        return json_response(MetricsPage.of(await _metrics(state, job.id), "epoch"))
     seq = last_event_id(request)
-    if job.status in TERMINAL and not await state.job_service.events(job_id, seq):
+    if job.ended and not await state.job_service.events(job.id, seq):
         return Response(status_code=204)
-    return EventStream(_events(state, job_id, seq), state.streams, stream_owner(state, request))
+    return event_stream(request, state, job.id, seq, metrics_only=True)
 
 
 @router.get(
     "/{job_id}/checkpoints", summary="A training's checkpoints; the last one is kept", responses=problem_responses(404)
 )
 async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
-    """Return the checkpoints that a training has written."""
-    return CheckpointPage.of(await _checkpoints(state, job.id), "step_number")
+    """Return the checkpoints that a training has written, each with the losses of its epoch."""
+    losses = {
+        line.epoch: {
+            name: value for name, value in line.model_dump(exclude_unset=True).items() if name.endswith("loss")
+        }
+        for line in await _metrics(state, job.id)
+    }
+    checkpoints = []
+    for event in await state.job_service.events(job.id):
+        if event.name == "checkpoint":
+            metrics = losses.get(event.data["epoch"], {})
+            fields = {"object": "training.checkpoint", **event.data, "metrics": metrics, "kept": False}
+            checkpoints.append(CheckpointResponse.model_validate(fields))
+    if checkpoints:
+        checkpoints[-1].kept = (state.paths.run(job.id) / "state.pt").exists()
+    return CheckpointPage.of(checkpoints, "step_number")
 
 
-@router.get(
-    "/{job_id}/curves.png",
-    summary="A training's losses as a picture",
-    response_class=Response,
-    responses={**PICTURE, **problem_responses(404)},
-)
+@router.get("/{job_id}/curves.png", summary="A training's losses as a picture", **bytes_response(PICTURE, 404))
 async def get_training_curves(state: State, job: CurrentTraining) -> Response:
     """Return a plot of the losses over the epochs."""
     lines = [line.model_dump() for line in await _metrics(state, job.id)]
@@ -143,10 +146,7 @@ async def get_training_curves(state: State, job: CurrentTraining) -> Response:
 
 
 @router.get(
-    "/{job_id}/preview",
-    summary="A preview of what a training's model generates",
-    response_class=Response,
-    responses={**PICTURE, **problem_responses(404)},
+    "/{job_id}/preview", summary="A preview of what a training's model generates", **bytes_response(PICTURE, 404)
 )
 async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     """Return the newest preview of a training."""
@@ -163,58 +163,29 @@ async def _metrics(state: AppState, job_id: str) -> list[EpochMetrics]:
     return [EpochMetrics.model_validate(event.data) for event in events if event.name == "metrics"]
 
 
-async def _checkpoints(state: AppState, job_id: str) -> list[CheckpointResponse]:
-    events = await state.job_service.events(job_id)
-    lines = {line.epoch: line.model_dump(exclude_unset=True) for line in await _metrics(state, job_id)}
-    checkpoints = []
-    for event in events:
-        if event.name == "checkpoint":
-            data = event.data
-            metrics = {name: value for name, value in lines.get(data["epoch"], {}).items() if name.endswith("loss")}
-            fields = {"object": "training.checkpoint", **data, "metrics": metrics, "kept": False}
-            checkpoints.append(CheckpointResponse.model_validate(fields))
-    for last in checkpoints[-1:]:
-        last.kept = (state.paths.run(job_id) / "state.pt").exists()
-    return checkpoints
-
-
-async def _events(state: AppState, job_id: str, seq: int) -> AsyncIterator[str]:
-    """Yield metrics as they come, then how the training ended."""
-    yield "retry: 2000\n\n"
-    async for update in state.job_service.job_events.listen(job_id, seq):
-        if not update.exists:
-            return  # it was deleted meanwhile
-        for event in update.events:
-            if event.last or event.name == "metrics":
-                yield event.text
-            if event.last:
-                return
-        if not update.events:
-            yield ": keep-alive\n\n"
-
-
 # --- control ---
 
 
 @router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=problem_responses(404, 409))
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Pause a queued or running training."""
-    job_id = job.id
-    paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job_id))
+    paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job.id))
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=problem_responses(404, 409))
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training."""
-    job_id = job.id
     going = job.status in {"queued", "running"}
-    resumed = going or await state.job_service.write(lambda job_store: job_store.resume(job_id))
+    resumed = going or await state.job_service.write(lambda job_store: job_store.resume(job.id))
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Return the training as it is now. Raises ConflictError if its status did not allow the change."""
+    """Return the training with its current status.
+
+    Raises ConflictError if its status did not allow the change.
+    """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:
         raise ConflictError(f"the training is {current.status}; {rule}", job_status=current.status)
@@ -239,7 +210,7 @@ async def publish_training(request: Request, response: Response, state: State, j
         raise OverloadedError(
             "no inference worker is running, which would load the version before it is activated; start one "
             "(python -m workers.inference), then publish again",
-            headers={"Retry-After": "10"},
+            retry_after_s=10,
         )
     publication = await insert_publication(state, request, job)
     response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})

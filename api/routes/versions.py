@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -11,17 +12,17 @@ from starlette.responses import FileResponse, Response
 
 from api import audit
 from api.auth import Caller
-from api.auxiliary_jobs import auxiliary_row, run_auxiliary_job
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
-from api.openapi import BINARY, PICTURE, problem_responses, upload
-from api.responses.json import JsonRoute, json_response
-from api.responses.render import PNG
+from api.openapi import BINARY, PICTURE, bytes_response, problem_responses, upload
+from api.request_content import RAW
+from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.models import model_response
 from api.schemas.jobs import JobResponse
 from api.schemas.models import VersionForm, VersionPage, VersionResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
+from api.training_jobs import auxiliary_row, run_auxiliary_job
 from api.versions import find_version, is_created_here, remove_versions
 from core.catalog.checkpoint_file import ImportRejectedError, check_import, read_preview
 from core.catalog.families import load_families
@@ -33,11 +34,14 @@ from core.work_folder import work_folder
 router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"], route_class=JsonRoute)
 
 IMPORT_TIMEOUT_S = 120.0
-_RAW = "application/octet-stream"
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": {RAW: BINARY}},
+    206: {"description": "The part that `Range` asked for", "content": {RAW: BINARY}},
+}
 
 
 def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> VersionResponse:
-    """Return a version as clients see it."""
+    """Return the response body for a version."""
     path = f"/v1/models/{entry.name}/versions/{entry.version}"
     links = {"self": path, "file": f"{path}/file", "preview": f"{path}/preview", "model": f"/v1/models/{entry.name}"}
     job = entry.card.provenance.get("job")
@@ -69,14 +73,9 @@ async def get_version(state: State, caller: CurrentCaller, name: str, version: s
     return version_response(state, caller, await find_version(state, caller, name, version))
 
 
-@router.get(
-    "/{version}/preview",
-    summary="A preview of what a version generates",
-    response_class=Response,
-    responses={**PICTURE, **problem_responses(404)},
-)
+@router.get("/{version}/preview", summary="A preview of what a version generates", **bytes_response(PICTURE, 404))
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
-    """Return the preview in a version's checkpoint."""
+    """Return the preview image that a version's checkpoint holds."""
     entry = await find_version(state, caller, name, version)
     picture = await asyncio.to_thread(read_preview, entry.path)
     if picture is None:
@@ -84,22 +83,13 @@ async def get_version_preview(state: State, caller: CurrentCaller, name: str, ve
     return Response(picture, 200, {"Cache-Control": "private, immutable"}, PNG)
 
 
-@router.get(
-    "/{version}/file",
-    summary="A version as one safetensors file",
-    response_class=Response,
-    responses={
-        200: {"description": "The file", "content": {_RAW: BINARY}},
-        206: {"description": "The part that `Range` asked for", "content": {_RAW: BINARY}},
-        **problem_responses(404, 416),
-    },
-)
+@router.get("/{version}/file", summary="A version as one safetensors file", **bytes_response(_FILE, 404, 416))
 async def download_version(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the checkpoint of a version."""
     entry = await find_version(state, caller, name, version)
     headers = {"Cache-Control": "private, immutable"}
     filename = f"{entry.name}-{entry.version}.safetensors"
-    return FileResponse(entry.path, headers=headers, media_type=_RAW, filename=filename)
+    return FileResponse(entry.path, headers=headers, media_type=RAW, filename=filename)
 
 
 @router.delete(
@@ -109,7 +99,7 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     responses=problem_responses(403, 404, 409),
 )
 async def delete_version(state: State, caller: CurrentCaller, name: str, version: str) -> None:
-    """Delete a version that neither is active nor used by an unfinished job."""
+    """Delete a version that is not active and not used by an unfinished job."""
     entry = await find_version(state, caller, name, version)
     state.permissions.check_change("model", name, caller)
     if not is_created_here(state, name, version):
@@ -135,10 +125,11 @@ async def delete_version(state: State, caller: CurrentCaller, name: str, version
     openapi_extra=upload(VersionForm, raw=True),
 )
 async def import_version(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
-    """Import a safetensors file whose card is of this name, with the weights that its family has for its config.
+    """Import a safetensors file. Its card must have this name, and its weights must fit its config.
 
-    The file is in a form, or is the body itself as `application/octet-stream` with `shared` in the query. The
-    version is the next free number; the active version stays so, but for the first one of a model.
+    The file is in a form, or is the body itself as `application/octet-stream` with `shared` in the
+    query. The version gets the next free number. It becomes active only if the model has no other
+    version.
     """
     if not NAME.fullmatch(name):
         raise InvalidError(f"{name[:120]!r} is not a name: a-z, 0-9, '.', '-' and '_', at most 63 of them")
@@ -173,7 +164,10 @@ def _parse_shared(fields: dict[str, str]) -> bool | None:
 
 
 def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None:
-    """Return the version that has the same bytes, if one has. Raises InvalidError for a file that does not fit."""
+    """Check an uploaded file; return the version with the same bytes, if any.
+
+    Raises InvalidError.
+    """
     try:
         card = check_import(file, name)
     except ImportRejectedError as error:

@@ -1,21 +1,30 @@
-"""What the bodies of all resources share: strictness, lists and problems."""
+"""Base classes and field types of all bodies, pages of lists, and problems."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from core.catalog.numbers import whole
 
 Item = TypeVar("Item", bound=BaseModel)
 
+WHOLE = BeforeValidator(whole)
+# For integers, after the bounds: `Annotated[int, Field(ge=…), WHOLE]`. JSON may write them as 4.0;
+# 4.5, `true`, text and non-finite numbers are rejected.
+
 
 class RequestBody(BaseModel):
-    """A JSON body: unknown fields and values of another type are refused."""
+    """A request body in JSON. Unknown fields and values of another type are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
-    """Return what adds files, each with its description, to the schema of a form; the first one is required."""
+    """Return a `json_schema_extra` that adds file fields to a form; the first one is required.
+
+    `files` are their descriptions, by name.
+    """
 
     def add(schema: dict[str, Any]) -> None:
         parts = {name: {"type": "string", "format": "binary", "description": text} for name, text in files.items()}
@@ -26,13 +35,16 @@ def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
 
 
 class Resource(BaseModel):
-    """A JSON response; cards and workers of other versions may add fields, which clients ignore."""
+    """A response in JSON.
+
+    It may have more fields than declared, because cards and workers of other versions may.
+    """
 
     model_config = ConfigDict(extra="allow")
 
 
 class Page(Resource, Generic[Item]):
-    """One page of a list: `last_id` is the cursor (`after`) of the next one."""
+    """A page of a list. `last_id` is the cursor of the next page (the query parameter `after`)."""
 
     object: Literal["list"]
     data: list[Item]
@@ -41,14 +53,15 @@ class Page(Resource, Generic[Item]):
     last_id: str | None
 
     @classmethod
-    def of(cls, data: Sequence[Item], key: str, *, has_more: bool = False) -> Self:
-        """Return a page of items, whose field `key` is the cursor."""
-        first, last = (str(getattr(data[0], key)), str(getattr(data[-1], key))) if data else (None, None)
-        return cls(object="list", data=list(data), has_more=has_more, first_id=first, last_id=last)
+    def of(cls, items: Sequence[Item], key: str, limit: int | None = None) -> Self:
+        """Return a page with the first `limit` items. The field `key` of an item is its cursor."""
+        data = list(items[:limit])
+        ids: list[str | None] = [str(getattr(item, key)) for item in data] or [None]
+        return cls(object="list", data=data, has_more=len(items) > len(data), first_id=ids[0], last_id=ids[-1])
 
 
 class FieldError(Resource):
-    """What is wrong with one field."""
+    """An invalid field of a request, and what is wrong with it."""
 
     field: str
     detail: str

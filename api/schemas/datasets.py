@@ -95,7 +95,7 @@ class DatasetForm(RequestBody):
         size = tuple(map(int, self.resize.split("x"))) if self.resize else None
         if size is not None and not all(1 <= edge <= _MAX_EDGE for edge in size):
             detail = f"each edge must be 1 to {_MAX_EDGE} pixels, as in 64x64"
-            raise InvalidError(f"resize: {detail}", errors=[{"field": "resize", "detail": detail}])
+            raise InvalidError.in_field("resize", detail)
         return ConversionOptions(
             format=self.format or "",
             kind="photographs" if self.kind == "photographs" else "",

@@ -1,19 +1,55 @@
-"""Responses of operations in JSON.
+"""Bodies of operations.
 
-The routes render them as bytes, without these models, for speed; tests compare the two.
+The routes render JSON responses as bytes, without these models, for speed; tests compare the two.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from api.schemas.common import Resource
+from api.schemas.common import WHOLE, Resource
 
-Number = float | None
-"""Numbers that are not finite are null."""
-
+SEED_LIMIT = 2**63
+Seed = Annotated[
+    Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE] | None,
+    Field(description="0 ≤ seed < 2^63; drawn and returned if left out."),
+]
+Options = Annotated[dict[str, Any], Field(description="Options of the operation; the model's card has their schema.")]
+Number = float | None  # null if it is not finite
 Images = Annotated[list[str], Field(description="PNGs as base64.")]
+
+
+class OperationFields(BaseModel):
+    """The fields of all operations on images of a model's size. Any other field is an option."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
+    count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
+    seed: Seed = None
+    images: Annotated[list[str], FailFast()] = Field(
+        [], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files."
+    )
+    options: Options = {}
+
+
+class UpscaleFields(BaseModel):
+    """The fields of `POST /v1/upscales`, apart from an uploaded picture.
+
+    Any other field is an option.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = Field(None, description="Name of a model, or name@version; by default the first that can.")
+    seed: Seed = None
+    image: str | None = Field(None, description="The picture as base64 of a PNG, JPEG or WebP file.")
+    format: Literal["png", "jpeg", "webp"] | None = Field(
+        None, description="Of the response; by default what `Accept` says, or PNG."
+    )
+    quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(92, description="Of a JPEG or WebP.")
+    options: Options = {}
 
 
 class OperationResponse(Resource):
@@ -40,10 +76,7 @@ class PicturesResponse(OperationResponse):
         None, description="Of pictures drawn by rejection: how many proposals each took."
     )
     acceptance_rate: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Accepted over proposed, of all pictures; the header Reverie-Acceptance-Rate too.",
+        None, ge=0, le=1, description="Accepted over proposed, of all pictures; the header Reverie-Acceptance-Rate too."
     )
     effective_sample_size: list[Number] | None = Field(
         None, description="Of pictures drawn by importance weights w: (Σw)²/Σw², between 1 and their number."
@@ -116,6 +149,8 @@ class UpscalesResponse(OperationResponse):
     height: int
 
 
+# By the last part of the operation's route. An operation that is not listed has an
+# OperationResponse.
 RESPONSES: Mapping[str, type[OperationResponse]] = {
     "samples": SamplesResponse,
     "manifold": ManifoldResponse,
@@ -127,4 +162,3 @@ RESPONSES: Mapping[str, type[OperationResponse]] = {
     "energies": EnergiesResponse,
     "likelihoods": LikelihoodsResponse,
 }
-"""By the last part of the operation's route; a new kind of operation has the fields of all until it gets its own."""

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
-from api.fields import WHOLE
-from api.schemas.common import Page, RequestBody, Resource
+from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
 from core.catalog.recipes import NAME
 from core.jobs.records import Job
@@ -39,7 +38,7 @@ class TrainingBody(RequestBody):
                 "name": "my-digits",
                 "recipe": {"config": {"latents": 8}, "training": {"epochs": 5}},
             }
-        },
+        }
     )
 
     family: str = Field(max_length=80, description="What to train; GET /v1/families lists them.")

@@ -6,6 +6,7 @@ import errno
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +18,13 @@ import sqlalchemy as sa
 
 from api.adopted_jobs import INLINE_BYTES
 from api.app import create_app
+from api.auth import Caller
 from api.batching.batch_sender import BatchSender, FailedError
 from api.batching.requests import PendingRequest
 from api.errors import FullError, ProblemError
 from api.jobs import JobService
-from api.requests import Content, InferenceRequest
+from api.request_content import Content
+from api.requests import InferenceRequest
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
@@ -104,7 +107,7 @@ def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = _ask()
         call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call, "", "r")
+        job = await job_service.adopt(inference_request, call)
         held = job_store.get(job.id)
         assert held is not None
         assert held.status == "running"
@@ -125,7 +128,7 @@ def test_a_call_that_fails_fails_its_job(tmp_path: Path) -> None:
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         inference_request = _ask()
         call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call, "", "r")
+        job = await job_service.adopt(inference_request, call)
         call.result.set_exception(FailedError({"status": 422, "title": "t", "detail": "no"}))
         done = await _ended(job_service, job)
         assert done.status == "failed"
@@ -140,7 +143,7 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = _ask()
         call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call, "", "r")
+        job = await job_service.adopt(inference_request, call)
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         waiting = await _waiting(job_store, job)
@@ -159,7 +162,7 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         inference_request = _ask()
         call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call, "", "r")
+        job = await job_service.adopt(inference_request, call)
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         done = await _ended(job_service, job)
@@ -175,7 +178,7 @@ def test_a_worker_without_room_does_not_end_a_promise(tmp_path: Path) -> None:
     async def act(job_service: JobService, job_store: JobStore) -> None:
         inference_request = _ask()
         call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call, "", "r")
+        job = await job_service.adopt(inference_request, call)
         call.result.set_exception(FailedError({"status": 507, "title": "Disk full", "detail": "no room"}))
         assert (await _waiting(job_store, job)).blocked_reason == "no room"
 
@@ -191,8 +194,8 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
         )
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         for promise in (
-            job_service.create(inference_request, "", "r"),
-            job_service.create_once(inference_request, "", "r", "route", "key"),
+            job_service.create(inference_request),
+            job_service.create_once(inference_request, "route", "key"),
         ):
             with pytest.raises(ProblemError) as refused:
                 await promise
@@ -200,7 +203,7 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
         (tmp_path / "blobs" / "jobs").unlink()
         full = patch.object(Blobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
         with full, pytest.raises(FullError, match="No space left on device"):
-            await job_service.create(inference_request, "", "r")
+            await job_service.create(inference_request)
         assert job_store.count_by_status() == {}
 
     _run(tmp_path, act)
@@ -215,7 +218,7 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
         )
         error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
         with patch.object(JobStore, "insert", side_effect=error), pytest.raises(sa.exc.OperationalError):
-            await job_service.create(inference_request, "", "r")
+            await job_service.create(inference_request)
         assert list((tmp_path / "blobs" / "jobs").iterdir()) == []
 
     _run(tmp_path, act)
@@ -227,7 +230,7 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
         inference_request = _ask()
-        ids.append((await job_service.adopt(inference_request, _call(inference_request), "", "r")).id)
+        ids.append((await job_service.adopt(inference_request, _call(inference_request))).id)
 
     _run(tmp_path, act)
     job_store = JobStore(Settings(state=tmp_path).database)
@@ -240,7 +243,7 @@ def test_many_promises_are_committed_together(tmp_path: Path) -> None:
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
         async def one() -> None:
-            job = await job_service.create(_ask(), "ann", "r")
+            job = await job_service.create(replace(_ask(), caller=Caller("ann", frozenset())))
             assert job_store.get(job.id, "ann") is not None
             assert job_store.get(job.id, "bob") is None
 
@@ -257,7 +260,7 @@ def test_a_dropped_result_is_missed(tmp_path: Path) -> None:
         for fields in (SMALL, LARGE):
             inference_request = _ask()
             call = _call(inference_request)
-            job = await job_service.adopt(inference_request, call, "", "r")
+            job = await job_service.adopt(inference_request, call)
             call.result.set_result(fields)
             done = await _ended(job_service, job)
             if fields is SMALL:

@@ -1,4 +1,4 @@
-"""Auxiliary jobs, which run beside a training: dry runs of a recipe, imports of files, publications, datasets."""
+"""Auxiliary jobs: dry runs, imports, publications, fetches of datasets."""
 
 import json
 import os
@@ -12,30 +12,37 @@ from core.datasets.readers.source import ConversionOptions
 from core.datasets.store import Datasets, NameTakenError
 from core.jobs.records import Job
 from workers.training.child_process import ChildProcesses
-from workers.training.context import JobContext, message_event
-from workers.training.errors import TrainingFailedError
+from workers.training.context import JobContext, TrainingFailedError, message_event
 from workers.training.publication import VersionPublisher
+from workers.training.run_folder import RECIPE_FILE
 
 
 class AuxiliaryJobs:
-    """Runs auxiliary jobs. Each method raises TrainingFailedError, ClaimLostError or WorkerStoppingError."""
+    """Runs auxiliary jobs.
+
+    Its methods raise TrainingFailedError, ClaimLostError or WorkerStoppingError.
+    """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
-        """Use the stores of a worker, its child processes and its publisher."""
+        """Use the context, child processes and publisher of a worker."""
         self._context = context
         self._children = children
         self._publisher = publisher
 
     def estimate(self, job: Job) -> None:
-        """Time a few steps of a recipe."""
+        """Run a dry run: time a few steps of a recipe."""
         folder = self._context.scratch_folder(job)
-        (folder / "asked.json").write_text(json.dumps(job.request["recipe"]))
-        command = self._children.command("estimate", str(folder / "asked.json"), *self._children.common_options())
-        timeout_s = self._context.settings.estimate_s
-        self._context.complete(job, self._children.run_json(job, command, folder / "log", timeout_s))
+        recipe = folder / RECIPE_FILE
+        recipe.write_text(json.dumps(job.request["recipe"]))
+        command = self._children.command("estimate", str(recipe), *self._children.common_options())
+        estimate = self._children.run_json(job, command, folder / "log", self._context.settings.estimate_s)
+        self._context.complete(job, estimate)
 
     def import_file(self, job: Job) -> None:
-        """Check an uploaded checkpoint against its card and publish it; it becomes active if no other version is."""
+        """Check an uploaded checkpoint against its card and publish it.
+
+        It is activated if no other version is active.
+        """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
         file = folder / FILE  # written by the API
@@ -62,7 +69,7 @@ class AuxiliaryJobs:
         self._context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def fetch_dataset(self, job: Job) -> None:
-        """Fetch a dataset that is known by name, convert it and store it.
+        """Download a dataset that is known by name, convert it and store it.
 
         See docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
@@ -84,8 +91,8 @@ class AuxiliaryJobs:
                 unpacked_bytes=settings.max_unpacked_bytes,
                 reserve_bytes=settings.min_free_disk_bytes,
             )
-            words = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
-            about = orjson.loads(self._children.run(job, [sys.executable, "-m", *words], log_file, *limits))
+            convert = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
+            about = orjson.loads(self._children.run(job, [sys.executable, "-m", *convert], log_file, *limits))
             if problem := about.get("problem"):
                 raise TrainingFailedError("Not possible", problem["detail"], problem["status"])
             try:

@@ -1,4 +1,4 @@
-"""Child processes: `python -m models COMMAND`, the only place of the training worker where torch runs."""
+"""Child processes of the training worker: `python -m models COMMAND`. Only they import torch."""
 
 import contextlib
 import logging
@@ -15,28 +15,19 @@ from typing import Any
 import orjson
 
 from core.jobs.records import Job
-from workers.training.context import JobContext
-from workers.training.errors import TrainingFailedError, WorkerStoppingError
+from workers.training.context import JobContext, TrainingFailedError, WorkerStoppingError
 from workers.training.limits import check_memory, raise_if_disk_was_full
 from workers.training.run_folder import last_error
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+# exit codes of `python -m models`: stopped after a checkpoint, diverged, above its memory limit
 EXIT_INTERRUPTED, EXIT_DIVERGED, EXIT_TOO_LARGE = 3, 4, 5
-"""Exit codes of `python -m models`: stopped after a checkpoint, diverged, above its memory limit."""
-
-POLL_S = 0.25
-"""How often a running child process is looked at."""
-
-LIMIT_CHECK_S = 1.0
-"""How often a child process is checked against its limits: scanning all processes takes some milliseconds."""
-
-STOP_S = 20.0
-"""How long a child process may take to write its checkpoint before it is killed."""
-
-QUERY_TIMEOUT_S = 300.0
-"""How long a child process may take to list families or devices."""
+POLL_S = 0.25  # interval at which a running child process is polled
+LIMIT_CHECK_S = 1.0  # interval at which its limits are checked; a scan of all processes takes some milliseconds
+STOP_S = 20.0  # a stopped child process that writes its checkpoint longer than this is killed
+QUERY_TIMEOUT_S = 300.0  # for a list of families or devices
 
 
 class ChildProcesses:
@@ -47,7 +38,10 @@ class ChildProcesses:
         self._context = context
 
     def command(self, *words: str) -> list[str]:
-        """Return the command line of `python -m models WORDS` with niceness, memory limit and parent process."""
+        """Return the command line of `python -m models WORDS`, with niceness and a memory limit.
+
+        The child process exits if this process does (`--parent`).
+        """
         settings = self._context.settings
         extra = ["--extra-models", str(settings.extra_models.resolve())] if settings.extra_models else []
         nice = ["nice", "-n", str(settings.training_nice)] if shutil.which("nice") else []
@@ -55,13 +49,16 @@ class ChildProcesses:
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
     def common_options(self, *, device: bool = True) -> list[str]:
-        """Return the options that all commands on a dataset share."""
+        """Return the options that all commands which read a dataset have."""
         settings = self._context.settings
         options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
         return [*options, "--device", settings.training_device] if device else options
 
     def query(self, command: str) -> bytes | None:
-        """Return what a command without arguments prints; None if it fails, which is logged."""
+        """Run a command without arguments and return its standard output.
+
+        If it fails, log that and return None.
+        """
         try:
             done = subprocess.run(  # noqa: S603 - our own program
                 self.command(command),
@@ -81,7 +78,7 @@ class ChildProcesses:
 
     @contextlib.contextmanager
     def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a child process in a process group of its own; it is stopped when the block is left."""
+        """Start a child process in a new process group. Leaving the block stops it."""
         captured = not {"publish", "estimate", "core.datasets.convert"}.isdisjoint(command)
         with log_file.open("ab") as stderr:
             child = subprocess.Popen(  # noqa: S603 - our own program
@@ -98,7 +95,7 @@ class ChildProcesses:
         finally:
             if child.poll() is None:
                 stop(child)
-                kill(child)  # processes that it has started, if any are left
+                kill(child)  # also the processes that it has started
             if child.stdout:
                 child.stdout.close()
 
@@ -110,12 +107,11 @@ class ChildProcesses:
         timeout_s: float | None = None,
         remedy: str = "a smaller network, batch or number of samples takes less",
     ) -> bytes:
-        """Run a short command to its end and return what it printed; `remedy` says what to do if it
-        takes too long.
+        """Run a command to its end and return its standard output.
 
-        It has the memory limit of a training, and `timeout_s` seconds or else
-        `evaluation_timeout_s`. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError,
-        with the child process stopped.
+        The limits are the memory of a training and `timeout_s` seconds (by default
+        `evaluation_timeout_s`); the error for a time-out ends with `remedy`. Raises
+        TrainingFailedError, ClaimLostError or WorkerStoppingError, after it stopped the command.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s
@@ -138,7 +134,7 @@ class ChildProcesses:
         return printed
 
     def run_json(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> dict[str, Any]:
-        """Run a short command as `run` does and return the JSON object in its last line."""
+        """Run a command as `run` does; return the JSON object in its last line of output."""
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
@@ -156,7 +152,10 @@ class ChildProcesses:
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:
-    """Have a child process write its checkpoint and exit; kill it after `STOP_S` seconds. Returns its exit code."""
+    """Stop a child process after a checkpoint, or kill it after `STOP_S` seconds.
+
+    Return its exit code.
+    """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()
     try:
@@ -174,6 +173,6 @@ def kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a child process: this process's without the service's settings."""
+    """Return this process's environment, without the service's settings, for a child process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     return {**kept, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""What all jobs of a training worker use: its settings and stores, and how a job's state is written."""
+"""The settings and stores of a training worker, writes to its jobs, and their errors."""
 
 import contextlib
 import logging
@@ -19,25 +19,54 @@ from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
 from core.paths import StatePaths
 from core.settings import Settings
-from workers.training.errors import ClaimLostError, TrainingFailedError
+from core.storage import INSUFFICIENT_STORAGE
 
 log = logging.getLogger(__name__)
 
 PREVIEW_TTL_S = 600
-HEARTBEAT_AGE_S = 5.0
-"""Age in seconds of a heartbeat after which an inference worker counts as dead."""
+HEARTBEAT_AGE_S = 5.0  # an inference worker whose heartbeat is older counts as dead
+
+
+class WorkerStoppingError(Exception):
+    """This worker is stopping; its jobs are requeued."""
+
+
+class ClaimLostError(Exception):
+    """The claim on a job is lost: it was cancelled, paused or claimed by another worker."""
+
+
+class TrainingFailedError(Exception):
+    """A job of a training worker failed. `problem` is the error for the client (RFC 9457)."""
+
+    def __init__(self, title: str, detail: str, status: int = 500) -> None:
+        super().__init__(detail)
+        self.title, self.status = title, status
+        self.problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+
+    def with_detail(self, more: str) -> "TrainingFailedError":
+        """Return the same error with more detail."""
+        return TrainingFailedError(self.title, f"{self}; {more}", self.status)
+
+
+def disk_full_error(reason: str) -> TrainingFailedError:
+    """Return the error (507) for a job that has no room on the disk."""
+    detail = f"{reason}; delete trainings or datasets that are not needed"
+    return TrainingFailedError("Disk full", detail, INSUFFICIENT_STORAGE)
 
 
 def message_event(text: str, **more: Any) -> Event:
-    """Return an event that tells the client something in words."""
+    """Return an event with a message for people; `more` are further members of its data."""
     return Event("message", {"level": "info", "message": text, **more})
 
 
 class JobContext:
-    """Settings and stores of a training worker, and the writes that need a valid claim."""
+    """The settings and stores of a training worker, shared by its jobs.
+
+    `stopping` is set when the worker has to stop. Writes to a job need a valid claim on it.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the job store and the folders. `stopping` is set when the worker is to stop."""
+        """Open the stores."""
         self.settings = settings
         self.paths = StatePaths(settings.state.resolve())
         self.job_store = JobStore(settings.database)
@@ -51,40 +80,34 @@ class JobContext:
         if not self.job_store.is_held(job.claim):
             raise ClaimLostError
 
-    def append_events(
-        self,
-        job: Job,
-        events: Sequence[Event],
-        progress: float,
-        *,
-        reset_attempts: bool = False,
-        charge_attempt: bool = False,
-    ) -> None:
-        """Write events of a job and its progress, 0 to 1. Raises ClaimLostError."""
-        if not self.job_store.append_events(
-            job.claim, events, progress, reset_attempts=reset_attempts, charge_attempt=charge_attempt
-        ):
+    def append_events(self, job: Job, events: Sequence[Event], progress: float, **attempts: bool) -> None:
+        """Write events of a job and its progress, 0 to 1. Raises ClaimLostError.
+
+        `attempts` are `reset_attempts` and `charge_attempt` of `JobStore.append_events`.
+        """
+        if not self.job_store.append_events(job.claim, events, progress, **attempts):
             raise ClaimLostError
         with contextlib.suppress(redis.RedisError):
             self.publish_job_update(job.id)
 
     def complete(self, job: Job, result: dict[str, Any], version: str | None = None) -> None:
-        """End a job with its result. `version`: the model version that it has made."""
-        packed = pack(result)
-        self._retry(lambda: self.job_store.finish(job.claim, result=packed, version=version))
+        """Finish a job with its result and, if it made one, the model version."""
+        self._retry(lambda: self.job_store.finish(job.claim, result=pack(result), version=version))
 
     def fail(self, job: Job, error: TrainingFailedError) -> None:
-        """End a job with a problem."""
+        """Finish a job with an error."""
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 
     def defer(self, job: Job, problem: dict[str, Any]) -> None:
-        """Requeue a job until the disk has room; after `storage_wait_s` it fails with the problem."""
+        """Requeue a job until the disk has room.
+
+        After `storage_wait_s` seconds it fails with the problem.
+        """
         log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
-        wait_s = self.settings.storage_wait_s
-        self._retry(lambda: self.job_store.defer(job.claim, problem, wait_s))
+        self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))
 
     def _retry(self, write: Callable[[], object]) -> None:
-        """Write to the job store, again and again until it succeeds or this worker stops."""
+        """Call a function that writes to the job store, until it succeeds or this worker stops."""
         while True:
             try:
                 write()
@@ -96,11 +119,11 @@ class JobContext:
                 return
 
     def publish_job_update(self, job_id: str) -> None:
-        """Tell the API processes that a job has changed. Raises RedisError."""
+        """Notify the API processes that a job has changed. Raises RedisError."""
         self.queue_server.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=STREAM_LENGTH, approximate=True)
 
     def publish_preview(self, job_id: str, image: bytes) -> None:
-        """Store a PNG of a training's images for the API processes. Raises RedisError."""
+        """Publish a PNG of images that a training's model generates. Raises RedisError."""
         self.queue_server.set(preview_key(job_id), image, ex=PREVIEW_TTL_S)
 
     def inference_workers(self) -> dict[str, dict[str, Any]]:
@@ -110,7 +133,10 @@ class JobContext:
         return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < HEARTBEAT_AGE_S}
 
     def scratch_folder(self, job: Job) -> Path:
-        """Create and return the folder of an auxiliary job's files. It is removed when the job has ended."""
+        """Create and return the folder for an auxiliary job's files.
+
+        It is deleted when the job has ended.
+        """
         folder = self.paths.auxiliary_job(job.id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -1,20 +1,25 @@
-"""The limits of a training's child process: run time, memory, size of its folder, free disk space."""
+"""Checks of a training's limits: run time, memory, size of its folder, free disk space."""
 
 import contextlib
 import os
 import shutil
 from pathlib import Path
 
+import psutil
+
 from core.blobs import size_of
 from core.settings import Settings
 from core.storage import NO_SPACE
-from workers.training.errors import TrainingFailedError, disk_full_error
+from workers.training.context import TrainingFailedError, disk_full_error
 from workers.training.run_folder import describe_checkpoint, last_log_lines, read_json
 
 
 # See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
-    """Raise TrainingFailedError if a training exceeds a limit. `run_s`: age of its process in seconds."""
+    """Raise TrainingFailedError if a training is over a limit.
+
+    `run_s` is the age of its process in seconds.
+    """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:
         detail = f"it ran for {seconds:.0f} s; the limit is {settings.training_timeout_s:.0f} s"
@@ -28,7 +33,7 @@ def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> No
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise TrainingFailedError if a process group uses more anonymous memory than it may."""
+    """Raise TrainingFailedError, with this title, if a process group is over the memory limit."""
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
         detail = (
@@ -38,7 +43,10 @@ def check_memory(settings: Settings, pid: int, title: str) -> None:
 
 
 def check_free_disk(settings: Settings, folder: Path) -> None:
-    """Create a folder. Raises TrainingFailedError (507) if its disk has less free space than a training must leave."""
+    """Create a folder.
+
+    Raise TrainingFailedError (507) if its disk has less free space than trainings must leave.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free, minimum = shutil.disk_usage(folder).free, settings.training_min_free_disk_bytes
     if free < minimum:
@@ -48,7 +56,7 @@ def check_free_disk(settings: Settings, folder: Path) -> None:
 def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None:
     """Raise TrainingFailedError (507) if a child process failed because the disk is full.
 
-    `error` is the reason that the child process itself gave, if any.
+    `error` is the error that the child process wrote; without one, the free space is checked.
     """
     text = "".join(last_log_lines(folder / "log"))
     reason = next((os.strerror(number) for number in NO_SPACE if os.strerror(number) in text), None)
@@ -59,14 +67,14 @@ def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None
 
 
 def anonymous_bytes(process_group: int) -> int:
-    """Return the anonymous resident memory of a process group, in bytes.
+    """Return the resident memory of a process group in bytes, without file-backed and shared pages.
 
-    File-backed pages are left out: datasets are read from a memory map, which the kernel can drop.
+    Datasets are read through a memory map, whose pages the kernel can drop at any time.
     """
     total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if os.getpgid(int(status.parent.name)) == process_group:
-                lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
-                total += int(lines[0].split()[1]) << 10 if lines else 0  # an exiting process has none
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(pid) == process_group:
+                memory = psutil.Process(pid).memory_info()
+                total += memory.rss - memory.shared
     return total

@@ -1,4 +1,4 @@
-"""Publication of a model version: number, measurement on the test split, checkpoint file, and activation."""
+"""Publishes model versions: measures them on the test split, stores and activates them."""
 
 import contextlib
 import time
@@ -16,18 +16,15 @@ from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
 from workers.training.run_folder import read_json
 
-LOAD_TIMEOUT_S = 60.0
-"""How long inference workers may take to load a new version before it becomes active anyway."""
-
-PROGRESS = 0.99
-"""Progress of a job while its version is measured and activated."""
+LOAD_TIMEOUT_S = 60.0  # a version that the inference workers have not loaded by then becomes active anyway
+PROGRESS = 0.99  # of a job while its version is measured and activated
 
 Figures = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of a new version on the test split, and those of the active version beside it."""
+    """Figures on the test split: `figures` of the new version, `against` of the active one."""
 
     figures: Figures = field(default_factory=list)
     against: Figures = field(default_factory=list)
@@ -35,18 +32,18 @@ class Measurement:
 
 # See docs/decisions.md#the-first-figure-of-a-card-decides-which-version-is-better
 class VersionPublisher:
-    """Makes versions of what trainings have written, and activates them."""
+    """Publishes the checkpoints of trainings as versions, and activates them."""
 
     def __init__(self, context: JobContext, children: ChildProcesses) -> None:
-        """Use the stores of a worker and its child processes."""
+        """Use the context and child processes of a worker."""
         self._context = context
         self._children = children
 
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> tuple[str, Figures]:
-        """Measure a run's last checkpoint and make it a version, active if its request says so.
+        """Measure a run's last checkpoint and publish it; activate it as `request["serve"]` says.
 
-        Returns its number and figures. Can be repeated after a crash: number, figures and file are
-        kept in the folder.
+        Returns the version's number and figures. After a crash it can be called again: number,
+        figures and file are kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -77,7 +74,7 @@ class VersionPublisher:
         return version, measurement.figures
 
     def reserve_number(self, name: str, folder: Path) -> str:
-        """Return the version number that a job will publish; a second call returns the same number."""
+        """Reserve a version number for a job's folder; a second call returns the same number."""
         file = folder / "version"
         if not file.exists():
             self._context.registry.scan()
@@ -87,7 +84,10 @@ class VersionPublisher:
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
-        """Activate a version if `policy` ("if better", "always", "never") says so, or if no other is active."""
+        """Activate a version if `policy` ("if better", "always", "never") says so.
+
+        A version is always activated if no other one is active.
+        """
         improved = is_better(metrics_from_json(measurement.figures), metrics_from_json(measurement.against))
         text = f"version {version} is published"
         if active is None or policy == "always" or (policy == "if better" and improved):
@@ -101,10 +101,10 @@ class VersionPublisher:
         self._context.append_events(job, [message_event(text, version=version, **vars(measurement))], PROGRESS)
 
     def activate(self, job: Job, version: str, active: str | None) -> str:
-        """Activate a version once the inference workers have loaded it. Returns why it is not
-        active, or "".
+        """Wait until the inference workers have loaded a version, then activate it.
 
-        Without an inference worker an active version is kept: nobody has loaded the new one.
+        Returns why the version was not activated, or "". If no inference worker is alive, a version
+        that is `active` stays so.
         """
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"

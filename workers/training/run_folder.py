@@ -1,4 +1,4 @@
-"""The files of a training's run folder, which its child process writes and the worker reads.
+"""The run folder of a training: its child process writes the files, the worker reads them.
 
 | file | content |
 | --- | --- |
@@ -21,10 +21,10 @@ from typing import Any
 
 import orjson
 
-from workers.training.errors import TrainingFailedError
+from workers.training.context import TrainingFailedError
 
-ORPHAN_STOP_S = 20.0
-"""How long an orphaned process may take to stop, first after SIGTERM, then after SIGKILL."""
+RECIPE_FILE = "asked.json"
+ORPHAN_STOP_S = 20.0  # how long an orphaned process may take to exit after SIGTERM, and again after SIGKILL
 
 _PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
 
@@ -56,13 +56,13 @@ def last_log_lines(log_file: Path, count: int = 1) -> list[str]:
 
 
 def last_error(log_file: Path) -> str:
-    """Return the message of the `error:` line that a child process wrote last; empty if it wrote none."""
+    """Return the error in the last line of a child process's log, after `error: `; else ""."""
     lines = last_log_lines(log_file)
     return lines[-1].removeprefix("error: ") if lines and lines[-1].startswith("error: ") else ""
 
 
 def modification_times(folder: Path) -> tuple[int, ...]:
-    """Return when each file that shows progress was last written, in ns; 0 for a missing file."""
+    """Return the modification times, in ns, of the files that show progress; 0 if missing."""
     times = []
     for name in _PROGRESS_FILES:
         try:
@@ -73,19 +73,22 @@ def modification_times(folder: Path) -> tuple[int, ...]:
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    """Return the optimiser step of the last checkpoint, or None."""
+    """Return the optimizer step of the last checkpoint; None without one."""
     checkpoint = read_json(folder / "progress.json").get("checkpoint")
     return checkpoint["steps"] if checkpoint else None
 
 
 def describe_checkpoint(folder: Path) -> str:
-    """Say which checkpoint a failed training has left, for its error message."""
+    """Return the part of an error message that says which checkpoint a failed training has left."""
     step = checkpoint_step(folder)
     return "it left no checkpoint" if step is None else f"its checkpoint of step {step} is kept and can be published"
 
 
 def kill_orphan(folder: Path) -> None:
-    """Stop the process that a lost worker left running in a run folder. Raises TrainingFailedError if it survives."""
+    """Stop the process of a dead worker that still runs in a run folder.
+
+    Raises TrainingFailedError if that fails.
+    """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:
         late = time.monotonic() > kill_at

@@ -1,4 +1,4 @@
-"""One training: its child process from start to exit, and the events that the job's clients see."""
+"""Runs one training: starts its child process, enforces limits, and appends events to its job."""
 
 import contextlib
 import json
@@ -12,38 +12,19 @@ from typing import Any
 import redis
 
 from core.jobs.records import Event, Job
-from workers.training.child_process import (
-    EXIT_DIVERGED,
-    EXIT_INTERRUPTED,
-    EXIT_TOO_LARGE,
-    LIMIT_CHECK_S,
-    POLL_S,
-    ChildProcesses,
-    kill,
-    stop,
-)
-from workers.training.context import JobContext, message_event
-from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
-from workers.training.limits import check_free_disk, check_limits, raise_if_disk_was_full
-from workers.training.run_folder import (
-    checkpoint_step,
-    describe_checkpoint,
-    kill_orphan,
-    last_error,
-    modification_times,
-    read_json,
-    read_json_lines,
-)
+from workers.training import child_process, limits, run_folder
+from workers.training.child_process import ChildProcesses
+from workers.training.context import ClaimLostError, JobContext, TrainingFailedError, WorkerStoppingError, message_event
+from workers.training.run_folder import describe_checkpoint
 
 log = logging.getLogger(__name__)
 
-MIN_PROGRESS_STEP = 0.002
-"""The least progress, of 1, that makes an event of its own."""
+MIN_PROGRESS_STEP = 0.002  # least progress, of 1, since the last event for another one
 
 
 @dataclass
 class Reported:
-    """What the job's events already say, so that a resumed run reports nothing twice."""
+    """What the job's events already report, so that a resumed run reports nothing twice."""
 
     epochs: int = 0
     checkpoint: dict[str, Any] | None = None
@@ -54,7 +35,10 @@ class Reported:
 
 @dataclass
 class _Process:
-    """A running child process: when it started, last passed its limits and last wrote something (monotonic clock)."""
+    """A running child process: when it started, was last checked and last wrote a file.
+
+    Times are of the monotonic clock.
+    """
 
     child: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
@@ -64,10 +48,10 @@ class _Process:
 
 
 class TrainingRun:
-    """Runs one training job in its run folder, from its last checkpoint if there is one."""
+    """Runs the training of one job in its run folder, from its last checkpoint if there is one."""
 
     def __init__(self, context: JobContext, children: ChildProcesses, job: Job, devices: int) -> None:
-        """Prepare; `devices` is how many this worker has."""
+        """Start nothing yet. `devices` is the number of devices of this worker."""
         self._context = context
         self._children = children
         self._devices = devices
@@ -77,17 +61,17 @@ class TrainingRun:
         self.reported = Reported()
 
     def run(self) -> None:
-        """Train until the child process succeeds.
+        """Run the child process until it succeeds.
 
-        A process that is killed from outside is started again, up to `max_attempts` times without a
-        new checkpoint. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError.
+        A process that was killed by a signal is started again, at most `max_attempts` times without
+        a new checkpoint. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError.
         """
-        check_free_disk(self._context.settings, self.folder.parent)
+        limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "asked.json").write_text(json.dumps(self.request["recipe"]))
-        kill_orphan(self.folder)
+        (self.folder / run_folder.RECIPE_FILE).write_text(json.dumps(self.request["recipe"]))
+        run_folder.kill_orphan(self.folder)
         self.restore_reported()
-        step = checkpoint_step(self.folder) if (self.folder / "state.pt").exists() else None
+        step = run_folder.checkpoint_step(self.folder) if (self.folder / "state.pt").exists() else None
         self._append_events(
             [message_event("training begins" if step is None else f"training resumes from step {step}")]
         )
@@ -99,10 +83,11 @@ class TrainingRun:
                 return
             if self._context.stopping.is_set():
                 raise WorkerStoppingError
-            code = -signal.SIGTERM if code == EXIT_INTERRUPTED else code
+            code = -signal.SIGTERM if code == child_process.EXIT_INTERRUPTED else code
             if code > 0:
                 self._raise_failure(code, error)
-            # a signal killed it, possibly the kernel's for lack of memory: the recipe and the data need not be wrong
+            # it was killed by a signal, perhaps for lack of memory: the recipe and the data may be
+            # valid
             signal_name = signal.Signals(-code).name
             kills = 1 if self.reported.furthest_step > furthest else kills + 1
             if kills >= self._context.settings.max_attempts:
@@ -112,17 +97,20 @@ class TrainingRun:
 
     def _raise_failure(self, code: int, error: str) -> None:
         """Raise the TrainingFailedError that explains a positive exit code."""
-        title = {EXIT_DIVERGED: "Training diverged", EXIT_TOO_LARGE: "Training too large"}.get(code)
+        title = {
+            child_process.EXIT_DIVERGED: "Training diverged",
+            child_process.EXIT_TOO_LARGE: "Training too large",
+        }.get(code)
         if title is None:
             title = "Training failed"
-            raise_if_disk_was_full(self._context.settings, self.folder, error)
+            limits.raise_if_disk_was_full(self._context.settings, self.folder, error)
             if not error:
                 detail = f"its process exited with code {code}, an internal error; {describe_checkpoint(self.folder)}"
                 raise TrainingFailedError(title, detail, 500)
         raise TrainingFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
 
     def restore_reported(self) -> None:
-        """Read from the job's events what an earlier worker has reported."""
+        """Read from the job's events what was already reported."""
         self.reported = reported = Reported(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":
@@ -134,8 +122,9 @@ class TrainingRun:
     # --- the child process ---
 
     def _command(self) -> list[str]:
+        """Return the command line of the child process."""
         wanted = self.request.get("gpus", 1)
-        recipe, folder = str(self.folder / "asked.json"), str(self.folder)
+        recipe, folder = str(self.folder / run_folder.RECIPE_FILE), str(self.folder)
         command = self._children.command("train", recipe, "--out", folder, "--resume", *self._children.common_options())
         if min(wanted, self._devices) > 1:
             command += ["--gpus", str(min(wanted, self._devices))]
@@ -144,42 +133,42 @@ class TrainingRun:
         return command
 
     def _run_process(self) -> tuple[int, str]:
-        """Run the child process to its exit. Returns its exit code and the error that it wrote, if any."""
+        """Run the child process until it exits; return its exit code and error message, or ""."""
         stall_s = self._context.settings.training_stall_s
         with self._children.start(self._command(), self.folder / "log") as child:
             process = _Process(child)
             while child.poll() is None:
                 self.check_process(process)
                 if self._idle_s(process) > stall_s:
-                    kill(child)
+                    child_process.kill(child)
                     event = message_event(f"no progress for {stall_s:.0f} s: the process was killed")
                     self._append_events([event], charge_attempt=True)
                     return -signal.SIGKILL, ""
                 if self._context.stopping.is_set():
-                    return stop(child), ""
+                    return child_process.stop(child), ""
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(POLL_S)
+                    child.wait(child_process.POLL_S)
         if child.returncode == 0:
             self.report()
-        return child.returncode, last_error(self.folder / "log")
+        return child.returncode, run_folder.last_error(self.folder / "log")
 
     def check_process(self, process: _Process) -> None:
-        """Report what a run has written, and stop it if the job was paused, cancelled or claimed by another worker.
+        """Report the progress of a run, and check its claim and its limits.
 
-        Raises ClaimLostError or TrainingFailedError, with the child process stopped.
+        If one fails, stop the child process and raise ClaimLostError or TrainingFailedError.
         """
         now = time.monotonic()
         try:
             self.report()
             self._context.check_claim(self.job)
-            if now >= process.limits_checked + LIMIT_CHECK_S:
+            if now >= process.limits_checked + child_process.LIMIT_CHECK_S:
                 process.limits_checked = now
-                check_limits(self._context.settings, self.folder, process.child.pid, now - process.started)
+                limits.check_limits(self._context.settings, self.folder, process.child.pid, now - process.started)
         except ClaimLostError:
-            stop(process.child)
+            child_process.stop(process.child)
             raise
         except TrainingFailedError as error:
-            stop(process.child)
+            child_process.stop(process.child)
             raise error.with_detail(describe_checkpoint(self.folder)) from error
         except redis.RedisError:
             log.warning("queue server unavailable; the training continues")
@@ -187,8 +176,8 @@ class TrainingRun:
             log.warning("run not checked; the training continues", exc_info=True)
 
     def _idle_s(self, process: _Process) -> float:
-        """Return for how long a run has written nothing; one that hangs in native code writes nothing."""
-        file_times = modification_times(self.folder)
+        """Return for how many seconds the child process has written no file."""
+        file_times = run_folder.modification_times(self.folder)
         if file_times != process.file_times:
             process.file_times, process.written = file_times, time.monotonic()
         return time.monotonic() - process.written
@@ -196,14 +185,17 @@ class TrainingRun:
     # --- events ---
 
     def report(self) -> None:
-        """Write events of what the run has written since the last call. Raises ClaimLostError."""
+        """Append events for what the child process has written since the last call.
+
+        Raises ClaimLostError.
+        """
         reported, further = self.reported, False
         events: list[Event] = []
-        for line in read_json_lines(self.folder / "metrics.jsonl"):
+        for line in run_folder.read_json_lines(self.folder / "metrics.jsonl"):
             if line["epoch"] > reported.epochs:
                 events.append(Event("metrics", line))
                 reported.epochs = line["epoch"]
-        state = read_json(self.folder / "progress.json")
+        state = run_folder.read_json(self.folder / "progress.json")
         if state:
             checkpoint = state["checkpoint"]
             if checkpoint and (reported.checkpoint is None or checkpoint["steps"] > reported.checkpoint["step_number"]):
@@ -231,10 +223,5 @@ class TrainingRun:
                 self._context.publish_preview(self.job.id, file.read_bytes())
                 self.reported.preview_time_ns = written
 
-    def _append_events(
-        self, events: list[Event], *, reset_attempts: bool = False, charge_attempt: bool = False
-    ) -> None:
-        progress = self.reported.progress
-        self._context.append_events(
-            self.job, events, progress, reset_attempts=reset_attempts, charge_attempt=charge_attempt
-        )
+    def _append_events(self, events: list[Event], **attempts: bool) -> None:
+        self._context.append_events(self.job, events, self.reported.progress, **attempts)

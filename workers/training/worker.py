@@ -1,10 +1,8 @@
-"""The training worker, `python -m workers.training`: claims jobs from the job store and runs them,
-one per thread.
+"""The training worker, `python -m workers.training`: claims jobs from the job store and runs them.
 
-A message on a list of the training queue wakes an idle worker; the job store alone says which jobs
-there are. A training's state is in its run folder, so another worker resumes it from the last
-checkpoint, with the same bits. Auxiliary jobs (dry runs, imports, publications) are short and run
-in threads beside the training.
+One thread runs trainings, the others run auxiliary jobs, which are short. Jobs are only in the job
+store; a message on a Redis list wakes an idle worker. The state of a training is in its run folder,
+so that another worker can resume it from the last checkpoint, with the same result to the bit.
 """
 
 import logging
@@ -38,8 +36,13 @@ from core.startup import QueueGuard, check, errors_end_the_program, load_setting
 from core.storage import INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
-from workers.training.context import JobContext
-from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError, disk_full_error
+from workers.training.context import (
+    ClaimLostError,
+    JobContext,
+    TrainingFailedError,
+    WorkerStoppingError,
+    disk_full_error,
+)
 from workers.training.publication import VersionPublisher
 from workers.training.training_run import TrainingRun
 
@@ -47,16 +50,17 @@ log = logging.getLogger(__name__)
 
 CLEANUP_S = 1.0
 QUICK_AUXILIARY_KINDS = ("import", "publication")
+# a machine without these has no GPU; then the child process that counts GPUs, some seconds long, is
+# not started
 GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Without one of these there is no GPU, and no need for a child process of some seconds that counts them."""
 
 
 # See docs/decisions.md#the-training-worker-imports-neither-torch-nor-celery
 class TrainingWorker:
-    """One thread that runs trainings and some that run auxiliary jobs, each claiming jobs of its kinds."""
+    """A training worker: one thread for trainings, and several for auxiliary jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the stores; no thread runs before `start`."""
+        """Open the stores. `start` starts the threads."""
         self.context = JobContext(settings)
         self.children = ChildProcesses(self.context)
         self.publisher = VersionPublisher(self.context, self.children)
@@ -74,9 +78,10 @@ class TrainingWorker:
     # --- life ---
 
     def start(self) -> None:
-        """Run jobs until `stop` is called; return when all threads have ended."""
+        """Run jobs until `stop` is called; return when all threads have stopped."""
         kinds_by_thread: dict[str, tuple[str, ...]] = {"trainer": (TRAINING,)}
-        # one thread of several runs no dry runs: however many slow ones there are, an import does not wait for them
+        # the last of several threads runs no dry runs, which are slow, so that imports need not
+        # wait for them
         count = self.context.settings.auxiliary_workers
         for number in range(count):
             quick = count > 1 and number == count - 1
@@ -94,12 +99,12 @@ class TrainingWorker:
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
-        """Have child processes write their checkpoints, and end."""
+        """Let child processes write their checkpoints, then stop."""
         self.state = "draining"
         self.context.stopping.set()
 
     def _heartbeat(self) -> None:
-        """Renew leases, publish the heartbeat, requeue jobs with lapsed leases and release unused datasets."""
+        """Renew leases, publish the heartbeat, requeue expired jobs, and release unused datasets."""
         job_store = self.context.job_store
         if self._running:
             best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
@@ -128,21 +133,21 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Find out which extra families this worker can train, and on how many devices."""
+        """Find the extra families that this worker can train, and its number of devices."""
         best_effort(self._write_families)
         best_effort(self._count_devices)
         if self.devices is None and not self.context.stopping.is_set():
             self.devices = 1
 
     def _count_devices(self) -> None:
-        """Count the devices that one training can use: all GPUs, or the one device of the settings."""
+        """Count the devices for a training: all GPUs, or the one device that the settings name."""
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
         printed = self.children.query("devices") if several else None
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write down the families in the folder of extra models, for the API to read."""
+        """Write the families of the folder of extra models to a file that the API reads."""
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
             return
@@ -156,7 +161,7 @@ class TrainingWorker:
     # --- jobs ---
 
     def _run_jobs(self, kinds: tuple[str, ...]) -> None:
-        """Claim and run jobs of these kinds, one after another, until this worker stops."""
+        """Claim and run jobs of these kinds, one at a time, until this worker stops."""
         while not self.context.stopping.is_set():
             try:
                 job = self._claim(kinds)
@@ -174,7 +179,10 @@ class TrainingWorker:
                 best_effort(lambda: self.context.publish_job_update(job.id))  # noqa: B023 - called at once
 
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
-        """Claim a job. One thread at a time, so that each sees which owners' jobs the others run."""
+        """Claim the next job of these kinds.
+
+        Threads claim in turn, so that they see each other's jobs.
+        """
         with self._claim_lock:
             lease_s = self.context.settings.job_lease_s
             skip_owners = self._saturated_owners(kinds)
@@ -184,9 +192,10 @@ class TrainingWorker:
             return None
 
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
-        """Return the owners whose auxiliary jobs must wait, so that no owner occupies all threads.
+        """Return the owners that already run as many auxiliary jobs as one owner may.
 
-        Without API keys every job has the owner "", which is not limited.
+        Two threads are left to other owners. Without API keys all jobs have the owner "", which is
+        not limited.
         """
         if TRAINING in kinds:
             return []
@@ -195,14 +204,17 @@ class TrainingWorker:
         return [owner for owner, count in running.items() if owner and count >= limit]
 
     def _wait_for_wakeup(self) -> None:
-        """Wait for a wake-up message, at most a second: a message can be lost, so the job store is polled as well."""
+        """Wait at most a second for a wake-up message.
+
+        Messages can be lost, so the job store is polled too.
+        """
         try:
             self._training_queue.blpop([TRAINING_WAKEUP], timeout=1)
         except (redis.RedisError, OSError):
             self.context.stopping.wait(1.0)
 
     def run_job(self, job: Job) -> None:
-        """Run a claimed job. It is completed, failed, deferred or requeued when this returns."""
+        """Run a claimed job, then complete, fail, defer or requeue it."""
         run: dict[str, Any] = {
             TRAINING: self.train,
             "estimate": self.auxiliary.estimate,
@@ -240,7 +252,7 @@ class TrainingWorker:
         self.context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def remove_scratch(self, job: Job) -> None:
-        """Remove the files of an auxiliary job that has ended; those of a requeued one stay."""
+        """Delete the files of an auxiliary job that has ended; a requeued job needs them."""
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
-from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, summed, window
+from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, window, with_acceptance_rate
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from tests.api.telling import opened
@@ -109,13 +109,13 @@ def test_numbered_fields_are_one_list_in_json() -> None:
         assert arrays["layers.10"].shape == (2, 11)
 
 
-def test_acceptance_is_summed_over_all_rows() -> None:
+def test_acceptance_is_with_acceptance_rate_over_all_rows() -> None:
     """Accepted over proposed, not the mean of the rows' own rates; without proposals there is none."""
     fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
-    assert summed(fields)["acceptance_rate"] == 0.25
-    assert About("m", "1", 0).headers(summed(fields))["Reverie-Acceptance-Rate"] == "0.25"
-    assert summed({**fields, "proposals": np.zeros(3, np.int64)}).keys() == fields.keys()
-    assert summed({"accepted": np.array([True])}).keys() == {"accepted"}
+    assert with_acceptance_rate(fields)["acceptance_rate"] == 0.25
+    assert About("m", "1", 0).headers(with_acceptance_rate(fields))["Reverie-Acceptance-Rate"] == "0.25"
+    assert with_acceptance_rate({**fields, "proposals": np.zeros(3, np.int64)}).keys() == fields.keys()
+    assert with_acceptance_rate({"accepted": np.array([True])}).keys() == {"accepted"}
 
 
 def _asked(**headers: str) -> Request:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from api.fields import WHOLE
+from api.schemas.common import WHOLE
 from core.catalog.numbers import canonical, whole, whole_numbers
 
 SCHEMA = {

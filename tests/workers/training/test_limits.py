@@ -13,7 +13,7 @@ import pytest
 from core.broker.codec import pack
 from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
 from tests.training_jobs import taken
-from workers.training.errors import ClaimLostError, TrainingFailedError
+from workers.training.context import ClaimLostError, TrainingFailedError
 from workers.training.worker import TrainingWorker
 
 

@@ -23,7 +23,7 @@ from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.training_jobs import taken
-from workers.training.errors import ClaimLostError, TrainingFailedError, WorkerStoppingError
+from workers.training.context import ClaimLostError, TrainingFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
 from workers.training.publication import Measurement
 from workers.training.run_folder import last_error, read_json_lines

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.errors import InvalidError
-from api.form_fields import given, option_value
+from api.request_content import option_value, unique_fields
 from core.datasets.store import Datasets
 from core.imaging.pictures import png
 from tests.api.telling import ENLARGE, TINY, opened, problem
@@ -103,9 +103,9 @@ def test_an_empty_required_field_is_named(client: httpx.Client, datasets: Datase
 
 def test_an_empty_field_beside_a_filled_one_is_no_contradiction() -> None:
     """The filled one counts; two filled ones are refused."""
-    assert given([("seed", ""), ("seed", "3"), ("count", "")]) == {"seed": "3"}
+    assert unique_fields([("seed", ""), ("seed", "3"), ("count", "")]) == {"seed": "3"}
     with pytest.raises(InvalidError, match="seed"):
-        given([("seed", "3"), ("seed", "3")])
+        unique_fields([("seed", "3"), ("seed", "3")])
 
 
 def test_an_option_s_schema_says_what_its_text_is() -> None:

@@ -1,20 +1,28 @@
-"""Training requests: validated against family and dataset, and inserted as jobs."""
+"""Jobs for the training workers: trainings, and auxiliary jobs, which are short."""
 
 import asyncio
 import hashlib
-import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-import redis
 from starlette.requests import Request
 
 from api.access import caller_of
 from api.auth import Caller
-from api.auxiliary_jobs import auxiliary_row
-from api.errors import ConflictError, GoneError, InvalidError, MalformedError, NotFoundError, OverloadedError
+from api.errors import (
+    ConflictError,
+    GoneError,
+    InvalidError,
+    ModelFailedError,
+    NotFoundError,
+    OverloadedError,
+    request_id_of,
+)
+from api.routes.operations import idempotency_key
 from api.schemas.trainings import TrainingBody
 from api.state import AppState
+from core.broker.codec import unpack
 from core.catalog.families import load_families
 from core.catalog.numbers import canonical
 from core.catalog.recipes import resolve_recipe
@@ -22,42 +30,67 @@ from core.catalog.registry import ModelVersion
 from core.catalog.validation import InvalidOptionsError
 from core.jobs.records import TRAINING, IdempotencyKey, Job
 
-_KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
+
+def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0) -> Job:
+    """Return the record of a new job for the training workers."""
+    owner, request_id = caller_of(request.scope).name, request_id_of(request)
+    return Job(kind=kind, owner=owner, model=model, method=kind, request=body, request_id=request_id, seed=seed)
 
 
-async def training_devices(state: AppState) -> int | None:
-    """Return the devices of the best equipped training worker; None if none reports them."""
-    try:
-        return await state.job_service.training_devices()
-    except (redis.RedisError, OSError):
-        return None
+async def run_auxiliary_job(
+    state: AppState, caller: Caller, row: Job, wait_s: float, committed: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any] | None, Job]:
+    """Insert an auxiliary job, wait at most `wait_s` seconds, and return its result and the job.
+
+    The result is None if the job has not ended in time. `committed` is called when the row is
+    committed, before the wait. Raises the ProblemError that the worker reported.
+    """
+    async with state.quotas.job(caller):
+        await state.job_service.write(lambda job_store: job_store.insert(row))
+    committed()
+    await state.job_service.wake_training_workers(row.id)
+    job = await state.job_service.wait(row.id, row.owner, wait_s) or row
+    if job.status == "succeeded":
+        chunks = await state.job_service.read(lambda job_store: job_store.result(row.id))
+        return dict(unpack(chunks[0].data or b"")), job
+    if (problem := job.problem) is not None:
+        if problem["status"] == InvalidError.status:
+            raise InvalidError(problem["detail"], job_id=row.id)
+        raise ModelFailedError.of(problem)
+    return None, job
 
 
 async def check_devices(state: AppState, gpus: int) -> None:
-    """Raise the ProblemError for a training that requests more devices than there are."""
+    """Raise InvalidError if a training requests more devices than a training worker has.
+
+    Raises OverloadedError if no worker reports its devices.
+    """
     if gpus == 1:
         return  # accepted even if no training worker is alive yet
-    devices = await training_devices(state)
+    devices = await state.job_service.training_devices()
     if devices is None:
         raise OverloadedError(
             "no training worker is running that says how many devices it has; start one (python -m workers.training), "
             "or leave `gpus` at 1",
-            headers={"Retry-After": "10"},
+            retry_after_s=10,
         )
     if gpus > devices:
         detail = f"{gpus} is more than the {devices} device{'s' * (devices > 1)} of the training workers here"
-        raise InvalidError(f"gpus: {detail}", errors=[{"field": "gpus", "detail": detail}])
+        raise InvalidError.in_field("gpus", detail)
 
 
 async def training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
-    """Return the row of a training, or of its dry run. Raises the ProblemError for a recipe that is not valid."""
+    """Return the record of a new training or dry run.
+
+    Raises a ProblemError if its recipe is not valid.
+    """
     recipe = await asyncio.to_thread(_resolve_recipe, state, caller_of(request.scope), body)
     stored = {**body.model_dump(exclude={"recipe"}), "recipe": recipe}
     return auxiliary_row(request, "estimate" if body.dry_run else TRAINING, body.name, stored, seed=recipe["seed"])
 
 
 def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict[str, Any]:
-    """Return the whole recipe. Raises the ProblemError that says what is wrong with it."""
+    """Return the complete recipe. Raises InvalidError or NotFoundError."""
     known = load_families(state.settings)
     if body.family not in known:
         detail = f"no family {body.family[:60]!r}; there are: {', '.join(known)}"
@@ -77,7 +110,7 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
 
 
 def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
-    """Return why a model of this family and config cannot be a version of the active one's model; "" if it can."""
+    """Return why a model of this family and config does not fit the active version, or ""."""
     if active.card.family != family:
         return f"{active.name} is of the family {active.card.family}"
     shape = tuple(config.get(side, getattr(active.image, side)) for side in ("channels", "height", "width"))
@@ -88,9 +121,10 @@ def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
 
 # See docs/decisions.md#a-model-name-has-one-training-at-a-time
 async def insert_training(state: AppState, request: Request, body: TrainingBody, row: Job) -> Job:
-    """Insert a training and wake the training workers; under an Idempotency-Key, return the one inserted first.
+    """Insert a training and wake the training workers; return its job.
 
-    Raises ConflictError where another training of the model is unfinished, InvalidError, NotFoundError, GoneError.
+    A repeated Idempotency-Key returns the first request's job. Raises ConflictError if another
+    training of the model is unfinished, and InvalidError, NotFoundError or GoneError.
     """
     key = _idempotency_key(request, state, body)
     async with state.quotas.job(caller_of(request.scope), training=True):
@@ -99,7 +133,7 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
         )
     if added.conflict:
         detail = f"a training of {body.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
-        raise await conflict_with(state, row.owner, added.job_id, detail, "training_id")
+        raise await _conflict_with(state, row.owner, added.job_id, detail, "training_id")
     if added.fingerprint and added.fingerprint != _fingerprint(body):
         raise InvalidError(
             "this Idempotency-Key was used with another body; send the same body or another key", job_id=added.job_id
@@ -122,16 +156,12 @@ def _idempotency_key(request: Request, state: AppState, body: TrainingBody) -> I
     header = request.headers.get("idempotency-key")
     if header is None:
         return None
-    match = _KEY.fullmatch(header.strip())
-    if match is None:
-        raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    return IdempotencyKey(
-        "POST /v1/trainings", match.group(1), _fingerprint(body), state.settings.idempotency_key_ttl_s
-    )
+    ttl_s = state.settings.idempotency_key_ttl_s
+    return IdempotencyKey("POST /v1/trainings", idempotency_key(header), _fingerprint(body), ttl_s)
 
 
 async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id: str) -> bool:
-    """Keep a dataset from deletion for a training; return whether it is there, and the caller may still use it."""
+    """Protect a dataset from deletion during a training; return False if it cannot be used."""
     if not await asyncio.to_thread(state.datasets.use, dataset, job_id):
         return False
     await state.permissions.refresh()
@@ -142,7 +172,7 @@ async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id:
 
 
 async def insert_publication(state: AppState, request: Request, training: Job) -> Job:
-    """Insert a job that makes a training's last checkpoint a version. Raises ConflictError."""
+    """Insert a job that publishes the last checkpoint of a training. Raises ConflictError."""
     body = {**training.request, "training": training.id}
     row = auxiliary_row(request, "publication", training.model, body, training.seed)
     caller = caller_of(request.scope)
@@ -150,16 +180,18 @@ async def insert_publication(state: AppState, request: Request, training: Job) -
     async with state.quotas.job(caller):
         added = await state.job_service.write(lambda job_store: job_store.insert(row, exclusive=True))
     job = await state.job_service.get(added.job_id, row.owner) or row
-    # a publication of the same training that is unfinished is the same one; that of another training is a conflict
+    # an unfinished publication of the same training is returned; one of another training is a
+    # conflict
     same = job.id == added.job_id and job.request["training"] == training.id
     if added.conflict and not same:
         detail = f"a publication of {training.model} is {added.conflict}; wait for its end, then publish this run"
-        raise await conflict_with(state, row.owner, added.job_id, detail, "job_id")
+        raise await _conflict_with(state, row.owner, added.job_id, detail, "job_id")
     await state.job_service.wake_training_workers(added.job_id)
     return job
 
 
-async def conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> ConflictError:
-    """Return the error for a job that another one excludes; it names the other one's id to its owner alone."""
+async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> ConflictError:
+    """Return the error for a conflict with a job; `field` has its id if it is the owner's."""
     other = await state.job_service.get(job_id, owner)
-    return ConflictError(detail, headers={"Retry-After": "2"}, **({field: other.id} if other else {}))
+    more: dict[str, Any] = {field: other.id} if other else {}
+    return ConflictError(detail, retry_after_s=2, **more)
