@@ -29,10 +29,10 @@ OTHER_FILES = 512  # file descriptors besides connections: databases, the queue 
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that sets `draining` when it begins to stop."""
+    """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        """Serve `app`."""
+        """Serve `app`, which is also the application of `config`."""
         super().__init__(config)
         self._app = app
 

@@ -1,4 +1,4 @@
-"""Access control of requests: host, origin, API key, rate and role, in this order."""
+"""Access control: checks host, origin, API key, request rate and role of a request."""
 
 import re
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ _PATTERNS = [
 
 
 def rule_of(method: str, path: str) -> Rule:
-    """Return the rule of a request's route."""
+    """Return the access rule for a method and path."""
     if method in SAFE_METHODS:
         return _READ
     rule = RULES.get((method, path))
@@ -72,16 +72,16 @@ def rule_of(method: str, path: str) -> Rule:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Return the caller of an admitted request."""
+    """Return the caller that `AccessControl.refusal` has stored in the scope."""
     caller: Caller = scope.get("reverie_caller", ANONYMOUS)
     return caller
 
 
 class AccessControl:
-    """The access checks of one API process."""
+    """Checks each request of one API process before a route sees it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the key file. Raises ValueError, OSError."""
+        """Read the key file. Raises ValueError if a line is not valid, and OSError."""
         self.keys = Keys(settings.api_keys)
         self._hosts = HostCheck(allowed_hosts(settings))
         self._origins = OriginCheck(allowed_origins(settings))
@@ -142,7 +142,7 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
-    """Return the error for a request over a limit of its caller."""
+    """Return the error (429) for a request that exceeds the limit `limit` of its caller."""
     headers = {"Retry-After": str(retry_after_s)}
     return TooManyRequestsError(
         f"{detail}; GET /v1/me shows your limits and what you use", headers=headers, limit=limit

@@ -1,4 +1,4 @@
-"""The application factory: makes the ASGI application of the settings."""
+"""The application factory: creates the FastAPI application."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ ROUTERS: tuple[APIRouter, ...] = tuple(
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application with these settings, or with those of the environment."""
+    """Create the application. The settings are read from the environment by default."""
     settings = settings or settings_of_environment()
     set_up(settings.log_level, "api")
     state = create_state(settings)
@@ -62,7 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Start the services, and stop them when the application shuts down."""
+    """Start the services when the application starts, and stop them when it shuts down."""
     state: AppState = app.state.services
     await state.batch_sender.start()
     await state.job_service.start()

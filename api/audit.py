@@ -13,13 +13,13 @@ _DETAILS = "reverie_audit"
 
 
 def record(action: str, *, owner: str, resource: str, status: int, request_id: str, **details: Any) -> None:
-    """Write a line: owner, action, resource and outcome."""
+    """Write a line to the audit log. `status` is the HTTP status of the response."""
     fields = {"owner": owner, "action": action, "resource": resource, "outcome": outcome(status), "status": status}
     log.info("audit", extra={**fields, "request_id": request_id, **details})
 
 
 def outcome(status: int) -> str:
-    """Return the outcome that a status means."""
+    """Return the outcome of a request as a word for the audit log."""
     if status == 499:
         return "client disconnected"
     if status == 202:
@@ -28,11 +28,11 @@ def outcome(status: int) -> str:
 
 
 def describe(request: Request, **details: Any) -> None:
-    """Add details to the request's line, such as the activated version."""
+    """Add details, such as the activated version, to the request's line in the audit log."""
     request.scope.setdefault(_DETAILS, {}).update(details)
 
 
 def details_of(scope: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Return the details that a route has added."""
+    """Return the details that a route has added with `describe`."""
     details: dict[str, Any] = scope.get(_DETAILS, {})
     return details

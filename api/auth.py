@@ -1,4 +1,4 @@
-"""API keys, which are looked up by their SHA-256 and reloaded at run time, and callers' roles."""
+"""Callers and their API keys. The key file is read again when it changes."""
 
 import logging
 import os
@@ -18,9 +18,10 @@ _CHECK_S = 0.5  # the key file's modification time is checked at most so often
 
 @dataclass(frozen=True)
 class Caller:
-    """The caller of a request: the name of its key, empty without keys, and its roles.
+    """The caller of a request: the name of its API key (empty without keys) and its roles.
 
-    `limits` holds the limits of this key that differ from the settings.
+    `limits` has those limits of the key that differ from the settings. `key_expires_at` is in
+    seconds since the epoch.
     """
 
     name: str
@@ -39,14 +40,14 @@ class Caller:
 
     @property
     def key_expiry(self) -> str | None:
-        """When the key expires, as ISO 8601, or None."""
+        """When the key expires, as ISO 8601; None if it does not expire."""
         if self.key_expires_at is None:
             return None
         return datetime.fromtimestamp(self.key_expires_at, UTC).isoformat(timespec="seconds")
 
     @property
     def is_admin(self) -> bool:
-        """Whether the caller may change what others own."""
+        """Whether the caller may change the resources of all owners."""
         return "admin" in self.roles
 
 
@@ -55,13 +56,10 @@ VISITOR = Caller("", frozenset({"read"}))  # a caller without a key, if the serv
 
 
 class Keys:
-    """Callers by the SHA-256 of their key; without a key file, every request is anonymous."""
+    """Finds the callers of API keys. Without a key file, all callers are anonymous."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file.
-
-        Raises ValueError for a line of another shape, OSError for a file that cannot be read.
-        """
+        """Read the key file. Raises ValueError if a line is not valid, and OSError."""
         self._path = path
         self._callers: dict[str, Caller] = {}
         self._stamp: tuple[int, int, int] | None = None
@@ -71,7 +69,7 @@ class Keys:
 
     @property
     def used(self) -> bool:
-        """Whether a key is needed."""
+        """Whether requests need an API key."""
         return self._path is not None
 
     def caller(self, authorization: bytes) -> Caller | None:

@@ -1,4 +1,4 @@
-"""CORS: lets pages of allowed origins call the service."""
+"""CORS: lets web pages of allowed origins call the service."""
 
 from uuid import uuid4
 
@@ -19,10 +19,10 @@ CORS_RESPONSE_HEADERS = (
 
 
 class ProblemCORSMiddleware(CORSMiddleware):
-    """Starlette's middleware, with refusals as `application/problem+json`."""
+    """Starlette's CORS middleware, with errors as `application/problem+json`."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return the response of a preflight request."""
+        """Return the response to a preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

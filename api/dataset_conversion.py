@@ -26,7 +26,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 # See docs/decisions.md#a-child-process-of-the-api-converts-datasets
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
-    """Convert the file FOLDER/file to a dataset; return its description. Raises a ProblemError."""
+    """Convert the upload `folder / "file"` and return the dataset's description.
+
+    The dataset is written to the same folder. Raises a ProblemError.
+    """
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
     try:
         code, output, errors = await _run(request, command, settings.conversion_timeout_s)

@@ -1,4 +1,4 @@
-"""Dependencies of routes: the services, the caller, and the resource that a path names."""
+"""FastAPI dependencies of routes: the services, the caller, and the job in the path."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
 async def get_state(request: Request) -> AppState:
-    """Return the services of the application."""
+    """Return the application's services."""
     state: AppState = request.app.state.services
     return state
 

@@ -22,12 +22,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def words(text: str) -> list[str]:
-    """Return the parts of a comma-separated setting."""
+    """Split a comma-separated setting; leave out empty parts."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server on this address."""
+    """Return whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -60,7 +60,7 @@ def check_settings(chosen: Settings) -> None:
 
 
 def exit_if_refused(chosen: Settings) -> None:
-    """Exit with status 1 and one sentence if `check_settings` raises."""
+    """Check the settings; if they are not safe, print why and exit with status 1."""
     try:
         check_settings(chosen)
     except ValueError as error:
@@ -80,10 +80,7 @@ def _check_key_file(path: Path) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed hosts, lower-case and without port; empty if any is allowed.
-
-    Raises ValueError.
-    """
+    """Return the allowed hosts in lower case; empty if all are allowed. Raises ValueError."""
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:
         if not _HOST.fullmatch(host):
@@ -92,7 +89,7 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def allowed_origins(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed foreign origins, such as https://example.com. Raises ValueError."""
+    """Return the allowed cross origins, such as https://example.com. Raises ValueError."""
     origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@?#\s]+", origin):
@@ -101,7 +98,7 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
 
 
 def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
-    """Return the networks of trusted proxies. Raises ValueError."""
+    """Return the IP networks of trusted proxies. Raises ValueError."""
     try:
         return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))
     except ValueError as error:
@@ -109,7 +106,7 @@ def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
 
 
 def _name(host: str) -> str:
-    """Return a host without its port."""
+    """Return the host of a Host header, in lower case and without its port."""
     host = host.strip().lower()
     if host.startswith("["):
         return host.partition("]")[0] + "]"
@@ -117,10 +114,10 @@ def _name(host: str) -> str:
 
 
 class HostCheck:
-    """Checks that a request names an allowed host, which stops DNS rebinding."""
+    """Checks the Host header of requests against the allowed hosts. Prevents DNS rebinding."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
-        """Allow these hosts, `*.` for subdomains; any if there are none."""
+        """Allow these hosts; all if there are none. `*.example.com` stands for its subdomains."""
         self._any = not hosts or "*" in hosts
         self._names = frozenset(host for host in hosts if not host.startswith("*"))
         self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
@@ -138,10 +135,10 @@ class HostCheck:
 
 
 class OriginCheck:
-    """Checks the Origin header, which browsers send, of unsafe methods. Prevents CSRF."""
+    """Checks the Origin header, which browsers send. Prevents cross-site request forgery."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
-        """Allow these origins besides the service's own."""
+        """Allow the service's own origin and these origins."""
         self._any = "*" in origins
         self._origins = frozenset(origins)
 
@@ -165,10 +162,10 @@ class OriginCheck:
 
 
 def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
-    """Return the client's address: the peer's, or the one that trusted proxies report.
+    """Return the IP address of the client; for an IPv6 address, its /64 network.
 
-    Of X-Forwarded-For the last address counts that no trusted proxy has; an IPv6 address counts by
-    its /64 network.
+    If the peer is a trusted proxy, the client is the last address in X-Forwarded-For that is not a
+    trusted proxy.
     """
     address = _parsed(peer)
     if address is not None and _trusted(address, proxies):

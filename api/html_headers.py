@@ -31,7 +31,7 @@ def add_html_headers(start: Message) -> None:
 
 
 def policy_of(page: str) -> str:
-    """Return a Content-Security-Policy that lets a page's own inline scripts run, and no others."""
+    """Return a Content-Security-Policy that allows only the inline scripts of this page."""
     hashes = (
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _INLINE_SCRIPT.findall(page)
     )

@@ -1,4 +1,4 @@
-"""Events of jobs for event streams: each job is read once for all of its listeners."""
+"""Server-sent events of jobs. Each job is read once for all clients that listen to it."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,10 @@ _WAKE_GROUP = 32  # listeners that are woken before other requests are served
 
 @dataclass(frozen=True)
 class JobEvent:
-    """An event as it is sent; `last` if it says that the job has ended."""
+    """An event of a job and its text as a server-sent event.
+
+    `last`: it is the status event of a job that has ended.
+    """
 
     seq: int
     name: str
@@ -37,7 +40,7 @@ class JobEvent:
 
     @classmethod
     def of(cls, event: Event) -> "JobEvent":
-        """Return an event of the job store as it is sent."""
+        """Convert an event of the job store."""
         data = orjson.dumps(event.data).decode()
         last = event.name == "status" and event.data["status"] in TERMINAL
         text = f"id: {event.seq}\nevent: {event.name}\ndata: {data}\n\n"
@@ -46,7 +49,10 @@ class JobEvent:
 
 @dataclass
 class _Feed:
-    """The events of one job, from the first on, and its listeners."""
+    """The events of one job so far, its newest preview, and its listeners.
+
+    `stale`: the job store may have newer events. `previews` counts the previews.
+    """
 
     job_id: str
     events: list[JobEvent] = field(default_factory=list)
@@ -59,15 +65,15 @@ class _Feed:
     preview_at: float = 0.0
 
     def after(self, seq: int) -> list[JobEvent]:
-        """Return the events above a number: they are numbered from 1 without gaps."""
+        """Return the events after number `seq`; events are numbered from 1 without gaps."""
         return self.events[max(0, seq) :]
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a listener gets: new events, whether there is a new preview, and whether the job exists.
+    """New events for a listener, whether there is a new preview, and whether the job exists.
 
-    After a while without an event, an update without events keeps the connection alive.
+    Without events for `KEEP_ALIVE_S` seconds, an empty update keeps the connection alive.
     """
 
     events: list[JobEvent]
@@ -76,7 +82,7 @@ class Update:
 
 
 class JobEvents:
-    """The feeds of all jobs that have listeners."""
+    """The events of all jobs that have listeners."""
 
     def __init__(
         self,
@@ -84,7 +90,7 @@ class JobEvents:
         exists: Callable[[str], Awaitable[bool]],
         preview: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
-        """Use functions that return new events of a job, whether it exists, and its preview."""
+        """Set functions that return a job's new events, whether it exists, and its preview."""
         self._read = read
         self._exists = exists
         self._preview = preview
@@ -96,7 +102,7 @@ class JobEvents:
         return self._feeds.keys()
 
     def wake(self, job_id: str) -> None:
-        """Read a job's events again, because it has changed."""
+        """Read a job's events again; call this when the job has changed."""
         feed = self._feeds.get(job_id)
         if feed is not None:
             feed.stale = True
@@ -104,7 +110,7 @@ class JobEvents:
                 feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
 
     def close(self) -> None:
-        """Stop all reads."""
+        """Cancel all reads of the job store."""
         for feed in self._feeds.values():
             if feed.reader is not None:
                 feed.reader.cancel()
@@ -170,7 +176,7 @@ class JobEvents:
 
 
 class StreamLimit:
-    """A limit on the number of open event streams per caller."""
+    """Limits the number of open event streams of each caller."""
 
     def __init__(self, limit: int) -> None:
         """Allow `limit` streams per caller."""
@@ -179,7 +185,7 @@ class StreamLimit:
 
     @contextlib.contextmanager
     def hold(self, caller: str) -> Iterator[None]:
-        """Count a stream while the block runs."""
+        """Count a stream of the caller while the block runs."""
         self._open[caller] += 1
         try:
             yield
@@ -205,15 +211,12 @@ class OpeningPace:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with a full burst; `clock` gives seconds and never goes back."""
+        """`clock` returns seconds and is monotonic."""
         self._clock = clock
         self._next_at = float("-inf")
 
     def delay_s(self) -> float:
-        """Return how long the next stream waits before it is opened.
-
-        Raises OverloadedError where that is too long.
-        """
+        """Return the seconds that the next stream has to wait. Raises OverloadedError."""
         now = self._clock()
         next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)
         if next_at - now > MAX_OPENING_DELAY_S:
@@ -225,10 +228,10 @@ class OpeningPace:
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events that counts against the limit while it is open."""
+    """A response of server-sent events, counted by a StreamLimit while it is open."""
 
     def __init__(self, content: AsyncIterator[str], limit: StreamLimit, caller: str) -> None:
-        """Prepare the response. Raises TooManyRequestsError if the caller has reached the limit."""
+        """Send `content` to the caller. Raises TooManyRequestsError if the limit is reached."""
         limit.check(caller)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(content, 200, headers, "text/event-stream")

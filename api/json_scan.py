@@ -1,9 +1,8 @@
-"""Parsing of untrusted JSON: large texts are scanned before they are parsed.
+"""Parses untrusted JSON: rejects large texts that would be costly before parsing them.
 
-`orjson.loads` holds the interpreter lock and creates an object for every value: ten million empty
-lists in 30 MB block the process for seconds and take a gigabyte. The scan runs in numpy, which
-releases the lock, and stops early. Its counts are upper bounds: commas inside strings count as
-well.
+`orjson.loads` holds the GIL and creates an object for each value: ten million empty lists in 30 MB
+block the process for seconds and take a gigabyte of memory. The scan uses numpy, which releases the
+GIL. Its counts are upper bounds, because it also counts commas inside strings.
 """
 
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ MAX_VALUES = 65_536  # values of a larger text; each image of a request is one
 
 
 class CostlyJsonError(ValueError):
-    """JSON that is large and would take long to parse; the message says why."""
+    """A JSON text would take too much time or memory to parse; the message says why."""
 
 
 _ESCAPES_SHARE = 16
@@ -26,19 +25,16 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON.
-
-    Raises CostlyJsonError, and orjson.JSONDecodeError for a text that is not JSON.
-    """
+    """Parse JSON. Raises CostlyJsonError and orjson.JSONDecodeError."""
     scan([text])
     return orjson.loads(text)
 
 
 def scan(texts: Iterable[bytes]) -> None:
-    """Raise CostlyJsonError for texts that together are large and would be costly to parse.
+    """Raise CostlyJsonError if the texts together are large and would be costly to parse.
 
-    Large texts are ASCII with few escapes, as JSON with pictures is: one wide character makes a
-    string of 30 MB take four times that.
+    Large texts must be ASCII with few escapes, as base64 is, because a single wide character makes
+    a Python string take four bytes per character.
     """
     texts = list(texts)
     size = sum(map(len, texts))

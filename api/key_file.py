@@ -32,9 +32,9 @@ _SHAPE = "name:sha256[:roles[:attributes]]"
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """One key: the name of its owner, its hash in hex, its roles and limits.
+    """A line of the key file: the owner's name, the key's SHA-256 in hex, roles and limits.
 
-    `expires_at` is in seconds since the epoch; `limits` holds only those that differ from the
+    `expires_at` is in seconds since the epoch. `limits` has only the limits that differ from the
     settings.
     """
 
@@ -46,10 +46,7 @@ class KeyRecord:
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
-        """Return the key of a line.
-
-        Raises ValueError, whose message does not quote the line: it may hold a secret.
-        """
+        """Parse a line. A ValueError does not quote the line, because it may have a secret."""
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
         well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
@@ -62,7 +59,7 @@ class KeyRecord:
         return cls(name, digest, granted, expires_at, limits)
 
     def format(self) -> str:
-        """Return the key as a line of the key file, `name:sha256:roles[:attributes]`."""
+        """Return the line, `name:sha256:roles[:attributes]`."""
         attributes = [f"{name}={value}" for name, value in sorted(self.limits.items())]
         if self.expires_at is not None:
             attributes.insert(0, f"expires={datetime.fromtimestamp(self.expires_at, UTC).strftime(_EXPIRES)}")
@@ -70,12 +67,12 @@ class KeyRecord:
         return ":".join([self.name, self.digest, roles, *([",".join(attributes)] if attributes else [])])
 
     def expired(self, now: float) -> bool:
-        """Return whether the key is no longer valid at a time in seconds since the epoch."""
+        """Return whether the key has expired at `now`, in seconds since the epoch."""
         return self.expires_at is not None and now >= self.expires_at
 
     @property
     def id(self) -> str:
-        """The beginning of the hash, by which a key is revoked."""
+        """The first 12 digits of the hash, which identify the key in `list` and `revoke`."""
         return self.digest[:12]
 
 
@@ -97,9 +94,9 @@ def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
 
 
 def parse_keys(text: str) -> list[KeyRecord]:
-    """Return the keys of a file's text; blank lines and comments (#) are skipped.
+    """Parse the text of a key file; skip blank lines and comments (#).
 
-    Raises ValueError with the line.
+    Raises ValueError, which names the number of the invalid line.
     """
     records = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -113,12 +110,12 @@ def parse_keys(text: str) -> list[KeyRecord]:
 
 
 def new_key() -> str:
-    """Return a new secret of 256 bits."""
+    """Return a new random key of 256 bits."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str | bytes) -> str:
-    """Return the hash under which a key is stored."""
+    """Return the SHA-256 of a key in hex."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
@@ -126,7 +123,7 @@ class KeyFile:
     """Reads and edits a key file. Comments are kept, and the file is replaced atomically."""
 
     def __init__(self, path: Path) -> None:
-        """Set the path; the first change creates the file."""
+        """Set the path. The file is created by the first change."""
         self.path = path.resolve()
 
     def records(self) -> list[KeyRecord]:

@@ -16,7 +16,7 @@ _UNTIL_REVOKED = "until-revoked"
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command; return its exit status."""
+    """Run the command with these arguments; return its exit status."""
     parser = _parser()
     args = parser.parse_args(words)
     path = args.file or settings().api_keys
@@ -144,6 +144,6 @@ def _rotate(file: KeyFile, args: argparse.Namespace) -> int:
 
 
 def _print_key(key: str) -> None:
-    """Print the secret alone on standard output, so that a script can read it."""
+    """Print the key to standard output, for scripts, and advice to standard error."""
     sys.stdout.write(f"{key}\n")
     sys.stderr.write("keep it: it is not stored and cannot be shown again\n")

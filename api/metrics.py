@@ -18,7 +18,7 @@ LATENCY = Histogram(
 
 
 class ServiceCollector(Collector):
-    """Figures that are gathered at each scrape."""
+    """Metrics of a scrape that are not counted by prometheus_client."""
 
     def __init__(self, gather: Callable[[], dict[str, Any]]) -> None:
         """`gather` returns the figures."""

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import audit
 from api.access import OPEN_PATHS, AccessControl, caller_of, rule_of
-from api.errors import OverloadedError, ProblemError, problem, respond
+from api.errors import OverloadedError, ProblemError
 from api.html_headers import add_html_headers
 from api.job_events import OpeningPace
 from api.metrics import LATENCY
@@ -23,14 +23,14 @@ from core.settings import Settings
 
 log = logging.getLogger("api.access")
 
-LINGER_S = 2.0
+LINGER_S = 2.0  # how long the rest of a rejected body is read
 _BODILESS = frozenset({"GET", "DELETE", "OPTIONS"})
 _ENCODED_HEADERS = frozenset({b"content-encoding", b"content-length"})
 _PLAIN_ID = re.compile(rb"[\x21-\x7e]{1,120}")
 
 
 class RequestMiddleware:
-    """Check each request, pass it to the application, and record what came of it."""
+    """Checks each request, passes it to the application, and records its outcome."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Wrap `app`."""
@@ -55,19 +55,20 @@ class RequestMiddleware:
         try:
             await self._handle(scope, receive, headers, sender)
         except ClientDisconnect:
-            sender.status = 499  # nobody receives a response
-        except asyncio.CancelledError:
+            sender.status = 499  # as nginx logs it
+        except ProblemError as error:
+            await error.response(request_id)(scope, receive, sender.send)
+        except asyncio.CancelledError:  # the server stops, and the grace period of open requests is over
             if sender.status:
                 raise
-            # the server stops, and the grace period of open requests is over
-            stopping = OverloadedError("the service is stopping; send the request again", headers={"Retry-After": "2"})
-            await stopping.response(sender.request_id)(scope, receive, sender.send)
+            stopping = OverloadedError("the service is stopping; send the request again", retry_after_s=2)
+            await stopping.response(request_id)(scope, receive, sender.send)
         except Exception:
-            log.exception("internal error", extra={"request_id": sender.request_id})
+            log.exception("internal error", extra={"request_id": request_id})
             if sender.status:
                 raise  # the response has started; uvicorn closes the connection
-            body = problem(500, "Internal error", "an error of the service; it was logged with this request id")
-            await respond(sender.request_id, body)(scope, receive, sender.send)
+            internal = ProblemError("an error of the service; it was logged with this request id")
+            await internal.response(request_id)(scope, receive, sender.send)
         finally:
             if sender.body is not None:
                 sender.body.release()
@@ -76,26 +77,18 @@ class RequestMiddleware:
     async def _handle(
         self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], sender: "_ResponseSender"
     ) -> None:
+        """Check a request and pass it to the application. Raises a ProblemError to reject it."""
         scope["reverie_request_id"] = sender.request_id
         refusal = self._access.refusal(scope, headers)
         if refusal is not None:
-            await _reject(refusal, scope, receive, sender)
-            return
-        try:
-            if scope["path"].endswith("/events"):
-                await asyncio.sleep(self._openings.delay_s())
-            body = sender.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
-            if body.decoded:
-                scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]
-            receive = body if scope["method"] in _BODILESS else await body.ahead()
-        except ProblemError as error:
-            await _reject(error, scope, receive, sender)
-            return
+            raise refusal
+        if scope["path"].endswith("/events"):
+            await asyncio.sleep(self._openings.delay_s())
+        body = sender.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
+        if body.decoded:
+            scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]
+        receive = body if scope["method"] in _BODILESS else await body.ahead()
         await self._app(scope, receive, sender.send)
-
-
-async def _reject(error: ProblemError, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
-    await error.response(sender.request_id)(scope, receive, sender.send)
 
 
 class _ResponseSender:
@@ -115,13 +108,13 @@ class _ResponseSender:
         self.body: BodyReader | None = None
 
     def _unread(self) -> bool:
-        """Return whether the client may still be sending a body that nobody will read."""
+        """Return whether the client may still be sending a body that will not be read."""
         if self.body is not None and not self.body.unread:
             return False
         return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
-        """Send a message of the application."""
+        """Send a message of the application to the client."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
@@ -137,7 +130,7 @@ class _ResponseSender:
 
 
 def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
-    """Add a request that has ended to the metrics and logs."""
+    """Record a completed request in the metrics, the audit log and the log."""
     route = getattr(scope.get("route"), "path", "other")
     _latency(scope["method"], route, sender.status).observe(seconds)
     owner = caller_of(scope).name

@@ -24,10 +24,10 @@ _VACANT_S = 300.0  # then a claimed name that no resource and no job uses is fre
 
 
 class VisibleModels:
-    """The registry without the models that a caller may not use."""
+    """A view of the registry with the models that a caller may use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """Keep the models whose name is `visible`."""
+        """`visible` returns whether the caller may use the model of this name."""
         self._registry = registry
         self._visible = visible
 
@@ -48,12 +48,12 @@ Models = Registry | VisibleModels
 
 
 class Permissions:
-    """The owners of datasets and models, cached in one process, and what callers may do."""
+    """The owners of datasets and models, and what callers may do with them."""
 
     def __init__(
         self, store: ResourceStore, registry: Registry, datasets: Datasets, busy: Callable[[str], Awaitable[bool]]
     ) -> None:
-        """Read all owners; `busy` returns whether unfinished jobs use a model of this name."""
+        """Read all owners. `busy` returns whether an unfinished job uses a model."""
         self._store = store
         self._registry = registry
         self._datasets = datasets
@@ -71,11 +71,11 @@ class Permissions:
                 self._count = count
 
     async def refresh(self) -> None:
-        """Read the changes of this and other processes."""
+        """Read the owners again if this or another process has changed them."""
         await asyncio.to_thread(self._load)
 
     async def watch(self) -> None:
-        """Refresh until cancelled."""
+        """Refresh periodically until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
@@ -166,7 +166,7 @@ class Permissions:
         await self.refresh()
 
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Raise InvalidError if `shared` cannot be set: a resource without an owner is shared."""
+        """Raise InvalidError if `shared` is false and the resource has no owner."""
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)
 

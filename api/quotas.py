@@ -1,7 +1,8 @@
 """Quotas of each owner: unfinished jobs, trainings and stored bytes.
 
-Jobs are counted in SQL twice a second; those that this process has added since are added to the
-count. With several API processes, a limit can be exceeded by what the others add in that time.
+Jobs are counted in the database twice a second. This process adds the jobs that it has created
+since. With several API processes, owners can exceed a limit by the jobs that the other processes
+create in half a second.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class Quotas:
     """The limits of callers and their usage."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Prepare; counting begins with `watch`."""
+        """Count nothing before `watch` runs."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs
@@ -87,10 +88,7 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
-        """Count a job while it is being inserted.
-
-        Raises TooManyRequestsError if a limit is reached.
-        """
+        """Count a job that is inserted in this block. Raises TooManyRequestsError at a limit."""
         if not caller.name:
             yield
             return
@@ -120,7 +118,10 @@ class Quotas:
         return self._counts.get(owner, Counter())[kind] + added + self._adding[owner, kind]
 
     async def _count(self, *, fresh: bool = False) -> None:
-        """Count in SQL, unless that was just done; `fresh` waits and counts again."""
+        """Count unfinished jobs in the database, at most once per `COUNT_S / 10` seconds.
+
+        If they were just counted, return, or with `fresh` wait and count again.
+        """
         start = time.monotonic()
         async with self._counting:
             if self._counted > start:
@@ -147,7 +148,7 @@ class Quotas:
     # --- bytes ---
 
     async def check_room(self, caller: Caller, size_bytes: int) -> None:
-        """Raise TooManyRequestsError if a caller may not store so many more bytes."""
+        """Raise TooManyRequestsError if a caller may not store `size_bytes` more bytes."""
         limit = self.limit(caller, "stored_bytes")
         if limit and await self.stored_bytes(caller.name) + size_bytes > limit:
             raise _full(limit)
@@ -174,7 +175,7 @@ class Quotas:
         return total
 
     async def measure(self) -> None:
-        """Measure the results and runs of all jobs."""
+        """Measure the sizes of the results and runs of all owners."""
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Rate limits by the library `limits`, in the memory of one API process."""
+"""Rate limits of one API process, with the library `limits`."""
 
 import math
 import time
@@ -12,23 +12,23 @@ _SHARE = 20
 
 
 class RateLimits:
-    """Rate limits: requests per second of each owner, and wrong keys per minute of each address."""
+    """Limits requests per second of each owner, and wrong keys per minute of each address."""
 
     def __init__(self, wrong_keys_per_minute: int) -> None:
-        """Begin with empty counts."""
+        """Set how many wrong keys an address may send per minute."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
         self._portions: dict[str, tuple[int, float]] = {}
 
     def wrong_key(self, address: str) -> int:
-        """Count a wrong key; return 0, or the seconds to wait if the address has sent too many."""
+        """Count a wrong key. Return 0, or the seconds to wait if the address is over the limit."""
         if self._limiter.hit(self._wrong_keys, "wrong key", address):
             return 0
         reset = self._limiter.get_window_stats(self._wrong_keys, "wrong key", address).reset_time
         return max(1, math.ceil(reset - time.time()))
 
     def request(self, owner: str, per_second: int) -> bool:
-        """Count a request; return whether it is within the limit; 0 is no limit."""
+        """Count a request; return whether the owner is within the limit. 0 means no limit."""
         if not per_second:
             return True
         left, until = self._portions.get(owner, (0, 0.0))

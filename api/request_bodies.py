@@ -1,4 +1,4 @@
-"""Limits of request bodies: a size by route, a time, and the memory of all bodies together."""
+"""Limits of request bodies: their size by route, their time, and the memory of all of them."""
 
 import asyncio
 import ctypes
@@ -15,6 +15,7 @@ from core.settings import Settings
 
 # The first bytes of a body do not count, so that small requests pass when the memory is used up.
 UNCOUNTED_BYTES = 8 << 10
+# After a peak of so many bytes, memory that is free again is returned to the system.
 TRIMMED_PEAK_BYTES = 16 << 20
 _TRIM_DELAY_S = 1.0
 
@@ -35,10 +36,10 @@ class BodyRule:
 
 
 class SharedMemory:
-    """Bytes of request bodies in memory, of all requests."""
+    """Counts the bytes of all request bodies that are in memory."""
 
     def __init__(self, limit: int) -> None:
-        """Allow `limit` bytes."""
+        """Allow at most `limit` bytes."""
         self._limit = limit
         self._peak = 0
         self.held = 0
@@ -46,11 +47,9 @@ class SharedMemory:
     def check(self, size: int) -> None:
         """Raise OverloadedError if `size` more bytes exceed the limit."""
         if self.held + size > self._limit:
-            raise OverloadedError(
-                f"{self.held} bytes of request bodies are being read or worked on, of {self._limit} at a time; try "
-                "again in a moment",
-                headers={"Retry-After": "2", "Connection": "close"},
-            )
+            detail = f"{self.held} bytes of request bodies are being read or worked on, of {self._limit} at a time"
+            close = {"Connection": "close"}
+            raise OverloadedError(f"{detail}; try again in a moment", retry_after_s=2, headers=close)
 
     def acquire(self, size: int) -> None:
         """Add `size` bytes. Raises OverloadedError."""
@@ -68,17 +67,17 @@ class SharedMemory:
 
 
 def _trim() -> None:
-    """Return free memory to the system, where the C library can."""
+    """Make the C library return free memory to the system, if it has `malloc_trim`."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 class RequestBodies:
-    """Make a `receive` for each request that keeps its body within the limits."""
+    """Makes the body reader of each request."""
 
     def __init__(self, settings: Settings) -> None:
-        """Take the limits from the settings."""
+        """Use the limits in the settings."""
         images = BodyRule(settings.max_body_bytes, in_memory=True)
         self._rules = {
             ("POST", "/v1/datasets"): BodyRule(settings.max_dataset_bytes, in_memory=False),
@@ -96,10 +95,7 @@ class RequestBodies:
         return rule
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
-        """Return the `receive` for a request.
-
-        Raises a ProblemError if its headers already exceed a limit.
-        """
+        """Return the body reader of a request. Raises a ProblemError if it is too large."""
         rule = self._rule(method, path)
         encoding, declared = "", 0
         for name, value in headers:
@@ -117,9 +113,9 @@ class RequestBodies:
 
 
 class BodyReader:
-    """An ASGI `receive` with limits.
+    """An ASGI `receive` that raises TooLargeError, OverloadedError or StalledError at a limit.
 
-    Raises TooLargeError, OverloadedError, StalledError; call `release` at the end.
+    `release` must be called when the request has ended. `decoded`: the body had a content encoding.
     """
 
     __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
@@ -138,7 +134,7 @@ class BodyReader:
         self.unread = True  # the body may have more than was read
 
     async def __call__(self) -> Message:
-        """Return the next message."""
+        """Return the next message of the body."""
         message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
             return message
@@ -153,13 +149,22 @@ class BodyReader:
         return message
 
     def _count(self, read: int) -> None:
+        """Check the number of bytes that were read, and count them in the shared memory."""
         if read > self._rule.limit:
-            self.unread = True  # of a body that is decoded, only the encoded part may be all there
+            self.unread = True  # of a decoded body, the client may still be sending encoded bytes
             raise too_large(self._rule)
-        if self._rule.in_memory and read > UNCOUNTED_BYTES:
-            self._hold(read - UNCOUNTED_BYTES)
+        if not self._rule.in_memory or read <= UNCOUNTED_BYTES:
+            return
+        try:
+            self._memory.acquire(read - UNCOUNTED_BYTES - self._held)
+        except OverloadedError:
+            self.unread = True
+            self.release()  # now, so that not all bodies that are being sent are rejected
+            raise
+        self._held = read - UNCOUNTED_BYTES
 
     async def _in_time(self, deadline: float) -> Message:
+        """Return the next message of `receive`. Raises StalledError at the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._receive()
@@ -167,25 +172,17 @@ class BodyReader:
             detail = f"the body was not complete after {self._timeout_s:g} s; send it faster, or in parts"
             raise StalledError(detail, headers={"Connection": "close"}) from error
 
-    def _hold(self, size: int) -> None:
-        try:
-            self._memory.acquire(size - self._held)
-        except OverloadedError:
-            self.unread = True
-            self.release()  # at once, so that not every body in transfer is rejected
-            raise
-        self._held = size
-
     def release(self) -> None:
-        """Release the memory: the request has ended."""
+        """Subtract the bytes of this body from the shared memory."""
         if self._held:
             self._memory.release(self._held)
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read a small body before FastAPI does, which would replace this reader's errors.
+        """Read a small body now, and return a `receive` that returns it again.
 
-        Returns a `receive` that replays the body. Raises ClientDisconnect.
+        When FastAPI reads a body, it replaces the errors of this reader by its own. Raises
+        ClientDisconnect.
         """
         if not self._rule.small:
             return self
@@ -206,10 +203,8 @@ class BodyReader:
 
 
 def too_large(rule: BodyRule) -> TooLargeError:
-    """Return the error for a body over the limit of its route."""
+    """Return the error for a body over the size limit of its route."""
     advice = "send fewer images a request, or a smaller file" if rule.in_memory else "send a smaller file"
-    if rule.small:
-        advice = "send less"
-    return TooLargeError(
-        f"this route takes bodies of at most {rule.limit} bytes; {advice}", headers={"Connection": "close"}
-    )
+    advice = "send less" if rule.small else advice
+    detail = f"this route takes bodies of at most {rule.limit} bytes; {advice}"
+    return TooLargeError(detail, headers={"Connection": "close"})

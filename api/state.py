@@ -1,4 +1,4 @@
-"""The services that one API process holds."""
+"""The services of one API process, which routes use."""
 
 import asyncio
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ MAX_CONVERSIONS = 2  # of datasets at a time in one API process; other uploads w
 
 @dataclass(frozen=True)
 class AppState:
-    """The services that routes use."""
+    """The services of one API process."""
 
     settings: Settings
     registry: Registry
@@ -53,7 +53,7 @@ class AppState:
 
 
 def create_state(settings: Settings) -> AppState:
-    """Create the services; nothing runs before the application's lifespan starts them."""
+    """Create the services. The application's lifespan starts them."""
     paths = StatePaths(settings.state)
     blobs = Blobs(settings.blobs)
     batch_sender = BatchSender(settings, blobs)

@@ -1,1 +1,1 @@
-"""Response bodies."""
+"""Bodies of responses, and how they are sent."""

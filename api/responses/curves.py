@@ -15,7 +15,10 @@ _TICKS = 5
 
 
 def curves(title: str, metrics: Sequence[dict[str, Any]]) -> bytes:
-    """Return a PNG of the losses over the epochs; without an epoch, of empty axes."""
+    """Return a PNG that plots the losses over the epochs.
+
+    `metrics` has a dictionary per epoch; without any, the axes are empty.
+    """
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
@@ -58,7 +61,7 @@ def _finite(value: Any) -> bool:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the smallest and largest value with a margin; they always differ."""
+    """Return the limits of the y axis: the smallest and largest value with a margin."""
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)

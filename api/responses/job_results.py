@@ -45,7 +45,7 @@ def _check_ended(job: Job) -> None:
 
 
 async def result_response(state: AppState, request: Request, job: Job) -> Response:
-    """Return a job's result, or the requested range of it, in the format that `Accept` asks for."""
+    """Return a job's result in the format that `Accept` prefers, or a byte range of it."""
     accept = request.headers.get("accept", "")
     operation = BY_METHOD.get(job.method)
     media = ""

@@ -1,7 +1,4 @@
-"""Large responses: sent in chunks, and from a temporary file if too many are in memory.
-
-A body is held until its client has read it, which may take long.
-"""
+"""Large responses, whose bodies wait in memory or in a temporary file until clients read them."""
 
 import asyncio
 import tempfile
@@ -17,24 +14,25 @@ _CHUNK_BYTES = 256 << 10
 
 
 class ResponseMemory:
-    """Bytes of large response bodies in memory."""
+    """Counts the bytes of large response bodies in memory, and moves bodies to files at a limit."""
 
     def __init__(self, limit: int, folder: Path) -> None:
-        """Allow `limit` bytes; further bodies go to unnamed files in `folder`."""
+        """Keep at most `limit` bytes in memory. Further bodies are written to `folder`."""
         self._limit = limit
         self._folder = folder
         self.held = 0
 
     def response(self, body: bytes, headers: dict[str, str], media: str) -> Response:
-        """Return a response with this body."""
+        """Return a response with this body and media type."""
         if len(body) <= LARGE_BYTES:
             return Response(body, 200, headers, media)
         return _LargeResponse(self, body, headers, media)
 
     async def chunks(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
-        """Yield the body in chunks. It is the only item of `bodies`, and is removed from the list.
+        """Yield the only body in `bodies` in chunks.
 
-        So the memory can be released while the caller still holds the list.
+        The body is removed from the list, so that its memory is freed when it has been written to a
+        file.
         """
         size = len(bodies[0])
         if self.held + size > self._limit:
@@ -69,7 +67,7 @@ class ResponseMemory:
 
 
 class _LargeResponse(Response):
-    """A response that releases its body while it is sent."""
+    """A response that sends its body in chunks."""
 
     def __init__(self, memory: ResponseMemory, body: bytes, headers: dict[str, str], media: str) -> None:
         super().__init__(None, 200, {**headers, "Content-Length": str(len(body))}, media)

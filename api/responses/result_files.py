@@ -1,4 +1,4 @@
-"""Rendered results of jobs. A large result is rendered once and kept in the blob store."""
+"""Rendered results of jobs: a large one is rendered once and kept in the blob store."""
 
 import asyncio
 import hashlib
@@ -37,12 +37,12 @@ class ResultFile:
 
 
 class ResultFiles:
-    """Returns responses with rendered results, whole or in part."""
+    """Renders results of jobs, stores them, and returns them as responses."""
 
     def __init__(self, blobs: Blobs, exists: Callable[[str], Awaitable[bool]]) -> None:
-        """`exists` returns whether a job exists.
+        """`exists` returns whether a job still exists.
 
-        Files of a job that was deleted meanwhile are deleted.
+        If a job is deleted while its result is rendered, its files are deleted again.
         """
         self._blobs = blobs
         self._exists = exists
@@ -70,12 +70,12 @@ class ResultFiles:
         return await self._response(file, begin, end, status, headers, media)
 
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
-        """Return the whole result with more headers. Raises GoneError."""
+        """Return a response with the whole result and more headers. Raises GoneError."""
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
 
     async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
-        """Return the result, rendered once for all concurrent requests."""
+        """Return the rendered result; concurrent requests for it share one rendering."""
         key = f"jobs/{job_id}/rendered.{name}"
         cached = self._cache.get(key)
         if cached is not None:

@@ -40,7 +40,10 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class UpscaleSpec:
-    """How to enlarge a picture: its layout in tiles, the scale, and the file format by default."""
+    """How to enlarge a picture: its layout in tiles, the scale, and the default file format.
+
+    `quality` is for JPEG and WebP, 1 to 100.
+    """
 
     layout: Layout
     scale: int
@@ -49,42 +52,42 @@ class UpscaleSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the result."""
+        """Height and width of the enlarged picture in pixels."""
         return self.layout.tiling.height * self.scale, self.layout.tiling.width * self.scale
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The fields of a job's request that describe it."""
+        """The specification as fields of a job's request; `read` is the inverse."""
         height, width = self.size
         result = {"width": width, "height": height, "format": self.kind, "quality": self.quality}
         return {**self.layout.json, **result, "scale": self.scale}
 
     @classmethod
     def read(cls, summary: Mapping[str, Any]) -> "UpscaleSpec":
-        """Return the specification in a job's request."""
+        """Return the specification that is stored in a job's request."""
         return cls(Layout.read(summary), summary["scale"], summary["format"], summary["quality"])
 
     def conversions_to(self, kind: str) -> tuple[str, ...]:
-        """Return the conversions for a file format that cannot hold all of the picture."""
+        """Return the conversions that a file format without transparency needs."""
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
     def shape(self, kind: str) -> Shape:
-        """Return the shape of the result in a file format."""
+        """Return the shape of the enlarged picture in a file format."""
         return Shape(*self.size, self.layout.channels + (self.layout.alpha and kind != JPEG))
 
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """The format of a response: that of the picture file, and whether the file is inside JSON."""
+    """The format of a response: the picture's file format, and whether the file is sent in JSON."""
 
     kind: str
     json: bool
 
     @classmethod
     def read(cls, accept: str, kinds: Iterable[str]) -> "OutputFormat":
-        """Return the format that `Accept` prefers of these, by default the first.
+        """Return the file format that `Accept` prefers. Raises NotAcceptableError.
 
-        Raises NotAcceptableError.
+        `kinds` are the offered formats, the default first.
         """
         offered = {MEDIA[kind]: kind for kind in kinds}
         media = choose(accept, [*offered, JSON])
@@ -98,7 +101,10 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """An encoded picture in the blob store; `constants` are the per-model values of its result."""
+    """An encoded picture in the blob store, with its SHA-256 in hex.
+
+    `constants` are the per-model values of the job's result.
+    """
 
     key: str
     size: int
@@ -107,14 +113,14 @@ class StoredPicture:
 
 
 def storage_failed(error: OSError) -> ProblemError:
-    """Return the error for a picture that cannot be stored."""
+    """Return the error for a picture that cannot be stored: 507 if the disk is full, else 503."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FullError("the disk has no room for this picture; delete ended jobs, or send a smaller picture")
     return OverloadedError(f"the picture could not be stored: {error.strerror}", headers={"Retry-After": "30"})
 
 
 class UpscaleService:
-    """Decodes and encodes pictures in threads, a few large ones at a time."""
+    """Decodes and encodes pictures in threads, few large ones at a time."""
 
     def __init__(self, folder: Path, blobs: Blobs, result_chunks: Callable[[Job], Iterator[Fields]]) -> None:
         """`folder` is for unfinished files.
@@ -200,7 +206,7 @@ class UpscaleService:
         return StreamingResponse(read(), status, {**headers, "Content-Length": str(end - begin)}, media)
 
     async def _stored_picture(self, job: Job, spec: UpscaleSpec, kind: str) -> StoredPicture:
-        """Return the picture in a file format, encoded once for all requests."""
+        """Return the picture in a file format; concurrent requests for it share one encoding."""
         key = f"jobs/{job.id}/answer.{kind}"
         task = self._encoding.get(key)
         if task is None:
@@ -211,10 +217,7 @@ class UpscaleService:
         return await asyncio.shield(task)
 
     def _find_or_encode(self, job: Job, spec: UpscaleSpec, kind: str, key: str) -> StoredPicture:
-        """Return the picture as it was stored before, or encode and store it.
-
-        Raises LookupError.
-        """
+        """Return the stored picture, or encode and store it. Raises LookupError."""
         about_key = f"{key}.json"
         try:
             return StoredPicture(key, **orjson.loads(self._blobs.get(about_key)))
@@ -261,7 +264,10 @@ class _HashedFile:
 
 
 def _tiles(chunks: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
-    """Yield all tiles of a result, and add its per-model values to `constants`."""
+    """Yield the tiles of a result, and add its per-model values to `constants`.
+
+    Raises LookupError if more tiles are requested than there are.
+    """
     for chunk in chunks:
         constants |= _constants(chunk)
         yield from chunk["images"]
@@ -286,10 +292,10 @@ def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, co
 
 
 def _constants(fields: Fields) -> Fields:
-    """Return the per-model values, which are not of a tile."""
+    """Return the per-model values of a result."""
     return {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
 
 
 def kinds_of(first: str) -> list[str]:
-    """Return all file formats, this one first."""
+    """Return all file formats, `first` first."""
     return [first, *(kind for kind in FORMATS if kind != first)]

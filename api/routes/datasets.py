@@ -134,7 +134,7 @@ async def get_dataset_preview(
     split: Literal["train", "validation", "test"] = "train",
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
-    """Return `count` pictures of a split, at equal distances in it, as one PNG."""
+    """Return a PNG with `count` pictures of a split, evenly spaced over it."""
     await _find(state, caller, name)
     picture = await asyncio.to_thread(state.datasets.preview, name, split, count)
     if picture is None:
@@ -181,9 +181,9 @@ async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
 
 
 async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
-    """Return whether no dataset has this name.
+    """Return whether a name is free.
 
-    Raises ConflictError if one has that the caller may not use.
+    Raises ConflictError if it belongs to a dataset that the caller may not use.
     """
     await state.permissions.refresh()
     if await asyncio.to_thread(state.datasets.get, name) is None:
@@ -224,10 +224,7 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body.
-
-    Raises TooLargeError if it has more than `_MAX_JSON_BYTES`; uploads may be much larger.
-    """
+    """Return a JSON body. Raises TooLargeError over `_MAX_JSON_BYTES`; uploads may be larger."""
     body = b""
     async for chunk in request.stream():
         body += chunk

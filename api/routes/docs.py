@@ -1,4 +1,4 @@
-"""The documentation page, with all of its files served by this process."""
+"""`GET /docs`: the Swagger UI page. All of its files come from this process."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ _STATIC = "/docs/static"
 
 
 def mount_static_files(app: FastAPI) -> None:
-    """Serve the scripts and styles of the page."""
+    """Serve the scripts and styles of the documentation page."""
     app.mount(_STATIC, StaticFiles(directory=Path(swagger_ui_bundle.swagger_ui_path)), name="docs-static")
 
 
 @router.get("/docs", include_in_schema=False)
 async def get_docs() -> Response:
-    """Return the page."""
+    """Return the documentation page."""
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="Reverie",

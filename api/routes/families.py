@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/families", tags=["trainings"], route_class=JsonRo
 
 @router.get("", summary="List what can be trained, with its options")
 async def list_families(state: State) -> FamilyPage:
-    """Return the families with the JSON Schemas of their options and their own recipes."""
+    """Return the families with their recipes and the JSON Schemas of their options."""
     known = await asyncio.to_thread(load_families, state.settings)
     gpus = {"type": "integer", "minimum": 1, "maximum": await state.job_service.training_devices() or 1, "default": 1}
     data = [FamilyResponse(name=name, **family.model_dump(), gpus=gpus) for name, family in sorted(known.items())]

@@ -1,4 +1,4 @@
-"""Health and metrics, for probes and Prometheus."""
+"""Liveness and readiness for probes, and metrics for Prometheus."""
 
 import contextlib
 from typing import Any
@@ -18,7 +18,7 @@ router = APIRouter(tags=["health"], route_class=JsonRoute)
 
 @router.get("/healthz", summary="Liveness of this process")
 async def get_health() -> HealthResponse:
-    """Return that this process runs."""
+    """Return 200: the process runs."""
     return HealthResponse(status="alive")
 
 
@@ -28,7 +28,7 @@ async def get_health() -> HealthResponse:
     responses={503: {"description": "Not ready", "model": ReadinessResponse}},
 )
 async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
-    """Return whether a request would be served now."""
+    """Return 200 if requests can be served now, else 503."""
     workers = state.batch_sender.live_workers()
     ready_workers = [name for name, heartbeat in workers.items() if heartbeat["state"] == "ready"]
     draining = request.app.state.draining

@@ -46,9 +46,9 @@ async def list_jobs(
 async def list_jobs_after(
     state: AppState, owner: str, filters: dict[str, str], after: str | None, limit: int
 ) -> list[Job]:
-    """Return an owner's jobs after the cursor, newest first, one more than `limit`.
+    """Return an owner's jobs after the cursor `after`, newest first.
 
-    Raises InvalidError.
+    Returns up to `limit + 1` jobs: one more shows that there is another page. Raises InvalidError.
     """
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
     return await state.job_service.list_jobs(owner, filters, after, limit + 1)
@@ -64,7 +64,7 @@ async def get_job(response: Response, job: CurrentJob) -> JobResponse:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
-    """Cancel a job. For a job that is already cancelled, do nothing."""
+    """Cancel a job. A job that is already cancelled stays so."""
     ended = not await state.job_service.cancel(job.id) and job.status != "cancelled"
     job = await state.job_service.get(job.id, owner) or job
     if ended:
@@ -107,10 +107,7 @@ async def stream_job_events(request: Request, state: State, job: CurrentJob) -> 
 
 
 def last_event_id(request: Request) -> int:
-    """Return the number of the last event that a client has received, 0 for none.
-
-    Raises InvalidError.
-    """
+    """Return the number in the Last-Event-ID header; 0 without one. Raises InvalidError."""
     text = request.headers.get("last-event-id", "0")
     if not text.isdecimal() or len(text) > 18:
         raise InvalidError("Last-Event-ID must be the id of an event of this job")
@@ -122,7 +119,7 @@ def event_stream(
 ) -> EventStream:
     """Stream a job's events after the event with number `seq`. Raises TooManyRequestsError.
 
-    `metrics_only`: send only the metrics of a training, and the status that ends it.
+    `metrics_only`: send only the metrics of a training and its last status.
     """
     limited = caller_of(request.scope).name  # whose streams are counted; without API keys, an address
     if not limited:

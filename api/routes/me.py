@@ -1,4 +1,4 @@
-"""`GET /v1/me`: who the caller is, what it may do, and what it uses of its limits."""
+"""`GET /v1/me`: the caller's name, roles, limits and usage."""
 
 from fastapi import APIRouter
 from starlette.responses import Response

@@ -1,4 +1,4 @@
-"""Models: their cards, which version is active, sharing and deletion."""
+"""Models: list, get, update (active version, sharing) and delete them."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
-    """Return a model as clients see it: its card, its versions, and the route of each operation."""
+    """Return the response body for a version of a model."""
     routes = {
         BY_METHOD[method].path: spec for method, spec in entry.card.json["operations"].items() if method in BY_METHOD
     }
@@ -63,7 +63,7 @@ async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResp
 async def update_model(
     request: Request, state: State, caller: CurrentCaller, name: str, change: ModelChange
 ) -> ModelResponse:
-    """Activate a version once the workers have loaded it, and share the model or not."""
+    """Activate a version when all workers have loaded it, and set whether the model is shared."""
     audit.describe(request, **change.model_dump(exclude_none=True))
     await find_version(state, caller, name)
     state.permissions.check_change("model", name, caller)

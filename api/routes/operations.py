@@ -1,6 +1,6 @@
-"""Operations: a route for each of them, such as `POST /v1/samples`.
+"""Operations, such as `POST /v1/samples`: one route for each.
 
-These routes are the service's hot path: a small request spends more time here than in the model.
+They are the hot path of the service: a small request spends more time here than in the model.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ RouteFunction = Callable[[Request], Awaitable[Response]]
 class PlainRoute(APIRoute):
     """A route whose function takes a request and returns a response, without dependency injection.
 
-    FastAPI's parsing would take a third of the time before a small request reaches the model.
+    FastAPI's dependency injection would take a third of the time until a small request is queued.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ def add_operations(app: FastAPI, state: AppState) -> None:
 def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
     """Return the function of an operation's route.
 
-    Its response is the result, or a 202 with a job: at once with `Prefer: respond-async`, else
+    It returns the result, or 202 with a job: immediately with `Prefer: respond-async`, otherwise
     after the time-out.
     """
     without_preference = Prefer.read("", state.settings)
@@ -113,7 +113,7 @@ async def create_job(state: AppState, inference_request: InferenceRequest) -> Jo
 async def _respond_sync(
     state: AppState, request: Request, inference_request: InferenceRequest, media: str, prefer: Prefer
 ) -> Response:
-    """Return the result; after the time-out return 202 with a job that continues the work."""
+    """Return the result; after the time-out, 202 with a job that continues the work."""
     png = media == JSON and inference_request.operation.pictures and inference_request.rows <= PNG_BY_WORKER
     fields = await compute_or_accept(state, request, inference_request, prefer, png=png)
     if isinstance(fields, Response):

@@ -182,10 +182,7 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> T
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Return the training with its current status.
-
-    Raises ConflictError if its status did not allow the change.
-    """
+    """Return the training as it is now. Raises ConflictError with `rule` if not `changed`."""
     current = await state.job_service.get(job.id, owner) or job
     if not changed:
         raise ConflictError(f"the training is {current.status}; {rule}", job_status=current.status)

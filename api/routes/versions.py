@@ -1,4 +1,4 @@
-"""Versions of a model: list them, download, import and delete one."""
+"""Versions of a model: list, get, download, import and delete them."""
 
 import asyncio
 import hashlib

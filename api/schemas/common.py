@@ -35,10 +35,7 @@ def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
 
 
 class Resource(BaseModel):
-    """A response in JSON.
-
-    It may have more fields than declared, because cards and workers of other versions may.
-    """
+    """A response in JSON. It may have fields that are not declared, for example of a card."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""Bodies of datasets."""
+"""Request and response bodies of datasets."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ _SHARED = "Whether everybody may use the dataset; by default a new one is its ow
 
 
 class SplitCounts(Resource):
-    """Pictures of each split."""
+    """Number of pictures in each split."""
 
     train: int
     validation: int
@@ -59,7 +59,7 @@ class DatasetPage(Page[DatasetResponse]):
 
 
 class DatasetChange(RequestBody):
-    """What is to change of a dataset."""
+    """A change of a dataset."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"shared": True}})
 
@@ -67,7 +67,7 @@ class DatasetChange(RequestBody):
 
 
 class DatasetForm(RequestBody):
-    """The fields beside an uploaded file, in the form or, beside a raw body, in the query."""
+    """The fields of a dataset upload, in the form or, if the file is the body, in the query."""
 
     model_config = ConfigDict(
         strict=False,

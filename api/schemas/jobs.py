@@ -1,4 +1,4 @@
-"""Bodies of jobs."""
+"""Response bodies of jobs."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +23,7 @@ class JobLinks(Resource):
 
 
 class JobFields(Resource):
-    """What all jobs have, trainings too."""
+    """The fields of all jobs, including trainings."""
 
     id: str
     kind: str = Field(description="An operation, `training`, `estimate`, `import`, `publication` or `dataset`.")
@@ -49,7 +49,7 @@ class JobResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """Return the body of a row of the job store."""
+        """Return the response body of a job."""
         return cls.model_validate(job_fields(job))
 
 
@@ -58,7 +58,7 @@ class JobPage(Page[JobResponse]):
 
 
 def job_fields(job: Job) -> dict[str, Any]:
-    """Return the fields of a row of the job store that clients see."""
+    """Return the fields of a job's response body."""
     path = f"/v1/jobs/{job.id}"
     return {
         "id": job.id,

@@ -1,4 +1,4 @@
-"""Bodies of models and their versions."""
+"""Request and response bodies of models and their versions."""
 
 from typing import Any, Literal, Self
 
@@ -18,7 +18,7 @@ class ImageSize(Resource):
 
 
 class Figure(Resource):
-    """A measured figure of merit."""
+    """A measured quality of a model."""
 
     name: str
     value: float
@@ -36,7 +36,7 @@ class ModelOperationResponse(Resource):
 
 
 class ModelResponse(Resource):
-    """A model: its card, its versions, and where to ask for its operations."""
+    """A model: its card, its versions, and links to its operations."""
 
     format: int | None = Field(None, description="Of the card.")
     name: str
@@ -61,7 +61,7 @@ class ModelPage(Page[ModelResponse]):
 
 
 class ModelChange(RequestBody):
-    """What is to change of a model; at least one field."""
+    """A change of a model; at least one field is required."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"version": "1"}, "minProperties": 1})
 

@@ -1,4 +1,4 @@
-"""Bodies of operations.
+"""Request and response bodies of operations.
 
 The routes render JSON responses as bytes, without these models, for speed; tests compare the two.
 """
@@ -53,7 +53,7 @@ class UpscaleFields(BaseModel):
 
 
 class OperationResponse(Resource):
-    """What every operation returns. Per-image values are lists; per-model values are scalars."""
+    """The fields of all operations. Per-image values are lists; per-model values are scalars."""
 
     model: str
     version: str
@@ -84,11 +84,11 @@ class PicturesResponse(OperationResponse):
 
 
 class SamplesResponse(PicturesResponse):
-    """Samples."""
+    """Samples of a model."""
 
 
 class ManifoldResponse(PicturesResponse):
-    """The grid of a two-dimensional latent space, row by row."""
+    """Pictures on a grid over a two-dimensional latent space, row by row."""
 
 
 class ReconstructionsResponse(PicturesResponse):
@@ -100,11 +100,11 @@ class InterpolationsResponse(PicturesResponse):
 
 
 class InpaintingsResponse(PicturesResponse):
-    """Completions: number j of image i is at i·count + j."""
+    """Inpainted images: completion j of image i has the index i·count + j."""
 
 
 class EncodingsResponse(OperationResponse):
-    """The code of each image; which fields there are depends on the family."""
+    """The latent code of each image. The fields depend on the model's family."""
 
     mean: list[list[Number]] | None = Field(None, description="Of q(z|x), in each dimension.")
     standard_deviation: list[list[Number]] | None = Field(None, description="Of q(z|x), in each dimension.")

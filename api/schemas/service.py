@@ -1,4 +1,4 @@
-"""Bodies about the service itself: the caller, health."""
+"""Response bodies about the caller and the health of the service."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from api.schemas.common import Resource
 
 
 class CallerResponse(Resource):
-    """The caller, and what it may do and uses."""
+    """The caller with its roles, limits and usage."""
 
     object: Literal["caller"]
     name: str | None = Field(description="Of the key; null without keys.")

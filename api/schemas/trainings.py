@@ -1,4 +1,4 @@
-"""Bodies of trainings."""
+"""Request and response bodies of trainings and families."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from core.jobs.records import Job
 
 
 class RecipeOverrides(RequestBody):
-    """What differs from the family's own recipe."""
+    """Changes to the family's own recipe."""
 
     config: dict[str, Any] = Field({}, description="Of the family's `config`; GET /v1/families has its schema.")
     training: dict[str, Any] = Field({}, description="Of `training`; GET /v1/families has its schema.")
@@ -19,7 +19,7 @@ class RecipeOverrides(RequestBody):
 
 
 class Evaluation(RequestBody):
-    """How the test split is measured at the end."""
+    """How the trained model is measured on the test split."""
 
     count: Annotated[int, Field(ge=2, le=100_000), WHOLE] = Field(1000, description="The first so many test pictures.")
     k: Annotated[int, Field(ge=10, le=100_000), WHOLE] = Field(
@@ -28,7 +28,7 @@ class Evaluation(RequestBody):
 
 
 class TrainingBody(RequestBody):
-    """A training to be started."""
+    """A request to train a model."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -85,7 +85,7 @@ class EpochMetrics(Resource):
 
 
 class TrainingResponse(JobFields):
-    """A training: a job, with its recipe and what it became."""
+    """A training: a job with its recipe and the version that it published."""
 
     object: Literal["training"]
     version: str | None = Field(description="The version of the model that the training became.")
@@ -99,7 +99,7 @@ class TrainingResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job, **more: Any) -> Self:
-        """Return the body of a row of the job store, with more fields."""
+        """Return the response body of a training, with `more` fields."""
         fields = job_fields(job)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"
@@ -143,7 +143,7 @@ class CheckpointPage(Page[CheckpointResponse]):
 
 
 class EstimateResponse(Resource):
-    """What a training would take, as a dry run measured it."""
+    """The memory and time that a training would take, measured by a dry run."""
 
     parameters: int
     memory_bytes: int = Field(description="The most that the process held while steps were timed.")
@@ -156,7 +156,7 @@ class EstimateResponse(Resource):
 
 
 class FamilyResponse(Resource):
-    """What can be trained."""
+    """A family: a kind of model that can be trained."""
 
     name: str
     summary: str | None = None

@@ -104,7 +104,7 @@ class TrainingWorker:
         self.context.stopping.set()
 
     def _heartbeat(self) -> None:
-        """Renew leases, publish the heartbeat, requeue expired jobs, and release unused datasets."""
+        """Renew leases, publish the heartbeat, requeue expired jobs, release unused datasets."""
         job_store = self.context.job_store
         if self._running:
             best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
