@@ -100,10 +100,16 @@ class AccessControl:
             return None
         host = headers.get(b"host")
         if host is not None and not self._hosts.allows(host):  # browsers always name one
-            return _host_error(host)
+            name = host.decode("latin-1")[:80]
+            detail = f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
+            return MisdirectedError(detail)
         origin = headers.get(b"origin")
         if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host or b""):
-            return _origin_error(origin)
+            name = origin.decode("latin-1")[:80]
+            detail = (
+                f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
+            )
+            return ForbiddenError(detail)
         authorization = headers.get(b"authorization", b"")
         caller = self.keys.caller(authorization)
         if caller is None:
@@ -122,7 +128,7 @@ class AccessControl:
         error: ProblemError
         if wait_s:
             detail = f"too many wrong keys came from your address; wait {wait_s} s, and check the key"
-            error = TooManyRequestsError(detail, headers={"Retry-After": str(wait_s)}, type=ABUSE)
+            error = TooManyRequestsError(detail, retry_after_s=wait_s, type=ABUSE)
         else:
             detail = "the key in `Authorization: Bearer KEY` is not known here or has expired; ask the operator for one"
             error = UnauthorizedError(detail, headers=challenge)
@@ -143,24 +149,8 @@ class AccessControl:
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
     """Return the error (429) for a request that exceeds the limit `limit` of its caller."""
-    headers = {"Retry-After": str(retry_after_s)}
-    return TooManyRequestsError(
-        f"{detail}; GET /v1/me shows your limits and what you use", headers=headers, limit=limit
-    )
-
-
-def _host_error(host: bytes) -> ProblemError:
-    name = host.decode("latin-1")[:80]
-    return MisdirectedError(
-        f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
-    )
-
-
-def _origin_error(origin: bytes) -> ProblemError:
-    name = origin.decode("latin-1")[:80]
-    return ForbiddenError(
-        f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
-    )
+    detail += "; GET /v1/me shows your limits and what you use"
+    return TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
 
 
 def _audit_refusal(scope: Scope, owner: str, status: int, reason: str, **details: str) -> None:

@@ -17,7 +17,7 @@ from api.middleware import RequestMiddleware
 from api.routes import datasets, docs, families, health, jobs, me, models, trainings, versions
 from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
-from api.state import AppState, create_state
+from api.state import AppState
 from api.versions import prune_versions
 from core.log import set_up
 from core.settings import Settings
@@ -32,7 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Create the application. The settings are read from the environment by default."""
     settings = settings or settings_of_environment()
     set_up(settings.log_level, "api")
-    state = create_state(settings)
+    state = AppState(settings)
     app = FastAPI(
         title="Reverie",
         version="0.1.0",

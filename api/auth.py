@@ -1,19 +1,222 @@
-"""Callers and their API keys. The key file is read again when it changes."""
+"""API keys: the key file and its lines, and the callers that the keys identify.
 
+The key file has one line per key, `name:sha256[:roles[:attributes]]`, with the key's hash. `roles`
+is a comma-separated list; without it a key has every role but `admin`. `attributes` is a
+comma-separated list of `expires=20270131T120000Z` (UTC) and of limits that differ from the
+settings, such as `unfinished_jobs=50`.
+"""
+
+import fcntl
+import hashlib
 import logging
 import os
+import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-from api.key_file import ROLES, KeyRecord, digest_of, parse_keys
+from uuid import uuid4
 
 log = logging.getLogger(__name__)
 
+ROLES = ("read", "run", "train", "admin")
+DEFAULT_ROLES = frozenset({"read", "run", "train"})
+# Limits that a line may set for its key; the defaults are the settings `REVERIE_KEY_…`.
+LIMITS = ("requests_per_second", "waiting_requests", "waiting_rows", "unfinished_jobs", "trainings", "stored_bytes")
+
+KEY_PREFIX = "rv_"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
+_NAME_IN_FILE = re.compile(r"[^\s:,\x00-\x1f\x7f]{1,80}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_EXPIRES = "%Y%m%dT%H%M%SZ"
+_SHAPE = "name:sha256[:roles[:attributes]]"
 _INCLUDED = {"run": {"read"}, "train": {"read"}, "admin": {"read", "run", "train"}}
 _CHECK_S = 0.5  # the key file's modification time is checked at most so often
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """A line of the key file: the owner's name, the key's SHA-256 in hex, roles and limits.
+
+    `expires_at` is in seconds since the epoch. `limits` has only the limits that differ from the
+    settings.
+    """
+
+    name: str
+    digest: str
+    roles: frozenset[str] = DEFAULT_ROLES
+    expires_at: float | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, line: str) -> "KeyRecord":
+        """Parse a line. A ValueError does not quote the line, because it may have a secret."""
+        fields = line.strip().split(":")
+        name, digest, roles, attributes = (*fields, "", "", "")[:4]
+        well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
+        if not well_formed:
+            raise ValueError(f"is not {_SHAPE}, the hash in lower-case hex")
+        granted = frozenset(word.strip() for word in roles.split(",")) if roles.strip() else DEFAULT_ROLES
+        if not granted <= set(ROLES):
+            raise ValueError(f"names a role that does not exist; roles are {', '.join(ROLES)}")
+        expires_at, limits = _attributes(attributes)
+        return cls(name, digest, granted, expires_at, limits)
+
+    def format(self) -> str:
+        """Return the line, `name:sha256:roles[:attributes]`."""
+        attributes = [f"{name}={value}" for name, value in sorted(self.limits.items())]
+        if self.expires_at is not None:
+            attributes.insert(0, f"expires={datetime.fromtimestamp(self.expires_at, UTC).strftime(_EXPIRES)}")
+        roles = ",".join(role for role in ROLES if role in self.roles)
+        return ":".join([self.name, self.digest, roles, *([",".join(attributes)] if attributes else [])])
+
+    def expired(self, now: float) -> bool:
+        """Return whether the key has expired at `now`, in seconds since the epoch."""
+        return self.expires_at is not None and now >= self.expires_at
+
+    @property
+    def id(self) -> str:
+        """The first 12 digits of the hash, which identify the key in `list` and `revoke`."""
+        return self.digest[:12]
+
+
+def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
+    expires_at: float | None = None
+    limits: dict[str, int] = {}
+    for attribute in filter(None, (word.strip() for word in text.split(","))):
+        name, _, value = attribute.partition("=")
+        if name == "expires":
+            try:
+                expires_at = datetime.strptime(value, _EXPIRES).replace(tzinfo=UTC).timestamp()
+            except ValueError as error:
+                raise ValueError("has another `expires` than, for example, 20270131T120000Z") from error
+        elif name in LIMITS and re.fullmatch(r"[0-9]{1,18}", value):
+            limits[name] = int(value)
+        else:
+            raise ValueError(f"has an unknown attribute; there are expires, {', '.join(LIMITS)}, each NAME=NUMBER")
+    return expires_at, limits
+
+
+def parse_keys(text: str) -> list[KeyRecord]:
+    """Parse the text of a key file; skip blank lines and comments (#).
+
+    Raises ValueError, which names the number of the invalid line.
+    """
+    records = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            records.append(KeyRecord.parse(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} of the key file {error}") from None
+    return records
+
+
+def new_key() -> str:
+    """Return a new random key of 256 bits."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(key: str | bytes) -> str:
+    """Return the SHA-256 of a key in hex."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+class KeyFile:
+    """Reads and edits a key file. Comments are kept, and the file is replaced atomically."""
+
+    def __init__(self, path: Path) -> None:
+        """Set the path. The file is created by the first change."""
+        self.path = path.resolve()
+
+    def records(self) -> list[KeyRecord]:
+        """Return all keys; none if the file does not exist. Raises ValueError."""
+        return parse_keys(self.path.read_text()) if self.path.exists() else []
+
+    @contextmanager
+    def edit(self) -> Iterator[list[str]]:
+        """Yield the lines, to be edited in place, then replace the file (mode 0600)."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock_path = self.path.with_name(f".{self.path.name}.lock")
+        with lock_path.open("wb") as lock:
+            lock_path.chmod(0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            parse_keys("\n".join(lines))  # a file that cannot be read is not rewritten
+            yield lines
+            parse_keys("\n".join(lines))
+            self._replace("".join(f"{line}\n" for line in lines))
+
+    def _replace(self, text: str) -> None:
+        part = self.path.with_name(f".{self.path.name}.{uuid4().hex}")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def add(self, record: KeyRecord) -> None:
+        """Append a key."""
+        with self.edit() as lines:
+            lines.append(record.format())
+
+    def revoke(self, name: str, key_id: str = "") -> int:
+        """Remove the keys of a name whose hash begins with `key_id`; return how many."""
+        with self.edit() as lines:
+            kept = [line for line in lines if not _matches(line, name, key_id)]
+            removed = len(lines) - len(kept)
+            lines[:] = kept
+        return removed
+
+    def rotate(self, name: str, digest: str, old_valid_until: float | None, now: float) -> KeyRecord:
+        """Add a key with the roles and limits of the newest key of a name, and return it.
+
+        Older keys expire at `old_valid_until`, in seconds since the epoch; None leaves them valid
+        until they are revoked. Raises LookupError if the name has no valid key.
+        """
+        with self.edit() as lines:
+            current: KeyRecord | None = None
+            kept = []
+            for line in lines:
+                if not _matches(line, name, ""):
+                    kept.append(line)
+                    continue
+                record = KeyRecord.parse(line)
+                if record.expired(now):
+                    continue
+                current = record
+                until = min(filter(None, (record.expires_at, old_valid_until)), default=None)
+                if until is None or until > now:
+                    kept.append(KeyRecord(name, record.digest, record.roles, until, record.limits).format())
+            if current is None:
+                raise LookupError(f"{name} has no valid key; make one with `python -m api keys add {name}`")
+            added = KeyRecord(name, digest, current.roles, None, current.limits)
+            lines[:] = [*kept, added.format()]
+            return added
+
+
+def _matches(line: str, name: str, key_id: str) -> bool:
+    if not line.strip() or line.lstrip().startswith("#"):
+        return False
+    record = KeyRecord.parse(line)
+    return record.name == name and record.digest.startswith(key_id)
+
+
+# --- callers ---
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Self
 
 import orjson
 import sqlalchemy.exc
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from core.storage import lacks_space, reason_of

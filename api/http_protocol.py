@@ -290,8 +290,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._check_body(elapsed_s)
             elif self._head_began_at is not None:
                 self._check_head(now)
-            elif self._idle:
-                self._check_idle(now)
+            elif self._idle and now - self._idle_since >= self.limits.idle_timeout_s and not self._unsent_bytes:
+                self.transport.close()
         self._watchdog = self.loop.call_later(self.check_interval_s, self._check)
 
     @property
@@ -324,10 +324,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             f"the body came at less than {limits.min_transfer_rate:g} bytes a second for {limits.body_timeout_s:g} s; "
             "send it again, whole",
         )
-
-    def _check_idle(self, now: float) -> None:
-        if now - self._idle_since >= self.limits.idle_timeout_s and not self._unsent_bytes:
-            self.transport.close()
 
     def _check_writing(self, elapsed_s: float) -> None:
         unsent = self.transport.get_write_buffer_size()

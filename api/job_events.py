@@ -197,11 +197,8 @@ class StreamLimit:
     def check(self, caller: str) -> None:
         """Raise TooManyRequestsError if a caller has reached the limit."""
         if self._open[caller] >= self._limit:
-            raise TooManyRequestsError(
-                f"{self._limit} event streams are open for you already; close some, or ask for the jobs themselves",
-                headers={"Retry-After": "10"},
-                limit="streams",
-            )
+            detail = f"{self._limit} event streams are open for you already; close some, or ask for the jobs themselves"
+            raise TooManyRequestsError(detail, retry_after_s=10, limit="streams")
 
 
 class OpeningPace:
@@ -220,9 +217,7 @@ class OpeningPace:
         now = self._clock()
         next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)
         if next_at - now > MAX_OPENING_DELAY_S:
-            raise OverloadedError(
-                "too many event streams are being opened; try again in a moment", headers={"Retry-After": "5"}
-            )
+            raise OverloadedError("too many event streams are being opened; try again in a moment", retry_after_s=5)
         self._next_at = next_at + 1 / OPENINGS_PER_SECOND
         return max(0.0, next_at - now)
 

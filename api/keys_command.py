@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from api.key_file import DEFAULT_ROLES, LIMITS, NAME, ROLES, KeyFile, KeyRecord, digest_of, new_key
+from api.auth import DEFAULT_ROLES, LIMITS, NAME, ROLES, KeyFile, KeyRecord, digest_of, new_key
 from core.settings import settings
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}

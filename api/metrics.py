@@ -1,6 +1,6 @@
 """Prometheus metrics of this process, the workers, the queues and the job store."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -20,13 +20,13 @@ LATENCY = Histogram(
 class ServiceCollector(Collector):
     """Metrics of a scrape that are not counted by prometheus_client."""
 
-    def __init__(self, gather: Callable[[], dict[str, Any]]) -> None:
-        """`gather` returns the figures."""
-        self._gather = gather
+    def __init__(self, figures: dict[str, Any]) -> None:
+        """Use these figures."""
+        self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
         """Yield the figures as metric families."""
-        figures = self._gather()
+        figures = self._figures
         yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=figures["waiting"])
         yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=figures["resent"])
         queues = GaugeMetricFamily("reverie_queue_messages", "Messages on a queue", labels=["queue"])
@@ -57,6 +57,6 @@ def exposition(accept: str, figures: dict[str, Any]) -> tuple[bytes, str]:
     """Return the metrics in the format that `accept` prefers, and its media type."""
     scrape = CollectorRegistry()
     scrape.register(LATENCY)
-    scrape.register(ServiceCollector(lambda: figures))
+    scrape.register(ServiceCollector(figures))
     encode, media = choose_encoder(accept)
     return encode(scrape), media

@@ -11,17 +11,15 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from api.access import quota_exceeded
-from api.auth import Caller
+from api.auth import LIMITS, Caller
 from api.errors import TooManyRequestsError
-from api.key_file import LIMITS
 from api.permissions import Permissions
-from core.blobs import Blobs
+from core.blobs import Blobs, size_of
 from core.catalog.versions import FILE
 from core.datasets.store import Datasets
 from core.jobs.records import TRAINING, UNFINISHED
@@ -182,7 +180,7 @@ class Quotas:
         sizes: Counter[str] = Counter(self._blobs.sizes("jobs"))
         runs = self._paths.state / "runs"
         for run in runs.iterdir() if runs.is_dir() else ():
-            sizes[run.name] += _folder_bytes(run)
+            sizes[run.name] += size_of(run)
         found: Counter[str] = Counter()
         ids = list(sizes)
         inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(result_chunks.c.data))).join(
@@ -196,14 +194,6 @@ class Quotas:
             for owner, size in connection.execute(inline):
                 found[owner] += int(size or 0)
         return found
-
-
-def _folder_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size
-    return total
 
 
 def _full(limit: int) -> TooManyRequestsError:

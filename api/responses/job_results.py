@@ -4,8 +4,7 @@ import asyncio
 from functools import partial
 
 import orjson
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import Request, Response
 
 from api.errors import GONE, ConflictError, GoneError, ModelFailedError
 from api.prefer import Prefer

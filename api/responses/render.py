@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import orjson
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.requests import Request
-from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
 from core.broker.codec import Fields

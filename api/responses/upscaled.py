@@ -116,7 +116,7 @@ def storage_failed(error: OSError) -> ProblemError:
     """Return the error for a picture that cannot be stored: 507 if the disk is full, else 503."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FullError("the disk has no room for this picture; delete ended jobs, or send a smaller picture")
-    return OverloadedError(f"the picture could not be stored: {error.strerror}", headers={"Retry-After": "30"})
+    return OverloadedError(f"the picture could not be stored: {error.strerror}", retry_after_s=30)
 
 
 class UpscaleService:

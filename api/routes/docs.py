@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import swagger_ui_bundle
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from api.html_headers import policy_of

@@ -3,9 +3,7 @@
 import contextlib
 from typing import Any
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import APIRouter, Request, Response
 
 from api.auth import VISITOR
 from api.dependencies import State

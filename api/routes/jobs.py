@@ -3,9 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Query
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api.access import caller_of
 from api.dependencies import CurrentJob, Owner, State, check_cursor

@@ -1,10 +1,9 @@
 """`GET /v1/me`: the caller's name, roles, limits and usage."""
 
-from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi import APIRouter, Response
 
+from api.auth import ROLES
 from api.dependencies import CurrentCaller, State
-from api.key_file import ROLES
 from api.responses.render import JsonRoute
 from api.schemas.service import CallerResponse
 

@@ -1,7 +1,6 @@
 """Models: list, get, update (active version, sharing) and delete them."""
 
-from fastapi import APIRouter
-from starlette.requests import Request
+from fastapi import APIRouter, Request
 
 from api import audit
 from api.auth import Caller

@@ -5,9 +5,7 @@ A training is a job of kind "training".
 
 import asyncio
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import APIRouter, Request, Response
 
 from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
 from api.errors import ConflictError, NotFoundError, OverloadedError

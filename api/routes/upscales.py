@@ -7,9 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import FastAPI, Request, Response
 
 from api.access import caller_of
 from api.errors import InvalidError, NotFoundError, request_id_of

@@ -5,9 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from api import audit

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from api import auth
-from api.auth import ANONYMOUS, Keys
-from api.key_file import KeyFile, KeyRecord, digest_of, parse_keys
+from api.auth import ANONYMOUS, KeyFile, KeyRecord, Keys, digest_of, parse_keys
 from api.keys_command import main
 from tests.api.callers import key_file, key_line
 

@@ -12,7 +12,7 @@ from core.datasets.readers.source import ConversionOptions
 from core.datasets.store import Datasets, NameTakenError
 from core.jobs.records import Job
 from workers.training.child_process import ChildProcesses
-from workers.training.context import JobContext, TrainingFailedError, message_event
+from workers.training.context import JobContext, JobFailedError, message_event
 from workers.training.publication import VersionPublisher
 from workers.training.run_folder import RECIPE_FILE
 
@@ -20,7 +20,7 @@ from workers.training.run_folder import RECIPE_FILE
 class AuxiliaryJobs:
     """Runs auxiliary jobs.
 
-    Its methods raise TrainingFailedError, ClaimLostError or WorkerStoppingError.
+    Its methods raise JobFailedError, ClaimLostError or WorkerStoppingError.
     """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
@@ -83,7 +83,7 @@ class AuxiliaryJobs:
             command = self._children.command("dataset", source, str(folder / "file"), *data)
             try:
                 self._children.run(job, command, log_file, *limits)
-            except TrainingFailedError as error:
+            except JobFailedError as error:
                 raise error.with_detail("or upload the files of the dataset") from error
             self._context.append_events(job, [message_event(f"converting {source}")], 0.7)
             options = ConversionOptions(
@@ -94,10 +94,10 @@ class AuxiliaryJobs:
             convert = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
             about = orjson.loads(self._children.run(job, [sys.executable, "-m", *convert], log_file, *limits))
             if problem := about.get("problem"):
-                raise TrainingFailedError("Not possible", problem["detail"], problem["status"])
+                raise JobFailedError("Not possible", problem["detail"], problem["status"])
             try:
                 about, _ = datasets.add(folder / "made", name, {**about, "source": source})
             except NameTakenError as error:
                 detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
-                raise TrainingFailedError("Not in this state", detail, 409) from error
+                raise JobFailedError("Not in this state", detail, 409) from error
         self._context.complete(job, about)

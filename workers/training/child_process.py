@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from core.jobs.records import Job
-from workers.training.context import JobContext, TrainingFailedError, WorkerStoppingError
+from workers.training.context import JobContext, JobFailedError, WorkerStoppingError
 from workers.training.limits import check_memory, raise_if_disk_was_full
 from workers.training.run_folder import last_error
 
@@ -111,7 +111,7 @@ class ChildProcesses:
 
         The limits are the memory of a training and `timeout_s` seconds (by default
         `evaluation_timeout_s`); the error for a time-out ends with `remedy`. Raises
-        TrainingFailedError, ClaimLostError or WorkerStoppingError, after it stopped the command.
+        JobFailedError, ClaimLostError or WorkerStoppingError, after it stopped the command.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s
@@ -122,7 +122,7 @@ class ChildProcesses:
                     raise WorkerStoppingError
                 self._context.check_claim(job)
                 if time.monotonic() > deadline:
-                    raise TrainingFailedError("Too long", f"it took more than {limit_s:g} s; {remedy}", 422)
+                    raise JobFailedError("Too long", f"it took more than {limit_s:g} s; {remedy}", 422)
                 if time.monotonic() > check_at:
                     check_memory(settings, child.pid, "Too large")
                     check_at = time.monotonic() + LIMIT_CHECK_S
@@ -138,17 +138,17 @@ class ChildProcesses:
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
-        """Raise the TrainingFailedError that explains an exit code other than 0."""
+        """Raise the JobFailedError that explains an exit code other than 0."""
         if code < 0:
             detail = f"its process was killed ({signal.Signals(-code).name}), possibly for its memory; try again"
-            raise TrainingFailedError("Process lost", detail, 503)
+            raise JobFailedError("Process lost", detail, 503)
         error = last_error(log_file)
         raise_if_disk_was_full(self._context.settings, log_file.parent, error)
         if not error:
             text = log_file.read_text(errors="replace")[-2000:]
             log.error("child process failed", extra={"job": job.id, "stderr": text})
         detail = error or f"the process exited with code {code}"
-        raise TrainingFailedError("Not possible", detail, 422 if error else 500)
+        raise JobFailedError("Not possible", detail, 422 if error else 500)
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:

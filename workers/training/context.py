@@ -35,23 +35,23 @@ class ClaimLostError(Exception):
     """The claim on a job is lost: it was cancelled, paused or claimed by another worker."""
 
 
-class TrainingFailedError(Exception):
-    """A job of a training worker failed. `problem` is the error for the client (RFC 9457)."""
+class JobFailedError(Exception):
+    """A job cannot be completed. `problem` is the error that its client sees (RFC 9457)."""
 
     def __init__(self, title: str, detail: str, status: int = 500) -> None:
         super().__init__(detail)
         self.title, self.status = title, status
         self.problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
-    def with_detail(self, more: str) -> "TrainingFailedError":
+    def with_detail(self, more: str) -> "JobFailedError":
         """Return the same error with more detail."""
-        return TrainingFailedError(self.title, f"{self}; {more}", self.status)
+        return JobFailedError(self.title, f"{self}; {more}", self.status)
 
 
-def disk_full_error(reason: str) -> TrainingFailedError:
+def disk_full_error(reason: str) -> JobFailedError:
     """Return the error (507) for a job that has no room on the disk."""
     detail = f"{reason}; delete trainings or datasets that are not needed"
-    return TrainingFailedError("Disk full", detail, INSUFFICIENT_STORAGE)
+    return JobFailedError("Disk full", detail, INSUFFICIENT_STORAGE)
 
 
 def message_event(text: str, **more: Any) -> Event:
@@ -94,7 +94,7 @@ class JobContext:
         """Finish a job with its result and, if it made one, the model version."""
         self._retry(lambda: self.job_store.finish(job.claim, result=pack(result), version=version))
 
-    def fail(self, job: Job, error: TrainingFailedError) -> None:
+    def fail(self, job: Job, error: JobFailedError) -> None:
         """Finish a job with an error."""
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 

@@ -10,42 +10,42 @@ import psutil
 from core.blobs import size_of
 from core.settings import Settings
 from core.storage import NO_SPACE
-from workers.training.context import TrainingFailedError, disk_full_error
+from workers.training.context import JobFailedError, disk_full_error
 from workers.training.run_folder import describe_checkpoint, last_log_lines, read_json
 
 
 # See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
-    """Raise TrainingFailedError if a training is over a limit.
+    """Raise JobFailedError if a training is over a limit.
 
     `run_s` is the age of its process in seconds.
     """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:
         detail = f"it ran for {seconds:.0f} s; the limit is {settings.training_timeout_s:.0f} s"
-        raise TrainingFailedError("Training too long", detail)
+        raise JobFailedError("Training too long", detail)
     check_memory(settings, pid, "Training too large")
     size = size_of(folder)
     if size > settings.training_disk_bytes:
         detail = f"its folder holds {size} bytes; the limit is {settings.training_disk_bytes} bytes"
-        raise TrainingFailedError("Run too large", detail)
+        raise JobFailedError("Run too large", detail)
     check_free_disk(settings, folder)
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise TrainingFailedError, with this title, if a process group is over the memory limit."""
+    """Raise JobFailedError, with this title, if a process group is over the memory limit."""
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
         detail = (
             f"it used {used >> 20} MiB of memory; the limit is {limit >> 20} MiB: a smaller batch or network needs less"
         )
-        raise TrainingFailedError(title, detail, 422)
+        raise JobFailedError(title, detail, 422)
 
 
 def check_free_disk(settings: Settings, folder: Path) -> None:
     """Create a folder.
 
-    Raise TrainingFailedError (507) if its disk has less free space than trainings must leave.
+    Raise JobFailedError (507) if its disk has less free space than trainings must leave.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free, minimum = shutil.disk_usage(folder).free, settings.training_min_free_disk_bytes
@@ -54,7 +54,7 @@ def check_free_disk(settings: Settings, folder: Path) -> None:
 
 
 def raise_if_disk_was_full(settings: Settings, folder: Path, error: str) -> None:
-    """Raise TrainingFailedError (507) if a child process failed because the disk is full.
+    """Raise JobFailedError (507) if a child process failed because the disk is full.
 
     `error` is the error that the child process wrote; without one, the free space is checked.
     """

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from workers.training.context import TrainingFailedError
+from workers.training.context import JobFailedError
 
 RECIPE_FILE = "asked.json"
 ORPHAN_STOP_S = 20.0  # how long an orphaned process may take to exit after SIGTERM, and again after SIGKILL
@@ -87,14 +87,14 @@ def describe_checkpoint(folder: Path) -> str:
 def kill_orphan(folder: Path) -> None:
     """Stop the process of a dead worker that still runs in a run folder.
 
-    Raises TrainingFailedError if that fails.
+    Raises JobFailedError if that fails.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:
         late = time.monotonic() > kill_at
         if time.monotonic() > kill_at + ORPHAN_STOP_S:
             detail = f"the process {pid} works in its folder and cannot be killed"
-            raise TrainingFailedError("Training process lost", detail)
+            raise JobFailedError("Training process lost", detail)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
         time.sleep(0.1 if late else 0.5)

@@ -14,7 +14,7 @@ import redis
 from core.jobs.records import Event, Job
 from workers.training import child_process, limits, run_folder
 from workers.training.child_process import ChildProcesses
-from workers.training.context import ClaimLostError, JobContext, TrainingFailedError, WorkerStoppingError, message_event
+from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, message_event
 from workers.training.run_folder import describe_checkpoint
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class TrainingRun:
         """Run the child process until it succeeds.
 
         A process that was killed by a signal is started again, at most `max_attempts` times without
-        a new checkpoint. Raises TrainingFailedError, ClaimLostError or WorkerStoppingError.
+        a new checkpoint. Raises JobFailedError, ClaimLostError or WorkerStoppingError.
         """
         limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,11 @@ class TrainingRun:
             kills = 1 if self.reported.furthest_step > furthest else kills + 1
             if kills >= self._context.settings.max_attempts:
                 detail = f"the process was killed {kills} times ({signal_name}) without a new checkpoint"
-                raise TrainingFailedError("Training process lost", f"{detail}; {describe_checkpoint(self.folder)}")
+                raise JobFailedError("Training process lost", f"{detail}; {describe_checkpoint(self.folder)}")
             self._append_events([message_event(f"the process was killed ({signal_name}); it is started again")])
 
     def _raise_failure(self, code: int, error: str) -> None:
-        """Raise the TrainingFailedError that explains a positive exit code."""
+        """Raise the JobFailedError that explains a positive exit code."""
         title = {
             child_process.EXIT_DIVERGED: "Training diverged",
             child_process.EXIT_TOO_LARGE: "Training too large",
@@ -106,8 +106,8 @@ class TrainingRun:
             limits.raise_if_disk_was_full(self._context.settings, self.folder, error)
             if not error:
                 detail = f"its process exited with code {code}, an internal error; {describe_checkpoint(self.folder)}"
-                raise TrainingFailedError(title, detail, 500)
-        raise TrainingFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
+                raise JobFailedError(title, detail, 500)
+        raise JobFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
 
     def restore_reported(self) -> None:
         """Read from the job's events what was already reported."""
@@ -155,7 +155,7 @@ class TrainingRun:
     def check_process(self, process: _Process) -> None:
         """Report the progress of a run, and check its claim and its limits.
 
-        If one fails, stop the child process and raise ClaimLostError or TrainingFailedError.
+        If one fails, stop the child process and raise ClaimLostError or JobFailedError.
         """
         now = time.monotonic()
         try:
@@ -167,7 +167,7 @@ class TrainingRun:
         except ClaimLostError:
             child_process.stop(process.child)
             raise
-        except TrainingFailedError as error:
+        except JobFailedError as error:
             child_process.stop(process.child)
             raise error.with_detail(describe_checkpoint(self.folder)) from error
         except redis.RedisError:

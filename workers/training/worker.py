@@ -36,13 +36,7 @@ from core.startup import QueueGuard, check, errors_end_the_program, load_setting
 from core.storage import INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
-from workers.training.context import (
-    ClaimLostError,
-    JobContext,
-    TrainingFailedError,
-    WorkerStoppingError,
-    disk_full_error,
-)
+from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, disk_full_error
 from workers.training.publication import VersionPublisher
 from workers.training.training_run import TrainingRun
 
@@ -228,7 +222,7 @@ class TrainingWorker:
             log.info("claim lost", extra={"job": job.id})
         except WorkerStoppingError:
             best_effort(lambda: self.context.job_store.requeue(job.claim, "its worker stopped"))
-        except TrainingFailedError as error:
+        except JobFailedError as error:
             if error.status == INSUFFICIENT_STORAGE:
                 self.context.defer(job, error.problem)
             else:
@@ -242,7 +236,7 @@ class TrainingWorker:
             log.exception("job failed", extra={"job": job.id})
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             detail = f"an internal error: {type(error).__name__}: {reason}"
-            self.context.fail(job, TrainingFailedError("Training failed", detail))
+            self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
         """Run a training and publish its version."""

@@ -13,7 +13,7 @@ import pytest
 from core.broker.codec import pack
 from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
 from tests.training_jobs import taken
-from workers.training.context import ClaimLostError, TrainingFailedError
+from workers.training.context import ClaimLostError, JobFailedError
 from workers.training.worker import TrainingWorker
 
 
@@ -111,7 +111,7 @@ def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None
     trainer.context.settings = trainer.context.settings.model_copy(update={"estimate_s": 1.0})
     program(trainer, "import time; time.sleep(100)")
     started = time.monotonic()
-    with pytest.raises(TrainingFailedError, match="more than 1 s") as failed:
+    with pytest.raises(JobFailedError, match="more than 1 s") as failed:
         trainer.auxiliary.estimate(taken(trainer, row("estimate")))
     assert (failed.value.status, time.monotonic() - started < 10) == (422, True)
 
@@ -133,7 +133,7 @@ def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_memory_bytes": 200 << 20})
     program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
     job = taken(trainer, row(kind))
-    with pytest.raises(TrainingFailedError, match="the limit is 200 MiB") as failed:
+    with pytest.raises(JobFailedError, match="the limit is 200 MiB") as failed:
         {"estimate": trainer.auxiliary.estimate, "import": trainer.auxiliary.import_file}[kind](job)
     assert failed.value.status == 422
 
@@ -141,7 +141,7 @@ def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -
 def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: TrainingWorker) -> None:
     """503 with the signal."""
     program(trainer, "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(TrainingFailedError, match="SIGKILL") as failed:
+    with pytest.raises(JobFailedError, match="SIGKILL") as failed:
         trainer.auxiliary.estimate(taken(trainer, row("estimate")))
     assert failed.value.status == 503
 
@@ -152,7 +152,7 @@ def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> 
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     job = taken(trainer, row(TRAINING))
     started = time.monotonic()
-    with pytest.raises(TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
+    with pytest.raises(JobFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
         trainer.train(job)
     assert time.monotonic() - started < 30
     stored = trainer.context.job_store.get(job.id)
@@ -175,7 +175,7 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
     job = taken(trainer, row(TRAINING))
     folder = trainer.context.paths.run(job.id)
     trainer.children.command = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
-    with pytest.raises(TrainingFailedError) as failed:
+    with pytest.raises(JobFailedError) as failed:
         trainer.train(job)
     assert failed.value.title == "Training diverged"
 
@@ -194,7 +194,7 @@ def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Train
     for devices, expected in ((1, []), (3, ["--gpus", "3"])):
         words.clear()
         trainer.devices = devices
-        with pytest.raises(TrainingFailedError):
+        with pytest.raises(JobFailedError):
             trainer.train(taken(trainer, row(TRAINING, gpus=56)))
         assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
 

@@ -23,7 +23,7 @@ from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
 from tests.training_jobs import taken
-from workers.training.context import ClaimLostError, TrainingFailedError, WorkerStoppingError
+from workers.training.context import ClaimLostError, JobFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
 from workers.training.publication import Measurement
 from workers.training.run_folder import last_error, read_json_lines
@@ -64,7 +64,7 @@ def test_a_training_is_held_to_its_limits(
     """Over a limit it is stopped, the job says which, and what it reached is kept."""
     trainer.context.settings = trainer.context.settings.model_copy(update=limit)
     job = taken(trainer, row(recipe=recipe()))
-    with pytest.raises(TrainingFailedError, match=message) as failed:
+    with pytest.raises(JobFailedError, match=message) as failed:
         trainer.train(job)
     assert failed.value.problem["title"] == title
     folder = trainer.context.paths.run(job.id)
@@ -110,7 +110,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
     job = taken(trainer, row(recipe=recipe()))
     trainer.children.command = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
     with pytest.raises(
-        TrainingFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
+        JobFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
     ):
         trainer.train(job)
     events = [str(event.data) for event in trainer.context.job_store.events(job.id) if event.name == "message"]
@@ -119,7 +119,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
 
 def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: TrainingWorker) -> None:
     """The error of the training process is the problem's detail, with status 422."""
-    with pytest.raises(TrainingFailedError, match=r"validation = 61, but only 60 images are held back") as failed:
+    with pytest.raises(JobFailedError, match=r"validation = 61, but only 60 images are held back") as failed:
         trainer.train(taken(trainer, row(recipe=recipe(validation=61))))
     assert (failed.value.title, failed.value.status) == ("Training failed", 422)
 
@@ -128,7 +128,7 @@ def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingW
     """Here a network of another shape than its data, which the API would have rejected: status 500, no traceback."""
     crashing = recipe()
     crashing["config"]["height"] = 28
-    with pytest.raises(TrainingFailedError, match=r"exited with code 1, an internal error") as failed:
+    with pytest.raises(JobFailedError, match=r"exited with code 1, an internal error") as failed:
         trainer.train(taken(trainer, row(recipe=crashing)))
     assert (failed.value.title, failed.value.status) == ("Training failed", 500)
 
