@@ -1,6 +1,7 @@
 """Reads and validates requests for operations: HTTP request → `InferenceRequest`."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from api.access import caller_of
 from api.auth import ANONYMOUS, Caller
 from api.batching.requests import PendingRequest
-from api.errors import InvalidError, NotFoundError, request_id_of
+from api.errors import InvalidError, MalformedError, NotFoundError, request_id_of
 from api.permissions import Models
 from api.request_content import FORM, Content, decode_base64, media_type, option_value, parse_body, read_form
 from api.responses.upscaled import UpscaleSpec
@@ -29,6 +30,7 @@ from core.settings import Settings
 
 Fields = TypeVar("Fields", bound=BaseModel)
 _INLINE_BYTES = 16 << 10  # a larger body is parsed and decoded in a thread, so that it does not delay small requests
+_KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _ACCEPTED = (
     "send application/json, multipart/form-data with files named `images`, or one picture as image/* with the other "
     "fields in the query"
@@ -124,6 +126,14 @@ def first_headers(request: Request) -> dict[bytes, bytes]:
     This is faster than `request.headers`, which searches all headers at each look-up.
     """
     return dict(reversed(request.scope["headers"]))
+
+
+def idempotency_key(header: str) -> str:
+    """Return the key in an Idempotency-Key header, which may be quoted. Raises MalformedError."""
+    match = _KEY.fullmatch(header.strip())
+    if match is None:
+        raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
+    return match.group(1)
 
 
 async def read_body(request: Request) -> bytes:

@@ -19,7 +19,7 @@ from api.errors import (
     OverloadedError,
     request_id_of,
 )
-from api.routes.operations import idempotency_key
+from api.requests import idempotency_key
 from api.schemas.trainings import TrainingBody
 from api.state import AppState
 from core.broker.codec import unpack

@@ -63,7 +63,10 @@ class ResultFiles:
         `render` is called if the result is not stored under `name`. Raises GoneError if the job was
         deleted, and RangeError.
         """
-        file = await self.file(job_id, name, render)
+        return await self.send(request, await self.file(job_id, name, render), media, more_headers)
+
+    async def send(self, request: Request, file: ResultFile, media: str, more_headers: Mapping[str, str]) -> Response:
+        """Return a rendered result, a byte range of it, or 304. Raises GoneError, RangeError."""
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:
             return Response(status_code=304, headers=headers)

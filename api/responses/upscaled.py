@@ -7,20 +7,20 @@ import fcntl
 import hashlib
 import io
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
-from api.responses.render import JSON, About, choose, window
-from api.responses.result_files import ResultFiles
+from api.responses.render import JSON, About, choose
+from api.responses.result_files import ResultFile, ResultFiles
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.decode import PictureFile
@@ -32,10 +32,8 @@ from core.jobs.records import Job
 T = TypeVar("T")
 
 JSON_BYTES = 32 << 20  # larger files are not sent as base64 in JSON
-# Pictures with more than `_LARGE_PIXELS` are decoded and encoded by `_THREADS` threads, to limit
-# memory.
+# At most `_THREADS` pictures of more than `_LARGE_PIXELS` are decoded or encoded at the same time.
 _LARGE_PIXELS, _THREADS = 4_000_000, 2
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,10 @@ class OutputFormat:
 
 
 @dataclass(frozen=True)
-class StoredPicture:
-    """An encoded picture in the blob store, with its SHA-256 in hex.
+class StoredPicture(ResultFile):
+    """An encoded picture in the blob store; `constants` are the result's per-model values."""
 
-    `constants` are the per-model values of the job's result.
-    """
-
-    key: str
-    size: int
-    digest: str
-    constants: Fields
+    constants: Fields = field(default_factory=dict)
 
 
 def storage_failed(error: OSError) -> ProblemError:
@@ -181,7 +173,7 @@ class UpscaleService:
             raise storage_failed(error) from error
         headers = {**about.headers({}), **headers}
         if not output.json:
-            return self._stream(request, file, output.media, headers)
+            return await self._results.send(request, file, output.media, headers)
         if file.size > JSON_BYTES:
             raise NotAcceptableError(
                 f"the picture has {file.size} bytes, more than the {JSON_BYTES} that come inside JSON; ask for "
@@ -193,17 +185,6 @@ class UpscaleService:
             return await asyncio.to_thread(_body, data, spec, about, output, file.constants), about.headers({})
 
         return await self._results.respond(request, job.id, f"{output.kind}.json", JSON, render, headers)
-
-    def _stream(self, request: Request, file: StoredPicture, media: str, headers: dict[str, str]) -> Response:
-        status, begin, end, headers = window(request, file.size, file.digest, headers)
-        if status == 304:
-            return Response(status_code=304, headers=headers)
-
-        async def read() -> AsyncIterator[bytes]:
-            for at in range(begin, end, _CHUNK_BYTES):
-                yield await asyncio.to_thread(self._blobs.get, file.key, at, min(at + _CHUNK_BYTES, end))
-
-        return StreamingResponse(read(), status, {**headers, "Content-Length": str(end - begin)}, media)
 
     async def _stored_picture(self, job: Job, spec: UpscaleSpec, kind: str) -> StoredPicture:
         """Return the picture in a file format; concurrent requests for it share one encoding."""
@@ -220,7 +201,7 @@ class UpscaleService:
         """Return the stored picture, or encode and store it. Raises LookupError."""
         about_key = f"{key}.json"
         try:
-            return StoredPicture(key, **orjson.loads(self._blobs.get(about_key)))
+            return StoredPicture(key, headers={}, **orjson.loads(self._blobs.get(about_key)))
         except FileNotFoundError:
             pass
         read = partial(self._blobs.get, f"jobs/{job.id}/items")
@@ -242,7 +223,7 @@ class UpscaleService:
         if next(self._result_chunks(job), None) is None:  # it was deleted meanwhile
             self._blobs.delete(f"jobs/{job.id}")
             raise LookupError(job.id)
-        return StoredPicture(key, **about)
+        return StoredPicture(key, headers={}, **about)
 
 
 class _HashedFile:

@@ -4,7 +4,6 @@ They are the hot path of the service: a small request spends more time here than
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Response
@@ -18,9 +17,9 @@ from api.batching.requests import PendingRequest
 from api.batching.result_waits import WAIT_S, StillWaitingError
 from api.batching.scheduler import QueueFullError
 from api.dependencies import check_query_names
-from api.errors import GoneError, InvalidError, MalformedError, ModelFailedError, OverloadedError
+from api.errors import GoneError, InvalidError, ModelFailedError, OverloadedError
 from api.prefer import Prefer
-from api.requests import InferenceRequest, first_headers, read_request
+from api.requests import InferenceRequest, first_headers, idempotency_key, read_request
 from api.responses.job_results import accepted, whole_result_response
 from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate
 from api.state import AppState
@@ -29,8 +28,6 @@ from core.catalog.operations import OPERATIONS, Operation
 from core.jobs.records import Job
 
 PNG_BY_WORKER = 256  # with more images, a thread of the API encodes the PNGs of a JSON response, not the worker
-
-_KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 
 RouteFunction = Callable[[Request], Awaitable[Response]]
 
@@ -194,14 +191,6 @@ async def _respond_once(
         return accepted(job, prefer)
     headers = {**prefer.headers, "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}
     return await whole_result_response(state, job, media, headers)
-
-
-def idempotency_key(header: str) -> str:
-    """Return the key in an Idempotency-Key header, which may be quoted. Raises MalformedError."""
-    match = _KEY.fullmatch(header.strip())
-    if match is None:
-        raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
-    return match.group(1)
 
 
 async def insert_job_once(state: AppState, inference_request: InferenceRequest, prefer: Prefer, header: str) -> Job:
