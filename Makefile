@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve test test-slow check bench bench-superres bench-gpu train lock clean
+.PHONY: help serve test parallel-tests test-slow check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -13,9 +13,12 @@ help: ## list the commands
 serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all of it
 	@exec $(BIN)/python -m workers.devserver
 
-test: $(VENV)/.dev check ## every check that belongs on a change
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup -m "not slow and not timing"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow"
+test: $(VENV)/.dev ## every check that belongs on a change
+	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" tests/api
+
+parallel-tests: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder -m "not slow and not timing"
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -10,19 +10,42 @@ import pytest
 from tests import stack as service
 from tests.stack import Stack
 
+TESTS = Path(__file__).parent
+
 os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1,[::1]")
 """What clients of applications in this process call them; a `Stack` has the defaults."""
 
 
-OWN_SERVICES = {"test_batch_sender", "test_job_events", "test_upscales", "test_celery_worker", "test_content_encoding"}
-"""Modules outside tests/service that start services or processes of their own."""
+LONGEST = (
+    "service/test_training.py",
+    "service/test_full_disk.py",
+    "service/test_chaos.py",
+    "service/test_leftovers.py",
+    "service/test_hang.py",
+    "service/test_startup.py",
+    "service/test_schemathesis.py",
+    "service/test_backup.py",
+)
+"""Modules that take a minute or more. They run first, so that none of them runs alone at the end."""
+
+SHARED_SERVICES = 2
+"""Processes of xdist that start the service of the fixture `stack`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a module's tests in one process of xdist where each process would start the module's services anew."""
-    for item in items:
-        if "service" in item.path.parts or item.path.stem in OWN_SERVICES:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Order modules and group them for xdist: tests of one group run in one process, which starts their services once.
+
+    The modules that use the fixture `stack` make two groups; each other module is a group.
+    """
+    modules = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    sharing = sorted({modules[item] for item in items if "stack" in getattr(item, "fixturenames", ())})
+    groups = {module: f"shared service {number % SHARED_SERVICES}" for number, module in enumerate(sharing)}
+    for item, module in modules.items():
+        item.add_marker(pytest.mark.xdist_group(groups.get(module, module)))
+        if item.get_closest_marker("timing") and not module.startswith("api/"):
+            raise pytest.UsageError(f"{item.nodeid}: `make test` looks for tests that measure time in tests/api only")
+    first = {module: number for number, module in enumerate((*LONGEST, *sharing))}
+    items.sort(key=lambda item: first.get(modules[item], len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,11 +58,8 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One real service for all tests that leave it whole."""
-    running = Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20")
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    with Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20") as running:
+        yield running
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ class SmallDisk:
 
     def free(self) -> int:
         """Bytes that are free."""
-        said = os.statvfs(self.path)
-        return said.f_bavail * said.f_frsize
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
 
 
 @contextlib.contextmanager

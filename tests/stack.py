@@ -9,16 +9,20 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import redis
 
 from core.broker.codec import unpack
 from core.broker.keys import WORKERS
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 READY_S = 240.0
@@ -54,7 +58,9 @@ def checkpoints(folder: Path) -> Path:
 _MAKE_MODELS = """
 import importlib, sys, models; models.__path__.append(sys.argv[1])
 from models.kit import card
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 for name in ("enlarge", "faulty", "tiny"):
     family = importlib.import_module(f"models.{name}")
     model = family.Model(family.Config())
@@ -74,7 +80,10 @@ def _shared(name: str, otherwise: Path) -> Path:
 
 
 class Stack:
-    """The parts of one service, each of which a test may kill, stop and start again."""
+    """The parts of one service, each of which a test may kill, stop and start again.
+
+    As a context manager it starts all of them, waits until the service is ready, and stops them.
+    """
 
     def __init__(self, state: Path, **settings: str) -> None:
         self.state = state
@@ -89,7 +98,6 @@ class Stack:
             "REVERIE_QUEUE_URL": self.queue_url,
             "REVERIE_STATE": str(state / "state"),
             "REVERIE_CHECKPOINTS": str(checkpoints(state / "checkpoints")),
-            "REVERIE_EXTRA_MODELS": str(ROOT / "tests" / "families"),
             "REVERIE_TRAINING_NICE": "0",
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
@@ -101,13 +109,16 @@ class Stack:
         (state / "state" / "plans").symlink_to(plans)
 
     def start(self, part: str, name: str | None = None) -> None:
-        """Start a part: queue, inference, training or api; `name` tells several workers apart."""
+        """Start a part: queue, inference, training or api; `name` distinguishes several workers."""
         # not through `workers.devserver`, whose parts die with the thread that started them
         queue = ["workers.devserver", "--part", "queue"]
         modules = {"queue": queue, "inference": ["workers.inference"], "training": ["workers.training"], "api": ["api"]}
         command = [sys.executable, "-m", *modules[part]]
+        environment = dict(self.environment)
+        if part == "inference":  # a training worker would start a process with torch to describe these families
+            environment.setdefault("REVERIE_EXTRA_MODELS", str(ROOT / "tests" / "families"))
         with (self.state / f"{name or part}.log").open("ab") as log:
-            self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+            self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         """Send a part a signal; after SIGKILL or SIGTERM it is gone when this returns."""
@@ -116,7 +127,18 @@ class Stack:
         if how in {signal.SIGKILL, signal.SIGTERM}:
             process.wait(30)
 
-    def up(self) -> Stack:
+    def freeze(self, name: str) -> None:
+        """Stop a part with SIGSTOP, but not within a transaction: SQLite's write lock would freeze with it."""
+        process = self.parts[name]
+        database = sqlite3.connect(self.state / "state" / "jobs.sqlite3", timeout=30, isolation_level=None)
+        with contextlib.closing(database):
+            database.execute("BEGIN IMMEDIATE")
+            process.send_signal(signal.SIGSTOP)
+            status = Path(f"/proc/{process.pid}/stat")
+            wait_until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", f"{name} is frozen")
+            database.execute("ROLLBACK")
+
+    def up(self) -> Self:
         """Start everything and wait until it is ready."""
         self.start("queue")
         self.wait_queue()
@@ -129,17 +151,52 @@ class Stack:
     def wait_queue(self) -> None:
         """Return when the queue server answers."""
         with redis.Redis(port=self.queue_port) as client:
-            _until(client.ping, "the queue server")
+            wait_until(lambda: succeeds(client.ping), "the queue server is up", READY_S)
 
     def wait_ready(self) -> None:
         """Return when the service is ready."""
-        _until(lambda: httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200, "the service")
+
+        def ready() -> bool:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+
+        wait_until(lambda: succeeds(ready), "the service is ready", READY_S)
 
     def serves(self, name: str) -> bool:
         """Whether this very worker says that it is ready: a dead one's heartbeat says so for some seconds more."""
         with redis.Redis(port=self.queue_port) as client:
-            beats = {key.decode(): unpack(said) for key, said in client.hgetall(WORKERS).items()}
-        return any(f"-{self.parts[name].pid}-" in key and said["state"] == "ready" for key, said in beats.items())
+            heartbeats = {key.decode(): unpack(value) for key, value in client.hgetall(WORKERS).items()}
+        return any(
+            f"-{self.parts[name].pid}-" in key and heartbeat["state"] == "ready"
+            for key, heartbeat in heartbeats.items()
+        )
+
+    @contextlib.contextmanager
+    def restarting(self, name: str) -> Iterator[None]:
+        """Start a part again whenever it exits, as a supervisor does."""
+        stop = threading.Event()
+
+        def supervise() -> None:
+            while not stop.wait(0.1):
+                if self.parts[name].poll() is not None:
+                    self.start(name)
+
+        supervisor = threading.Thread(target=supervise)
+        supervisor.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            supervisor.join()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.up()
+        except BaseException:
+            self.down()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
 
     def down(self) -> None:
         """Stop everything."""
@@ -160,11 +217,8 @@ class Stack:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def _until(act: object, what: str) -> None:
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until:
-        with contextlib.suppress(httpx.HTTPError, redis.RedisError, OSError):
-            if act():  # type: ignore[operator]
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"{what} did not come up in {READY_S:.0f} s")
+def succeeds(act: Callable[[], object]) -> bool:
+    """Return whether `act` returns something true; one that cannot connect or is refused does not."""
+    with contextlib.suppress(httpx.HTTPError, redis.RedisError, OSError):
+        return bool(act())
+    return False

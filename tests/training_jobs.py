@@ -6,7 +6,7 @@ from core.jobs.records import Job
 from workers.training.worker import TrainingWorker
 
 
-def taken(trainer: TrainingWorker, job: Job) -> Job:
+def claimed_job(trainer: TrainingWorker, job: Job) -> Job:
     """Insert a job and claim it."""
     trainer.context.job_store.insert(job)
     (held,) = trainer.context.job_store.claim(trainer.id, 600, kinds=(job.kind,))

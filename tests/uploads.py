@@ -68,7 +68,7 @@ class UploadConverter:
         self.runs = 0
         self.made = folder
 
-    def __call__(self, file: bytes, labels: bytes | None = None, **wish: Any) -> dict[str, Any]:
+    def __call__(self, file: bytes, labels: bytes | None = None, **options: Any) -> dict[str, Any]:
         """Convert an upload and return its description."""
         self.runs += 1
         folder = self.folder / str(self.runs)
@@ -77,7 +77,7 @@ class UploadConverter:
         if labels is not None:
             (folder / "labels").write_bytes(labels)
         self.made = folder / "made"
-        return convert(folder, ConversionOptions(**wish))
+        return convert(folder, ConversionOptions(**options))
 
     def array(self, name: str) -> np.ndarray:
         """Return an array of the last conversion."""
@@ -88,10 +88,10 @@ class UploadConverter:
         """Return the images of the last conversion, split after split."""
         return np.concatenate([self.array(name) for name in SPLITS])
 
-    def refused(self, file: bytes, *words: str, labels: bytes | None = None, **wish: Any) -> UploadRejectedError:
+    def refused(self, file: bytes, *words: str, labels: bytes | None = None, **options: Any) -> UploadRejectedError:
         """Return the rejection of an upload, whose message must contain these words."""
         with pytest.raises(UploadRejectedError) as caught:
-            self(file, labels, **wish)
+            self(file, labels, **options)
         for word in words:
             assert word in str(caught.value)
         assert len(str(caught.value)) < 1500

@@ -15,7 +15,8 @@ from typing import Self
 
 import httpx
 
-from tests.stack import ROOT, free_port
+from tests.stack import ROOT, free_port, succeeds
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -44,13 +45,8 @@ class BareApi:
         with (self._folder / "api.log").open("ab") as log:
             command = [sys.executable, "-m", "api"]
             self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200:
-                    return self
-            time.sleep(0.05)
-        raise TimeoutError("the API did not come up")
+        wait_until(lambda: succeeds(lambda: httpx.get(f"{self.url}/healthz", timeout=5).is_success), "the API is up")
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from api.app import create_app
+from api.state import AppState
 from core.settings import Settings
 from tests.stack import free_port
 
@@ -32,7 +33,7 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {name}-key"}
 
 
-def chosen(folder: Path, **settings: Any) -> Settings:
+def app_settings(folder: Path, **settings: Any) -> Settings:
     """Settings of an application without workers, its state in a folder."""
     given = {
         "state": folder / "state",
@@ -42,6 +43,15 @@ def chosen(folder: Path, **settings: Any) -> Settings:
         "log_level": "info",
     }
     return Settings(**{**given, **settings})
+
+
+def state_of(client: httpx.AsyncClient) -> AppState:
+    """Return the services of the application that a client from `application` calls."""
+    transport = client._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    app: Any = transport.app
+    state: AppState = app.state.services
+    return state
 
 
 @asynccontextmanager

@@ -27,15 +27,15 @@ from api.exposure import (
     trusted_proxies,
 )
 from api.rate_limits import RateLimits
-from tests.api.callers import application, bearer, chosen, key_file, key_line
-from tests.api.telling import MODEL, problem
+from tests.api.callers import app_settings, application, bearer, key_file, key_line
+from tests.api.helpers import MODEL, problem
 
 # --- roles ---
 
 
 def test_every_route_that_changes_something_has_a_rule(tmp_path: Path) -> None:
     """None falls back to the rule of unknown routes, and no rule is for a route that is not there."""
-    app = create_app(chosen(tmp_path))
+    app = create_app(app_settings(tmp_path))
     described = app.openapi()["paths"].items()
     routes = {(method.upper(), path) for path, methods in described for method in methods}
     changing = {(method, path) for method, path in routes if method not in SAFE_METHODS}
@@ -69,7 +69,7 @@ def test_a_key_without_the_role_is_refused(tmp_path: Path, method: str, path: st
     async def visit() -> None:
         other = "train" if needed == "run" and "jobs" not in path else "read"
         keys = key_file(tmp_path, key_line("reader", other), key_line("doer", needed))
-        async with application(chosen(tmp_path, api_keys=keys), "reader", "doer") as (reader, doer):
+        async with application(app_settings(tmp_path, api_keys=keys), "reader", "doer") as (reader, doer):
             body = problem(await reader.request(method, path, json={}), 403, f"`{needed}`")
             assert body["role"] == needed
             assert (
@@ -90,7 +90,7 @@ def test_too_many_wrong_keys_from_one_address(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
-        async with application(chosen(tmp_path, api_keys=keys), "ann", "") as (ann, nobody):
+        async with application(app_settings(tmp_path, api_keys=keys), "ann", "") as (ann, nobody):
             for number in range(10):
                 problem(await nobody.get("/v1/models", headers={"Authorization": f"Bearer {number}"}), 401)
             refused = await nobody.get("/v1/models", headers={"Authorization": "Bearer 11"})
@@ -107,12 +107,12 @@ def test_forwarded_addresses_count_where_the_proxy_is_trusted(tmp_path: Path) ->
 
     async def visit(trusted: str, last: int) -> None:
         keys = key_file(tmp_path, key_line("ann"))
-        settings = chosen(tmp_path, api_keys=keys, trusted_proxies=trusted)
+        settings = app_settings(tmp_path, api_keys=keys, trusted_proxies=trusted)
         async with application(settings, "") as (nobody,):
             for number in range(11):
                 headers = {"Authorization": "Bearer wrong", "X-Forwarded-For": f"8.8.8.{number}"}
-                answer = await nobody.get("/v1/models", headers=headers)
-            problem(answer, last)
+                response = await nobody.get("/v1/models", headers=headers)
+            problem(response, last)
 
     asyncio.run(visit("", 429))
     asyncio.run(visit("127.0.0.1", 401))
@@ -153,10 +153,10 @@ def test_too_many_requests_a_second(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "requests_per_second=100"))
-        settings = chosen(tmp_path, api_keys=keys, key_requests_per_second=5)
+        settings = app_settings(tmp_path, api_keys=keys, key_requests_per_second=5)
         async with application(settings, "ann", "bob") as (ann, bob):
-            answers = [await ann.get("/v1/models/nothing") for _ in range(20)]
-            refused = [answer for answer in answers if answer.status_code == 429]
+            responses = [await ann.get("/v1/models/nothing") for _ in range(20)]
+            refused = [response for response in responses if response.status_code == 429]
             assert len(refused) >= 10
             body = problem(refused[0], 429, "5 requests a second")
             assert body["type"].endswith("#quota-exceeded")
@@ -175,7 +175,7 @@ def test_log_lines_name_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("eve", "read"))
-        async with application(chosen(tmp_path, api_keys=keys), "ann", "eve", "") as (ann, eve, nobody):
+        async with application(app_settings(tmp_path, api_keys=keys), "ann", "eve", "") as (ann, eve, nobody):
             logging.getLogger().addHandler(caplog.handler)
             await ann.get("/v1/models")
             await ann.delete("/v1/datasets/nothing", headers={"X-Request-Id": "trace-1"})
@@ -224,7 +224,7 @@ def test_log_lines_name_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_hosts(settings: dict[str, str], good: list[str], bad: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a loopback address its own names, elsewhere those that are set."""
     monkeypatch.delenv("REVERIE_ALLOWED_HOSTS")
-    check = HostCheck(allowed_hosts(chosen(Path(), **{"allowed_hosts": "", **settings})))
+    check = HostCheck(allowed_hosts(app_settings(Path(), **{"allowed_hosts": "", **settings})))
     for _ in range(2):
         assert all(check.allows(host.encode()) for host in good)
         assert not any(check.allows(host.encode()) for host in bad)
@@ -234,7 +234,7 @@ def test_another_host_is_misdirected(tmp_path: Path) -> None:
     """A page that rebinds its name to this address gets nothing; probes may use any."""
 
     async def visit() -> None:
-        async with application(chosen(tmp_path, allowed_hosts="x,localhost"), "") as (client,):
+        async with application(app_settings(tmp_path, allowed_hosts="x,localhost"), "") as (client,):
             rebound = {"Host": "evil.example:8000"}
             for method, path in (("GET", "/v1/models"), ("POST", "/v1/samples"), ("GET", "/docs"), ("GET", "/metrics")):
                 problem(await client.request(method, path, headers=rebound), 421, "evil.example")
@@ -264,7 +264,7 @@ def test_another_host_is_misdirected(tmp_path: Path) -> None:
         ("http://a@localhost:8000.evil.example", "localhost:8000", False),
     ],
 )
-def test_origins(origin: str, host: str, allowed: bool) -> None:
+def test_allowed_origins(origin: str, host: str, allowed: bool) -> None:
     """The service's own and those that are set; never `null`."""
     assert OriginCheck(("https://friend.example",)).allows(origin.encode(), host.encode()) == allowed
     assert OriginCheck(("*",)).allows(origin.encode(), host.encode()) == (origin != "null")
@@ -274,7 +274,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
     """Any request that changes something is refused, with or without keys; without an Origin it passes."""
 
     async def visit() -> None:
-        async with application(chosen(tmp_path), "") as (client,):
+        async with application(app_settings(tmp_path), "") as (client,):
             for origin in ("https://evil.example", "null"):
                 foreign = {"Origin": origin, "Content-Type": "text/plain"}
                 for method, path in (
@@ -286,8 +286,8 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
                 assert (await client.get("/v1/models", headers=foreign)).status_code == 200
             problem(await client.delete("/v1/datasets/a", headers={"Origin": "http://x"}), 404)
             problem(await client.delete("/v1/datasets/a"), 404)
-            answer = await client.get("/v1/models", headers={"Origin": "https://evil.example"})
-            assert "access-control-allow-origin" not in answer.headers
+            response = await client.get("/v1/models", headers={"Origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in response.headers
 
     asyncio.run(visit())
 
@@ -297,7 +297,7 @@ def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
-        settings = chosen(tmp_path, api_keys=keys, allowed_origins="https://friend.example")
+        settings = app_settings(tmp_path, api_keys=keys, allowed_origins="https://friend.example")
         async with application(settings, "ann", "") as (ann, nobody):
             asks = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
             good = await nobody.options("/v1/datasets/a", headers={"Origin": "https://friend.example", **asks})
@@ -306,9 +306,9 @@ def test_an_allowed_origin_may_call(tmp_path: Path) -> None:
             bad = await nobody.options("/v1/datasets/a", headers={"Origin": "https://evil.example", **asks})
             assert "access-control-allow-origin" not in bad.headers
             problem(bad, 400, "origin", "REVERIE_ALLOWED_ORIGINS")
-            answer = await ann.delete("/v1/datasets/a", headers={"Origin": "https://friend.example"})
-            problem(answer, 404)
-            assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+            response = await ann.delete("/v1/datasets/a", headers={"Origin": "https://friend.example"})
+            problem(response, 404)
+            assert response.headers["access-control-allow-origin"] == "https://friend.example"
             problem(await ann.delete("/v1/datasets/a", headers={"Origin": "https://evil.example"}), 403)
 
     asyncio.run(visit())
@@ -318,7 +318,7 @@ def test_pages_have_security_headers(tmp_path: Path) -> None:
     """The documentation's own script runs, no other does, and no page may frame it; JSON has none of it."""
 
     async def visit() -> None:
-        async with application(chosen(tmp_path), "") as (client,):
+        async with application(app_settings(tmp_path), "") as (client,):
             page = await client.get("/docs")
             assert page.status_code == 200
             assert page.headers["x-content-type-options"] == "nosniff"
@@ -326,6 +326,7 @@ def test_pages_have_security_headers(tmp_path: Path) -> None:
             policy = page.headers["content-security-policy"]
             assert "frame-ancestors 'none'" in policy
             script = re.search(r"<script>(.*?)</script>", page.text, re.DOTALL)
+            assert script
             digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
             assert f"script-src 'self' 'sha256-{digest}'" in policy
             assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
@@ -343,7 +344,7 @@ PUBLIC = {"host": "0.0.0.0"}  # noqa: S104
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (PUBLIC, "REVERIE_ALLOW_ANONYMOUS=true"),
         ({"host": "::"}, "no API keys are set"),
@@ -357,10 +358,10 @@ PUBLIC = {"host": "0.0.0.0"}  # noqa: S104
         ({"api_keys": Path("/nowhere/keys")}, "cannot be read"),
     ],
 )
-def test_settings_under_which_the_service_does_not_listen(settings: dict[str, object], said: str) -> None:
+def test_settings_under_which_the_service_does_not_listen(settings: dict[str, object], message: str) -> None:
     """One sentence says what to set."""
-    with pytest.raises(ValueError, match=said):
-        check_settings(chosen(Path(), **{"allowed_hosts": "", **settings}))
+    with pytest.raises(ValueError, match=message):
+        check_settings(app_settings(Path(), **{"allowed_hosts": "", **settings}))
 
 
 def test_settings_under_which_it_listens(tmp_path: Path) -> None:
@@ -374,9 +375,9 @@ def test_settings_under_which_it_listens(tmp_path: Path) -> None:
         {**PUBLIC, "api_keys": keys},
         {**PUBLIC, "allow_anonymous": True, "allowed_hosts": "localhost"},
     ):
-        check_settings(chosen(tmp_path, **{"allowed_hosts": "", **settings}))
-    assert allowed_origins(chosen(tmp_path, allowed_origins="https://A.example/")) == ("https://a.example",)
-    assert len(trusted_proxies(chosen(tmp_path, trusted_proxies="10.0.0.1, 10.1.0.0/16"))) == 2
+        check_settings(app_settings(tmp_path, **{"allowed_hosts": "", **settings}))
+    assert allowed_origins(app_settings(tmp_path, allowed_origins="https://A.example/")) == ("https://a.example",)
+    assert len(trusted_proxies(app_settings(tmp_path, trusted_proxies="10.0.0.1, 10.1.0.0/16"))) == 2
 
 
 @pytest.mark.parametrize("module", ["api", "workers.devserver"])
@@ -397,7 +398,7 @@ def test_a_key_that_is_revoked_is_refused_by_a_running_service(tmp_path: Path) -
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
-        async with application(chosen(tmp_path, api_keys=keys), "ann", "bob") as (ann, bob):
+        async with application(app_settings(tmp_path, api_keys=keys), "ann", "bob") as (ann, bob):
             assert (await ann.get("/v1/models")).status_code == 200
             keys.write_text(key_line("bob") + "\n")
             await asyncio.sleep(0.6)

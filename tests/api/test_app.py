@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from api.app import create_app
 from core.jobs.store import JobStore
 from core.settings import Settings
-from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, problem, samples
+from tests.api.helpers import ENLARGE, FAULTY, MODEL, TINY, post_samples, problem
 from tests.stack import Stack, free_port
 
 
@@ -37,7 +37,7 @@ def test_health_and_readiness(client: httpx.Client) -> None:
 )
 def test_metrics_can_be_parsed(client: httpx.Client, accept: str, media: str, parse: Callable[[str], Any]) -> None:
     """In both formats; requests are counted by route and status."""
-    samples(client)
+    post_samples(client)
     client.get("/v1/models/none")
     page = client.get("/metrics", headers={"Accept": accept})
     assert page.headers["content-type"].startswith(media)
@@ -98,7 +98,7 @@ def _alone(folder: Path, **chosen: Any) -> Settings:
 
 
 def test_requests_do_not_pile_up(tmp_path: Path) -> None:
-    """As many wait as may, and the others are told at once to come back; what waited becomes a promise."""
+    """Up to the limit requests wait and then become jobs; the others get 503 at once, with Retry-After."""
     limit, crowd = 50, 1000
 
     async def rush() -> list[httpx.Response]:
@@ -107,17 +107,17 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client,
         ):
-            asked = [client.post("/v1/samples", json={"model": MODEL, "seed": seed}) for seed in range(crowd)]
-            return list(await asyncio.gather(*asked))
+            requests = [client.post("/v1/samples", json={"model": MODEL, "seed": seed}) for seed in range(crowd)]
+            return list(await asyncio.gather(*requests))
 
-    answers = asyncio.run(rush())
-    refused = [answer for answer in answers if answer.status_code == 503]
+    responses = asyncio.run(rush())
+    refused = [response for response in responses if response.status_code == 503]
     assert len(refused) == crowd - limit
-    assert {answer.status_code for answer in answers} == {202, 503}
-    for answer in refused[:: len(refused) // 20]:
-        body = problem(answer, 503, "50 requests wait already", "try again")
+    assert {response.status_code for response in responses} == {202, 503}
+    for response in refused[:: len(refused) // 20]:
+        body = problem(response, 503, "50 requests wait already", "try again")
         assert body["type"].startswith("https://")
-        assert int(answer.headers["retry-after"]) >= 1
+        assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.slow
@@ -144,11 +144,11 @@ def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> No
     statuses = asyncio.run(rush())
     assert set(statuses) <= {200, 503}
     assert statuses.count(200) >= 2048
-    assert samples(client).status_code == 200
+    assert post_samples(client).status_code == 200
 
 
-def test_promises_are_bounded(tmp_path: Path) -> None:
-    """As many unfinished jobs are kept as may be; the next promise is refused, with a key or without."""
+def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
+    """Unfinished jobs are accepted up to the limit; the next one is rejected, with an Idempotency-Key or without."""
 
     async def rush() -> None:
         app = create_app(_alone(tmp_path, max_queued_jobs=5))
@@ -159,19 +159,19 @@ def test_promises_are_bounded(tmp_path: Path) -> None:
             prefer = {"Prefer": "respond-async"}
             for number in range(5):
                 key = {"Idempotency-Key": "first"} if number == 0 else {}
-                answer = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
-                assert answer.status_code == 202
+                response = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
+                assert response.status_code == 202
             for key in ({}, {"Idempotency-Key": "another"}):
-                answer = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
-                problem(answer, 503, "unfinished jobs")
-                assert answer.headers["retry-after"]
+                response = await client.post("/v1/samples", json={"model": MODEL}, headers={**prefer, **key})
+                problem(response, 503, "unfinished jobs")
+                assert response.headers["retry-after"]
             first = (await client.get("/v1/jobs")).json()["data"][-1]["id"]
             await client.post(f"/v1/jobs/{first}/cancel")
 
     asyncio.run(rush())
 
 
-def test_a_ledger_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_an_unusable_database_is_reported(tmp_path: Path) -> None:
     """503 and when to come back, and no word of SQL."""
 
     async def inference_request() -> httpx.Response:
@@ -187,7 +187,7 @@ def test_a_ledger_that_cannot_be_used_is_told(tmp_path: Path) -> None:
             job_store.engine.dispose()
             return await client.post("/v1/samples", json={"model": MODEL}, headers={"Prefer": "respond-async"})
 
-    answer = asyncio.run(inference_request())
-    body = problem(answer, 503, "job database", "try again")
+    response = asyncio.run(inference_request())
+    body = problem(response, 503, "job database", "try again")
     assert "SQL" not in body["detail"]
-    assert answer.headers["retry-after"]
+    assert response.headers["retry-after"]

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ from starlette.types import Message
 from api.content_encoding import DecodedReceive, content_encoding
 from api.errors import MalformedError, UnsupportedMediaError
 from tests.api.attack import MIB, STALL_S, BareApi, cpu_seconds, rss_bytes, watched
-from tests.api.telling import MODEL, b64, problem, samples
+from tests.api.helpers import MODEL, b64, post_samples, problem
 
 
 def _raw_deflate(data: bytes) -> bytes:
@@ -48,8 +49,8 @@ def test_encoded_bodies_are_read_on_every_route(client: httpx.Client, digit: byt
     def post(path: str, body: bytes, kind: str) -> httpx.Response:
         return client.post(path, content=encode(body), headers={"Content-Type": kind, "Content-Encoding": encoding})
 
-    asked = orjson.dumps({"model": MODEL, "seed": 1})
-    assert post("/v1/samples", asked, "application/json").content == samples(client, seed=1).content
+    fields = orjson.dumps({"model": MODEL, "seed": 1})
+    assert post("/v1/samples", fields, "application/json").content == post_samples(client, seed=1).content
     pictured = orjson.dumps({"model": MODEL, "seed": 1, "images": [b64(digit)] * 300})
     many = post("/v1/encodings", pictured, "application/json")
     assert many.status_code == 200, many.text[:300]
@@ -73,9 +74,9 @@ def test_encoded_bodies_are_read_on_every_route(client: httpx.Client, digit: byt
 def test_an_unknown_encoding_is_refused(api: BareApi, path: str, encoding: str) -> None:
     """With those there are."""
     headers = [(b"Content-Encoding", encoding.encode("latin-1")), (b"Content-Type", b"application/json")]
-    answer = httpx.post(api.url + path, content=b"{}", headers=headers)
-    problem(answer, 415, "Content-Encoding", "gzip")
-    assert answer.headers["accept-encoding"] == "gzip, deflate, identity"
+    response = httpx.post(api.url + path, content=b"{}", headers=headers)
+    problem(response, 415, "Content-Encoding", "gzip")
+    assert response.headers["accept-encoding"] == "gzip, deflate, identity"
 
 
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/trainings", "/v1/datasets?name=x"])
@@ -89,17 +90,27 @@ def test_a_broken_encoding_is_named(api: BareApi, path: str, cut: Callable[[byte
     problem(httpx.post(api.url + path, content=body, headers=headers), 400, "Content-Encoding", encoding)
 
 
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A gzip file of 2 GiB of zeros: one compressed MiB again and again, as compressing all of it takes long."""
+    zeros, crc = bytes(MIB), 0
+    compressor = zlib.compressobj(9, wbits=-15)
+    block = compressor.compress(zeros) + compressor.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(2048):
+        crc = zlib.crc32(zeros, crc)
+    header, last_block = gzip.compress(b"")[:10], compressor.flush()
+    return header + 2048 * block + last_block + struct.pack("<II", crc, 2048 * MIB)
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales", "/v1/trainings", "/v1/datasets?name=x"])
-def test_a_decompression_bomb_is_stopped_at_the_limit(api: BareApi, path: str) -> None:
+def test_a_decompression_bomb_is_stopped_at_the_limit(api: BareApi, bomb: bytes, path: str) -> None:
     """The limit is that of the decoded body; nothing beyond it is unpacked."""
     kind = "application/zip" if "datasets" in path else "application/octet-stream"
-    compressor = zlib.compressobj(9, wbits=31)
-    bomb = b"".join(compressor.compress(bytes(MIB)) for _ in range(2048)) + compressor.flush()
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:
-        answer = httpx.post(api.url + path, content=bomb, headers={"Content-Encoding": "gzip", "Content-Type": kind})
-    problem(answer, 413)
+        response = httpx.post(api.url + path, content=bomb, headers={"Content-Encoding": "gzip", "Content-Type": kind})
+    problem(response, 413)
     assert latencies.worst < STALL_S
     assert cpu_seconds(api.process.pid) < cpu + 1
     assert rss_bytes(api.process.pid) < rss + 80 * MIB
@@ -110,8 +121,8 @@ def test_many_empty_members_are_refused(api: BareApi) -> None:
     """A gzip file of a million members takes no million decoders."""
     cpu = cpu_seconds(api.process.pid)
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-    answer = httpx.post(f"{api.url}/v1/samples", content=gzip.compress(b"") * 1_000_000, headers=headers)
-    problem(answer, 400, "members")
+    response = httpx.post(f"{api.url}/v1/samples", content=gzip.compress(b"") * 1_000_000, headers=headers)
+    problem(response, 400, "members")
     assert cpu_seconds(api.process.pid) < cpu + 0.5
 
 
@@ -160,7 +171,7 @@ def test_an_empty_body_needs_no_encoding() -> None:
     assert _decoded([b""], "gzip")[0] == b""
 
 
-def test_what_is_sent_beyond_the_limit_is_not_decoded() -> None:
+def test_input_beyond_the_limit_is_not_decoded() -> None:
     """A gzip header may be of any length and means nothing."""
     endless = b"\x1f\x8b\x08\x08" + bytes(6) + b"x" * 5000
     with pytest.raises(MalformedError, match="1000"):

@@ -13,10 +13,11 @@ import redis
 from core.broker.codec import pack
 from core.catalog.recipes import TRAINING_WORKERS
 from tests.datasets import digits
-from tests.stack import Stack
+from tests.stack import Stack, succeeds
+from tests.waiting import wait_until
 
 
-def wish(**more: Any) -> dict[str, Any]:
+def training_body(**more: Any) -> dict[str, Any]:
     """A training."""
     return {"family": "vae", "dataset": "device-digits", "name": "devices", **more}
 
@@ -31,9 +32,9 @@ def dataset(stack: Stack) -> None:
 @pytest.mark.parametrize("gpus", [2, 56, 64])
 def test_more_devices_than_there_are_are_refused(client: httpx.Client, dataset: None, gpus: int, dry_run: bool) -> None:
     """Before anything runs, and for a dry run too; the families' schema says the limit."""
-    answer = client.post("/v1/trainings", json=wish(gpus=gpus, dry_run=dry_run))
-    assert answer.status_code == 422, answer.text
-    assert answer.json()["errors"] == [
+    response = client.post("/v1/trainings", json=training_body(gpus=gpus, dry_run=dry_run))
+    assert response.status_code == 422, response.text
+    assert response.json()["errors"] == [
         {"field": "gpus", "detail": f"{gpus} is more than the 1 device of the training workers here"}
     ]
     limits = {family["gpus"]["maximum"] for family in client.get("/v1/families").json()["data"]}
@@ -43,16 +44,16 @@ def test_more_devices_than_there_are_are_refused(client: httpx.Client, dataset: 
 
 def test_a_network_that_cannot_fit_is_refused_at_once(client: httpx.Client, dataset: None) -> None:
     """By its configuration: the dry run takes the time of a process's start."""
-    body = wish(dry_run=True, recipe={"config": {"hidden": [8192] * 9}})
-    answer = client.post("/v1/trainings", json=body, headers={"Prefer": "wait=60"}, timeout=90)
-    assert answer.status_code == 422, answer.text
-    assert "takes at least" in answer.json()["detail"]
-    many = client.post("/v1/trainings", json=wish(dry_run=True, recipe={"config": {"hidden": [1] * 5000}}))
+    body = training_body(dry_run=True, recipe={"config": {"hidden": [8192] * 9}})
+    response = client.post("/v1/trainings", json=body, headers={"Prefer": "wait=60"}, timeout=90)
+    assert response.status_code == 422, response.text
+    assert "takes at least" in response.json()["detail"]
+    many = client.post("/v1/trainings", json=training_body(dry_run=True, recipe={"config": {"hidden": [1] * 5000}}))
     assert many.status_code == 422
     assert len(many.content) < 5000
 
 
-def test_without_a_training_worker_nobody_knows(tmp_path: Path) -> None:
+def test_without_a_training_worker_the_number_of_devices_is_unknown(tmp_path: Path) -> None:
     """503 that says so, also where only a dead one's heartbeat remains; a worker with devices is taken at its word."""
     bare = Stack(tmp_path)
     try:
@@ -61,26 +62,18 @@ def test_without_a_training_worker_nobody_knows(tmp_path: Path) -> None:
         bare.start("api")
         digits(tmp_path / "state" / "datasets", "device-digits")
         with httpx.Client(base_url=bare.url, timeout=30) as client, redis.Redis(port=bare.queue_port, db=1) as queue:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    client.get("/healthz")
-                except httpx.TransportError:
-                    assert time.monotonic() < until
-                    time.sleep(0.2)
-                else:
-                    break
+            wait_until(lambda: succeeds(lambda: client.get("/healthz").is_success), "the API is up")
             beat = {"state": "ready", "host": "h", "pid": 1, "running": [], "devices": 4}
             for age_s in (None, 60.0):
                 if age_s is not None:
                     queue.hset(TRAINING_WORKERS, "dead", pack({**beat, "at": time.time() - age_s}))
-                answer = client.post("/v1/trainings", json=wish(gpus=2))
-                assert answer.status_code == 503, answer.text
-                assert "no training worker is running" in answer.json()["detail"]
-            assert client.post("/v1/trainings", json=wish(name="one", gpus=1)).status_code == 202
+                response = client.post("/v1/trainings", json=training_body(gpus=2))
+                assert response.status_code == 503, response.text
+                assert "no training worker is running" in response.json()["detail"]
+            assert client.post("/v1/trainings", json=training_body(name="one", gpus=1)).status_code == 202
             queue.hset(TRAINING_WORKERS, "alive", pack({**beat, "at": time.time()}))
-            refused = client.post("/v1/trainings", json=wish(gpus=5))
+            refused = client.post("/v1/trainings", json=training_body(gpus=5))
             assert (refused.status_code, "the 4 devices" in refused.json()["detail"]) == (422, True)
-            assert client.post("/v1/trainings", json=wish(gpus=4)).status_code == 202
+            assert client.post("/v1/trainings", json=training_body(gpus=4)).status_code == 202
     finally:
         bare.down()

@@ -10,7 +10,17 @@ import httpx
 import numpy as np
 
 from core.imaging.pictures import png
-from tests.api.telling import TINY, b64, ended, opened, opened_text, problem, promised, reached, samples
+from tests.api.helpers import (
+    TINY,
+    b64,
+    create_job,
+    decode_image,
+    decode_image_base64,
+    finished_job,
+    job_when,
+    post_samples,
+    problem,
+)
 
 IMAGE = b64(png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 
@@ -26,7 +36,7 @@ def tiny(client: httpx.Client, /, headers: dict[str, str] | None = None, **field
 def test_samples_drawn_by_rejection_say_how_many_it_took(client: httpx.Client) -> None:
     """Per row whether it was accepted and after how many proposals; their ratio over the request, in every form."""
     body = tiny(client, count=40, threshold=0.3).json()
-    assert all(np.mean(opened_text(image)) < 0.31 * 255 for image in _accepted(body))
+    assert all(np.mean(decode_image_base64(image)) < 0.31 * 255 for image in _accepted(body))
     assert 0 < sum(body["accepted"]) < 40
     assert all(1 <= number <= 8 for number in body["proposals"])
     rate = sum(body["accepted"]) / sum(body["proposals"])
@@ -41,31 +51,31 @@ def test_samples_drawn_by_rejection_say_how_many_it_took(client: httpx.Client) -
     assert float(picture.headers["reverie-acceptance-rate"]) == round(rate, 6)
 
 
-def test_a_promised_answer_says_the_same(client: httpx.Client) -> None:
+def test_a_job_has_the_same_result_as_a_synchronous_request(client: httpx.Client) -> None:
     """A job's result has the rate of all its slices together, as a direct answer has."""
-    asked = {"model": TINY, "seed": 3, "count": 3000, "threshold": 0.3}
-    job_id = promised(client, "/v1/samples", **asked)
-    ended(client, job_id)
+    payload = {"model": TINY, "seed": 3, "count": 3000, "threshold": 0.3}
+    job_id = create_job(client, "/v1/samples", **payload)
+    finished_job(client, job_id)
     result = client.get(f"/v1/jobs/{job_id}/result")
     assert result.content == tiny(client, count=3000, threshold=0.3).content
     assert float(result.headers["reverie-acceptance-rate"]) == round(result.json()["acceptance_rate"], 6)
 
 
-def test_a_threshold_that_nothing_meets_is_answered(client: httpx.Client) -> None:
+def test_a_threshold_that_no_sample_meets_still_returns(client: httpx.Client) -> None:
     """What was found comes back with an acceptance rate of zero, and soon."""
-    answer = tiny(client, count=5, threshold=0.0)
-    body = answer.json()
-    assert answer.elapsed.total_seconds() < 5
+    response = tiny(client, count=5, threshold=0.0)
+    body = response.json()
+    assert response.elapsed.total_seconds() < 5
     assert (body["accepted"], body["proposals"], body["acceptance_rate"]) == ([False] * 5, [8] * 5, 0.0)
     assert len(body["images"]) == 5
-    assert answer.headers["reverie-acceptance-rate"] == "0"
+    assert response.headers["reverie-acceptance-rate"] == "0"
 
 
-def test_other_answers_speak_of_no_acceptance(client: httpx.Client) -> None:
+def test_other_operations_have_no_acceptance_fields(client: httpx.Client) -> None:
     """Where nothing was rejected there is no rate."""
-    for answer in (tiny(client), samples(client)):
-        assert "acceptance_rate" not in answer.json()
-        assert "reverie-acceptance-rate" not in answer.headers
+    for response in (tiny(client), post_samples(client)):
+        assert "acceptance_rate" not in response.json()
+        assert "reverie-acceptance-rate" not in response.headers
 
 
 def _accepted(body: dict[str, Any]) -> list[str]:
@@ -77,13 +87,13 @@ def _accepted(body: dict[str, Any]) -> list[str]:
 
 def test_fields_of_any_name_pass_through(client: httpx.Client) -> None:
     """Numbers a row come as lists, numbers of the model as they are, and what is no number as null."""
-    asked = {"model": TINY, "seed": 3, "images": [IMAGE, IMAGE]}
-    body = client.post("/v1/likelihoods", json=asked).json()
+    payload = {"model": TINY, "seed": 3, "images": [IMAGE, IMAGE]}
+    body = client.post("/v1/likelihoods", json=payload).json()
     assert (body["log_z"], body["log_z_standard_error"], body["k"]) == (-1.25, 0.5, 10)
     assert [len(body[name]) for name in ("log_p", "effective_sample_size")] == [2, 2]
     assert body["log_p_star"] == [None, None]
-    answer = client.post("/v1/likelihoods", json=asked, headers={"Accept": "application/x-npz"})
-    with np.load(io.BytesIO(answer.content)) as kept:
+    response = client.post("/v1/likelihoods", json=payload, headers={"Accept": "application/x-npz"})
+    with np.load(io.BytesIO(response.content)) as kept:
         assert float(kept["log_z"]) == -1.25
         assert kept["log_p"].shape == (2,)
         assert np.isneginf(kept["log_p_star"]).all()
@@ -91,20 +101,20 @@ def test_fields_of_any_name_pass_through(client: httpx.Client) -> None:
 
 def test_a_sample_size_beyond_the_limit_is_refused(client: httpx.Client) -> None:
     """422 names the option and the limit."""
-    asked = {"model": TINY, "images": [IMAGE]}
-    problem(client.post("/v1/likelihoods", json={**asked, "k": 1001}), 422, "options.k", "1000")
-    problem(client.post("/v1/likelihoods", json={**asked, "k": 1}), 422, "options.k", "2")
+    payload = {"model": TINY, "images": [IMAGE]}
+    problem(client.post("/v1/likelihoods", json={**payload, "k": 1001}), 422, "options.k", "1000")
+    problem(client.post("/v1/likelihoods", json={**payload, "k": 1}), 422, "options.k", "2")
     problem(tiny(client, steps=501), 422, "options.steps", "500")
 
 
 def test_layers_are_a_list_of_layers(client: httpx.Client) -> None:
     """`layers` holds, bottom up, a list of one code an image for each layer; NPZ holds an array for each."""
-    asked = {"model": TINY, "images": [IMAGE] * 4, "seed": 1}
-    body = client.post("/v1/encodings", json=asked).json()
+    payload = {"model": TINY, "images": [IMAGE] * 4, "seed": 1}
+    body = client.post("/v1/encodings", json=payload).json()
     assert set(body) == {"model", "version", "seed", "layers"}
     assert [np.shape(layer) for layer in body["layers"]] == [(4, 3), (4, 2)]
-    answer = client.post("/v1/encodings", json=asked, headers={"Accept": "application/x-npz"})
-    with np.load(io.BytesIO(answer.content)) as kept:
+    response = client.post("/v1/encodings", json=payload, headers={"Accept": "application/x-npz"})
+    with np.load(io.BytesIO(response.content)) as kept:
         for number, layer in enumerate(body["layers"]):
             np.testing.assert_allclose(kept[f"layers.{number}"], layer, rtol=1e-6)
 
@@ -114,7 +124,7 @@ def test_layers_are_a_list_of_layers(client: httpx.Client) -> None:
 
 def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
     """Events say that there is a preview, at most two a second, and its link leads to a picture of what was reached."""
-    job_id = promised(client, "/v1/samples", model=TINY, count=4, steps=60, seconds=0.05, seed=3)
+    job_id = create_job(client, "/v1/samples", model=TINY, count=4, steps=60, seconds=0.05, seed=3)
     here = f"/v1/jobs/{job_id}"
     shown: list[tuple[float, float]] = []
     with client.stream("GET", f"{here}/events") as stream:
@@ -129,8 +139,8 @@ def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
                 if picture.status_code == 200:
                     assert picture.headers["content-type"] == "image/png"
                     assert picture.headers["cache-control"] == "no-store"
-                    assert opened(picture.content).shape == (16, 16)
-                    shown.append((time.monotonic(), float(opened(picture.content).mean())))
+                    assert decode_image(picture.content).shape == (16, 16)
+                    shown.append((time.monotonic(), float(decode_image(picture.content).mean())))
     assert len(shown) >= 3
     assert len(shown) <= 2 + 2 * (shown[-1][0] - shown[0][0])
     assert [brightness for _, brightness in shown] == sorted(brightness for _, brightness in shown)
@@ -142,34 +152,34 @@ def test_a_long_run_can_be_watched(client: httpx.Client) -> None:
 
 def test_a_request_that_became_a_job_can_be_watched_too(client: httpx.Client) -> None:
     """After waiting in vain, the same run shows where it is; cancelling ends it and the pictures of it."""
-    asked = {"model": TINY, "steps": 500, "seconds": 0.05, "seed": 3}
-    job = client.post("/v1/samples", json=asked, headers={"Prefer": "wait=1"}).json()
+    payload = {"model": TINY, "steps": 500, "seconds": 0.05, "seed": 3}
+    job = client.post("/v1/samples", json=payload, headers={"Prefer": "wait=1"}).json()
     assert job["links"]["preview"] == f"/v1/jobs/{job['id']}/preview"
-    reached(client, job["id"], lambda job: job["progress"] > 0)
+    job_when(client, job["id"], lambda job: job["progress"] > 0)
     picture = client.get(job["links"]["preview"])
     assert picture.status_code == 200
-    assert opened(picture.content).shape == (8, 8)
-    begun = time.monotonic()
+    assert decode_image(picture.content).shape == (8, 8)
+    started = time.monotonic()
     assert client.post(job["links"]["cancel"]).json()["status"] == "cancelled"
     assert tiny(client).status_code == 200
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - started < 3
     problem(client.get(job["links"]["preview"]), 404, "cancelled")
 
 
 def test_a_watched_run_is_cancelled_between_two_slices(client: httpx.Client) -> None:
-    """A promised run of half a minute ends at once when it is cancelled, and the worker is free."""
-    job_id = promised(client, "/v1/samples", model=TINY, steps=500, seconds=0.06)
-    reached(client, job_id, lambda job: 0 < job["progress"] < 0.5)
-    begun = time.monotonic()
+    """A job of half a minute ends at once when it is cancelled, and the worker is free."""
+    job_id = create_job(client, "/v1/samples", model=TINY, steps=500, seconds=0.06)
+    job_when(client, job_id, lambda job: 0 < job["progress"] < 0.5)
+    started = time.monotonic()
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert tiny(client).status_code == 200
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started < 2
     events = client.get(f"/v1/jobs/{job_id}/events").text
     assert events.rstrip().endswith('data: {"status":"cancelled"}')
 
 
 def test_a_run_without_pictures_has_no_preview(client: httpx.Client) -> None:
     """404 says so."""
-    job_id = promised(client, "/v1/samples", model=TINY, seconds=0.5)
+    job_id = create_job(client, "/v1/samples", model=TINY, seconds=0.5)
     problem(client.get(f"/v1/jobs/{job_id}/preview"), 404, "no preview")
-    ended(client, job_id)
+    finished_job(client, job_id)

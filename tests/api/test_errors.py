@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from api.errors import ALL, MEDIA_TYPE, TITLES
-from tests.api.telling import problem
+from tests.api.helpers import problem
 
 
 def test_every_kind_owns_a_status_and_a_title() -> None:

@@ -87,7 +87,7 @@ def test_an_excessive_request_is_rejected_at_once(api: BareApi, data: bytes, sta
     assert cpu_seconds(api.process.pid) < cpu + 0.5
 
 
-def test_a_head_just_within_the_limit_is_read(api: BareApi) -> None:
+def test_headers_just_within_the_limit_are_read(api: BareApi) -> None:
     """63 kB of headers, and 63 kB of query, sent in pieces of all sizes."""
     for data in (
         GET + b"X: " + b"a" * 63_000 + b"\r\nConnection: close\r\n\r\n",
@@ -101,7 +101,7 @@ def test_a_head_just_within_the_limit_is_read(api: BareApi) -> None:
                 assert status_of(answer(connection)) == 200
 
 
-def test_pipelined_requests_are_answered_in_order(api: BareApi) -> None:
+def test_responses_to_pipelined_requests_keep_their_order(api: BareApi) -> None:
     """As many as fit; one client that sends a million without reading is cut off after those."""
     few = _raw(api, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\n\r\n" + GET + b"Connection: close\r\n\r\n")
     assert [int(part[:3]) for part in few.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
@@ -156,7 +156,7 @@ def test_http_1_0_and_continue_work(api: BareApi) -> None:
 # --- time ---
 
 
-def test_a_head_that_does_not_come_is_not_waited_for(api: BareApi) -> None:
+def test_headers_that_do_not_arrive_time_out(api: BareApi) -> None:
     """Neither one that stops nor one that trickles, the first or a later one; a silent connection is just closed."""
     with connect(api.port) as silent, connect(api.port) as half, connect(api.port) as later, connect(api.port) as drip:
         half.sendall(b"GET / HTTP/1.1\r\nX: ")

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 
 from core.imaging.pictures import png
-from tests.api.telling import MODEL, TINY, b64, encoded, ended, opened, opened_text, problem, promised
+from tests.api.helpers import (
+    MODEL,
+    TINY,
+    b64,
+    create_job,
+    decode_image,
+    decode_image_base64,
+    encode_image,
+    finished_job,
+    problem,
+)
 
 SIDE = 8
 PATH = "/v1/inpaintings"
@@ -33,23 +43,25 @@ IMAGES = [picture(0), picture(1)]
 
 
 def inpainted(client: httpx.Client, /, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """Answer of two images with the lower half hidden, unless said otherwise."""
-    asked = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, **fields}
-    return client.post(PATH, json={name: value for name, value in asked.items() if value is not None}, headers=headers)
+    """Return the response for two images with the lower half hidden; `fields` replace fields of the body."""
+    payload = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, **fields}
+    return client.post(
+        PATH, json={name: value for name, value in payload.items() if value is not None}, headers=headers
+    )
 
 
-def test_each_image_gets_so_many_answers(client: httpx.Client) -> None:
+def test_each_image_gets_count_results(client: httpx.Client) -> None:
     """Answers come image by image, keep what is shown, and differ where it is hidden."""
     body = inpainted(client, count=3).json()
     assert set(body) == {"model", "version", "seed", "images", "binarization"}
-    answers = [opened_text(image) for image in body["images"]]
-    assert len(answers) == 6
-    for index, answer in enumerate(answers):
-        assert (answer[:4] == opened(IMAGES[index // 3])[:4]).all()
-    assert len({answer[4:].tobytes() for answer in answers}) == 6
+    responses = [decode_image_base64(image) for image in body["images"]]
+    assert len(responses) == 6
+    for index, response in enumerate(responses):
+        assert (response[:4] == decode_image(IMAGES[index // 3])[:4]).all()
+    assert len({response[4:].tobytes() for response in responses}) == 6
 
 
-def test_an_answer_depends_on_its_row_alone(client: httpx.Client) -> None:
+def test_a_result_depends_on_its_row_only(client: httpx.Client) -> None:
     """Answer j of image i is row i·count + j: with one image, more answers begin with the same ones."""
     few = inpainted(client, count=2, images=[b64(IMAGES[0])]).json()["images"]
     many = inpainted(client, count=400, images=[b64(IMAGES[0])]).json()["images"]
@@ -62,18 +74,20 @@ def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
     """Files, base64, a data URL and a mixture of them give the same bytes; so does a job."""
     whole = {"model": TINY, "seed": 5, "count": 2}
     files = [("images", ("a.png", IMAGES[0])), ("images", ("b.png", IMAGES[1]))]
-    answers = [
+    responses = [
         inpainted(client, count=2),
         inpainted(client, count=2, mask=f"data:image/png;base64,{b64(mask())}"),
         client.post(PATH, data=whole, files=[*files, ("mask", ("mask.png", mask()))]),
         client.post(PATH, data={**whole, "mask": b64(mask())}, files=files),
     ]
-    job_id = promised(client, PATH, **whole, images=[b64(one) for one in IMAGES], mask=b64(mask()))
-    job = ended(client, job_id)
+    job_id = create_job(client, PATH, **whole, images=[b64(one) for one in IMAGES], mask=b64(mask()))
+    job = finished_job(client, job_id)
     assert (job["request"]["count"], job["request"]["images"], job["kind"]) == (2, 2, "inpaintings")
-    answers.append(client.get(f"/v1/jobs/{job_id}/result"))
-    assert [answer.status_code for answer in answers] == [200] * 5, [answer.text[:200] for answer in answers]
-    assert len({answer.content for answer in answers}) == 1
+    responses.append(client.get(f"/v1/jobs/{job_id}/result"))
+    assert [response.status_code for response in responses] == [200] * 5, [
+        response.text[:200] for response in responses
+    ]
+    assert len({response.content for response in responses}) == 1
 
 
 def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
@@ -91,7 +105,7 @@ def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
 
 def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
     """PNG lays the answers of an image side by side, at once and as a job's result; NPZ holds them in order."""
-    grid = opened(inpainted(client, {"Accept": "image/png"}, count=5).content)
+    grid = decode_image(inpainted(client, {"Accept": "image/png"}, count=5).content)
     assert grid.shape == (2 * SIDE, 5 * SIDE)
     arrays = inpainted(client, {"Accept": "application/x-npz"}, count=5)
     with np.load(io.BytesIO(arrays.content)) as kept:
@@ -99,23 +113,23 @@ def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
         assert str(kept["binarization"]) == "threshold"
     assert pixels.shape == (10, 1, SIDE, SIDE)
     assert (grid[SIDE:, 3 * SIDE : 4 * SIDE] == pixels[8, 0]).all()
-    asked = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, "count": 5}
-    job_id = promised(client, PATH, **asked)
-    ended(client, job_id)
+    payload = {"model": TINY, "images": [b64(one) for one in IMAGES], "mask": b64(mask()), "seed": 5, "count": 5}
+    job_id = create_job(client, PATH, **payload)
+    finished_job(client, job_id)
     result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "image/png"})
-    assert (opened(result.content) == grid).all()
+    assert (decode_image(result.content) == grid).all()
 
 
-def test_grey_pictures_are_made_binary_and_the_answer_says_how(client: httpx.Client) -> None:
+def test_grey_images_are_binarized_and_the_response_says_how(client: httpx.Client) -> None:
     """A threshold or a seeded draw; either way what is shown is black or white."""
     grey = b64(png(np.full((1, SIDE, SIDE), 100, np.uint8)))
-    said = {}
+    shown = {}
     for how in ("threshold", "draw"):
         body = inpainted(client, images=[grey], binarization=how).json()
         assert body["binarization"] == how
-        said[how] = opened_text(body["images"][0])[:4]
-    assert (said["threshold"] == 0).all()
-    assert set(np.unique(said["draw"])) == {0, 255}
+        shown[how] = decode_image_base64(body["images"][0])[:4]
+    assert (shown["threshold"] == 0).all()
+    assert set(np.unique(shown["draw"])) == {0, 255}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -126,8 +140,8 @@ def test_orientation_is_honoured_in_images_and_masks(client: httpx.Client, kind:
     options = {"exif": exif, **({"lossless": True} if kind == "WEBP" else {})}
 
     def lying(file: bytes) -> str:
-        image = Image.fromarray(opened(file)).transpose(Image.Transpose.ROTATE_90)
-        return b64(encoded(image, kind, **options))
+        image = Image.fromarray(decode_image(file)).transpose(Image.Transpose.ROTATE_90)
+        return b64(encode_image(image, kind, **options))
 
     turned = inpainted(client, images=[lying(one) for one in IMAGES], mask=lying(mask(3))).json()
     upright = inpainted(client, mask=b64(mask(3))).json()
@@ -139,8 +153,8 @@ def test_orientation_is_honoured_in_images_and_masks(client: httpx.Client, kind:
 
 
 def test_a_mask_of_any_kind_is_read_as_grey(client: httpx.Client) -> None:
-    """A coloured mask is converted and said so; 128 is white, 127 is not."""
-    colour = encoded(Image.fromarray(opened(mask())).convert("RGB"))
+    """A coloured mask is converted, which the response lists; 128 is white, 127 is not."""
+    colour = encode_image(Image.fromarray(decode_image(mask())).convert("RGB"))
     body = inpainted(client, mask=b64(colour)).json()
     assert body["conversions"] == ["mask: RGB to L"]
     assert body["images"] == inpainted(client, mask=b64(mask(level=128))).json()["images"]
@@ -175,7 +189,7 @@ def test_two_masks_of_a_form_are_refused(client: httpx.Client) -> None:
     problem(client.post(PATH, data={"model": TINY, "mask": b64(mask())}, files=files[:2]), 422, "mask", "2 were sent")
 
 
-def test_what_else_may_be_wrong(client: httpx.Client, digit: bytes) -> None:
+def test_other_bad_requests_are_rejected(client: httpx.Client, digit: bytes) -> None:
     """No images or of another size, too many answers, a raw picture, a model that cannot, a mask elsewhere."""
     problem(inpainted(client, images=[]), 422, "at least one image")
     problem(inpainted(client, images=[b64(digit)]), 422, "images[0]", "8×8")

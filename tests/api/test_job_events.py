@@ -28,8 +28,9 @@ from api.job_events import (
 from core.jobs.records import TRAINING, Event, Job
 from core.jobs.store import JobStore
 from tests.api.attack import connect
-from tests.api.telling import samples
+from tests.api.helpers import post_samples
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 
 class _Store:
@@ -156,17 +157,13 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("crowd")
     lines = [f"{key}:{hashlib.sha256(key.encode()).hexdigest()}" for key in KEYS]
     (folder / "keys").write_text("\n".join(lines) + "\n")
-    running = Stack(folder, api_keys=str(folder / "keys"), max_streams=str(PER_KEY))
-    try:
-        running.up()
+    with Stack(folder, api_keys=str(folder / "keys"), max_streams=str(PER_KEY)) as running:
         running.kill("training", signal.SIGTERM)  # so that trainings stay queued
         yield running
-    finally:
-        running.down()
 
 
 def _queued(owner: str) -> Job:
-    """A job that nobody takes up."""
+    """A job that no worker claims."""
     return Job(kind=TRAINING, method=TRAINING, owner=owner, model="none")
 
 
@@ -174,7 +171,7 @@ def _median_ms(client: httpx.Client) -> float:
     times = []
     for number in range(60):
         began = time.perf_counter()
-        assert samples(client, seed=number).status_code == 200
+        assert post_samples(client, seed=number).status_code == 200
         times.append(time.perf_counter() - began)
     return sorted(times)[30] * 1000
 
@@ -192,13 +189,19 @@ def _streams(stack: Stack, key: str, job_id: str, count: int) -> list[socket.soc
 def _drain(connections: list[socket.socket], stop: threading.Event, received: dict[socket.socket, bytes]) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
-            selector.register(connection, selectors.EVENT_READ)
+            selector.register(connection, selectors.EVENT_READ, data=connection)
         while not stop.is_set():
             for ready, _ in selector.select(0.1):
-                piece = ready.fileobj.recv(65536)  # type: ignore[union-attr]
-                received[ready.fileobj] = received.get(ready.fileobj, b"") + piece  # type: ignore[index,arg-type]
+                connection = ready.data
+                piece = connection.recv(65536)
+                received[connection] = received.get(connection, b"") + piece
                 if not piece:
-                    selector.unregister(ready.fileobj)
+                    selector.unregister(connection)
+
+
+def _having(received: dict[socket.socket, bytes], text: bytes) -> int:
+    """The number of streams on which a text has come."""
+    return sum(text in data for data in list(received.values()))
 
 
 @pytest.mark.timing
@@ -222,10 +225,7 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
         reader = threading.Thread(target=_drain, args=(connections, stop, received))
         reader.start()
         try:
-            until = time.monotonic() + 60
-            while sum(b"event: status" in data for data in list(received.values())) < len(connections):
-                assert time.monotonic() < until, len(received)
-                time.sleep(0.1)
+            wait_until(lambda: _having(received, b"event: status") == len(connections), "every stream is open", 60)
             crowded_ms = min(_median_ms(client) for _ in range(3))
             more = client.get(f"/v1/jobs/{first}/events")
             assert more.status_code == 429
@@ -234,17 +234,14 @@ def test_a_thousand_streams_slow_nobody_down(crowd: Stack) -> None:
                 for row in rows:
                     mine = {"Authorization": f"Bearer {key}"}
                     assert client.post(f"/v1/jobs/{row.id}/cancel", headers=mine).status_code == 200
-            until = time.monotonic() + 30
-            while sum(b'"cancelled"' in data for data in list(received.values())) < len(connections):
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            wait_until(lambda: _having(received, b'"cancelled"') == len(connections), "every stream has ended", 30)
         finally:
             stop.set()
             reader.join()
             for connection in connections:
                 connection.close()
         assert crowded_ms <= max(3 * idle_ms, 25), (idle_ms, crowded_ms)
-        assert samples(client).status_code == 200
+        assert post_samples(client).status_code == 200
         assert client.get(f"/v1/jobs/{first}/events").status_code == 200  # all were given back
 
 

@@ -32,7 +32,7 @@ from core.catalog.registry import Registry
 from core.jobs.records import TERMINAL, Job
 from core.jobs.store import JobStore
 from core.settings import Settings
-from tests.api.telling import MODEL
+from tests.api.helpers import MODEL
 from tests.core.jobs.test_migrate import FIRST, LAST, job_id, load
 from tests.stack import free_port
 
@@ -81,6 +81,13 @@ def _run(folder: Path, act: Callable[[JobService, JobStore], Awaitable[None]], *
     asyncio.run(whole())
 
 
+async def _adopted(job_service: JobService) -> tuple[Job, PendingRequest]:
+    """Return the job of a request that runs in this process, and the request."""
+    inference_request = _ask()
+    call = _call(inference_request)
+    return await job_service.adopt(inference_request, call), call
+
+
 async def _waiting(job_store: JobStore, job: Job) -> Job:
     """The job once it has been put back."""
     async with asyncio.timeout(10):
@@ -101,13 +108,11 @@ async def _ended(job_service: JobService, job: Job) -> Job:
 
 
 @pytest.mark.parametrize("fields", [SMALL, LARGE], ids=["small", "large"])
-def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None:
+def test_an_adopted_request_ends_as_a_job(tmp_path: Path, fields: Fields) -> None:
     """Running at once under this process's lease, and succeeded with the call's result when it comes."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
-        inference_request = _ask()
-        call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call)
+        job, call = await _adopted(job_service)
         held = job_store.get(job.id)
         assert held is not None
         assert held.status == "running"
@@ -122,13 +127,11 @@ def test_a_call_taken_over_ends_as_a_job(tmp_path: Path, fields: Fields) -> None
     _run(tmp_path, act)
 
 
-def test_a_call_that_fails_fails_its_job(tmp_path: Path) -> None:
+def test_an_adopted_request_that_fails_fails_its_job(tmp_path: Path) -> None:
     """With the same problem."""
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
-        inference_request = _ask()
-        call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call)
+        job, call = await _adopted(job_service)
         call.result.set_exception(FailedError({"status": 422, "title": "t", "detail": "no"}))
         done = await _ended(job_service, job)
         assert done.status == "failed"
@@ -141,9 +144,7 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
     """Its job goes back for a worker to take when there may be room, says why, and is not charged."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
-        inference_request = _ask()
-        call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call)
+        job, call = await _adopted(job_service)
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         waiting = await _waiting(job_store, job)
@@ -157,12 +158,10 @@ def test_a_result_that_cannot_be_stored_waits_for_room(tmp_path: Path) -> None:
 
 
 def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -> None:
-    """A promise ends one way or another, with the reason, also where the blob store stays full or away."""
+    """A job ends with the reason, also if the blob store stays full or unavailable."""
 
     async def act(job_service: JobService, _job_store: JobStore) -> None:
-        inference_request = _ask()
-        call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call)
+        job, call = await _adopted(job_service)
         (tmp_path / "blobs" / "jobs").write_text("in the way")
         call.result.set_result(LARGE)
         done = await _ended(job_service, job)
@@ -172,13 +171,11 @@ def test_a_result_that_cannot_be_stored_for_long_fails_its_job(tmp_path: Path) -
     _run(tmp_path, act, storage_wait_s=0)
 
 
-def test_a_worker_without_room_does_not_end_a_promise(tmp_path: Path) -> None:
+def test_a_worker_without_disk_space_does_not_end_a_job(tmp_path: Path) -> None:
     """Who waited would have got 507; a job waits."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:
-        inference_request = _ask()
-        call = _call(inference_request)
-        job = await job_service.adopt(inference_request, call)
+        job, call = await _adopted(job_service)
         call.result.set_exception(FailedError({"status": 507, "title": "Disk full", "detail": "no room"}))
         assert (await _waiting(job_store, job)).blocked_reason == "no room"
 
@@ -193,12 +190,12 @@ def test_a_request_whose_inputs_cannot_be_stored_is_refused(tmp_path: Path) -> N
             BY_METHOD["sample"], _ask().entry, {}, 7, 3, Content({}), items={"images": LARGE["images"]}
         )
         (tmp_path / "blobs" / "jobs").write_text("in the way")
-        for promise in (
+        for creation in (
             job_service.create(inference_request),
             job_service.create_once(inference_request, "route", "key"),
         ):
             with pytest.raises(ProblemError) as refused:
-                await promise
+                await creation
             assert refused.value.status == 503
         (tmp_path / "blobs" / "jobs").unlink()
         full = patch.object(Blobs, "put", side_effect=OSError(errno.ENOSPC, "No space left on device"))
@@ -224,7 +221,7 @@ def test_a_row_that_cannot_be_written_leaves_no_inputs(tmp_path: Path) -> None:
     _run(tmp_path, act)
 
 
-def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
+def test_a_stopping_process_hands_over_its_jobs(tmp_path: Path) -> None:
     """A worker may take the job at once."""
     ids = []
 
@@ -238,7 +235,7 @@ def test_a_process_that_stops_hands_over_what_it_holds(tmp_path: Path) -> None:
     job_store.engine.dispose()
 
 
-def test_many_promises_are_committed_together(tmp_path: Path) -> None:
+def test_many_jobs_are_committed_together(tmp_path: Path) -> None:
     """Each is in the job store when its `create` returns."""
 
     async def act(job_service: JobService, job_store: JobStore) -> None:

@@ -1,17 +1,17 @@
 """Large JSON: refused before it is parsed where parsing would stop the process, and errors stay small."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import orjson
 import pytest
 
+from api import errors as api_errors
 from api import json_scan
-from api.errors import MAX_DETAIL, MAX_ERRORS, problem, respond
+from api.errors import MAX_DETAIL, MAX_ERRORS, respond
 from api.json_scan import CostlyJsonError
 from tests.api.attack import MIB, STALL_S, BareApi, cpu_seconds, rss_bytes, watched
-from tests.api.telling import MODEL, b64
-from tests.api.telling import problem as told
+from tests.api.helpers import MODEL, b64, problem
 
 JSON = {"Content-Type": "application/json"}
 
@@ -23,16 +23,17 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
         yield running
 
 
-COSTLY = {
-    "unknown keys": b"{" + b",".join(b'"k%d":1' % number for number in range(2_000_000)) + b"}",
-    "empty lists": b'{"model":"x","a":[' + b",".join([b"[]"] * 10_000_000) + b"]}",
-    "nested": b'{"model":"x","a":' + b"[" * 15_000_000 + b"]" * 15_000_000 + b"}",
-    "images": b'{"model":"x","images":[' + b",".join([b'""'] * 10_000_000) + b"]}",
-    "numbers": b'{"model":"x","a":[' + b",".join([b"1"] * 15_000_000) + b"]}",
-    "one wide character": '{"model":"x","a":"😀'.encode() + b"a" * (31 * MIB) + b'"}',
-    "one wide escape": rb'{"model":"x","a":"\ud83d\ude00' + b"a" * (31 * MIB) + b'"}',
-    "escapes": b'{"model":"x","a":"' + rb"\/" * (15 * MIB) + b'"}',
+COSTLY: dict[str, Callable[[], bytes]] = {
+    "unknown keys": lambda: b"{" + b",".join(b'"k%d":1' % number for number in range(2_000_000)) + b"}",
+    "empty lists": lambda: b'{"model":"x","a":[' + b",".join([b"[]"] * 10_000_000) + b"]}",
+    "nested": lambda: b'{"model":"x","a":' + b"[" * 15_000_000 + b"]" * 15_000_000 + b"}",
+    "images": lambda: b'{"model":"x","images":[' + b",".join([b'""'] * 10_000_000) + b"]}",
+    "numbers": lambda: b'{"model":"x","a":[' + b",".join([b"1"] * 15_000_000) + b"]}",
+    "one wide character": lambda: '{"model":"x","a":"😀'.encode() + b"a" * (31 * MIB) + b'"}',
+    "one wide escape": lambda: rb'{"model":"x","a":"\ud83d\ude00' + b"a" * (31 * MIB) + b'"}',
+    "escapes": lambda: b'{"model":"x","a":"' + rb"\/" * (15 * MIB) + b'"}',
 }
+"""Bodies by name, made only for the test that sends them."""
 
 
 @pytest.mark.timing
@@ -40,12 +41,12 @@ COSTLY = {
 @pytest.mark.parametrize("kind", COSTLY)
 def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> None:
     """For little CPU and no memory beyond its own, while others are answered."""
-    body = COSTLY[kind]
+    body = COSTLY[kind]()
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:
-        answer = httpx.post(api.url + path, content=body, headers=JSON, timeout=60)
-    told(answer, 400, "JSON", '{"model"')
-    assert len(answer.content) < 4000
+        response = httpx.post(api.url + path, content=body, headers=JSON, timeout=60)
+    problem(response, 400, "JSON", '{"model"')
+    assert len(response.content) < 4000
     assert latencies.worst < STALL_S
     assert cpu_seconds(api.process.pid) < cpu + 1
     assert rss_bytes(api.process.pid) < rss + 100 * MIB
@@ -57,8 +58,8 @@ def test_a_form_is_no_way_around(api: BareApi) -> None:
     fields = {f"f{number}": f"[{','.join(['[]'] * 15_000)}]" for number in range(200)}
     rss = rss_bytes(api.process.pid)
     with watched(api.url) as latencies:
-        answer = httpx.post(f"{api.url}/v1/samples", data=fields, files={"images": b"x"}, timeout=60)
-    told(answer, 400, "values")
+        response = httpx.post(f"{api.url}/v1/samples", data=fields, files={"images": b"x"}, timeout=60)
+    problem(response, 400, "values")
     assert latencies.worst < STALL_S
     assert rss_bytes(api.process.pid) < rss + 100 * MIB
 
@@ -72,11 +73,11 @@ def test_control_routes_take_little(api: BareApi, method: str, chunked: bool) ->
     def send(body: bytes) -> httpx.Response:
         return httpx.request(method, api.url + path, content=iter([body]) if chunked else body, headers=JSON)
 
-    told(send(b'{"a": "' + b"x" * (64 << 10) + b'"}'), 413, "65536")
+    problem(send(b'{"a": "' + b"x" * (64 << 10) + b'"}'), 413, "65536")
     for body in (b"[" * 65_000, b'{"a":' + b"9" * 60_000 + b"}", b'{"recipe":{' + b'"a":1,' * 9000 + b'"b":1}}'):
-        answer = send(body)
-        assert answer.status_code in {400, 404, 422}, answer.text[:300]
-        assert len(answer.content) < 4000
+        response = send(body)
+        assert response.status_code in {400, 404, 422}, response.text[:300]
+        assert len(response.content) < 4000
     many = send(b'{"recipe":{' + b",".join(b'"k%d":1' % number for number in range(5000)) + b"}}")
     assert many.status_code == 422
     assert len(many.json()["errors"]) <= MAX_ERRORS
@@ -89,9 +90,9 @@ def test_a_thousand_images_are_still_read(client: httpx.Client, digit: bytes) ->
     images = [f"data:image/png;base64,{lines}"] * 1024
     body = orjson.dumps({"model": MODEL, "seed": 1, "images": images}).replace(b"/", rb"\/")
     assert len(body) > json_scan.SCAN_BYTES
-    answer = client.post("/v1/encodings", content=body, headers=JSON)
-    assert answer.status_code == 200, answer.text[:300]
-    assert len(answer.json()["mean"]) == 1024
+    response = client.post("/v1/encodings", content=body, headers=JSON)
+    assert response.status_code == 200, response.text[:300]
+    assert len(response.json()["mean"]) == 1024
 
 
 def test_the_scan_counts_at_the_limits() -> None:
@@ -111,7 +112,7 @@ def test_the_scan_counts_at_the_limits() -> None:
 def test_a_problem_is_small() -> None:
     """However many errors there are, and however long their texts."""
     errors = [{"field": "f" * 10_000, "detail": "d" * 10_000}] * 100
-    body = orjson.loads(respond("id", problem(422, "x", "d" * 1_000_000, errors=errors)).body)
+    body = orjson.loads(respond("id", api_errors.problem(422, "x", "d" * 1_000_000, errors=errors)).body)
     assert len(body["errors"]) == MAX_ERRORS
     assert len(body["detail"]) == MAX_DETAIL
     assert len(orjson.dumps(body)) < 16_000
@@ -138,4 +139,4 @@ def test_a_form_with_a_strange_header_is_refused(api: BareApi, path: str, parame
     """By 400, before its parts are looked for."""
     headers = [(b"Content-Type", f"multipart/form-data; {parameters}".encode())]
     body = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n--b--\r\n'
-    told(httpx.post(api.url + path, content=body, headers=headers), 400)
+    problem(httpx.post(api.url + path, content=body, headers=headers), 400)

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from api.app import create_app
 from api.middleware import RequestMiddleware
 from core.settings import Settings
-from tests.api.telling import MODEL, problem, promised, reached, samples
+from tests.api.helpers import MODEL, create_job, job_when, post_samples, problem
 from tests.stack import Stack, free_port
 
 
@@ -46,13 +46,13 @@ def test_keys_close_everything_but_health(tmp_path: Path) -> None:
             assert (await client.get("/readyz")).status_code == 503
             for path in ("/v1/models", "/v1/jobs", "/metrics", "/docs", "/openapi.json", "/nothing"):
                 for headers in ({}, {"Authorization": "Bearer c"}, {"Authorization": "Basic a"}):
-                    answer = await client.get(path, headers=headers)
-                    problem(answer, 401, "Authorization: Bearer")
-                    assert answer.headers["www-authenticate"] == "Bearer"
+                    response = await client.get(path, headers=headers)
+                    problem(response, 401, "Authorization: Bearer")
+                    assert response.headers["www-authenticate"] == "Bearer"
             assert "Problem" in (await client.get("/openapi.json", headers={"Authorization": "Bearer a"})).text
             ann, bob = ({"Authorization": f"Bearer {key}"} for key in "ab")
-            asked = {**ann, "Prefer": "respond-async", "Idempotency-Key": "k"}
-            made = await client.post("/v1/samples", json={"model": MODEL}, headers=asked)
+            headers = {**ann, "Prefer": "respond-async", "Idempotency-Key": "k"}
+            made = await client.post("/v1/samples", json={"model": MODEL}, headers=headers)
             assert made.status_code == 202
             here = made.headers["location"]
             assert (await client.get(here, headers=ann)).status_code == 200
@@ -62,7 +62,7 @@ def test_keys_close_everything_but_health(tmp_path: Path) -> None:
             problem(await client.post(f"{here}/cancel", headers=bob), 404)
             assert (await client.get("/v1/jobs", headers=bob)).json()["data"] == []
             assert len((await client.get("/v1/jobs", headers=ann)).json()["data"]) == 1
-            theirs = await client.post("/v1/samples", json={"model": MODEL}, headers={**asked, **bob})
+            theirs = await client.post("/v1/samples", json={"model": MODEL}, headers={**headers, **bob})
             assert theirs.headers["location"] != here  # a key of idempotency is one owner's, too
 
     asyncio.run(visit())
@@ -73,23 +73,23 @@ def test_keys_close_everything_but_health(tmp_path: Path) -> None:
 
 def test_a_request_goes_by_one_id_everywhere(client: httpx.Client, stack: Stack) -> None:
     """A given X-Request-Id is echoed, and stands in the log of the API and of the worker, and in the job."""
-    answer = samples(client, {"X-Request-Id": "trace-7"})
-    assert answer.headers["x-request-id"] == "trace-7"
-    job_id = promised(client, "/v1/samples", model=MODEL)
-    asked = client.get(f"/v1/jobs/{job_id}").json()["request_id"]
-    reached(client, job_id, lambda job: job["status"] == "succeeded")
+    response = post_samples(client, {"X-Request-Id": "trace-7"})
+    assert response.headers["x-request-id"] == "trace-7"
+    job_id = create_job(client, "/v1/samples", model=MODEL)
+    request_id = client.get(f"/v1/jobs/{job_id}").json()["request_id"]
+    job_when(client, job_id, lambda job: job["status"] == "succeeded")
     lines = stack.log("api")
     assert [line["status"] for line in lines if line.get("request_id") == "trace-7"] == [200]
     seen = [name for line in stack.log("inference") for name in line.get("request_ids", ())]  # type: ignore[attr-defined]
     assert "trace-7" in seen
-    assert asked in seen
+    assert request_id in seen
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 121, "é"])
 def test_an_id_that_could_spoil_a_log_is_replaced(client: httpx.Client, given: str) -> None:
     """One is made up instead."""
-    answer = client.get("/healthz", headers=[(b"X-Request-Id", given.encode())])
-    assert len(answer.headers["x-request-id"]) == 32
+    response = client.get("/healthz", headers=[(b"X-Request-Id", given.encode())])
+    assert len(response.headers["x-request-id"]) == 32
 
 
 async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | N
 
 
 def test_a_fault_of_ours_is_a_problem_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
-    """500 tells nothing but the id under which the log has the rest."""
+    """A 500 contains only the request id under which the log has the rest."""
 
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError("a secret")
@@ -123,8 +123,8 @@ def test_a_fault_of_ours_is_a_problem_with_its_id(caplog: pytest.LogCaptureFixtu
     assert "a secret" in caplog.text
 
 
-def test_a_fault_after_the_answer_began_closes_the_connection() -> None:
-    """Nothing can be told any more, and half an answer must not look whole."""
+def test_an_error_after_the_response_has_started_closes_the_connection() -> None:
+    """The status can no longer change, and half a response must not look complete."""
 
     async def halfway(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -134,7 +134,7 @@ def test_a_fault_after_the_answer_began_closes_the_connection() -> None:
         asyncio.run(_through(halfway))
 
 
-def test_a_client_that_left_is_told_nothing() -> None:
+def test_a_client_that_has_left_gets_no_response() -> None:
     """That it left is no fault of ours."""
 
     async def left(*_: Any) -> None:
@@ -159,8 +159,8 @@ def test_a_refused_upload_is_read_on_before_the_end() -> None:
     ]
 
 
-@pytest.mark.parametrize(("reads", "answers"), [(1, 3), (3, 2)])
-def test_an_upload_refused_half_way_is_read_on(reads: int, answers: int) -> None:
+@pytest.mark.parametrize(("reads", "responses"), [(1, 3), (3, 2)])
+def test_an_upload_refused_half_way_is_read_on(reads: int, responses: int) -> None:
     """So that its client reads the answer; one refused at its end is answered at once."""
 
     async def refusing(_scope: Any, receive: Any, send: Any) -> None:
@@ -173,16 +173,16 @@ def test_an_upload_refused_half_way_is_read_on(reads: int, answers: int) -> None
     wire += [{"type": "http.disconnect"}] * 2
     sent = asyncio.run(_through(refusing, wire=wire))
     assert len(wire) == 2
-    assert len(sent) == answers
+    assert len(sent) == responses
 
 
 def test_a_client_that_leaves_is_not_waited_for(stack: Stack, client: httpx.Client) -> None:
     """Its request is dropped before its turn, and that is no error in the log."""
-    busy = promised(client, "/v1/samples", model="faulty", seconds=2.5)
-    reached(client, busy, lambda job: job["status"] == "running")
+    busy = create_job(client, "/v1/samples", model="faulty", seconds=2.5)
+    job_when(client, busy, lambda job: job["status"] == "running")
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=stack.url, timeout=0.2) as hasty:
-        samples(hasty, {"X-Request-Id": "hasty"}, seed=1)
-    reached(client, busy, lambda job: job["status"] == "succeeded")
+        post_samples(hasty, {"X-Request-Id": "hasty"}, seed=1)
+    job_when(client, busy, lambda job: job["status"] == "succeeded")
     assert "reverie_waiting_requests 0.0" in client.get("/metrics").text
     lines = [line for line in stack.log("api") if line.get("request_id") == "hasty"]
     assert [line["status"] for line in lines] == [499]

@@ -18,9 +18,9 @@ from core.jobs.schema import resources
 from core.jobs.store import JobStore
 from core.resources import UNOWNED, ResourceStore
 from core.settings import Settings
-from tests.api.callers import application, chosen, key_file, key_line
+from tests.api.callers import app_settings, application, key_file, key_line
+from tests.api.helpers import MODEL, problem
 from tests.api.routes.test_versions import SHIPPED, carded
-from tests.api.telling import MODEL, problem
 from tests.uploads import packed, zipped
 
 Visit = Callable[..., Coroutine[Any, Any, None]]
@@ -30,7 +30,7 @@ Visit = Callable[..., Coroutine[Any, Any, None]]
 def settings(tmp_path: Path) -> Settings:
     """Keys of two owners, of an administrator and of one who may read alone."""
     lines = [key_line("ann"), key_line("bob"), key_line("root", "admin"), key_line("eve", "read")]
-    return chosen(tmp_path, api_keys=key_file(tmp_path, *lines))
+    return app_settings(tmp_path, api_keys=key_file(tmp_path, *lines))
 
 
 def visit(settings: Settings, act: Visit) -> None:
@@ -69,17 +69,17 @@ async def model_of(client: httpx.AsyncClient, settings: Settings, name: str, **m
     """A model of this client's: a training claims its name, a version is published, the training is gone."""
     if (await client.get("/v1/datasets/training-data")).status_code == 404:
         assert (await upload(client, "training-data", shared="true")).status_code == 201
-    asked = await client.post("/v1/trainings", json=training("training-data", name, **more))
-    assert asked.status_code == 202, asked.text
+    created = await client.post("/v1/trainings", json=training("training-data", name, **more))
+    assert created.status_code == 202, created.text
     publish(settings, name)
-    await client.post(f"/v1/jobs/{asked.json()['id']}/cancel")
+    await client.post(f"/v1/jobs/{created.json()['id']}/cancel")
     await asyncio.sleep(1.1)  # registries look for new versions once a second
 
 
 # --- datasets ---
 
 
-def test_a_dataset_is_its_owners_alone(settings: Settings) -> None:
+def test_a_dataset_is_visible_to_its_owner_only(settings: Settings) -> None:
     """To others it is not there: not listed, shown, previewed, trained on, changed or deleted; its name is taken."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
@@ -105,7 +105,7 @@ def test_a_dataset_is_its_owners_alone(settings: Settings) -> None:
 
 
 def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
-    """Others see it and train on it, and do not change it; who owns it is not told. Unshared, it is gone for them."""
+    """Others see it and train on it, but cannot change it or see its owner. Unshared, it is gone for them."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         made = await upload(ann, "ours", shared="true")
@@ -113,8 +113,8 @@ def test_a_shared_dataset_is_for_all_to_use(settings: Settings) -> None:
         seen = (await bob.get("/v1/datasets/ours")).json()
         assert (seen["owner"], seen["shared"]) == (None, True)
         assert len((await bob.get("/v1/datasets")).json()["data"]) == 1
-        asked = await bob.post("/v1/trainings", json=training("ours", "bobs"))
-        assert asked.status_code == 202, asked.text
+        created = await bob.post("/v1/trainings", json=training("ours", "bobs"))
+        assert created.status_code == 202, created.text
         problem(await bob.delete("/v1/datasets/ours"), 403, "only its owner")
         problem(await bob.patch("/v1/datasets/ours", json={"shared": False}), 403, "only its owner")
         assert (await upload(bob, "ours")).status_code == 200  # the same content is the dataset that is there
@@ -141,7 +141,7 @@ def test_pages_of_the_list_are_full(settings: Settings) -> None:
     visit(settings, act)
 
 
-def test_what_was_there_before_is_shared(settings: Settings) -> None:
+def test_resources_made_without_keys_are_shared(settings: Settings) -> None:
     """Made without keys, it belongs to nobody: all may use it, and only an administrator may change it."""
 
     async def before() -> None:
@@ -190,7 +190,7 @@ def test_without_keys_all_is_open(settings: Settings) -> None:
 # --- models ---
 
 
-def test_a_model_is_its_owners_alone(settings: Settings) -> None:
+def test_a_model_is_visible_to_its_owner_only(settings: Settings) -> None:
     """To others it is not there for any operation or route, nor in any list or message; its name is taken."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, root: httpx.AsyncClient) -> None:
@@ -201,10 +201,10 @@ def test_a_model_is_its_owners_alone(settings: Settings) -> None:
         later = {"Prefer": "respond-async"}
         for path in ("samples", "manifold"):
             for ref in ("secret", "secret@1"):
-                asked = {"model": ref, "seed": 1}
-                refused = problem(await bob.post(f"/v1/{path}", json=asked, headers=later), 404)
+                payload = {"model": ref, "seed": 1}
+                refused = problem(await bob.post(f"/v1/{path}", json=payload, headers=later), 404)
                 assert "secret" not in refused["detail"].partition("there are")[2]
-                assert (await ann.post(f"/v1/{path}", json=asked, headers=later)).status_code == 202
+                assert (await ann.post(f"/v1/{path}", json=payload, headers=later)).status_code == 202
         for method, path in (
             ("GET", ""),
             ("DELETE", ""),
@@ -232,13 +232,13 @@ def test_a_shared_model_is_for_all_to_use(settings: Settings) -> None:
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         await model_of(ann, settings, "common", shared=True)
-        asked = {"model": "common", "seed": 1}
-        made = await bob.post("/v1/samples", json=asked, headers={"Prefer": "respond-async"})
+        payload = {"model": "common", "seed": 1}
+        made = await bob.post("/v1/samples", json=payload, headers={"Prefer": "respond-async"})
         assert made.status_code == 202
         assert (await bob.get("/v1/models/common")).json()["owner"] is None
         assert (await bob.get("/v1/models/common/versions/1/file")).status_code == 200
         raw = {"Content-Type": "application/octet-stream"}
-        for answer in (
+        for response in (
             await bob.patch("/v1/models/common", json={"version": "1"}),
             await bob.patch("/v1/models/common", json={"shared": False}),
             await bob.delete("/v1/models/common"),
@@ -246,9 +246,9 @@ def test_a_shared_model_is_for_all_to_use(settings: Settings) -> None:
             await bob.post("/v1/models/common/versions", content=b"x", headers=raw),
             await bob.post("/v1/trainings", json=training("training-data", "common")),
         ):
-            problem(answer, 403, "only its owner")
+            problem(response, 403, "only its owner")
         assert (await ann.patch("/v1/models/common", json={"shared": False})).json()["shared"] is False
-        problem(await bob.post("/v1/samples", json=asked), 404)
+        problem(await bob.post("/v1/samples", json=payload), 404)
 
     visit(settings, act)
 
@@ -261,13 +261,13 @@ def test_shipped_models_are_the_administrators(settings: Settings) -> None:
         body = (await ann.get(f"/v1/models/{MODEL}")).json()
         assert (body["owner"], body["shared"]) == (None, True)
         raw = {"Content-Type": "application/octet-stream"}
-        for answer in (
+        for response in (
             await ann.patch(f"/v1/models/{MODEL}", json={"version": "1"}),
             await ann.post(f"/v1/models/{MODEL}/versions", content=b"x", headers=raw),
             await ann.post("/v1/trainings", json=training("training-data", MODEL)),
             await ann.delete(f"/v1/models/{MODEL}"),
         ):
-            problem(answer, 403, "role `admin`")
+            problem(response, 403, "role `admin`")
         problem(await root.delete(f"/v1/models/{MODEL}"), 409, "comes with the service")
         problem(await root.delete(f"/v1/models/{MODEL}/versions/1"), 409, "comes with the service")
         problem(await root.post(f"/v1/models/{MODEL}/versions", content=b"x", headers=raw), 422)
@@ -275,14 +275,14 @@ def test_shipped_models_are_the_administrators(settings: Settings) -> None:
     visit(settings, act)
 
 
-def test_a_name_that_a_training_waits_for_is_taken(settings: Settings) -> None:
+def test_the_name_of_a_queued_training_is_reserved(settings: Settings) -> None:
     """Two owners cannot train under one new name; a name that came to nothing is free again after a while."""
 
     async def act(ann: httpx.AsyncClient, bob: httpx.AsyncClient, _root: httpx.AsyncClient) -> None:
         await upload(ann, "training-data", shared="true")
-        asked = await ann.post("/v1/trainings", json=training("training-data", "new"))
+        created = await ann.post("/v1/trainings", json=training("training-data", "new"))
         problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
-        await ann.post(f"/v1/jobs/{asked.json()['id']}/cancel")
+        await ann.post(f"/v1/jobs/{created.json()['id']}/cancel")
         problem(await bob.post("/v1/trainings", json=training("training-data", "new")), 409, "is taken")
         with JobStore(settings.database).engine.begin() as connection:
             connection.execute(resources.update().values(created_at=time.time() - 1000))
@@ -293,22 +293,22 @@ def test_a_name_that_a_training_waits_for_is_taken(settings: Settings) -> None:
 
 
 def test_another_process_sees_a_change_within_a_second(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation asks no database, and knows all the same what another API process was told."""
+    """An operation reads no database, and still knows what another API process has changed."""
     publish(settings, "moving")
 
     async def act() -> None:
         async with application(settings, "ann") as (one,), application(settings, "bob") as (other,):
             store = ResourceStore(JobStore(settings.database).engine)
-            asked = {"model": "moving", "seed": 1}
+            payload = {"model": "moving", "seed": 1}
             later = {"Prefer": "respond-async"}
-            assert (await other.post("/v1/samples", json=asked, headers=later)).status_code == 202
+            assert (await other.post("/v1/samples", json=payload, headers=later)).status_code == 202
             store.claim("model", "moving", "ann", shared=False)
             await asyncio.sleep(2 * permissions.REFRESH_S)
-            problem(await other.post("/v1/samples", json=asked, headers=later), 404)
-            assert (await one.post("/v1/samples", json=asked, headers=later)).status_code == 202
+            problem(await other.post("/v1/samples", json=payload, headers=later), 404)
+            assert (await one.post("/v1/samples", json=payload, headers=later)).status_code == 202
             assert (await one.patch("/v1/models/moving", json={"shared": True})).status_code == 200
             await asyncio.sleep(2 * permissions.REFRESH_S)
-            assert (await other.post("/v1/samples", json=asked, headers=later)).status_code == 202
+            assert (await other.post("/v1/samples", json=payload, headers=later)).status_code == 202
 
     asyncio.run(act())
 
@@ -334,7 +334,7 @@ def test_the_hot_path_asks_no_database(settings: Settings) -> None:
 
 
 def test_a_name_has_one_owner(tmp_path: Path) -> None:
-    """Whoever is first; who comes later is told so, until the name is released or has long stood for nothing."""
+    """The first owner keeps it; a later one gets 409, until the name is released or has long been unused."""
     store = ResourceStore(JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").engine)
     assert store.all() == {}
     assert store.claim("model", "m", "ann", shared=None).owner == "ann"

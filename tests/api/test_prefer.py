@@ -5,7 +5,7 @@ import pytest
 
 from api.prefer import Prefer, preferences
 from core.settings import Settings
-from tests.api.telling import TINY
+from tests.api.helpers import TINY
 
 SETTINGS = Settings(sync_timeout_s=10, max_sync_timeout_s=60)
 
@@ -56,8 +56,8 @@ def test_a_preference_is_read_and_stated(header: str, wait_s: float, applied: st
         ';=,,;"\\',
     ],
 )
-def test_what_is_no_such_preference_is_ignored(header: str) -> None:
-    """The default time holds, and nothing is said to be applied."""
+def test_an_unknown_preference_is_ignored(header: str) -> None:
+    """The default time applies, and the response names no applied preference."""
     assert Prefer.read(header, SETTINGS) == Prefer(10, "")
     assert Prefer.read(header, SETTINGS, default_s=25) == Prefer(25, "")
 
@@ -69,7 +69,7 @@ def test_a_long_header_costs_little(header: str) -> None:
     assert "wait" not in preferences(header)
 
 
-def test_a_longer_wait_than_the_service_has_is_cut_and_said(client: httpx.Client) -> None:
+def test_a_longer_wait_than_the_maximum_is_reduced_and_named(client: httpx.Client) -> None:
     """The response of a request says how long the service was ready to wait, also of several headers."""
     body = {"model": TINY, "seed": 1}
     for headers, applied in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,9 +18,9 @@ from tests.stack import Stack
 def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> Job:
     """A row of the job store which no worker takes: it is held, or has ended."""
     held: dict[str, Any] = {"lease_holder": "a-test", "lease_until": time.time() + 600}
-    said = {"family": "vae", "dataset": "digits", "name": model, **request}
-    words = {"kind": kind, "owner": owner, "status": status, "model": model, "method": kind, "request": said}
-    return Job(**words, **(held if status == "running" else {}))
+    fields = {"family": "vae", "dataset": "digits", "name": model, **request}
+    job = Job(kind=kind, owner=owner, status=status, model=model, method=kind, request=fields)
+    return replace(job, **held) if status == "running" else job
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 
 from api import quotas
-from tests.api.callers import application, chosen, key_file, key_line
-from tests.api.telling import MODEL, problem
+from tests.api.callers import app_settings, application, key_file, key_line, state_of
+from tests.api.helpers import MODEL, problem
 from tests.api.test_ownership import training, upload
 
 LATER = {"Prefer": "respond-async"}
@@ -20,12 +20,12 @@ async def inference_request(client: httpx.AsyncClient, seed: int = 1, **headers:
     return await client.post("/v1/samples", json={"model": MODEL, "seed": seed}, headers={**LATER, **headers})
 
 
-def refused(answer: httpx.Response, limit: str) -> None:
+def refused(response: httpx.Response, limit: str) -> None:
     """A 429 that names the limit and says when to come back."""
-    body = problem(answer, 429, "GET /v1/me")
+    body = problem(response, 429, "GET /v1/me")
     assert body["type"].endswith("#quota-exceeded")
     assert body["limit"] == limit
-    assert int(answer.headers["retry-after"]) >= 1
+    assert int(response.headers["retry-after"]) >= 1
 
 
 def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
@@ -33,13 +33,16 @@ def test_unfinished_jobs_are_limited(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob", "", "unfinished_jobs=2"))
-        async with application(chosen(tmp_path, api_keys=keys, key_unfinished_jobs=5), "ann", "bob") as (ann, bob):
-            answers = await asyncio.gather(*(inference_request(ann, seed) for seed in range(12)))
-            made = [answer for answer in answers if answer.status_code == 202]
+        async with application(app_settings(tmp_path, api_keys=keys, key_unfinished_jobs=5), "ann", "bob") as (
+            ann,
+            bob,
+        ):
+            responses = await asyncio.gather(*(inference_request(ann, seed) for seed in range(12)))
+            made = [response for response in responses if response.status_code == 202]
             assert len(made) == 5
-            for answer in answers:
-                if answer.status_code != 202:
-                    refused(answer, "unfinished_jobs")
+            for response in responses:
+                if response.status_code != 202:
+                    refused(response, "unfinished_jobs")
             refused(await inference_request(ann, 99, **{"Idempotency-Key": "k"}), "unfinished_jobs")
             assert [(await inference_request(bob, seed)).status_code for seed in range(3)] == [202, 202, 429]
             await asyncio.sleep(2 * quotas.COUNT_S)
@@ -56,12 +59,12 @@ def test_a_request_that_waited_too_long_is_no_way_around_it(tmp_path: Path) -> N
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
-        async with application(chosen(tmp_path, api_keys=keys, key_unfinished_jobs=1), "ann") as (ann,):
-            asked = {"model": MODEL, "seed": 1}
-            first = await ann.post("/v1/samples", json=asked, headers={"Prefer": "wait=1"}, timeout=30)
+        async with application(app_settings(tmp_path, api_keys=keys, key_unfinished_jobs=1), "ann") as (ann,):
+            fields = {"model": MODEL, "seed": 1}
+            first = await ann.post("/v1/samples", json=fields, headers={"Prefer": "wait=1"}, timeout=30)
             assert first.status_code == 202
             refused(
-                await ann.post("/v1/samples", json=asked, headers={"Prefer": "wait=1"}, timeout=30), "unfinished_jobs"
+                await ann.post("/v1/samples", json=fields, headers={"Prefer": "wait=1"}, timeout=30), "unfinished_jobs"
             )
 
     asyncio.run(visit())
@@ -72,7 +75,7 @@ def test_trainings_are_limited(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"))
-        settings = chosen(tmp_path, api_keys=keys, key_trainings=2, key_unfinished_jobs=3)
+        settings = app_settings(tmp_path, api_keys=keys, key_trainings=2, key_unfinished_jobs=3)
         async with application(settings, "ann") as (ann,):
             await upload(ann, "digits")
             for name in ("a", "b"):
@@ -99,7 +102,7 @@ def test_stored_bytes_are_limited(tmp_path: Path) -> None:
         keys = key_file(
             tmp_path, key_line("ann"), key_line("bob", "", "stored_bytes=1"), key_line("eve", "", "stored_bytes=0")
         )
-        settings = chosen(tmp_path, api_keys=keys, key_stored_bytes=1000)
+        settings = app_settings(tmp_path, api_keys=keys, key_stored_bytes=1000)
         async with application(settings, "ann", "bob", "eve") as (ann, bob, eve):
             first = await upload(ann, "first")
             assert first.status_code == 201
@@ -122,14 +125,13 @@ def test_results_count_as_stored(tmp_path: Path) -> None:
 
     async def visit() -> None:
         keys = key_file(tmp_path, key_line("ann"), key_line("bob"))
-        settings = chosen(tmp_path, api_keys=keys, key_stored_bytes=20_000)
+        settings = app_settings(tmp_path, api_keys=keys, key_stored_bytes=20_000)
         async with application(settings, "ann", "bob") as (ann, bob):
             job_id = (await inference_request(ann)).json()["id"]
             for folder in (settings.state / "blobs" / "jobs" / job_id, settings.state / "runs" / job_id):
                 folder.mkdir(parents=True)
                 (folder / "1-0").write_bytes(bytes(11_000))
-            measure = next(task.get_coro().cr_frame.f_locals["self"] for task in asyncio.all_tasks() if _is_watch(task))
-            await measure.measure()
+            await state_of(ann).quotas.measure()
             assert (await ann.get("/v1/me")).json()["usage"]["stored_bytes"] == 22_000
             refused(await inference_request(ann), "stored_bytes")
             assert (await inference_request(bob)).status_code == 202
@@ -137,17 +139,14 @@ def test_results_count_as_stored(tmp_path: Path) -> None:
     asyncio.run(visit())
 
 
-def _is_watch(task: asyncio.Task[object]) -> bool:
-    coroutine = task.get_coro()
-    return getattr(coroutine, "__qualname__", "") == "Quotas.watch"
-
-
-def test_me(tmp_path: Path) -> None:
+def test_me_returns_name_roles_limits_and_usage(tmp_path: Path) -> None:
     """A key knows its name, roles, expiry, limits and use, whatever its role."""
 
     async def visit() -> None:
         lines = [key_line("ann", "run", "expires=20990101T000000Z,trainings=1"), key_line("eve", "read")]
-        settings = chosen(tmp_path, api_keys=key_file(tmp_path, *lines), key_unfinished_jobs=7, key_stored_bytes=0)
+        settings = app_settings(
+            tmp_path, api_keys=key_file(tmp_path, *lines), key_unfinished_jobs=7, key_stored_bytes=0
+        )
         async with application(settings, "ann", "eve", "") as (ann, eve, nobody):
             await inference_request(ann)
             body = (await ann.get("/v1/me")).json()

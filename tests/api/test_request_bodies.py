@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from api.errors import OverloadedError, StalledError, TooLargeError
 from api.request_bodies import UNCOUNTED_BYTES, RequestBodies
 from core.settings import Settings
 from tests.api.attack import MIB, STALL_S, BareApi, answer, connect, rss_bytes, send_all, status_of, watched
-from tests.api.telling import problem
+from tests.api.helpers import problem
+from tests.waiting import wait_until
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -50,10 +50,7 @@ def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
         assert latencies.worst < 2 * STALL_S
         for connection in opened:
             connection.close()
-        until = time.monotonic() + 20
-        while rss_bytes(api.process.pid) > rss + 48 * MIB:
-            assert time.monotonic() < until, (rss_bytes(api.process.pid) - rss) // MIB
-            time.sleep(0.2)
+        wait_until(lambda: rss_bytes(api.process.pid) <= rss + 48 * MIB, "the memory is given back", 20)
         assert httpx.post(f"{api.url}/v1/samples", content=bytes(30 * MIB), headers=TEXT).status_code == 415
 
 
@@ -109,7 +106,7 @@ def _pieces(count: int, size: int) -> list[Message]:
 @pytest.mark.parametrize(
     ("path", "last"), [("/v1/samples", 6 * MIB - UNCOUNTED_BYTES), ("/v1/datasets", 0), ("/v1/models/x/versions", 0)]
 )
-def test_what_is_held_is_counted_and_given_back(path: str, last: int) -> None:
+def test_held_memory_is_counted_and_given_back(path: str, last: int) -> None:
     """But for the first bytes, and for what goes to the disk."""
     bodies, seen = _read(_pieces(6, MIB), path)
     assert seen == [MIB] * 5 + [last]

@@ -12,7 +12,7 @@ from api.errors import InvalidError
 from api.request_content import option_value, unique_fields
 from core.datasets.store import Datasets
 from core.imaging.pictures import png
-from tests.api.telling import ENLARGE, TINY, opened, problem
+from tests.api.helpers import ENLARGE, TINY, decode_image, problem
 from tests.stack import Stack
 
 DIGITS = Path(__file__).parents[1] / "fixtures" / "digits-images-idx3-ubyte.gz"
@@ -46,13 +46,13 @@ def enlarged(client: httpx.Client, **fields: str) -> httpx.Response:
 @pytest.mark.parametrize("text", TRUE + FALSE)
 def test_a_form_says_yes_and_no_in_many_words(client: httpx.Client, text: str) -> None:
     """Each word for true and false is the boolean, on both kinds of operation route and in the query."""
-    picture = opened(enlarged(client, inverted=text, scale="2").content)
+    picture = decode_image(enlarged(client, inverted=text, scale="2").content)
     assert (picture == (155 if text in TRUE else 100)).all()
     inverted = inpainted(client, inverted=text).json()["images"]
     plain = client.post(
         f"/v1/upscales?model={ENLARGE}&scale=2&inverted={text}", content=PICTURE, headers={"Content-Type": "image/png"}
     )
-    assert (opened(plain.content) == picture).all()
+    assert (decode_image(plain.content) == picture).all()
     assert (inverted != inpainted(client).json()["images"]) == (text in TRUE)
 
 
@@ -77,7 +77,7 @@ def test_an_empty_field_is_not_given(client: httpx.Client, datasets: Datasets, e
     left = dict.fromkeys(("seed", "format", "quality", "options", "scale", "method", "inverted"), empty)
     response = enlarged(client, **left)
     assert response.status_code == 200
-    assert (opened(response.content) == opened(enlarged(client).content)).all()
+    assert (decode_image(response.content) == decode_image(enlarged(client).content)).all()
     left = dict.fromkeys(("format", "kind", "resize", "validation", "test"), empty)
     files = {"file": ("digits.gz", DIGITS.read_bytes()), "labels": ("", b"")}
     made = client.post("/v1/datasets", data={"name": "plain", **left}, files=files)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.api.telling import FAULTY, MODEL, b64, encoded, opened, opened_text, problem, samples
+from tests.api.helpers import FAULTY, MODEL, b64, decode_image, decode_image_base64, encode_image, post_samples, problem
 
 MIB = 1 << 20
 
@@ -20,8 +20,8 @@ MIB = 1 << 20
 def _no_harm(client: httpx.Client) -> Iterator[None]:
     """Whatever a test sends, a good request works afterwards."""
     yield
-    answer = samples(client, seed=1)
-    assert answer.status_code == 200, answer.text
+    response = post_samples(client, seed=1)
+    assert response.status_code == 200, response.text
 
 
 def _digit(mode: str = "L", size: tuple[int, int] = (28, 28)) -> Image.Image:
@@ -45,27 +45,27 @@ def _png(width: int, height: int, bits: int, colour: int, data: bytes) -> bytes:
 
 def test_a_picture_may_come_in_four_ways(client: httpx.Client, digit: bytes) -> None:
     """JSON with base64, a data URL, a multipart file and a raw body with a query mean the same request."""
-    whole = {"model": MODEL, "seed": 5, "binarization": "none"}
+    whole: dict[str, str | int] = {"model": MODEL, "seed": 5, "binarization": "none"}
     wrapped = "\n".join(b64(digit)[at : at + 76] for at in range(0, len(b64(digit)), 76))
-    answers = [
+    responses = [
         client.post("/v1/encodings", json={**whole, "images": [b64(digit)]}),
         client.post("/v1/encodings", json={**whole, "images": [f"data:image/png;base64,{wrapped}"]}),
         client.post("/v1/encodings", data=whole, files={"images": ("digit.png", digit)}),
         client.post("/v1/encodings", params=whole, content=digit, headers={"Content-Type": "image/png"}),
         client.post("/v1/encodings", params=whole, content=digit, headers={"Content-Type": "application/octet-stream"}),
     ]
-    assert [answer.status_code for answer in answers] == [200] * 5, answers[-1].text
-    assert len({answer.content for answer in answers}) == 1
+    assert [response.status_code for response in responses] == [200] * 5, responses[-1].text
+    assert len({response.content for response in responses}) == 1
 
 
 def test_files_and_base64_add_up(client: httpx.Client, digit: bytes) -> None:
     """A form with two files and one picture as text asks for three answers, files first."""
-    dark = encoded(Image.new("L", (28, 28)))
-    asked = {"model": MODEL, "seed": "5", "images": f'["{b64(dark)}"]', "options": '{"binarization": "none"}'}
+    dark = encode_image(Image.new("L", (28, 28)))
+    form = {"model": MODEL, "seed": "5", "images": f'["{b64(dark)}"]', "options": '{"binarization": "none"}'}
     files = [("images", ("a.png", digit)), ("images", ("b.png", digit))]
-    answer = client.post("/v1/encodings", data=asked, files=files)
-    assert answer.status_code == 200, answer.text
-    mean = answer.json()["mean"]
+    response = client.post("/v1/encodings", data=form, files=files)
+    assert response.status_code == 200, response.text
+    mean = response.json()["mean"]
     assert len(mean) == 3
     np.testing.assert_allclose(mean[0], mean[1], rtol=1e-5)
     assert not np.allclose(mean[1], mean[2])
@@ -74,18 +74,18 @@ def test_files_and_base64_add_up(client: httpx.Client, digit: bytes) -> None:
 def test_a_form_may_bring_as_many_files_as_json(client: httpx.Client, digit: bytes) -> None:
     """1024 files pass, one more is refused with the limit."""
     files = [("images", ("digit.png", digit))] * 1024
-    answer = client.post("/v1/encodings", data={"model": MODEL}, files=files)
-    assert answer.status_code == 200, answer.text[:300]
-    assert len(answer.json()["mean"]) == 1024
+    response = client.post("/v1/encodings", data={"model": MODEL}, files=files)
+    assert response.status_code == 200, response.text[:300]
+    assert len(response.json()["mean"]) == 1024
     more = client.post("/v1/encodings", data={"model": MODEL}, files=[*files, files[0]])
     problem(more, 422, "1025", "1024")
 
 
 def test_options_may_stand_inside_or_beside(client: httpx.Client) -> None:
     """An option is the same in `options` and as a field of its own; whole numbers may be written with a point."""
-    inside = samples(client, seed=4, options={"temperature": 0.5})
-    beside = samples(client, seed=4, temperature=0.5)
-    assert inside.content == beside.content != samples(client, seed=4).content
+    inside = post_samples(client, seed=4, options={"temperature": 0.5})
+    beside = post_samples(client, seed=4, temperature=0.5)
+    assert inside.content == beside.content != post_samples(client, seed=4).content
     grids = [client.post("/v1/manifold", json={"model": MODEL, "seed": 1, "size": size}) for size in (3, 3.0)]
     assert grids[0].status_code == 200
     assert grids[0].content == grids[1].content
@@ -94,23 +94,24 @@ def test_options_may_stand_inside_or_beside(client: httpx.Client) -> None:
 def test_a_version_may_be_pinned(client: httpx.Client) -> None:
     """name@version answers as the name does; a version there is none of is not found."""
     assert (
-        samples(client, seed=4).content == client.post("/v1/samples", json={"model": f"{MODEL}@1", "seed": 4}).content
+        post_samples(client, seed=4).content
+        == client.post("/v1/samples", json={"model": f"{MODEL}@1", "seed": 4}).content
     )
     problem(client.post("/v1/samples", json={"model": f"{MODEL}@99"}), 404, MODEL)
 
 
 def test_a_seed_is_drawn_and_echoed(client: httpx.Client) -> None:
     """Two requests without a seed differ, and the echoed seed gives the same bytes again."""
-    first, second = samples(client), samples(client)
+    first, second = post_samples(client), post_samples(client)
     assert first.json()["seed"] != second.json()["seed"]
-    assert samples(client, seed=first.json()["seed"]).content == first.content
+    assert post_samples(client, seed=first.json()["seed"]).content == first.content
     assert first.headers["reverie-seed"] == str(first.json()["seed"])
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_the_ends_of_the_seeds_are_seeds(client: httpx.Client, seed: int) -> None:
     """0 and 2^63 − 1 are good."""
-    assert samples(client, seed=seed).json()["seed"] == seed
+    assert post_samples(client, seed=seed).json()["seed"] == seed
 
 
 # --- fields gone wrong ---
@@ -148,12 +149,12 @@ def test_the_ends_of_the_seeds_are_seeds(client: httpx.Client, seed: int) -> Non
 )
 def test_a_wrong_field_is_named(client: httpx.Client, fields: dict[str, Any], words: list[str]) -> None:
     """422 names the field and what would be right."""
-    problem(samples(client, **fields), 422, *words)
+    problem(post_samples(client, **fields), 422, *words)
 
 
 def test_wrong_fields_are_listed(client: httpx.Client) -> None:
     """`errors` has one entry a field."""
-    body = problem(samples(client, count="3", seed=-1), 422, "count", "seed")
+    body = problem(post_samples(client, count="3", seed=-1), 422, "count", "seed")
     assert {error["field"] for error in body["errors"]} == {"count", "seed"}
 
 
@@ -170,8 +171,8 @@ def test_an_unknown_model_is_refused(client: httpx.Client) -> None:
 
 def test_an_operation_that_a_model_lacks_is_refused(client: httpx.Client, digit: bytes) -> None:
     """422 says what this model can do."""
-    answer = client.post("/v1/encodings", json={"model": FAULTY, "images": [b64(digit)]})
-    problem(answer, 422, FAULTY, "/v1/samples", "/v1/likelihoods")
+    response = client.post("/v1/encodings", json={"model": FAULTY, "images": [b64(digit)]})
+    problem(response, 422, FAULTY, "/v1/samples", "/v1/likelihoods")
 
 
 def test_an_operation_without_count_says_so(client: httpx.Client) -> None:
@@ -184,8 +185,8 @@ def test_images_must_be_as_many_as_an_operation_takes(client: httpx.Client, digi
     one = b64(digit)
     problem(client.post("/v1/encodings", json={"model": MODEL}), 422, "at least one image")
     for images in ([], [one], [one] * 3):
-        answer = client.post("/v1/interpolations", json={"model": MODEL, "images": images})
-        problem(answer, 422, "exactly two images", str(len(images)))
+        response = client.post("/v1/interpolations", json={"model": MODEL, "images": images})
+        problem(response, 422, "exactly two images", str(len(images)))
     problem(client.post("/v1/encodings", json={"model": MODEL, "images": [one] * 1025}), 422, "1025", "1024")
 
 
@@ -197,14 +198,14 @@ def test_images_must_be_text(client: httpx.Client, images: Any) -> None:
 
 def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
     """A million numbers for images, or a hundred thousand unknown fields, give one short problem and soon."""
-    answer = client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 1_000_000})
-    problem(answer, 400, "65536 values")
-    assert answer.elapsed.total_seconds() < 5
+    response = client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 1_000_000})
+    problem(response, 400, "65536 values")
+    assert response.elapsed.total_seconds() < 5
     problem(client.post("/v1/encodings", json={"model": MODEL, "images": [0] * 50_000}), 422, "images.0")
-    names = {f"field_{number}": 1 for number in range(30_000)}
-    assert len(samples(client, **names).content) < 4000
-    assert len(samples(client, options=names).content) < 4000
-    assert len(samples(client, temperature="x" * MIB).content) < 4000
+    names: dict[str, Any] = {f"field_{number}": 1 for number in range(30_000)}
+    assert len(post_samples(client, **names).content) < 4000
+    assert len(post_samples(client, options=names).content) < 4000
+    assert len(post_samples(client, temperature="x" * MIB).content) < 4000
 
 
 # --- bodies gone wrong ---
@@ -231,15 +232,15 @@ def test_a_great_many_wrong_entries_cost_little(client: httpx.Client) -> None:
 )
 def test_a_body_that_is_no_json_is_refused(client: httpx.Client, body: bytes) -> None:
     """400 with an example of what would be read."""
-    answer = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
-    problem(answer, 400, "JSON", '{"model"')
+    response = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
+    problem(response, 400, "JSON", '{"model"')
 
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b'"text"', b"null", b"true"])
 def test_json_must_be_an_object(client: httpx.Client, body: bytes) -> None:
     """400 with an example of what would be read."""
-    answer = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
-    problem(answer, 400, "object", '{"model"')
+    response = client.post("/v1/samples", content=body, headers={"Content-Type": "application/json"})
+    problem(response, 400, "object", '{"model"')
 
 
 def test_deep_but_readable_json_is_no_danger(client: httpx.Client) -> None:
@@ -247,24 +248,24 @@ def test_deep_but_readable_json_is_no_danger(client: httpx.Client) -> None:
     deep: Any = 1
     for _ in range(900):
         deep = [deep]
-    problem(samples(client, temperature=deep), 422, "options", "nested")
+    problem(post_samples(client, temperature=deep), 422, "options", "nested")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
 def test_another_content_type_is_refused(client: httpx.Client, kind: str) -> None:
     """415 lists the types that are read."""
     headers = {"Content-Type": kind} if kind else {}
-    answer = client.post("/v1/samples", content=b'{"model": "vae-mnist-2d"}', headers=headers)
-    problem(answer, 415, "application/json", "multipart/form-data", "image/*")
+    response = client.post("/v1/samples", content=b'{"model": "vae-mnist-2d"}', headers=headers)
+    problem(response, 415, "application/json", "multipart/form-data", "image/*")
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_hundred_megabytes_are_refused(client: httpx.Client, chunked: bool) -> None:
-    """413 with the limit, whether the length was told beforehand or not, and without reading it all into memory."""
+    """413 with the limit, with and without Content-Length, and without reading it all into memory."""
     text = b'{"model": "' + b"x" * (100 * MIB) + b'"}'
     content: Any = (text[at : at + MIB] for at in range(0, len(text), MIB)) if chunked else text
-    answer = client.post("/v1/samples", content=content, headers={"Content-Type": "application/json"})
-    problem(answer, 413, str(32 * MIB))
+    response = client.post("/v1/samples", content=content, headers={"Content-Type": "application/json"})
+    problem(response, 413, str(32 * MIB))
 
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -321,8 +322,8 @@ def test_a_field_of_a_form_comes_once(client: httpx.Client, digit: bytes) -> Non
 )
 def test_a_raw_picture_needs_a_good_query(client: httpx.Client, digit: bytes, query: str) -> None:
     """The fields of a raw body are checked as any."""
-    answer = client.post(f"/v1/encodings{query}", content=digit, headers={"Content-Type": "image/png"})
-    problem(answer, 404 if query == "?model=gan" else 422)
+    response = client.post(f"/v1/encodings{query}", content=digit, headers={"Content-Type": "image/png"})
+    problem(response, 404 if query == "?model=gan" else 422)
 
 
 # --- pictures ---
@@ -330,61 +331,63 @@ def test_a_raw_picture_needs_a_good_query(client: httpx.Client, digit: bytes, qu
 
 PALETTE = _digit("P")
 FOLLOWED: dict[str, tuple[bytes, str | None]] = {
-    "grey PNG": (encoded(_digit()), None),
-    "grey JPEG": (encoded(_digit(), "JPEG", quality=95), None),
-    "RGB PNG": (encoded(_digit("RGB")), "RGB to L"),
-    "RGBA PNG": (encoded(_digit("RGBA")), "RGBA to L, transparency over black"),
-    "grey and alpha PNG": (encoded(_digit("LA")), "LA to L, transparency over black"),
-    "palette PNG": (encoded(PALETTE), "P to L"),
-    "palette PNG with a transparent colour": (encoded(PALETTE, transparency=0), "P to L, transparency over black"),
-    "bilevel PNG": (encoded(_digit("1")), "1 to L"),
-    "CMYK JPEG": (encoded(_digit("CMYK"), "JPEG", quality=95), "CMYK to L"),
-    "WebP": (encoded(_digit("RGB"), "WEBP", lossless=True), "RGB to L"),
-    "BMP": (encoded(_digit(), "BMP"), None),
-    "GIF of one frame": (encoded(_digit(), "GIF"), "P to L"),
-    "TIFF": (encoded(_digit(), "TIFF"), None),
-    "CMYK TIFF": (encoded(_digit("CMYK"), "TIFF"), "CMYK to L"),
+    "grey PNG": (encode_image(_digit()), None),
+    "grey JPEG": (encode_image(_digit(), "JPEG", quality=95), None),
+    "RGB PNG": (encode_image(_digit("RGB")), "RGB to L"),
+    "RGBA PNG": (encode_image(_digit("RGBA")), "RGBA to L, transparency over black"),
+    "grey and alpha PNG": (encode_image(_digit("LA")), "LA to L, transparency over black"),
+    "palette PNG": (encode_image(PALETTE), "P to L"),
+    "palette PNG with a transparent colour": (encode_image(PALETTE, transparency=0), "P to L, transparency over black"),
+    "bilevel PNG": (encode_image(_digit("1")), "1 to L"),
+    "CMYK JPEG": (encode_image(_digit("CMYK"), "JPEG", quality=95), "CMYK to L"),
+    "WebP": (encode_image(_digit("RGB"), "WEBP", lossless=True), "RGB to L"),
+    "BMP": (encode_image(_digit(), "BMP"), None),
+    "GIF of one frame": (encode_image(_digit(), "GIF"), "P to L"),
+    "TIFF": (encode_image(_digit(), "TIFF"), None),
+    "CMYK TIFF": (encode_image(_digit("CMYK"), "TIFF"), "CMYK to L"),
 }
 
 
 @pytest.mark.parametrize("kind", FOLLOWED)
-def test_a_picture_of_another_mode_is_converted_and_said_so(client: httpx.Client, kind: str) -> None:
+def test_an_image_of_another_mode_is_converted_and_listed(client: httpx.Client, kind: str) -> None:
     """The answer is that of the grey picture, and `conversions` says what was done."""
-    data, said = FOLLOWED[kind]
+    data, message = FOLLOWED[kind]
     whole = {"model": MODEL, "seed": 1, "binarization": "threshold"}
-    answer = client.post("/v1/reconstructions", json={**whole, "images": [b64(data)]})
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    assert body.get("conversions") == ([f"images[0]: {said}"] if said else None)
+    response = client.post("/v1/reconstructions", json={**whole, "images": [b64(data)]})
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body.get("conversions") == ([f"images[0]: {message}"] if message else None)
     grey = client.post("/v1/reconstructions", json={**whole, "images": [b64(FOLLOWED["grey PNG"][0])]}).json()
     assert body["images"] == grey["images"]
 
 
 def _moving(kind: str) -> bytes:
-    return encoded(_digit("RGB"), kind, save_all=True, append_images=[Image.new("RGB", (28, 28), "white")], duration=50)
+    return encode_image(
+        _digit("RGB"), kind, save_all=True, append_images=[Image.new("RGB", (28, 28), "white")], duration=50
+    )
 
 
 REFUSED: dict[str, tuple[bytes, list[str]]] = {
     "nothing": (b"", ["not a picture", "PNG"]),
     "text": (b"<svg/>", ["not a picture", "PNG"]),
     "zeros": (bytes(1000), ["not a picture"]),
-    "an ICO": (encoded(_digit(), "ICO", sizes=[(28, 28)]), ["not a picture"]),
-    "of another size": (encoded(_digit(size=(32, 28))), ["32×28", "28×28"]),
+    "an ICO": (encode_image(_digit(), "ICO", sizes=[(28, 28)]), ["not a picture"]),
+    "of another size": (encode_image(_digit(size=(32, 28))), ["32×28", "28×28"]),
     "a bomb": (_png(60_000, 60_000, 8, 0, bytes(1000)), ["60000×60000", "28×28"]),
     "the largest header": (_png(2**31 - 1, 2**31 - 1, 8, 0, b""), ["28×28"]),
-    "a truncated PNG": (encoded(_digit())[:-40], ["truncated"]),
-    "a truncated JPEG": (encoded(_digit(), "JPEG")[:-20], ["truncated"]),
-    "a PNG of a header alone": (encoded(_digit())[:33], ["picture"]),
+    "a truncated PNG": (encode_image(_digit())[:-40], ["truncated"]),
+    "a truncated JPEG": (encode_image(_digit(), "JPEG")[:-20], ["truncated"]),
+    "a PNG of a header alone": (encode_image(_digit())[:33], ["picture"]),
     "a moving GIF": (_moving("GIF"), ["animated", "single frame"]),
     "a moving PNG": (_moving("PNG"), ["animated", "single frame"]),
     "a moving WebP": (_moving("WEBP"), ["animated", "single frame"]),
     "a TIFF of pages": (_moving("TIFF"), ["animated", "single frame"]),
-    "16-bit grey": (encoded(Image.fromarray(np.zeros((28, 28), np.uint16))), ["8 bits"]),
+    "16-bit grey": (encode_image(Image.fromarray(np.zeros((28, 28), np.uint16))), ["8 bits"]),
     "16-bit RGB": (_png(28, 28, 16, 2, bytes(28 * (1 + 28 * 6))), ["8 bits"]),
     "16-bit grey and alpha": (_png(28, 28, 16, 4, bytes(28 * (1 + 28 * 4))), ["8 bits"]),
     "16-bit RGBA": (_png(28, 28, 16, 6, bytes(28 * (1 + 28 * 8))), ["8 bits"]),
-    "32-bit integers": (encoded(Image.new("I", (28, 28)), "TIFF"), ["8 bits"]),
-    "floats": (encoded(Image.new("F", (28, 28)), "TIFF"), ["8 bits"]),
+    "32-bit integers": (encode_image(Image.new("I", (28, 28)), "TIFF"), ["8 bits"]),
+    "floats": (encode_image(Image.new("F", (28, 28)), "TIFF"), ["8 bits"]),
 }
 
 
@@ -392,45 +395,47 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
 def test_a_picture_that_cannot_be_used_is_refused(client: httpx.Client, kind: str) -> None:
     """422 says which picture, why, and what would work."""
     data, words = REFUSED[kind]
-    good = b64(encoded(_digit()))
-    answer = client.post("/v1/encodings", json={"model": MODEL, "images": [good, b64(data)]})
-    body = problem(answer, 422, "images[1]", *words)
+    good = b64(encode_image(_digit()))
+    response = client.post("/v1/encodings", json={"model": MODEL, "images": [good, b64(data)]})
+    body = problem(response, 422, "images[1]", *words)
     assert body["errors"][0]["field"] == "images.1"
 
 
 @pytest.mark.parametrize("text", ["%%%", "iVBORw0KGgo…", "a", "data:image/png;base64,&"])
-def test_what_is_no_base64_is_refused(client: httpx.Client, text: str) -> None:
+def test_invalid_base64_is_rejected(client: httpx.Client, text: str) -> None:
     """422 says that base64 was expected."""
-    answer = client.post("/v1/encodings", json={"model": MODEL, "images": [text]})
-    problem(answer, 422, "images[0]", "base64")
+    response = client.post("/v1/encodings", json={"model": MODEL, "images": [text]})
+    problem(response, 422, "images[0]", "base64")
 
 
-def test_many_pictures_are_answered_in_order(client: httpx.Client) -> None:
+def test_results_of_many_images_keep_their_order(client: httpx.Client) -> None:
     """Row i of the answer belongs to picture i, and conversions name the pictures they were made on."""
     bars = []
     for number in range(20):
         bar = Image.new("L", (28, 28))
         bar.paste(255, (number, 4, number + 4, 24))
         bars.append(bar)
-    files = [b64(encoded(bar.convert("RGB" if number == 7 else "L"))) for number, bar in enumerate(bars)]
+    files = [b64(encode_image(bar.convert("RGB" if number == 7 else "L"))) for number, bar in enumerate(bars)]
     whole = {"model": MODEL, "seed": 1, "binarization": "none"}
     body = client.post("/v1/reconstructions", json={**whole, "images": files}).json()
     assert body["conversions"] == ["images[7]: RGB to L"]
     for number in (0, 7, 19):
         alone = client.post("/v1/reconstructions", json={**whole, "images": files[number : number + 1]}).json()
-        gap = opened_text(alone["images"][0]).astype(int) - opened_text(body["images"][number]).astype(int)
+        gap = decode_image_base64(alone["images"][0]).astype(int) - decode_image_base64(body["images"][number]).astype(
+            int
+        )
         assert abs(gap).max() <= 1
 
 
-def test_a_png_answer_says_in_headers_what_json_says_in_fields(client: httpx.Client) -> None:
+def test_headers_of_a_png_have_the_fields_of_the_json(client: httpx.Client) -> None:
     """Seed, model and conversions of a picture answer stand in headers."""
-    asked = {"model": MODEL, "seed": 9, "images": [b64(encoded(_digit("RGB")))]}
-    answer = client.post("/v1/reconstructions", json=asked, headers={"Accept": "image/png"})
-    assert opened(answer.content).shape == (28, 28)
-    assert answer.headers["reverie-seed"] == "9"
-    assert answer.headers["reverie-model"] == f"{MODEL}@1"
-    assert answer.headers["reverie-conversions"] == "images[0]: RGB to L"
-    npz = client.post("/v1/reconstructions", json=asked, headers={"Accept": "application/x-npz"})
+    payload = {"model": MODEL, "seed": 9, "images": [b64(encode_image(_digit("RGB")))]}
+    response = client.post("/v1/reconstructions", json=payload, headers={"Accept": "image/png"})
+    assert decode_image(response.content).shape == (28, 28)
+    assert response.headers["reverie-seed"] == "9"
+    assert response.headers["reverie-model"] == f"{MODEL}@1"
+    assert response.headers["reverie-conversions"] == "images[0]: RGB to L"
+    npz = client.post("/v1/reconstructions", json=payload, headers={"Accept": "application/x-npz"})
     with np.load(io.BytesIO(npz.content)) as arrays:
         assert arrays["images"].shape == (1, 1, 28, 28)
         assert list(arrays["conversions"]) == ["images[0]: RGB to L"]

@@ -17,9 +17,9 @@ from core.catalog.versions import HIDDEN, VersionActiveError, Versions
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings
-from tests.api.callers import application, chosen, key_file, key_line
+from tests.api.callers import app_settings, application, key_file, key_line
+from tests.api.helpers import MODEL, problem
 from tests.api.routes.test_versions import SHIPPED, brighter, carded
-from tests.api.telling import MODEL, problem
 from tests.api.test_ownership import publish
 from tests.stack import Stack
 
@@ -29,7 +29,7 @@ LATER = {"Prefer": "respond-async"}
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A model with three versions, of which the second serves."""
-    chosen_ = chosen(tmp_path)
+    chosen_ = app_settings(tmp_path)
     for version in "123":
         publish(chosen_, "mine", version)
     Versions(chosen_.state / "checkpoints").activate("mine", "2")
@@ -80,13 +80,13 @@ def test_a_model_is_deleted(settings: Settings) -> None:
     asyncio.run(visit())
 
 
-def test_what_is_in_use_stays(settings: Settings) -> None:
+def test_versions_and_models_in_use_are_not_deleted(settings: Settings) -> None:
     """A version or model on which a job has yet to run is refused, and is there as before; afterwards it goes."""
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
-            asked = {"model": "mine@3", "seed": 1}
-            job = (await client.post("/v1/samples", json=asked, headers=LATER)).json()
+            fields = {"model": "mine@3", "seed": 1}
+            job = (await client.post("/v1/samples", json=fields, headers=LATER)).json()
             problem(await client.delete("/v1/models/mine/versions/3"), 409, "in use")
             problem(await client.delete("/v1/models/mine"), 409, "in use")
             assert versions((await client.get("/v1/models/mine")).json()) == ["1", "2", "3"]
@@ -103,25 +103,25 @@ def test_a_job_that_comes_meanwhile_keeps_it(settings: Settings, path: str, monk
 
     async def visit() -> None:
         async with application(settings, "") as (client,), application(settings, "") as (late,):
-            asked = {"model": "mine@3", "seed": 1}
+            fields = {"model": "mine@3", "seed": 1}
             deleting = asyncio.create_task(client.delete(path))
             hidden = settings.state / "checkpoints" / "mine" / "3" / HIDDEN
             while not hidden.exists():  # noqa: ASYNC110 - a file
                 await asyncio.sleep(0.001)
-            late_job = await late.post("/v1/samples", json=asked, headers=LATER)
-            answer = await deleting
+            late_job = await late.post("/v1/samples", json=fields, headers=LATER)
+            response = await deleting
             assert late_job.status_code in {202, 404}
             if late_job.status_code == 404:  # it had looked in that very moment
-                assert answer.status_code == 204
+                assert response.status_code == 204
                 return
-            problem(answer, 409, "in use")
+            problem(response, 409, "in use")
             body = (await client.get("/v1/models/mine")).json()
             assert (body["version"], body["versions"]) == ("2", ["1", "2", "3"])
 
     asyncio.run(visit())
 
 
-def test_what_is_about_to_serve_stays(settings: Settings) -> None:
+def test_candidates_are_not_deleted(settings: Settings) -> None:
     """Workers are loading it."""
     store = Versions(settings.state / "checkpoints")
     store.stage("mine", "3")
@@ -136,7 +136,7 @@ def test_what_is_about_to_serve_stays(settings: Settings) -> None:
         store.hide("mine", ["2"])
 
 
-def test_what_ships_stays(settings: Settings) -> None:
+def test_shipped_versions_are_not_deleted(settings: Settings) -> None:
     """The operator's files are not the service's to delete; versions that were added to such a model are."""
     publish(settings, MODEL, "2")
 
@@ -156,7 +156,7 @@ def test_a_deleted_model_frees_its_name(tmp_path: Path) -> None:
     """For another owner, whose first version has another number than any before."""
 
     async def visit() -> None:
-        settings = chosen(tmp_path, api_keys=key_file(tmp_path, key_line("ann"), key_line("bob")))
+        settings = app_settings(tmp_path, api_keys=key_file(tmp_path, key_line("ann"), key_line("bob")))
         async with application(settings, "ann", "bob") as (ann, bob):
             publish(settings, "mine")
             await asyncio.sleep(1.1)  # registries look for new versions once a second
@@ -205,8 +205,8 @@ def test_the_rule_spares_what_is_used_or_about_to_serve(settings: Settings, monk
 
     async def visit() -> None:
         async with application(settings, "") as (client,):
-            asked = {"model": "mine@1", "seed": 1}
-            assert (await client.post("/v1/samples", json=asked, headers=LATER)).status_code == 202
+            fields = {"model": "mine@1", "seed": 1}
+            assert (await client.post("/v1/samples", json=fields, headers=LATER)).status_code == 202
         async with application(settings.model_copy(update={"keep_versions": 1}), "") as (client,):
             await asyncio.sleep(2.5)
             assert versions((await client.get("/v1/models/mine")).json()) == ["1", "2", "3", "5"]
@@ -234,13 +234,13 @@ def test_a_model_is_imported_used_and_deleted(client: httpx.Client, stack: Stack
     data = carded(SHIPPED.read_bytes(), name="passing")
     made = client.post("/v1/models/passing/versions", content=data, headers=raw, timeout=180)
     assert (made.status_code, made.json()["version"]) == (201, "1"), made.text
-    asked = {"model": "passing", "seed": 5}
-    before = client.post("/v1/samples", json=asked).json()
+    fields = {"model": "passing", "seed": 5}
+    before = client.post("/v1/samples", json=fields).json()
     assert client.delete("/v1/models/passing").status_code == 204
-    problem(client.post("/v1/samples", json=asked), 404)
+    problem(client.post("/v1/samples", json=fields), 404)
     other = client.post("/v1/models/passing/versions", content=brighter(data), headers=raw, timeout=180)
     assert (other.status_code, other.json()["version"]) == (201, "2"), other.text
-    after = client.post("/v1/samples", json=asked).json()
+    after = client.post("/v1/samples", json=fields).json()
     assert (before["version"], after["version"]) == ("1", "2")
     assert before["images"] != after["images"]
     assert client.delete("/v1/models/passing").status_code == 204

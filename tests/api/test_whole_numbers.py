@@ -20,10 +20,10 @@ def sent(client: httpx.Client, path: str, body: str, **headers: str) -> httpx.Re
     return client.post(path, content=body.encode(), headers={**JSON, **headers})
 
 
-def same(answer: httpx.Response, other: httpx.Response) -> None:
+def same(response: httpx.Response, other: httpx.Response) -> None:
     """Hold two responses to the same content."""
-    assert (answer.status_code, other.status_code) == (200, 200), answer.text[:300] + other.text[:300]
-    assert answer.content == other.content
+    assert (response.status_code, other.status_code) == (200, 200), response.text[:300] + other.text[:300]
+    assert response.content == other.content
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_the_quality_and_scale_of_an_enlarged_picture(client: httpx.Client, digi
 @pytest.mark.parametrize(("path", "field"), [("samples", "count"), ("samples", "seed"), ("manifold", "size")])
 def test_another_number_is_refused(client: httpx.Client, path: str, field: str, value: str) -> None:
     """422 that names the field; a seed alone may be null."""
-    answer = sent(client, f"/v1/{path}", f'{{"model": "{MODEL}", "{field}": {value}}}')
+    response = sent(client, f"/v1/{path}", f'{{"model": "{MODEL}", "{field}": {value}}}')
     if (field, value) == ("seed", "null"):
-        assert answer.status_code == 200
+        assert response.status_code == 200
         return
-    assert answer.status_code == 422, answer.text
-    assert field in answer.json()["detail"]
+    assert response.status_code == 422, response.text
+    assert field in response.json()["detail"]
 
 
 @pytest.mark.parametrize("value", ["1e400", "NaN", "Infinity", "-1e999"])
-def test_what_json_does_not_have_is_refused(client: httpx.Client, value: str) -> None:
+def test_numbers_that_json_does_not_have_are_rejected(client: httpx.Client, value: str) -> None:
     """400 for an operation, and 400 or 422 for a training, wherever the number stands."""
     assert sent(client, "/v1/samples", f'{{"model": "{MODEL}", "count": {value}}}').status_code == 400
     for field in (f'"gpus": {value}', f'"recipe": {{"seed": {value}}}', f'"evaluation": {{"k": {value}}}'):
@@ -88,7 +88,7 @@ def test_what_json_does_not_have_is_refused(client: httpx.Client, value: str) ->
         assert sent(client, "/v1/trainings", body).status_code in {400, 422}
 
 
-def wish(end: str) -> str:
+def training_body(end: str) -> str:
     """A dry run with every kind of integer that a training takes."""
     recipe = (
         f'{{"seed": 3{end}, "config": {{"hidden": [16{end}, 8{end}], "latents": 2{end}}},'
@@ -103,9 +103,9 @@ def wish(end: str) -> str:
 def test_a_recipe_takes_whole_numbers(client: httpx.Client, stack: Stack) -> None:
     """In its seed, its config, lists in it, and its training; the recipe in force holds integers."""
     digits(Path(stack.state / "state" / "datasets"), "whole-digits")
-    answer = sent(client, "/v1/trainings", wish(".0"), Prefer="wait=60")
-    assert answer.status_code in {200, 202}, answer.text
-    text = answer.text
+    response = sent(client, "/v1/trainings", training_body(".0"), Prefer="wait=60")
+    assert response.status_code in {200, 202}, response.text
+    text = response.text
     for written in ('"seed":3', '"hidden":[16,8]', '"latents":2', '"epochs":2', '"batch_size":50'):
         assert f"{written}," in text or f"{written}}}" in text, (written, text)
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module, imported as late as this so that the tests of `models` are collected before it."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    torch.set_num_threads(1)
-    return importlib.import_module("bihm")
+from tests.benchmarks.modules import Importer
 
 
-def test_the_transcription_has_our_loss_and_gradient(benchmark: Any) -> None:
+def test_the_transcription_has_our_loss_and_gradient(module: Importer) -> None:
     """Repeating the picture K times and forming every probability gives the same numbers."""
+    benchmark = module("bihm")
     from models import bihm
     from models.kit.row_streams import RowStreams
 
@@ -35,17 +28,20 @@ def test_the_transcription_has_our_loss_and_gradient(benchmark: Any) -> None:
     ):
         model.zero_grad()
         loss.mean().backward()
-        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        assert len(gradients) == len(list(model.parameters()))
+        found.append((loss.detach(), torch.cat(gradients)))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
 
 
-def test_its_page_can_be_written(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What was measured is kept with where and when, and told on the page."""
+def test_its_page_can_be_written(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measurements are stored with machine and date, and shown on the page."""
+    benchmark = module("bihm")
     monkeypatch.setattr(benchmark, "RESULT", tmp_path / "bihm.json")
-    told = {"seed": 2, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}
+    measured = {"seed": 2, "minus_2_log_z": 2.6, "standard_error": 0.05, "largest": 0.001}
     carded = {"card": {"minus_2_log_z": 2.5, "standard_error": 0.05}, "card_detail": "as measured"}
-    benchmark.keep("partition", {"samples": 5_000_000, **told, **carded})
+    benchmark.keep("partition", {"samples": 5_000_000, **measured, **carded})
     page = benchmark.report()
     assert "−2 log Z = 2.600 ± 0.050 nats, largest weight 0.100 % of all" in page
     assert "partition: 20" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -11,30 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks.modules import Importer
+
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """Imports a module of benchmarks/, as the scripts do; one thread, as they have."""
-    torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def few(monkeypatch):
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of MNIST the few digits of the tests."""
     from models.kit import data
 
     pictures = data.load(str(DIGITS))
     monkeypatch.setattr(data, "load", lambda *_arguments, **_named: pictures)
-    return pictures
 
 
 @pytest.mark.parametrize("name", ["gan_grid", "gan_margins", "gan_scores", "digits.classifier"])
-def test_each_script_explains_itself(module, monkeypatch, capsys, name: str) -> None:
+def test_each_script_explains_itself(
+    module: Importer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     """`--help` names its commands."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit):
@@ -42,7 +36,7 @@ def test_each_script_explains_itself(module, monkeypatch, capsys, name: str) -> 
     assert "python benchmarks/" in capsys.readouterr().out
 
 
-def test_scores_of_known_probabilities(module) -> None:
+def test_scores_of_known_probabilities(module: Importer) -> None:
     """Ten sure digits, evenly: the closed form of the clamped I', log 10 for E KL; one digit alone: 0 for both."""
     scores = module("digits.scores")
     even = torch.eye(10, dtype=torch.float64).repeat(30, 1)
@@ -58,7 +52,7 @@ def test_scores_of_known_probabilities(module) -> None:
     assert scores.i_prime(even, 1e-3) > expected
 
 
-def test_auroc_counts_pairs(module) -> None:
+def test_auroc_counts_pairs(module: Importer) -> None:
     """It is the share of pairs in the right order, ties half."""
     auroc = module("digits.anomalies").auroc
     normal, unusual = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0])
@@ -67,7 +61,7 @@ def test_auroc_counts_pairs(module) -> None:
     assert auroc(normal, normal + 10) == 1.0
 
 
-def test_anomalies_are_made_of_the_pictures_given(module) -> None:
+def test_anomalies_are_made_of_the_pictures_given(module: Importer) -> None:
     """Halves come from a picture and the next one; principal components leave no residual where there are enough."""
     anomalies = module("digits.anomalies")
     images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -81,7 +75,7 @@ def test_anomalies_are_made_of_the_pictures_given(module) -> None:
     assert float(anomalies.residual(joined, mean, directions).max()) > 1e-3
 
 
-def test_the_classifier_that_ships_is_small_and_knows_its_digits(module) -> None:
+def test_the_classifier_that_ships_is_small_and_knows_its_digits(module: Importer) -> None:
     """Under 2 MB; probabilities sum to one; of the tests' digits it is mostly sure."""
     classifier = module("digits.classifier")
     from models.kit import data
@@ -92,7 +86,7 @@ def test_the_classifier_that_ships_is_small_and_knows_its_digits(module) -> None
     assert float((p.amax(1) > 0.9).double().mean()) > 0.95
 
 
-def test_the_grid_is_what_its_seed_says(module) -> None:
+def test_the_grid_is_what_its_seed_says(module: Importer) -> None:
     """32 EBGANs, every network once; 11 GANs a learning rate; the same list every time."""
     grid = module("gan_grid")
     runs = grid.settings()
@@ -104,7 +98,8 @@ def test_the_grid_is_what_its_seed_says(module) -> None:
         assert sum(run["side"] == "gan" and run["rate"] == rate for run in runs) == 11
 
 
-def test_a_grid_resumes_and_reports(module, few, monkeypatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few")
+def test_a_grid_resumes_and_reports(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Runs that have a line are not done again; the report has every run."""
     grid = module("gan_grid")
     lines = tmp_path / "lines.jsonl"
@@ -122,7 +117,8 @@ def test_a_grid_resumes_and_reports(module, few, monkeypatch, tmp_path: Path) ->
     assert (tmp_path / "docs" / "images" / "gan-grid.png").exists()
 
 
-def test_margins_are_swept_and_reported(module, few, monkeypatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few")
+def test_margins_are_swept_and_reported(module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One row and one picture a margin."""
     margins = module("gan_margins")
     monkeypatch.setattr(margins, "MARGINS", (4, 8))
@@ -138,7 +134,7 @@ def test_margins_are_swept_and_reported(module, few, monkeypatch, tmp_path: Path
     assert (tmp_path / "docs" / "images" / "gan-margins.png").exists()
 
 
-def test_what_became_of_a_run_is_said(module) -> None:
+def test_the_verdict_of_a_run(module: Importer) -> None:
     """Collapse, dropped digits, and a good run by their shares and score."""
     verdict = module("gan_margins").verdict
     assert verdict({"shares": [0.04] * 9 + [0.64], "i_prime": 0.4}).startswith("collapsed: 64% are taken for a 9")

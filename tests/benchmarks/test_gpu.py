@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.benchmarks.modules import Importer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """`benchmarks/gpu.py`."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("gpu")
-
-
-def test_a_device_that_computes_the_same_passes(gpu) -> None:
-    """Every operation of a model is asked on both, and the CPU is itself, for more rows than a path has frames too."""
+def test_a_device_that_computes_the_same_passes(module: Importer) -> None:
+    """Every operation runs on both devices; the CPU equals itself, also for more rows than a path has frames."""
+    gpu = module("gpu")
     lines = list(gpu.differences("vae-mnist-2d", "cpu", 9))
     assert {line["check"].split()[1] for line in lines} >= {"sample", "interpolate", "manifold", "log_likelihood"}
     assert all(line["ok"] and line["flips"] == 0 for line in lines)
     assert gpu.random_numbers("cpu", 50)["ok"]
 
 
-def test_a_device_that_computes_otherwise_is_found(gpu, monkeypatch) -> None:
+def test_a_device_that_computes_otherwise_is_found(module: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Means a hundredth off fail where they were computed, and a changed random number fails."""
-    real, calls = gpu.asked, []
+    gpu = module("gpu")
+    real, calls = gpu.asked, list[tuple[Any, ...]]()
 
-    def off(*arguments):
+    def off(*arguments: Any) -> dict[str, Any]:
         calls.append(arguments)
-        answer = real(*arguments)
+        answer: dict[str, Any] = real(*arguments)
         if len(calls) % 2:
             return answer
         return {name: 1.01 * value if isinstance(value, torch.Tensor) else value for name, value in answer.items()}
@@ -46,19 +43,23 @@ def test_a_device_that_computes_otherwise_is_found(gpu, monkeypatch) -> None:
     assert not found[0]["ok"]
 
 
-def test_every_recipe_has_its_scale(gpu) -> None:
+def test_every_recipe_has_its_scale(module: Importer) -> None:
     """None is forgotten but those that trainings begin from and the one that makes no model of its own."""
+    gpu = module("gpu")
     recipes = {path.stem for path in (ROOT / "models" / "recipes").glob("*.json")}
     assert recipes - set(gpu.PAPER) == {"vae", "bihm", "ebgan", "superres", "superres-scattering"}
 
 
-def test_a_recipe_is_trained_exported_and_measured(gpu, tmp_path: Path) -> None:
-    """The dry run of two recipes, the second of which begins with the first."""
+@pytest.mark.parametrize(
+    "recipes", [["vae-mnist-k5"], pytest.param(["vae-mnist-k5", "vae-mnist"], marks=pytest.mark.slow)], ids=len
+)
+def test_a_recipe_is_trained_exported_and_measured(tmp_path: Path, recipes: list[str]) -> None:
+    """The dry run of recipes; the second one starts from the first."""
     command = [sys.executable, "benchmarks/gpu.py", "train", "--device", "cpu", "--dry", "--out", str(tmp_path)]
-    command += ["--recipes", "vae-mnist-k5", "vae-mnist"]
+    command += ["--recipes", *recipes]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["trained"] for line in lines] == ["vae-mnist-k5", "vae-mnist"]
+    assert [line["trained"] for line in lines] == recipes
     assert all(line["figures"]["nll"] > 0 for line in lines)
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from skimage import metrics as reference
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """Imports a module of benchmarks/, as the scripts do; one thread, as they have."""
-    torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
+from tests.benchmarks.modules import Importer
 
 
 @pytest.mark.parametrize(("name", "expected"), [("astronaut", 26.84), ("chelsea", 31.47), ("coffee", 27.29)])
-def test_bicubic_reproduces_the_known_figures(module, name: str, expected: float) -> None:
+def test_bicubic_reproduces_the_known_figures(module: Importer, name: str, expected: float) -> None:
     """×4 down and up with Pillow's bicubic filter gives the PSNR that others measured, to 0.05 dB."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph(name), 4)
@@ -31,15 +23,16 @@ def test_bicubic_reproduces_the_known_figures(module, name: str, expected: float
     assert metrics.psnr(metrics.resized(low, *original.shape[:2]), original) == pytest.approx(expected, abs=0.05)
 
 
-def test_psnr_and_ssim_are_those_of_scikit_image(module) -> None:
+def test_psnr_and_ssim_are_those_of_scikit_image(module: Importer) -> None:
     """On the luma without its border, to rounding; equal pictures have no error."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("chelsea"), 4)
     worse = metrics.resized(metrics.downscaled(original, 4), *original.shape[:2])
     inner = slice(metrics.BORDER, -metrics.BORDER)
     a, b = (metrics.luma(one)[inner, inner] for one in (worse, original))
-    assert metrics.psnr(worse, original) == pytest.approx(reference.peak_signal_noise_ratio(b, a, data_range=255))
-    expected = reference.structural_similarity(
+    expected_psnr = reference.peak_signal_noise_ratio(b, a, data_range=255)  # type: ignore[no-untyped-call]
+    assert metrics.psnr(worse, original) == pytest.approx(expected_psnr)
+    expected = reference.structural_similarity(  # type: ignore[no-untyped-call]
         b, a, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
     assert metrics.ssim(worse, original) == pytest.approx(expected, abs=1e-9)
@@ -47,14 +40,14 @@ def test_psnr_and_ssim_are_those_of_scikit_image(module) -> None:
     assert metrics.psnr(original, original) == math.inf
 
 
-def test_luma_spans_16_to_235(module) -> None:
+def test_luma_spans_16_to_235(module: Importer) -> None:
     """Black, white and green by BT.601."""
     luma = module("photos.metrics").luma
     colours = np.array([[[0, 0, 0], [255, 255, 255], [0, 255, 0]]], np.uint8)
     assert luma(colours)[0] == pytest.approx([16.0, 235.0, 144.553])
 
 
-def test_energies_of_a_blurred_picture_are_lower(module) -> None:
+def test_energies_of_a_blurred_picture_are_lower(module: Importer) -> None:
     """A picture has its own energies; blurred it loses most of the finest octave and less of the next."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("coffee"), 4)
@@ -65,7 +58,7 @@ def test_energies_of_a_blurred_picture_are_lower(module) -> None:
     assert less.gradient < 1
 
 
-def test_consistency_is_of_the_picture_made_small(module) -> None:
+def test_consistency_is_of_the_picture_made_small(module: Importer) -> None:
     """An original is consistent with its own reduction; another photograph's is not."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     original = metrics.cropped(pictures.photograph("astronaut"), 4)
@@ -74,7 +67,7 @@ def test_consistency_is_of_the_picture_made_small(module) -> None:
     assert metrics.consistency(original[::-1], low) < 20
 
 
-def test_the_largest_cell_tells_a_lattice_from_texture(module) -> None:
+def test_the_largest_cell_separates_a_lattice_from_texture(module: Importer) -> None:
     """All of a wave, half of two waves, a 128th of white noise; a lattice within noise by its share of the power."""
     largest_cell = module("photos.metrics").largest_cell
     y, x = np.mgrid[:192, :256]
@@ -95,7 +88,7 @@ def test_the_largest_cell_tells_a_lattice_from_texture(module) -> None:
 
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee"])
-def test_the_shipped_detail_is_no_lattice(module, name: str) -> None:
+def test_the_shipped_detail_is_no_lattice(module: Importer, name: str) -> None:
     """Of what the statistics add to the regression at ×4, no cell of its spectrum has more than 8 %."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     lattice = module("lattice")
@@ -110,7 +103,7 @@ def test_the_shipped_detail_is_no_lattice(module, name: str) -> None:
     assert metrics.largest_cell(statistics - regression)[0] <= lattice.MOST
 
 
-def test_the_lattice_page_has_its_figures(module) -> None:
+def test_the_lattice_page_has_its_figures(module: Importer) -> None:
     """Means and largest cells by fidelity, and a line a photograph."""
     lattice = module("lattice")
     one = {"psnr": 28.0, "vgg": 0.15, "noise_vgg": 0.16, "cell": 0.05, "at": [0.3, 0.5], "strength": 2.0}
@@ -122,7 +115,7 @@ def test_the_lattice_page_has_its_figures(module) -> None:
     assert "| coffee | 7.0% | 0.30, 0.50 | 4.0% |" in page
 
 
-def test_perceptual_distance_is_a_distance(module) -> None:
+def test_perceptual_distance_is_a_distance(module: Importer) -> None:
     """It is 0 for equal pictures and does not depend on their order."""
     metrics = module("photos.metrics")
     from models.kit import features
@@ -138,7 +131,7 @@ def test_perceptual_distance_is_a_distance(module) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_model_downsamples_as_pillow_does(module, scale: int) -> None:
+def test_the_model_downsamples_as_pillow_does(module: Importer, scale: int) -> None:
     """U and Pillow's filter, which rounds and clips between its passes, are seldom a level apart, hardly ever two."""
     metrics, pictures = module("photos.metrics"), module("photos.pictures")
     from models.superres import regression
@@ -151,7 +144,9 @@ def test_the_model_downsamples_as_pillow_does(module, scale: int) -> None:
     assert (apart > 1).mean() < 0.001
 
 
-def test_the_script_explains_itself(module, monkeypatch, capsys) -> None:
+def test_the_script_explains_itself(
+    module: Importer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`--help` names its commands."""
     monkeypatch.setattr("sys.argv", ["superres", "--help"])
     with pytest.raises(SystemExit):
@@ -159,7 +154,7 @@ def test_the_script_explains_itself(module, monkeypatch, capsys) -> None:
     assert "python benchmarks/superres.py measure" in capsys.readouterr().out
 
 
-def test_a_whole_picture_is_enlarged_as_one_tile(module) -> None:
+def test_a_whole_picture_is_enlarged_as_one_tile(module: Importer) -> None:
     """Bicubic by `upscale` is bicubic of the whole picture, inside of its border."""
     superres = module("superres")
     from models import superres as family
@@ -175,12 +170,14 @@ def test_a_whole_picture_is_enlarged_as_one_tile(module) -> None:
     assert np.abs(found[12:-12, 12:-12].astype(int) - whole[12:-12, 12:-12]).max() <= 1
 
 
-def test_the_page_has_every_method_and_photograph(module, monkeypatch, tmp_path: Path) -> None:
+def test_the_page_has_every_method_and_photograph(
+    module: Importer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A table of means, one of each photograph for three metrics, and the descents' energies."""
     superres = module("superres")
     one = {"psnr": 28.0, "ssim": 0.8, "vgg": 0.15, "lite0": 0.3, "consistency": 60.0}
     one |= {"gradient": 0.5, "octave_1": 0.1, "octave_2": 0.6}
-    method = {"cpu_s_per_megapixel": 0.5, "wall_s_per_megapixel": 0.6, "peak_mib": 400}
+    method: dict[str, Any] = {"cpu_s_per_megapixel": 0.5, "wall_s_per_megapixel": 0.6, "peak_mib": 400}
     method["photographs"] = {"astronaut": one, "coffee": {**one, "psnr": 29.0}}
     result = {"scale": 4, "methods": {"mse": method, "descent": {**method, "energies": {"astronaut": [1.0, 0.4]}}}}
     result |= {"machine": {"cpu": "a processor", "cores": 2}, "commit": "abc", "date": "today"}

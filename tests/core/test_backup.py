@@ -1,4 +1,4 @@
-"""A backup holds all that was promised, whatever happens meanwhile, and comes back to the byte or not at all."""
+"""A backup holds all accepted jobs, whatever happens meanwhile, and is restored to the byte or not at all."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def service(tmp_path: Path) -> Service:
     return made
 
 
-def test_what_was_promised_comes_back(service: Service, tmp_path: Path) -> None:
+def test_accepted_jobs_are_restored(service: Service, tmp_path: Path) -> None:
     """Results to the byte, waiting jobs with their inputs, running ones to be run again, versions, datasets, runs."""
     state = service.settings.state
     done = service.ended(b"one", b"two" * 200_000)
@@ -203,7 +203,7 @@ def test_a_state_folder_of_an_earlier_release_is_backed_up(tmp_path: Path) -> No
     other.job_store.engine.dispose()
 
 
-def test_what_the_log_holds_is_in_the_backup(service: Service, tmp_path: Path) -> None:
+def test_a_backup_includes_the_write_ahead_log(service: Service, tmp_path: Path) -> None:
     """A plain copy of the database file lacks everything since its last checkpoint."""
     service.ended(b"one", b"two")
     shutil.copy(service.settings.state / "jobs.sqlite3", tmp_path / "plain.sqlite3")
@@ -247,7 +247,7 @@ def test_a_checkpoint_written_while_it_is_copied(service: Service, tmp_path: Pat
     assert (copied / "metrics.jsonl").read_bytes() == b"3"
 
 
-def test_nothing_is_overwritten(service: Service, tmp_path: Path) -> None:
+def test_existing_folders_are_not_overwritten(service: Service, tmp_path: Path) -> None:
     """Neither a backup, nor a state folder with anything in it, nor the service's own folder."""
     create(service.settings, tmp_path / "backup")
     with pytest.raises(BackupError, match="not empty"):
@@ -285,10 +285,10 @@ def test_a_damaged_backup_is_refused(service: Service, tmp_path: Path) -> None:
     refused("missing")
     blob.write_bytes(good)
     manifest = tmp_path / "backup" / backup.MANIFEST
-    said = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**said, "files": {**said["files"], "state/../../x": {"sha256": ""}}}))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "files": {**content["files"], "state/../../x": {"sha256": ""}}}))
     refused("outside")
-    manifest.write_text(json.dumps({**said, "format": 99}))
+    manifest.write_text(json.dumps({**content, "format": 99}))
     refused("format 99")
     manifest.unlink()
     refused("no backup, or one that was cut short")

@@ -87,7 +87,7 @@ def test_files_of_deleted_and_cancelled_jobs_go(place: Place) -> None:
     assert set(place.blobs.names("jobs")) == {kept, waiting.id}
 
 
-def test_what_was_just_written_stays(place: Place) -> None:
+def test_new_blobs_are_not_deleted(place: Place) -> None:
     """A blob comes before its row: new ones are nobody's orphans, and old ones only when two sweeps have found them."""
     place.blobs.put(f"jobs/{new_id()}/items", b"x")
     place.blobs.put(f"jobs/{old_id()}/items", b"x")
@@ -195,7 +195,7 @@ def test_a_folder_that_is_handed_over_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_numbers_reserved_in_vain_go(place: Place) -> None:
+def test_unused_reserved_numbers_are_removed(place: Place) -> None:
     """Unless a job may be about to use one."""
     versions = Versions(place.state / "checkpoints")
     for name in ("m", "n"):

@@ -66,7 +66,7 @@ def test_the_energys_gradient_is_its_finite_difference() -> None:
     assert torch.autograd.gradcheck(lambda r: ebgan.energy(x, r), guess)
 
 
-def test_the_hinge_is_taken_for_each_sample() -> None:
+def test_the_hinge_is_computed_for_each_sample() -> None:
     """A sample above the margin adds nothing and gets no gradient, whatever the batch's mean."""
     fake = torch.tensor([2.0, 9.0, 11.0, 50.0], requires_grad=True)
     real = torch.tensor([3.0, 3.0, 4.0, 5.0])
@@ -302,7 +302,7 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
     assert torch.equal(none["images"], best["images"])
 
 
-def test_wrong_ways_of_sampling_are_told() -> None:
+def test_invalid_sampling_options_are_rejected() -> None:
     """`best_of` with `below`, and rows of different progress, are rejected."""
     model, rows = small(), RowStreams.range(3, 0, 2)
     with pytest.raises(ValueError, match="not both"):
@@ -338,7 +338,7 @@ def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
         torch.testing.assert_close(energies, 2.0 * (guess - images).flatten(1).norm(dim=1))
 
 
-def test_networks_that_cannot_be_are_told() -> None:
+def test_impossible_networks_are_rejected() -> None:
     """Convolutions need multiples of four pixels, and a discriminator needs an encoder."""
     with pytest.raises(ValueError, match="multiples of four"):
         small(architecture="conv", height=10)

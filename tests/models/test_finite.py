@@ -70,7 +70,7 @@ def check(model: Any, pictures: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.parent.parent.name)
-def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
+def test_a_shipped_model_returns_finite_numbers(path: Path) -> None:
     """Results are finite also for images far from the training data."""
     model, described = card.load(path)
     image = described["image"]
@@ -92,7 +92,7 @@ def test_a_shipped_model_answers_finite_numbers(path: Path) -> None:
     ],
     ids=["vae", "vae-gaussian", "bihm", "ebgan", "gan", "superres"],
 )
-def test_a_family_answers_finite_numbers(model: Any) -> None:
+def test_a_family_returns_finite_numbers(model: Any) -> None:
     """Results are finite with weights twenty times their size, so that logits and variances are extreme."""
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
@@ -101,7 +101,7 @@ def test_a_family_answers_finite_numbers(model: Any) -> None:
     check(model.eval(), plain(3, 48, 48)[::9] if tiled else plain(1, 28, 28))
 
 
-def test_what_lies_in_range_is_not_touched() -> None:
+def test_values_in_range_are_unchanged() -> None:
     """A log variance within the limit is not changed, and training applies no limit."""
     encoder = vae.Gaussian((4, 8), 2, "tanh")
     x = torch.rand(5, 4)

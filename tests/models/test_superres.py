@@ -249,7 +249,7 @@ def test_descent_reports_its_progress() -> None:
     torch.testing.assert_close(faithful, upscaled(model, images, scale=2, method="mse"), atol=1e-5, rtol=0)
 
 
-def test_a_regression_alone_has_no_statistics() -> None:
+def test_a_model_without_statistics_has_only_the_regression() -> None:
     """Its card does not list the method, and the default method is the regression."""
     model = built(SMALL)
     method = model.operations()["upscale"]["options"]["properties"]["method"]
@@ -285,9 +285,9 @@ def test_finalize_makes_a_filter_for_each_scale() -> None:
         assert float((after - before).abs().max()) > 1e-3
         assert 0.4 < float(after.std() / before.std()) < 2.5
         assert torch.equal(model.sharpen(low, scale, 1.0), estimate)
-    begun = built(config)
-    begun.warm_start(model.state_dict())
-    assert torch.equal(begun.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
+    started = built(config)
+    started.warm_start(model.state_dict())
+    assert torch.equal(started.get_buffer("taps_2"), built(config).get_buffer("taps_2"))  # a training makes its own
 
 
 def test_the_ensemble_is_equivariant() -> None:

@@ -19,7 +19,7 @@ from reverie.errors import (
     UnreachableError,
 )
 from reverie.records import Event
-from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY
+from tests.api.helpers import ENLARGE, FAULTY, MODEL, TINY
 from tests.reverie.faulty_proxy import FaultyProxy
 from tests.stack import free_port
 
@@ -37,9 +37,9 @@ def test_lost_requests_and_responses_are_retried(proxied: Client, proxy: FaultyP
 def test_a_busy_service_is_retried_after_retry_after(proxied: Client, proxy: FaultyProxy) -> None:
     """`Retry-After` is obeyed; after all retries the client raises ServiceUnavailableError."""
     proxy.faults += [(503, {"Retry-After": "1"}), (429, {"Retry-After": "0"})]
-    begun = time.monotonic()
+    started = time.monotonic()
     assert proxied.models()
-    assert time.monotonic() - begun >= 1.0
+    assert time.monotonic() - started >= 1.0
     proxy.faults += [(503, {"Retry-After": "0"})] * 6
     with pytest.raises(ServiceUnavailableError):
         proxied.models()

@@ -21,7 +21,7 @@ from core.settings import Settings
 from reverie import __version__
 from reverie.cli import main
 from reverie.cli.context import parse_options
-from tests.api.telling import ENLARGE, FAULTY, MODEL, TINY, opened
+from tests.api.helpers import ENLARGE, FAULTY, MODEL, TINY, decode_image
 from tests.stack import ROOT, Stack, free_port
 
 Run = Callable[..., tuple[int, str, str]]
@@ -72,7 +72,7 @@ def test_sample_draws_a_picture(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("sample", f"{MODEL}@1", "-n", "4", "--seed", "3", "--set", "output=draws")
     assert status == 0
     assert out.startswith(f"{MODEL}.png: 4 samples of {MODEL}@1, seed 3")
-    assert opened((tmp_path / f"{MODEL}.png").read_bytes()).shape == (56, 56)
+    assert decode_image((tmp_path / f"{MODEL}.png").read_bytes()).shape == (56, 56)
     run("sample", MODEL, "-n", "4", "--seed", "3", "--set", "output=draws", "-o", "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / f"{MODEL}.png").read_bytes()
     run("sample", MODEL, "-n", "5", "-o", "five.npz")
@@ -89,7 +89,7 @@ def test_sample_can_write_to_standard_output(stack: Stack, tmp_path: Path) -> No
         capture_output=True,
         check=True,
     )
-    assert opened(process.stdout).shape == (28, 28)
+    assert decode_image(process.stdout).shape == (28, 28)
 
 
 def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_upscale_enlarges_a_picture(run: Run, tmp_path: Path) -> None:
     status, out, err = run("upscale", "small.png", "--scale", "3", "--model", ENLARGE, "--seed", "1")
     assert (status, err) == (0, "")
     assert out.startswith(f"small-large.png: upscaled by {ENLARGE}@1, seed 1")
-    large = opened((tmp_path / "small-large.png").read_bytes())
+    large = decode_image((tmp_path / "small-large.png").read_bytes())
     assert large.shape == (111, 150, 3)
     assert (large[1::3, 1::3] == small.transpose(1, 2, 0)).all()
     assert run("upscale", "small.png", "-o", "large.jpg", "--set", "quality=80")[0] == 0
@@ -156,7 +156,7 @@ def test_datasets_are_added_shown_and_deleted(run: Run, tmp_path: Path) -> None:
     assert ["bars", "pictures", "1×8×8", "12", "4", "4"] in [line[:6] for line in lines(out)]
     assert json.loads(run("datasets", "show", "bars")[1])["counts"]["train"] == 12
     assert run("datasets", "preview", "bars", "-n", "4", "-o", "bars.png")[0] == 0
-    assert opened((tmp_path / "bars.png").read_bytes()).shape == (16, 16)
+    assert decode_image((tmp_path / "bars.png").read_bytes()).shape == (16, 16)
     assert run("datasets", "delete", "bars") == (0, "", "")
     status, _, err = run("datasets", "add", "nowhere.zip")
     assert status == 1
@@ -200,7 +200,7 @@ def test_jobs_are_watched_saved_cancelled_and_deleted(run: Run, stack: Stack, tm
     assert [line[0] for line in lines(out)[1:]] == [second, first]
     assert run("jobs", "cancel", second)[:2] == (0, f"{second} cancelled\n")
     assert run("jobs", "result", first, "-o", "one.png")[0] == 0
-    assert opened((tmp_path / "one.png").read_bytes()).shape == (8, 8)
+    assert decode_image((tmp_path / "one.png").read_bytes()).shape == (8, 8)
     assert json.loads(run("jobs", "show", first)[1])["status"] == "succeeded"
     assert run("jobs", "delete", first) == (0, "", "")
     status, _, err = run("jobs", "show", first)
@@ -236,9 +236,9 @@ def test_a_training_is_followed_until_it_ends(run: Run, dataset: str, tmp_path: 
     assert printed[1] == ["cli-vae@1", "is", "active"]
     assert printed[3][0] == "nll"
     assert run("sample", "cli-vae", "-n", "1", "-o", "a.png")[0] == 0
-    assert opened((tmp_path / "a.png").read_bytes()).shape == (8, 8)
+    assert decode_image((tmp_path / "a.png").read_bytes()).shape == (8, 8)
     assert run("jobs", "curves", printed[0][0], "-o", "curves.png")[0] == 0
-    assert opened((tmp_path / "curves.png").read_bytes()).ndim >= 2
+    assert decode_image((tmp_path / "curves.png").read_bytes()).ndim >= 2
     status, _, err = run("jobs", "result", printed[0][0], "-o", "result.png")
     assert status == 1
     assert "application/json" in err

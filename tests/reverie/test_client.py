@@ -30,7 +30,7 @@ from reverie.errors import (
 )
 from reverie.methods import ApiMethods
 from reverie.methods.base import ClientMethod
-from tests.api.telling import FAULTY, MODEL, TINY, opened
+from tests.api.helpers import FAULTY, MODEL, TINY, decode_image
 from tests.reverie.faulty_proxy import FaultyProxy
 from tests.stack import ROOT, Stack
 
@@ -54,7 +54,7 @@ def test_samples_are_pngs_and_reproducible_by_seed(client: Client) -> None:
     first = client.samples(MODEL, 3)
     again = client.samples(MODEL, 3, seed=first.seed)
     assert (first.model, first.version) == (MODEL, "1")
-    assert opened(first.images[0]).shape == (28, 28)
+    assert decode_image(first.images[0]).shape == (28, 28)
     assert first.images == again.images
     assert len(set(first.images)) == 3
 
@@ -103,7 +103,7 @@ def test_the_suffix_chooses_the_format(client: Client, tmp_path: Path) -> None:
     saved = client.save(tmp_path / "a.png", "samples", MODEL, count=4, seed=3)
     assert (saved.media, saved.made_by, saved.seed) == ("image/png", f"{MODEL}@1", 3)
     assert saved.size_bytes == saved.path.stat().st_size
-    sheet = opened(saved.path.read_bytes())
+    sheet = decode_image(saved.path.read_bytes())
     assert sheet.shape == (56, 56)
     client.save(tmp_path / "a.npz", "samples", MODEL, count=4, seed=3)
     client.save(tmp_path / "a.json", "samples", MODEL, count=4, seed=3)
@@ -122,9 +122,9 @@ def test_a_request_that_becomes_a_job_is_waited_for(proxied: Client, proxy: Faul
     """The method returns the job's result and reports its progress; a failed job raises."""
     seen: list[float] = []
     proxy.adds = {"prefer": "wait=0"}
-    answer = proxied.run("samples", TINY, seed=5, on_progress=lambda job: seen.append(job.progress), **SLOW)
+    response = proxied.run("samples", TINY, seed=5, on_progress=lambda job: seen.append(job.progress), **SLOW)
     saved = proxied.save(tmp_path / "a.png", "samples", TINY, seed=5, **SLOW)
-    assert saved.path.read_bytes() == answer.images[0]
+    assert saved.path.read_bytes() == response.images[0]
     assert saved.seed == 5
     assert seen[-1] == 1.0
     assert seen == sorted(seen)
@@ -243,7 +243,7 @@ def test_a_dataset_is_uploaded_shown_and_deleted(client: Client, tmp_path: Path)
     assert {"client-digits", "client-labelled"} <= set(names)
     assert client.dataset("client-digits").sha256 == made.sha256
     saved = client.save_dataset_preview("client-digits", tmp_path / "a.png", split="test", count=4)
-    assert opened(saved.path.read_bytes()).shape == (56, 56)
+    assert decode_image(saved.path.read_bytes()).shape == (56, 56)
     for name in ("client-digits", "client-labelled"):
         client.delete_dataset(name)
     with pytest.raises(NotFoundError):

@@ -1,4 +1,4 @@
-"""What was promised is kept, and who waits is answered, whatever dies: small here, at full size in `make test-slow`."""
+"""Accepted jobs and waiting requests survive crashes: small here, at full size in `make test-slow`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from core.imaging.pictures import png
+from tests.api import helpers
 from tests.families.faulty import KILLS, RAISES
 from tests.stack import Stack
 
@@ -31,19 +32,17 @@ END_S = 300.0
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service to be broken; each test leaves all its parts running."""
-    running = Stack(tmp_path_factory.mktemp("chaos"), max_waiting="4096", max_sync_timeout_s="280", log_level="warning")
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    settings = {"max_waiting": "4096", "max_sync_timeout_s": "280", "log_level": "warning"}
+    with Stack(tmp_path_factory.mktemp("chaos"), **settings) as running:
+        yield running
 
 
-def promise(client: httpx.Client, seed: int, prefer: str = "respond-async", seconds: float = PASS_S) -> str:
+def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", seconds: float = PASS_S) -> str:
     """Ask for one picture that takes so many seconds; answers the job's id."""
     body = {"model": "faulty", "seed": seed, "seconds": seconds}
-    answer = client.post("/v1/samples", json=body, headers={"Prefer": prefer})
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
+    response = client.post("/v1/samples", json=body, headers={"Prefer": prefer})
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
 
 
 def held(stack: Stack, part: str | None) -> set[str]:
@@ -68,29 +67,23 @@ def wait_for_running(stack: Stack, part: str | None) -> set[str]:
     raise TimeoutError("no job is running")
 
 
-def ended(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, object]]:
+def finished_jobs(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, object]]:
     """The jobs once all of them have ended."""
-    until = time.monotonic() + END_S
+    deadline = time.monotonic() + END_S
     bodies: dict[int, dict[str, object]] = {}
     with httpx.Client(base_url=stack.url, timeout=30) as client:
         for seed, job_id in ids.items():
-            while True:
-                body = client.get(f"/v1/jobs/{job_id}").json()
-                if body["status"] in {"succeeded", "failed", "cancelled"}:
-                    bodies[seed] = body
-                    break
-                assert time.monotonic() < until, f"{len(ids) - len(bodies)} jobs have not ended"
-                time.sleep(0.1)
+            bodies[seed] = helpers.finished_job(client, job_id, deadline - time.monotonic())
     return bodies
 
 
 def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: int) -> None:
     """Every job ended once, succeeded, and has the bytes of an undisturbed run."""
-    bodies = ended(stack, ids)
+    bodies = finished_jobs(stack, ids)
     lost = {seed: body["problem"] for seed, body in bodies.items() if body["status"] != "succeeded"}
     assert len(lost) <= len(ids) // 100, lost
     struck = len(interrupted & set(ids.values()))
-    report("promised jobs", jobs=len(ids), interrupted=struck, succeeded=len(ids) - len(lost))
+    report("accepted jobs", jobs=len(ids), interrupted=struck, succeeded=len(ids) - len(lost))
     assert struck >= least
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         for seed, job_id in ids.items():
@@ -116,7 +109,7 @@ def strike(stack: Stack, blows: int, blow: Callable[[], None], part: str | None 
 def post_all(stack: Stack, count: int) -> dict[int, str]:
     """Promise `count` jobs with seeds of their own."""
     with httpx.Client(base_url=stack.url, timeout=60) as client:
-        return {seed: promise(client, seed) for seed in range(1000, 1000 + count)}
+        return {seed: create_job(client, seed) for seed in range(1000, 1000 + count)}
 
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
@@ -138,7 +131,7 @@ def test_worker_frozen_past_its_lease(chaos: Stack, jobs: int, blows: int, least
     ids = post_all(chaos, jobs)
 
     def blow() -> None:
-        chaos.kill("inference", signal.SIGSTOP)
+        chaos.freeze("inference")
         time.sleep(5)
         chaos.kill("inference", signal.SIGCONT)
 
@@ -150,11 +143,11 @@ def test_worker_frozen_past_its_lease(chaos: Stack, jobs: int, blows: int, least
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_api_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
-    """Jobs outlive the API process that promised them, those it had taken over from a waiting client too."""
+    """Jobs survive the API process that accepted them, also those it adopted from a waiting request."""
     with httpx.Client(base_url=chaos.url, timeout=60) as client, ThreadPoolExecutor(16) as pool:
         half = range(1000, 1000 + jobs // 2)
-        waited = dict(zip(half, pool.map(lambda seed: promise(client, seed, "wait=1", 2.0), half), strict=True))
-        ids = waited | {seed: promise(client, seed) for seed in range(1000 + jobs // 2, 1000 + jobs)}
+        waited = dict(zip(half, pool.map(lambda seed: create_job(client, seed, "wait=1", 2.0), half), strict=True))
+        ids = waited | {seed: create_job(client, seed) for seed in range(1000 + jobs // 2, 1000 + jobs)}
 
     def blow() -> None:
         chaos.kill("api")
@@ -166,7 +159,7 @@ def test_api_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
 
 @pytest.mark.parametrize(("jobs", "blows", "least"), SIZES)
 def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) -> None:
-    """Messages that a dead queue server takes with it are said again."""
+    """Messages that are lost with the queue server are sent again."""
     ids = post_all(chaos, jobs)
 
     def blow() -> None:
@@ -195,7 +188,7 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
             time.sleep(0.5)
             chaos.kill("inference")
             chaos.start("inference")
-            while not chaos.serves("inference"):  # or the next kill hits one that has not begun to serve
+            while not chaos.serves("inference"):  # or the next kill hits one that does not serve yet
                 if done.wait(0.05):
                     return
             if done.wait(1.5):
@@ -203,25 +196,25 @@ def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: in
 
     def inference_request(number: int) -> tuple[float, int, bool]:
         time.sleep(number / requests * (1 + 5 * (kills - 1)))
-        begun = time.monotonic()
+        started = time.monotonic()
         body = {"model": "faulty", "seed": 100 + number % 50, "seconds": 0.05}
-        answer = httpx.post(f"{chaos.url}/v1/samples", json=body, headers={"Prefer": "wait=30"}, timeout=40)
-        same = answer.status_code == 200 and answer.json()["images"] == right[100 + number % 50]["images"]
-        return time.monotonic() - begun, answer.status_code, same
+        response = httpx.post(f"{chaos.url}/v1/samples", json=body, headers={"Prefer": "wait=30"}, timeout=40)
+        same = response.status_code == 200 and response.json()["images"] == right[100 + number % 50]["images"]
+        return time.monotonic() - started, response.status_code, same
 
     killer = threading.Thread(target=assassin)
     killer.start()
     with ThreadPoolExecutor(requests) as pool:
-        answers = list(pool.map(inference_request, range(requests)))
+        responses = list(pool.map(inference_request, range(requests)))
     done.set()
     killer.join()
-    assert {status for _, status, _ in answers} == {200}
-    assert all(same for _, _, same in answers)
-    report("waiting requests under kills", slowest_s=max(seconds for seconds, _, _ in answers))
-    assert max(seconds for seconds, _, _ in answers) < limit_s
+    assert {status for _, status, _ in responses} == {200}
+    assert all(same for _, _, same in responses)
+    report("waiting requests under kills", slowest_s=max(seconds for seconds, _, _ in responses))
+    assert max(seconds for seconds, _, _ in responses) < limit_s
 
 
-def test_a_chain_goes_on_where_its_worker_died(chaos: Stack) -> None:
+def test_a_long_run_resumes_after_its_worker_died(chaos: Stack) -> None:
     """A run of many slices is carried on from the last one, to the bytes of an undisturbed run."""
     half = np.zeros((1, 8, 8), np.uint8)
     half[:, 4:] = 255
@@ -237,7 +230,7 @@ def test_a_chain_goes_on_where_its_worker_died(chaos: Stack) -> None:
         reached = client.get(here).json()["progress"]
         assert reached < 1
         chaos.start("inference")
-        assert ended(chaos, {0: job["id"]})[0]["status"] == "succeeded"
+        assert finished_jobs(chaos, {0: job["id"]})[0]["status"] == "succeeded"
         assert client.get(job["links"]["result"]).content == undisturbed.content
         events = client.get(f"{here}/events").text.splitlines()
     progress = [json.loads(line.removeprefix("data: "))["progress"] for line in events if '"progress"' in line]
@@ -245,50 +238,38 @@ def test_a_chain_goes_on_where_its_worker_died(chaos: Stack) -> None:
 
 
 @pytest.mark.parametrize("bad", [RAISES, KILLS], ids=["raises", "kills the process"])
-@pytest.mark.parametrize("promised", [False, True], ids=["waiting", "promised"])
-def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, promised: bool) -> None:
+@pytest.mark.parametrize("as_job", [False, True], ids=["synchronous", "job"])
+def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> None:
     """In a batch of 32, the row that raises or kills its worker fails with its reason; 31 succeed."""
-    stop = threading.Event()
-
-    def reviver() -> None:
-        while not stop.wait(0.1):
-            if chaos.parts["inference"].poll() is not None:
-                chaos.start("inference")
-
-    guard = threading.Thread(target=reviver)
-    guard.start()
     seeds = [*range(2000, 2031), bad]
     random.Random(0).shuffle(seeds)
-    try:
-        with httpx.Client(base_url=chaos.url, timeout=290) as client, ThreadPoolExecutor(33) as pool:
-            # a slow pass first, so that the 32 meet in one batch behind it
-            pool.submit(client.post, "/v1/samples", json={"model": "faulty", "seed": 1, "seconds": 1.0})
-            time.sleep(0.3)
-            if promised:
-                ids = {seed: promise(client, seed) for seed in seeds}
-                bodies = ended(chaos, ids)
-                good = {seed for seed, body in bodies.items() if body["status"] == "succeeded"}
-                problem = bodies[bad]["problem"]
-            else:
-                body = {"model": "faulty", "seconds": 0.0}
-                wait = {"Prefer": "wait=280"}
-                answers = dict(
-                    zip(
-                        seeds,
-                        pool.map(lambda s: client.post("/v1/samples", json={**body, "seed": s}, headers=wait), seeds),
-                        strict=True,
-                    )
-                )
-                good = {seed for seed, answer in answers.items() if answer.status_code == 200}
-                problem = answers[bad].json()
-    finally:
-        stop.set()
-        guard.join()
+    with (
+        chaos.restarting("inference"),
+        httpx.Client(base_url=chaos.url, timeout=290) as client,
+        ThreadPoolExecutor(33) as pool,
+    ):
+        # a slow pass first, so that the 32 meet in one batch behind it
+        pool.submit(client.post, "/v1/samples", json={"model": "faulty", "seed": 1, "seconds": 1.0})
+        time.sleep(0.3)
+        if as_job:
+            bodies = finished_jobs(chaos, {seed: create_job(client, seed) for seed in seeds})
+            good = {seed for seed, body in bodies.items() if body["status"] == "succeeded"}
+            problem = bodies[bad]["problem"]
+        else:
+            body = {"model": "faulty", "seconds": 0.0}
+            wait = {"Prefer": "wait=280"}
+
+            def post(seed: int) -> httpx.Response:
+                return client.post("/v1/samples", json={**body, "seed": seed}, headers=wait)
+
+            responses = dict(zip(seeds, pool.map(post, seeds), strict=True))
+            good = {seed for seed, response in responses.items() if response.status_code == 200}
+            problem = responses[bad].json()
     assert good == set(seeds) - {bad}
     reason = {RAISES: "bad luck", KILLS: "died or fell silent 3 times"}[bad]
     assert reason in json.dumps(problem)
 
 
 def report(what: str, **figures: float) -> None:
-    """Print a figure for whoever runs this by hand with -s."""
+    """Print figures, which `pytest -s` shows."""
     print(what, {name: round(value, 2) for name, value in figures.items()})  # noqa: T201

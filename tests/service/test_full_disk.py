@@ -19,8 +19,9 @@ from core.broker.codec import unpack
 from core.broker.keys import WORKERS
 from core.imaging.pictures import png
 from tests.full_disk import SmallDisk, small_disk
-from tests.service.test_chaos import ended, held, promise, report, wait_for_running
+from tests.service.test_chaos import create_job, finished_jobs, held, report, wait_for_running
 from tests.stack import Stack
+from tests.waiting import wait_until
 from workers.inference.context import INLINE_BYTES
 
 SIZES = [
@@ -56,13 +57,12 @@ def _room(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _stack(folder: Path, where: str, **settings: str) -> Iterator[tuple[Stack, SmallDisk]]:
-    with small_disk(folder / where, 64 << 20) as disk:
-        running = Stack(folder, max_sync_timeout_s="280", log_level="warning", sweep_s="1", **settings)
+    settings = {"max_sync_timeout_s": "280", "log_level": "warning", "sweep_s": "1", **settings}
+    with small_disk(folder / where, 64 << 20) as disk, Stack(folder, **settings) as running:
         try:
-            yield running.up(), disk
+            yield running, disk
         finally:
             disk.empty()
-            running.down()
 
 
 def upscale(client: httpx.Client, prefer: str, size: int = 96, **fields: Any) -> httpx.Response:
@@ -73,11 +73,11 @@ def upscale(client: httpx.Client, prefer: str, size: int = 96, **fields: Any) ->
     return client.post("/v1/upscales", files={"image": ("picture", png(pixels))}, data=body, headers=headers)
 
 
-def promised(client: httpx.Client, jobs: int, together: int, pass_s: float) -> tuple[dict[int, str], list[str]]:
+def create_jobs(client: httpx.Client, jobs: int, together: int, pass_s: float) -> tuple[dict[int, str], list[str]]:
     """Jobs by seed, so many of which share a pass, and a picture to every tenth of them."""
     ids, pictures = {}, []
     for seed in range(1000, 1000 + jobs):
-        ids[seed] = promise(client, seed, seconds=pass_s + 0.0001 * (seed // together % 100))
+        ids[seed] = create_job(client, seed, seconds=pass_s + 0.0001 * (seed // together % 100))
         if seed % 10 == 0:
             pictures.append(upscale(client, "respond-async", seconds=0.02).json()["id"])
     return ids, pictures
@@ -85,23 +85,20 @@ def promised(client: httpx.Client, jobs: int, together: int, pass_s: float) -> t
 
 def go_on(stack: Stack, interrupted: set[str]) -> None:
     """Return when the jobs that were interrupted are through, or the next time would meet the same ones."""
-    until = time.monotonic() + 60
-    while interrupted & held(stack, None):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: not interrupted & held(stack, None), "the interrupted jobs have finished")
 
 
 @pytest.mark.parametrize(("jobs", "times", "least", "passes"), SIZES)
 def test_a_full_disk_costs_no_job(
     whole: tuple[Stack, SmallDisk], jobs: int, times: int, least: int, passes: tuple[int, float]
 ) -> None:
-    """Whoever was promised something gets it, to the byte, uncharged; whoever asks meanwhile is told what it is."""
+    """Accepted jobs get their result, to the byte, without a charged attempt; new requests get 503 or 507."""
     stack, disk = whole
     interrupted: set[str] = set()
     codes: Counter[int] = Counter()
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         right = upscale(client, "wait=60").content
-        ids, pictures = promised(client, jobs, *passes)
+        ids, pictures = create_jobs(client, jobs, *passes)
         for number in range(times):
             interrupted |= wait_for_running(stack, None)
             disk.fill()
@@ -109,26 +106,26 @@ def test_a_full_disk_costs_no_job(
             until = time.monotonic() + 3
             while time.monotonic() < until:
                 disk.fill()
-                answer = upscale(client, "respond-async", seconds=0.02)
-                codes[answer.status_code] += 1
-                assert answer.status_code in {202, *REFUSED}, answer.text
-                if answer.status_code == 202:
-                    pictures.append(answer.json()["id"])
+                response = upscale(client, "respond-async", seconds=0.02)
+                codes[response.status_code] += 1
+                assert response.status_code in {202, *REFUSED}, response.text
+                if response.status_code == 202:
+                    pictures.append(response.json()["id"])
                 seed = 5000 + number
                 body = {"model": "faulty", "seed": seed, "seconds": 0.05}
-                answer = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
-                codes[answer.status_code] += 1
-                if answer.status_code == 202:
-                    ids[seed] = answer.json()["id"]
+                response = client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"})
+                codes[response.status_code] += 1
+                if response.status_code == 202:
+                    ids[seed] = response.json()["id"]
                 else:
-                    assert answer.status_code in REFUSED, answer.text
-                answer = client.post("/v1/samples", json=body, headers={"Prefer": "wait=1"})
-                codes[answer.status_code] += 1
-                assert answer.status_code in {200, 202, *REFUSED}, answer.text
+                    assert response.status_code in REFUSED, response.text
+                response = client.post("/v1/samples", json=body, headers={"Prefer": "wait=1"})
+                codes[response.status_code] += 1
+                assert response.status_code in {200, 202, *REFUSED}, response.text
                 time.sleep(0.1)
             disk.empty()
             go_on(stack, interrupted)
-        bodies = ended(stack, {**ids, **dict(enumerate(pictures))})
+        bodies = finished_jobs(stack, {**ids, **dict(enumerate(pictures))})
         lost = {key: body["problem"] for key, body in bodies.items() if body["status"] != "succeeded"}
         charged = {key: body["attempts"] for key, body in bodies.items() if body["attempts"]}
         struck = len(interrupted & {*ids.values(), *pictures})
@@ -152,15 +149,12 @@ def test_a_job_waits_for_room_in_the_blob_store(store: tuple[Stack, SmallDisk]) 
         right = upscale(client, "wait=60").content
         job_id = upscale(client, "respond-async", seconds=1).json()["id"]
         disk.fill()
-        until = time.monotonic() + 20
-        while "no room" not in client.get(f"/v1/jobs/{job_id}").text:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        other = promise(client, 1)  # whose result is small enough for the database
-        assert ended(stack, {1: other})[1]["status"] == "succeeded"
+        wait_until(lambda: "no room" in client.get(f"/v1/jobs/{job_id}").text, "the job waits for room")
+        other = create_job(client, 1)  # whose result is small enough for the database
+        assert finished_jobs(stack, {1: other})[1]["status"] == "succeeded"
         assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
         disk.empty()
-        body = ended(stack, {0: job_id})[0]
+        body = finished_jobs(stack, {0: job_id})[0]
         assert (body["status"], body["attempts"], body["waiting_reason"]) == ("succeeded", 0, None)
         assert client.get(f"/v1/jobs/{job_id}/result").content == right
 
@@ -171,14 +165,14 @@ def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, Small
     with httpx.Client(base_url=stack.url, timeout=60) as client:
         job_id = upscale(client, "respond-async", seconds=1).json()["id"]
         disk.fill()
-        begun = time.monotonic()
-        body = ended(stack, {0: job_id})[0]
+        started = time.monotonic()
+        body = finished_jobs(stack, {0: job_id})[0]
         disk.empty()
     assert body["status"] == "failed"
     assert body["attempts"] == 0
     assert "No space left on device" in json.dumps(body["problem"])
     assert body["problem"]["status"] == 507  # type: ignore[index]
-    assert 5 < time.monotonic() - begun < 40
+    assert 5 < time.monotonic() - started < 40
 
 
 def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDisk]) -> None:
@@ -192,14 +186,14 @@ def test_a_waiting_request_is_computed_at_most_twice(store: tuple[Stack, SmallDi
         right = upscale(client, "wait=60", 160, scale=4).content
         before = tiles(client)
         disk.fill()
-        begun = time.monotonic()
-        answer = upscale(client, "wait=30", 160, scale=4)
-        took_s = time.monotonic() - begun
+        started = time.monotonic()
+        response = upscale(client, "wait=30", 160, scale=4)
+        took_s = time.monotonic() - started
         time.sleep(4)
         computed = tiles(client) - before
         disk.empty()
-        assert answer.status_code == 507
-        assert "No space left on device" in answer.json()["detail"]
+        assert response.status_code == 507
+        assert "No space left on device" in response.json()["detail"]
         assert took_s < 10
         assert 0 < computed <= 2 * 49
         assert (upscale(client, "wait=60", 160, scale=4).content == right) is True
@@ -212,14 +206,14 @@ def tiles(client: httpx.Client) -> int:
     return sum(int(float(line.split()[-1])) for line in done)
 
 
-def test_what_cannot_be_promised_is_refused(store: tuple[Stack, SmallDisk]) -> None:
+def test_jobs_that_cannot_be_stored_are_rejected(store: tuple[Stack, SmallDisk]) -> None:
     """No 202 for a picture that there is no room for; many at once, with and without a key."""
     stack, disk = store
     with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         listed = len(client.get("/v1/jobs", params={"limit": 100}).json()["data"])
         disk.fill()
-        answers = list(pool.map(lambda n: upscale(client, "respond-async", 128 + n), range(8)))
+        responses = list(pool.map(lambda n: upscale(client, "respond-async", 128 + n), range(8)))
         disk.empty()
-        assert {answer.status_code for answer in answers} == {507}
-        assert "No space left on device" in answers[0].json()["detail"]
+        assert {response.status_code for response in responses} == {507}
+        assert "No space left on device" in responses[0].json()["detail"]
         assert len(client.get("/v1/jobs", params={"limit": 100}).json()["data"]) == listed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,36 +10,25 @@ import httpx
 import pytest
 
 from tests.families.faulty import HANGS, HANGS_LOCKED
-from tests.service.test_chaos import ended, promise
+from tests.service.test_chaos import create_job, finished_jobs
 from tests.stack import Stack
 
 STALL_S = 2.0
 
+LOCK_FREE = pytest.param(HANGS, id="lock free")
+LOCK_HELD = pytest.param(HANGS_LOCKED, id="lock held")
+# every hang costs three starts of a worker: of both tests with both locks, two are slow
+
 
 @pytest.fixture(scope="module")
 def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service whose worker is started again whenever it ends, as a supervisor does."""
-    running = Stack(tmp_path_factory.mktemp("hang"), stall_s=str(STALL_S), max_sync_timeout_s="280", max_attempts="2")
-    stop = threading.Event()
-
-    def revive() -> None:
-        while not stop.wait(0.1):
-            if running.parts["inference"].poll() is not None:
-                running.start("inference")
-
-    reviver = threading.Thread(target=revive)
-    try:
-        running.up()
-        reviver.start()
+    """A service whose inference worker is started again whenever it exits."""
+    settings = {"stall_s": str(STALL_S), "max_sync_timeout_s": "280", "max_attempts": "2"}
+    with Stack(tmp_path_factory.mktemp("hang"), **settings) as running, running.restarting("inference"):
         yield running
-    finally:
-        stop.set()
-        if reviver.ident is not None:
-            reviver.join()
-        running.down()
 
 
-@pytest.mark.parametrize("seed", [HANGS, HANGS_LOCKED], ids=["lock free", "lock held"])
+@pytest.mark.parametrize("seed", [LOCK_FREE, pytest.param(HANGS_LOCKED, id="lock held", marks=pytest.mark.slow)])
 def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) -> None:
     """The requests beside it in the batch are answered; the worker says what it was doing."""
     body, wait = {"model": "faulty", "seconds": 0.0}, {"Prefer": "wait=280"}
@@ -51,20 +39,20 @@ def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) ->
         def inference_request(number: int) -> httpx.Response:
             return client.post("/v1/samples", json={**body, "seed": number}, headers=wait)
 
-        answers = dict(zip(seeds, pool.map(inference_request, seeds), strict=True))
-    assert {number for number, answer in answers.items() if answer.status_code == 200} == set(seeds) - {seed}
-    assert "died or fell silent 2 times" in answers[seed].json()["detail"]
+        responses = dict(zip(seeds, pool.map(inference_request, seeds), strict=True))
+    assert {number for number, response in responses.items() if response.status_code == 200} == set(seeds) - {seed}
+    assert "died or fell silent 2 times" in responses[seed].json()["detail"]
     log = (reviving.state / "inference.log").read_text()
     assert "Timeout (0:00:02)!" in log
     assert "_obey" in log
 
 
-@pytest.mark.parametrize("seed", [HANGS, HANGS_LOCKED], ids=["lock free", "lock held"])
+@pytest.mark.parametrize("seed", [pytest.param(HANGS, id="lock free", marks=pytest.mark.slow), LOCK_HELD])
 def test_a_job_that_hangs_is_charged(reviving: Stack, seed: int) -> None:
     """Its lease is not renewed for ever; after its attempts it fails with the reason, and other jobs succeed."""
     with httpx.Client(base_url=reviving.url, timeout=60) as client:
-        ids = {number: promise(client, number, seconds=0.0) for number in (seed, 3100, 3101)}
-    bodies = ended(reviving, ids)
+        ids = {number: create_job(client, number, seconds=0.0) for number in (seed, 3100, 3101)}
+    bodies = finished_jobs(reviving, ids)
     assert [bodies[number]["status"] for number in ids] == ["failed", "succeeded", "succeeded"]
     assert "died or fell silent 2 times" in json.dumps(bodies[seed]["problem"])
 
@@ -74,8 +62,8 @@ def test_long_work_that_advances_is_left_alone(reviving: Stack) -> None:
     body = {"model": "faulty", "seed": 5, "k": 8, "seconds": 0.5, "images": [_black()]}
     with httpx.Client(base_url=reviving.url, timeout=120) as client:
         before = reviving.parts["inference"].pid
-        answer = client.post("/v1/likelihoods", json=body, headers={"Prefer": "wait=100"})
-    assert answer.status_code == 200, answer.text
+        response = client.post("/v1/likelihoods", json=body, headers={"Prefer": "wait=100"})
+    assert response.status_code == 200, response.text
     assert reviving.parts["inference"].pid == before
 
 

@@ -8,17 +8,18 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from core.blobs import PARTIAL
+from tests.api.helpers import finished_job, job_when
 from tests.api.routes.test_versions import SHIPPED, carded
 from tests.datasets import digits
 from tests.service.test_full_disk import upscale
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 GONE_S = 60.0
 LOCKS = {"lock", ".lock", ".sweep.lock"}
@@ -26,13 +27,11 @@ LOCKS = {"lock", ".lock", ".sweep.lock"}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A service with the sweeps it has unless it is told otherwise."""
+    """A service with the default interval of its cleanup."""
     running = Stack(tmp_path_factory.mktemp("leftovers"), log_level="warning", result_ttl_s="100000")
     digits(running.state / "state" / "datasets")
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    with running:
+        yield running
 
 
 def files(stack: Stack) -> set[str]:
@@ -48,20 +47,10 @@ def files(stack: Stack) -> set[str]:
     return found
 
 
-def wait_until(done: Callable[[], Any], seconds: float = GONE_S) -> bool:
-    """Whether it became so in time."""
-    until = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def cancelled_and_deleted(client: httpx.Client, stack: Stack) -> None:
     """Jobs that run: a worker may write what it has computed even after they are gone."""
     ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(4)]
-    assert wait_until(lambda: client.get(f"/v1/jobs/{ids[0]}").json()["progress"] > 0)
+    job_when(client, ids[0], lambda job: job["progress"] > 0)
     for job_id in ids:
         assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
         assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
@@ -70,7 +59,7 @@ def cancelled_and_deleted(client: httpx.Client, stack: Stack) -> None:
 def cancelled(client: httpx.Client, stack: Stack) -> None:
     """Jobs that were cancelled, and of which nobody deletes the rows."""
     ids = [upscale(client, "respond-async", 256, seconds=0.05).json()["id"] for _ in range(2)]
-    assert wait_until(lambda: client.get(f"/v1/jobs/{ids[0]}").json()["progress"] > 0)
+    job_when(client, ids[0], lambda job: job["progress"] > 0)
     for job_id in ids:
         assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
 
@@ -81,7 +70,7 @@ def training_deleted(client: httpx.Client, stack: Stack) -> None:
     body = {"family": "vae", "dataset": "digits", "name": "gone", "recipe": recipe}
     job_id = client.post("/v1/trainings", json=body).json()["id"]
     run = stack.state / "state" / "runs" / job_id
-    assert wait_until((run / "progress.json").exists, 120)
+    wait_until((run / "progress.json").exists, "the training has started")
     assert client.post(f"/v1/jobs/{job_id}/cancel").status_code == 200
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
 
@@ -90,15 +79,15 @@ def uploads_refused(client: httpx.Client, stack: Stack) -> None:
     """Datasets and versions that are not what they should be."""
     for content in (b"no picture", b"PK\x03\x04" + os.urandom(1000), os.urandom(3 << 20)):
         headers = {"Content-Type": "application/octet-stream"}
-        answer = client.post("/v1/datasets", params={"name": "bad"}, content=content, headers=headers)
-        assert answer.status_code == 422
+        response = client.post("/v1/datasets", params={"name": "bad"}, content=content, headers=headers)
+        assert response.status_code == 422
     for content in (b"no tensors", carded(SHIPPED.read_bytes(), family="nobody"), SHIPPED.read_bytes()[:-5]):
         headers = {"Content-Type": "application/octet-stream"}
-        answer = client.post("/v1/models/vae-mnist-2d/versions", content=content, headers=headers)
-        assert answer.status_code == 422, answer.text
+        response = client.post("/v1/models/vae-mnist-2d/versions", content=content, headers=headers)
+        assert response.status_code == 422, response.text
     wrong = carded(SHIPPED.read_bytes(), name="wrong", config={"latents": 3})
-    answer = client.post("/v1/models/wrong/versions", content=wrong, headers=headers, timeout=180)
-    assert answer.status_code == 422, answer.text
+    response = client.post("/v1/models/wrong/versions", content=wrong, headers=headers, timeout=180)
+    assert response.status_code == 422, response.text
 
 
 def uploads_interrupted(client: httpx.Client, stack: Stack) -> None:
@@ -126,8 +115,8 @@ def api_killed(client: httpx.Client, stack: Stack) -> None:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
         link.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
     state = stack.state / "state"
-    assert wait_until(lambda: len(list((state / "datasets").glob(".*/file"))) == 2)
-    assert wait_until(lambda: list((state / "scratch").glob("*/file")))
+    wait_until(lambda: len(list((state / "datasets").glob(".*/file"))) == 2, "two datasets are uploaded")
+    wait_until(lambda: list((state / "scratch").glob("*/file")), "a version is uploaded")
     time.sleep(0.2)  # the larger upload is being converted
     stack.kill("api")
     for link in links:
@@ -165,13 +154,13 @@ def writers_killed(client: httpx.Client, stack: Stack) -> None:
     ],
     ids=lambda leave: leave.__name__,
 )
-def test_nothing_stays(place: Stack, leave: Callable[[httpx.Client, Stack], None]) -> None:
+def test_nothing_is_left_behind(place: Stack, leave: Callable[[httpx.Client, Stack], None]) -> None:
     """A minute later at most the disk is as it was."""
     with httpx.Client(base_url=place.url, timeout=120) as client:
         kept = upscale(client, "respond-async", 96).json()["id"]
-        assert wait_until(lambda: client.get(f"/v1/jobs/{kept}").json()["status"] == "succeeded")
+        assert finished_job(client, kept)["status"] == "succeeded"
         result = client.get(f"/v1/jobs/{kept}/result").content
         before = files(place)
         leave(client, place)
-        assert wait_until(lambda: files(place) <= before), files(place) - before
+        wait_until(lambda: files(place) <= before, "the disk is as it was", GONE_S)
         assert (client.get(f"/v1/jobs/{kept}/result").content == result) is True

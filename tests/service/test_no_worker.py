@@ -22,26 +22,22 @@ NAME = "vae-mnist-2d"
 @pytest.fixture(scope="module")
 def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with two versions of the shipped model."""
-    running = Stack(tmp_path_factory.mktemp("alone"))
-    try:
-        running.up()
+    with Stack(tmp_path_factory.mktemp("alone")) as running:
         with httpx.Client(base_url=running.url, timeout=180) as client:
             assert send(client, brighter(SHIPPED.read_bytes())).status_code == 201
         yield running
-    finally:
-        running.down()
 
 
 def refused(stack: Stack, version: str) -> str:
     """Why a switch is refused, which must be soon."""
-    begun = time.monotonic()
-    answer = httpx.patch(f"{stack.url}/v1/models/{NAME}", json={"version": version}, timeout=30)
-    assert time.monotonic() - begun < 8
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10"), answer.text
+    started = time.monotonic()
+    response = httpx.patch(f"{stack.url}/v1/models/{NAME}", json={"version": version}, timeout=30)
+    assert time.monotonic() - started < 8
+    assert (response.status_code, response.headers["retry-after"]) == (503, "10"), response.text
     pointers = json.loads((stack.state / "state" / "checkpoints" / "serving.json").read_text())
     assert "next" not in pointers[NAME]
     assert httpx.get(f"{stack.url}/v1/models/{NAME}").json()["version"] == "1"
-    return str(answer.json()["detail"])
+    return str(response.json()["detail"])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
@@ -54,8 +50,8 @@ def test_a_switch_needs_a_worker(app_state: Stack, how: signal.Signals) -> None:
     app_state.wait_ready()
     with httpx.Client(base_url=app_state.url, timeout=90) as client:
         for version in ("2", "1"):
-            answer = client.patch(f"/v1/models/{NAME}", json={"version": version})
-            assert (answer.status_code, answer.json()["version"]) == (200, version)
+            response = client.patch(f"/v1/models/{NAME}", json={"version": version})
+            assert (response.status_code, response.json()["version"]) == (200, version)
 
 
 def test_a_publication_needs_a_worker(app_state: Stack) -> None:
@@ -71,8 +67,8 @@ def test_a_publication_needs_a_worker(app_state: Stack) -> None:
         (folder / "state.pt").touch()
     app_state.kill("inference")
     time.sleep(2)
-    answers = [httpx.post(f"{app_state.url}/v1/trainings/{job.id}/publish") for job in jobs]
+    responses = [httpx.post(f"{app_state.url}/v1/trainings/{job.id}/publish") for job in jobs]
     app_state.start("inference")
-    assert [answer.status_code for answer in answers] == [503, 202], [answer.text for answer in answers]
-    assert "no inference worker is running" in answers[0].json()["detail"]
-    assert answers[0].headers["retry-after"] == "10"
+    assert [response.status_code for response in responses] == [503, 202], [response.text for response in responses]
+    assert "no inference worker is running" in responses[0].json()["detail"]
+    assert responses[0].headers["retry-after"] == "10"

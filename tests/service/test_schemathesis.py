@@ -71,19 +71,17 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("fuzzed")
     running = Stack(folder, sync_timeout_s="3", max_sync_timeout_s="5", data=str(folder / "data"))
     running.environment["PATH"] = str(folder)
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    with running:
+        yield running
 
 
 def exchanges(stack: Stack, seconds: int, *words: str) -> list[Exchange]:
     """What schemathesis sent in so many seconds, and what came back."""
     report = stack.state / "report.har"
     command = [
-        *(Path(sys.executable).with_name("schemathesis"), "run", f"{stack.url}/openapi.json"),
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{stack.url}/openapi.json"),
         *("--max-time", str(seconds), "--request-timeout", str(2 * HANG_S), "--checks", "not_a_server_error"),
-        *("--report-har-path", report, "--continue-on-failure", "--suppress-health-check", "all"),
+        *("--report-har-path", str(report), "--continue-on-failure", "--suppress-health-check", "all"),
         *("--no-shrink", "--output-sanitize", "false", *words),
     ]
     done = subprocess.run(command, cwd=stack.state, capture_output=True, text=True, timeout=seconds + 120, check=False)

@@ -20,7 +20,8 @@ import redis
 
 from core import startup
 from core.settings import Settings
-from tests.stack import ROOT, free_port
+from tests.stack import ROOT, free_port, succeeds
+from tests.waiting import wait_until
 from workers.devserver import queue_command
 
 PROGRAMS = {
@@ -40,20 +41,21 @@ def start(module: list[str], **settings: object) -> subprocess.Popen[str]:
     chosen = {f"REVERIE_{name.upper()}": str(value) for name, value in settings.items()}
     environment = {**kept, "OMP_NUM_THREADS": "1", **chosen}
     command = [sys.executable, "-m", *module]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def refusals(*programs: str, **settings: object) -> dict[str, str]:
     """Run programs side by side; each must end by itself with status 1 and one sentence, which are returned."""
     running = {name: start(PROGRAMS[name], **{"port": free_port(), **settings}) for name in programs or PROGRAMS}
-    said = {}
+    output = {}
     try:
         for name, process in running.items():
-            said[name], _ = process.communicate(timeout=END_S)
-            assert process.returncode == 1, (name, said[name])
-            assert "Traceback" not in said[name]
-            lines = said[name].splitlines()
+            output[name], _ = process.communicate(timeout=END_S)
+            assert process.returncode == 1, (name, output[name])
+            assert "Traceback" not in output[name]
+            lines = output[name].splitlines()
             assert len(lines) == 1, (name, lines)
             assert lines[0].startswith("error: ")
     finally:
@@ -61,7 +63,13 @@ def refusals(*programs: str, **settings: object) -> dict[str, str]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    return said
+    return output
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -72,11 +80,7 @@ def queue_server(folder: Path, *options: str) -> Iterator[str]:
     command = [*queue_command(Settings(state=folder, queue_url=url)), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            until = time.monotonic() + 30
-            while time.monotonic() < until:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                time.sleep(0.05)
+            wait_until(lambda: _listens(port), "the queue server listens")
             yield url
         finally:
             process.kill()
@@ -85,41 +89,51 @@ def queue_server(folder: Path, *options: str) -> Iterator[str]:
 # --- state folder, database, settings ---
 
 
-@pytest.mark.parametrize("where", ["a file", "below a file", "below /proc"])
-def test_a_state_folder_that_cannot_be_written(tmp_path: Path, where: str) -> None:
-    """All programs name the folder, the reason and the setting."""
+def reasons(first: tuple[object, ...], *others: tuple[object, ...]) -> list[object]:
+    """Parameters and a last one, the programs to start: all for the first reason, two for others (all: slow)."""
+    all_programs, two = tuple(PROGRAMS), ("api", "training")
+    return [
+        pytest.param(*first, all_programs, id=str(first[0])),
+        *(pytest.param(*reason, two, id=str(reason[0])) for reason in others),
+        *(pytest.param(*reason, all_programs, id=f"{reason[0]}, all", marks=pytest.mark.slow) for reason in others),
+    ]
+
+
+@pytest.mark.parametrize(("where", "programs"), reasons(("a file",), ("below a file",), ("below /proc",)))
+def test_a_state_folder_that_cannot_be_written(tmp_path: Path, where: str, programs: tuple[str, ...]) -> None:
+    """The programs name the folder, the reason and the setting."""
     (tmp_path / "file").touch()
     state = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "state", "below /proc": Path("/proc/x/y")}
     queue = f"redis://127.0.0.1:{free_port()}/0"
-    for said in refusals(state=state[where], queue_url=queue).values():
-        assert str(state[where]) in said
-        assert "set REVERIE_STATE to" in said
+    for output in refusals(*programs, state=state[where], queue_url=queue).values():
+        assert str(state[where]) in output
+        assert "set REVERIE_STATE to" in output
 
 
 def test_a_part_of_the_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     """A file where the folder of results should be."""
     (tmp_path / "blobs").touch()
-    for said in refusals("api", "inference", state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0").values():
-        assert "REVERIE_STATE" in said
+    for output in refusals("api", "inference", state=tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0").values():
+        assert "REVERIE_STATE" in output
 
 
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
     """What is no database is named, without its password."""
     (tmp_path / "text").write_text("no database" * 1000)
     queue = {"queue_url": f"redis://127.0.0.1:{free_port()}/0", "state": tmp_path}
-    for said in refusals(database_url=f"sqlite:///{tmp_path}/text", **queue).values():
-        assert "file is not a database" in said
-        assert "REVERIE_DATABASE_URL" in said
-    (said,) = refusals("api", database_url="mariadb://me:secret@localhost/x", **queue).values()
-    assert "secret" not in said
+    for output in refusals(database_url=f"sqlite:///{tmp_path}/text", **queue).values():
+        assert "file is not a database" in output
+        assert "REVERIE_DATABASE_URL" in output
+    (output,) = refusals("api", database_url="mariadb://me:secret@localhost/x", **queue).values()
+    assert "secret" not in output
 
 
 def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
     """A value out of range and a name that is no setting."""
-    for said in refusals(state=tmp_path, sync_timeout_s="-1").values():
-        assert "REVERIE_SYNC_TIMEOUT_S: Input should be greater than 0" in said
-    for said in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
-        assert "no such setting: REVERIE_WIAT_S" in said
+    for output in refusals(state=tmp_path, sync_timeout_s="-1").values():
+        assert "REVERIE_SYNC_TIMEOUT_S: Input should be greater than 0" in output
+    for output in refusals("api", "serve", state=tmp_path, wiat_s="1").values():
+        assert "no such setting: REVERIE_WIAT_S" in output
 
 
 def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(tmp_path: Path) -> None:
@@ -132,14 +146,14 @@ def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(tmp_path: 
 # --- ports ---
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """Whoever would listen there says so, before anything else has begun."""
+def test_a_port_that_is_in_use(tmp_path: Path) -> None:
+    """The program that would listen there reports it before it starts anything."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         queue = f"redis://127.0.0.1:{free_port()}/0"
-        for said in refusals("api", "serve", state=tmp_path, queue_url=queue, port=port).values():
-            assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in said
-            assert "REVERIE_PORT" in said
+        for output in refusals("api", "serve", state=tmp_path, queue_url=queue, port=port).values():
+            assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in output
+            assert "REVERIE_PORT" in output
 
 
 # --- queue servers ---
@@ -148,9 +162,9 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
     """The sentence says how it is given, and never shows one; with the right one the server is used."""
     with queue_server(tmp_path, "--requirepass", "sesame") as url:
-        said = refusals(state=tmp_path, queue_url=url)
-        assert "Address already in use" in said.pop("serve")
-        for one in said.values():
+        output = refusals(state=tmp_path, queue_url=url)
+        assert "Address already in use" in output.pop("serve")
+        for one in output.values():
             assert "wants a password" in one
             assert "REVERIE_QUEUE_URL: redis://:PASSWORD@HOST:PORT/0" in one
         wrong = url.replace("redis://", "redis://:opensesame@")
@@ -163,9 +177,9 @@ def test_a_queue_server_that_wants_a_password(tmp_path: Path) -> None:
 class Talker(threading.Thread):
     """A server that says the same to everybody and hangs up, or stays silent."""
 
-    def __init__(self, said: bytes) -> None:
+    def __init__(self, reply: bytes) -> None:
         super().__init__(daemon=True)
-        self.said = said
+        self.reply = reply
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
 
@@ -175,32 +189,34 @@ class Talker(threading.Thread):
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
-                if not self.said:
+                if not self.reply:
                     kept.append(connection)
                     continue
-                connection.sendall(self.said)
+                connection.sendall(self.reply)
                 connection.close()
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        (b"-DENIED Redis is running in protected mode\r\n", "DENIED Redis is running in protected mode"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Redis-compatible server"),
-        (b"", "does not reply"),
-    ],
-    ids=["denied", "another protocol", "silent"],
+    ("kind", "reply", "reason", "programs"),
+    reasons(
+        ("denied", b"-DENIED Redis is running in protected mode\r\n", "DENIED Redis is running in protected mode"),
+        ("another protocol", b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Redis-compatible server"),
+        ("silent", b"", "does not reply"),
+    ),
 )
-def test_a_queue_server_that_refuses(tmp_path: Path, said: bytes, reason: str) -> None:
-    """What it says, or that it says nothing, is told."""
-    talker = Talker(said)
+def test_a_queue_server_that_refuses(
+    tmp_path: Path, kind: str, reply: bytes, reason: str, programs: tuple[str, ...]
+) -> None:
+    """The error quotes its reply, or says that there is none."""
+    talker = Talker(reply)
     talker.start()
     try:
-        told = refusals(state=tmp_path, queue_url=talker.url)
+        outputs = refusals(*programs, state=tmp_path, queue_url=talker.url)
     finally:
         talker.listener.close()
-    assert "Address already in use" in told.pop("serve")
-    for one in told.values():
+    if "serve" in programs:  # which starts a queue server of its own
+        assert "Address already in use" in outputs.pop("serve")
+    for one in outputs.values():
         assert reason in one
         assert "REVERIE_QUEUE_URL" in one
 
@@ -210,17 +226,17 @@ def test_a_queue_server_of_another_instance(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     with queue_server(tmp_path) as url:
         assert startup.check(Settings(state=first, queue_url=url))
-        for said in refusals(state=second, queue_url=url).values():
-            assert "belongs to" in said
-            assert str(first) in said
+        for output in refusals(state=second, queue_url=url).values():
+            assert "belongs to" in output
+            assert str(first) in output
         database = f"sqlite:///{tmp_path}/other.sqlite3"
-        for said in refusals(
+        for output in refusals(
             "api", "inference", "training", state=first, database_url=database, queue_url=url
         ).values():
-            assert "belongs to another instance" in said
+            assert "belongs to another instance" in output
         # the training workers' database of one instance is no queue for another
-        for said in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
-            assert "belongs to another instance" in said
+        for output in refusals("api", state=second, queue_url=url.replace("/0", "/1")).values():
+            assert "belongs to another instance" in output
         (second / "link").symlink_to(first)
         assert startup.check(Settings(state=second / "link", queue_url=url))
         assert startup.check(Settings(state=second, queue_url=url.replace("/0", "/4")))
@@ -232,11 +248,9 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
     quiet = {"state": state, "checkpoints": tmp_path / "none"}
     first = start(["workers.devserver"], port=free_port(), queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet)
     try:
-        until = time.monotonic() + END_S
-        while not (state / "supervisord.pid").exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        (said,) = refusals("serve", queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet).values()
-        assert f"runs already from the state folder {state.resolve()} (process {first.pid})" in said
+        wait_until((state / "supervisord.pid").exists, "the first service runs", END_S)
+        (output,) = refusals("serve", queue_url=f"redis://127.0.0.1:{free_port()}/0", **quiet).values()
+        assert f"runs already from the state folder {state.resolve()} (process {first.pid})" in output
     finally:
         first.send_signal(signal.SIGTERM)
         first.communicate(timeout=END_S)
@@ -249,14 +263,13 @@ def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], st
     """An API process that answers, and its address."""
     port = free_port()
     process = start(["api"], state=folder, port=port, shutdown_grace_s=1, **settings)
-    until = time.monotonic() + END_S
-    while time.monotonic() < until:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}/healthz").is_success:
-                return process, f"http://127.0.0.1:{port}"
-        time.sleep(0.1)
-    process.kill()
-    raise TimeoutError(process.communicate()[0])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: succeeds(lambda: httpx.get(f"{address}/healthz").is_success), "the API is up", END_S)
+    except TimeoutError:
+        process.kill()
+        pytest.fail(process.communicate()[0])
+    return process, address
 
 
 def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
@@ -269,7 +282,7 @@ def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
 
 
 def test_sigterm_ends_an_api_without_a_queue_server(tmp_path: Path) -> None:
-    """It has started, is not ready, and ends when it is told to; a request that waits then is told so."""
+    """It has started, is not ready, and ends on SIGTERM; a waiting request gets 503 with the reason."""
     process, address = serving(tmp_path, queue_url=f"redis://127.0.0.1:{free_port()}/0")
     assert httpx.get(f"{address}/readyz").status_code == 503
     with ThreadPoolExecutor(1) as thread:
@@ -314,11 +327,11 @@ def test_another_instance_s_queue_server_that_comes_up_later_is_refused(tmp_path
     command = queue_command(Settings(state=theirs, queue_url=url))  # with the mark in its append-only file
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as queue:
         try:
-            said, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=60)
         finally:
             queue.kill()
             process.kill()
             process.wait()
-    assert process.returncode == 1, said
-    assert "belongs to another instance" in said
-    assert "Traceback" not in said
+    assert process.returncode == 1, output
+    assert "belongs to another instance" in output
+    assert "Traceback" not in output

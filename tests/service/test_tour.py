@@ -12,7 +12,7 @@ import pytest
 
 from core.imaging.pictures import png
 from reverie.client import Client
-from tests.api.telling import opened
+from tests.api.helpers import decode_image
 from tests.datasets import DIGITS
 from tests.stack import Stack
 
@@ -64,7 +64,7 @@ def photographs(path: Path) -> Path:
     def photograph(height: int, width: int) -> np.ndarray:
         y, x = np.mgrid[:height, :width] / 20
         waves = [np.sin(x * a + y * b) for a, b in random.normal(size=(3, 2))]
-        return np.uint8(127 + 100 * np.stack(waves) + random.normal(0, 5, (3, height, width)))
+        return np.asarray(127 + 100 * np.stack(waves) + random.normal(0, 5, (3, height, width)), np.uint8)
 
     return zipped(path, (photograph(110 + 7 * number, 210 - 9 * number) for number in range(6)))
 
@@ -95,16 +95,16 @@ def test_data_goes_in_and_a_model_comes_out(reverie: Client, tmp_path: Path) -> 
         assert model["provenance"]["data"]["sha256"] == learnt[family].sha256
         assert model.figures
         assert len(reverie.metrics(training.id)) == RECIPES[family]["training"]["epochs"]
-    asked: dict[str, Callable[[], Any]] = {
-        "tour-vae": lambda: opened(reverie.samples("tour-vae", 4, seed=1).images[0]).shape == (14, 14),
+    checks: dict[str, Callable[[], Any]] = {
+        "tour-vae": lambda: decode_image(reverie.samples("tour-vae", 4, seed=1).images[0]).shape == (14, 14),
         "tour-bihm": lambda: len(reverie.samples("tour-bihm", 4, seed=1).images) == 4,
         "tour-ebgan": lambda: len(reverie.energies("tour-ebgan", [digit(digits.shape)])["energies"]) == 1,
     }
-    for name, good in asked.items():
-        assert good(), name
+    for name, works in checks.items():
+        assert works(), name
     (tmp_path / "small.png").write_bytes(png(np.zeros((3, 30, 40), np.uint8)))
     large = reverie.upscales(tmp_path / "small.png", tmp_path / "large.png", model="tour-superres", scale=4)
-    assert opened(large.path.read_bytes()).shape == (120, 160, 3)
+    assert decode_image(large.path.read_bytes()).shape == (120, 160, 3)
     assert large.made_by == "tour-superres@1"
 
 

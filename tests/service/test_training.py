@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,18 @@ from safetensors.torch import load_file
 from models.kit import data
 from models.kit.recipe import Recipe
 from models.kit.train import train, weights
+from tests.api import helpers
 from tests.api.routes.test_versions import SHIPPED, joined, parts
 from tests.datasets import digits
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 END_S = 600.0
+
+STEPS_PER_EPOCH = 150
+
+SHORT, FULL = 24, 120
+"""Epochs. At 400 steps a second the short training takes 9 s: its worker's lease expires long before its end."""
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +40,11 @@ def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose parts may die, with a dataset in it."""
     running = Stack(tmp_path_factory.mktemp("training"), log_level="warning", job_lease_s="2")
     digits(running.state / "state" / "datasets")
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    with running:
+        yield running
 
 
-def wish(name: str, epochs: int) -> dict[str, Any]:
+def training_body(name: str, epochs: int) -> dict[str, Any]:
     """A training of `epochs` times 150 steps, which keeps a checkpoint five times a second."""
     training = {"epochs": epochs, "batch_size": 2, "save_every_s": 0.2, "average": 0.9}
     recipe = {"config": {"hidden": [48], "latents": 4}, "training": training, "seed": 5}
@@ -52,35 +57,65 @@ def wish(name: str, epochs: int) -> dict[str, Any]:
     }
 
 
-def undisturbed(recipe: dict[str, Any], datasets: Path, out: Path) -> dict[str, torch.Tensor]:
-    """The weights of the same recipe, trained here without a service."""
-    torch.set_num_threads(1)
-    folder = datasets / recipe["data"]
-    held_back = data.load(str(folder), "validation").images
-    images = data.load(str(folder), "train").images
-    recipe = {**recipe, "training": {**recipe["training"], "save_every_s": 1000.0}}
-    assert train(Recipe.from_json(recipe), images, out, held_back=held_back).reason == "finished"
-    return weights(out)[0]
+class Undisturbed:
+    """Weights of trainings without a service and without a failure; each is trained once."""
+
+    def __init__(self, datasets: Path, folder: Path) -> None:
+        self.datasets, self.folder = datasets, folder
+        self.weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    def train(self, recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the weights that a recipe leads to, whatever it is called."""
+        undisturbed = {**recipe, "name": "undisturbed"}
+        undisturbed["training"] = {**recipe["training"], "save_every_s": 1000.0}
+        key = json.dumps(undisturbed)
+        if key not in self.weights:
+            torch.set_num_threads(1)
+            images, held_back = (
+                data.load(str(self.datasets / recipe["data"]), part).images for part in ("train", "validation")
+            )
+            run = self.folder / str(len(self.weights))
+            assert train(Recipe.from_json(undisturbed), images, run, held_back=held_back).reason == "finished"
+            self.weights[key] = weights(run)[0]
+        return self.weights[key]
 
 
-def place(folder: Path) -> dict[str, Any]:
-    """How far a run is."""
+@pytest.fixture(scope="module")
+def undisturbed(app_state: Stack, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Trainings of the service's dataset in this process."""
+    return Undisturbed(app_state.state / "state" / "datasets", tmp_path_factory.mktemp("undisturbed"))
+
+
+def check_version(stack: Stack, job: dict[str, Any], undisturbed: Undisturbed) -> None:
+    """The training has succeeded, and its version has the weights of an undisturbed training, to the bit."""
+    assert (job["status"], job["version"]) == ("succeeded", "1"), job["problem"]
+    file = stack.state / "state" / "checkpoints" / job["recipe"]["name"] / "1" / "model.safetensors"
+    published = load_file(file)
+    for name, weight in undisturbed.train(job["recipe"]).items():
+        assert torch.equal(weight, published[name]), name
+
+
+def position(folder: Path) -> dict[str, Any]:
+    """The position of a run, as it last wrote it."""
     with contextlib.suppress(FileNotFoundError):
         return dict(json.loads((folder / "progress.json").read_text()))
     return {}
 
 
-def kept(folder: Path) -> int:
-    """The step of the last checkpoint."""
-    return int((place(folder).get("checkpoint") or {"steps": 0})["steps"])
+def checkpoint_step(folder: Path) -> int:
+    """The step of the last checkpoint; 0 before the first."""
+    return int((position(folder).get("checkpoint") or {"steps": 0})["steps"])
 
 
-def until(done: Callable[[], Any], what: str) -> None:
-    """Return when it is so."""
-    end = time.monotonic() + END_S
-    while not done():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+def wait_for_checkpoint(folder: Path, after: int = 0) -> None:
+    """Return when a run has a checkpoint that is later than step `after`."""
+    wait_until(lambda: checkpoint_step(folder) > after, f"a checkpoint after step {after}")
+
+
+def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    """The training once it has ended."""
+    helpers.finished_job(client, job_id, END_S)
+    return dict(client.get(f"/v1/trainings/{job_id}").json())
 
 
 def kill_child(folder: Path) -> None:
@@ -102,79 +137,73 @@ def blow(stack: Stack, folder: Path, victim: str) -> None:
 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    ("epochs", "victims"),
+    ("epochs", "victims", "delay_s"),
     [
-        pytest.param(60, ["child", "training", "queue"], id="small"),
-        pytest.param(120, ["child", "training", "queue", "child", "training"] * 2, id="full", marks=pytest.mark.slow),
+        pytest.param(SHORT, ["child", "training", "queue"], 0.3, id="small"),
+        pytest.param(
+            FULL, ["child", "training", "queue", "child", "training"] * 2, 1.0, id="full", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_killed_training_reaches_the_same_weights(
-    app_state: Stack, tmp_path: Path, epochs: int, victims: list[str]
+    app_state: Stack, undisturbed: Undisturbed, epochs: int, victims: list[str], delay_s: float
 ) -> None:
     """Child, worker and queue server die at random moments; the version has the bits of an undisturbed run."""
     chance = random.Random(epochs)
-    within = 0
+    within_epoch = 0
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
-        job = client.post("/v1/trainings", json=wish(f"killed-{epochs}", epochs)).json()
-        folder = app_state.state / "state" / "runs" / job["id"]
+        job_id = client.post("/v1/trainings", json=training_body(f"killed-{epochs}", epochs)).json()["id"]
+        folder = app_state.state / "state" / "runs" / job_id
         for victim in victims:
-            reached = kept(folder)
-            until(lambda: kept(folder) > reached, "no further checkpoint")  # noqa: B023 - called at once
-            time.sleep(chance.random())
-            within += place(folder)["step"] > 0
-            assert client.get(f"/v1/trainings/{job['id']}").json()["status"] != "succeeded", "too short a training"
+            wait_for_checkpoint(folder, checkpoint_step(folder))
+            time.sleep(delay_s * chance.random())
+            within_epoch += position(folder)["step"] > 0
+            assert position(folder)["steps"] < epochs * STEPS_PER_EPOCH, "too short a training"
             blow(app_state, folder, victim)
-        until(lambda: client.get(f"/v1/trainings/{job['id']}").json()["finished_at"], "it has not ended")
-        ended = client.get(f"/v1/trainings/{job['id']}").json()
-        assert (ended["status"], ended["version"]) == ("succeeded", "1"), ended["problem"]
-        epochs_told = [line["epoch"] for line in client.get(ended["links"]["metrics"]).json()["data"]]
-        assert epochs_told == list(range(1, epochs + 1))
-    assert within >= 0.8 * len(victims)
-    made = load_file(app_state.state / "state" / "checkpoints" / f"killed-{epochs}" / "1" / "model.safetensors")
-    for name, weight in undisturbed(ended["recipe"], app_state.state / "state" / "datasets", tmp_path / "run").items():
-        assert torch.equal(weight, made[name]), name
+        job = finished(client, job_id)
+        epochs_reported = [line["epoch"] for line in client.get(job["links"]["metrics"]).json()["data"]]
+    assert epochs_reported == list(range(1, epochs + 1))
+    assert within_epoch >= 0.8 * len(victims)
+    check_version(app_state, job, undisturbed)
 
 
 @pytest.mark.timeout(900)
-def test_a_worker_that_was_thought_dead_changes_nothing(app_state: Stack, tmp_path: Path) -> None:
+def test_a_worker_whose_lease_expired_changes_nothing(app_state: Stack, undisturbed: Undisturbed) -> None:
     """Frozen past its lease while another worker takes over, it finds its claim gone; one version comes of it."""
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
-        job = client.post("/v1/trainings", json=wish("frozen", 60)).json()
-        folder = app_state.state / "state" / "runs" / job["id"]
-        until(lambda: kept(folder) > 0, "no checkpoint")
-        app_state.kill("training", signal.SIGSTOP)
+        job_id = client.post("/v1/trainings", json=training_body("frozen", SHORT)).json()["id"]
+        folder = app_state.state / "state" / "runs" / job_id
+        wait_for_checkpoint(folder)
+        orphan = (folder / "lock").read_text()
+        app_state.freeze("training")
         app_state.start("training", "second")
-        frozen = kept(folder)
-        until(lambda: kept(folder) > frozen + 150, "nobody took it over")
+        wait_until(lambda: (folder / "lock").read_text() not in {"", orphan}, "the second worker trains")
+        wait_for_checkpoint(folder, checkpoint_step(folder))
         app_state.kill("training", signal.SIGCONT)
-        until(lambda: client.get(f"/v1/trainings/{job['id']}").json()["finished_at"], "it has not ended")
-        ended = client.get(f"/v1/trainings/{job['id']}").json()
-        assert (ended["status"], ended["version"]) == ("succeeded", "1"), ended["problem"]
+        job = finished(client, job_id)
         assert client.get("/v1/models/frozen").json()["versions"] == ["1"]
     app_state.kill("second", signal.SIGTERM)
-    made = load_file(app_state.state / "state" / "checkpoints" / "frozen" / "1" / "model.safetensors")
-    for name, weight in undisturbed(ended["recipe"], app_state.state / "state" / "datasets", tmp_path / "run").items():
-        assert torch.equal(weight, made[name]), name
+    check_version(app_state, job, undisturbed)
 
 
 @pytest.mark.timeout(600)
-def test_a_worker_that_is_told_to_stop_hands_its_training_over(app_state: Stack) -> None:
+def test_a_stopped_worker_hands_its_training_over(app_state: Stack) -> None:
     """SIGTERM leaves a checkpoint and a queued job, at once and not after a lease; the next worker goes on from it."""
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
-        job = client.post("/v1/trainings", json=wish("handed-over", 2000)).json()
+        job = client.post("/v1/trainings", json=training_body("handed-over", 2000)).json()
         folder = app_state.state / "state" / "runs" / job["id"]
-        until(lambda: kept(folder) > 0, "no checkpoint")
+        wait_for_checkpoint(folder)
         app_state.kill("training", signal.SIGTERM)
         body = client.get(f"/v1/trainings/{job['id']}").json()
         assert (body["status"], body["attempts"]) == ("queued", 0)
-        left = place(folder)
+        left = position(folder)
         assert left["checkpoint"]["steps"] == left["steps"]
         app_state.start("training")
-        until(lambda: kept(folder) > left["steps"], "nobody went on")
+        wait_for_checkpoint(folder, left["steps"])
         client.post(f"/v1/jobs/{job['id']}/cancel")
-        until(lambda: not _working(folder), "it goes on after its end")
-        told = client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "0"}).text
-        assert f"resumes from step {left['steps']}" in told
+        wait_until(lambda: not _working(folder), "the training's process has exited")
+        events = client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "0"}).text
+        assert f"resumes from step {left['steps']}" in events
 
 
 def _working(folder: Path) -> bool:
@@ -183,19 +212,17 @@ def _working(folder: Path) -> bool:
 
 
 @pytest.mark.timeout(600)
-def test_a_loss_that_blows_up_fails_with_its_reason(app_state: Stack) -> None:
+def test_a_diverging_training_fails_with_its_reason(app_state: Stack) -> None:
     """The job says what happened; what was good until then is kept and can be published."""
     with httpx.Client(base_url=app_state.url, timeout=60) as client:
-        body = wish("blown-up", 500)
+        body = training_body("diverging", 500)
         body["recipe"]["training"] |= {"learning_rate": 10.0, "optimiser": "sgd", "average": 0.0, "decay": "constant"}
         body["recipe"]["config"]["likelihood"] = "gaussian"
-        job = client.post("/v1/trainings", json=body).json()
-        until(lambda: client.get(f"/v1/trainings/{job['id']}").json()["finished_at"], "it has not ended")
-        ended = client.get(f"/v1/trainings/{job['id']}").json()
-        assert (ended["status"], ended["problem"]["status"]) == ("failed", 422)
-        assert ended["problem"]["title"] == "Training diverged"
-        assert "in epoch 1; a smaller learning_rate" in ended["problem"]["detail"]
-        assert client.get("/v1/models/blown-up").status_code == 404
+        job = finished(client, client.post("/v1/trainings", json=body).json()["id"])
+        assert (job["status"], job["problem"]["status"]) == ("failed", 422)
+        assert job["problem"]["title"] == "Training diverged"
+        assert "in epoch 1; a smaller learning_rate" in job["problem"]["detail"]
+        assert client.get("/v1/models/diverging").status_code == 404
 
 
 @pytest.mark.timeout(600)
@@ -217,35 +244,35 @@ def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -
             for version in ("1", "2", "3")
             for seed in seeds
         }
-    answers = asyncio.run(_switched(app_state.url, 20))
-    assert len(answers) >= 100
+    responses = asyncio.run(_switched(app_state.url, 20))
+    assert len(responses) >= 100
     versions = set()
-    for seed, status, answer in answers:
-        assert status == 200, answer
-        assert answer == right[answer["version"], seed]
-        versions.add(answer["version"])
+    for seed, status, response in responses:
+        assert status == 200, response
+        assert response == right[response["version"], seed]
+        versions.add(response["version"])
     assert versions == {"1", "2", "3"}
 
 
 async def _switched(url: str, times: int) -> list[tuple[int, int, Any]]:
-    """Answers to samples asked for every ten milliseconds while versions are switched so many times."""
+    """Return the responses to samples, requested every ten milliseconds while versions are switched `times` times."""
     found: list[tuple[int, int, Any]] = []
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         over = asyncio.Event()
 
         async def inference_request(seed: int) -> None:
-            answer = await client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": seed})
-            found.append((seed, answer.status_code, answer.json()))
+            response = await client.post("/v1/samples", json={"model": "vae-mnist-2d", "seed": seed})
+            found.append((seed, response.status_code, response.json()))
 
         async def load() -> None:
-            asked: set[asyncio.Task[None]] = set()
-            number, begun = 0, time.monotonic()
+            tasks: set[asyncio.Task[None]] = set()
+            number, started = 0, time.monotonic()
             while not over.is_set():
-                asked.add(asyncio.create_task(inference_request(number % 20)))
+                tasks.add(asyncio.create_task(inference_request(number % 20)))
                 number += 1
-                await asyncio.sleep(max(0.0, begun + number / 100 - time.monotonic()))
-            await asyncio.gather(*asked)
+                await asyncio.sleep(max(0.0, started + number / 100 - time.monotonic()))
+            await asyncio.gather(*tasks)
 
         running = asyncio.create_task(load())
         for number in range(times):

@@ -14,8 +14,8 @@ from core.catalog.versions import FILE
 from core.startup import MARK, mark_of
 from tests.api.routes.test_versions import SHIPPED, brighter
 from tests.core.jobs.test_migrate import FIRST, job_id, load
-from tests.service.test_leftovers import wait_until
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 
 def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
             def states() -> dict[str, str]:
                 return {job["id"]: job["status"] for job in client.get("/v1/jobs?limit=100").json()["data"]}
 
-            assert wait_until(lambda: not {"queued", "running"} & set(states().values()))
+            wait_until(lambda: not {"queued", "running"} & set(states().values()), "all jobs have ended")
             assert {number: states()[job_id(number)] for number in range(1, 14)} == {
                 1: "succeeded",
                 2: "succeeded",

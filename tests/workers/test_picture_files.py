@@ -119,9 +119,9 @@ def test_the_transparent_level_or_colour_is_transparent(colour: int, bits: int, 
     assert ((photograph.alpha == 0) == matches).all()
     assert set(np.unique(photograph.alpha)) <= {0, 255}
     if bits <= 8:  # operations refuse more
-        pixels, said = decode(file, 3, HEIGHT, WIDTH)
+        pixels, conversion = decode(file, 3, HEIGHT, WIDTH)
         assert (pixels[:, matches] == 0).all()
-        assert "transparency over black" in str(said)
+        assert "transparency over black" in str(conversion)
         assert (pixels[:, ~matches].transpose(1, 0) == photograph.pixels[~matches]).all()
 
 
@@ -170,8 +170,8 @@ LARGE = b"a workflow " * 200_000
     ],
 )
 def test_text_of_any_size_is_dropped(text: bytes, where: str) -> None:
-    """Whatever is said beside a picture, its pixels are read."""
-    file = png(NOISE, 8, 2, **{where: text})
+    """An image is read whatever text chunks its file has."""
+    file = png(NOISE, 8, 2, before=text) if where == "before" else png(NOISE, 8, 2, after=text)
     assert (read(file).pixels == NOISE).all()
     assert (decode(file, 3, HEIGHT, WIDTH)[0].transpose(1, 2, 0) == NOISE).all()
 
@@ -186,19 +186,19 @@ def with_profile(kind: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_a_profile_within_the_limit_is_applied(kind: str) -> None:
-    """On upscales and on operations, and the answer says so; a larger one is left out, and that is said, too."""
+    """On upscales and on operations, and is listed as a conversion; a larger one is left out, which is listed, too."""
     for size in (0, 1 << 20, 3 << 20):
         file = with_profile(kind, profile(size_bytes=size))
-        pixels, said = decode(file, 3, HEIGHT, WIDTH)
-        assert said == "Swapped space to sRGB"
+        pixels, conversion = decode(file, 3, HEIGHT, WIDTH)
+        assert conversion == "Swapped space to sRGB"
         assert pixels[1].min() > 200
         assert pixels[0].max() < 50
     large = with_profile(kind, profile(size_bytes=PROFILE_LIMIT_BYTES + 1))
-    pixels, said = decode(large, 3, HEIGHT, WIDTH)
-    assert said == "an ICC profile of more than 8 MiB was left out"
+    pixels, conversion = decode(large, 3, HEIGHT, WIDTH)
+    assert conversion == "an ICC profile of more than 8 MiB was left out"
     assert pixels[0].min() > 200
     if kind != "TIFF":
-        assert read(large).notes == (said,)
+        assert read(large).notes == (conversion,)
         assert (read(large).pixels.transpose(2, 0, 1) == pixels).all()
 
 
@@ -212,8 +212,8 @@ def test_a_profile_that_is_none_is_left_out() -> None:
 
 def tagged(kind: str, image: Image.Image, orientation: int) -> bytes:
     """A file that says how its picture must be turned."""
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    return saved(image, kind, exif=exif(orientation), **options)
+    options: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+    return saved(image, kind, exif=exif(orientation), **options.get(kind, {}))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -234,14 +234,14 @@ def test_orientation_is_honoured_by_operations(kind: str, orientation: int) -> N
     }
     upright = stored.transpose(steps[orientation]) if orientation > 1 else stored
     assert open_picture(file).size == upright.size
-    pixels, said = decode(file, 3, upright.height, upright.width)
+    pixels, conversion = decode(file, 3, upright.height, upright.width)
     assert (pixels.transpose(1, 2, 0) == np.asarray(upright)).all()
-    assert said == ("turned upright" if orientation > 1 else None)
+    assert conversion == ("turned upright" if orientation > 1 else None)
     if kind != "TIFF":
         assert (read(file).pixels == np.asarray(upright)).all()
 
 
-def test_orientation_may_be_said_by_xmp() -> None:
+def test_orientation_is_read_from_xmp() -> None:
     """And by ImageMagick's text; EXIF counts first."""
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
     turned = NOISE[::-1, ::-1]
@@ -273,9 +273,9 @@ def test_of_several_pictures_in_a_jpeg_the_first_is_read() -> None:
     first = smooth()
     file = saved(first, "MPO", save_all=True, append_images=[first.resize((9, 9)), first.rotate(180)])
     plain = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
-    pixels, said = decode(file, 3, HEIGHT, WIDTH)
+    pixels, conversion = decode(file, 3, HEIGHT, WIDTH)
     assert (pixels.transpose(1, 2, 0) == plain).all()
-    assert said == "the first of several pictures in the file"
+    assert conversion == "the first of several pictures in the file"
     assert (read(file).pixels == plain).all()
     broken = file.replace(b"MPF\0II", b"MPF\0XX")  # its directory is never looked at
     assert (read(broken).pixels == plain).all()
@@ -289,9 +289,9 @@ def test_of_several_pictures_in_a_jpeg_the_first_is_read() -> None:
 def test_a_jpeg_without_its_end_marker_is_read(cut: int, *, grey: bool) -> None:
     """If all its pixels are there; the conversion is listed."""
     file = saved(smooth("L" if grey else "RGB"), "JPEG", quality=95)
-    pixels, said = decode(file[:-cut], 3, HEIGHT, WIDTH)
+    pixels, conversion = decode(file[:-cut], 3, HEIGHT, WIDTH)
     assert (pixels == decode(file, 3, HEIGHT, WIDTH)[0]).all()
-    assert "the missing end marker of the JPEG was added" in str(said)
+    assert "the missing end marker of the JPEG was added" in str(conversion)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
@@ -451,7 +451,7 @@ def test_real_files_have_fewer_parts_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
-def test_several_frames_are_refused(kind: str) -> None:
+def test_several_frames_are_rejected(kind: str) -> None:
     """In words that name the cause, for each format that has them; one frame of an animation is a picture."""
     image = smooth()
     several = saved(image, kind, save_all=True, append_images=[image.rotate(90)])

@@ -1,6 +1,7 @@
 """The photographs' own model, tile by tile, against the picture in one piece."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +20,18 @@ CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "superres-photos" / "1"
 @pytest.mark.parametrize("method", ["bicubic", "mse", "statistics"])
 def test_tiles_show_no_seam(method: str) -> None:
     """At most one level of 255 anywhere, at the largest scale."""
-    model, said = card.load(CHECKPOINT)
-    tile, margin = said["image"], said["operations"]["upscale"]["margin"]
-    options = from_json(
-        options_of(model, "upscale"), {"scale": max(said["config"]["scales"]), "method": method, "fidelity": 0.0}
+    model, fields = card.load(CHECKPOINT)
+    tile, margin = fields["image"], fields["operations"]["upscale"]["margin"]
+    options: Any = from_json(
+        options_of(model, "upscale"), {"scale": max(fields["config"]["scales"]), "method": method, "fidelity": 0.0}
     )
 
     def made(images: np.ndarray) -> np.ndarray:
         low = torch.from_numpy(images).float() / 255
         with torch.inference_mode():
-            high = model.upscale(low, RowStreams.range(0, 0, len(low)), options)["images"]
-        return high.mul(255).round().clamp(0, 255).byte().numpy()
+            high: torch.Tensor = model.upscale(low, RowStreams.range(0, 0, len(low)), options)["images"]
+        pixels: np.ndarray = high.mul(255).round().clamp(0, 255).byte().numpy()
+        return pixels
 
     picture = _picture(115, 125)
     tiling = Tiling(115, 125, (tile["height"], tile["width"]), margin)
@@ -47,4 +49,5 @@ def _picture(height: int, width: int) -> np.ndarray:
     random = np.random.default_rng(5)
     y, x = np.mgrid[:height, :width]
     waves = 128 + 60 * np.sin(x / 3 + y / 17) + 40 * np.sign(np.sin(x * y / 900))
-    return (waves[:, :, None] + random.normal(0, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    noise = random.normal(0, 20, (height, width, 3))
+    return np.asarray((waves[:, :, None] + noise).clip(0, 255), np.uint8)

@@ -24,8 +24,8 @@ def test_clients_that_came_in_turns_come_to_share_long_passes(stack: Stack, clie
     def again_and_again(number: int) -> list[int]:
         time.sleep(0.5 * PASS_S * (number % 2))
         with httpx.Client(base_url=stack.url, timeout=60) as mine:
-            asked = [mine.post("/v1/samples", json={**body, "seed": 1000 + number}) for _ in range(TIMES)]
-        return [answer.status_code for answer in asked]
+            responses = [mine.post("/v1/samples", json={**body, "seed": 1000 + number}) for _ in range(TIMES)]
+        return [response.status_code for response in responses]
 
     before = len(_batches(stack))
     with ThreadPoolExecutor(CLIENTS) as threads:
@@ -43,10 +43,10 @@ def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, cli
     """What was answered is not kept: soon after the last answer, the completion stream holds nothing."""
     with ThreadPoolExecutor(16) as threads:
         body = {"model": "faulty", "count": 8}
-        asked = [
+        futures = [
             threads.submit(client.post, "/v1/samples", json={**body, "seed": seed}) for seed in range(10_000, 10_300)
         ]
-    assert {one.result().status_code for one in asked} == {200}
+    assert {one.result().status_code for one in futures} == {200}
     time.sleep(1.0)
     with redis.Redis(port=stack.queue_port) as queue:
         streams = list(queue.scan_iter("reverie:notes:*"))
@@ -74,19 +74,19 @@ def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Cli
         return 0
 
     with ThreadPoolExecutor(150) as threads:
-        asked = [threads.submit(leave, seed) for seed in range(150)]
+        futures = [threads.submit(leave, seed) for seed in range(150)]
         time.sleep(1.5)
-        begun = time.monotonic()
+        started = time.monotonic()
         assert client.post("/v1/samples", json={"model": "faulty", "seed": 1}).is_success
-        took = time.monotonic() - begun
-        statuses = Counter(one.result() for one in asked)
+        took = time.monotonic() - started
+        statuses = Counter(one.result() for one in futures)
     assert statuses[503] >= 140, statuses
     assert took < 2.0
     # what the others left behind is gone at once
     time.sleep(2.5)
-    begun = time.monotonic()
+    started = time.monotonic()
     assert client.post("/v1/samples", json={"model": "faulty", "seed": 2}).is_success
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - started < 1.0
     assert client.get("/metrics").text.count("reverie_waiting_requests 0.0") == 1
 
 
@@ -110,11 +110,11 @@ def test_a_refusal_names_the_limit(stack: Stack) -> None:
         return None
 
     with ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(inference_request, seed) for seed in range(8)]
-        refused = [one.result() for one in asked if one.result() is not None]
+        futures = [threads.submit(inference_request, seed) for seed in range(8)]
+        refused = [one.result() for one in futures if one.result() is not None]
     assert refused
-    for answer in refused:
-        assert answer is not None
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        assert answer.json()["limit"] == "waiting_rows"
+    for response in refused:
+        assert response is not None
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        assert response.json()["limit"] == "waiting_rows"
     time.sleep(1.5)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from api.batching.requests import InFlightBatch, PendingRequest
 from api.batching.scheduler import IN_FLIGHT_PER_WORKER, BatchScheduler, Limits, QueueFullError
+from core.catalog.cards import Card
 from core.catalog.registry import ModelVersion
 
 LARGEST, SLICE = 32, 16
-ENTRY = ModelVersion("model", "1", {}, Path())
+CARD = Card.from_json({"image": {"channels": 1, "height": 8, "width": 8}, "operations": {}})
+ENTRY = ModelVersion("model", "1", CARD, Path())
 WIDE = Limits(1 << 30, 1 << 30, 1 << 40)
 
 
@@ -157,13 +159,13 @@ def test_a_waiting_request_costs_the_same_whatever_its_rows() -> None:
     """150 requests for 65 536 rows are taken and let go within a few milliseconds, with images too."""
     made = scheduler()
     picture = {"images": np.zeros((65_536, 1, 1, 1), np.uint8)}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     waiting = [PendingRequest(ENTRY, "sample", {}, seed, 65_536, picture) for seed in range(150)]
     for one in waiting:
         made.submit(one)
     for one in waiting:
         made.cancel(one)
-    assert time.perf_counter() - begun < 0.1
+    assert time.perf_counter() - started < 0.1
     assert not len(made)
 
 
@@ -173,10 +175,10 @@ def test_cancelling_costs_the_request_s_own_rows() -> None:
     waiting = [request(16, options=number % 50) for number in range(20_000)]
     for one in waiting:
         made.submit(one)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for one in (*waiting[::-2], *waiting[::2]):
         made.cancel(one)
-    assert time.perf_counter() - begun < 1.0
+    assert time.perf_counter() - started < 1.0
     assert not len(made)
     assert made.next_batch("interactive", 1) is None
 
@@ -258,7 +260,7 @@ def test_large_requests_take_turns_between_owners() -> None:
     assert Counter(served(made, "bulk")[0] for _ in range(10)) == {"busy": 5, "other": 5}
 
 
-def test_a_small_request_rides_along_with_larger_ones() -> None:
+def test_a_small_request_joins_the_batch_of_larger_ones() -> None:
     """A single row does not wait for those of 15 rows that came before it, nor they for ever for single rows."""
     made = BatchScheduler(WIDE, Clock())
     made.capacity["model@1", "sample"] = (100, 60)
@@ -289,7 +291,7 @@ def test_a_small_request_rides_along_with_larger_ones() -> None:
     backlog=st.lists(st.tuples(st.integers(1, 200), st.integers(0, 5), st.integers(0, 30)), max_size=150),
     rows=st.integers(1, SLICE),
 )
-def test_nobody_starves(backlog: list[tuple[int, int, int]], rows: int) -> None:
+def test_no_owner_starves(backlog: list[tuple[int, int, int]], rows: int) -> None:
     """Before another owner's request at most one batch per owner passes on its queue, whatever waits and comes."""
     made = scheduler()
     for one, owner, kind in backlog:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from api.errors import NotAcceptableError, RangeError
 from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, window, with_acceptance_rate
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
-from tests.api.telling import opened
+from tests.api.helpers import decode_image
 
 PICTURES, NUMBERS = BY_METHOD["sample"], BY_METHOD["energy"]
 DATA = bytes(range(100))
@@ -41,7 +42,7 @@ DATA = bytes(range(100))
         ("application/json;charset=utf-8", JSON),
     ],
 )
-def test_the_form_most_wished_for_is_chosen(accept: str, media: str) -> None:
+def test_the_most_preferred_media_type_is_chosen(accept: str, media: str) -> None:
     """Quality decides, then how exactly a form is named, then JSON goes before PNG and NPZ."""
     assert negotiate(accept, PICTURES) == media
 
@@ -72,11 +73,11 @@ def test_every_form_carries_the_same_pixels() -> None:
     pngs = [png(one) for one in pixels]
     for media in (JSON, PNG, NPZ):
         assert render({"images": pngs}, about, media) == render({"images": pixels}, about, media)
-    sheet = opened(render({"images": pixels}, about, PNG))
+    sheet = decode_image(render({"images": pixels}, about, PNG))
     assert sheet.shape == (8, 8)
     assert (sheet[:4, 4:] == pixels[1, 0]).all()
     assert (sheet[4:, 4:] == 0).all()  # the empty cell
-    assert (opened(render({"images": pixels[:1]}, about, PNG)) == pixels[0, 0]).all()
+    assert (decode_image(render({"images": pixels[:1]}, about, PNG)) == pixels[0, 0]).all()
     with np.load(io.BytesIO(render({"images": pixels}, about, NPZ))) as arrays:
         assert (arrays["images"] == pixels).all()
         assert (str(arrays["model"]), int(arrays["seed"])) == ("m", 2**63 - 1)
@@ -95,12 +96,14 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
 def test_a_grid_may_have_so_many_columns() -> None:
     """Three pictures in one line, where near-square they would stand in two."""
     pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
-    assert opened(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
+    assert decode_image(render({"images": pixels}, About("m", "1", 0, columns=3), PNG)).shape == (4, 12)
 
 
 def test_numbered_fields_are_one_list_in_json() -> None:
     """`layers.0` … `layers.10` come in the order of their numbers, whatever their widths; NPZ keeps their names."""
-    fields = {f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)}
+    fields: dict[str, Any] = {
+        f"layers.{number}": np.full((2, number + 1), number, np.float32) for number in (10, 1, 0, 2)
+    }
     fields |= {"log.p": np.zeros(2, np.float32), "unit": "nats"}
     body = json.loads(render(fields, About("m", "1", 0), JSON))
     assert [layer[0] for layer in body["layers"]] == [[0.0], [1.0] * 2, [2.0] * 3, [10.0] * 11]
@@ -109,7 +112,7 @@ def test_numbered_fields_are_one_list_in_json() -> None:
         assert arrays["layers.10"].shape == (2, 11)
 
 
-def test_acceptance_is_with_acceptance_rate_over_all_rows() -> None:
+def test_the_acceptance_rate_covers_all_rows() -> None:
     """Accepted over proposed, not the mean of the rows' own rates; without proposals there is none."""
     fields = {"accepted": np.array([True, True, False]), "proposals": np.array([1, 3, 4])}
     assert with_acceptance_rate(fields)["acceptance_rate"] == 0.25
@@ -118,7 +121,7 @@ def test_acceptance_is_with_acceptance_rate_over_all_rows() -> None:
     assert with_acceptance_rate({"accepted": np.array([True])}).keys() == {"accepted"}
 
 
-def _asked(**headers: str) -> Request:
+def _request(**headers: str) -> Request:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return Request({"type": "http", "method": "GET", "headers": pairs})
 
@@ -141,11 +144,11 @@ def ranged(request: Request, data: bytes, media: str, headers: dict[str, str]) -
     ],
 )
 def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
-    """206 with the bytes asked for and where they lie."""
-    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
-    assert answer.status_code == 206
-    assert answer.body == DATA[part[0] : part[1] + 1]
-    assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1]}/100"
+    """206 with the requested bytes and their Content-Range."""
+    response = ranged(_request(range=wanted), DATA, NPZ, {})
+    assert response.status_code == 206
+    assert response.body == DATA[part[0] : part[1] + 1]
+    assert response.headers["content-range"] == f"bytes {part[0]}-{part[1]}/100"
 
 
 @pytest.mark.parametrize(
@@ -153,31 +156,31 @@ def test_a_range_gives_that_part(wanted: str, part: tuple[int, int]) -> None:
 )
 def test_a_range_of_another_shape_is_ignored(wanted: str) -> None:
     """The whole result comes, as RFC 9110 allows."""
-    answer = ranged(_asked(range=wanted), DATA, NPZ, {})
-    assert (answer.status_code, answer.body) == (200, DATA)
-    assert answer.headers["accept-ranges"] == "bytes"
+    response = ranged(_request(range=wanted), DATA, NPZ, {})
+    assert (response.status_code, response.body) == (200, DATA)
+    assert response.headers["accept-ranges"] == "bytes"
 
 
 @pytest.mark.parametrize("wanted", ["bytes=100-", "bytes=200-300", "bytes=-0", "bytes=9-3"])
 def test_a_range_outside_is_refused(wanted: str) -> None:
     """416 says how long the result is."""
     with pytest.raises(RangeError) as caught:
-        ranged(_asked(range=wanted), DATA, NPZ, {})
+        ranged(_request(range=wanted), DATA, NPZ, {})
     assert caught.value.headers["Content-Range"] == "bytes */100"
 
 
 def test_a_known_result_is_not_sent_again() -> None:
     """If-None-Match with its ETag, weak or among others or any, gives 304; another one gives the result."""
-    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
+    tag = ranged(_request(), DATA, NPZ, {}).headers["etag"]
     for seen in (tag, f'"x", {tag}', f"W/{tag}", "*"):
-        answer = ranged(_asked(if_none_match=seen), DATA, NPZ, {})
-        assert (answer.status_code, answer.body, answer.headers["etag"]) == (304, b"", tag)
-    assert ranged(_asked(if_none_match='"x"'), DATA, NPZ, {}).status_code == 200
-    assert ranged(_asked(), DATA + b"!", NPZ, {}).headers["etag"] != tag
+        response = ranged(_request(if_none_match=seen), DATA, NPZ, {})
+        assert (response.status_code, response.body, response.headers["etag"]) == (304, b"", tag)
+    assert ranged(_request(if_none_match='"x"'), DATA, NPZ, {}).status_code == 200
+    assert ranged(_request(), DATA + b"!", NPZ, {}).headers["etag"] != tag
 
 
 def test_a_download_resumes_only_on_the_same_result() -> None:
     """If-Range with its ETag gives the part; with another one, the whole."""
-    tag = ranged(_asked(), DATA, NPZ, {}).headers["etag"]
-    assert ranged(_asked(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
-    assert ranged(_asked(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA
+    tag = ranged(_request(), DATA, NPZ, {}).headers["etag"]
+    assert ranged(_request(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
+    assert ranged(_request(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA

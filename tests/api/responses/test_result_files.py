@@ -5,7 +5,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import orjson
@@ -17,11 +17,11 @@ from api.responses.large_responses import LARGE_BYTES, ResponseMemory
 from api.responses.result_files import STORED_BYTES, ResultFiles
 from core.blobs import Blobs
 from tests.api.attack import MIB, connect, cpu_seconds, rss_bytes
-from tests.api.telling import MODEL, ended, promised, samples
+from tests.api.helpers import MODEL, create_job, finished_job, post_samples
 from tests.stack import Stack
 
 
-def _asked(**headers: str) -> Request:
+def _request(**headers: str) -> Request:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return Request({"type": "http", "method": "GET", "headers": pairs})
 
@@ -61,7 +61,7 @@ class _Job:
         return self.data, {"Reverie-Seed": "1"}
 
     async def respond(self, **headers: str) -> Any:
-        return await self.files.respond(_asked(**headers), "job", "json", "application/json", self.render)
+        return await self.files.respond(_request(**headers), "job", "json", "application/json", self.render)
 
 
 def test_a_large_result_is_rendered_once(tmp_path: Path) -> None:
@@ -135,9 +135,14 @@ def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, in pieces, and the memory is given back."""
-    made = []
+    files: list[IO[bytes]] = []
     original = tempfile.TemporaryFile
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: made.append(1) or original(**options))
+
+    def counted(**options: Any) -> IO[bytes]:
+        files.append(original(**options))
+        return files[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", counted)
 
     async def run() -> None:
         memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
@@ -149,7 +154,7 @@ def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytes
         assert memory.held == 0
 
     asyncio.run(run())
-    assert len(made) == 0  # each was sent before the next began
+    assert len(files) == 0  # each was sent before the next began
 
     async def slow() -> None:
         memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
@@ -166,7 +171,7 @@ def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytes
         assert memory.held == 0
 
     asyncio.run(slow())
-    assert len(made) == 1
+    assert len(files) == 1
 
 
 # --- a real service ---
@@ -176,8 +181,8 @@ def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("media", ["application/json", "application/x-npz", "image/png"])
 def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack, media: str) -> None:
     """A byte of it, and the news that it has not changed."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=20_000, seed=3)
-    assert ended(client, job_id)["status"] == "succeeded"
+    job_id = create_job(client, "/v1/samples", model=MODEL, count=20_000, seed=3)
+    assert finished_job(client, job_id)["status"] == "succeeded"
     accept = {"Accept": media}
     whole = client.get(f"/v1/jobs/{job_id}/result", headers=accept)
     assert len(whole.content) > STORED_BYTES
@@ -196,8 +201,8 @@ def test_parts_of_a_large_result_cost_little(client: httpx.Client, stack: Stack,
 @pytest.mark.timing
 def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: Stack) -> None:
     """Of a large job's result, fifteen at a time."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=40_000, seed=3)
-    assert ended(client, job_id)["status"] == "succeeded"
+    job_id = create_job(client, "/v1/samples", model=MODEL, count=40_000, seed=3)
+    assert finished_job(client, job_id)["status"] == "succeeded"
     size = len(client.get(f"/v1/jobs/{job_id}/result").content)
     assert size > 8 * MIB
     pid = stack.parts["api"].pid
@@ -209,12 +214,12 @@ def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: St
         held.append(connection)
     time.sleep(2)
     assert rss_bytes(pid) < rss + 64 * MIB
-    assert samples(client).status_code == 200
+    assert post_samples(client).status_code == 200
     for connection in held:
         connection.close()
 
 
-def test_a_large_answer_is_whole(client: httpx.Client) -> None:
+def test_a_large_response_is_complete(client: httpx.Client) -> None:
     """Also one that no job was made for."""
     answer = client.post(
         "/v1/samples", json={"model": MODEL, "count": 10_000, "seed": 3}, headers={"Prefer": "wait=60"}

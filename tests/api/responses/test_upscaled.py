@@ -1,4 +1,4 @@
-"""Jobs' pictures become files: once, whole, and in the form that was asked for."""
+"""Images of upscale jobs become files: once, complete, and in the requested format."""
 
 import asyncio
 import errno
@@ -29,7 +29,7 @@ ORDER = UpscaleSpec(Layout.of(SIZE, 3, alpha=False, tile=(32, 32), margin=4), SC
 
 
 class Bench:
-    """A darkroom over a store with one job's picture, and how often its tiles were read."""
+    """An upscale service over a store with one job's image, and how often its tiles were read."""
 
     def __init__(self, folder: Path) -> None:
         self.blobs = Blobs(f"file://{folder / 'blobs'}")
@@ -89,7 +89,7 @@ def test_an_order_survives_its_job() -> None:
     assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
 
 
-def test_many_that_ask_at_once_share_one_writing(bench: Bench) -> None:
+def test_concurrent_requests_for_a_file_share_one_write(bench: Bench) -> None:
     """And later ones get the file as it was written; nothing unfinished is left."""
 
     async def all_at_once() -> list[bytes]:
@@ -106,7 +106,7 @@ def test_many_that_ask_at_once_share_one_writing(bench: Bench) -> None:
     assert not list(bench.unfinished.iterdir())
 
 
-def test_json_says_what_the_model_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_has_the_fields_of_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants of the whole beside the picture; one too large for JSON is refused with what would work."""
     answer = bench.inference_request("application/json")
     body = orjson.loads(answer.body)
@@ -120,7 +120,7 @@ def test_json_says_what_the_model_said(bench: Bench, monkeypatch: pytest.MonkeyP
         bench.inference_request("application/json")
 
 
-def test_what_was_deleted_stays_so(bench: Bench) -> None:
+def test_a_deleted_job_leaves_no_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job without tiles, or whose tiles go while its file is written, is gone and leaves nothing."""
     bench.gone = True
     with pytest.raises(GoneError):
@@ -132,14 +132,14 @@ def test_what_was_deleted_stays_so(bench: Bench) -> None:
         bench.gone = True
         real(key, data)
 
-    bench.blobs.put = put  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.blobs, "put", put)
     with pytest.raises(GoneError):
         bench.inference_request()
     with pytest.raises(FileNotFoundError):
         bench.blobs.get("jobs/job_1/answer.png")
 
 
-def test_a_full_disk_is_told(bench: Bench) -> None:
+def test_a_full_disk_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """507 with what would help; another fault of the store is 503."""
     assert isinstance(storage_failed(OSError(errno.ENOSPC, "No space left on device")), FullError)
     assert isinstance(storage_failed(OSError(errno.EIO, "Input/output error")), OverloadedError)
@@ -147,7 +147,7 @@ def test_a_full_disk_is_told(bench: Bench) -> None:
     def take(_key: str, _file: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    bench.blobs.take = take  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.blobs, "take", take)
     with pytest.raises(FullError, match="smaller"):
         bench.inference_request()
     assert not list(bench.unfinished.iterdir())

@@ -18,9 +18,10 @@ from api import streaming_upload as spool
 from api.app import create_app
 from core.datasets.store import Datasets
 from core.settings import Settings
-from tests.api.telling import encoded, ended, opened, problem
+from tests.api.helpers import decode_image, encode_image, finished_job, problem
 from tests.stack import Stack, free_port
 from tests.uploads import DIGITS, end_of, idx, npz, packed, pictures, png, tar, zip_end, zipped
+from tests.waiting import wait_until
 
 PATH = "/v1/datasets"
 ZIP = {"Content-Type": "application/zip"}
@@ -34,11 +35,16 @@ def sent(client: httpx.Client, file: bytes, labels: bytes | None = None, **field
 
 @pytest.fixture
 def datasets(stack: Stack) -> Iterator[Datasets]:
-    """The folder of the shared service, empty again afterwards."""
+    """The folder of the shared service, empty before and after the test."""
     folder = Datasets(Path(stack.environment["REVERIE_STATE"]) / "datasets")
+    _delete_all(folder)
     yield folder
-    for about in folder.listing(limit=100):
-        folder.delete(about["name"])
+    _delete_all(folder)
+
+
+def _delete_all(datasets: Datasets) -> None:
+    for about in datasets.listing(limit=100):
+        datasets.delete(about["name"])
 
 
 def at_work(datasets: Datasets) -> list[Path]:
@@ -51,10 +57,10 @@ def at_work(datasets: Datasets) -> list[Path]:
 
 def test_an_upload_is_a_dataset(client: httpx.Client, datasets: Datasets) -> None:
     """With its shape, counts and fingerprint; to be had, listed, looked at and deleted by its name."""
-    answer = sent(client, DIGITS.read_bytes(), name="digits", validation=0.05)
-    assert answer.status_code == 201, answer.text
-    assert answer.headers["location"] == "/v1/datasets/digits"
-    body = answer.json()
+    response = sent(client, DIGITS.read_bytes(), name="digits", validation=0.05)
+    assert response.status_code == 201, response.text
+    assert response.headers["location"] == "/v1/datasets/digits"
+    body = response.json()
     assert body["counts"] == {"train": 1700, "validation": 100, "test": 200}
     assert (body["kind"], body["channels"], body["height"], body["width"]) == ("pictures", 1, 28, 28)
     assert len(body["sha256"]) == 64
@@ -62,8 +68,8 @@ def test_an_upload_is_a_dataset(client: httpx.Client, datasets: Datasets) -> Non
     assert client.get(PATH).json()["data"] == [body]
     picture = client.get(body["links"]["preview"])
     assert picture.headers["content-type"] == "image/png"
-    assert opened(picture.content).shape == (224, 224)
-    assert opened(client.get(f"{PATH}/digits/preview?split=test&count=4").content).shape == (56, 56)
+    assert decode_image(picture.content).shape == (224, 224)
+    assert decode_image(client.get(f"{PATH}/digits/preview?split=test&count=4").content).shape == (56, 56)
     assert at_work(datasets) == []
     assert client.delete(f"{PATH}/digits").status_code == 204
     for gone in (client.get(f"{PATH}/digits"), client.delete(f"{PATH}/digits"), client.get(f"{PATH}/digits/preview")):
@@ -86,7 +92,7 @@ def test_a_raw_body_is_the_same_as_a_form(client: httpx.Client, datasets: Datase
     assert at_work(datasets) == []
 
 
-def test_lists_go_on(client: httpx.Client, datasets: Datasets) -> None:
+def test_lists_are_paginated(client: httpx.Client, datasets: Datasets) -> None:
     """By name, a page at a time."""
     assert client.get(PATH).json() == {
         "object": "list",
@@ -110,7 +116,7 @@ def test_every_kind_of_upload(client: httpx.Client, datasets: Datasets) -> None:
     bits = np.random.default_rng(0).integers(0, 2, (60, 112), dtype=np.uint8)
     vectors = sent(client, npz(train=bits[:40], valid=bits[40:50], test=bits[50:]), name="vectors").json()
     assert (vectors["kind"], vectors["counts"]) == ("vectors", {"train": 40, "validation": 10, "test": 10})
-    mixed = packed([*zipped(), ("wide.jpg", encoded(Image.new("RGB", (200, 100), "red"), "JPEG"))])
+    mixed = packed([*zipped(), ("wide.jpg", encode_image(Image.new("RGB", (200, 100), "red"), "JPEG"))])
     resized = sent(client, mixed, name="resized", resize="8x16").json()
     assert (resized["channels"], resized["height"], resized["width"], resized["resized"]) == (3, 8, 16, 13)
     photographs = [(f"{n}.png", png(pictures(1, 100 + n, 200, n)[0])) for n in range(4)]
@@ -119,7 +125,7 @@ def test_every_kind_of_upload(client: httpx.Client, datasets: Datasets) -> None:
     assert sum(patches["counts"].values()) == 8
 
 
-def test_what_is_used_is_not_deleted(client: httpx.Client, datasets: Datasets) -> None:
+def test_a_dataset_in_use_is_not_deleted(client: httpx.Client, datasets: Datasets) -> None:
     """409 says who uses it."""
     sent(client, idx(pictures(12)), name="used")
     datasets.use("used", "job_7")
@@ -172,7 +178,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_uploads_are_told(client: httpx.Client, datasets: Datasets, case: str) -> None:
+def test_bad_uploads_are_rejected_with_the_reason(client: httpx.Client, datasets: Datasets, case: str) -> None:
     """At their field, with what would work; nothing is left behind."""
     file, labels, fields, status, field, word = BAD[case]
     body = problem(sent(client, file, labels, **{"name": "bad", **fields}), status, word)
@@ -192,7 +198,7 @@ NAME = ('Content-Disposition: form-data; name="name"', b"x")
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "words"),
+    ("arguments", "status", "words"),
     [
         ({"content": b"x"}, 415, ["a body without a Content-Type", "multipart/form-data"]),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, ["text/plain"]),
@@ -214,15 +220,15 @@ NAME = ('Content-Disposition: form-data; name="name"', b"x")
         ({"content": b" " * 70_000, "headers": {"Content-Type": "application/json"}}, 413, ["65536"]),
     ],
 )
-def test_bad_bodies_are_told(
-    client: httpx.Client, datasets: Datasets, asked: dict[str, Any], status: int, words: list[str]
+def test_bad_bodies_are_rejected_with_the_reason(
+    client: httpx.Client, datasets: Datasets, arguments: dict[str, Any], status: int, words: list[str]
 ) -> None:
     """Whatever of them cannot be read."""
-    problem(client.post(PATH, **asked), status, *words)
+    problem(client.post(PATH, **arguments), status, *words)
     assert at_work(datasets) == []
 
 
-def test_bad_questions_are_told(client: httpx.Client, datasets: Datasets) -> None:
+def test_bad_queries_are_rejected_with_the_reason(client: httpx.Client, datasets: Datasets) -> None:
     """Of lists and previews."""
     sent(client, idx(pictures(12)), name="small", test=0)
     problem(client.get(f"{PATH}/small/preview?split=test"), 404, "no pictures in its test split")
@@ -237,17 +243,10 @@ def test_bad_questions_are_told(client: httpx.Client, datasets: Datasets) -> Non
 
 
 def _opened(stack: Stack, head: bytes) -> socket.socket:
-    """A connection on which a request to upload was begun."""
+    """Return a connection on which an upload has started."""
     connection = socket.create_connection(("127.0.0.1", stack.port), 30)
     connection.sendall(b"POST /v1/datasets?name=early HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: early\r\n" + head)
     return connection
-
-
-def _soon(good: Callable[[], Any]) -> None:
-    until = time.monotonic() + 30
-    while not good():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_a_client_that_leaves_leaves_nothing(stack: Stack, client: httpx.Client, datasets: Datasets) -> None:
@@ -257,14 +256,14 @@ def test_a_client_that_leaves_leaves_nothing(stack: Stack, client: httpx.Client,
     for share in (0.5, 1.0):
         with _opened(stack, head) as connection:
             connection.sendall(large[: int(len(large) * share)])
-            _soon(lambda: at_work(datasets))
-        _soon(lambda: not at_work(datasets))
+            wait_until(lambda: at_work(datasets), "the upload has a folder")
+        wait_until(lambda: not at_work(datasets), "the folder of the upload is gone")
     assert client.get(f"{PATH}/early").status_code == 404
 
     def statuses() -> list[int]:
-        return [line["status"] for line in stack.log("api") if line.get("request_id") == "early"]
+        return [int(str(line["status"])) for line in stack.log("api") if line.get("request_id") == "early"]
 
-    _soon(lambda: len(statuses()) == 2)
+    wait_until(lambda: len(statuses()) == 2, "both requests are logged")
     assert statuses() == [499, 499]
 
 
@@ -274,12 +273,12 @@ def test_a_wrong_content_length_is_a_truncated_file(stack: Stack, client: httpx.
     head = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n"
     with _opened(stack, head % (len(file) - 10)) as connection:
         connection.sendall(file[:-10])
-        answer = connection.recv(65_536)
-    assert answer.startswith(b"HTTP/1.1 422")
+        response = connection.recv(65_536)
+    assert response.startswith(b"HTTP/1.1 422")
     with _opened(stack, head % (len(file) + 10)) as connection:
         connection.sendall(file)
-        _soon(lambda: at_work(datasets))
-    _soon(lambda: not at_work(datasets))
+        wait_until(lambda: at_work(datasets), "the upload has a folder")
+    wait_until(lambda: not at_work(datasets), "the folder of the upload is gone")
     assert client.get(f"{PATH}/early").status_code == 404
 
 
@@ -309,11 +308,14 @@ def _alone(folder: Path, visit: Callable[[httpx.AsyncClient], Awaitable[None]], 
     asyncio.run(run())
 
 
-RAW = {"params": {"name": "x"}, "headers": {"Content-Type": "application/octet-stream"}}
+async def _uploaded(client: httpx.AsyncClient, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
+    """Return the response to an upload as a raw body."""
+    headers = {"Content-Type": "application/octet-stream"}
+    return await client.post(PATH, params={"name": "x"}, content=content, headers=headers)
 
 
 def test_the_limit_of_uploads_is_their_own(tmp_path: Path) -> None:
-    """Larger than that of other routes, and held whether the length is said or not."""
+    """It is larger than that of other routes, and applies with and without Content-Length."""
 
     async def unsaid() -> AsyncIterator[bytes]:
         for _ in range(100):
@@ -321,21 +323,22 @@ def test_the_limit_of_uploads_is_their_own(tmp_path: Path) -> None:
             await asyncio.sleep(0)
 
     async def visit(client: httpx.AsyncClient) -> None:
-        for content in (bytes(3 << 20), unsaid()):
-            answer = await client.post(PATH, content=content, **RAW)
-            problem(answer, 413, str(2 << 20), "smaller file")
-        problem(await client.post(PATH, content=bytes(1 << 20), **RAW), 422, "not IDX")
+        contents: tuple[bytes | AsyncIterator[bytes], ...] = (bytes(3 << 20), unsaid())
+        for content in contents:
+            response = await _uploaded(client, content)
+            problem(response, 413, str(2 << 20), "smaller file")
+        problem(await _uploaded(client, bytes(1 << 20)), 422, "not IDX")
         problem(await client.post("/v1/samples", content=bytes(1 << 20)), 413, "4096", "fewer images")
 
     _alone(tmp_path, visit, max_dataset_bytes=2 << 20, max_body_bytes=4096)
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """507 while the file comes, or while it is converted, and the disk is as it was."""
 
     async def visit(client: httpx.AsyncClient) -> None:
         for file in (bytes(3 << 20), DIGITS.read_bytes()):
-            problem(await client.post(PATH, content=file, **RAW), 507, "no room", "delete others")
+            problem(await _uploaded(client, file), 507, "no room", "delete others")
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # a file of more is refused as by a full disk
@@ -346,10 +349,10 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reserve_is_left_on_the_disk(tmp_path: Path) -> None:
-    """For the ledger, which must go on."""
+    """Free disk space stays reserved for the job store."""
 
     async def visit(client: httpx.AsyncClient) -> None:
-        problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 507, "no room", "delete others")
+        problem(await _uploaded(client, DIGITS.read_bytes()), 507, "no room", "delete others")
 
     _alone(tmp_path, visit, min_free_disk_bytes=1 << 60)
 
@@ -364,13 +367,13 @@ def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytes
         yield b""
 
     async def visit(client: httpx.AsyncClient) -> None:
-        problem(await client.post(PATH, content=slow(), **RAW), 408, "nothing of the body came", "send it again")
+        problem(await _uploaded(client, slow()), 408, "nothing of the body came", "send it again")
 
     _alone(tmp_path, visit)
 
 
 def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the time of the setting its process is killed, the client is told why, and nothing is left."""
+    """Its process is killed after the time limit, the response names the setting, and nothing is left."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass\n"
@@ -381,7 +384,7 @@ def test_a_conversion_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
     async def visit(client: httpx.AsyncClient) -> None:
         start = time.monotonic()
-        refused = await client.post(PATH, content=DIGITS.read_bytes(), **RAW)
+        refused = await _uploaded(client, DIGITS.read_bytes())
         body = problem(refused, 422, "longer than", "REVERIE_CONVERSION_TIMEOUT_S")
         assert body["errors"][0]["field"] == "file"
         assert 1 <= time.monotonic() - start < 20
@@ -398,48 +401,48 @@ def test_a_named_dataset_is_a_job_at_once(tmp_path: Path) -> None:
     async def visit(client: httpx.AsyncClient) -> None:
         for prefer, wait_s in (("", 0), ("wait=1", 1)):
             start = time.monotonic()
-            answer = await client.post(PATH, json={"source": "mnist", "name": "digits"}, headers={"Prefer": prefer})
+            response = await client.post(PATH, json={"source": "mnist", "name": "digits"}, headers={"Prefer": prefer})
             assert wait_s <= time.monotonic() - start < wait_s + 2
-            job = answer.json()
-            assert (answer.status_code, job["kind"], job["status"]) == (202, "dataset", "queued")
-            assert answer.headers["location"] == job["links"]["self"]
+            job = response.json()
+            assert (response.status_code, job["kind"], job["status"]) == (202, "dataset", "queued")
+            assert response.headers["location"] == job["links"]["self"]
             assert job["request"] == {"source": "mnist", "name": "digits", "validation": 0.1, "shared": None}
             assert (await client.post(job["links"]["cancel"])).json()["status"] == "cancelled"
 
     _alone(tmp_path, visit)
 
 
-def test_a_reader_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_reader_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal that ends it is the file's fault, another fault is ours."""
     (tmp_path / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     async def visit(client: httpx.AsyncClient) -> None:
-        problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 422, "signal 11")
+        problem(await _uploaded(client, DIGITS.read_bytes()), 422, "signal 11")
         (tmp_path / "sitecustomize.py").write_text("raise SystemExit(2)\n")
-        problem(await client.post(PATH, content=DIGITS.read_bytes(), **RAW), 500)
+        problem(await _uploaded(client, DIGITS.read_bytes()), 500)
 
     _alone(tmp_path / "state", visit)
 
 
 @pytest.mark.slow
-def test_a_set_by_name(client: httpx.Client, datasets: Datasets) -> None:
+def test_a_dataset_by_name(client: httpx.Client, datasets: Datasets) -> None:
     """MNIST, with its own test part, and again the same."""
-    asked = {"source": "mnist", "name": "digits"}
-    job_id = client.post(PATH, json=asked).json()["id"]
-    job = ended(client, job_id)
+    payload = {"source": "mnist", "name": "digits"}
+    job_id = client.post(PATH, json=payload).json()["id"]
+    job = finished_job(client, job_id)
     assert job["status"] == "succeeded", job
     made = client.get(f"{PATH}/digits")
     assert made.json()["counts"] == {"train": 54000, "validation": 6000, "test": 10000}
-    assert client.post(PATH, json=asked).status_code == 200
+    assert client.post(PATH, json=payload).status_code == 200
 
 
 # --- memory ---
 
 
 def _memory_kb(stack: Stack, what: str) -> int:
-    said = Path(f"/proc/{stack.parts['api'].pid}/status").read_text()
-    return int(said.partition(f"{what}:")[2].split()[0])
+    status = Path(f"/proc/{stack.parts['api'].pid}/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0])
 
 
 @pytest.mark.parametrize("form", [True, False])
@@ -459,7 +462,7 @@ def test_an_upload_is_never_in_memory(stack: Stack, client: httpx.Client, datase
     Path(f"/proc/{stack.parts['api'].pid}/clear_refs").write_text("5")  # the peak counts from now
     before = _memory_kb(stack, "VmRSS")
     kind = "multipart/form-data; boundary=b" if form else "application/octet-stream"
-    answer = client.post(PATH, params={"name": "large"}, content=body(), headers={"Content-Type": kind})
-    assert answer.status_code == 201, answer.text
-    assert answer.json()["counts"] == {"train": 240, "validation": 30, "test": 30}
+    response = client.post(PATH, params={"name": "large"}, content=body(), headers={"Content-Type": kind})
+    assert response.status_code == 201, response.text
+    assert response.json()["counts"] == {"train": 240, "validation": 30, "test": 30}
     assert _memory_kb(stack, "VmHWM") - before < 64_000

@@ -9,15 +9,15 @@ import pytest
 
 from core.imaging.pictures import png
 from core.jobs.store import JobStore
-from tests.api.telling import (
+from tests.api.helpers import (
     FAULTY,
     MODEL,
     b64,
-    ended,
+    create_job,
+    finished_job,
+    job_when,
+    post_samples,
     problem,
-    promised,
-    reached,
-    samples,
 )
 from tests.stack import Stack
 
@@ -29,9 +29,9 @@ def _small() -> bytes:
 
 def test_jobs_are_listed_newest_first_page_by_page(client: httpx.Client) -> None:
     """`after` and `limit` walk the list; filters leave others out."""
-    made = [promised(client, "/v1/samples", model=FAULTY, seed=seed) for seed in (1, 2, 13)]
+    made = [create_job(client, "/v1/samples", model=FAULTY, seed=seed) for seed in (1, 2, 13)]
     for job_id in made:
-        ended(client, job_id)
+        finished_job(client, job_id)
     page = client.get("/v1/jobs", params={"limit": 2, "model": FAULTY}).json()
     assert [job["id"] for job in page["data"]] == [made[2], made[1]]
     assert (page["object"], page["has_more"], page["first_id"], page["last_id"]) == ("list", True, made[2], made[1])
@@ -65,51 +65,51 @@ def test_an_unknown_job_is_a_problem(client: httpx.Client, job_id: str) -> None:
 def test_a_running_job_is_looked_at_and_cancelled(client: httpx.Client, digit: bytes) -> None:
     """It shows progress, has no result yet, cannot be deleted; cancelling it ends it and frees the worker at once."""
     image = b64(_small())
-    job_id = promised(client, "/v1/likelihoods", model=FAULTY, images=[image], k=1000, seconds=0.05)
+    job_id = create_job(client, "/v1/likelihoods", model=FAULTY, images=[image], k=1000, seconds=0.05)
     here = f"/v1/jobs/{job_id}"
-    job = reached(client, job_id, lambda job: job["progress"] > 0)
+    job = job_when(client, job_id, lambda job: job["progress"] > 0)
     assert job["status"] == "running"
     assert client.get(here).headers["retry-after"] == "1"
     assert problem(client.get(f"{here}/result"), 409, "running")["job_status"] == "running"
     problem(client.delete(here), 409, "cancel it first")
     cancelled = client.post(f"{here}/cancel")
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-    begun = time.monotonic()
-    assert samples(client).status_code == 200
-    assert time.monotonic() - begun < 5
+    started = time.monotonic()
+    assert post_samples(client).status_code == 200
+    assert time.monotonic() - started < 5
     assert client.post(f"{here}/cancel").json()["status"] == "cancelled"  # again is no harm
     problem(client.get(f"{here}/result"), 409, "cancelled")
-    assert ended(client, job_id)["status"] == "cancelled"
+    assert finished_job(client, job_id)["status"] == "cancelled"
     assert client.delete(here).status_code == 204
     problem(client.get(here), 404)
 
 
 def test_a_queued_job_is_cancelled_before_it_runs(client: httpx.Client) -> None:
     """Its turn never comes."""
-    first = promised(client, "/v1/samples", model=FAULTY, seconds=1)
-    reached(client, first, lambda job: job["status"] == "running")
-    second = promised(client, "/v1/samples", model=MODEL)
+    first = create_job(client, "/v1/samples", model=FAULTY, seconds=1)
+    job_when(client, first, lambda job: job["status"] == "running")
+    second = create_job(client, "/v1/samples", model=MODEL)
     assert client.post(f"/v1/jobs/{second}/cancel").json()["status"] == "cancelled"
-    assert ended(client, first)["status"] == "succeeded"
+    assert finished_job(client, first)["status"] == "succeeded"
     assert client.get(f"/v1/jobs/{second}").json()["started_at"] is None
 
 
 def test_an_adopted_job_is_cancelled(client: httpx.Client) -> None:
     """A request that became a job while it ran can be cancelled like any."""
-    asked = {"model": FAULTY, "images": [b64(_small())], "k": 1000, "seconds": 0.05}
-    job = client.post("/v1/likelihoods", json=asked, headers={"Prefer": "wait=1"}).json()
-    assert reached(client, job["id"], lambda job: job["progress"] > 0)["status"] == "running"
+    fields = {"model": FAULTY, "images": [b64(_small())], "k": 1000, "seconds": 0.05}
+    job = client.post("/v1/likelihoods", json=fields, headers={"Prefer": "wait=1"}).json()
+    assert job_when(client, job["id"], lambda job: job["progress"] > 0)["status"] == "running"
     assert client.post(job["links"]["cancel"]).json()["status"] == "cancelled"
-    begun = time.monotonic()
-    assert samples(client).status_code == 200
-    assert time.monotonic() - begun < 5
+    started = time.monotonic()
+    assert post_samples(client).status_code == 200
+    assert time.monotonic() - started < 5
     assert client.get(job["links"]["self"]).json()["status"] == "cancelled"
 
 
 def test_an_ended_job_cannot_be_cancelled(client: httpx.Client) -> None:
     """409 says how it ended; forgetting it works, and then there is no trace."""
-    job_id = promised(client, "/v1/samples", model=MODEL)
-    ended(client, job_id)
+    job_id = create_job(client, "/v1/samples", model=MODEL)
+    finished_job(client, job_id)
     problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "succeeded")
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
     for path in ("", "/result", "/events"):
@@ -118,8 +118,8 @@ def test_an_ended_job_cannot_be_cancelled(client: httpx.Client) -> None:
 
 def test_a_failed_job_says_why(client: httpx.Client) -> None:
     """The job carries the problem, and its result is refused with it."""
-    job_id = promised(client, "/v1/samples", model=FAULTY, seed=13)
-    job = ended(client, job_id)
+    job_id = create_job(client, "/v1/samples", model=FAULTY, seed=13)
+    job = finished_job(client, job_id)
     assert job["status"] == "failed"
     assert "bad luck" in job["problem"]["detail"]
     assert problem(client.get(job["links"]["result"]), 409, "failed")["job_problem"] == job["problem"]
@@ -127,8 +127,8 @@ def test_a_failed_job_says_why(client: httpx.Client) -> None:
 
 def test_a_result_is_cached_resumed_and_refused(client: httpx.Client) -> None:
     """Strong ETag, 304, ranges with 206 and 416, and If-Range."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=4, seed=8)
-    ended(client, job_id)
+    job_id = create_job(client, "/v1/samples", model=MODEL, count=4, seed=8)
+    finished_job(client, job_id)
     here = f"/v1/jobs/{job_id}/result"
     whole = client.get(here, headers={"Accept": "application/x-npz"})
     tag = whole.headers["etag"]
@@ -157,8 +157,8 @@ def test_a_result_is_cached_resumed_and_refused(client: httpx.Client) -> None:
 
 def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     """410 says that the seed gives it again; the job itself stays."""
-    job_id = promised(client, "/v1/samples", model=MODEL)
-    ended(client, job_id)
+    job_id = create_job(client, "/v1/samples", model=MODEL)
+    finished_job(client, job_id)
     job_store = JobStore(f"sqlite:///{stack.state / 'state' / 'jobs.sqlite3'}")
     assert job_id in job_store.kept_results(1000)
     job_store.mark_expired([job_id])
@@ -167,34 +167,34 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
 
 
-def test_bulk_answers_come_whole(client: httpx.Client) -> None:
+def test_bulk_results_are_complete(client: httpx.Client) -> None:
     """A job of many slices has its rows in order, the same as a direct answer's."""
-    job_id = promised(client, "/v1/samples", model=MODEL, count=3000, seed=5)
-    assert ended(client, job_id)["status"] == "succeeded"
+    job_id = create_job(client, "/v1/samples", model=MODEL, count=3000, seed=5)
+    assert finished_job(client, job_id)["status"] == "succeeded"
     result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "application/x-npz"})
-    assert result.content == samples(client, {"Accept": "application/x-npz"}, count=3000, seed=5).content
+    assert result.content == post_samples(client, {"Accept": "application/x-npz"}, count=3000, seed=5).content
 
 
 # --- events ---
 
 
-def _events(answer: httpx.Response) -> list[dict[str, str]]:
+def _events(response: httpx.Response) -> list[dict[str, str]]:
     """The events of a whole stream; comments are left out."""
-    blocks = [block for block in answer.text.split("\n\n") if block.startswith("id:")]
-    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]  # type: ignore[misc]
+    blocks = [block for block in response.text.split("\n\n") if block.startswith("id:")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
 
 
 def test_events_follow_a_job_to_its_end(client: httpx.Client) -> None:
     """Numbered from 1: queued, running, progress, succeeded; then the stream closes."""
-    asked = {"model": FAULTY, "images": [b64(_small())], "k": 8, "seconds": 0.1}
-    job_id = promised(client, "/v1/likelihoods", **asked)
-    answer = client.get(f"/v1/jobs/{job_id}/events")
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.headers["cache-control"] == "no-store"
-    events = _events(answer)
+    fields = {"model": FAULTY, "images": [b64(_small())], "k": 8, "seconds": 0.1}
+    job_id = create_job(client, "/v1/likelihoods", **fields)
+    response = client.get(f"/v1/jobs/{job_id}/events")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-store"
+    events = _events(response)
     assert [int(event["id"]) for event in events] == list(range(1, len(events) + 1))
-    said = [event["data"] for event in events if event["event"] == "status"]
-    assert said == ['{"status":"queued"}', '{"status":"running"}', '{"status":"succeeded"}']
+    statuses = [event["data"] for event in events if event["event"] == "status"]
+    assert statuses == ['{"status":"queued"}', '{"status":"running"}', '{"status":"succeeded"}']
     assert sum(event["event"] == "progress" for event in events) >= 2
 
     def since(seen: str) -> httpx.Response:
@@ -208,9 +208,9 @@ def test_events_follow_a_job_to_its_end(client: httpx.Client) -> None:
         problem(since(wrong), 422, "Last-Event-ID")
 
 
-def test_whoever_claims_to_have_seen_too_much_sees_the_rest(client: httpx.Client, stack: Stack) -> None:
+def test_a_last_event_id_beyond_the_end_gets_the_rest(client: httpx.Client, stack: Stack) -> None:
     """A Last-Event-ID ahead of a running job counts as the last there is, and the stream ends with the job."""
-    job_id = promised(client, "/v1/likelihoods", model=FAULTY, images=[b64(_small())], k=1000, seconds=0.05)
+    job_id = create_job(client, "/v1/likelihoods", model=FAULTY, images=[b64(_small())], k=1000, seconds=0.05)
     here = f"/v1/jobs/{job_id}"
 
     def finish() -> None:

@@ -2,7 +2,7 @@
 
 import httpx
 
-from tests.api.telling import (
+from tests.api.helpers import (
     ENLARGE,
     FAULTY,
     MODEL,

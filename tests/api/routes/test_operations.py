@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from core.imaging.pictures import png
-from tests.api.telling import (
+from tests.api.helpers import (
     FAULTY,
     MODEL,
     b64,
-    encoded,
-    ended,
-    opened,
-    opened_text,
+    decode_image,
+    decode_image_base64,
+    encode_image,
+    finished_job,
+    post_samples,
     problem,
-    samples,
 )
 from tests.stack import Stack
 
@@ -29,31 +29,31 @@ ASYNC = {"Prefer": "respond-async"}
 
 def test_samples_come_as_json_with_pngs(client: httpx.Client) -> None:
     """Two samples are two PNGs of the model's size, with the seed and the version that made them."""
-    answer = samples(client, count=2, seed=3)
-    assert answer.headers["content-type"] == "application/json"
-    body = answer.json()
+    response = post_samples(client, count=2, seed=3)
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
     assert set(body) == {"model", "version", "seed", "images"}
     assert (body["model"], body["version"], body["seed"]) == (MODEL, "1", 3)
-    pictures = [opened_text(image) for image in body["images"]]
+    pictures = [decode_image_base64(image) for image in body["images"]]
     assert [picture.shape for picture in pictures] == [(28, 28)] * 2
     assert pictures[0].std() > 10  # something is drawn
 
 
 def test_same_seed_same_bytes(client: httpx.Client) -> None:
     """A row depends on its seed and number alone: not on count, batch-mates or repetition."""
-    eight = samples(client, count=8, seed=11).json()["images"]
-    four = samples(client, count=4, seed=11).json()["images"]
-    many = samples(client, count=2000, seed=11).json()["images"]
+    eight = post_samples(client, count=8, seed=11).json()["images"]
+    four = post_samples(client, count=4, seed=11).json()["images"]
+    many = post_samples(client, count=2000, seed=11).json()["images"]
     assert eight[:4] == four
     assert many[:8] == eight
     assert len(set(many)) > 1900
 
 
-def test_one_answer_in_three_forms(client: httpx.Client) -> None:
+def test_one_result_in_three_media_types(client: httpx.Client) -> None:
     """JSON, a PNG grid and an NPZ of the same request hold the same pixels."""
-    plain = samples(client, count=5, seed=3)
-    grid = samples(client, {"Accept": "image/png"}, count=5, seed=3)
-    arrays = samples(client, {"Accept": "application/x-npz"}, count=5, seed=3)
+    plain = post_samples(client, count=5, seed=3)
+    grid = post_samples(client, {"Accept": "image/png"}, count=5, seed=3)
+    arrays = post_samples(client, {"Accept": "application/x-npz"}, count=5, seed=3)
     assert [one.headers["content-type"] for one in (grid, arrays)] == ["image/png", "application/x-npz"]
     assert "Accept" in plain.headers["vary"]
     assert grid.headers["reverie-seed"] == "3"
@@ -62,30 +62,30 @@ def test_one_answer_in_three_forms(client: httpx.Client) -> None:
         assert int(kept["seed"]) == 3
         assert (str(kept["model"]), str(kept["version"])) == (MODEL, "1")
     assert (pixels.shape, pixels.dtype) == ((5, 1, 28, 28), np.uint8)
-    assert (opened_text(plain.json()["images"][4]) == pixels[4, 0]).all()
-    sheet = opened(grid.content)
+    assert (decode_image_base64(plain.json()["images"][4]) == pixels[4, 0]).all()
+    sheet = decode_image(grid.content)
     assert sheet.shape == (2 * 28, 3 * 28)
     assert (sheet[28:, 28:56] == pixels[4, 0]).all()
-    one = samples(client, {"Accept": "image/*"}, seed=3)
-    assert (opened(one.content) == pixels[0, 0]).all()
+    one = post_samples(client, {"Accept": "image/*"}, seed=3)
+    assert (decode_image(one.content) == pixels[0, 0]).all()
 
 
 def test_a_form_there_is_none_of_is_refused(client: httpx.Client, digit: bytes) -> None:
     """406 lists the forms; numbers have no PNG."""
-    problem(samples(client, {"Accept": "text/html"}), 406, "image/png", "application/json")
-    asked = {"model": MODEL, "images": [b64(digit)]}
-    answer = client.post("/v1/energies", json=asked, headers={"Accept": "image/png"})
-    problem(answer, 406, "application/x-npz")
+    problem(post_samples(client, {"Accept": "text/html"}), 406, "image/png", "application/json")
+    payload = {"model": MODEL, "images": [b64(digit)]}
+    response = client.post("/v1/energies", json=payload, headers={"Accept": "image/png"})
+    problem(response, 406, "application/x-npz")
 
 
 def test_the_manifold_is_a_grid(client: httpx.Client) -> None:
-    """size² pictures row by row, as one square PNG where that is asked for."""
-    asked = {"model": MODEL, "size": 4, "seed": 0}
-    images = client.post("/v1/manifold", json=asked).json()["images"]
-    sheet = opened(client.post("/v1/manifold", json=asked, headers={"Accept": "image/png"}).content)
+    """Returns size² images row by row; as PNG, one square image."""
+    payload = {"model": MODEL, "size": 4, "seed": 0}
+    images = client.post("/v1/manifold", json=payload).json()["images"]
+    sheet = decode_image(client.post("/v1/manifold", json=payload, headers={"Accept": "image/png"}).content)
     assert len(images) == 16
     assert sheet.shape == (112, 112)
-    assert (sheet[28:56, 56:84] == opened_text(images[6])).all()
+    assert (sheet[28:56, 56:84] == decode_image_base64(images[6])).all()
     problem(client.post("/v1/manifold", json={"model": MODEL, "size": 65}), 422, "size", "64")
 
 
@@ -102,19 +102,19 @@ def test_reconstructions_are_pictures(client: httpx.Client, digit: bytes) -> Non
     body = client.post("/v1/reconstructions", json={"model": MODEL, "images": [b64(digit)] * 2}).json()
     assert set(body) == {"model", "version", "seed", "images", "binarization"}
     assert len(body["images"]) == 2
-    pixels = opened_text(body["images"][0]).astype(float)
+    pixels = decode_image_base64(body["images"][0]).astype(float)
     assert pixels[8:20, 12:16].mean() > pixels[8:20, :6].mean() + 50
 
 
 def test_interpolations_walk_from_the_first_image_to_the_second(client: httpx.Client, digit: bytes) -> None:
     """`steps` pictures, whose ends are the reconstructions of the two."""
-    other = encoded(Image.open(io.BytesIO(digit)).rotate(90))
+    other = encode_image(Image.open(io.BytesIO(digit)).rotate(90))
     whole = {"model": MODEL, "images": [b64(digit), b64(other)], "seed": 1, "binarization": "threshold"}
     body = client.post("/v1/interpolations", json={**whole, "steps": 5}).json()
     assert len(body["images"]) == 5
     ends = client.post("/v1/reconstructions", json=whole).json()["images"]
     for end, picture in zip(ends, (body["images"][0], body["images"][-1]), strict=True):
-        assert abs(opened_text(end).astype(int) - opened_text(picture).astype(int)).max() <= 1
+        assert abs(decode_image_base64(end).astype(int) - decode_image_base64(picture).astype(int)).max() <= 1
     assert body["images"][0] != body["images"][-1]
 
 
@@ -129,17 +129,17 @@ def test_energies_have_a_unit(client: httpx.Client, digit: bytes) -> None:
 
 def test_likelihoods_say_how_sure_they_are(client: httpx.Client, digit: bytes) -> None:
     """log p, its standard error and effective sample size for each image, and K."""
-    asked = {"model": MODEL, "images": [b64(digit)] * 2, "k": 200, "seed": 2}
-    body = client.post("/v1/likelihoods", json=asked).json()
-    said = {"log_p", "standard_error", "effective_sample_size", "k", "unit", "binarization"}
-    assert set(body) == {"model", "version", "seed", *said}
+    payload = {"model": MODEL, "images": [b64(digit)] * 2, "k": 200, "seed": 2}
+    body = client.post("/v1/likelihoods", json=payload).json()
+    names = {"log_p", "standard_error", "effective_sample_size", "k", "unit", "binarization"}
+    assert set(body) == {"model", "version", "seed", *names}
     assert body["k"] == 200
     assert len(body["log_p"]) == len(body["standard_error"]) == 2
     assert all(-1000 < one < 0 for one in body["log_p"])
     assert all(1 <= size <= 200 for size in body["effective_sample_size"])
 
 
-def test_what_a_model_refuses_is_told(client: httpx.Client) -> None:
+def test_a_models_rejection_is_returned(client: httpx.Client) -> None:
     """A ValueError of a model is a 422 with its words, another error a 500 that names it."""
     problem(client.post("/v1/samples", json={"model": FAULTY, "seed": 14}), 422, "seed 14 is not for this model")
     body = problem(client.post("/v1/samples", json={"model": FAULTY, "seed": 13}), 500, "RuntimeError", "bad luck")
@@ -151,37 +151,37 @@ def test_what_a_model_refuses_is_told(client: httpx.Client) -> None:
 
 def test_a_request_may_ask_for_a_job_at_once(client: httpx.Client) -> None:
     """`respond-async` gives 202 with where to look, and the job ends with the bytes of a direct answer."""
-    answer = samples(client, ASYNC, count=3, seed=21)
-    assert answer.status_code == 202
-    job = answer.json()
-    assert answer.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
-    assert int(answer.headers["retry-after"]) >= 1
-    assert answer.headers["preference-applied"] == "respond-async"
+    response = post_samples(client, ASYNC, count=3, seed=21)
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.headers["preference-applied"] == "respond-async"
     assert job["status"] == "queued"
     assert (job["kind"], job["model"], job["progress"], job["problem"]) == ("samples", MODEL, 0, None)
     assert job["request"] == {"model": f"{MODEL}@1", "seed": 21, "options": job["request"]["options"], "count": 3}
     assert job["created_at"].endswith("+00:00")
-    done = ended(client, job["id"])
+    done = finished_job(client, job["id"])
     assert (done["status"], done["progress"]) == ("succeeded", 1)
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
     for media in ("application/json", "image/png", "application/x-npz"):
         result = client.get(job["links"]["result"], headers={"Accept": media})
         assert result.headers["content-type"] == media
-        assert result.content == samples(client, {"Accept": media}, count=3, seed=21).content
+        assert result.content == post_samples(client, {"Accept": media}, count=3, seed=21).content
 
 
 def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
     """`wait=1` of a request of four seconds gives 202 after one, and the same work goes on to the same bytes."""
     fields = {"model": FAULTY, "seed": 31}
-    begun = time.monotonic()
-    asked = {**fields, "seconds": 4}
-    answer = client.post("/v1/samples", json=asked, headers={"Prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - begun < 3
-    assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "wait=1"
-    job = answer.json()
+    started = time.monotonic()
+    payload = {**fields, "seconds": 4}
+    response = client.post("/v1/samples", json=payload, headers={"Prefer": "wait=1"})
+    assert 0.9 < time.monotonic() - started < 3
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "wait=1"
+    job = response.json()
     assert job["status"] == "running"
-    done = ended(client, job["id"])
+    done = finished_job(client, job["id"])
     assert (done["status"], done["attempts"]) == ("succeeded", 0)
     for media in ("application/json", "image/png", "application/x-npz"):
         form = {"Accept": media}
@@ -204,39 +204,39 @@ def test_a_request_waits_no_longer_than_it_may(client: httpx.Client) -> None:
         ([("Prefer", "return=minimal, awaits=3")], None),
     ],
 )
-def test_a_preference_that_is_followed_is_said(
+def test_an_applied_preference_is_named(
     client: httpx.Client, headers: list[tuple[str, str]], applied: str | None
 ) -> None:
     """Preference-Applied echoes what was heeded, within the limit; what is not known is ignored."""
-    answer = client.post("/v1/samples", json={"model": MODEL, "seed": 1}, headers=headers)
-    assert answer.status_code == 200
-    assert answer.headers.get("preference-applied") == applied
-    assert "Prefer" in answer.headers["vary"]
+    response = client.post("/v1/samples", json={"model": MODEL, "seed": 1}, headers=headers)
+    assert response.status_code == 200
+    assert response.headers.get("preference-applied") == applied
+    assert "Prefer" in response.headers["vary"]
 
 
 def test_wait_zero_is_a_job_at_once(client: httpx.Client) -> None:
-    """A client that will not wait gets its promise."""
-    answer = samples(client, {"Prefer": "wait=0"})
-    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+    """With `Prefer: respond-async` the response is 202."""
+    response = post_samples(client, {"Prefer": "wait=0"})
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
 
 
 # --- once and only once ---
 
 
-def test_a_repeated_request_is_answered_again_and_done_once(client: httpx.Client) -> None:
-    """The same key and body give the same seed and bytes; any form of it may be asked for; the key may be quoted."""
+def test_a_repeated_request_is_computed_once(client: httpx.Client) -> None:
+    """The same key and body give the same seed and bytes, in any media type; the key may be quoted."""
     headers = {"Idempotency-Key": "once-1"}
-    first = samples(client, headers, count=2)
+    first = post_samples(client, headers, count=2)
     assert first.status_code == 200
     for key in ("once-1", '"once-1"'):
-        again = samples(client, {"Idempotency-Key": key}, count=2)
+        again = post_samples(client, {"Idempotency-Key": key}, count=2)
         assert (again.status_code, again.content) == (200, first.content)
         assert again.headers["content-location"] == first.headers["content-location"]
-    ranged = samples(client, {**headers, "Range": "bytes=0-9", "If-None-Match": "*"}, count=2)
+    ranged = post_samples(client, {**headers, "Range": "bytes=0-9", "If-None-Match": "*"}, count=2)
     assert (ranged.status_code, ranged.content) == (200, first.content)  # these are for GET alone
     job = client.get(first.headers["content-location"].removesuffix("/result")).json()
     assert job["seed"] == first.json()["seed"]
-    picture = samples(client, {**headers, "Accept": "image/png"}, count=2)
+    picture = post_samples(client, {**headers, "Accept": "image/png"}, count=2)
     assert picture.headers["reverie-seed"] == str(job["seed"])
 
 
@@ -256,8 +256,8 @@ def test_a_repeated_upload_is_recognised(client: httpx.Client, digit: bytes) -> 
 def test_a_key_belongs_to_one_body_and_route(client: httpx.Client) -> None:
     """Another body under the same key is refused with the job that has it; another route is another matter."""
     headers = {"Idempotency-Key": "once-2"}
-    first = samples(client, headers, count=1)
-    body = problem(samples(client, headers, count=2), 422, "once-2", "another key")
+    first = post_samples(client, headers, count=1)
+    body = problem(post_samples(client, headers, count=2), 422, "once-2", "another key")
     assert body["job_id"] in first.headers["content-location"]
     other = client.post("/v1/manifold", json={"model": MODEL, "size": 1}, headers=headers)
     assert other.status_code == 200
@@ -266,7 +266,7 @@ def test_a_key_belongs_to_one_body_and_route(client: httpx.Client) -> None:
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "tab\tbed"])
 def test_a_key_has_a_form(client: httpx.Client, key: str) -> None:
     """400 says which."""
-    problem(samples(client, {"Idempotency-Key": key}), 400, "255")
+    problem(post_samples(client, {"Idempotency-Key": key}), 400, "255")
 
 
 def test_requests_at_the_same_time_are_one(client: httpx.Client, stack: Stack) -> None:
@@ -274,54 +274,56 @@ def test_requests_at_the_same_time_are_one(client: httpx.Client, stack: Stack) -
 
     def send(_number: int) -> tuple[int, bytes, str]:
         with httpx.Client(base_url=stack.url, timeout=60) as own:
-            asked = {"model": FAULTY, "seconds": 0.3}
-            answer = own.post("/v1/samples", json=asked, headers={"Idempotency-Key": "crowd"})
-            return answer.status_code, answer.content, answer.headers["content-location"]
+            payload = {"model": FAULTY, "seconds": 0.3}
+            response = own.post("/v1/samples", json=payload, headers={"Idempotency-Key": "crowd"})
+            return response.status_code, response.content, response.headers["content-location"]
 
     with ThreadPoolExecutor(8) as pool:
-        answers = set(pool.map(send, range(8)))
-    assert len(answers) == 1
-    assert answers.pop()[0] == 200
+        responses = set(pool.map(send, range(8)))
+    assert len(responses) == 1
+    assert responses.pop()[0] == 200
 
 
 def test_a_repeated_request_finds_the_running_job(client: httpx.Client) -> None:
     """While the work goes on, each repetition that will not wait gets the same 202."""
     headers = {"Idempotency-Key": "running", **ASYNC}
-    asked = {"model": FAULTY, "seconds": 0.7}
-    first, second = (client.post("/v1/samples", json=asked, headers=headers) for _ in range(2))
+    payload = {"model": FAULTY, "seconds": 0.7}
+    first, second = (client.post("/v1/samples", json=payload, headers=headers) for _ in range(2))
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.headers["location"] == second.headers["location"]
-    waited = client.post("/v1/samples", json=asked, headers={"Idempotency-Key": "running"})
+    waited = client.post("/v1/samples", json=payload, headers={"Idempotency-Key": "running"})
     assert waited.headers["content-location"] == f"{first.headers['location']}/result"
 
 
-def test_a_failure_is_answered_again(client: httpx.Client) -> None:
-    """The model is not asked a second time what it could not do the first."""
+def test_a_failure_is_returned_again(client: httpx.Client) -> None:
+    """A request that failed is not computed a second time."""
     for seed, status in ((13, 500), (14, 422)):
         before = _failures(client)
         headers = {"Idempotency-Key": f"fails-{seed}"}
-        told = [client.post("/v1/samples", json={"model": FAULTY, "seed": seed}, headers=headers) for _ in range(2)]
-        first, second = (problem(answer, status, f"seed {seed}") for answer in told)
+        responses = [
+            client.post("/v1/samples", json={"model": FAULTY, "seed": seed}, headers=headers) for _ in range(2)
+        ]
+        first, second = (problem(response, status, f"seed {seed}") for response in responses)
         assert {**first, "request_id": 0} == {**second, "request_id": 0}
         assert len(_failures(client)) == len(before) + 1
 
 
-def test_a_forgotten_job_frees_its_key(client: httpx.Client) -> None:
+def test_a_deleted_job_frees_its_key(client: httpx.Client) -> None:
     """After DELETE the key begins anew."""
     headers = {"Idempotency-Key": "forgotten"}
-    first = samples(client, headers)
+    first = post_samples(client, headers)
     assert client.delete(first.headers["content-location"].removesuffix("/result")).status_code == 204
-    second = samples(client, headers, count=2)
+    second = post_samples(client, headers, count=2)
     assert second.status_code == 200
     assert second.headers["content-location"] != first.headers["content-location"]
 
 
 def _failures(client: httpx.Client) -> list[Any]:
-    asked = {"model": FAULTY, "status": "failed", "limit": 100}
-    data: list[Any] = client.get("/v1/jobs", params=asked).json()["data"]
+    payload: dict[str, str | int] = {"model": FAULTY, "status": "failed", "limit": 100}
+    data: list[Any] = client.get("/v1/jobs", params=payload).json()["data"]
     assert len(data) < 100
     return data
 
 
 def _changed(digit: bytes) -> bytes:
-    return png(255 - opened(digit)[None])
+    return png(255 - decode_image(digit)[None])

@@ -1,4 +1,4 @@
-"""`/v1/trainings`, from the wish to the version, and every wish that cannot be granted."""
+"""`/v1/trainings`, from the request to the version, and every request that is rejected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.api import helpers
 from tests.datasets import digits
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 END_S = 240.0
 
@@ -26,7 +28,7 @@ def trained(stack: Stack) -> Path:
     return folder
 
 
-def wish(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def training_body(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """A training of a few steps."""
     recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 3, "batch_size": 50, **(training or {})}}
     evaluation = {"count": 40, "k": 20}
@@ -39,28 +41,34 @@ def wish(name: str, training: dict[str, Any] | None = None, **more: Any) -> dict
     } | more
 
 
-def asked(client: httpx.Client, body: dict[str, Any]) -> str:
+def create_training(client: httpx.Client, body: dict[str, Any]) -> str:
     """Ask for a training; answers its id."""
-    answer = client.post("/v1/trainings", json=body)
-    assert answer.status_code == 202, answer.text
-    assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
-    return str(answer.json()["id"])
+    response = client.post("/v1/trainings", json=body)
+    assert response.status_code == 202, response.text
+    assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
+    return str(response.json()["id"])
 
 
 def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
     """The training once it has ended."""
-    until = time.monotonic() + END_S
-    while (body := client.get(f"/v1/trainings/{job_id}").json())["status"] not in {"succeeded", "failed", "cancelled"}:
-        assert time.monotonic() < until, body
-        time.sleep(0.2)
-    return dict(body)
+
+    def finished() -> dict[str, Any] | None:
+        body: dict[str, Any] = client.get(f"/v1/trainings/{job_id}").json()
+        return body if body["status"] in {"succeeded", "failed", "cancelled"} else None
+
+    return wait_until(finished, "the training has ended")
+
+
+def _last_epoch(client: httpx.Client, job_id: str) -> int:
+    """The number of the last epoch that a training has metrics of."""
+    return int(client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"])
 
 
 def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple[str, str]]:
     """The named events of an SSE answer that has ended."""
-    answer = client.get(address, headers={"Accept": "text/event-stream", **headers})
-    assert answer.status_code == 200
-    for block in answer.text.split("\n\n"):
+    response = client.get(address, headers={"Accept": "text/event-stream", **headers})
+    assert response.status_code == 200
+    for block in response.text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
         if "event" in lines:
             yield lines["event"], lines["data"]
@@ -68,9 +76,9 @@ def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple
 
 def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained: Path) -> None:
     """Asked for, watched and ended, it is a model with a card, from which samples come."""
-    dry = client.post("/v1/trainings", json=wish("watched", dry_run=True), headers={"Prefer": "wait=60"})
+    dry = client.post("/v1/trainings", json=training_body("watched", dry_run=True), headers={"Prefer": "wait=60"})
     if dry.status_code == 202:  # the machine is busy
-        _wait(client, dry.json()["id"], lambda: client.get(dry.json()["links"]["job"]).json()["status"] == "succeeded")
+        assert helpers.finished_job(client, dry.json()["id"])["status"] == "succeeded"
         dry = client.get(dry.json()["links"]["result"])
     assert dry.status_code == 200, dry.text
     assert dry.json()["steps"] == 18
@@ -79,7 +87,7 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
     assert dry.json()["seconds"] > 0 < dry.json()["memory_bytes"]
     assert client.get("/v1/models/watched").status_code == 404
 
-    job_id = asked(client, wish("watched", summary="Small digits"))
+    job_id = create_training(client, training_body("watched", summary="Small digits"))
     streamed = list(events(client, f"/v1/trainings/{job_id}/metrics"))
     body = ended(client, job_id)
     assert (body["status"], body["version"], body["progress"]) == ("succeeded", "1", 1.0)
@@ -89,8 +97,8 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
     assert [line["epoch"] for line in metrics] == [1, 2, 3]
     assert metrics[-1] == body["metrics"]
     assert [name for name, _ in streamed] == ["metrics"] * 3 + ["status"]
-    told = [name for name, _ in events(client, f"/v1/jobs/{job_id}/events")]
-    assert {"status", "message", "metrics", "checkpoint", "progress"} <= set(told)
+    names = [name for name, _ in events(client, f"/v1/jobs/{job_id}/events")]
+    assert {"status", "message", "metrics", "checkpoint", "progress"} <= set(names)
     (checkpoint,) = client.get(body["links"]["checkpoints"]).json()["data"][-1:]
     assert (checkpoint["step_number"], checkpoint["kept"]) == (18, True)
     assert checkpoint["metrics"]["train_loss"] == metrics[-1]["train_loss"]
@@ -117,38 +125,31 @@ def test_a_training_becomes_a_version_that_serves(client: httpx.Client, trained:
 
 def test_a_training_can_rest_and_be_cancelled(client: httpx.Client, trained: Path) -> None:
     """Paused it keeps its place and its name, resumed it goes on, cancelled it leaves a checkpoint to publish."""
-    job_id = asked(client, wish("resting", {"epochs": 100_000, "save_every_s": 0.2}))
-    second = client.post("/v1/trainings", json=wish("resting"))
+    job_id = create_training(client, training_body("resting", {"epochs": 100_000, "save_every_s": 0.2}))
+    second = client.post("/v1/trainings", json=training_body("resting"))
     assert second.status_code == 409
     assert second.json()["training_id"] == job_id
-    _wait(client, job_id, lambda: client.get(f"/v1/trainings/{job_id}/checkpoints").json()["data"])
+    wait_until(lambda: client.get(f"/v1/trainings/{job_id}/checkpoints").json()["data"], "a checkpoint")
     assert client.post(f"/v1/trainings/{job_id}/pause").json()["status"] == "paused"
-    assert client.post("/v1/trainings", json=wish("resting")).status_code == 409
+    assert client.post("/v1/trainings", json=training_body("resting")).status_code == 409
     time.sleep(1.0)
-    reached = client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"]
+    reached = _last_epoch(client, job_id)
     assert client.post(f"/v1/trainings/{job_id}/resume").json()["status"] == "queued"
-    _wait(client, job_id, lambda: client.get(f"/v1/trainings/{job_id}/metrics").json()["data"][-1]["epoch"] > reached)
+    wait_until(lambda: _last_epoch(client, job_id) > reached, "a further epoch")
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert client.post(f"/v1/trainings/{job_id}/resume").status_code == 409
     assert client.get("/v1/models/resting").status_code == 404
 
     published = client.post(f"/v1/trainings/{job_id}/publish")
     assert published.status_code == 202
-    _wait(client, job_id, lambda: client.get(f"/v1/jobs/{published.json()['id']}").json()["status"] == "succeeded")
+    assert helpers.finished_job(client, published.json()["id"])["status"] == "succeeded"
     assert client.get("/v1/models/resting").json()["provenance"]["job"] == published.json()["id"]
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
     assert client.get(f"/v1/trainings/{job_id}").status_code == 404
 
 
-def _wait(client: httpx.Client, job_id: str, done: Any) -> None:
-    until = time.monotonic() + END_S
-    while not done():
-        assert time.monotonic() < until, client.get(f"/v1/trainings/{job_id}").text
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(
-    ("change", "field", "said"),
+    ("change", "field", "message"),
     [
         ({"family": "nothing"}, "family", "there are: bihm, ebgan"),
         ({"recipe": {"config": {"latent": 1}}}, "recipe.config.latent", "no such field; there are: channels"),
@@ -169,45 +170,45 @@ def _wait(client: httpx.Client, job_id: str, done: Any) -> None:
         ({"else": 1}, "body.else", "not permitted"),
     ],
 )
-def test_a_wish_that_cannot_be_names_its_field(
-    client: httpx.Client, trained: Path, change: dict[str, Any], field: str, said: str
+def test_an_impossible_training_names_its_field(
+    client: httpx.Client, trained: Path, change: dict[str, Any], field: str, message: str
 ) -> None:
-    """422 with the field and what it may be, before anything is promised."""
-    answer = client.post("/v1/trainings", json=wish("impossible") | change)
-    assert answer.status_code == 422, answer.text
-    wrong = {error["field"]: error["detail"] for error in answer.json()["errors"]}
-    assert said in wrong[field]
+    """422 with the field and its valid values, before a job is made."""
+    response = client.post("/v1/trainings", json=training_body("impossible") | change)
+    assert response.status_code == 422, response.text
+    wrong = {error["field"]: error["detail"] for error in response.json()["errors"]}
+    assert message in wrong[field]
     assert not client.get("/v1/trainings", params={"model": "impossible"}).json()["data"]
 
 
-def test_a_game_has_no_pictures_to_choose_epochs_on(client: httpx.Client, trained: Path) -> None:
+def test_an_adversarial_family_has_no_validation_images(client: httpx.Client, trained: Path) -> None:
     """Held-back pictures are refused for an adversarial family, and not taken by default."""
     recipe = {"training": {"validation": 10}}
-    answer = client.post("/v1/trainings", json=wish("game", family="ebgan", recipe=recipe))
-    assert "adversarial families" in answer.json()["errors"][0]["detail"]
+    response = client.post("/v1/trainings", json=training_body("game", family="ebgan", recipe=recipe))
+    assert "adversarial families" in response.json()["errors"][0]["detail"]
 
 
-def test_what_is_not_there_is_said(client: httpx.Client, trained: Path) -> None:
+def test_missing_resources_are_named(client: httpx.Client, trained: Path) -> None:
     """A dataset or a training of no such name is 404; a body that is no JSON, or a strange key, is refused."""
-    assert client.post("/v1/trainings", json=wish("x", dataset="nothing")).status_code == 404
+    assert client.post("/v1/trainings", json=training_body("x", dataset="nothing")).status_code == 404
     assert client.get("/v1/trainings/job_0").status_code == 404
     assert client.post("/v1/trainings", content=b"{").status_code == 422
     headers = {"Idempotency-Key": "x" * 256}
-    assert client.post("/v1/trainings", json=wish("x"), headers=headers).status_code == 400
+    assert client.post("/v1/trainings", json=training_body("x"), headers=headers).status_code == 400
 
 
-def test_a_key_makes_one_training_of_two_wishes(client: httpx.Client, trained: Path) -> None:
-    """The same wish under the same Idempotency-Key is the same training; another wish under it is refused."""
+def test_an_idempotency_key_makes_one_training_of_two_requests(client: httpx.Client, trained: Path) -> None:
+    """The same request with the same Idempotency-Key is the same training; another request with it is rejected."""
     headers = {"Idempotency-Key": "once"}
-    first = client.post("/v1/trainings", json=wish("once"), headers=headers)
-    again = client.post("/v1/trainings", json=wish("once"), headers=headers)
+    first = client.post("/v1/trainings", json=training_body("once"), headers=headers)
+    again = client.post("/v1/trainings", json=training_body("once"), headers=headers)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.json()["id"] == again.json()["id"]
-    assert client.post("/v1/trainings", json=wish("twice"), headers=headers).status_code == 422
+    assert client.post("/v1/trainings", json=training_body("twice"), headers=headers).status_code == 422
     ended(client, first.json()["id"])
 
 
-def test_families_say_what_can_be_asked(client: httpx.Client, trained: Path) -> None:
+def test_families_describe_their_options(client: httpx.Client, trained: Path) -> None:
     """Each family with the schemas of its options and the recipe that overrides begin from."""
     found = {family["name"]: family for family in client.get("/v1/families").json()["data"]}
     assert {"vae", "bihm", "ebgan", "superres"} <= set(found)

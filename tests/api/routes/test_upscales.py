@@ -19,8 +19,20 @@ import pytest
 from PIL import Image
 
 from api.routes.upscales import MAX_SYNC_TILES
-from tests.api.telling import ENLARGE, MODEL, b64, encoded, ended, opened, opened_text, problem, reached, samples
+from tests.api.helpers import (
+    ENLARGE,
+    MODEL,
+    b64,
+    decode_image,
+    decode_image_base64,
+    encode_image,
+    finished_job,
+    job_when,
+    post_samples,
+    problem,
+)
 from tests.stack import Stack
+from tests.waiting import wait_until
 
 PATH = "/v1/upscales"
 ASYNC = {"Prefer": "respond-async"}
@@ -35,7 +47,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 def png(pixels: np.ndarray) -> bytes:
     """The pixels as a file."""
-    return encoded(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+    return encode_image(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 
 def enlarged(pixels: np.ndarray, scale: int) -> np.ndarray:
@@ -60,11 +72,11 @@ def upscaled(
     return client.post(PATH, files={"image": ("picture", file)}, data=data, headers=headers)
 
 
-def promised(client: httpx.Client, file: bytes, **fields: Any) -> str:
+def create_upscale_job(client: httpx.Client, file: bytes, **fields: Any) -> str:
     """The id of the job that a picture was answered with."""
-    answer = upscaled(client, file, ASYNC, **fields)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
+    response = upscaled(client, file, ASYNC, **fields)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
 
 
 # --- what comes back ---
@@ -75,22 +87,22 @@ def promised(client: httpx.Client, file: bytes, **fields: Any) -> str:
 def test_tiles_make_the_whole_picture(client: httpx.Client, size: tuple[int, int], scale: int) -> None:
     """To the bit what the model makes of the picture in one piece: no seam, of whatever size it is."""
     pixels = noise(*size)
-    answer = upscaled(client, png(pixels), scale=scale, method="smooth")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "image/png"
-    assert answer.headers["reverie-model"] == f"{ENLARGE}@1"
-    assert (opened(answer.content) == smoothed(pixels, scale)).all()
+    response = upscaled(client, png(pixels), scale=scale, method="smooth")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["reverie-model"] == f"{ENLARGE}@1"
+    assert (decode_image(response.content) == smoothed(pixels, scale)).all()
 
 
 def test_a_large_picture_is_a_job_and_looks_the_same(client: httpx.Client) -> None:
     """More tiles than fit in memory go through the store; who waits gets the picture, and where it can be had again."""
     pixels = noise(9 * CORE, 8 * CORE)
-    answer = upscaled(client, png(pixels), scale=2, method="smooth")
-    assert answer.status_code == 200
-    assert (opened(answer.content) == smoothed(pixels, 2)).all()
-    again = client.get(answer.headers["content-location"])
-    assert again.content == answer.content
-    job = client.get(answer.headers["content-location"].removesuffix("/result")).json()
+    response = upscaled(client, png(pixels), scale=2, method="smooth")
+    assert response.status_code == 200
+    assert (decode_image(response.content) == smoothed(pixels, 2)).all()
+    again = client.get(response.headers["content-location"])
+    assert again.content == response.content
+    job = client.get(response.headers["content-location"].removesuffix("/result")).json()
     assert (job["kind"], job["status"], job["request"]["tiles"]["count"]) == ("upscales", "succeeded", 72)
     assert MAX_SYNC_TILES < 72
 
@@ -98,8 +110,8 @@ def test_a_large_picture_is_a_job_and_looks_the_same(client: httpx.Client) -> No
 def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
     """A file, the body itself, base64 and a data URL; the model named or not; at once or as a job."""
     file = png(noise(30, 40))
-    whole = {"scale": 2, "seed": 7}
-    answers = [
+    whole: dict[str, Any] = {"scale": 2, "seed": 7}
+    responses = [
         upscaled(client, file, **whole),
         upscaled(client, file, **whole, model=ENLARGE, options='{"method": "nearest"}'),
         client.post(PATH, params={**whole, "method": "nearest"}, content=file, headers={"Content-Type": "image/png"}),
@@ -108,13 +120,15 @@ def test_every_way_to_send_one_means_the_same(client: httpx.Client) -> None:
         client.post(PATH, json={"image": f"data:image/png;base64,{b64(file)}", "options": {"scale": 2}, "seed": 7}),
         client.post(PATH, data={**whole, "image": b64(file)}),
     ]
-    job_id = promised(client, file, **whole)
-    ended(client, job_id)
-    answers.append(client.get(f"/v1/jobs/{job_id}/result"))
-    good = [answer for answer in answers if answer.status_code == 200]
-    assert len(good) == len(answers) - 1, [answer.text[:200] for answer in answers if answer.status_code != 200]
-    problem(answers[6], 415, "multipart/form-data", "`image`")
-    assert len({answer.content for answer in good}) == 1
+    job_id = create_upscale_job(client, file, **whole)
+    finished_job(client, job_id)
+    responses.append(client.get(f"/v1/jobs/{job_id}/result"))
+    good = [response for response in responses if response.status_code == 200]
+    assert len(good) == len(responses) - 1, [
+        response.text[:200] for response in responses if response.status_code != 200
+    ]
+    problem(responses[6], 415, "multipart/form-data", "`image`")
+    assert len({response.content for response in good}) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,25 +149,25 @@ def test_the_client_chooses_the_form(client: httpx.Client, accept: str | None, f
     """`Accept` and `format` decide, and a job's result follows both."""
     pixels = smoothed(noise(40, 30), 1)
     headers = {"Accept": accept} if accept else {}
-    answer = upscaled(client, png(pixels), headers, scale=2, seed=1, **fields)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, media), answer.text[:300]
-    assert "Accept" in answer.headers["vary"]
-    file = answer.content
+    response = upscaled(client, png(pixels), headers, scale=2, seed=1, **fields)
+    assert (response.status_code, response.headers["content-type"]) == (200, media), response.text[:300]
+    assert "Accept" in response.headers["vary"]
+    file = response.content
     if media == "application/json":
-        body = answer.json()
+        body = response.json()
         assert set(body) == {"model", "version", "seed", "scale", "image", "format", "width", "height"}
         assert (body["width"], body["height"], body["format"]) == (60, 80, fields.get("format", "png"))
-        assert np.abs(opened_text(body["image"]).astype(int) - enlarged(pixels, 2)).mean() < 8
+        assert np.abs(decode_image_base64(body["image"]).astype(int) - enlarged(pixels, 2)).mean() < 8
     else:
         image = Image.open(io.BytesIO(file))
         assert (image.format or "").lower() == media.removeprefix("image/")
         assert np.abs(np.asarray(image).astype(int) - enlarged(pixels, 2)).mean() < 8
     job = upscaled(client, png(pixels), {**headers, **ASYNC}, scale=2, seed=1, **fields).json()
-    ended(client, job["id"])
+    finished_job(client, job["id"])
     assert client.get(job["links"]["result"], headers=headers).content == file
 
 
-def test_quality_is_the_client_s(client: httpx.Client) -> None:
+def test_the_client_chooses_the_quality(client: httpx.Client) -> None:
     """Of JPEG and WebP; a higher one makes a larger file."""
     file = png(noise(40, 40))
     for kind in ("jpeg", "webp"):
@@ -162,15 +176,15 @@ def test_quality_is_the_client_s(client: httpx.Client) -> None:
 
 
 def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
-    """Transparency is enlarged apart; a JPEG has none, which is said."""
+    """Transparency is enlarged separately; a JPEG has none, which the response lists."""
     grey = noise(30, 30, 1)
-    assert (opened(upscaled(client, png(grey), scale=2).content) == enlarged(grey, 2)[:, :, 0]).all()
-    clear = noise(30, 30, 4) | np.uint8([0, 0, 0, 1])
+    assert (decode_image(upscaled(client, png(grey), scale=2).content) == enlarged(grey, 2)[:, :, 0]).all()
+    clear = noise(30, 30, 4) | np.array([0, 0, 0, 1], np.uint8)
     smooth = np.asarray(Image.fromarray(clear[:, :, 3]).resize((60, 60), Image.Resampling.BICUBIC))
-    job_id = promised(client, png(clear), scale=2)
-    ended(client, job_id)
-    for answer in (upscaled(client, png(clear), scale=2), client.get(f"/v1/jobs/{job_id}/result")):
-        made = opened(answer.content)
+    job_id = create_upscale_job(client, png(clear), scale=2)
+    finished_job(client, job_id)
+    for response in (upscaled(client, png(clear), scale=2), client.get(f"/v1/jobs/{job_id}/result")):
+        made = decode_image(response.content)
         assert (made[:, :, :3] == enlarged(clear[:, :, :3], 2)).all()
         assert (made[:, :, 3] == smooth).all()
     flat = upscaled(client, png(clear), scale=2, format="jpeg")
@@ -180,23 +194,23 @@ def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
     assert (later.status_code, later.headers["reverie-conversions"]) == (206, "transparency over white")
 
 
-def test_place_and_camera_do_not_come_back(client: httpx.Client) -> None:
+def test_location_and_camera_are_not_returned(client: httpx.Client) -> None:
     """Orientation is applied, all else of EXIF, text and profile dropped; the answer says what was converted."""
     image = Image.fromarray(noise(20, 30))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera of a certain kind"
     exif.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
-    file = encoded(image, exif=exif)
+    file = encode_image(image, exif=exif)
     for kind in ("png", "jpeg", "webp"):
-        answer = upscaled(client, file, scale=2, format=kind, quality=100)
-        made = Image.open(io.BytesIO(answer.content))
+        response = upscaled(client, file, scale=2, format=kind, quality=100)
+        made = Image.open(io.BytesIO(response.content))
         assert made.size == (40, 60)
         assert not made.getexif()
-        assert b"camera" not in answer.content
-        assert answer.headers["reverie-conversions"] == "turned upright"
+        assert b"camera" not in response.content
+        assert response.headers["reverie-conversions"] == "turned upright"
     body = upscaled(client, file, {"Accept": "application/json"}, scale=2).json()
     assert body["conversions"] == ["turned upright"]
-    assert (opened_text(body["image"]) == enlarged(np.rot90(noise(20, 30), -1), 2)).all()
+    assert (decode_image_base64(body["image"]) == enlarged(np.rot90(noise(20, 30), -1), 2)).all()
 
 
 # --- waiting or not ---
@@ -214,8 +228,8 @@ def test_a_picture_is_made_once_under_its_key(client: httpx.Client) -> None:
 
 
 def test_progress_goes_by_tile(client: httpx.Client) -> None:
-    """A job's events tell how far it has come; at its end the result has an ETag, answers 304, 206 and 416."""
-    job_id = promised(client, png(noise(10 * CORE, 10 * CORE)), scale=2, seconds=0.004)
+    """A job's events report its progress; its result has an ETag and supports 304, 206 and 416."""
+    job_id = create_upscale_job(client, png(noise(10 * CORE, 10 * CORE)), scale=2, seconds=0.004)
     stream = client.get(f"/v1/jobs/{job_id}/events").text
     reached_ = [float(one) for one in re.findall(r'"progress":([\d.]+)', stream)]
     assert len(reached_) >= 4
@@ -236,22 +250,22 @@ def test_progress_goes_by_tile(client: httpx.Client) -> None:
     assert jpeg.headers["etag"] != tag
 
 
-def test_who_waits_too_long_gets_a_promise(client: httpx.Client) -> None:
+def test_a_request_that_waits_too_long_becomes_a_job(client: httpx.Client) -> None:
     """Of a picture in memory as of one in the store; either way the job goes on and ends with the picture."""
     for tiles, seconds in ((3, 0.4), (9, 0.02)):
         pixels = noise(tiles * CORE, tiles * CORE)
-        answer = upscaled(client, png(pixels), {"Prefer": "wait=1"}, scale=2, seconds=seconds)
-        assert answer.status_code == 202, tiles
-        problem(client.get(answer.json()["links"]["result"]), 409, "wait")
-        job = ended(client, answer.json()["id"])
+        response = upscaled(client, png(pixels), {"Prefer": "wait=1"}, scale=2, seconds=seconds)
+        assert response.status_code == 202, tiles
+        problem(client.get(response.json()["links"]["result"]), 409, "wait")
+        job = finished_job(client, response.json()["id"])
         assert job["status"] == "succeeded"
-        assert (opened(client.get(job["links"]["result"]).content) == enlarged(pixels, 2)).all()
+        assert (decode_image(client.get(job["links"]["result"]).content) == enlarged(pixels, 2)).all()
 
 
 def test_cancel_stops_mid_picture(client: httpx.Client) -> None:
     """The rest of its tiles is not made, and there is no result."""
-    job_id = promised(client, png(noise(12 * CORE, 12 * CORE)), scale=2, seconds=0.05)
-    reached(client, job_id, lambda job: 0 < job["progress"] < 1)
+    job_id = create_upscale_job(client, png(noise(12 * CORE, 12 * CORE)), scale=2, seconds=0.05)
+    job_when(client, job_id, lambda job: 0 < job["progress"] < 1)
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert _settled(client) < 144
     job = client.get(f"/v1/jobs/{job_id}").json()
@@ -274,28 +288,25 @@ def _batches(client: httpx.Client) -> int:
 
 def _settled(client: httpx.Client) -> int:
     """How many more tiles are made until none is any more."""
-    begun = before = _rows(client)
+    started = before = _rows(client)
     while True:
         time.sleep(1.2)
         now = _rows(client)
         if now == before:
-            return now - begun
+            return now - started
         before = now
 
 
 @pytest.mark.parametrize("tiles", [8, 12], ids=["in memory", "in the store"])
-def test_work_stops_when_the_client_goes(client: httpx.Client, stack: Stack, tiles: int) -> None:
-    """Nobody was promised anything, so nothing is made for nobody."""
+def test_work_stops_when_the_client_disconnects(client: httpx.Client, stack: Stack, tiles: int) -> None:
+    """No job was accepted, so the remaining tiles are not computed."""
     _settled(client)
     before = _rows(client)
     body = png(noise(tiles * CORE, tiles * CORE))
     head = f"POST {PATH}?scale=2&seconds=0.05 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
     with socket.create_connection(("127.0.0.1", stack.port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until = time.monotonic() + 20
-        while _rows(client) == before:
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: _rows(client) != before, "a row was computed")
     _settled(client)
     assert _rows(client) - before < tiles**2 * 0.8
     unfinished = [job for job in client.get("/v1/jobs").json()["data"] if job["status"] in {"queued", "running"}]
@@ -308,22 +319,22 @@ def test_tiles_of_several_requests_share_passes(client: httpx.Client) -> None:
     before = _batches(client)
     pictures = [noise(CORE, CORE * 2) + np.uint8(one) for one in range(24)]
     with ThreadPoolExecutor(24) as threads:
-        answers = list(threads.map(lambda one: upscaled(client, png(one), scale=2, seconds=0.01), pictures))
-    for one, answer in zip(pictures, answers, strict=True):
-        assert (opened(answer.content) == enlarged(one, 2)).all()
+        responses = list(threads.map(lambda one: upscaled(client, png(one), scale=2, seconds=0.01), pictures))
+    for one, response in zip(pictures, responses, strict=True):
+        assert (decode_image(response.content) == enlarged(one, 2)).all()
     _settled(client)
     assert 1 <= _batches(client) - before <= 16
 
 
 def test_a_single_sample_does_not_wait_for_a_picture(client: httpx.Client) -> None:
     """It is answered between two slices of one."""
-    job_id = promised(client, png(noise(24 * CORE, 24 * CORE)), scale=2, seconds=0.02)
-    reached(client, job_id, lambda job: 0 < job["progress"] < 1)
+    job_id = create_upscale_job(client, png(noise(24 * CORE, 24 * CORE)), scale=2, seconds=0.02)
+    job_when(client, job_id, lambda job: 0 < job["progress"] < 1)
     waits = []
     for _ in range(6):
-        begun = time.monotonic()
-        assert samples(client).status_code == 200
-        waits.append(time.monotonic() - begun)
+        started = time.monotonic()
+        assert post_samples(client).status_code == 200
+        waits.append(time.monotonic() - started)
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "running"
     assert sorted(waits)[3] < 1.5
     client.post(f"/v1/jobs/{job_id}/cancel")
@@ -344,7 +355,7 @@ def _bomb(width: int, height: int) -> bytes:
 
 def _animated(kind: str) -> bytes:
     first, second = (Image.fromarray(noise(9, 9 + one)).resize((9, 9)) for one in (0, 1))
-    return encoded(first, kind, save_all=True, append_images=[second], duration=50)
+    return encode_image(first, kind, save_all=True, append_images=[second], duration=50)
 
 
 GOOD = png(noise(20, 20))
@@ -355,9 +366,9 @@ GOOD = png(noise(20, 20))
     [
         (b"", {}, ["image: ", "empty", "PNG"]),
         (b"not a picture", {}, ["image: ", "PNG, JPEG, WEBP"]),
-        (encoded(Image.fromarray(noise(9, 9)), "GIF"), {}, ["PNG, JPEG, WEBP"]),
+        (encode_image(Image.fromarray(noise(9, 9)), "GIF"), {}, ["PNG, JPEG, WEBP"]),
         (GOOD[:-100], {}, ["truncated", "PNG"]),
-        (encoded(Image.fromarray(noise(99, 99)), "JPEG")[:-300], {}, ["truncated"]),
+        (encode_image(Image.fromarray(noise(99, 99)), "JPEG")[:-300], {}, ["truncated"]),
         (_animated("PNG"), {}, ["animated", "single frame"]),
         (_animated("WEBP"), {}, ["animated", "single frame"]),
         (_bomb(50_000, 50_000), {}, ["50000×50000", "40000.0 megapixels", "180", "11.25 megapixels"]),
@@ -380,13 +391,13 @@ GOOD = png(noise(20, 20))
         (GOOD, {"image": b64(GOOD)}, ["image: 2 were sent", "one"]),
     ],
 )
-def test_what_cannot_be_done_is_refused(client: httpx.Client, file: bytes, fields: Any, words: list[str]) -> None:
+def test_impossible_upscales_are_rejected(client: httpx.Client, file: bytes, fields: Any, words: list[str]) -> None:
     """422 that says what would work, and says it before any work was done."""
     problem(upscaled(client, file, **fields), 422, *words)
     assert upscaled(client, GOOD).status_code == 200
 
 
-def test_what_else_may_be_wrong(client: httpx.Client) -> None:
+def test_other_bad_requests_are_rejected(client: httpx.Client) -> None:
     """No picture, two of them, another field, no such model, no such form, no body that is read here."""
     problem(client.post(PATH, json={}), 422, "image: missing", "PNG, JPEG or WebP")
     problem(client.post(PATH, json={"image": "%%%"}), 422, "image", "base64")
@@ -404,18 +415,18 @@ def test_what_else_may_be_wrong(client: httpx.Client) -> None:
 
 def test_a_result_that_a_format_cannot_hold_names_png(client: httpx.Client) -> None:
     """It was made as PNG; as WebP it cannot be had."""
-    job_id = promised(client, png(noise(2, 4200)), scale=4)
-    ended(client, job_id)
+    job_id = create_upscale_job(client, png(noise(2, 4200)), scale=4)
+    finished_job(client, job_id)
     path = f"/v1/jobs/{job_id}/result"
-    assert opened(client.get(path).content).shape == (8, 16800, 3)
+    assert decode_image(client.get(path).content).shape == (8, 16800, 3)
     problem(client.get(path, headers={"Accept": "image/webp"}), 406, "16383", "ask for PNG")
 
 
 def test_long_thin_pictures_work(client: httpx.Client) -> None:
     """One pixel by five thousand, either way."""
     for size in ((1, 5000), (5000, 1)):
-        answer = upscaled(client, png(noise(*size)), scale=4)
-        assert (opened(answer.content) == enlarged(noise(*size), 4)).all()
+        response = upscaled(client, png(noise(*size)), scale=4)
+        assert (decode_image(response.content) == enlarged(noise(*size), 4)).all()
 
 
 # --- whatever dies ---
@@ -424,21 +435,18 @@ def test_long_thin_pictures_work(client: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service to be broken, with a low limit."""
-    running = Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_sync_timeout_s="60")
-    try:
-        yield running.up()
-    finally:
-        running.down()
+    with Stack(tmp_path_factory.mktemp("mortal"), max_upscaled_pixels="2000000", max_sync_timeout_s="60") as running:
+        yield running
 
 
-def test_a_promised_picture_outlives_api_and_worker(mortal: Stack) -> None:
+def test_an_accepted_upscale_survives_api_and_worker(mortal: Stack) -> None:
     """Killed in the middle, the API forgets nothing and the worker's successor goes on where it stopped."""
     pixels = noise(10 * CORE, 10 * CORE)
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
-        stored = promised(client, png(pixels), scale=2, seconds=0.05)
+        stored = create_upscale_job(client, png(pixels), scale=2, seconds=0.05)
         adopted = upscaled(client, png(pixels[: 7 * CORE, : 7 * CORE]), {"Prefer": "wait=1"}, scale=2, seconds=0.3)
         assert adopted.status_code == 202
-        reached(client, stored, lambda job: 0.1 < job["progress"] < 1)
+        job_when(client, stored, lambda job: 0.1 < job["progress"] < 1)
     mortal.kill("api", signal.SIGKILL)
     mortal.kill("inference", signal.SIGKILL)
     mortal.start("inference")
@@ -446,12 +454,12 @@ def test_a_promised_picture_outlives_api_and_worker(mortal: Stack) -> None:
     mortal.wait_ready()
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
         for job_id, side in ((stored, 10 * CORE), (adopted.json()["id"], 7 * CORE)):
-            assert ended(client, job_id)["status"] == "succeeded"
-            made = opened(client.get(f"/v1/jobs/{job_id}/result").content)
+            assert finished_job(client, job_id)["status"] == "succeeded"
+            made = decode_image(client.get(f"/v1/jobs/{job_id}/result").content)
             assert (made == enlarged(pixels[:side, :side], 2)).all()
 
 
-def test_the_limit_is_the_operator_s(mortal: Stack) -> None:
+def test_the_limit_is_a_setting(mortal: Stack) -> None:
     """A smaller one is stated in the refusal."""
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
         problem(upscaled(client, png(noise(400, 400))), 422, "2.6 megapixels", "more than the 2 ", "0.125 megapixels")
@@ -461,8 +469,8 @@ def test_the_limit_is_the_operator_s(mortal: Stack) -> None:
 def test_no_file_is_left_unfinished(mortal: Stack) -> None:
     """And what a job left goes with it."""
     with httpx.Client(base_url=mortal.url, timeout=60) as client:
-        job_id = promised(client, png(noise(100, 100)), scale=2)
-        ended(client, job_id)
+        job_id = create_upscale_job(client, png(noise(100, 100)), scale=2)
+        finished_job(client, job_id)
         client.get(f"/v1/jobs/{job_id}/result")
         state = mortal.state / "state"
         kept = {path.name for path in (state / "blobs" / "jobs" / job_id).iterdir()}

@@ -6,7 +6,9 @@ import io
 import json
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,14 +19,17 @@ from tests.stack import ROOT, Stack
 
 SHIPPED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
 
+Change = Callable[[bytes], bytes]
+"""Makes another checkpoint file of the bytes of one."""
 
-def parts(data: bytes) -> tuple[dict, bytes]:
+
+def parts(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and weights of a safetensors file."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def joined(header: dict, weights: bytes) -> bytes:
+def joined(header: dict[str, Any], weights: bytes) -> bytes:
     """A safetensors file of them."""
     raw = json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + weights
@@ -55,15 +60,15 @@ def send(client: httpx.Client, data: bytes, name: str = "vae-mnist-2d") -> httpx
 def second(stack: Stack) -> str:
     """Another version of the shipped model."""
     with httpx.Client(base_url=stack.url, timeout=180) as client:
-        answer = send(client, brighter(SHIPPED.read_bytes()))
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["version"])
+        response = send(client, brighter(SHIPPED.read_bytes()))
+    assert response.status_code == 201, response.text
+    return str(response.json()["version"])
 
 
 def drawn(client: httpx.Client, model: str) -> tuple[str, list[str]]:
     """The version that answers, and what it draws."""
-    answer = client.post("/v1/samples", json={"model": model, "seed": 5}).json()
-    return answer["version"], answer["images"]
+    response = client.post("/v1/samples", json={"model": model, "seed": 5}).json()
+    return response["version"], response["images"]
 
 
 def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Client, second: str) -> None:
@@ -80,12 +85,12 @@ def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Clien
         assert [one["version"] for one in listed if one["serves"]] == [version]
 
 
-def test_a_version_goes_out_as_it_came_in(client: httpx.Client, second: str) -> None:
+def test_an_exported_version_equals_the_imported_file(client: httpx.Client, second: str) -> None:
     """The file of a version is the file that made it, whole or in part; the same file again is the same version."""
     data = brighter(SHIPPED.read_bytes())
     address = f"/v1/models/vae-mnist-2d/versions/{second}"
-    answer = client.get(f"{address}/file")
-    assert answer.content == data
+    response = client.get(f"{address}/file")
+    assert response.content == data
     part = client.get(f"{address}/file", headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, data[8:16])
     again = send(client, data)
@@ -97,9 +102,11 @@ def test_a_version_goes_out_as_it_came_in(client: httpx.Client, second: str) -> 
 def test_a_version_without_a_predecessor_serves(client: httpx.Client, stack: Stack) -> None:
     """Under a new name the imported version is the first and serves; a form will do as well."""
     data = carded(SHIPPED.read_bytes(), name="new-name")
-    answer = client.post("/v1/models/new-name/versions", files={"file": data}, timeout=180)
-    assert (answer.status_code, answer.json()["version"], answer.json()["serves"]) == (201, "1", True), answer.text
-    assert answer.headers["location"] == "/v1/models/new-name/versions/1"
+    response = client.post("/v1/models/new-name/versions", files={"file": data}, timeout=180)
+    assert (response.status_code, response.json()["version"], response.json()["serves"]) == (201, "1", True), (
+        response.text
+    )
+    assert response.headers["location"] == "/v1/models/new-name/versions/1"
     assert drawn(client, "new-name")[1] == drawn(client, "vae-mnist-2d@1")[1]
 
 
@@ -118,7 +125,7 @@ def _renamed(data: bytes) -> bytes:
 
 def _overlapping(data: bytes) -> bytes:
     header, weights = parts(data)
-    tensors = [said for name, said in header.items() if name != "__metadata__"]
+    tensors = [message for name, message in header.items() if name != "__metadata__"]
     tensors[0]["data_offsets"] = tensors[1]["data_offsets"]
     return joined(header, weights)
 
@@ -133,7 +140,7 @@ def _shaped(data: bytes, shape: list[int]) -> bytes:
 def _nine_dimensions(data: bytes) -> bytes:
     """The first matrix with as many values, along more axes."""
     header, _ = parts(data)
-    shape = next(said["shape"] for name, said in header.items() if name != "__metadata__")
+    shape = next(message["shape"] for name, message in header.items() if name != "__metadata__")
     return _shaped(data, [*shape, *[1] * (9 - len(shape))])
 
 
@@ -150,7 +157,7 @@ def _png() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda _data: b"", "truncated"),
         (lambda _data: _png(), "no safetensors file"),
@@ -179,19 +186,19 @@ def _png() -> bytes:
         (lambda data: carded(data, image={"channels": 1, "height": 8, "width": 8}), "is a vae of 1×28×28"),
     ],
 )
-def test_what_is_no_version_is_refused(client: httpx.Client, change, said: str) -> None:
+def test_invalid_version_files_are_rejected(client: httpx.Client, change: Change, message: str) -> None:
     """422 with the reason, at once, and nothing is left of it."""
     data = change(SHIPPED.read_bytes())
-    begun = time.monotonic()
-    answer = send(client, data)
-    assert answer.status_code == 422, answer.text
-    assert said in answer.json()["detail"]
-    assert time.monotonic() - begun < 1.0
-    assert len(answer.content) < 2000
+    started = time.monotonic()
+    response = send(client, data)
+    assert response.status_code == 422, response.text
+    assert message in response.json()["detail"]
+    assert time.monotonic() - started < 1.0
+    assert len(response.content) < 2000
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_wrong_shape, "its card requires"),
         (_renamed, "lacks the weights"),
@@ -199,20 +206,20 @@ def test_what_is_no_version_is_refused(client: httpx.Client, change, said: str) 
         (lambda data: carded(data, operations={}), "lists other operations"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change, said: str) -> None:
+def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change: Change, message: str) -> None:
     """A file whose header is sound but whose weights are not its family's is refused by the process that has torch."""
     before = client.get("/v1/models/vae-mnist-2d").json()["versions"]
-    answer = send(client, change(SHIPPED.read_bytes()))
-    assert answer.status_code == 422, answer.text
-    assert said in answer.json()["detail"]
+    response = send(client, change(SHIPPED.read_bytes()))
+    assert response.status_code == 422, response.text
+    assert message in response.json()["detail"]
     assert client.get("/v1/models/vae-mnist-2d").json()["versions"] == before
     assert not list((stack.state / "state" / "scratch").iterdir())
 
 
-def test_what_is_not_there_cannot_serve(client: httpx.Client, second: str) -> None:
+def test_an_unknown_version_cannot_be_activated(client: httpx.Client, second: str) -> None:
     """An unknown model or version is 404 and says which there are; a body of another shape is 422."""
-    answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "9"})
-    assert (answer.status_code, "there are: 1, 2" in answer.json()["detail"]) == (404, True)
+    response = client.patch("/v1/models/vae-mnist-2d", json={"version": "9"})
+    assert (response.status_code, "there are: 1, 2" in response.json()["detail"]) == (404, True)
     assert client.patch("/v1/models/nothing", json={"version": "1"}).status_code == 404
     assert client.patch("/v1/models/vae-mnist-2d", json={"version": 1}).status_code == 422
     assert client.get("/v1/models/vae-mnist-2d/versions/9/file").status_code == 404
@@ -229,9 +236,9 @@ def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client
     try:
         time.sleep(1.1)
         client.get("/v1/models/vae-mnist-2d/versions/0")  # the folder is read anew, once a second at most
-        answer = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
-        assert answer.status_code == 409, answer.text
-        assert "cannot load vae-mnist-2d@7" in answer.json()["detail"]
+        response = client.patch("/v1/models/vae-mnist-2d", json={"version": "7"})
+        assert response.status_code == 409, response.text
+        assert "cannot load vae-mnist-2d@7" in response.json()["detail"]
         assert client.get("/v1/models/vae-mnist-2d").json()["version"] == serving
         assert drawn(client, "vae-mnist-2d")[0] == serving
     finally:

@@ -7,8 +7,7 @@ import contextlib
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from kombu.connection import Connection
 from core.broker.address import QueueAddress
 from core.broker.pipelined_connection import PipelinedConnection
 from core.settings import Settings
-from tests.stack import free_port
+from tests.stack import free_port, succeeds
+from tests.waiting import wait_until
 from workers.devserver import queue_command
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 - a test's
@@ -35,22 +35,11 @@ def server(folder: Path, *options: str) -> Iterator[int]:
     process = subprocess.Popen([*command, *user, *options], stdout=subprocess.DEVNULL)
     try:
         with redis.Redis(port=port, username="me", password=PASSWORD) as client:
-            wait_until(client.ping)
+            wait_until(lambda: succeeds(client.ping), "a server replies")
         yield port
     finally:
         process.terminate()
         process.wait(10)
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Return when a condition holds."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        with contextlib.suppress(redis.RedisError):
-            if condition():
-                return
-        time.sleep(0.05)
-    raise TimeoutError
 
 
 def check_all_clients(url: str) -> None:
@@ -179,7 +168,7 @@ def test_sentinel(tmp_path: Path) -> None:
             hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel_port}"
             url = f"sentinel://me:{ENCODED}@{hosts}/3?master_name=main"
             with QueueAddress.parse(url).client() as client:
-                wait_until(client.ping)
+                wait_until(lambda: succeeds(client.ping), "a server replies")
             check_all_clients(url)
         finally:
             process.terminate()

@@ -6,7 +6,7 @@ import pytest
 from core.broker.codec import Batch, BatchSlice, cut_items, joined, pack, unpack
 
 
-def test_trees_with_arrays_come_back() -> None:
+def test_trees_with_arrays_survive_a_round_trip() -> None:
     """Arrays keep type, shape and values; pickles never travel."""
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": [b"png", 1.5, None], "c": np.uint8(7)}
     back = unpack(pack(tree))

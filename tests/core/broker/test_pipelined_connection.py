@@ -141,10 +141,10 @@ def test_a_handshake_without_a_reply_ends() -> None:
 
     async def whole() -> None:
         async with server(silent, "redis://127.0.0.1:{}/1") as line:
-            begun = time.monotonic()
+            started = time.monotonic()
             with pytest.raises(redis.TimeoutError):
                 await line.command("PING")
-            assert time.monotonic() - begun < 7
+            assert time.monotonic() - started < 7
 
     asyncio.run(whole())
 
@@ -165,11 +165,11 @@ def test_a_reply_that_does_not_come_is_not_waited_for() -> None:
 
     async def whole() -> None:
         async with server(slow_at_first) as line:
-            begun = time.monotonic()
+            started = time.monotonic()
             replies = await asyncio.gather(
                 line.command("ECHO", "a", timeout_s=0.3), line.command("ECHO", "b"), return_exceptions=True
             )
-            assert time.monotonic() - begun < 1.1
+            assert time.monotonic() - started < 1.1
             assert [type(reply) for reply in replies] == [redis.TimeoutError, redis.TimeoutError]
             for number in range(15):
                 assert await line.command("ECHO", str(number)) == str(number).encode()
@@ -198,13 +198,13 @@ def test_a_cancelled_command_takes_its_own_reply() -> None:
     asyncio.run(whole())
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n+unasked\r\n", b""])
-def test_a_server_of_another_kind_breaks_the_connection(said: bytes) -> None:
+@pytest.mark.parametrize("message", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n+unasked\r\n", b""])
+def test_a_server_of_another_kind_breaks_the_connection(message: bytes) -> None:
     """What is no reply, or one too many, ends the connection with an error and nothing else."""
 
     async def other(peer: Peer) -> None:
         await peer.next()
-        peer.say(said)
+        peer.say(message)
         await asyncio.sleep(0.1)
 
     async def whole() -> None:

@@ -37,7 +37,7 @@ def test_shipped_cards_pass(path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"summary": "x" * 301}, "'summary' of its card has 301 characters"),
         ({"summary": 5}, "'summary' of its card must be text"),
@@ -79,21 +79,21 @@ def test_shipped_cards_pass(path: Any) -> None:
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
-def test_a_field_out_of_bounds_is_named(change: dict[str, Any], said: str) -> None:
+def test_a_field_out_of_bounds_is_named(change: dict[str, Any], message: str) -> None:
     """The error names the field that has the wrong type or size, in under 400 characters."""
     with pytest.raises(CardError) as caught:
         parse_card(card(**change))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 60_000, "1" * 5000, "\ud800"])
 def test_a_card_is_a_json_object(text: str) -> None:
     """Any other text is rejected quickly."""
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(CardError):
         parse_card(text)
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - started < 0.5
 
 
 def test_a_preview_is_a_small_png() -> None:
@@ -114,6 +114,6 @@ def test_a_preview_is_a_small_png() -> None:
         base64.b64encode(jpeg.getvalue()).decode(): "no whole PNG",
         "A" * (1 << 20): "at most 524288 bytes",
     }
-    for text, said in wrong.items():
-        with pytest.raises(CardError, match=said):
+    for text, message in wrong.items():
+        with pytest.raises(CardError, match=message):
             parse_preview(text)

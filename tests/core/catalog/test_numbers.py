@@ -30,7 +30,7 @@ class Body(BaseModel):
     count: Annotated[int, WHOLE]
 
 
-def test_whole_floats_become_ints_where_integers_are_asked_for() -> None:
+def test_whole_floats_become_ints_where_the_schema_has_integers() -> None:
     """Whole floats become ints in properties and nested lists, but not where fractions are allowed."""
     given = {"size": 4.0, "limit": 2.0, "heat": 1.0, "sizes": [8.0, 9], "table": [[1.0], [2, 3.0]], "inner": {"k": 5.0}}
     made = whole_numbers(SCHEMA, given)
@@ -42,7 +42,7 @@ def test_whole_floats_become_ints_where_integers_are_asked_for() -> None:
     assert repr(whole_numbers(SCHEMA, other)) == repr(other)
 
 
-def test_a_fingerprint_does_not_tell_4_from_4_0() -> None:
+def test_the_content_hash_treats_4_and_4_0_alike() -> None:
     """4 and 4.0 have the same fingerprint at any depth, and so have -0.0 and 0."""
     assert repr(canonical({"a": 4.0, "b": [1.0, {"c": 2.5}], "d": -0.0, "e": "4.0", "f": True})) == repr(
         {"a": 4, "b": [1, {"c": 2.5}], "d": 0, "e": "4.0", "f": True}
@@ -50,7 +50,7 @@ def test_a_fingerprint_does_not_tell_4_from_4_0() -> None:
 
 
 @pytest.mark.parametrize("value", [4.5, math.inf, -math.inf, math.nan, True, None, "4", "4.0", [4], 1e300, -1e300])
-def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+def test_values_that_are_no_whole_numbers_are_rejected(value: Any) -> None:
     """Fractions, infinity, NaN, booleans and text are rejected as integers."""
     assert repr(whole(value)) == repr(value)
     with pytest.raises(ValidationError, match="valid integer"):

@@ -33,7 +33,7 @@ def _save(folder: Path, name: str, version: str, card: Any = CARD) -> Path:
     return path
 
 
-def test_a_name_means_its_newest_version(tmp_path: Path) -> None:
+def test_a_name_resolves_to_its_newest_version(tmp_path: Path) -> None:
     """Version 10 is newer than 9; name@version selects a version."""
     for version in ("9", "10", "1"):
         _save(tmp_path, "m", version)
@@ -166,7 +166,7 @@ def test_the_version_that_was_set_serves(tmp_path: Path, monkeypatch: pytest.Mon
     assert [entry.ref for entry in models.active()] == ["m@2", "n@1"]
 
 
-def test_what_ships_goes_before_what_was_made_here(tmp_path: Path) -> None:
+def test_shipped_versions_take_precedence(tmp_path: Path) -> None:
     """If both folders have a version, the shipped file is used."""
     path = _save(tmp_path / "shipped", "m", "1")
     _save(tmp_path / "made", "m", "1")

@@ -19,7 +19,7 @@ def test_cards_need_what_models_say() -> None:
     assert REQUIRED_FIELDS == REQUIRED
 
 
-def test_an_announced_version_serves_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_staged_version_serves_once_it_is_activated(tmp_path: Path) -> None:
     """Staging keeps the active version, activating ends staging, and pinning changes nothing later."""
     versions = Versions(tmp_path / "made")
     assert (versions.pointers(), versions.stamp()) == ({}, 0)
@@ -74,7 +74,7 @@ def test_a_version_is_loaded_when_all_who_serve_have_spoken() -> None:
     assert (load_error({"a": held, "b": failing}, "m@2"), load_error({"a": held}, "m@2")) == ("damaged", "")
 
 
-def test_what_is_or_has_become_a_version_is_no_leftover(tmp_path: Path) -> None:
+def test_cleanup_keeps_versions(tmp_path: Path) -> None:
     """Partial files and empty folders are removed, unless they hold a version by then."""
     versions = Versions(tmp_path)
     half = f".{'a' * 32}"

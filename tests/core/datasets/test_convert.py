@@ -17,22 +17,22 @@ from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, npz, packed, pic
 def test_the_split_is_the_pictures_own(converter: UploadConverter) -> None:
     """The split does not depend on the order, and equal images are in one split."""
     some = np.concatenate([pictures(300), pictures(60)])  # the first sixty twice
-    said = converter(idx(some), validation=0.2, test=0.2)
-    assert said["duplicates"] == {"pictures": 60, "names": 0, "held_back_in_train": 0}
+    result = converter(idx(some), validation=0.2, test=0.2)
+    assert result["duplicates"] == {"pictures": 60, "names": 0, "held_back_in_train": 0}
     first = {name: rows(converter.array(name)) for name in SPLITS}
     assert not first["train"] & first["test"]
     assert not first["train"] & first["validation"]
     assert not first["validation"] & first["test"]
-    assert abs(said["counts"]["test"] - 72) <= 2
-    assert sum(said["counts"].values()) == 360
+    assert abs(result["counts"]["test"] - 72) <= 2
+    assert sum(result["counts"].values()) == 360
     converter(idx(some[::-1].copy()), validation=0.2, test=0.2)
     assert {name: rows(converter.array(name)) for name in SPLITS} == first
 
 
 def test_shares_may_be_none(converter: UploadConverter) -> None:
     """With shares of 0 all images are for training, and the other arrays are empty but valid."""
-    said = converter(idx(pictures(20)), validation=0.0, test=0.0)
-    assert said["counts"] == {"train": 20, "validation": 0, "test": 0}
+    result = converter(idx(pictures(20)), validation=0.0, test=0.0)
+    assert result["counts"] == {"train": 20, "validation": 0, "test": 0}
     assert np.load(converter.made / "test.npy", mmap_mode="c").shape == (0, 1, 6, 5)
 
 
@@ -65,7 +65,7 @@ def test_splits_that_cannot_be_are_refused(converter: UploadConverter) -> None:
     assert converter(packed(photograph), kind="photographs")["counts"] == {"train": 1, "validation": 1, "test": 1}
 
 
-def _process(folder: Path, file: bytes, **wish: Any) -> dict[str, Any]:
+def _process(folder: Path, file: bytes, **options: Any) -> dict[str, Any]:
     """Return what the child process prints for an upload."""
     folder.mkdir()
     (folder / "file").write_bytes(file)
@@ -74,11 +74,11 @@ def _process(folder: Path, file: bytes, **wish: Any) -> dict[str, Any]:
         "-m",
         "core.datasets.convert",
         str(folder),
-        json.dumps(asdict(ConversionOptions(**wish))),
+        json.dumps(asdict(ConversionOptions(**options))),
     ]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_the_process_says_what_it_made_or_what_is_wrong(tmp_path: Path) -> None:
     assert _process(tmp_path / "a", DIGITS.read_bytes(), resize=None)["counts"]["train"] == 1600
     assert not (tmp_path / "a" / "file").exists()
     assert not (tmp_path / "a" / "stage").exists()
-    said = _process(tmp_path / "b", b"nonsense")["problem"]
-    assert (said["status"], said["field"]) == (422, "file")
+    result = _process(tmp_path / "b", b"nonsense")["problem"]
+    assert (result["status"], result["field"]) == (422, "file")
     assert _process(tmp_path / "c", DIGITS.read_bytes(), reserve_bytes=1 << 60)["problem"]["status"] == 507
     assert not (tmp_path / "c" / "made").exists()
 
@@ -112,7 +112,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     some[:, 0, 0] = np.arange(200)
     program = (
         "import sys; from pathlib import Path; from core.datasets.convert import main; main()\n"
-        "said = Path('/proc/self/status').read_text().partition('VmHWM:')[2]; print(said.split()[0], file=sys.stderr)"
+        "peak = Path('/proc/self/status').read_text().partition('VmHWM:')[2]; print(peak.split()[0], file=sys.stderr)"
     )
     for name, file in (("idx", gzip.compress(idx(some), 1)), ("npz", npz(np.asfortranarray(some[:60])))):
         folder = tmp_path / name

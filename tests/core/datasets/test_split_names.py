@@ -62,9 +62,9 @@ def test_split_folders_are_recognised(
         (f"{root}{names[number // 8]}/{number % 2}/{number:02}.png".replace("/", between), png(one))
         for number, one in enumerate(some)
     ]
-    said = converter(packed(files))
-    assert said["counts"] == {"train": 8, "validation": 8, "test": 8}
-    assert said["split"] == {"rule": "as sent", "shares": {}}
+    dataset = converter(packed(files))
+    assert dataset["counts"] == {"train": 8, "validation": 8, "test": 8}
+    assert dataset["split"] == {"rule": "as sent", "shares": {}}
     for number, split in enumerate(SPLITS):
         assert rows(converter.array(split)) == rows(some[8 * number : 8 * number + 8, None])
 
@@ -73,6 +73,6 @@ def test_split_folders_within_classes_are_recognised(converter: UploadConverter)
     """The outermost split folder counts; a class below it may have a split's name."""
     some = pictures(24)
     folders = ["cats/train/dev", "cats/Test/dev", "dogs/train/x", "dogs/test/x"]
-    said = converter(packed((f"{folders[number % 4]}/{number:02}.png", png(one)) for number, one in enumerate(some)))
-    assert said["counts"]["test"] == 12
+    dataset = converter(packed((f"{folders[number % 4]}/{number:02}.png", png(one)) for number, one in enumerate(some)))
+    assert dataset["counts"]["test"] == 12
     assert rows(converter.array("test")) == rows(some[[n for n in range(24) if n % 2], None])

@@ -12,16 +12,16 @@ import pytest
 from core.datasets.convert import convert
 from core.datasets.readers.source import ConversionOptions
 from core.datasets.store import Datasets, InUseError, NameTakenError
-from tests.api.telling import opened
+from tests.api.helpers import decode_image
 
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
-def added(datasets: Datasets, name: str, file: bytes = b"", **wish: Any) -> tuple[dict[str, Any], bool]:
+def added(datasets: Datasets, name: str, file: bytes = b"", **options: Any) -> tuple[dict[str, Any], bool]:
     """Convert a file (by default the fixture's digits) and add it under a name."""
     with datasets.scratch_folder() as folder:
         (folder / "file").write_bytes(file or DIGITS.read_bytes())
-        return datasets.add(folder / "made", name, convert(folder, ConversionOptions(**wish)))
+        return datasets.add(folder / "made", name, convert(folder, ConversionOptions(**options)))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def datasets(tmp_path: Path) -> Datasets:
     return Datasets(tmp_path / "datasets")
 
 
-def test_a_dataset_is_a_folder_with_what_it_is(datasets: Datasets) -> None:
+def test_a_dataset_is_a_folder_with_its_description(datasets: Datasets) -> None:
     """A dataset is found by its name and listed; no scratch folder is left."""
     about, new = added(datasets, "digits")
     assert new
@@ -44,7 +44,7 @@ def test_a_dataset_is_a_folder_with_what_it_is(datasets: Datasets) -> None:
         assert datasets.get(name) is None
 
 
-def test_the_same_again_is_no_other(datasets: Datasets) -> None:
+def test_equal_arrays_return_the_existing_dataset(datasets: Datasets) -> None:
     """Other arrays under a taken name are rejected; equal ones return the dataset that is there."""
     first, _ = added(datasets, "digits")
     again, new = added(datasets, "digits")
@@ -58,7 +58,7 @@ def test_the_same_again_is_no_other(datasets: Datasets) -> None:
     assert [one["name"] for one in datasets.listing(limit=1)] == ["digits"]
 
 
-def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
+def test_a_dataset_in_use_is_not_deleted(datasets: Datasets) -> None:
     """A dataset is deleted only after its last user has released it."""
     added(datasets, "digits")
     assert datasets.use("digits", "job_1")
@@ -81,14 +81,14 @@ def test_what_is_used_is_not_deleted(datasets: Datasets) -> None:
     assert added(datasets, "digits")[1]
 
 
-def test_what_fails_half_way_leaves_nothing(datasets: Datasets) -> None:
+def test_a_failed_conversion_leaves_nothing(datasets: Datasets) -> None:
     """A scratch folder is removed on any error."""
     with pytest.raises(FileExistsError), datasets.scratch_folder() as folder:
         (folder / "lock").mkdir()
     assert [path.name for path in datasets.folder.iterdir() if path.is_dir()] == []
 
 
-def test_what_a_dead_process_left_is_cleared(datasets: Datasets) -> None:
+def test_scratch_folders_of_dead_processes_are_removed(datasets: Datasets) -> None:
     """The next start removes scratch folders of dead processes, and keeps those of live ones."""
     program = (
         "import os, sys; from pathlib import Path; from core.datasets.store import Datasets\n"
@@ -109,7 +109,7 @@ def _race(folder: Path, number: int) -> bool | None:
         return None
 
 
-def test_of_many_at_once_one_is_first(datasets: Datasets) -> None:
+def test_one_of_many_concurrent_additions_succeeds(datasets: Datasets) -> None:
     """Of processes that add different arrays under one name, one succeeds."""
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         outcomes = pool.starmap(_race, [(datasets.folder, number) for number in range(8)])
@@ -118,10 +118,10 @@ def test_of_many_at_once_one_is_first(datasets: Datasets) -> None:
     assert datasets.get("digits")
 
 
-def test_previews(datasets: Datasets) -> None:
+def test_previews_are_grids(datasets: Datasets) -> None:
     """A preview is a grid from the whole split; vectors are lines; an empty split has none."""
     added(datasets, "digits")
-    grid = opened(datasets.preview("digits", "train", 9) or b"")
+    grid = decode_image(datasets.preview("digits", "train", 9) or b"")
     assert grid.shape == (84, 84)
     train = np.load(datasets.path("digits") / "train.npy")
     assert np.array_equal(grid[:28, :28], train[0, 0])
@@ -130,5 +130,5 @@ def test_previews(datasets: Datasets) -> None:
     bits = np.random.default_rng(0).integers(0, 2, (50, 30), dtype=np.uint8)
     np.savez(datasets.folder / "x.npz", bits)
     added(datasets, "bits", (datasets.folder / "x.npz").read_bytes(), test=0.0)
-    assert opened(datasets.preview("bits", "train", 20) or b"").shape == (20, 30)
+    assert decode_image(datasets.preview("bits", "train", 20) or b"").shape == (20, 30)
     assert datasets.preview("bits", "test", 20) is None

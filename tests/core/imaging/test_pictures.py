@@ -19,10 +19,10 @@ def _noise(channels: int = 1) -> Pixels:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_png_gives_back_its_pixels(channels: int) -> None:
     """Encoding and decoding is lossless, without conversions."""
-    pixels, said = decode(png(_noise(channels)), channels, 12, 10)
+    pixels, conversion = decode(png(_noise(channels)), channels, 12, 10)
     assert (pixels == _noise(channels)).all()
     assert pixels.dtype == np.uint8
-    assert said is None
+    assert conversion is None
 
 
 def test_a_grid_is_near_square_and_row_major() -> None:
@@ -36,18 +36,18 @@ def test_a_grid_is_near_square_and_row_major() -> None:
 
 def test_grey_becomes_colour_where_the_model_is_coloured() -> None:
     """Each channel gets the grey value, and the conversion is reported."""
-    pixels, said = decode(png(_noise()), 3, 12, 10)
+    pixels, conversion = decode(png(_noise()), 3, 12, 10)
     assert (pixels == _noise()).all()
-    assert said == "L to RGB"
+    assert conversion == "L to RGB"
 
 
 def test_transparency_is_laid_over_black() -> None:
     """Half-transparent white becomes grey."""
     buffer = io.BytesIO()
     Image.new("RGBA", (10, 12), (255, 255, 255, 128)).save(buffer, "PNG")
-    pixels, said = decode(buffer.getvalue(), 1, 12, 10)
+    pixels, conversion = decode(buffer.getvalue(), 1, 12, 10)
     assert (pixels == 128).all()
-    assert said == "RGBA to L, transparency over black"
+    assert conversion == "RGBA to L, transparency over black"
 
 
 def test_a_small_file_with_much_behind_its_header_is_no_danger() -> None:

@@ -51,8 +51,8 @@ def swapped_space() -> bytes:
     profile = bytearray(SRGB.tobytes())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
-    said = "sRGB built-in".encode("utf-16-be")
-    return bytes(profile).replace(said, "Swapped space".encode("utf-16-be"))
+    description = "sRGB built-in".encode("utf-16-be")
+    return bytes(profile).replace(description, "Swapped space".encode("utf-16-be"))
 
 
 # --- files in ---
@@ -60,7 +60,7 @@ def swapped_space() -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 23)])
-def test_rgb_comes_as_it_is(kind: str, size: tuple[int, int]) -> None:
+def test_rgb_is_unchanged(kind: str, size: tuple[int, int]) -> None:
     """Lossless files give their exact pixels, without conversions."""
     pixels = noise(*size, 3)
     photograph = read(saved(Image.fromarray(pixels), kind, lossless=True))
@@ -212,12 +212,12 @@ def two_frames(kind: str) -> bytes:
         (saved(smooth(9, 9)).replace(b"IHDR\0\0\0\x09", b"IHDR\0\0\0\0"), ["PNG"]),
     ],
 )
-def test_what_cannot_be_read_is_refused(data: bytes, words: list[str]) -> None:
+def test_unreadable_images_are_rejected(data: bytes, words: list[str]) -> None:
     """The error says why, and what would work."""
-    with pytest.raises(UnusableImageError) as told:
+    with pytest.raises(UnusableImageError) as caught:
         read(data)
     for word in words:
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 # --- tiles ---
@@ -227,7 +227,7 @@ SIZES = [(1, 1), (1, 200), (200, 1), (2, 3), (24, 24), (25, 24), (23, 49), (100,
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_tiles_are_windows_of_the_mirrored_picture(size: tuple[int, int], channels: int) -> None:
+def test_tiles_are_windows_of_the_mirrored_image(size: tuple[int, int], channels: int) -> None:
     """Tiles equal windows of the image that is mirrored at its edges."""
     picture = noise(*size, channels)
     tiling = Tiling(*size, (32, 32), 4)
@@ -295,7 +295,7 @@ def test_transparency_is_enlarged_without_a_seam() -> None:
     assert np.abs(flat - (picture * share + 255 * (1 - share))).max() <= 0.51
 
 
-def test_grey_answers_are_luma() -> None:
+def test_grey_results_are_luma() -> None:
     """The result of a grey image is the luma of the model's three channels."""
     picture = noise(20, 30, 3)
     made = np.concatenate(list(restore_channels(_bands(picture, 7), 1, None, 2, opaque=False)))

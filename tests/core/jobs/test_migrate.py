@@ -191,7 +191,7 @@ def test_alembic_is_imported_for_older_databases_alone(tmp_path: Path) -> None:
 
 
 def test_the_database_file_of_earlier_releases_is_renamed(tmp_path: Path) -> None:
-    """With all that was written to it, also by a process that was killed, and by whoever opens it first."""
+    """With all that was written to it, also by a process that was killed, whichever program opens it first."""
     old, new = tmp_path / "ledger.sqlite3", tmp_path / "jobs.sqlite3"
     load(LAST, old)
     program = (

@@ -64,7 +64,7 @@ def test_only_alike_jobs_share_a_pass(job_store: JobStore) -> None:
     assert sizes == [1, 1, 1, 1, 1, 2]
 
 
-def test_a_lapsed_holder_is_fenced_off(job_store: JobStore) -> None:
+def test_a_worker_with_an_expired_lease_is_fenced_off(job_store: JobStore) -> None:
     """Who lost a job to another can no longer write to it; the other's result stands alone."""
     row = job()
     job_store.insert(row)
@@ -80,7 +80,7 @@ def test_a_lapsed_holder_is_fenced_off(job_store: JobStore) -> None:
     assert len(ends) == 1
 
 
-def test_three_deaths_alone_fail_a_job(job_store: JobStore) -> None:
+def test_three_crashes_while_isolated_fail_a_job(job_store: JobStore) -> None:
     """A job that ran among others is not charged; alone, three times and out, with the reason."""
     row = job()
     job_store.insert(row, job())
@@ -98,7 +98,7 @@ def test_three_deaths_alone_fail_a_job(job_store: JobStore) -> None:
     assert "3 times" in str(found.problem)
 
 
-def test_losing_an_api_process_is_not_held_against_a_job(job_store: JobStore) -> None:
+def test_losing_an_api_process_charges_no_attempt(job_store: JobStore) -> None:
     """A job that an API process held goes back uncharged and unsuspected."""
     row = job(status="running", lease_holder=API_HOLDER_PREFIX + "1", lease_until=time.time() - 1, token=1)
     job_store.insert(row)
@@ -172,7 +172,7 @@ def test_expiry_drops_results_then_rows(job_store: JobStore) -> None:
 
 
 def test_owners_take_turns(job_store: JobStore) -> None:
-    """A backlog of one owner delays nobody else's job by more than one claim, whichever was promised first."""
+    """A backlog of one owner delays nobody else's job by more than one claim, whichever was accepted first."""
     backlog = [job(owner="ann", rows=SMALL_JOB_ROWS + 1) for _ in range(20)]
     job_store.insert(*backlog)
     assert job_store.claim("w", LEASE_S, 32)[0].owner == "ann"
@@ -210,7 +210,7 @@ def test_owners_take_turns_at_the_training_worker(job_store: JobStore) -> None:
 
 
 def test_alike_jobs_of_several_owners_share_a_pass(job_store: JobStore) -> None:
-    """Fairness costs no throughput: a pass is filled with whoever's jobs fit, and counts as a turn of each."""
+    """Fairness costs no throughput: a pass is filled with the jobs that fit, and is a turn of each of their owners."""
     job_store.insert(job(owner="ann"), job(owner="bob"), job(owner="ann"))
     assert len(job_store.claim("w", LEASE_S, 32)) == 3
 
@@ -257,7 +257,7 @@ def test_a_job_that_waited_for_room_too_long_says_why(job_store: JobStore) -> No
     assert (failed.problem or {})["status"] == 507
 
 
-def test_leases_that_nobody_could_renew_do_not_lapse(tmp_path: Path) -> None:
+def test_leases_that_nobody_could_renew_do_not_expire(tmp_path: Path) -> None:
     """A lease lapses where its holder could have renewed it and did not; while nothing can be written, it could not."""
     import sqlite3
 

@@ -123,8 +123,8 @@ def test_smallest_batch_schemas_agree_with_the_model(
     )
     model = ebgan.Model(config)
     cases: list[dict[str, Any]] = ebgan.SMALLEST_BATCHES
-    told = [case["pictures"] for case in cases if jsonschema_rs.validator_for(case["when"]).is_valid(vars(config))]
-    assert max(told, default=1) == smallest_batch(model)
+    sizes = [case["pictures"] for case in cases if jsonschema_rs.validator_for(case["when"]).is_valid(vars(config))]
+    assert max(sizes, default=1) == smallest_batch(model)
     try:
         model.generator(torch.zeros(1, 2))
     except ValueError:

@@ -51,12 +51,12 @@ def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
     assert (described["name"], described["version"], described["family"]) == ("tiny", "1", "vae")
     assert described["image"] == {"channels": 1, "height": 28, "width": 28}
     assert "manifold" in described["operations"]
-    told = described["provenance"]
-    assert set(told) >= PROVENANCE
-    assert told["recipe"]["training"]["epochs"] == told["epochs"] == 2
-    assert told["selection"]["epochs_tried"] == 2
-    assert told["selection"]["validation"] == 500
-    assert told["note"] == "a note"
+    provenance = described["provenance"]
+    assert set(provenance) >= PROVENANCE
+    assert provenance["recipe"]["training"]["epochs"] == provenance["epochs"] == 2
+    assert provenance["selection"]["epochs_tried"] == 2
+    assert provenance["selection"]["validation"] == 500
+    assert provenance["note"] == "a note"
 
 
 def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,17 +73,17 @@ def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.Cap
         assert torch.equal(weight, before[name])
 
 
-def test_static_binarization_is_told_by_its_fingerprint(trained: Path) -> None:
+def test_static_binarization_is_recognised_by_its_hash(trained: Path) -> None:
     """The provenance of a static run has the SHA-256 of the draw; test images are binarized as in training."""
     described = card.read_card(trained)
     pictures = data.load(str(DIGITS))
     values = described["provenance"]["recipe"]
     recipe = Recipe.from_json({**values, "training": {**values["training"], "binarization": "static"}})
-    told = export.provenance(recipe, pictures)["binarization"]
-    assert told == {"kind": "static", "sha256": data.static_binarization(pictures.images)[1]}
+    binarization = export.provenance(recipe, pictures)["binarization"]
+    assert binarization == {"kind": "static", "sha256": data.static_binarization(pictures.images)[1]}
     few = data.ImageSet("few", pictures.images[:5], "")
     assert torch.equal(
-        export.test_images({"provenance": {"binarization": told}}, few, 1),
+        export.test_images({"provenance": {"binarization": binarization}}, few, 1),
         data.static_binarization(few.images, test=True)[0] / 255,
     )
     grey = export.test_images({"provenance": {"binarization": {"kind": "none"}}}, few, 1)
@@ -104,7 +104,7 @@ def test_sample_is_reproducible(trained: Path, tmp_path: Path) -> None:
     assert command.main(["sample", str(trained), "--operation", "encode"]) == 1
 
 
-def test_mistakes_on_the_command_line_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_on_the_command_line_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown recipe is rejected with the list of recipes, a --set without a value with a hint."""
     assert command.main(["train", "nothing"]) == 1
     assert "vae-mnist, vae-mnist-2d, vae-mnist-k5, or give the path" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_a_card_is_read_without_torch(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "said"),
+    ("payload", "message"),
     [
         (b"", "is not a safetensors file"),
         (b"\xff" * 64, "is not a safetensors file"),
@@ -132,14 +132,14 @@ def test_a_card_is_read_without_torch(trained: Path) -> None:
         (struct.pack("<Q", 46) + b'{"__metadata__":{"card":"{\\"format\\":1}"}}     ', "lacks name"),
     ],
 )
-def test_a_file_without_a_card_is_told(payload: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_without_a_card_is_rejected(payload: bytes, message: str, tmp_path: Path) -> None:
     """The ValueError says what the file lacks."""
     (tmp_path / "x.safetensors").write_bytes(payload)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         card.read_card(tmp_path / "x.safetensors")
 
 
-def test_weights_that_do_not_fit_are_told(trained: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_rejected(trained: Path, tmp_path: Path) -> None:
     """A card is rejected if its config contradicts the shapes of the weights, or if it lacks a field."""
     model, described = card.load(trained)
     wrong = {**described, "config": {**described["config"], "latents": 3}}
@@ -160,7 +160,7 @@ SIZES = {"mnist": 60000, "mushrooms": 2500, "dna": 2000, "photographs": 24000}
 FIGURES = {
     "vae": {"nll", "bound", "active_units"},
     "bihm": {"log_p_star", "log_p", "minus_2_log_z", "effective_sample_size_star"},
-    # a GAN ships after a classifier has looked at its samples: the game's own figures do not tell a collapse
+    # a GAN ships after a classifier has looked at its samples: the losses of the two networks do not show a collapse
     "ebgan": {"energy", "sample_energy", "pulling_away", "i_prime", "e_kl"},
     "superres": {"psnr_mse", "psnr_statistics", "vgg_statistics"},
 }
@@ -173,14 +173,16 @@ def test_a_shipped_card_is_complete(path: Path) -> None:
     assert described["name"] == path.parents[1].name
     assert described["version"] == path.parent.name
     assert described["operations"] == model.operations()
-    told = described["provenance"]
-    assert set(told) >= PROVENANCE
-    assert len(told["data"]["sha256"]) == 64
-    data, chosen = told["data"], told.get("selection", {"count": 0, "validation": 0})
-    taken = told["recipe"]["training"].get("pictures") or SIZES[data["name"]]  # a recipe may take the first so many
-    assert data["count"] + data["validation"] == min(taken, SIZES[data["name"]])
+    provenance = described["provenance"]
+    assert set(provenance) >= PROVENANCE
+    assert len(provenance["data"]["sha256"]) == 64
+    data, chosen = provenance["data"], provenance.get("selection", {"count": 0, "validation": 0})
+    trained = (
+        provenance["recipe"]["training"].get("pictures") or SIZES[data["name"]]
+    )  # a recipe may take the first so many
+    assert data["count"] + data["validation"] == min(trained, SIZES[data["name"]])
     assert chosen["count"] + chosen["validation"] in (0, SIZES[data["name"]])
-    assert len(told["commit"].rstrip("+")) == 40  # a plus: the tree had changes
+    assert len(provenance["commit"].rstrip("+")) == 40  # a plus: the tree had changes
     for entry in described["figures"]:
         assert set(entry) == {"name", "value", "unit", "better", "detail"}
     assert FIGURES[described["family"]] <= {entry["name"] for entry in described["figures"]}

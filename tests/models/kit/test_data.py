@@ -44,7 +44,7 @@ def test_the_fixture_is_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda b: b[:-1], "is truncated: 135 bytes instead of the 136 of its header"),
         (lambda b: b + b"\0", "is too long"),
@@ -55,12 +55,12 @@ def test_the_fixture_is_digits() -> None:
         (lambda b: b[:4] + b"\xff\xff\xff\xff" * 3 + b[16:], "is truncated"),
     ],
 )
-def test_a_damaged_idx_file_is_told(
-    damage: Callable[[bytes], bytes], said: str, picture: np.ndarray, tmp_path: Path
+def test_a_damaged_idx_file_is_rejected_with_the_reason(
+    damage: Callable[[bytes], bytes], message: str, picture: np.ndarray, tmp_path: Path
 ) -> None:
     """The ValueError names the file and the damage."""
     (tmp_path / "bad.idx").write_bytes(damage(data.to_idx(picture)))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         data.load(str(tmp_path / "bad.idx"))
 
 
@@ -187,7 +187,7 @@ def _held_kb() -> int:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("dataset.json", b"{", "is damaged"),
         ("dataset.json", b"{}", "is damaged: 'counts'"),
@@ -196,14 +196,16 @@ def _held_kb() -> int:
         ("test.npy", "other", r"test.npy holds uint8 \(3, 1, 6, 4\)"),
     ],
 )
-def test_a_damaged_dataset_is_told(dataset: Path, file: str, content: bytes | str | None, said: str) -> None:
+def test_a_damaged_dataset_is_rejected_with_the_reason(
+    dataset: Path, file: str, content: bytes | str | None, message: str
+) -> None:
     """The error names the data set, whichever of its files is damaged."""
     (dataset / file).unlink()
     if content == "other":
         (dataset / file).write_bytes((dataset / "train.npy").read_bytes())
     elif isinstance(content, bytes):
         (dataset / file).write_bytes(content)
-    with pytest.raises(ValueError, match=f"the dataset uploaded .*{said}"):
+    with pytest.raises(ValueError, match=f"the dataset uploaded .*{message}"):
         data.load(str(dataset), "test" if file == "test.npy" else "train")
 
 
@@ -216,11 +218,11 @@ def test_a_named_set_as_one_file(
         (tmp_path / "mnist" / data.IMAGES[split]).write_bytes(data.to_idx(part))
         digest = hashlib.sha256(data.to_idx(part)).hexdigest()
         monkeypatch.setitem(data.SHA256, ("mnist", split), digest)
-    asked = ["dataset", "mnist", str(tmp_path / "file"), "--data-folder", str(tmp_path)]
-    assert main(asked) == 0
+    arguments = ["dataset", "mnist", str(tmp_path / "file"), "--data-folder", str(tmp_path)]
+    assert main(arguments) == 0
     with np.load(tmp_path / "file") as arrays:
         assert np.array_equal(arrays["train"][:, 0], picture[:3])
         assert np.array_equal(arrays["test"][:, 0], picture[3:])
     (tmp_path / "mnist" / data.IMAGES["test"]).write_bytes(data.to_idx(picture))
-    assert main(asked) == 1
+    assert main(arguments) == 1
     assert "is not mnist's test set" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_philox_gives_the_published_words(counter: list[int], key: list[int], wo
     assert drawn[:, 0].tolist() == words
 
 
-def test_a_row_is_the_same_alone_and_among_others() -> None:
+def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
     """A row of a batch with mixed seeds equals that row drawn alone, for every kind of number."""
     seed = torch.tensor([5, 2**63 - 1, 5, 0])
     row = torch.tensor([0, 7, 2**40 + 3, 2**63 - 1])

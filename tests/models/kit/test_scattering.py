@@ -31,7 +31,7 @@ def test_it_agrees_with_kymatio(scales: int, angles: int, height: int, width: in
     assert float((found - expected).abs().max()) < 1e-4
 
 
-def test_nothing_maps_to_nothing() -> None:
+def test_zeros_scatter_to_zeros() -> None:
     """The scattering of zeros is zero; a constant gives itself in order 0 and zero above."""
     transform = Scattering(2, 8).requires_grad_(requires_grad=False)
     assert float(transform(torch.zeros(1, 1, 32, 32)).abs().max()) == 0

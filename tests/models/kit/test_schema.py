@@ -46,7 +46,7 @@ def test_values_come_back_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"count": 0}, r"count must lie in \[1, 5\], not 0"),
         ({"count": 6}, r"count must lie in \[1, 5\]"),
@@ -66,7 +66,7 @@ def test_values_come_back_typed() -> None:
         ({"other": 1}, "unknown field 'other'"),
     ],
 )
-def test_a_wrong_value_is_named(values: dict[str, Any], said: str) -> None:
+def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
     """The ValueError names the field and the allowed values."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         from_json(Example, values)

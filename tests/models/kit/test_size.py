@@ -49,24 +49,24 @@ def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
 
 
 @pytest.mark.parametrize("family", HUGE)
-def test_a_huge_network_is_refused_without_being_made(family: str) -> None:
+def test_a_huge_network_is_rejected_without_being_allocated(family: str) -> None:
     """It is rejected without being allocated; the message has the memory needed and the limit."""
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(
         TooLargeError, match=r"takes at least .* MiB of memory for its weights; at most 8192 MiB may be"
     ):
         check_size(Recipe.from_json(values(family, HUGE[family])), 8 << 30)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 @pytest.mark.parametrize("name", ["train", "estimate"])
 def test_a_process_ends_at_its_limit_with_the_reason(tmp_path: Path, name: str) -> None:
     """A network too large by its weights or by its activations ends the process with status 5."""
-    begun = time.monotonic()
+    started = time.monotonic()
     done = command(tmp_path, name, values("vae", HUGE["vae"]), 8 << 30)
     assert (done.returncode, "takes at least" in done.stderr) == (5, True), done.stderr
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - started < 60
     wide = values("vae", {"hidden": [64], "samples": 1000}, epochs=1, batch_size=5000)
     done = command(tmp_path, name, wide, 256 << 20)
     assert done.returncode == 5, done.stderr

@@ -20,7 +20,7 @@ def test_divergence_is_minus_the_adjoint_of_the_gradient() -> None:
     torch.testing.assert_close((tv.gradient(y) * p).sum(), -(y * tv.divergence(p)).sum())
 
 
-def test_two_pixels_move_together_by_lambda() -> None:
+def test_two_pixels_approach_by_lambda() -> None:
     """With U = 1 and two pixels a < b the minimum is a + λ, b − λ, and their mean where λ is larger than (b − a)/2."""
     u = Downsampling(torch.eye(1), torch.eye(2))
     low = torch.tensor([[[[0.2, 0.8]]], [[[0.2, 0.3]]]])

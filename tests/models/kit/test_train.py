@@ -199,9 +199,9 @@ def test_a_run_killed_within_an_epoch_goes_on_from_there(
     with pytest.raises(KeyboardInterrupt):
         train(chosen, images, tmp_path / "parts")
     monkeypatch.undo()
-    told = json.loads((tmp_path / "parts" / "progress.json").read_text())
-    assert told["checkpoint"]["steps"] == steps
-    assert (told["epoch"], told["step"]) == divmod(steps, 6)
+    progress = json.loads((tmp_path / "parts" / "progress.json").read_text())
+    assert progress["checkpoint"]["steps"] == steps
+    assert (progress["epoch"], progress["step"]) == divmod(steps, 6)
     assert train(chosen, images, tmp_path / "parts", resume=True).reason == "finished"
     train(recipe({"save_every_s": 1000.0}), images, tmp_path / "whole")
     for name, weight in weights(tmp_path / "whole")[0].items():
@@ -367,7 +367,7 @@ def test_a_linear_decay_ends_at_zero(images: torch.Tensor, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"family": "nothing"}, "no family 'nothing'"),
         ({"other": 1}, "has no field 'other'"),
@@ -377,9 +377,9 @@ def test_a_linear_decay_ends_at_zero(images: torch.Tensor, tmp_path: Path) -> No
         ({"training": {"precision": "float8"}}, "precision must be one of"),
     ],
 )
-def test_a_wrong_recipe_is_told(change: dict[str, Any], said: str) -> None:
+def test_a_wrong_recipe_is_rejected_with_the_reason(change: dict[str, Any], message: str) -> None:
     """The ValueError names the field of the recipe."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Recipe.from_json({**recipe().to_json(), **change})
 
 

@@ -35,7 +35,8 @@ class Loop:
         self.waits.append(timeout)
         if len(self.waits) == self.send_after:
             self.far.send(b"m")
-        return self.poll(timeout)
+        ready: list[tuple[int, int]] = self.poll(timeout)
+        return ready
 
     def request(self) -> None:
         """Count the calls of another callback, such as the transport's that asks for a message."""

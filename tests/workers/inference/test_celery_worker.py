@@ -62,7 +62,7 @@ def test_remote_control_works(stack: Stack) -> None:
     assert "OK" in inspect(stack, "active")
 
 
-def test_it_stops_when_it_is_told_to(stack: Stack) -> None:
+def test_it_stops_on_sigterm(stack: Stack) -> None:
     """SIGTERM ends it with status 0, and its heartbeat is removed."""
     process = stack.parts["inference"]
     process.terminate()

@@ -22,7 +22,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """The shipped two-dimensional VAE and the faulty model, loaded."""
     folder = tmp_path_factory.mktemp("engine")
     families = Path(__file__).parents[2] / "families"
-    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
+    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)
     held = ModelCache(settings)
     registry = Registry(settings.checkpoints)
     yield {entry.name: held.get(entry) for entry in registry.active()}
@@ -68,7 +68,7 @@ def test_every_bucket_gives_a_row_the_same_bits(model_cache: dict[str, LoadedMod
 
 
 def test_a_pass_is_padded_to_the_next_bucket() -> None:
-    """And to nothing where there is none: whoever sends more than the largest knows why."""
+    """And not at all if there is none: a sender of more rows than the largest bucket has its reasons."""
     plan = BatchPlan((4, 8, 16, 20), 8)
     assert [plan.padded_size(count) for count in (1, 4, 5, 17, 20, 21)] == [4, 4, 8, 20, 20, 21]
 
@@ -155,9 +155,7 @@ def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
     families = Path(__file__).parents[2] / "families"
     budget = max(size, 1 << 20)
-    held = ModelCache(
-        Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget)  # type: ignore[call-arg]
-    )
+    held = ModelCache(Settings(checkpoints=folder, extra_models=families, state=tmp_path, memory_budget_bytes=budget))
     entries = {entry.name: entry for entry in Registry(folder).active()}
     held.get(entries["faulty"])
     held.get(entries["vae-mnist-2d"])

@@ -37,12 +37,10 @@ def test_results_wait_for_a_full_database(job_store: JobStore) -> None:
     limited(job_store, 2)
     result = b"x" * 200_000
     assert unsaved.add([SliceReport(held.claim, 0, 1, result)]) == []
-    assert unsaved.waiting
-    assert unsaved.save() == []
+    assert (unsaved.save(), unsaved.waiting) == ([], True)
     assert job_store.states([row.id])[row.id].status == "running"
     limited(job_store, 1000)
-    assert unsaved.save() == [row.id]
-    assert not unsaved.waiting
+    assert (unsaved.save(), unsaved.waiting) == ([row.id], False)
     assert job_store.result(row.id) == [ResultChunk(result, None)]
 
 
@@ -74,7 +72,7 @@ def test_a_fault_that_would_come_again_is_not_kept(job_store: JobStore) -> None:
 
 
 @pytest.mark.parametrize(("number", "full"), [(28, True), (122, True), (27, True), (5, False), (2, False)])
-def test_full_disks_are_told_from_other_faults(number: int, full: bool) -> None:
+def test_full_disks_are_distinguished_from_other_errors(number: int, full: bool) -> None:
     """Files, quotas and limits of files; and the problem says which it was."""
     error = OSError(number, "reason")
     assert lacks_space(error) == full
@@ -83,7 +81,7 @@ def test_full_disks_are_told_from_other_faults(number: int, full: bool) -> None:
     assert "reason" in problem["detail"]
 
 
-def test_full_databases_are_told_from_other_faults(tmp_path: Path) -> None:
+def test_full_databases_are_distinguished_from_other_errors(tmp_path: Path) -> None:
     """SQLite's own word for it; a lock is no full disk."""
     connection = sqlite3.connect(tmp_path / "l")
     connection.execute("CREATE TABLE t (x)")

@@ -12,7 +12,7 @@ import pytest
 
 from core.broker.codec import pack
 from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
-from tests.training_jobs import taken
+from tests.training_jobs import claimed_job
 from workers.training.context import ClaimLostError, JobFailedError
 from workers.training.worker import TrainingWorker
 
@@ -112,14 +112,14 @@ def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None
     program(trainer, "import time; time.sleep(100)")
     started = time.monotonic()
     with pytest.raises(JobFailedError, match="more than 1 s") as failed:
-        trainer.auxiliary.estimate(taken(trainer, row("estimate")))
+        trainer.auxiliary.estimate(claimed_job(trainer, row("estimate")))
     assert (failed.value.status, time.monotonic() - started < 10) == (422, True)
 
 
 def test_a_dry_run_that_is_cancelled_is_ended(trainer: TrainingWorker) -> None:
     """Its process is gone soon after."""
     program(trainer, "import time; time.sleep(100)")
-    job = taken(trainer, row("estimate"))
+    job = claimed_job(trainer, row("estimate"))
     threading.Timer(1.0, lambda: trainer.context.job_store.cancel(job.id)).start()
     started = time.monotonic()
     with pytest.raises(ClaimLostError):
@@ -132,7 +132,7 @@ def test_a_short_job_is_held_to_its_memory(trainer: TrainingWorker, kind: str) -
     """Also a process that does not limit itself."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_memory_bytes": 200 << 20})
     program(trainer, "import time; kept = bytearray(b'x') * (400 << 20); time.sleep(100)")
-    job = taken(trainer, row(kind))
+    job = claimed_job(trainer, row(kind))
     with pytest.raises(JobFailedError, match="the limit is 200 MiB") as failed:
         {"estimate": trainer.auxiliary.estimate, "import": trainer.auxiliary.import_file}[kind](job)
     assert failed.value.status == 422
@@ -142,7 +142,7 @@ def test_a_short_job_whose_process_is_killed_can_be_tried_again(trainer: Trainin
     """503 with the signal."""
     program(trainer, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(JobFailedError, match="SIGKILL") as failed:
-        trainer.auxiliary.estimate(taken(trainer, row("estimate")))
+        trainer.auxiliary.estimate(claimed_job(trainer, row("estimate")))
     assert failed.value.status == 503
 
 
@@ -150,7 +150,7 @@ def test_a_training_that_hangs_is_ended_and_charged(trainer: TrainingWorker) -> 
     """Its process, deaf to SIGTERM and without progress, is killed; after the last attempt the training has failed."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_stall_s": 1.0})
     program(trainer, "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
-    job = taken(trainer, row(TRAINING))
+    job = claimed_job(trainer, row(TRAINING))
     started = time.monotonic()
     with pytest.raises(JobFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint"):
         trainer.train(job)
@@ -172,7 +172,7 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
         "    time.sleep(0.5)\n"
         "sys.exit(4)\n"
     )
-    job = taken(trainer, row(TRAINING))
+    job = claimed_job(trainer, row(TRAINING))
     folder = trainer.context.paths.run(job.id)
     trainer.children.command = lambda *_words: [sys.executable, "-c", text, str(folder)]  # type: ignore[method-assign]
     with pytest.raises(JobFailedError) as failed:
@@ -180,8 +180,10 @@ def test_a_training_that_advances_is_left_alone(trainer: TrainingWorker) -> None
     assert failed.value.title == "Training diverged"
 
 
-def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: TrainingWorker) -> None:
-    """Also where a better equipped worker was alive when it was asked for."""
+def test_a_training_uses_no_more_devices_than_there_are(
+    trainer: TrainingWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a worker with more devices was alive when the training was requested."""
     program(trainer, "import sys; sys.exit(4)")
     words: list[str] = []
     start = trainer.children.start
@@ -190,12 +192,12 @@ def test_a_training_is_spread_over_no_more_devices_than_there_are(trainer: Train
         words.extend(command)
         return start(command, *more)
 
-    trainer.children.start = watching  # type: ignore[method-assign]
+    monkeypatch.setattr(trainer.children, "start", watching)
     for devices, expected in ((1, []), (3, ["--gpus", "3"])):
         words.clear()
         trainer.devices = devices
         with pytest.raises(JobFailedError):
-            trainer.train(taken(trainer, row(TRAINING, gpus=56)))
+            trainer.train(claimed_job(trainer, row(TRAINING, gpus=56)))
         assert words[words.index("--gpus") :] == expected if expected else "--gpus" not in words
 
 

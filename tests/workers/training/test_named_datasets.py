@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from core.broker.codec import unpack
 from core.jobs.records import Job
 from core.settings import Settings
 from tests.uploads import idx
+from tests.waiting import wait_until
 from workers.training.worker import TrainingWorker
 
 
@@ -132,13 +132,9 @@ def test_a_cancelled_fetch_ends_its_processes(
     job = _claimed(worker)
     thread = threading.Thread(target=worker.run_job, args=(job,))
     thread.start()
-    while not pid_file.exists() or not pid_file.read_text():
-        time.sleep(0.05)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text(), "the process has written its id")
     assert worker.context.job_store.cancel(job.id)
     thread.join(30)
     assert not thread.is_alive()
-    deadline = time.monotonic() + 10
-    while _runs(pid_file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not _runs(pid_file.read_text()), "the process has exited", 10)
     assert [path for path in worker.context.paths.datasets.iterdir() if path.name != ".lock"] == []

@@ -1,4 +1,4 @@
-"""The training worker, run in this process with real children: what it tells, and what it holds a training to."""
+"""The training worker, run in this process with real child processes: its reports, and its limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from core.catalog.versions import Versions
 from core.jobs.records import TRAINING, Event, IdempotencyKey, Job, ResultChunk
 from core.jobs.store import JobStore
 from core.settings import Settings
-from tests.training_jobs import taken
+from tests.training_jobs import claimed_job
 from workers.training.context import ClaimLostError, JobFailedError, WorkerStoppingError
 from workers.training.limits import anonymous_bytes
 from workers.training.publication import Measurement
@@ -63,7 +63,7 @@ def test_a_training_is_held_to_its_limits(
 ) -> None:
     """Over a limit it is stopped, the job says which, and what it reached is kept."""
     trainer.context.settings = trainer.context.settings.model_copy(update=limit)
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     with pytest.raises(JobFailedError, match=message) as failed:
         trainer.train(job)
     assert failed.value.problem["title"] == title
@@ -82,11 +82,11 @@ def trainer_is_gone(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("change", "error"), [("cancel", ClaimLostError), ("pause", ClaimLostError), ("stop", WorkerStoppingError)], ids=str
 )
-def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
+def test_a_cancelled_or_paused_training_stops_with_a_checkpoint(
     trainer: TrainingWorker, change: str, error: type[Exception]
 ) -> None:
-    """Cancelled, paused, or its worker told to stop: the process is gone and left the step it had reached."""
-    job = taken(trainer, row(recipe=recipe(save_every_s=1000.0)))
+    """Cancelled, paused, or its worker stopped: the process has exited and left a checkpoint of its last step."""
+    job = claimed_job(trainer, row(recipe=recipe(save_every_s=1000.0)))
     check_process = TrainingRun.check_process
 
     def changing(run: TrainingRun, process: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_training_that_is_not_wanted_any_more_stops_with_a_checkpoint(
 
 def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) -> None:
     """Killed before it gets anywhere, three times, the training fails and says so."""
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     trainer.children.command = lambda *_words: ["sh", "-c", "kill -9 $$"]  # type: ignore[method-assign]
     with pytest.raises(
         JobFailedError, match=r"killed 3 times \(SIGKILL\) without a new checkpoint; it left no checkpoint"
@@ -120,7 +120,7 @@ def test_a_process_that_dies_over_and_over_is_given_up(trainer: TrainingWorker) 
 def test_a_recipe_that_the_training_rejects_is_the_clients_fault(trainer: TrainingWorker) -> None:
     """The error of the training process is the problem's detail, with status 422."""
     with pytest.raises(JobFailedError, match=r"validation = 61, but only 60 images are held back") as failed:
-        trainer.train(taken(trainer, row(recipe=recipe(validation=61))))
+        trainer.train(claimed_job(trainer, row(recipe=recipe(validation=61))))
     assert (failed.value.title, failed.value.status) == ("Training failed", 422)
 
 
@@ -129,13 +129,13 @@ def test_a_training_process_that_crashes_is_an_internal_error(trainer: TrainingW
     crashing = recipe()
     crashing["config"]["height"] = 28
     with pytest.raises(JobFailedError, match=r"exited with code 1, an internal error") as failed:
-        trainer.train(taken(trainer, row(recipe=crashing)))
+        trainer.train(claimed_job(trainer, row(recipe=crashing)))
     assert (failed.value.title, failed.value.status) == ("Training failed", 500)
 
 
-def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
+def test_metrics_are_reported_once(trainer: TrainingWorker) -> None:
     """Whatever a resumed run writes again, each epoch becomes one event."""
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     folder = trainer.context.paths.run(job.id)
     folder.mkdir(parents=True)
     file = folder / "metrics.jsonl"
@@ -156,7 +156,7 @@ def test_metrics_are_told_once(trainer: TrainingWorker) -> None:
 
 
 def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> None:
-    """The number of a run's version is settled once; a second publication finds the file there."""
+    """The number of a run's version is chosen once; a second publication finds the file there."""
     folder = tmp_path / "run"
     folder.mkdir()
     first = trainer.publisher.reserve_number("m", folder)
@@ -175,13 +175,24 @@ def test_a_publication_is_made_once(trainer: TrainingWorker, tmp_path: Path) -> 
         ("never", 1.0, 2.0, False, "version 1 stays active"),
     ],
 )
-def test_what_serves_follows_the_wish_and_the_measure(
-    trainer: TrainingWorker, how: str, new: float, old: float | None, switched: bool, message: str
+def test_the_active_version_follows_the_policy_and_the_figures(
+    trainer: TrainingWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    new: float,
+    old: float | None,
+    switched: bool,
+    message: str,
 ) -> None:
     """The new version serves if it is better, always, or never; the job says which and why."""
-    job = taken(trainer, row())
+    job = claimed_job(trainer, row())
     seen: list[str] = []
-    trainer.publisher.activate = lambda _job, version, _old: seen.append(version) or ""  # type: ignore[method-assign,func-returns-value]
+
+    def activate(_job: Job, version: str, _active: str | None) -> str:
+        seen.append(version)
+        return ""
+
+    monkeypatch.setattr(trainer.publisher, "activate", activate)
     figures = [[] if one is None else [{"name": "nll", "value": one, "better": "lower"}] for one in (new, old)]
     trainer.publisher.apply_policy(job, how, "2", Measurement(*figures), "1")
     assert seen == (["2"] if switched else [])
@@ -199,7 +210,7 @@ def test_a_version_does_not_serve_before_a_worker_has_loaded_it(
     monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 3.0)
     beats = [{"state": "ready", "capacity": {"m@1": {}}, "refused": {}, "at": 0.0}] if dead else []
     trainer.context.inference_workers = lambda: {"dead": beats.pop()} if beats else {}  # type: ignore[method-assign]
-    job = taken(trainer, row())
+    job = claimed_job(trainer, row())
     trainer.publisher.apply_policy(job, "always", "2", Measurement(), "1")
     events = [one.data for one in trainer.context.job_store.events(job.id) if one.name == "message"]
     texts = [one["message"] for one in events]
@@ -216,7 +227,7 @@ def test_the_first_version_of_a_name_serves_without_a_worker(
     """There is no other that could go on serving; the worker that comes loads it."""
     monkeypatch.setattr("workers.training.publication.LOAD_TIMEOUT_S", 0.5)
     trainer.context.inference_workers = dict  # type: ignore[method-assign]
-    trainer.publisher.apply_policy(taken(trainer, row()), "if better", "1", Measurement(), None)
+    trainer.publisher.apply_policy(claimed_job(trainer, row()), "if better", "1", Measurement(), None)
     assert trainer.context.versions.pointers()["m"] == {"serves": "1"}
 
 
@@ -251,7 +262,7 @@ def test_inference_workers_do_not_see_trainings(job_store: JobStore) -> None:
     assert job_store.claim("trainer", 3, kinds=("estimate",)) == []
 
 
-def test_a_name_and_a_key_are_taken_once(job_store: JobStore) -> None:
+def test_a_name_and_a_key_are_claimed_once(job_store: JobStore) -> None:
     """A second training under a name reports the first; under the same key it is the first."""
     key = IdempotencyKey("POST /v1/trainings", "k", "print", 100)
     first = row()
@@ -267,7 +278,7 @@ def test_a_name_and_a_key_are_taken_once(job_store: JobStore) -> None:
     assert job_store.insert(row(), exclusive=True).conflict == ""
 
 
-def test_whoever_lost_a_claim_writes_nothing(job_store: JobStore) -> None:
+def test_a_worker_that_lost_its_claim_writes_nothing(job_store: JobStore) -> None:
     """After a pause and a resumption the first holder's token is void."""
     job_store.insert(job := row())
     (held,) = job_store.claim("first", 3, kinds=(TRAINING,))
@@ -343,7 +354,7 @@ def test_versions_made_here_stand_beside_those_that_ship(tmp_path: Path) -> None
 def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
     """It goes back uncharged with the reason, and fails with 507 only after the time that is set."""
     trainer.context.settings = trainer.context.settings.model_copy(update={"training_min_free_disk_bytes": 1 << 60})
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     trainer.run_job(job)
     waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
@@ -361,26 +372,26 @@ def test_a_training_waits_for_room_on_the_disk(trainer: TrainingWorker) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_child_that_finds_the_disk_full_waits_too(trainer: TrainingWorker, number: int) -> None:
+def test_a_job_whose_process_finds_the_disk_full_waits(trainer: TrainingWorker, number: int) -> None:
     """Whatever it was writing; a child that fails for its own reason does not."""
     error = f"OSError: [Errno {number}] {os.strerror(number)}"
     trainer.children.command = lambda *_words: ["sh", "-c", f"echo '{error}' >&2; exit 1"]  # type: ignore[method-assign]
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     trainer.run_job(job)
     waiting = trainer.context.job_store.get(job.id)
     assert waiting is not None
     assert waiting.status == "queued"
     assert os.strerror(number) in str(waiting.blocked_reason)
     trainer.children.command = lambda *_words: ["sh", "-c", "echo 'error: no such thing' >&2; exit 1"]  # type: ignore[method-assign]
-    other = taken(trainer, row("other", recipe=recipe()))
+    other = claimed_job(trainer, row("other", recipe=recipe()))
     trainer.run_job(other)
     assert trainer.context.job_store.states([other.id])[other.id].status == "failed"
 
 
-def test_what_cannot_be_told_is_no_fault_of_a_training(trainer: TrainingWorker) -> None:
+def test_a_report_that_fails_does_not_fail_the_training(trainer: TrainingWorker) -> None:
     """The database is full when it begins: it is put back as soon as that can be written."""
     error = sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
-    job = taken(trainer, row(recipe=recipe()))
+    job = claimed_job(trainer, row(recipe=recipe()))
     with patch.object(JobStore, "append_events", side_effect=error):
         trainer.run_job(job)
     waiting = trainer.context.job_store.get(job.id)
@@ -452,10 +463,10 @@ def test_a_batch_that_no_step_could_take_is_refused_at_the_start(
     """By what the family says of its smallest batches, by the devices that share one, and by what is held back."""
     known = load_families(Settings(state=tmp_path))
     dataset = {"name": "d", "kind": "pictures", "counts": counts, "channels": 1, "height": 28, "width": 28}
-    asked = {"config": config, "training": training}
+    overrides = {"config": config, "training": training}
     if not field:
-        resolve_recipe(family, known[family], dataset, "m", asked, gpus)
+        resolve_recipe(family, known[family], dataset, "m", overrides, gpus)
         return
     with pytest.raises(InvalidOptionsError) as refused:
-        resolve_recipe(family, known[family], dataset, "m", asked, gpus)
+        resolve_recipe(family, known[family], dataset, "m", overrides, gpus)
     assert [error["field"] for error in refused.value.errors] == [field]

@@ -12,7 +12,7 @@ import pytest
 from tests.uploads import UploadConverter, idx, npz, packed, pictures, png, tar, zipped
 
 
-def test_what_is_neither_is_told_how_it_begins(converter: UploadConverter) -> None:
+def test_an_unknown_format_is_rejected_with_its_first_bytes(converter: UploadConverter) -> None:
     """The error has the first bytes and the formats that are accepted."""
     converter.refused(b"", "empty", "NPZ")
     converter.refused(png(pictures(1)[0]), "89504e47", "ZIP of pictures")
@@ -46,7 +46,7 @@ def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: byt
 
 
 @pytest.mark.parametrize(
-    ("file", "wish", "field"),
+    ("file", "options", "field"),
     [
         (idx(pictures(12)), {"format": "npz"}, "format"),
         (idx(pictures(12)), {"resize": (8, 8)}, "resize"),
@@ -58,8 +58,8 @@ def test_archives_of_other_kinds_are_named(converter: UploadConverter, file: byt
         (packed(zipped()), {"kind": "photographs", "resize": (8, 8)}, "resize"),
     ],
 )
-def test_wishes_that_do_not_fit_are_refused(
-    converter: UploadConverter, file: bytes, wish: dict[str, Any], field: str
+def test_options_that_do_not_fit_are_rejected(
+    converter: UploadConverter, file: bytes, options: dict[str, Any], field: str
 ) -> None:
     """Options that do not fit the format are rejected at their field."""
-    assert converter.refused(file, **wish).field == field
+    assert converter.refused(file, **options).field == field

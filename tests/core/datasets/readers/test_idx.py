@@ -13,17 +13,17 @@ from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, packed, pictures
 
 def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> None:
     """Gzipped or not, each image of the file is in one of three splits of the requested sizes."""
-    said = converter(DIGITS.read_bytes())
-    assert (said["kind"], said["channels"], said["height"], said["width"]) == ("pictures", 1, 28, 28)
-    assert said["counts"] == {"train": 1600, "validation": 200, "test": 200}
-    assert said["format"] == "idx"
+    dataset = converter(DIGITS.read_bytes())
+    assert (dataset["kind"], dataset["channels"], dataset["height"], dataset["width"]) == ("pictures", 1, 28, 28)
+    assert dataset["counts"] == {"train": 1600, "validation": 200, "test": 200}
+    assert dataset["format"] == "idx"
     plain = gzip.decompress(DIGITS.read_bytes())
     assert rows(converter.all()) == {plain[start : start + 784] for start in range(16, len(plain), 784)}
     again = converter(plain)
-    assert again == said
+    assert again == dataset
     files = b"".join((converter.made / f"{name}.npy").read_bytes() for name in SPLITS)
-    assert said["sha256"] == hashlib.sha256(files).hexdigest()
-    assert said["bytes"] == len(files)
+    assert dataset["sha256"] == hashlib.sha256(files).hexdigest()
+    assert dataset["bytes"] == len(files)
     train = np.load(converter.made / "train.npy", mmap_mode="r")
     assert isinstance(train, np.memmap)
     assert (train.dtype, train.shape, train.flags.c_contiguous) == (np.uint8, (1600, 1, 28, 28), True)
@@ -50,7 +50,9 @@ def test_idx_gzipped_or_not_is_the_same_dataset(converter: UploadConverter) -> N
         (lambda b: idx(np.full((12, 2, 2), np.nan, ">f4"), 0x0D), ["holds nan in picture 0", "0 … 1"]),
     ],
 )
-def test_a_bad_idx_file_is_told(converter: UploadConverter, damage: Callable[[bytes], bytes], words: list[str]) -> None:
+def test_a_bad_idx_file_is_rejected_with_the_reason(
+    converter: UploadConverter, damage: Callable[[bytes], bytes], words: list[str]
+) -> None:
     """The error is at `file` and says what is wrong."""
     assert converter.refused(damage(idx(pictures(12))), *words).field == "file"
 
@@ -66,7 +68,7 @@ def test_a_bad_idx_file_is_told(converter: UploadConverter, damage: Callable[[by
         (b"1,2,3", ["not IDX"]),
     ],
 )
-def test_bad_labels_are_told(converter: UploadConverter, labels: bytes, words: list[str]) -> None:
+def test_bad_labels_are_rejected_with_the_reason(converter: UploadConverter, labels: bytes, words: list[str]) -> None:
     """The error is at `labels`, for IDX and for ZIP uploads."""
     assert converter.refused(idx(pictures(12)), *words, labels=labels).field == "labels"
     assert converter.refused(packed(zipped()), *words, labels=labels).field == "labels"

@@ -16,14 +16,14 @@ from tests.uploads import UploadConverter, npz, packed, pictures
 def test_npz_brings_its_own_split(converter: UploadConverter) -> None:
     """Named splits keep their order; a missing split is taken from the training images."""
     train, valid, test = pictures(50), pictures(7, seed=1), pictures(9, seed=2)
-    said = converter(npz(train=train, valid=valid, test=test, extra=np.zeros(3)))
-    assert said["split"] == {"rule": "as sent", "shares": {}}
-    assert said["ignored"] == {"count": 1, "names": ["extra"]}
+    dataset = converter(npz(train=train, valid=valid, test=test, extra=np.zeros(3)))
+    assert dataset["split"] == {"rule": "as sent", "shares": {}}
+    assert dataset["ignored"] == {"count": 1, "names": ["extra"]}
     for name, array in (("train", train), ("validation", valid), ("test", test)):
         assert np.array_equal(converter.array(name)[:, 0], array)
-    said = converter(npz(x_train=train, x_test=test, y_train=np.arange(50), y_test=np.arange(9)), validation=0.2)
-    assert said["counts"] == {"train": 40, "validation": 10, "test": 9}
-    assert said["split"] == {"rule": "by content", "shares": {"validation": 0.2}}
+    dataset = converter(npz(x_train=train, x_test=test, y_train=np.arange(50), y_test=np.arange(9)), validation=0.2)
+    assert dataset["counts"] == {"train": 40, "validation": 10, "test": 9}
+    assert dataset["split"] == {"rule": "by content", "shares": {"validation": 0.2}}
     assert converter.array("labels")[-9:].tolist() == list(range(9))
     leaky = converter(npz(train=train, valid=valid, test=train[:4]))
     assert leaky["duplicates"]["held_back_in_train"] == 4
@@ -33,8 +33,8 @@ def test_binary_vectors_are_welcome(converter: UploadConverter) -> None:
     """Vectors of zeros and ones of any dtype become images of one line with levels 0 and 255."""
     bits = np.random.default_rng(0).integers(0, 2, (60, 112), dtype=np.uint8)
     for array in (bits, bits.astype(bool), bits.astype(np.int64), bits.astype(np.float32), np.asfortranarray(bits)):
-        said = converter(npz(train=array[:40], valid=array[40:50], test=array[50:]))
-        assert (said["kind"], said["channels"], said["height"], said["width"]) == ("vectors", 1, 1, 112)
+        dataset = converter(npz(train=array[:40], valid=array[40:50], test=array[50:]))
+        assert (dataset["kind"], dataset["channels"], dataset["height"], dataset["width"]) == ("vectors", 1, 1, 112)
         assert np.array_equal(converter.all()[:, 0, 0], bits * 255)
 
 
@@ -49,8 +49,8 @@ def test_arrays_in_every_layout(converter: UploadConverter, layout: str, monkeyp
         "NCHW": some,
         "F": np.asfortranarray(some.astype(np.float64) / 255),
     }
-    said = converter(npz(layouts[layout]), validation=0, test=0)
-    assert said["channels"] == (1 if layout == "NHW" else 3)
+    dataset = converter(npz(layouts[layout]), validation=0, test=0)
+    assert dataset["channels"] == (1 if layout == "NHW" else 3)
     assert np.array_equal(converter.array("train"), some[:, :1] if layout == "NHW" else some)
 
 
@@ -96,12 +96,14 @@ def test_pickled_objects_are_refused_and_never_loaded(converter: UploadConverter
         ({"train": np.zeros(12, [("a", int)])}, ["train.npy", "records"]),
     ],
 )
-def test_a_bad_npz_is_told(converter: UploadConverter, arrays: dict[str, np.ndarray], words: list[str]) -> None:
+def test_a_bad_npz_is_rejected_with_the_reason(
+    converter: UploadConverter, arrays: dict[str, np.ndarray], words: list[str]
+) -> None:
     """The error names the array and says what is wrong."""
     converter.refused(npz(**arrays), *words)
 
 
-def test_a_damaged_npz_is_told(converter: UploadConverter) -> None:
+def test_a_damaged_npz_is_rejected_with_the_reason(converter: UploadConverter) -> None:
     """Damage to the directory, an array's header, its data or its end is reported."""
     good = npz(train=pictures(12))
     converter.refused(good[:-30], "truncated or damaged", "list of members")
@@ -134,9 +136,9 @@ def test_an_npz_in_other_spellings_is_split_as_sent(
 ) -> None:
     """Its own validation images are kept, with their labels."""
     arrays = {train: pictures(20), validation: pictures(10, seed=1), test: pictures(11, seed=2)}
-    said = converter(npz(**arrays))
-    assert said["counts"] == {"train": 20, "validation": 10, "test": 11}
-    assert "ignored" not in said
+    dataset = converter(npz(**arrays))
+    assert dataset["counts"] == {"train": 20, "validation": 10, "test": 11}
+    assert "ignored" not in dataset
     assert np.array_equal(converter.array("validation")[:, 0], arrays[validation])
     for labels in ("{}_labels", "y{}", "{}Y", "LABELS-{}"):
         named = {
@@ -156,5 +158,5 @@ def test_two_arrays_that_mean_the_same_are_refused_by_name(converter: UploadConv
     converter.refused(
         npz(train=some, y_train=np.zeros(12, int), trainLabels=np.zeros(12, int)), "'y_train'", "'trainLabels'"
     )
-    said = converter(npz(some, images=pictures(13)))  # an array without a name is no other name of `images`
-    assert (sum(said["counts"].values()), said["ignored"]["names"]) == (13, ["arr_0"])
+    dataset = converter(npz(some, images=pictures(13)))  # an array without a name is no other name of `images`
+    assert (sum(dataset["counts"].values()), dataset["ignored"]["names"]) == (13, ["arr_0"])

@@ -40,7 +40,7 @@ def test_odd_members_are_refused(converter: UploadConverter) -> None:
     converter.refused(bytes(secret), "'digits/000.png'", "encrypted")
 
 
-def test_bombs_are_refused_by_what_they_promise(converter: UploadConverter) -> None:
+def test_bombs_are_rejected_by_their_declared_sizes(converter: UploadConverter) -> None:
     """Uploads that would be too large are rejected with 413 before they are decompressed."""
     limit: dict[str, Any] = {"unpacked_bytes": 1 << 20}
     cases = [
@@ -176,15 +176,17 @@ HIDDEN = [
 def test_hidden_files_and_caches_are_skipped(converter: UploadConverter, name: str, place: str) -> None:
     """Hidden files are skipped in any folder, and counted."""
     path = place.format(name.replace("/", "\\") if "\\" in place else name)
-    said = converter(packed([*zipped(), (path, png(pictures(1, 9, 9)[0]))]))
-    assert (sum(said["counts"].values()), said["hidden"]) == (12, 1)
-    assert "ignored" not in said
+    dataset = converter(packed([*zipped(), (path, png(pictures(1, 9, 9)[0]))]))
+    assert (sum(dataset["counts"].values()), dataset["hidden"]) == (12, 1)
+    assert "ignored" not in dataset
 
 
-def test_a_zip_of_hidden_files_alone_is_told(converter: UploadConverter) -> None:
+def test_a_zip_of_hidden_files_only_is_rejected_with_the_reason(converter: UploadConverter) -> None:
     """The error counts the hidden files."""
     converter.refused(
         packed([(f".cache/{name}", data) for name, data in zipped()]), "no picture", "12 files that are hidden"
     )
-    said = converter(packed([("./set/" + str(name), data) for name, data in zipped()]))  # as `zip -r` of `.` writes it
-    assert sum(said["counts"].values()) == 12
+    dataset = converter(
+        packed([("./set/" + str(name), data) for name, data in zipped()])
+    )  # as `zip -r` of `.` writes it
+    assert sum(dataset["counts"].values()) == 12

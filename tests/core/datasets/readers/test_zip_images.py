@@ -17,10 +17,10 @@ def test_zip_of_pictures(converter: UploadConverter) -> None:
         (f"set/{'test' if number < 4 else 'train'}/{number:02}.png", png(one)) for number, one in enumerate(some)
     ]
     more = [("set/README.txt", b"hello"), ("__MACOSX/set/._00.png", b"x"), ("set/.DS_Store", b"x"), ("set/train/", b"")]
-    said = converter(packed([*reversed(members), *more]), validation=0.25)
-    assert said["counts"] == {"train": 12, "validation": 4, "test": 4}
-    assert said["ignored"] == {"count": 1, "names": ["set/README.txt"]}
-    assert said["hidden"] == 2
+    dataset = converter(packed([*reversed(members), *more]), validation=0.25)
+    assert dataset["counts"] == {"train": 12, "validation": 4, "test": 4}
+    assert dataset["ignored"] == {"count": 1, "names": ["set/README.txt"]}
+    assert dataset["hidden"] == 2
     assert np.array_equal(converter.array("test")[:, 0], some[:4])
     assert rows(converter.array("train")) | rows(converter.array("validation")) == rows(some[4:, None])
 
@@ -29,8 +29,8 @@ def test_one_colour_picture_makes_all_rgb(converter: UploadConverter) -> None:
     """If one image has colour, grey ones get three equal channels."""
     colour = np.zeros((6, 5, 3), np.uint8)
     colour[..., 0] = 200
-    said = converter(packed([*zipped(), ("red.jpg", png(colour, "JPEG"))]), validation=0, test=0)
-    assert said["channels"] == 3
+    dataset = converter(packed([*zipped(), ("red.jpg", png(colour, "JPEG"))]), validation=0, test=0)
+    assert dataset["channels"] == 3
     assert sum((one[0] == one[1]).all() for one in converter.array("train")) == 12
 
 
@@ -38,8 +38,8 @@ def test_resize_covers_and_cuts_at_the_centre(converter: UploadConverter) -> Non
     """Images of mixed sizes are scaled without distortion and cropped."""
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 255
-    said = converter(packed([*zipped(), ("wide.png", png(wide))]), resize=(8, 8), validation=0, test=0)
-    assert (said["height"], said["width"], said["resized"]) == (8, 8, 13)
+    dataset = converter(packed([*zipped(), ("wide.png", png(wide))]), resize=(8, 8), validation=0, test=0)
+    assert (dataset["height"], dataset["width"], dataset["resized"]) == (8, 8, 13)
     assert converter.array("train")[-1].min() > 200
 
 
@@ -51,10 +51,10 @@ def test_photographs_are_cut_into_patches(converter: UploadConverter) -> None:
     for number, one in enumerate(photographs):
         one[..., 0] = number
     file = packed((f"{number}.png", png(one)) for number, one in enumerate(photographs))
-    said = converter(file, kind="photographs", validation=0.2, test=0.2)
-    assert (said["kind"], said["channels"], said["height"], said["width"]) == ("photographs", 3, 96, 96)
-    assert said["photographs"] == 5
-    assert sum(said["counts"].values()) == 2 + 1 + 3 + 6 + 4
+    dataset = converter(file, kind="photographs", validation=0.2, test=0.2)
+    assert (dataset["kind"], dataset["channels"], dataset["height"], dataset["width"]) == ("photographs", 3, 96, 96)
+    assert dataset["photographs"] == 5
+    assert sum(dataset["counts"].values()) == 2 + 1 + 3 + 6 + 4
     held = {name: {int(one[0, 0, 0]) for one in converter.array(name)} for name in SPLITS}
     assert sorted(len(numbers) for numbers in held.values()) == [1, 1, 3]
     assert set().union(*held.values()) == set(range(5))
@@ -92,7 +92,7 @@ def test_one_bad_picture_is_named(converter: UploadConverter) -> None:
     converter.refused(spoilt[:place] + bytes([spoilt[place] ^ 1]) + spoilt[place + 1 :], "'last.png'", "damaged")
 
 
-def test_an_empty_zip_is_told(converter: UploadConverter) -> None:
+def test_an_empty_zip_is_rejected_with_the_reason(converter: UploadConverter) -> None:
     """A ZIP without images is rejected with what it contains."""
     converter.refused(packed([]), "holds no picture", ".png", "nothing")
     converter.refused(packed([("a.txt", b""), ("b/c.zip", packed(zipped()))]), "holds no picture", "a.txt, b/c.zip")
@@ -126,9 +126,9 @@ def test_orientation_is_honoured_in_datasets(converter: UploadConverter, kind: s
             files.append(
                 (f"{number:02}.img.{kind.lower()}", saved(Image.fromarray(one).convert("RGB"), kind, **options))
             )
-    said = converter(packed(files), validation=0, test=0)
-    assert (said["height"], said["width"]) == (10, 6)
-    assert said["conversions"] == {"turned upright": 6}
+    dataset = converter(packed(files), validation=0, test=0)
+    assert (dataset["height"], dataset["width"]) == (10, 6)
+    assert dataset["conversions"] == {"turned upright": 6}
     assert np.array_equal(converter.array("train")[:, 0], some)
 
 
@@ -141,9 +141,9 @@ def test_pictures_of_phones_are_photographs(converter: UploadConverter) -> None:
         several = saved(image, "MPO", save_all=True, append_images=[image.resize((30, 25))], exif=exif(8), quality=95)
         files.append((f"IMG_{number}.jpg", several))
         plain.append(np.asarray(Image.open(io.BytesIO(several)).convert("RGB").transpose(Image.Transpose.ROTATE_90)))
-    said = converter(packed(files), kind="photographs", validation=0, test=0)
-    assert said["conversions"] == {"the first of several pictures in the file, turned upright": 4}
-    assert said["counts"]["train"] == 8
+    dataset = converter(packed(files), kind="photographs", validation=0, test=0)
+    assert dataset["conversions"] == {"the first of several pictures in the file, turned upright": 4}
+    assert dataset["counts"]["train"] == 8
     assert np.array_equal(converter.array("train")[0].transpose(1, 2, 0), plain[0][:96])
     assert np.array_equal(converter.array("train")[7].transpose(1, 2, 0), plain[3][96:])
 
@@ -156,8 +156,8 @@ def test_colours_of_datasets_go_through_the_profile(converter: UploadConverter) 
     swapped[red : red + 4], swapped[green : green + 4] = b"gXYZ", b"rXYZ"
     space = bytes(swapped).replace("sRGB built-in".encode("utf-16-be"), "Swapped space".encode("utf-16-be"))
     images = [Image.new("RGB", (6, 5), (255, 0, number)) for number in range(12)]
-    said = converter(packed((f"{n:02}.png", saved(one, "PNG", icc_profile=space)) for n, one in enumerate(images)))
-    assert said["conversions"] == {"Swapped space to sRGB": 12}
+    dataset = converter(packed((f"{n:02}.png", saved(one, "PNG", icc_profile=space)) for n, one in enumerate(images)))
+    assert dataset["conversions"] == {"Swapped space to sRGB": 12}
     assert converter.all()[:, 1].min() > 200
     assert converter.all()[:, 0].max() < 50
 
