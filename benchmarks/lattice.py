@@ -77,7 +77,7 @@ def measured(
             high = levels(model.sharpen(x, scale, fidelity))
             added = metrics.luma(high) - metrics.luma(regression)
             strength = float(added.std())
-            control = levels(model._consistent(estimate + noise * (strength / 219.0), x, scale))  # noqa: SLF001
+            control = levels(model._project(estimate + noise * (strength / 219.0), x, scale))  # noqa: SLF001
             cell, at = metrics.largest_cell(added)
             found["fidelities"][str(fidelity)] = {
                 "psnr": metrics.psnr(high, original),

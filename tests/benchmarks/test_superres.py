@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import metrics as reference
 
 from tests.benchmarks.modules import Importer
@@ -38,6 +40,22 @@ def test_psnr_and_ssim_are_those_of_scikit_image(module: Importer) -> None:
     assert metrics.ssim(worse, original) == pytest.approx(expected, abs=1e-9)
     assert metrics.ssim(original, original) == pytest.approx(1.0)
     assert metrics.psnr(original, original) == math.inf
+
+
+def test_psnr_of_a_benchmark_set(module: Importer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The original is cropped to the low resolution's size; the regression is better than bicubic interpolation."""
+    superres, metrics, pictures = module("superres"), module("photos.metrics"), module("photos.pictures")
+    original = pictures.photograph("chelsea")[60:157, 80:175]
+    low = metrics.downscaled(np.ascontiguousarray(original[:96, :94]), 2)
+    (tmp_path / "Cats").mkdir()
+    Image.fromarray(original).save(tmp_path / "Cats" / "one_HR.png")
+    Image.fromarray(low).save(tmp_path / "Cats" / "one_LR_x2.png")
+    superres.psnr(superres.CHECKPOINT, tmp_path, ["Cats"], [2])
+    found = json.loads(capsys.readouterr().out)
+    expected = metrics.psnr(metrics.resized(low, 96, 94), original[:96, :94])
+    assert (found["set"], found["scale"], found["pictures"]) == ("Cats", 2, 1)
+    assert found["bicubic"] == pytest.approx(expected, abs=0.1)  # a border of 2 pixels instead of 4
+    assert found["regression"] > found["bicubic"] + 1.0
 
 
 def test_luma_spans_16_to_235(module: Importer) -> None:
