@@ -170,8 +170,10 @@ class BatchSender:
         while (batch := self._scheduler.next_batch(queue, workers)) is not None:
             name, version, method, options = batch.key[:4]
             slices = [part.to_wire() for part in batch.slices]
-            packed = Batch(batch.id, self._stream, name, version, method, orjson.loads(options), slices).pack()
-            self._later(self._send(publish_batch(queue, packed), batch))
+            packed = Batch(
+                batch.id, self._stream, name, version, method, orjson.loads(options), slices, isolated=batch.isolated
+            ).pack()
+            self._later(self._send(publish_batch(batch.sent_to, packed), batch))
         if self._scheduler.wakeup_at is not None:
             self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
 
@@ -335,7 +337,7 @@ class BatchSender:
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
             died = batch.worker is not None and batch.worker not in live
-            if not died and lengths[batch.queue]:
+            if not died and lengths[batch.sent_to]:
                 continue  # may still be on the queue
             batch.missed_checks += 1
             if (died or batch.missed_checks > 1) and batch.id in self._scheduler.in_flight:

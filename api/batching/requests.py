@@ -99,3 +99,13 @@ class InFlightBatch:
     worker: str | None = None
     progress: float = 0.0
     missed_checks: int = 0
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it holds a slice whose worker died before."""
+        return self.slices[0].isolated
+
+    @property
+    def sent_to(self) -> QueueName:
+        """The queue of its message: an interactive batch may interrupt other work, which would die with it."""
+        return "bulk" if self.isolated else self.queue

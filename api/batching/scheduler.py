@@ -209,13 +209,9 @@ class BatchScheduler:
 
     def _fill(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
         """Cut slices for one forward pass: of the oldest request of `owner`, then of each owner in turn what fits."""
-        largest, slice_rows = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
+        largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         owner_queue = group.queues[owner]
-        # Bulk batches hold one time slice of rows even when no other request waits: a step of the largest batch may
-        # take half a second, and an operation with a state keeps its rows for all its steps, so small requests that
-        # arrive later would wait for each step.
-        most = largest if queue == "interactive" else min(largest, slice_rows)
-        slices = [self._cut(group, owner_queue, owner_queue.oldest(), most)]
+        slices = [self._cut(group, owner_queue, owner_queue.oldest(), largest)]
         room = largest - slices[0].rows
         if queue == "bulk" or slices[0].isolated:
             return slices

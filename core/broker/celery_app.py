@@ -33,6 +33,7 @@ def configuration() -> dict[str, Any]:
         "broker_transport_options": {
             # queues take turns: a small request waits for one slice of long work, and long work never starves
             "queue_order_strategy": "round_robin",
+            "priority_steps": [0],  # one list per queue: without priorities the others stay empty
             "socket_timeout": 15,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,

@@ -71,7 +71,7 @@ class Batch:
     """Slices of requests that share a forward pass: same model version, method and options.
 
     `reply`: the stream that gets the completion. `state`: what an unfinished run carries into its
-    next time slice.
+    next time slice. `isolated`: its worker died before, so nothing else may run beside it.
     """
 
     id: str
@@ -82,10 +82,13 @@ class Batch:
     options: dict[str, Any]
     slices: list[BatchSlice]
     state: dict[str, Any] | None = None
+    isolated: bool = False
 
     def pack(self) -> bytes:
         """Return the batch in the wire format, whose names adjacent releases must understand."""
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
+        if not self.isolated:
+            del tree["isolated"]  # unknown to the release before
         parts = []
         for one in self.slices:
             part = {name: value for name, value in vars(one).items() if name != "id"}

@@ -1,7 +1,6 @@
 """Batches that an API process waits for: one time slice of a batch, and its completion."""
 
 import logging
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +20,7 @@ _STARTED_TTL_S = 600
 
 
 class BatchRunner:
-    """Runs batches. `running` holds the id of the current one, for the heartbeat."""
+    """Runs batches. `running` holds the id of the current one and of one that interrupts it, for the heartbeat."""
 
     def __init__(self, context: InferenceContext) -> None:
         """Use the models and connections of a worker."""
@@ -41,12 +40,12 @@ class BatchRunner:
         if batch.state is None:
             started = ("SET", started_key(batch.id), self._context.worker_id, "EX", _STARTED_TTL_S)
             self._context.commands.send(*started)
-        self.running = [batch.id]
+        self.running.append(batch.id)
         try:
             with self._context.watchdog.working(batch.method, *(one.request_id for one in batch.slices)):
                 self._run_slice(batch)
         finally:
-            self.running = []
+            self.running.remove(batch.id)
 
     def _run_slice(self, batch: Batch) -> None:
         context = self._context
@@ -57,11 +56,9 @@ class BatchRunner:
             outcome = {"problem": unloadable_problem(error)}
             self._send_completion(batch, {"kind": "done", "outcomes": [outcome] * len(batch.slices)})
             return
-        started = time.perf_counter()
-        slice_s = context.time_slice_s(batch.method)
-        result = engine.run(model, batch.method, batch.options, batch.slices, batch.state, slice_s)
-        seconds = time.perf_counter() - started
-        context.count(batch.method, sum(one.rows for one in batch.slices), seconds)
+        result, seconds = context.run(
+            model, batch.method, batch.options, batch.slices, batch.state, isolated=batch.isolated
+        )
         if isinstance(result, engine.SliceResult):
             batch.state = result.state
             context.publish_previews(batch.slices, result)

@@ -56,14 +56,15 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 
 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Adds the loading of candidates and busy polling to the event loop of each connection."""
+    """Adds the loading of candidates, busy polling and preemption to the event loop of each connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's signature
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Called before the loop of a new connection runs; Celery cancels its timers when the connection breaks."""
         hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
         busy_poll.register(hub)
+        current_worker().context.preemption.attach(parent)
 
 
 app.steps["worker"].add(InferenceStep)

@@ -4,11 +4,13 @@ import os
 import socket
 import time
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from core.blobs import Blobs
-from core.broker.codec import BatchSlice
+from core.broker.codec import BatchSlice, Outcome
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
 from core.catalog.operations import BY_METHOD
@@ -18,8 +20,10 @@ from core.jobs.store import JobStore
 from core.log import best_effort
 from core.paths import StatePaths
 from core.settings import Settings
+from workers.inference import engine
 from workers.inference.engine import SliceResult
 from workers.inference.model_cache import LoadedModel, ModelCache
+from workers.inference.preemption import Preemption
 from workers.inference.watchdog import Watchdog
 
 INLINE_BYTES = 256 << 10
@@ -27,6 +31,9 @@ INLINE_BYTES = 256 << 10
 
 MIN_TILE_SLICE_S = 0.25
 """Shortest time slice of tiles, about what one tile takes on a CPU: their states have megabytes."""
+
+_SHORT_SLICES = 4
+"""A forward pass of less than a time slice divided by this is too short to be interrupted."""
 
 PREVIEW_INTERVAL_S, PREVIEW_ROWS, PREVIEW_TTL_S = 0.4, 64, 600
 """Least time between two previews of one request, how many images they show, and how long the last one is kept."""
@@ -47,9 +54,14 @@ class InferenceContext:
         self.blobs = Blobs(settings.blobs)
         self.registry = Registry(settings.checkpoints, StatePaths(settings.state).checkpoints)
         self.watchdog = Watchdog(settings.stall_s)
-        self.model_cache = ModelCache(settings, self.watchdog.advance)
+        self.preemption = Preemption()
+        self.model_cache = ModelCache(settings, self._finish_step)
         self.counters: Counter[str] = Counter()
         self._preview_times: dict[str, float] = {}
+
+    def _finish_step(self) -> None:
+        self.watchdog.advance()
+        self.preemption.check()
 
     def load_model(self, name: str, version: str) -> LoadedModel:
         """Return a model, loaded if it was not. Raises LookupError for an unknown one, and what loading raises."""
@@ -61,15 +73,33 @@ class InferenceContext:
             raise LookupError(f"no checkpoint of {name}@{version} here")
         return model_version
 
-    def time_slice_s(self, method: str) -> float:
-        """Return how long one time slice of an operation may take."""
-        return max(self.settings.time_slice_s, MIN_TILE_SLICE_S if BY_METHOD[method].tiled else 0.0)
+    def run(
+        self,
+        model: LoadedModel,
+        method: str,
+        options: dict[str, Any],
+        slices: list[BatchSlice],
+        state: dict[str, Any] | None,
+        *,
+        isolated: bool,
+    ) -> tuple[list[Outcome] | SliceResult, float]:
+        """Run one time slice of an operation; return its result and the seconds it took.
 
-    def count(self, method: str, rows: int, seconds: float) -> None:
-        """Count finished work, for the metrics."""
+        Interactive batches may interrupt it if it is long, and if it is not `isolated`: a batch that
+        crashes the worker must not be counted against the work that it interrupts.
+        """
+        tiled, rows = BY_METHOD[method].tiled, sum(one.rows for one in slices)
+        long = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
+        slice_s = max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
+        clock = self.preemption.clock
+        with self.preemption.preemptible(functions=tiled) if long and not isolated else nullcontext():
+            started = clock()
+            result = engine.run(model, method, options, slices, state, slice_s, clock)
+            seconds = clock() - started
         self.counters[f"rows:{method}"] += rows
         self.counters["batches"] += 1
         self.counters["busy_us"] += int(seconds * 1e6)
+        return result, seconds
 
     def publish_previews(self, slices: list[BatchSlice], result: SliceResult) -> None:
         """Store previews of unfinished images for the API processes."""

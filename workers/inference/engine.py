@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +54,15 @@ def run(
     slices: list[BatchSlice],
     state: dict[str, Any] | None,
     slice_s: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Outcome] | SliceResult:
     """Run an operation on all rows. Returns one outcome per slice, or the state after `slice_s`
-    seconds.
+    seconds of `clock`.
 
     If a forward pass raises, the batch is bisected until the failing request is isolated.
     """
     try:
-        return _run_all(model, method, options, slices, state, slice_s)
+        return _run_all(model, method, options, slices, state, slice_s, clock)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; other requests must not suffer
         if model.device.type == "cuda" and isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
@@ -124,6 +126,7 @@ def _run_all(
     slices: list[BatchSlice],
     state: dict[str, Any] | None,
     slice_s: float,
+    clock: Callable[[], float],
 ) -> list[Outcome] | SliceResult:
     """Run an operation on all rows, in several forward passes if they exceed the largest batch size."""
     plan = model.plans[method]
@@ -132,12 +135,12 @@ def _run_all(
     count = len(rows.seeds)
     # a state spans all rows, so an operation with a state is not cut: its sender keeps to the worker's capacity
     step = count if model.entry.card.operations[method].sliced else min(plan.largest, count)
-    deadline = time.perf_counter() + slice_s
+    deadline = clock() + slice_s
     chunks = []
     for first in range(0, count, step):
         chunk = rows.cut(first, min(first + step, count))
         padded = chunk.padded(plan.padded_size(len(chunk.seeds)))
-        result = _run_until(model, method, model_options, padded, state, deadline)
+        result = _run_until(model, method, model_options, padded, state, lambda: clock() < deadline)
         if isinstance(result, Continuation):
             host_state = {name: value[:count].cpu().numpy() for name, value in result.state.items()}
             preview = None if result.preview is None else _fields({"images": result.preview}, count)["images"]
@@ -147,16 +150,21 @@ def _run_all(
 
 
 def _run_until(
-    model: LoadedModel, method: str, options: Any, rows: _Rows, state: dict[str, Any] | None, deadline: float
+    model: LoadedModel,
+    method: str,
+    options: Any,
+    rows: _Rows,
+    state: dict[str, Any] | None,
+    has_time: Callable[[], bool],
 ) -> Any:
-    """Call the model until it has finished or the deadline has passed."""
+    """Call the model until it has finished or its time is up."""
     streams = RowStreams(torch.from_numpy(rows.seeds), torch.from_numpy(rows.numbers))
     images = [torch.from_numpy(item).to(model.device).float().div_(255) for item in rows.items]
     if state is not None:
         padded = {name: _pad(value, len(rows.seeds)) for name, value in state.items()}
         state = {name: torch.tensor(value, device=model.device) for name, value in padded.items()}
     result = model.call(method, options, streams, images, state)
-    while isinstance(result, Continuation) and time.perf_counter() < deadline:
+    while isinstance(result, Continuation) and has_time():
         result = model.call(method, options, streams, images, result.state)
     return result
 

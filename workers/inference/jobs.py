@@ -1,7 +1,6 @@
 """Jobs: claimed from the job store, run for one time slice, and recorded there."""
 
 import logging
-import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +34,8 @@ class JobRunner:
 
     def run(self) -> None:
         """Claim the next job, or several small ones of one kind, and run one time slice; return if there is none."""
+        if self._running:
+            return  # inside an interruption of a job
         if self._unsaved.waiting:
             return  # the job store is not writable: compute no more until the results so far are saved
         context = self._context
@@ -101,16 +102,14 @@ class JobRunner:
         method, options = first.method, first.options
         try:
             model = context.load_model(first.model, first.version)
-            jobs, slices = self._read_inputs(claimed, max(1, model.plans[method].slice_rows))
+            jobs, slices = self._read_inputs(claimed, model.plans[method].largest)
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
             return [SliceReport(job.claim, problem=unloadable_problem(error)) for job in claimed]
         if not slices:
             return []
         state = None if first.continuation is None else unpack(first.continuation)
-        started = time.perf_counter()
-        result = engine.run(model, method, options, slices, state, context.time_slice_s(method))
-        context.count(method, sum(one.rows for one in slices), time.perf_counter() - started)
+        result, _ = context.run(model, method, options, slices, state, isolated=first.isolated)
         if isinstance(result, engine.SliceResult):
             context.publish_previews(slices, result)
         log.info("jobs", extra={"method": method, "request_ids": [one.request_id for one in slices]})
@@ -132,12 +131,12 @@ class JobRunner:
                 self._defer(job, error, len(data))
         return reports
 
-    def _read_inputs(self, claimed: list[Job], slice_rows: int) -> tuple[list[Job], list[BatchSlice]]:
+    def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
         """Return the jobs whose inputs are readable, and their next slices; defer the others."""
         jobs, slices = [], []
         for job in claimed:
             try:
-                slices.append(self._next_slice(job, slice_rows))
+                slices.append(self._next_slice(job, most_rows))
                 jobs.append(job)
             except FileNotFoundError:
                 raise
@@ -145,10 +144,10 @@ class JobRunner:
                 self._defer(job, error)
         return jobs, slices
 
-    def _next_slice(self, job: Job, slice_rows: int) -> BatchSlice:
+    def _next_slice(self, job: Job, most_rows: int) -> BatchSlice:
         blobs = self._context.blobs
         first = job.next_row
-        rows = job.rows if job.co_batched else min(slice_rows, job.rows - first)
+        rows = job.rows if job.co_batched else min(most_rows, job.rows - first)
         items: Items = {}
         if BY_METHOD[job.method].tiled:
             layout = Layout.read(job.request)

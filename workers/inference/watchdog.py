@@ -38,14 +38,16 @@ class Watchdog:
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """Require progress in this block. `work` names the work in the log."""
-        self._work = work
+        """Require progress in this block. `work` names the work in the log. Blocks may be nested."""
+        before, self._work = self._work, work
         self._steps += 1
         self._busy.set()
         try:
             yield
         finally:
-            self._busy.clear()
+            self._work = before
+            if not before:
+                self._busy.clear()
             self._steps += 1
 
     def check(self) -> None:

@@ -53,6 +53,7 @@ class InferenceWorker:
     def drain(self) -> None:
         """Tell in the heartbeat that this worker will take no more work."""
         self.state = "draining"
+        self.context.preemption.stop()
 
     def stop(self) -> None:
         """Stop the heartbeat and the watchdog."""

@@ -1,0 +1,193 @@
+"""Interactive batches that interrupt long work, received from a real kombu channel (in memory)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kombu import Connection, Consumer
+
+import models
+from core.broker.codec import BatchSlice, Outcome
+from core.broker.keys import queue_key
+from core.settings import Settings
+from tests.stack import checkpoints
+from workers.inference import preemption as module
+from workers.inference.context import InferenceContext
+from workers.inference.engine import SliceResult
+from workers.inference.model_cache import LoadedModel
+
+TASK = "reverie.run_batch"
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceContext]:
+    """A worker's context with the shipped two-dimensional VAE and the tests' models."""
+    folder = tmp_path_factory.mktemp("preemption")
+    families = Path(__file__).parents[2] / "families"
+    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
+    made = InferenceContext(settings)
+    for name in ("vae-mnist-2d", "enlarge", "tiny"):
+        made.load_model(name, "1")
+    yield made
+    models.__path__.remove(str(families))
+
+
+class Queue:
+    """The interactive queue, and what the worker does with its messages."""
+
+    def __init__(self, context: InferenceContext, act: Any) -> None:
+        self._context, self._act = context, act
+        self._connection = Connection("memory://")
+        self._channel = self._connection.channel()
+        self._channel.queue_purge(queue_key("interactive")) if self._exists() else None
+        consumer = Consumer(self._channel, queues=[], accept=["json"])
+        context.preemption.attach(SimpleNamespace(task_consumer=consumer, strategies={TASK: self._handle}))
+        self.handled = 0
+
+    def _exists(self) -> bool:
+        self._connection.SimpleQueue(queue_key("interactive")).close()
+        return True
+
+    def _handle(self, message: Any) -> None:
+        assert message.payload == {}
+        self.handled += 1
+        self._act()
+
+    def send(self, times: int = 1) -> None:
+        """Put messages on the queue."""
+        queue = self._connection.SimpleQueue(queue_key("interactive"), serializer="json")
+        for _ in range(times):
+            queue.put({}, headers={"task": TASK})
+        queue.close()
+
+    def close(self) -> None:
+        """Receive nothing more."""
+        self._context.preemption.stop()
+        self._connection.close()
+
+
+def run(
+    context: InferenceContext, method: str, one: BatchSlice, name: str = "vae-mnist-2d", **options: Any
+) -> Outcome | SliceResult:
+    """Run one slice for one time slice of work."""
+    model = context.load_model(name, "1")
+    values = {**model.entry.operations[method].defaults, **options}
+    result, _ = context.run(model, method, values, [one], None, isolated=False)
+    return result if isinstance(result, SliceResult) else result[0]
+
+
+def finished(model: LoadedModel, context: InferenceContext, one: BatchSlice, k: int) -> dict[str, Any]:
+    """Run a likelihood to its end, slice by slice; return its fields."""
+    values = {**model.entry.operations["log_likelihood"].defaults, "k": k}
+    result: Any = SliceResult({}, 0.0)
+    state = None
+    while isinstance(result, SliceResult):
+        result, _ = context.run(model, "log_likelihood", values, [one], state, isolated=False)
+        state = result.state if isinstance(result, SliceResult) else None
+    assert result[0].fields is not None
+    return dict(result[0].fields)
+
+
+def test_interrupted_work_has_the_same_bytes(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that others interrupt at every layer, with the same model too, gives what it gives without them."""
+    monkeypatch.setattr(module, "CHECK_S", 0.0)
+    model = context.load_model("vae-mnist-2d", "1")
+    image = np.random.default_rng(1).integers(0, 256, (2, 1, 28, 28), np.uint8)
+    one = BatchSlice("a", 5, 0, 2, {"images": image})
+    alone = finished(model, context, one, 2000)
+    other = BatchSlice("b", 6, 0, 3)
+
+    def interrupt() -> None:
+        torch.set_num_threads(2)
+        assert isinstance(run(context, "sample", other), Outcome)
+
+    queue = Queue(context, interrupt)
+    try:
+        queue.send(200)
+        interrupted = finished(model, context, one, 2000)
+        assert torch.get_num_threads() == model.threads
+    finally:
+        queue.close()
+    assert queue.handled > 10
+    assert alone.keys() == interrupted.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(interrupted[name], value)
+
+
+def test_tiles_are_interrupted_between_functions(context: InferenceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a model that calls no layers; the tiles are the same."""
+    monkeypatch.setattr(module, "CHECK_S", 0.0)
+    tile = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32), np.uint8)
+    one = BatchSlice("a", 5, 0, 1, {"images": tile})
+    alone = run(context, "upscale", one, "enlarge", method="smooth")
+    queue = Queue(context, lambda: None)
+    try:
+        queue.send(20)
+        interrupted = run(context, "upscale", one, "enlarge", method="smooth")
+    finally:
+        queue.close()
+    assert queue.handled > 1
+    assert isinstance(alone, Outcome)
+    assert isinstance(interrupted, Outcome)
+    assert alone.fields is not None
+    assert interrupted.fields is not None
+    np.testing.assert_array_equal(alone.fields["images"], interrupted.fields["images"])
+
+
+def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -> None:
+    """A step sleeps 5 ms, an interruption 100 ms: the slice of 40 ms still has several steps."""
+    queue = Queue(context, lambda: time.sleep(0.1))
+    try:
+        queue.send(20)
+        result = run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=500, seconds=0.005)
+    finally:
+        queue.close()
+    assert queue.handled
+    assert isinstance(result, SliceResult)
+    assert result.state["steps"][0] >= 4
+
+
+def test_work_gets_half_of_the_time(context: InferenceContext) -> None:
+    """However many messages wait, an interruption as long as the slice comes only once in it."""
+    queue = Queue(context, lambda: time.sleep(0.06))
+    try:
+        queue.send(20)
+        run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=500, seconds=0.005)
+    finally:
+        queue.close()
+    assert queue.handled == 1
+
+
+def test_interruptions_and_isolated_work_are_not_interrupted(
+    context: InferenceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one level; and what may have killed a worker runs without company."""
+    monkeypatch.setattr(module, "CHECK_S", 0.0)
+    depth = 0
+
+    def interrupt() -> None:
+        nonlocal depth
+        depth += 1
+        assert depth == 1
+        run(context, "sample", BatchSlice("b", 6, 0, 1), "tiny", steps=3)
+        depth -= 1
+
+    queue = Queue(context, interrupt)
+    try:
+        queue.send(20)
+        run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=10)
+        handled = queue.handled
+        assert handled > 1
+        model = context.load_model("tiny", "1")
+        options = {**model.entry.operations["sample"].defaults, "steps": 10}
+        context.run(model, "sample", options, [BatchSlice("a", 5, 0, 1)], None, isolated=True)
+        assert queue.handled == handled
+    finally:
+        queue.close()
