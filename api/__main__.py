@@ -1,75 +1,13 @@
-"""`python -m api`: one API process.
+"""`python -m api`: one API process; `python -m api keys` creates, lists, revokes and rotates API keys.
 
-On SIGTERM it reports "not ready", finishes its open requests and exits.
-
-`python -m api keys` creates, lists, revokes and rotates API keys.
+What takes long to import is imported after the checks, so that a refused start is quick.
 """
 
-import gc
-import logging
-import os
-import resource
 import sys
-import threading
-from types import FrameType
-
-import uvicorn
-from fastapi import FastAPI
 
 from api import keys_command
-from api.app import create_app
 from api.exposure import exit_if_refused
-from api.http_protocol import limited_protocol
-from core.startup import QueueGuard, bound_socket, check, errors_end_the_program, load_settings
-
-log = logging.getLogger(__name__)
-
-EXIT_S = 4.0  # a process that still runs so long after `REVERIE_SHUTDOWN_GRACE_S` is killed
-OTHER_FILES = 512  # file descriptors besides connections: databases, the queue server, uploads, child processes
-
-
-class Server(uvicorn.Server):
-    """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        """Serve `app`, which is also the application of `config`."""
-        super().__init__(config)
-        self._app = app
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM or SIGINT: finish the open requests, then exit."""
-        self._drain()
-        super().handle_exit(sig, frame)
-
-    def stop(self) -> None:
-        """Do what SIGTERM does; another thread may call this."""
-        self._drain()
-        self.should_exit = True
-
-    def _drain(self) -> None:
-        """Report "not ready" from now on, and kill the process if it does not exit in time."""
-        self._app.state.draining = True
-        grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
-
-        def exit_now() -> None:
-            log.error("still running after the grace period; ended", extra={"seconds": grace_s})
-            os._exit(1)
-
-        timer = threading.Timer(grace_s, exit_now)
-        timer.daemon = True
-        timer.start()
-
-
-def allow_files(connections: int) -> int:
-    """Raise the limit on open files for `connections`; return how many connections it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        return connections
-    return max(8, min(connections, soft - min(OTHER_FILES, soft // 2)))
+from core.startup import bound_socket, check, errors_end_the_program, load_settings
 
 
 def main() -> None:
@@ -81,30 +19,9 @@ def main() -> None:
         exit_if_refused(settings)
         listener = bound_socket(settings.host, settings.port, "REVERIE_HOST or REVERIE_PORT to another one")
         check(settings)
-    app = create_app(settings)
-    # the objects that exist now are never freed: without `freeze`, a full garbage collection scans
-    # them for 0.1 s
-    gc.collect()
-    gc.freeze()
-    limits = settings.model_copy(update={"max_connections": allow_files(settings.max_connections)})
-    config = uvicorn.Config(
-        app,
-        http=limited_protocol(limits),
-        ws="none",
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
-        backlog=1024,
-    )
-    server = Server(config, app)
-    guard = QueueGuard(settings, server.stop)
-    guard.start()
-    server.run(sockets=[listener])
-    sys.exit(guard.exit_status())
+    from api.server import serve  # noqa: PLC0415
+
+    serve(settings, listener)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,14 @@ from starlette.types import Scope
 
 from api import audit
 from api.auth import ANONYMOUS, Caller, Keys
-from api.errors import ForbiddenError, MisdirectedError, ProblemError, TooManyRequestsError, UnauthorizedError
+from api.errors import (
+    ForbiddenError,
+    MalformedError,
+    MisdirectedError,
+    ProblemError,
+    TooManyRequestsError,
+    UnauthorizedError,
+)
 from api.exposure import HostCheck, OriginCheck, allowed_hosts, allowed_origins, client_address, trusted_proxies
 from api.rate_limits import RateLimits
 from core.catalog.operations import OPERATIONS
@@ -96,15 +103,17 @@ class AccessControl:
         """
         path, method = scope["path"], scope["method"]
         scope["reverie_caller"] = ANONYMOUS
+        host = headers.get(b"host", b"")
+        if not _names_one_host(scope, headers):
+            return MalformedError("a request needs exactly one `Host` header (RFC 9112, section 3.2)")
         if path in OPEN_PATHS:
             return None
-        host = headers.get(b"host")
-        if host is not None and not self._hosts.allows(host):  # browsers always name one
+        if not self._hosts.allows(host):
             name = host.decode("latin-1")[:80]
             detail = f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
             return MisdirectedError(detail)
         origin = headers.get(b"origin")
-        if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host or b""):
+        if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host):
             name = origin.decode("latin-1")[:80]
             detail = (
                 f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
@@ -151,6 +160,14 @@ def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRe
     """Return the error (429) for a request that exceeds the limit `limit` of its caller."""
     detail += "; GET /v1/me shows your limits and what you use"
     return TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
+
+
+def _names_one_host(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether the request has one `Host` header, or none in HTTP/1.0."""
+    if b"host" not in headers:
+        return bool(scope["http_version"] == "1.0")
+    lines = scope["headers"]
+    return len(lines) == len(headers) or sum(name == b"host" for name, _ in lines) == 1
 
 
 def _audit_refusal(scope: Scope, owner: str, status: int, reason: str, **details: str) -> None:

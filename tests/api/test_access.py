@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -241,6 +242,45 @@ def test_another_host_is_misdirected(tmp_path: Path) -> None:
             assert (await client.get("/healthz", headers=rebound)).status_code == 200
             assert (await client.get("/readyz", headers=rebound)).status_code == 503
             assert (await client.get("/v1/models", headers={"Host": "localhost:8000"})).status_code == 200
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize("allowed", ["x", "*"])
+@pytest.mark.parametrize(
+    ("version", "hosts", "path", "status"),
+    [
+        ("1.1", [], "/v1/models", 400),
+        ("1.1", [""], "/v1/models", {"x": 421, "*": 200}),
+        ("1.1", [], "/healthz", 400),
+        ("1.1", ["x", "x"], "/v1/models", 400),
+        ("1.1", ["x"], "/v1/models", 200),
+        ("1.0", [], "/healthz", 200),
+        ("1.0", ["x"], "/v1/models", 200),
+        ("1.0", [], "/v1/models", {"x": 421, "*": 200}),
+    ],
+)
+def test_a_request_names_one_host(
+    tmp_path: Path, version: str, hosts: list[str], path: str, status: int | dict[str, int], allowed: str
+) -> None:
+    """HTTP/1.1 requires it on every route; HTTP/1.0 does not, and is no way around the allowed hosts."""
+
+    async def visit() -> None:
+        async with application(chosen(tmp_path, allowed_hosts=allowed), "") as (client,):
+            app = client._transport.app  # type: ignore[attr-defined]
+            headers = [(b"host", host.encode()) for host in hosts]
+            scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+            scope |= {"headers": headers, "http_version": version, "scheme": "http", "client": ("127.0.0.1", 1)}
+            sent: list[Any] = []
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            await app(scope, receive, send)
+            assert sent[0]["status"] == (status if isinstance(status, int) else status[allowed])
 
     asyncio.run(visit())
 

@@ -25,9 +25,9 @@ from tests.api.attack import (
 
 pytestmark = pytest.mark.timing
 
-POST = b"POST /v1/samples HTTP/1.1\r\nContent-Type: application/json\r\n"
+POST = b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-GET = b"GET /healthz HTTP/1.1\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_headers_just_within_the_limit_are_read(api: BareApi) -> None:
     """63 kB of headers, and 63 kB of query, sent in pieces of all sizes."""
     for data in (
         GET + b"X: " + b"a" * 63_000 + b"\r\nConnection: close\r\n\r\n",
-        b"GET /healthz?" + b"a" * 63_000 + b" HTTP/1.1\r\nConnection: close\r\n\r\n",
+        b"GET /healthz?" + b"a" * 63_000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     ):
         for step in (len(data), 9000):
             with connect(api.port) as connection:
@@ -103,7 +103,9 @@ def test_headers_just_within_the_limit_are_read(api: BareApi) -> None:
 
 def test_responses_to_pipelined_requests_keep_their_order(api: BareApi) -> None:
     """As many as fit; one client that sends a million without reading is cut off after those."""
-    few = _raw(api, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\n\r\n" + GET + b"Connection: close\r\n\r\n")
+    few = _raw(
+        api, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" + GET + b"Connection: close\r\n\r\n"
+    )
     assert [int(part[:3]) for part in few.split(b"HTTP/1.1 ")[1:]] == [200, 404, 200]
     rss = rss_bytes(api.process.pid)
     with watched(api.url) as latencies:

@@ -103,8 +103,12 @@ async def _through(app: Any, path: str = "/x", *, wire: list[dict[str, Any]] | N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"x-request-id", b"seven"), *([(b"transfer-encoding", b"chunked")] if wire else [])]
-    scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+    headers = [
+        (b"host", b"localhost"),
+        (b"x-request-id", b"seven"),
+        *([(b"transfer-encoding", b"chunked")] if wire else []),
+    ]
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": headers}
     await RequestMiddleware(app, Settings(max_body_bytes=1024))(scope, receive, send)
     return sent
 

@@ -23,7 +23,8 @@ TEXT = {"Content-Type": "text/plain"}
 def _open(api: BareApi, path: str, size: int, sent: int) -> socket.socket:
     """A request whose body stops after so many bytes."""
     connection = connect(api.port)
-    head = f"POST {path} HTTP/1.1\r\nContent-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+    head += "Content-Type: application/octet-stream\r\n\r\n"
     connection.sendall(head.encode())
     connection.settimeout(5)
     with contextlib.suppress(TimeoutError):

@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 
-from core.broker.celery_app import app
 from core.startup import check, errors_end_the_program, load_settings
 
 
@@ -18,6 +17,8 @@ def main() -> None:
     with errors_end_the_program():
         settings = load_settings()
         check(settings)
+    from core.broker.celery_app import app  # noqa: PLC0415 - a refused start is quick
+
     worker = app.Worker(
         hostname=f"inference-{os.getpid()}@{socket.gethostname()}",
         quiet=True,

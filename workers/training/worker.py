@@ -32,7 +32,7 @@ from core.jobs.lease_reaper import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings
-from core.startup import QueueGuard, check, errors_end_the_program, load_settings
+from core.startup import QueueGuard
 from core.storage import INSUFFICIENT_STORAGE, lacks_space, reason_of, storage_problem
 from workers.training.auxiliary_jobs import AuxiliaryJobs
 from workers.training.child_process import ChildProcesses
@@ -252,11 +252,8 @@ class TrainingWorker:
             remove_tree(self.context.paths.auxiliary_job(job.id))
 
 
-def main() -> None:
-    """Run a training worker until SIGTERM or SIGINT."""
-    with errors_end_the_program():
-        settings = load_settings()
-        check(settings)
+def run(settings: Settings) -> None:
+    """Run a training worker until SIGTERM or SIGINT, then exit."""
     set_up(settings.log_level, "training")
     worker = TrainingWorker(settings)
     guard = QueueGuard(settings, worker.stop)

@@ -46,14 +46,11 @@ class Queue:
         self._context, self._act = context, act
         self._connection = Connection("memory://")
         self._channel = self._connection.channel()
-        self._channel.queue_purge(queue_key("interactive")) if self._exists() else None
+        with self._connection.SimpleQueue(queue_key("interactive")) as queue:
+            queue.clear()
         consumer = Consumer(self._channel, queues=[], accept=["json"])
         context.preemption.attach(SimpleNamespace(task_consumer=consumer, strategies={TASK: self._handle}))
         self.handled = 0
-
-    def _exists(self) -> bool:
-        self._connection.SimpleQueue(queue_key("interactive")).close()
-        return True
 
     def _handle(self, message: Any) -> None:
         assert message.payload == {}
@@ -62,10 +59,9 @@ class Queue:
 
     def send(self, times: int = 1) -> None:
         """Put messages on the queue."""
-        queue = self._connection.SimpleQueue(queue_key("interactive"), serializer="json")
-        for _ in range(times):
-            queue.put({}, headers={"task": TASK})
-        queue.close()
+        with self._connection.SimpleQueue(queue_key("interactive"), serializer="json") as queue:
+            for _ in range(times):
+                queue.put({}, headers={"task": TASK})
 
     def close(self) -> None:
         """Receive nothing more."""
@@ -74,12 +70,12 @@ class Queue:
 
 
 def run(
-    context: InferenceContext, method: str, one: BatchSlice, name: str = "vae-mnist-2d", **options: Any
+    context: InferenceContext, operation: str, one: BatchSlice, name: str = "vae-mnist-2d", **options: Any
 ) -> Outcome | SliceResult:
     """Run one slice for one time slice of work."""
     model = context.load_model(name, "1")
-    values = {**model.entry.operations[method].defaults, **options}
-    result, _ = context.run(model, method, values, [one], None, isolated=False)
+    values = {**model.entry.operations[operation].defaults, **options}
+    result, _ = context.run(model, operation, values, [one], None, isolated=False)
     return result if isinstance(result, SliceResult) else result[0]
 
 
