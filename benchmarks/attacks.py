@@ -6,6 +6,7 @@ after it began. It runs its own service on free ports. Linux only: memory is rea
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -15,13 +16,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import numpy as np
-from hostile import ATTACKS, CHAIN, MODEL, Target
+from hostile import ATTACKS, CHAIN, KEYED, KEYS, MODEL, Target, bearer
 from serving.facts import commit, machine, now
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +67,8 @@ class Outcome:
 class Sampler:
     """A client that draws single samples one after another while it is open."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, key: str) -> None:
+        self._url, self._key = url, key
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._draw)
         self.seconds: list[float] = []
@@ -81,7 +83,7 @@ class Sampler:
         self._thread.join()
 
     def _draw(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=60) as client:
+        with httpx.Client(base_url=self._url, timeout=60, headers=bearer(self._key)) as client:
             while not self._over.is_set():
                 begun = time.perf_counter()
                 try:
@@ -99,38 +101,57 @@ class Sampler:
         return float(np.percentile(self.seconds, 100 * share))
 
 
-def prepared(url: str) -> dict[str, str]:
-    """Prepare what the attacks need: a data set, a large result, and a running job."""
+def _upload(client: httpx.Client, name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2000, 28, 28), np.uint8)
     idx = struct.pack(">BBBBIII", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
+    headers = {"Content-Type": "application/octet-stream"}
+    client.post(f"/v1/datasets?name={name}", content=idx, headers=headers).raise_for_status()
+
+
+def _train(client: httpx.Client, name: str) -> str:
+    """Ask for a training that does not end; return its job."""
+    training = {"family": "vae", "dataset": name, "name": f"{name}-goes-on"}
+    body = {**training, "recipe": {"training": {"epochs": 100_000}}}
+    return str(client.post("/v1/trainings", json=body).raise_for_status().json()["id"])
+
+
+def prepared_keyed(url: str) -> dict[str, Any]:
+    """Prepare an unfinished job of each key; no training worker runs, so they wait."""
+    jobs = []
+    for number, key in enumerate(KEYS):
+        with httpx.Client(base_url=url, timeout=300, headers=bearer(key)) as client:
+            _upload(client, f"{DATASET}-{number}")
+            jobs.append(_train(client, f"{DATASET}-{number}"))
+    return {"dataset": "", "result": "", "jobs": jobs}
+
+
+def prepared(url: str) -> dict[str, Any]:
+    """Prepare what the attacks need: a data set, a large result, and an unfinished job."""
     with httpx.Client(base_url=url, timeout=300) as client:
-        headers = {"Content-Type": "application/octet-stream"}
-        client.post(f"/v1/datasets?name={DATASET}", content=idx, headers=headers).raise_for_status()
+        _upload(client, DATASET)
         body = {"model": MODEL, "count": 60_000, "seed": 1}
         result = (
             client.post("/v1/samples", json=body, headers={"Prefer": "respond-async"}).raise_for_status().json()["id"]
         )
-        recipe = {"training": {"epochs": 100_000}}
-        training = {"family": "vae", "dataset": DATASET, "name": "goes-on", "recipe": recipe}
-        job = client.post("/v1/trainings", json=training).raise_for_status().json()["id"]
+        job = _train(client, DATASET)
         while client.get(f"/v1/jobs/{result}").json()["status"] != "succeeded":
             time.sleep(0.5)
         client.post(
             f"/v1/trainings/{job}/pause"
         ).raise_for_status()  # its events are waited for, its work is not wanted
-    return {"dataset": DATASET, "result": result, "job": job}
+    return {"dataset": DATASET, "result": result, "jobs": [job]}
 
 
-def cleared(url: str, kept: str) -> None:
+def cleared(url: str, kept: list[str]) -> None:
     """Cancel the work that an attack left, so that the next one meets an idle service."""
     with httpx.Client(base_url=url, timeout=300) as client:
         for status in ("queued", "running", "paused"):
             for job in client.get("/v1/jobs", params={"status": status, "limit": 100}).json()["data"]:
-                if job["id"] != kept:
+                if job["id"] not in kept:
                     client.post(f"/v1/jobs/{job['id']}/cancel")
 
 
-def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, after_s: float) -> Outcome:
+def measured(stack: Stack, name: str, there: dict[str, Any], seconds: float, after_s: float) -> Outcome:
     """Run one attack on a service and measure its cost."""
     process = f"/proc/{stack.parts['api'].pid}/status"
 
@@ -138,12 +159,12 @@ def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, aft
         line = next(line for line in Path(process).read_text().splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) << 10
 
-    before = loaded_model()
-    with Sampler(stack.url) as idle:
+    before, key = loaded_model(), KEYS[0] if name in KEYED else ""
+    with Sampler(stack.url, key) as idle:
         time.sleep(seconds / 2)
     words = [sys.executable, __file__, "--attack", name, "--url", stack.url, "--seconds", str(seconds)]
     begun = time.monotonic()
-    with Sampler(stack.url) as sampler:
+    with Sampler(stack.url, key) as sampler:
         attack = [*words, "--prepared", json.dumps(there)]
         attacker = subprocess.Popen(attack, stdout=subprocess.PIPE, text=True)
         try:
@@ -167,10 +188,10 @@ def measured(stack: Stack, name: str, there: dict[str, str], seconds: float, aft
     )
 
 
-def attacking(name: str, url: str, seconds: float, there: dict[str, str]) -> None:
+def attacking(name: str, url: str, seconds: float, there: dict[str, Any]) -> None:
     """Run an attack, and print how many of its requests ended how."""
     os.nice(19)
-    target = Target(url, there["dataset"], there["result"], there["job"], time.monotonic() + seconds)
+    target = Target(url, there["dataset"], there["result"], there["jobs"], time.monotonic() + seconds)
     target.address  # noqa: B018 - refuses another machine
     outcomes: Counter[str] = Counter()
     with contextlib.suppress(KeyboardInterrupt):
@@ -211,6 +232,31 @@ def page(measurements: list[Outcome], about: dict[str, Any]) -> str:
     )
 
 
+@contextlib.contextmanager
+def service(*, keyed: bool) -> Iterator[Stack]:
+    """Run a service; with API keys it has no training worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Stack(Path(folder), log_level="error", training_nice="10")
+        models = Path(folder, "models")
+        models.mkdir()
+        for model in (ROOT / "checkpoints" / MODEL, ROOT / "checkpoints" / CHAIN, stack.state / "checkpoints" / LARGER):
+            (models / model.name).symlink_to(model)
+        stack.environment["REVERIE_CHECKPOINTS"] = str(models)
+        if keyed:
+            keys = Path(folder, "keys")
+            keys.write_text("".join(f"{key}:{hashlib.sha256(key.encode()).hexdigest()}\n" for key in KEYS))
+            stack.environment["REVERIE_API_KEYS"] = str(keys)
+        try:
+            stack.start("queue")
+            stack.wait_queue()
+            for part in ("inference", "api") if keyed else ("inference", "training", "api"):
+                stack.start(part)
+            stack.wait_ready()
+            yield stack
+        finally:
+            stack.down()
+
+
 def main() -> None:
     """Measure the attacks, or run one."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -225,23 +271,17 @@ def main() -> None:
     if asked.attack:
         attacking(asked.attack, asked.url, asked.seconds, json.loads(asked.prepared))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        stack = Stack(Path(folder), log_level="error", training_nice="10")
-        models = Path(folder, "models")
-        models.mkdir()
-        for model in (ROOT / "checkpoints" / MODEL, ROOT / "checkpoints" / CHAIN, stack.state / "checkpoints" / LARGER):
-            (models / model.name).symlink_to(model)
-        stack.environment["REVERIE_CHECKPOINTS"] = str(models)
-        try:
-            stack.up()
-            there = prepared(stack.url)
-            measurements = []
-            for name in asked.only:
+    measurements = []
+    for keyed in (False, True):
+        names = [name for name in asked.only if (name in KEYED) == keyed]
+        with service(keyed=keyed) if names else contextlib.nullcontext() as stack:
+            there = (prepared_keyed if keyed else prepared)(stack.url) if names else {}
+            for name in names:
                 measurements.append(measured(stack, name, there, asked.seconds, asked.after))
                 print(row(measurements[-1]), flush=True)
-                cleared(stack.url, there["job"])
-        finally:
-            stack.down()
+                if not keyed:
+                    cleared(stack.url, there["jobs"])
+    measurements.sort(key=lambda one: asked.only.index(one.name))
     about = {
         "machine": machine(),
         "commit": commit(),

@@ -14,7 +14,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlparse
@@ -24,6 +24,15 @@ import httpx
 MIB = 1 << 20
 MODEL, CHAIN = "vae-mnist-2d", "bihm-mnist"
 TIMEOUT_S = 20.0
+KEYS = tuple(f"key-{number}" for number in range(20))
+"""API keys of a service that is attacked by the `KEYED` attacks."""
+KEYED = {"event-streams"}
+"""Attacks on a service with API keys."""
+
+
+def bearer(key: str) -> dict[str, str]:
+    """Return the header that sends a key; none if it is empty."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _head(path: str, media: str, size_bytes: int, more: str = "") -> bytes:
@@ -34,12 +43,15 @@ def _head(path: str, media: str, size_bytes: int, more: str = "") -> bytes:
 
 @dataclass(frozen=True)
 class Target:
-    """A service on this machine, what was prepared on it, and when the attack must end."""
+    """A service on this machine, what was prepared on it, and when the attack must end.
+
+    `jobs`: an unfinished job of each key, or one without keys.
+    """
 
     url: str
     dataset: str
     result: str
-    job: str
+    jobs: list[str]
     until: float
 
     @property
@@ -248,18 +260,18 @@ def _unread(target: Target) -> Iterator[str]:
         _wait(target)
 
 
-def _held_open(target: Target, count: int, said: bytes, drip: bytes = b"") -> Iterator[str]:
-    """Hold connections open that send a prefix and then at most one byte per second."""
+def _held_open(target: Target, count: int, prefixes: Sequence[bytes], drip: bytes = b"") -> Iterator[str]:
+    """Hold connections open that send a prefix, in turn, and then at most one byte per second."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     connections = []
     try:
-        for _ in range(min(count, hard - 200)):
+        for number in range(min(count, hard - 200)):
             if target.over:
                 break
             try:
                 connection = socket.create_connection(target.address, timeout=1)
-                connection.sendall(said)
+                connection.sendall(prefixes[number % len(prefixes)])
                 connections.append(connection)
                 yield "open"
             except OSError as error:
@@ -277,18 +289,18 @@ def _held_open(target: Target, count: int, said: bytes, drip: bytes = b"") -> It
 
 @attack("idle-connections", "5 · 10 000 connections that say nothing")
 def _idle(target: Target) -> Iterator[str]:
-    yield from _held_open(target, 10_000, b"")
+    yield from _held_open(target, 10_000, [b""])
 
 
 @attack("half-headers", "5 · 10 000 connections with half a header")
 def _half(target: Target) -> Iterator[str]:
-    yield from _held_open(target, 10_000, b"GET /healthz HTTP/1.1\r\nHost: loc")
+    yield from _held_open(target, 10_000, [b"GET /healthz HTTP/1.1\r\nHost: loc"])
 
 
 @attack("slow-uploads", "5 · 500 uploads of one byte a second")
 def _slow(target: Target) -> Iterator[str]:
     head = _head("/v1/datasets?name=slow", "application/zip", 100_000)
-    yield from _held_open(target, 500, head, b"a")
+    yield from _held_open(target, 500, [head], b"a")
 
 
 def _wait(target: Target) -> None:
@@ -306,14 +318,26 @@ async def _together(count: int, send: Callable[[httpx.AsyncClient, int], Any]) -
     return [type(one).__name__ if isinstance(one, BaseException) else str(one) for one in done]
 
 
-@attack("large-counts", "6 · 150 requests of 65 536 rows, whose clients leave")
-def _large_counts(target: Target) -> Iterator[str]:
+def _large_counts(target: Target, timeout_s: float) -> Iterator[str]:
     async def send(client: httpx.AsyncClient, number: int) -> int:
         body = {"model": CHAIN, "count": 65_536, "seed": number}
-        return (await client.post(f"{target.url}/v1/samples", json=body, timeout=5)).status_code
+        response = await client.post(f"{target.url}/v1/samples", json=body, timeout=timeout_s)
+        if response.status_code == 503:
+            await asyncio.sleep(1.0)
+        return response.status_code
 
     while not target.over:
         yield from asyncio.run(_together(150, send))
+
+
+@attack("large-counts", "6 · 150 requests of 65 536 rows, whose clients leave after 5 s")
+def _leaving(target: Target) -> Iterator[str]:
+    yield from _large_counts(target, 5.0)
+
+
+@attack("large-counts-stay", "6 · the same, whose clients stay")
+def _staying(target: Target) -> Iterator[str]:
+    yield from _large_counts(target, TIMEOUT_S)
 
 
 def _training(target: Target, **more: Any) -> bytes:
@@ -335,10 +359,14 @@ def _network(target: Target) -> Iterator[str]:
     yield from posted(target, "/v1/trainings", body, "application/json", times=5)
 
 
-@attack("event-streams", "9 · 1 000 streams of events")
+@attack("event-streams", f"9 · 1 000 streams of events, {1000 // len(KEYS)} of each of {len(KEYS)} keys")
 def _streams(target: Target) -> Iterator[str]:
-    head = f"GET /v1/jobs/{target.job}/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
-    yield from _held_open(target, 1000, head.encode())
+    heads = []
+    for key, job in zip(KEYS, target.jobs, strict=True):
+        lines = [f"GET /v1/jobs/{job}/events HTTP/1.1", "Host: localhost", "Accept: text/event-stream"]
+        lines += [f"{name}: {value}" for name, value in bearer(key).items()]
+        heads.append("\r\n".join([*lines, "", ""]).encode())
+    yield from _held_open(target, 1000, heads)
 
 
 # --- 10 and 11: results and forms ---

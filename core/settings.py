@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         4 << 30, ge=1 << 20, description="Memory for the weights that a worker keeps loaded."
     )
     time_slice_s: float = Field(
-        0.04, gt=0, le=5, description="Time slice: a worker yields to other requests after this many seconds."
+        0.04, gt=0, le=5, description="Time slice: a worker yields to other long work after this many seconds."
     )
 
     sync_timeout_s: float = Field(
