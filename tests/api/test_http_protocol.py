@@ -161,7 +161,7 @@ def test_http_1_0_and_continue_work(api: BareApi) -> None:
 def test_headers_that_do_not_arrive_time_out(api: BareApi) -> None:
     """Neither one that stops nor one that trickles, the first or a later one; a silent connection is just closed."""
     with connect(api.port) as silent, connect(api.port) as half, connect(api.port) as later, connect(api.port) as drip:
-        half.sendall(b"GET / HTTP/1.1\r\nX: ")
+        half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
         drip.sendall(b"GET /")
         later.sendall(GET + b"\r\n" + b"GET /")
         until = time.monotonic() + 2.5
@@ -187,7 +187,7 @@ def test_headers_that_do_not_arrive_time_out(api: BareApi) -> None:
 def test_a_body_that_trickles_is_not_waited_for(api: BareApi, path: str, pause_s: float) -> None:
     """On every route, whether it stops or goes on a byte at a time."""
     kind = "application/zip" if "datasets" in path else "application/octet-stream"
-    head = f"POST {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
     with connect(api.port) as connection:
         connection.sendall(head.encode())
         connection.settimeout(min(pause_s, 4))
@@ -204,7 +204,8 @@ def test_a_body_that_trickles_is_not_waited_for(api: BareApi, path: str, pause_s
 def test_a_slow_honest_upload_goes_on(api: BareApi) -> None:
     """Several times as long as the time-outs, at a rate above the least one."""
     size = 60 * 400
-    head = f"POST /v1/datasets?name=honest HTTP/1.1\r\nContent-Type: application/zip\r\nContent-Length: {size}\r\n\r\n"
+    head = f"POST /v1/datasets?name=honest HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+    head += "Content-Type: application/zip\r\n\r\n"
     with connect(api.port) as connection:
         connection.sendall(head.encode())
         for _ in range(60):
@@ -229,7 +230,7 @@ def test_an_idle_connection_is_closed(api: BareApi) -> None:
 def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
     """A slow one that goes on reading gets the whole answer."""
     paths = ["/docs/static/swagger-ui-bundle.js"] * 40
-    inference_request = b"".join(f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths)
+    inference_request = b"".join(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths)
     size = len(httpx.get(api.url + paths[0]).content)
     with socket.socket() as stalled, socket.socket() as slow:
         for client in (stalled, slow):

@@ -31,7 +31,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceConte
     """A worker's context with the shipped two-dimensional VAE and the tests' models."""
     folder = tmp_path_factory.mktemp("preemption")
     families = Path(__file__).parents[2] / "families"
-    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)  # type: ignore[call-arg]
+    settings = Settings(  # type: ignore[call-arg]
+        checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder, time_slice_s=0.5
+    )
     made = InferenceContext(settings)
     for name in ("vae-mnist-2d", "enlarge", "tiny"):
         made.load_model(name, "1")
@@ -129,7 +131,7 @@ def test_tiles_are_interrupted_between_functions(context: InferenceContext, monk
         interrupted = run(context, "upscale", one, "enlarge", method="smooth")
     finally:
         queue.close()
-    assert queue.handled > 1
+    assert queue.handled
     assert isinstance(alone, Outcome)
     assert isinstance(interrupted, Outcome)
     assert alone.fields is not None
@@ -138,8 +140,8 @@ def test_tiles_are_interrupted_between_functions(context: InferenceContext, monk
 
 
 def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -> None:
-    """A step sleeps 5 ms, an interruption 100 ms: the slice of 40 ms still has several steps."""
-    queue = Queue(context, lambda: time.sleep(0.1))
+    """A step sleeps 5 ms, an interruption as long as the slice of 0.5 s, which still has several steps."""
+    queue = Queue(context, lambda: time.sleep(0.5))
     try:
         queue.send(20)
         result = run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=500, seconds=0.005)
@@ -151,14 +153,14 @@ def test_an_interruption_costs_no_time_of_the_slice(context: InferenceContext) -
 
 
 def test_work_gets_half_of_the_time(context: InferenceContext) -> None:
-    """However many messages wait, an interruption as long as the slice comes only once in it."""
-    queue = Queue(context, lambda: time.sleep(0.06))
+    """However many messages wait, interruptions of 0.3 s come twice at most in a slice of 0.5 s."""
+    queue = Queue(context, lambda: time.sleep(0.3))
     try:
         queue.send(20)
         run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=500, seconds=0.005)
     finally:
         queue.close()
-    assert queue.handled == 1
+    assert queue.handled in {1, 2}
 
 
 def test_interruptions_and_isolated_work_are_not_interrupted(
@@ -178,11 +180,11 @@ def test_interruptions_and_isolated_work_are_not_interrupted(
     queue = Queue(context, interrupt)
     try:
         queue.send(20)
-        run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=10)
+        run(context, "sample", BatchSlice("a", 5, 0, 1), "tiny", steps=60, seconds=0.005)
         handled = queue.handled
         assert handled > 1
         model = context.load_model("tiny", "1")
-        options = {**model.entry.operations["sample"].defaults, "steps": 10}
+        options = {**model.entry.operations["sample"].defaults, "steps": 10, "seconds": 0.005}
         context.run(model, "sample", options, [BatchSlice("a", 5, 0, 1)], None, isolated=True)
         assert queue.handled == handled
     finally:
