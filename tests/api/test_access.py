@@ -266,7 +266,7 @@ def test_a_request_names_one_host(
     """HTTP/1.1 requires it on every route; HTTP/1.0 does not, and is no way around the allowed hosts."""
 
     async def visit() -> None:
-        async with application(chosen(tmp_path, allowed_hosts=allowed), "") as (client,):
+        async with application(app_settings(tmp_path, allowed_hosts=allowed), "") as (client,):
             app = client._transport.app  # type: ignore[attr-defined]
             headers = [(b"host", host.encode()) for host in hosts]
             scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}

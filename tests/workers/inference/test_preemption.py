@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kombu import Connection, Consumer
+from kombu.connection import Connection
+from kombu.messaging import Consumer
 
 import models
 from core.broker.codec import BatchSlice, Outcome
@@ -31,9 +32,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceConte
     """A worker's context with the shipped two-dimensional VAE and the tests' models."""
     folder = tmp_path_factory.mktemp("preemption")
     families = Path(__file__).parents[2] / "families"
-    settings = Settings(  # type: ignore[call-arg]
-        checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder, time_slice_s=0.5
-    )
+    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder, time_slice_s=0.5)
     made = InferenceContext(settings)
     for name in ("vae-mnist-2d", "enlarge", "tiny"):
         made.load_model(name, "1")
