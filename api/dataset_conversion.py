@@ -14,7 +14,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from api.errors import FullError, InvalidError, ProblemError, TooLargeError
-from core.datasets.readers.source import ConversionOptions
+from core.datasets.readers.base import ConversionOptions
 from core.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from serving import facts  # noqa: E402
 
 from models.kit import data  # noqa: E402
-from models.kit.grid import image_grid  # noqa: E402
+from models.kit.preview import image_grid  # noqa: E402
 
 MARGINS = (1, 2, 4, 8, 16, 32)
 NETWORKS = {"layers_g": 3, "size_g": 800, "layers_d": 2, "size_d": 256}

@@ -29,7 +29,7 @@ from serving import facts  # noqa: E402
 
 from models import ebgan  # noqa: E402
 from models.kit import card, data  # noqa: E402
-from models.kit.grid import image_grid  # noqa: E402
+from models.kit.preview import image_grid  # noqa: E402
 from models.kit.train import weights  # noqa: E402
 
 NAMES = ("ebgan-mnist", "ebgan-pt-mnist")

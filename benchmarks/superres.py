@@ -38,7 +38,7 @@ from serving import facts  # noqa: E402
 
 from core.imaging.tiling import Tiling  # noqa: E402
 from models import superres  # noqa: E402
-from models.kit import card, features, malloc, photographs, resize, total_variation  # noqa: E402
+from models.kit import card, features, memory, photographs, resize, total_variation  # noqa: E402
 from models.kit.continuation import Continuation  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
 from models.superres import descent, regression, statistics  # noqa: E402
@@ -120,7 +120,7 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
     """Upscale the jobs' images with one of our methods; return times and the process's peak memory."""
     torch.set_num_threads(1)
-    malloc.keep_freed_memory()
+    memory.keep_freed_memory()
     model, _ = card.load(checkpoint)
     options = superres.UpscaleOptions(scale=scale, **OURS.get(name, DESCENT))
     took = []

@@ -1,13 +1,13 @@
 """Backup and restore of the service's durable state: `python -m core.backup create|restore FOLDER`.
 
 `create` works while the service runs. SQLite's online backup copies a consistent snapshot of the
-job database; then the files that this copy names are copied. Blobs, versions and datasets never
-change once they are written, so they may be copied after the snapshot. If one has gone meanwhile,
-its job was deleted or has expired, and the database is copied again. `backup.json` is written last,
-with the SHA-256 of each file: a folder without it is no backup.
+job database. Then the files that this copy names are copied. Blobs, versions and datasets never
+change once they are written, so they may be copied after the snapshot. If one of them was deleted
+in between, the database is copied again. `backup.json` is written last and holds the SHA-256 of
+each file; a folder without it is not a backup.
 
-`restore` first checks all files, and writes into an empty state folder only. The database of an
-older release is migrated. Both are in this one file, because they must agree on a backup's layout.
+`restore` first checks all files. It writes into an empty state folder only, and migrates the
+database of an older release. Both commands are in this file, because they must agree on the layout.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +29,9 @@ import sqlalchemy as sa
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import POINTERS
+from core.files import write_durably
 from core.jobs.migrate import existing_file
-from core.jobs.records import TERMINAL
+from core.jobs.records import TERMINAL, JobState
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.startup import errors_end_the_program, load_settings
@@ -42,41 +42,40 @@ MANIFEST = "backup.json"
 DATABASE = "jobs.sqlite3"
 STATE, BLOBS = "state", "blobs"
 
-_TRIES = 5  # how often the database is copied again if files that it names have gone meanwhile
+_TRIES = 5  # how often the database is copied if files that it names were deleted in between
 
 _CHECKPOINT = "state.pt"
 _COPIED_BY_JOB = ("scratch", "desk", "runs")
-# Not in a backup: the queue server's data, which are not durable state, the id of this instance,
-# which a copy must not share, and temporary files.
+# Not in a backup: the queue server's data, which are not durable state; this instance's id, which
+# no other instance may have; and temporary files.
 _LEFT_OUT = ("queue", "unfinished", "blobs", "instance-id", "supervisord.conf", "supervisord.log", "supervisord.pid")
 
 
 class BackupError(Exception):
-    """A backup or restore failed; the message is one sentence for the operator."""
+    """A backup or restore failed. The message is one sentence for the operator."""
 
 
 @dataclass
 class _Copy:
-    """A backup that is being written: its files by name, with size and SHA-256."""
+    """A backup that is being written: the size and SHA-256 of its files, by name."""
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, source: Path) -> None:
-        """Copy a local file. Raises FileNotFoundError if it vanished."""
-        target = self._create_parent(name)
-        with source.open("rb") as file:
-            self._write(name, target, iter(lambda: file.read(1 << 20), b""))
+        """Copy a local file. Raises FileNotFoundError if it does not exist any more."""
+        shutil.copyfile(source, self._create_parent(name))
+        self.add_written(name)
 
     def add_blob(self, blobs: Blobs, key: str) -> None:
-        """Copy a blob. Raises FileNotFoundError if it vanished."""
+        """Copy a blob. Raises FileNotFoundError if it does not exist any more."""
         name = f"{BLOBS}/{key}"
         if name not in self.files:
             blobs.copy_to(key, self._create_parent(name))
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Add a file that is in the folder already, and flush it to the disk."""
+        """Flush a file that is in the folder already to the disk, and add it to the list."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,25 +92,14 @@ class _Copy:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _write(self, name: str, target: Path, chunks: Iterator[bytes]) -> None:
-        digest, size = hashlib.sha256(), 0
-        with target.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        self.files[name] = {"bytes": size, "sha256": digest.hexdigest()}
-
 
 # --- create ---
 
 
 def create(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Write a backup into a folder that is new or empty.
+    """Write a backup into a new or empty folder; return its manifest.
 
-    Return its manifest. Raises BackupError, OSError.
+    Raises BackupError, or OSError if a file cannot be read or written.
     """
     database = existing_file(_database(settings))
     if not database.is_file():
@@ -135,12 +123,7 @@ def create(settings: Settings, folder: Path) -> dict[str, Any]:
         "bytes": sum(file["bytes"] for file in copy.files.values()),
         "files": copy.files,
     }
-    part = folder / f".{MANIFEST}"
-    with part.open("w") as file:
-        file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / MANIFEST)
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -155,10 +138,7 @@ def _database(settings: Settings) -> Path:
 
 
 def _copy_database(database: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database that may be written to.
-
-    Migrate the copy if it is older.
-    """
+    """Copy a consistent snapshot of a database that others may write to, and migrate the copy."""
     target.unlink(missing_ok=True)
     with (
         contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as source,
@@ -174,28 +154,22 @@ def _copy_database(database: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class _CopiedJob:
-    """A job of the copied database, and the keys of the blobs that it needs."""
+    """A job of the copied database, and the keys of its blobs."""
 
     id: str
     kind: str
-    status: str
-    expired: bool
+    state: JobState
     blobs: tuple[str, ...]
 
-    @property
-    def needs_blobs(self) -> bool:
-        """Whether the job will be run, or has a result that is kept."""
-        return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
 
-
-def _jobs(database: Path) -> list[_CopiedJob]:
+def _read_jobs(database: Path) -> list[_CopiedJob]:
     chunks: dict[str, list[str]] = {}
     with contextlib.closing(sqlite3.connect(database)) as connection:
         for job_id, key in connection.execute("SELECT job_id, blob_key FROM result_chunks WHERE blob_key IS NOT NULL"):
             chunks.setdefault(job_id, []).append(key)
         rows = connection.execute("SELECT id, kind, status, expired, items_blob FROM jobs").fetchall()
     return [
-        _CopiedJob(job_id, kind, status, bool(expired), (*chunks.get(job_id, ()), *([items] if items else ())))
+        _CopiedJob(job_id, kind, JobState(status, expired), (*chunks.get(job_id, ()), *([items] if items else ())))
         for job_id, kind, status, expired, items in rows
     ]
 
@@ -203,15 +177,15 @@ def _jobs(database: Path) -> list[_CopiedJob]:
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
     """Copy the files of the jobs in the copied database; return whether all of them existed.
 
-    In the last attempt, jobs whose results have gone are marked as expired.
+    In the last attempt, jobs whose results do not exist any more are marked as expired.
     """
     gone, wanted = [], set()
-    for job in _jobs(database):
+    for job in _read_jobs(database):
         try:
-            if job.needs_blobs and job.blobs:
+            if job.state.needs_blobs and job.blobs:
                 wanted |= _copy_blobs(blobs, job, copy)
-            if job.status not in TERMINAL:
-                for scratch in ("scratch", "desk"):  # the second is its name in earlier releases
+            if job.state.status not in TERMINAL:
+                for scratch in ("scratch", "desk"):  # "desk" is the name in earlier releases
                     wanted |= _copy_tree(settings.state, Path(scratch) / job.id, copy)
             if job.kind == "training":
                 wanted |= _copy_run(settings.state, job.id, copy)
@@ -228,9 +202,9 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
 
 def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
-    """Copy the blobs that a job needs, and its rendered results, which may vanish.
+    """Copy the blobs of a job, and its rendered results, which may be deleted at any time.
 
-    Return their names.
+    Return the names of the copies.
     """
     for key in job.blobs:
         copy.add_blob(blobs, key)
@@ -243,15 +217,18 @@ def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
 
 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
-    """Copy the run folder of a training: first the checkpoint, then what is written after it."""
-    run = state / "runs" / job_id
+    """Copy the run folder of a training, the checkpoint first; return the names of the copies.
+
+    The copy is repeated if the training writes another checkpoint meanwhile.
+    """
+    run = Path("runs") / job_id
     for _ in range(_TRIES):
-        written = _modification_time(run / _CHECKPOINT)
+        written = _modification_time(state / run / _CHECKPOINT)
         with contextlib.suppress(FileNotFoundError):
-            names = _copy_tree(state, Path("runs") / job_id, copy, first=_CHECKPOINT)
-            if _modification_time(run / _CHECKPOINT) == written:
+            names = _copy_tree(state, run, copy, first=_CHECKPOINT)
+            if _modification_time(state / run / _CHECKPOINT) == written:
                 return names
-    return _copy_tree(state, Path("runs") / job_id, copy, first=_CHECKPOINT, tolerant=True)
+    return _copy_tree(state, run, copy, first=_CHECKPOINT, tolerant=True)
 
 
 def _modification_time(path: Path) -> int:
@@ -262,7 +239,11 @@ def _modification_time(path: Path) -> int:
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
-    """Copy a folder, the file `first` before the rest, without hidden files and locks."""
+    """Copy a folder below `state` without hidden files and locks; return the names of the copies.
+
+    The file `first` is copied before the others. With `tolerant`, files that do not exist any more
+    are left out instead of raising FileNotFoundError.
+    """
     names = set()
     root = state / below
     for path in sorted(root.rglob("*"), key=lambda path: (path.name != first, path)):
@@ -281,7 +262,7 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the rest of the state folder, pointers to versions before the versions."""
+    """Copy the rest of the state folder; the file of active versions before the versions."""
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
         copy.add(f"{STATE}/checkpoints/{POINTERS}", pointers)
@@ -311,9 +292,9 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
 
 
 def restore(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Put a backup into an empty state folder and blob store.
+    """Copy a backup into an empty state folder and blob store; return its manifest.
 
-    Return its manifest. Raises BackupError, OSError.
+    Raises BackupError, or OSError if a file cannot be read or written.
     """
     manifest = _check(folder)
     database, state, blobs = _database(settings), settings.state, Blobs(settings.blobs)
@@ -339,32 +320,24 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     for dataset in (state / "datasets").glob("[!.]*"):
         (dataset / "uses").mkdir(exist_ok=True)  # empty folders are not in a backup
     _place(folder / DATABASE, database)  # last: it names the other files
-    _release_claims(settings)
+    job_store = JobStore(settings.database)
+    job_store.release(None, "the service was restored from a backup")  # jobs that ran then are queued again
+    job_store.engine.dispose()
     return manifest
 
 
 def _place(source: Path, target: Path) -> None:
+    """Copy a file durably."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fsync(writer.fileno())
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
     if target.suffix == ".safetensors":
         target.chmod(0o444)  # versions do not change
 
 
-def _release_claims(settings: Settings) -> None:
-    """Requeue the jobs that were running at the time of the backup, without charging an attempt."""
-    job_store = JobStore(settings.database)
-    job_store.release(None, "the service was restored from a backup")
-    job_store.engine.dispose()
-
-
 def _check(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a backup whose files are all as they were written.
-
-    Raises BackupError.
-    """
+    """Compare a backup's files with its manifest, and return the manifest. Raises BackupError."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
@@ -388,7 +361,7 @@ def _check(folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Create or restore a backup with the settings of the environment; return the exit code."""
+    """Create or restore a backup with the settings of the environment; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m core.backup", description=__doc__)
     parser.add_argument("command", choices=["create", "restore"])
     parser.add_argument("folder", type=Path, help="of the backup")

@@ -20,7 +20,7 @@ class Blobs:
     """A flat store of immutable byte strings under slash-separated keys."""
 
     def __init__(self, url: str) -> None:
-        """Open the store at an fsspec URL, creating its folder where it is one."""
+        """Open the store at an fsspec URL; create its folder if the URL is one of a folder."""
         self._fs, self._root = fsspec.url_to_fs(url, auto_mkdir=True)
         self._fs.makedirs(self._root, exist_ok=True)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
@@ -32,35 +32,41 @@ class Blobs:
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data` under `key` atomically. Raises OSError for any error of the store."""
-        path = self._path(key)
-        if not self._local:  # object stores write whole objects
+        if self._local:
+            with self._partial_file(key) as partial:
+                partial.write_bytes(data)
+        else:  # object stores write whole objects
             with _as_os_error():
-                self._fs.pipe_file(path, data)
-            return
-        partial = f"{path}.{uuid4().hex}{PARTIAL}"
-        with _removed_on_failure(partial):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(partial).write_bytes(data)
-            Path(partial).replace(path)
+                self._fs.pipe_file(self._path(key), data)
 
     def take(self, key: str, file: Path) -> None:
         """Move a local file to `key` atomically; a remote store copies it.
 
         Raises OSError, also for errors of a remote store.
         """
-        path = self._path(key)
-        if not self._local:
+        if self._local:
+            with self._partial_file(key) as partial:
+                shutil.move(file, partial)
+        else:
             with _as_os_error():
-                self._fs.put_file(str(file), path)
-            return
-        partial = f"{path}.{uuid4().hex}{PARTIAL}"
-        with _removed_on_failure(partial):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(file, partial)
-            Path(partial).replace(path)
+                self._fs.put_file(str(file), self._path(key))
+
+    @contextlib.contextmanager
+    def _partial_file(self, key: str) -> Iterator[Path]:
+        """Yield the path of a partial file for `key`; rename it at the end, or remove it on error."""
+        path = Path(self._path(key))
+        partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
     def check_room(self, size_bytes: int) -> None:
-        """Raise OSError (ENOSPC) if a local store lacks room for `size_bytes` more."""
+        """Raise OSError (ENOSPC) if a local store has no space for `size_bytes` more."""
         if self._local and shutil.disk_usage(self._root).free < size_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -73,7 +79,7 @@ class Blobs:
         self._fs.get_file(self._path(key), str(file))
 
     def delete(self, prefix: str) -> None:
-        """Remove the blob at `prefix` and all below it; a missing one is no error."""
+        """Remove the blob at `prefix` and all blobs below it, if there are any."""
         if self._local:
             remove_tree(Path(self._path(prefix)))
             return
@@ -85,7 +91,7 @@ class Blobs:
         return bool(self._fs.exists(self._path(key)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes below `prefix`, by the next segment of the key."""
+        """Return the total sizes in bytes below `prefix`, by the next segment of the keys."""
         sizes: dict[str, int] = {}
         root = self._path(prefix)
         with contextlib.suppress(FileNotFoundError):
@@ -95,10 +101,9 @@ class Blobs:
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the names directly below `prefix`, with their modification times (Unix; 0 if
-        unknown).
+        """Return the modification times (Unix time; 0 if unknown) of the names below `prefix`.
 
-        A folder's modification time is that of the last entry added or removed.
+        The modification time of a folder is when an entry was last added or removed.
         """
         modified = {}
         if self._local:
@@ -114,61 +119,56 @@ class Blobs:
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return all keys at or below `prefix`, or of the whole store, without partial files."""
+        """Return all keys at or below `prefix`, without partial files; "" is the whole store."""
         path = self._path(prefix) if prefix else self._root
         paths = self._fs.find(path)
         return sorted(name[len(self._root) + 1 :] for name in paths if not name.endswith(PARTIAL))
 
     def usage_bytes(self) -> int:
-        """Return the size of the whole store in bytes, without files that vanish meanwhile."""
-        if not self._local:
-            return int(self._fs.du(self._root, total=True))
-        return size_of(Path(self._root))
+        """Return the size of the whole store in bytes."""
+        return size_of(Path(self._root)) if self._local else int(self._fs.du(self._root, total=True))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove blobs below `prefix` not written for `older_than_s` seconds; return their number.
+        """Remove the blobs below `prefix` that are older than `older_than_s`; return their number.
 
-        With `partial`, remove only partial files, which killed writers leave in a local store.
+        With `partial`, remove only partial files, which writers that were killed leave in a local
+        store.
         """
-        gone = 0
-        for path, touched in self._files(prefix):
-            if partial and not path.endswith(PARTIAL):
-                continue
-            if time.time() - touched > older_than_s:
+        removed = 0
+        for path, written_at in self._files(prefix):
+            if (path.endswith(PARTIAL) or not partial) and time.time() - written_at > older_than_s:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(path)
-                    gone += 1
-        return gone
+                    removed += 1
+        return removed
 
     def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Return the files below `prefix` with their modification times, if they still exist."""
+        """Return the files below `prefix` with their modification times."""
         root = self._path(prefix) if prefix else self._root
-        if not self._local:
-            with contextlib.suppress(FileNotFoundError):
-                return [(path, _written_at(info)) for path, info in self._fs.find(root, detail=True).items()]
-            return []
-        found = []
-        for folder, _, names in os.walk(root):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    found.append((f"{folder}/{name}", os.lstat(f"{folder}/{name}").st_mtime))
-        return found
+        if self._local:
+            return [(path, status.st_mtime) for path, status in _walk(root)]
+        with contextlib.suppress(FileNotFoundError):
+            return [(path, _written_at(info)) for path, info in self._fs.find(root, detail=True).items()]
+        return []
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of all files in a folder and below, without those that vanish meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(path):
+    """Return the size in bytes of all files in a folder and below."""
+    return sum(status.st_size for _, status in _walk(str(path)))
+
+
+def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the path and status of each file below a folder; skip files that are deleted meanwhile."""
+    for folder, _, names in os.walk(root):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(f"{folder}/{name}").st_size
-    return total
+                yield f"{folder}/{name}", os.lstat(f"{folder}/{name}")
 
 
 def remove_tree(path: Path) -> bool:
-    """Remove a file, or a folder with its content; return whether nothing is left.
+    """Remove a file, or a folder with its content; return whether it is removed completely.
 
-    Errors are ignored: the caller tries again later.
+    Errors are ignored.
     """
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -177,7 +177,10 @@ def remove_tree(path: Path) -> bool:
 
 
 def _written_at(info: Mapping[str, Any]) -> float:
-    """Return when an object was last written, from any field that the store has; now if unknown."""
+    """Return when an object was last written (Unix time), by its metadata in the store.
+
+    If the time is unknown, return now for an object and 0 for a folder.
+    """
     for name in ("mtime", "LastModified", "last_modified", "created"):
         moment = info.get(name)
         if isinstance(moment, datetime):
@@ -188,19 +191,8 @@ def _written_at(info: Mapping[str, Any]) -> float:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(partial: str) -> Iterator[None]:
-    """Remove a partial file if writing it fails."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(partial).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise errors of a remote store, which have classes of their own, as OSError."""
+    """Raise OSError for any error of a remote store, whose library has its own classes."""
     try:
         yield
     except OSError:

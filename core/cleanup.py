@@ -1,9 +1,9 @@
-"""Removal of expired results, and of orphaned files that killed or rejected requests left.
+"""Removal of expired results and of orphaned files, which requests that failed have left.
 
-Files are removed before the row that names them is marked, so an interrupted cleanup leaves nothing
-behind for good. What another process has just written is never removed: a file is an orphan only if
-it is older than the time between two cleanups and two cleanups in a row have found it so. Files
-that vanish meanwhile are no error.
+Files are removed before the row that names them is marked, so an interrupted cleanup can be
+repeated. A file is removed as an orphan only if it is older than the time between two cleanups and
+two cleanups in a row have found it to be one. So a file that another process has just written is
+never removed.
 """
 
 import fcntl
@@ -12,21 +12,21 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import Versions
 from core.datasets.store import Datasets
+from core.files import LOCK, in_use
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
 from core.paths import StatePaths
 from core.settings import Settings
-from core.work_folder import LOCK, in_use
 
 log = logging.getLogger(__name__)
 
-# How long a completion in the blob store may wait for the API process that it is for.
-COMPLETION_TTL_S = 900.0
+COMPLETION_TTL_S = 900.0  # how long the blob store keeps a completion that no API process has read
 
 _JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 _PAGE = 200
@@ -35,7 +35,7 @@ _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A possible orphan: when it was last written, whether it is needed, and its removal."""
+    """A possible orphan: when it was last written, and functions to check and to remove it."""
 
     written_at: float
     is_needed: Callable[[], bool]
@@ -46,7 +46,7 @@ class Cleanup:
     """The cleanups of one process over all files of the service."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
-        """Find the folders; nothing is removed before `run`."""
+        """Prepare; `run` does the cleanup."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -57,9 +57,9 @@ class Cleanup:
         self._candidates: set[str] = set()
 
     def run(self) -> None:
-        """Clean up once, unless another process does so now.
+        """Clean up once; return at once if another process is cleaning up.
 
-        A step that fails does not stop the others.
+        If a step fails, the error is logged and the next step runs.
         """
         with (self._settings.state / ".sweep.lock").open("wb") as lock:
             try:
@@ -75,14 +75,14 @@ class Cleanup:
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Remove results after their time, and much later the rows of their jobs."""
+        """Remove results that are older than their time to live, and rows that are much older."""
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
         self._job_store.delete_expired(_ROW_TTL_FACTOR * ttl_s)
 
     def keep_quota(self) -> None:
-        """Remove the oldest results while the blob store is larger than its quota."""
+        """Remove the oldest results until the blob store is within its quota."""
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
             if not self._remove_results(self._job_store.kept_results(20)):
                 return
@@ -106,7 +106,7 @@ class Cleanup:
     # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove the orphans that the last cleanup has found too; return their number."""
+        """Remove the orphans that the last cleanup has found, too; return their number."""
         candidates: set[str] = set()
         removed = 0
         for name, orphan in self._orphans():
@@ -124,42 +124,40 @@ class Cleanup:
 
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
         yield from self._job_blobs()
-        yield from self._job_folders("scratch", self._needs_scratch)
-        yield from self._job_folders("runs", self._needs_run)
+        yield from self._job_folders("scratch", lambda state: state.status not in TERMINAL)
+        yield from self._job_folders("runs", lambda _state: True)  # kept until the training is deleted
         yield from self._unfinished_files()
         for path in self._versions.leftovers(self._may_publish):
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield blobs of jobs that were deleted or ended without a result."""
+        """Yield the blobs of jobs that were deleted or have no result."""
+
+        def needs_blobs(state: JobState) -> bool:
+            return state.needs_blobs
+
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
-        for job_id in self._not_needed(list(names), self._needs_blobs):
+        for job_id in self._not_needed(list(names), needs_blobs):
             created_at = int(job_id[4:16], 16) / 1000
             written_at = max(names[job_id], created_at if created_at <= time.time() else 0.0)
-            yield (
-                f"jobs/{job_id}",
-                _Orphan(
-                    written_at,
-                    lambda job_id=job_id: not self._not_needed([job_id], self._needs_blobs),  # type: ignore[misc]
-                    lambda job_id=job_id: self._blobs.delete(f"jobs/{job_id}"),  # type: ignore[misc]
-                ),
-            )
+            is_needed = partial(self._is_needed, job_id, needs_blobs)
+            yield f"jobs/{job_id}", _Orphan(written_at, is_needed, partial(self._blobs.delete, f"jobs/{job_id}"))
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
-        """Yield folders that their jobs do not need and in which no process works."""
+        """Yield the folders that their jobs do not need and no process uses."""
         folder = self._settings.state / kind
         names = [path.name for path in _children(folder) if _JOB_ID.fullmatch(path.name)]
         for job_id in self._not_needed(names, needs):
 
             def is_needed(job_id: str = job_id) -> bool:
-                return in_use(folder / job_id / LOCK) or not self._not_needed([job_id], needs)
+                return in_use(folder / job_id / LOCK) or self._is_needed(job_id, needs)
 
             yield from self._path(kind, folder / job_id, is_needed)
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield files of responses and batch plans that were not finished."""
         for path in _children(self._settings.state / "unfinished"):
-            yield from self._path("unfinished", path, lambda path=path: in_use(path))  # type: ignore[misc]
+            yield from self._path("unfinished", path, partial(in_use, path))
         for path in _children(self._settings.state / "plans"):
             if path.suffix[1:].isdecimal():  # the id of the process that wrote it
                 yield from self._path("plans", path, lambda: False)
@@ -170,27 +168,18 @@ class Cleanup:
     ) -> Iterator[tuple[str, _Orphan]]:
         try:
             written_at = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
-        except OSError:  # it vanished
+        except OSError:  # it was deleted meanwhile
             return
         if not is_needed():
             yield f"{kind}/{path.name}@{path}", _Orphan(written_at, is_needed, lambda: remove(path))
 
     def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
-        """Return the ids of jobs that do not exist or whose state needs no files of this kind."""
+        """Return the ids of jobs that do not exist or do not need their files, by their state."""
         states = self._job_store.states(job_ids)
         return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
 
-    @staticmethod
-    def _needs_blobs(state: JobState) -> bool:
-        return state.status not in TERMINAL or (state.status == "succeeded" and not state.expired)
-
-    @staticmethod
-    def _needs_scratch(state: JobState) -> bool:
-        return state.status not in TERMINAL
-
-    @staticmethod
-    def _needs_run(_state: JobState) -> bool:
-        return True  # until its training is deleted
+    def _is_needed(self, job_id: str, needs: Callable[[JobState], bool]) -> bool:
+        return not self._not_needed([job_id], needs)
 
     def _may_publish(self, model: str) -> bool:
         """Return whether an unfinished job may publish a version of a model."""
@@ -205,7 +194,7 @@ class Cleanup:
 
 
 def _children(folder: Path) -> list[Path]:
-    """Return what a folder holds; nothing if it does not exist."""
+    """Return the entries of a folder; an empty list if it does not exist."""
     try:
         return list(folder.iterdir())
     except OSError:

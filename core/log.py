@@ -1,4 +1,4 @@
-"""Logging: one JSON object a line on standard error, from structlog and from `logging`."""
+"""Logging: one JSON object per line on standard error, from structlog and from `logging`."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ def _json(event: dict[str, Any], **_more: object) -> str:
 
 
 def set_up(level: str, part: str) -> None:
-    """Configure logging of this process; every line names `part`, the part of the service."""
+    """Configure logging of this process; every line has `part`, the part of the service."""
 
     def named(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
         event["part"] = part
@@ -45,7 +45,10 @@ def set_up(level: str, part: str) -> None:
 
 
 def best_effort(act: Callable[[], object]) -> None:
-    """Call a function that is called again anyway: an exception is logged, not raised."""
+    """Call a function and log an exception instead of raising it.
+
+    For work that is repeated anyway.
+    """
     try:
         act()
     except Exception:

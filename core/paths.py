@@ -1,4 +1,4 @@
-"""Paths in the state folder that more than one part of the service uses."""
+"""Paths in the state folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StatePaths:
-    """Paths below the state folder of jobs, datasets and models."""
+    """Paths below the state folder that several parts of the service use."""
 
     state: Path
 
@@ -15,7 +15,7 @@ class StatePaths:
         return self.state / "runs" / job_id
 
     def auxiliary_job(self, job_id: str) -> Path:
-        """Return the folder of an auxiliary job's files, which is removed after it."""
+        """Return the folder of an auxiliary job's files; it is removed when the job ends."""
         return self.state / "scratch" / job_id
 
     @property
@@ -30,7 +30,5 @@ class StatePaths:
 
     @property
     def families(self) -> Path:
-        """The descriptions of the families in the folder of extra models, which a training worker
-        writes.
-        """
+        """The file with descriptions of extra families, which a training worker writes."""
         return self.state / "families.json"

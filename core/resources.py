@@ -1,7 +1,8 @@
 """Owners of datasets and models: a table in the job database.
 
-A dataset or model without a row has no owner: shipped checkpoints, and what was made without API
-keys. It is shared, and only an administrator may change it. A version has the owner of its model.
+A dataset or model without a row has no owner. Examples are shipped checkpoints, and everything that
+was created without API keys. It is shared, and only an administrator may change it. A version has
+the owner of its model.
 """
 
 import time
@@ -20,7 +21,7 @@ Kind = Literal["dataset", "model"]
 
 @dataclass(frozen=True)
 class Ownership:
-    """The owner of a dataset or model, if it has one, and whether every key may use it."""
+    """The owner of a dataset or model (None without one), and whether every API key may use it."""
 
     owner: str | None
     shared: bool
@@ -35,19 +36,19 @@ class ResourceStore:
     """The owners of datasets and models, for any number of processes on one database."""
 
     def __init__(self, engine: Engine) -> None:
-        """Use the engine of an opened job store, which has made the tables."""
+        """Use the engine of an open job store."""
         self._engine = engine
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         return transaction(self._engine)
 
     def change_count(self) -> int:
-        """Return a number that changes with each write."""
+        """Return the number of changes so far; while it stays the same, all rows are the same."""
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
-        """Return every row, by kind and name."""
+        """Return the ownership of all datasets and models that have an owner, by kind and name."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(resources)).all()
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
@@ -55,12 +56,12 @@ class ResourceStore:
     def claim(
         self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
     ) -> Ownership:
-        """Make `owner` the owner of a name without one; return the ownership that holds then.
+        """Make `owner` the owner of a name that has none; return the resulting ownership.
 
-        With `shared` None, a new name is private and an existing one stays as it is. A row that was
-        created before `vacant_before` (seconds since the epoch) is obsolete and is taken over.
+        With `shared` None, a new name is private and an existing one does not change. A row that
+        was created before `vacant_before` (Unix time) is obsolete: its owner is replaced.
         """
-        resource = (resources.c.kind == kind) & (resources.c.name == name)
+        resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())
         values = {"owner": ownership.owner, "shared": ownership.shared, "created_at": ownership.created_at}
         with self._transaction() as connection:
@@ -80,19 +81,22 @@ class ResourceStore:
             return ownership
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
-        """Set whether every key may use a dataset or model; return whether it has an owner."""
-        resource = (resources.c.kind == kind) & (resources.c.name == name)
+        """Set whether every key may use a dataset or model; return False if it has no owner."""
         with self._transaction() as connection:
-            changed = connection.execute(resources.update().where(resource).values(shared=shared)).rowcount
+            change = resources.update().where(_is_resource(kind, name)).values(shared=shared)
+            changed = connection.execute(change).rowcount
             _count_change(connection)
             return changed > 0
 
     def release(self, kind: Kind, name: str) -> None:
         """Remove the owner of a deleted dataset or model."""
         with self._transaction() as connection:
-            resource = (resources.c.kind == kind) & (resources.c.name == name)
-            if connection.execute(resources.delete().where(resource)).rowcount:
+            if connection.execute(resources.delete().where(_is_resource(kind, name))).rowcount:
                 _count_change(connection)
+
+
+def _is_resource(kind: Kind, name: str) -> sa.ColumnElement[bool]:
+    return (resources.c.kind == kind) & (resources.c.name == name)
 
 
 def _count_change(connection: Connection) -> None:

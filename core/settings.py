@@ -33,7 +33,7 @@ RENAMED = {
 
 
 class Settings(BaseSettings):
-    """All settings. Every default works on a laptop; an empty variable counts as not set.
+    """All settings. Every default works on a laptop. An empty variable counts as not set.
 
     Raises pydantic.ValidationError for a value out of range and for an unknown name.
     """
@@ -252,7 +252,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:
-        """Reject an unknown `REVERIE_…` variable, because a misspelt one would silently do nothing."""
+        """Reject unknown `REVERIE_…` variables, because a misspelt one would have no effect."""
         renamed = sorted(name for name in os.environ if name in RENAMED)
         if renamed:
             changes = ", ".join(f"{name} is {RENAMED[name]} now" for name in renamed)

@@ -1,14 +1,13 @@
-"""Checks of every program of the service before it starts; each failure is one sentence for the
-operator.
+"""Checks that every program of the service does before it starts.
 
-An instance marks its queue server: a key there holds the job database and an id that is also in the
-state folder. A program with another state folder or database is rejected, because it would take the
-first one's jobs and lose them.
+A failed check raises StartupError, whose message is one sentence for the operator. An instance
+marks its queue server: a key there has the name of the job database and an id that is also in the
+state folder. A program with another state folder or database is rejected, because it would take
+jobs of the first instance and lose them.
 """
 
 import contextlib
 import errno
-import logging
 import os
 import platform
 import select
@@ -36,8 +35,6 @@ from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
 from core.settings import PREFIX, Settings, settings
 
-log = logging.getLogger(__name__)
-
 MARK = "reverie:instance"  # key in a queue server's database that names the instance it belongs to
 
 # Names of the default job database in a mark, now and in earlier releases.
@@ -48,7 +45,7 @@ _CONNECT_S, _REPLY_S, _GREETING_S = 2.0, 5.0, 0.2
 
 
 class StartupError(Exception):
-    """A program cannot start; the message is one sentence that says what would work."""
+    """A program cannot start. The message is one sentence, which says what would work."""
 
 
 @contextlib.contextmanager
@@ -75,10 +72,9 @@ def load_settings() -> Settings:
 
 
 def check(settings: Settings) -> bool:
-    """Check state folder, job database and queue server; return whether the queue server is
-    reachable.
+    """Check the state folder, the job database and the queue server.
 
-    Raises StartupError.
+    Return whether the queue server is reachable. Raises StartupError.
     """
     check_state(settings)
     check_database(settings)
@@ -110,7 +106,7 @@ def check_state(settings: Settings) -> None:
 
 
 def _instance_id(folder: Path) -> str:
-    """Return the id of the state folder's instance, which the first program creates."""
+    """Return the id of the instance that owns a state folder; create it if there is none."""
     file = folder / "instance-id"
     with contextlib.suppress(FileNotFoundError):
         return file.read_text().strip()
@@ -125,7 +121,7 @@ def _instance_id(folder: Path) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Check that the job database can be opened, which creates or migrates its tables. Raises StartupError."""
+    """Open the job database, which creates or migrates its tables. Raises StartupError."""
     try:
         name = sa.make_url(settings.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
@@ -147,7 +143,7 @@ def check_database(settings: Settings) -> None:
 
 
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
-    """Return a socket bound to an address, not listening yet. Raises StartupError."""
+    """Return a socket that is bound to an address and not listening yet. Raises StartupError."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -165,9 +161,9 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 # See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
-    """Mark the queue server as this instance's; return whether it is reachable.
+    """Mark the queue server as this instance's, and return whether it is reachable.
 
-    Raises StartupError if it cannot be used.
+    Raises StartupError if the server is another instance's or cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
@@ -176,7 +172,10 @@ def check_queue(settings: Settings) -> bool:
 
 
 def mark_of(url: str) -> dict[str, Any]:
-    """Return the mark on a queue server, empty if there is none. Raises RedisError, OSError."""
+    """Return the mark of a queue server; an empty dict if there is none.
+
+    Raises RedisError or OSError if the server cannot be reached.
+    """
     with _client(url) as client:
         return _parse_mark(client.get(MARK))
 
@@ -192,8 +191,9 @@ def _own_mark(settings: Settings) -> dict[str, Any]:
 
 
 def _database_name(settings: Settings) -> str:
-    """Return the job database's name, the same on all hosts: no password, relative to the state
-    folder.
+    """Return a name of the job database that is the same on all hosts and has no password.
+
+    The path of a SQLite file is relative to the state folder.
     """
     url = sa.make_url(settings.database)
     if url.get_backend_name() != "sqlite":
@@ -203,8 +203,9 @@ def _database_name(settings: Settings) -> str:
 
 
 def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
-    """Set the mark in a queue database; return whether the server is reachable. Raises
-    StartupError.
+    """Set this instance's mark in a queue database, and return whether the server is reachable.
+
+    `setting` is the name of the setting with the URL. Raises StartupError.
     """
     try:
         address = QueueAddress.parse(url)
@@ -248,7 +249,10 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
 
 
 def _read_greeting(host: str, port: int) -> str | None:
-    """Return the error that a server sends on connecting, if any; None if nothing listens."""
+    """Return the error that a server sends when a client connects.
+
+    "" if it sends no error; None if nothing listens at the address.
+    """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
             if not select.select([connection], [], [], _GREETING_S)[0]:
@@ -260,7 +264,7 @@ def _read_greeting(host: str, port: int) -> str | None:
 
 
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
-    """Set the mark if there is none; return the one that is there."""
+    """Set the mark if the server has none; return the server's mark."""
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)
         mark = _parse_mark(client.get(MARK))
@@ -301,9 +305,10 @@ def _error_text(error: OSError) -> str:
 
 
 class QueueGuard(threading.Thread):
-    """Checks the queue server periodically: it may start later than the program, or be replaced.
+    """Checks the queue server periodically, because it may start later or be replaced.
 
-    If it belongs to another instance, the error is written, `refused` is set and `stop` is called.
+    If the server belongs to another instance, the error is written to standard error, `refused` is
+    set and `stop` is called.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], object]) -> None:
@@ -328,7 +333,7 @@ class QueueGuard(threading.Thread):
                 continue  # away, or busy: its clients say so
 
     def exit_status(self) -> int:
-        """Return the program's exit status."""
+        """Return the program's exit status: 1 if the queue server was refused, else 0."""
         return 1 if self.refused else 0
 
 

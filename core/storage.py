@@ -1,4 +1,4 @@
-"""Storage errors: which of them mean that a disk is full, and what clients get."""
+"""Storage errors: how to recognise a full disk, and the problem details for clients."""
 
 import errno
 import sqlite3
@@ -36,8 +36,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def storage_problem(error: BaseException, what: str = "the result was computed, but") -> dict[str, Any]:
-    """Return problem details for something that cannot be stored: status 507 if no space is left,
-    else 503.
+    """Return the problem details of a storage error: status 507 if no space is left, else 503.
+
+    `what` begins the sentence that the client reads.
     """
     if lacks_space(error):
         detail = f"{what} the store has no room for it ({reason_of(error)}); delete ended jobs, or try again later"

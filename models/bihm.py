@@ -15,14 +15,15 @@ r"""Bidirectional Helmholtz Machines, Bornschein, Shabanian, Fischer and Bengio,
     log p*(x)          log_p_tilde_star − 2 log Z      B      nats   -
 
 K counts the samples of one image and is axis 1. p is top-down, p(h_L) ∏ p(hₗ₋₁|hₗ); q is bottom-up,
-q(h|x) = ∏ q(hₗ|hₗ₋₁); every layer is Bernoulli(sigmoid(Wh + b)). The model is p*(x) = (Σ_h √(p(x,h) q(h|x)))²/Z².
-The paper trains the bound p̃*(x) = Z² p*(x), which exceeds neither p*(x) nor p(x). A loss is −log p̃*, one number per
-image, in nats.
+q(h|x) = ∏ q(hₗ|hₗ₋₁); every layer is Bernoulli(sigmoid(Wh + b)). The model is p*(x) = (Σ_h √(p(x,h)
+q(h|x)))²/Z². The paper trains the bound p̃*(x) = Z² p*(x), which exceeds neither p*(x) nor p(x). A
+loss is −log p̃*, one number per image, in nats.
 
-Departs from the paper: q's weights have the baseline 1/K of the authors' code by default; no L1 penalty by default. The
-Gibbs sampler draws each proposal from an equal mixture of p(hₗ|hₗ₊₁) and q(hₗ|hₗ₋₁) instead of half from each, and the
-current state is one of the proposals, which leaves p* invariant whatever their number. The weight of a proposal for x
-has the factor √p̃*(x), estimated anew in every sweep with `inner` samples; its bias decreases with their number.
+Departs from the paper: q's weights have the baseline 1/K of the authors' code by default; no L1
+penalty by default. The Gibbs sampler draws each proposal from an equal mixture of p(hₗ|hₗ₊₁) and
+q(hₗ|hₗ₋₁) instead of half from each, and the current state is one of the proposals, which leaves p*
+invariant whatever their number. The weight of a proposal for x has the factor √p̃*(x), estimated
+anew in every sweep with `inner` samples; its bias decreases with their number.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -40,10 +41,9 @@ from torch.nn import functional
 from models.kit.continuation import Continuation
 from models.kit.figures import figure, mean_figure
 from models.kit.operations import describe
-from models.kit.options import binarization, importance_samples
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, log_mean_batches, log_mean_exp, resample
-from models.kit.schema import option
+from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Int16, Tensor
 
 Images = Float[Tensor, "B C H W"]
@@ -59,7 +59,10 @@ SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
 
 @dataclass(frozen=True)
 class Config:
-    """Layers and gradient estimator; the defaults are MNIST's shape and the paper's twelve layers."""
+    """Layers and gradient estimator of the model.
+
+    The defaults are the shape of MNIST's images and the paper's twelve layers.
+    """
 
     channels: int = option(1, minimum=1, maximum=4)
     height: int = option(28, minimum=1, maximum=512, description="pixels")
@@ -107,9 +110,12 @@ def importance_weights(a: PerSample) -> PerSample:
 
 
 def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
-    """Algorithm 1: surrogate whose gradient is eq. 6, Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; ω̃ₖ are constants.
+    """Algorithm 1: return a surrogate for −loss, whose gradient is that of eq. 6.
 
-    With the baseline q's weights are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the variance is lower.
+    The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are treated as constants.
+
+    With the baseline q's weights are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the variance
+    is lower.
     """
     weights = importance_weights((log_p - log_q).detach())
     q_weights = weights - 1.0 / weights.shape[1] if baseline else weights
@@ -117,7 +123,10 @@ def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -
 
 
 def z_squared_log_weight(a_inferred: Float[Tensor, "*B"], a_drawn: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Eq. 7: log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), whose exp has the mean Z² over (x,h) ~ p, h′ ~ q(h′|x)."""
+    """Eq. 7: log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p and h′ ~ q(h′|x).
+
+    The mean of its exponential is Z².
+    """
     return 0.5 * (a_inferred - a_drawn)
 
 
@@ -191,9 +200,9 @@ class LikelihoodOptions:
 class Model(nn.Module):
     """The networks of p and q, and the operations of p, q and p*.
 
-    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization` says. `log_z` and
-    `log_z_error` (nats) are estimated by `evaluate` and stored with the weights; until then they are ∞, and
-    `log_likelihood` omits log p*(x).
+    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization`
+    says. `log_z` and `log_z_error` (nats) are estimated by `evaluate` and stored with the weights;
+    until then they are ∞, and `log_likelihood` omits log p*(x).
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -213,7 +222,9 @@ class Model(nn.Module):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw weights from Glorot's U(±√(6/(fan-in + fan-out))) (§4) and set every bias to `config.bias`.
+        """Draw weights by Glorot's rule (§4) and set every bias to `config.bias`.
+
+        Weights are uniform in ±√(6/(fan-in + fan-out)).
 
         With `init` "small" the range is divided by the fan-in, as in the authors' code.
         """
@@ -235,8 +246,8 @@ class Model(nn.Module):
     def infer(self, x: Float[Tensor, "B #K D"], uniform16: Int16[Tensor, "B K n"]) -> tuple[Layers, PerSample]:
         """Draw h ~ q(h|x), a list of (B, K, nₗ), and return it with log q(h|x).
 
-        `uniform16` holds a random number for each unit of all layers. `x` may be (B, 1, D), one image for all K
-        samples: the logits of the first layer are then computed once.
+        `uniform16` holds a random number for each unit of all layers. `x` may be (B, 1, D), one
+        image for all K samples: the logits of the first layer are then computed once.
         """
         h: Layers = []
         log_q = uniform16.new_zeros(uniform16.shape[:2], dtype=torch.float32)
@@ -264,7 +275,10 @@ class Model(nn.Module):
     def ancestral(
         self, uniform16: Int16[Tensor, "B K n"]
     ) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
-        """Draw (x, h) ~ p from the top down; return x (B, K, D), h and the probabilities of x's pixels."""
+        """Draw (x, h) ~ p, layer by layer from the top.
+
+        Return x (B, K, D), the list h, and the probabilities of x's pixels (B, K, D).
+        """
         probability = self.top.float().sigmoid().expand(*uniform16.shape[:2], -1)
         h: Layers = []
         first = 0
@@ -275,7 +289,10 @@ class Model(nn.Module):
         return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
     def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return a = log p(x, h) − log q(h|x) of importance samples `first` … `first + count − 1`, in nats."""
+        """Return a = log p(x, h) − log q(h|x) of some importance samples, in nats.
+
+        They are the samples `first` … `first + count − 1` of each row.
+        """
         h, log_q = self.infer(x[:, None], rows.uniform_int16(sum(self.config.hidden), first, count, HIDDEN))
         return self.log_joint(x[:, None], h) - log_q
 
@@ -283,7 +300,9 @@ class Model(nn.Module):
 
     # See docs/decisions.md#the-helmholtz-machine-is-trained-without-a-compiler
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return −log p̃*(x) of each image (eq. 4) with the gradient of Algorithm 1 (eq. 6), in nats.
+        """Return −log p̃*(x) of each image (eq. 4), in nats.
+
+        Its gradient is that of Algorithm 1 (eq. 6).
 
         The L1 penalty is added only while gradients are recorded.
         """
@@ -305,7 +324,9 @@ class Model(nn.Module):
     def sample(
         self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """Draw from p, or from p* by Gibbs sweeps (one per call) or by resampling draws of p; `images` in 0 … 1.
+        """Draw from p or p*; return `images` in 0 … 1.
+
+        p* is sampled by Gibbs sweeps, one per call, or by resampling draws of p ("block").
 
         "block" also returns `effective_sample_size` (B,) of the `pool` draws of p as draws of p*.
         """
@@ -332,10 +353,11 @@ class Model(nn.Module):
         options: InpaintOptions,
         state: dict[str, Tensor] | None = None,
     ) -> dict[str, Any] | Continuation:
-        """Return `images` with the pixels where `mask` ≥ 0.5 drawn from p*(hidden | known); the rest as given (§2.3).
+        """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (§2.3).
 
-        The Gibbs chain starts from one of `pool` draws of p, chosen by the likelihood of the known pixels; one sweep
-        per call. ValueError if a mask hides nothing or everything.
+        Return `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
+        draws of p, chosen by the likelihood of the known pixels, and does one sweep per call.
+        Raises ValueError if a mask hides nothing or everything.
         """
         hidden = mask.flatten(1) >= 0.5
         share = hidden.float().mean(1)
@@ -357,7 +379,9 @@ class Model(nn.Module):
     # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Return q(hₗ = 1|x) of the units of each hidden layer, (B, nₗ), under the names `layers.0`, `layers.1`, ….
+        """Return q(hₗ = 1|x) of the units of each hidden layer.
+
+        The fields `layers.0`, `layers.1`, … have the shape (B, nₗ).
 
         It is estimated by the mean over `draws` samples of the layers below.
         """
@@ -379,10 +403,12 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """Return log p(x) and log p̃*(x) by eqs. 5 and 4 with K = `k`, in nats; `SAMPLES_PER_CALL` samples per call.
+        """Estimate log p(x) by eq. 5 and log p̃*(x) by eq. 4, with K = `k` samples, in nats.
 
-        (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective sample sizes
-        (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is known.
+        Each call computes `SAMPLES_PER_CALL` samples.
+
+        (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective
+        sample sizes (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is known.
         """
         weights = (
             ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
@@ -424,8 +450,9 @@ class Model(nn.Module):
     ) -> dict[str, float]:
         """Estimate log Z by eq. 7 with `samples` pairs.
 
-        Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the largest weight. log Z
-        is biased low, and −2 log Z high, by about the squared error: report the error with it.
+        Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the
+        largest weight. log Z is biased low, and −2 log Z high, by about the squared error: report
+        the error with it.
         """
         device = self.top.device
         size, log_weights = 500, []
@@ -453,10 +480,13 @@ class Model(nn.Module):
         *,
         z_samples: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures on the given binary images; first estimates log Z and stores it in `log_z`.
+        """Return the card's figures on the given binary images, in nats.
 
-        `z_samples` is 1000·`k` by default, at most five million, so that a quick evaluation is quick. `precision`
-        "bfloat16" applies to the matrix products. `report` gets the number of images done.
+        Log Z is estimated first and stored in `log_z`.
+
+        `z_samples` is 1000·`k` by default, at most five million, so that a quick evaluation is
+        quick. `precision` "bfloat16" applies to the matrix products. `report` gets the number of
+        images done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -505,7 +535,9 @@ class Model(nn.Module):
 
     # See docs/decisions.md#gibbs-candidates-include-the-current-state
     def _layer_candidates(self, at: int, chain: Layers, uniform16: Int16[Tensor, "B J n"]) -> tuple[Tensor, PerSample]:
-        """Return proposals for hₗ from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁), the current state first, and their log weights.
+        """Return proposals for layer hₗ (the current state is the first) and their log weights.
+
+        Proposals are drawn from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁).
 
         §2.3: w = √(p(hₗ|hₗ₊₁) p(hₗ₋₁|hₗ) q(hₗ|hₗ₋₁) q(hₗ₊₁|hₗ)) / (p(hₗ|hₗ₊₁) + q(hₗ|hₗ₋₁)).
         """
@@ -531,7 +563,9 @@ class Model(nn.Module):
         inner: int,
         hidden: Tensor | None,
     ) -> tuple[Tensor, PerSample]:
-        """Return proposals for x from p(x|h₁), the current one first, and their log weights √(p̃*(x) q(h₁|x)/p(x|h₁)).
+        """Return proposals for x (the current x is the first) and their log weights.
+
+        Proposals are drawn from p(x|h₁); their weights are √(p̃*(x) q(h₁|x)/p(x|h₁)).
 
         If `hidden` is given, the proposals keep the known pixels.
         """
@@ -550,7 +584,8 @@ class Model(nn.Module):
     def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: RowStreams, first: int, inner: int) -> PerSample:
         """Return log p̃*(x) in nats of J images per row, by eq. 4 with K = `inner` samples.
 
-        `first` is the number of the first of these images within its row; it selects the random numbers.
+        `first` is the number of the first of these images within its row; it selects the random
+        numbers.
         """
         batch, count, _ = x.shape
         uniform16 = rows.uniform_int16(sum(self.config.hidden), first * inner, count * inner, INNER)
@@ -559,7 +594,10 @@ class Model(nn.Module):
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
     def _start_chain(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
-        """Return the chain's start: one of `pool` draws of p, chosen by the likelihood of the known pixels."""
+        """Return the start of a Gibbs chain: one of `pool` draws of p.
+
+        It is chosen by the likelihood of the known pixels.
+        """
         drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
         known = torch.where(hidden[:, None], 0.0, x[:, None] * logits + functional.logsigmoid(-logits))
@@ -570,10 +608,12 @@ class Model(nn.Module):
     def _sample_block(
         self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None
     ) -> dict[str, Any] | Continuation:
-        """Resample draws of p with the weights √(p̃*(x) q(h|x)/p(x, h)), as the authors' code samples (§2.3).
+        """Sample p* by resampling draws of p, as the authors' code does (§2.3).
 
-        `POOL_PER_CALL` draws per call. The draw kept so far is replaced by one of the new draws with the probability
-        of their share of all weights.
+        The weights are √(p̃*(x) q(h|x)/p(x, h)).
+
+        `POOL_PER_CALL` draws per call. The draw kept so far is replaced by one of the new draws
+        with the probability of their share of all weights.
         """
         weights = (
             ImportanceWeights.empty(len(rows), rows.row.device)
@@ -633,7 +673,10 @@ def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
 
 
 def _common_progress(done: Tensor) -> int:
-    """Return the number of steps done, equal in all rows; ValueError if the rows differ."""
+    """Return the number of steps done, equal in all rows.
+
+    Raises ValueError if the rows differ.
+    """
     if len(done) and not bool((done == done[0]).all()):
         raise ValueError("all rows of a batch must have the same progress")
     return int(done[0]) if len(done) else 0

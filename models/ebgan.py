@@ -1,6 +1,7 @@
 r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR 2017).
 
-The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversarial Networks", arXiv:1406.2661v1.
+The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversarial Networks",
+arXiv:1406.2661v1.
 
     paper              here                  shape      unit      equation
     x, G(z)            x, fake               B C H W    -1 … 1    -
@@ -12,16 +13,18 @@ The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversa
     L_G                generator_loss        B          norm      2
     f_PT               pulling_away          B          1         §2.4
 
-The energy is the Euclidean norm (not squared, not a mean) of the reconstruction error over all C·H·W pixels of an
-image, pixels in −1 … 1. That is the unit "norm": for 28 × 28 pixels energies lie in 0 … 56, and a well reconstructed
-digit has 3 … 6, so the paper's margin m = 10 is reachable and not always exceeded. The hinge is taken per image and
-then averaged. f_PT is returned as row means, whose mean over the batch is the paper's. The plain GAN's losses and its
-energy −log D(x) are in nats.
+The energy is the Euclidean norm (not squared, not a mean) of the reconstruction error over all
+C·H·W pixels of an image, pixels in −1 … 1. That is the unit "norm": for 28 × 28 pixels energies lie
+in 0 … 56, and a well reconstructed digit has 3 … 6, so the paper's margin m = 10 is reachable and
+not always exceeded. The hinge is taken per image and then averaged. f_PT is returned as row means,
+whose mean over the batch is the paper's. The plain GAN's losses and its energy −log D(x) are in
+nats.
 
-Departs from the paper: z is normal; the generator's step uses the same z as the discriminator's, against the updated
-discriminator; the convolutional variant is ours, for small images, and its decoder mirrors the encoder; only the
-generator has batch normalisation, and sampling uses statistics fixed after training; a narrow linear code and a decoder
-of several layers are possible; the plain GAN's generator minimises −log D(G(z)).
+Departs from the paper: z is normal; the generator's step uses the same z as the discriminator's,
+against the updated discriminator; the convolutional variant is ours, for small images, and its
+decoder mirrors the encoder; only the generator has batch normalisation, and sampling uses
+statistics fixed after training; a narrow linear code and a decoder of several layers are possible;
+the plain GAN's generator minimises −log D(G(z)).
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -39,7 +42,7 @@ from torch.nn import functional
 from models.kit.continuation import Continuation
 from models.kit.figures import mean_figure
 from models.kit.operations import describe
-from models.kit.optimizer_step import OptimizerStep
+from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import first_accepted
 from models.kit.schema import option
@@ -107,7 +110,10 @@ class Config:
 
 
 def energy(x: Images, reconstruction: Images) -> PerImage:
-    """§2.3: D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over the pixels of an image; its gradient at 0 is 0."""
+    """§2.3: D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over the pixels of an image.
+
+    At 0 its gradient is 0.
+    """
     norms: Tensor = torch.linalg.vector_norm((reconstruction - x).flatten(1), dim=1)
     return norms
 
@@ -130,7 +136,8 @@ def generator_loss(fake: PerImage) -> PerImage:
 def pulling_away(code: Code) -> PerImage:
     """§2.4: the pulling-away term f_PT; row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)².
 
-    The mean over the rows is f_PT. A zero code counts as orthogonal to all others and has no gradient.
+    The mean over the rows is f_PT. A zero code counts as orthogonal to all others and has no
+    gradient.
     """
     unit = code / torch.linalg.vector_norm(code, dim=1, keepdim=True).clamp_min(1e-6)
     squares = (unit @ unit.T).square()
@@ -139,12 +146,18 @@ def pulling_away(code: Code) -> PerImage:
 
 
 def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
-    """Goodfellow et al., eq. 1, negated: −log D(x) − log(1 − D(G(z))), where D = sigmoid of the given logits."""
+    """Goodfellow et al., eq. 1, negated: −log D(x) − log(1 − D(G(z))), in nats.
+
+    D is the sigmoid of the given logits.
+    """
     return functional.softplus(-real) + functional.softplus(fake)
 
 
 def gan_generator_loss(fake: PerImage) -> PerImage:
-    """Goodfellow et al., §3: −log D(G(z)), whose gradient does not vanish when the discriminator is confident."""
+    """Goodfellow et al., §3: −log D(G(z)), in nats.
+
+    Its gradient does not vanish while the discriminator is confident.
+    """
     return functional.softplus(-fake)
 
 
@@ -152,7 +165,10 @@ def gan_generator_loss(fake: PerImage) -> PerImage:
 
 
 def perceptron(inputs: int, size: int, layers: int, outputs: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return `layers` linear layers with ReLU, and optionally batch normalisation before it, between them."""
+    """Return a multi-layer perceptron with `layers` linear layers and ReLU between them.
+
+    With `batch_norm` there is batch normalisation before each ReLU.
+    """
     widths = (inputs, *[size] * (layers - 1))
     modules: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
@@ -162,12 +178,19 @@ def perceptron(inputs: int, size: int, layers: int, outputs: int, *, batch_norm:
 
 
 def fast_tanh(a: Float[Tensor, "B *D"]) -> Float[Tensor, "B *D"]:
-    """Return tanh a = 2 sigmoid(2a) − 1 in float32: on a CPU in a tenth of the time of `torch.tanh`."""
+    """Return tanh a = 2 sigmoid(2a) − 1 in float32.
+
+    On a CPU this takes a tenth of the time of `torch.tanh`.
+    """
     return 2.0 * (2.0 * a.float()).sigmoid() - 1.0
 
 
 def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return layers from a code to an image: linear to ¼ of height and width, then two transposed convolutions 4c2s."""
+    """Return layers that map a code to an image of the config's shape.
+
+    A linear layer makes ¼ of height and width; two transposed convolutions (4×4, stride 2) double
+    both.
+    """
     height, width = config.height // 4, config.width // 4
     bias = not batch_norm  # batch normalisation subtracts the mean anyway
     inner = [nn.Linear(inputs, 2 * size * height * width, bias=bias), nn.Unflatten(1, (2 * size, height, width))]
@@ -220,7 +243,10 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
-        """Return the code before and after dropout; both are equal without `rows` or without dropout."""
+        """Return the code before and after dropout.
+
+        Both are equal without `rows` or without dropout.
+        """
         code = kept = x
         for number, stage in enumerate(self.stages):
             code = stage(kept)
@@ -312,7 +338,10 @@ class ReconstructOptions:
 
 
 class Model(nn.Module):
-    """G and D, and their operations. `images` are (B, C, H, W) in 0 … 1; the networks work on −1 … 1."""
+    """Generator, discriminator and their operations.
+
+    `images` are (B, C, H, W) in 0 … 1; the networks work on −1 … 1.
+    """
 
     OPTIMIZED_MODULES: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
 
@@ -368,10 +397,11 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
 
-        With `best_of` a row keeps its candidate of lowest energy; with `below` its first one with less energy than
-        that, or the lowest if there is none. Both also return `energies` (B,); `below` also `accepted` (B,) and the
-        number of `proposals` (B,). `CANDIDATES_PER_CALL` candidates per call. ValueError if both options are set, or
-        the rows have different progress.
+        With `best_of` a row keeps its candidate of lowest energy; with `below` its first one with
+        less energy than that, or the lowest if there is none. Both also return `energies` (B,);
+        `below` also `accepted` (B,) and the number of `proposals` (B,). `CANDIDATES_PER_CALL`
+        candidates per call. Raises ValueError if both options are set, or the rows have different
+        progress.
         """
         if options.below is None and options.best_of == 1:
             return {"images": self._generate(rows, 0)}
@@ -402,9 +432,12 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state after `count` more candidates per row; a row that has accepted one ignores further ones.
+        """Return the state after `count` more candidates per row.
 
-        Each candidate is one forward pass over the rows, so that its bits equal those of a plain sample.
+        A row that has accepted a candidate ignores further ones.
+
+        Each candidate is one forward pass over the rows, so that its bits equal those of a plain
+        sample.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -429,7 +462,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `energies` (B,) and their `percentile` (B,) among the training images, 0 … 100 (high: unusual)."""
+        """Return `energies` (B,) and their `percentile` (B,) among the training images.
+
+        The percentile is in 0 … 100; a high one marks an unusual image.
+        """
         energies = self.energies(images)
         return {"energies": energies, "percentile": self.percentile(energies), "unit": self.unit}
 
@@ -441,7 +477,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `images` (B, C, H, W) in 0 … 1: Dec(Enc(x)). ValueError for a plain GAN."""
+        """Return `images` (B, C, H, W) in 0 … 1: Dec(Enc(x)).
+
+        Raises ValueError for a plain GAN.
+        """
         if not isinstance(self.discriminator, AutoEncoder):
             raise ValueError("the discriminator of a plain GAN cannot reconstruct images")  # noqa: TRY004
         code, _ = self.discriminator.encoder(images * 2.0 - 1.0)
@@ -453,7 +492,10 @@ class Model(nn.Module):
         return scores if self.config.objective == "ebgan" else gan_generator_loss(scores)
 
     def percentile(self, energies: PerImage) -> PerImage:
-        """Return the percentage of training images with less energy, interpolated between the stored quantiles."""
+        """Return the percentage of training images with lower energy.
+
+        It is interpolated between the stored quantiles.
+        """
         above = torch.searchsorted(self.quantiles, energies.contiguous(), right=True).clamp(1, QUANTILES - 1)
         low, high = self.quantiles[above - 1], self.quantiles[above]
         within = ((energies - low) / (high - low).clamp_min(1e-12)).clamp(0.0, 1.0)
@@ -462,7 +504,10 @@ class Model(nn.Module):
     # Training
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:  # noqa: ARG002
-        """Yield the discriminator's step, then the generator's against the updated discriminator, on the same G(z)."""
+        """Yield the discriminator's step, then the generator's.
+
+        Both use the same G(z); the generator's step is computed with the updated discriminator.
+        """
         x = images * 2.0 - 1.0
         fake = self.generator(rows.normal(self.config.latents, LATENT))
         streams = [FIRST_FREE + number * len(self.discriminator.encoder.stages) for number in range(3)]
@@ -493,9 +538,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:
-        """After training: fix the statistics of batch normalisation, then store the training set's energy quantiles.
+        """Finish the training: fix the batch statistics, then store the energy quantiles.
 
-        `images()` iterates over the training images in 0 … 1; `rows(first, count)` are rows with unused random numbers.
+        The quantiles are those of the training images.
+
+        `images()` iterates over the training images in 0 … 1; `rows(first, count)` are rows with
+        unused random numbers.
         """
         norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self.train()
@@ -523,9 +571,11 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures on given images and on `k` samples: mean energies, and f_PT of the codes.
+        """Return the card's figures: mean energies of the images and of `k` samples, and f_PT.
 
-        ValueError for fewer than two images or samples, or another precision than float32.
+        f_PT is the pulling-away term of the samples' codes.
+
+        Raises ValueError for fewer than two images or samples, or another precision than float32.
         """
         if k < 2 or len(images) < 2:
             raise ValueError(f"{len(images)} images and {k} samples: at least two of each are needed")

@@ -1,8 +1,9 @@
 r"""Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, arXiv:1312.6114v11 (ICLR 2014).
 
-The importance-weighted bound (IWAE) L_K is that of Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders",
-arXiv:1509.00519v4 (ICLR 2016); with K = 1 it equals the estimator SGVB A. Its doubly reparameterized gradient (DReG) is
-that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
+The importance-weighted bound (IWAE) L_K is that of Burda, Grosse and Salakhutdinov, "Importance
+Weighted Autoencoders", arXiv:1509.00519v4 (ICLR 2016); with K = 1 it equals the estimator SGVB A.
+Its doubly reparameterized gradient (DReG) is that of Tucker, Lawson, Gu and Maddison,
+arXiv:1810.04152v2 (ICLR 2019).
 
     paper            here                shape      unit   equation
     x                x                   B D        1      -
@@ -18,12 +19,13 @@ that of Tucker, Lawson, Gu and Maddison, arXiv:1810.04152v2 (ICLR 2019).
     L_K (IWAE)       iwae_bound          B          nats   IWAE §3
     ∇L_K (DReG)      dreg_bound          B          nats   DReG, eq. 8
 
-L counts the samples of one image (K in IWAE) and is axis 1; J latent dimensions, D pixels. A loss is minus the bound,
-one number per image, in nats.
+L counts the samples of one image (K in IWAE) and is axis 1; J latent dimensions, D pixels. A loss
+is minus the bound, one number per image, in nats.
 
-Departs from the paper: any depth and activation (the paper has one tanh layer); Adam beside Adagrad; L_K as an
-alternative objective to L̃ᴮ; grey images are binarized by a seeded draw, which the paper leaves open; outside training
-log variances are clamped to ±30, so that estimates stay finite and the bounds stay lower bounds.
+Departs from the paper: any depth and activation (the paper has one tanh layer); Adam beside
+Adagrad; L_K as an alternative objective to L̃ᴮ; grey images are binarized by a seeded draw, which
+the paper leaves open; outside training log variances are clamped to ±30, so that estimates stay
+finite and the bounds stay lower bounds.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -42,7 +44,6 @@ from models.kit.continuation import Continuation
 from models.kit.figures import figure
 from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
-from models.kit.options import binarization, importance_samples
 from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
 from models.kit.sampling import (
     ImportanceWeights,
@@ -52,7 +53,7 @@ from models.kit.sampling import (
     normalised_weights,
     truncated_normal,
 )
-from models.kit.schema import option
+from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Tensor
 
 Images = Float[Tensor, "B C H W"]
@@ -72,7 +73,10 @@ LOG_VARIANCE_LIMIT = 30.0  # outside training: beyond it the squares of z overfl
 
 @dataclass(frozen=True)
 class Config:
-    """Networks, likelihood and objective; the defaults are MNIST's shape and two hidden layers of 512 units."""
+    """Networks, likelihood and objective.
+
+    The defaults are the shape of MNIST's images and two hidden layers of 512 units.
+    """
 
     channels: int = option(1, minimum=1, maximum=4)
     height: int = option(28, minimum=1, maximum=512, description="pixels")
@@ -124,7 +128,9 @@ def reparameterise(
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """§2.2: the naive (score function) estimator: the gradient of this term is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
+    """§2.2: the naive estimator of the gradient (score function).
+
+    The gradient of this term is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
 
     `signal` is f(zₗ), treated as constant; `log_q` must be computed at samples zₗ without gradient.
     """
@@ -152,7 +158,10 @@ def kl_to_prior(mean: Float[Tensor, "B J"], log_variance: Float[Tensor, "B J"]) 
 
 
 def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> PerSample:
-    """Eq. 11: log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ) = Σᵢ xᵢaᵢ − log(1 + e^aᵢ), where y = sigmoid(a)."""
+    """Eq. 11: log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a).
+
+    It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
+    """
     return (logits * x[:, None]).sum(-1) - functional.softplus(logits).sum(-1)
 
 
@@ -172,7 +181,10 @@ def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by the factors that `factors` holds in the backward pass."""
+    """The identity; its gradient is multiplied by given factors.
+
+    `factors` is a list that holds them by the time of the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Float[Tensor, "B K J"], factors: list[Float[Tensor, "B K"]]) -> Float[Tensor, "B K J"]:
@@ -192,10 +204,13 @@ def dreg_bound(
     log_variance: Float[Tensor, "B J"],
     noise: Float[Tensor, "B K J"],
 ) -> PerImage:
-    """DReG eq. 8: L_K, with the encoder's gradient Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw.
+    """DReG eq. 8: the bound L_K with the doubly reparameterized gradient.
 
-    The score term of log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are
-    unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x, z), in nats.
+    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw.
+
+    The score term of log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x,
+    zₖ)/∂θ. Both are unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x,
+    z), in nats.
     """
     factors: list[Tensor] = []  # filled below: w̃ depends on z, and only the backward pass needs it
     scale_gradient: Callable[..., Tensor] = _ScaleGradient.apply
@@ -209,7 +224,10 @@ def dreg_bound(
 
 
 def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
-    """Return the hidden layers of a multi-layer perceptron (appendix C), an activation after each linear layer."""
+    """Return the hidden layers of a multi-layer perceptron (appendix C).
+
+    An activation follows each linear layer.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
@@ -217,7 +235,10 @@ def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """Appendix C.2: an MLP that outputs mean and log variance of a diagonal normal; `unit` keeps the mean in (0, 1)."""
+    """Appendix C.2: an MLP that returns mean and log variance of a diagonal normal.
+
+    With `unit` the mean is in (0, 1).
+    """
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str, *, unit: bool = False) -> None:
         super().__init__()
@@ -229,7 +250,8 @@ class Gaussian(nn.Module):
     def forward(self, x: Float[Tensor, "*B I"]) -> tuple[Float[Tensor, "*B O"], Float[Tensor, "*B O"]]:
         """Return mean and log variance in float32, also under autocast.
 
-        Without gradients the log variance is clamped to ±`LOG_VARIANCE_LIMIT`, so that every estimate is finite.
+        Without gradients the log variance is clamped to ±`LOG_VARIANCE_LIMIT`, so that every
+        estimate is finite.
         """
         h = self.trunk(x)
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float()
@@ -324,7 +346,8 @@ class LikelihoodOptions:
 class Model(nn.Module):
     """The decoder p(x|z), the encoder q(z|x) and their operations.
 
-    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization` says.
+    `images` are (B, C, H, W) in 0 … 1; operations binarize them as their option `binarization`
+    says.
     """
 
     CUDA_GRAPH: ClassVar[bool] = True  # `loss` never waits for the device
@@ -342,7 +365,10 @@ class Model(nn.Module):
         )
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw every parameter from N(0, 0.1²) (§5) if `init` is "normal", else from U(±1/√fan-in), torch's default."""
+        """Draw every parameter from N(0, 0.1²) (§5) if `init` is "normal".
+
+        Otherwise from U(±1/√fan-in), torch's default.
+        """
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
             for stream, parameter in ((2 * number, layer.weight), (2 * number + 1, layer.bias)):
@@ -360,7 +386,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
-        """Draw z ~ p(z) and return `images` (B, C, H, W) in 0 … 1: the means of p(x|z), or a draw from it."""
+        """Draw z ~ p(z) and decode it; return `images` (B, C, H, W) in 0 … 1.
+
+        They are the means of p(x|z), or draws from it.
+        """
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
         else:
@@ -369,7 +398,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
-        """Return the means of p(x|z) on a grid of the latent plane (appendix A); z₁ varies along a row of the grid."""
+        """Return the means of p(x|z) on a grid of the latent plane (appendix A).
+
+        z₁ varies along a row of the grid.
+        """
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
         if len(rows) and int(rows.row.max()) >= options.size**2:
@@ -381,7 +413,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
-        """Encode and decode; return `images` (B, C, H, W) in 0 … 1: the means of p(x|z), or a draw from it."""
+        """Encode and decode images; return `images` (B, C, H, W) in 0 … 1.
+
+        They are the means of p(x|z), or draws from it.
+        """
         mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         z = mean
         if options.code == "draw":
@@ -392,7 +427,9 @@ class Model(nn.Module):
     def interpolate(
         self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
     ) -> dict[str, Any]:
-        """Decode the straight line between two encodings: row i is frame i, at the fraction i/(steps − 1).
+        """Decode points on the straight line between the encodings of two images.
+
+        Row i is frame i, at the fraction i/(steps − 1).
 
         Both images are binarized with the numbers of row 0, so that all frames lie on one line.
         """
@@ -427,10 +464,11 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """Return `log_p` (B,), L_K with K = `k` in nats; computes `SAMPLES_PER_CALL` samples per call.
+        """Estimate log p(x) by the bound L_K with K = `k` samples, in nats.
 
-        Also `standard_error` (B,) of log_p by the delta method, in nats, and `effective_sample_size` (B,),
-        (Σw)²/Σw², between 1 and K. Returns a `Continuation` until the last call.
+        Return `log_p` (B,), its `standard_error` (B,) by the delta method, in nats, and
+        `effective_sample_size` (B,), (Σw)²/Σw², between 1 and K. Each call computes
+        `SAMPLES_PER_CALL` samples and returns a `Continuation` until the last one.
         """
         weights = (
             ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
@@ -451,7 +489,10 @@ class Model(nn.Module):
         }
 
     def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> Float[Tensor, "B K"]:
-        """Return log w = log p(x, z) − log q(z|x) of importance samples `first` … `first + count − 1`, in nats."""
+        """Return log w = log p(x, z) − log q(z|x) of some importance samples, in nats.
+
+        They are the samples `first` … `first + count − 1` of each row.
+        """
         mean, log_variance = self.encoder(x)
         noise = rows.normals(self.config.latents, first, count, LATENT)
         return self._log_w(x, mean, log_variance, noise)
@@ -465,7 +506,10 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return minus the bound of each image by the config's `objective`, in nats; images are used as given."""
+        """Return minus the bound of each image, in nats.
+
+        The config's `objective` chooses the bound. Images are used as given.
+        """
         x = images.flatten(1)
         count = 1 if epoch < self.config.single_sample_epochs else self.config.samples
         noise = rows.normals(self.config.latents, 0, count, LATENT)
@@ -489,10 +533,13 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures on the given images: −log p(x), L_K for K = 1, 10, … k, and active units.
+        """Return the card's figures: −log p(x), L_K for K = 1, 10, … k, and active units.
 
-        L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16" applies to the decoder's
-        matrix products only. `report` gets the number of images done. ValueError if k is less than 10.
+        They are measured on the given images.
+
+        L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16" applies
+        to the decoder's matrix products only. `report` gets the number of images done. Raises
+        ValueError if k is less than 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
@@ -526,7 +573,10 @@ class Model(nn.Module):
         log_variance: Float[Tensor, "B J"],
         noise: Float[Tensor, "B L J"],
     ) -> PerSample:
-        """Return log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε; log q depends on ε only, and log 2π cancels."""
+        """Return log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε, in nats.
+
+        log q depends on ε only, and the terms log 2π cancel.
+        """
         z = reparameterise(mean, log_variance, noise)
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
         return self.log_p_x(x, z) + log_p_z_over_q
@@ -566,7 +616,7 @@ def _figures(
     means: Float[Tensor, "N J"],
     precision: str,
 ) -> list[dict[str, Any]]:
-    """Return the figures in the card's format: value, unit, better direction and how it was measured."""
+    """Return the figures in the card's format."""
     count = len(bounds)
     errors_of_mean = bounds.std(dim=0) / math.sqrt(count)
     sampling_error = float(errors.square().sum().sqrt()) / count

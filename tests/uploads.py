@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from core.datasets.convert import convert
-from core.datasets.readers.source import ConversionOptions
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers.base import ConversionOptions, UploadRejectedError
 
 DIGITS = Path(__file__).parent / "fixtures" / "digits-images-idx3-ubyte.gz"
 

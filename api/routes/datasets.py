@@ -26,7 +26,7 @@ from api.schemas.jobs import JobResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from api.training_jobs import auxiliary_row, run_auxiliary_job
-from core.datasets.readers.source import DISK_FULL
+from core.datasets.readers.base import DISK_FULL
 from core.datasets.store import Datasets, InUseError, NameTakenError
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)

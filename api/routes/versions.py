@@ -28,7 +28,7 @@ from core.catalog.families import load_families
 from core.catalog.recipes import NAME
 from core.catalog.registry import ModelVersion
 from core.catalog.versions import FILE
-from core.work_folder import work_folder
+from core.files import work_folder
 
 router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"], route_class=JsonRoute)
 

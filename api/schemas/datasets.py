@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from api.errors import InvalidError
 from api.schemas.common import Page, RequestBody, Resource, add_files
-from core.datasets.readers.source import ConversionOptions
+from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import NAME
 from core.settings import Settings
 

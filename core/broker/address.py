@@ -33,7 +33,11 @@ _SENTINEL_TIMEOUT_S = 1.0  # how long one Sentinel may take to reply, before the
 
 @dataclass(frozen=True)
 class QueueAddress:
-    """A parsed URL. `options` are redis-py's connection arguments, without those of the Sentinels."""
+    """A parsed URL of the queue server.
+
+    `options` are redis-py's connection arguments. With Sentinel they are those of the master, and
+    `sentinel_options` those of the Sentinels.
+    """
 
     options: dict[str, Any]
     url: str = ""
@@ -73,14 +77,17 @@ class QueueAddress:
 
     @property
     def name(self) -> str:
-        """The server in words, without credentials, for messages."""
+        """The server's name for messages, without credentials."""
         if self.sentinels:
             return f"{self.master_name} by way of " + ", ".join(f"{host}:{port}" for host, port in self.sentinels)
         return str(self.options.get("path") or "{}:{}".format(*self.host_port))
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """Host and port of a server that is no Unix socket; with Sentinel, those of the first Sentinel."""
+        """Host and port of the server, or of the first Sentinel.
+
+        Not for Unix sockets.
+        """
         if self.sentinels:
             return self.sentinels[0]
         return self.options.get("host", "127.0.0.1"), self.options.get("port", DEFAULT_PORT)
@@ -88,7 +95,10 @@ class QueueAddress:
     # --- clients ---
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a blocking client; nothing is connected yet. `options` are redis-py's and go before the URL's."""
+        """Return a blocking client, which connects with its first command.
+
+        `options` are redis-py's and override those of the URL.
+        """
         if self.sentinels:
             own = {**self._sentinel_kwargs(), "retry": Retry(NoBackoff(), 0)}
             sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
@@ -96,7 +106,7 @@ class QueueAddress:
         return redis.Redis.from_url(self.url, **options)  # unlike Redis(…), without retries
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
-        """Return an asyncio client; nothing is connected yet."""
+        """Return an asyncio client, which connects with its first command."""
         if self.sentinels:
             return self._async_sentinel().master_for(  # type: ignore[no-any-return]
                 self.master_name, **self._client_options(), **options
@@ -104,7 +114,10 @@ class QueueAddress:
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:
-        """Return host and port to connect to now; with Sentinel, the current master's. Raises RedisError."""
+        """Return the host and port to connect to. Raises RedisError.
+
+        With Sentinel they are those of the current master.
+        """
         if not self.sentinels:
             return self.host_port
         sentinel = self._async_sentinel()
@@ -116,7 +129,7 @@ class QueueAddress:
         return host, port
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Return the context of a TLS connection, made by redis-py; None without TLS."""
+        """Return the SSL context that redis-py makes from the URL; None without TLS."""
         if not self.tls:
             return None
         names = {name: value for name, value in self.options.items() if name.startswith("ssl_")}

@@ -1,4 +1,4 @@
-"""The Celery application, the one that API processes and inference workers share.
+"""The Celery application, which API processes and inference workers share.
 
     celery -A core.broker.celery_app worker -P solo --without-gossip --without-mingle --without-heartbeat
 
@@ -24,7 +24,10 @@ RUN_JOBS = "reverie.run_jobs"
 
 
 def configuration() -> dict[str, Any]:
-    """Return Celery's configuration. Exits with one sentence if the settings are invalid."""
+    """Return Celery's configuration.
+
+    If the settings are invalid, the program ends with an error message.
+    """
     with errors_end_the_program():
         settings = load_settings()
     broker = QueueAddress.parse(settings.queue_url).celery_configuration()

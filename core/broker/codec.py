@@ -1,4 +1,7 @@
-"""The wire format between API processes and workers: msgpack, with arrays as (type, shape, bytes); never pickle."""
+"""The wire format between API processes and workers: msgpack, never pickle.
+
+Arrays are an extension type with (dtype, shape, bytes).
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -39,22 +42,25 @@ def _ext(code: int, data: bytes) -> np.ndarray[Any, Any]:
 
 
 def pack(value: Any) -> bytes:
-    """Pack a tree of dicts, lists, numbers, text, bytes and arrays. Raises TypeError for anything else."""
+    """Pack a tree of dicts, lists, numbers, text, bytes and arrays.
+
+    Raises TypeError for any other value.
+    """
     return msgpack.packb(value, default=_default)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes) -> Any:
-    """Unpack what `pack` has packed. Raises ValueError if the bytes are damaged."""
+    """Return the value that `pack` packed. Raises ValueError if the bytes are damaged."""
     return msgpack.unpackb(data, ext_hook=_ext, strict_map_key=False)
 
 
 @dataclass
 class BatchSlice:
-    """Rows `first` … `first + rows − 1` of one request, all with one seed.
+    """Rows `first` … `first + rows − 1` of one request, all with the same seed.
 
-    `id`: of the pending request or job. `items`: one image per row, or one (M = 1) for all rows.
-    `png`: return images as PNG bytes instead of an array. `request_id`: the HTTP request's, for the
-    log.
+    `id` is that of the pending request or job. `items` has one image per row, or one image (M = 1)
+    for all rows. With `png`, images are returned as PNG bytes instead of an array. `request_id` is
+    that of the HTTP request, for the log.
     """
 
     id: str
@@ -70,8 +76,9 @@ class BatchSlice:
 class Batch:
     """Slices of requests that share a forward pass: same model version, method and options.
 
-    `reply`: the stream that gets the completion. `state`: what an unfinished run carries into its
-    next time slice. `isolated`: its worker died before, so nothing else may run beside it.
+    `reply` is the stream for the completion. `state` is the state of an operation that was
+    interrupted at the end of a time slice. `isolated` means that a worker died while it ran the
+    batch, so it must run alone.
     """
 
     id: str
@@ -85,7 +92,10 @@ class Batch:
     isolated: bool = False
 
     def pack(self) -> bytes:
-        """Return the batch in the wire format, whose names adjacent releases must understand."""
+        """Return the batch in the wire format.
+
+        Releases before and after this one read it, so its names must not change.
+        """
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
         if not self.isolated:
             del tree["isolated"]  # unknown to the release before
@@ -104,8 +114,9 @@ class Batch:
 
 
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
-    """Return the images that rows `first` … `first + rows − 1` read, if each image serves
-    `rows_per_image` rows.
+    """Return the images of rows `first` … `first + rows − 1`.
+
+    Each image is for `rows_per_image` rows.
 
     A single image under a name serves all rows.
     """
@@ -115,14 +126,17 @@ def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items
 
 @dataclass
 class Outcome:
-    """The result of one slice: its `fields`, or the `problem` (RFC 9457) of a slice that failed."""
+    """The result of a slice: its `fields`, or the `problem` (RFC 9457) if it failed."""
 
     fields: Fields | None = None
     problem: dict[str, Any] | None = None
 
 
 def joined(chunks: list[Fields]) -> Fields:
-    """Join fields of consecutive rows: arrays and lists are concatenated, other values taken from the first chunk."""
+    """Join the fields of consecutive rows.
+
+    Arrays and lists are concatenated; other values are those of the first chunk.
+    """
     if len(chunks) == 1:
         return chunks[0]
     whole: Fields = {}

@@ -1,4 +1,4 @@
-"""Clients of the queue server, and what their replies look like."""
+"""Clients of the queue server."""
 
 import logging
 from typing import Any
@@ -40,21 +40,20 @@ def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 
 class FireAndForgetClient:
-    """Sends commands without waiting for their replies, which are read before the next command. For
-    one thread.
+    """Sends commands without waiting for their replies. Use it in one thread only.
 
-    Commands are lost with their connection, which the next `send` notices. A caller that depends on
-    one must repeat it.
+    The replies are read before the next command. If the connection breaks, its commands are lost,
+    and the next `send` connects again. The caller must repeat commands that it depends on.
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Take a connection from this client's pool when the first command is sent."""
+        """Prepare; the first command takes a connection from this client's pool."""
         self._pool = client.connection_pool
         self._connection: Any = None
         self._unread_replies = 0
 
     def send(self, *command: Any) -> None:
-        """Send a command, on a new connection if the old one broke. Raises RedisError."""
+        """Send a command; reconnect if the connection is broken. Raises RedisError."""
         try:
             while self._unread_replies:
                 self._unread_replies -= 1

@@ -1,4 +1,7 @@
-"""Names on the queue server: queues, streams and keys.
+"""Names of queues, streams and keys on the queue server.
+
+API processes and workers of adjacent releases use them together, so they change only with a
+migration.
 
 The names are a protocol between API processes and workers of adjacent releases, so they change only
 with a migration.
@@ -29,7 +32,7 @@ def queue_key(queue: QueueName) -> str:
 
 
 def new_completion_stream() -> str:
-    """Return a name for the stream by which workers report completed batches to one API process."""
+    """Return a new name for the stream of an API process, to which workers report completions."""
     return f"reverie:notes:{uuid4().hex[:12]}"
 
 
@@ -40,11 +43,11 @@ def started_key(batch_id: str) -> str:
 
 
 def dropped_key(batch_id: str) -> str:
-    """Return the key that exists once nobody waits for a batch any more."""
+    """Return the key that exists when nobody waits for a batch any more."""
     return f"reverie:dropped:{batch_id}"
 
 
 # See docs/decisions.md#previews-are-linked-from-events
 def preview_key(request_id: str) -> str:
-    """Return the key of a PNG of the unfinished images of a job or pending request."""
+    """Return the key of the preview (PNG) of a job or pending request."""
     return f"reverie:preview:{request_id}"

@@ -1,9 +1,9 @@
 """A pipelined asyncio connection to the queue server, with a time-out for every command.
 
-redis-py's asyncio client costs about half a millisecond per command, which a small request would
-pay twice, so this class uses the parser (hiredis) alone. Replies come in the order of the commands.
-If a reply does not come in time, the connection is closed, so that no later reply can be taken for
-it.
+redis-py's asyncio client takes about half a millisecond per command, and a small request needs two.
+This class uses only the parser (hiredis). Replies come in the order of the commands. If a reply
+does not come in time, the connection is closed, so that a late reply is not taken for the reply to
+another command.
 """
 
 import asyncio
@@ -21,21 +21,24 @@ _CHECK_S = 0.5  # how often commands without a reply are checked: a time-out may
 
 
 class PipelinedConnection:
-    """A connection that is opened when it is needed, and again after it broke.
+    """A connection that opens with its first command, and again after it broke.
 
-    If a connection breaks, the commands in flight on it fail with `redis.ConnectionError`. If a
-    reply does not come in time, its command and those behind it fail with `redis.TimeoutError`.
+    If the connection breaks, its commands without a reply fail with `redis.ConnectionError`. If a
+    reply does not come in time, they fail with `redis.TimeoutError`.
     """
 
     def __init__(self, url: str) -> None:
-        """Prepare; the first command connects. `url`: see `core.broker.address`."""
+        """Prepare a connection to a URL (see `core.broker.address`); the first command connects."""
         self._address = QueueAddress.parse(url)
         self._ssl_context = self._address.ssl_context()
         self._stream: _Stream | None = None
         self._connecting = asyncio.Lock()
 
     async def command(self, *words: Any, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
-        """Send a command and return its reply. Raises RedisError, or OSError if the server is unreachable."""
+        """Send a command and return its reply.
+
+        Raises RedisError, or OSError if the server is unreachable.
+        """
         stream = self._stream
         if stream is None or stream.closed:
             stream = await self._connected()
@@ -73,13 +76,13 @@ class PipelinedConnection:
         return stream
 
     def close(self) -> None:
-        """Close the connection; commands in flight fail."""
+        """Close the connection; commands without a reply fail."""
         if self._stream is not None:
             self._stream.abort(redis.ConnectionError("the connection was closed"))
 
 
 class _Stream(asyncio.Protocol):
-    """One connection, and the commands on it that wait for their replies, oldest first."""
+    """One connection, and its commands without a reply, oldest first."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,13 +1,12 @@
 """Messages to workers: the Redis commands that publish batches and wake-ups.
 
 Celery's `send_task` blocks. In a thread beside a busy event loop it waits for the interpreter lock
-at every step, which was most of a small request's time (docs/decisions.md). So this module builds
-the message with Celery's and kombu's public API and returns the command that stores it. The caller
-sends it on whatever connection it has: `await connection.command(*publish_batch(...))` or
+at every step, which took most of a small request's time (docs/decisions.md). So this module builds
+the message with the public API of Celery and kombu, and returns the command that stores it. The
+caller sends the command on its own connection: `await connection.command(*publish_batch(...))` or
 `client.execute_command(*publish_batch(...))`.
 
-`benchmarks/messages.py` compares the cost with `send_task`; a test compares the message with the
-one it stores.
+`benchmarks/messages.py` compares the cost with `send_task`. A test compares the messages.
 """
 
 from functools import cache
@@ -29,7 +28,7 @@ _TRAINING_WAKEUPS = 8
 
 
 class _MessageChannel(virtual.Channel):
-    """A channel that returns what kombu's Redis channel would push on a queue's list."""
+    """A channel that returns the JSON that kombu's Redis channel would push onto a queue's list."""
 
     def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> bytes:  # noqa: ARG002 - kombu's signature
         return orjson.dumps(message)
@@ -49,7 +48,7 @@ def _channel() -> _MessageChannel:
 
 # See docs/decisions.md#the-api-writes-celery-messages-itself
 def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
-    """Return the Celery message that calls a task, as kombu's Redis transport stores it in the queue's list."""
+    """Return the Celery message that calls a task, in the format of kombu's Redis transport."""
     # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest
     message = app.amqp.as_task_v2(uuid(), task, args, ignore_result=True, argsrepr="", kwargsrepr="")
     content_type, content_encoding, body = dumps(message.body, serializer="msgpack")

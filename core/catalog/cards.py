@@ -1,7 +1,7 @@
-"""Cards: what a checkpoint file says of its model, as typed records, with bounds on every field.
+"""Cards, which describe the models in checkpoint files, as typed records.
 
-Cards of imported files come from strangers and are shown in listings: a card must be small, and
-every value in it must be one that JSON has.
+Imported files come from untrusted clients, and their cards are shown in lists. So a card must be
+small, and every field is checked against limits.
 """
 
 import base64
@@ -57,7 +57,7 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One of a card's `figures`: a measured number, and which direction is better."""
+    """One of a card's `figures`: a measurement and the direction that is better."""
 
     name: str
     value: float
@@ -67,7 +67,7 @@ class Metric:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the metric of a JSON object; other fields are left out."""
+        """Return the metric of a JSON object; unknown fields are ignored."""
         texts = {name: fields[name] for name in ("unit", "detail") if name in fields}
         return cls(fields["name"], float(fields["value"]), fields["better"], **texts)
 
@@ -78,8 +78,9 @@ def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
-    """Return whether the first metric of `new` is better than that of `old`; None if they cannot be
-    compared.
+    """Return whether the first metric of `new` is better than the first of `old`.
+
+    None if they cannot be compared.
     """
     if not new or not old or new[0].name != old[0].name:
         return None
@@ -91,8 +92,8 @@ def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
 class OperationSpec:
     """One of a card's `operations`: the JSON Schema of its options, and how it runs.
 
-    `sliced`: long work yields after a time slice. `margin`: pixels on every side of a tile that are
-    context alone.
+    A `sliced` operation can be interrupted at the end of a time slice. `margin` is the context on
+    every side of a tile, in pixels.
     """
 
     options: Mapping[str, Any]
@@ -102,8 +103,9 @@ class OperationSpec:
 
 @dataclass(frozen=True)
 class Card:
-    """The card of a checkpoint file; `json` is the object in the file, with fields that are unknown
-    here.
+    """The card of a checkpoint file.
+
+    `json` is the whole JSON object, with fields that are unknown to this class.
     """
 
     name: str
@@ -117,7 +119,7 @@ class Card:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the card of a JSON object whose fields were checked.
+        """Return the card of a JSON object whose fields have been checked.
 
         Raises CardError if `image` or `operations` is missing.
         """
@@ -140,11 +142,11 @@ class Card:
 
 
 class CardError(ValueError):
-    """A card with a field of the wrong type or over its bounds; the message names it."""
+    """A card with an invalid field. The message names the field."""
 
 
 def parse_card(text: str) -> Card:
-    """Return the card in a JSON text, with every field of its type and within its bounds.
+    """Parse a card and check the type and the limits of every field.
 
     Only `image` and `operations` are required. Raises CardError.
     """
@@ -169,7 +171,10 @@ def parse_card(text: str) -> Card:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Check that JSON can carry every value, and the tree's depth and size, without recursion."""
+    """Check that every value is valid JSON, and check the depth and number of values.
+
+    The walk does not recurse, so a deeply nested card cannot exceed the recursion limit.
+    """
     waiting: list[tuple[str, Any, int]] = [("", card, 0)]
     count = 0
     while waiting:
@@ -255,7 +260,7 @@ def _check_figures(figures: Any) -> None:
 
 
 def parse_preview(text: str) -> bytes:
-    """Return the PNG in a preview's base64 text. Raises CardError if it is no PNG, or too large."""
+    """Return the PNG of a preview in base64. Raises CardError if it is invalid or too large."""
     if len(text) > 4 * PREVIEW_LIMIT_BYTES // 3 + 4:
         raise CardError(f"its preview has {len(text)} characters of base64; at most {PREVIEW_LIMIT_BYTES} bytes may be")
     try:

@@ -1,5 +1,6 @@
-"""Checkpoint files: safetensors with a card and a preview in the header's metadata, read without
-torch.
+"""Checkpoint files: safetensors with a card and a preview in the metadata.
+
+They are read without torch.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,9 @@ class ImportRejectedError(ValueError):
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """Return the metadata of a safetensors file whose header agrees with its size; no tensor is
-    read.
+    """Check the header of a safetensors file and return its metadata, without reading a tensor.
 
-    Raises ImportRejectedError for any other file, and OSError.
+    Raises ImportRejectedError if the file is not a valid safetensors file, and OSError.
     """
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -44,8 +44,9 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 
 
 def read_card(path: Path) -> Card:
-    """Return the card of a checkpoint file. Raises ValueError if the file is damaged or its card
-    invalid.
+    """Return the card of a checkpoint file.
+
+    Raises ValueError if the file is damaged or its card is invalid.
     """
     return _parse_card(read_metadata(path))
 
@@ -57,7 +58,7 @@ def _parse_card(metadata: Mapping[str, str]) -> Card:
 
 
 def read_preview(path: Path) -> bytes | None:
-    """Return the PNG preview of a checkpoint file; None if it has none, or an invalid one."""
+    """Return the PNG preview of a checkpoint file; None if there is no valid one."""
     metadata = read_metadata(path)
     try:
         return parse_preview(metadata["preview"]) if "preview" in metadata else None
@@ -66,10 +67,9 @@ def read_preview(path: Path) -> bytes | None:
 
 
 def check_import(path: Path, name: str) -> Card:
-    """Return the card of an uploaded checkpoint file for the model `name`. Raises
-    ImportRejectedError.
+    """Return the card of an uploaded checkpoint file for the model `name`.
 
-    Whether the weights fit the card's family is for `python -m models check` to say, which has
+    Raises ImportRejectedError. The weights are not checked; `python -m models check` does that with
     torch.
     """
     metadata = read_metadata(path)

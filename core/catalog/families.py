@@ -1,4 +1,6 @@
-"""Model families that can be trained, by the descriptions that `python -m models families` writes.
+"""Descriptions of the model families that can be trained.
+
+`python -m models families` writes them.
 
 `families.json` beside this file describes the families of `models/`; a test compares it with their
 code.
@@ -18,8 +20,9 @@ Schema = dict[str, Any]  # a JSON Schema of an object
 
 
 class SmallestBatch(BaseModel):
-    """The fewest images of an optimizer step, for configurations that the JSON Schema `when`
-    accepts.
+    """The smallest batch of configurations that match the JSON Schema `when`.
+
+    `pictures` is the minimum number of images of an optimizer step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,11 +32,10 @@ class SmallestBatch(BaseModel):
 
 
 class FamilyDescription(BaseModel):
-    """How a family can be trained: JSON Schemas of its configuration and training, and its default
-    recipe.
+    """How a family can be trained.
 
-    `data`: "photographs" for super-resolution, otherwise "pictures". `players`: the modules of an
-    adversarial family.
+    `config` and `training` are JSON Schemas, and `recipe` has the defaults. `data` is "photographs"
+    for super-resolution, otherwise "pictures". `players` are the modules of an adversarial family.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +53,7 @@ _DESCRIPTIONS = TypeAdapter(dict[str, FamilyDescription])
 
 
 def load_families(settings: Settings) -> Mapping[str, FamilyDescription]:
-    """Return the description of each family by name, with those in the folder of extra models."""
+    """Return the description of each family by name, including those of extra models."""
     shipped = _shipped_families()
     if settings.extra_models is None:
         return shipped

@@ -1,4 +1,4 @@
-"""Whole numbers in JSON: 4.0 is an integer to JSON Schema, and a float to Python."""
+"""Whole numbers in JSON: JSON Schema accepts 4.0 as an integer, Python has a float."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ _EXACT = 2.0**64  # floats from here on stay floats: no field takes such integer
 
 
 def whole(value: Any) -> Any:
-    """Return a float without a fraction as an int, and anything else as it is."""
+    """Return a float without a fraction as an int, and any other value unchanged."""
     return int(value) if type(value) is float and -_EXACT < value < _EXACT and value.is_integer() else value
 
 
 def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
-    """Return a JSON value with whole floats as ints wherever its JSON Schema asks for an integer.
+    """Return a JSON value with whole floats as ints wherever its JSON Schema requires an integer.
 
-    Follows properties and items to any depth; values that the schema does not describe stay.
+    Values that the schema does not describe do not change.
     """
     kinds = schema.get("type", ())
     if "integer" in ((kinds,) if isinstance(kinds, str) else kinds):
@@ -28,8 +28,9 @@ def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def canonical(value: Any) -> Any:
-    """Return a JSON value with all whole floats as ints, so that 4.0 and 4 make the same
-    fingerprint.
+    """Return a JSON value with all whole floats as ints.
+
+    So requests with 4.0 and 4 have the same fingerprint.
     """
     if isinstance(value, dict):
         return {name: canonical(inner) for name, inner in value.items()}

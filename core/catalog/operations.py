@@ -1,7 +1,7 @@
-"""The operations of models, one row each, shared by the API and the workers.
+"""The operations of models, which the API and the workers share.
 
 A model has an operation if its card lists the method. A new family needs no change here; a new kind
-of operation is one more row.
+of operation is a new entry of `OPERATIONS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ WHITE = 128  # lowest level of a mask's pixel that counts as white
 
 @dataclass(frozen=True)
 class Shared:
-    """A grey image of the model's size under a field of its own, one for all rows of a request.
+    """A grey image in a field of its own, one for all rows of a request, such as a mask.
 
-    `fault` returns what is wrong with its pixels, if anything is.
+    It has the size of the model's images. `fault(pixels)` returns what is wrong with it, or None.
     """
 
     name: str
@@ -37,13 +37,13 @@ def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: its route, the model's method, its inputs and the number of rows of a request.
+    """An operation: its route, the model's method, its inputs and the number of rows of a request.
 
-    `inputs`: names of the model's image arguments, in order. `shared`: those of them that come in a
-    field of their own, one image for all rows, such as a mask. `counted`: the request may set
-    `count`. `rows(count, images, options)` returns the number of rows; `images` is the number of
-    images in the request. `pictures`: the response holds images, so it can be requested as PNG.
-    `tiled`: the request has one image of any size, whose tiles are the rows.
+    `inputs` are the names of the method's image arguments, in order; `shared` are those with a
+    field of their own. `counted`: a request may set `count`. `rows(count, images, options)` returns
+    the number of rows of a request with `images` images. `pictures`: the result has images, so
+    clients can request PNG. `tiled`: a request has one image of any size, and its tiles are the
+    rows.
     """
 
     path: str
@@ -58,8 +58,9 @@ class Operation:
 
     @cached_property
     def images(self) -> tuple[str, ...]:
-        """The inputs that `images` of a request fill: one with any number of images, or one image
-        each.
+        """The inputs that the field `images` of a request fills.
+
+        A single input takes any number of images; several inputs take one image each.
         """
         named = {one.name for one in self.shared}
         return tuple(name for name in self.inputs if name not in named)
@@ -70,9 +71,9 @@ class Operation:
         return {0: "no images", 1: "at least one image", 2: "exactly two images"}[len(self.images)]
 
     def columns(self, per: int) -> int | None:
-        """Return the columns of the PNG grid; None for a near-square grid.
+        """Return the number of columns of the PNG grid; None for a nearly square grid.
 
-        An operation with images and a count has `per` columns, so that the results of an image form a row.
+        If a request has images and a count, the `per` results of an image form a row.
         """
         return per if self.counted and self.images else None
 

@@ -1,6 +1,4 @@
-"""Training recipes: overrides are validated against the family and the dataset, and merged with its
-defaults.
-"""
+"""Training recipes: validate a client's overrides, and merge them with the defaults."""
 
 import re
 from collections.abc import Mapping
@@ -28,10 +26,10 @@ def resolve_recipe(
     overrides: Mapping[str, Any],
     gpus: int = 1,
 ) -> dict[str, Any]:
-    """Return the whole recipe of a training: `overrides` over the family's recipe, in the shape of
-    the dataset.
+    """Return the complete recipe of a training: the family's defaults with `overrides`.
 
-    `gpus` is the number of devices that share each batch. Raises InvalidOptionsError.
+    The configuration gets the image shape of the dataset. `gpus` is the number of devices that
+    share each batch. Raises InvalidOptionsError.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
     _raise_errors(
@@ -64,7 +62,7 @@ def _raise_errors(errors: list[FieldError]) -> None:
 
 
 def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list[FieldError]:
-    """Return the schema's errors, each with the field and its range."""
+    """Return the validation errors of some values, with the valid range of each field."""
     rules = schema["properties"]
     validator = jsonschema_rs.validator_for(schema)
     return option_errors(
@@ -73,7 +71,7 @@ def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list
 
 
 def _describe_rule(rule: Mapping[str, Any]) -> str:
-    """Return a field's rule in words, as "an integer in [1, 100000]"."""
+    """Return the valid values of a field in words, such as "an integer in [1, 100000]"."""
     if rule.get("type") == "array":
         return f"a list, each {_describe_rule(rule['items'])}"
     if "enum" in rule:
@@ -86,7 +84,7 @@ def _describe_rule(rule: Mapping[str, Any]) -> str:
 
 
 def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[FieldError]:
-    """Write the dataset's shape into the configuration; return what does not fit."""
+    """Set the dataset's image shape in the configuration; return errors if it does not fit."""
     photographs = dataset["kind"] == "photographs"
     if family.data == "photographs":
         detail = f"{dataset['name']} holds {dataset['kind']}; upload photographs for a family that enlarges them"
@@ -109,7 +107,7 @@ def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: di
 def _count_errors(
     family: FamilyDescription, counts: Mapping[str, int], training: Mapping[str, Any]
 ) -> list[FieldError]:
-    """Return the errors of a training for numbers of images by split."""
+    """Return the errors of a recipe that the numbers of images per split cause."""
     errors = []
     size = _batch_size(family, training)
     if size > counts["train"]:
@@ -138,7 +136,7 @@ def _batch_size(family: FamilyDescription, training: Mapping[str, Any]) -> int:
 
 
 def _training_count(counts: Mapping[str, int], training: Mapping[str, Any]) -> int:
-    """Return the number of training images that a recipe uses, before any are held back."""
+    """Return the number of images that a recipe uses, including those held back for validation."""
     return min(training.get("pictures") or counts["train"], counts["train"])
 
 
@@ -149,8 +147,9 @@ def _batch_errors(
     training: Mapping[str, Any],
     gpus: int,
 ) -> list[FieldError]:
-    """Return the errors of a training whose steps need several images: batch normalisation, or
-    several devices.
+    """Return an error if the batches are smaller than a training step needs.
+
+    Batch normalisation and several devices need more than one image per step.
     """
     whole_config = {name: rule.get("default") for name, rule in family.config["properties"].items()} | {**config}
     smallest = max((case.pictures for case in family.smallest_batches if _accepts(case.when, whole_config)), default=1)

@@ -1,4 +1,4 @@
-"""The registry of models and versions, known by the cards in their checkpoint files."""
+"""The registry of models and versions, which reads the cards in checkpoint files."""
 
 import logging
 import time
@@ -26,9 +26,7 @@ _CHECK_S = 0.1  # shortest time between two checks for another active version
 
 @dataclass(frozen=True)
 class ModelOperation:
-    """One operation of one model: the JSON Schema of its options, with their defaults and
-    validator.
-    """
+    """An operation of a model: the JSON Schema of its options, their defaults and a validator."""
 
     operation: Operation
     schema: Mapping[str, Any]
@@ -36,7 +34,10 @@ class ModelOperation:
     validator: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `given` over the defaults, with whole numbers as int. Raises InvalidOptionsError."""
+        """Return the defaults updated with `given`; whole numbers are ints.
+
+        Raises InvalidOptionsError.
+        """
         if not given and self._valid_without:
             return {**self.defaults}
         errors = option_errors(given, self.schema.get("properties", {}), self.validator, "options", "option")
@@ -46,7 +47,7 @@ class ModelOperation:
 
     @cached_property
     def _valid_without(self) -> bool:
-        """Whether the schema accepts that no option is given."""
+        """Whether the schema accepts a request without options."""
         return not option_errors({}, {}, self.validator, "options", "option")
 
 
@@ -72,7 +73,7 @@ class ModelVersion:
 
     @property
     def margin(self) -> int:
-        """Context on every side of an image in pixels, of a model that works tile by tile."""
+        """Context on every side of a tile in pixels. Only for models that upscale."""
         return self.card.operations["upscale"].margin
 
 
@@ -85,8 +86,9 @@ def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
 
 
 def read_version(path: Path) -> ModelVersion:
-    """Return the version in a NAME/VERSION/model.safetensors file; its folders name it. Raises
-    ValueError.
+    """Return the version in a file NAME/VERSION/model.safetensors.
+
+    Its folders are the name and the version. Raises ValueError if the file cannot be used.
     """
     version, name = path.parent.name, path.parent.parent.name
     try:
@@ -105,14 +107,13 @@ def read_version(path: Path) -> ModelVersion:
 
 
 class Registry:
-    """All versions in a folder of checkpoints and, if given, in that of versions made by this
-    service.
+    """The shipped versions in `folder` and those made by this service in `made`.
 
     A name alone means the active version: the one that was activated, or else the newest.
     """
 
     def __init__(self, folder: Path, made: Path | None = None) -> None:
-        """Read every card in the folders."""
+        """Read the cards of all versions in the folders."""
         self._folder = folder
         self._made = Versions(made) if made is not None else None
         self._entries: dict[str, dict[str, ModelVersion]] = {}
@@ -142,8 +143,9 @@ class Registry:
         self._scanned_at = self._checked_at = time.monotonic()
 
     def refresh(self, *, force: bool = False) -> None:
-        """Scan again if active versions have changed; unless forced, checks ten times a second at
-        most.
+        """Scan again if the active versions have changed.
+
+        Unless forced, it checks this at most ten times a second.
         """
         now = time.monotonic()
         if self._made is None or (now - self._checked_at < _CHECK_S and not force):
@@ -153,8 +155,9 @@ class Registry:
             self.scan()
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the version `name@version`, or the active version of `name`; None if there is
-        none.
+        """Return the version of a reference: `name@version`, or `name` for the active version.
+
+        None if there is no such version.
         """
         self.refresh()
         entry = self._lookup(ref)

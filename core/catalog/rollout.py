@@ -1,6 +1,6 @@
-"""Rollout of a version: whether the inference workers have loaded it, by their heartbeats.
+"""Rollout of a version: whether the inference workers have loaded it.
 
-`heartbeats` are those of live workers by id; `ref` is `name@version`.
+The functions take the heartbeats of live workers by id, and a reference `name@version`.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ Heartbeats = Mapping[str, Mapping[str, Any]]
 
 
 def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
-    """Return whether every ready worker has loaded a version or reported why it cannot; False
-    without a worker.
+    """Return whether every ready worker has loaded a version, or has reported an error.
+
+    False if no worker is ready.
     """
     ready = _ready(heartbeats)
     return bool(ready) and all(ref in one["capacity"] or ref in one.get("refused", {}) for one in ready)

@@ -1,4 +1,4 @@
-"""Validation of values that a client sent against a JSON Schema."""
+"""Validation of a client's values against a JSON Schema."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -12,7 +12,7 @@ FieldError = dict[str, str]  # `field` and `detail` of one error, as problem+jso
 
 
 class InvalidOptionsError(ValueError):
-    """Values that do not follow their schema."""
+    """Values that their JSON Schema rejects. `errors` has one entry per field."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
@@ -27,10 +27,11 @@ def option_errors(
     noun: str,
     hint: Callable[[str], str] = lambda _name: "",
 ) -> list[FieldError]:
-    """Return the errors of `values`, eight at most, with field names below `part`.
+    """Return the validation errors of `values`, at most eight.
 
-    `properties` are those of the schema of `validator` (of jsonschema_rs). `noun` is what a
-    property is called in messages; `hint(name)` is appended to the message about a property.
+    The names of fields begin with `part`. `properties` are those of the schema that `validator` (of
+    jsonschema_rs) checks. `noun` is what messages call a property. `hint(name)` is appended to the
+    message of a property.
     """
     unknown = [
         {
@@ -55,5 +56,5 @@ def _field_error(error: Any, part: str, hint: Callable[[str], str]) -> FieldErro
 
 
 def _encodable(name: str) -> str:
-    """Return a name with lone surrogates replaced, which JSON cannot carry."""
+    """Return a name with lone surrogates replaced, because JSON cannot contain them."""
     return name.encode(errors="replace").decode()

@@ -1,12 +1,11 @@
-"""Versions made by this service, and which of them is active, in a folder that all processes share.
+"""The folder of versions made by this service, which all processes share.
 
-NAME/VERSION/model.safetensors is a version, never changed once it is there. `serving.json` names
-for each model the active version (`serves`) and the candidate (`next`), which workers load before
-it becomes active.
+NAME/VERSION/model.safetensors is a version; it never changes. `serving.json` holds the pointers of
+each model: the active version (`serves`) and the candidate (`next`), which workers load before it
+becomes active.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
+
+from core.files import locked, write_durably
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
@@ -39,16 +40,14 @@ class Versions:
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return a number that changes with each change of pointers and each new version."""
+        """Return a number that changes with every new version and every change of the pointers."""
         try:
             return (self.folder / POINTERS).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
     def pointers(self) -> dict[str, dict[str, str]]:
-        """Return by model name the active version (`serves`) and the candidate (`next`), if they
-        are set.
-        """
+        """Return the pointers of each model by name: `serves` and `next`, if they are set."""
         try:
             pointers: dict[str, dict[str, str]] = json.loads((self.folder / POINTERS).read_bytes())
         except FileNotFoundError:
@@ -75,18 +74,17 @@ class Versions:
                 del pointer["next"]
 
     def pin(self, name: str, version: str) -> None:
-        """Make a version active if no active version is set: otherwise the newest one is."""
+        """Make a version active if none is set. Without this the newest version is active."""
         with self._update() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
 
     # --- removal ---
 
     def hide(self, name: str, versions: Sequence[str], *, model: bool = False) -> dict[str, str]:
-        """Hide versions from new requests before they are deleted; return the model's pointers as
-        they were.
+        """Hide versions from new requests before they are deleted; return the model's pointers.
 
-        `model` removes the pointers, too. Raises VersionActiveError for the active version and the
-        candidate.
+        With `model`, the pointers are removed, too. Raises VersionActiveError for the candidate,
+        and for the active version unless `model` is set.
         """
         with self._update() as pointers:
             pointer = dict(pointers.get(name, {}))
@@ -100,7 +98,7 @@ class Versions:
         return pointer
 
     def unhide(self, name: str, versions: Sequence[str], pointer: Mapping[str, str]) -> None:
-        """Undo `hide`, whose result is `pointer`."""
+        """Undo `hide`; `pointer` is what it returned."""
         with self._update() as pointers:
             if pointer:
                 pointers.setdefault(name, dict(pointer))
@@ -109,9 +107,7 @@ class Versions:
                     self.path(name, version).with_name(HIDDEN).rename(self.path(name, version))
 
     def discard(self, name: str, versions: Sequence[str]) -> None:
-        """Delete hidden versions. Their folders stay, so that no number is used twice for other
-        weights.
-        """
+        """Delete hidden versions. Their folders stay, so that no version number is used twice."""
         for version in versions:
             folder = self.path(name, version).parent
             if folder.is_dir():
@@ -119,7 +115,7 @@ class Versions:
                 (folder / HIDDEN).unlink(missing_ok=True)
 
     def discard_interrupted(self, older_than_s: float) -> None:
-        """Delete versions that a dead process had hidden."""
+        """Delete versions that a process had hidden before it died."""
         for file in self.folder.glob(f"*/*/{HIDDEN}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - file.stat().st_ctime > older_than_s:
@@ -127,26 +123,17 @@ class Versions:
 
     @contextlib.contextmanager
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
-        """Yield the pointers under a lock, and write them back."""
+        """Yield the pointers for a change, under a lock, and write them back."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / ".lock"):
             pointers = self.pointers()
             yield pointers
-            part = self.folder / f".{POINTERS}.{uuid4().hex}"
-            try:
-                with part.open("w") as file:
-                    file.write(json.dumps(pointers, indent=1) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(self.folder / POINTERS)
-            finally:
-                part.unlink(missing_ok=True)
+            write_durably(self.folder / POINTERS, json.dumps(pointers, indent=1) + "\n")
 
     # --- new versions ---
 
     def reserve(self, name: str, known: list[str]) -> str:
-        """Return an unused version number, above all `known` and reserved ones, and reserve it."""
+        """Reserve and return a version number above all `known` and all reserved ones."""
         while True:
             with contextlib.suppress(FileExistsError, FileNotFoundError):  # a sweep may remove an empty folder
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -156,10 +143,9 @@ class Versions:
                 return str(number)
 
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:
-        """Return what killed processes have left: partial files, and folders of reserved numbers
-        without a version.
+        """Return the partial files and the empty folders of reserved numbers of dead processes.
 
-        `in_progress` returns whether a version of a model may be about to be made.
+        `in_progress(name)` returns whether a version of that model may be published now.
         """
         leftovers = list(self.folder.glob(f".{POINTERS}.*"))
         for model in self.folder.glob("[!.]*"):
@@ -169,7 +155,7 @@ class Versions:
 
     @staticmethod
     def remove(leftover: Path) -> None:
-        """Remove a leftover, unless it is or holds a version by now."""
+        """Remove a leftover, unless it contains a version by now."""
         with contextlib.suppress(OSError):
             if leftover.is_dir():
                 for path in leftover.iterdir():
@@ -184,9 +170,7 @@ class Versions:
         return self.folder / name / version / FILE
 
     def publish(self, made: Path, name: str, version: str) -> Path:
-        """Move a file to a version's path atomically. Raises FileExistsError: versions never
-        change.
-        """
+        """Move a file to a version's path atomically. Raises FileExistsError if it exists."""
         path = self.path(name, version)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid4().hex}")
@@ -202,7 +186,7 @@ class Versions:
 
 
 def _without_versions(folder: Path) -> list[Path]:
-    """Return the folder if it holds no version's file; otherwise the parts of it that hold none."""
+    """Return the folder if it contains no version's file, otherwise its parts without one."""
     entries = list(folder.glob("*"))
     if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):
         return [folder]

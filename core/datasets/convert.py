@@ -22,19 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from core.datasets.readers import base
+from core.datasets.readers.base import ConversionOptions, Source, UploadRejectedError
 from core.datasets.readers.detect import open_upload
-from core.datasets.readers.source import (
-    BATCH_BYTES,
-    DISK_FULL,
-    ConversionOptions,
-    Source,
-    check_free_space,
-    format_image_size,
-    read_exactly,
-    unpacked_size_error,
-)
 from core.datasets.split_names import SPLITS
-from core.datasets.upload_errors import UploadRejectedError
 
 MEMORY_BYTES = 2 << 30
 MIN_PICTURES = 10
@@ -45,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
-    """Convert FOLDER/file to the arrays in FOLDER/made; return the dataset's description.
+    """Convert the upload in a folder to the arrays in FOLDER/made; return the description.
 
     Raises UploadRejectedError, or OSError if the disk is full.
     """
@@ -54,12 +45,12 @@ def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
     size_bytes = count * math.prod(source.shape)
     if count < MIN_PICTURES and source.kind != "photographs":
         raise UploadRejectedError(f"{count} pictures are too few to split and train on; send {MIN_PICTURES} or more")
-    image_size = format_image_size(source.shape)
+    image_size = base.format_image_size(source.shape)
     if math.prod(source.shape) > MAX_VALUES:
         raise UploadRejectedError(f"pictures of {image_size} are too large; at most {MAX_VALUES} values each")
     if size_bytes > options.unpacked_bytes:
-        raise unpacked_size_error(f"{count} pictures of {image_size} are {size_bytes} bytes", options)
-    check_free_space(folder, 2 * size_bytes, options)
+        raise base.unpacked_size_error(f"{count} pictures of {image_size} are {size_bytes} bytes", options)
+    base.check_free_space(folder, 2 * size_bytes, options)
     staged = _stage(source, folder / "stage", count)
     assignment = _assign_splits(source, staged, options)
     (folder / "file").unlink(missing_ok=True)  # its space is needed for the arrays
@@ -75,10 +66,10 @@ def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _StagedImages:
-    """All images in the order of the upload, each array with one value per image.
+    """All images of the upload in one file, and arrays with one value per image.
 
-    `fingerprints` are of the image, or of its photograph for patches; `origins` index the source's
-    splits. `factors` scale the levels of each split of the source to 0 … 255.
+    `fingerprints` are hashes of the image, or of the photograph that a patch is from. `origins` are
+    indices of the source's splits. `factors` scale the levels of each of these splits to 0 … 255.
     """
 
     fingerprints: np.ndarray
@@ -107,7 +98,7 @@ def _stage(source: Source, path: Path, count: int) -> _StagedImages:
 
 
 def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
-    """Return the shares of the splits that the upload does not have itself."""
+    """Return the shares of the splits that the upload does not contain."""
     present = {split.split for split in source.splits}
     shares = {"validation": options.validation, "test": options.test}
     return {name: share for name, share in shares.items() if name not in present}
@@ -115,12 +106,11 @@ def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, flo
 
 # See docs/decisions.md#a-pictures-split-follows-from-its-bytes
 def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
-    """Return the split of each image as its index in SPLITS, int8 (N,): the upload's own, or by
-    fingerprint.
+    """Assign each image to a split; return indices of SPLITS, int8 (N,).
 
-    The order by fingerprint does not depend on the order of the upload, and equal images go into
-    one split. The missing splits get their shares of the training images. Raises
-    UploadRejectedError if a split stays empty.
+    An image stays in the split of the upload. Splits that the upload does not have get their shares
+    of the training images by fingerprint. So the assignment does not depend on the order of the
+    upload, and equal images are in the same split. Raises UploadRejectedError if a split is empty.
     """
     names = [split.split or "train" for split in source.splits]
     assignment: np.ndarray = np.array([SPLITS.index(name) for name in names], np.int8)[staged.origins]
@@ -152,7 +142,7 @@ def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray,
     """Write one array per split, and the labels in the order train, validation, test."""
     size = math.prod(source.shape)
     factors = np.array(staged.factors, np.uint8)[staged.origins]
-    step = max(1, BATCH_BYTES // size)
+    step = max(1, base.BATCH_BYTES // size)
     with ExitStack() as stack:
         files = [stack.enter_context((made / f"{name}.npy").open("wb")) for name in SPLITS]
         for index, file in enumerate(files):
@@ -161,7 +151,7 @@ def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray,
         images = stack.enter_context(stage.open("rb"))
         for first in range(0, len(assignment), step):
             splits = assignment[first : first + step]
-            batch = np.frombuffer(read_exactly(images, len(splits) * size), np.uint8).reshape(len(splits), size)
+            batch = np.frombuffer(base.read_exactly(images, len(splits) * size), np.uint8).reshape(len(splits), size)
             batch = batch * factors[first : first + step, None]
             for index, file in enumerate(files):
                 file.write(batch[splits == index].data)
@@ -176,7 +166,7 @@ def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray,
 def _describe(
     source: Source, staged: _StagedImages, assignment: np.ndarray, made: Path, options: ConversionOptions
 ) -> dict[str, Any]:
-    """Return the dataset's description, as `dataset.json` and the API have it."""
+    """Return the dataset's description, as in `dataset.json` and the API's responses."""
     channels, height, width = source.shape
     report = dict(source.report)
     units = int(report.get("photographs", len(assignment)))
@@ -210,22 +200,20 @@ def _sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            while payload := file.read(BATCH_BYTES):
+            while payload := file.read(base.BATCH_BYTES):
                 digest.update(payload)
     return digest.hexdigest()
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, for whatever reason."""
+    """Make the kernel kill this process when its parent process ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)  # the parent ended before prctl
 
 
 def main() -> None:
-    """Convert the upload and print its description, or the problem, as JSON; other errors are
-    tracebacks.
-    """
+    """Convert the upload, and print the dataset's description or the problem as JSON."""
     hard_limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = MEMORY_BYTES if hard_limit == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -240,7 +228,7 @@ def main() -> None:
         detail = f"reading the file takes more than {MEMORY_BYTES} bytes of memory; send it in smaller pieces"
         result = {"problem": {"status": 413, "field": "file", "detail": detail}}
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in base.DISK_FULL:
             raise
         result = {"problem": {"status": 507, "field": "file", "detail": "the disk is full"}}
     sys.stdout.write(json.dumps(result))

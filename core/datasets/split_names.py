@@ -1,12 +1,10 @@
-"""What the names of arrays and folders mean: which split they belong to, and whether arrays are
-pictures or labels.
-"""
+"""The meaning of the names of arrays and folders: split, and images or labels."""
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers.base import UploadRejectedError
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
@@ -36,11 +34,11 @@ class Arrays(NamedTuple):
 
 
 def arrays_by_split(names: Iterable[str]) -> Arrays:
-    """Return which arrays are the pictures and which the labels of each split.
+    """Return which arrays are the images and which the labels of each split.
 
-    A name is a split, `x`, `images`, `data`, `y`, `labels`, or a split and one of these in either
-    order, in any case, with or without a character between them: `x_train`, `trainImages`,
-    `VAL_LABELS`. Raises UploadRejectedError where two names mean the same.
+    A name consists of a split, of `x`, `images` or `data` (images), of `y` or `labels` (labels), or
+    of a split and one of these in either order. Case and separators have no meaning: `x_train`,
+    `trainImages`, `VAL_LABELS`. Raises UploadRejectedError if two names have the same meaning.
     """
     result = Arrays({}, {})
     unnamed = None
@@ -69,11 +67,10 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
 
 
 def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
-    """Return the split of each picture, by the folders on its path, outermost first; None where
-    none names a split.
+    """Return the split of each picture by its folders, the outermost first.
 
-    A folder that all pictures have in common names no split if one below it does: a ZIP may be
-    called `test` itself.
+    None if no folder names a split. A folder that all pictures share names a split only if no
+    folder below it does, because the ZIP itself may be called `test`.
     """
     common = 0
     while paths and all(len(path) > common and path[common] == paths[0][common] for path in paths):

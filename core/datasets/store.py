@@ -1,9 +1,8 @@
-"""The store of datasets: one folder each, with memory-mapped arrays, never changed once it is
-there.
+"""The store of datasets, one folder each; a dataset never changes.
 
-STATE/datasets/NAME/ holds `dataset.json` and `train.npy`, `validation.npy`, `test.npy`: uint8
-(N, C, H, W), 0 … 255. `labels.npy`, if labels were sent, is in the order of the three. A folder
-whose name begins with a dot is a scratch folder.
+STATE/datasets/NAME/ has `dataset.json` and `train.npy`, `validation.npy`, `test.npy`: uint8
+(N, C, H, W), 0 … 255. `labels.npy`, if labels were uploaded, has the labels of the three in this
+order. A folder whose name begins with a dot is a scratch folder.
 """
 
 import fcntl
@@ -13,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 
 from core.blobs import remove_tree
+from core.files import locked, write_durably
 from core.imaging.pictures import grid
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -32,11 +32,11 @@ _PREVIEW_VALUES = 4 << 20
 
 
 class NameTakenError(ValueError):
-    """Another dataset has the name."""
+    """Another dataset has this name."""
 
 
 class InUseError(ValueError):
-    """Trainings use the dataset; `users` holds their ids."""
+    """Trainings use the dataset. `users` are their ids."""
 
     def __init__(self, users: list[str]) -> None:
         super().__init__(f"in use by {', '.join(users)}")
@@ -53,10 +53,9 @@ class Datasets:
         self.clear()
 
     def clear(self, older_than_s: float = 0.0) -> None:
-        """Remove scratch folders of dead processes, if nothing was written there for
-        `older_than_s`.
+        """Remove scratch folders of dead processes without a write in the last `older_than_s`.
 
-        A folder without a lock is one whose removal was interrupted.
+        A scratch folder without a lock is left by a removal that was interrupted.
         """
         for folder in self.folder.glob(".*"):
             with ExitStack() as stack:
@@ -64,8 +63,9 @@ class Datasets:
                     remove_tree(folder)
 
     def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
-        """Return whether no live process uses a folder; its lock, if any, is held until the stack
-        closes.
+        """Return whether no live process uses a folder.
+
+        The folder's lock, if there is one, is held until the stack closes.
         """
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:
@@ -85,23 +85,18 @@ class Datasets:
             stack.callback(remove_tree, folder)
             with self._locked():
                 folder.mkdir()
-                lock = stack.enter_context((folder / "lock").open("wb"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                stack.enter_context(locked(folder / "lock"))
             yield folder
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Hold the lock under which one process at a time adds, deletes or marks datasets."""
-        with (self.folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Move a finished folder to a name; return the dataset's description, and whether it is
-        new.
+        """Make a finished folder the dataset `name`; return its description and whether it is new.
 
-        If the name has the same arrays already, that dataset is returned. Raises NameTakenError for
-        others.
+        A dataset of this name with the same arrays is returned instead. Raises NameTakenError if
+        its arrays differ.
         """
         with self._locked():
             existing = self.get(name)
@@ -111,10 +106,7 @@ class Datasets:
                 return existing, False
             created_at = datetime.now(UTC).isoformat(timespec="milliseconds")
             description = {"name": name, "created_at": created_at, **description}
-            with (made / _DESCRIPTION).open("w") as file:
-                file.write(json.dumps(description, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(made / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
             (made / _USES).mkdir()
             made.rename(self.folder / name)
             _sync_folder(self.folder)
@@ -137,8 +129,9 @@ class Datasets:
     def listing(
         self, after: str = "", limit: int = 20, visible: Callable[[str], bool] = lambda _name: True
     ) -> list[dict[str, Any]]:
-        """Return descriptions in the order of names, after `after`, of those whose name is
-        `visible`.
+        """Return the descriptions of the datasets after the name `after`, ordered by name.
+
+        `visible(name)` returns whether a dataset is listed.
         """
         existing = (path.parent.name for path in self.folder.glob(f"[!.]*/{_DESCRIPTION}"))
         names = sorted(name for name in existing if name > after and visible(name))
@@ -161,8 +154,9 @@ class Datasets:
     # --- protection from deletion while in use ---
 
     def use(self, name: str, user: str) -> bool:
-        """Protect a dataset from deletion until `release`, idempotently; return False if there is
-        none.
+        """Protect a dataset from deletion until `release`; return False if there is none.
+
+        A second call with the same user changes nothing.
         """
         with self._locked():
             if self.get(name) is None:
@@ -171,7 +165,7 @@ class Datasets:
             return True
 
     def release(self, name: str, user: str) -> None:
-        """Remove a use, if it is there."""
+        """End the protection by a user, if there is one."""
         (self.folder / name / _USES / user).unlink(missing_ok=True)
 
     def users(self, name: str) -> list[str]:
@@ -182,8 +176,9 @@ class Datasets:
     # --- preview ---
 
     def preview(self, name: str, split: str, count: int) -> bytes | None:
-        """Return a PNG grid of up to `count` images, evenly spaced in the split; None if there are
-        none.
+        """Return a PNG grid of up to `count` images, evenly spaced in the split.
+
+        None if the split has no images.
         """
         try:
             images = np.load(self.folder / name / f"{split}.npy", mmap_mode="r")
@@ -197,7 +192,7 @@ class Datasets:
 
 
 def _age_s(folder: Path) -> float:
-    """Return the seconds since the last write in a folder; infinity if it is gone."""
+    """Return the seconds since the last write in a folder; infinity if it does not exist."""
     try:
         return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("made/*")))
     except OSError:
@@ -205,7 +200,7 @@ def _age_s(folder: Path) -> float:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the folder's directory entries to disk."""
+    """Flush the folder's directory entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,4 @@
-"""BMP (Windows bitmap): a header of fixed size, a palette, and lines of pixels, maybe run-length
-encoded.
-"""
+"""BMP (Windows bitmap): header, palette and lines of pixels, optionally run-length encoded."""
 
 import struct
 
@@ -15,9 +13,9 @@ _SLACK_BYTES = 1024
 def read_bmp(data: bytes) -> Container:
     """Check a BMP's header and return its container.
 
-    Pillow decodes run lengths in Python, in a loop that codes without pixels prolong: the returned
-    data ends where any encoder would have ended. Raises UnusableImageError, or struct.error for a
-    damaged file.
+    Run-length encoded data is cut at the largest size that an encoder would write. Otherwise codes
+    without pixels could keep Pillow's decoder busy. Raises UnusableImageError, or struct.error for
+    a damaged file.
     """
     (offset, header) = struct.unpack_from("<II", data, 10)
     if header == _CORE_HEADER:

@@ -1,4 +1,4 @@
-"""Transparency and colour of decoded images: separate alpha, ICC profiles to sRGB."""
+"""Colours of decoded images: separate transparency, convert ICC profiles to sRGB."""
 
 import io
 from functools import lru_cache
@@ -15,10 +15,9 @@ _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # bits per channel → factor to 8 bits
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the transparency (H, W) of a loaded PNG with a transparent colour: 0 there, otherwise
-    255.
+    """Return the alpha channel (H, W) of a PNG with a transparent colour: 0 there, else 255.
 
-    Levels are compared at the file's own depth, with all of 16 bits.
+    Levels are compared at the file's own bit depth, up to 16 bits.
     """
     key, depth = container.key, container.depth
     assert key is not None  # noqa: S101 - called for those that have one
@@ -53,10 +52,10 @@ def _low_bytes(container: Container) -> Image.Image:
 
 
 def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels | None]:
-    """Return a loaded image's colours and its alpha channel (H, W), None without transparency.
+    """Return an image's colours and its alpha channel (H, W), None without transparency.
 
-    With transparency the colours have mode L if `grey`, else RGB. Without, they keep the image's
-    mode, except that 16-bit and float grey become 8-bit grey.
+    With transparency the colours have mode L if `grey`, else RGB. Otherwise the mode does not
+    change, except that 16-bit and float grey become 8-bit grey.
     """
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image).astype(np.float64)
@@ -68,10 +67,10 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
-    """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB; grey ones stay L.
+    """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB.
 
-    Return the image and a note on the conversion, None if the profile is sRGB already. A profile
-    that cannot be applied is ignored, and the note says so. The rendering intent is relative
+    Grey images keep mode L. Return the image and a note on the conversion, None if the profile is
+    sRGB. A profile that cannot be applied is ignored, with a note. The rendering intent is relative
     colorimetric with black point compensation, as in image editors.
     """
     wanted = "L" if image.mode == "L" else "RGB"
@@ -87,7 +86,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
 
 
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return a profile's name and its transformation to sRGB (None for sRGB); caches small ones."""
+    """Return a profile's name and its transform to sRGB (None for sRGB itself)."""
     return (_built if len(profile) > _CACHED_PROFILE_BYTES else _cached)(profile, mode)
 
 

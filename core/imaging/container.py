@@ -1,11 +1,13 @@
-"""What the readers of the image formats share: their result, their limits and their error.
+"""Records, limits and metadata that the readers of all image formats share.
 
-A reader walks over the chunks or segments of a file without decoding pixels. It counts them against
-a limit, takes orientation, ICC profile and transparent colour from the metadata, and returns the
-file without metadata. So Pillow's own parsing of metadata, which is slow on hostile files, never
-runs.
+A reader walks over the chunks or segments of a file without decoding pixels, and counts them
+against a limit. It reads orientation, ICC profile and transparent colour, and returns the file
+without metadata. So Pillow, which is slow on hostile metadata, never parses it.
 """
 
+import re
+import struct
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +28,10 @@ class Container(NamedTuple):
     """An image file before decoding.
 
     `width` and `height` are those of the stored pixels; `orientation` is EXIF's, 1 … 8. `data` is
-    the file for Pillow's reader of `format`, without metadata. `depth` is in bits a channel, 0 if
-    only Pillow knows; `grey`: the format says that there is no colour. `key`: the transparent level
-    or colour of a PNG. `unfinished`: a JPEG without its end marker. `notes` lists what was found or
-    dropped.
+    the file without metadata, for Pillow's reader of `format`. `depth` is the number of bits per
+    channel, 0 if only Pillow knows it. `grey`: the format states that there is no colour. `key` is
+    the transparent level or colour of a PNG. `unfinished`: a JPEG without its end marker. `notes`
+    lists what was found or removed.
     """
 
     format: str
@@ -46,16 +48,75 @@ class Container(NamedTuple):
 
 
 def part_limit(size_bytes: int) -> int:
-    """Return how many chunks or segments a file of this size may have.
+    """Return the maximum number of chunks or segments of a file of this size.
 
-    Real files have tens of them, and large ones otherwise (64 kB per segment of a JPEG, 8 kB or
-    more per chunk of a PNG).
+    Real files have some tens; large files have one per 64 kB (JPEG) or 8 kB and more (PNG).
     """
     return _PARTS + size_bytes // _BYTES_PER_PART
 
 
 def too_many(kind: str, parts: str, limit: int) -> UnusableImageError:
-    """Return the error for a file with more chunks or segments than real ones have."""
+    """Return the error for a file with too many chunks or segments."""
     return UnusableImageError(
         f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
     )
+
+
+# --- metadata that matters to pixels ---
+
+PROFILE_LIMIT_BYTES = 8 << 20
+
+TEXT_LIMIT_BYTES = 1 << 20  # larger compressed texts are not searched for an orientation
+
+_ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")
+_LONGEST_XMP_BYTES = 1 << 20
+
+
+def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
+    """Return the orientation, 1 … 8, by EXIF or otherwise XMP; 1 (upright) by default."""
+    orientation = _exif_orientation(exif) if exif else None
+    if orientation is None and xmp:
+        match = _XMP_ORIENTATION.search(xmp[:_LONGEST_XMP_BYTES])
+        orientation = int(match[1]) if match else None
+    return orientation if orientation is not None and 1 <= orientation <= 8 else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation tag of the first EXIF directory, of any value; None if missing."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 10:
+        return None
+    (offset,) = struct.unpack_from(order + "I", exif, 4)
+    if offset + 2 > len(exif):
+        return None
+    (count,) = struct.unpack_from(order + "H", exif, offset)
+    directory = exif[offset + 2 : offset + 2 + 12 * count]
+    directory = directory[: len(directory) // 12 * 12]
+    tags = np.frombuffer(directory, order + "u2")[::6]
+    places = np.flatnonzero(tags == _ORIENTATION)
+    if not len(places):
+        return None
+    entry = directory[12 * int(places[-1]) :][:12]
+    kind, number = struct.unpack_from(order + "HI", entry, 2)
+    layout = {3: "H", 4: "I"}.get(kind)
+    if layout is None or number != 1:
+        return None
+    return int(struct.unpack_from(order + layout, entry, 8)[0])
+
+
+def inflated(data: bytes, limit: int) -> bytes | None:
+    """Return a decompressed zlib stream; None if it is damaged or longer than `limit` bytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        unpacked = unpacker.decompress(data, limit + 1)
+    except zlib.error:
+        return None
+    return unpacked if len(unpacked) <= limit else None
+
+
+def too_large_profile() -> str:
+    """Return the note about a profile that was dropped because of its size."""
+    return f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out"

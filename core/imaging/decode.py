@@ -1,4 +1,4 @@
-"""Check and decode image files, for every route and for datasets."""
+"""Check and decode image files of requests and datasets."""
 
 import io
 from collections.abc import Callable, Collection
@@ -55,9 +55,9 @@ DAMAGED = "the picture is truncated, damaged or of a kind that cannot be convert
 
 
 class Colours(NamedTuple):
-    """A decoded image: colours in any of Pillow's modes without transparency, which is separate.
+    """A decoded image: colours without transparency, in any of Pillow's modes.
 
-    `mode` is the file's, before conversion; `alpha` is (H, W); `notes` lists the conversions.
+    `alpha` is the transparency (H, W). `mode` is that of the file. `notes` lists the conversions.
     """
 
     image: Image.Image
@@ -99,14 +99,14 @@ class PictureFile:
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has over 8 bits; Pillow truncates those of colour images silently."""
+        """Whether a channel has more than 8 bits. Pillow cuts those of colour images to 8."""
         if self._container.depth:
             return self._container.depth > 8
         image = self._image()
         return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in _layouts(image))
 
     def _image(self) -> Image.Image:
-        """Return the file as Pillow opens it."""
+        """Open the file with Pillow."""
         if self._opened is not None:
             return self._opened
         container = self._container
@@ -161,10 +161,10 @@ class PictureFile:
 
 
 def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile:
-    """Check an image file's container, without decoding a pixel.
+    """Check an image file without decoding a pixel.
 
-    Raises UnusableImageError for a format that is not in `formats`, for several frames, damage, or
-    more chunks, segments or tags than real files have.
+    Raises UnusableImageError for a format that is not in `formats`, several frames, damage, or more
+    chunks, segments or tags than real files have.
     """
     welcome = f"send one of {', '.join(formats)}"
     if not data:
@@ -181,15 +181,15 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
 
 
 def _layouts(image: Image.Image) -> list[str]:
-    """Return how the pixels of an opened TIFF are stored, in Pillow's raw modes."""
+    """Return how Pillow describes the pixel layout of an opened TIFF (raw modes)."""
     tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
     return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
 
 
 def _check_finished(container: Container, image: Image.Image) -> None:
-    """Refuse a JPEG without its end marker that lacks pixels, too.
+    """Reject a JPEG that lacks pixels besides its end marker.
 
-    libjpeg puts zeros for what is missing. Where other bits in that place make other pixels, some
+    libjpeg replaces missing data by zeros. If other data at that place changes the pixels, some
     were missing.
     """
     pixels = np.asarray(image)

@@ -1,10 +1,9 @@
-"""Encoders of large images, which take bands of lines, so that memory follows the width and not the
-area.
+"""Encoders of large images, which write bands of lines.
 
-Pillow's encoders need the whole image in memory, four bytes a pixel. PNG is one zlib stream of
-lines. A JPEG is put together from pieces that Pillow writes, with the format's restart markers
-between them. WebP has no such way, and its images are small enough. docs/decisions.md says why
-libvips is not used.
+So memory grows with the width, not the area; Pillow's encoders need the whole image in memory, four
+bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow writes,
+with restart markers between them. WebP needs the whole image, but its images are small enough.
+docs/decisions.md says why libvips is not used.
 """
 
 import io
@@ -39,8 +38,9 @@ _FULL_COLOUR = 90  # quality from which JPEG keeps the colour of each pixel (4:4
 
 @dataclass(frozen=True)
 class Shape:
-    """Height, width and channels of an image: 1 or 2 for grey, 3 or 4 for sRGB; even with
-    transparency.
+    """Height, width and channels of an image.
+
+    1 channel is grey, 2 grey with transparency, 3 sRGB and 4 sRGB with transparency.
     """
 
     height: int
@@ -54,9 +54,7 @@ class Shape:
 
 
 def format_size_error(kind: str, height: int, width: int) -> str | None:
-    """Return why an image of this size cannot be written in a format, with what would work; None if
-    it can.
-    """
+    """Return an error message if a format cannot hold an image of this size, else None."""
     side = LONGEST_SIDE[kind]
     if max(height, width) > side:
         other = "ask for PNG" if kind != PNG and max(height, width) <= LONGEST_SIDE[PNG] else "send it in parts"
@@ -69,14 +67,15 @@ def format_size_error(kind: str, height: int, width: int) -> str | None:
 
 # See docs/decisions.md#large-pictures-are-encoded-in-bands-by-our-own-encoders
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write an image from bands uint8 (lines, width, channels). `quality` is 1 … 100, ignored for
-    PNG.
+    """Write an image from bands of lines, uint8 (lines, width, channels).
+
+    `quality` is 1 … 100; PNG ignores it.
     """
     {PNG: _png, JPEG: _jpeg, WEBP: _webp}[kind](bands, shape, quality, out)
 
 
 def _blocks(bands: Iterator[Pixels], lines: int) -> Iterator[Pixels]:
-    """Yield the same lines in blocks of `lines`; the last block may be smaller."""
+    """Yield the lines of the bands in blocks of `lines`; the last block may be smaller."""
     held: list[Pixels] = []
     for band in bands:
         at = 0
@@ -124,10 +123,10 @@ def _data(out: BinaryIO, compressed: bytes) -> None:
 
 
 def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write JPEG (ITU T.81): the scans of blocks of lines become restart intervals of one image.
+    """Write JPEG (ITU-T T.81): each block of lines becomes restart intervals of one image.
 
     All blocks have the same tables, and a restart marker resets the predictors, as at the start of
-    each block. So the pixels equal those of an image written whole.
+    an image. So the pixels are the same as those of an image that is written at once.
     """
     full = quality >= _FULL_COLOUR or shape.channels == 1
     edge = 8 if full else _MCU
@@ -146,7 +145,7 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
 
 
 def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
-    """Return a block as Pillow writes it: the headers up to the scan, and the scan."""
+    """Encode a block with Pillow; return its headers and its scan."""
     buffer = io.BytesIO()
     pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
@@ -157,7 +156,7 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers of a JPEG's headers with their offsets, up to the scan."""
+    """Yield the markers in a JPEG's headers with their offsets, up to the scan."""
     at = 2
     while True:
         yield data[at + 1], at
@@ -165,7 +164,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """Return the headers for an image of this height, with a restart interval unless that is 0."""
+    """Return headers with this height, and with a restart interval unless it is 0."""
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""
@@ -176,7 +175,7 @@ def _headed(head: bytes, height: int, interval: int) -> bytes:
 
 
 def _webp(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write WebP from a whole image in memory, which its encoder needs."""
+    """Write WebP; its encoder needs the whole image in memory."""
     whole = Image.new("RGBA" if shape.channels % 2 == 0 else "RGB", (shape.width, shape.height))
     at = 0
     for block in _blocks(bands, _LINES):

@@ -2,7 +2,8 @@
 
 import struct
 
-from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
+from core.imaging import container
+from core.imaging.container import Container, UnusableImageError
 
 MAGIC = (b"GIF87a", b"GIF89a")
 _BLOCKS_PER_PART = 16  # sub-blocks have at most 255 bytes, and usually that many
@@ -11,14 +12,14 @@ _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 
 
 class _Blocks:
-    """The sub-blocks of a file, counted against a limit."""
+    """Reads the sub-blocks of a file, and counts them against a limit."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._limit = self._left = part_limit(_BLOCKS_PER_PART * len(data))
+        self._limit = self._left = container.part_limit(_BLOCKS_PER_PART * len(data))
 
     def end(self, place: int) -> int:
-        """Return the end of the sub-blocks that begin at `place`, or of a truncated file."""
+        """Return the offset behind the sub-blocks that begin at `place`."""
         data, size = self._data, len(self._data)
         for left in range(self._left, 0, -1):
             if place >= size or not data[place]:
@@ -26,17 +27,17 @@ class _Blocks:
                 self.count()
                 return min(place + 1, size)
             place += data[place] + 1
-        raise too_many("GIF", "blocks", self._limit)
+        raise container.too_many("GIF", "blocks", self._limit)
 
     def count(self) -> None:
         """Count one block. Raises UnusableImageError over the limit."""
         self._left -= 1
         if self._left <= 0:
-            raise too_many("GIF", "blocks", self._limit)
+            raise container.too_many("GIF", "blocks", self._limit)
 
 
 def read_gif(data: bytes) -> Container:
-    """Check a GIF's blocks and return its container, with the single frame and its transparency.
+    """Check a GIF's blocks and return its container, with the single frame.
 
     Raises UnusableImageError, or IndexError or struct.error for a damaged file.
     """
@@ -52,7 +53,7 @@ def read_gif(data: bytes) -> Container:
                 control = data[begin:place]
         elif kind == _FRAME:
             if frame is not None:
-                raise UnusableImageError(ANIMATED)
+                raise UnusableImageError(container.ANIMATED)
             left, top, wide, high = struct.unpack_from("<4H", data, begin + 1)
             width, height = max(width, left + wide), max(height, top + high)
             place = blocks.end(begin + 10 + _table(data[begin + 9]) + 1)

@@ -5,8 +5,8 @@ Further images behind the first (CIPA DC-007, "MPO": previews, gain maps, stereo
 
 import re
 
-from core.imaging.container import Container, UnusableImageError, part_limit, too_many
-from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large_profile
+from core.imaging import container
+from core.imaging.container import Container, UnusableImageError
 
 MAGIC = b"\xff\xd8\xff"
 END = b"\xff\xd9"
@@ -38,7 +38,7 @@ class _Header:
         self.dropped = False
 
     def take(self, marker: int, data: bytes, begin: int, end: int) -> None:
-        """Keep a segment that decoding needs; from others take what they say about pixels."""
+        """Keep a segment that decoding needs; read orientation and profile from others."""
         if marker < 0xE0:
             if not self.frame and 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
                 self.frame, self.frame_marker = data[begin + 4 : end], marker
@@ -53,7 +53,7 @@ class _Header:
 
     @staticmethod
     def _layout(marker: int, content: bytes) -> bool:
-        """Return whether a segment says how colours are coded (JFIF, Adobe), or is unknown."""
+        """Return whether a segment describes the colour coding (JFIF, Adobe), or is unknown."""
         if marker > _LAST_APPLICATION and marker != _COM:
             return True
         return (marker == _JFIF and content.startswith(b"JFIF")) or (marker == _ADOBE and content.startswith(b"Adobe"))
@@ -69,13 +69,13 @@ class _Header:
             self.several = True
 
     def profile(self) -> tuple[bytes | None, tuple[str, ...]]:
-        """Return the ICC profile from its segments, and a note if it is dropped for its size."""
+        """Return the ICC profile of all its segments, and a note if it is too large."""
         parts = sorted(self.profiles)  # by their numbers
         if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
             return None, ()
         profile = b"".join(part[14:] for part in parts)
-        if len(profile) > PROFILE_LIMIT_BYTES:
-            return None, (too_large_profile(),)
+        if len(profile) > container.PROFILE_LIMIT_BYTES:
+            return None, (container.too_large_profile(),)
         return profile, ()
 
 
@@ -104,13 +104,13 @@ def read_jpeg(data: bytes) -> Container:
     clean = b"".join((data[:2], *header.kept, memoryview(data)[start:])) if header.dropped else data
     if data.find(b"\xff" * 256, start) >= 0:
         clean = _LONG_FILL.sub(b"\xff", clean)
-    orientation = orientation_of(b"".join(header.exif), header.xmp)
+    orientation = container.orientation_of(b"".join(header.exif), header.xmp)
     return Container("JPEG", width, height, clean, orientation, profile, unfinished=unfinished, notes=notes)
 
 
 def _header(data: bytes) -> tuple[_Header, int]:
-    """Return the segments before the first scan, and the scan's offset."""
-    header, place, limit = _Header(), 2, part_limit(len(data))
+    """Read the segments before the first scan; return them and the scan's offset."""
+    header, place, limit = _Header(), 2, container.part_limit(len(data))
     for _ in range(limit):
         if data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xff":
             begin = place
@@ -130,11 +130,11 @@ def _header(data: bytes) -> tuple[_Header, int]:
             raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
         header.take(marker, data, begin, end)
         place = end
-    raise too_many("JPEG", "segments", limit)
+    raise container.too_many("JPEG", "segments", limit)
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return the offset of the next marker's last 0xFF."""
+    """Return the offset of the last 0xFF before the next marker."""
     match = _FILL.search(data, place)
     if match is None or match.end() >= len(data):
         raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
@@ -143,7 +143,7 @@ def _fill_end(data: bytes, place: int) -> int:
 
 def _scans(data: bytes, place: int) -> int:
     """Return the number of scans of the first image, at most one more than the limit."""
-    scans, limit = 0, part_limit(len(data))
+    scans, limit = 0, container.part_limit(len(data))
     for _ in range(limit):
         match = _MARKER.search(data, place)
         if match is None:
@@ -156,9 +156,9 @@ def _scans(data: bytes, place: int) -> int:
             if scans > SCAN_LIMIT:
                 return scans
         place += int.from_bytes(data[place : place + 2], "big")
-    raise too_many("JPEG", "segments", limit)
+    raise container.too_many("JPEG", "segments", limit)
 
 
 def _whole_scan(data: bytes, start: int, components: int) -> bool:
-    """Return whether the first scan, at `start`, is the only one and has all components."""
+    """Return whether the scan at `start` has all components and no scan follows."""
     return data[start + 4] == components and data.find(b"\xff\xda", start + 2) < 0

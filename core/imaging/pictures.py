@@ -1,4 +1,4 @@
-"""Images of a model's own size: PNG of one image or a grid, and uploads as models take them."""
+"""Images of a model's own size: PNG encoding, and decoding of uploads."""
 
 import io
 import math
@@ -16,11 +16,10 @@ __all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid",
 
 # See docs/decisions.md#small-pngs-are-written-by-our-own-encoder
 def png(pixels: Pixels) -> bytes:
-    """Return the PNG (RFC 2083) of one image, uint8 (C, H, W) with C = 1 or 3: unfiltered lines,
-    one zlib stream.
+    """Return the PNG (RFC 2083) of an image, uint8 (C, H, W) with C = 1 or 3.
 
-    This is the last step of every small response: Pillow's encoder takes four times as long for
-    28×28 pixels, nearly all of it in Python.
+    The lines are unfiltered and in one zlib stream. Small responses need it to be fast: Pillow's
+    encoder takes four times as long for 28×28 pixels, most of it in Python.
     """
     channels, height, width = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)
@@ -36,13 +35,14 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def unpng(data: bytes) -> Pixels:
-    """Return the pixels (C, H, W) of a PNG that `png` wrote."""
+    """Decode a PNG that `png` wrote; return its pixels (C, H, W)."""
     return _pixels(Image.open(io.BytesIO(data)))
 
 
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:
-    """Return the PNG of a batch, uint8 (B, C, H, W), row by row on a near-square grid or on
-    `columns`.
+    """Return a batch, uint8 (B, C, H, W), as one PNG grid, row by row.
+
+    Without `columns` the grid is nearly square.
     """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -54,12 +54,12 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 
 
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
-    """Return the pixels (C, H, W) of an uploaded image, and what was converted, if anything was.
+    """Decode an uploaded image; return its pixels (C, H, W) and a note on conversions, or None.
 
-    The size is checked on the header, so that huge dimensions cost nothing. The image is turned
-    upright and converted to sRGB. Colour becomes grey by luma if `channels` is 1; transparency is
-    composed over black. Raises UnusableImageError for damaged or animated images, more than 8 bits
-    a channel, or another size.
+    The size is checked by the header, before a pixel is decoded. The image is turned upright and
+    converted to sRGB, to grey by luma if `channels` is 1, and composed over black if it is
+    transparent. Raises UnusableImageError for damaged or animated images, more than 8 bits per
+    channel, or another size.
     """
     file = open_picture(data)
     if file.size != (width, height):

@@ -5,8 +5,8 @@ import struct
 import zlib
 from collections.abc import Mapping
 
-from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
-from core.imaging.metadata import PROFILE_LIMIT_BYTES, TEXT_LIMIT_BYTES, inflated, orientation_of, too_large_profile
+from core.imaging import container
+from core.imaging.container import Container, UnusableImageError
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _HEAD = struct.Struct(">I4s")
@@ -30,7 +30,7 @@ def read_png(data: bytes) -> Container:
     width, height, depth, colour, *_ = _IHDR.unpack_from(data, 16)
     spans, metadata, plain = _walk(data)
     if _animated(metadata):
-        raise UnusableImageError(ANIMATED)
+        raise UnusableImageError(container.ANIMATED)
     profile, notes = _profile(metadata[b"iCCP"]) if b"iCCP" in metadata else (None, ())
     key = None
     transparency = metadata.get(b"tRNS")
@@ -65,7 +65,7 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
     Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata by
     name, and whether the file has nothing else.
     """
-    limit = part_limit(len(data))
+    limit = container.part_limit(len(data))
     spans: list[tuple[bytes, int, int]] = []
     metadata: dict[bytes, bytes] = {}
     plain, place, size = True, 8, len(data)
@@ -88,11 +88,11 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
             if name in _METADATA:
                 _keep(metadata, name, data[place + 8 : end - 4])
         place = end
-    raise too_many("PNG", "chunks", limit)
+    raise container.too_many("PNG", "chunks", limit)
 
 
 def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
-    """Store a metadata chunk by its name, or a text that may hold an orientation by its keyword."""
+    """Store a metadata chunk by its name; store text by its keyword if it may hold an orientation."""
     if name not in {b"tEXt", b"zTXt", b"iTXt"}:
         metadata[name] = content
         return
@@ -107,9 +107,9 @@ def _text(chunk: bytes) -> bytes:
     if name == b"tEXt":
         return rest
     if name == b"zTXt":
-        return inflated(rest[1:], TEXT_LIMIT_BYTES) or b""
+        return container.inflated(rest[1:], container.TEXT_LIMIT_BYTES) or b""
     text = rest[2:].split(b"\0", 2)[-1]
-    return (inflated(text, TEXT_LIMIT_BYTES) or b"") if rest[:1] == b"\1" else text
+    return (container.inflated(text, container.TEXT_LIMIT_BYTES) or b"") if rest[:1] == b"\1" else text
 
 
 def _animated(metadata: Mapping[bytes, bytes]) -> bool:
@@ -128,11 +128,11 @@ def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
         return None, ()
     unpacker = zlib.decompressobj()
     try:
-        profile = unpacker.decompress(rest[1:], PROFILE_LIMIT_BYTES + 1)
+        profile = unpacker.decompress(rest[1:], container.PROFILE_LIMIT_BYTES + 1)
     except zlib.error:
         return None, ()
-    if len(profile) > PROFILE_LIMIT_BYTES:
-        return None, (too_large_profile(),)
+    if len(profile) > container.PROFILE_LIMIT_BYTES:
+        return None, (container.too_large_profile(),)
     return profile or None, ()
 
 
@@ -145,7 +145,7 @@ def _orientation(metadata: Mapping[bytes, bytes]) -> int:
             exif = bytes.fromhex(digits.decode("latin-1"))
         except ValueError:
             exif = None
-    return orientation_of(exif, _text(metadata[_XMP]) if _XMP in metadata else None)
+    return container.orientation_of(exif, _text(metadata[_XMP]) if _XMP in metadata else None)
 
 
 def _without_metadata(

@@ -3,8 +3,8 @@
 import struct
 from typing import NamedTuple
 
-from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
-from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large_profile
+from core.imaging import container
+from core.imaging.container import Container, UnusableImageError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -46,7 +46,7 @@ class _Layout(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """One tag of a directory."""
+    """An entry of a directory: a tag and its values."""
 
     tag: int
     kind: int
@@ -83,7 +83,7 @@ def read_tiff(data: bytes) -> Container:
     layout = _Layout.of(data)
     entries, following = _directory(data, layout)
     if following:
-        raise UnusableImageError(ANIMATED)
+        raise UnusableImageError(container.ANIMATED)
     by_tag = {entry.tag: entry for entry in entries}
     if _WIDTH not in by_tag or _LENGTH not in by_tag:
         raise UnusableImageError("not a picture that can be read: the TIFF has no dimensions; save it anew")
@@ -93,25 +93,26 @@ def read_tiff(data: bytes) -> Container:
     profile: bytes | None = None
     notes: tuple[str, ...] = ()
     if _PROFILE in by_tag:
-        large = by_tag[_PROFILE].size > PROFILE_LIMIT_BYTES
-        profile, notes = (None, (too_large_profile(),)) if large else (by_tag[_PROFILE].content(data), ())
+        large = by_tag[_PROFILE].size > container.PROFILE_LIMIT_BYTES
+        profile, notes = (None, (container.too_large_profile(),)) if large else (by_tag[_PROFILE].content(data), ())
     if _ORIENTATION in by_tag:
         stated = by_tag[_ORIENTATION].integer(data)
         orientation = stated if 1 <= stated <= 8 else 1
     else:
-        orientation = orientation_of(None, by_tag[_XMP].content(data) if _XMP in by_tag else None)
+        orientation = container.orientation_of(None, by_tag[_XMP].content(data) if _XMP in by_tag else None)
     return Container("TIFF", width, height, _rewritten(data, layout, kept), orientation, profile, depth=0, notes=notes)
 
 
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
-    """Return the first directory's entries, the first of each tag, and the next directory's offset
-    (0: none).
+    """Read the first directory; return its entries and the offset of the next one (0: none).
+
+    Of entries with the same tag the first counts.
     """
     (place,) = struct.unpack_from(layout.pointer, data, layout.first)
     (count,) = struct.unpack_from(layout.amount, data, place)
-    limit = part_limit(len(data))
+    limit = container.part_limit(len(data))
     if count > limit:
-        raise too_many("TIFF", "tags", limit)
+        raise container.too_many("TIFF", "tags", limit)
     place += struct.calcsize(layout.amount)
     form = layout.entry
     entries: dict[int, _Entry] = {}
@@ -126,17 +127,17 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Reject values that are larger than the file, and more strips or tiles than pixels allow."""
+    """Reject tags that are larger than the file, and too many strips or tiles."""
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")
-    most = part_limit(0) + 8 * max(height, width * height // 256)
+    most = container.part_limit(0) + 8 * max(height, width * height // 256)
     for entry in kept:
         if entry.tag in _STRIPS | _TILES and entry.number > most:
-            raise too_many("TIFF", "strips or tiles", most)
+            raise container.too_many("TIFF", "strips or tiles", most)
 
 
 def _rewritten(data: bytes, layout: _Layout, kept: list[_Entry]) -> bytes:
-    """Return the file with a single directory of these entries at its end."""
+    """Return the file with only these entries, in a directory at its end."""
     padding = bytes(-len(data) % 8)
     directory = struct.pack(layout.amount, len(kept)) + b"".join(
         layout.entry.pack(entry.tag, entry.kind, entry.number, entry.raw)

@@ -1,8 +1,7 @@
-"""Photographs of any size: image files to sRGB pixels, pixels to tiles, and enlarged tiles back to
-bands of lines.
+"""Photographs of any size: decoding, division into tiles, and joining of enlarged tiles.
 
-An image is cut into tiles of one shape that overlap by a margin on every side; beyond its edges it
-is mirrored. The enlarged tiles, without their margins, are adjacent and leave no seam.
+All tiles have the same size and overlap by a margin on every side. Beyond its edges the image is
+mirrored. The enlarged tiles, without their margins, fit together without seams.
 """
 
 import math
@@ -30,8 +29,9 @@ _SPREAD = 8
 
 @dataclass(frozen=True)
 class Photograph:
-    """A decoded image: sRGB or grey uint8 (H, W, C) with C = 3 or 1, and `alpha` (H, W) if it has
-    transparency.
+    """A decoded photograph: sRGB or grey, uint8 (H, W, C) with C = 3 or 1.
+
+    `alpha` (H, W) is its transparency, if any.
 
     `notes` lists the conversions.
     """
@@ -52,15 +52,15 @@ class Photograph:
 
 
 def open_photograph(data: bytes) -> PictureFile:
-    """Return an image file of which only the header was read. Raises UnusableImageError."""
+    """Open an image file and read its header only. Raises UnusableImageError."""
     return open_picture(data, FORMATS)
 
 
 def decode_photograph(file: PictureFile) -> Photograph:
-    """Decode an image file: upright, in sRGB and 8 bits, with separate transparency.
+    """Decode an image file: upright, in sRGB with 8 bits, transparency separate.
 
-    EXIF orientation and ICC profile are applied; RGB without a profile is taken for sRGB. Palettes
-    become RGB, black and white becomes grey. Other metadata is dropped. Raises UnusableImageError.
+    EXIF orientation and ICC profile are applied; RGB without a profile counts as sRGB. Palettes
+    become RGB, black and white becomes grey. Other metadata is ignored. Raises UnusableImageError.
     """
     colours = file.colours()
     image, alpha, notes = colours.image, colours.alpha, colours.notes
@@ -75,7 +75,7 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours, with visible ones extended into fully transparent areas."""
+    """Return the colours; visible ones are extended into transparent areas."""
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))
@@ -94,10 +94,10 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image of `height` × `width` is cut into tiles of `tile` (height, width) with a
-    `margin` on every side.
+    """The division of an image of `height` × `width` pixels into tiles.
 
-    Tiles are numbered row by row; the core of tile (i, j) starts at (i·core_height, j·core_width).
+    A tile has the size `tile` (height, width), with a `margin` on every side. Tiles are numbered
+    row by row. The core of tile (i, j), without margins, starts at (i·core_height, j·core_width).
     """
 
     height: int
@@ -128,8 +128,8 @@ class Tiling:
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
         """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `read(begin, end)` returns these lines of the image, (end − begin, W, C); it is called once
-        for each row of tiles.
+        `read(begin, end)` returns lines of the image, (end − begin, W, C). It is called once per
+        row of tiles.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -146,9 +146,7 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """Yield the enlarged image as bands (lines, W·scale, 3), top to bottom, from the enlarged
-        cores of its tiles.
-        """
+        """Join the enlarged cores of all tiles; yield bands (lines, W·scale, 3), top to bottom."""
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
             band = np.empty((high, self.columns * wide, 3), np.uint8)
@@ -158,9 +156,7 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Return the indices `begin` … of a line of `size` pixels that is mirrored at both ends,
-    repeatedly.
-    """
+    """Return `count` indices, from `begin` on, of a line of pixels that is mirrored at both ends."""
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
 
@@ -172,7 +168,7 @@ Get = Callable[[int, int], bytes]  # returns the bytes `begin` … `end` − 1 o
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image is stored in a blob (pixel lines, then transparency) and cut into tiles."""
+    """The layout of an image in a blob (pixel lines, then transparency), and its tiles."""
 
     tiling: Tiling
     channels: int
@@ -205,7 +201,7 @@ class Layout:
         return self.tiling.width * self.channels
 
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
-        """Return tiles of the image; no more of the blob is read than they need."""
+        """Return tiles of the image. Only the lines that they need are read from the blob."""
 
         def read(begin: int, end: int) -> Pixels:
             data = get(begin * self._line_bytes, end * self._line_bytes)
@@ -236,10 +232,10 @@ _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Yield bands with the image's own channels: grey, or with its transparency enlarged by bicubic
-    interpolation.
+    """Yield bands with the channels of the original image.
 
-    `opaque`: for a format without transparency, compose over white.
+    Grey images become grey again; transparency is enlarged by bicubic interpolation. With `opaque`,
+    for formats without transparency, the image is composed over white.
     """
     at = 0
     for band in bands:
@@ -252,7 +248,7 @@ def restore_channels(
 
 
 def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
-    """Return lines `begin` … `end` − 1 of the enlarged transparency, as the whole has them."""
+    """Return lines `begin` … `end` − 1 of the enlarged transparency."""
     above = max(0, begin // scale - _CONTEXT)
     part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
     # across first, then down: which of them Pillow would do first depends on the band's height

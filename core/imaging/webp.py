@@ -2,8 +2,8 @@
 
 import struct
 
-from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
-from core.imaging.metadata import PROFILE_LIMIT_BYTES, orientation_of, too_large_profile
+from core.imaging import container
+from core.imaging.container import Container, UnusableImageError
 
 _HEAD = struct.Struct("<4sI")
 _METADATA = {b"ICCP", b"EXIF", b"XMP "}
@@ -21,7 +21,7 @@ def read_webp(data: bytes) -> Container:
     """
     width, height = _size(data)
     metadata: dict[bytes, bytes] = {}
-    frames, place, limit = 0, 12, part_limit(len(data))
+    frames, place, limit = 0, 12, container.part_limit(len(data))
     for _ in range(limit):
         if place + 8 > len(data):
             break
@@ -30,14 +30,14 @@ def read_webp(data: bytes) -> Container:
             metadata.setdefault(name, data[place + 8 : place + 8 + length])
         frames += name == b"ANMF"
         if frames > 1:
-            raise UnusableImageError(ANIMATED)
+            raise UnusableImageError(container.ANIMATED)
         place += 8 + length + length % 2
     else:
-        raise too_many("WebP", "chunks", limit)
+        raise container.too_many("WebP", "chunks", limit)
     profile, notes = metadata.get(b"ICCP"), ()
-    if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
-        return Container("WEBP", width, height, data, profile=None, notes=(too_large_profile(),))
-    orientation = orientation_of(metadata.get(b"EXIF"), metadata.get(b"XMP "))
+    if profile is not None and len(profile) > container.PROFILE_LIMIT_BYTES:
+        return Container("WEBP", width, height, data, profile=None, notes=(container.too_large_profile(),))
+    orientation = container.orientation_of(metadata.get(b"EXIF"), metadata.get(b"XMP "))
     return Container("WEBP", width, height, data, orientation, profile, notes=notes)
 
 

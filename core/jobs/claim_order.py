@@ -1,9 +1,9 @@
-"""The order of claims: owners take turns, so that one owner's backlog delays nobody else.
+"""The order of claims: owners take turns, so one owner's backlog does not delay others.
 
-For each queue and owner, the table `claim_order` holds when a job of that owner was last claimed.
-Of the owners with a claimable job, the one whose last claim is the oldest is next; of that owner's
-jobs, the oldest is claimed. The owner is chosen by a plain query and rows are locked only
-afterwards: PostgreSQL allows no window functions with FOR UPDATE.
+The table `claim_order` has the time of the last claim for each queue and owner. Of the owners with
+a claimable job, the one with the oldest last claim is next, and its oldest job is claimed. The
+owner is chosen by a plain query, and rows are locked afterwards, because PostgreSQL does not allow
+window functions with FOR UPDATE.
 """
 
 import time
@@ -18,17 +18,14 @@ from core.jobs.schema import claim_order, jobs
 
 
 def queue_of(kind: str) -> str:
-    """Return the queue of a kind of jobs.
-
-    Each queue has its own order: a training delays no samples of its owner.
-    """
+    """Return the queue of a kind of jobs. Each queue has its own order of claims."""
     if kind == TRAINING:
         return "training"
     return "auxiliary" if kind in AUXILIARY_KINDS else "inference"
 
 
 def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add the owners that a queue does not know yet; they are the next to be served."""
+    """Add owners that a queue does not know; they are next in its order."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
@@ -36,7 +33,7 @@ def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, s
 
 
 def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[bool]) -> str | None:
-    """Return the owner to be served next; None if no owner has a claimable job."""
+    """Return the owner whose job is claimed next; None if no owner has a claimable job."""
     has_job = sa.select(jobs.c.id).where(jobs.c.owner == claim_order.c.owner, claimable).exists()
     query = sa.select(claim_order.c.owner).where(claim_order.c.queue == queue, has_job)
     owner: str | None = connection.scalar(query.order_by(claim_order.c.claimed_at).limit(1))

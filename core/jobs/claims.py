@@ -1,8 +1,8 @@
-"""Claims on jobs, and the writes of their holders.
+"""Claims on jobs, and the writes of workers that hold a claim.
 
-A claim is a compare-and-set: it raises the job's fencing token and takes a lease. Each later write
-names the token and changes nothing once the job was claimed again, paused or ended. After a slice,
-an unfinished job returns to the end of the queue without a lease, so that jobs take turns.
+A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
+write gives the token, and changes nothing if the job has been claimed again, paused or ended. After
+a slice, an unfinished job returns to the end of its queue without a lease, so that jobs take turns.
 """
 
 import time
@@ -37,11 +37,11 @@ class JobClaims(JobDatabase):
         skip_owners: Collection[str] = (),
         batch_rows: Callable[[Job], int] = lambda _job: SMALL_JOB_ROWS,
     ) -> list[Job]:
-        """Claim the next job of these kinds, and small ones that can share its forward pass.
+        """Claim the next job of these kinds, and small jobs that can share its forward pass.
 
-        `kinds` belong to one queue; without any, the job is one for inference workers. Jobs of
-        `skip_owners` are left in the queue. At most `limit` jobs are claimed, with as many rows
-        together as `batch_rows` allows for the first of them.
+        All `kinds` are of one queue; without any, inference jobs are claimed. Jobs of `skip_owners`
+        stay in the queue. At most `limit` jobs are claimed; `batch_rows(job)` returns how many rows
+        all of them may have together.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -89,8 +89,8 @@ class JobClaims(JobDatabase):
     ) -> bool:
         """Add events to a claimed job and set its progress, 0 to 1.
 
-        Return whether the claim still held. `reset_attempts` once the job is past what earlier
-        attempts may have died of; `charge_attempt` for a failed one.
+        Return whether the claim still holds. `reset_attempts` sets the number of failed attempts to
+        0; `charge_attempt` increases it.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
@@ -102,9 +102,9 @@ class JobClaims(JobDatabase):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the outcomes of slices in one transaction.
+        """Write the results of slices in one transaction.
 
-        Return the ids of the jobs whose claim still held.
+        Return the ids of the jobs whose claim still holds.
         """
         recorded = []
         with self._transaction() as connection:
@@ -124,9 +124,8 @@ class JobClaims(JobDatabase):
         result: bytes | None = None,
         version: str | None = None,
     ) -> bool:
-        """End a claimed job with a problem or with its whole result.
-
-        Return whether the claim still held.
+        """End a claimed job with a problem or with its result; return whether the claim still
+        holds.
         """
         held, job_id = held_by(claim), claim.job_id
         with self._transaction() as connection:
@@ -140,16 +139,16 @@ class JobClaims(JobDatabase):
             return True
 
     def requeue(self, claim: Claim, reason: str) -> None:
-        """Return a claimed job to its queue, for others to claim at once."""
+        """Return a claimed job to its queue, where it can be claimed at once."""
         with self._transaction() as connection:
             transitions.requeue(connection, held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored.
 
-        Return whether the claim still held. The job may be claimed again after a delay that grows
-        with its wait, up to half a minute, and no attempt is counted. After `max_wait_s` seconds it
-        fails with `problem`. `size_bytes` is the size of the result.
+        Return whether the claim still holds. The job can be claimed again after a delay that grows
+        up to half a minute; no attempt is charged. After `max_wait_s` seconds it fails with
+        `problem`. `size_bytes` is the size of the result.
         """
         now, held, job_id = time.time(), held_by(claim), claim.job_id
         with self._transaction() as connection:
@@ -175,7 +174,7 @@ class JobClaims(JobDatabase):
 def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
     """Lock and return the job that has waited longest.
 
-    There is one query per status, so that the index gives the order.
+    Each status has its own query, so that the index gives the order.
     """
     oldest: list[Job] = []
     for status in ("queued", "running"):
@@ -215,7 +214,7 @@ def _lock_similar(
 
 
 def _record_slice(connection: Connection, report: SliceReport, rows: int, next_row: int) -> None:
-    """Write the outcome of a slice of a job that has `rows` rows and had reached `next_row`."""
+    """Write the result of a slice of a job with `rows` rows that had reached `next_row`."""
     held, job_id = held_by(report.claim), report.claim.job_id
     if report.problem is not None:
         transitions.finish(connection, held, job_id, "failed", report.problem)

@@ -12,10 +12,10 @@ from core.transaction import transaction
 
 
 class JobDatabase:
-    """An opened database with the tables of this release."""
+    """An open database with the tables of this release."""
 
     def __init__(self, url: str) -> None:
-        """Open the database; create or upgrade its tables. Raises NewerDatabaseError."""
+        """Open the database; create or migrate its tables. Raises NewerDatabaseError."""
         address = sa.make_url(url)
         sqlite = address.get_backend_name() == "sqlite"
         if sqlite and address.database:

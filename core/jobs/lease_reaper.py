@@ -10,12 +10,12 @@ from core.settings import HEARTBEAT_S
 
 
 class LeaseReaper:
-    """Takes jobs from holders that could have renewed their leases and did not.
+    """Returns the jobs of dead holders to their queues.
 
-    While the database cannot be written (its disk is full, it is locked or away), no holder can
-    renew its lease. So the reaper first writes to a job whose lease has lapsed, without a change.
-    If that works, a live holder can write too, and gets the time of some heartbeats to do so. After
-    a failed write, it gets the time of a whole lease. So a full disk is not counted against a job.
+    While the database cannot be written (full disk, locked, unreachable), live holders cannot renew
+    their leases either. So the reaper first does a write without a change to a job with an expired
+    lease. If that works, it gives the holder the time of two heartbeats to renew the lease; after a
+    failed write, the time of a whole lease. So a full disk is not charged to a job as an attempt.
     """
 
     def __init__(self, job_store: JobStore, lease_s: float, max_attempts: int) -> None:
@@ -27,9 +27,9 @@ class LeaseReaper:
         self._first_seen: dict[Claim, float] = {}
 
     def reap(self) -> list[str]:
-        """Return jobs of dead holders to their queues.
+        """Return the jobs of dead holders to their queues; return their ids.
 
-        Return their ids. Raises what the database raises.
+        Raises the errors of the database.
         """
         now = time.monotonic()
         if now < self._not_before:

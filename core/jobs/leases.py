@@ -1,4 +1,4 @@
-"""Leases: renewed by their holders, and taken from those that died."""
+"""Leases on jobs: renewal by their holders, and recovery from holders that died."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def _lapsed() -> sa.ColumnElement[bool]:
 
 
 class JobLeases(JobDatabase):
-    """The part of the job store that keeps jobs going when a process dies."""
+    """The part of the job store for leases."""
 
     def renew_leases(self, holder: str, lease_s: float) -> None:
         """Extend all leases of a holder."""
@@ -27,7 +27,7 @@ class JobLeases(JobDatabase):
             connection.execute(jobs.update().where(held).values(lease_until=time.time() + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
-        """Raise the progress, 0 to 1, of jobs that a holder has, by id."""
+        """Increase the progress, 0 to 1, of jobs of a holder, by job id."""
         with self._transaction() as connection:
             for job_id, value in progress.items():
                 fraction = round(value, 4)
@@ -44,9 +44,9 @@ class JobLeases(JobDatabase):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Write to the jobs whose lease has lapsed, without a change; return the claims.
+        """Write to the jobs with an expired lease, without a change; return the claims on them.
 
-        If this raises, no holder could have renewed its lease either. If no lease has lapsed,
+        An error means that holders cannot renew their leases either. Without an expired lease
         nothing is written.
         """
         lapsed = _lapsed()
@@ -58,10 +58,11 @@ class JobLeases(JobDatabase):
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
-        """Return jobs whose lease has lapsed to their queues, all or those of `job_ids`.
+        """Return jobs with an expired lease to their queues, all or those of `job_ids`.
 
-        Return their ids. A job that ran among others is not charged an attempt, but runs isolated
-        from then on. A job whose holder died `max_attempts` times while running it alone fails.
+        Return their ids. A job that ran in a batch with others is not charged an attempt, but runs
+        isolated from then on. A job whose holder died `max_attempts` times while running it alone
+        fails.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with self._transaction() as connection:

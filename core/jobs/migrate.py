@@ -1,8 +1,8 @@
-"""Migrations of the job database, at start and by any number of processes at once.
+"""Migrations of the job database at the start of a process; several may start at once.
 
 A new database gets the tables of `core.jobs.schema` directly. An older one is migrated by Alembic
-in one transaction, so that a migration that fails or is killed changes nothing. Alembic is imported
-only then: a process that finds the newest revision reads one row.
+in one transaction, so a migration that fails or is killed changes nothing. Alembic is imported only
+for that: normally a process reads one row and finds the newest revision.
 """
 
 import fcntl
@@ -54,7 +54,7 @@ def migrate(engine: Engine) -> None:
 
 
 def upgrade(connection: Connection) -> None:
-    """Run the migrations that a database lacks, in the caller's transaction."""
+    """Run the missing migrations in the caller's transaction."""
     from alembic import command  # noqa: PLC0415 - it takes a good part of a second to import
     from alembic.config import Config  # noqa: PLC0415
 
@@ -65,7 +65,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def existing_file(database: Path) -> Path:
-    """Return the file of a SQLite database, which earlier releases called `ledger.sqlite3`."""
+    """Return the existing file of a SQLite database; earlier releases called it `ledger.sqlite3`."""
     old = database.with_name("ledger.sqlite3")
     return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database
 
@@ -101,7 +101,7 @@ def _revision(connection: Connection) -> str | None:
 
 @contextmanager
 def _lock(engine: Engine) -> Iterator[None]:
-    """Let one process at a time change the schema."""
+    """Hold a lock while the schema is changed, so that one process does it at a time."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.select(sa.func.pg_advisory_lock(_POSTGRESQL_LOCK)))

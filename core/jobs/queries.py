@@ -17,7 +17,7 @@ _LISTED_COLUMNS = tuple(column for column in jobs.c if column.key not in {"items
 
 
 def waiting() -> sa.ColumnElement[bool]:
-    """Return the condition of jobs that nobody holds and that may be claimed now."""
+    """Return the SQL condition of jobs that can be claimed now."""
     # the first condition follows from the second; alone it lets the database use the index on the status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
@@ -54,7 +54,7 @@ class JobQueries(JobDatabase):
             return jobs_of(connection.execute(query), _LISTED_COLUMNS)
 
     def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
-        """Return the states of jobs by id; ids without a job are left out."""
+        """Return the states of jobs by id, of those that exist."""
         states = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):
@@ -69,17 +69,14 @@ class JobQueries(JobDatabase):
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return how many jobs have been waiting for an inference worker for longer than this."""
+        """Return the number of inference jobs that have been claimable for longer than this."""
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:
             return int(connection.scalar(query) or 0)
 
     def unfinished_ids(self, *, model: str = "", version: str = "", kinds: Collection[str] = ()) -> list[str]:
-        """Return ids of unfinished jobs, at most 20.
-
-        With arguments, only those of this model, version and kinds.
-        """
+        """Return ids of unfinished jobs, at most 20, of this model, version and kinds."""
         query = sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED)).limit(20)
         if model:
             query = query.where(jobs.c.model == model)
@@ -105,7 +102,7 @@ class JobQueries(JobDatabase):
             return [Event(*row) for row in connection.execute(query)]
 
     def last_event_numbers(self, job_ids: Collection[str]) -> dict[str, int]:
-        """Return the number of the last event of each job by id; ids without a job are left out."""
+        """Return the number of the last event of each job by id, of jobs that have events."""
         numbers: dict[str, int] = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):

@@ -1,4 +1,4 @@
-"""Records of the job store: what its tables hold, and what its callers pass."""
+"""Records of the job store."""
 
 import time
 from dataclasses import dataclass, field
@@ -27,10 +27,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A hold on a job: its id and the fencing token.
-
-    A write with an older token changes nothing.
-    """
+    """A claim on a job: its id and the fencing token. Writes with an older token have no effect."""
 
     job_id: str
     token: int
@@ -115,14 +112,19 @@ class JobState:
     status: str
     expired: bool
 
+    @property
+    def needs_blobs(self) -> bool:
+        """Whether the job has not ended, or its result is kept."""
+        return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
+
 
 @dataclass(frozen=True)
 class SliceReport:
-    """What became of a claimed job in one slice.
+    """The result of one slice of a claimed job.
 
-    `data` or `blob_key` is the result of rows [first_row, first_row + rows). Both are None for an
-    unfinished slice, which has a `continuation` and the fraction of its work that is done. A
-    `problem` ends the job.
+    `data` or `blob_key` has the result of rows [first_row, first_row + rows). An unfinished slice
+    has a `continuation` and the fraction of its work that is done instead. A `problem` ends the
+    job.
     """
 
     claim: Claim
@@ -137,7 +139,7 @@ class SliceReport:
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A client's name for a request to a route. The fingerprint is of the request's content."""
+    """A client's key for a request to a route. `fingerprint` is a hash of the request's content."""
 
     route: str
     key: str
@@ -149,9 +151,9 @@ class IdempotencyKey:
 class Insertion:
     """The outcome of an insert.
 
-    `job_id` is the new job, or the existing one that prevented the insert. `fingerprint` is that of
-    the first request with this idempotency key. `conflict` is the existing job's status if it is
-    unfinished and the new one was to be the only job of its kind and model; otherwise it is empty.
+    `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is that of
+    the first request with the same idempotency key. `conflict` is the status of an unfinished job
+    that prevented the insert of an exclusive job, otherwise "".
     """
 
     job_id: str

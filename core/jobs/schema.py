@@ -9,10 +9,7 @@ from core.jobs.records import AUXILIARY_KINDS, TRAINING
 
 
 class Json(sa.types.TypeDecorator[dict[str, Any]]):
-    """A JSON object, stored as text.
-
-    With sorted keys, equal objects have equal text and can be compared in SQL.
-    """
+    """A JSON object, stored as text. With sorted keys, SQL can compare objects for equality."""
 
     impl = sa.Text
     cache_ok = True

@@ -1,36 +1,38 @@
-"""The job store: jobs, their results, events and idempotency keys in one SQL database.
+"""The job store: jobs, results, events and idempotency keys in one SQL database.
 
-A job is committed here before its 202 is sent, and ends exactly once. The parts of the interface:
-`queries` (reads), `claims` (workers), `leases` (recovery from dead processes), `expiry` (old
-results), and here what clients ask for. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and on
-PostgreSQL.
+A job is committed here before its 202 is sent, and ends exactly once. The interface has several
+parts: `queries` (reads), `claims` (workers), `leases` (recovery from dead processes), and here
+requests of clients and expiry. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and PostgreSQL.
 """
 
 import time
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from core.jobs import claim_order, transitions
 from core.jobs.claims import JobClaims
-from core.jobs.expiry import ResultExpiry
 from core.jobs.leases import JobLeases
 from core.jobs.queries import JobQueries
 from core.jobs.records import TERMINAL, TRAINING, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks
 
+_JOBS_PER_DELETE = 1000
 
-class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
+
+class JobStore(JobQueries, JobClaims, JobLeases):
     """The jobs of the service, for any number of processes on one database."""
 
     def insert(
         self, *new_jobs: Job, exclusive: bool = False, idempotency_key: IdempotencyKey | None = None
     ) -> Insertion:
-        """Insert jobs in one transaction, each with its first event.
+        """Insert jobs in one transaction, each with its first event; return the outcome for the
+        first.
 
-        Return the outcome for the first of them. `exclusive` and `idempotency_key` are for a single
-        job. It is not inserted if another job was inserted under this key, or if an `exclusive` job
-        has an unfinished one of its kind and model beside it.
+        `exclusive` and `idempotency_key` are for a single job. It is not inserted if another job
+        has been inserted under this key, or if it is `exclusive` and an unfinished job of its kind
+        and model exists.
         """
         job = new_jobs[0]
         with self._transaction() as connection:
@@ -56,21 +58,18 @@ class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
             return Insertion(job.id, idempotency_key.fingerprint)
 
     def cancel(self, job_id: str) -> bool:
-        """End an unfinished job, which invalidates the claim on it.
-
-        Return whether this call did.
-        """
+        """Cancel an unfinished job and invalidate the claim on it; return whether this call did."""
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
         with self._transaction() as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
 
     def pause(self, job_id: str) -> bool:
-        """Pause a training, which invalidates the claim on it; return whether this call did."""
+        """Pause a training and invalidate the claim on it; return whether this call did."""
         active = (jobs.c.id == job_id) & (jobs.c.kind == TRAINING) & jobs.c.status.in_(("queued", "running"))
         return self._set_status(job_id, active, "paused")
 
     def resume(self, job_id: str) -> bool:
-        """Return a paused training to its queue; return whether this call did."""
+        """Queue a paused training again; return whether this call did."""
         return self._set_status(job_id, (jobs.c.id == job_id) & (jobs.c.status == "paused"), "queued")
 
     def _set_status(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
@@ -85,12 +84,42 @@ class JobStore(JobQueries, JobClaims, JobLeases, ResultExpiry):
                 connection.execute(table.delete().where(table.c.job_id == job_id))
             connection.execute(jobs.delete().where(jobs.c.id == job_id))
 
+    # --- expiry of results ---
+
+    def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
+        """Return ids of ended jobs whose results are kept, in the order in which they ended.
+
+        With `older_than_s`, only jobs that ended longer ago. Trainings are kept until they are
+        deleted.
+        """
+        kept = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
+        if older_than_s is not None:
+            kept &= jobs.c.finished_at < time.time() - older_than_s
+        query = sa.select(jobs.c.id).where(kept).order_by(jobs.c.finished_at).limit(limit)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def mark_expired(self, job_ids: Sequence[str]) -> None:
+        """Remove the results of jobs from the database. Remove their blobs before."""
+        with self._transaction() as connection:
+            connection.execute(result_chunks.delete().where(result_chunks.c.job_id.in_(job_ids)))
+            change = {"expired": True, "items": None, "items_blob": None}
+            connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(change))
+
+    def delete_expired(self, older_than_s: float) -> None:
+        """Remove the rows of expired jobs that ended longer ago, at most 1000."""
+        old = jobs.c.expired & (jobs.c.finished_at < time.time() - older_than_s)
+        with self.engine.connect() as connection:
+            job_ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(_JOBS_PER_DELETE)))
+        if not job_ids:
+            return
+        with self._transaction() as connection:
+            connection.execute(events.delete().where(events.c.job_id.in_(job_ids)))
+            connection.execute(jobs.delete().where(jobs.c.id.in_(job_ids)))
+
 
 def _first_under(connection: Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Return the job that an owner inserted under a key, if any.
-
-    Keys past their time are removed before.
-    """
+    """Return the job that an owner inserted under a key, if any; first remove expired keys."""
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)

@@ -1,4 +1,4 @@
-"""Changes of a job's status, each with its event, within the caller's transaction."""
+"""Changes of a job's status, each with its event, in the caller's transaction."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None
 
 
 def held_by(claim: Claim) -> sa.ColumnElement[bool]:
-    """Return the condition that a claim still holds; it guards each write of the claim's holder."""
+    """Return the SQL condition that a claim still holds; it guards each write of the holder."""
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 
@@ -33,9 +33,9 @@ def append_events(connection: Connection, job_id: str, new_events: Sequence[Even
 def set_status(
     connection: Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
 ) -> bool:
-    """Set the status in `data` and end the lease, with `data` as the event.
+    """Set the status in `data`, end the lease, and add `data` as an event.
 
-    Return whether the condition held.
+    Return whether the condition `where` held.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     if connection.execute(update).rowcount != 1:
@@ -45,10 +45,7 @@ def set_status(
 
 
 def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
-    """Return a job to its queue and invalidate the claim on it.
-
-    Return whether the condition held.
-    """
+    """Return a job to its queue and invalidate the claim on it; return whether `where` held."""
     data = {"status": "queued", "reason": reason}
     return set_status(connection, where, job_id, data, token=jobs.c.token + 1, **values)
 
@@ -61,7 +58,7 @@ def finish(
     problem: dict[str, Any] | None = None,
     **values: Any,
 ) -> bool:
-    """End a job, and drop what only a running one needs; return whether the condition held."""
+    """End a job and remove what only a running job needs; return whether `where` held."""
     data = {"status": status} | ({"problem": problem} if problem else {})
     dropped = {"continuation": None, "items": None, **NOT_BLOCKED}
     values = {"problem": problem or None, "finished_at": time.time(), **dropped, **values}

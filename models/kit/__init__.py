@@ -1,1 +1,4 @@
-"""Shared by all papers: random streams, options and their schemas, cards, data sets, the training loop."""
+"""Code that all papers share: random streams, options, cards, data sets and the training loop."""
+
+# exit statuses of `python -m models`: can be resumed; bad loss; not enough memory
+INTERRUPTED, BAD_LOSS, TOO_LARGE = 3, 4, 5

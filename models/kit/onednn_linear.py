@@ -1,8 +1,8 @@
 """Large float32 matrix products on the CPU by oneDNN instead of MKL.
 
-torch computes linear layers with MKL, which uses its widest instructions on one vendor's processors only. oneDNN, which
-torch ships for convolutions and reduced precision, uses what the processor has and is up to twice as fast elsewhere.
-It sums in another order, so the last bits of a result differ.
+torch computes linear layers with MKL, which uses its widest instructions on one vendor's processors
+only. oneDNN, which torch ships for convolutions and reduced precision, uses what the processor has
+and is up to twice as fast elsewhere. It sums in another order, so the last bits of a result differ.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,10 @@ class _OnednnLinear(torch.autograd.Function):
 
 
 def onednn_linear(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None = None) -> Float[Tensor, "*B O"]:
-    """Return x Wᵀ + b by oneDNN, without gradients; `weight` may be plain or in oneDNN's blocked layout."""
+    """Return x Wᵀ + b by oneDNN, without gradients.
+
+    `weight` may be plain or in oneDNN's blocked layout.
+    """
     output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public API
     return output
 

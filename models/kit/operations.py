@@ -1,8 +1,9 @@
 """Derive a model's operations from the signatures of its methods.
 
-An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass). Its input images are
-its parameters `images`, or `first` and `second`, and `mask`. A parameter `state` means that the operation runs in
-several calls (see `Continuation`). The class constant `UNIT` of its options is the unit of its numbers.
+An operation is a public method with the parameters `rows: RowStreams` and `options` (a dataclass).
+Its input images are its parameters `images`, or `first` and `second`, and `mask`. A parameter
+`state` means that the operation runs in several calls (see `Continuation`). The class constant
+`UNIT` of its options is the unit of its numbers.
 """
 
 import inspect
@@ -19,7 +20,10 @@ IMAGE_INPUTS = ("images", "first", "second", "mask")
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return {"inputs", "options" (JSON Schema), "unit", "sliced"} of each operation by name, except `without`."""
+    """Return the description of each operation by name, except those in `without`.
+
+    Each has the fields "inputs", "options" (a JSON Schema), "unit" and "sliced".
+    """
     operations = {}
     for name, method in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and name not in without and _is_operation(method):
@@ -28,7 +32,10 @@ def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
 
 
 def options_of(model: nn.Module, operation: str) -> type:
-    """Return the options dataclass of an operation; ValueError for an unknown operation."""
+    """Return the options dataclass of an operation.
+
+    Raises ValueError for an unknown operation.
+    """
     method = getattr(type(model), operation, None)
     if method is None or operation.startswith("_") or not inspect.isfunction(method) or not _is_operation(method):
         raise ValueError(f"no operation {operation!r}; there are {', '.join(describe(model))}")

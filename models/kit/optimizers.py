@@ -2,18 +2,37 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from models.kit.recipe import Training
+from models.kit.shapes import Float, Tensor
 
 # Name of the only optimized module of a family that has no `OPTIMIZED_MODULES`: the model itself.
 WHOLE_MODEL = ""
 
 
+@dataclass(frozen=True)
+class OptimizerStep:
+    """One optimizer step of one submodule, for the training loop to apply.
+
+    The loop back-propagates the mean of `losses` (B,) and updates the weights of the submodule
+    named `module`. It writes the means of `metrics`, further values per image, to the run's
+    metrics.
+    """
+
+    module: str
+    losses: Float[Tensor, "B"]
+    metrics: Mapping[str, Float[Tensor, "B"]] = field(default_factory=dict)
+
+
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each submodule in `OPTIMIZED_MODULES`, or all under `WHOLE_MODEL` if there are none."""
+    """Return the parameters of each submodule in `OPTIMIZED_MODULES`.
+
+    A model without them has one entry, `WHOLE_MODEL`.
+    """
     names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:
         return {WHOLE_MODEL: list(model.parameters())}
@@ -25,7 +44,8 @@ def build_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """Return one optimizer per module; `count` is the number of training images.
 
-    ValueError if the recipe lists another number of optimizers or learning rates than modules.
+    Raises ValueError if the recipe lists another number of optimizers or learning rates than
+    modules.
     """
     kinds = training.player_optimisers or (training.optimiser,) * len(parameters)
     rates = training.player_rates or (training.learning_rate,) * len(parameters)
@@ -43,7 +63,10 @@ def build_optimizers(
 def _build_optimizer(
     parameters: list[nn.Parameter], kind: str, rate: float, training: Training, count: int
 ) -> torch.optim.Optimizer:
-    """Return Adam, Adagrad or SGD; a N(0, 1) prior of the weights is a weight decay of 1/count of the mean loss."""
+    """Return Adam, Adagrad or SGD for some parameters.
+
+    A N(0, 1) prior of the weights is a weight decay of 1/`count` of the mean loss.
+    """
     decay = 1.0 / count if training.weight_prior else 0.0
     if kind == "sgd":
         return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
@@ -54,7 +77,10 @@ def _build_optimizer(
 
 
 def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of the step after `steps` steps: linear warm-up, then the recipe's `decay`."""
+    """Return the learning rate of the step that follows `steps` steps.
+
+    A linear warm-up is followed by the recipe's `decay`.
+    """
     warmup = min(1.0, (steps + 1) / max(1, training.warmup_steps))
     if training.decay == "drop" and epoch >= training.drop_from:
         return training.drop_to * warmup

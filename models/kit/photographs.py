@@ -1,9 +1,11 @@
-"""Training photographs for super-resolution: 47 from four Debian packages, as patches of 96×96 pixels.
+"""Training photographs for super-resolution, cut into patches of 96×96 pixels.
 
-The packages are verified by SHA-256. Each photograph is used at a half, a third and a quarter of its size, which
-removes JPEG artefacts and makes edges as sharp as in small images. Of overlapping patches those with the most structure
-are kept; five photographs are held back for validation (`TUNING`). None is a test photograph of
-`benchmarks/superres.py`.
+The 47 photographs are in four Debian packages.
+
+The packages are verified by SHA-256. Each photograph is used at a half, a third and a quarter of
+its size, which removes JPEG artefacts and makes edges as sharp as in small images. Of overlapping
+patches those with the most structure are kept; five photographs are held back for validation
+(`TUNING`). None is a test photograph of `benchmarks/superres.py`.
 """
 
 import hashlib
@@ -40,7 +42,9 @@ INSTRUCTIONS = (
 
 
 def patches(folder: Path) -> tuple[np.ndarray, str]:
-    """Return training patches, then validation patches, uint8 (N, 3, 96, 96), and the SHA-256 of their bytes.
+    """Return training patches, then validation patches, and the SHA-256 of their bytes.
+
+    The patches are uint8 (N, 3, 96, 96).
 
     They are cut once and cached in `folder`. ValueError explains how to get the photographs.
     """
@@ -52,7 +56,10 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Return the path of each photograph by name; ValueError if they are missing and cannot be downloaded."""
+    """Return the path of each photograph by name.
+
+    Raises ValueError if they are missing and cannot be downloaded.
+    """
     root = _files(folder)
     paths: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
@@ -78,7 +85,10 @@ def smaller(photograph: Image.Image, factor: int) -> Image.Image:
 
 
 def structure(patch: np.ndarray) -> float:
-    """Return the mean absolute difference of neighbouring pixels of (H, W, 3), in grey levels; near 0 for sky."""
+    """Return the mean absolute difference of neighbouring pixels, in grey levels.
+
+    `patch` is (H, W, 3). The result is near 0 for sky.
+    """
     grey = patch.astype(np.float32).mean(axis=2)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
@@ -114,7 +124,10 @@ def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> 
 
 
 def _files(folder: Path) -> Path:
-    """Return the folder of the packages' files; unpack them if necessary, and download them if possible."""
+    """Return the folder of the packages' files.
+
+    The packages are downloaded if possible, and unpacked if necessary.
+    """
     files = folder / "files"
     if files.is_dir():
         return files

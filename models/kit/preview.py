@@ -1,6 +1,7 @@
 """Make a small PNG of a model's output: samples, or else reconstructed or enlarged images."""
 
 import io
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit.continuation import Continuation
-from models.kit.grid import image_grid
 from models.kit.operations import options_of
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
@@ -22,10 +22,12 @@ LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the head
 
 @torch.no_grad()
 def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> bytes | None:
-    """Return a PNG of the model's output for a seed, with default options; None if it has no image output.
+    """Return a PNG of the model's output for a seed, with default options.
 
-    A model without `sample` reconstructs `images`, or enlarges reduced copies of them. The model's training mode is
-    restored.
+    None if the model has no operation that returns images.
+
+    A model without `sample` reconstructs `images`, or enlarges reduced copies of them. The model's
+    training mode is restored.
     """
     family_model: Any = model
     operations = family_model.operations()
@@ -61,6 +63,23 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     return png
 
 
+def image_grid(images: Float[Tensor, "B C H W"], columns: int | None = None, margin_px: int = 0) -> Image.Image:
+    """Return images in 0 … 1 on one black picture, row by row, `columns` per row.
+
+    By default the grid is as square as possible. `margin_px` is the space between two images.
+    """
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    step_y, step_x = height + margin_px, width + margin_px
+    grid = Image.new("L" if channels == 1 else "RGB", (columns * step_x - margin_px, rows * step_y - margin_px))
+    levels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for position, picture in enumerate(levels):
+        tile = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+        grid.paste(tile, (position % columns * step_x, position // columns * step_y))
+    return grid
+
+
 def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
@@ -68,6 +87,9 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _downscale(pictures: Float[Tensor, "B C H W"], scale: int, margin: int) -> Float[Tensor, "B C h w"]:
-    """Return the images `scale` times smaller, with a margin that repeats the edge, as `upscale` cuts one off."""
+    """Return the images reduced by `scale`, with a margin on every side.
+
+    `upscale` cuts the margin off; it repeats the edge.
+    """
     small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
     return functional.pad(small.clamp(0, 1), (margin,) * 4, mode="replicate")

@@ -10,7 +10,10 @@ from models.kit.schema import from_json, option, to_json
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is fitted. The family's `Config` says what the model is and which objective is optimised."""
+    """How a model is trained.
+
+    The family's `Config` says what the model is and which objective is optimised.
+    """
 
     epochs: int = option(20, minimum=1, maximum=100000, description="passes over the training images")
     batch_size: int = option(100, minimum=1, maximum=65536, description="images per step")
@@ -67,7 +70,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Family, data, seed, the family's `Config` and the `Training`; two runs of one recipe give the same weights."""
+    """A recipe: family, data, seed, the family's `Config` and the `Training`.
+
+    Two runs of one recipe give the same weights.
+    """
 
     family: str
     name: str

@@ -34,7 +34,10 @@ class Downsampling:
 
 @dataclass(frozen=True)
 class Projection:
-    """The projection y + U⁺(x − U(y)), U⁺ = Uᵀ(UUᵀ)⁻¹: the image nearest to y whose downsampling is x."""
+    """The projection y + U⁺(x − U(y)) with U⁺ = Uᵀ(UUᵀ)⁻¹.
+
+    The result is the image nearest to y whose downsampling is x.
+    """
 
     u: Downsampling
     rows: Float[Tensor, "H h"]
@@ -74,7 +77,11 @@ def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
 
 
 def _bicubic_matrix(size: int, scale: int) -> Float[Tensor, "n m"]:
-    """Return Keys' cubic filter (a = −½) stretched by the scale, cut and renormalised at the border, as Pillow's."""
+    """Return the matrix (size, size·scale) of bicubic downsampling along one axis.
+
+    Keys' cubic filter (a = −½) is stretched by the scale, cut at the border and renormalised, as in
+    Pillow.
+    """
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
     pixels = torch.arange(size * scale, dtype=torch.float64) + 0.5
     d = (pixels - centres[:, None]).abs() / scale

@@ -1,13 +1,15 @@
-r"""Random numbers that depend only on (seed, row, stream), so that a row's values do not depend on its batch.
+r"""Random numbers that depend only on (seed, row, stream).
 
-Generator: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a
-bijection of a 128-bit counter under a 64-bit key. Here the key is the two halves of the seed and the counter is
-[block, low half of the row, high half of the row, stream]. The generator has no state: any number can be
-computed alone.
+So the values of a row do not depend on its batch.
 
-The integers are equal on every device. Uniforms are exact functions of them. Normals take a logarithm, a sine and a
-cosine in float64 and are rounded once, so two devices differ only where float64 rounding crosses a float32 boundary
-(about one number in 10⁸).
+Generator: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011), a bijection of a 128-bit counter under a 64-bit key. Here the key is the two halves of the
+seed and the counter is [block, low half of the row, high half of the row, stream]. The generator
+has no state: any number can be computed alone.
+
+The integers are equal on every device. Uniforms are exact functions of them. Normals take a
+logarithm, a sine and a cosine in float64 and are rounded once, so two devices differ only where
+float64 rounding crosses a float32 boundary (about one number in 10⁸).
 """
 
 import math
@@ -42,10 +44,13 @@ def _cached_round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], I
 
 
 def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[Tensor, "4 *n"]:
-    """Return Philox4x32-10 of 32-bit words stored in int64; the key's shape broadcasts to the counter's.
+    """Return Philox4x32-10 of 32-bit words, which are stored in int64.
 
-    The product of two 32-bit words overflows int64, but its bits are right: an arithmetic shift and a mask give the
-    high word. The word pairs (c0, c2) and (c1, c3) are processed together, so that a round takes six tensor operations.
+    The key's shape broadcasts to the counter's.
+
+    The product of two 32-bit words overflows int64, but its bits are right: an arithmetic shift and
+    a mask give the high word. The word pairs (c0, c2) and (c1, c3) are processed together, so that
+    a round takes six tensor operations.
     """
     ones = (1,) * (counter.ndim - 1)
     # torch.compile inlines the constants and can follow neither the inference mode nor the cache
@@ -64,14 +69,20 @@ def philox(counter: Int64[Tensor, "4 *n"], key: Int64[Tensor, "2 *m"]) -> Int64[
 # See docs/decisions.md#a-rows-random-numbers-come-from-philox
 @dataclass(frozen=True)
 class RowStreams:
-    """The random streams of a batch: row i of the batch draws from (seed[i], row[i]), 0 ≤ seed < 2⁶³ and row ≥ 0."""
+    """The random streams of a batch: row i draws from (seed[i], row[i]).
+
+    0 ≤ seed < 2⁶³ and row ≥ 0.
+    """
 
     seed: Int[Tensor, "B"]
     row: Int[Tensor, "B"]
 
     @classmethod
     def range(cls, seed: int, first: int, count: int, device: torch.device | str = "cpu") -> "RowStreams":
-        """Return rows `first` … `first + count − 1` of one seed; ValueError if they leave 0 … 2⁶³ − 1."""
+        """Return rows `first` … `first + count − 1` of one seed.
+
+        Raises ValueError if they leave 0 … 2⁶³ − 1.
+        """
         if not 0 <= seed < 2**63 or first < 0 or count < 0 or first + count > 2**63:
             raise ValueError(f"seed {seed}, first {first}, count {count}: seed and rows must lie in 0 … 2^63 - 1")
         row = first + torch.arange(count, device=device)
@@ -85,11 +96,17 @@ class RowStreams:
         return RowStreams(seed=self.seed.to(device), row=self.row.to(device))
 
     def row_zero(self) -> "RowStreams":
-        """Return row 0 of each seed, for numbers that all rows of a request share (the frames of one path)."""
+        """Return row 0 of each seed.
+
+        It draws the numbers that all rows of a request share, such as the frames of one path.
+        """
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
-        """Return the four 32-bit words of each of the blocks `first` … `first + blocks − 1`, (B, 4·blocks)."""
+        """Return the words of the blocks `first` … `first + blocks − 1`, (B, 4·blocks).
+
+        A block has four 32-bit words.
+        """
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
     def _word_blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
@@ -111,20 +128,28 @@ class RowStreams:
         return box_muller(self.words(-(-n // 4), stream))[:, :n]
 
     def normals(self, n: int, first: int, count: int, stream: int = 0) -> Float[Tensor, "B count n"]:
-        """Return samples `first` … `first + count − 1` of a row's sequence of N(0, 1)ⁿ; sample 0 is `normal(n)`."""
+        """Return samples `first` … `first + count − 1` of each row's sequence of N(0, 1)ⁿ.
+
+        Sample 0 is `normal(n)`.
+        """
         blocks = -(-n // 4)
         words = self.words(count * blocks, stream, first * blocks)
         return box_muller(words).view(len(self), count, 4 * blocks)[..., :n]
 
     def uniform_int16(self, n: int, first: int, count: int, stream: int = 0) -> Int16[Tensor, "B count n"]:
-        """Return samples `first` … `first + count − 1` of a row's sequence of n uniform signed 16-bit integers."""
+        """Return samples `first` … `first + count − 1` of each row's sequence of integers.
+
+        A sample is n uniform signed 16-bit integers.
+        """
         blocks = -(-n // 8)
         words = self._word_blocks(count * blocks, stream, first * blocks).to(torch.int32)
         integers = words.view(torch.int16).view(4, len(self), count, 2 * blocks)
         return integers.permute(1, 2, 0, 3).reshape(len(self), count, 8 * blocks)[..., :n]
 
     def bernoulli(self, probability: Float[Tensor, "B n"], stream: int = BINARIZE) -> Float[Tensor, "B n"]:
-        """Return one Bernoulli draw (0 or 1) per probability, rounded to a multiple of 2⁻¹⁶; 0 and 1 are exact.
+        """Return one Bernoulli draw (0 or 1) per probability.
+
+        Probabilities are rounded to multiples of 2⁻¹⁶; 0 and 1 are exact.
 
         Sixteen bits per draw: half the work of a full word, with a bias below 8·10⁻⁶.
         """
@@ -132,7 +157,10 @@ class RowStreams:
 
 
 def bernoulli_from_int16(uniform: Int16[Tensor, "*B n"], probability: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B n"]:
-    """Return 1 where a 16-bit integer, uniform on −2¹⁵ … 2¹⁵ − 1, is below 2¹⁶·probability − 2¹⁵, else 0."""
+    """Return Bernoulli draws, 0 or 1, from uniform signed 16-bit integers.
+
+    A draw is 1 where the integer, in −2¹⁵ … 2¹⁵ − 1, is below 2¹⁶·probability − 2¹⁵.
+    """
     threshold = probability * 65536.0
     return (uniform < threshold.round_().sub_(32768.0)).to(probability.dtype)
 

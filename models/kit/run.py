@@ -1,4 +1,4 @@
-"""One training in progress: the model, its optimizers, the steps and epochs, and the loop over them."""
+"""One training in progress: model, optimizers, steps and epochs."""
 
 import copy
 import json
@@ -18,8 +18,7 @@ from models.kit.batches import batch_count, batches, smallest_batch
 from models.kit.card import family
 from models.kit.distributed import ProcessGroup
 from models.kit.graphed_loss import GraphedLoss
-from models.kit.optimizer_step import OptimizerStep
-from models.kit.optimizers import WHOLE_MODEL, build_optimizers, optimized_parameters, scheduled_rate
+from models.kit.optimizers import WHOLE_MODEL, OptimizerStep, build_optimizers, optimized_parameters, scheduled_rate
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
@@ -41,7 +40,8 @@ COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fi
 class Outcome:
     """How a training ended.
 
-    `reason` is "finished", "early stop", "interrupted" (it can be resumed), "not a number" or "diverged" (its loss).
+    `reason` is "finished", "early stop", "interrupted" (it can be resumed), "not a number" or
+    "diverged" (its loss).
     """
 
     reason: str
@@ -52,9 +52,9 @@ class Outcome:
 class Run:
     """A model that is being fitted to images.
 
-    `epoch` and `step` (within the epoch) count from 0; `steps` counts all steps. Everything random is a function of
-    (seed, epoch, image), so these counters, the weights, their average and the optimizers' state determine the rest of
-    the training.
+    `epoch` and `step` (within the epoch) count from 0; `steps` counts all steps. Everything random
+    is a function of (seed, epoch, image), so these counters, the weights, their average and the
+    optimizers' state determine the rest of the training.
     """
 
     def __init__(
@@ -111,13 +111,19 @@ class Run:
 
     @property
     def averaged_model(self) -> Any:
-        """The model with its averaged weights; the trained model itself if the recipe has no average."""
+        """The model with its averaged weights.
+
+        Without an average in the recipe it is the trained model itself.
+        """
         return self.average.module if self.average else self.model
 
     # One step
 
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
-        """Return the image indices of each step of an epoch; a remainder too small for a step joins the last batch."""
+        """Return the image indices of each step of an epoch.
+
+        A remainder too small for a step joins the last batch.
+        """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
 
@@ -206,7 +212,8 @@ class Run:
     def training_steps(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int) -> Iterator[OptimizerStep]:
         """Yield one optimizer step per module; apply each before the next is computed.
 
-        Each is computed in an autocast context of its own, because autocast caches the weights that it has cast.
+        Each is computed in an autocast context of its own, because autocast caches the weights that
+        it has cast.
         """
         if WHOLE_MODEL in self.parameters:
             yield OptimizerStep(WHOLE_MODEL, self._loss(images, rows, epoch, self._compiled or self.model.loss))
@@ -221,7 +228,10 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean loss of the held-back images under the averaged weights, with the same random numbers."""
+        """Return the mean loss of the held-back images under the averaged weights.
+
+        Every validation uses the same random numbers.
+        """
         total = 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):
@@ -248,7 +258,10 @@ class Run:
     # The loop
 
     def fit(self, report: Callable[[dict[str, Any]], None] = lambda _: None) -> Outcome:
-        """Train to the last epoch, an early stop, a signal or a bad loss; `report` gets each epoch's metrics."""
+        """Train until the last epoch, an early stop, a signal or a bad loss.
+
+        `report` is called with the metrics of each epoch.
+        """
         self._started = self._saved_at = self._progress_at = time.monotonic()
         self._preview_at, self._seconds_before = -math.inf, self.seconds
         while self.epoch < self.training.epochs:
@@ -258,7 +271,10 @@ class Run:
         return Outcome("finished", self.epoch, self.seconds)
 
     def _run_epoch(self) -> str:
-        """Run the epoch's remaining steps; return why the training ends before the epoch does, or ""."""
+        """Run the remaining steps of the epoch.
+
+        Return why the training ends within the epoch, or "".
+        """
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
         for number in range(self.step, len(batches)):
@@ -286,7 +302,9 @@ class Run:
         return ""
 
     def finish_epoch(self, report: Callable[[dict[str, Any]], None]) -> str:
-        """Validate and write metrics, checkpoint and preview when due; return why the training ends here, or "".
+        """Finish an epoch: validate, and write metrics, checkpoint and preview when due.
+
+        Return why the training ends here, or "".
 
         The last epoch is reported only after its checkpoint is written.
         """
@@ -309,7 +327,7 @@ class Run:
         return "early stop" if stop else ""
 
     def _end_epoch(self) -> dict[str, Any]:
-        """Validate, keep the best weights, append the line of metrics and reset the epoch's counters."""
+        """Validate, keep the best weights, append the metrics and reset the epoch's counters."""
         line: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "steps": self.steps,
@@ -330,7 +348,10 @@ class Run:
         return line
 
     def _finalize(self) -> None:
-        """Run the family's `finalize` on a copy with the weights that will be exported, and keep the result."""
+        """Run the family's `finalize` on a copy of the model, and keep the result.
+
+        The copy has the weights that will be exported.
+        """
         model = copy.deepcopy(self.averaged_model)
         if self.best and self.training.validation:
             model.load_state_dict(self.best)
@@ -372,14 +393,20 @@ class Run:
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write `preview.png` with the averaged weights; changes neither weights nor random numbers."""
+        """Write `preview.png`, made with the averaged weights.
+
+        Weights and random numbers do not change.
+        """
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
         if picture is not None:
             self.folder.write("preview.png", picture)
 
     def _touch_progress(self) -> None:
-        """Update the time of `progress.json` during work without steps, so that a supervisor sees it is alive."""
+        """Set the time of `progress.json` to now during work without steps.
+
+        So a supervisor sees that the process is alive.
+        """
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             self.folder.touch("progress.json")
             self._progress_at = time.monotonic()
@@ -394,7 +421,10 @@ class Run:
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write `state.pt` atomically; ValueError if the disk is full."""
+        """Write `state.pt` atomically.
+
+        Raises ValueError if the disk is full.
+        """
         averages = [p.detach() for p in self.average.module.parameters()] if self.average else []
         optimizers = {module: optimizer.state_dict() for module, optimizer in self.optimizers.items()}
         state = {
@@ -416,7 +446,10 @@ class Run:
         self.write_progress()
 
     def restore(self) -> None:
-        """Continue from `state.pt`; ValueError if it was written by a recipe that this one may not continue."""
+        """Continue from `state.pt`.
+
+        Raises ValueError if it was written by a recipe that this one may not continue.
+        """
         state = self.folder.load_state(self.device)
         self.folder.check_recipe(state, self.recipe)
         self.model.load_state_dict(state["model"])

@@ -1,7 +1,9 @@
-"""The folder of a training: `recipe.json`, `metrics.jsonl`, `progress.json`, `preview.png` and `state.pt`.
+"""The folder of a training.
 
-`metrics.jsonl` has one line per epoch, `progress.json` is at most a second old, and `state.pt` is the checkpoint that a
-training resumes from.
+Its files are `recipe.json`, `metrics.jsonl`, `progress.json`, `preview.png` and `state.pt`.
+
+`metrics.jsonl` has one line per epoch, `progress.json` is at most a second old, and `state.pt` is
+the checkpoint that a training resumes from.
 """
 
 import json
@@ -39,7 +41,10 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def drop_metrics_after(self, epoch: int) -> None:
-        """Remove lines of epochs after `epoch` and damaged lines: the epochs after a checkpoint are repeated."""
+        """Remove the metrics of epochs after `epoch`, and damaged lines.
+
+        A resumed training repeats the epochs after its checkpoint.
+        """
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())
@@ -65,7 +70,8 @@ class RunFolder:
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
         """Raise ValueError if `recipe` differs from the one that the training began with.
 
-        `save_every_s` may differ; epochs and decay may differ while the learning rate has been constant.
+        `save_every_s` may differ; epochs and decay may differ while the learning rate has been
+        constant.
         """
         # a field that did not exist when the training began has its default
         original = Recipe.from_json(json.loads(state["recipe"]))

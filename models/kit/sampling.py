@@ -7,9 +7,10 @@ r"""Basic Monte Carlo algorithms as pure functions, with their diagnostics.
     importance sampling   normalised_weights, resample,          log_mean_error, effective_sample_size,
                           log_mean_exp, ImportanceWeights        log_mean_batches
 
-Uniform numbers lie in [0, 1) and are arguments. Weights are log w = log p̃ − log q, in nats, at samples from q. p̃ need
-not be normalised: the mean of w is the ratio Z_p/Z_q of the normalising constants. No diagnostic can detect a mode of p
-that q never visits: it is missing from the estimate, from its error and from the effective sample size.
+Uniform numbers lie in [0, 1) and are arguments. Weights are log w = log p̃ − log q, in nats, at
+samples from q. p̃ need not be normalised: the mean of w is the ratio Z_p/Z_q of the normalising
+constants. No diagnostic can detect a mode of p that q never visits: it is missing from the
+estimate, from its error and from the effective sample size.
 """
 
 import math
@@ -24,7 +25,10 @@ from models.kit.shapes import Bool, Float, Float64, Int, Int64, Tensor
 
 
 def exponential(uniform: Float[Tensor, "*B"], rate: float) -> Float[Tensor, "*B"]:
-    """Return draws from the exponential distribution of rate λ: h⁻¹(u) = −ln(1 − u)/λ for h(y) = 1 − e^(−λy)."""
+    """Return draws from the exponential distribution of rate λ: −ln(1 − u)/λ.
+
+    That is h⁻¹(u) for its cumulative distribution h(y) = 1 − e^(−λy).
+    """
     return -torch.log1p(-uniform) / rate
 
 
@@ -48,10 +52,13 @@ def manifold_coordinates(size: int) -> Float[Tensor, "size"]:
 def accept(
     log_p: Float[Tensor, "*B"], log_q: Float[Tensor, "*B"], log_k: float, uniform: Float[Tensor, "*B"]
 ) -> Bool[Tensor, "*B"]:
-    """Return which proposals z ~ q to accept, u < p̃(z)/(k q(z)); they are draws from p if k q ≥ p̃ everywhere.
+    """Return which proposals z ~ q to accept: those with u < p̃(z)/(k q(z)).
 
-    P(accept) = ∫p̃ / k. If k is too small, accepted proposals are draws from min(p̃, kq) instead, and only
-    `envelope_excess` shows it. The inequality is strict because u may be 0: a z with p̃(z) = 0 is never accepted.
+    If k q ≥ p̃ everywhere, the accepted proposals are draws from p.
+
+    P(accept) = ∫p̃ / k. If k is too small, accepted proposals are draws from min(p̃, kq) instead,
+    and only `envelope_excess` shows it. The inequality is strict because u may be 0: a z with p̃(z)
+    = 0 is never accepted.
     """
     return uniform.double() < (log_p.double() - log_q.double() - log_k).exp()
 
@@ -59,14 +66,19 @@ def accept(
 def envelope_excess(log_p: Float[Tensor, "*B N"], log_q: Float[Tensor, "*B N"], log_k: float) -> Float[Tensor, "*B"]:
     """Return maxₙ log p̃(zₙ) − log k q(zₙ), in nats.
 
-    Above 0 the envelope condition k q ≥ p̃ is violated; below 0, log k could be smaller by that amount.
+    Above 0 the envelope condition k q ≥ p̃ is violated; below 0, log k could be smaller by that
+    amount.
     """
     excess = (log_p - log_q - log_k).masked_fill(log_p == -math.inf, -math.inf)
     return excess.amax(dim=-1)
 
 
 def first_accepted(accepted: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"], Int[Tensor, "B"]]:
-    """Return per row the index of the first accepted proposal (0 if none), whether any is, and how many were tried."""
+    """Return the index of each row's first accepted proposal, and how many were tried.
+
+    The three results, (B,) each: the index (0 if none is accepted), whether one is accepted, and
+    the number of proposals up to it.
+    """
     any_accepted = accepted.any(dim=1)
     index = accepted.to(torch.uint8).argmax(dim=1)
     return index, any_accepted, torch.where(any_accepted, index + 1, accepted.shape[1])
@@ -89,15 +101,20 @@ def normalised_weights(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 
 
 def effective_sample_size(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Return (Σw)² / Σw², from 1 (one sample has all the weight) to K (all equal); 0 if all weights are 0."""
+    """Return the effective sample size (Σw)² / Σw².
+
+    It is 1 if one sample has all the weight, K if all weights are equal, and 0 if all are 0.
+    """
     return ImportanceWeights.from_log_weights(log_w).effective_sample_size.to(log_w.dtype)
 
 
 def log_mean_error(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Return the standard error of `log_mean_exp` by the delta method, √((K Σw²/(Σw)² − 1)/(K − 1)), in nats; K ≥ 2.
+    """Return the standard error of `log_mean_exp` by the delta method, in nats.
 
-    It is itself an estimate: if the variance of w is infinite, it is too small as long as the rare large weights that
-    dominate the mean have not been drawn.
+    It is √((K Σw²/(Σw)² − 1)/(K − 1)) for K ≥ 2.
+
+    It is itself an estimate: if the variance of w is infinite, it is too small as long as the rare
+    large weights that dominate the mean have not been drawn.
     """
     return ImportanceWeights.from_log_weights(log_w).standard_error.to(log_w.dtype)
 
@@ -105,7 +122,8 @@ def log_mean_error(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
 def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Draw one index per row with probability wₖ / Σₘ wₘ: inf {k: Σ_{m ≤ k} wₘ > u Σₘ wₘ}.
 
-    An index of weight 0 is never drawn, except that a row with only zero weights gets the last index.
+    An index of weight 0 is never drawn, except that a row with only zero weights gets the last
+    index.
     """
     total = normalised_weights(log_w.double()).cumsum(dim=1)
     threshold = uniform.double().clamp(max=1.0 - 2.0**-53) * total[:, -1]
@@ -114,7 +132,10 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
 
 @dataclass(frozen=True)
 class ImportanceWeights:
-    """Sufficient statistics of importance weights that arrive in several calls: log Σw, log Σw² and their count."""
+    """Sufficient statistics of importance weights that arrive in several calls.
+
+    They are log Σw, log Σw² and the number of weights, per row.
+    """
 
     log_sum: Float64[Tensor, "B"]
     log_square_sum: Float64[Tensor, "B"]
@@ -139,7 +160,10 @@ class ImportanceWeights:
         return cls(*(state[name + field] for field in cls.__dataclass_fields__))
 
     def state(self, name: str = "") -> dict[str, Tensor]:
-        """Return the statistics as entries (B,) of a `Continuation`'s state; the keys have the prefix `name`."""
+        """Return the statistics as entries (B,) of a `Continuation`'s state.
+
+        The keys have the prefix `name`.
+        """
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def add(self, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
@@ -153,7 +177,10 @@ class ImportanceWeights:
 
     @property
     def done(self) -> int:
-        """Number of weights per row; ValueError if the rows differ."""
+        """Number of weights per row.
+
+        Raises ValueError if the rows differ.
+        """
         if not len(self.count):
             return 0
         smallest, largest = (int(end) for end in self.count.aminmax())
@@ -179,9 +206,11 @@ class ImportanceWeights:
 
 
 def batch_means(values: Float[Tensor, "N"], batches: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the mean of N values and its standard error, from the standard deviation of `batches` batch means.
+    """Return the mean of N values and its standard error by batch means.
 
-    ValueError if there are fewer than two batches or they do not divide N.
+    The error is computed from the standard deviation of `batches` batch means.
+
+    Raises ValueError if there are fewer than two batches or they do not divide N.
     """
     means = _split_batches(values, batches).mean(dim=1)
     return means.mean(), means.std() / math.sqrt(batches)
@@ -190,9 +219,9 @@ def batch_means(values: Float[Tensor, "N"], batches: int) -> tuple[Float[Tensor,
 def log_mean_batches(
     log_w: Float[Tensor, "N"], batches: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return log (1/N) Σ w, its standard error from `batches` batch means, and the share maxₙ wₙ / Σ w.
+    """Return log (1/N) Σ w, its standard error by batch means, and the share maxₙ wₙ / Σ w.
 
-    If that share is not small, the error is unreliable. ValueError as of `batch_means`.
+    If that share is not small, the error is unreliable. Raises ValueError as `batch_means`.
     """
     log_w = log_w.double()
     log_sum = log_w.logsumexp(0)

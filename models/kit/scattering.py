@@ -7,10 +7,11 @@ r"""The scattering transform of images: wavelets, modulus and low-pass, twice.
     S_1 = |x ⋆ ψ| ⋆ φ order 1       J·L               §2.2
     S_2 = ||x ⋆ ψ| ⋆ ψ'| ⋆ φ        L²·J(J − 1)/2     §2.2, j' > j alone
 
-Wavelets are Morlet's, σ = 0.8·2^j, ξ = ¾π/2^j, slant 4/L; φ is a Gaussian of σ = 0.8·2^(J−1); every output is taken at
-each 2^J-th pixel. Conventions (padding by reflection, order of the channels, subsampling by 2^j after ψ_j) are
-kymatio's, so that outputs agree. Filters are stored as spatial kernels and can be trained; their means stay zero and
-their norms stay constant, so that the transform cannot shrink to zero.
+Wavelets are Morlet's, σ = 0.8·2^j, ξ = ¾π/2^j, slant 4/L; φ is a Gaussian of σ = 0.8·2^(J−1); every
+output is taken at each 2^J-th pixel. Conventions (padding by reflection, order of the channels,
+subsampling by 2^j after ψ_j) are kymatio's, so that outputs agree. Filters are stored as spatial
+kernels and can be trained; their means stay zero and their norms stay constant, so that the
+transform cannot shrink to zero.
 """
 
 import math
@@ -25,7 +26,10 @@ REACH = 5.0  # radius of a kernel, in standard deviations of its Gaussian
 
 
 def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0) -> Complex128[Tensor, "K K"]:
-    """Return exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant) on −reach … reach, stretched by 1/slant across θ; complex128."""
+    """Return a Gabor kernel exp(−½|u|²/σ² + i ξ·u) / (2πσ²/slant), complex128.
+
+    u is in −reach … reach; the kernel is stretched by 1/slant across the direction θ.
+    """
     grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     along = y * math.cos(theta) + x * math.sin(theta)
@@ -75,14 +79,20 @@ class Scattering(nn.Module):
         return slice(0, 1), slice(1, first), slice(first, self.channels)
 
     def filters(self, j: int) -> Float[Tensor, "L K K 2"]:
-        """Return the wavelets of scale j with zero mean and their initial norms, also after training."""
+        """Return the wavelets of scale j, with zero mean and their initial norms.
+
+        Training changes neither.
+        """
         kernel: Tensor = self.wavelets[j]
         kernel = kernel - kernel.mean((1, 2), keepdim=True)
         norm = kernel.square().sum((1, 2, 3)).sqrt()
         return kernel * (self.norms[j] / norm)[:, None, None, None]
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C K _h _w"]:
-        """Return S(x); ValueError if a side is shorter than 2^J or not a multiple of it."""
+        """Return S(x).
+
+        Raises ValueError if a side is shorter than 2^J or not a multiple of it.
+        """
         step = 2**self.scales
         batch, channels, height, width = images.shape
         if min(height, width) < step or height % step or width % step:
@@ -110,13 +120,19 @@ class Scattering(nn.Module):
         return outputs
 
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
-        """Return x ⋆ φ at each 2^J-th pixel without padding, from the spectrum of x at each 2^j-th pixel."""
+        """Return x ⋆ φ at every 2^J-th pixel, without the padding.
+
+        `spectrum` is that of x at every 2^j-th pixel.
+        """
         smooth: Tensor = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
         return smooth[:, :, 1:-1, 1:-1]
 
 
 def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
-    """Return the Fourier transform (L, height, width) of kernels (L, K, K) centred at pixel 0 of a periodic image."""
+    """Return the Fourier transforms (L, height, width) of kernels (L, K, K).
+
+    Each kernel is centred at pixel 0 of a periodic image.
+    """
     reach = kernels.shape[1] // 2
     offsets = torch.arange(-reach, reach + 1, device=kernels.device)
     canvas = kernels.new_zeros((len(kernels), height, width))

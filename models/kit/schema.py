@@ -1,6 +1,7 @@
 """Options as frozen dataclasses: convert them to JSON Schema, and from and to validated JSON.
 
-A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tuple[T, ...]` of them (a JSON array).
+A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tuple[T, ...]` of them
+(a JSON array).
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ def option(
     choices: tuple[str, ...] | None = None,
     description: str = "",
 ) -> Any:
-    """Declare a dataclass field with its default, range (`above` and `below` are exclusive) and description.
+    """Declare a dataclass field with a default, a range and a description.
+
+    `minimum` and `maximum` are inclusive, `above` and `below` are exclusive.
 
     The range of a tuple applies to each of its items.
     """
@@ -43,8 +46,29 @@ def option(
     return dataclasses.field(default=default, metadata={k: v for k, v in rules.items() if v is not None})
 
 
+def binarization(note: str = "") -> Any:
+    """Declare the option `binarization`: how grey pixels become binary.
+
+    `note` is appended to its description. Cards store descriptions, so do not change the text.
+    """
+    return option(
+        "draw",
+        choices=("draw", "threshold", "none"),
+        description="how grey pixels become binary: by a seeded Bernoulli draw (binary ones stay as they are), at 0.5,"
+        f" or not at all{note}",
+    )
+
+
+def importance_samples(default: int, minimum: int = 2, maximum: int = 100_000) -> Any:
+    """Declare the option `k`: the number of importance samples of each image."""
+    return option(default, minimum=minimum, maximum=maximum, description="importance samples an image")
+
+
 def json_schema(cls: type) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a dataclass: all fields optional with a default, no other names allowed."""
+    """Return the JSON Schema (2020-12) of a dataclass.
+
+    All fields are optional and have a default; no other names are allowed.
+    """
     hints = typing.get_type_hints(cls)
     properties: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
@@ -71,7 +95,11 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build an instance from JSON values; ValueError names the first unknown, mistyped or out-of-range field."""
+    """Build an instance from JSON values.
+
+    Raises ValueError, which names the first field that is unknown, of the wrong type or out of
+    range.
+    """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
@@ -108,7 +136,10 @@ def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any
 
 
 def _validate_scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
-    """Return the value if it has one of the types `kinds` and is in the field's range; 2.0 is a valid integer."""
+    """Return the value if it has one of the types `kinds` and lies in the field's range.
+
+    2.0 is a valid integer.
+    """
     if value is None and type(None) in kinds:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < NUMBER_LIMIT

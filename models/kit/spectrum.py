@@ -12,7 +12,8 @@ MAX_GAIN = 2.5  # of an amplitude, before the power is restored
 def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
     """Return the sum of the power spectra of square textures under a Hann window.
 
-    The frequencies are those of `torch.fft.fftfreq`. The spectrum is averaged over the eight symmetries of the square.
+    The frequencies are those of `torch.fft.fftfreq`. The spectrum is averaged over the eight
+    symmetries of the square.
     """
     size = textures.shape[-1]
     window = torch.hann_window(size, periodic=False, dtype=torch.float64, device=textures.device)
@@ -27,10 +28,12 @@ def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
 def matching_filter(
     source: Float[Tensor, "H H"], target: Float[Tensor, "H H"], radius: int
 ) -> Float[Tensor, "taps taps"]:
-    """Return a filter of (2·`radius` + 1)² taps that moves a texture's spectrum from `source` toward `target`.
+    """Return a filter that moves a texture's spectrum from `source` toward `target`.
 
-    The goal is the geometric mean of a flat spectrum and `target`, of which only the shape matters; the power stays.
-    Both spectra are first smoothed to the resolution of so few taps.
+    It has (2·`radius` + 1)² taps.
+
+    The goal is the geometric mean of a flat spectrum and `target`, of which only the shape matters;
+    the power stays. Both spectra are first smoothed to the resolution of so few taps.
     """
     source, target = (_smooth(one / one.mean(), radius) for one in (source, target))
     gain = (target.clamp_min(MIN_TARGET).sqrt() / source.clamp_min(MIN_SOURCE)).sqrt().clamp_max(MAX_GAIN)
@@ -43,7 +46,10 @@ def matching_filter(
 
 
 def _smooth(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H"]:
-    """Smooth a spectrum by a Gaussian window of its autocorrelation (Blackman and Tukey's estimate)."""
+    """Smooth a spectrum by a Gaussian window of its autocorrelation.
+
+    This is the estimate of Blackman and Tukey.
+    """
     lags = torch.fft.fftfreq(len(spectrum), 1.0 / len(spectrum), dtype=torch.float64, device=spectrum.device)
     window = torch.exp(-0.5 * (lags / radius).square())
     smoothed: Tensor = torch.fft.fft2(torch.fft.ifft2(spectrum) * window[:, None] * window).real

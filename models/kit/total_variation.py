@@ -1,9 +1,12 @@
-r"""Regularised inversion of a separable downsampling: argmin over 0 ≤ y ≤ 1 of ½‖U(y) − x‖² + λ‖∇y‖₁.
+r"""Inversion of a separable downsampling, regularised by total variation.
 
-U(y) = A y Bᵀ; ∇ are differences of neighbouring pixels; ‖·‖₁ is anisotropic, the sum of their absolute values. The
-solver is Algorithm 3.1 of Condat (J. Optim. Theory Appl. 158, 2013), a primal–dual method: a gradient step of the data
-term, a projection onto 0 … 1, and a projection of the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1.
-Each image of a batch is solved independently and stops when its own change is small.
+The result is argmin over 0 ≤ y ≤ 1 of ½‖U(y) − x‖² + λ‖∇y‖₁.
+
+U(y) = A y Bᵀ; ∇ are differences of neighbouring pixels; ‖·‖₁ is anisotropic, the sum of their
+absolute values. The solver is Algorithm 3.1 of Condat (J. Optim. Theory Appl. 158, 2013), a
+primal–dual method: a gradient step of the data term, a projection onto 0 … 1, and a projection of
+the dual variable onto |p| ≤ λ. It converges for τ(‖U‖²/2 + 8σ) ≤ 1. Each image of a batch is solved
+independently and stops when its own change is small.
 """
 
 from dataclasses import dataclass
@@ -43,9 +46,12 @@ def objective(y: Images, low: Float[Tensor, "B C h w"], u: Downsampling, strengt
 
 
 def duality_gap(solution: "Solution", low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
-    """Return the objective minus the dual one at p and q = U(y) − x: an upper bound of the excess over the minimum.
+    """Return the duality gap: an upper bound of the objective's excess over its minimum.
 
-    The dual objective is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)); the last term is that of the box 0 … 1.
+    It is the objective minus the dual objective at p and q = U(y) − x.
+
+    The dual objective is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)); the last term is that of the box
+    0 … 1.
     """
     q = u(solution.y) - low
     slope = u.adjoint(q) - divergence(solution.p)
@@ -76,7 +82,10 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Algorithm 3.1: run at most `iterations`; an image converges when its RMS change is below `tolerance`."""
+    """Algorithm 3.1: run at most `iterations` iterations.
+
+    An image has converged when the root mean square of its change is below `tolerance`.
+    """
     tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
     y, p, converged = start.y, start.p, start.converged
     for _ in range(iterations):

@@ -1,12 +1,14 @@
 """Train a recipe into a folder; resumable, with bit-identical results.
 
-A family has `loss(images, rows, epoch) -> (B,)`, one number per image. A family that trains several submodules names
-them in `OPTIMIZED_MODULES` and has, instead of `loss`, `training_steps(images, rows, epoch)`, which yields one
-`OptimizerStep` per submodule; each is applied before the next is computed. A family that has `finalize(images, rows)`
-gets the training images once more at the end, with the weights that will be exported.
+A family has `loss(images, rows, epoch) -> (B,)`, one number per image. A family that trains several
+submodules names them in `OPTIMIZED_MODULES` and has, instead of `loss`, `training_steps(images,
+rows, epoch)`, which yields one `OptimizerStep` per submodule; each is applied before the next is
+computed. A family that has `finalize(images, rows)` gets the training images once more at the end,
+with the weights that will be exported.
 
-Everything random is a function of (seed, epoch, image). A checkpoint can therefore be taken after any step, and needs
-weights, optimizer state, averages and counters, but no state of a random generator.
+Everything random is a function of (seed, epoch, image). A checkpoint can therefore be taken after
+any step, and needs weights, optimizer state, averages and counters, but no state of a random
+generator.
 """
 
 import json
@@ -35,11 +37,13 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Outcome:
-    """Train a recipe in the folder `out`, or resume what is there; SIGTERM and SIGINT leave a checkpoint.
+    """Train a recipe in the folder `out`, or resume the run that is there.
 
-    The best epoch is chosen on the first `training.validation` images of `held_back`, or without these on the last of
-    `images`. `start` are weights to start from. ValueError if `out` holds a run and `resume` is not
-    set, or if the recipe differs from that run's.
+    SIGTERM and SIGINT stop the training with a checkpoint.
+
+    The best epoch is chosen on the first `training.validation` images of `held_back`, or without
+    these on the last of `images`. `start` are weights to start from. Raises ValueError if `out`
+    holds a run and `resume` is not set, or if the recipe differs from that run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")

@@ -8,7 +8,9 @@ from models.kit.shapes import Tensor
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights that a training starts from: by the family's `warm_start`, or all of them where it has none.
+    """Load the weights that a training starts from.
+
+    The family's `warm_start` loads them if it has that method; otherwise all weights are loaded.
 
     Raises ValueError where the model cannot start from them, as names or shapes differ.
     """

@@ -14,20 +14,22 @@ arXiv:1511.05666v4 (ICLR 2016).
     argmin_y E(y, x)         descent.descend               B           1         §3, inference by gradient descent
     ∂ log p(y|x)/∂Ψ          statistics.contrastive_loss   B           1         §4, positive and negative phase
 
-Files: `regression` (§2: U, the regression network and its losses), `statistics` (§3 and §4: Ψ, Φ, the energy),
-`descent` (minimises the energy of an image), `model` (operations and training), `config` (their options).
+Files: `regression` (§2: U, the regression network and its losses), `statistics` (§3 and §4: Ψ, Φ,
+the energy), `descent` (minimises the energy of an image), `model` (operations and training),
+`config` (their options).
 
-Levels are grey levels: 255 from black to white. Losses are means over the pixels and channels of an image. Each channel
-of the statistics is divided by the root mean square of Ψ(y) − Ψ(R(x)), where R(x) is the regression's estimate; the
-energy is the mean squared error of these. The paper leaves the scale (the temperature) of its norm open; with this
-choice R(x) itself has an energy of about 1.
+Levels are grey levels: 255 from black to white. Losses are means over the pixels and channels of an
+image. Each channel of the statistics is divided by the root mean square of Ψ(y) − Ψ(R(x)), where
+R(x) is the regression's estimate; the energy is the mean squared error of these. The paper leaves
+the scale (the temperature) of its norm open; with this choice R(x) itself has an energy of about 1.
 
-Departs from the paper: the regression network is residual and upsamples by sub-pixel convolution (Shi et al.,
-arXiv:1609.05158v2; Lim et al., arXiv:1707.02921v1), with one trunk for all scales and all three colours. Ψ is the
-scattering of the luminance and, optionally, the first stages of EfficientNet-Lite0 of the colours; Φ corrects the
-statistics of the regression's estimate. Samples of the negative phase are a few descent steps from R(x). Large images
-are made by a network trained to minimise the energy (Johnson et al., arXiv:1603.08155v1, there without Φ). Every
-learned result is projected onto U(y) = x.
+Departs from the paper: the regression network is residual and upsamples by sub-pixel convolution
+(Shi et al., arXiv:1609.05158v2; Lim et al., arXiv:1707.02921v1), with one trunk for all scales and
+all three colours. Ψ is the scattering of the luminance and, optionally, the first stages of
+EfficientNet-Lite0 of the colours; Φ corrects the statistics of the regression's estimate. Samples
+of the negative phase are a few descent steps from R(x). Large images are made by a network trained
+to minimise the energy (Johnson et al., arXiv:1603.08155v1, there without Φ). Every learned result
+is projected onto U(y) = x.
 """
 
 from models.superres.config import Config, UpscaleOptions

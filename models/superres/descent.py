@@ -1,7 +1,8 @@
 """§3, inference: gradient descent of the energy of each image, with a line search.
 
-The variable is a detail (B, 1, H, W) added to all colours of the regression's estimate. The step sizes are those of
-Barzilai and Borwein (IMA J. Numer. Anal. 8, 1988), accepted by Armijo's condition.
+The variable is a detail (B, 1, H, W) added to all colours of the regression's estimate. The step
+sizes are those of Barzilai and Borwein (IMA J. Numer. Anal. 8, 1988), accepted by Armijo's
+condition.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,10 @@ SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 
 @dataclass(frozen=True)
 class Descent:
-    """The state of a descent: the detail, the gradient and the energy there, and the next step size of each image."""
+    """The state of a gradient descent, per image.
+
+    It has the detail, the gradient and the energy there, and the next step size.
+    """
 
     detail: Float[Tensor, "B 1 H W"]
     slope: Float[Tensor, "B 1 H W"]
@@ -30,7 +34,10 @@ class Descent:
 
 
 def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -> Descent:
-    """Return the state at `detail`; the first step will change an image by half a grey level (root mean square)."""
+    """Return the state at `detail`.
+
+    The first step will change an image by half a grey level (root mean square).
+    """
     value, gradient = value_and_gradient(energy_of, detail)
     size = gradient.square().mean((1, 2, 3)).sqrt().clamp_min(1e-20)
     return Descent(detail, gradient, value, value, INITIAL_CHANGE / size)
@@ -38,9 +45,12 @@ def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -
 
 # See docs/decisions.md#wavelets-are-tuned-against-two-step-descents
 def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
-    """Take `steps` gradient steps of each image; a step that does not lower the energy enough (Armijo) is rejected.
+    """Take `steps` gradient steps of each image.
 
-    The next step size is Barzilai and Borwein's after an accepted step, a third of the last after a rejected one.
+    A step that does not lower the energy enough (Armijo's condition) is rejected.
+
+    The next step size is Barzilai and Borwein's after an accepted step, a third of the last after a
+    rejected one.
     """
     for _ in range(steps):
         trial = descent.detail - descent.step[:, None, None, None] * descent.slope
@@ -65,7 +75,10 @@ def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
 def value_and_gradient(
     energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]
 ) -> tuple[PerImage, Float[Tensor, "B 1 H W"]]:
-    """Return the energy of each image and its gradient by the detail, in any gradient mode of the caller."""
+    """Return the energy of each image and its gradient with respect to the detail.
+
+    The caller's gradient mode has no effect.
+    """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = detail.clone().requires_grad_()
         value = energy_of(leaf)

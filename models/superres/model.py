@@ -10,7 +10,7 @@ from torch import nn
 from models.kit import features, resize, spectrum
 from models.kit.continuation import Continuation
 from models.kit.operations import describe
-from models.kit.optimizer_step import OptimizerStep
+from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.scattering import Scattering
 from models.kit.shapes import Float, Tensor
@@ -56,7 +56,8 @@ DESCENT_STEPS_PER_CALL = 1
 class Model(nn.Module):
     """The regression network and, with `objective` "statistics", the generator, Ψ and Φ.
 
-    `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of `config.margin` pixels is context only.
+    `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of `config.margin` pixels
+    is context only.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]
@@ -87,9 +88,11 @@ class Model(nn.Module):
                     self.register_buffer(f"taps_{scale}", taps)
 
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the weights of equal name and shape; the generator starts as a copy of the regression if it is missing.
+        """Load the weights of equal name and shape.
 
-        ValueError if the regression's weights are missing or have another shape.
+        If the generator's weights are missing, it starts as a copy of the regression.
+
+        Raises ValueError if the regression's weights are missing or have another shape.
         """
         own = self.state_dict()
         usable = {
@@ -106,7 +109,10 @@ class Model(nn.Module):
         self.load_state_dict({**own, **usable})
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw He's normal weights, a tenth of them at the ends of residual branches; set biases to zero."""
+        """Draw weights from He's normal distribution and set biases to zero.
+
+        Weights at the ends of residual branches are a tenth of that.
+        """
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.named_parameters()):
@@ -121,7 +127,10 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the model's operations as its card lists them; `margin` is the context of a tile in pixels."""
+        """Return the model's operations as its card lists them.
+
+        `margin` is the context of a tile on every side, in pixels.
+        """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
         if self.config.objective == "regression":
@@ -140,9 +149,12 @@ class Model(nn.Module):
         options: UpscaleOptions,
         state: dict[str, Tensor] | None = None,
     ) -> dict[str, Any] | Continuation:
-        """Return `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1: tiles enlarged s times, without their margins m.
+        """Enlarge tiles `scale` times (s) and cut off their margins (m).
 
-        A model with the regression alone treats "statistics" as "mse". ValueError for a scale that it does not have.
+        Return `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1.
+
+        A model with the regression alone treats "statistics" as "mse". Raises ValueError for a
+        scale that it does not have.
         """
         scale = options.scale
         if scale not in self.config.scales:
@@ -187,7 +199,9 @@ class Model(nn.Module):
     # Estimates
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
-        """Return R(x), the regression's estimate, or its mean over the eight symmetries of the square.
+        """Return R(x), the regression's estimate of the high resolution.
+
+        With `ensemble` it is the mean over the eight symmetries of the square.
 
         The result is projected onto U(y) = x.
         """
@@ -202,12 +216,18 @@ class Model(nn.Module):
         return self._project(total / 8.0, low, scale)
 
     def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
-        """Return the generator's image (`fidelity` 0), the regression's (1) or a mixture, projected onto U(y) = x."""
+        """Return a mixture of the generator's and the regression's image.
+
+        `fidelity` 0 is the generator's, 1 the regression's. The result is projected onto U(y) = x.
+        """
         estimate = self.regress(low, scale)
         return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
 
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
-        """Return the regression's estimate plus a share of the generator's detail, filtered and projected."""
+        """Return the regression's estimate plus `share` of the generator's detail.
+
+        The detail is filtered, and the result is projected onto U(y) = x.
+        """
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
             detail = spectrum.apply_filter(detail, self.get_buffer(f"taps_{scale}"))
@@ -218,14 +238,20 @@ class Model(nn.Module):
         return remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
-        """Return the nearest image with U(y) = x. Projects twice, because clipping to 0 … 1 undoes a part."""
+        """Return the nearest image with U(y) = x.
+
+        The projection is applied twice, because clipping to 0 … 1 undoes a part of it.
+        """
         project = resize.projection(*low.shape[2:], scale, low.device)
         return project(project(high.float(), low).clamp(0.0, 1.0), low)
 
     # The statistics
 
     def statistics(self, high: Images) -> Statistics:
-        """Return Ψ(y) in float32: the scattering of the luminance, then the feature network's stages, if loaded.
+        """Return the statistics Ψ(y) in float32.
+
+        The scattering of the luminance comes first, then the stages of the feature network, if it
+        is loaded.
 
         The network's features are normalised to unit length over their channels, as in LPIPS.
         """
@@ -239,9 +265,11 @@ class Model(nn.Module):
             return [self.scattering(luminance(high))[:, 0]]
 
     def load_feature_network(self) -> "Model":
-        """Load the feature network of Ψ if the config has one; training needs it, `upscale` does not.
+        """Load the feature network of Ψ if the config has one.
 
-        ValueError if the file with its weights is missing.
+        Training needs it, `upscale` does not.
+
+        Raises ValueError if the file with its weights is missing.
         """
         if self.config.network and not self.feature_networks:
             self.feature_networks = [load_features().to(self.spread.device)]
@@ -259,9 +287,12 @@ class Model(nn.Module):
     def energy_function(
         self, low: Images, estimate: HighResolution, scale: int, target: Statistics | None = None
     ) -> EnergyFunction:
-        """Return the function detail (B, 1, H, W) ↦ E(y, x) + a penalty of U(y) ≠ x, where y = R(x) + detail.
+        """Return the energy as a function of the detail (B, 1, H, W), with y = R(x) + detail.
 
-        With `target` the energy is that of the scattering alone, toward these statistics; otherwise toward Φ(x).
+        The energy is E(y, x) plus a penalty of the difference between U(y) and x.
+
+        With `target` the energy is that of the scattering alone, toward these statistics; otherwise
+        toward Φ(x).
         """
         statistics_of = self.statistics if target is None else self._scattering_statistics
         predicted = self.predict(estimate, self.statistics(estimate), scale) if target is None else target
@@ -276,9 +307,12 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """§2: return the regression's error on high-resolution patches (B, C, H, W), at a scale that each row draws.
+        """§2: return the regression's error (B,) on high-resolution patches (B, C, H, W).
 
-        All patches get the same low resolution, H / max(scales): a smaller scale uses a part of the patch.
+        Each row draws its scale.
+
+        All patches get the same low resolution, H / max(scales): a smaller scale uses a part of the
+        patch.
         """
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = random_symmetry(images, uniform)
@@ -299,10 +333,14 @@ class Model(nn.Module):
         return losses
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
-        """§3, §4: train Φ toward Ψ(y), the generator to lower the energy and, from `tune_from` on, Ψ by two phases.
+        """§3, §4: yield the optimizer steps of Φ, the generator and Ψ.
 
-        Half of the generator's loss uses Φ(x) as the target, half Ψ(y), whose mean Φ estimates: once Φ has converged
-        both gradients have the same mean. The first row draws the scale and whether Ψ is trained in this step.
+        Φ is trained toward Ψ(y), the generator to lower the energy. From `tune_from` on, Ψ is
+        trained by the positive and negative phase.
+
+        Half of the generator's loss uses Φ(x) as the target, half Ψ(y), whose mean Φ estimates:
+        once Φ has converged both gradients have the same mean. The first row draws the scale and
+        whether Ψ is trained in this step.
         """
         self.load_feature_network()
         low, high, scale = self._training_pair(images, rows)
@@ -334,8 +372,9 @@ class Model(nn.Module):
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
         """After training: compute the detail filter of each scale from the first training patches.
 
-        The texture that lowers the energy most cheaply is a lattice, in which a few frequencies hold most of the power.
-        The filter moves the mean spectrum of the generator's detail halfway to that of y − R(x).
+        The texture that lowers the energy most cheaply is a lattice, in which a few frequencies
+        hold most of the power. The filter moves the mean spectrum of the generator's detail halfway
+        to that of y − R(x).
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
@@ -360,7 +399,10 @@ class Model(nn.Module):
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """§4: draw y' ~ p(·|x) approximately: a few steps down the scattering's energy, from the estimate."""
+        """§4: draw y' ~ p(·|x) approximately, by a few descent steps of the scattering's energy.
+
+        The descent starts from the regression's estimate.
+        """
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
             descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))
@@ -390,7 +432,10 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures on given patches: PSNR (dB) of bicubic and of the regression, for each scale."""
+        """Return the card's figures: PSNR (dB) on the given patches, for each scale.
+
+        Bicubic interpolation and the regression are measured.
+        """
         figures = []
         for scale in sorted(self.config.scales, reverse=True):
             figures += psnr_figures(self.regression, images, scale, precision)

@@ -1,4 +1,4 @@
-"""§2: the downsampling U, the regression network that estimates y from x and its losses, and inversion by TV."""
+"""§2: the downsampling U, the regression network and inversion by total variation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +25,19 @@ LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601
 
 
 def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
-    """§2: x = U(y), antialiased bicubic (a = −½, as Pillow's), rounded to 256 levels like a low-resolution file."""
+    """§2: x = U(y), antialiased bicubic downsampling (a = −½, as Pillow's).
+
+    The result is rounded to 256 levels, as in an image file.
+    """
     low = functional.interpolate(high, scale_factor=1.0 / scale, mode="bicubic", antialias=True)
     return low.mul(LEVELS).round_().clamp_(0.0, LEVELS).div_(LEVELS)
 
 
 def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Return the image at `scale` times its size by bicubic interpolation; values may leave 0 … 1 a little."""
+    """Return the image at `scale` times its size by bicubic interpolation.
+
+    Values may leave 0 … 1 a little.
+    """
     return functional.interpolate(low, scale_factor=float(scale), mode="bicubic", antialias=True)
 
 
@@ -41,12 +47,18 @@ def squared_error(estimate: Images, high: Images) -> PerImage:
 
 
 def absolute_error(estimate: Images, high: Images) -> PerImage:
-    """§2 with the 1-norm: ‖Φ(x, Θ) − y‖₁, mean over pixels and channels, in levels; gives sharper images early on."""
+    """§2 with the 1-norm: ‖Φ(x, Θ) − y‖₁, the mean over pixels and channels, in levels.
+
+    Early in a training it gives sharper images than the squared error.
+    """
     return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
 
 
 def luminance(images: Images) -> Float[Tensor, "B 1 H W"]:
-    """Return the BT.601 luminance of RGB images, in 0 … 1; a grey image's luminance is its grey value."""
+    """Return the BT.601 luminance of RGB images, in 0 … 1.
+
+    A grey image's luminance is its grey value.
+    """
     weights = images.new_tensor(LUMA_WEIGHTS)[:, None, None]
     return (images * weights).sum(1, keepdim=True)
 
@@ -58,7 +70,9 @@ def chroma_error(high: Images, estimate: Images) -> PerImage:
 
 
 def psnr(estimate: Images, high: Images, border: int) -> PerImage:
-    """Return 10 log₁₀(255²/MSE) in dB, of the BT.601 Y channel (16 … 235) without `border` pixels on each side.
+    """Return the PSNR 10 log₁₀(255²/MSE), in dB.
+
+    It is computed on the BT.601 Y channel (16 … 235), without `border` pixels on each side.
 
     The estimate is clipped and rounded to 256 levels first.
     """
@@ -71,7 +85,9 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
 def invert_by_total_variation(
     low: Images, scale: int, state: dict[str, Tensor] | None
 ) -> Float[Tensor, "B C sH sW"] | Continuation:
-    """§2: argmin_y ½‖U(y) − x‖² + λ‖∇y‖₁, a few iterations per call, until every image has converged.
+    """§2: argmin_y ½‖U(y) − x‖² + λ‖∇y‖₁, by a few iterations per call.
+
+    The iterations end when every image has converged.
 
     Returns the images in 0 … 1, or a `Continuation` whose state goes into the next call.
     """
@@ -94,7 +110,9 @@ def invert_by_total_variation(
 
 
 def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
-    """Apply to each image one of the eight symmetries of the square, chosen by its first three uniform numbers.
+    """Apply a random symmetry of the square to each image.
+
+    It is chosen by the first three of the image's uniform numbers.
 
     Images that are not square are only flipped.
     """
@@ -105,7 +123,10 @@ def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
 
 
 def random_crop(images: Images, edge: int, uniform: Float[Tensor, "B 2"]) -> Float[Tensor, "B C edge edge"]:
-    """Return a square of each image, at the position chosen by its two uniform numbers (vertical, horizontal)."""
+    """Return a square crop of each image.
+
+    Its position is chosen by two uniform numbers, for the vertical and the horizontal.
+    """
     height, width = images.shape[2:]
     top = (uniform[:, 0] * (height - edge + 1)).long().tolist()
     left = (uniform[:, 1] * (width - edge + 1)).long().tolist()
@@ -114,7 +135,10 @@ def random_crop(images: Images, edge: int, uniform: Float[Tensor, "B 2"]) -> Flo
 
 
 def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
-    """Return a scale per uniform number: the largest with probability `largest_share`, the others equally likely."""
+    """Return a scale for each uniform number.
+
+    The largest scale has the probability `largest_share`; the others are equally likely.
+    """
     *others, largest = sorted(scales)
     if not others:
         return torch.full_like(uniform, largest, dtype=torch.int64)
@@ -140,12 +164,18 @@ class ResidualBlock(nn.Module):
 
 
 def _add(output: Tensor, h: Tensor) -> Tensor:
-    """Return h + output, written into `output` if the types agree: allocating new pages costs more than the sum."""
+    """Return h + output, written into `output` if the types agree.
+
+    Allocating new memory would take longer than the sum.
+    """
     return output.add_(h) if output.dtype == h.dtype else h + output
 
 
 class Upscaler(nn.Module):
-    """Bicubic interpolation plus a learned residual: residual blocks, then one sub-pixel convolution per scale."""
+    """The regression network: bicubic interpolation plus a learned residual.
+
+    The residual is made by residual blocks and one sub-pixel convolution per scale.
+    """
 
     def __init__(self, channels: int, features: int, blocks: int, scales: Sequence[int]) -> None:
         super().__init__()
@@ -174,7 +204,10 @@ class Upscaler(nn.Module):
 
 
 def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> list[dict[str, Any]]:
-    """Return the card's figures at one scale: mean PSNR (dB) of bicubic interpolation and of the regression network."""
+    """Return the card's figures at one scale: mean PSNR, in dB.
+
+    Bicubic interpolation and the regression network are measured.
+    """
     edge = min(images.shape[2:]) // scale * scale
     psnrs: dict[str, list[Tensor]] = {"psnr_bicubic": [], "psnr": []}
     for batch in torch.split(images[:, :, :edge, :edge], 32):

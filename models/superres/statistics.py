@@ -1,6 +1,7 @@
 """§3 and §4: the sufficient statistics, their predictor Φ, the energy and its contrastive gradient.
 
-`Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of the feature network.
+`Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of
+the feature network.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,19 @@ GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern i
 
 
 def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
-    """Return the root mean square of Ψ(y) − Ψ(R(x)) of each channel: the part that the regression cannot predict."""
+    """Return the root mean square of Ψ(y) − Ψ(R(x)) of each channel.
+
+    This is the part of the statistics that the regression cannot predict.
+    """
     return [
         (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, target, strict=True)
     ]
 
 
 def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
-    """§3: E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted`, Ψ(y) = `actual`, each channel divided by its `std`.
+    """§3: E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted` and Ψ(y) = `actual`.
+
+    Each channel is divided by its `std`.
 
     The mean over the parts that both have, each the mean over its values.
     """
@@ -45,15 +51,21 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 
 
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
-    """§4: E(y, x) − E(y', x), y' ~ p(·|x): its gradient by Ψ is −∂ log p(y|x)/∂Ψ, estimated with one sample y'."""
+    """§4: E(y, x) − E(y', x) with a sample y' ~ p(·|x).
+
+    Its gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ.
+    """
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 
 
 # See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Return a detail without patterns of the low-resolution grid's period, the cheapest texture to lower the energy.
+    """Remove patterns with the period of the low-resolution grid from a detail.
 
-    Each of the s² sub-pixel positions has its mean over the low-resolution neighbourhood subtracted.
+    They are the texture that lowers the energy at the least cost.
+
+    Each of the s² sub-pixel positions has its mean over the low-resolution neighbourhood
+    subtracted.
     """
     phases = functional.pixel_unshuffle(detail, scale)
     means = functional.avg_pool2d(phases, GRID_WINDOW, 1, GRID_WINDOW // 2, count_include_pad=False)
@@ -64,7 +76,10 @@ def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float
 
 
 def load_features() -> features.Features:
-    """Return the feature network of Ψ with its weights, frozen; ValueError if the file is missing."""
+    """Return the feature network of Ψ with its weights, frozen.
+
+    Raises ValueError if the file is missing.
+    """
     if not FEATURES_FILE.is_file():
         raise ValueError(
             f"the features of EfficientNet-Lite0 are not in {FEATURES_FILE}: "
@@ -91,7 +106,10 @@ class Predictor(nn.Module):
         self.widths = tuple(widths)
 
     def forward(self, estimate: Images, own: Statistics, std: ChannelStds, scale: int) -> Statistics:
-        """Return Φ(x) from the estimate R(x), whose sides are multiples of four, and its statistics `own` = Ψ(R(x))."""
+        """Return Φ(x) from the estimate R(x) and its statistics `own` = Ψ(R(x)).
+
+        The sides of the estimate are multiples of four.
+        """
         pixels = functional.pixel_unshuffle(estimate - 0.5, 4)
         h = self.head(torch.cat((pixels, own[0] / std[0][:, None, None]), 1)) + self.scales[str(scale)][:, None, None]
         h = h + self.blocks(h)

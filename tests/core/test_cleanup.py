@@ -15,10 +15,10 @@ from core.blobs import Blobs, remove_tree
 from core.catalog.versions import Versions
 from core.cleanup import Cleanup
 from core.datasets.store import Datasets
+from core.files import work_folder
 from core.jobs.records import SliceReport, new_id
 from core.jobs.store import JobStore
 from core.settings import Settings
-from core.work_folder import work_folder
 from tests.core.jobs.test_store import LEASE_S, job
 
 OLD_S = 100.0

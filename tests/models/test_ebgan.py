@@ -10,7 +10,7 @@ import torch
 
 from models import ebgan
 from models.kit.continuation import Continuation
-from models.kit.optimizer_step import OptimizerStep
+from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import LATENT, RowStreams
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from core.imaging.container import PROFILE_LIMIT_BYTES
 from core.imaging.decode import open_picture
-from core.imaging.metadata import PROFILE_LIMIT_BYTES
 from core.imaging.pictures import Pixels, UnusableImageError, decode
 from core.imaging.tiling import Photograph, decode_photograph, open_photograph
 

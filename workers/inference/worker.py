@@ -14,7 +14,7 @@ from core.broker.codec import pack
 from core.broker.keys import WORKERS
 from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
-from models.kit import malloc
+from models.kit import memory
 from workers.inference.batches import BatchRunner
 from workers.inference.candidates import CandidateLoader
 from workers.inference.context import InferenceContext
@@ -38,7 +38,7 @@ class InferenceWorker:
     def start(self, check_stop: Callable[[], None]) -> None:
         """Publish heartbeats and load the active models; `check_stop` is called between steps and may raise."""
         torch.set_num_threads(1)
-        malloc.keep_freed_memory()
+        memory.keep_freed_memory()
         self.context.watchdog.check()  # before any work: a pass that holds the interpreter lock stops the heartbeat
         self._heartbeat.start()
         with self.context.watchdog.working("loading models"):

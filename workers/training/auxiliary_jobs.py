@@ -8,7 +8,7 @@ from dataclasses import asdict
 import orjson
 
 from core.catalog.versions import FILE
-from core.datasets.readers.source import ConversionOptions
+from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import Datasets, NameTakenError
 from core.jobs.records import Job
 from workers.training.child_process import ChildProcesses

@@ -1,4 +1,4 @@
-"""Arrays of images, as IDX and NPZ hold them: checked by shape and dtype, read as uint8 batches."""
+"""Arrays of images in IDX and NPZ files: checks by header, and uint8 batches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,8 +6,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from core.datasets.readers.source import BATCH_BYTES, ConversionOptions, read_exactly, unpacked_size_error
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers import base
+from core.datasets.readers.base import ConversionOptions, UploadRejectedError
 from core.imaging.pictures import Pixels
 
 
@@ -31,11 +31,11 @@ class ArrayHeader(NamedTuple):
     @property
     def images_per_batch(self) -> int:
         """Number of images that are read at once."""
-        return max(1, BATCH_BYTES // self.row_bytes)
+        return max(1, base.BATCH_BYTES // self.row_bytes)
 
     @property
     def kind(self) -> str:
-        """Kind of dataset that the array makes."""
+        """Kind of the dataset: vectors or pictures."""
         return "vectors" if len(self.shape) == 2 else "pictures"
 
     @property
@@ -55,9 +55,7 @@ class ArrayHeader(NamedTuple):
 
 
 def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> None:
-    """Raise UploadRejectedError if an array of this shape and dtype does not hold images, or too
-    many bytes.
-    """
+    """Raise UploadRejectedError if an array cannot hold images or is too large."""
     shape, dtype, _ = header
     if dtype.kind not in "biuf":
         raise UploadRejectedError(f"{name} holds {dtype}; pictures are whole numbers 0 … 255, floats 0 … 1 or booleans")
@@ -71,18 +69,18 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
             f"{name} has shape {format_shape(shape)}; one or three channels, first or last, would work"
         )
     if header.size_bytes > options.unpacked_bytes:
-        raise unpacked_size_error(f"{name} states {header.size_bytes} bytes", options)
+        raise base.unpacked_size_error(f"{name} states {header.size_bytes} bytes", options)
 
 
 def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixels]:
-    """Yield the array that follows, in C order, as uint8 (n, C, H, W).
+    """Yield the next array of a file, in C order, as uint8 batches (n, C, H, W).
 
     Raises UploadRejectedError.
     """
     total = header.shape[0]
     for first in range(0, total, header.images_per_batch):
         count = min(header.images_per_batch, total - first)
-        payload = read_exactly(file, count * header.row_bytes)
+        payload = base.read_exactly(file, count * header.row_bytes)
         if len(payload) < count * header.row_bytes:
             reached = first * header.row_bytes + len(payload)
             raise UploadRejectedError(
@@ -93,9 +91,10 @@ def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixe
 
 
 def to_uint8(array: np.ndarray, header: ArrayHeader, name: str, first: int) -> Pixels:
-    """Return images as uint8 (n, C, H, W): integers as they are, floats 0 … 1 scaled to 0 … 255.
+    """Return images as uint8 (n, C, H, W); floats 0 … 1 are scaled to 0 … 255.
 
-    Raises UploadRejectedError, which names the image that is out of range, counted from `first`.
+    Raises UploadRejectedError, which names the first image with an invalid value. `first` is the
+    number of the first image.
     """
     real = array.dtype.kind == "f"
     highest, allowed = (

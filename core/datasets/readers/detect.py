@@ -1,15 +1,15 @@
-"""Find the format of an upload from its first bytes, and open it with the reader of that format."""
+"""Detect the format of an upload from its first bytes, and open it."""
 
 import gzip
 import tarfile
 from pathlib import Path
 
+from core.datasets.readers import base
+from core.datasets.readers.base import ConversionOptions, Source, UploadRejectedError
 from core.datasets.readers.idx import GZIP_MAGIC, open_idx
 from core.datasets.readers.npz import open_npz
-from core.datasets.readers.source import READ_ERRORS, ConversionOptions, Source, unpacked_size_error
 from core.datasets.readers.zip_archive import check_member, is_folder, is_hidden, open_zip
 from core.datasets.readers.zip_images import open_zip_images
-from core.datasets.upload_errors import UploadRejectedError
 
 _ACCEPTED = "send IDX (gzipped or not), NPZ, or a ZIP of pictures"
 _ZIP_MAGICS = {b"PK\3\4", b"PK\5\6"}
@@ -24,8 +24,9 @@ _OTHER_ARCHIVES = {
 
 
 def open_upload(folder: Path, options: ConversionOptions) -> Source:
-    """Return the content of FOLDER/file and FOLDER/labels, checked by headers. Raises
-    UploadRejectedError.
+    """Open FOLDER/file and FOLDER/labels, and check their headers.
+
+    Raises UploadRejectedError.
     """
     path = folder / "file"
     with path.open("rb") as file:
@@ -51,7 +52,7 @@ def _open_zip(folder: Path, options: ConversionOptions) -> Source:
         members = [info for info in archive.infolist() if not is_folder(info)]
         total = sum(info.file_size for info in members)
         if total > options.unpacked_bytes:
-            raise unpacked_size_error(f"its members ({len(members)}) are {total} bytes", options)
+            raise base.unpacked_size_error(f"its members ({len(members)}) are {total} bytes", options)
         for info in members:
             check_member(info)
         visible = [info for info in members if not is_hidden(info)]
@@ -67,7 +68,7 @@ def _open_zip(folder: Path, options: ConversionOptions) -> Source:
 
 
 def _reject_image_options(options: ConversionOptions, found: str) -> None:
-    """Raise UploadRejectedError for options that apply to a ZIP of images alone."""
+    """Raise UploadRejectedError for options that are only valid for a ZIP of images."""
     if options.resize:
         raise UploadRejectedError(f"resize is for a ZIP of pictures; this is {found}", "resize")
     if options.kind:
@@ -75,14 +76,14 @@ def _reject_image_options(options: ConversionOptions, found: str) -> None:
 
 
 def _reject_other_archives(path: Path, head: bytes) -> None:
-    """Raise UploadRejectedError, which names the format, for archives that are not read here."""
+    """Raise UploadRejectedError with the name of the format for other kinds of archives."""
     packed = ""
     if head[:2] == GZIP_MAGIC:
         packed = "gzipped "
         try:
             with gzip.open(path, "rb") as file:
                 head = file.read(tarfile.BLOCKSIZE)
-        except READ_ERRORS:
+        except base.READ_ERRORS:
             return  # the IDX reader reports the damage
         if head[:4] in _ZIP_MAGICS:
             raise UploadRejectedError(
@@ -100,7 +101,7 @@ def _reject_other_archives(path: Path, head: bytes) -> None:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Return whether a file begins with a tar header of any version, by its checksum."""
+    """Return whether a file begins with a tar header, by the header's checksum."""
     if len(head) < tarfile.BLOCKSIZE or not head[0]:
         return False
     try:

@@ -1,6 +1,4 @@
-"""IDX files (the format of MNIST), gzipped or not: images, and the labels that may come beside
-them.
-"""
+"""IDX files (the format of MNIST), gzipped or not: images and labels."""
 
 import gzip
 import struct
@@ -11,9 +9,9 @@ from typing import IO
 
 import numpy as np
 
+from core.datasets.readers import base
 from core.datasets.readers.arrays import ArrayHeader, check_header, read_array
-from core.datasets.readers.source import ConversionOptions, Source, SourceSplit, damage_error, reject_damage
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers.base import ConversionOptions, Source, SourceSplit, UploadRejectedError
 from core.imaging.pictures import Pixels
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -38,15 +36,13 @@ def open_idx(folder: Path, options: ConversionOptions) -> Source:
             if file.read(1):
                 raise UploadRejectedError("the file is too long: it goes on after what its header states; save it anew")
 
-    batches = reject_damage(read_batches, "the file")
+    batches = base.reject_damage(read_batches, "the file")
     split = SourceSplit(None, header.shape[0], batches, scaled=header.dtype.kind == "f", labels=labels)
     return Source("idx", header.kind, header.image_shape, [split])
 
 
 def read_labels(folder: Path, count: int) -> np.ndarray | None:
-    """Return the int64 labels (count,) of the IDX file FOLDER/labels; None if there is no such
-    file.
-    """
+    """Return the labels in FOLDER/labels, int64 (count,); None without such a file."""
     path = folder / "labels"
     if not path.exists():
         return None
@@ -65,7 +61,7 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
         with _open_unpacked(path) as file:
             payload = file.read(start + count * dtype.itemsize + 1)[start:]
     except (OSError, EOFError, zlib.error) as error:
-        raise damage_error("the labels", error, "labels") from error
+        raise base.damage_error("the labels", error, "labels") from error
     if len(payload) != count * dtype.itemsize:
         fault = "truncated" if len(payload) < count * dtype.itemsize else "too long"
         raise UploadRejectedError(f"the labels are {fault}: their header states {count} of them", "labels")
@@ -81,7 +77,7 @@ def _read_header(path: Path, field: str) -> tuple[ArrayHeader, int]:
                 raise UploadRejectedError(f"the {field} is not IDX: it begins with {magic.hex() or 'nothing'}", field)
             sizes = file.read(4 * magic[3])
     except (OSError, EOFError, zlib.error) as error:
-        raise damage_error(f"the {field}", error, field) from error
+        raise base.damage_error(f"the {field}", error, field) from error
     if len(sizes) < 4 * magic[3]:
         raise UploadRejectedError(f"the {field} is truncated within its header; send it whole", field)
     shape = struct.unpack(f">{magic[3]}I", sizes)

@@ -1,5 +1,6 @@
-"""NPZ files: the arrays of each split and their labels, found by name; pickled objects are never
-loaded.
+"""NPZ files: arrays of images and labels, which are found by name.
+
+Pickled objects are never loaded.
 """
 
 import math
@@ -13,23 +14,11 @@ from typing import IO
 
 import numpy as np
 
+from core.datasets.readers import base
 from core.datasets.readers.arrays import ArrayHeader, check_header, format_shape, read_array, to_uint8
-from core.datasets.readers.source import (
-    BATCH_BYTES,
-    READ_ERRORS,
-    ConversionOptions,
-    Source,
-    SourceSplit,
-    check_free_space,
-    damage_error,
-    format_image_size,
-    read_exactly,
-    reject_damage,
-    report_skipped,
-)
+from core.datasets.readers.base import ConversionOptions, Source, SourceSplit, UploadRejectedError
 from core.datasets.readers.zip_archive import member_error
 from core.datasets.split_names import arrays_by_split
-from core.datasets.upload_errors import UploadRejectedError
 from core.imaging.pictures import Pixels
 
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -37,8 +26,9 @@ _WANTED_NAMES = "train (with validation and test, or without), or images"
 
 
 def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions) -> Source:
-    """Return the images of the NPZ file FOLDER/file, whose visible members are these. Raises
-    UploadRejectedError.
+    """Open the NPZ file FOLDER/file with these visible members.
+
+    Raises UploadRejectedError.
     """
     names = [info.filename.removesuffix(".npy") for info in members]
     repeated = [name for name, times in Counter(names).items() if times > 1]
@@ -54,13 +44,13 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
     headers = {split: _checked_header(folder, infos[name], options) for split, name in images.items()}
     shapes = {header.image_shape: images[split] for split, header in headers.items()}
     if len(shapes) > 1:
-        sizes = "; ".join(f"{name}: {format_image_size(shape)}" for shape, name in shapes.items())
+        sizes = "; ".join(f"{name}: {base.format_image_size(shape)}" for shape, name in shapes.items())
         raise UploadRejectedError(f"the arrays' pictures differ in size: {sizes}; one size, please")
     splits = [
         SourceSplit(
             split,
             header.shape[0],
-            reject_damage(_batch_reader(folder, infos[images[split]], header, options), images[split]),
+            base.reject_damage(_batch_reader(folder, infos[images[split]], header, options), images[split]),
             scaled=header.dtype.kind == "f",
             labels=_read_labels(folder, infos[labels[split]], header.shape[0]) if labels else None,
         )
@@ -68,12 +58,13 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
     ]
     ignored = sorted(set(names) - {*images.values(), *labels.values()})
     header = next(iter(headers.values()))
-    return Source("npz", header.kind, header.image_shape, splits, report_skipped(ignored, hidden))
+    return Source("npz", header.kind, header.image_shape, splits, base.report_skipped(ignored, hidden))
 
 
 def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels: Mapping[str | None, str]) -> None:
-    """Raise UploadRejectedError unless the arrays are one set of images, or splits with training
-    images.
+    """Check that the arrays are one set of images, or splits with training images.
+
+    Raises UploadRejectedError.
     """
     if not images:
         raise UploadRejectedError(
@@ -98,14 +89,15 @@ def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOpti
 
 
 def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
-    """Return the header of a .npy file. Raises UploadRejectedError, also for pickled objects and
-    records.
+    """Return the header of a .npy file.
+
+    Raises UploadRejectedError, also for pickled objects and records.
     """
     try:
         version = np.lib.format.read_magic(file)
         shape, fortran, dtype = _HEADER_READERS[version](file)
-    except READ_ERRORS as error:
-        raise damage_error(info.filename, error) from error
+    except base.READ_ERRORS as error:
+        raise base.damage_error(info.filename, error) from error
     except (ValueError, LookupError, SyntaxError, TypeError, tokenize.TokenError) as error:
         raise member_error(info, f"it is no array of NumPy ({str(error)[:120]}); save it with numpy.savez") from error
     if dtype.hasobject:
@@ -120,8 +112,8 @@ def _open_member(folder: Path, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(folder / "file") as archive:
         try:
             file = archive.open(info)
-        except READ_ERRORS as error:
-            raise damage_error(info.filename, error) from error
+        except base.READ_ERRORS as error:
+            raise base.damage_error(info.filename, error) from error
         with file:
             yield file
 
@@ -145,14 +137,16 @@ def _batch_reader(
 def _read_fortran_order(
     scratch: Path, file: IO[bytes], header: ArrayHeader, name: str, options: ConversionOptions
 ) -> Iterator[Pixels]:
-    """Yield an array in Fortran order by images: written to `scratch` first, for an image's values
-    lie scattered.
+    """Yield batches of images of an array in Fortran order.
+
+    The values of an image are not adjacent in such a file, so the array is first written to
+    `scratch`.
     """
     total = header.size_bytes
-    check_free_space(scratch.parent, total, options)
+    base.check_free_space(scratch.parent, total, options)
     with scratch.open("wb") as columns:
         while columns.tell() < total:
-            payload = read_exactly(file, min(BATCH_BYTES, total - columns.tell()))
+            payload = base.read_exactly(file, min(base.BATCH_BYTES, total - columns.tell()))
             if not payload:
                 raise UploadRejectedError(
                     f"{name} is truncated: {columns.tell()} bytes where its header states {total}"
@@ -175,7 +169,7 @@ def _read_labels(folder: Path, info: zipfile.ZipInfo, count: int) -> np.ndarray:
             )
         if shape[0] != count:
             raise UploadRejectedError(f"{info.filename} has {shape[0]} labels for {count} pictures", "labels")
-        payload = read_exactly(file, count * dtype.itemsize)
+        payload = base.read_exactly(file, count * dtype.itemsize)
     if len(payload) < count * dtype.itemsize:
         raise UploadRejectedError(f"{info.filename} is truncated", "labels")
     return np.frombuffer(payload, dtype).astype(np.int64)

@@ -1,5 +1,6 @@
-"""ZIP archives from untrusted clients: the central directory is compared with the file before a
-member is read.
+"""ZIP archives from untrusted clients.
+
+The central directory is compared with the file before a member is read.
 """
 
 import os
@@ -11,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from core.datasets.readers.source import READ_ERRORS
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers.base import READ_ERRORS, UploadRejectedError
 
 MAX_MEMBERS = 1_000_000
 MAX_DIRECTORY_BYTES = 256 << 20
@@ -44,7 +44,7 @@ _HIDDEN_NAMES = {
 
 
 def path_of(info: zipfile.ZipInfo) -> tuple[str, ...]:
-    r"""Return the folders and the name of a member; `\` separates like `/`: .NET writes it."""
+    r"""Return the folders and the name of a member. "\\" is a separator, too, as .NET writes it."""
     return tuple(step for step in info.filename.replace("\\", "/").split("/") if step not in {"", "."})
 
 
@@ -74,9 +74,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def check_member(info: zipfile.ZipInfo) -> None:
-    """Reject links, encrypted members, unsupported compression, and names that lead out of the
-    folder.
-    """
+    """Reject links, encrypted members, unknown compression, and names outside the folder."""
     name = info.orig_filename
     steps = name.replace("\\", "/").split("/")
     if ".." in steps or steps[0] == "" or re.match(r"[A-Za-z]:", name) or "\0" in name:
@@ -92,7 +90,7 @@ def check_member(info: zipfile.ZipInfo) -> None:
 
 
 def member_error(info: zipfile.ZipInfo, detail: str) -> UploadRejectedError:
-    """Return the rejection of one member, which it names."""
+    """Return an error that names one member."""
     return UploadRejectedError(f"{info.orig_filename[:200]!r}: {detail}")
 
 
@@ -103,7 +101,7 @@ def _damage_error(reason: str) -> UploadRejectedError:
 def _check_directory(path: Path) -> int:
     """Compare the central directory with the end record; return the directory's offset in bytes.
 
-    A directory over the limits is rejected before it is read. Raises UploadRejectedError.
+    The size is compared with the limits before the directory is read. Raises UploadRejectedError.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -129,11 +127,11 @@ def _check_directory(path: Path) -> int:
 
 
 def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
-    """Return the number of members, the size of the central directory in bytes, and its end's
-    offset in `tail`.
+    """Parse the end record at the offset `position` of the file's last bytes, `tail`.
 
-    `position` is the offset of the end record. A ZIP64 record before it must agree, except for
-    values that the end record cannot hold.
+    Return the number of members, the size of the central directory in bytes, and the offset of its
+    end in `tail`. A ZIP64 record must have the same values, unless they are too large for the end
+    record.
     """
     _, disk, first_disk, on_disk, count, length, offset, _ = _END_RECORD.unpack_from(tail, position)
     if any(0 < number < 0xFFFF for number in (disk, first_disk)) or on_disk != count:
@@ -157,9 +155,7 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _check_entries(file: IO[bytes], count: int, length: int) -> None:
-    """Reject a central directory with another number of entries than `count`, or another size than
-    `length`.
-    """
+    """Check that the central directory has `count` entries and `length` bytes."""
     directory = file.read(length)
     position = 0
     for _ in range(count):

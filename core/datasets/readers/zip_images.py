@@ -11,21 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from core.datasets.readers import base
+from core.datasets.readers.base import BatchReader, ConversionOptions, Source, SourceSplit, UploadRejectedError
 from core.datasets.readers.idx import read_labels
-from core.datasets.readers.source import (
-    BATCH_BYTES,
-    MAX_LISTED_NAMES,
-    READ_ERRORS,
-    BatchReader,
-    ConversionOptions,
-    Source,
-    SourceSplit,
-    report_skipped,
-    unpacked_size_error,
-)
 from core.datasets.readers.zip_archive import member_error, path_of
 from core.datasets.split_names import splits_of_paths
-from core.datasets.upload_errors import UploadRejectedError
 from core.imaging.decode import open_picture
 from core.imaging.pictures import Pixels, UnusableImageError, decode
 
@@ -44,7 +34,7 @@ _GREY_MODES = {"1", "L", "LA", "La"}
 
 @dataclass(frozen=True)
 class ZipImage:
-    """An image in a ZIP, by its header: size in pixels, and Pillow's mode."""
+    """An image in a ZIP, by its header: size in pixels and mode in Pillow's terms."""
 
     info: zipfile.ZipInfo
     height: int
@@ -60,8 +50,9 @@ class ZipImage:
 def open_zip_images(
     folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions
 ) -> Source:
-    """Return the images of the ZIP FOLDER/file, whose visible members are these. Raises
-    UploadRejectedError.
+    """Open the ZIP file FOLDER/file with these visible members.
+
+    Raises UploadRejectedError.
     """
     files = [info for info in members if info.filename.lower().endswith(SUFFIXES)]
     if not files:
@@ -72,20 +63,20 @@ def open_zip_images(
         images = [_read_header(archive, info) for info in files]
     pixels = sum(image.width * image.height for image in images)
     if pixels > options.unpacked_bytes:
-        raise unpacked_size_error(f"its pictures ({len(images)}) are {pixels} pixels", options)
+        raise base.unpacked_size_error(f"its pictures ({len(images)}) are {pixels} pixels", options)
     names = Counter(path_of(image.info) for image in images)
-    report = {**report_skipped(ignored, hidden), "duplicate_names": sum(times - 1 for times in names.values())}
+    report = {**base.report_skipped(ignored, hidden), "duplicate_names": sum(times - 1 for times in names.values())}
     return (_open_photographs if options.kind == "photographs" else _open_pictures)(folder, images, options, report)
 
 
 def _no_images_error(members: Sequence[zipfile.ZipInfo], hidden: int) -> UploadRejectedError:
-    content = ", ".join(info.filename[:60] for info in members[:MAX_LISTED_NAMES]) or "nothing"
+    content = ", ".join(info.filename[:60] for info in members[: base.MAX_LISTED_NAMES]) or "nothing"
     beside = f", and {hidden} files that are hidden or in hidden, cache or bin folders" if hidden else ""
     return UploadRejectedError(f"the ZIP holds no picture ({', '.join(SUFFIXES)}); it holds {content}{beside}")
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
-    """Return what an image's header says, without decoding it."""
+    """Return size and mode of an image, without decoding its pixels."""
     data = _read_member(archive, info)
     try:
         picture = open_picture(data)
@@ -100,7 +91,7 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Return a member's bytes, at most one more than the ZIP's directory says it has."""
+    """Return the bytes of a member, at most one more than the directory states."""
     if info.file_size > MAX_MEMBER_BYTES:
         raise UploadRejectedError(
             f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture", status=413
@@ -108,13 +99,14 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(info) as file:
             return file.read(info.file_size + 1)  # only with a length is decompression bounded
-    except READ_ERRORS as error:
+    except base.READ_ERRORS as error:
         raise member_error(info, f"it is damaged ({str(error)[:120]}); pack it anew") from error
 
 
 def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
-    """Return the indices of the images of each split, by folder. Raises UploadRejectedError if only
-    some are in one.
+    """Return the indices of the images of each split, by their folders.
+
+    Raises UploadRejectedError if only some images are in a split.
     """
     indices: dict[str | None, list[int]] = {}
     for index, split in enumerate(splits_of_paths([path_of(image.info)[:-1] for image in images])):
@@ -132,8 +124,9 @@ def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
 def _decode(
     archive: zipfile.ZipFile, image: ZipImage, shape: tuple[int, int, int], conversions: Counter[str]
 ) -> Pixels:
-    """Return an image as uint8 of `shape` (C, H, W), scaled to cover that size and cropped at the
-    centre.
+    """Decode an image to uint8 of `shape` (C, H, W).
+
+    It is scaled to cover that size and cropped at the centre.
     """
     channels, height, width = shape
     try:
@@ -179,8 +172,8 @@ def _open_pictures(
 
 def _mixed_sizes_error(images: Sequence[ZipImage], sizes: Counter[tuple[int, int]]) -> UploadRejectedError:
     first = {(image.height, image.width): image.name[:80] for image in reversed(images)}
-    listed = [f"{times} of {h}×{w} (as {first[h, w]!r})" for (h, w), times in sizes.most_common(MAX_LISTED_NAMES)]
-    more = f" and {len(sizes) - MAX_LISTED_NAMES} more sizes" if len(sizes) > MAX_LISTED_NAMES else ""
+    listed = [f"{times} of {h}×{w} (as {first[h, w]!r})" for (h, w), times in sizes.most_common(base.MAX_LISTED_NAMES)]
+    more = f" and {len(sizes) - base.MAX_LISTED_NAMES} more sizes" if len(sizes) > base.MAX_LISTED_NAMES else ""
     return UploadRejectedError(
         f"the pictures differ in size (height×width): {', '.join(listed)}{more}; give resize=HxW to scale each until "
         f"it covers that size and cut it at the centre, or kind=photographs to cut patches of {PATCH}×{PATCH}",
@@ -191,7 +184,7 @@ def _mixed_sizes_error(images: Sequence[ZipImage], sizes: Counter[tuple[int, int
 def _picture_reader(
     folder: Path, images: Sequence[ZipImage], shape: tuple[int, int, int], conversions: Counter[str]
 ) -> BatchReader:
-    step = max(1, BATCH_BYTES // math.prod(shape))
+    step = max(1, base.BATCH_BYTES // math.prod(shape))
 
     def read_batches() -> Iterator[Pixels]:
         with zipfile.ZipFile(folder / "file") as archive:
@@ -242,8 +235,9 @@ def _photograph_split(
 
 
 def _cut_patches(pixels: Pixels) -> Pixels:
-    """Return adjacent patches from the centre of a photograph (3, H, W), row by row: (n, 3, PATCH,
-    PATCH).
+    """Cut the centre of a photograph (3, H, W) into adjacent patches, row by row.
+
+    Return an array (n, 3, PATCH, PATCH).
     """
     _, height, width = pixels.shape
     rows, columns = height // PATCH, width // PATCH

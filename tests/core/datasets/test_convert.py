@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from core.datasets.readers.source import ConversionOptions
+from core.datasets.readers.base import ConversionOptions
 from tests.uploads import DIGITS, SPLITS, UploadConverter, idx, npz, packed, pictures, png, rows, zipped
 
 

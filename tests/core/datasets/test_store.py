@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.datasets.convert import convert
-from core.datasets.readers.source import ConversionOptions
+from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import Datasets, InUseError, NameTakenError
 from tests.api.helpers import decode_image
 

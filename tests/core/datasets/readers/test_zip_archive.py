@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from core.datasets.readers import zip_archive
-from core.datasets.upload_errors import UploadRejectedError
+from core.datasets.readers.base import UploadRejectedError
 from tests.uploads import UploadConverter, end_of, idx, npz, packed, pictures, png, zip_end, zipped
 
 

@@ -1,6 +1,4 @@
-"""What every reader returns, what a client may ask of a conversion, and the limits that all readers
-share.
-"""
+"""Records, limits and helper functions that all readers share."""
 
 import errno
 import json
@@ -17,7 +15,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from core.datasets.upload_errors import UploadRejectedError
 from core.imaging.pictures import Pixels
 
 BATCH_BYTES = 4 << 20  # size of the pieces in which files are read
@@ -43,14 +40,26 @@ READ_ERRORS = (
 BatchReader = Callable[[], Iterator[Pixels]]
 
 
+class UploadRejectedError(ValueError):
+    """An uploaded dataset that cannot be used; the message says why and what would work.
+
+    `field` is the form field at fault, `status` the HTTP status.
+    """
+
+    def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:
+        super().__init__(detail)
+        self.field = field
+        self.status = status
+
+
 @dataclass(frozen=True)
 class ConversionOptions:
-    """Options of a conversion: the `format` and `kind` that the client named ("" for any), and the
-    limits.
+    """Options of a conversion, and its limits.
 
-    `resize` is (height, width) in pixels; `validation` and `test` are shares of all images, used
-    where the upload has no such split. The converted dataset may have `unpacked_bytes`, and must
-    leave `reserve_bytes` of the disk free.
+    `format` and `kind` are those that the client named, or "". `resize` is (height, width) in
+    pixels. `validation` and `test` are shares of all images, for splits that the upload does not
+    have. The converted dataset may have `unpacked_bytes`, and `reserve_bytes` of the disk must stay
+    free.
     """
 
     format: str = ""
@@ -70,10 +79,10 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Images of one split; `split` is None if the upload does not name splits.
+    """The images of one split; `split` is None if the upload does not name splits.
 
-    `scaled`: levels are final; otherwise they are 0 … 1 or 0 … 255, decided by the highest one.
-    `grouped`: each batch (the patches of one photograph) goes into one split as a whole.
+    `scaled`: the levels are final; otherwise they are 0 … 1 or 0 … 255, depending on the highest.
+    `grouped`: each batch has the patches of one photograph, which stay in one split.
     """
 
     split: str | None
@@ -86,8 +95,9 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Source:
-    """The content of an upload. `shape` is (C, H, W) of each image; `report` goes into the
-    dataset's description.
+    """The content of an upload.
+
+    `shape` is (C, H, W) of each image. `report` is added to the dataset's description.
     """
 
     format: str
@@ -112,17 +122,18 @@ def read_exactly(file: IO[bytes], size: int) -> bytes:
 
 
 def damage_error(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
-    """Return the error for an uploaded file, or a file in an archive, that is truncated or damaged.
+    """Return the error for an uploaded file or member that is truncated or damaged.
 
-    `name` is what the message calls it; `field` is the form field that the error names.
+    `name` is its name in the message; `field` is the form field at fault.
     """
     damage = "truncated" if isinstance(error, EOFError) else "damaged"
     return UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field)
 
 
 def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
-    """Wrap a reader so that damage to the file raises UploadRejectedError; a full disk stays an
-    OSError.
+    """Wrap a reader: errors of a damaged file become UploadRejectedError.
+
+    OSError because of a full disk is not changed.
     """
 
     def read() -> Iterator[Pixels]:
@@ -142,7 +153,7 @@ def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
-    """Raise OSError (ENOSPC) if `size_bytes` do not fit on the disk beside the reserve."""
+    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and the reserve."""
     if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -155,15 +166,13 @@ def unpacked_size_error(what: str, options: ConversionOptions) -> UploadRejected
 
 
 def format_image_size(shape: tuple[int, int, int]) -> str:
-    """Return an image's (C, H, W) in words."""
+    """Return an image shape (C, H, W) in words."""
     channels, height, width = shape
     return f"{channels} channel{'s' * (channels > 1)} of {height}×{width}"
 
 
 def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
-    """Return the part of a report about members that were ignored (by name) and hidden ones (by
-    number).
-    """
+    """Return the entries of a report for ignored members (names) and hidden ones (number)."""
     names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
     return {
         **({"ignored": {"count": len(ignored), "names": names}} if ignored else {}),

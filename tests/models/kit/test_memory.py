@@ -1,4 +1,4 @@
-"""`models.kit.size`: too large networks are rejected by their config, and the memory limit holds."""
+"""`models.kit.memory`: too large networks are rejected by their config, and the memory limit holds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from models.kit.memory import TooLargeError, check_size, min_bytes
 from models.kit.recipe import Recipe
-from models.kit.size import TooLargeError, check_size, min_bytes
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "tests" / "fixtures" / "digits-images-idx3-ubyte.gz"

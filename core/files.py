@@ -1,0 +1,71 @@
+"""Files that several processes use: durable writes, locks, and work folders."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from core.blobs import remove_tree
+
+LOCK = "lock"
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file atomically and flush it to the disk, through a hidden file beside it."""
+    part = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file, which is created if it is missing; wait for the lock."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends
+        yield
+
+
+def in_use(lock: Path) -> bool:
+    """Return whether a live process holds the lock of a file; False if there is no such file."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@dataclass
+class WorkFolder:
+    """A folder of one process, which is removed at the end unless it is `kept`."""
+
+    path: Path
+    kept: bool = False
+
+    def hand_over(self) -> None:
+        """Keep the folder, because another process continues with it and removes it."""
+        self.kept = True
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[WorkFolder]:
+    """Create a folder and hold its lock, which marks it as in use. Raises OSError."""
+    folder = WorkFolder(path)
+    try:
+        path.mkdir(parents=True)
+        with locked(path / LOCK):
+            yield folder
+    finally:
+        if not folder.kept:
+            remove_tree(path)
