@@ -28,6 +28,7 @@ for folder in (ROOT, ROOT / "benchmarks"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from photos import metrics, pictures  # noqa: E402
+from photos.vgg import VGG16  # noqa: E402
 from PIL import Image  # noqa: E402
 from serving import facts  # noqa: E402
 
@@ -176,7 +177,7 @@ def main() -> None:
         fit(chosen.checkpoint, chosen.radius, chosen.data_folder)
         return
     model, _ = card.load(chosen.checkpoint)
-    network = features.load(features.VGG16(), chosen.features / "vgg16-hed.npz")
+    network = features.load(VGG16(), chosen.features / "vgg16-hed.npz")
     scales = {}
     for scale in chosen.scale:
         if chosen.held_back:

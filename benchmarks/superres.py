@@ -33,6 +33,7 @@ for folder in (ROOT, ROOT / "benchmarks"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from photos import metrics, peers, pictures  # noqa: E402
+from photos.vgg import VGG16  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from serving import facts  # noqa: E402
 
@@ -161,7 +162,7 @@ def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) 
 def scored(names: list[str], originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, dict[str, Any]]:
     """Return every metric of every method's images, by method and photograph."""
     networks = {
-        "vgg": features.load(features.VGG16(), peers.FEATURES / "vgg16-hed.npz"),
+        "vgg": features.load(VGG16(), peers.FEATURES / "vgg16-hed.npz"),
         "lite0": features.load(features.EfficientNetLite0(), peers.FEATURES / "efficientnet-lite0.npz"),
     }
     found: dict[str, dict[str, Any]] = {name: {} for name in names}

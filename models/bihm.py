@@ -42,7 +42,7 @@ from models.kit.continuation import Continuation
 from models.kit.figures import figure, mean_figure
 from models.kit.operations import describe
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
-from models.kit.sampling import ImportanceWeights, log_mean_batches, log_mean_exp, resample
+from models.kit.sampling import ImportanceWeights, common_progress, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Int16, Tensor
 
@@ -338,7 +338,7 @@ class Model(nn.Module):
             if options.source == "p":
                 return {"images": self._to_images(means[:, 0] if options.output == "means" else chain[0])}
         else:
-            chain, done = self._unpack(state["chain"]), _common_progress(state["done"])
+            chain, done = self._unpack(state["chain"]), common_progress(state["done"])
         chain = self._gibbs_sweep(chain, rows, done, options, None)
         if done + 1 < options.steps:
             return self._continuation(chain, done + 1, options.steps)
@@ -367,7 +367,7 @@ class Model(nn.Module):
             x = self._binarize(images, rows.row_zero(), options.binarization)
             chain, done = self._start_chain(x, hidden, rows, options.pool), 0
         else:
-            chain, done = self._unpack(state["chain"]), _common_progress(state["done"])
+            chain, done = self._unpack(state["chain"]), common_progress(state["done"])
         chain = self._gibbs_sweep(chain, rows, done, options, hidden)
         if done + 1 < options.steps:
             return self._continuation(chain, done + 1, options.steps)
@@ -410,14 +410,8 @@ class Model(nn.Module):
         (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective
         sample sizes (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is known.
         """
-        weights = (
-            ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
-        )
-        roots = (
-            ImportanceWeights.empty(len(rows), images.device)
-            if state is None
-            else ImportanceWeights.from_state(state, "root_")
-        )
+        weights = ImportanceWeights.resume(state, len(rows), images.device)
+        roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
         x = self._binarize(images, rows, options.binarization)
         a = self.log_weights(x, rows, weights.done, min(SAMPLES_PER_CALL, options.k - weights.done))
         weights, roots = weights.add(a), roots.add(0.5 * a)
@@ -615,11 +609,7 @@ class Model(nn.Module):
         `POOL_PER_CALL` draws per call. The draw kept so far is replaced by one of the new draws
         with the probability of their share of all weights.
         """
-        weights = (
-            ImportanceWeights.empty(len(rows), rows.row.device)
-            if state is None
-            else ImportanceWeights.from_state(state)
-        )
+        weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done
         count, inner = min(POOL_PER_CALL, options.pool - first), max(1, options.inner)
         x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), first, count, VISIBLE))
@@ -670,16 +660,6 @@ def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
     """Return a number in [0, 1) per pair of signed 16-bit numbers."""
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
-
-
-def _common_progress(done: Tensor) -> int:
-    """Return the number of steps done, equal in all rows.
-
-    Raises ValueError if the rows differ.
-    """
-    if len(done) and not bool((done == done[0]).all()):
-        raise ValueError("all rows of a batch must have the same progress")
-    return int(done[0]) if len(done) else 0
 
 
 def _figures(

@@ -44,7 +44,7 @@ from models.kit.figures import mean_figure
 from models.kit.operations import describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
-from models.kit.sampling import first_accepted
+from models.kit.sampling import common_progress, first_accepted
 from models.kit.schema import option
 from models.kit.shapes import Float, Tensor
 
@@ -409,9 +409,7 @@ class Model(nn.Module):
             raise ValueError("choose best_of or below, not both")
         total = options.best_of if options.below is None else options.proposals
         best = self._initial_state(rows) if state is None else state
-        done = int(best["done"][0]) if len(rows) else total
-        if len(rows) and not bool((best["done"] == done).all()):
-            raise ValueError("all rows of a batch must have the same progress")
+        done = common_progress(best["done"]) if len(rows) else total
         count = min(CANDIDATES_PER_CALL, total - done)
         best = self._add_candidates(best, rows, done, count, -math.inf if options.below is None else options.below)
         done += count

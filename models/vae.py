@@ -470,9 +470,7 @@ class Model(nn.Module):
         `effective_sample_size` (B,), (Σw)²/Σw², between 1 and K. Each call computes
         `SAMPLES_PER_CALL` samples and returns a `Continuation` until the last one.
         """
-        weights = (
-            ImportanceWeights.empty(len(rows), images.device) if state is None else ImportanceWeights.from_state(state)
-        )
+        weights = ImportanceWeights.resume(state, len(rows), images.device)
         done = weights.done if len(rows) else options.k
         x = self._binarize(images, rows, options.binarization)
         weights = weights.add(self.log_weights(x, rows, done, min(SAMPLES_PER_CALL, options.k - done)))
@@ -547,20 +545,13 @@ class Model(nn.Module):
         bounds, errors = [], []
         means, log_variances = self.encoder(images.flatten(1))
         for i, x in enumerate(torch.split(images.flatten(1), 1)):
-            row = RowStreams.range(seed, i, 1, images.device)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                log_w = torch.cat(
-                    [
-                        self._log_w(
-                            x,
-                            means[i : i + 1],
-                            log_variances[i : i + 1],
-                            row.normals(self.config.latents, first, min(SAMPLES_PER_CALL, k - first), LATENT),
-                        )
-                        for first in range(0, k, SAMPLES_PER_CALL)
-                    ],
-                    dim=1,
-                ).double()
+            row, code = RowStreams.range(seed, i, 1, images.device), (means[i : i + 1], log_variances[i : i + 1])
+            parts = []
+            for first in range(0, k, SAMPLES_PER_CALL):
+                noise = row.normals(self.config.latents, first, min(SAMPLES_PER_CALL, k - first), LATENT)
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    parts.append(self._log_w(x, *code, noise))
+            log_w = torch.cat(parts, dim=1).double()
             bounds.append(torch.stack([_grouped_bound(log_w, size) for size in sizes], dim=1))
             errors.append(log_mean_error(log_w))
             report(i + 1)

@@ -1,12 +1,12 @@
-"""The two clients: `Client` blocks, `AsyncClient` is awaited. Both have the same methods.
+"""The two clients: the methods of `Client` block, those of `AsyncClient` are awaited.
 
     with Client() as client:
         for number, png in enumerate(client.samples("vae-mnist", 4, seed=3).images):
             Path(f"digit-{number}.png").write_bytes(png)
 
-Requests are retried when the service is busy or cannot be reached; `Retry-After` is obeyed. A retry
-does nothing twice: the client draws a seed if you give none, and a request that creates a job
-carries an `Idempotency-Key`.
+Requests are retried when the service is busy or unreachable; `Retry-After` is respected. A retry
+repeats no work: the client draws a seed if you give none, and a request that creates a job carries
+an `Idempotency-Key`.
 """
 
 import asyncio

@@ -49,10 +49,10 @@ class UnreachableError(ReverieError):
 
 
 class UnexpectedContentError(ReverieError):
-    """A response has another content type than the file that was asked for. Nothing was written."""
+    """A response does not have the content type that was requested. No file was written."""
 
     def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
-        """`media_type` was expected, to be saved at `path`."""
+        """`media_type` was requested, for the file `path`."""
         received = "nothing"
         if response is not None:
             received = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"
@@ -64,17 +64,17 @@ class JobFailedError(ReverieError):
     """A job ended without a result: it failed (`job.problem` has the reason) or was cancelled."""
 
     def __init__(self, job: Job) -> None:
-        """`job` is the job as it ended."""
+        """`job` is the ended job."""
         reason = (job.problem or {}).get("detail") or "it has no result"
         super().__init__(f"{job.id} {job.status}: {reason}")
         self.job = job
 
 
 class StillRunningError(ReverieError):
-    """A job did not end within the time given. It is still running."""
+    """A job has not ended within the given time. It continues to run."""
 
     def __init__(self, job: Job) -> None:
-        """`job` is the job as it was last seen."""
+        """`job` is the last known state of the job."""
         super().__init__(f"{job.id} is {job.status} at {job.progress:.0%} and has not ended yet")
         self.job = job
 
@@ -90,8 +90,9 @@ class ProblemError(ReverieError):
     status: ClassVar[int | None] = None
 
     def __init__(self, response: httpx.Response) -> None:
-        """Read the problem from the body; if the body is not JSON (from a proxy, say), from the
-        status line.
+        """Read the problem from the body.
+
+        If the body is not JSON, as that of a proxy, the status line is used.
         """
         body = _json_object(response)
         self.code = response.status_code
@@ -149,7 +150,7 @@ class NotAcceptableError(ProblemError):
 
 
 class ConflictError(ProblemError):
-    """The state does not allow it: a job still runs, a name is taken, a resource is in use."""
+    """The current state does not allow the request: a job is running, a name or resource is in use."""
 
     status = 409
 
@@ -194,7 +195,7 @@ class InternalServerError(ProblemError):
 
 
 class ServiceUnavailableError(ProblemError):
-    """The service has too much work waiting, or no worker, and all retries met the same."""
+    """The service is overloaded or has no worker, and all retries failed."""
 
     status = 503
 

@@ -1,4 +1,4 @@
-"""A job's server-sent events, continued after a broken connection by `Last-Event-ID`."""
+"""The server-sent events of a job, continued after a broken connection with `Last-Event-ID`."""
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -17,8 +17,9 @@ MAX_FAILURES = 20
 
 
 class JobEventStream:
-    """The state of one stream across its connections: the last event seen, and whether more can
-    come.
+    """The state of an event stream over several connections.
+
+    It knows the last event that was received, and whether the job has ended.
     """
 
     def __init__(self, job_id: str, after: int) -> None:
@@ -35,7 +36,7 @@ class JobEventStream:
         return ApiRequest("GET", self._path, headers=headers, timeout_s=SILENCE_TIMEOUT_S).build(http)
 
     def receive(self, message: ServerSentEvent) -> Event | None:
-        """Return the event of a message; None if it carries none, or the stream has ended."""
+        """Return the event in a message; None if the message has none or the stream has ended."""
         if message.retry is not None:
             self._retry_s = message.retry / 1000
         if self.ended or not message.data:
@@ -52,10 +53,8 @@ class JobEventStream:
     def reconnect_delay(self, outcome: httpx.Response | httpx.TransportError) -> Delay:
         """Return how long to wait before the next connection.
 
-        Raises ProblemError, UnreachableError if there is none.
-
-        `outcome` is the response that has ended, or the error that broke it off. 204 means that
-        there are no more events.
+        `outcome` is the last response, or the error that ended it. Status 204 means that there are
+        no more events. Raises ProblemError or UnreachableError if connecting again has no use.
         """
         response = outcome if isinstance(outcome, httpx.Response) else None
         self.ended = self.ended or (response is not None and response.status_code == 204)

@@ -1,4 +1,4 @@
-"""What the service returns, as frozen records.
+"""The service's responses as frozen records.
 
 `body` is the whole JSON object; `record["name"]` is any of its fields.
 """
@@ -14,10 +14,10 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Field(Generic[T]):
-    """A typed attribute that reads the JSON field of the same name."""
+    """A typed attribute that reads the JSON field of the same name from a record."""
 
     def __init__(self, convert: Callable[[Any], T], doc: str) -> None:
-        """`convert` makes the attribute's value from the JSON value."""
+        """`convert` converts the JSON value to the attribute's value; `doc` is its docstring."""
         self._convert, self.__doc__ = convert, doc
 
     def __set_name__(self, _owner: type, name: str) -> None:

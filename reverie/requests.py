@@ -1,4 +1,4 @@
-"""A request of the client as data, and the rules for sending it again."""
+"""A request of the client as a record, and the rules for retries."""
 
 import email.utils
 import random
@@ -19,10 +19,10 @@ MAX_DELAY_S = 30.0
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """One request, built anew for each attempt.
+    """A request. Each attempt builds a new `httpx.Request` from it.
 
-    `download` receives the body of a successful response. `retry_if_lost` says whether the request
-    may be sent again when the first attempt may have reached the service.
+    `download` receives the body of a successful response. `retry_if_lost` says whether to retry if
+    the connection breaks after the request may have reached the service.
     """
 
     method: str
@@ -40,7 +40,7 @@ class ApiRequest:
         return self.upload.open() if self.upload else nullcontext()
 
     def build(self, http: httpx.Client | httpx.AsyncClient, files: FormFiles | None = None) -> httpx.Request:
-        """Return the request for this HTTP client; parameters that are None are left out."""
+        """Build the request for an httpx client. Parameters that are None are left out."""
         timeout = http.timeout if self.timeout_s is None else httpx.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S)
         return http.build_request(
             self.method,
@@ -53,7 +53,7 @@ class ApiRequest:
         )
 
     def may_retry(self, outcome: httpx.TransportError | httpx.Response) -> bool:
-        """Return whether to send the request again after this error or error response."""
+        """Return whether to retry after this error or error response."""
         if isinstance(outcome, httpx.Response):
             return outcome.status_code in {429, 503} or (self.retry_if_lost and outcome.status_code in {502, 504})
         if isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
@@ -70,9 +70,8 @@ class Delay:
 
     @classmethod
     def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> "Delay":
-        """Return what `Retry-After` says; without it, exponential backoff with jitter.
-
-        At most 30 s.
+        """Return the delay of `Retry-After`, or else an exponential backoff with jitter; at most 30
+        s.
         """
         retry_after = response.headers.get("retry-after", "") if response is not None else ""
         if retry_after.isdecimal():

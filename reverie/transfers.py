@@ -1,6 +1,4 @@
-"""Files sent to the service (multipart forms) and received from it (resumed when the connection
-breaks).
-"""
+"""File uploads (multipart forms) and downloads, which resume after a broken connection."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -62,14 +60,14 @@ class _CountingReader(io.BufferedReader):
 
 
 class Download:
-    """A response body on its way to a file.
+    """Writes a response's body to a file.
 
-    The bytes go to a hidden `.part` file, which takes the final name when it is complete. After a
-    broken connection the next request asks for the rest only.
+    The bytes go to a hidden `.part` file, which is renamed when it is complete. After a broken
+    connection, the next request asks for the missing bytes only.
     """
 
     def __init__(self, path: Path, media_type: str, on_progress: ByteProgress | None = None) -> None:
-        """Write nothing yet. Only a body of `media_type` will be written to `path`."""
+        """Prepare to write a body of `media_type` to `path`; other bodies are not written."""
         self.path = path
         self.media_type = media_type
         self.size_bytes = 0
@@ -79,14 +77,14 @@ class Download:
         self._on_progress = on_progress
 
     def request_headers(self) -> dict[str, str]:
-        """Return headers for the whole file, or for the rest of it (`Range`, `If-Range`)."""
+        """Return the headers of the next request, which asks for the missing bytes only."""
         headers = {"Accept-Encoding": "identity"}
         if self.size_bytes and self._etag:
             headers |= {"Range": f"bytes={self.size_bytes}-", "If-Range": self._etag}
         return headers
 
     def open(self, response: httpx.Response) -> AbstractContextManager[IO[bytes] | None]:
-        """Open the file for the body of this response; None if the body is not the file."""
+        """Open the `.part` file for the body of a response; None if the body is not the file."""
         if not response.is_error:
             self.response = response
         if not self._is_file(response):
@@ -108,9 +106,9 @@ class Download:
         return response.status_code in {200, 206} and media_type == self.media_type
 
     def commit(self) -> None:
-        """Move the complete file into place.
+        """Rename the complete file to its final name.
 
-        Raises UnexpectedContentError if the body was not that file.
+        Raises UnexpectedContentError if the response's body was not the file.
         """
         if self.response is None or not self._is_file(self.response):
             raise UnexpectedContentError(self.path, self.media_type, self.response)

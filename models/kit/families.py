@@ -23,36 +23,28 @@ def describe_families() -> dict[str, Any]:
     matches the config, and 1 if none matches. `recipe` has config and training of
     `models/recipes/FAMILY.json`.
     """
-    return {name: _describe_family(name) for name in families() if _is_trainable(name)}
-
-
-def _is_trainable(name: str) -> bool:
-    model = family(name).Model
-    return hasattr(model, "loss") or hasattr(model, "training_steps")
+    models_by_name = {name: family(name).Model for name in families()}
+    trainable = [
+        name for name, model in models_by_name.items() if hasattr(model, "loss") or hasattr(model, "training_steps")
+    ]
+    return {name: _describe_family(name) for name in trainable}
 
 
 def _describe_family(name: str) -> dict[str, Any]:
     module = family(name)
     with torch.device("meta"):
         model = module.Model(module.Config())
-    paths = [folder / f"{name}.json" for folder in _recipe_folders() if (folder / f"{name}.json").is_file()]
-    recipe = json.loads(paths[0].read_text()) if paths else {}
+    shipped, *extra = map(Path, models.__path__)
+    paths = [folder / f"{name}.json" for folder in (shipped / "recipes", *extra)]
+    recipe: dict[str, Any] = next((json.loads(path.read_text()) for path in paths if path.is_file()), {})
+    pictures = smallest_batch(model)
+    smallest_batches = [{"pictures": pictures, "when": {}}] if pictures > 1 else []
     return {
         "summary": (module.__doc__ or name).strip().partition("\n")[0].removesuffix(":"),
         "data": "photographs" if hasattr(module.Model, "upscale") else "pictures",
         "players": list(getattr(model, "OPTIMIZED_MODULES", ())),
-        "smallest_batches": getattr(module, "SMALLEST_BATCHES", _min_batch_entries(model)),
+        "smallest_batches": getattr(module, "SMALLEST_BATCHES", smallest_batches),
         "config": json_schema(module.Config),
         "training": json_schema(Training),
         "recipe": {part: recipe.get(part, {}) for part in ("config", "training")},
     }
-
-
-def _min_batch_entries(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return the entry of a family without `SMALLEST_BATCHES`, from its default model."""
-    pictures = smallest_batch(model)
-    return [{"pictures": pictures, "when": {}}] if pictures > 1 else []
-
-
-def _recipe_folders() -> list[Path]:
-    return [Path(models.__path__[0]) / "recipes", *(Path(folder) for folder in list(models.__path__)[1:])]

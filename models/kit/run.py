@@ -111,19 +111,13 @@ class Run:
 
     @property
     def averaged_model(self) -> Any:
-        """The model with its averaged weights.
-
-        Without an average in the recipe it is the trained model itself.
-        """
+        """The model with its averaged weights, or the model itself if the recipe has no average."""
         return self.average.module if self.average else self.model
 
     # One step
 
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
-        """Return the image indices of each step of an epoch.
-
-        A remainder too small for a step joins the last batch.
-        """
+        """Return the image indices of each step of an epoch; the last batch has the remainder, too."""
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
 
@@ -179,10 +173,7 @@ class Run:
         return self._graphed
 
     def apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
-        """Update one module's weights by the mean of its losses; return the losses' sum.
-
-        `count` is the number of images of the batch in all processes.
-        """
+        """Update one module's weights; return the sum of losses over all `count` images of a step."""
         parameters = self.parameters[step.module]
         self.optimizers[step.module].zero_grad(set_to_none=True)
         loss = step.losses.mean() if self.process_group.is_single else step.losses.sum() / count
@@ -228,10 +219,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean loss of the held-back images under the averaged weights.
-
-        Every validation uses the same random numbers.
-        """
+        """Return the mean loss of the held-back images under the averaged weights."""
         total = 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):
@@ -258,10 +246,7 @@ class Run:
     # The loop
 
     def fit(self, report: Callable[[dict[str, Any]], None] = lambda _: None) -> Outcome:
-        """Train until the last epoch, an early stop, a signal or a bad loss.
-
-        `report` is called with the metrics of each epoch.
-        """
+        """Train until the last epoch, an early stop, a signal or a bad loss; report each epoch."""
         self._started = self._saved_at = self._progress_at = time.monotonic()
         self._preview_at, self._seconds_before = -math.inf, self.seconds
         while self.epoch < self.training.epochs:
@@ -271,10 +256,7 @@ class Run:
         return Outcome("finished", self.epoch, self.seconds)
 
     def _run_epoch(self) -> str:
-        """Run the remaining steps of the epoch.
-
-        Return why the training ends within the epoch, or "".
-        """
+        """Run the rest of the epoch; return why the training ends before the epoch does, or ""."""
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
         for number in range(self.step, len(batches)):
@@ -348,10 +330,7 @@ class Run:
         return line
 
     def _finalize(self) -> None:
-        """Run the family's `finalize` on a copy of the model, and keep the result.
-
-        The copy has the weights that will be exported.
-        """
+        """Run the family's `finalize` on a copy with the weights to export, and keep the result."""
         model = copy.deepcopy(self.averaged_model)
         if self.best and self.training.validation:
             model.load_state_dict(self.best)
@@ -393,20 +372,14 @@ class Run:
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write `preview.png`, made with the averaged weights.
-
-        Weights and random numbers do not change.
-        """
+        """Write `preview.png`, made with the averaged weights; weights do not change."""
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
         if picture is not None:
             self.folder.write("preview.png", picture)
 
     def _touch_progress(self) -> None:
-        """Set the time of `progress.json` to now during work without steps.
-
-        So a supervisor sees that the process is alive.
-        """
+        """Touch `progress.json` during work without steps, so that a supervisor sees progress."""
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
             self.folder.touch("progress.json")
             self._progress_at = time.monotonic()
@@ -421,10 +394,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write `state.pt` atomically.
-
-        Raises ValueError if the disk is full.
-        """
+        """Write `state.pt` atomically. Raises ValueError if the disk is full."""
         averages = [p.detach() for p in self.average.module.parameters()] if self.average else []
         optimizers = {module: optimizer.state_dict() for module, optimizer in self.optimizers.items()}
         state = {

@@ -130,6 +130,16 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
     return torch.searchsorted(total, threshold[:, None], right=True)[:, 0].clamp_(max=log_w.shape[1] - 1)
 
 
+def common_progress(done: Int[Tensor, "B"]) -> int:
+    """Return the progress that all rows of a batch have, 0 without rows.
+
+    Raises ValueError if the rows differ.
+    """
+    if bool((done != done[:1]).any()):
+        raise ValueError("all rows of a batch must have the same progress")
+    return int(done[0]) if len(done) else 0
+
+
 @dataclass(frozen=True)
 class ImportanceWeights:
     """Sufficient statistics of importance weights that arrive in several calls.
@@ -146,6 +156,13 @@ class ImportanceWeights:
         """Return the statistics of no weights, for `rows` rows."""
         none = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
         return cls(none, none, torch.zeros((rows,), dtype=torch.int64, device=device))
+
+    @classmethod
+    def resume(
+        cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device, name: str = ""
+    ) -> "ImportanceWeights":
+        """Return the statistics that `state(name)` stored, or those of no weights without a state."""
+        return cls.empty(rows, device) if state is None else cls.from_state(state, name)
 
     @classmethod
     def from_log_weights(cls, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
@@ -177,16 +194,8 @@ class ImportanceWeights:
 
     @property
     def done(self) -> int:
-        """Number of weights per row.
-
-        Raises ValueError if the rows differ.
-        """
-        if not len(self.count):
-            return 0
-        smallest, largest = (int(end) for end in self.count.aminmax())
-        if smallest != largest:
-            raise ValueError("all rows of a batch must have the same progress")
-        return largest
+        """Number of weights per row. Raises ValueError if the rows differ."""
+        return common_progress(self.count)
 
     @property
     def log_mean(self) -> Float64[Tensor, "B"]:

@@ -15,7 +15,6 @@ MAX_ITEMS = 64  # maximum length of an array: no network has more layers
 
 NUMBER_LIMIT = 2.0**1023  # numbers of at least this size, infinity and NaN are rejected
 
-RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 
 

@@ -39,26 +39,6 @@ def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
     )
 
 
-def objective(y: Images, low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
-    """Return ½‖U(y) − x‖² + λ‖∇y‖₁ of each image."""
-    data = 0.5 * (u(y) - low).square().sum((1, 2, 3))
-    return data + strength * gradient(y).abs().sum((1, 2, 3, 4))
-
-
-def duality_gap(solution: "Solution", low: Float[Tensor, "B C h w"], u: Downsampling, strength: float) -> PerImage:
-    """Return the duality gap: an upper bound of the objective's excess over its minimum.
-
-    It is the objective minus the dual objective at p and q = U(y) − x.
-
-    The dual objective is −½‖q‖² − ⟨q, x⟩ − Σ max(0, −(Uᵀq + ∇ᵀp)); the last term is that of the box
-    0 … 1.
-    """
-    q = u(solution.y) - low
-    slope = u.adjoint(q) - divergence(solution.p)
-    dual = -0.5 * q.square().sum((1, 2, 3)) - (q * low).sum((1, 2, 3)) - (-slope).clamp_min(0.0).sum((1, 2, 3))
-    return objective(solution.y, low, u, strength) - dual
-
-
 @dataclass(frozen=True)
 class Solution:
     """The image y, the dual variable p, and which images have converged."""

@@ -14,35 +14,11 @@ from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.scattering import Scattering
 from models.kit.shapes import Float, Tensor
+from models.superres import regression, statistics
 from models.superres.config import Config, UpscaleOptions
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
-from models.superres.regression import (
-    Images,
-    PerImage,
-    Upscaler,
-    absolute_error,
-    chroma_error,
-    downsample,
-    draw_scales,
-    interpolate_bicubic,
-    invert_by_total_variation,
-    luminance,
-    psnr_figures,
-    random_crop,
-    random_symmetry,
-    squared_error,
-)
-from models.superres.statistics import (
-    FEATURE_CHANNELS,
-    ChannelStds,
-    Predictor,
-    Statistics,
-    contrastive_loss,
-    energy,
-    load_features,
-    remove_grid_pattern,
-    residual_std,
-)
+from models.superres.regression import Images, PerImage, Upscaler
+from models.superres.statistics import ChannelStds, Predictor, Statistics
 
 HighResolution = Float[Tensor, "B C sH sW"]
 
@@ -75,7 +51,7 @@ class Model(nn.Module):
             self.OPTIMIZED_MODULES = ("predictor", "generator", "scattering")
             self.generator = Upscaler(config.channels, config.features, config.blocks, config.scales)
             self.scattering = Scattering(config.wavelet_scales, config.wavelet_angles)
-            self.widths = (self.scattering.channels, *(FEATURE_CHANNELS if config.network else ()))
+            self.widths = (self.scattering.channels, *(statistics.FEATURE_CHANNELS if config.network else ()))
             self.predictor = Predictor(
                 config.channels, config.features, config.predictor_blocks, config.scales, self.widths
             )
@@ -109,10 +85,7 @@ class Model(nn.Module):
         self.load_state_dict({**own, **usable})
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw weights from He's normal distribution and set biases to zero.
-
-        Weights at the ends of residual branches are a tenth of that.
-        """
+        """Draw He's normal weights (a tenth at the ends of residual branches); set biases to zero."""
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.named_parameters()):
@@ -127,9 +100,8 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the model's operations as its card lists them.
-
-        `margin` is the context of a tile on every side, in pixels.
+        """Return the model's operations as its card lists them, with the `margin` of a tile in
+        pixels.
         """
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
@@ -162,12 +134,12 @@ class Model(nn.Module):
         regression_only = self.config.objective == "regression"
         method = "mse" if regression_only and options.method == "statistics" else options.method
         if method == "tv":
-            inverted = invert_by_total_variation(images, scale, state)
+            inverted = regression.invert_by_total_variation(images, scale, state)
             return inverted if isinstance(inverted, Continuation) else self._without_margin(inverted, scale)
         if method == "statistics" and options.inference == "descent":
             return self._upscale_by_descent(images, options, state)
         if method == "bicubic":
-            high = interpolate_bicubic(images, scale)
+            high = regression.interpolate_bicubic(images, scale)
         elif method == "mse":
             high = self.regress(images, scale, ensemble=options.ensemble)
         else:
@@ -191,7 +163,7 @@ class Model(nn.Module):
             before = Descent(**{field.name: state[field.name] for field in dataclasses.fields(Descent)})
             descent = descend(before, self.energy_function(low, estimate, scale), DESCENT_STEPS_PER_CALL)
         if float(done.max()) >= options.steps:
-            high = self._project(estimate + remove_grid_pattern(descent.detail, scale), low, scale)
+            high = self._project(estimate + statistics.remove_grid_pattern(descent.detail, scale), low, scale)
             return self._without_margin(torch.lerp(high, estimate, options.fidelity), scale)
         progress = (float(done.max()) + 0.5) / (options.steps + 1)
         return Continuation({"estimate": estimate, "done": done, **vars(descent)}, progress)
@@ -199,11 +171,9 @@ class Model(nn.Module):
     # Estimates
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
-        """Return R(x), the regression's estimate of the high resolution.
+        """Return R(x), the regression's estimate, projected onto U(y) = x.
 
         With `ensemble` it is the mean over the eight symmetries of the square.
-
-        The result is projected onto U(y) = x.
         """
         if not ensemble:
             return self._project(self.regression(low, scale), low, scale)
@@ -216,18 +186,12 @@ class Model(nn.Module):
         return self._project(total / 8.0, low, scale)
 
     def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
-        """Return a mixture of the generator's and the regression's image.
-
-        `fidelity` 0 is the generator's, 1 the regression's. The result is projected onto U(y) = x.
-        """
+        """Return the image of the generator (`fidelity` 0), the regression (1) or a mixture."""
         estimate = self.regress(low, scale)
         return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
 
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
-        """Return the regression's estimate plus `share` of the generator's detail.
-
-        The detail is filtered, and the result is projected onto U(y) = x.
-        """
+        """Return the regression's estimate plus `share` of the generator's filtered detail."""
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
             detail = spectrum.apply_filter(detail, self.get_buffer(f"taps_{scale}"))
@@ -235,13 +199,10 @@ class Model(nn.Module):
 
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
         """Return what the generator adds to the regression's estimate, before the filter."""
-        return remove_grid_pattern(self.generator(low, scale) - estimate, scale)
+        return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
-        """Return the nearest image with U(y) = x.
-
-        The projection is applied twice, because clipping to 0 … 1 undoes a part of it.
-        """
+        """Return the nearest image with U(y) = x; projects twice, because clipping undoes a part."""
         project = resize.projection(*low.shape[2:], scale, low.device)
         return project(project(high.float(), low).clamp(0.0, 1.0), low)
 
@@ -262,17 +223,12 @@ class Model(nn.Module):
 
     def _scattering_statistics(self, high: Images) -> Statistics:
         with torch.autocast(high.device.type, enabled=False):
-            return [self.scattering(luminance(high))[:, 0]]
+            return [self.scattering(regression.luminance(high))[:, 0]]
 
     def load_feature_network(self) -> "Model":
-        """Load the feature network of Ψ if the config has one.
-
-        Training needs it, `upscale` does not.
-
-        Raises ValueError if the file with its weights is missing.
-        """
+        """Load the feature network of Ψ if the config has one. Raises ValueError without its file."""
         if self.config.network and not self.feature_networks:
-            self.feature_networks = [load_features().to(self.spread.device)]
+            self.feature_networks = [statistics.load_features().to(self.spread.device)]
         return self
 
     def residual_stds(self) -> ChannelStds:
@@ -299,8 +255,10 @@ class Model(nn.Module):
         std, u = self.residual_stds(), resize.bicubic(*low.shape[2:], scale, low.device)
 
         def energy_of(detail: Float[Tensor, "B 1 H W"]) -> PerImage:
-            high = estimate + remove_grid_pattern(detail, scale)
-            return energy(predicted, statistics_of(high), std) + CONSISTENCY_WEIGHT * squared_error(u(high), low)
+            high = estimate + statistics.remove_grid_pattern(detail, scale)
+            return statistics.energy(
+                predicted, statistics_of(high), std
+            ) + CONSISTENCY_WEIGHT * regression.squared_error(u(high), low)
 
         return energy_of
 
@@ -309,24 +267,24 @@ class Model(nn.Module):
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """§2: return the regression's error (B,) on high-resolution patches (B, C, H, W).
 
-        Each row draws its scale.
-
-        All patches get the same low resolution, H / max(scales): a smaller scale uses a part of the
-        patch.
+        Each row draws its scale. All patches get the same low resolution, H / max(scales): a
+        smaller scale uses a part of the patch.
         """
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
-        images = random_symmetry(images, uniform)
+        images = regression.random_symmetry(images, uniform)
         edge = min(images.shape[2:]) // max(self.config.scales)
-        scale_of_row = draw_scales(self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0])
+        scale_of_row = regression.draw_scales(
+            self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0]
+        )
         highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
         for scale in self.config.scales:
             index = (scale_of_row == scale).nonzero()[:, 0]
             if len(index):
-                highs[scale] = random_crop(images[index], scale * edge, uniform[index, 3:5])
-                lows[index] = downsample(highs[scale], scale)
+                highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
+                lows[index] = regression.downsample(highs[scale], scale)
         trunk = self.regression.trunk(lows)
         losses = images.new_empty(len(images))
-        error = squared_error if epoch >= self.config.squared_from else absolute_error
+        error = regression.squared_error if epoch >= self.config.squared_from else regression.absolute_error
         for scale, high in highs.items():
             index = (scale_of_row == scale).nonzero()[:, 0]
             losses = losses.index_copy(0, index, error(self.regression.tail(trunk[index], lows[index], scale), high))
@@ -347,26 +305,28 @@ class Model(nn.Module):
         with torch.no_grad():
             estimate = self.regress(low, scale)
             target, own = self.statistics(high), self.statistics(estimate)
-            current = torch.cat(residual_std(own, target))
+            current = torch.cat(statistics.residual_std(own, target))
             has_mean = bool(self.spread.any())
             self.spread.copy_(torch.lerp(self.spread, current, RESIDUAL_STD_RATE) if has_mean else current)
         std = self.residual_stds()
         predicted = self.predict(estimate, own, scale)
-        prediction_error = energy(predicted, target, std)
-        yield OptimizerStep("predictor", prediction_error, {"energy_of_regression": energy(own, target, std)})
+        prediction_error = statistics.energy(predicted, target, std)
+        yield OptimizerStep(
+            "predictor", prediction_error, {"energy_of_regression": statistics.energy(own, target, std)}
+        )
         predicted = [part.detach() for part in predicted]
         if self.config.amortise:
             generated = self._generate(low, estimate, scale)
             actual = self.statistics(generated)
-            losses = 0.5 * (energy(predicted, actual, std) + energy(target, actual, std))
-            error, chroma = squared_error(generated, high), chroma_error(generated, estimate)
+            losses = 0.5 * (statistics.energy(predicted, actual, std) + statistics.energy(target, actual, std))
+            error, chroma = regression.squared_error(generated, high), regression.chroma_error(generated, estimate)
             losses = losses + self.config.pixels * error + self.config.colour * chroma
-            metrics = {"error_of_generator": error, "error_of_regression": squared_error(estimate, high)}
+            metrics = {"error_of_generator": error, "error_of_regression": regression.squared_error(estimate, high)}
             yield OptimizerStep("generator", losses, metrics)
         if epoch >= self.config.tune_from and float(rows.uniform(2, CHOICE)[0, 1]) < self.config.tune_share:
             negative = self._negative_samples(low, estimate, predicted, scale)
             real, sampled = (self._scattering_statistics(one) for one in (high, negative))
-            yield OptimizerStep("scattering", contrastive_loss(predicted, real, sampled, std))
+            yield OptimizerStep("scattering", statistics.contrastive_loss(predicted, real, sampled, std))
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
@@ -388,38 +348,35 @@ class Model(nn.Module):
             for batch in torch.split(torch.cat(patches), 16):
                 edge = min(batch.shape[2:]) // scale * scale
                 high = batch[:, :, :edge, :edge]
-                low = downsample(high, scale)
+                low = regression.downsample(high, scale)
                 estimate = self.regress(low, scale)
                 detail = self._generator_detail(low, estimate, scale)
-                generated.append(spectrum.power_spectrum(luminance(detail)[:, 0]))
-                missing.append(spectrum.power_spectrum(luminance(high - estimate)[:, 0]))
+                generated.append(spectrum.power_spectrum(regression.luminance(detail)[:, 0]))
+                missing.append(spectrum.power_spectrum(regression.luminance(high - estimate)[:, 0]))
             powers = torch.stack(generated).sum(0), torch.stack(missing).sum(0)
             self.get_buffer(f"taps_{scale}").copy_(spectrum.matching_filter(*powers, self.config.detail_radius))
 
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """§4: draw y' ~ p(·|x) approximately, by a few descent steps of the scattering's energy.
-
-        The descent starts from the regression's estimate.
-        """
+        """§4: draw y' ~ p(·|x) by some descent steps of the scattering's energy from the estimate."""
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
             descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))
             descent = descend(descent, energy_of, self.config.negative_steps)
-        return estimate + remove_grid_pattern(descent.detail, scale)
+        return estimate + statistics.remove_grid_pattern(descent.detail, scale)
 
     def _training_pair(
         self, images: Images, rows: RowStreams
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
         """Return low and high resolution of random crops, and the scale that the first row draws."""
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
-        images = random_symmetry(images, uniform)
+        images = regression.random_symmetry(images, uniform)
         first = rows.uniform(1, CHOICE)[:1, 0]
-        scale = int(draw_scales(self.config.scales, self.config.largest_scale_share, first)[0])
+        scale = int(regression.draw_scales(self.config.scales, self.config.largest_scale_share, first)[0])
         edge = min(self.config.edge, min(images.shape[2:]) // max(self.config.scales)) // 4 * 4
-        high = random_crop(images, scale * edge, uniform[:, 3:5])
-        return downsample(high, scale), high, scale
+        high = regression.random_crop(images, scale * edge, uniform[:, 3:5])
+        return regression.downsample(high, scale), high, scale
 
     # Evaluation
 
@@ -432,12 +389,9 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures: PSNR (dB) on the given patches, for each scale.
-
-        Bicubic interpolation and the regression are measured.
-        """
+        """Return the card's figures: PSNR (dB) of bicubic interpolation and of the regression."""
         figures = []
         for scale in sorted(self.config.scales, reverse=True):
-            figures += psnr_figures(self.regression, images, scale, precision)
+            figures += regression.psnr_figures(self.regression, images, scale, precision)
             report(len(images))
         return figures

@@ -1,6 +1,4 @@
-"""What the commands share: the client, the output, common options, and how files and figures are
-reported.
-"""
+"""The client, the output and the common options of all commands."""
 
 import json
 import shutil
@@ -27,7 +25,7 @@ class CliContext:
     output: Output
 
     def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
-        """Print which file was written and what it holds, unless it went to standard output."""
+        """Print the name and content of a file that was written, unless it is standard output."""
         if str(path) == "-":
             return
         if self.output.as_json:
@@ -72,7 +70,9 @@ Seed = Annotated[
 
 
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return `base` with each `a.b=value` set; a value is JSON, or else a string.
+    """Set options given as `a.b=value` in `base`, and return it.
+
+    A value is JSON, or else a string.
 
     Raises typer.BadParameter.
     """

@@ -20,8 +20,7 @@ def sample(
     out: OutputPath = None,
     options: Options = None,
 ) -> None:
-    """Draw samples and save them as a PNG grid, an NPZ or a JSON file; the suffix chooses the
-    format.
+    """Draw samples and save them; the suffix of the file chooses PNG (a grid), NPZ or JSON.
 
     reverie sample vae-mnist -n 64 --seed 3 -o digits.png
     """
@@ -44,7 +43,7 @@ def upscale(
     seed: Seed = None,
     options: Options = None,
 ) -> None:
-    """Enlarge a picture and save it as a PNG, JPEG or WebP file; the suffix chooses the format.
+    """Enlarge a picture and save it; the suffix of the file chooses PNG, JPEG or WebP.
 
     reverie upscale photo.jpg --scale 4 -o large.png
     """

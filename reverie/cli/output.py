@@ -1,5 +1,6 @@
-"""What a command prints: results on standard output; progress, messages and errors on standard
-error.
+"""Output of the commands.
+
+Results go to standard output; progress, messages and errors go to standard error.
 """
 
 import json
@@ -109,9 +110,7 @@ class ProgressBar:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return an epoch's metrics as a line, losses first: `epoch 3 train_loss 103.2 validation_loss
-    105.1 …`.
-    """
+    """Return an epoch's metrics on one line, losses first, such as `epoch 3 train_loss 103.2`."""
     shown = {
         name: value for name, value in metrics.items() if name not in _NOT_SHOWN and isinstance(value, int | float)
     }

@@ -1,4 +1,4 @@
-"""The methods of `Client` and `AsyncClient`, one file per resource of the HTTP interface."""
+"""The methods of `Client` and `AsyncClient`, one file per resource of the HTTP API."""
 
 from reverie.methods.datasets import DatasetMethods
 from reverie.methods.jobs import JobMethods
@@ -8,4 +8,4 @@ from reverie.methods.trainings import TrainingMethods
 
 
 class ApiMethods(OperationMethods, ModelMethods, DatasetMethods, TrainingMethods, JobMethods):
-    """Every method of the clients but `events`."""
+    """All methods of the clients except `events`."""

@@ -1,7 +1,7 @@
-"""What all client methods share: sending with retries, lists, downloads, and waiting for jobs.
+"""The base of all client methods: retries, lists, downloads, and waiting for jobs.
 
-Each method is a generator, written once, that yields the requests and delays it needs and receives
-the responses ("sans I/O"). `Client.run_steps` executes them one after the other;
+A method is a generator that yields requests and delays and receives the responses, so it is written
+once for both clients ("sans I/O"). `Client.run_steps` executes these steps blocking, and
 `AsyncClient.run_steps` awaits them. See
 docs/decisions.md#client-methods-are-generators-written-once.
 """
@@ -50,8 +50,9 @@ _PAGE_SIZE = 100
 
 
 class ClientMethod(Generic[P, T]):
-    """Decorator that turns a generator of steps into a method: a plain one on `Client`, a coroutine
-    on `AsyncClient`.
+    """Decorator that makes a method of a generator of steps.
+
+    The method blocks on `Client` and is a coroutine function on `AsyncClient`.
     """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
@@ -77,16 +78,16 @@ class ClientMethod(Generic[P, T]):
 
 
 class BaseMethods:
-    """Steps that the methods are made of."""
+    """Generators of steps that several methods use."""
 
     def __init__(self, retries: int) -> None:
         """`retries` is the number of times that a request is sent again."""
         self._retries = retries
 
     def _send(self, request: ApiRequest) -> Steps[httpx.Response]:
-        """Return the response of a request that succeeded.
+        """Send a request with retries; return its successful response.
 
-        Raises ProblemError, UnreachableError.
+        Raises ProblemError for an error response, UnreachableError without a response.
         """
         attempt = 0
         while True:
@@ -131,11 +132,10 @@ class BaseMethods:
         on_progress: ByteProgress | None = None,
         send: Callable[[ApiRequest], Steps[httpx.Response]] | None = None,
     ) -> Steps[SavedFile]:
-        """Save the response's body, complete or not at all.
+        """Save a response's body to a file; on an error, no file is written.
 
-        Raises UnexpectedContentError if it is not `media_type`.
-
-        `send` sends the request; by default `_send`.
+        `send` sends the request; by default `_send`. Raises UnexpectedContentError if the body is
+        not `media_type`.
         """
         download = Download(Path(path), media_type, on_progress)
         try:
@@ -164,7 +164,7 @@ class BaseMethods:
             interval_s = min(1.5 * interval_s, 1.0)
 
     def _send_and_wait(self, request: ApiRequest, on_progress: JobProgress | None = None) -> Steps[httpx.Response]:
-        """Return the response, or, if the request became a job (202), the job's result.
+        """Send a request; if it became a job (202), wait for the job and return its result.
 
         Raises JobFailedError.
         """

@@ -1,4 +1,4 @@
-"""Datasets."""
+"""Methods for datasets."""
 
 from pathlib import Path
 from typing import Any

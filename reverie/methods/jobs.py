@@ -1,4 +1,4 @@
-"""Jobs of every kind, trainings among them."""
+"""Methods for jobs of every kind, including trainings."""
 
 from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Job, OperationResult, SavedFile
@@ -51,7 +51,7 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def preview(self, job_id: str) -> Steps[bytes]:
-        """Return a PNG of what a running job has made so far.
+        """Return a PNG of the intermediate result of a running job.
 
         Raises NotFoundError if there is nothing to show.
         """

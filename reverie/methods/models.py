@@ -1,4 +1,4 @@
-"""Models and their versions."""
+"""Methods for models and their versions."""
 
 from pathlib import Path
 
@@ -35,10 +35,7 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def activate_version(self, name: str, version: str) -> Steps[Model]:
-        """Make this version the active one.
-
-        No request fails: workers load it before they switch.
-        """
+        """Activate a version. Workers load it before requests use it, so no request fails."""
         body = {"version": version}
         request = ApiRequest("PATCH", _model_path(name), json=body, timeout_s=_ACTIVATION_TIMEOUT_S)
         return Model((yield from self._json(request)))
@@ -68,9 +65,7 @@ class ModelMethods(BaseMethods):
     def export_version(
         self, name: str, path: FilePath, version: str | None = None, *, on_progress: ByteProgress | None = None
     ) -> Steps[SavedFile]:
-        """Save a version, by default the active one, as a safetensors file with the card in its
-        header.
-        """
+        """Save a version (by default the active one) as a safetensors file with its card."""
         if version is None:
             version = str((yield from self._json(ApiRequest("GET", _model_path(name))))["version"])
         request = ApiRequest("GET", f"{_version_path(name, version)}/file")
@@ -80,11 +75,11 @@ class ModelMethods(BaseMethods):
     def import_version(
         self, name: str, file: FilePath, *, shared: bool | None = None, on_progress: ByteProgress | None = None
     ) -> Steps[Version]:
-        """Import an exported file as a version, which is not active yet unless it is the model's
-        first.
+        """Import an exported file as a version.
 
-        A file that was imported before returns the version that it became. A new model is private
-        unless `shared`. Raises InvalidError if the file is not a valid version of this model.
+        The first version of a model becomes active, others do not. A file that was imported before
+        returns its version. A new model is private unless `shared`. Raises InvalidError if the file
+        is not a valid version of this model.
         """
         versions_path = f"{_model_path(name)}/versions"
         request = ApiRequest(

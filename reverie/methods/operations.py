@@ -1,4 +1,4 @@
-"""Operations: samples, encodings, upscales and so on."""
+"""Methods for operations: samples, encodings, upscales and so on."""
 
 import base64
 import os
@@ -40,7 +40,7 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
-        """Run any operation by the last part of its route, such as "samples"."""
+        """Run an operation by the last part of its route, such as "samples"."""
         request = _operation_request(operation, JSON, _body(model, images, seed, options))
         return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
 
@@ -57,9 +57,7 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Run an operation and save its result as a file; the suffix .png, .npz or .json chooses
-        the format.
-        """
+        """Run an operation and save its result; the suffix .png, .npz or .json chooses the format."""
         media_type = media_type_of(path)
         request = _operation_request(operation, media_type, _body(model, images, seed, options))
         send = partial(self._send_and_wait, on_progress=on_progress)
@@ -69,7 +67,7 @@ class OperationMethods(BaseMethods):
     def submit(
         self, /, operation: str, model: str, images: Sequence[Picture] = (), *, seed: int | None = None, **options: Any
     ) -> Steps[Job]:
-        """Start an operation as a job and return the job without waiting for it."""
+        """Start an operation as a job; return the job without waiting."""
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
         body = _body(model, images, seed, options)
         response = yield from self._send(ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers))
@@ -91,8 +89,7 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Enlarge a picture file and save it to `path`; the suffix .png, .jpg or .webp chooses the
-        format.
+        """Enlarge a picture file; the suffix .png, .jpg or .webp of `path` chooses the format.
 
         Without `model`, the service uses its first model that upscales. Options are `scale`,
         `method` and so on.
@@ -181,7 +178,7 @@ class OperationMethods(BaseMethods):
 
 # See docs/decisions.md#the-client-draws-the-seed-and-the-idempotency-key
 def _seed_or_random(seed: int | None) -> int:
-    """Return the seed, or a random one, drawn here so that a retry sends the same request."""
+    """Return the seed, or else a random one. All retries of a request use the same seed."""
     return secrets.randbelow(SEED_LIMIT) if seed is None else seed
 
 

@@ -1,4 +1,4 @@
-"""Trainings."""
+"""Methods for trainings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,16 @@ from reverie.requests import ApiRequest, quote_name
 
 
 class TrainingMethods(BaseMethods):
-    """Start, steer and publish trainings.
+    """Start, control and publish trainings.
 
     A training is a job, so `wait`, `cancel`, `events` and so on apply too.
     """
 
     @ClientMethod
     def families(self) -> Steps[list[Mapping[str, Any]]]:
-        """Return the families that can be trained: `name`, JSON Schemas of `config` and `training`,
-        default `recipe`.
+        """Return the families that can be trained.
+
+        Each has `name`, the JSON Schemas `config` and `training`, and the default `recipe`.
         """
         return (yield from self._json(ApiRequest("GET", "/v1/families")))["data"]  # type: ignore[no-any-return]
 
@@ -38,13 +39,12 @@ class TrainingMethods(BaseMethods):
     ) -> Steps[Training]:
         """Start a training and return it without waiting.
 
-        When it succeeds, the model `name` has a new version.
-
-        `recipe` holds what differs from the family's default: `config`, `training`, `seed`. `serve`
-        says when the new version becomes active: "if better", "always" or "never". `evaluation` is
-        the `count` of test pictures and the number `k` of importance samples each. A new model is
-        private unless `shared`. Raises InvalidError for a recipe that cannot run, ConflictError if
-        the name is being trained already.
+        When the training succeeds, the model `name` has a new version. `recipe` has the changes to
+        the family's default: `config`, `training`, `seed`. `serve` says when the new version
+        becomes active: "if better", "always" or "never". `evaluation` has the `count` of test
+        pictures and the number `k` of importance samples each. A new model is private unless
+        `shared`. Raises InvalidError for an invalid recipe, ConflictError if the name is being
+        trained already.
         """
         body: dict[str, Any] = {
             "family": family,
@@ -64,8 +64,9 @@ class TrainingMethods(BaseMethods):
     def estimate(
         self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
     ) -> Steps[Mapping[str, Any]]:
-        """Estimate a training from a few timed steps (a dry run): `parameters`, `memory_bytes`,
-        `seconds` and so on.
+        """Estimate a training from a few timed steps (a dry run).
+
+        The result has `parameters`, `memory_bytes`, `seconds` and so on.
         """
         body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
         request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
@@ -92,10 +93,7 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def checkpoints(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
-        """Return a training's checkpoints, oldest first.
-
-        Only the last one is kept, and resumed from.
-        """
+        """Return a training's checkpoints, oldest first. Only the file of the last one is kept."""
         page = yield from self._json(ApiRequest("GET", f"{_training_path(job_id)}/checkpoints"))
         return list(page["data"])
 
@@ -117,8 +115,9 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def publish(self, job_id: str) -> Steps[Job]:
-        """Start a job that publishes the last checkpoint of a paused, failed or cancelled training
-        as a version.
+        """Publish the last checkpoint of a paused, failed or cancelled training as a version.
+
+        Return the job that does it.
         """
         return Job(
             (yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/publish", retry_if_lost=False)))

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from skimage import metrics as reference
+from torch import nn
+from torch.nn import functional
 
 from tests.benchmarks.modules import Importer
 
@@ -56,6 +58,31 @@ def test_psnr_of_a_benchmark_set(module: Importer, tmp_path: Path, capsys: pytes
     assert (found["set"], found["scale"], found["pictures"]) == ("Cats", 2, 1)
     assert found["bicubic"] == pytest.approx(expected, abs=0.1)  # a border of 2 pixels instead of 4
     assert found["regression"] > found["bicubic"] + 1.0
+
+
+def test_vgg_gives_every_rectified_layer(module: Importer) -> None:
+    """VGG-16 has thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR minus the mean."""
+    network = module("photos.vgg").VGG16()
+    images = torch.rand(2, 3, 32, 32)
+    found = network(images)
+    assert [one.shape[1] for one in found] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert [one.shape[2] for one in found] == [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
+    levels = images[:, [2, 1, 0]] * 255 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
+    first = network.convolutions[0]
+    assert isinstance(first, nn.Conv2d)
+    expected = functional.conv2d(levels, first.weight, first.bias, padding=1).relu()
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_distance_is_that_of_unit_features(module: Importer) -> None:
+    """The distance is 0 for equal images and at most 4, with one number per image and stage."""
+    vgg = module("photos.vgg")
+    network = vgg.VGG16().requires_grad_(requires_grad=False)
+    first, second = torch.rand(2, 2, 3, 32, 32)
+    assert float(vgg.distances(network, first, first).abs().max()) == 0
+    found = vgg.distances(network, first, second)
+    assert found.shape == (2, 13)
+    assert bool(((found > 0) & (found <= 4)).all())
 
 
 def test_luma_spans_16_to_235(module: Importer) -> None:

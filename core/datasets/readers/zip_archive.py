@@ -44,7 +44,7 @@ _HIDDEN_NAMES = {
 
 
 def path_of(info: zipfile.ZipInfo) -> tuple[str, ...]:
-    r"""Return the folders and the name of a member. "\\" is a separator, too, as .NET writes it."""
+    r"""Return the folders and the name of a member. `\` is a separator, too, as .NET writes it."""
     return tuple(step for step in info.filename.replace("\\", "/").split("/") if step not in {"", "."})
 
 

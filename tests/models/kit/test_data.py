@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from models.kit.row_streams import RowStreams
 DIGITS = Path(__file__).parents[2] / "fixtures" / "digits-images-idx3-ubyte.gz"
 
 
+def to_idx(images: np.ndarray) -> bytes:
+    """Return the IDX file of a uint8 array."""
+    header: bytes = struct.pack(f">BBBB{images.ndim}I", 0, 0, 0x08, images.ndim, *images.shape)
+    return header + images.tobytes()
+
+
 @pytest.fixture
 def picture() -> np.ndarray:
     """Return five images of 6 × 4 pixels."""
@@ -28,8 +35,8 @@ def picture() -> np.ndarray:
 
 def test_idx_gzipped_or_not_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
     """A plain and a gzipped IDX file with the same content give the same images and SHA-256."""
-    (tmp_path / "a").write_bytes(data.to_idx(picture))
-    (tmp_path / "a.gz").write_bytes(gzip.compress(data.to_idx(picture)))
+    (tmp_path / "a").write_bytes(to_idx(picture))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(to_idx(picture)))
     plain, packed = data.load(str(tmp_path / "a")), data.load(str(tmp_path / "a.gz"))
     assert plain.sha256 == packed.sha256
     assert torch.equal(plain.images, packed.images)
@@ -59,7 +66,7 @@ def test_a_damaged_idx_file_is_rejected_with_the_reason(
     damage: Callable[[bytes], bytes], message: str, picture: np.ndarray, tmp_path: Path
 ) -> None:
     """The ValueError names the file and the damage."""
-    (tmp_path / "bad.idx").write_bytes(damage(data.to_idx(picture)))
+    (tmp_path / "bad.idx").write_bytes(damage(to_idx(picture)))
     with pytest.raises(ValueError, match=message):
         data.load(str(tmp_path / "bad.idx"))
 
@@ -81,7 +88,7 @@ def test_missing_sets_come_with_instructions(tmp_path: Path, monkeypatch: pytest
 def test_another_set_under_the_name_is_refused(picture: np.ndarray, tmp_path: Path) -> None:
     """A valid IDX file that is not MNIST is rejected by its SHA-256."""
     (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(data.to_idx(picture))
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(to_idx(picture))
     with pytest.raises(ValueError, match="is not mnist's train set: SHA-256"):
         data.load("mnist", "train", tmp_path)
 
@@ -215,14 +222,14 @@ def test_a_named_set_as_one_file(
     """`python -m models dataset` writes both splits, or says what is wrong."""
     (tmp_path / "mnist").mkdir()
     for split, part in (("train", picture[:3]), ("test", picture[3:])):
-        (tmp_path / "mnist" / data.IMAGES[split]).write_bytes(data.to_idx(part))
-        digest = hashlib.sha256(data.to_idx(part)).hexdigest()
+        (tmp_path / "mnist" / data.IMAGES[split]).write_bytes(to_idx(part))
+        digest = hashlib.sha256(to_idx(part)).hexdigest()
         monkeypatch.setitem(data.SHA256, ("mnist", split), digest)
     arguments = ["dataset", "mnist", str(tmp_path / "file"), "--data-folder", str(tmp_path)]
     assert main(arguments) == 0
     with np.load(tmp_path / "file") as arrays:
         assert np.array_equal(arrays["train"][:, 0], picture[:3])
         assert np.array_equal(arrays["test"][:, 0], picture[3:])
-    (tmp_path / "mnist" / data.IMAGES["test"]).write_bytes(data.to_idx(picture))
+    (tmp_path / "mnist" / data.IMAGES["test"]).write_bytes(to_idx(picture))
     assert main(arguments) == 1
     assert "is not mnist's test set" in capsys.readouterr().err

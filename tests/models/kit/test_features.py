@@ -1,4 +1,4 @@
-"""`models.kit.features`: outputs, preprocessing and distance of pretrained networks."""
+"""`models.kit.features`: outputs, preprocessing and weights of a pretrained network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,6 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit import features
-
-
-def test_vgg_gives_every_rectified_layer() -> None:
-    """VGG-16 has thirteen outputs in five sizes; the first is the ReLU of a convolution of BGR minus the mean."""
-    network = features.VGG16()
-    images = torch.rand(2, 3, 32, 32)
-    found = network(images)
-    assert [one.shape[1] for one in found] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
-    assert [one.shape[2] for one in found] == [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
-    levels = images[:, [2, 1, 0]] * 255 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
-    first = network.convolutions[0]
-    assert isinstance(first, nn.Conv2d)
-    expected = functional.conv2d(levels, first.weight, first.bias, padding=1).relu()
-    torch.testing.assert_close(found[0], expected)
 
 
 def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
@@ -45,16 +31,6 @@ def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
     torch.testing.assert_close(found[0], functional.relu6(functional.conv2d(padded, stem.weight, stem.bias, 2)))
 
 
-def test_distance_is_that_of_unit_features() -> None:
-    """The distance is 0 for equal images and at most 4, with one number per image and stage."""
-    network = features.VGG16().requires_grad_(requires_grad=False)
-    first, second = torch.rand(2, 2, 3, 32, 32)
-    assert float(features.distances(network, first, first).abs().max()) == 0
-    found = features.distances(network, first, second)
-    assert found.shape == (2, 13)
-    assert bool(((found > 0) & (found <= 4)).all())
-
-
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     """Saved and loaded weights give the same features; other shapes or missing names are rejected."""
     network = features.EfficientNetLite0()
@@ -66,4 +42,4 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     assert torch.equal(again(images)[-1], network(images)[-1])
     assert not any(parameter.requires_grad for parameter in again.parameters())
     with pytest.raises(ValueError, match=r"weights\.npz holds the weights of another network"):
-        features.load(features.VGG16(), path)
+        features.load(features.EfficientNetLite0((features.Stage(1, 5, 1, 1, 16),)), path)
