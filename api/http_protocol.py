@@ -70,6 +70,7 @@ class ProgressCredit:
         return self.left_s < self._timeout_s / 2
 
 
+# See docs/decisions.md#connection-limits-are-in-a-subclass-of-uvicorns-protocol
 class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits. `limited_protocol` returns the subclass to use."""
 

@@ -17,6 +17,7 @@ from core.jobs.store import JobStore
 POLL_S = 0.5
 
 
+# See docs/decisions.md#one-database-poll-serves-all-event-streams
 class JobUpdates:
     """The requests of one API process that wait for jobs.
 

@@ -32,6 +32,7 @@ _FILE_TYPES = (
 )
 
 
+# See docs/decisions.md#uploads-are-parsed-with-python-multipart-not-streaming-form-data
 class StreamingUpload:
     """Reads the body of an upload; writes each file to a folder, under the name of its field.
 

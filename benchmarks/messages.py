@@ -10,6 +10,7 @@ of several interleaved rounds.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import os
 import subprocess
@@ -129,9 +130,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("receiver", nargs="?", choices=("Task", "InlineTask"), help="only receive, by this class")
+    receiver = parser.parse_args().receiver
+    if receiver:
         from workers.inference.inline_task import InlineTask
 
-        receive({"Task": Task, "InlineTask": InlineTask}[sys.argv[1]])
+        receive({"Task": Task, "InlineTask": InlineTask}[receiver])
     else:
         main()

@@ -6,6 +6,7 @@ it, and names the command that repeats the measurement.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -179,6 +180,7 @@ def page() -> Iterator[str]:
 
 def main() -> None:
     """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     (RESULTS / "papers.md").write_text("\n".join(page()) + "\n")
     print("docs/results/papers.md")
 

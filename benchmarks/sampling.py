@@ -7,6 +7,7 @@ Targets are normal: p = N(0, I) with proposals q = N(0, σ²I), so that every ex
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
@@ -177,6 +178,7 @@ def jensen(say: Say) -> None:
 
 def main() -> None:
     """Write docs/results/sampling.md."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     lines: list[str] = []
 

@@ -5,6 +5,7 @@ python benchmarks/vae_checkpoints.py
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def described(card: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     text = ["# The VAE's checkpoints", "", "Made from the cards by `python benchmarks/vae_checkpoints.py`.", ""]
     for path in sorted((ROOT / "checkpoints").glob("*/*/model.safetensors")):
         card = read_card(path)

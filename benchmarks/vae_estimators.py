@@ -8,6 +8,7 @@ the checkpoints that ship and, where `runs/paper-20` is there, on the paper's ow
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable
@@ -166,6 +167,7 @@ def report(say: Callable[[str], None]) -> None:
 
 def main() -> None:
     """Write docs/results/vae-estimators.md."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     lines: list[str] = []
 

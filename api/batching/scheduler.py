@@ -191,6 +191,7 @@ class BatchScheduler:
                 return self._form_batch(queue, key, group, owner)
         return None
 
+    # See docs/decisions.md#rows-are-sliced-when-a-batch-is-formed
     def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
         """Form a batch of one group and put its owner and group at the end of the line."""
         slices = self._fill(queue, key, group, owner)
@@ -274,6 +275,7 @@ class BatchScheduler:
 
     # --- waiting for more rows after slow passes ---
 
+    # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
         """Return whether a group should wait for more rows, which pays after slow passes only.
 

@@ -113,6 +113,7 @@ class Batch:
         return cls(**tree, slices=slices)
 
 
+# See docs/decisions.md#several-results-per-image-are-rows
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
     """Return the images of rows `first` … `first + rows − 1`.
 

@@ -3,7 +3,8 @@
 So memory grows with the width, not the area; Pillow's encoders need the whole image in memory, four
 bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow writes,
 with restart markers between them. WebP needs the whole image, but its images are small enough.
-docs/decisions.md says why libvips is not used.
+See
+docs/decisions.md#images-are-read-and-written-with-pillow-not-libvips.
 """
 
 import io

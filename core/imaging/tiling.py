@@ -92,6 +92,7 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 # --- tiles ---
 
 
+# See docs/decisions.md#tiles-are-rows-of-the-request
 @dataclass(frozen=True)
 class Tiling:
     """The division of an image of `height` × `width` pixels into tiles.

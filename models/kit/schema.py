@@ -18,6 +18,7 @@ NUMBER_LIMIT = 2.0**1023  # numbers of at least this size, infinity and NaN are 
 NAMES: dict[type, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 
 
+# See docs/decisions.md#options-stay-dataclasses-json-schema-validates-them-in-the-api
 def option(
     default: Any,
     *,

@@ -46,6 +46,7 @@ class InferenceWorker:
                 check_stop()
         # what is loaded by now stays: a full collection of it would stop the process for a tenth of a second
         gc.collect()
+        # See docs/decisions.md#objects-loaded-at-start-are-excluded-from-garbage-collection
         gc.freeze()
         self.state = "ready"
         best_effort(self._publish_heartbeat)
