@@ -1,7 +1,10 @@
-"""Measure the effect of hostile requests on others: one client draws samples while a process at nice 19 attacks.
+"""Measure how hostile requests affect other clients.
 
-For each attack: p50 and p99 of the samples without and under it, and the resident memory of the API before it and 60 s
-after it began. It runs its own service on free ports. Linux only: memory is read from /proc.
+One client draws samples while a process at nice 19 attacks.
+
+For each attack: p50 and p99 of the samples without and under it, and the resident memory of the API
+before it and 60 s after it began. It runs its own service on free ports. Linux only: memory is read
+from /proc.
 """
 
 import argparse
@@ -85,13 +88,13 @@ class Sampler:
     def _draw(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60, headers=bearer(self._key)) as client:
             while not self._over.is_set():
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 try:
                     body = {"model": MODEL, "seed": len(self.seconds)}
                     self.failed += client.post("/v1/samples", json=body).status_code != 200
                 except httpx.HTTPError:
                     self.failed += 1
-                self.seconds.append(time.perf_counter() - begun)
+                self.seconds.append(time.perf_counter() - started)
                 time.sleep(0.005)
 
     def percentile(self, share: float) -> float:
@@ -163,20 +166,20 @@ def measured(stack: Stack, name: str, there: dict[str, Any], seconds: float, aft
     with Sampler(stack.url, key) as idle:
         time.sleep(seconds / 2)
     words = [sys.executable, __file__, "--attack", name, "--url", stack.url, "--seconds", str(seconds)]
-    begun = time.monotonic()
+    started = time.monotonic()
     with Sampler(stack.url, key) as sampler:
         attack = [*words, "--prepared", json.dumps(there)]
         attacker = subprocess.Popen(attack, stdout=subprocess.PIPE, text=True)
         try:
-            said, _ = attacker.communicate(timeout=3 * seconds + 60)
+            output, _ = attacker.communicate(timeout=3 * seconds + 60)
         except subprocess.TimeoutExpired:
             attacker.kill()
-            said, _ = attacker.communicate()
-    time.sleep(max(0.0, begun + after_s - time.monotonic()))
+            output, _ = attacker.communicate()
+    time.sleep(max(0.0, started + after_s - time.monotonic()))
     return Outcome(
         name,
         ATTACKS[name][0],
-        json.loads(said) if said.strip() else {"killed": 1},
+        json.loads(output) if output.strip() else {"killed": 1},
         len(sampler.seconds),
         sampler.failed,
         idle.percentile(0.5),
@@ -267,31 +270,31 @@ def main() -> None:
     parser.add_argument("--attack", choices=ATTACKS, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--prepared", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.attack:
-        attacking(asked.attack, asked.url, asked.seconds, json.loads(asked.prepared))
+    arguments = parser.parse_args()
+    if arguments.attack:
+        attacking(arguments.attack, arguments.url, arguments.seconds, json.loads(arguments.prepared))
         return
     measurements = []
     for keyed in (False, True):
-        names = [name for name in asked.only if (name in KEYED) == keyed]
+        names = [name for name in arguments.only if (name in KEYED) == keyed]
         with service(keyed=keyed) if names else contextlib.nullcontext() as stack:
             there = (prepared_keyed if keyed else prepared)(stack.url) if names else {}
             for name in names:
-                measurements.append(measured(stack, name, there, asked.seconds, asked.after))
+                measurements.append(measured(stack, name, there, arguments.seconds, arguments.after))
                 print(row(measurements[-1]), flush=True)
                 if not keyed:
                     cleared(stack.url, there["jobs"])
-    measurements.sort(key=lambda one: asked.only.index(one.name))
+    measurements.sort(key=lambda one: arguments.only.index(one.name))
     about = {
         "machine": machine(),
         "commit": commit(),
         "date": now(),
-        "seconds": asked.seconds,
-        "memory_after_s": asked.after,
+        "seconds": arguments.seconds,
+        "memory_after_s": arguments.after,
     }
-    if asked.write:
-        said = {**about, "attacks": [{**asdict(one), "kept": one.kept} for one in measurements]}
-        RESULTS.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
+    if arguments.write:
+        result = {**about, "attacks": [{**asdict(one), "kept": one.kept} for one in measurements]}
+        RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(page(measurements, about))
     sys.exit(not all(one.kept for one in measurements))
 

@@ -7,9 +7,9 @@
     python benchmarks/bihm.py pictures       # samples of p and p*, inpaintings: docs/images/bihm-*.png; 1 minute
     python benchmarks/bihm.py report         # docs/results/bihm.md of what was measured last
 
-Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are in the cards, of
-all 10,000 test digits: `python -m models evaluate checkpoints/bihm-mnist/1/model.safetensors --k 1000 --z-samples
-5000000 --write`.
+Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are
+in the cards, of all 10,000 test digits: `python -m models evaluate
+checkpoints/bihm-mnist/1/model.safetensors --k 1000 --z-samples 5000000 --write`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def test_digits(count: int) -> torch.Tensor:
 
 
 def partition(samples: int, seed: int = 102) -> dict[str, Any]:
-    """Estimate −2 log Z by eq. 7 with another seed than the card's; return it with its error and the card's value."""
+    """Estimate −2 log Z by eq. 7 with another seed than the card's.
+
+    Return it with its error and the card's value.
+    """
     model, described = card.load(checkpoint("bihm-mnist"))
     told = next(figure for figure in described["figures"] if figure["name"] == "minus_2_log_z")
     z = model.estimate_log_z(seed, samples)
@@ -91,9 +94,12 @@ def partition(samples: int, seed: int = 102) -> dict[str, Any]:
 
 @torch.inference_mode()
 def sizes(count: int, k: int) -> dict[str, Any]:
-    """Return the effective sample size (% of K) of each model's posterior samples, for p/q and √(p/q).
+    """Return the effective sample sizes (% of K) of each model's posterior samples.
 
-    The VAE has no p*: its √(p/q) are the weights of (∫ √(p q) dz)², which correspond to the BiHM's for p̃*.
+    They are those of the weights p/q and √(p/q).
+
+    The VAE has no p*: its √(p/q) are the weights of (∫ √(p q) dz)², which correspond to the BiHM's
+    for p̃*.
     """
     x = test_digits(count)
     found: dict[str, Any] = {"count": count, "k": k}
@@ -120,7 +126,9 @@ def sizes(count: int, k: int) -> dict[str, Any]:
 
 
 def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -> torch.Tensor:
-    """Return the loss of Algorithm 1 as printed: the image is repeated K times, and all probabilities are computed.
+    """Return the loss of Algorithm 1 as the paper prints it.
+
+    The image is repeated K times, and all probabilities are computed.
 
     With the same 16-bit random numbers it has the loss (B,) and the gradient of `bihm.Model.loss`.
     """
@@ -147,7 +155,10 @@ def transcription(model: bihm.Model, x: torch.Tensor, uniform16: torch.Tensor) -
 
 
 def speed(steps: int, rounds: int = 5, batch: int = 100) -> dict[str, Any]:
-    """Measure images per second of training steps (samples, loss, gradient, Adam) on one thread, interleaved."""
+    """Measure images per second of training steps on one thread, alternating between the variants.
+
+    A step is samples, loss, gradient and Adam.
+    """
     images = data.grey(data.static_binarization(data.load("mnist", "train", ROOT / "data").images[:batch])[0])
     model = bihm.Model(bihm.Config())
     model.initialise(RowStreams.range(1, 0, 1))
@@ -203,7 +214,10 @@ def lower_half(count: int) -> torch.Tensor:
 
 
 def inpaint(count: int, options: bihm.InpaintOptions) -> dict[str, Any]:
-    """Evaluate inpainting of the first test digits, twice for the first `TWICE`: digit, known pixels, diversity."""
+    """Measure inpainting of the first test digits: right digit, known pixels, diversity.
+
+    The first `TWICE` digits are filled in twice.
+    """
     model, _ = card.load(checkpoint("bihm-mnist"))
     judge = classifier.load()
     images, labels = test_digits(count), labelled("test")[1][:count]

@@ -1,11 +1,14 @@
-"""Throughput of two revisions, measured alternately in one run: `POST /v1/samples`, one image a request.
+"""Compare the throughput of two revisions, measured alternately in one run.
+
+The requests are `POST /v1/samples` for one image.
 
     python benchmarks/compare.py 42bacb8                     # that revision and this checkout, small decoder
     python benchmarks/compare.py 42bacb8 --model bihm-mnist --connections 16 --write
 
-Each revision runs a service of its own, both with this environment's packages. In every round wrk loads one service
-and then the other. Ratios are of the same round, so that a slower machine slows both. The CPU time is that of the API
-process. Linux only: it reads /proc. Needs `wrk` (`apt-get install -y wrk`).
+Each revision runs a service of its own, both with this environment's packages. In every round wrk
+loads one service and then the other. Ratios are of the same round, so that a slower machine slows
+both. The CPU time is that of the API process. Linux only: it reads /proc. Needs `wrk` (`apt-get
+install -y wrk`).
 """
 
 from __future__ import annotations
@@ -95,7 +98,10 @@ def service(tree: Path, model: str) -> Iterator[Service]:
 
 
 def load(running: Service, connections: int, seconds: float) -> tuple[float, float, float]:
-    """Load a service; return requests per second, the median latency in ms and API CPU-µs per request."""
+    """Load a service and measure it.
+
+    Return requests per second, the median latency in ms, and the API's CPU time per request in µs.
+    """
     settle(running.target)
     cpu_s = running.api_cpu_s()
     result = drive(running.target, connections, seconds)
@@ -119,7 +125,10 @@ def measure(before: Service, after: Service, connections: list[int], rounds: int
 
 
 def table(measured: list[Round]) -> list[str]:
-    """Return the lines of a Markdown table: medians, and the median, least and largest ratio of a round."""
+    """Return the lines of a Markdown table.
+
+    It has medians, and the median, smallest and largest ratio of a round.
+    """
     lines = ["| connections | requests/s | ratio | p50 | ratio | API CPU per request | ratio |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for count in sorted({one.connections for one in measured}):

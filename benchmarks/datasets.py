@@ -1,8 +1,10 @@
-"""`python benchmarks/datasets.py`: large uploads to a real service: time, and growth of the API's memory.
+"""Measure large uploads to a real service: time, and growth of the API's memory.
 
-Three files of `--gigabytes` each, generated while they are sent: IDX sent raw, the same
-in a form, and a ZIP of pictures. Memory is the kernel's count of the API process: its resident set before, and its
-peak (VmHWM, set back before each upload). Writes docs/results/datasets.md.
+Command: `python benchmarks/datasets.py`.
+
+Three files of `--gigabytes` each, generated while they are sent: IDX sent raw, the same in a form,
+and a ZIP of pictures. Memory is the kernel's count of the API process: its resident set before, and
+its peak (VmHWM, set back before each upload). Writes docs/results/datasets.md.
 """
 
 import argparse
@@ -53,7 +55,10 @@ def form(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def zipped(size: int) -> Iterator[bytes]:
-    """Yield a ZIP of about `size` bytes: grey BMPs of 512 × 512 noise, each with a number in its corner."""
+    """Yield a ZIP of about `size` bytes with grey BMPs of 512 × 512 noise.
+
+    A number in the corner makes each of them different.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (EDGE, EDGE), dtype=np.uint8)
     buffer = io.BytesIO()
 
@@ -79,8 +84,8 @@ def zipped(size: int) -> Iterator[bytes]:
 
 def memory(pid: int, what: str) -> float:
     """Return the memory of a process in megabytes, from /proc."""
-    said = Path(f"/proc/{pid}/status").read_text()
-    return int(said.partition(f"{what}:")[2].split()[0]) / 1000
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0]) / 1000
 
 
 def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes]]) -> dict[str, Any]:
@@ -96,18 +101,18 @@ def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes
 
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     before = memory(pid, "VmRSS")
-    begun = time.monotonic()
+    started = time.monotonic()
     with httpx.Client(base_url=stack.url, timeout=3600) as client:
-        answer = client.post("/v1/datasets", params={"name": name}, content=counted(), headers={"Content-Type": kind})
+        response = client.post("/v1/datasets", params={"name": name}, content=counted(), headers={"Content-Type": kind})
         ended = time.monotonic()
-        assert answer.status_code == 201, answer.text
-        made = answer.json()
+        assert response.status_code == 201, response.text
+        made = response.json()
         client.delete(f"/v1/datasets/{name}").raise_for_status()
     return {
         "name": name,
         "gigabytes": sent / 1e9,
         "pictures": sum(made["counts"].values()),
-        "upload_s": arrived - begun,
+        "upload_s": arrived - started,
         "conversion_s": ended - arrived,
         "before_mb": before,
         "peak_mb": memory(pid, "VmHWM"),
@@ -116,8 +121,8 @@ def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes
 
 def page(lines: list[dict[str, Any]]) -> str:
     """Return the results page."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     head = f"""# Large uploads
 
 `python benchmarks/datasets.py`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f} from other

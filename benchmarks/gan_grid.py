@@ -1,7 +1,9 @@
-"""The paper's grid search, reduced: how often a plain GAN and an EBGAN fail over many network settings.
+"""A reduced version of the paper's grid search over network settings.
 
-Zhao, Mathieu and LeCun, arXiv:1609.03126v4, §4.1, table 1, figures 2 and 3. Every run is a line of a JSONL file under
-`runs/`, so that the grid can be resumed; the report uses the existing lines.
+It measures how often a plain GAN and an EBGAN fail.
+
+Zhao, Mathieu and LeCun, arXiv:1609.03126v4, §4.1, table 1, figures 2 and 3. Every run is a line of
+a JSONL file under `runs/`, so that the grid can be resumed; the report uses the existing lines.
 
     python benchmarks/gan_grid.py run          # about a quarter of an hour on one core; may be stopped and run again
     python benchmarks/gan_grid.py report       # docs/results/gan-grid.md and .json, docs/images/gan-grid.png
@@ -46,7 +48,10 @@ BIN = 0.1  # nats
 
 
 def settings() -> list[dict[str, Any]]:
-    """Return all runs: 32 networks as EBGANs, and 11 GANs per learning rate drawn by SEED, shuffled."""
+    """Return all runs in random order: 32 EBGANs, and 11 GANs per learning rate.
+
+    SEED draws the GANs and the order.
+    """
     networks = [dict(zip(NETWORKS, values, strict=True)) for values in itertools.product(*NETWORKS.values())]
     chance = random.Random(SEED)
     runs = [{"side": "ebgan", **network, "optimisers": ["adam", "adam"], "rate": 0.001} for network in networks]
@@ -94,7 +99,7 @@ def failed(runs: list[dict[str, Any]]) -> tuple[int, int]:
     return sum(run["i_prime"] < FAILED for run in runs), len(runs)
 
 
-def told(counts: tuple[int, int]) -> str:
+def format_share(counts: tuple[int, int]) -> str:
     """Return a share as text."""
     return f"{counts[0]} of {counts[1]} ({counts[0] / counts[1]:.0%})" if counts[1] else "none run"
 
@@ -151,9 +156,10 @@ def report(lines: Path, epochs: int) -> None:
         "",
         "| | GAN | EBGAN | paper, full grid: GAN | EBGAN |",
         "| --- | --- | --- | --- | --- |",
-        f"| I' < {FAILED} | {told(counts['gan'])} | {told(counts['ebgan'])} | about 56 % | about 9 % |",
+        f"| I' < {FAILED} | {format_share(counts['gan'])} | {format_share(counts['ebgan'])} | about 56 % | about 9 % |",
         *[
-            f"| at learning rate {rate} | {told(found)} | {told(counts['ebgan']) if rate == 0.001 else 'not run'} | | |"
+            f"| at learning rate {rate} | {format_share(found)} | "
+            f"{format_share(counts['ebgan']) if rate == 0.001 else 'not run'} | | |"
             for rate, found in by_rate.items()
         ],
         f"| median I' | {' | '.join(median)} | | |",

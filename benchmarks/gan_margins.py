@@ -1,6 +1,7 @@
 """Margin sweep: one EBGAN for each m, all else equal, with scores and samples.
 
-Zhao, Mathieu and LeCun, arXiv:1609.03126v4, appendix, figure 9 (there nLayerG 5, sizeG 1600, sizeD 1024).
+Zhao, Mathieu and LeCun, arXiv:1609.03126v4, appendix, figure 9 (there nLayerG 5, sizeG 1600, sizeD
+1024).
 
     python benchmarks/gan_margins.py run       # about four minutes on one core; may be stopped and run again
     python benchmarks/gan_margins.py report    # docs/results/gan-margins.md and .json, docs/images/gan-margins.png

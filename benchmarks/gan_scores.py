@@ -3,9 +3,10 @@
     python benchmarks/gan_scores.py score --write    # docs/results/gan-scores.md and .json; figures into the cards
     python benchmarks/gan_scores.py figure           # docs/images/gan-figure.png: GAN, EBGAN and EBGAN-PT side by side
 
-Anomalies are separated from MNIST's test digits by the energy alone, and for comparison by the distance to the subspace
-of the first 128 principal components of the training digits. The GAN of the figure is a run of the recipe
-`gan-mnist`, which does not ship: `python -m models train gan-mnist`.
+Anomalies are separated from MNIST's test digits by the energy alone, and for comparison by the
+distance to the subspace of the first 128 principal components of the training digits. The GAN of
+the figure is a run of the recipe `gan-mnist`, which does not ship: `python -m models train
+gan-mnist`.
 """
 
 from __future__ import annotations
@@ -51,19 +52,22 @@ def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
 
 def rejection(model: ebgan.Model, found: torch.Tensor, p: torch.Tensor) -> list[dict[str, Any]]:
     """Return the scores of samples below a percentile of the training energies, the option `below`."""
-    told = []
+    lines = []
     for percent in PERCENTILES:
         below = float(model.quantiles[percent * 10])
         kept = found < below
         accepted = round(float(kept.double().mean()), 4)
-        told.append(
+        lines.append(
             {"percentile": percent, "below": round(below, 4), "accepted": accepted, **scores(p[kept]).rounded()}
         )
-    return told
+    return lines
 
 
 def separations(score: Any, pictures: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Return the AUROC of each kind of anomaly against the digits, for a function from images to scores."""
+    """Return the AUROC of each kind of anomaly against the digits.
+
+    `score` is a function from images to scores.
+    """
     found = {kind: score(images) for kind, images in pictures.items()}
     return {
         kind: round(anomalies.auroc(found["digits"], values), 4) for kind, values in found.items() if kind != "digits"
@@ -79,7 +83,10 @@ def from_run(gan: Path) -> ebgan.Model:
 
 
 def measured(count: int, gan: Path) -> dict[str, Any]:
-    """Measure the shipped models, the test digits, the principal components and, if it was trained, the GAN."""
+    """Measure the shipped models, the test digits, the principal components and the GAN.
+
+    The GAN is left out if it was not trained.
+    """
     judge = classifier.load()
     pictures = anomalies.sets()
     mean, directions = anomalies.principal(data.grey(labelled("train")[0]), COMPONENTS)
@@ -202,8 +209,8 @@ def report(result: dict[str, Any], count: int) -> None:
     ]
     results = ROOT / "docs" / "results"
     (results / "gan-scores.md").write_text("\n".join(text))
-    told = {"date": facts.now(), "commit": facts.commit(), "machine": machine, "samples": count, **result}
-    (results / "gan-scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    record = {"date": facts.now(), "commit": facts.commit(), "machine": machine, "samples": count, **result}
+    (results / "gan-scores.json").write_text(json.dumps(record, indent=1) + "\n")
     print("docs/results/gan-scores.md")
 
 

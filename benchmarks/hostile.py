@@ -1,7 +1,9 @@
-"""Hostile requests by name, each bounded in number and time; `attacks.py` sends them from a separate process.
+"""Hostile requests by name, each limited in number and time.
 
-An attack gets the service's address, what was prepared for it, and the time to stop. It yields the outcome of each of
-its requests: a status or the name of an error.
+`attacks.py` sends them from a separate process.
+
+An attack gets the service's address, what was prepared for it, and the time to stop. It yields the
+outcome of each of its requests: a status or the name of an error.
 """
 
 import asyncio
@@ -56,7 +58,10 @@ class Target:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Return host and port; ValueError for another machine."""
+        """Return host and port.
+
+        Raises ValueError for another machine.
+        """
         parts = urlparse(self.url)
         if parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
             raise ValueError("attacks go to this machine alone")

@@ -1,13 +1,16 @@
-"""Is the detail that the statistics add to the regression's image texture or a lattice, and does it help?
+"""Measure whether the detail that the statistics add is texture or a lattice.
+
+It is compared with noise of the same strength.
 
     python benchmarks/lattice.py measure --write   # docs/results/lattice.md and .json, on the five test photographs
     python benchmarks/lattice.py measure --held-back --fidelity 0 0.25 0.5 0.75   # on those held back for choices
     python benchmarks/lattice.py fit               # the shipped checkpoint's filters anew, from the training patches
 
-A lattice has much of its power in few frequencies: `largest cell` is the largest share of the power of the added luma
-in one square of 1/16 × 1/16 cycles a pixel and its mirror image (`photos.metrics.largest_cell`); what the regression
-really lacks has one too. `noise` is the control: white noise of the same strength in the place of the detail. All
-pictures come from Pillow's bicubic reduction and are taken whole. VGG-16 comes by `python benchmarks/superres.py
+A lattice has much of its power in few frequencies: `largest cell` is the largest share of the power
+of the added luma in one square of 1/16 × 1/16 cycles a pixel and its mirror image
+(`photos.metrics.largest_cell`); what the regression really lacks has one too. `noise` is the
+control: white noise of the same strength in the place of the detail. All pictures come from
+Pillow's bicubic reduction and are taken whole. VGG-16 comes by `python benchmarks/superres.py
 install`.
 """
 
@@ -98,7 +101,10 @@ def levels(high: torch.Tensor) -> np.ndarray:
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the means over the photographs and the largest cells by fidelity; first the regression's means."""
+    """Return the means over the photographs and the largest cells, by fidelity.
+
+    The regression's means come first.
+    """
     names = list(found)
     means = {"regression": {key: float(np.mean([found[name][key] for name in names])) for key in ("psnr", "vgg")}}
     for fidelity in found[names[0]]["fidelities"]:
@@ -110,11 +116,11 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def page(result: dict[str, Any]) -> str:
     """Return the results page."""
-    told = f"{result['date']}, commit {result['commit']}, {result['machine']['cpu']}"
+    measured_at = f"{result['date']}, commit {result['commit']}, {result['machine']['cpu']}"
     lines = [
         "# The detail that the statistics add",
         "",
-        f"Measured by `python benchmarks/lattice.py measure --write` on {told}.",
+        f"Measured by `python benchmarks/lattice.py measure --write` on {measured_at}.",
         "",
         (__doc__ or "").split("\n\n")[2].strip(),
     ]
@@ -139,7 +145,10 @@ def page(result: dict[str, Any]) -> str:
 
 
 def fit(checkpoint: Path, radius: int, folder: Path) -> None:
-    """Compute the detail filters of a checkpoint from the first training patches, and store them in it."""
+    """Compute the detail filters of a checkpoint, and store them in it.
+
+    They follow from the first training patches.
+    """
     old, described = card.load(checkpoint)
     config = replace(old.config, detail_radius=radius)
     model = superres.Model(config)

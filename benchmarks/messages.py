@@ -81,7 +81,10 @@ def time_building() -> dict[str, float]:
 
 
 def receive(base: type[Task]) -> None:
-    """Run a worker with a task of this class until it has received all messages; print µs per message."""
+    """Run a worker until it has received all messages; print the µs per message.
+
+    The task has the given class.
+    """
     worker_app = Celery("benchmark")
     worker_app.add_defaults(configuration)
     times: list[float] = []

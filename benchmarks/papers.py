@@ -1,7 +1,9 @@
-"""`python benchmarks/papers.py`: write docs/results/papers.md, every figure of the models beside its paper's.
+"""Write docs/results/papers.md: every figure of the models beside that of its paper.
 
-This script measures nothing: each line comes from a checkpoint's card or from the JSON of the benchmark that measured
-it, and names the command that repeats the measurement.
+Command: `python benchmarks/papers.py`.
+
+This script measures nothing: each line comes from a checkpoint's card or from the JSON of the
+benchmark that measured it, and names the command that repeats the measurement.
 """
 
 from __future__ import annotations
@@ -174,8 +176,8 @@ def page() -> Iterator[str]:
         "gan-margins",
         "sampling",
     )
-    told = ", ".join(f"[{name}]({name}.md)" for name in pages if (RESULTS / f"{name}.md").exists())
-    yield f"Pages: {told}."
+    links = ", ".join(f"[{name}]({name}.md)" for name in pages if (RESULTS / f"{name}.md").exists())
+    yield f"Pages: {links}."
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
-"""CPU time that one small synchronous request costs the API process: `POST /v1/samples` on `vae-mnist-2d`.
+"""Measure the CPU time of one small synchronous request in the API process.
+
+The request is `POST /v1/samples` for `vae-mnist-2d`.
 
     python benchmarks/request_path.py                        # 1 and 64 connections, this checkout
     python benchmarks/request_path.py --tree ../other        # the same of another checkout, for a comparison
     python benchmarks/request_path.py --profile              # where the time goes
 
-Requests go through the real HTTP protocol, application, scheduler and sender. The transport is memory, and the queue
-server and the worker are functions that complete each batch after `--worker-ms`. The figure is the least CPU time of
-many repetitions, so that other work on the machine matters little; it includes these stand-ins.
+Requests go through the real HTTP protocol, application, scheduler and sender. The transport is
+memory, and the queue server and the worker are functions that complete each batch after
+`--worker-ms`. The figure is the least CPU time of many repetitions, so that other work on the
+machine matters little; it includes these stand-ins.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ def parsed_arguments() -> argparse.Namespace:
 
 
 class Worker:
-    """Stands in for `PipelinedConnection`: the queue server's replies, and batches that complete by themselves."""
+    """A fake `PipelinedConnection`: it returns replies, and every batch completes by itself."""
 
     delay_s = 0.0
     batches = 0
@@ -50,10 +53,10 @@ class Worker:
     waiting: asyncio.Future[None] | None = None
 
     def __init__(self, *_: object) -> None:
-        """Connect to nothing."""
+        """Do nothing, because there is no server."""
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing."""
 
     async def command(self, *words: Any, **_: object) -> Any:
         """Return the reply to a command."""
@@ -104,7 +107,7 @@ class Client:
         self._protocol.data_received(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     def write(self, data: bytes) -> None:
-        """Take the head of a response, then its body."""
+        """Receive the head of a response, then its body."""
         assert not self._in_head or data.startswith(b"HTTP/1.1 200"), data
         self._in_head = not self._in_head
         if self._in_head:
@@ -119,21 +122,21 @@ class Client:
         return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 8000)}.get(name)
 
     def is_closing(self) -> bool:
-        """Return that the connection stays open."""
+        """Return False."""
         return False
 
     def get_write_buffer_size(self) -> int:
-        """Return that all has been read."""
+        """Return 0."""
         return 0
 
     def pause_reading(self) -> None:
-        """Go on."""
+        """Do nothing."""
 
     resume_reading = close = abort = pause_reading
 
 
 class Redis:
-    """Stands in for redis-py's client: one live worker, and no reply to anything else."""
+    """A fake redis-py client with one live worker."""
 
     def __getattr__(self, name: str) -> Any:
         """Return a command."""

@@ -1,8 +1,11 @@
-"""Test the algorithms of `models/kit/sampling.py` against known results, and show how each of them fails.
+"""Compare the algorithms of `models/kit/sampling.py` with known results.
 
-    python benchmarks/sampling.py                            # docs/results/sampling.md, about twenty seconds
+Each algorithm is also shown where it fails.
 
-Targets are normal: p = N(0, I) with proposals q = N(0, σ²I), so that every expectation has a closed form.
+    python benchmarks/sampling.py  # docs/results/sampling.md, about twenty seconds
+
+Targets are normal: p = N(0, I) with proposals q = N(0, σ²I), so that every expectation has a closed
+form.
 """
 
 from __future__ import annotations
@@ -63,7 +66,10 @@ def inverse_cdf(say: Say) -> None:
 
 
 def squares(ratio: float, dimensions: int, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ‖z‖² and ‖z‖²/ratio² of proposals: of points if `whole`, else from the χ² distribution."""
+    """Return ‖z‖² and ‖z‖²/ratio² of proposals.
+
+    With `whole` they are computed from points, otherwise drawn from the χ² distribution.
+    """
     if whole:
         chi = torch.cat([normals(7 + i, 10_000, dimensions).square().sum(1) for i in range(count // 10_000)])
     else:

@@ -1,9 +1,11 @@
-"""Measure Reverie beside LitServe, BentoML, Ray Serve and a bare FastAPI app that serve the same model and responses.
+"""Compare Reverie with LitServe, BentoML, Ray Serve and a bare FastAPI app.
 
-One run does everything: it creates each peer's environment, finds the peer's best settings in a short sweep, then
-measures one server at a time, in interleaved rounds, with the small decoder and with a heavy one. Responses are
-decoded and compared with local results. Then it measures bulk work on Reverie (serving/bulk.py).
-Linux only: it reads /proc. Needs `wrk` (`apt-get install -y wrk`).
+All serve the same model with the same responses.
+
+One run does everything: it creates each peer's environment, finds the peer's best settings in a
+short sweep, then measures one server at a time, in interleaved rounds, with the small decoder and
+with a heavy one. Responses are decoded and compared with local results. Then it measures bulk work
+on Reverie (serving/bulk.py). Linux only: it reads /proc. Needs `wrk` (`apt-get install -y wrk`).
 """
 
 import argparse

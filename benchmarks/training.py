@@ -1,8 +1,10 @@
-"""Measure training: by the service, by the bare loop and by pythae, and its effect on the latency of samples.
+"""Measure training by the service, by the bare loop and by pythae.
 
-`python benchmarks/training.py` writes docs/results/training.json and .md; half an hour on a machine otherwise idle.
-pythae runs in an environment of its own: python -m venv .venv-peers/pythae && .venv-peers/pythae/bin/pip install
-torch==2.13.0 pythae.
+The effect on the latency of samples is measured, too.
+
+`python benchmarks/training.py` writes docs/results/training.json and .md; half an hour on a machine
+otherwise idle. pythae runs in an environment of its own: python -m venv .venv-peers/pythae &&
+.venv-peers/pythae/bin/pip install torch==2.13.0 pythae.
 """
 
 from __future__ import annotations
@@ -61,14 +63,17 @@ def recipe(data: str, epochs: int, **training: Any) -> dict[str, Any]:
 
 
 def bare(folder: Path, epochs: int, **training: Any) -> dict[str, float]:
-    """Measure `python -m models train` alone: images per second within epochs, and over the whole process."""
+    """Measure `python -m models train` alone.
+
+    Return images per second within epochs, and over the whole process.
+    """
     file = folder / "recipe.json"
     file.write_text(json.dumps(recipe("mnist", epochs, **training)))
     out = folder / f"bare-{time.monotonic_ns()}"
-    begun = time.monotonic()
+    started = time.monotonic()
     command = [sys.executable, "-m", "models", "train", str(file), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return _speed(_lines((out / "metrics.jsonl").read_text()), time.monotonic() - begun)
+    return _speed(_lines((out / "metrics.jsonl").read_text()), time.monotonic() - started)
 
 
 def served(client: httpx.Client, epochs: int) -> dict[str, float]:
@@ -81,13 +86,13 @@ def served(client: httpx.Client, epochs: int) -> dict[str, float]:
     }
     overrides["config"] |= {"hidden": [HIDDEN]}
     body = {"family": "vae", "dataset": "mnist", "name": "measured", "recipe": overrides, "serve": "never"}
-    begun = time.monotonic()
+    started = time.monotonic()
     job = client.post("/v1/trainings", json={**body, "evaluation": {"count": 10, "k": 10}}).json()
-    while not (said := client.get(f"/v1/trainings/{job['id']}").json())["finished_at"]:
+    while not (training := client.get(f"/v1/trainings/{job['id']}").json())["finished_at"]:
         time.sleep(0.2)
-    assert said["status"] == "succeeded", said["problem"]
+    assert training["status"] == "succeeded", training["problem"]
     lines = client.get(f"/v1/trainings/{job['id']}/metrics").json()["data"]
-    return _speed(lines, time.monotonic() - begun)
+    return _speed(lines, time.monotonic() - started)
 
 
 def _speed(lines: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
@@ -145,9 +150,9 @@ config = BaseTrainerConfig(output_dir=sys.argv[6], num_epochs=epochs, learning_r
 clock = Clock()
 data = BaseDataset(torch.from_numpy(images), torch.zeros(len(images)))
 trainer = BaseTrainer(model=model, train_dataset=data, eval_dataset=None, training_config=config, callbacks=[clock])
-begun = time.monotonic()
+started = time.monotonic()
 trainer.train()
-print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - begun)}))
+print(json.dumps({"images_per_s": epochs * len(images) / (clock.ends[-1] - started)}))
 """
 
 
@@ -191,10 +196,10 @@ def latencies(url: str, seconds: float) -> dict[str, float]:
     with httpx.Client(base_url=url, timeout=60) as client:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            begun = time.perf_counter()
-            answer = client.post("/v1/samples", json={"model": "vae-mnist", "seed": len(took)})
-            assert answer.status_code == 200, answer.text
-            took.append(1000 * (time.perf_counter() - begun))
+            started = time.perf_counter()
+            response = client.post("/v1/samples", json={"model": "vae-mnist", "seed": len(took)})
+            assert response.status_code == 200, response.text
+            took.append(1000 * (time.perf_counter() - started))
             time.sleep(0.01)
     took.sort()
     return {"requests": len(took), "p50_ms": statistics.median(took), "p99_ms": took[int(0.99 * len(took))]}
@@ -231,16 +236,16 @@ def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]
     assert made.status_code in {200, 201}, made.text
     body = {"family": "bihm", "dataset": "mushrooms", "name": "mushrooms", "recipe": BIHM}
     job = client.post("/v1/trainings", json={**body, "evaluation": {"count": 5624, "k": 1000}}).json()
-    while not (said := client.get(f"/v1/trainings/{job['id']}").json())["finished_at"]:
+    while not (training := client.get(f"/v1/trainings/{job['id']}").json())["finished_at"]:
         time.sleep(1)
-    assert said["status"] == "succeeded", said["problem"]
+    assert training["status"] == "succeeded", training["problem"]
     assert beside.wait() == 0
     subprocess.run([*command, "export", str(out), "--checkpoints", str(folder)], cwd=ROOT, env=environment, check=True)
-    served = load_file(state / "checkpoints" / "mushrooms" / said["version"] / "model.safetensors")
+    served = load_file(state / "checkpoints" / "mushrooms" / training["version"] / "model.safetensors")
     alone = load_file(folder / "mushrooms" / "1" / "model.safetensors")
     measured = {"log_z", "log_z_error"}  # by the evaluation, which the bare run has not had
     same = all((served[name] == alone[name]).all() for name in alone if name not in measured)
-    figures = client.get(f"/v1/models/mushrooms/versions/{said['version']}").json()["card"]["figures"]
+    figures = client.get(f"/v1/models/mushrooms/versions/{training['version']}").json()["card"]["figures"]
     return {"same_bits": bool(same), "figures": figures[:4], "tensors": len(alone)}
 
 

@@ -1,7 +1,10 @@
-"""Measure `POST /v1/upscales` with the largest photograph: time, memory of API and worker, latency of other requests.
+"""Measure `POST /v1/upscales` with the largest photograph.
 
-It runs its own service, upscales one synthetic photograph as a job, draws single samples one after another meanwhile,
-and then downloads the result in each format. Linux only: it reads and resets peaks in /proc.
+The figures are times, memory of API and worker, and the latency of other requests.
+
+It runs its own service, upscales one synthetic photograph as a job, draws single samples one after
+another meanwhile, and then downloads the result in each format. Linux only: it reads and resets
+peaks in /proc.
 """
 
 import argparse
@@ -112,10 +115,10 @@ class Sampler(threading.Thread):
         """Draw samples."""
         with httpx.Client(base_url=self._url, timeout=60) as client:
             while not self.waits or not self._over.wait(0.02):
-                begun = time.perf_counter()
-                answer = client.post("/v1/samples", json={"model": "vae-mnist"})
-                self.waits.append(time.perf_counter() - begun)
-                self.bad += answer.status_code != 200
+                started = time.perf_counter()
+                response = client.post("/v1/samples", json={"model": "vae-mnist"})
+                self.waits.append(time.perf_counter() - started)
+                self.bad += response.status_code != 200
 
     def stop(self) -> dict[str, Any]:
         """Stop, and return the latencies."""
@@ -141,22 +144,22 @@ def sampled(url: str, act: Any) -> tuple[Any, dict[str, Any]]:
 def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
     """Upscale the photograph as a job and follow its events."""
     with httpx.Client(base_url=url, timeout=WAIT_S) as client:
-        begun = time.perf_counter()
-        answer = client.post(
+        started = time.perf_counter()
+        response = client.post(
             "/v1/upscales",
             params=fields,
             content=file,
             headers={"Content-Type": "image/jpeg", "Prefer": "respond-async"},
         )
-        assert answer.status_code == 202, answer.text
-        promised = time.perf_counter() - begun
-        job_id, progress = answer.json()["id"], 0
+        assert response.status_code == 202, response.text
+        promised = time.perf_counter() - started
+        job_id, progress = response.json()["id"], 0
         with client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
             for line in events.iter_lines():
                 progress += line == "event: progress"
         found = client.get(f"/v1/jobs/{job_id}").json()
         assert found["status"] == "succeeded", found["problem"]
-        took = time.perf_counter() - begun
+        took = time.perf_counter() - started
     tiles = found["request"]["tiles"]["count"]
     return {"id": job_id, "promised_s": promised, "seconds": took, "progress_events": progress, "tiles": tiles}
 
@@ -164,17 +167,17 @@ def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
 def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
     """Download the result in a format; the first byte arrives when it is encoded."""
     size = 0
-    begun = time.perf_counter()
+    started = time.perf_counter()
     path = f"{url}/v1/jobs/{job_id}/result"
-    with httpx.stream("GET", path, headers={"Accept": f"image/{kind}"}, timeout=600) as answer:
-        first = time.perf_counter() - begun
-        for piece in answer.iter_bytes():
+    with httpx.stream("GET", path, headers={"Accept": f"image/{kind}"}, timeout=600) as response:
+        first = time.perf_counter() - started
+        for piece in response.iter_bytes():
             size += len(piece)
-        detail = json.loads(piece)["detail"] if answer.status_code != 200 else None
+        detail = json.loads(piece)["detail"] if response.status_code != 200 else None
     return {
-        "status": answer.status_code,
+        "status": response.status_code,
         "first_byte_s": first,
-        "seconds": time.perf_counter() - begun,
+        "seconds": time.perf_counter() - started,
         "bytes": size,
     } | ({"detail": detail} if detail else {})
 

@@ -1,4 +1,6 @@
-"""docs/results/vae-checkpoints.md: how the VAE's checkpoints were trained and what was measured, from their cards.
+"""Write docs/results/vae-checkpoints.md from the cards of the VAE's checkpoints.
+
+The page says how they were trained and what was measured.
 
 python benchmarks/vae_checkpoints.py
 """
@@ -40,8 +42,12 @@ def commands(name: str, *, two_stages: bool) -> list[str]:
 
 def described(card: dict[str, Any]) -> list[str]:
     """Return one checkpoint as Markdown."""
-    told = card["provenance"]
-    config, training, chosen = told["recipe"]["config"], told["recipe"]["training"], told.get("selection")
+    provenance = card["provenance"]
+    config, training, chosen = (
+        provenance["recipe"]["config"],
+        provenance["recipe"]["training"],
+        provenance.get("selection"),
+    )
     widths = "-".join(map(str, (*config["hidden"], config["latents"])))
     bound = {"sgvb_a": "estimator A", "sgvb_b": "estimator B", "importance": "the importance-weighted bound"}
     bound["importance_dreg"] = f"{bound['importance']} by its doubly reparameterized gradient (DReG)"
@@ -51,21 +57,24 @@ def described(card: dict[str, Any]) -> list[str]:
         f"Maximises {bound[config['objective']]}, samples an image: {config['samples']}.",
         f"{training['optimiser']}, step {training['learning_rate']} ({training.get('decay', 'constant')}),",
         f"{training['batch_size']} images a step, average of weights {training['average']},",
-        f"products in {training['precision']}, {told['binarization']['kind']} binarization, seed {told['seed']}.",
+        (
+            f"products in {training['precision']}, {provenance['binarization']['kind']} binarization, "
+            f"seed {provenance['seed']}."
+        ),
     ]
-    epochs = [f"- Epochs: {told['epochs']}."]
+    epochs = [f"- Epochs: {provenance['epochs']}."]
     if chosen:
         epochs += [
             f"Of {chosen['epochs_tried']} tried on {chosen['count']:,} digits the best on the",
             f"other {chosen['validation']:,} was epoch {chosen['best_epoch']}",
             f"(loss {chosen['best_validation_loss']:.2f} nats;",
-            f"{chosen['seconds']:.0f} s); then all {told['data']['count']:,} in {told['seconds']:.0f} s.",
+            f"{chosen['seconds']:.0f} s); then all {provenance['data']['count']:,} in {provenance['seconds']:.0f} s.",
         ]
     else:
-        epochs += [f"On all {told['data']['count']:,} digits, {told['seconds']:.0f} s."]
+        epochs += [f"On all {provenance['data']['count']:,} digits, {provenance['seconds']:.0f} s."]
     epochs += [
         f"Began with weights of {start['epochs']} epochs ({start['seconds']:.0f} s, commit {start['commit'][:12]})."
-        for start in told.get("start", ())
+        for start in provenance.get("start", ())
     ]
     name, file = card["name"], f"checkpoints/{card['name']}/{card['version']}/model.safetensors"
     return [
@@ -74,15 +83,18 @@ def described(card: dict[str, Any]) -> list[str]:
         " ".join(trained),
         "",
         " ".join(epochs),
-        f"- Machine: {told['hardware']}, shared with other work. Commit: {told['commit'][:12]}. torch {told['torch']}.",
-        *([f"- Note: {told['note']}."] if "note" in told else []),
+        (
+            f"- Machine: {provenance['hardware']}, shared with other work. Commit: {provenance['commit'][:12]}. "
+            f"torch {provenance['torch']}."
+        ),
+        *([f"- Note: {provenance['note']}."] if "note" in provenance else []),
         "",
         "| figure | value | unit | how |",
         "| --- | --- | --- | --- |",
         *[f"| {f['name']} | {f['value']} | {f['unit']} | {escaped(f['detail'])} |" for f in card["figures"]],
         "",
         "```",
-        *commands(name, two_stages="start" in told),
+        *commands(name, two_stages="start" in provenance),
         f"python -m models evaluate {file} --write  # --precision bfloat16 where the table says so",
         "```",
         "",

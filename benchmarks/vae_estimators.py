@@ -1,9 +1,12 @@
-"""Measure the paper's estimators on trained networks: KL, the variance of three gradients, L_K, log p(x).
+"""Measure the paper's estimators on trained networks.
 
-    python benchmarks/vae_estimators.py                      # docs/results/vae-estimators.md, about two minutes
+They are the KL divergence, the variance of three gradients, L_K and log p(x).
 
-Checks of Kingma and Welling, arXiv:1312.6114v11 (eq. 6, 7, 10, §2.2), and of Burda et al., arXiv:1509.00519v4 (§3), on
-the checkpoints that ship and, where `runs/paper-20` is there, on the paper's own network.
+    python benchmarks/vae_estimators.py  # docs/results/vae-estimators.md, about two minutes
+
+Checks of Kingma and Welling, arXiv:1312.6114v11 (eq. 6, 7, 10, §2.2), and of Burda et al.,
+arXiv:1509.00519v4 (§3), on the checkpoints that ship and, where `runs/paper-20` is there, on the
+paper's own network.
 """
 
 from __future__ import annotations
@@ -65,7 +68,10 @@ def surrogates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[s
 
 
 def gradient_moments(model: vae.Model, x: torch.Tensor, repeats: int) -> dict[str, tuple[float, float]]:
-    """Return, for L = 1, the summed variance of an image's encoder gradient, and the norm of its mean."""
+    """Return the summed variance of an image's encoder gradient, and the norm of its mean.
+
+    L = 1.
+    """
     parameters = list(model.encoder.requires_grad_(requires_grad=True).parameters())
     totals = dict.fromkeys(("A", "B", "score function"), (0.0, 0.0))
     for i in range(len(x)):

@@ -1,7 +1,9 @@
-"""The paper's own experiment: one tanh layer of 500, Adagrad, M = 100, L = 1, the test bound as training goes on.
+"""Repeat the paper's experiment: the test bound while a VAE is trained.
 
-Kingma and Welling, arXiv:1312.6114v11, §5 and figure 2 (MNIST). Each run is a folder under `runs/` and resumes where it
-stopped; the report is made from whatever runs are there.
+The network has one tanh layer of 500 units; Adagrad, M = 100, L = 1.
+
+Kingma and Welling, arXiv:1312.6114v11, §5 and figure 2 (MNIST). Each run is a folder under `runs/`
+and resumes where it stopped; the report is made from whatever runs are there.
 
     python benchmarks/vae_paper.py train --latents 20        # about ten minutes a run on one core
     python benchmarks/vae_paper.py choose --latents 20       # the step size, on the training set's first 1500 steps
@@ -44,7 +46,10 @@ CHOICE = ROOT / "runs" / "paper-choice.jsonl"
 
 
 def recipe(latents: int, step_size: float, precision: str) -> Recipe:
-    """Return the paper's network and optimizer; the prior N(0, 1) of all parameters is a weight decay."""
+    """Return the recipe of the paper's network and optimizer.
+
+    The prior N(0, 1) of all parameters is a weight decay.
+    """
     return Recipe.from_json(
         {
             "family": "vae",
@@ -77,7 +82,10 @@ def recipe(latents: int, step_size: float, precision: str) -> Recipe:
 
 @torch.inference_mode()
 def bound(model: vae.Model, pictures: data.ImageSet, samples: int = 10) -> tuple[float, float]:
-    """Return the mean lower bound (SGVB B, float32) of newly binarized images and its standard error, in nats."""
+    """Return the mean lower bound of newly binarized images and its standard error, in nats.
+
+    The bound is SGVB B in float32.
+    """
     bounds = []
     for first in range(0, len(pictures.images), 500):
         images = pictures.images[first : first + 500]
@@ -89,7 +97,10 @@ def bound(model: vae.Model, pictures: data.ImageSet, samples: int = 10) -> tuple
 
 
 def choose(latents: int, precision: str) -> None:
-    """Measure the training loss of the first 1500 steps for each step size, averaged over the last 500."""
+    """Measure the training loss of the first 1500 steps for each step size.
+
+    It is averaged over the last 500.
+    """
     CHOICE.parent.mkdir(exist_ok=True)
     CHOICE.unlink(missing_ok=True)
     pictures = data.load("mnist", "train", ROOT / "data")
@@ -148,9 +159,9 @@ def report() -> None:
         if (out / "bounds.jsonl").exists():
             lines = [json.loads(line) for line in (out / "bounds.jsonl").read_text().splitlines()]
             found |= {(line["samples"], latents): line for line in lines}
-            told = json.loads((out / "provenance.json").read_text())
-            commits.add(told["commit"][:12])
-            machines.add(told["hardware"])
+            provenance = json.loads((out / "provenance.json").read_text())
+            commits.add(provenance["commit"][:12])
+            machines.add(provenance["hardware"])
     last = {latents: max(at for at, n in found if n == latents) for _, latents in found}
     marks = sorted({samples for samples, _ in found})
     text = [

@@ -1,4 +1,4 @@
-"""Images that are not digits, made from test images, and how well a score separates them from digits."""
+"""Make images that are not digits from test images, and measure how a score separates them."""
 
 from __future__ import annotations
 

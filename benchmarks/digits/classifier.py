@@ -3,7 +3,8 @@
     python benchmarks/digits/classifier.py train     # about three minutes on one core; writes classifier.safetensors
     python benchmarks/digits/classifier.py test      # accuracy on MNIST's 10 000 test digits
 
-Two convolutions at each of three sizes, with batch normalisation; training images are shifted by up to two pixels.
+Two convolutions at each of three sizes, with batch normalisation; training images are shifted by up
+to two pixels.
 """
 
 from __future__ import annotations

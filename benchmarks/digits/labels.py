@@ -22,7 +22,10 @@ SHA256 = {
 
 
 def labelled(split: str, folder: Path = ROOT / "data") -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images (N, 1, 28, 28) uint8 and digits (N,) int64; ValueError if the labels are missing or differ."""
+    """Return images (N, 1, 28, 28) uint8 and digits (N,) int64.
+
+    Raises ValueError if the labels are missing or differ.
+    """
     images = data.load("mnist", split, folder).images
     places = [folder / "mnist" / f"{FILES[split]}{end}" for end in ("", ".gz")]
     found = next((place for place in places if place.is_file()), None)

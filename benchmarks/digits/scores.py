@@ -1,8 +1,8 @@
 """Quality and diversity of generated digits, by the classifier.
 
-I' = E_x KL(p(y) ‖ p(y|x)) is the score of the EBGAN paper: every p(y|x) is clamped at 1e-2 from below and renormalised,
-and p(y) is their mean; without the clamp the classifier's confidence alone decides. E KL = E_x KL(p(y|x) ‖ p(y)), the
-logarithm of the inception score, is not clamped.
+I' = E_x KL(p(y) ‖ p(y|x)) is the score of the EBGAN paper: every p(y|x) is clamped at 1e-2 from
+below and renormalised, and p(y) is their mean; without the clamp the classifier's confidence alone
+decides. E KL = E_x KL(p(y|x) ‖ p(y)), the logarithm of the inception score, is not clamped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A bare FastAPI app with the model in its process: one forward pass per request, no queue, no batching."""
+"""A bare FastAPI app that runs the model in its own process.
+
+It runs one forward pass per request, without a queue or batches.
+"""
 
 from fastapi import FastAPI, Response
 from generator import encoded, load
@@ -18,5 +21,8 @@ class Draw(BaseModel):
 
 @app.post("/predict")
 async def predict(draw: Draw) -> Response:
-    """Run the model on the event loop: with one core per process a thread pool only adds context switches."""
+    """Run the model on the event loop.
+
+    With one core per process a thread pool would only add context switches.
+    """
     return Response(encoded(generator, [draw.seed])[0], media_type="application/json")

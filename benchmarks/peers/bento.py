@@ -1,6 +1,7 @@
 """BentoML with the generator; the environment has every setting.
 
-A batchable endpoint takes and returns lists: a request is a list of one seed, its response a list of one body.
+A batchable endpoint takes and returns lists: a request is a list of one seed, its response a list
+of one body.
 """
 
 from __future__ import annotations

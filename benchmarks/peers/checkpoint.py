@@ -12,7 +12,10 @@ from models.kit import card
 
 
 def write(folder: Path, name: str, hidden: tuple[int, ...]) -> Path:
-    """Write `folder`/NAME/1/model.safetensors: a decoder of these widths whose images differ between seeds."""
+    """Write the checkpoint of a random decoder of these widths.
+
+    Its images differ between seeds. The path is `folder`/NAME/1/model.safetensors.
+    """
     config = vae.Config(hidden=hidden)
     model = vae.Model(config)
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,8 @@
 """Shared by all peers: the repository's model and image encoder, from seeds to response bodies.
 
-Imported inside each peer's environment, which holds torch, numpy, Pillow, safetensors and orjson beside the peer; the
-repository itself is on ``PYTHONPATH``. As a script it prints what the benchmark needs to know of a checkpoint.
+Imported inside each peer's environment, which holds torch, numpy, Pillow, safetensors and orjson
+beside the peer; the repository itself is on ``PYTHONPATH``. As a script it prints what the
+benchmark needs to know of a checkpoint.
 """
 
 import argparse
@@ -35,7 +36,10 @@ class Generator(NamedTuple):
 
 
 def load() -> Generator:
-    """Load the checkpoint folder ``.../NAME/VERSION`` from the environment, and warm it up with 1, 16 and 64 rows."""
+    """Load the checkpoint folder that the environment names, and warm the model up.
+
+    The folder is .../NAME/VERSION; the warm-up runs batches of 1, 16 and 64 rows.
+    """
     torch.set_num_threads(int(os.environ.get(THREADS, "1")))
     folder = Path(os.environ[CHECKPOINT])
     model, _ = load_checkpoint(folder / "model.safetensors")
@@ -83,7 +87,7 @@ def cost_ms(generator: Generator, rows: int, seconds: float) -> dict[str, float]
 
 
 def main() -> None:
-    """Print, as JSON, the bodies of the first `--bodies` seeds, or the cost of a pass at several batch sizes."""
+    """Print response bodies of the first `--bodies` seeds, or the cost of a pass, as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--bodies", type=int, default=0)
     arguments = parser.parse_args()

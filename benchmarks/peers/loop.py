@@ -1,4 +1,7 @@
-"""A bare torch loop that draws as many samples as one bulk request, one stream per row, and stores them as NPZ."""
+"""A bare torch loop that draws as many samples as one bulk request.
+
+Each row has a stream of its own; the samples are stored as NPZ.
+"""
 
 import argparse
 import io

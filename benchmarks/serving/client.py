@@ -35,8 +35,8 @@ class Target:
         fields = {"seeds": [seed]} if self.shape == "list" else {"model": self.model, "count": 1, "seed": seed}
         path = urllib.parse.urlsplit(self.url).path
         connection.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
 
     def connection(self, timeout_s: float = 60) -> "contextlib.closing[http.client.HTTPConnection]":
         """Open a connection to the server, closed at the end of the block."""
@@ -59,7 +59,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Samples:
-    """Decoded responses compared with local ones: `exact` to the bit, `near` within one grey level, `bad` otherwise."""
+    """Numbers of responses by comparison with local results.
+
+    `exact`: equal to the bit; `near`: within one grey level; `bad`: otherwise.
+    """
 
     taken: int
     exact: int
@@ -90,7 +93,10 @@ def wrk_path() -> str:
 
 
 def drive(target: Target, connections: int, seconds: float) -> Load:
-    """Keep `connections` requests in flight for `seconds`, each with a seed not used before in this run."""
+    """Keep `connections` requests in flight for `seconds`.
+
+    Each request has a seed that was not used before in this run.
+    """
     command = [wrk_path(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     command += ["-s", str(LUA), target.url, "--", str(1_000_000 + secrets.randbelow(2**40)), target.model, target.shape]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
@@ -119,7 +125,10 @@ def settle(target: Target) -> None:
 def drive_and_check(
     target: Target, connections: int, seconds: float, expected: Sequence[Mapping[str, Any]]
 ) -> tuple[Load, Samples]:
-    """As `drive`, with samples of the responses: during the load, or after it with a single connection."""
+    """Drive a load and check samples of its responses.
+
+    They are checked during the load, or with a single connection after it.
+    """
     if connections == 1:
         return drive(target, connections, seconds), sample(target, expected, threading.Event(), most=10)
     stop, found = threading.Event(), list[Samples]()
@@ -152,7 +161,10 @@ def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threadin
 
 
 def judge(status: int, body: bytes, expected: Mapping[str, Any], shape: str) -> Samples:
-    """Compare one response with the local one; fields must be equal, pixels may differ by one grey level."""
+    """Compare one response with the local result.
+
+    Fields must be equal; pixels may differ by one grey level.
+    """
     try:
         apart = _apart(status, body, expected, shape)
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
@@ -186,7 +198,10 @@ def _distance(found: str, expected: str) -> int:
 
 
 def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bool], timeout_s: float) -> float:
-    """Poll until the server answers a real request; return the seconds, or raise if it died or timed out."""
+    """Poll until the server responds to a real request; return the seconds it took.
+
+    Raises RuntimeError if the server died or did not respond in time.
+    """
     start = time.monotonic()
     while time.monotonic() - start < timeout_s:
         if not alive():
@@ -203,6 +218,6 @@ def _ready(connection: http.client.HTTPConnection, path: str) -> bool:
     if not path:
         return True
     connection.request("GET", path)
-    answer = connection.getresponse()
-    answer.read()
-    return answer.status == http.HTTPStatus.OK
+    response = connection.getresponse()
+    response.read()
+    return response.status == http.HTTPStatus.OK

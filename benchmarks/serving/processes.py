@@ -26,7 +26,10 @@ class Weight:
 
 @dataclass
 class Tree:
-    """A server and its descendants, found by parent and by an environment tag, so that daemons count too."""
+    """The processes of a server: its root and all descendants.
+
+    They are found by parent and by an environment variable, so that daemons count, too.
+    """
 
     process: subprocess.Popen[bytes]
     tag: str

@@ -139,7 +139,10 @@ def _costs(model: Json, names: Sequence[str]) -> list[str]:
 
 
 def _dials(model: Json, names: Sequence[str]) -> list[str]:
-    """Return the measured settings; a peer's are the best of its sweep for that number of connections."""
+    """Return the settings of each server.
+
+    A peer has the best of its sweep for that number of connections.
+    """
     lines = ["Dials, for each number of connections the best of the sweep:", ""]
     for name in names:
         choice = model["choices"][name]

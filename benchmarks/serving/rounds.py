@@ -30,7 +30,10 @@ class Lengths:
 
 @dataclass
 class Turn:
-    """One server in one round: loads by connections, checked responses, idle cost, the machine's state."""
+    """The measurements of one server in one round.
+
+    They are loads by connections, checked responses, idle cost and the machine's state.
+    """
 
     server: str
     number: int
@@ -52,9 +55,10 @@ def turn(
     expected: Bodies,
     scratch: Path,
 ) -> Turn:
-    """Start the server, warm it up, load it at each number of connections, measure it idle, stop it.
+    """Run one server: start, warm up, load at each number of connections, measure idle, stop.
 
-    A server that does not start, or dies, is recorded with its error and does not affect the others.
+    A server that does not start, or dies, is recorded with its error and does not affect the
+    others.
     """
     found = Turn(server.name, number, load_average=load_average())
     try:

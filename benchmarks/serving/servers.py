@@ -45,8 +45,9 @@ class Checkpoint:
 class Server:
     """One way to serve the generator.
 
-    `start` are the first settings of the sweep, `sweep` its steps: each tries some changes of the best settings so far
-    and keeps the best. `heavy` are steps for the heavy model only. An empty `package` is Reverie itself.
+    `start` are the first settings of the sweep, `sweep` its steps: each tries some changes of the
+    best settings so far and keeps the best. `heavy` are steps for the heavy model only. An empty
+    `package` is Reverie itself.
     """
 
     name: str
@@ -185,7 +186,10 @@ ALL = (REVERIE, LITSERVE, BENTOML, RAY, FASTAPI)
 
 
 def install(server: Server) -> None:
-    """Create the server's environment with its pinned versions; torch is installed first, to get its CPU build."""
+    """Create the server's environment with its pinned versions.
+
+    torch is installed first, to get its CPU build.
+    """
     if not server.package:
         return
     folder = ENVIRONMENTS / server.name
@@ -221,7 +225,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path) -> Iterator[Running]:
-    """Run the server, alone on its port, while the block runs; its state and log are under `scratch`.
+    """Run the server while the block runs. State and log are under `scratch`.
 
     Raises RuntimeError with the end of its log if it does not start.
     """

@@ -1,4 +1,7 @@
-"""Find each peer's best settings: step by step, keeping what served most requests at 64 connections."""
+"""Find the best settings of each server, step by step.
+
+The setting with the most requests per second at 64 connections is kept.
+"""
 
 import dataclasses
 import http.client
@@ -41,7 +44,7 @@ class ModelOperation:
 
 
 def attempt(server: Server, checkpoint: Checkpoint, dials: Dials, scratch: Path, seconds: float) -> Trial:
-    """Start the server with these settings and load it briefly; a failure is a result, not an error."""
+    """Start the server with these settings and load it briefly. A failure is a result."""
     trial = Trial(dials)
     try:
         with running(server, checkpoint, dials, scratch) as up:

@@ -117,6 +117,8 @@ def inflated(data: bytes, limit: int) -> bytes | None:
     return unpacked if len(unpacked) <= limit else None
 
 
-def too_large_profile() -> str:
-    """Return the note about a profile that was dropped because of its size."""
-    return f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out"
+def limit_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return an ICC profile without a note; None with a note if the profile is too large."""
+    if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
+        return None, (f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out",)
+    return profile, ()

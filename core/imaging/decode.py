@@ -20,25 +20,26 @@ from core.imaging import bmp, gif, jpeg, png, tiff, webp
 from core.imaging.colour import key_alpha, split_alpha, to_srgb
 from core.imaging.container import Container, Pixels, UnusableImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 Image.MAX_IMAGE_PIXELS = None  # callers compare a file's size with their own limits before a pixel is decoded
 
-_READERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], Container]], ...] = (
-    ("PNG", lambda data: data.startswith(png.MAGIC), png.read_png),
-    ("JPEG", lambda data: data.startswith(jpeg.MAGIC), jpeg.read_jpeg),
-    ("WEBP", webp.is_webp, webp.read_webp),
-    ("BMP", lambda data: data.startswith(bmp.MAGIC), bmp.read_bmp),
-    ("GIF", lambda data: data.startswith(gif.MAGIC), gif.read_gif),
-    ("TIFF", lambda data: data.startswith(tiff.MAGIC), tiff.read_tiff),
-)
-_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "PNG": PngImagePlugin.PngImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
+
+class _Format(NamedTuple):
+    """How files of a format begin, the reader of their container, and Pillow's decoder."""
+
+    magic: bytes | tuple[bytes, ...]
+    read: Callable[[bytes], Container]
+    decoder: Callable[[io.BytesIO], ImageFile.ImageFile]
+
+
+_FORMATS = {
+    "PNG": _Format(png.MAGIC, png.read_png, PngImagePlugin.PngImageFile),
+    "JPEG": _Format(jpeg.MAGIC, jpeg.read_jpeg, JpegImagePlugin.JpegImageFile),
+    "WEBP": _Format(webp.MAGIC, webp.read_webp, WebPImagePlugin.WebPImageFile),
+    "BMP": _Format(bmp.MAGIC, bmp.read_bmp, BmpImagePlugin.BmpImageFile),
+    "GIF": _Format(gif.MAGIC, gif.read_gif, GifImagePlugin.GifImageFile),
+    "TIFF": _Format(tiff.MAGIC, tiff.read_tiff, TiffImagePlugin.TiffImageFile),
 }
+FORMATS = tuple(_FORMATS)
 # EXIF orientation → the transposition that makes the image upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,7 +113,7 @@ class PictureFile:
         container = self._container
         data = container.data + jpeg.END if container.unfinished else container.data
         try:
-            image = _DECODERS[container.format](io.BytesIO(data))
+            image = _FORMATS[container.format].decoder(io.BytesIO(data))
         except Exception as error:  # Pillow's readers raise anything on a damaged file
             raise UnusableImageError(DAMAGED) from error
         if image.size != (container.width, container.height):
@@ -169,10 +170,10 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
     welcome = f"send one of {', '.join(formats)}"
     if not data:
         raise UnusableImageError(f"the file is empty, so it is not a picture; {welcome}")
-    for name, begins, read in _READERS:
-        if name in formats and begins(data):
+    for name, format_ in _FORMATS.items():
+        if name in formats and data.startswith(format_.magic):
             try:
-                return PictureFile(read(data))
+                return PictureFile(format_.read(data))
             except UnusableImageError:
                 raise
             except Exception as error:  # places and sizes that a damaged file gives lead anywhere
@@ -195,7 +196,7 @@ def _check_finished(container: Container, image: Image.Image) -> None:
     pixels = np.asarray(image)
     for probe in _PROBES:
         data = container.data.rstrip(b"\xff") + probe + jpeg.END
-        other = _DECODERS[container.format](io.BytesIO(data))
+        other = _FORMATS[container.format].decoder(io.BytesIO(data))
         if not np.array_equal(np.asarray(other), pixels):
             raise UnusableImageError(
                 "the JPEG is truncated: its end marker (EOI) and pixels are missing; send it whole"

@@ -73,10 +73,7 @@ class _Header:
         parts = sorted(self.profiles)  # by their numbers
         if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
             return None, ()
-        profile = b"".join(part[14:] for part in parts)
-        if len(profile) > container.PROFILE_LIMIT_BYTES:
-            return None, (container.too_large_profile(),)
-        return profile, ()
+        return container.limit_profile(b"".join(part[14:] for part in parts))
 
 
 def read_jpeg(data: bytes) -> Container:

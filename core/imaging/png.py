@@ -131,9 +131,7 @@ def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
         profile = unpacker.decompress(rest[1:], container.PROFILE_LIMIT_BYTES + 1)
     except zlib.error:
         return None, ()
-    if len(profile) > container.PROFILE_LIMIT_BYTES:
-        return None, (container.too_large_profile(),)
-    return profile or None, ()
+    return container.limit_profile(profile or None)
 
 
 def _orientation(metadata: Mapping[bytes, bytes]) -> int:

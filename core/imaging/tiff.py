@@ -90,11 +90,7 @@ def read_tiff(data: bytes) -> Container:
     width, height = by_tag[_WIDTH].integer(data), by_tag[_LENGTH].integer(data)
     kept = [entry for entry in entries if entry.tag in _PIXEL_TAGS]
     _check(kept, width, height, len(data))
-    profile: bytes | None = None
-    notes: tuple[str, ...] = ()
-    if _PROFILE in by_tag:
-        large = by_tag[_PROFILE].size > container.PROFILE_LIMIT_BYTES
-        profile, notes = (None, (container.too_large_profile(),)) if large else (by_tag[_PROFILE].content(data), ())
+    profile, notes = container.limit_profile(by_tag[_PROFILE].content(data) if _PROFILE in by_tag else None)
     if _ORIENTATION in by_tag:
         stated = by_tag[_ORIENTATION].integer(data)
         orientation = stated if 1 <= stated <= 8 else 1

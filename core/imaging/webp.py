@@ -5,20 +5,18 @@ import struct
 from core.imaging import container
 from core.imaging.container import Container, UnusableImageError
 
+MAGIC = b"RIFF"
 _HEAD = struct.Struct("<4sI")
 _METADATA = {b"ICCP", b"EXIF", b"XMP "}
-
-
-def is_webp(data: bytes) -> bool:
-    """Return whether a file begins as WebP does."""
-    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def read_webp(data: bytes) -> Container:
     """Check a WebP's chunks and return its container.
 
-    Raises UnusableImageError, or IndexError or struct.error for a damaged file.
+    Raises UnusableImageError, or ValueError, IndexError or struct.error for a damaged file.
     """
+    if data[8:12] != b"WEBP":
+        raise ValueError("a RIFF file of another kind")
     width, height = _size(data)
     metadata: dict[bytes, bytes] = {}
     frames, place, limit = 0, 12, container.part_limit(len(data))
@@ -34,9 +32,7 @@ def read_webp(data: bytes) -> Container:
         place += 8 + length + length % 2
     else:
         raise container.too_many("WebP", "chunks", limit)
-    profile, notes = metadata.get(b"ICCP"), ()
-    if profile is not None and len(profile) > container.PROFILE_LIMIT_BYTES:
-        return Container("WEBP", width, height, data, profile=None, notes=(container.too_large_profile(),))
+    profile, notes = container.limit_profile(metadata.get(b"ICCP"))
     orientation = container.orientation_of(metadata.get(b"EXIF"), metadata.get(b"XMP "))
     return Container("WEBP", width, height, data, orientation, profile, notes=notes)
 

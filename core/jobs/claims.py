@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from core.jobs import claim_order, transitions
 from core.jobs.database import JobDatabase
-from core.jobs.queries import JOB_COLUMNS, jobs_of, waiting
+from core.jobs.queries import jobs_of, waiting
 from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
 from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks
 from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
@@ -178,7 +178,7 @@ def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> J
     """
     oldest: list[Job] = []
     for status in ("queued", "running"):
-        query = sa.select(*JOB_COLUMNS).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
+        query = sa.select(jobs).where(claimable, jobs.c.status == status).order_by(jobs.c.queued_at).limit(1)
         oldest += jobs_of(connection.execute(query.with_for_update(skip_locked=True)))
     return min(oldest, key=lambda job: job.queued_at, default=None)
 
@@ -203,7 +203,7 @@ def _lock_similar(
         jobs.c.continuation.is_(None),
         sa.not_(jobs.c.isolated),
     )
-    query = sa.select(*JOB_COLUMNS).where(claimable, *similar).order_by(jobs.c.queued_at).limit(limit)
+    query = sa.select(jobs).where(claimable, *similar).order_by(jobs.c.queued_at).limit(limit)
     chosen = []
     for job in jobs_of(connection.execute(query.with_for_update(skip_locked=True))):
         rows -= job.rows

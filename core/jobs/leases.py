@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from core.jobs import transitions
 from core.jobs.database import JobDatabase
-from core.jobs.queries import JOB_COLUMNS, jobs_of
+from core.jobs.queries import jobs_of
 from core.jobs.records import API_HOLDER_PREFIX, Claim, Event
 from core.jobs.schema import jobs
 
@@ -66,7 +66,7 @@ class JobLeases(JobDatabase):
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with self._transaction() as connection:
-            lapsed_jobs = jobs_of(connection.execute(sa.select(*JOB_COLUMNS).where(lapsed)))
+            lapsed_jobs = jobs_of(connection.execute(sa.select(jobs).where(lapsed)))
             for job in lapsed_jobs:
                 still_lapsed = lapsed & (jobs.c.id == job.id)
                 was_run = not (job.lease_holder or "").startswith(API_HOLDER_PREFIX)

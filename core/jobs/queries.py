@@ -1,7 +1,7 @@
 """Reads of the job store."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,9 +12,6 @@ from core.jobs.schema import RUNS_INFERENCE, events, jobs, result_chunks
 
 IDS_PER_QUERY = 500
 
-JOB_COLUMNS = tuple(jobs.c)
-_LISTED_COLUMNS = tuple(column for column in jobs.c if column.key not in {"items", "continuation"})
-
 
 def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now."""
@@ -23,10 +20,9 @@ def waiting() -> sa.ColumnElement[bool]:
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
 
 
-def jobs_of(rows: Iterable[Sequence[Any]], columns: Sequence[sa.Column[Any]] = JOB_COLUMNS) -> list[Job]:
-    """Return the records of rows that were selected with these columns."""
-    names = [column.key for column in columns]
-    return [Job(**dict(zip(names, row, strict=True))) for row in rows]
+def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
+    """Return the records of rows of the table `jobs`."""
+    return [Job(**row._asdict()) for row in rows]
 
 
 class JobQueries(JobDatabase):
@@ -34,7 +30,7 @@ class JobQueries(JobDatabase):
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """Return a job, or None; with `owner`, only a job of that owner."""
-        query = sa.select(*JOB_COLUMNS).where(jobs.c.id == job_id)
+        query = sa.select(jobs).where(jobs.c.id == job_id)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         with self.engine.connect() as connection:
@@ -43,7 +39,8 @@ class JobQueries(JobDatabase):
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
         """Return jobs older than the job `after`, newest first, without their binary columns."""
-        query = sa.select(*_LISTED_COLUMNS).order_by(jobs.c.id.desc()).limit(limit)
+        columns = [column for column in jobs.c if column.key not in {"items", "continuation"}]
+        query = sa.select(*columns).order_by(jobs.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         if after:
@@ -51,7 +48,7 @@ class JobQueries(JobDatabase):
         for name, value in filters.items():
             query = query.where(jobs.c[name] == value)
         with self.engine.connect() as connection:
-            return jobs_of(connection.execute(query), _LISTED_COLUMNS)
+            return jobs_of(connection.execute(query))
 
     def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
         """Return the states of jobs by id, of those that exist."""
