@@ -38,217 +38,174 @@ class Settings(BaseSettings):
     Raises pydantic.ValidationError for a value out of range and for an unknown name.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
-    host: str = Field("127.0.0.1", description="Address that the API listens on.")
-    port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
-    state: Path = Field(Path("var"), description="Folder of the job database, the blobs and the queue server's data.")
-    checkpoints: Path = Field(Path("checkpoints"), description="Folder with NAME/VERSION/model.safetensors.")
-    data: Path = Field(Path("data"), description="Folder of the datasets known by name: MNIST, Fashion-MNIST.")
-    extra_models: Path | None = Field(None, description="A folder with more model families, one Python file each.")
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port that the API listens on."""
+    state: Path = Path("var")
+    """Folder of the job database, the blobs and the queue server's data."""
+    checkpoints: Path = Path("checkpoints")
+    """Folder with NAME/VERSION/model.safetensors."""
+    data: Path = Path("data")
+    """Folder of the datasets known by name: MNIST, Fashion-MNIST."""
+    extra_models: Path | None = None
+    """A folder with more model families, one Python file each."""
     queue_url: str = Field(
         "redis://127.0.0.1:6390/0",
         description="URL of the Redis-compatible queue server: `redis://`, `rediss://` (TLS), `unix://` or "
         "`sentinel://HOST:PORT,HOST:PORT/DB?master_name=NAME`.",
     )
-    remote_control: bool = Field(
-        default=False,
-        description="Inference workers respond to `celery inspect` and `celery control`, as Flower needs.",
-    )
-    queue_memory_bytes: int = Field(
-        1 << 30, ge=16 << 20, description="Memory limit (`maxmemory`) of the queue server that `make serve` starts."
-    )
-    database_url: str = Field("", description="SQLAlchemy URL of the job database; empty: SQLite in the state folder.")
-    blobs_url: str = Field("", description="fsspec URL of the blob store; empty: a folder in the state folder.")
-    api_keys: Path | None = Field(
-        None,
-        description="File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is "
-        "allowed.",
-    )
-    allow_anonymous: bool = Field(
-        default=False,
-        description="Allow an address other than loopback without API keys: everybody may use the service.",
-    )
+    remote_control: bool = False
+    """Inference workers respond to `celery inspect` and `celery control`, as Flower needs."""
+    queue_memory_bytes: int = Field(1 << 30, ge=16 << 20)
+    """Memory limit (`maxmemory`) of the queue server that `make serve` starts."""
+    database_url: str = ""
+    """SQLAlchemy URL of the job database; empty: SQLite in the state folder."""
+    blobs_url: str = ""
+    """fsspec URL of the blob store; empty: a folder in the state folder."""
+    api_keys: Path | None = None
+    """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is allowed."""
+    allow_anonymous: bool = False
+    """Allow an address other than loopback without API keys: everybody may use the service."""
     allowed_hosts: str = Field(
         "",
         description="Host names that requests may use, separated by commas, with `*.` for subdomains; empty: the "
         "loopback names on a loopback address, otherwise any if API keys are used.",
     )
-    allowed_origins: str = Field(
-        "", description="Origins of other web pages that may use the service, separated by commas."
-    )
-    trusted_proxies: str = Field(
-        "", description="Addresses and networks of proxies whose X-Forwarded-For is trusted, separated by commas."
-    )
-    wrong_keys_per_minute: int = Field(
-        10, ge=1, description="Wrong API keys per minute and address before the status is 429."
-    )
-    key_requests_per_second: int = Field(
-        1000, ge=0, description="Requests per second, owner and API process; 0: no limit."
-    )
-    key_waiting_requests: int = Field(
-        1024, ge=0, description="Waiting synchronous requests per owner and API process; 0: no limit."
-    )
-    key_waiting_rows: int = Field(
-        262_144,
-        ge=0,
-        description="Waiting rows of large requests per owner (without keys: in total) and API process; 0: no limit.",
-    )
-    key_unfinished_jobs: int = Field(
-        5000, ge=0, description="Unfinished jobs per owner before the status is 429; 0: no limit."
-    )
-    key_trainings: int = Field(
-        20, ge=0, description="Unfinished trainings per owner before the status is 429; 0: no limit."
-    )
-    key_stored_bytes: int = Field(
-        64 << 30, ge=0, description="Bytes of datasets, versions and results per owner; 0: no limit."
-    )
-    keep_versions: int = Field(
-        0, ge=0, description="Versions made here to keep per model, the newest ones and the active one; 0: all."
-    )
+    allowed_origins: str = ""
+    """Origins of other web pages that may use the service, separated by commas."""
+    trusted_proxies: str = ""
+    """Addresses and networks of proxies whose X-Forwarded-For is trusted, separated by commas."""
+    wrong_keys_per_minute: int = Field(10, ge=1)
+    """Wrong API keys per minute and address before the status is 429."""
+    key_requests_per_second: int = Field(1000, ge=0)
+    """Requests per second, owner and API process; 0: no limit."""
+    key_waiting_requests: int = Field(1024, ge=0)
+    """Waiting synchronous requests per owner and API process; 0: no limit."""
+    key_waiting_rows: int = Field(262_144, ge=0)
+    """Waiting rows of large requests per owner (without keys: in total) and API process; 0: no limit."""
+    key_unfinished_jobs: int = Field(5000, ge=0)
+    """Unfinished jobs per owner before the status is 429; 0: no limit."""
+    key_trainings: int = Field(20, ge=0)
+    """Unfinished trainings per owner before the status is 429; 0: no limit."""
+    key_stored_bytes: int = Field(64 << 30, ge=0)
+    """Bytes of datasets, versions and results per owner; 0: no limit."""
+    keep_versions: int = Field(0, ge=0)
+    """Versions made here to keep per model, the newest ones and the active one; 0: all."""
 
-    device: str = Field("auto", description="Device of the inference worker: auto, cpu, cuda or cuda:N.")
-    threads: int = Field(
-        0, ge=0, le=256, description="CPU threads of a forward pass; 0: one, or all cores for a large model."
-    )
-    memory_budget_bytes: int = Field(
-        4 << 30, ge=1 << 20, description="Memory for the weights that a worker keeps loaded."
-    )
-    time_slice_s: float = Field(
-        0.04, gt=0, le=5, description="Time slice: a worker yields to other long work after this many seconds."
-    )
+    device: str = "auto"
+    """Device of the inference worker: auto, cpu, cuda or cuda:N."""
+    threads: int = Field(0, ge=0, le=256)
+    """CPU threads of a forward pass; 0: one, or all cores for a large model."""
+    memory_budget_bytes: int = Field(4 << 30, ge=1 << 20)
+    """Memory for the weights that a worker keeps loaded."""
+    time_slice_s: float = Field(0.04, gt=0, le=5)
+    """Time slice: a worker yields to other long work after this many seconds."""
 
-    sync_timeout_s: float = Field(
-        10.0, gt=0, le=300, description="Time that a request without `Prefer` waits before it becomes a job."
-    )
-    max_sync_timeout_s: float = Field(60.0, gt=0, le=300, description="Maximum of `Prefer: wait=N`.")
-    max_count: int = Field(65_536, ge=1, description="Maximum of `count`: the rows of one request.")
-    max_images: int = Field(1024, ge=1, description="Maximum number of images in one request.")
-    max_body_bytes: int = Field(32 << 20, ge=1024, description="Maximum request body of the routes that take images.")
-    max_control_body_bytes: int = Field(
-        64 << 10, ge=1024, description="Maximum request body of the routes that take neither images nor files."
-    )
-    max_inflight_body_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Memory for all request bodies together; beyond it the status is 503."
-    )
-    max_inflight_response_bytes: int = Field(
-        64 << 20,
-        ge=1 << 20,
-        description="Memory for all large responses together; beyond it they go to temporary files.",
-    )
-    max_dataset_bytes: int = Field(8 << 30, ge=1024, description="Maximum size of a dataset upload.")
-    max_unpacked_bytes: int = Field(16 << 30, ge=1024, description="Maximum size of a dataset after unpacking.")
-    min_free_disk_bytes: int = Field(512 << 20, ge=0, description="Disk space that dataset uploads leave free.")
-    conversion_timeout_s: float = Field(
-        3600.0, gt=0, description="Time limit for the conversion of an upload to a dataset."
-    )
-    max_upscaled_pixels: int = Field(180_000_000, ge=1, description="Maximum number of pixels of an upscaled picture.")
-    max_waiting: int = Field(
-        2048, ge=1, description="Waiting synchronous requests per API process; beyond it the status is 503."
-    )
-    max_streams: int = Field(
-        50, ge=1, description="Open event streams per API key (without keys: per address) and API process."
-    )
-    max_queued_jobs: int = Field(
-        20_000, ge=1, description="Unfinished jobs in the job store; beyond it the status is 503."
-    )
+    sync_timeout_s: float = Field(10.0, gt=0, le=300)
+    """Time that a request without `Prefer` waits before it becomes a job."""
+    max_sync_timeout_s: float = Field(60.0, gt=0, le=300)
+    """Maximum of `Prefer: wait=N`."""
+    max_count: int = Field(65_536, ge=1)
+    """Maximum of `count`: the rows of one request."""
+    max_images: int = Field(1024, ge=1)
+    """Maximum number of images in one request."""
+    max_body_bytes: int = Field(32 << 20, ge=1024)
+    """Maximum request body of the routes that take images."""
+    max_control_body_bytes: int = Field(64 << 10, ge=1024)
+    """Maximum request body of the routes that take neither images nor files."""
+    max_inflight_body_bytes: int = Field(64 << 20, ge=1 << 20)
+    """Memory for all request bodies together; beyond it the status is 503."""
+    max_inflight_response_bytes: int = Field(64 << 20, ge=1 << 20)
+    """Memory for all large responses together; beyond it they go to temporary files."""
+    max_dataset_bytes: int = Field(8 << 30, ge=1024)
+    """Maximum size of a dataset upload."""
+    max_unpacked_bytes: int = Field(16 << 30, ge=1024)
+    """Maximum size of a dataset after unpacking."""
+    min_free_disk_bytes: int = Field(512 << 20, ge=0)
+    """Disk space that dataset uploads leave free."""
+    conversion_timeout_s: float = Field(3600.0, gt=0)
+    """Time limit for the conversion of an upload to a dataset."""
+    max_upscaled_pixels: int = Field(180_000_000, ge=1)
+    """Maximum number of pixels of an upscaled picture."""
+    max_waiting: int = Field(2048, ge=1)
+    """Waiting synchronous requests per API process; beyond it the status is 503."""
+    max_streams: int = Field(50, ge=1)
+    """Open event streams per API key (without keys: per address) and API process."""
+    max_queued_jobs: int = Field(20_000, ge=1)
+    """Unfinished jobs in the job store; beyond it the status is 503."""
 
-    max_connections: int = Field(
-        4096,
-        ge=8,
-        description="Open connections per API process; beyond it idle ones are closed, or the status is 503.",
-    )
-    max_header_bytes: int = Field(64 << 10, ge=4096, description="Maximum size of the request line and headers.")
-    header_timeout_s: float = Field(
-        10.0,
-        gt=0,
-        le=600,
-        description="Time limit for the request line and headers, from the connection or the first byte.",
-    )
-    idle_timeout_s: float = Field(
-        15.0, gt=0, le=3600, description="Time that an idle connection is kept open between requests."
-    )
-    body_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Time that a request body may stall or be slower than the minimum rate."
-    )
-    body_total_timeout_s: float = Field(
-        300.0, gt=0, description="Time limit for a whole request body, except uploads that are streamed to disk."
-    )
-    write_timeout_s: float = Field(
-        30.0,
-        gt=0,
-        le=3600,
-        description="Time that a client may stall or be slower than the minimum rate while it reads a response.",
-    )
-    min_transfer_rate: float = Field(
-        500.0, ge=0.001, description="Minimum rate of request bodies and responses, in bytes per second."
-    )
+    max_connections: int = Field(4096, ge=8)
+    """Open connections per API process; beyond it idle ones are closed, or the status is 503."""
+    max_header_bytes: int = Field(64 << 10, ge=4096)
+    """Maximum size of the request line and headers."""
+    header_timeout_s: float = Field(10.0, gt=0, le=600)
+    """Time limit for the request line and headers, from the connection or the first byte."""
+    idle_timeout_s: float = Field(15.0, gt=0, le=3600)
+    """Time that an idle connection is kept open between requests."""
+    body_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """Time that a request body may stall or be slower than the minimum rate."""
+    body_total_timeout_s: float = Field(300.0, gt=0)
+    """Time limit for a whole request body, except uploads that are streamed to disk."""
+    write_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """Time that a client may stall or be slower than the minimum rate while it reads a response."""
+    min_transfer_rate: float = Field(500.0, ge=0.001)
+    """Minimum rate of request bodies and responses, in bytes per second."""
 
-    heartbeat_timeout_s: float = Field(
-        1.5, gt=0.2, le=60, description="A worker without a heartbeat for this long counts as dead."
-    )
-    job_lease_s: float = Field(
-        3.0, gt=0.5, le=600, description="A claim on a job expires after this time unless it is renewed."
-    )
-    stall_s: float = Field(
-        120.0,
-        gt=0.5,
-        description="A worker whose work makes no progress for this long is ended, and its rows are charged an "
-        "attempt.",
-    )
-    max_attempts: int = Field(3, ge=1, le=10, description="A row that has crashed its worker this many times fails.")
-    result_ttl_s: float = Field(86_400.0, gt=0, description="Time that a finished job and its result are kept.")
-    idempotency_key_ttl_s: float = Field(86_400.0, gt=0, description="Time that an Idempotency-Key is remembered.")
-    disk_quota_bytes: int = Field(
-        20 << 30, ge=1 << 20, description="Maximum size of the blob store; the oldest results are deleted first."
-    )
-    storage_wait_s: float = Field(
-        3600.0,
-        ge=0,
-        description="A job whose result cannot be stored waits this long for disk space, then fails with 507.",
-    )
-    sweep_s: float = Field(
-        15.0,
-        gt=0,
-        le=3600,
-        description="Interval of the cleanup; an orphaned file is deleted when two sweeps have found it.",
-    )
-    shutdown_grace_s: float = Field(
-        10.0, ge=0, le=600, description="Time that a stopping API has to finish its requests."
-    )
+    heartbeat_timeout_s: float = Field(1.5, gt=0.2, le=60)
+    """A worker without a heartbeat for this long counts as dead."""
+    job_lease_s: float = Field(3.0, gt=0.5, le=600)
+    """A claim on a job expires after this time unless it is renewed."""
+    stall_s: float = Field(120.0, gt=0.5)
+    """A worker whose work makes no progress for this long is ended, and its rows are charged an attempt."""
+    max_attempts: int = Field(3, ge=1, le=10)
+    """A row that has crashed its worker this many times fails."""
+    result_ttl_s: float = Field(86_400.0, gt=0)
+    """Time that a finished job and its result are kept."""
+    idempotency_key_ttl_s: float = Field(86_400.0, gt=0)
+    """Time that an Idempotency-Key is remembered."""
+    disk_quota_bytes: int = Field(20 << 30, ge=1 << 20)
+    """Maximum size of the blob store; the oldest results are deleted first."""
+    storage_wait_s: float = Field(3600.0, ge=0)
+    """A job whose result cannot be stored waits this long for disk space, then fails with 507."""
+    sweep_s: float = Field(15.0, gt=0, le=3600)
+    """Interval of the cleanup; an orphaned file is deleted when two sweeps have found it."""
+    shutdown_grace_s: float = Field(10.0, ge=0, le=600)
+    """Time that a stopping API has to finish its requests."""
 
-    training_queue_url: str = Field(
-        "", description="Redis database that wakes training workers; empty: the next database of the queue server."
-    )
-    training_device: str = Field("auto", description="Device of trainings: auto, cpu, cuda or cuda:N.")
-    training_threads: int = Field(1, ge=1, le=256, description="CPU threads of a training.")
-    training_nice: int = Field(10, ge=0, le=19, description="`nice` level of training processes.")
-    training_timeout_s: float = Field(604_800.0, gt=0, description="Time limit of a training.")
-    training_memory_bytes: int = Field(
-        8 << 30, ge=1 << 28, description="Memory limit of a training, a dry run, an import or a publication."
-    )
-    training_disk_bytes: int = Field(8 << 30, ge=1 << 20, description="Disk space limit of a training's run.")
-    training_min_free_disk_bytes: int = Field(
-        256 << 20, ge=0, description="Disk space that a training must leave free."
-    )
-    evaluation_timeout_s: float = Field(600.0, gt=1, description="Time limit for measuring or checking a model.")
-    estimate_s: float = Field(120.0, gt=1, description="Time limit of a dry run of a training.")
-    auxiliary_workers: int = Field(
-        4,
-        ge=1,
-        le=64,
-        description="Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same time.",
-    )
-    training_stall_s: float = Field(
-        1800.0, gt=1, description="A training that writes no progress for this long is killed and retried."
-    )
-    max_version_bytes: int = Field(4 << 30, ge=1024, description="Maximum size of a version file to import.")
+    training_queue_url: str = ""
+    """Redis database that wakes training workers; empty: the next database of the queue server."""
+    training_device: str = "auto"
+    """Device of trainings: auto, cpu, cuda or cuda:N."""
+    training_threads: int = Field(1, ge=1, le=256)
+    """CPU threads of a training."""
+    training_nice: int = Field(10, ge=0, le=19)
+    """`nice` level of training processes."""
+    training_timeout_s: float = Field(604_800.0, gt=0)
+    """Time limit of a training."""
+    training_memory_bytes: int = Field(8 << 30, ge=1 << 28)
+    """Memory limit of a training, a dry run, an import or a publication."""
+    training_disk_bytes: int = Field(8 << 30, ge=1 << 20)
+    """Disk space limit of a training's run."""
+    training_min_free_disk_bytes: int = Field(256 << 20, ge=0)
+    """Disk space that a training must leave free."""
+    evaluation_timeout_s: float = Field(600.0, gt=1)
+    """Time limit for measuring or checking a model."""
+    estimate_s: float = Field(120.0, gt=1)
+    """Time limit of a dry run of a training."""
+    auxiliary_workers: int = Field(4, ge=1, le=64)
+    """Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same time."""
+    training_stall_s: float = Field(1800.0, gt=1)
+    """A training that writes no progress for this long is killed and retried."""
+    max_version_bytes: int = Field(4 << 30, ge=1024)
+    """Maximum size of a version file to import."""
 
-    log_level: str = Field(
-        "info",
-        pattern="^(debug|info|warning|error)$",
-        description="Minimum level of log lines: debug, info, warning or error.",
-    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    """Minimum level of log lines: debug, info, warning or error."""
 
     @model_validator(mode="after")
     def _known_names_only(self) -> Self:

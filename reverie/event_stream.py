@@ -5,7 +5,7 @@ from httpx_sse import ServerSentEvent
 
 from reverie.errors import ProblemError, UnreachableError
 from reverie.records import TERMINAL, Event
-from reverie.requests import ApiRequest, Delay, quote_name
+from reverie.requests import ApiRequest, Delay, path_of
 
 # The service sends a comment every 15 s; a connection that is silent for longer than this is
 # broken.
@@ -25,7 +25,7 @@ class JobEventStream:
     def __init__(self, job_id: str, after: int) -> None:
         """Start after event number `after`."""
         self.ended = False
-        self._path = f"/v1/jobs/{quote_name(job_id)}/events"
+        self._path = path_of("jobs", job_id, "events")
         self._last_id = after
         self._failures = 0
         self._retry_s = 2.0

@@ -82,6 +82,6 @@ class Delay:
         return cls(random.uniform(0.5, 1.0) * min(0.1 * 2**attempt, MAX_DELAY_S))
 
 
-def quote_name(name: str) -> str:
-    """Return a name as a segment of a URL path."""
-    return quote(name, safe="@")
+def path_of(*segments: str) -> str:
+    """Return the URL path of a resource: `/v1` and the segments, quoted."""
+    return "/".join(("/v1", *(quote(segment, safe="@") for segment in segments)))

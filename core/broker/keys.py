@@ -2,9 +2,6 @@
 
 API processes and workers of adjacent releases use them together, so they change only with a
 migration.
-
-The names are a protocol between API processes and workers of adjacent releases, so they change only
-with a migration.
 """
 
 from typing import Literal

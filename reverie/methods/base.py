@@ -20,7 +20,7 @@ import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
 from reverie.records import Job, SavedFile
-from reverie.requests import ApiRequest, Delay, quote_name
+from reverie.requests import ApiRequest, Delay, path_of
 from reverie.transfers import ByteProgress, Download
 
 if TYPE_CHECKING:
@@ -110,6 +110,18 @@ class BaseMethods:
         response = yield from self._send(request)
         return response.json()
 
+    def _get(self, *segments: str) -> Steps[Any]:
+        """Return the JSON of a resource by the segments of its path."""
+        return (yield from self._json(ApiRequest("GET", path_of(*segments))))
+
+    def _post(self, *segments: str, **fields: Any) -> Steps[Any]:
+        """Return the JSON response of a POST request; `fields` are those of `ApiRequest`."""
+        return (yield from self._json(ApiRequest("POST", path_of(*segments), **fields)))
+
+    def _delete(self, *segments: str) -> Steps[None]:
+        """Delete a resource by the segments of its path."""
+        yield from self._send(ApiRequest("DELETE", path_of(*segments), retry_if_lost=False))
+
     def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:
         """Return the entries of a list, fetched page by page; all of them if `limit` is None."""
         entries: list[Any] = []
@@ -152,7 +164,7 @@ class BaseMethods:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         interval_s = 0.05
         while True:
-            job = Job((yield from self._json(ApiRequest("GET", f"/v1/jobs/{quote_name(job_id)}"))))
+            job = Job((yield from self._get("jobs", job_id)))
             if on_progress is not None:
                 on_progress(job)
             if job.ended:
@@ -174,8 +186,9 @@ class BaseMethods:
         job = yield from self._wait(response.json()["id"], None, on_progress)
         if job.status != "succeeded":
             raise JobFailedError(job)
-        path, headers = f"/v1/jobs/{job.id}/result", {"Accept": request.headers["Accept"]}
-        return (yield from self._send(ApiRequest("GET", path, headers=headers, download=request.download)))
+        headers = {"Accept": request.headers["Accept"]}
+        result = ApiRequest("GET", path_of("jobs", job.id, "result"), headers=headers, download=request.download)
+        return (yield from self._send(result))
 
 
 def media_type_of(path: FilePath) -> str:

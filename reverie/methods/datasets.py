@@ -6,7 +6,7 @@ from typing import Any
 from reverie.errors import JobFailedError
 from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
 from reverie.records import Dataset, SavedFile
-from reverie.requests import ApiRequest, quote_name
+from reverie.requests import ApiRequest, path_of
 from reverie.transfers import ByteProgress, Upload
 
 
@@ -21,7 +21,7 @@ class DatasetMethods(BaseMethods):
     @ClientMethod
     def dataset(self, name: str) -> Steps[Dataset]:
         """Return a dataset."""
-        return Dataset((yield from self._json(ApiRequest("GET", _dataset_path(name)))))
+        return Dataset((yield from self._get("datasets", name)))
 
     @ClientMethod
     def upload_dataset(
@@ -80,26 +80,22 @@ class DatasetMethods(BaseMethods):
         job = yield from self._wait(response.json()["id"], None, on_progress)
         if job.status != "succeeded":
             raise JobFailedError(job)
-        return Dataset((yield from self._json(ApiRequest("GET", _dataset_path(name or source)))))
+        return Dataset((yield from self._get("datasets", name or source)))
 
     @ClientMethod
     def save_dataset_preview(
         self, name: str, path: FilePath, *, split: str = "train", count: int = 64
     ) -> Steps[SavedFile]:
         """Save `count` pictures of a split as one PNG."""
-        request = ApiRequest("GET", f"{_dataset_path(name)}/preview", params={"split": split, "count": count})
+        request = ApiRequest("GET", path_of("datasets", name, "preview"), params={"split": split, "count": count})
         return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:
         """Let everybody use a dataset, or, with `shared=False`, only its owner."""
-        return Dataset((yield from self._json(ApiRequest("PATCH", _dataset_path(name), json={"shared": shared}))))
+        return Dataset((yield from self._json(ApiRequest("PATCH", path_of("datasets", name), json={"shared": shared}))))
 
     @ClientMethod
     def delete_dataset(self, name: str) -> Steps[None]:
         """Delete a dataset. Raises ConflictError if a training uses it."""
-        yield from self._send(ApiRequest("DELETE", _dataset_path(name), retry_if_lost=False))
-
-
-def _dataset_path(name: str) -> str:
-    return f"/v1/datasets/{quote_name(name)}"
+        yield from self._delete("datasets", name)

@@ -2,7 +2,7 @@
 
 from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Job, OperationResult, SavedFile
-from reverie.requests import ApiRequest, quote_name
+from reverie.requests import ApiRequest, path_of
 from reverie.transfers import ByteProgress
 
 
@@ -23,7 +23,7 @@ class JobMethods(BaseMethods):
     @ClientMethod
     def job(self, job_id: str) -> Steps[Job]:
         """Return the current state of a job."""
-        return Job((yield from self._json(ApiRequest("GET", _job_path(job_id)))))
+        return Job((yield from self._get("jobs", job_id)))
 
     @ClientMethod
     def wait(self, job_id: str, timeout_s: float | None = None, on_progress: JobProgress | None = None) -> Steps[Job]:
@@ -39,14 +39,14 @@ class JobMethods(BaseMethods):
 
         Raises ConflictError for another status, GoneError if it expired.
         """
-        request = ApiRequest("GET", f"{_job_path(job_id)}/result", headers={"Accept": JSON})
+        request = ApiRequest("GET", path_of("jobs", job_id, "result"), headers={"Accept": JSON})
         return OperationResult((yield from self._json(request)))
 
     @ClientMethod
     def save_result(self, job_id: str, path: FilePath, *, on_progress: ByteProgress | None = None) -> Steps[SavedFile]:
         """Save the result of a succeeded job as a file; the suffix chooses the format."""
         media_type = media_type_of(path)
-        request = ApiRequest("GET", f"{_job_path(job_id)}/result", headers={"Accept": media_type})
+        request = ApiRequest("GET", path_of("jobs", job_id, "result"), headers={"Accept": media_type})
         return (yield from self._download(request, path, media_type, on_progress))
 
     @ClientMethod
@@ -55,19 +55,15 @@ class JobMethods(BaseMethods):
 
         Raises NotFoundError if there is nothing to show.
         """
-        response = yield from self._send(ApiRequest("GET", f"{_job_path(job_id)}/preview"))
+        response = yield from self._send(ApiRequest("GET", path_of("jobs", job_id, "preview")))
         return response.content
 
     @ClientMethod
     def cancel(self, job_id: str) -> Steps[Job]:
         """Cancel a job that has not ended."""
-        return Job((yield from self._json(ApiRequest("POST", f"{_job_path(job_id)}/cancel"))))
+        return Job((yield from self._post("jobs", job_id, "cancel")))
 
     @ClientMethod
     def delete_job(self, job_id: str) -> Steps[None]:
         """Delete a job that has ended, and its files."""
-        yield from self._send(ApiRequest("DELETE", _job_path(job_id), retry_if_lost=False))
-
-
-def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote_name(job_id)}"
+        yield from self._delete("jobs", job_id)

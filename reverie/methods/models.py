@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, BaseMethods, ClientMethod, FilePath, Steps
 from reverie.records import Model, SavedFile, Version
-from reverie.requests import ApiRequest, quote_name
+from reverie.requests import ApiRequest, path_of
 from reverie.transfers import OCTET_STREAM, ByteProgress, Upload
 
 _ACTIVATION_TIMEOUT_S = 90.0
@@ -19,31 +19,31 @@ class ModelMethods(BaseMethods):
     @ClientMethod
     def models(self) -> Steps[list[Model]]:
         """Return the cards of all models."""
-        page = yield from self._json(ApiRequest("GET", "/v1/models"))
+        page = yield from self._get("models")
         return [Model(body) for body in page["data"]]
 
     @ClientMethod
     def model(self, name: str) -> Steps[Model]:
         """Return a model's card, by name or name@version."""
-        return Model((yield from self._json(ApiRequest("GET", _model_path(name)))))
+        return Model((yield from self._get("models", name)))
 
     @ClientMethod
     def versions(self, name: str) -> Steps[list[Version]]:
         """Return a model's versions, oldest first."""
-        page = yield from self._json(ApiRequest("GET", f"{_model_path(name)}/versions"))
+        page = yield from self._get("models", name, "versions")
         return [Version(body) for body in page["data"]]
 
     @ClientMethod
     def activate_version(self, name: str, version: str) -> Steps[Model]:
         """Activate a version. Workers load it before requests use it, so no request fails."""
         body = {"version": version}
-        request = ApiRequest("PATCH", _model_path(name), json=body, timeout_s=_ACTIVATION_TIMEOUT_S)
+        request = ApiRequest("PATCH", path_of("models", name), json=body, timeout_s=_ACTIVATION_TIMEOUT_S)
         return Model((yield from self._json(request)))
 
     @ClientMethod
     def share_model(self, name: str, shared: bool = True) -> Steps[Model]:
         """Let everybody use a model, or, with `shared=False`, only its owner."""
-        return Model((yield from self._json(ApiRequest("PATCH", _model_path(name), json={"shared": shared}))))
+        return Model((yield from self._json(ApiRequest("PATCH", path_of("models", name), json={"shared": shared}))))
 
     @ClientMethod
     def delete_model(self, name: str) -> Steps[None]:
@@ -51,7 +51,7 @@ class ModelMethods(BaseMethods):
 
         Raises ConflictError if a job uses it or it ships with the service.
         """
-        yield from self._send(ApiRequest("DELETE", _model_path(name), retry_if_lost=False))
+        yield from self._delete("models", name)
 
     @ClientMethod
     def delete_version(self, name: str, version: str) -> Steps[None]:
@@ -59,7 +59,7 @@ class ModelMethods(BaseMethods):
 
         Raises ConflictError if it is active, a job uses it or it ships with the service.
         """
-        yield from self._send(ApiRequest("DELETE", _version_path(name, version), retry_if_lost=False))
+        yield from self._delete("models", name, "versions", version)
 
     @ClientMethod
     def export_version(
@@ -67,8 +67,8 @@ class ModelMethods(BaseMethods):
     ) -> Steps[SavedFile]:
         """Save a version (by default the active one) as a safetensors file with its card."""
         if version is None:
-            version = str((yield from self._json(ApiRequest("GET", _model_path(name))))["version"])
-        request = ApiRequest("GET", f"{_version_path(name, version)}/file")
+            version = str((yield from self._get("models", name))["version"])
+        request = ApiRequest("GET", path_of("models", name, "versions", version, "file"))
         return (yield from self._download(request, path, OCTET_STREAM, on_progress))
 
     @ClientMethod
@@ -81,10 +81,9 @@ class ModelMethods(BaseMethods):
         returns its version. A new model is private unless `shared`. Raises InvalidError if the file
         is not a valid version of this model.
         """
-        versions_path = f"{_model_path(name)}/versions"
         request = ApiRequest(
             "POST",
-            versions_path,
+            path_of("models", name, "versions"),
             params={"shared": shared},
             headers={"Accept": JSON},
             upload=Upload({"file": Path(file)}, on_progress),
@@ -92,13 +91,5 @@ class ModelMethods(BaseMethods):
         )
         body = (yield from self._send_and_wait(request)).json()
         if "links" not in body:  # the result of the job that checked the file
-            body = yield from self._json(ApiRequest("GET", f"{versions_path}/{quote_name(body['version'])}"))
+            body = yield from self._get("models", name, "versions", body["version"])
         return Version(body)
-
-
-def _model_path(name: str) -> str:
-    return f"/v1/models/{quote_name(name)}"
-
-
-def _version_path(name: str, version: str) -> str:
-    return f"{_model_path(name)}/versions/{quote_name(version)}"

@@ -41,8 +41,7 @@ class OperationMethods(BaseMethods):
         **options: Any,
     ) -> Steps[OperationResult]:
         """Run an operation by the last part of its route, such as "samples"."""
-        request = _operation_request(operation, JSON, _body(model, images, seed, options))
-        return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
+        return (yield from self._run(operation, model, images, seed, options, on_progress))
 
     @ClientMethod
     def save(
@@ -165,15 +164,21 @@ class OperationMethods(BaseMethods):
         return (yield from self._run("likelihoods", model, images, seed, options))
 
     def _run(
-        self, operation: str, model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]
+        self,
+        operation: str,
+        model: str,
+        images: Sequence[Picture],
+        seed: int | None,
+        options: Mapping[str, Any],
+        on_progress: JobProgress | None = None,
     ) -> Steps[OperationResult]:
         request = _operation_request(operation, JSON, _body(model, images, seed, options))
-        return OperationResult((yield from self._send_and_wait(request)).json())
+        return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
 
     @ClientMethod
     def me(self) -> Steps[Caller]:
         """Return the name, roles, limits and usage of the API key in use."""
-        return Caller((yield from self._json(ApiRequest("GET", "/v1/me"))))
+        return Caller((yield from self._get("me")))
 
 
 # See docs/decisions.md#the-client-draws-the-seed-and-the-idempotency-key

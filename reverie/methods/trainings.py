@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from reverie.methods.base import JSON, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, Steps
 from reverie.records import Job, SavedFile, Training
-from reverie.requests import ApiRequest, quote_name
+from reverie.requests import ApiRequest, path_of
 
 
 class TrainingMethods(BaseMethods):
@@ -21,7 +21,7 @@ class TrainingMethods(BaseMethods):
 
         Each has `name`, the JSON Schemas `config` and `training`, and the default `recipe`.
         """
-        return (yield from self._json(ApiRequest("GET", "/v1/families")))["data"]  # type: ignore[no-any-return]
+        return (yield from self._get("families"))["data"]  # type: ignore[no-any-return]
 
     @ClientMethod
     def train(
@@ -58,7 +58,7 @@ class TrainingMethods(BaseMethods):
         body |= {"evaluation": evaluation} if evaluation else {}
         body |= {} if shared is None else {"shared": shared}
         headers = {"Idempotency-Key": uuid4().hex}
-        return Training((yield from self._json(ApiRequest("POST", "/v1/trainings", json=body, headers=headers))))
+        return Training((yield from self._post("trainings", json=body, headers=headers)))
 
     @ClientMethod
     def estimate(
@@ -83,35 +83,33 @@ class TrainingMethods(BaseMethods):
     @ClientMethod
     def training(self, job_id: str) -> Steps[Training]:
         """Return the current state of a training, with the last epoch's metrics."""
-        return Training((yield from self._json(ApiRequest("GET", _training_path(job_id)))))
+        return Training((yield from self._get("trainings", job_id)))
 
     @ClientMethod
     def metrics(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
         """Return a training's metrics, one entry per epoch. `events` yields them as they happen."""
-        page = yield from self._json(ApiRequest("GET", f"{_training_path(job_id)}/metrics"))
-        return list(page["data"])
+        return list((yield from self._get("trainings", job_id, "metrics"))["data"])
 
     @ClientMethod
     def checkpoints(self, job_id: str) -> Steps[list[Mapping[str, Any]]]:
         """Return a training's checkpoints, oldest first. Only the file of the last one is kept."""
-        page = yield from self._json(ApiRequest("GET", f"{_training_path(job_id)}/checkpoints"))
-        return list(page["data"])
+        return list((yield from self._get("trainings", job_id, "checkpoints"))["data"])
 
     @ClientMethod
     def save_curves(self, job_id: str, path: FilePath) -> Steps[SavedFile]:
         """Save a plot of a training's losses as a PNG."""
-        request = ApiRequest("GET", f"{_training_path(job_id)}/curves.png")
+        request = ApiRequest("GET", path_of("trainings", job_id, "curves.png"))
         return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
 
     @ClientMethod
     def pause(self, job_id: str) -> Steps[Training]:
         """Pause a training: write a checkpoint and stop. `resume` continues it."""
-        return Training((yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/pause"))))
+        return Training((yield from self._post("trainings", job_id, "pause")))
 
     @ClientMethod
     def resume(self, job_id: str) -> Steps[Training]:
         """Resume a paused training."""
-        return Training((yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/resume"))))
+        return Training((yield from self._post("trainings", job_id, "resume")))
 
     @ClientMethod
     def publish(self, job_id: str) -> Steps[Job]:
@@ -119,10 +117,4 @@ class TrainingMethods(BaseMethods):
 
         Return the job that does it.
         """
-        return Job(
-            (yield from self._json(ApiRequest("POST", f"{_training_path(job_id)}/publish", retry_if_lost=False)))
-        )
-
-
-def _training_path(job_id: str) -> str:
-    return f"/v1/trainings/{quote_name(job_id)}"
+        return Job((yield from self._post("trainings", job_id, "publish", retry_if_lost=False)))

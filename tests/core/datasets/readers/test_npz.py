@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.datasets.readers import arrays
+from core.datasets.readers import base
 from tests.uploads import UploadConverter, npz, packed, pictures
 
 
@@ -41,7 +41,7 @@ def test_binary_vectors_are_welcome(converter: UploadConverter) -> None:
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW", "F"])
 def test_arrays_in_every_layout(converter: UploadConverter, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels first or last and Fortran order give the same images, also in several batches."""
-    monkeypatch.setattr(arrays, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(base, "BATCH_BYTES", 1000)
     some = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 7), dtype=np.uint8)
     layouts: dict[str, np.ndarray] = {
         "NHW": some[:, 0],
