@@ -1,6 +1,7 @@
-"""Losses and gradients of a batch as one CUDA graph: one launch instead of the thousands of a small network's step."""
+"""Losses and gradients of a batch as one CUDA graph.
 
-from __future__ import annotations
+A step of a small network is thousands of kernel launches; a graph is one.
+"""
 
 from collections.abc import Callable
 
@@ -15,10 +16,11 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 
 
 class GraphedLoss:
-    """The losses of batches of one size, captured with the gradients of their mean, and replayed.
+    """The losses of batches of one size, captured with the gradients of their mean.
 
-    `losses` gets the indices and the row numbers of a batch, on the device; it must do the same work for every batch,
-    without waiting for the device. Replays use the weights in place and overwrite the captured gradients.
+    `losses(index, rows)` gets the indices and the row numbers of a batch, on the device. It must do
+    the same work for every batch, without waiting for the device. A replay uses the current weights
+    and overwrites the captured gradients.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter], index: Int[Tensor, "B"]) -> None:

@@ -145,10 +145,11 @@ class Run:
         return total
 
     def _graphed_loss(self, index: Int[Tensor, "B"]) -> GraphedLoss | None:
-        """Return the CUDA graph of a batch of this size, captured anew in every epoch, whose loss may be another one.
+        """Return the CUDA graph of the losses of a batch of this size; it is captured in every
+        epoch.
 
-        None without a GPU, for families with several optimizers or operations that a graph cannot hold (a number of
-        images that depends on a draw), and for the last batch of an epoch, if it has another size.
+        None without a GPU, for families with several optimizers, for families whose loss a graph
+        cannot hold, and for a last batch of another size.
         """
         whole = min(self.training.batch_size, self.count)
         if (
@@ -394,7 +395,10 @@ class Run:
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write `state.pt` atomically. Raises ValueError if the disk is full."""
+        """Write `state.pt` atomically.
+
+        Raises ValueError if the disk is full.
+        """
         averages = [p.detach() for p in self.average.module.parameters()] if self.average else []
         optimizers = {module: optimizer.state_dict() for module, optimizer in self.optimizers.items()}
         state = {
