@@ -28,7 +28,7 @@ from core.broker.publisher import wake_training_workers
 from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 from core.cleanup import Cleanup
 from core.imaging.tiling import photograph_bytes
-from core.jobs.lease_reaper import LeaseReaper
+from core.jobs.leases import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
 from core.paths import StatePaths

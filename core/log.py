@@ -11,10 +11,6 @@ import structlog
 log = logging.getLogger(__name__)
 
 
-def _json(event: dict[str, Any], **_more: object) -> str:
-    return orjson.dumps(event, default=str).decode()
-
-
 def set_up(level: str, part: str) -> None:
     """Configure logging of this process; every line has `part`, the part of the service."""
 
@@ -34,7 +30,7 @@ def set_up(level: str, part: str) -> None:
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.JSONRenderer(serializer=_json),
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode()),
         ],
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -6,7 +6,6 @@ the owner of its model.
 """
 
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,9 +38,6 @@ class ResourceStore:
         """Use the engine of an open job store."""
         self._engine = engine
 
-    def _transaction(self) -> AbstractContextManager[Connection]:
-        return transaction(self._engine)
-
     def change_count(self) -> int:
         """Return the number of changes so far; while it stays the same, all rows are the same."""
         with self._engine.connect() as connection:
@@ -64,7 +60,7 @@ class ResourceStore:
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())
         values = {"owner": ownership.owner, "shared": ownership.shared, "created_at": ownership.created_at}
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(sa.select(resources).where(resource)).first()
             if row is None:
                 connection.execute(resources.insert().values(kind=kind, name=name, **values))
@@ -82,7 +78,7 @@ class ResourceStore:
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
         """Set whether every key may use a dataset or model; return False if it has no owner."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             change = resources.update().where(_is_resource(kind, name)).values(shared=shared)
             changed = connection.execute(change).rowcount
             _count_change(connection)
@@ -90,7 +86,7 @@ class ResourceStore:
 
     def release(self, kind: Kind, name: str) -> None:
         """Remove the owner of a deleted dataset or model."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             if connection.execute(resources.delete().where(_is_resource(kind, name))).rowcount:
                 _count_change(connection)
 

@@ -27,7 +27,7 @@ A status without a class of its own raises ProblemError itself.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httpx
 
@@ -41,11 +41,6 @@ class ReverieError(Exception):
 
 class UnreachableError(ReverieError):
     """The service sent no response, after all retries."""
-
-    @classmethod
-    def from_transport(cls, error: httpx.TransportError) -> Self:
-        """Return an error that names the URL and the last failure of the connection."""
-        return cls(f"no response from {error.request.url}: {error or type(error).__name__}")
 
 
 class UnexpectedContentError(ReverieError):

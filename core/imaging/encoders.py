@@ -17,7 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from core.imaging.pictures import Pixels, chunk
+from core.imaging.container import Pixels
+from core.imaging.png import chunk
 
 PNG, JPEG, WEBP = "png", "jpeg", "webp"
 FORMATS = (PNG, JPEG, WEBP)

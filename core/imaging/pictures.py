@@ -10,8 +10,9 @@ from PIL import Image
 
 from core.imaging.container import Pixels, UnusableImageError
 from core.imaging.decode import DAMAGED, FORMATS, Colours, open_picture
+from core.imaging.png import chunk
 
-__all__ = ["FORMATS", "Pixels", "UnusableImageError", "chunk", "decode", "grid", "png", "unpng"]
+__all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "grid", "png", "unpng"]
 
 
 # See docs/decisions.md#small-pngs-are-written-by-our-own-encoder
@@ -27,11 +28,6 @@ def png(pixels: Pixels) -> bytes:
     head = struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks)
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    """Return a PNG chunk, with its length and checksum."""
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def unpng(data: bytes) -> Pixels:

@@ -101,9 +101,9 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
         metadata[keyword] = name + rest  # unpacked when it is known to be the last
 
 
-def _text(chunk: bytes) -> bytes:
+def _text(stored: bytes) -> bytes:
     """Return the text of a chunk that `_keep` stored; empty if it is too large."""
-    name, rest = chunk[:4], chunk[4:]
+    name, rest = stored[:4], stored[4:]
     if name == b"tEXt":
         return rest
     if name == b"zTXt":
@@ -154,9 +154,10 @@ def _without_metadata(
         if name != b"tRNS":
             pieces.append(data[begin:end])
         elif colour == _PALETTE and transparency is not None:
-            pieces.append(_chunk(name, transparency))
-    return b"".join((*pieces, _chunk(b"IEND", b"")))
+            pieces.append(chunk(name, transparency))
+    return b"".join((*pieces, chunk(b"IEND", b"")))
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk, with its length and checksum."""
     return _HEAD.pack(len(content), name) + content + struct.pack(">I", zlib.crc32(name + content))

@@ -19,6 +19,7 @@ from core.jobs.queries import jobs_of, waiting
 from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
 from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks
 from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
+from core.transaction import transaction
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
@@ -47,7 +48,7 @@ class JobClaims(JobDatabase):
         if skip_owners:
             claimable &= jobs.c.owner.not_in(skip_owners)
         queue = claim_order.queue_of(kinds[0] if kinds else "")
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             owner = claim_order.next_owner(connection, queue, claimable)
             first = _lock_oldest(connection, claimable & (jobs.c.owner == owner)) if owner is not None else None
             if first is None:
@@ -95,7 +96,7 @@ class JobClaims(JobDatabase):
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
             change["attempts"] = jobs.c.attempts + 1
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             if not connection.execute(jobs.update().where(held_by(claim)).values(change)).rowcount:
                 return False
             transitions.append_events(connection, claim.job_id, new_events)
@@ -107,7 +108,7 @@ class JobClaims(JobDatabase):
         Return the ids of the jobs whose claim still holds.
         """
         recorded = []
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             for report in reports:
                 held = held_by(report.claim)
                 job = connection.execute(sa.select(jobs.c.rows, jobs.c.next_row).where(held)).first()
@@ -128,7 +129,7 @@ class JobClaims(JobDatabase):
         holds.
         """
         held, job_id = held_by(claim), claim.job_id
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             if problem is not None:
                 return transitions.finish(connection, held, job_id, "failed", problem)
             change: dict[str, Any] = {"progress": 1.0} | ({"version": version} if version else {})
@@ -140,7 +141,7 @@ class JobClaims(JobDatabase):
 
     def requeue(self, claim: Claim, reason: str) -> None:
         """Return a claimed job to its queue, where it can be claimed at once."""
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             transitions.requeue(connection, held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
@@ -151,7 +152,7 @@ class JobClaims(JobDatabase):
         `problem`. `size_bytes` is the size of the result.
         """
         now, held, job_id = time.time(), held_by(claim), claim.job_id
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             job = connection.execute(sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held)).first()
             if job is None:
                 return False

@@ -1,14 +1,11 @@
 """The database of the job store."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from core.jobs.migrate import migrate
-from core.transaction import transaction
 
 
 class JobDatabase:
@@ -25,9 +22,6 @@ class JobDatabase:
         if sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
         migrate(self.engine)
-
-    def _transaction(self) -> AbstractContextManager[Connection]:
-        return transaction(self.engine)
 
 
 # See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups

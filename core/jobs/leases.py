@@ -4,12 +4,15 @@ import time
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
+import sqlalchemy.exc
 
 from core.jobs import transitions
 from core.jobs.database import JobDatabase
 from core.jobs.queries import jobs_of
 from core.jobs.records import API_HOLDER_PREFIX, Claim, Event
 from core.jobs.schema import jobs
+from core.settings import HEARTBEAT_S
+from core.transaction import transaction
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
@@ -23,12 +26,12 @@ class JobLeases(JobDatabase):
     def renew_leases(self, holder: str, lease_s: float) -> None:
         """Extend all leases of a holder."""
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             connection.execute(jobs.update().where(held).values(lease_until=time.time() + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
         """Increase the progress, 0 to 1, of jobs of a holder, by job id."""
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             for job_id, value in progress.items():
                 fraction = round(value, 4)
                 held = (jobs.c.id == job_id) & (jobs.c.lease_holder == holder) & (jobs.c.progress < value)
@@ -39,7 +42,7 @@ class JobLeases(JobDatabase):
         """Return the jobs of a holder, or of all holders (None), to their queues."""
         by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = by_holder & (jobs.c.status == "running")
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             for job_id in list(connection.scalars(sa.select(jobs.c.id).where(held))):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
@@ -53,7 +56,7 @@ class JobLeases(JobDatabase):
         with self.engine.connect() as connection:
             rows = connection.execute(sa.select(jobs.c.id, jobs.c.token).where(lapsed)).all()
         if rows:
-            with self._transaction() as connection:
+            with transaction(self.engine) as connection:
                 connection.execute(jobs.update().where(lapsed).values(lease_until=jobs.c.lease_until))
         return [Claim(job_id, token) for job_id, token in rows]
 
@@ -65,7 +68,7 @@ class JobLeases(JobDatabase):
         fails.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             lapsed_jobs = jobs_of(connection.execute(sa.select(jobs).where(lapsed)))
             for job in lapsed_jobs:
                 still_lapsed = lapsed & (jobs.c.id == job.id)
@@ -86,3 +89,38 @@ class JobLeases(JobDatabase):
                 change = {"attempts": attempts, "token": job.token + 1}
                 transitions.finish(connection, still_lapsed, job.id, "failed", problem, **change)
             return [job.id for job in lapsed_jobs]
+
+
+class LeaseReaper:
+    """Returns the jobs of dead holders to their queues.
+
+    While the database cannot be written (full disk, locked, unreachable), live holders cannot renew
+    their leases either. So the reaper first does a write without a change to a job with an expired
+    lease. If that works, it gives the holder the time of two heartbeats to renew the lease; after a
+    failed write, the time of a whole lease. So a full disk is not charged to a job as an attempt.
+    """
+
+    def __init__(self, job_store: JobLeases, lease_s: float, max_attempts: int) -> None:
+        self._job_store = job_store
+        self._lease_s = lease_s
+        self._grace_s = min(lease_s, 2 * HEARTBEAT_S)
+        self._max_attempts = max_attempts
+        self._not_before = 0.0
+        self._first_seen: dict[Claim, float] = {}
+
+    def reap(self) -> list[str]:
+        """Return the jobs of dead holders to their queues; return their ids.
+
+        Raises the errors of the database.
+        """
+        now = time.monotonic()
+        if now < self._not_before:
+            return []
+        try:
+            self._first_seen = {claim: self._first_seen.get(claim, now) for claim in self._job_store.touch_lapsed()}
+            due = [claim.job_id for claim, first_seen in self._first_seen.items() if now - first_seen >= self._grace_s]
+            return self._job_store.reap(self._max_attempts, due) if due else []
+        except sqlalchemy.exc.DBAPIError:
+            self._not_before = now + self._lease_s
+            self._first_seen = {}
+            raise

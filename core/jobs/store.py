@@ -17,6 +17,7 @@ from core.jobs.leases import JobLeases
 from core.jobs.queries import JobQueries
 from core.jobs.records import TERMINAL, TRAINING, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks
+from core.transaction import transaction
 
 _JOBS_PER_DELETE = 1000
 
@@ -35,7 +36,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
         and model exists.
         """
         job = new_jobs[0]
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             if idempotency_key is not None and (first := _first_under(connection, job.owner, idempotency_key)):
                 return first
             if exclusive:
@@ -60,7 +61,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
     def cancel(self, job_id: str) -> bool:
         """Cancel an unfinished job and invalidate the claim on it; return whether this call did."""
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
 
     def pause(self, job_id: str) -> bool:
@@ -74,12 +75,12 @@ class JobStore(JobQueries, JobClaims, JobLeases):
 
     def _set_status(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
         change = {"token": jobs.c.token + 1, "queued_at": time.time()}
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             return transitions.set_status(connection, where, job_id, {"status": status}, **change)
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job; the caller removes its blobs."""
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             for table in (result_chunks, events, idempotency_keys):
                 connection.execute(table.delete().where(table.c.job_id == job_id))
             connection.execute(jobs.delete().where(jobs.c.id == job_id))
@@ -101,7 +102,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
 
     def mark_expired(self, job_ids: Sequence[str]) -> None:
         """Remove the results of jobs from the database. Remove their blobs before."""
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             connection.execute(result_chunks.delete().where(result_chunks.c.job_id.in_(job_ids)))
             change = {"expired": True, "items": None, "items_blob": None}
             connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(change))
@@ -113,7 +114,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
             job_ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(_JOBS_PER_DELETE)))
         if not job_ids:
             return
-        with self._transaction() as connection:
+        with transaction(self.engine) as connection:
             connection.execute(events.delete().where(events.c.job_id.in_(job_ids)))
             connection.execute(jobs.delete().where(jobs.c.id.in_(job_ids)))
 

@@ -382,7 +382,7 @@ class Run:
     def _touch_progress(self) -> None:
         """Touch `progress.json` during work without steps, so that a supervisor sees progress."""
         if self.process_group.is_main and time.monotonic() - self._progress_at >= PROGRESS_EVERY_S:
-            self.folder.touch("progress.json")
+            (self.folder.path / "progress.json").touch()
             self._progress_at = time.monotonic()
 
     def _position(self) -> dict[str, int]:

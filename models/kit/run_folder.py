@@ -31,10 +31,6 @@ class RunFolder:
         part.write_bytes(content)
         os.replace(part, self.path / name)  # noqa: PTH105
 
-    def touch(self, name: str) -> None:
-        """Set a file's time to now."""
-        (self.path / name).touch()
-
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a") as file:

@@ -96,7 +96,8 @@ class BaseMethods:
                 response: httpx.Response = yield request
             except httpx.TransportError as error:
                 if attempt > self._retries or not request.may_retry(error):
-                    raise UnreachableError.from_transport(error) from error
+                    reason = str(error) or type(error).__name__
+                    raise UnreachableError(f"no response from {error.request.url}: {reason}") from error
                 yield Delay.before_retry(attempt)
                 continue
             if not response.is_error:

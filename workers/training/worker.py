@@ -28,7 +28,7 @@ from core.broker.connection import connect
 from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
-from core.jobs.lease_reaper import LeaseReaper
+from core.jobs.leases import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
 from core.settings import HEARTBEAT_S, Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.jobs.lease_reaper import LeaseReaper
+from core.jobs.leases import LeaseReaper
 from core.jobs.records import (
     API_HOLDER_PREFIX,
     SMALL_JOB_ROWS,
