@@ -49,7 +49,7 @@ def check_size(recipe: Recipe, limit_bytes: int) -> None:
         )
 
 
-# See docs/decisions.md#proc-is-read-directly-not-with-psutil
+# See docs/decisions.md#proc-is-read-directly-in-models-and-benchmarks-not-with-psutil
 def limit_memory(size_bytes: int) -> None:
     """Limit this process and each of its children to `size_bytes` more than this process has now.
 
