@@ -149,7 +149,7 @@ class Stack:
         return self
 
     def wait_queue(self) -> None:
-        """Return when the queue server answers."""
+        """Return when the queue server replies."""
         with redis.Redis(port=self.queue_port) as client:
             wait_until(lambda: succeeds(client.ping), "the queue server is up", READY_S)
 

@@ -1,4 +1,4 @@
-"""What tests of hostile clients need: an API process alone, raw connections, its memory, and how fast it answers."""
+"""For tests of hostile clients: an API process alone, raw connections, its memory and its latencies."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def connect(port: int) -> socket.socket:
 
 
 def answer(connection: socket.socket, timeout_s: float = 30) -> bytes:
-    """All that comes until the server closes the connection; a reset counts as closing."""
+    """Return all that arrives until the server closes the connection; a reset counts as closing."""
     connection.settimeout(timeout_s)
     received = b""
     with contextlib.suppress(ConnectionResetError):
@@ -122,7 +122,7 @@ class Latencies:
 
 @contextlib.contextmanager
 def watched(url: str, method: str = "GET", path: str = "/healthz", body: object = None) -> Iterator[Latencies]:
-    """Send a request every 10 ms while the block runs, and time each; an answer other than 200 is a failure."""
+    """Send a request every 10 ms while the block runs, and time each; a status other than 200 is a failure."""
     found = Latencies()
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What tests of the HTTP interface look at again and again."""
+"""Requests, responses and images that many tests of the HTTP interface use."""
 
 import base64
 import io
@@ -18,29 +18,29 @@ TINY = "tiny"
 
 
 def b64(data: bytes) -> str:
-    """Base64 as JSON bodies carry it."""
+    """Return base64 text, as in a JSON body."""
     return base64.b64encode(data).decode()
 
 
 def encode_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file of this kind."""
+    """Return an image as a file of this kind."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """The pixels of a picture file."""
+    """Return the pixels of an image file."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def decode_image_base64(text: str) -> np.ndarray:
-    """The pixels of a picture in a JSON answer."""
+    """Return the pixels of an image in a JSON response."""
     return decode_image(base64.b64decode(text))
 
 
 def problem(response: httpx.Response, status: int, *words: str) -> dict[str, Any]:
-    """The answer's body, once it is a problem of this status whose detail has these words."""
+    """Check that a response is a problem of this status whose detail has these words; return its body."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
@@ -55,26 +55,26 @@ def problem(response: httpx.Response, status: int, *words: str) -> dict[str, Any
 
 
 def post_samples(client: httpx.Client, /, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """Answer of POST /v1/samples."""
+    """Return the response to POST /v1/samples."""
     return client.post("/v1/samples", json={"model": MODEL, **fields}, headers=headers)
 
 
 def create_job(client: httpx.Client, path: str, **fields: Any) -> str:
-    """The id of a job that a request was answered with."""
+    """Send a request that must become a job; return the job's id."""
     response = client.post(path, json=fields, headers={"Prefer": "respond-async"})
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 
 
 def finished_job(client: httpx.Client, job_id: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """The job, once it has ended."""
+    """Wait until a job has ended, and return it."""
     return job_when(client, job_id, lambda job: job["status"] in {"succeeded", "failed", "cancelled"}, timeout_s)
 
 
 def job_when(
     client: httpx.Client, job_id: str, good: Callable[[dict[str, Any]], bool], timeout_s: float = TIMEOUT_S
 ) -> dict[str, Any]:
-    """The job, once it is as wanted."""
+    """Wait until a condition holds for a job, and return the job."""
 
     def job() -> dict[str, Any] | None:
         body: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()

@@ -122,7 +122,7 @@ def test_requests_do_not_pile_up(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_at_once(client: httpx.Client, stack: Stack) -> None:
-    """A real service answers each with pictures or with 503 and when to come back, and works on afterwards."""
+    """Each response has images or is 503 with Retry-After, and the service works on afterwards."""
 
     async def inference_request(seed: int, gate: asyncio.Semaphore) -> int:
         body = orjson.dumps({"model": MODEL, "seed": seed, "count": 4})

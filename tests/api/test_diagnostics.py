@@ -1,4 +1,4 @@
-"""What answers say of how they came about, whatever the family: acceptance, weights, layers, previews of long runs."""
+"""Diagnostics in results, whatever the family: acceptance, weights, layers, previews of long runs."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def test_samples_drawn_by_rejection_say_how_many_it_took(client: httpx.Client) -
 
 
 def test_a_job_has_the_same_result_as_a_synchronous_request(client: httpx.Client) -> None:
-    """A job's result has the rate of all its slices together, as a direct answer has."""
+    """A job's result has the rate of all its slices together, as a synchronous response has."""
     payload = {"model": TINY, "seed": 3, "count": 3000, "threshold": 0.3}
     job_id = create_job(client, "/v1/samples", **payload)
     finished_job(client, job_id)

@@ -43,7 +43,7 @@ def test_another_method_is_a_problem(client: httpx.Client, method: str, path: st
 
 
 def test_head_is_get_without_the_body(client: httpx.Client) -> None:
-    """HEAD answers what GET would, with its length; a route without GET refuses it, and so does a stream."""
+    """HEAD returns the headers of GET, with its length; a route without GET and a stream reject it."""
     whole, head = client.get("/v1/models"), client.head("/v1/models")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-length"] == str(len(whole.content))

@@ -69,7 +69,7 @@ def _raw(api: BareApi, data: bytes, timeout_s: float = 30) -> bytes:
     ],
 )
 def test_an_excessive_request_is_rejected_at_once(api: BareApi, data: bytes, status: int) -> None:
-    """With a problem, for little CPU and memory, while others are answered within 100 ms."""
+    """With a problem, for little CPU and memory; other requests take less than 100 ms meanwhile."""
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:
         response = _raw(api, data)
@@ -130,7 +130,7 @@ def test_a_long_body_before_a_long_head_is_no_long_head(api: BareApi) -> None:
 
 
 def test_another_protocol_is_declined(api: BareApi) -> None:
-    """What offers WebSocket or HTTP/2 is answered over HTTP/1.1; a request with a body is its connection's last."""
+    """An offered upgrade to WebSocket or HTTP/2 is ignored; a request with a body is its connection's last."""
     for offer in (b"websocket", b"h2c"):
         upgrade = b"Connection: Upgrade\r\nUpgrade: " + offer + b"\r\n"
         last = GET + b"Connection: close\r\n\r\n"
@@ -144,7 +144,7 @@ def test_another_protocol_is_declined(api: BareApi) -> None:
 
 
 def test_http_1_0_and_continue_work(api: BareApi) -> None:
-    """HTTP/1.0 closes after the answer; `Expect` is answered by 100, or by a refusal before anything is sent."""
+    """HTTP/1.0 closes after the response; `Expect` gets 100, or an error before the body is sent."""
     assert status_of(_raw(api, b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
     expect = b"Expect: 100-continue\r\nConnection: close\r\n"
     with connect(api.port) as connection:
@@ -216,7 +216,7 @@ def test_a_slow_honest_upload_goes_on(api: BareApi) -> None:
 
 
 def test_an_idle_connection_is_closed(api: BareApi) -> None:
-    """After its time, also where the answer went out before the end of the body."""
+    """After the idle time-out, also if the response was sent before the end of the body."""
     unfinished = GET + b"Content-Length: 10\r\n\r\n12345"
     with connect(api.port) as idle, connect(api.port) as early:
         idle.sendall(GET + b"\r\n")

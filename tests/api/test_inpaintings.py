@@ -1,4 +1,4 @@
-"""Inpaintings over HTTP: images, one mask for all of them, several answers each."""
+"""Inpaintings over HTTP: images, one mask for all of them, several results each."""
 
 import io
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_each_image_gets_count_results(client: httpx.Client) -> None:
 
 
 def test_a_result_depends_on_its_row_only(client: httpx.Client) -> None:
-    """Answer j of image i is row i·count + j: with one image, more answers begin with the same ones."""
+    """Result j of image i is row i·count + j: with one image, more results begin with the same ones."""
     few = inpainted(client, count=2, images=[b64(IMAGES[0])]).json()["images"]
     many = inpainted(client, count=400, images=[b64(IMAGES[0])]).json()["images"]
     assert many[:2] == few
@@ -104,7 +104,7 @@ def test_a_mask_is_part_of_what_a_key_stands_for(client: httpx.Client) -> None:
 
 
 def test_the_grid_has_one_line_an_image(client: httpx.Client) -> None:
-    """PNG lays the answers of an image side by side, at once and as a job's result; NPZ holds them in order."""
+    """A PNG has the results of an image side by side, directly and as a job's result; NPZ has them in order."""
     grid = decode_image(inpainted(client, {"Accept": "image/png"}, count=5).content)
     assert grid.shape == (2 * SIDE, 5 * SIDE)
     arrays = inpainted(client, {"Accept": "application/x-npz"}, count=5)
@@ -190,7 +190,7 @@ def test_two_masks_of_a_form_are_refused(client: httpx.Client) -> None:
 
 
 def test_other_bad_requests_are_rejected(client: httpx.Client, digit: bytes) -> None:
-    """No images or of another size, too many answers, a raw picture, a model that cannot, a mask elsewhere."""
+    """No images or of another size, too many results, a raw body, a model without the operation, a mask elsewhere."""
     problem(inpainted(client, images=[]), 422, "at least one image")
     problem(inpainted(client, images=[b64(digit)]), 422, "images[0]", "8×8")
     problem(inpainted(client, count=0), 422, "count", "65536")

@@ -40,7 +40,7 @@ COSTLY: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("path", ["/v1/samples", "/v1/upscales"])
 @pytest.mark.parametrize("kind", COSTLY)
 def test_costly_json_is_refused_unparsed(api: BareApi, kind: str, path: str) -> None:
-    """For little CPU and no memory beyond its own, while others are answered."""
+    """It costs little CPU and no memory beyond its own, and other requests are served meanwhile."""
     body = COSTLY[kind]()
     rss, cpu = rss_bytes(api.process.pid), cpu_seconds(api.process.pid)
     with watched(api.url) as latencies:

@@ -148,7 +148,7 @@ def test_a_client_that_has_left_gets_no_response() -> None:
 
 
 def test_a_refused_upload_is_read_on_before_the_end() -> None:
-    """The answer goes out at once, the connection ends after what the client still sends."""
+    """The response is sent at once; the connection closes after what the client still sends."""
 
     async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 413, "headers": []})
@@ -165,7 +165,7 @@ def test_a_refused_upload_is_read_on_before_the_end() -> None:
 
 @pytest.mark.parametrize(("reads", "responses"), [(1, 3), (3, 2)])
 def test_an_upload_refused_half_way_is_read_on(reads: int, responses: int) -> None:
-    """So that its client reads the answer; one refused at its end is answered at once."""
+    """So that its client reads the response; an upload that is rejected at its end gets it at once."""
 
     async def refusing(_scope: Any, receive: Any, send: Any) -> None:
         for _ in range(reads):

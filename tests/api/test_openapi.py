@@ -104,7 +104,7 @@ def files(digit: bytes) -> dict[str, bytes]:
 def test_every_response_is_one_that_the_description_has(
     stack: Stack, files: dict[str, bytes], subtests: pytest.Subtests
 ) -> None:
-    """No fault of the service, and no status, content type or body that its description does not have."""
+    """No 500, and no status, content type or body that the description does not have."""
     small_digits(stack.state / "state" / "datasets", "for-descriptions")
     description = schemathesis.openapi.from_url(f"{stack.url}/openapi.json")
     operations = [
@@ -123,7 +123,7 @@ def test_every_response_is_one_that_the_description_has(
 
 
 def _try(operation: Any, mode: GenerationMode, examples: int, files: dict[str, bytes]) -> set[int]:
-    """Send that many requests; answers the statuses that came."""
+    """Send that many requests; return their statuses."""
     statuses = set()
 
     @given(case=operation.as_strategy(generation_mode=mode))
@@ -149,7 +149,7 @@ def _try(operation: Any, mode: GenerationMode, examples: int, files: dict[str, b
 
 
 def test_the_examples_work(client: httpx.Client) -> None:
-    """Every example body of the description is answered with what it shows."""
+    """The response to every example body of the description is as it shows."""
     paths = client.get("/openapi.json").json()["paths"]
     tried = 0
     for path, methods in paths.items():

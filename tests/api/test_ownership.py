@@ -20,8 +20,8 @@ from core.resources import UNOWNED, ResourceStore
 from core.settings import Settings
 from tests.api.callers import app_settings, application, key_file, key_line
 from tests.api.helpers import MODEL, problem
-from tests.api.routes.test_versions import SHIPPED, carded
 from tests.uploads import packed, zipped
+from tests.version_files import SHIPPED, with_card
 
 Visit = Callable[..., Coroutine[Any, Any, None]]
 
@@ -61,7 +61,7 @@ def publish(settings: Settings, name: str, version: str = "1") -> Path:
     """Put a version where a training worker would."""
     path = settings.state / "checkpoints" / name / version / "model.safetensors"
     path.parent.mkdir(parents=True)
-    path.write_bytes(carded(SHIPPED.read_bytes(), name=name))
+    path.write_bytes(with_card(SHIPPED.read_bytes(), name=name))
     return path
 
 

@@ -45,7 +45,7 @@ def test_unfinished_bodies_take_a_bounded_memory(tmp_path: Path) -> None:
             assert small.status_code == 415
             responses = list(pool.map(answer, opened))
         statuses = [status_of(response) for response in responses]
-        assert set(statuses) <= {408, 503, 0}, statuses  # a reset may come before the answer is read
+        assert set(statuses) <= {408, 503, 0}, statuses  # a reset may come before the response is read
         assert statuses.count(503) >= 1
         assert not latencies.failures
         assert latencies.worst < 2 * STALL_S

@@ -59,7 +59,7 @@ def test_a_picture_may_come_in_four_ways(client: httpx.Client, digit: bytes) -> 
 
 
 def test_files_and_base64_add_up(client: httpx.Client, digit: bytes) -> None:
-    """A form with two files and one picture as text asks for three answers, files first."""
+    """A form with two files and one image as text has three results, files first."""
     dark = encode_image(Image.new("L", (28, 28)))
     form = {"model": MODEL, "seed": "5", "images": f'["{b64(dark)}"]', "options": '{"binarization": "none"}'}
     files = [("images", ("a.png", digit)), ("images", ("b.png", digit))]
@@ -92,7 +92,7 @@ def test_options_may_stand_inside_or_beside(client: httpx.Client) -> None:
 
 
 def test_a_version_may_be_pinned(client: httpx.Client) -> None:
-    """name@version answers as the name does; a version there is none of is not found."""
+    """name@version gives the same bytes as the name; an unknown version is 404."""
     assert (
         post_samples(client, seed=4).content
         == client.post("/v1/samples", json={"model": f"{MODEL}@1", "seed": 4}).content
@@ -350,7 +350,7 @@ FOLLOWED: dict[str, tuple[bytes, str | None]] = {
 
 @pytest.mark.parametrize("kind", FOLLOWED)
 def test_an_image_of_another_mode_is_converted_and_listed(client: httpx.Client, kind: str) -> None:
-    """The answer is that of the grey picture, and `conversions` says what was done."""
+    """The result is that of the grey image, and `conversions` lists the conversion."""
     data, message = FOLLOWED[kind]
     whole = {"model": MODEL, "seed": 1, "binarization": "threshold"}
     response = client.post("/v1/reconstructions", json={**whole, "images": [b64(data)]})
@@ -409,7 +409,7 @@ def test_invalid_base64_is_rejected(client: httpx.Client, text: str) -> None:
 
 
 def test_results_of_many_images_keep_their_order(client: httpx.Client) -> None:
-    """Row i of the answer belongs to picture i, and conversions name the pictures they were made on."""
+    """Row i of the result belongs to image i, and conversions name their images."""
     bars = []
     for number in range(20):
         bar = Image.new("L", (28, 28))
@@ -428,7 +428,7 @@ def test_results_of_many_images_keep_their_order(client: httpx.Client) -> None:
 
 
 def test_headers_of_a_png_have_the_fields_of_the_json(client: httpx.Client) -> None:
-    """Seed, model and conversions of a picture answer stand in headers."""
+    """Headers of an image response have seed, model and conversions."""
     payload = {"model": MODEL, "seed": 9, "images": [b64(encode_image(_digit("RGB")))]}
     response = client.post("/v1/reconstructions", json=payload, headers={"Accept": "image/png"})
     assert decode_image(response.content).shape == (28, 28)

@@ -19,9 +19,9 @@ from core.resources import ResourceStore
 from core.settings import Settings
 from tests.api.callers import app_settings, application, key_file, key_line
 from tests.api.helpers import MODEL, problem
-from tests.api.routes.test_versions import SHIPPED, brighter, carded
 from tests.api.test_ownership import publish
 from tests.stack import Stack
+from tests.version_files import SHIPPED, with_card, with_other_weights
 
 LATER = {"Prefer": "respond-async"}
 
@@ -231,14 +231,14 @@ def test_an_interrupted_deletion_is_finished(settings: Settings) -> None:
 def test_a_model_is_imported_used_and_deleted(client: httpx.Client, stack: Stack) -> None:
     """By a service with workers: after the deletion nothing draws from it, and a new one of its name is another."""
     raw = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
-    data = carded(SHIPPED.read_bytes(), name="passing")
+    data = with_card(SHIPPED.read_bytes(), name="passing")
     made = client.post("/v1/models/passing/versions", content=data, headers=raw, timeout=180)
     assert (made.status_code, made.json()["version"]) == (201, "1"), made.text
     fields = {"model": "passing", "seed": 5}
     before = client.post("/v1/samples", json=fields).json()
     assert client.delete("/v1/models/passing").status_code == 204
     problem(client.post("/v1/samples", json=fields), 404)
-    other = client.post("/v1/models/passing/versions", content=brighter(data), headers=raw, timeout=180)
+    other = client.post("/v1/models/passing/versions", content=with_other_weights(data), headers=raw, timeout=180)
     assert (other.status_code, other.json()["version"]) == (201, "2"), other.text
     after = client.post("/v1/samples", json=fields).json()
     assert (before["version"], after["version"]) == ("1", "2")

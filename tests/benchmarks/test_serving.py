@@ -1,4 +1,4 @@
-"""The benchmark judges answers, chooses dials and ends servers as it says; nothing is measured here."""
+"""The benchmark checks responses, chooses settings and stops servers; nothing is measured here."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def body(level: int = 7, **changes: Any) -> dict[str, Any]:
-    """An answer with one 28×28 picture of one grey level."""
+    """Return a response body with one 28×28 image of one grey level."""
     picture = base64.b64encode(png(np.full((1, 28, 28), level, np.uint8))).decode()
     return {"model": "vae-mnist", "version": "1", "seed": 3, "images": [picture], **changes}
 
@@ -31,7 +31,7 @@ def counts(verdict: Any) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "verdict"),
+    ("status", "response", "verdict"),
     [
         (200, body(), (1, 0, 0)),
         (200, body(level=8), (0, 1, 0)),
@@ -44,12 +44,12 @@ def counts(verdict: Any) -> tuple[int, int, int]:
     ],
 )
 def test_responses_are_checked(
-    module: Importer, status: int, answer: dict[str, Any], verdict: tuple[int, int, int]
+    module: Importer, status: int, response: dict[str, Any], verdict: tuple[int, int, int]
 ) -> None:
     """Equal to the bit, one grey level off, or bad: another pixel, seed, status or no picture at all."""
     judge = module("serving.client").judge
-    assert counts(judge(status, json.dumps(answer).encode(), body(), "fields")) == verdict
-    assert counts(judge(status, json.dumps([answer]).encode(), body(), "list")) == verdict
+    assert counts(judge(status, json.dumps(response).encode(), body(), "fields")) == verdict
+    assert counts(judge(status, json.dumps([response]).encode(), body(), "list")) == verdict
 
 
 def test_a_body_that_is_no_json_is_bad(module: Importer) -> None:
@@ -102,7 +102,7 @@ def test_a_server_is_ended_with_its_daemons(module: Importer, tmp_path: Path) ->
 
 
 def test_the_script_explains_itself() -> None:
-    """`--help` answers in the project's own environment, before anything is installed or measured."""
+    """`--help` works in the project's own environment, before anything is installed or measured."""
     command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "--quick" in shown

@@ -1,4 +1,4 @@
-"""A backup of a running service, brought back as another service that answers as the first one did."""
+"""A backup of a running service, restored as another service whose responses are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.datasets import digits
-from tests.service.test_chaos import create_job, finished_jobs
+from tests.service.jobs import create_job, finished_jobs
 from tests.stack import ROOT, Stack
 from tests.waiting import wait_until
 

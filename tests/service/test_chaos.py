@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import random
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +16,12 @@ import numpy as np
 import pytest
 
 from core.imaging.pictures import png
-from tests.api import helpers
 from tests.families.faulty import KILLS, RAISES
+from tests.service.jobs import create_job, finished_jobs, report, wait_for_running
 from tests.stack import Stack
 
 SIZES = [pytest.param(60, 2, 1, id="small"), pytest.param(500, 10, 20, id="full", marks=pytest.mark.slow)]
 """Jobs, blows, and how many jobs must have been hit while they ran."""
-
-PASS_S = 0.4
-END_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -35,46 +30,6 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {"max_waiting": "4096", "max_sync_timeout_s": "280", "log_level": "warning"}
     with Stack(tmp_path_factory.mktemp("chaos"), **settings) as running:
         yield running
-
-
-def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", seconds: float = PASS_S) -> str:
-    """Ask for one picture that takes so many seconds; answers the job's id."""
-    body = {"model": "faulty", "seed": seed, "seconds": seconds}
-    response = client.post("/v1/samples", json=body, headers={"Prefer": prefer})
-    assert response.status_code == 202, response.text
-    return str(response.json()["id"])
-
-
-def held(stack: Stack, part: str | None) -> set[str]:
-    """Ids of the jobs that somebody, or one worker, is running at this moment."""
-    owner = f"%-{stack.parts[part].pid}-%" if part else "%"
-    with contextlib.closing(sqlite3.connect(stack.state / "state" / "jobs.sqlite3")) as job_store:
-        query = "SELECT id FROM jobs WHERE status = 'running' AND lease_holder LIKE ?"
-        return {row[0] for row in job_store.execute(query, (owner,))}
-
-
-def wait_for_running(stack: Stack, part: str | None) -> set[str]:
-    """Return in the middle of a pass, with the ids of the jobs in it."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        found = held(stack, part)
-        if found:
-            time.sleep(PASS_S / 4)
-            still = found & held(stack, part)
-            if still:
-                return still
-        time.sleep(0.02)
-    raise TimeoutError("no job is running")
-
-
-def finished_jobs(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, object]]:
-    """The jobs once all of them have ended."""
-    deadline = time.monotonic() + END_S
-    bodies: dict[int, dict[str, object]] = {}
-    with httpx.Client(base_url=stack.url, timeout=30) as client:
-        for seed, job_id in ids.items():
-            bodies[seed] = helpers.finished_job(client, job_id, deadline - time.monotonic())
-    return bodies
 
 
 def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: int) -> None:
@@ -98,7 +53,7 @@ def check_kept(stack: Stack, ids: dict[int, str], interrupted: set[str], least: 
 
 
 def strike(stack: Stack, blows: int, blow: Callable[[], None], part: str | None = None) -> set[str]:
-    """Deal `blows` while jobs run (on `part`); answers the jobs that ran when one fell."""
+    """Call `blow` that many times while jobs run (on `part`); return the jobs that ran at those times."""
     interrupted: set[str] = set()
     for _ in range(blows):
         interrupted |= wait_for_running(stack, part)
@@ -176,7 +131,7 @@ def test_queue_server_killed(chaos: Stack, jobs: int, blows: int, least: int) ->
     [pytest.param(40, 1, 30.0, id="small"), pytest.param(500, 4, 15.0, id="full", marks=pytest.mark.slow)],
 )
 def test_waiting_requests_survive_workers(chaos: Stack, requests: int, kills: int, limit_s: float) -> None:
-    """Who waits is answered in time and rightly, though workers die; the full size is for a machine that is idle."""
+    """Synchronous requests get the right response in time although workers die; the full size needs an idle machine."""
     with httpx.Client(base_url=chaos.url, timeout=60) as client:
         right = {
             seed: client.post("/v1/samples", json={"model": "faulty", "seed": seed}).json() for seed in range(100, 150)
@@ -268,8 +223,3 @@ def test_one_bad_row_fails_alone(chaos: Stack, *, bad: int, as_job: bool) -> Non
     assert good == set(seeds) - {bad}
     reason = {RAISES: "bad luck", KILLS: "died or fell silent 3 times"}[bad]
     assert reason in json.dumps(problem)
-
-
-def report(what: str, **figures: float) -> None:
-    """Print figures, which `pytest -s` shows."""
-    print(what, {name: round(value, 2) for name, value in figures.items()})  # noqa: T201

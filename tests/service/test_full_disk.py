@@ -19,7 +19,7 @@ from core.broker.codec import unpack
 from core.broker.keys import WORKERS
 from core.imaging.pictures import png
 from tests.full_disk import SmallDisk, small_disk
-from tests.service.test_chaos import create_job, finished_jobs, held, report, wait_for_running
+from tests.service.jobs import create_job, finished_jobs, held, report, wait_for_running
 from tests.stack import Stack
 from tests.waiting import wait_until
 from workers.inference.context import INLINE_BYTES
@@ -171,7 +171,7 @@ def test_a_job_that_finds_no_room_ends_with_the_reason(store: tuple[Stack, Small
     assert body["status"] == "failed"
     assert body["attempts"] == 0
     assert "No space left on device" in json.dumps(body["problem"])
-    assert body["problem"]["status"] == 507  # type: ignore[index]
+    assert body["problem"]["status"] == 507
     assert 5 < time.monotonic() - started < 40
 
 

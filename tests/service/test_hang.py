@@ -1,4 +1,4 @@
-"""A forward pass that never returns: its worker ends, its row fails with the reason, and nobody else's does."""
+"""A forward pass that never returns: its worker exits, and only its row fails, with the reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.families.faulty import HANGS, HANGS_LOCKED
-from tests.service.test_chaos import create_job, finished_jobs
+from tests.service.jobs import create_job, finished_jobs
 from tests.stack import Stack
 
 STALL_S = 2.0
@@ -30,7 +30,7 @@ def reviving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.mark.parametrize("seed", [LOCK_FREE, pytest.param(HANGS_LOCKED, id="lock held", marks=pytest.mark.slow)])
 def test_a_waiting_request_that_hangs_fails_alone(reviving: Stack, seed: int) -> None:
-    """The requests beside it in the batch are answered; the worker says what it was doing."""
+    """The other requests of the batch succeed; the worker's log has the traceback."""
     body, wait = {"model": "faulty", "seconds": 0.0}, {"Prefer": "wait=280"}
     seeds = [*range(3000, 3007), seed]
     with httpx.Client(base_url=reviving.url, timeout=290) as client, ThreadPoolExecutor(9) as pool:

@@ -15,10 +15,10 @@ import pytest
 
 from core.blobs import PARTIAL
 from tests.api.helpers import finished_job, job_when
-from tests.api.routes.test_versions import SHIPPED, carded
 from tests.datasets import digits
 from tests.service.test_full_disk import upscale
 from tests.stack import Stack
+from tests.version_files import SHIPPED, with_card
 from tests.waiting import wait_until
 
 GONE_S = 60.0
@@ -81,11 +81,11 @@ def uploads_refused(client: httpx.Client, stack: Stack) -> None:
         headers = {"Content-Type": "application/octet-stream"}
         response = client.post("/v1/datasets", params={"name": "bad"}, content=content, headers=headers)
         assert response.status_code == 422
-    for content in (b"no tensors", carded(SHIPPED.read_bytes(), family="nobody"), SHIPPED.read_bytes()[:-5]):
+    for content in (b"no tensors", with_card(SHIPPED.read_bytes(), family="nobody"), SHIPPED.read_bytes()[:-5]):
         headers = {"Content-Type": "application/octet-stream"}
         response = client.post("/v1/models/vae-mnist-2d/versions", content=content, headers=headers)
         assert response.status_code == 422, response.text
-    wrong = carded(SHIPPED.read_bytes(), name="wrong", config={"latents": 3})
+    wrong = with_card(SHIPPED.read_bytes(), name="wrong", config={"latents": 3})
     response = client.post("/v1/models/wrong/versions", content=wrong, headers=headers, timeout=180)
     assert response.status_code == 422, response.text
 

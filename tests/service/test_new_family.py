@@ -128,7 +128,7 @@ def test_one_command_describes_it(family_folder: Path) -> None:
 
 
 def test_it_is_trained_published_and_sampled(service: Stack) -> None:
-    """Its options are listed; its training makes a version that answers by each of its operations, reproducibly."""
+    """Its options are listed; its training makes a version that serves each of its operations, reproducibly."""
     with httpx.Client(base_url=service.url, timeout=60) as client:
         families = _poll(client, "/v1/families", lambda body: "pixels" in {one["name"] for one in body["data"]})
         assert "vae" in {one["name"] for one in families["data"]}

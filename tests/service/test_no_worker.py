@@ -12,8 +12,8 @@ import pytest
 
 from core.jobs.store import JobStore
 from core.settings import Settings
-from tests.api.routes.test_versions import SHIPPED, brighter, send
 from tests.stack import Stack
+from tests.version_files import SHIPPED, import_version, with_other_weights
 from tests.workers.training.test_worker import row
 
 NAME = "vae-mnist-2d"
@@ -24,7 +24,7 @@ def app_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service with two versions of the shipped model."""
     with Stack(tmp_path_factory.mktemp("alone")) as running:
         with httpx.Client(base_url=running.url, timeout=180) as client:
-            assert send(client, brighter(SHIPPED.read_bytes())).status_code == 201
+            assert import_version(client, with_other_weights(SHIPPED.read_bytes())).status_code == 201
         yield running
 
 

@@ -260,7 +260,7 @@ def test_a_service_that_runs_already(tmp_path: Path) -> None:
 
 
 def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], str]:
-    """An API process that answers, and its address."""
+    """Start an API; return its process and its address once it responds."""
     port = free_port()
     process = start(["api"], state=folder, port=port, shutdown_grace_s=1, **settings)
     address = f"http://127.0.0.1:{port}"
@@ -273,7 +273,7 @@ def serving(folder: Path, **settings: object) -> tuple[subprocess.Popen[str], st
 
 
 def ended_in_time(process: subprocess.Popen[str], limit_s: float = 10.0) -> str:
-    """Send SIGTERM; the process must be gone soon. Answers what it has written."""
+    """Send SIGTERM, after which the process must exit soon; return its output."""
     process.send_signal(signal.SIGTERM)
     try:
         return process.communicate(timeout=limit_s)[0]

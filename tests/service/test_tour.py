@@ -71,7 +71,7 @@ def photographs(path: Path) -> Path:
 
 @pytest.mark.timeout(900)  # eight processes import torch: half a minute on an idle machine, minutes on a busy one
 def test_data_goes_in_and_a_model_comes_out(reverie: Client, tmp_path: Path) -> None:
-    """VAE, BiHM, EBGAN and super-resolution: each learns from an upload and answers as version 1 of its name."""
+    """VAE, BiHM, EBGAN and super-resolution: each is trained on an upload and serves as version 1 of its name."""
     digits = reverie.upload_dataset("tour-digits", pictures(tmp_path / "digits.zip"))
     flags = reverie.upload_dataset("tour-flags", vectors(tmp_path / "flags.npz"))
     photos = reverie.upload_dataset("tour-photos", photographs(tmp_path / "photos.zip"), kind="photographs")

@@ -22,9 +22,9 @@ from models.kit import data
 from models.kit.recipe import Recipe
 from models.kit.train import train, weights
 from tests.api import helpers
-from tests.api.routes.test_versions import SHIPPED, joined, parts
 from tests.datasets import digits
 from tests.stack import Stack
+from tests.version_files import SHIPPED, join_file, split_file
 from tests.waiting import wait_until
 
 END_S = 600.0
@@ -227,15 +227,15 @@ def test_a_diverging_training_fails_with_its_reason(app_state: Stack) -> None:
 
 @pytest.mark.timeout(600)
 def test_versions_switch_under_load_without_a_failed_request(app_state: Stack) -> None:
-    """A hundred requests a second while twenty switches happen: each answer has the bytes of the version it names."""
+    """At a hundred requests a second and twenty switches, each response has the bytes of the version it names."""
     seeds = range(20)
     with httpx.Client(base_url=app_state.url, timeout=120) as client:
-        header, raw = parts(SHIPPED.read_bytes())
+        header, raw = split_file(SHIPPED.read_bytes())
         for times in (0.9, 0.8):
             pixels = (torch.frombuffer(bytearray(raw), dtype=torch.float32) * times).numpy().tobytes()
             sent = client.post(
                 "/v1/models/vae-mnist-2d/versions",
-                content=joined(header, pixels),
+                content=join_file(header, pixels),
                 headers={"Content-Type": "application/octet-stream"},
             )
             assert sent.status_code == 201, sent.text

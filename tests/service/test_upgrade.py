@@ -12,9 +12,9 @@ import redis
 
 from core.catalog.versions import FILE
 from core.startup import MARK, mark_of
-from tests.api.routes.test_versions import SHIPPED, brighter
 from tests.core.jobs.test_migrate import FIRST, job_id, load
 from tests.stack import Stack
+from tests.version_files import SHIPPED, with_other_weights
 from tests.waiting import wait_until
 
 
@@ -27,7 +27,7 @@ def test_jobs_of_the_first_release_are_run(tmp_path: Path) -> None:
         connection.commit()
     (stack.state / "state" / "instance-id").write_text("an id")
     (stack.state / "state" / "desk" / job_id(8)).mkdir(parents=True)
-    (stack.state / "state" / "desk" / job_id(8) / FILE).write_bytes(brighter(SHIPPED.read_bytes()))
+    (stack.state / "state" / "desk" / job_id(8) / FILE).write_bytes(with_other_weights(SHIPPED.read_bytes()))
     try:
         stack.start("queue")
         stack.wait_queue()

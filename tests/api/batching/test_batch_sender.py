@@ -40,7 +40,7 @@ def _batches(stack: Stack) -> list[int]:
 
 
 def test_completions_leave_the_queue_server_when_they_are_read(stack: Stack, client: httpx.Client) -> None:
-    """What was answered is not kept: soon after the last answer, the completion stream holds nothing."""
+    """Soon after the last response, the completion stream is empty."""
     with ThreadPoolExecutor(16) as threads:
         body = {"model": "faulty", "count": 8}
         futures = [

@@ -48,7 +48,7 @@ def request(rows: int = 1, owner: str = "", **options: Any) -> PendingRequest:
 
 
 def finish(made: BatchScheduler, batch: InFlightBatch) -> list[PendingRequest]:
-    """Have the workers return a batch; answers the requests that it completes."""
+    """Have the workers return a batch; return the requests that it completes."""
     ended = [part.request for part in batch.slices if made.add_chunk(batch, part, {"row": part.first})]
     made.finish_batch(batch)
     return ended

@@ -1,4 +1,4 @@
-"""Forms of an answer, without a service."""
+"""Media types of a result, without a service."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def test_a_form_there_is_none_of_is_refused(accept: str) -> None:
 
 
 def test_numbers_have_no_png() -> None:
-    """An answer without pictures is JSON or NPZ."""
+    """A result without images is JSON or NPZ."""
     assert negotiate("image/png, application/x-npz;q=0.1", NUMBERS) == NPZ
     with pytest.raises(NotAcceptableError, match="application/x-npz, not as image/png"):
         negotiate("image/png", NUMBERS)

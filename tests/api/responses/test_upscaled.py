@@ -59,7 +59,7 @@ class Bench:
             yield {"images": tiles[at : at + 2].repeat(SCALE, 2).repeat(SCALE, 3), "unit": "levels", "each": np.ones(2)}
 
     def inference_request(self, accept: str = "", **headers: str) -> Response:
-        """The answer to one request."""
+        """Return the response to one request."""
         return asyncio.run(self.respond(accept, **headers))
 
     async def respond(self, accept: str = "", **headers: str) -> Response:

@@ -28,7 +28,7 @@ ZIP = {"Content-Type": "application/zip"}
 
 
 def sent(client: httpx.Client, file: bytes, labels: bytes | None = None, **fields: Any) -> httpx.Response:
-    """The answer to a form with this file."""
+    """Return the response to a form with this file."""
     files = {"file": ("upload", file)} | ({} if labels is None else {"labels": ("labels", labels)})
     return client.post(PATH, files=files, data=fields)
 

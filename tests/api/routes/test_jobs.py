@@ -168,7 +168,7 @@ def test_an_expired_result_is_gone(client: httpx.Client, stack: Stack) -> None:
 
 
 def test_bulk_results_are_complete(client: httpx.Client) -> None:
-    """A job of many slices has its rows in order, the same as a direct answer's."""
+    """A job of many slices has its rows in order, the same as a synchronous response."""
     job_id = create_job(client, "/v1/samples", model=MODEL, count=3000, seed=5)
     assert finished_job(client, job_id)["status"] == "succeeded"
     result = client.get(f"/v1/jobs/{job_id}/result", headers={"Accept": "application/x-npz"})

@@ -42,7 +42,7 @@ def training_body(name: str, training: dict[str, Any] | None = None, **more: Any
 
 
 def create_training(client: httpx.Client, body: dict[str, Any]) -> str:
-    """Ask for a training; answers its id."""
+    """Create a training; return its id."""
     response = client.post("/v1/trainings", json=body)
     assert response.status_code == 202, response.text
     assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
@@ -65,7 +65,7 @@ def _last_epoch(client: httpx.Client, job_id: str) -> int:
 
 
 def events(client: httpx.Client, address: str, **headers: str) -> Iterator[tuple[str, str]]:
-    """The named events of an SSE answer that has ended."""
+    """Yield the named events of an event stream that has ended."""
     response = client.get(address, headers={"Accept": "text/event-stream", **headers})
     assert response.status_code == 200
     for block in response.text.split("\n\n"):

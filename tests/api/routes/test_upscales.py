@@ -67,13 +67,13 @@ def smoothed(pixels: np.ndarray, scale: int) -> np.ndarray:
 def upscaled(
     client: httpx.Client, file: bytes, /, headers: dict[str, str] | None = None, **fields: Any
 ) -> httpx.Response:
-    """Answer of one picture as a multipart file."""
+    """Return the response to one image as a multipart file."""
     data = {name: str(value) for name, value in fields.items()}
     return client.post(PATH, files={"image": ("picture", file)}, data=data, headers=headers)
 
 
 def create_upscale_job(client: httpx.Client, file: bytes, **fields: Any) -> str:
-    """The id of the job that a picture was answered with."""
+    """Send an image that must become a job; return the job's id."""
     response = upscaled(client, file, ASYNC, **fields)
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
@@ -195,7 +195,7 @@ def test_grey_and_transparency_are_kept(client: httpx.Client) -> None:
 
 
 def test_location_and_camera_are_not_returned(client: httpx.Client) -> None:
-    """Orientation is applied, all else of EXIF, text and profile dropped; the answer says what was converted."""
+    """Orientation is applied, other EXIF, text and profile are dropped; the response lists the conversions."""
     image = Image.fromarray(noise(20, 30))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera of a certain kind"
@@ -327,7 +327,7 @@ def test_tiles_of_several_requests_share_passes(client: httpx.Client) -> None:
 
 
 def test_a_single_sample_does_not_wait_for_a_picture(client: httpx.Client) -> None:
-    """It is answered between two slices of one."""
+    """Its response comes between two slices of an upscale."""
     job_id = create_upscale_job(client, png(noise(24 * CORE, 24 * CORE)), scale=2, seconds=0.02)
     job_when(client, job_id, lambda job: 0 < job["progress"] < 1)
     waits = []

@@ -3,70 +3,33 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.stack import ROOT, Stack
-
-SHIPPED = ROOT / "checkpoints" / "vae-mnist-2d" / "1" / "model.safetensors"
+from tests.stack import Stack
+from tests.version_files import SHIPPED, import_version, join_file, split_file, with_card, with_other_weights
 
 Change = Callable[[bytes], bytes]
 """Makes another checkpoint file of the bytes of one."""
-
-
-def parts(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and weights of a safetensors file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def joined(header: dict[str, Any], weights: bytes) -> bytes:
-    """A safetensors file of them."""
-    raw = json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + weights
-
-
-def carded(data: bytes, **change: object) -> bytes:
-    """The file with another card."""
-    header, weights = parts(data)
-    card = json.loads(header["__metadata__"]["card"])
-    card |= change
-    header["__metadata__"]["card"] = json.dumps({name: value for name, value in card.items() if value is not None})
-    return joined(header, weights)
-
-
-def brighter(data: bytes) -> bytes:
-    """Other weights in the same shapes."""
-    header, weights = parts(data)
-    return joined(header, (np.frombuffer(weights, np.float32) * np.float32(0.9)).tobytes())
-
-
-def send(client: httpx.Client, data: bytes, name: str = "vae-mnist-2d") -> httpx.Response:
-    """Import a file."""
-    headers = {"Content-Type": "application/octet-stream", "Prefer": "wait=60"}
-    return client.post(f"/v1/models/{name}/versions", content=data, headers=headers)
 
 
 @pytest.fixture(scope="module")
 def second(stack: Stack) -> str:
     """Another version of the shipped model."""
     with httpx.Client(base_url=stack.url, timeout=180) as client:
-        response = send(client, brighter(SHIPPED.read_bytes()))
+        response = import_version(client, with_other_weights(SHIPPED.read_bytes()))
     assert response.status_code == 201, response.text
     return str(response.json()["version"])
 
 
 def drawn(client: httpx.Client, model: str) -> tuple[str, list[str]]:
-    """The version that answers, and what it draws."""
+    """Return the version that a sample names, and its pixels."""
     response = client.post("/v1/samples", json={"model": model, "seed": 5}).json()
     return response["version"], response["images"]
 
@@ -87,13 +50,13 @@ def test_the_version_that_serves_is_chosen_and_can_be_pinned(client: httpx.Clien
 
 def test_an_exported_version_equals_the_imported_file(client: httpx.Client, second: str) -> None:
     """The file of a version is the file that made it, whole or in part; the same file again is the same version."""
-    data = brighter(SHIPPED.read_bytes())
+    data = with_other_weights(SHIPPED.read_bytes())
     address = f"/v1/models/vae-mnist-2d/versions/{second}"
     response = client.get(f"{address}/file")
     assert response.content == data
     part = client.get(f"{address}/file", headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, data[8:16])
-    again = send(client, data)
+    again = import_version(client, data)
     assert (again.status_code, again.json()["version"]) == (200, second)
     assert client.get(f"{address}/preview").status_code == 404
     assert client.get(address).json()["card"]["name"] == "vae-mnist-2d"
@@ -101,7 +64,7 @@ def test_an_exported_version_equals_the_imported_file(client: httpx.Client, seco
 
 def test_a_version_without_a_predecessor_serves(client: httpx.Client, stack: Stack) -> None:
     """Under a new name the imported version is the first and serves; a form will do as well."""
-    data = carded(SHIPPED.read_bytes(), name="new-name")
+    data = with_card(SHIPPED.read_bytes(), name="new-name")
     response = client.post("/v1/models/new-name/versions", files={"file": data}, timeout=180)
     assert (response.status_code, response.json()["version"], response.json()["serves"]) == (201, "1", True), (
         response.text
@@ -111,43 +74,43 @@ def test_a_version_without_a_predecessor_serves(client: httpx.Client, stack: Sta
 
 
 def _wrong_shape(data: bytes) -> bytes:
-    header, weights = parts(data)
+    header, weights = split_file(data)
     name = next(name for name in header if name != "__metadata__" and len(header[name]["shape"]) == 2)
     header[name]["shape"] = header[name]["shape"][::-1]
-    return joined(header, weights)
+    return join_file(header, weights)
 
 
 def _renamed(data: bytes) -> bytes:
-    header, weights = parts(data)
+    header, weights = split_file(data)
     name = next(name for name in header if name != "__metadata__")
-    return joined({("other" if key == name else key): value for key, value in header.items()}, weights)
+    return join_file({("other" if key == name else key): value for key, value in header.items()}, weights)
 
 
 def _overlapping(data: bytes) -> bytes:
-    header, weights = parts(data)
+    header, weights = split_file(data)
     tensors = [message for name, message in header.items() if name != "__metadata__"]
     tensors[0]["data_offsets"] = tensors[1]["data_offsets"]
-    return joined(header, weights)
+    return join_file(header, weights)
 
 
 def _shaped(data: bytes, shape: list[int]) -> bytes:
-    header, weights = parts(data)
+    header, weights = split_file(data)
     name = next(name for name in header if name != "__metadata__")
     header[name]["shape"] = shape
-    return joined(header, weights)
+    return join_file(header, weights)
 
 
 def _nine_dimensions(data: bytes) -> bytes:
     """The first matrix with as many values, along more axes."""
-    header, _ = parts(data)
+    header, _ = split_file(data)
     shape = next(message["shape"] for name, message in header.items() if name != "__metadata__")
     return _shaped(data, [*shape, *[1] * (9 - len(shape))])
 
 
 def _previewed(data: bytes, preview: str) -> bytes:
-    header, weights = parts(data)
+    header, weights = split_file(data)
     header["__metadata__"]["preview"] = preview
-    return joined(header, weights)
+    return join_file(header, weights)
 
 
 def _png() -> bytes:
@@ -171,26 +134,26 @@ def _png() -> bytes:
         (lambda data: _shaped(data, [2] * 300_000), "overflow computing buffer size from shape"),
         (_nine_dimensions, "has 9 dimensions; at most 8"),
         (lambda data: _shaped(data, [10**3999]), "invalid JSON in header: number out of range"),
-        (lambda data: carded(data, summary="x" * 12_000_000), "bytes; at most 1048576 are read"),
-        (lambda data: carded(data, summary="x" * 301), "'summary' of its card has 301 characters; at most 300"),
-        (lambda data: carded(data, figures=[{"name": "nll", "value": "low"}]), "needs a name and a number"),
-        (lambda data: carded(data, provenance={"seed": 10**40}), "'provenance' of its card holds an integer"),
+        (lambda data: with_card(data, summary="x" * 12_000_000), "bytes; at most 1048576 are read"),
+        (lambda data: with_card(data, summary="x" * 301), "'summary' of its card has 301 characters; at most 300"),
+        (lambda data: with_card(data, figures=[{"name": "nll", "value": "low"}]), "needs a name and a number"),
+        (lambda data: with_card(data, provenance={"seed": 10**40}), "'provenance' of its card holds an integer"),
         (lambda data: _previewed(data, "not base64!"), "its preview is not base64"),
         (lambda data: _previewed(data, "aGVsbG8="), "its preview is no whole PNG"),
         (lambda data: struct.pack("<Q", 4) + b"nope", "invalid JSON in header"),
-        (lambda data: joined({"__metadata__": {}}, b""), "carries no card"),
+        (lambda data: join_file({"__metadata__": {}}, b""), "carries no card"),
         (_overlapping, "invalid offset for tensor"),
-        (lambda data: carded(data, name="somebody"), "its card is that of 'somebody'"),
-        (lambda data: carded(data, figures=None), "its card lacks figures"),
-        (lambda data: carded(data, family="magic"), "'magic' is not known here"),
-        (lambda data: carded(data, image={"channels": 1, "height": 8, "width": 8}), "is a vae of 1×28×28"),
+        (lambda data: with_card(data, name="somebody"), "its card is that of 'somebody'"),
+        (lambda data: with_card(data, figures=None), "its card lacks figures"),
+        (lambda data: with_card(data, family="magic"), "'magic' is not known here"),
+        (lambda data: with_card(data, image={"channels": 1, "height": 8, "width": 8}), "is a vae of 1×28×28"),
     ],
 )
 def test_invalid_version_files_are_rejected(client: httpx.Client, change: Change, message: str) -> None:
     """422 with the reason, at once, and nothing is left of it."""
     data = change(SHIPPED.read_bytes())
     started = time.monotonic()
-    response = send(client, data)
+    response = import_version(client, data)
     assert response.status_code == 422, response.text
     assert message in response.json()["detail"]
     assert time.monotonic() - started < 1.0
@@ -202,14 +165,14 @@ def test_invalid_version_files_are_rejected(client: httpx.Client, change: Change
     [
         (_wrong_shape, "its card requires"),
         (_renamed, "lacks the weights"),
-        (lambda data: carded(data, config={"latents": 3}), "its card requires"),
-        (lambda data: carded(data, operations={}), "lists other operations"),
+        (lambda data: with_card(data, config={"latents": 3}), "its card requires"),
+        (lambda data: with_card(data, operations={}), "lists other operations"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(client: httpx.Client, stack: Stack, change: Change, message: str) -> None:
     """A file whose header is sound but whose weights are not its family's is refused by the process that has torch."""
     before = client.get("/v1/models/vae-mnist-2d").json()["versions"]
-    response = send(client, change(SHIPPED.read_bytes()))
+    response = import_version(client, change(SHIPPED.read_bytes()))
     assert response.status_code == 422, response.text
     assert message in response.json()["detail"]
     assert client.get("/v1/models/vae-mnist-2d").json()["versions"] == before
@@ -223,7 +186,7 @@ def test_an_unknown_version_cannot_be_activated(client: httpx.Client, second: st
     assert client.patch("/v1/models/nothing", json={"version": "1"}).status_code == 404
     assert client.patch("/v1/models/vae-mnist-2d", json={"version": 1}).status_code == 422
     assert client.get("/v1/models/vae-mnist-2d/versions/9/file").status_code == 404
-    assert send(client, b"", "Bad Name").status_code == 422
+    assert import_version(client, b"", "Bad Name").status_code == 422
 
 
 def test_a_version_that_a_worker_cannot_load_does_not_serve(client: httpx.Client, stack: Stack) -> None:

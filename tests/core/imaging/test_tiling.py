@@ -275,7 +275,7 @@ def test_some_tiles_need_some_lines() -> None:
     assert (transparency == photograph.alpha).all()
 
 
-# --- the answer ---
+# --- the result ---
 
 
 def _bands(picture: np.ndarray, lines: int) -> Iterator[np.ndarray]:

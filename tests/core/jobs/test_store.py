@@ -138,7 +138,7 @@ def test_cancel_is_terminal_at_every_stage(job_store: JobStore) -> None:
 
 
 def test_idempotency_keys_name_the_first_job(job_store: JobStore) -> None:
-    """The second insert under a key adds nothing and answers the first; after its time a key is free again."""
+    """The second insert with a key adds nothing and returns the first job; an expired key is free again."""
 
     def key(fingerprint: str, route: str = "r", ttl_s: float = 60) -> IdempotencyKey:
         return IdempotencyKey(route, "k", fingerprint, ttl_s)

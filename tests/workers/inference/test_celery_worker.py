@@ -48,7 +48,7 @@ def inspect(stack: Stack, *words: str) -> str:
 
 
 def test_a_worker_started_by_celery_works(stack: Stack) -> None:
-    """It loads the models and answers requests."""
+    """It loads the models and serves requests."""
     answer = httpx.post(f"{stack.url}/v1/samples", json={"model": "vae-mnist-2d", "count": 2, "seed": 1}, timeout=60)
     assert answer.status_code == 200, answer.text
 
