@@ -1,0 +1,61 @@
+"""Jobs of the family `faulty`, whose passes take as long as a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from typing import Any
+
+import httpx
+
+from tests.api import helpers
+from tests.stack import Stack
+
+PASS_S = 0.4
+END_S = 300.0
+
+
+def create_job(client: httpx.Client, seed: int, prefer: str = "respond-async", seconds: float = PASS_S) -> str:
+    """Request one image whose pass takes so many seconds; return the job's id."""
+    body = {"model": "faulty", "seed": seed, "seconds": seconds}
+    response = client.post("/v1/samples", json=body, headers={"Prefer": prefer})
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def held(stack: Stack, part: str | None) -> set[str]:
+    """Ids of the jobs that somebody, or one worker, is running at this moment."""
+    owner = f"%-{stack.parts[part].pid}-%" if part else "%"
+    with contextlib.closing(sqlite3.connect(stack.state / "state" / "jobs.sqlite3")) as job_store:
+        query = "SELECT id FROM jobs WHERE status = 'running' AND lease_holder LIKE ?"
+        return {row[0] for row in job_store.execute(query, (owner,))}
+
+
+def wait_for_running(stack: Stack, part: str | None) -> set[str]:
+    """Return in the middle of a pass, with the ids of the jobs in it."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = held(stack, part)
+        if found:
+            time.sleep(PASS_S / 4)
+            still = found & held(stack, part)
+            if still:
+                return still
+        time.sleep(0.02)
+    raise TimeoutError("no job is running")
+
+
+def finished_jobs(stack: Stack, ids: dict[int, str]) -> dict[int, dict[str, Any]]:
+    """The jobs once all of them have ended."""
+    deadline = time.monotonic() + END_S
+    bodies: dict[int, dict[str, Any]] = {}
+    with httpx.Client(base_url=stack.url, timeout=30) as client:
+        for seed, job_id in ids.items():
+            bodies[seed] = helpers.finished_job(client, job_id, deadline - time.monotonic())
+    return bodies
+
+
+def report(what: str, **figures: float) -> None:
+    """Print figures, which `pytest -s` shows."""
+    print(what, {name: round(value, 2) for name, value in figures.items()})  # noqa: T201
