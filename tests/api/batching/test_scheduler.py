@@ -158,13 +158,13 @@ def test_a_waiting_request_costs_the_same_whatever_its_rows() -> None:
     """150 requests for 65 536 rows are taken and let go within a few milliseconds, with images too."""
     made = scheduler()
     picture = {"images": np.zeros((65_536, 1, 1, 1), np.uint8)}
-    started = time.perf_counter()
+    started = time.process_time()
     waiting = [PendingRequest(ENTRY, "sample", {}, seed, 65_536, picture) for seed in range(150)]
     for one in waiting:
         made.submit(one)
     for one in waiting:
         made.cancel(one)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     assert not len(made)
 
 
@@ -174,10 +174,10 @@ def test_cancelling_costs_the_request_s_own_rows() -> None:
     waiting = [request(16, options=number % 50) for number in range(20_000)]
     for one in waiting:
         made.submit(one)
-    started = time.perf_counter()
+    started = time.process_time()
     for one in (*waiting[::-2], *waiting[::2]):
         made.cancel(one)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert not len(made)
     assert made.next_batch("interactive", 1) is None
 

@@ -90,10 +90,10 @@ def test_a_field_out_of_bounds_is_named(change: dict[str, Any], message: str) ->
 @pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 60_000, "1" * 5000, "\ud800"])
 def test_a_card_is_a_json_object(text: str) -> None:
     """Any other text is rejected quickly."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CardError):
         parse_card(text)
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_preview_is_a_small_png() -> None:

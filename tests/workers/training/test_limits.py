@@ -13,6 +13,7 @@ import pytest
 from core.broker.codec import pack
 from core.jobs.records import AUXILIARY_KINDS, TRAINING, Job
 from tests.training_jobs import claimed_job
+from tests.waiting import wait_until
 from workers.training.context import ClaimLostError, JobFailedError
 from workers.training.worker import TrainingWorker
 
@@ -28,8 +29,12 @@ def program(trainer: TrainingWorker, text: str) -> None:
     trainer.children.command = lambda *_words: [sys.executable, "-c", text]  # type: ignore[method-assign]
 
 
+SLOW_S = 120.0
+"""Time that a slow job waits at most."""
+
+
 class RunningWorker:
-    """A running training worker whose dry runs of the model "slow" take until they are let go."""
+    """A running training worker whose slow jobs take until `go` is set."""
 
     def __init__(self, trainer: TrainingWorker) -> None:
         self.trainer = trainer
@@ -41,23 +46,26 @@ class RunningWorker:
     def run_job(self, job: Job) -> None:
         """Complete a job; a slow one waits first."""
         if job.request.get("slow"):
-            self.go.wait(60)
+            self.go.wait(SLOW_S)
         self.trainer.context.job_store.finish(job.claim, result=pack({}))
 
-    def ends(self, job: Job, within_s: float = 8.0) -> bool:
-        """Whether a job ends in that time."""
-        until = time.monotonic() + within_s
-        while time.monotonic() < until:
-            stored = self.trainer.context.job_store.get(job.id)
-            if stored is not None and stored.status == "succeeded":
-                return True
-            time.sleep(0.05)
-        return False
+    def insert(self, *jobs: Job) -> None:
+        """Insert jobs, one after another."""
+        for job in jobs:
+            self.trainer.context.job_store.insert(job)
 
-    def runs(self, job: Job) -> bool:
-        """Whether a job is running."""
-        stored = self.trainer.context.job_store.get(job.id)
-        return stored is not None and stored.status == "running"
+    def count(self, status: str, jobs: list[Job]) -> int:
+        """Return how many of some jobs have a status."""
+        states = self.trainer.context.job_store.states([job.id for job in jobs])
+        return sum(state.status == status for state in states.values())
+
+    def wait_until_running(self, count: int, jobs: list[Job]) -> None:
+        """Return when so many of some jobs are running."""
+        wait_until(lambda: self.count("running", jobs) == count, f"{count} jobs are running")
+
+    def wait_until_finished(self, jobs: list[Job]) -> None:
+        """Return when jobs have succeeded, which they must while slow ones wait."""
+        wait_until(lambda: self.count("succeeded", jobs) == len(jobs), "the jobs have finished", SLOW_S / 2)
 
 
 @pytest.fixture
@@ -70,40 +78,35 @@ def running(trainer: TrainingWorker) -> Iterator[RunningWorker]:
     worker.thread.join(20)
 
 
-def added(running: RunningWorker, *jobs: Job) -> None:
-    """Insert jobs, one after another."""
-    for job in jobs:
-        running.trainer.context.job_store.insert(job)
-
-
 def test_a_slow_dry_run_holds_up_neither_dry_runs_nor_imports(running: RunningWorker) -> None:
     """Two of them run, and others' short jobs are done meanwhile."""
     slow = [row("estimate", slow=True) for _ in range(2)]
-    added(running, *slow)
+    running.insert(*slow)
+    running.wait_until_running(2, slow)
     quick = [row("estimate"), row("import"), row("publication")]
-    time.sleep(2.5)
-    assert all(running.runs(job) for job in slow)
-    added(running, *quick)
-    assert all(running.ends(job) for job in quick)
-    assert all(running.runs(job) for job in slow)
+    running.insert(*quick)
+    running.wait_until_finished(quick)
+    assert running.count("running", slow) == 2
 
 
 def test_any_number_of_slow_dry_runs_leaves_room_for_imports(running: RunningWorker) -> None:
     """One place of several takes no dry runs."""
-    added(running, *(row("estimate", slow=True) for _ in range(8)))
-    time.sleep(2.5)
+    slow = [row("estimate", slow=True) for _ in range(8)]
+    running.insert(*slow)
+    running.wait_until_running(3, slow)
     job = row("import")
-    added(running, job)
-    assert running.ends(job)
+    running.insert(job)
+    running.wait_until_finished([job])
 
 
 def test_one_owner_leaves_room_for_the_dry_runs_of_another(running: RunningWorker) -> None:
     """However many jobs one owner has."""
-    added(running, *(row("estimate", owner="many", slow=True) for _ in range(8)))
-    time.sleep(2.5)
+    slow = [row("estimate", owner="many", slow=True) for _ in range(8)]
+    running.insert(*slow)
+    running.wait_until_running(2, slow)
     job = row("estimate", owner="one")
-    added(running, job)
-    assert running.ends(job)
+    running.insert(job)
+    running.wait_until_finished([job])
 
 
 def test_a_dry_run_that_takes_too_long_is_ended(trainer: TrainingWorker) -> None:
