@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests import stack as service
-from tests.stack import Stack
+from tests.stack import FAMILIES, Stack
 
 TESTS = Path(__file__).parent
 
@@ -58,7 +58,7 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One real service for all tests that leave it whole."""
-    with Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20") as running:
+    with Stack(tmp_path_factory.mktemp("stack"), sync_timeout_s="20", extra_models=FAMILIES) as running:
         yield running
 
 

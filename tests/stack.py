@@ -25,6 +25,7 @@ from core.broker.keys import WORKERS
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
+FAMILIES = str(ROOT / "tests" / "families")
 READY_S = 240.0
 
 
@@ -48,7 +49,7 @@ def checkpoints(folder: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             part = made.with_suffix(".part")
-            command = [sys.executable, "-c", _MAKE_MODELS, str(ROOT / "tests" / "families"), str(part)]
+            command = [sys.executable, "-c", _MAKE_MODELS, FAMILIES, str(part)]
             subprocess.run(command, check=True, cwd=ROOT)
             part.rename(made)
     shutil.copytree(made, folder, dirs_exist_ok=True)
@@ -83,6 +84,7 @@ class Stack:
     """The parts of one service, each of which a test may kill, stop and start again.
 
     As a context manager it starts all of them, waits until the service is ready, and stops them.
+    Inference workers have the families of the tests; `extra_models=FAMILIES` gives them to all parts.
     """
 
     def __init__(self, state: Path, **settings: str) -> None:
@@ -116,7 +118,7 @@ class Stack:
         command = [sys.executable, "-m", *modules[part]]
         environment = dict(self.environment)
         if part == "inference":  # a training worker would start a process with torch to describe these families
-            environment.setdefault("REVERIE_EXTRA_MODELS", str(ROOT / "tests" / "families"))
+            environment.setdefault("REVERIE_EXTRA_MODELS", FAMILIES)
         with (self.state / f"{name or part}.log").open("ab") as log:
             self.parts[name or part] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

@@ -13,7 +13,7 @@ import redis
 from core.broker.celery_app import RUN_BATCH, RUN_JOBS
 from core.broker.keys import WORKERS
 from core.settings import Settings
-from tests.stack import ROOT, Stack
+from tests.stack import FAMILIES, ROOT, Stack
 
 CELERY = [sys.executable, "-m", "celery", "-A", "core.broker.celery_app"]
 
@@ -21,7 +21,7 @@ CELERY = [sys.executable, "-m", "celery", "-A", "core.broker.celery_app"]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service whose worker was started by Celery's command, with remote control."""
-    running = Stack(tmp_path_factory.mktemp("celery"), remote_control="true")
+    running = Stack(tmp_path_factory.mktemp("celery"), remote_control="true", extra_models=FAMILIES)
     try:
         running.start("queue")
         running.wait_queue()
