@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether both limits held and no sample failed."""
+        """Whether latency and memory stayed within their limits and no sample failed."""
         slow = self.p99_s > max(TIMES_IDLE * self.idle_p99_s, P99_S)
         large = self.rss_after > self.rss_before + max(GROWTH * self.rss_before, GROWTH_BYTES)
         return not (slow or large or self.failed)
@@ -112,14 +112,14 @@ def _upload(client: httpx.Client, name: str) -> None:
 
 
 def _train(client: httpx.Client, name: str) -> str:
-    """Ask for a training that does not end; return its job."""
+    """Start a training that runs until it is cancelled; return its job."""
     training = {"family": "vae", "dataset": name, "name": f"{name}-goes-on"}
     body = {**training, "recipe": {"training": {"epochs": 100_000}}}
     return str(client.post("/v1/trainings", json=body).raise_for_status().json()["id"])
 
 
 def prepared_keyed(url: str) -> dict[str, Any]:
-    """Prepare an unfinished job of each key; no training worker runs, so they wait."""
+    """Create one training job per API key; without a training worker they all stay queued."""
     jobs = []
     for number, key in enumerate(KEYS):
         with httpx.Client(base_url=url, timeout=300, headers=bearer(key)) as client:
@@ -146,7 +146,7 @@ def prepared(url: str) -> dict[str, Any]:
 
 
 def cleared(url: str, kept: list[str]) -> None:
-    """Cancel the work that an attack left, so that the next one meets an idle service."""
+    """Cancel the jobs that an attack left, so that the next attack starts on an idle service."""
     with httpx.Client(base_url=url, timeout=300) as client:
         for status in ("queued", "running", "paused"):
             for job in client.get("/v1/jobs", params={"status": status, "limit": 100}).json()["data"]:
@@ -192,7 +192,7 @@ def measured(stack: Stack, name: str, there: dict[str, Any], seconds: float, aft
 
 
 def attacking(name: str, url: str, seconds: float, there: dict[str, Any]) -> None:
-    """Run an attack, and print how many of its requests ended how."""
+    """Run an attack, and print the number of its requests by outcome."""
     os.nice(19)
     target = Target(url, there["dataset"], there["result"], there["jobs"], time.monotonic() + seconds)
     target.address  # noqa: B018 - refuses another machine

@@ -47,7 +47,7 @@ def _upscale(**options: str) -> Callable[[httpx.Client], object]:
 
 
 def kinds() -> dict[str, Callable[[httpx.Client], object]]:
-    """Return the long work by name; each does one request and waits for its end."""
+    """Return functions by kind of long work; each sends one request and waits until it is done."""
     return {
         "nothing": lambda _client: time.sleep(1),
         "bulk draws of bihm-mnist": _post("/v1/samples", {"model": "bihm-mnist", "count": 256}),

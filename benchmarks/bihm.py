@@ -284,7 +284,7 @@ def pictures() -> dict[str, Any]:
 
 
 def keep(part: str, found: dict[str, Any]) -> None:
-    """Store one part's result in the JSON file, with where and when it was measured."""
+    """Store one part's result in the JSON file, with the machine, commit and date."""
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     results[part] = found | {"commit": facts.commit(), "date": facts.now(), "machine": facts.machine()}
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
@@ -294,7 +294,7 @@ ERRORS = {"log_p_star": "s.e. ", "log_p": "s.e. ", "minus_2_log_z": "standard er
 
 
 def _after(detail: str, words: str) -> float:
-    """Return the number that follows some words in a figure's detail."""
+    """Return the number that follows `words` in the detail of a figure."""
     return float(re.split(r"[^\d.]", detail.partition(words)[2])[0])
 
 

@@ -74,7 +74,7 @@ class Round:
 
 @contextlib.contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """Check a revision out into a temporary folder."""
+    """Yield a temporary folder with a revision checked out."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), revision], cwd=ROOT, check=True)

@@ -48,7 +48,7 @@ def idx(size: int) -> Iterator[bytes]:
 
 
 def form(file: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the same as the only part of a form."""
+    """Yield the same file as the only part of a multipart form."""
     yield BEGIN
     yield from file
     yield END
@@ -63,7 +63,7 @@ def zipped(size: int) -> Iterator[bytes]:
     buffer = io.BytesIO()
 
     class Sink(io.RawIOBase):
-        """A file that the ZIP is written to without seeking."""
+        """A write-only file for `zipfile` that cannot seek."""
 
         def writable(self) -> bool:
             return True

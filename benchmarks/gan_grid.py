@@ -64,7 +64,7 @@ def settings() -> list[dict[str, Any]]:
 
 
 def one(run: dict[str, Any], images: torch.Tensor, judge: classifier.Classifier, epochs: int, count: int) -> dict:
-    """Train and score one setting; a run whose loss becomes NaN scores 0."""
+    """Train and score one setting. The score is 0 if the loss becomes NaN."""
     config = {"objective": run["side"], **{name: run[name] for name in NETWORKS}}
     training = {
         "epochs": epochs,
@@ -81,7 +81,7 @@ def one(run: dict[str, Any], images: torch.Tensor, judge: classifier.Classifier,
 
 
 def fit(lines: Path, epochs: int, limit: int | None, pictures: int, count: int) -> None:
-    """Do the missing ones of the first `limit` runs, one line each."""
+    """Train and score those of the first `limit` runs that the file does not have yet."""
     lines.parent.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["number"] for line in lines.read_text().splitlines()} if lines.exists() else set()
     images = data.load("mnist", "train", ROOT / "data").images[:pictures]
@@ -95,7 +95,7 @@ def fit(lines: Path, epochs: int, limit: int | None, pictures: int, count: int) 
 
 
 def failed(runs: list[dict[str, Any]]) -> tuple[int, int]:
-    """Return how many of how many runs are in the lowest bin."""
+    """Return the number of runs whose score is in the lowest bin, and the number of all runs."""
     return sum(run["i_prime"] < FAILED for run in runs), len(runs)
 
 

@@ -38,7 +38,7 @@ SHOWN, COLUMNS = 48, 24
 
 
 def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
-    """Train and score the missing margins: one line and one image each."""
+    """Train and score each margin that has no result yet; store a line and an image of samples."""
     folder.mkdir(parents=True, exist_ok=True)
     images = data.load("mnist", "train", ROOT / "data").images[:pictures]
     judge = classifier.load()
@@ -60,7 +60,7 @@ def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
 
 
 def verdict(run: dict[str, Any]) -> str:
-    """Return the result of a run in words, by its scores."""
+    """Describe the result of a run in words, by its scores."""
     often = max(range(10), key=lambda digit: run["shares"][digit])
     if run["shares"][often] > 0.5:
         return f"collapsed: {run['shares'][often]:.0%} are taken for a {often}"

@@ -117,7 +117,7 @@ def spread(found: dict[str, Any]) -> str:
 
 
 def told_of(one: dict[str, Any]) -> str:
-    """Return a threshold and its effect in words."""
+    """Describe an energy threshold and its effect in words."""
     return f"energy {one['below']}; {one['accepted']:.0%} accepted, E KL {one['e_kl']}, each digit {spread(one)}"
 
 

@@ -33,7 +33,7 @@ KEYED = {"event-streams"}
 
 
 def bearer(key: str) -> dict[str, str]:
-    """Return the header that sends a key; none if it is empty."""
+    """Return the headers that authenticate with an API key; no header if the key is empty."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -69,7 +69,7 @@ class Target:
 
     @property
     def over(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time is up."""
         return time.monotonic() >= self.until
 
 
@@ -79,7 +79,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {}
 
 
 def attack(name: str, words: str) -> Callable[[Attack], Attack]:
-    """Register an attack."""
+    """Add a function to the attacks, under its name."""
 
     def register(function: Attack) -> Attack:
         ATTACKS[name] = (words, function)
@@ -266,7 +266,7 @@ def _unread(target: Target) -> Iterator[str]:
 
 
 def _held_open(target: Target, count: int, prefixes: Sequence[bytes], drip: bytes = b"") -> Iterator[str]:
-    """Hold connections open that send a prefix, in turn, and then at most one byte per second."""
+    """Hold connections open. Each sends a prefix, and then at most one byte per second."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     connections = []

@@ -1,6 +1,6 @@
-"""Measure whether the detail that the statistics add is texture or a lattice.
+"""Measure whether the detail that the method "statistics" adds looks like texture or like a lattice.
 
-It is compared with noise of the same strength.
+It is compared with white noise of the same strength.
 
     python benchmarks/lattice.py measure --write   # docs/results/lattice.md and .json, on the five test photographs
     python benchmarks/lattice.py measure --held-back --fidelity 0 0.25 0.5 0.75   # on those held back for choices
@@ -8,10 +8,10 @@ It is compared with noise of the same strength.
 
 A lattice has much of its power in few frequencies: `largest cell` is the largest share of the power
 of the added luma in one square of 1/16 × 1/16 cycles a pixel and its mirror image
-(`photos.metrics.largest_cell`); what the regression really lacks has one too. `noise` is the
-control: white noise of the same strength in the place of the detail. All pictures come from
-Pillow's bicubic reduction and are taken whole. VGG-16 comes by `python benchmarks/superres.py
-install`.
+(`photos.metrics.largest_cell`). The page also has the value of the detail that is really missing,
+original minus regression. `noise` is the control: white noise in the place of the detail. Pictures
+are reduced by Pillow's bicubic filter and upscaled whole. `python benchmarks/superres.py install`
+installs VGG-16.
 """
 
 from __future__ import annotations
@@ -145,10 +145,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def fit(checkpoint: Path, radius: int, folder: Path) -> None:
-    """Compute the detail filters of a checkpoint, and store them in it.
-
-    They follow from the first training patches.
-    """
+    """Compute the detail filters from the first training patches, and store them in a checkpoint."""
     old, described = card.load(checkpoint)
     config = replace(old.config, detail_radius=radius)
     model = superres.Model(config)

@@ -1,4 +1,4 @@
-"""Time what Celery costs per message, and what this service's shortcuts save.
+"""Measure the time that Celery takes per message, and how much this service's shortcuts save.
 
     python benchmarks/messages.py
 
@@ -81,9 +81,9 @@ def time_building() -> dict[str, float]:
 
 
 def receive(base: type[Task]) -> None:
-    """Run a worker until it has received all messages; print the µs per message.
+    """Run a worker whose task has the given class until it has received all messages.
 
-    The task has the given class.
+    Prints the µs per message.
     """
     worker_app = Celery("benchmark")
     worker_app.add_defaults(configuration)

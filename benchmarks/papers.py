@@ -39,7 +39,7 @@ def result(name: str) -> Any:
 
 
 def failing(runs: list[dict[str, Any]], side: str) -> str:
-    """Return how many runs of one side of the grid have I' < 0.1."""
+    """Return the number of runs with I' < 0.1, of the GANs or of the EBGANs of the grid."""
     scored = [run["i_prime"] for run in runs if run["side"] == side]
     return f"{side.upper()} {sum(one < 0.1 for one in scored)} of {len(scored)}"
 

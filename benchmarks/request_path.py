@@ -86,7 +86,7 @@ class Worker:
 
 
 class Client:
-    """One connection, and the transport under it: a request, its response, the next request."""
+    """A client on one connection, and its transport: it sends the next request after each response."""
 
     left = 0
     seed = 0
@@ -153,7 +153,7 @@ class Redis:
 
 
 async def measured(tree: Path, connections: int, arguments: argparse.Namespace) -> None:
-    """Print the CPU time of a request with so many connections."""
+    """Print the CPU time of a request at a number of connections."""
     import uvicorn
     from uvicorn.server import ServerState
 

@@ -66,9 +66,9 @@ def inverse_cdf(say: Say) -> None:
 
 
 def squares(ratio: float, dimensions: int, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ‖z‖² and ‖z‖²/ratio² of proposals.
+    """Draw proposals and return ‖z‖² and ‖z‖²/ratio².
 
-    With `whole` they are computed from points, otherwise drawn from the χ² distribution.
+    With `whole` they are computed from points z, otherwise ‖z‖² is drawn from the χ² distribution.
     """
     if whole:
         chi = torch.cat([normals(7 + i, 10_000, dimensions).square().sum(1) for i in range(count // 10_000)])

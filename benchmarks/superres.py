@@ -144,7 +144,7 @@ def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) ->
 def run(name: str, originals: dict[str, np.ndarray], scale: int, scratch: Path) -> dict[str, Any]:
     """Run a method on every photograph, in its own process on one core.
 
-    The images stay in `scratch`.
+    The images are left in the folder `scratch`.
     """
     jobs = []
     for photograph, original in originals.items():
@@ -305,8 +305,8 @@ def crops(scratch: Path, names: list[str]) -> Image.Image:
 def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> None:
     """Print the mean PSNR of bicubic interpolation and the regression on sets with given low resolutions.
 
-    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of the scale S; PSNR
-    is of BT.601's Y, S pixels cut off, both images rounded to 8 bits.
+    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of
+    the scale S. PSNR is of BT.601's Y without S pixels on each side, both images rounded to 8 bits.
     """
     model, _ = card.load(checkpoint)
     for name in sets:

@@ -96,7 +96,7 @@ def served(client: httpx.Client, epochs: int) -> dict[str, float]:
 
 
 def _speed(lines: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
-    """Return images per second of all epochs, and of those after the first, which may compile."""
+    """Return images per second of all epochs, and without the first epoch, which may compile."""
     first, last = lines[0], lines[-1]
     later = (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
     return {"images_per_s": last["images"] / last["seconds"], "later_images_per_s": later, "wall_s": wall_s}
@@ -250,7 +250,7 @@ def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]
 
 
 def measure(parts: tuple[str, ...], rounds: int, epochs: int, seconds: float) -> dict[str, Any]:
-    """Measure all figures, alternating between the systems, so that disturbances affect each alike."""
+    """Measure the chosen parts. Systems are measured in turn, so that disturbances affect each alike."""
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "at": now(), "epochs": epochs}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

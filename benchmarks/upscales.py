@@ -64,7 +64,7 @@ class Service:
         raise TimeoutError("the service did not come up")
 
     def memory(self, name: str) -> dict[str, int]:
-        """Return the bytes that a process holds, and the most since `forget`."""
+        """Return the resident memory of a process in bytes, and its peak since `forget`."""
         lines = Path(f"/proc/{self.parts[name].pid}/status").read_text().splitlines()
         found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Vm")}
         return {"now": found["VmRSS"], "peak": found["VmHWM"]}
@@ -75,7 +75,7 @@ class Service:
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
-        """Reset the peaks of memory."""
+        """Reset the peak memory of the processes."""
         for part in self.parts.values():
             Path(f"/proc/{part.pid}/clear_refs").write_text("5")
 
@@ -131,7 +131,7 @@ class Sampler(threading.Thread):
 
 
 def sampled(url: str, act: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the result of `act`, and the latencies of single samples meanwhile."""
+    """Call `act`; return its result, and the latencies of single samples drawn at the same time."""
     client = Sampler(url)
     client.start()
     try:
@@ -165,7 +165,7 @@ def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
 
 
 def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
-    """Download the result in a format; the first byte arrives when it is encoded."""
+    """Download the result in a format; return its size, and the seconds to the first and last byte."""
     size = 0
     started = time.perf_counter()
     path = f"{url}/v1/jobs/{job_id}/result"

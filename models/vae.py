@@ -204,7 +204,7 @@ def dreg_bound(
     log_variance: Float[Tensor, "B J"],
     noise: Float[Tensor, "B K J"],
 ) -> PerImage:
-    """DReG eq. 8: the bound L_K with the doubly reparameterized gradient.
+    """Return the bound L_K with the doubly reparameterized gradient (DReG eq. 8).
 
     The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw.
 

@@ -32,7 +32,7 @@ EPOCHS, BATCH, RATE, SHIFT = 8, 200, 3e-3, 2
 
 
 class Classifier(nn.Sequential):
-    """Images (B, 1, 28, 28) in 0 … 1 to logits of ten digits (B, 10)."""
+    """A convolutional network from images (B, 1, 28, 28) in 0 … 1 to the logits of ten digits (B, 10)."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -62,7 +62,7 @@ def accuracy(model: Classifier, split: str = "test") -> float:
 
 
 def shifted(images: torch.Tensor, rows: RowStreams) -> torch.Tensor:
-    """Shift each image by up to SHIFT pixels in both directions, as its row draws."""
+    """Shift each image by a random number of pixels, at most SHIFT, horizontally and vertically."""
     wide = functional.pad(images, (SHIFT,) * 4)
     moves = (rows.uniform(2) * (2 * SHIFT + 1)).long()
     y, x = (moves[:, i, None] + torch.arange(28) for i in (0, 1))
@@ -84,7 +84,7 @@ def initialised() -> Classifier:
 
 
 def train(epochs: int = EPOCHS, count: int = 60000) -> Classifier:
-    """Train on the first `count` training digits; nothing is chosen on the test digits."""
+    """Train on the first `count` training digits. The test digits are not used."""
     images, digits = labelled("train")
     images, digits = data.grey(images[:count]), digits[:count]
     model = initialised()

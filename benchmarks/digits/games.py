@@ -68,7 +68,7 @@ def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
 
 
 def drawn(model: ebgan.Model, count: int = SAMPLES, seed: int = 1) -> torch.Tensor:
-    """Return rows 0 … count − 1 of a seed's samples, (count, 1, 28, 28) in 0 … 1."""
+    """Return the first `count` samples of a seed, (count, 1, 28, 28) in 0 … 1."""
     parts = [RowStreams.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
     return torch.cat([model.sample(rows, ebgan.SampleOptions())["images"] for rows in parts])
 

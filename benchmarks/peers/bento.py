@@ -1,4 +1,4 @@
-"""BentoML with the generator; the environment has every setting.
+"""Serve the generator with BentoML; the settings are environment variables.
 
 A batchable endpoint takes and returns lists: a request is a list of one seed, its response a list
 of one body.
@@ -20,7 +20,7 @@ from generator import load, run
     metrics={"enabled": False},
 )
 class Draw:
-    """Seeds to response bodies; the dispatcher sizes its batches by the allowed latency."""
+    """A service that turns seeds into response bodies; BentoML sizes the batches by the allowed latency."""
 
     def __init__(self) -> None:
         self.generator = load()

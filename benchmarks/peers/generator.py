@@ -51,7 +51,7 @@ def load() -> Generator:
 
 @torch.inference_mode()
 def pictures(generator: Generator, seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return row 0 of each seed's sample, as grey levels (B, 1, 28, 28), by one forward pass."""
+    """Draw one sample per seed by one forward pass; return grey levels (B, 1, 28, 28)."""
     seed = torch.tensor(seeds, dtype=torch.int64)
     images = generator.model.sample(RowStreams(seed, torch.zeros_like(seed)), generator.options)["images"]
     return (images * 255).round().to(torch.uint8).numpy()

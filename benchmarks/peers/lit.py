@@ -1,4 +1,4 @@
-"""LitServe with the generator; the environment has every setting."""
+"""Serve the generator with LitServe; the settings are environment variables."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ BATCH = int(os.environ["PEER_BATCH"])
 
 
 class Draw(litserve.LitAPI):
-    """Seeds to JSON bodies, in batches of at most `PEER_BATCH`."""
+    """An API that turns seeds into JSON bodies, in batches of at most `PEER_BATCH`."""
 
     generator: Generator
 
@@ -32,7 +32,7 @@ class Draw(litserve.LitAPI):
         return encoded(self.generator, x) if isinstance(x, list) else encoded(self.generator, [x])[0]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
-        """Return the bodies, one per request already."""
+        """Return the bodies unchanged: there is one per request."""
         return output
 
     def encode_response(self, output: bytes) -> Response:

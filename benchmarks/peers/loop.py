@@ -20,7 +20,7 @@ from models.kit.row_streams import RowStreams
 
 
 def main() -> None:
-    """Print the seconds of each repetition for each batch size; the last file can be kept."""
+    """Print the seconds of each repetition for each batch size."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

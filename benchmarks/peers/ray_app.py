@@ -1,4 +1,4 @@
-"""Ray Serve with the generator; the environment has every setting."""
+"""Serve the generator with Ray Serve; the settings are environment variables."""
 
 import os
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
     ray_actor_options={"num_cpus": 0.5},
 )
 class Draw:
-    """Seeds to JSON bodies, batched inside the replica."""
+    """A deployment that turns seeds into JSON bodies. Each replica batches its requests."""
 
     def __init__(self) -> None:
         self.generator = load()

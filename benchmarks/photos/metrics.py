@@ -67,7 +67,7 @@ def ssim(picture: np.ndarray, original: np.ndarray, border: int = BORDER) -> flo
 
 @torch.inference_mode()
 def seen(network: features.Features, picture: np.ndarray) -> list[torch.Tensor]:
-    """Return a network's stages for an image."""
+    """Return the output of each stage of a feature network for an image."""
     return network(torch.tensor(picture).permute(2, 0, 1)[None] / 255.0)
 
 
@@ -87,7 +87,7 @@ def consistency(picture: np.ndarray, low: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Energies:
-    """Energies of an image as shares of the original's.
+    """The energies of an image, divided by those of the original.
 
     They are Σ‖∇y‖² and the power in the upper two octaves of the spectrum.
     """
@@ -98,7 +98,7 @@ class Energies:
 
 
 def energies(picture: np.ndarray, original: np.ndarray) -> Energies:
-    """Return both energies of the luma; 1 is as sharp as the original."""
+    """Return the energies of the luma, divided by the original's: 1 is as sharp as the original."""
     mine, theirs = _energies(luma(picture)), _energies(luma(original))
     return Energies(*(a / b for a, b in zip(mine, theirs, strict=True)))
 

@@ -2,8 +2,8 @@
 
 It runs in the peers' environment.
 
-JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out. Prints what each
-took, as JSON.
+JOBS is JSON, [{low, high, width, height}]: files of raw RGB bytes in and out. Prints the seconds of
+each job, as JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Measure bulk work: a large request against a bare torch loop, and small requests meanwhile."""
+"""Measure bulk work: a large request compared with a bare torch loop, and its effect on small ones."""
 
 import base64
 import contextlib
@@ -68,7 +68,7 @@ def draw(checkpoint: Checkpoint, scratch: Path, rounds: int) -> dict[str, Any]:
 def loop(
     checkpoint: Checkpoint, batches: Sequence[int], repeat: int, threads: int, seed: int = 0, out: Path | None = None
 ) -> dict[str, list[float]]:
-    """Return the seconds of the bare loop, by batch size."""
+    """Time a loop that only calls the model; return the seconds by batch size."""
     command = [sys.executable, str(PEERS / "loop.py"), "--count", str(COUNT), "--seed", str(seed)]
     command += ["--repeat", str(repeat), "--batches", *map(str, batches), *(["--out", str(out)] if out else [])]
     environment = {

@@ -24,7 +24,7 @@ SAMPLES_PER_S = 5
 
 @dataclass(frozen=True)
 class Target:
-    """Where a server listens, and how it expects a seed: as a field, or in a list of one."""
+    """The address of a server, and the form in which it expects a seed: a field, or a list of one."""
 
     url: str
     shape: str
@@ -59,7 +59,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Samples:
-    """Numbers of responses by comparison with local results.
+    """Numbers of responses by how they compare with local results.
 
     `exact`: equal to the bit; `near`: within one grey level; `bad`: otherwise.
     """
@@ -85,7 +85,7 @@ NO_SAMPLES = Samples(0, 0, 0, 0, "")
 
 
 def wrk_path() -> str:
-    """Return the load generator's path, or explain how to install it."""
+    """Return the path of wrk; exit with instructions if it is not installed."""
     path = shutil.which("wrk")
     if path is None:
         raise SystemExit("wrk is not installed: `apt-get install -y wrk` on Debian, `brew install wrk` on macOS")
@@ -115,7 +115,7 @@ def drive(target: Target, connections: int, seconds: float) -> Load:
 
 
 def settle(target: Target) -> None:
-    """Wait until the server's queues are empty after a load: until a few single requests succeed."""
+    """Wait until the server has worked off a load: until a few single requests succeed."""
     with target.connection() as connection:
         for _ in range(3):
             target.inference_request(connection, 0)
@@ -143,7 +143,7 @@ def drive_and_check(
 
 
 def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threading.Event, most: int) -> Samples:
-    """Send known seeds, a few per second, until `stop` or `most`; then decode the responses."""
+    """Send a few requests per second until `stop` is set or `most` are sent; then check the responses."""
     answers: list[tuple[int, int, bytes]] = []
     with target.connection() as connection:
         for seed in range(min(most, len(expected))):
@@ -214,7 +214,7 @@ def wait_until_answering(target: Target, ready_path: str, alive: Callable[[], bo
 
 
 def _ready(connection: http.client.HTTPConnection, path: str) -> bool:
-    """Return what the server's readiness endpoint says; True without one."""
+    """Return whether the server's readiness endpoint reports ready; True without an endpoint."""
     if not path:
         return True
     connection.request("GET", path)

@@ -62,7 +62,7 @@ class Tree:
         return Weight(max(0.0, spent) / elapsed, pss, rss, len(pids))
 
     def stop(self, grace_s: float) -> None:
-        """Stop the root, then kill the rest; returns when no process of the tree lives."""
+        """Terminate the root process, kill the others, and wait until all have ended."""
         self.pids()
         _signal(self.process.pid, signal.SIGTERM)
         if not self._gone_within(grace_s):

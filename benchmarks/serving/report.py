@@ -42,7 +42,7 @@ def markdown(result: Json) -> str:
 
 
 def _text_keys(model: Json) -> Json:
-    """Return the same with numbers of connections as text, as in JSON."""
+    """Return the value with numbers of connections, which are dictionary keys, as text, as in JSON."""
     turns = [{**turn, "loads": {str(count): load for count, load in turn["loads"].items()}} for turn in model["turns"]]
     choices = {
         name: {**choice, "dials": {str(count): dials for count, dials in choice["dials"].items()}}
@@ -78,7 +78,10 @@ def _model(kind: str, model: Json) -> list[str]:
 
 
 def _ratios(model: Json) -> list[str]:
-    """Return Reverie over the best peer and over bare FastAPI, round by round: median and range."""
+    """Return the ratios of Reverie's throughput to the best peer's and to bare FastAPI's.
+
+    A ratio is taken in each round; the table has the median and the range.
+    """
     peers = [name for name in model["choices"] if name not in {OURS, BARE}]
     if OURS not in model["choices"] or not peers:
         return []

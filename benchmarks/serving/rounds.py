@@ -1,4 +1,4 @@
-"""The measurement: each server alone in its turn, the turns interleaved in rounds."""
+"""Measure the servers in rounds; in a round each server runs alone, one after another."""
 
 import http.client
 import resource
@@ -96,7 +96,7 @@ def _measure(
 
 
 class _Others:
-    """CPU time of neither the server nor the client: other work on the machine."""
+    """The CPU time of other processes than the server and the client."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree

@@ -75,7 +75,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def target(self, checkpoint: Checkpoint) -> Target:
-        """What the client needs to know."""
+        """The server's address and request format, for the client."""
         return Target(self.url, self.shape, checkpoint.name)
 
     def environment(self, checkpoint: Checkpoint, dials: Dials, scratch: Path) -> dict[str, str]:

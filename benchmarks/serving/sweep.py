@@ -18,7 +18,7 @@ SLACK = 1.05
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting: what it served at each number of connections, or why it failed."""
+    """The throughput of one setting at each number of connections, or the reason of its failure."""
 
     dials: Dials
     requests_per_s: dict[int, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
 
 
 def choose(trials: Sequence[Trial]) -> ModelOperation:
-    """Choose the most requests at 16 and 64 connections, and the lowest median at one.
+    """Choose the setting with the most requests per second, or at one connection the lowest latency.
 
     A setting within 5 % of the best is replaced by the one for 64 connections, which saves a start.
     """

@@ -1,4 +1,4 @@
-"""Whole numbers in JSON: JSON Schema accepts 4.0 as an integer, Python has a float."""
+"""Conversion of whole numbers in JSON: JSON Schema accepts 4.0 as an integer, Python reads a float."""
 
 from collections.abc import Mapping
 from typing import Any

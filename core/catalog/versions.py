@@ -155,7 +155,7 @@ class Versions:
 
     @staticmethod
     def remove(leftover: Path) -> None:
-        """Remove a leftover, unless it contains a version by now."""
+        """Remove a leftover file or folder; a folder in which a version was published meanwhile stays."""
         with contextlib.suppress(OSError):
             if leftover.is_dir():
                 for path in leftover.iterdir():

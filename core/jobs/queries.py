@@ -66,7 +66,7 @@ class JobQueries(JobDatabase):
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return the number of inference jobs that have been claimable for longer than this."""
+        """Return the number of inference jobs that have waited for longer than `older_than_s`."""
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:
