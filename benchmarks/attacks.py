@@ -38,8 +38,7 @@ MIB = 1 << 20
 P99_S, TIMES_IDLE = 0.100, 5
 GROWTH, GROWTH_BYTES = 0.20, 64 * MIB
 DATASET = "attacked"
-LARGER = "enlarge"
-"""The tests' family that enlarges pictures, which loads at once."""
+LARGER = "enlarge"  # the tests' family that enlarges pictures, which loads at once
 RESULTS = ROOT / "docs" / "results" / "attacks"
 
 

@@ -26,10 +26,8 @@ import httpx
 MIB = 1 << 20
 MODEL, CHAIN = "vae-mnist-2d", "bihm-mnist"
 TIMEOUT_S = 20.0
-KEYS = tuple(f"key-{number}" for number in range(20))
-"""API keys of a service that is attacked by the `KEYED` attacks."""
-KEYED = {"event-streams"}
-"""Attacks on a service with API keys."""
+KEYS = tuple(f"key-{number}" for number in range(20))  # API keys of a service that is attacked by the `KEYED` attacks
+KEYED = {"event-streams"}  # attacks on a service with API keys
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -74,8 +72,7 @@ class Target:
 
 
 Attack = Callable[[Target], Iterator[str]]
-ATTACKS: dict[str, tuple[str, Attack]] = {}
-"""By name: the row of the table of attacks, in words, and what does it."""
+ATTACKS: dict[str, tuple[str, Attack]] = {}  # by name: the row of the table of attacks, in words, and what does it
 
 
 def attack(name: str, words: str) -> Callable[[Attack], Attack]:

@@ -42,12 +42,11 @@ _BLOCK_S = 5.0
 _STOP_S = 2.0
 _KEEP_LATE = 1000
 
+# After so many bytes, completions are removed from their stream as soon as they are read; otherwise
+# five times a second, with the check of the workers.
 _TRIM_BYTES = 4 << 20
-"""After so many bytes, completions are removed from their stream as soon as they are read; otherwise five times a
-second, with the check of the workers."""
 
-_JOIN_INLINE_CHUNKS = 16
-"""More chunks than this are joined in a thread."""
+_JOIN_INLINE_CHUNKS = 16  # more chunks than this are joined in a thread
 
 
 class FailedError(Exception):

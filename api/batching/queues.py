@@ -4,8 +4,7 @@ from collections import OrderedDict
 
 from api.batching.requests import PendingRequest
 
-SMALL_ROWS = 16
-"""Requests of at most this many rows fill the rows that a larger one leaves in a forward pass."""
+SMALL_ROWS = 16  # requests of at most this many rows fill the rows that a larger one leaves in a forward pass
 
 
 class OwnerQueue:

@@ -11,8 +11,7 @@ from core.broker.codec import BatchSlice, Fields, Items, cut_items
 from core.broker.keys import QueueName
 from core.catalog.registry import ModelVersion
 
-GroupKey = tuple[Any, ...]
-"""What requests must share to share a batch."""
+GroupKey = tuple[Any, ...]  # what requests must share to share a batch
 
 
 @dataclass(eq=False, slots=True)

@@ -5,8 +5,9 @@ import asyncio
 from api.batching.requests import PendingRequest
 from core.broker.codec import Fields
 
+# Seconds after which a wait ends without a result, so that its caller can check whether the client
+# is connected.
 WAIT_S = 1.0
-"""Seconds after which a wait ends without a result, so that its caller can check whether the client is connected."""
 
 
 class StillWaitingError(Exception):

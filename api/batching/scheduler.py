@@ -22,21 +22,20 @@ from api.batching.requests import GroupKey, InFlightBatch, PendingRequest, Reque
 from core.broker.codec import Fields
 from core.broker.keys import QueueName
 
-IN_FLIGHT_PER_WORKER = 2
-"""Batches in flight per worker and queue: one that runs and one that waits."""
+IN_FLIGHT_PER_WORKER = 2  # batches in flight per worker and queue: one that runs and one that waits
 
 UNKNOWN_CAPACITY = (8, 8)
+# After a forward pass of at least so many seconds, the next batch of its group waits for more rows.
+# A multithreaded pass counts as slow sooner, since other work on the machine slows it down.
 _LONG_S, _LONG_MULTITHREADED_S = 0.03, 0.01
-"""After a forward pass of at least so many seconds, the next batch of its group waits for more rows. A multithreaded
-pass counts as slow sooner, since other work on the machine slows it down."""
 
+# The next batch is sent after this share of the pass without a new row, and after this share at the
+# latest.
 _QUIET, _HOLD = 0.15, 0.5
-"""The next batch is sent after this share of the pass without a new row, and after this share at the latest."""
 
 _TIMINGS = 1000
 
-Capacity = tuple[int, int]
-"""Rows of the largest forward pass, and rows that take about one time slice."""
+Capacity = tuple[int, int]  # rows of the largest forward pass, and rows that take about one time slice
 
 
 class QueueFullError(Exception):

@@ -8,8 +8,7 @@ from typing import Any
 from api.batching.scheduler import Capacity
 from core.broker.codec import unpack
 
-FORGET_S = 60.0
-"""A heartbeat that has not changed for so many seconds is removed from the queue server."""
+FORGET_S = 60.0  # a heartbeat that has not changed for so many seconds is removed from the queue server
 
 
 @dataclass

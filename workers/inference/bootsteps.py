@@ -20,8 +20,7 @@ from core.startup import QueueGuard
 from workers.inference.busy_poll import busy_poll
 from workers.inference.worker import InferenceWorker
 
-CANDIDATE_POLL_S = 0.1
-"""How often a worker looks for a candidate version, and takes one step in loading it."""
+CANDIDATE_POLL_S = 0.1  # how often a worker looks for a candidate version, and takes one step in loading it
 
 warnings.simplefilter("ignore", SecurityWarning)  # about root, which in a container is root of nothing
 

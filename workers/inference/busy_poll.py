@@ -10,11 +10,9 @@ import os
 import time
 from typing import Any
 
-POLL_S = 0.002
-"""How long the loop polls after a message."""
+POLL_S = 0.002  # how long the loop polls after a message
 
-DENSE_GAP_S = 0.004
-"""The loop polls if the last message came within this time after the one before it was handled."""
+DENSE_GAP_S = 0.004  # the loop polls if the last message came within this time after the one before it was handled
 
 
 # See docs/decisions.md#a-worker-polls-for-two-milliseconds-after-its-last-message

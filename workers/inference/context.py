@@ -26,17 +26,15 @@ from workers.inference.model_cache import LoadedModel, ModelCache
 from workers.inference.preemption import Preemption
 from workers.inference.watchdog import Watchdog
 
-INLINE_BYTES = 256 << 10
-"""A larger result goes to the blob store, and its message or row names it."""
+INLINE_BYTES = 256 << 10  # a larger result goes to the blob store, and its message or row names it
 
-MIN_TILE_SLICE_S = 0.25
-"""Shortest time slice of tiles, about what one tile takes on a CPU: their states have megabytes."""
+MIN_TILE_SLICE_S = 0.25  # shortest time slice of tiles, about what one tile takes on a CPU: their states have megabytes
 
-_SHORT_SLICES = 4
-"""A forward pass of less than a time slice divided by this is too short to be interrupted."""
+_SHORT_SLICES = 4  # a forward pass of less than a time slice divided by this is too short to be interrupted
 
+# Least time between two previews of one request, how many images they show, and how long the last
+# one is kept.
 PREVIEW_INTERVAL_S, PREVIEW_ROWS, PREVIEW_TTL_S = 0.4, 64, 600
-"""Least time between two previews of one request, how many images they show, and how long the last one is kept."""
 
 _MAX_PREVIEW_TIMES = 32
 

@@ -19,8 +19,7 @@ from workers.inference.unsaved_reports import UnsavedReports
 
 log = logging.getLogger(__name__)
 
-CLAIM_LIMIT = 32
-"""Most small jobs that share a forward pass."""
+CLAIM_LIMIT = 32  # most small jobs that share a forward pass
 
 
 class JobRunner:

@@ -30,27 +30,25 @@ from workers.inference.packed_linear import pack
 log = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 1024
-_MAX_TIME_SLICES = 8
-"""Time slices that a forward pass may take, if larger batches pay."""
+_MAX_TIME_SLICES = 8  # time slices that a forward pass may take, if larger batches pay
 
+# Try no larger batches if this many rows together are not this much faster per row than one.
 _MIN_SPEEDUP, _MIN_TRIED_ROWS = 1.2, 8
-"""Try no larger batches if this many rows together are not this much faster per row than one."""
 
 _NEARLY_FASTEST = 1.15
-_TIMED_RUNS = 2
-"""Runs per batch size, of which the fastest counts: another process may have slowed one of them down."""
+_TIMED_RUNS = 2  # runs per batch size, of which the fastest counts: another process may have slowed one of them down
 
-_COMPARED_ROWS = 32
-"""Rows on which a small batch size is compared: a single row may have the same bits by chance."""
+_COMPARED_ROWS = 32  # rows on which a small batch size is compared: a single row may have the same bits by chance
 
-_FINE_FROM = 16
-"""From this batch size on there are three more sizes between two powers of two."""
+_FINE_FROM = 16  # from this batch size on there are three more sizes between two powers of two
 
+# Models with more weights than this run on several threads and with packed layers; small ones lose
+# by both.
 _MANY_WEIGHTS_BYTES = 64 << 20
-"""Models with more weights than this run on several threads and with packed layers; small ones lose by both."""
 
+# Identifies how plans are made, in the name of their files: a change of the rules changes this
+# text.
 _RULES = "buckets tried on several rows, wide layers packed, CPU time"
-"""Identifies how plans are made, in the name of their files: a change of the rules changes this text."""
 
 _MAX_PARSED_OPTIONS = 256
 

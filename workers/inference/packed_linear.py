@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from models.kit.onednn_linear import Linear, onednn_linear
 
-_MIN_BYTES = 1 << 20
-"""Smaller layers gain nothing."""
+_MIN_BYTES = 1 << 20  # smaller layers gain nothing
 
 
 # See docs/decisions.md#large-models-have-packed-linear-layers-on-a-cpu

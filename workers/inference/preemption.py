@@ -20,8 +20,7 @@ from core.broker.keys import queue_key
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 0.008
-"""Least time between two looks at the queue, each of which takes a round trip."""
+CHECK_S = 0.008  # least time between two looks at the queue, each of which takes a round trip
 
 
 class _FunctionCalls(TorchFunctionMode):
