@@ -6,22 +6,21 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 from core.blobs import Blobs
-from core.broker.codec import BatchSlice, Outcome
+from core.broker.codec import Outcome
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
 from core.catalog.operations import BY_METHOD
-from core.catalog.registry import ModelVersion, Registry
+from core.catalog.registry import Registry
 from core.imaging.pictures import grid
 from core.jobs.store import JobStore
 from core.log import best_effort
 from core.paths import StatePaths
 from core.settings import Settings
 from workers.inference import engine
-from workers.inference.engine import SliceResult
+from workers.inference.engine import Options, SliceResult, Slices, State
 from workers.inference.model_cache import LoadedModel, ModelCache
 from workers.inference.preemption import Preemption
 from workers.inference.watchdog import Watchdog
@@ -63,43 +62,32 @@ class InferenceContext:
 
     def load_model(self, name: str, version: str) -> LoadedModel:
         """Return a model, loaded if it was not. Raises LookupError for an unknown one, and what loading raises."""
-        return self.model_cache.get(self._model_version(name, version))
-
-    def _model_version(self, name: str, version: str) -> ModelVersion:
         model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:
             raise LookupError(f"no checkpoint of {name}@{version} here")
-        return model_version
+        return self.model_cache.get(model_version)
 
     def run(
-        self,
-        model: LoadedModel,
-        method: str,
-        options: dict[str, Any],
-        slices: list[BatchSlice],
-        state: dict[str, Any] | None,
-        *,
-        isolated: bool,
+        self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
         """Run one time slice of an operation; return its result and the seconds it took.
 
-        Interactive batches may interrupt it if it is long, and if it is not `isolated`: a batch that
-        crashes the worker must not be counted against the work that it interrupts.
+        Interactive batches may interrupt long work, unless it is `isolated`: then nothing else may
+        run beside it, as its process may crash.
         """
-        tiled, rows = BY_METHOD[method].tiled, sum(one.rows for one in slices)
+        tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         long = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
-        slice_s = max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
-        clock = self.preemption.clock
+        started = clock()
+        ends = started + max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
         with self.preemption.preemptible(functions=tiled) if long and not isolated else nullcontext():
-            started = clock()
-            result = engine.run(model, method, options, slices, state, slice_s, clock)
-            seconds = clock() - started
+            result = engine.run(model, method, options, slices, state, lambda: clock() < ends)
+        seconds = clock() - started
         self.counters[f"rows:{method}"] += rows
         self.counters["batches"] += 1
         self.counters["busy_us"] += int(seconds * 1e6)
         return result, seconds
 
-    def publish_previews(self, slices: list[BatchSlice], result: SliceResult) -> None:
+    def publish_previews(self, slices: Slices, result: SliceResult) -> None:
         """Store previews of unfinished images for the API processes."""
         now = time.monotonic()
         for index, one in enumerate(slices):
@@ -107,9 +95,8 @@ class InferenceContext:
             if preview is None or now - self._preview_times.get(one.id, 0.0) < PREVIEW_INTERVAL_S:
                 continue
             if len(self._preview_times) > _MAX_PREVIEW_TIMES:
-                self._preview_times = {
-                    key: at for key, at in self._preview_times.items() if now - at < PREVIEW_INTERVAL_S
-                }
+                recent = {key: at for key, at in self._preview_times.items() if now - at < PREVIEW_INTERVAL_S}
+                self._preview_times = recent
             self._preview_times[one.id] = now
             command = ("SET", preview_key(one.id), grid(preview[:PREVIEW_ROWS]), "EX", PREVIEW_TTL_S)
             best_effort(partial(self.commands.send, *command))

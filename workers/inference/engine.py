@@ -1,7 +1,6 @@
 """From the slices of a batch to their outcomes: stack the rows, pad them, run the model, split the results."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,50 +18,47 @@ from workers.inference.model_cache import LoadedModel
 
 log = logging.getLogger(__name__)
 
+Options = dict[str, Any]
+Slices = list[BatchSlice]
+State = dict[str, Any]  # arrays with one entry per row, by name
+
 
 @dataclass(frozen=True)
 class SliceResult:
-    """An operation that is unfinished after its time slice: its state, for all rows, and how much
-    is done (0 to 1).
+    """The state of an operation that is unfinished after its time slice, and how much is done (0 to 1).
 
     `preview`: the images so far, uint8 (B, C, H, W), if the model shows them.
     """
 
-    state: dict[str, Any]
+    state: State
     done: float
     preview: np.ndarray[Any, Any] | None = None
 
-    def of(self, slices: list[BatchSlice], index: int) -> dict[str, Any]:
+    def of(self, slices: Slices, index: int) -> State:
         """Return the state of one slice's rows."""
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 
-    def preview_of(self, slices: list[BatchSlice], index: int) -> np.ndarray[Any, Any] | None:
+    def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
         """Return the preview of one slice's rows."""
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
-def _rows_of(slices: list[BatchSlice], index: int) -> slice:
+def _rows_of(slices: Slices, index: int) -> slice:
     first = sum(one.rows for one in slices[:index])
     return slice(first, first + slices[index].rows)
 
 
 def run(
-    model: LoadedModel,
-    method: str,
-    options: dict[str, Any],
-    slices: list[BatchSlice],
-    state: dict[str, Any] | None,
-    slice_s: float,
-    clock: Callable[[], float] = time.perf_counter,
+    model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows. Returns one outcome per slice, or the state after `slice_s`
-    seconds of `clock`.
+    """Run an operation on all rows; return one outcome per slice, or the state if its time is up.
 
-    If a forward pass raises, the batch is bisected until the failing request is isolated.
+    `has_time` is called after each step. If a forward pass raises, the batch is bisected until the
+    failing request is isolated.
     """
     try:
-        return _run_all(model, method, options, slices, state, slice_s, clock)
+        return _run_all(model, method, options, slices, state, has_time)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; other requests must not suffer
         if model.device.type == "cuda" and isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
@@ -70,7 +66,7 @@ def run(
             return [Outcome(problem=_problem(error, method, slices[0]))]
         middle = len(slices) // 2
         # each half starts anew and runs to its end: this is rare, and a state cannot be trusted after an error
-        halves = [run(model, method, options, half, None, float("inf")) for half in (slices[:middle], slices[middle:])]
+        halves = [run(model, method, options, half, None, lambda: True) for half in (slices[:middle], slices[middle:])]
         return [outcome for half in halves if isinstance(half, list) for outcome in half]
 
 
@@ -91,7 +87,7 @@ class _Rows:
     items: list[np.ndarray[Any, Any]]
 
     @classmethod
-    def stack(cls, slices: list[BatchSlice], inputs: tuple[str, ...]) -> "_Rows":
+    def stack(cls, slices: Slices, inputs: tuple[str, ...]) -> "_Rows":
         """Stack the rows of slices."""
         return cls(
             np.concatenate([np.full(one.rows, one.seed, np.int64) for one in slices]),
@@ -120,53 +116,34 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 
 
 def _run_all(
-    model: LoadedModel,
-    method: str,
-    options: dict[str, Any],
-    slices: list[BatchSlice],
-    state: dict[str, Any] | None,
-    slice_s: float,
-    clock: Callable[[], float],
+    model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
     """Run an operation on all rows, in several forward passes if they exceed the largest batch size."""
-    plan = model.plans[method]
-    model_options = model.options(method, options)
+    plan, model_options = model.plans[method], model.options(method, options)
     rows = _Rows.stack(slices, BY_METHOD[method].inputs)
     count = len(rows.seeds)
     # a state spans all rows, so an operation with a state is not cut: its sender keeps to the worker's capacity
     step = count if model.entry.card.operations[method].sliced else min(plan.largest, count)
-    deadline = clock() + slice_s
     chunks = []
     for first in range(0, count, step):
-        chunk = rows.cut(first, min(first + step, count))
-        padded = chunk.padded(plan.padded_size(len(chunk.seeds)))
-        result = _run_until(model, method, model_options, padded, state, lambda: clock() < deadline)
+        size = min(step, count - first)
+        padded = rows.cut(first, first + size).padded(plan.padded_size(size))
+        streams = RowStreams(torch.from_numpy(padded.seeds), torch.from_numpy(padded.numbers))
+        images = [torch.from_numpy(item).to(model.device).float().div_(255) for item in padded.items]
+        tensors = None if state is None else _state_tensors(state, len(padded.seeds), model.device)
+        result = model.call(method, model_options, streams, images, tensors)
+        while isinstance(result, Continuation) and has_time():
+            result = model.call(method, model_options, streams, images, result.state)
         if isinstance(result, Continuation):
             host_state = {name: value[:count].cpu().numpy() for name, value in result.state.items()}
             preview = None if result.preview is None else _fields({"images": result.preview}, count)["images"]
             return SliceResult(host_state, float(result.done), preview)
-        chunks.append(_fields(result, len(chunk.seeds)))
+        chunks.append(_fields(result, size))
     return _split(joined(chunks), slices)
 
 
-def _run_until(
-    model: LoadedModel,
-    method: str,
-    options: Any,
-    rows: _Rows,
-    state: dict[str, Any] | None,
-    has_time: Callable[[], bool],
-) -> Any:
-    """Call the model until it has finished or its time is up."""
-    streams = RowStreams(torch.from_numpy(rows.seeds), torch.from_numpy(rows.numbers))
-    images = [torch.from_numpy(item).to(model.device).float().div_(255) for item in rows.items]
-    if state is not None:
-        padded = {name: _pad(value, len(rows.seeds)) for name, value in state.items()}
-        state = {name: torch.tensor(value, device=model.device) for name, value in padded.items()}
-    result = model.call(method, options, streams, images, state)
-    while isinstance(result, Continuation) and has_time():
-        result = model.call(method, options, streams, images, result.state)
-    return result
+def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.tensor(_pad(value, size), device=device) for name, value in state.items()}
 
 
 def _fields(result: dict[str, Any], count: int) -> Fields:
@@ -185,7 +162,7 @@ def _fields(result: dict[str, Any], count: int) -> Fields:
     return fields
 
 
-def _split(fields: Fields, slices: list[BatchSlice]) -> list[Outcome]:
+def _split(fields: Fields, slices: Slices) -> list[Outcome]:
     """Return each slice's rows of the fields, with images as PNG bytes where the slice asks for them."""
     outcomes, first = [], 0
     for one in slices:

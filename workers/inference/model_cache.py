@@ -79,17 +79,11 @@ class LoadedModel:
     """One version of a model, loaded and ready to run."""
 
     def __init__(
-        self,
-        entry: ModelVersion,
-        model: Any,
-        device: torch.device,
-        threads: int = 0,
-        advance: Callable[[], object] = lambda: None,
+        self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Hold a loaded model, which `warm` prepares. `threads` 0: one for a small model, all for a
-        large one.
+        """Hold a loaded model, which `warm` prepares; `advance` is called after each step of an operation.
 
-        `advance` is called after each step of an operation.
+        `threads` 0: one thread for a small model, all for a large one.
         """
         self.entry = entry
         self._advance = advance
@@ -131,23 +125,13 @@ class LoadedModel:
         return dict(self.entry.operations[method].defaults)
 
     def warm(self, slice_s: float, folder: Path) -> Iterator[None]:
-        """Find a batch plan for each operation: time growing batches, and compare a row's bits
-        between them.
+        """Find a batch plan for each operation: time growing batches, and compare a row's bits between them.
 
-        Plans are kept in a folder, under the hash of everything they depend on. After a restart, or
-        for another version of the same network, each operation only runs once. A generator: the
-        caller may do something else between its steps.
+        Plans are stored in `folder`, under the hash of everything they depend on. If there are some,
+        each operation only runs once. A generator: the caller may do something else between its steps.
         """
-        depends = [
-            _RULES,
-            self.entry.card.family,
-            self.entry.card.config,
-            slice_s,
-            self.threads,
-            str(self.device),
-            torch.__version__,
-        ]
-        depends += [platform.node(), platform.processor(), sorted(self.entry.operations)]
+        card, machine = self.entry.card, [platform.node(), platform.processor(), str(self.device), torch.__version__]
+        depends = [_RULES, card.family, card.config, slice_s, self.threads, machine, sorted(self.entry.operations)]
         file = folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]}.json"
         if file.is_file():
             stored = json.loads(file.read_text())
@@ -171,10 +155,9 @@ class LoadedModel:
     def _probe(
         self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Run generated rows from `first` on; return the outputs in row order, and the seconds of
-        the fastest run.
+        """Run generated rows from `first` on; return the outputs in row order and the seconds of the fastest run.
 
-        Of an operation with steps the second step is timed: the first only starts.
+        Of an operation with steps the second step is timed, as the first also initialises the state.
         """
         operation = BY_METHOD[method]
         # a frame or a grid cell must be one of the request's
@@ -295,8 +278,7 @@ class ModelCache:
             log.info("model unloaded", extra={"model": ref})
 
     def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
-        """Load what fits the memory budget, smallest file first; a model that cannot be loaded is
-        logged and skipped.
+        """Load what fits the memory budget, smallest file first; log a model that cannot be loaded, and skip it.
 
         A generator: between its steps the caller may do something else, or stop.
         """

@@ -32,7 +32,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def run(loaded_model: LoadedModel, method: str, parts: list[BatchSlice], **options: object) -> list[Outcome]:
     """Outcomes of a run without a time limit."""
     chosen = {**loaded_model.entry.operations[method].defaults, **options}
-    answer = engine.run(loaded_model, method, chosen, parts, None, float("inf"))
+    answer = engine.run(loaded_model, method, chosen, parts, None, lambda: True)
     assert isinstance(answer, list)
     return answer
 
@@ -115,10 +115,10 @@ def test_a_long_run_stops_at_its_slice_and_goes_on(model_cache: dict[str, Loaded
     image = (np.random.default_rng(1).random((2, 1, 28, 28)) > 0.5).astype(np.uint8) * 255
     parts = [BatchSlice("a", 5, 0, 1, {"images": image[:1]}), BatchSlice("b", 6, 0, 1, {"images": image[1:]})]
     options = {**vae.entry.operations["log_likelihood"].defaults, "k": 3000}
-    whole = engine.run(vae, "log_likelihood", options, parts, None, float("inf"))
+    whole = engine.run(vae, "log_likelihood", options, parts, None, lambda: True)
     state, slices = None, 0
     while True:
-        answer = engine.run(vae, "log_likelihood", options, parts, state, 0.0)
+        answer = engine.run(vae, "log_likelihood", options, parts, state, lambda: False)
         if not isinstance(answer, engine.SliceResult):
             break
         state, slices = answer.state, slices + 1
