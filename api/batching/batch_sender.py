@@ -22,15 +22,7 @@ from api.batching.worker_monitor import WorkerMonitor
 from core.blobs import Blobs
 from core.broker.codec import Batch, Fields, joined, unpack
 from core.broker.connection import connect_async
-from core.broker.keys import (
-    QUEUES,
-    WORKERS,
-    QueueName,
-    dropped_key,
-    new_completion_stream,
-    queue_key,
-    started_key,
-)
+from core.broker.keys import QUEUES, WORKERS, QueueName, dropped_key, new_completion_stream, queue_key, started_key
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
 from core.settings import HEARTBEAT_S, Settings

@@ -33,10 +33,8 @@ class JobRunner:
 
     def run(self) -> None:
         """Claim the next job, or several small ones of one kind, and run one time slice; return if there is none."""
-        if self._running:
-            return  # inside an interruption of a job
-        if self._unsaved.waiting:
-            return  # the job store is not writable: compute no more until the results so far are saved
+        if self._running or self._unsaved.waiting:
+            return  # this interrupts a job; or the job store is not writable, and results wait to be saved
         context = self._context
         lease_s = context.settings.job_lease_s
         claimed = context.job_store.claim(context.worker_id, lease_s, CLAIM_LIMIT, batch_rows=self._largest_batch)
@@ -101,13 +99,15 @@ class JobRunner:
         method, options = first.method, first.options
         try:
             model = context.load_model(first.model, first.version)
-            jobs, slices = self._read_inputs(claimed, model.plans[method].largest)
+            state = None if first.continuation is None else unpack(first.continuation)
+            # a state belongs to so many rows, whatever another worker's plan says
+            most_rows = model.plans[method].largest if state is None else len(next(iter(state.values())))
+            jobs, slices = self._read_inputs(claimed, most_rows)
         except Exception as error:
             log.exception("job cannot run", extra={"jobs": [job.id for job in claimed]})
             return [SliceReport(job.claim, problem=unloadable_problem(error)) for job in claimed]
         if not slices:
             return []
-        state = None if first.continuation is None else unpack(first.continuation)
         result, _ = context.run(model, method, options, slices, state, isolated=first.isolated)
         if isinstance(result, engine.SliceResult):
             context.publish_previews(slices, result)
@@ -147,16 +147,12 @@ class JobRunner:
         blobs = self._context.blobs
         first = job.next_row
         rows = job.rows if job.co_batched else min(most_rows, job.rows - first)
-        items: Items = {}
         if BY_METHOD[job.method].tiled:
-            layout = Layout.read(job.request)
-            items = {"images": layout.tiles(partial(blobs.get, str(job.items_blob)), first, rows)}
-        elif job.items is not None:
-            items = unpack(job.items)
-        elif job.items_blob is not None:
-            items = unpack(blobs.get(job.items_blob))
-        if not BY_METHOD[job.method].tiled:
-            items = cut_items(items, job.rows_per_image, first, rows)
+            tiles = Layout.read(job.request).tiles(partial(blobs.get, str(job.items_blob)), first, rows)
+            items: Items = {"images": tiles}
+        else:
+            packed = job.items if job.items_blob is None else blobs.get(job.items_blob)
+            items = {} if packed is None else cut_items(unpack(packed), job.rows_per_image, first, rows)
         return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
 
     def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
