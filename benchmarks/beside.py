@@ -7,6 +7,8 @@ It runs its own service with one worker. Linux only.
 """
 
 import argparse
+import base64
+import io
 import json
 import tempfile
 import threading
@@ -17,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from PIL import Image
 from serving import facts
 from upscales import ROOT, Service, photograph, sampled
 
@@ -30,7 +33,12 @@ def _post(path: str, body: dict[str, Any]) -> Callable[[httpx.Client], object]:
 
 
 def _likelihoods(rows: int) -> dict[str, Any]:
-    return {"images": np.random.default_rng(0).random((rows, 1, 28, 28)).round().tolist()}
+    images = []
+    for pixels in np.random.default_rng(0).integers(0, 2, (rows, 28, 28), np.uint8) * 255:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(base64.b64encode(file.getvalue()).decode())
+    return {"images": images}
 
 
 def _upscale(**options: str) -> Callable[[httpx.Client], object]:
