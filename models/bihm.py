@@ -90,27 +90,27 @@ class Config:
 
 
 def log_bernoulli(t: Float[Tensor, "*#B n"], logits: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B"]:
-    """§2: log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ)."""
+    """Return log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ) (§2)."""
     return (t * logits).sum(-1) + functional.logsigmoid(-logits).sum(-1)
 
 
 def log_p_tilde_star(a: PerSample) -> PerImage:
-    """Eq. 4: log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) with hₖ ~ q(h|x)."""
+    """Return log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) with hₖ ~ q(h|x) (eq. 4)."""
     return 2.0 * log_mean_exp(0.5 * a)
 
 
 def log_p(a: PerSample) -> PerImage:
-    """Eq. 5: log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) with hₖ ~ q(h|x)."""
+    """Return log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) with hₖ ~ q(h|x) (eq. 5)."""
     return log_mean_exp(a)
 
 
 def importance_weights(a: PerSample) -> PerSample:
-    """Eq. 6: ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x))."""
+    """Return ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x)) (eq. 6)."""
     return torch.softmax(0.5 * a, dim=1)
 
 
 def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
-    """Algorithm 1: return a surrogate for −loss, whose gradient is that of eq. 6.
+    """Return a surrogate for −loss, whose gradient is that of eq. 6 (algorithm 1).
 
     The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are treated as constants.
 
@@ -123,7 +123,7 @@ def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -
 
 
 def z_squared_log_weight(a_inferred: Float[Tensor, "*B"], a_drawn: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Eq. 7: log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p and h′ ~ q(h′|x).
+    """Return log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p and h′ ~ q(h′|x) (eq. 7).
 
     The mean of its exponential is Z².
     """

@@ -110,7 +110,7 @@ class Config:
 
 
 def energy(x: Images, reconstruction: Images) -> PerImage:
-    """§2.3: D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over the pixels of an image.
+    """Return D(x) = ‖Dec(Enc(x)) − x‖ (§2.3), the Euclidean norm over the pixels of an image.
 
     At 0 its gradient is 0.
     """
@@ -119,22 +119,22 @@ def energy(x: Images, reconstruction: Images) -> PerImage:
 
 
 def hinge(fake: PerImage, margin: float) -> PerImage:
-    """Eq. 1: [m − D(G(z))]⁺ of each sample; above the margin it and its gradient are 0."""
+    """Return [m − D(G(z))]⁺ of each sample (eq. 1); above the margin it and its gradient are 0."""
     return (margin - fake).clamp_min(0.0)
 
 
 def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImage:
-    """Eq. 1: L_D(x, z) = D(x) + [m − D(G(z))]⁺."""
+    """Return L_D(x, z) = D(x) + [m − D(G(z))]⁺ (eq. 1)."""
     return real + hinge(fake, margin)
 
 
 def generator_loss(fake: PerImage) -> PerImage:
-    """Eq. 2: L_G(z) = D(G(z))."""
+    """Return L_G(z) = D(G(z)) (eq. 2)."""
     return fake
 
 
 def pulling_away(code: Code) -> PerImage:
-    """§2.4: the pulling-away term f_PT; row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)².
+    """Return the pulling-away term (§2.4); row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)².
 
     The mean over the rows is f_PT. A zero code counts as orthogonal to all others and has no
     gradient.
@@ -146,7 +146,7 @@ def pulling_away(code: Code) -> PerImage:
 
 
 def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
-    """Goodfellow et al., eq. 1, negated: −log D(x) − log(1 − D(G(z))), in nats.
+    """Return −log D(x) − log(1 − D(G(z))), in nats (Goodfellow et al., eq. 1, negated).
 
     D is the sigmoid of the given logits.
     """
@@ -154,7 +154,7 @@ def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
 
 
 def gan_generator_loss(fake: PerImage) -> PerImage:
-    """Goodfellow et al., §3: −log D(G(z)), in nats.
+    """Return −log D(G(z)), in nats (Goodfellow et al., §3).
 
     Its gradient does not vanish while the discriminator is confident.
     """

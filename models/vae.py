@@ -111,24 +111,24 @@ class Config:
 def log_normal(
     z: Float[Tensor, "*#B J"], mean: Float[Tensor, "*#B J"], log_variance: Float[Tensor, "*#B J"]
 ) -> Float[Tensor, "*B"]:
-    """Eq. 9: log N(z; μ, σ²I) = −½ Σⱼ (log 2π + log σⱼ² + (zⱼ − μⱼ)²/σⱼ²)."""
+    """Return log N(z; μ, σ²I) = −½ Σⱼ (log 2π + log σⱼ² + (zⱼ − μⱼ)²/σⱼ²) (eq. 9)."""
     return -0.5 * (math.log(2.0 * math.pi) + log_variance + (z - mean).square() * (-log_variance).exp()).sum(-1)
 
 
 def log_prior(z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
-    """§3: log p(z) = log N(z; 0, I) = −½ Σⱼ (log 2π + zⱼ²)."""
+    """Return log p(z) = log N(z; 0, I) = −½ Σⱼ (log 2π + zⱼ²) (§3)."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2.0 * math.pi))
 
 
 def reparameterise(
     mean: Float[Tensor, "B J"], log_variance: Float[Tensor, "B J"], noise: Float[Tensor, "B L J"]
 ) -> Float[Tensor, "B L J"]:
-    """Eq. 4: z = μ + σ ⊙ ε with ε ~ N(0, I)."""
+    """Return z = μ + σ ⊙ ε with ε ~ N(0, I) (eq. 4)."""
     return torch.addcmul(mean[:, None], (0.5 * log_variance).exp()[:, None], noise)
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """§2.2: the naive estimator of the gradient (score function).
+    """Return the naive estimator of the gradient, by the score function (§2.2).
 
     The gradient of this term is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
 
@@ -138,27 +138,27 @@ def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
 
 
 def sgvb_a(log_p_x: PerSample, log_p_z: PerSample, log_q: PerSample) -> PerImage:
-    """Eq. 6: estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)]."""
+    """Return the estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)] (eq. 6)."""
     return (log_p_x + log_p_z - log_q).mean(dim=1)
 
 
 def sgvb_b(log_p_x: PerSample, kl: PerImage) -> PerImage:
-    """Eq. 7: estimator SGVB B, L̃ᴮ = −D_KL(q(z|x) ‖ p(z)) + (1/L) Σₗ log p(x|zₗ)."""
+    """Return the estimator SGVB B, L̃ᴮ = −D_KL(q(z|x) ‖ p(z)) + (1/L) Σₗ log p(x|zₗ) (eq. 7)."""
     return log_p_x.mean(dim=1) - kl
 
 
 def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
-    """Eq. 8: L(X) ≃ (N/M) Σᵢ L̃(xᵢ); N/M scales the reconstruction and the KL term alike."""
+    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) (eq. 8); N/M scales the reconstruction and the KL term alike."""
     return total / bounds.shape[0] * bounds.sum()
 
 
 def kl_to_prior(mean: Float[Tensor, "B J"], log_variance: Float[Tensor, "B J"]) -> PerImage:
-    """Eq. 10, appendix B: D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²)."""
+    """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (eq. 10, appendix B)."""
     return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
 
 def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> PerSample:
-    """Eq. 11: log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a).
+    """Return log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a) (eq. 11).
 
     It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
     """
@@ -168,12 +168,12 @@ def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> Pe
 def log_gaussian(
     x: Float[Tensor, "B D"], mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]
 ) -> PerSample:
-    """Eq. 12: log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1."""
+    """Return log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1 (eq. 12)."""
     return log_normal(x[:, None], mean, log_variance)
 
 
 def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
-    """IWAE §3: the importance-weighted bound, L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x).
+    """Return the bound L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x) (IWAE §3).
 
     E L_K rises with K to log p(x).
     """
@@ -235,7 +235,7 @@ def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """Appendix C.2: an MLP that returns mean and log variance of a diagonal normal.
+    """An MLP that returns mean and log variance of a diagonal normal (appendix C.2).
 
     With `unit` the mean is in (0, 1).
     """
@@ -261,7 +261,7 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """Appendix C.1: an MLP that outputs the logits of independent Bernoulli pixels."""
+    """An MLP that returns the logits of independent Bernoulli pixels (appendix C.1)."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Algorithm 3.1: run at most `iterations` iterations.
+    """Run at most `iterations` iterations of algorithm 3.1.
 
     An image has converged when the root mean square of its change is below `tolerance`.
     """

@@ -265,7 +265,7 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """§2: return the regression's error (B,) on high-resolution patches (B, C, H, W).
+        """Return the regression's error (B,) on high-resolution patches (B, C, H, W) (§2).
 
         Each row draws its scale. All patches get the same low resolution, H / max(scales): a
         smaller scale uses a part of the patch.
@@ -291,7 +291,7 @@ class Model(nn.Module):
         return losses
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
-        """§3, §4: yield the optimizer steps of Φ, the generator and Ψ.
+        """Yield the optimizer steps of Φ, the generator and Ψ (§3, §4).
 
         Φ is trained toward Ψ(y), the generator to lower the energy. From `tune_from` on, Ψ is
         trained by the positive and negative phase.
@@ -359,7 +359,7 @@ class Model(nn.Module):
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """§4: draw y' ~ p(·|x) by some descent steps of the scattering's energy from the estimate."""
+        """Draw y' ~ p(·|x) by some descent steps of the scattering's energy from the estimate (§4)."""
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
             descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))

@@ -25,7 +25,7 @@ LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601
 
 
 def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
-    """§2: x = U(y), antialiased bicubic downsampling (a = −½, as Pillow's).
+    """Return x = U(y), by antialiased bicubic downsampling (§2; a = −½, as Pillow's).
 
     The result is rounded to 256 levels, as in an image file.
     """
@@ -42,12 +42,12 @@ def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
 
 
 def squared_error(estimate: Images, high: Images) -> PerImage:
-    """§2: ‖Φ(x, Θ) − y‖², mean over pixels and channels, in squared levels."""
+    """Return ‖Φ(x, Θ) − y‖² (§2), the mean over pixels and channels, in squared levels."""
     return (estimate - high).mul(LEVELS).square().mean(dim=(1, 2, 3))
 
 
 def absolute_error(estimate: Images, high: Images) -> PerImage:
-    """§2 with the 1-norm: ‖Φ(x, Θ) − y‖₁, the mean over pixels and channels, in levels.
+    """Return ‖Φ(x, Θ) − y‖₁ (§2 with the 1-norm), the mean over pixels and channels, in levels.
 
     Early in a training it gives sharper images than the squared error.
     """
@@ -85,7 +85,7 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
 def invert_by_total_variation(
     low: Images, scale: int, state: dict[str, Tensor] | None
 ) -> Float[Tensor, "B C sH sW"] | Continuation:
-    """§2: argmin_y ½‖U(y) − x‖² + λ‖∇y‖₁, by a few iterations per call.
+    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (§2), by a few iterations per call.
 
     The iterations end when every image has converged.
 

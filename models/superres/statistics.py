@@ -37,7 +37,7 @@ def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
 
 
 def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
-    """§3: E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted` and Ψ(y) = `actual`.
+    """Return E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted` and Ψ(y) = `actual` (§3).
 
     Each channel is divided by its `std`.
 
@@ -51,7 +51,7 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 
 
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
-    """§4: E(y, x) − E(y', x) with a sample y' ~ p(·|x).
+    """Return E(y, x) − E(y', x) with a sample y' ~ p(·|x) (§4).
 
     Its gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ.
     """
