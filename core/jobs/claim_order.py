@@ -8,9 +8,9 @@ window functions with FOR UPDATE.
 
 import time
 from collections.abc import Iterable
+from importlib import import_module
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from core.jobs.records import AUXILIARY_KINDS, TRAINING
@@ -28,8 +28,8 @@ def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, s
     """Add owners that a queue does not know; they are next in its order."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(insert(claim_order).on_conflict_do_nothing(), rows)
+        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # PostgreSQL's takes 0.1 s
+        connection.execute(dialect.insert(claim_order).on_conflict_do_nothing(), rows)
 
 
 def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[bool]) -> str | None:
