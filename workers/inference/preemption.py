@@ -20,6 +20,7 @@ from core.broker.keys import queue_key
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 1.0  # after an error
 CHECK_S = 0.008  # least time between two looks at the queue, each of which takes a round trip
 
 
@@ -85,13 +86,15 @@ class Preemption:
         if started < self._due:
             return
         self._due = math.inf  # the batch itself is not interrupted
+        pause_s = CHECK_S
         try:
             self._run_next()
-        except Exception:  # the queue server is away: the batch is sent again
-            log.warning("no message received", exc_info=True)
+        except Exception:  # the queue server is unreachable; a batch that was lost is sent again
+            log.warning("interactive queue not read", exc_info=True)
+            pause_s = _RETRY_S
         ended = time.perf_counter()
         self._interrupted_s += ended - started
-        self._due = ended + max(CHECK_S, ended - started)
+        self._due = ended + max(pause_s, ended - started)
 
     def _run_next(self) -> None:
         consumer, threads = self._consumer, torch.get_num_threads()
