@@ -6,7 +6,7 @@ docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -126,20 +126,12 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
 
 # --- operations ---
 
+_PREFER = "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a job at once."
+_KEY = "Sent again with the same body, the same job's result is returned."
+_KEY_SCHEMA = {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'}
 _HEADERS: list[Schema] = [
-    {
-        "name": "Prefer",
-        "in": "header",
-        "schema": {"type": "string"},
-        "description": "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a "
-        "job at once.",
-    },
-    {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "schema": {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'},
-        "description": "Sent again with the same body, the same job's result is returned.",
-    },
+    {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _PREFER},
+    {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA, "description": _KEY},
 ]
 _STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
 
@@ -168,6 +160,7 @@ class OperationDocs:
             described |= (self._upscales if operation.tiled else self._operation)(operation, entries)
 
     def _operation(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        """Return the description of an operation on images of a model's size."""
         fields = self._fields(OperationFields, operation, entries)
         shared = {one.name: one.description for one in operation.shared}
         if operation.counted:
@@ -196,6 +189,7 @@ class OperationDocs:
         }
 
     def _upscales(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
+        """Return the description of upscales."""
         fields = self._fields(UpscaleFields, operation, entries)
         form = {**fields, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file."}}
         picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
@@ -232,13 +226,9 @@ class OperationDocs:
         return [reference(name) for name in dict.fromkeys(names)]
 
     def _bodies(
-        self,
-        operation: Operation,
-        required: list[str],
-        fields: Mapping[str, Schema],
-        form: Mapping[str, Schema],
-        example: Schema,
+        self, operation: Operation, required: list[str], fields: Schema, form: Schema, example: Schema
     ) -> Schema:
+        """Add the component schemas of the JSON body and the form; return the request body."""
         body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
         self.schemas[body] = {"type": "object", "required": required, "properties": fields}
         self.schemas[upload] = {"type": "object", "required": required, "properties": form}
@@ -259,6 +249,7 @@ class OperationDocs:
         return example | {one.name: _example_picture((1, *size[1:])) for one in operation.shared}
 
     def _limits(self, operation: Operation) -> str:
+        """Return the description of an operation's route."""
         settings = self._settings
         text = f"At most {settings.max_count} results, {settings.max_images} images and {settings.max_body_bytes} "
         text += "bytes. Any option may also be a field beside `model`."

@@ -14,13 +14,11 @@ router = APIRouter(prefix="/v1", tags=["access"], route_class=JsonRoute)
 async def get_me(response: Response, state: State, caller: CurrentCaller) -> CallerResponse:
     """Return the caller's name, roles, limits and usage."""
     response.headers["Cache-Control"] = "no-store"
-    return CallerResponse.model_validate(
-        {
-            "object": "caller",
-            "name": caller.name or None,
-            "roles": [role for role in ROLES if role in caller.roles],
-            "key_expires_at": caller.key_expiry,
-            "limits": state.quotas.limits(caller),
-            "usage": {**state.batch_sender.usage(caller.name), **await state.quotas.usage(caller)},
-        }
+    return CallerResponse(
+        object="caller",
+        name=caller.name or None,
+        roles=[role for role in ROLES if role in caller.roles],
+        key_expires_at=caller.key_expiry,
+        limits=state.quotas.limits(caller),
+        usage={**state.batch_sender.usage(caller.name), **await state.quotas.usage(caller)},
     )

@@ -45,15 +45,13 @@ def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> Ve
     links = {"self": path, "file": f"{path}/file", "preview": f"{path}/preview", "model": f"/v1/models/{entry.name}"}
     job = entry.card.provenance.get("job")
     active = state.registry.find(entry.name)
-    return VersionResponse.model_validate(
-        {
-            "object": "version",
-            "model": entry.name,
-            "version": entry.version,
-            "serves": active is not None and active.version == entry.version,
-            "card": model_response(state, caller, entry),
-            "links": {**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
-        }
+    return VersionResponse(
+        object="version",
+        model=entry.name,
+        version=entry.version,
+        serves=active is not None and active.version == entry.version,
+        card=model_response(state, caller, entry),
+        links={**links, **({"training": f"/v1/trainings/{job}"} if job else {})},
     )
 
 

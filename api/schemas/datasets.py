@@ -43,9 +43,7 @@ class DatasetResponse(Resource):
     format: str = Field(description="Of the upload.")
     split: dict[str, Any] | None = Field(None, description="By what rule, and which shares were split off.")
     labels: bool | None = None
-    duplicates: dict[str, int] | None = Field(
-        None, description="Equal pictures, equal names, pictures of validation and test that train has too."
-    )
+    duplicates: dict[str, int] | None = Field(None, description="Equal pictures, equal names, and overlaps of splits.")
     bytes: int | None = Field(None, description="On the disk.")
     conversions: dict[str, int] | None = None
     source: str | None = Field(None, description="Of a dataset that was fetched by name.")

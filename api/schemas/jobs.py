@@ -59,18 +59,10 @@ class JobPage(Page[JobResponse]):
 
 def job_fields(job: Job) -> dict[str, Any]:
     """Return the fields of a job's response body."""
+    copied = ("id", "kind", "status", "progress", "model", "version", "seed", "request", "request_id", "attempts")
     path = f"/v1/jobs/{job.id}"
     return {
-        "id": job.id,
-        "kind": job.kind,
-        "status": job.status,
-        "progress": job.progress,
-        "model": job.model,
-        "version": job.version,
-        "seed": job.seed,
-        "request": job.request,
-        "request_id": job.request_id,
-        "attempts": job.attempts,
+        **{name: getattr(job, name) for name in copied},
         "waiting_reason": job.blocked_reason,
         "problem": {**job.problem, "request_id": job.request_id} if job.problem else None,
         "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},

@@ -28,9 +28,7 @@ class OperationFields(BaseModel):
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
     count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
     seed: Seed = None
-    images: Annotated[list[str], FailFast()] = Field(
-        [], description="Pictures as base64 of PNG, JPEG, WebP, BMP, GIF or TIFF files."
-    )
+    images: Annotated[list[str], FailFast()] = Field([], description="PNG, JPEG, WebP, BMP, GIF, TIFF as base64.")
     options: Options = {}
 
 
@@ -45,9 +43,7 @@ class UpscaleFields(BaseModel):
     model: str | None = Field(None, description="Name of a model, or name@version; by default the first that can.")
     seed: Seed = None
     image: str | None = Field(None, description="The picture as base64 of a PNG, JPEG or WebP file.")
-    format: Literal["png", "jpeg", "webp"] | None = Field(
-        None, description="Of the response; by default what `Accept` says, or PNG."
-    )
+    format: Literal["png", "jpeg", "webp"] | None = Field(None, description="By default from `Accept`, or PNG.")
     quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(92, description="Of a JPEG or WebP.")
     options: Options = {}
 
@@ -59,9 +55,7 @@ class OperationResponse(Resource):
     version: str
     seed: int
     conversions: list[str] | None = Field(None, description="What was converted in the pictures that were sent.")
-    binarization: Literal["draw", "threshold", "none"] | None = Field(
-        None, description="How grey pixels became binary, for a model of binary pixels."
-    )
+    binarization: Literal["draw", "threshold", "none"] | None = Field(None, description="How grey became binary.")
 
 
 class PicturesResponse(OperationResponse):
@@ -69,18 +63,10 @@ class PicturesResponse(OperationResponse):
 
     images: Images
     energies: list[Number] | None = Field(None, description="The energy of each picture.")
-    accepted: list[bool] | None = Field(
-        None, description="Of pictures drawn by rejection: whether a proposal met the condition."
-    )
-    proposals: list[int] | None = Field(
-        None, description="Of pictures drawn by rejection: how many proposals each took."
-    )
-    acceptance_rate: float | None = Field(
-        None, ge=0, le=1, description="Accepted over proposed, of all pictures; the header Reverie-Acceptance-Rate too."
-    )
-    effective_sample_size: list[Number] | None = Field(
-        None, description="Of pictures drawn by importance weights w: (Σw)²/Σw², between 1 and their number."
-    )
+    accepted: list[bool] | None = Field(None, description="Rejection sampling: whether a proposal was accepted.")
+    proposals: list[int] | None = Field(None, description="Rejection sampling: number of proposals.")
+    acceptance_rate: float | None = Field(None, ge=0, le=1, description="Accepted proposals over all proposals.")
+    effective_sample_size: list[Number] | None = Field(None, description="(Σw)²/Σw² of the importance weights w.")
 
 
 class SamplesResponse(PicturesResponse):
@@ -106,11 +92,9 @@ class InpaintingsResponse(PicturesResponse):
 class EncodingsResponse(OperationResponse):
     """The latent code of each image. The fields depend on the model's family."""
 
-    mean: list[list[Number]] | None = Field(None, description="Of q(z|x), in each dimension.")
-    standard_deviation: list[list[Number]] | None = Field(None, description="Of q(z|x), in each dimension.")
-    layers: list[list[list[Number]]] | None = Field(
-        None, description="Of each layer, bottom up, the probabilities of its units for each image."
-    )
+    mean: list[list[Number]] | None = Field(None, description="Of q(z|x), by dimension.")
+    standard_deviation: list[list[Number]] | None = Field(None, description="Of q(z|x), by dimension.")
+    layers: list[list[list[Number]]] | None = Field(None, description="Unit probabilities by layer, bottom up.")
     code: list[list[Number]] | None = Field(None, description="The output of an encoder.")
 
 

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
+from api.schemas.models import SHARED
 from core.catalog.recipes import NAME
 from core.jobs.records import Job
 
@@ -53,9 +54,7 @@ class TrainingBody(RequestBody):
         "active version, measured on the same pictures; always; never. The first version of a name is always active.",
     )
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation(count=1000, k=100))
-    shared: bool | None = Field(
-        None, description="Whether everybody may use the model; by default a new one is its owner's alone."
-    )
+    shared: bool | None = Field(None, description=SHARED)
     gpus: Annotated[int, Field(ge=1, le=64), WHOLE] = Field(
         1,
         description="More than one: data-parallel by torchrun; at most the devices of the training workers, "
