@@ -41,8 +41,7 @@ class Rule:
 _READ = Rule(("read",))
 _OTHERWISE = Rule(("train",))
 
-# All routes with unsafe methods. GET and HEAD need `read`; a route that is not listed needs
-# `train`.
+# All routes with unsafe methods. GET and HEAD need `read`; unlisted routes need `train`.
 RULES: dict[tuple[str, str], Rule] = {
     **{("POST", f"/v1/{operation.path}"): Rule(("run",)) for operation in OPERATIONS},
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule(("run", "train"), "cancel"),

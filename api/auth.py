@@ -34,7 +34,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _EXPIRES = "%Y%m%dT%H%M%SZ"
 _SHAPE = "name:sha256[:roles[:attributes]]"
 _INCLUDED = {"run": {"read"}, "train": {"read"}, "admin": {"read", "run", "train"}}
-_CHECK_S = 0.5  # the key file's modification time is checked at most so often
+_CHECK_S = 0.5  # interval at which the key file's modification time is checked
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class KeyFile:
             lock_path.chmod(0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            parse_keys("\n".join(lines))  # a file that cannot be read is not rewritten
+            parse_keys("\n".join(lines))  # a file that is not valid is not replaced
             yield lines
             parse_keys("\n".join(lines))
             self._replace("".join(f"{line}\n" for line in lines))

@@ -11,7 +11,7 @@ from api.errors import MalformedError, UnsupportedMediaError
 
 ACCEPTED = "gzip, deflate, identity"
 _INLINE_BYTES = 16 << 10  # more input, and output after the first block, is decoded in a thread
-_BLOCK_BYTES = 256 << 10  # of output
+_BLOCK_BYTES = 256 << 10  # most output of a message
 # More than `_FREE_MEMBERS` gzip members must have `_MIN_MEMBER_BYTES` of output each, on average.
 _FREE_MEMBERS = 1024
 _MIN_MEMBER_BYTES = 1024

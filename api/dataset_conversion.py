@@ -81,10 +81,10 @@ async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[
                 raise ClientDisconnect
             if output.done():
                 break
-            left = until - time.monotonic()
-            if left <= 0:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
                 raise TimeoutError
-            await asyncio.wait((output,), timeout=min(_POLL_S, left))
+            await asyncio.wait((output,), timeout=min(_POLL_S, left_s))
     finally:
         if child.returncode is None and not output.done():
             child.kill()

@@ -21,8 +21,8 @@ from core.storage import lacks_space, reason_of
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-MAX_ERRORS = 8  # entries of `errors` in a problem; the client sees the others when it has corrected these
-MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500  # characters of `detail`, and of each text in `errors`
+MAX_ERRORS = 8  # most entries of `errors` in a problem
+MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500  # most characters of `detail`, and of each text in `errors`
 GONE = "the result has expired; send the request again with the same seed for the same bytes"
 
 

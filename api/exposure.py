@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from api.auth import Keys
-from core.settings import Settings, settings
+from core.settings import Settings
+from core.settings import settings as settings_of_environment
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _REMEMBERED = 1000
@@ -34,35 +35,35 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def check_settings(chosen: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """Raise ValueError, which names the setting to change, if the settings are not safe."""
-    path = chosen.api_keys
+    path = settings.api_keys
     if path is not None:
         _check_key_file(path)
-    hosts = allowed_hosts(chosen)
-    origins = allowed_origins(chosen)
-    trusted_proxies(chosen)
+    hosts = allowed_hosts(settings)
+    origins = allowed_origins(settings)
+    trusted_proxies(settings)
     if path is None and "*" in origins:
         raise ValueError("REVERIE_ALLOWED_ORIGINS=* needs API keys: without them any web page could use the service")
-    if path is not None or is_loopback(chosen.host):
+    if path is not None or is_loopback(settings.host):
         return
-    if not chosen.allow_anonymous:
+    if not settings.allow_anonymous:
         raise ValueError(
-            f"REVERIE_HOST={chosen.host} can be reached from other machines and no API keys are set: set "
+            f"REVERIE_HOST={settings.host} can be reached from other machines and no API keys are set: set "
             "REVERIE_API_KEYS (`python -m api keys --file FILE add NAME` makes one), listen on 127.0.0.1, or set "
             "REVERIE_ALLOW_ANONYMOUS=true to let everybody in"
         )
     if not hosts:
         raise ValueError(
-            f"REVERIE_HOST={chosen.host} without API keys needs REVERIE_ALLOWED_HOSTS, the names by which clients "
+            f"REVERIE_HOST={settings.host} without API keys needs REVERIE_ALLOWED_HOSTS, the names by which clients "
             "call the service, such as localhost,127.0.0.1"
         )
 
 
-def exit_if_refused(chosen: Settings) -> None:
+def exit_if_refused(settings: Settings) -> None:
     """Check the settings; if they are not safe, print why and exit with status 1."""
     try:
-        check_settings(chosen)
+        check_settings(settings)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
@@ -153,8 +154,8 @@ class OriginCheck:
             address = urlsplit(text)
             port = address.port or _DEFAULT_PORTS.get(address.scheme)
             same = urlsplit(f"//{host.decode('latin-1').strip().lower()}")
-            # behind a proxy that speaks TLS the scheme is not known here: the origin's own default
-            # port stands in
+            # behind a TLS proxy the scheme is not known: assume the default port of the origin's
+            # scheme
             own_port = same.port or _DEFAULT_PORTS.get(address.scheme)
         except ValueError:
             return False
@@ -194,4 +195,4 @@ def _trusted(address: ipaddress.IPv4Address | ipaddress.IPv6Address, proxies: tu
 
 
 if __name__ == "__main__":
-    exit_if_refused(settings())
+    exit_if_refused(settings_of_environment())

@@ -23,14 +23,14 @@ from core.settings import Settings
 
 log = logging.getLogger("api.access")
 
-MAX_HEADERS = 256  # header fields of a request
-MAX_PIPELINED = 64  # pipelined requests that wait on a connection
-MAX_SMALL_CHUNKS = 16_384  # a body of more chunks must have `MIN_CHUNK_BYTES` per chunk: each costs two callbacks
+MAX_HEADERS = 256  # most header fields of a request
+MAX_PIPELINED = 64  # most pipelined requests that wait on a connection
+MAX_SMALL_CHUNKS = 16_384  # more chunks must have `MIN_CHUNK_BYTES` each, on average: each costs two callbacks
 MIN_CHUNK_BYTES = 64
-LINGER_S = 2.0  # how long a rejected connection is still read: closing at once could reset it before the client reads
+LINGER_S = 2.0  # how long a rejected connection is read before it is closed, so that the client can read the problem
 
-_PIECE_BYTES = 64 << 10  # how much is fed to the parser at once
-_EVICTED_SHARE = 20  # one of so many connections is closed when there are too many
+_PIECE_BYTES = 64 << 10  # most bytes that are fed to the parser at once
+_EVICTED_SHARE = 20  # with too many connections, one of 20 is closed
 
 
 class _RejectedError(Exception):
@@ -89,15 +89,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.url = b""
         self._in_head = True  # the head of the next request is not complete
         self._head_bytes = 0
-        self._silent_bytes = 0  # of chunk extensions and trailers since the last piece of body
-        self._messages = 0  # complete requests so far
-        self._parsed_pieces = 0  # of bodies
+        self._silent_bytes = 0  # bytes of chunk extensions and trailers since the last piece of body
+        self._messages = 0  # complete requests
+        self._parsed_pieces = 0  # pieces of bodies
         self._chunks = 0
-        self._message_bytes = 0  # body of the current message
+        self._message_bytes = 0  # bytes of the current body
         self._new_body_bytes = 0  # since the watchdog's last check
         self._writes_resumed = 0  # since the watchdog's last check
         self._unsent_bytes = 0  # at the watchdog's last check
-        self._rejected = False  # what arrives now is dropped
+        self._rejected = False  # further input is dropped
         self._body_framing: bytes | None = None
         self._body_credit = ProgressCredit(limits.body_timeout_s, limits.min_transfer_rate)
         self._write_credit = ProgressCredit(limits.write_timeout_s, limits.min_transfer_rate)
@@ -125,7 +125,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser in pieces, so that it never gets more of a head than the limit allows."""
         if self._rejected:
-            return  # read and dropped until the connection is closed
+            return  # further input is dropped until the connection is closed
         at = 0
         while at < len(data) and not self._rejected:
             room = self.limits.max_header_bytes - self._head_bytes if self._in_head else _PIECE_BYTES

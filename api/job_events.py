@@ -19,9 +19,9 @@ from core.jobs.records import TERMINAL, Event
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5  # least time between two reads of a preview
 RETRY_S = 0.5  # pause after a failed read
-OPENINGS_PER_SECOND = 200  # of event streams, for all callers together; further ones wait
-OPENING_BURST = 20  # event streams that open at once after a pause
-MAX_OPENING_DELAY_S = 10.0  # an event stream that would have to wait longer is rejected
+OPENINGS_PER_SECOND = 200  # event streams that are opened per second, of all callers; further ones wait
+OPENING_BURST = 20  # event streams that are opened without a wait after a pause
+MAX_OPENING_DELAY_S = 10.0  # a stream that would have to wait longer is rejected
 _WAKE_GROUP = 32  # listeners that are woken before other requests are served
 
 

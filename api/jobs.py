@@ -37,7 +37,7 @@ from core.settings import Settings
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_RECHECK_S = 5.0  # a waiting request reads its job so often, in case a notification is lost
+_RECHECK_S = 5.0  # interval at which a waiting request reads its job, in case a message is lost
 
 
 class JobService:

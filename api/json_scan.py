@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-SCAN_BYTES = 64 << 10  # smaller texts are parsed without a scan, in a millisecond at most
-MAX_VALUES = 65_536  # values of a larger text; each image of a request is one
+SCAN_BYTES = 64 << 10  # smaller texts are parsed without a scan, which takes at most a millisecond
+MAX_VALUES = 65_536  # most values of a larger text; each image of a request is a value
 
 
 class CostlyJsonError(ValueError):

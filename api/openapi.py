@@ -109,7 +109,7 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
 def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:
     responses = described["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
-        del responses["422"]  # a route with parameters declares its own
+        del responses["422"]  # a problem replaces it, see below
     if path in OPEN_PATHS:
         return
     responses |= problem_responses(421)

@@ -20,7 +20,7 @@ from core.resources import UNOWNED, Kind, Ownership, ResourceStore
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
-_VACANT_S = 300.0  # then a claimed name that no resource and no job uses is free for other owners
+_VACANT_S = 300.0  # seconds after which a claimed name is free again, if no resource and no job uses it
 
 
 class VisibleModels:
@@ -150,7 +150,7 @@ class Permissions:
         if not caller.name or (exists and own.owner is None):
             if shared is False:
                 raise _always_shared(kind, name, caller)
-            if not exists and own.owner is not None:  # left by a deletion without keys
+            if not exists and own.owner is not None:  # the resource was deleted while the service had no keys
                 await asyncio.to_thread(self._store.release, kind, name)
         elif exists and own.owner != caller.name:
             if shared is not None:
@@ -158,10 +158,10 @@ class Permissions:
         else:
             vacant = not exists and not (kind == "model" and await self._busy(name))
             before = time.time() - _VACANT_S if vacant else None
-            found = await asyncio.to_thread(
+            ownership = await asyncio.to_thread(
                 lambda: self._store.claim(kind, name, caller.name, shared=shared, vacant_before=before)
             )
-            if found.owner != caller.name:
+            if ownership.owner != caller.name:
                 raise _taken(kind, name)
         await self.refresh()
 

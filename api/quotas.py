@@ -124,11 +124,11 @@ class Quotas:
         async with self._counting:
             if self._counted > start:
                 return  # another task has counted meanwhile
-            left = self._counted + COUNT_S / 10 - time.monotonic()
-            if left > 0:
+            wait_s = self._counted + COUNT_S / 10 - time.monotonic()
+            if wait_s > 0:
                 if not fresh:
                     return
-                await asyncio.sleep(left)
+                await asyncio.sleep(wait_s)
             counted_at = time.monotonic()
             self._counts = await asyncio.to_thread(self._read_counts)
             self._counted = counted_at
@@ -181,7 +181,7 @@ class Quotas:
         runs = self._paths.state / "runs"
         for run in runs.iterdir() if runs.is_dir() else ():
             sizes[run.name] += size_of(run)
-        found: Counter[str] = Counter()
+        owned: Counter[str] = Counter()
         ids = list(sizes)
         inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(result_chunks.c.data))).join(
             result_chunks, result_chunks.c.job_id == jobs.c.id
@@ -190,10 +190,10 @@ class Quotas:
             for first in range(0, len(ids), _CHUNK):
                 some = sa.select(jobs.c.id, jobs.c.owner).where(jobs.c.id.in_(ids[first : first + _CHUNK]))
                 for job_id, owner in connection.execute(some):
-                    found[owner] += sizes[job_id]
+                    owned[owner] += sizes[job_id]
             for owner, size in connection.execute(inline):
-                found[owner] += int(size or 0)
-        return found
+                owned[owner] += int(size or 0)
+        return owned
 
 
 def _full(limit: int) -> TooManyRequestsError:

@@ -13,9 +13,9 @@ from api.errors import OverloadedError, StalledError, TooLargeError
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
-# The first bytes of a body do not count, so that small requests pass when the memory is used up.
+# These first bytes of a body are not counted, so that small requests are never rejected.
 UNCOUNTED_BYTES = 8 << 10
-# After a peak of so many bytes, memory that is free again is returned to the system.
+# After a peak of at least this size, free memory is returned to the system.
 TRIMMED_PEAK_BYTES = 16 << 20
 _TRIM_DELAY_S = 1.0
 
@@ -159,7 +159,7 @@ class BodyReader:
             self._memory.acquire(read - UNCOUNTED_BYTES - self._held)
         except OverloadedError:
             self.unread = True
-            self.release()  # now, so that not all bodies that are being sent are rejected
+            self.release()  # at once, so that other bodies are not rejected too
             raise
         self._held = read - UNCOUNTED_BYTES
 

@@ -21,7 +21,7 @@ from core.paths import StatePaths
 from core.resources import ResourceStore
 from core.settings import Settings
 
-MAX_CONVERSIONS = 2  # of datasets at a time in one API process; other uploads wait on the disk
+MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wait on the disk
 
 
 class AppState:

@@ -18,10 +18,10 @@ from api.request_content import FORM, RAW, form_boundary, media_type, unsupporte
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-IDLE_S = 60.0  # an upload is rejected if no part of it arrives for so long
+IDLE_S = 60.0  # seconds without data after which an upload is rejected
 _BLOCK_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 200
-_CHUNK_OVERHEAD_BYTES = 100  # memory of a buffered chunk besides its data; a client can send chunks of one byte
+_CHUNK_OVERHEAD_BYTES = 100  # memory overhead of a buffered chunk; a client can send chunks of one byte
 _FILE_TYPES = (
     RAW,
     "application/zip",

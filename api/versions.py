@@ -16,12 +16,12 @@ from core.catalog.versions import VersionActiveError, Versions
 
 log = logging.getLogger(__name__)
 
-LOAD_TIMEOUT_S = 60.0  # an activation fails if the workers take longer to load the version
-NO_WORKER_TIMEOUT_S = 3.0  # an activation fails if no worker is alive for so long; heartbeats may be late
+LOAD_TIMEOUT_S = 60.0  # seconds in which the workers must load a version that is activated
+NO_WORKER_TIMEOUT_S = 3.0  # seconds without a live worker after which an activation fails
 PRUNE_S = 30.0
 _POLL_S = 0.05
-_GRACE_S = 0.4  # other API processes may create jobs with a hidden version for so long, until they see the change
-_INTERRUPTED_S = 60.0  # age of an unfinished deletion that is taken to be interrupted
+_GRACE_S = 0.4  # seconds after which all API processes know that a version is hidden
+_INTERRUPTED_S = 60.0  # seconds after which an unfinished deletion counts as interrupted
 
 
 async def find_version(state: AppState, caller: Caller, name: str, version: str = "") -> ModelVersion:

@@ -112,10 +112,10 @@ async def list_datasets(
     await state.permissions.refresh()
     known = state.datasets.get(after) is not None and state.permissions.can_use("dataset", after, caller)
     check_cursor(after, known=known)
-    found = await asyncio.to_thread(
+    datasets = await asyncio.to_thread(
         state.datasets.listing, after, limit + 1, lambda name: state.permissions.can_use("dataset", name, caller)
     )
-    return DatasetPage.of([_response(state, caller, about) for about in found], "name", limit)
+    return DatasetPage.of([_response(state, caller, about) for about in datasets], "name", limit)
 
 
 @router.get("/{name}", summary="A dataset", responses=problem_responses(404))

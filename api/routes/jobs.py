@@ -99,8 +99,8 @@ async def stream_job_events(request: Request, state: State, job: CurrentJob) -> 
     job_id, seq = job.id, last_event_id(request)
     if (seq or job.ended) and not await state.job_service.events(job_id, seq):
         if job.ended:
-            return Response(status_code=204)  # EventSource does not reconnect
-        seq = min(seq, len(await state.job_service.events(job_id)))  # they are numbered from 1
+            return Response(status_code=204)  # after a 204, EventSource does not reconnect
+        seq = min(seq, len(await state.job_service.events(job_id)))  # events are numbered from 1
     return event_stream(request, state, job_id, seq)
 
 
@@ -119,7 +119,7 @@ def event_stream(
 
     `metrics_only`: send only the metrics of a training and its last status.
     """
-    limited = caller_of(request.scope).name  # whose streams are counted; without API keys, an address
+    limited = caller_of(request.scope).name  # streams are counted per API key; without keys, per IP address
     if not limited:
         peer = request.client.host if request.client else "unknown"
         limited = client_address(peer, dict(request.scope["headers"]), trusted_proxies(state.settings))

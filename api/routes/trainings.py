@@ -174,8 +174,8 @@ async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> Tr
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=problem_responses(404, 409))
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
     """Resume a paused training."""
-    going = job.status in {"queued", "running"}
-    resumed = going or await state.job_service.write(lambda job_store: job_store.resume(job.id))
+    active = job.status in {"queued", "running"}
+    resumed = active or await state.job_service.write(lambda job_store: job_store.resume(job.id))
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 

@@ -30,7 +30,7 @@ from core.jobs.records import Job
 from core.settings import Settings
 
 OPERATION = BY_METHOD["upscale"]
-MAX_SYNC_TILES = 64  # a picture with more tiles becomes a job at once, with its pixels in the blob store
+MAX_SYNC_TILES = 64  # a picture with more tiles becomes a job at once
 
 _INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread
 _DISCONNECT_POLL_S = 1.0

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 EXIT_INTERRUPTED, EXIT_DIVERGED, EXIT_TOO_LARGE = 3, 4, 5
 POLL_S = 0.25  # interval at which a running child process is polled
 LIMIT_CHECK_S = 1.0  # interval at which its limits are checked; a scan of all processes takes some milliseconds
-STOP_S = 20.0  # a stopped child process that writes its checkpoint longer than this is killed
+STOP_S = 20.0  # seconds in which a child process must write its checkpoint and exit
 QUERY_TIMEOUT_S = 300.0  # for a list of families or devices
 
 

@@ -24,7 +24,7 @@ from core.storage import INSUFFICIENT_STORAGE
 log = logging.getLogger(__name__)
 
 PREVIEW_TTL_S = 600
-HEARTBEAT_AGE_S = 5.0  # an inference worker whose heartbeat is older counts as dead
+HEARTBEAT_AGE_S = 5.0  # an inference worker with an older heartbeat counts as dead
 
 
 class WorkerStoppingError(Exception):

@@ -16,8 +16,8 @@ from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
 from workers.training.run_folder import read_json
 
-LOAD_TIMEOUT_S = 60.0  # a version that the inference workers have not loaded by then becomes active anyway
-PROGRESS = 0.99  # of a job while its version is measured and activated
+LOAD_TIMEOUT_S = 60.0  # seconds after which a version is activated even if it is not loaded
+PROGRESS = 0.99  # progress of a job while its version is measured and activated
 
 Figures = list[dict[str, Any]]
 

@@ -24,7 +24,7 @@ import orjson
 from workers.training.context import JobFailedError
 
 RECIPE_FILE = "asked.json"
-ORPHAN_STOP_S = 20.0  # how long an orphaned process may take to exit after SIGTERM, and again after SIGKILL
+ORPHAN_STOP_S = 20.0  # seconds that an orphaned process may take to exit after SIGTERM, and after SIGKILL
 
 _PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
 

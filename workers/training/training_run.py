@@ -19,7 +19,7 @@ from workers.training.run_folder import describe_checkpoint
 
 log = logging.getLogger(__name__)
 
-MIN_PROGRESS_STEP = 0.002  # least progress, of 1, since the last event for another one
+MIN_PROGRESS_STEP = 0.002  # least increase of the progress, which is 0 to 1, for another event
 
 
 @dataclass
@@ -123,13 +123,13 @@ class TrainingRun:
 
     def _command(self) -> list[str]:
         """Return the command line of the child process."""
-        wanted = self.request.get("gpus", 1)
+        gpus = self.request.get("gpus", 1)
         recipe, folder = str(self.folder / run_folder.RECIPE_FILE), str(self.folder)
         command = self._children.command("train", recipe, "--out", folder, "--resume", *self._children.common_options())
-        if min(wanted, self._devices) > 1:
-            command += ["--gpus", str(min(wanted, self._devices))]
-        elif wanted > 1:
-            self._append_events([message_event(f"the recipe asks for {wanted} devices; this worker has one")])
+        if min(gpus, self._devices) > 1:
+            command += ["--gpus", str(min(gpus, self._devices))]
+        elif gpus > 1:
+            self._append_events([message_event(f"the recipe asks for {gpus} devices; this worker has one")])
         return command
 
     def _run_process(self) -> tuple[int, str]:

@@ -44,8 +44,7 @@ log = logging.getLogger(__name__)
 
 CLEANUP_S = 1.0
 QUICK_AUXILIARY_KINDS = ("import", "publication")
-# a machine without these has no GPU; then the child process that counts GPUs, some seconds long, is
-# not started
+# If none of these exists, there is no GPU. Then no child process is started to count GPUs.
 GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
