@@ -178,7 +178,7 @@ class JobService:
             request_id=inference_request.request_id,
             seed=inference_request.seed,
             rows=inference_request.rows,
-            rows_per_image=inference_request.per,
+            rows_per_image=inference_request.rows_per_image,
         )
         items = pack(inference_request.items) if inference_request.items and not operation.tiled else None
         if inference_request.photograph is not None:

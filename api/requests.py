@@ -41,9 +41,9 @@ _ACCEPTED = (
 class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
-    `items` are the input images by name, each for `per` consecutive rows. `notes` describe
-    conversions of the images. A request of `POST /v1/upscales` has no items at first, but the whole
-    picture and how to enlarge it (`upscale`).
+    `items` are the input images by name, each for `rows_per_image` consecutive rows. `conversions`
+    are texts about conversions of the images. A request of `POST /v1/upscales` has no items at
+    first, but the whole picture and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -53,8 +53,8 @@ class InferenceRequest:
     rows: int
     content: Content
     items: Items = field(default_factory=dict)
-    per: int = 1
-    notes: tuple[str, ...] = ()
+    rows_per_image: int = 1
+    conversions: tuple[str, ...] = ()
     caller: Caller = ANONYMOUS
     request_id: str = ""
     photograph: Photograph | None = None
@@ -65,13 +65,13 @@ class InferenceRequest:
         """The request without image data, for the field `request` of its job."""
         summary: dict[str, Any] = {"model": self.entry.ref, "seed": self.seed, "options": self.options}
         if self.operation.counted:
-            summary["count"] = self.per if self.items else self.rows
+            summary["count"] = self.rows_per_image if self.items else self.rows
         if self.upscale is not None:
             summary |= self.upscale.summary
         elif self.items:
             summary["images"] = sum(len(self.items[name]) for name in self.operation.images)
-        if self.notes:
-            summary["conversions"] = list(self.notes)
+        if self.conversions:
+            summary["conversions"] = list(self.conversions)
         return summary
 
     def pending(self, *, png: bool = False) -> PendingRequest:
@@ -86,7 +86,7 @@ class InferenceRequest:
             self.seed,
             self.rows,
             self.items,
-            self.per,
+            self.rows_per_image,
             png,
             self.request_id,
             self.caller.name,
@@ -165,13 +165,14 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
     extra = {name: value for name, value in (fields.model_extra or {}).items() if name not in names}
     options = validate_options(model_operation, fields.options, extra, names, content.texts)
     images: list[bytes | str] = [*content.uploads, *fields.images]
-    rows, per = _sizes(operation, fields, len(images), options, settings)
-    items, notes = _decode_images(operation, entry, images)
+    rows, rows_per_image = _sizes(operation, fields, len(images), options, settings)
+    items, conversions = _decode_images(operation, entry, images)
     for shared in operation.shared:
         sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_base64_texts(shared, fields)]
-        items[shared.name], shared_notes = _decode_shared(shared, entry, sent)
-        notes += shared_notes
-    return InferenceRequest(operation, entry, options, seed_or_random(fields.seed), rows, content, items, per, notes)
+        items[shared.name], more_conversions = _decode_shared(shared, entry, sent)
+        conversions += more_conversions
+    seed = seed_or_random(fields.seed)
+    return InferenceRequest(operation, entry, options, seed, rows, content, items, rows_per_image, conversions)
 
 
 def seed_or_random(seed: int | None) -> int:
@@ -255,14 +256,14 @@ def _decode_images(
     if not images:
         return {}, ()
     decoded: list[Pixels] = []
-    notes: list[str] = []
+    conversions: list[str] = []
     for index, image in enumerate(images):
-        pixels, conversions = _decode_image(image, entry.image, f"images[{index}]", f"images.{index}")
+        pixels, image_conversions = _decode_image(image, entry.image, f"images[{index}]", f"images.{index}")
         decoded.append(pixels)
-        notes += conversions
+        conversions += image_conversions
     if len(operation.images) == 2:
-        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}, tuple(notes)
-    return {operation.images[0]: np.stack(decoded)}, tuple(notes)
+        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}, tuple(conversions)
+    return {operation.images[0]: np.stack(decoded)}, tuple(conversions)
 
 
 def _decode_image(
@@ -299,8 +300,8 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
         number = f"{len(sent)} were sent" if sent else "missing"
         detail = f"{number}; send one picture of {width}×{height} pixels. {shared.description}"
         raise InvalidError.in_field(shared.name, detail)
-    pixels, notes = _decode_image(sent[0], (1, height, width), shared.name, shared.name)
+    pixels, conversions = _decode_image(sent[0], (1, height, width), shared.name, shared.name)
     fault = shared.fault(pixels)
     if fault:
         raise InvalidError.in_field(shared.name, fault)
-    return np.repeat(pixels[None], channels, axis=1), notes
+    return np.repeat(pixels[None], channels, axis=1), conversions

@@ -42,7 +42,7 @@ def json_response(body: BaseModel, headers: Mapping[str, str] | None = None, sta
 
 @dataclass(slots=True)
 class About:
-    """Metadata of a result: model, version, seed, and notes on conversions of the request's images.
+    """Metadata of a result: model, version, seed, and conversions of the request's images.
 
     `columns` is the number of columns of the PNG of several images; None for a grid that is nearly
     square.
@@ -51,17 +51,17 @@ class About:
     model: str
     version: str
     seed: int
-    notes: tuple[str, ...] = ()
+    conversions: tuple[str, ...] = ()
     columns: int | None = None
 
     def headers(self, fields: Fields) -> dict[str, str]:
-        """Return the metadata as response headers, with at most eight notes.
+        """Return the metadata as response headers, with at most eight conversions.
 
         PNG bodies cannot hold metadata.
         """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
-        if self.notes:
-            headers["Reverie-Conversions"] = "; ".join(self.notes[:8])
+        if self.conversions:
+            headers["Reverie-Conversions"] = "; ".join(self.conversions[:8])
         if ACCEPTANCE in fields:
             headers["Reverie-Acceptance-Rate"] = f"{fields[ACCEPTANCE]:.6g}"
         return headers
@@ -138,8 +138,8 @@ def render(fields: Fields, about: About, media: str) -> bytes:
             body[name] = [base64.b64encode(data).decode() for data in pngs]
         else:
             body[name] = value
-    if about.notes:
-        body["conversions"] = list(about.notes)
+    if about.conversions:
+        body["conversions"] = list(about.conversions)
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -163,8 +163,8 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
 def _npz(fields: Fields, about: About) -> bytes:
     buffer = io.BytesIO()
     arrays = {name: np.asarray(value) for name, value in fields.items()}
-    if about.notes:
-        arrays["conversions"] = np.asarray(about.notes)
+    if about.conversions:
+        arrays["conversions"] = np.asarray(about.conversions)
     np.savez(buffer, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 

@@ -163,8 +163,8 @@ class UpscaleService:
         reason = format_size_error(output.kind, *spec.size)
         if reason:
             raise NotAcceptableError(reason)
-        notes = (*job.request.get("conversions", ()), *spec.conversions_to(output.kind))
-        about = About(job.model, job.version, job.seed, notes)
+        conversions = (*job.request.get("conversions", ()), *spec.conversions_to(output.kind))
+        about = About(job.model, job.version, job.seed, conversions)
         try:
             file = await self._stored_picture(job, spec, output.kind)
         except (LookupError, FileNotFoundError) as error:
@@ -267,8 +267,8 @@ def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, co
     height, width = spec.size
     body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}
     body |= {"width": width, "height": height, "format": output.kind, "image": base64.b64encode(file).decode()}
-    if about.notes:
-        body["conversions"] = list(about.notes)
+    if about.conversions:
+        body["conversions"] = list(about.conversions)
     return orjson.dumps(body)
 
 

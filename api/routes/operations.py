@@ -119,8 +119,8 @@ async def _respond_sync(
         inference_request.entry.name,
         inference_request.entry.version,
         inference_request.seed,
-        inference_request.notes,
-        inference_request.operation.columns(inference_request.per),
+        inference_request.conversions,
+        inference_request.operation.columns(inference_request.rows_per_image),
     )
     if inference_request.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)

@@ -81,8 +81,8 @@ async def _respond_sync(
     fields = await compute_or_accept(state, request, inference_request, prefer)
     if isinstance(fields, Response):
         return fields
-    entry, notes = inference_request.entry, inference_request.notes + spec.conversions_to(output.kind)
-    about = About(entry.name, entry.version, inference_request.seed, notes)
+    entry, conversions = inference_request.entry, inference_request.conversions + spec.conversions_to(output.kind)
+    about = About(entry.name, entry.version, inference_request.seed, conversions)
     body = await state.upscales.render(spec, photograph.alpha, fields, about, output)
     headers = {**about.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
     return state.responses.response(body, headers, output.media)
@@ -153,7 +153,7 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
         seed_or_random(fields.seed),
         layout.tiling.count,
         content,
-        notes=photograph.notes,
+        conversions=photograph.notes,
         caller=caller_of(request.scope),
         request_id=request_id_of(request),
         photograph=photograph,
