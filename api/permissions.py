@@ -126,16 +126,21 @@ class Permissions:
 
     # --- new names ---
 
-    async def check_new(self, kind: Kind, name: str, caller: Caller) -> None:
-        """Raise ConflictError or ForbiddenError if a caller may not use a name for a resource."""
-        await self.refresh()
-        self._check_new(kind, name, caller, exists=await self._exists(kind, name))
+    async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
+        """Check that a caller may use a name for a resource; return whether the resource exists.
 
-    def _check_new(self, kind: Kind, name: str, caller: Caller, *, exists: bool) -> None:
+        Raises ConflictError or ForbiddenError.
+        """
+        await self.refresh()
+        if kind == "model":
+            exists = self._registry.find(name) is not None
+        else:
+            exists = await asyncio.to_thread(self._datasets.get, name) is not None
         if exists and not self.can_use(kind, name, caller):
             raise _taken(kind, name)
         if exists:
             self.check_change(kind, name, caller)
+        return exists
 
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
         """Make a caller the owner of a new resource, before it is stored, and set `shared`.
@@ -143,9 +148,7 @@ class Permissions:
         For an existing resource only `shared` is set. Raises ConflictError if the name is taken,
         ForbiddenError and InvalidError.
         """
-        await self.refresh()
-        exists = await self._exists(kind, name)
-        self._check_new(kind, name, caller, exists=exists)
+        exists = await self.check_new(kind, name, caller)
         own = self.ownership(kind, name)
         if not caller.name or (exists and own.owner is None):
             if shared is False:
@@ -184,11 +187,6 @@ class Permissions:
         """Remove the owner of a deleted resource."""
         await asyncio.to_thread(self._store.release, kind, name)
         await self.refresh()
-
-    async def _exists(self, kind: Kind, name: str) -> bool:
-        if kind == "model":
-            return self._registry.find(name) is not None
-        return await asyncio.to_thread(self._datasets.get, name) is not None
 
 
 def _taken(kind: Kind, name: str) -> ConflictError:

@@ -66,8 +66,8 @@ class Quotas:
         """Return the current usage of a caller."""
         await self._count(fresh=True)
         stored = await self.stored_bytes(caller.name)
-        unfinished, trainings = (self._used(caller.name, kind) for kind in ("job", "training"))
-        return {"unfinished_jobs": unfinished, "trainings": trainings, "stored_bytes": stored}
+        jobs_used = {name: self._used(caller.name, name) for name in ("unfinished_jobs", "trainings")}
+        return {**jobs_used, "stored_bytes": stored}
 
     async def watch(self) -> None:
         """Count periodically until cancelled."""
@@ -90,30 +90,34 @@ class Quotas:
         if not caller.name:
             yield
             return
-        kinds = ("job", "training") if training else ("job",)
-        for kind, name in zip(kinds, ("unfinished_jobs", "trainings"), strict=False):
-            await self._check(caller, kind, name)
-        await self._check_stored(caller)
-        for kind in kinds:
-            self._adding[caller.name, kind] += 1
+        limits = ("unfinished_jobs", "trainings") if training else ("unfinished_jobs",)
+        for name in limits:
+            await self._check_jobs(caller, name)
+        limit = self.limit(caller, "stored_bytes")
+        if limit and self._kept_bytes[caller.name] >= limit:
+            raise _full(limit)
+        for name in limits:
+            self._adding[caller.name, name] += 1
         try:
             yield
-            self._added.extend((time.monotonic(), caller.name, kind) for kind in kinds)
+            self._added.extend((time.monotonic(), caller.name, name) for name in limits)
         finally:
-            for kind in kinds:
-                self._adding[caller.name, kind] -= 1
+            for name in limits:
+                self._adding[caller.name, name] -= 1
 
-    async def _check(self, caller: Caller, kind: str, name: str) -> None:
+    async def _check_jobs(self, caller: Caller, name: str) -> None:
+        """Raise TooManyRequestsError if a caller has reached the limit `name` of its jobs."""
         limit = self.limit(caller, name)
-        if limit and self._used(caller.name, kind) >= limit:
+        if limit and self._used(caller.name, name) >= limit:
             await self._count(fresh=True)  # some may have ended since
-            if self._used(caller.name, kind) >= limit:
+            if self._used(caller.name, name) >= limit:
                 what = name.replace("_", " ")
                 raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
 
-    def _used(self, owner: str, kind: str) -> int:
-        added = sum(name == owner and of == kind for _, name, of in self._added)
-        return self._counts.get(owner, Counter())[kind] + added + self._adding[owner, kind]
+    def _used(self, owner: str, name: str) -> int:
+        """Return how many jobs of an owner count against the limit `name`."""
+        added = sum(entry[1:] == (owner, name) for entry in self._added)
+        return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]
 
     async def _count(self, *, fresh: bool = False) -> None:
         """Count unfinished jobs in the database, at most once per `COUNT_S / 10` seconds.
@@ -137,11 +141,12 @@ class Quotas:
             self._adding += Counter()  # drop zeros
 
     def _read_counts(self) -> dict[str, Counter[str]]:
+        """Return the unfinished jobs of each owner, by name of the limit."""
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
         query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)
         with self._engine.connect() as connection:
             rows = connection.execute(query.where(jobs.c.status.in_(UNFINISHED))).all()
-        return {owner: Counter(job=count, training=int(trainings)) for owner, count, trainings in rows}
+        return {owner: Counter(unfinished_jobs=count, trainings=int(trainings)) for owner, count, trainings in rows}
 
     # --- bytes ---
 
@@ -149,11 +154,6 @@ class Quotas:
         """Raise TooManyRequestsError if a caller may not store `size_bytes` more bytes."""
         limit = self.limit(caller, "stored_bytes")
         if limit and await self.stored_bytes(caller.name) + size_bytes > limit:
-            raise _full(limit)
-
-    async def _check_stored(self, caller: Caller) -> None:
-        limit = self.limit(caller, "stored_bytes")
-        if limit and self._kept_bytes[caller.name] >= limit:
             raise _full(limit)
 
     async def stored_bytes(self, owner: str) -> int:

@@ -72,17 +72,12 @@ class TrainingWorker:
 
     def start(self) -> None:
         """Run jobs until `stop` is called; return when all threads have stopped."""
-        kinds_by_thread: dict[str, tuple[str, ...]] = {"trainer": (TRAINING,)}
-        # the last of several threads runs no dry runs, which are slow, so that imports need not
-        # wait for them
-        count = self.context.settings.auxiliary_workers
-        for number in range(count):
-            quick = count > 1 and number == count - 1
-            kinds_by_thread[f"auxiliary-{number}"] = QUICK_AUXILIARY_KINDS if quick else AUXILIARY_KINDS
-        threads = [threading.Thread(target=self.discover_devices, name="discover-devices")]
-        threads += [
-            threading.Thread(target=self._run_jobs, args=(kinds,), name=name) for name, kinds in kinds_by_thread.items()
-        ]
+        auxiliary_threads = self.context.settings.auxiliary_workers
+        kinds_by_thread: list[tuple[str, ...]] = [(TRAINING,), *[AUXILIARY_KINDS] * auxiliary_threads]
+        if auxiliary_threads > 1:  # one thread runs no dry runs, which are slow, so that imports need not wait
+            kinds_by_thread[-1] = QUICK_AUXILIARY_KINDS
+        threads = [threading.Thread(target=self._run_jobs, args=(kinds,)) for kinds in kinds_by_thread]
+        threads.append(threading.Thread(target=self.discover_devices, name="discover-devices"))
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
