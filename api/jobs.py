@@ -44,7 +44,7 @@ class JobService:
     """The jobs of the service, as the routes of one API process use them."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
-        """Prepare; nothing runs before `start`."""
+        """Create the service; `start` starts its background tasks."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs

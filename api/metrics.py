@@ -21,11 +21,11 @@ class ServiceCollector(Collector):
     """Metrics of a scrape that are not counted by prometheus_client."""
 
     def __init__(self, figures: dict[str, Any]) -> None:
-        """Use these figures."""
+        """Set the values of the metrics."""
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the figures as metric families."""
+        """Yield the metrics."""
         figures = self._figures
         yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=figures["waiting"])
         yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=figures["resent"])

@@ -33,7 +33,7 @@ class RequestMiddleware:
     """Checks each request, passes it to the application, and records its outcome."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        """Wrap `app`."""
+        """Wrap the ASGI application `app`."""
         self._app = app
         self._access = AccessControl(settings)
         self._bodies = RequestBodies(settings)

@@ -35,10 +35,10 @@ _CHUNK = 500
 
 
 class Quotas:
-    """The limits of callers and their usage."""
+    """Counts what each owner uses, and checks it against the limits of callers."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Count nothing before `watch` runs."""
+        """Start with no counts; `watch` updates them."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs

@@ -123,7 +123,7 @@ class BodyReader:
     def __init__(
         self, receive: Receive, rule: BodyRule, memory: SharedMemory, timeout_s: float, *, decoded: bool
     ) -> None:
-        """Read from `receive`."""
+        """Read the messages of `receive`."""
         self._receive = receive
         self._rule = rule
         self._memory = memory

@@ -65,7 +65,7 @@ def add_plain_route(app: FastAPI, operation: Operation, function: RouteFunction)
 
 
 def add_operations(app: FastAPI, state: AppState) -> None:
-    """Add the routes of all operations but upscales, which have a module of their own."""
+    """Add the routes of all operations except upscales, which have their own module."""
     for operation in OPERATIONS:
         if not operation.tiled:
             add_plain_route(app, operation, _operation_route(state, operation))

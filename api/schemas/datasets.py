@@ -23,7 +23,7 @@ class SplitCounts(Resource):
 
 
 class DatasetLinks(Resource):
-    """Paths of a dataset."""
+    """URL paths of a dataset."""
 
     self: str
     preview: str
@@ -106,7 +106,7 @@ class DatasetForm(RequestBody):
 
 
 class NamedDatasetBody(RequestBody):
-    """A dataset that is known by name."""
+    """A request to fetch a dataset that is known by name."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"source": "mnist"}})
 

@@ -13,7 +13,7 @@ Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class JobLinks(Resource):
-    """Paths of a job."""
+    """URL paths of a job."""
 
     self: str
     events: str

@@ -76,7 +76,7 @@ class ModelChange(RequestBody):
 
 
 class VersionLinks(Resource):
-    """Paths of a version."""
+    """URL paths of a version."""
 
     self: str
     file: str

@@ -63,7 +63,7 @@ class TrainingBody(RequestBody):
 
 
 class TrainingLinks(JobLinks):
-    """Paths of a training."""
+    """URL paths of a training."""
 
     job: str
     metrics: str
@@ -127,7 +127,7 @@ class MetricsPage(Page[EpochMetrics]):
 
 
 class CheckpointResponse(Resource):
-    """A checkpoint of a training."""
+    """A checkpoint that a training has written."""
 
     object: Literal["training.checkpoint"]
     step_number: int
