@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -19,7 +20,17 @@ STORED_BYTES = 256 << 10  # smaller results are rendered for each request, in a 
 _CHUNK_BYTES = 1 << 20
 _CACHE_SIZE = 1024
 
+T = TypeVar("T")
 Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
+
+
+async def run_once(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Call `work` once for all concurrent callers with the same key; return its result."""
+    task = running.get(key)
+    if task is None:
+        task = running[key] = asyncio.create_task(work())
+        task.add_done_callback(lambda _task: running.pop(key, None))
+    return await asyncio.shield(task)
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,7 @@ class ResultFiles:
         if cached is not None:
             self._cache.move_to_end(key)
             return cached
-        task = self._rendering.get(key)
-        if task is None:
-            task = self._rendering[key] = asyncio.create_task(self._find_or_render(job_id, key, render))
-            task.add_done_callback(lambda _task: self._rendering.pop(key, None))
-        return await asyncio.shield(task)
+        return await run_once(self._rendering, key, lambda: self._find_or_render(job_id, key, render))
 
     async def _find_or_render(self, job_id: str, key: str, render: Render) -> ResultFile:
         file = await asyncio.to_thread(self._find, key)

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
 from api.responses.render import JSON, About, choose
-from api.responses.result_files import ResultFile, ResultFiles
+from api.responses.result_files import ResultFile, ResultFiles, run_once
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.decode import PictureFile
@@ -188,14 +188,10 @@ class UpscaleService:
 
     async def _stored_picture(self, job: Job, spec: UpscaleSpec, kind: str) -> StoredPicture:
         """Return the picture in a file format; concurrent requests for it share one encoding."""
-        key = f"jobs/{job.id}/answer.{kind}"
-        task = self._encoding.get(key)
-        if task is None:
-            pixels = spec.size[0] * spec.size[1]
-            task = asyncio.create_task(self._run(pixels, self._find_or_encode, job, spec, kind, key))
-            self._encoding[key] = task
-            task.add_done_callback(lambda _task: self._encoding.pop(key, None))
-        return await asyncio.shield(task)
+        key, pixels = f"jobs/{job.id}/answer.{kind}", spec.size[0] * spec.size[1]
+        return await run_once(
+            self._encoding, key, lambda: self._run(pixels, self._find_or_encode, job, spec, kind, key)
+        )
 
     def _find_or_encode(self, job: Job, spec: UpscaleSpec, kind: str, key: str) -> StoredPicture:
         """Return the stored picture, or encode and store it. Raises LookupError."""
