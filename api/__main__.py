@@ -1,6 +1,7 @@
-"""`python -m api`: one API process; `python -m api keys` creates, lists, revokes and rotates API keys.
+"""`python -m api`: one API process.
 
-What takes long to import is imported after the checks, so that a refused start is quick.
+`python -m api keys` creates, lists, revokes and rotates API keys. Modules that take long to import
+are imported after the settings are checked, so that an invalid setting is reported at once.
 """
 
 import sys

@@ -22,7 +22,7 @@ from core.startup import QueueGuard
 
 log = logging.getLogger(__name__)
 
-EXIT_S = 4.0  # a process that still runs so long after `REVERIE_SHUTDOWN_GRACE_S` is killed
+EXIT_S = 4.0  # seconds after `REVERIE_SHUTDOWN_GRACE_S` at which a process is killed
 OTHER_FILES = 512  # file descriptors besides connections: databases, the queue server, uploads, child processes
 
 
