@@ -145,8 +145,7 @@ class Run:
         return total
 
     def _graphed_loss(self, index: Int[Tensor, "B"]) -> GraphedLoss | None:
-        """Return the CUDA graph of the losses of a batch of this size; it is captured in every
-        epoch.
+        """Return the CUDA graph of a batch's losses, which is captured once per epoch.
 
         None without a GPU, for families with several optimizers, for families whose loss a graph
         cannot hold, and for a last batch of another size.
