@@ -76,10 +76,10 @@ class InferenceContext:
         run beside it, as its process may crash.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
-        long = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
+        takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
         started = clock()
         ends = started + max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
-        with self.preemption.preemptible(functions=tiled) if long and not isolated else nullcontext():
+        with self.preemption.preemptible(functions=tiled) if (tiled or takes_time) and not isolated else nullcontext():
             result = engine.run(model, method, options, slices, state, lambda: clock() < ends)
         seconds = clock() - started
         self.counters[f"rows:{method}"] += rows

@@ -48,7 +48,7 @@ _MANY_WEIGHTS_BYTES = 64 << 20
 
 # Identifies how plans are made, in the name of their files: a change of the rules changes this
 # text.
-_RULES = "buckets tried on several rows, wide layers packed, CPU time"
+_RULES = "buckets tried on several rows, wide layers packed"
 
 _MAX_PARSED_OPTIONS = 256
 
@@ -171,14 +171,12 @@ class LoadedModel:
         items = [noise.to(self.device) for _ in operation.inputs]
         result = self.call(method, options, rows, items, None)
         state = result.state if isinstance(result, Continuation) else None
-        # CPU time, where it is that of this thread, does not depend on what else runs on the machine
-        clock = time.thread_time if self.threads == 1 and self.device.type == "cpu" else time.perf_counter
         seconds = float("inf")
         for _ in range(runs or int(state is not None)):
-            started = clock()
+            started = time.perf_counter()
             result = self.call(method, options, rows, items, state)
             self._wait()
-            seconds = min(seconds, clock() - started)
+            seconds = min(seconds, time.perf_counter() - started)
         fields = result.state if isinstance(result, Continuation) else result
         tensors = [value for value in fields.values() if isinstance(value, Tensor) and value.ndim]
         return [tensor.flip(0) if reverse else tensor for tensor in tensors], seconds
