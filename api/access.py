@@ -23,6 +23,7 @@ from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes: they need no key, and any Host is allowed
+_DESCRIPTION_PATHS = re.compile(r"/openapi\.json|/docs|/docs/static/.*")  # need no key unless a setting says so
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 ABUSE = "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"
 
@@ -94,6 +95,7 @@ class AccessControl:
         self._proxies = trusted_proxies(settings)
         self._rates = RateLimits(settings.wrong_keys_per_minute)
         self._per_second = settings.key_requests_per_second
+        self._public_openapi = settings.public_openapi
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
         """Check host, origin, API key, rate and role. Return the error, or None if the checks pass.
@@ -118,12 +120,17 @@ class AccessControl:
                 f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
             )
             return ForbiddenError(detail)
-        authorization = headers.get(b"authorization", b"")
+        return self._check_key(scope, headers)
+
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
+        authorization, path = headers.get(b"authorization", b""), scope["path"]
+        if self._public_openapi and not authorization and _DESCRIPTION_PATHS.fullmatch(path):
+            return None
         caller = self.keys.caller(authorization)
         if caller is None:
             return self._check_unknown_key(scope, headers, tried=bool(authorization))
         scope["reverie_caller"] = caller
-        return self._check_caller(scope, caller, rule_of(method, path)) if self.keys.used else None
+        return self._check_caller(scope, caller, rule_of(scope["method"], path)) if self.keys.used else None
 
     def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:
         challenge = {"WWW-Authenticate": "Bearer"}

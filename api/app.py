@@ -37,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Reverie",
         version="0.1.0",
         description="Trained generative models over HTTP: samples, encodings, energies, likelihoods.",
+        license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=_lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,

@@ -17,12 +17,12 @@ from starlette.responses import Response
 from api.access import OPEN_PATHS, SAFE_METHODS
 from api.errors import MEDIA_TYPE, TITLES
 from api.permissions import Models
-from api.request_content import FORM, RAW
+from api.request_content import FORM
 from api.responses.render import JSON, NPZ, PNG
 from api.schemas.common import Problem
 from api.schemas.datasets import DatasetForm, NamedDatasetBody
 from api.schemas.models import VersionForm
-from api.schemas.operations import RESPONSES, OperationFields, OperationResponse, UpscaleFields
+from api.schemas.operations import RESPONSES, OperationFields, UpscaleFields
 from core.catalog.operations import OPERATIONS, Operation
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
@@ -52,17 +52,20 @@ def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[s
     return {"response_class": Response, "responses": {**described, **problem_responses(*statuses)}}
 
 
-def upload(form: type[BaseModel], *, raw: bool = False, json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the request body of an upload: a form, also a `raw` file or a `json` body."""
+_WAIT = "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a job at once."
+PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _WAIT}
+
+
+def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return the request body of an upload: a form, also a `json` body, whose job can be waited for."""
     content: Schema = {FORM: {"schema": reference(form)}}
-    if raw:
-        content[RAW] = BINARY
+    extra: Schema = {"requestBody": {"required": True, "content": content}}
     if json is not None:
         content[JSON] = {"schema": reference(json)}
-    return {"requestBody": {"required": True, "content": content}}
+        extra["parameters"] = [PREFER]
+    return extra
 
 
-_OPERATION_RESPONSES = (OperationResponse, *RESPONSES.values())
 _JOB_RESULT = {
     "description": "The result as its operation returns it, or that of a training or another job.",
     "anyOf": [*map(reference, RESPONSES.values()), {"type": "object"}],
@@ -81,29 +84,61 @@ EVENTS: dict[int | str, Schema] = {
     200: {
         "description": "`status` and `progress` events, numbered, and `preview` events without a number, at most two a "
         "second, which link to a picture of what has been reached; the stream ends with the job",
-        "content": {SSE: {}},
+        "content": {SSE: {"schema": {"type": "string"}}},
     },
     204: {"description": "The job has ended, and no event came after `Last-Event-ID`"},
 }
 PICTURE: dict[int | str, Schema] = {200: {"description": "A picture", "content": {PNG: BINARY}}}
 
+_TAGS = [
+    {"name": "operations", "description": "What a model computes. A request that takes long becomes a job."},
+    {"name": "models", "description": "Models, their versions, and which version is active."},
+    {"name": "jobs", "description": "Requests that run in the background: status, events and results."},
+    {"name": "trainings", "description": "Trainings: start, watch, pause, resume and publish."},
+    {"name": "datasets", "description": "Pictures to train on."},
+    {"name": "access", "description": "The API key of a request: its roles, limits and use."},
+    {"name": "health", "description": "For probes and for Prometheus."},
+]
 _FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})  # FastAPI's own schemas of a 422
 
 
 def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool) -> None:
     """Add schemas, problem responses and, with `keys`, the API key to FastAPI's description."""
+    schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     components = schema.setdefault("components", {})
-    models: list[Any] = [(model, "serialization") for model in (Problem, *_OPERATION_RESPONSES)]
+    models: list[Any] = [(model, "serialization") for model in (Problem, *RESPONSES.values())]
     models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, VersionForm)]
     _, definitions = models_json_schema(models, ref_template=_TEMPLATE)
     schemas = {name: one for name, one in components.get("schemas", {}).items() if name not in _FASTAPI_PROBLEMS}
     schemas |= definitions["$defs"] | operation_schemas | {"JobResult": _JOB_RESULT}
+    for one in schemas.values():  # the default of JSON Schema; stated, it makes generated types vague
+        if one.get("additionalProperties") is True:
+            del one["additionalProperties"]
     components["schemas"] = dict(sorted(schemas.items()))
     if keys:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
+    else:
+        schema["security"] = []
     for path, methods in schema["paths"].items():
         for method, described in methods.items():
             _complete_operation(path, method, described, keys=keys)
+
+
+_JOB_LINKS: Schema = {
+    name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+    for name in ("get_job", "stream_job_events", "get_job_result", "cancel_job", "delete_job")
+}
+_LINKS: dict[tuple[str, str], Schema] = {
+    ("create_training", "202"): {
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+        for name in ("get_training", "pause_training", "publish_training")
+    },
+    ("create_dataset", "201"): {
+        name: {"operationId": name, "parameters": {"name": "$response.body#/name"}}
+        for name in ("get_dataset", "delete_dataset")
+    },
+}
+"""What can be done with the resource of a response, by operation and status."""
 
 
 def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:
@@ -112,6 +147,11 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
         del responses["422"]  # a problem replaces it, see below
     if path in OPEN_PATHS:
         return
+    if method == "post" and "202" in responses:
+        responses["202"]["links"] = dict(_JOB_LINKS)
+    for (operation, status), links in _LINKS.items():
+        if described.get("operationId") == operation:
+            responses[status]["links"] = responses[status].get("links", {}) | links
     responses |= problem_responses(421)
     if path.startswith("/v1/"):
         responses |= problem_responses(422)  # for unknown query parameters
@@ -126,11 +166,10 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
 
 # --- operations ---
 
-_PREFER = "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a job at once."
 _KEY = "Sent again with the same body, the same job's result is returned."
 _KEY_SCHEMA = {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'}
 _HEADERS: list[Schema] = [
-    {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _PREFER},
+    PREFER,
     {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA, "description": _KEY},
 ]
 _STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
@@ -210,7 +249,9 @@ class OperationDocs:
         fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
         references = self._options(operation, entries)
         if references:
-            fields["options"] = {"description": fields["options"]["description"], "anyOf": references}
+            description = fields["options"]["description"]
+            alternatives = references[0] if len(references) == 1 else {"anyOf": references}
+            fields["options"] = {"description": description, **alternatives}
         return fields
 
     def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
@@ -262,7 +303,7 @@ class OperationDocs:
 def _responses(
     operation: Operation, media: Iterable[str], description: str, statuses: Iterable[int]
 ) -> dict[int | str, Schema]:
-    schema = reference(RESPONSES.get(operation.path, OperationResponse).__name__)
+    schema = reference(RESPONSES[operation.path])
     content = {kind: {"schema": schema} if kind == JSON else BINARY for kind in media}
     return {
         "200": {"description": description, "content": content},

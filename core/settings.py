@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """fsspec URL of the blob store; empty: a folder in the state folder."""
     api_keys: Path | None = None
     """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is allowed."""
+    public_openapi: bool = True
+    """`/docs` and `/openapi.json` need no API key; if false, they need one as other routes do."""
     allow_anonymous: bool = False
     """Allow an address other than loopback without API keys: everybody may use the service."""
     allowed_hosts: str = Field(

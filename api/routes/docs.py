@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import swagger_ui_bundle
+import fastapi_offline
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.staticfiles import StaticFiles
@@ -16,7 +16,7 @@ _STATIC = "/docs/static"
 
 def mount_static_files(app: FastAPI) -> None:
     """Serve the scripts and styles of the documentation page."""
-    app.mount(_STATIC, StaticFiles(directory=Path(swagger_ui_bundle.swagger_ui_path)), name="docs-static")
+    app.mount(_STATIC, StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"), name="docs-static")
 
 
 @router.get("/docs", include_in_schema=False)
@@ -27,7 +27,7 @@ async def get_docs() -> Response:
         title="Reverie",
         swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
         swagger_css_url=f"{_STATIC}/swagger-ui.css",
-        swagger_favicon_url=f"{_STATIC}/favicon-32x32.png",
+        swagger_favicon_url=f"{_STATIC}/favicon.png",
     )
     page.headers["Content-Security-Policy"] = policy_of(bytes(page.body).decode())
     return page

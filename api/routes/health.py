@@ -49,7 +49,9 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     responses={
         200: {
             "description": "Metrics in a format of Prometheus",
-            "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            "content": {
+                kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")
+            },
         }
     },
 )

@@ -119,7 +119,7 @@ async def delete_version(state: State, caller: CurrentCaller, name: str, version
         202: {"description": "A job", "model": JobResponse},
         **problem_responses(400, 408, 413, 415, 422, 500, 503, 507),
     },
-    openapi_extra=upload(VersionForm, raw=True),
+    openapi_extra=upload(VersionForm),
 )
 async def import_version(request: Request, state: State, caller: CurrentCaller, name: str) -> Response:
     """Import a safetensors file. Its card must have this name, and its weights must fit its config.

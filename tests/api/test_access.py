@@ -28,6 +28,7 @@ from api.exposure import (
     trusted_proxies,
 )
 from api.rate_limits import RateLimits
+from core.settings import Settings
 from tests.api.callers import app_settings, application, bearer, key_file, key_line
 from tests.api.helpers import MODEL, problem
 
@@ -330,6 +331,24 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
             assert "access-control-allow-origin" not in response.headers
 
     asyncio.run(visit())
+
+
+def test_the_description_needs_no_key(tmp_path: Path) -> None:
+    """Nor do the page and its files, unless the setting says otherwise; a wrong key is refused there as elsewhere."""
+
+    async def visit(settings: Settings, *, public: bool) -> None:
+        async with application(settings, "", "wrong") as (nobody, stranger):
+            for path in ("/openapi.json", "/docs", "/docs/static/swagger-ui.css"):
+                if public:
+                    assert (await nobody.get(path)).status_code == 200
+                else:
+                    problem(await nobody.get(path), 401)
+                problem(await stranger.get(path), 401)
+            problem(await nobody.get("/v1/models"), 401)
+
+    keys = key_file(tmp_path, key_line("ann"))
+    asyncio.run(visit(app_settings(tmp_path / "open", api_keys=keys), public=True))
+    asyncio.run(visit(app_settings(tmp_path / "closed", api_keys=keys, public_openapi=False), public=False))
 
 
 def test_an_allowed_origin_may_call(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def _digest(key: str) -> str:
 # --- keys ---
 
 
-def test_keys_close_everything_but_health(tmp_path: Path) -> None:
+def test_keys_close_everything_but_health_and_the_description(tmp_path: Path) -> None:
     """Without a good key there is no model, job, metric or page to be had; a job is its owner's alone."""
     file = tmp_path / "keys"
     file.write_text(f"ann:{_digest('a')}\nbob:{_digest('b')}\n")
@@ -44,7 +44,7 @@ def test_keys_close_everything_but_health(tmp_path: Path) -> None:
         ):
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.get("/readyz")).status_code == 503
-            for path in ("/v1/models", "/v1/jobs", "/metrics", "/docs", "/openapi.json", "/nothing"):
+            for path in ("/v1/models", "/v1/jobs", "/metrics", "/nothing"):
                 for headers in ({}, {"Authorization": "Bearer c"}, {"Authorization": "Basic a"}):
                     response = await client.get(path, headers=headers)
                     problem(response, 401, "Authorization: Bearer")

@@ -219,6 +219,25 @@ def test_the_description_is_one(client: httpx.Client) -> None:
     assert len({described["operationId"] for described in operations}) == len(operations)
 
 
+def test_links_lead_to_operations(client: httpx.Client) -> None:
+    """A job, a training and a dataset link to what can be done with them; each parameter of a link exists."""
+    paths = client.get("/openapi.json").json()["paths"]
+    operations = {one["operationId"]: one for methods in paths.values() for one in methods.values()}
+    links = {
+        (name, status): response["links"]
+        for name, operation in operations.items()
+        for status, response in operation["responses"].items()
+        if "links" in response
+    }
+    assert {"get_job", "get_job_result", "cancel_job"} <= links["create_samples", "202"].keys()
+    assert "pause_training" in links["create_training", "202"]
+    assert "get_dataset" in links["create_dataset", "201"]
+    for found in links.values():
+        for link in found.values():
+            declared = {parameter["name"] for parameter in operations[link["operationId"]]["parameters"]}
+            assert link["parameters"].keys() <= declared
+
+
 def test_responses_of_operations_are_as_modelled(client: httpx.Client, digit: bytes) -> None:
     """Routes render bytes without the models, which name every field that comes all the same."""
     picture = b64(digit)

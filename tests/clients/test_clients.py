@@ -1,0 +1,155 @@
+"""Clients that other tools generate from `/openapi.json` work with a live service, and linters find no error in it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.stack import Stack
+
+HERE = Path(__file__).parent
+COPIED = ("package.json", "package-lock.json", ".npmrc", "redocly.yaml", ".spectral.yaml", "tsconfig.json", "client.ts")
+OFF = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+
+
+@pytest.fixture(scope="module")
+def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the npm tools, the description of the service, a picture and a data set."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed: the generated TypeScript client and the linters are not tested")
+    folder = tmp_path_factory.mktemp("clients")
+    for name in COPIED:
+        shutil.copy(HERE / name, folder)
+    installed = subprocess.run(
+        [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert installed.returncode == 0, installed.stderr[-2000:]
+    _write_inputs(stack.url, folder)
+    return folder
+
+
+def _write_inputs(url: str, folder: Path) -> None:
+    (folder / "openapi.json").write_bytes(httpx.get(f"{url}/openapi.json").content)
+    Image.new("RGB", (12, 10), "red").save(folder / "picture.png")
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 14, 14), np.uint8)
+    np.savez(folder / "digits.npz", images=pixels)
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a tool of the project; return its output."""
+    program = str(folder / "node_modules" / ".bin" / command[0]) if command[0] != "node" else "node"
+    done = subprocess.run(
+        [program, *command[1:]],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **OFF},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_linters_find_nothing(project: Path) -> None:
+    """Redocly and Spectral with their recommended rules; the configurations say which are off, and why."""
+    found = json.loads(run(project, "redocly", "lint", "openapi.json", "--format", "json"))
+    assert found["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}
+    assert "No results" in run(project, "spectral", "lint", "openapi.json", "--fail-severity", "hint")
+
+
+def test_typescript(project: Path, stack: Stack) -> None:
+    """Samples, an upscale, an upload by form, a training and its events, through types that `tsc --strict` checks."""
+    run(project, "openapi-typescript", "openapi.json", "--default-non-nullable", "false", "-o", "schema.d.ts")
+    run(project, "tsc")
+    found = json.loads(run(project, "node", "client.js", stack.url, "picture.png", "digits.npz"))
+    assert found["images"] == 2
+    assert found["png"] == "PNG"
+    assert sum(found["counts"].values()) == 60
+    assert {"status", "metrics"} <= set(found["events"])
+    assert found["status"] == "succeeded"
+
+
+@pytest.fixture(scope="module")
+def generated(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a client that openapi-python-client generated; `generated` can be imported."""
+    folder = tmp_path_factory.mktemp("python-client")
+    _write_inputs(stack.url, folder)
+    made = subprocess.run(
+        [
+            *(sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json"),
+            *("--config", str(HERE / "openapi-python-client.yaml"), "--meta", "none", "--output-path", "generated"),
+        ],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "WARNING" not in made.stdout + made.stderr
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+def call(client: Any, operation: str, **arguments: Any) -> Any:
+    """Call an operation of the generated client, `TAG.NAME`; return what its parser made of the response."""
+    module = importlib.import_module(f"generated.api.{operation}")
+    response = module.sync_detailed(client=client, **arguments)
+    assert response.status_code < 300, response.content
+    assert response.parsed is not None
+    return response.parsed
+
+
+def test_python(generated: Path, stack: Stack) -> None:
+    """The same calls as in TypeScript; no operation of the description is lost."""
+    paths = json.loads((generated / "openapi.json").read_bytes())["paths"]
+    operations = {described["operationId"] for methods in paths.values() for described in methods.values()}
+    assert operations == {path.stem for path in (generated / "generated" / "api").glob("*/*.py")} - {"__init__"}
+
+    models, types = (importlib.import_module(f"generated.{name}") for name in ("models", "types"))
+    made = importlib.import_module("generated.client").Client(base_url=stack.url, timeout=httpx.Timeout(90))
+    with made as client:
+        use(client, models, types, generated)
+
+
+def use(client: Any, models: Any, types: Any, folder: Path) -> None:
+    """Draw samples, enlarge a picture, upload a data set, train on it and read the events."""
+    body = models.SamplesBody(
+        model="vae-mnist-2d", count=2, seed=3, options=models.VaeSamplesOptions.from_dict({"output": "draws"})
+    )
+    samples = call(client, "operations.create_samples", body=body, prefer="wait=60")
+    assert len(samples.images) == 2
+    with (folder / "picture.png").open("rb") as file:
+        form = models.UpscalesForm(
+            image=types.File(file, "picture.png", "image/png"), model="enlarge", format_=models.UpscalesFormFormat.PNG
+        )
+        enlarged = call(client, "operations.create_upscales", body=form, prefer="wait=60")
+    assert enlarged.payload.read(4) == b"\x89PNG"
+    with (folder / "digits.npz").open("rb") as file:
+        upload = models.DatasetForm(name="python", file=types.File(file, "digits.npz"))
+        dataset = call(client, "datasets.create_dataset", body=upload)
+    assert sum(dataset.counts.to_dict().values()) == 60
+    recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1, "batch_size": 16}}
+    training = models.TrainingBody.from_dict({"family": "vae", "dataset": "python", "name": "python", "recipe": recipe})
+    job = call(client, "trainings.create_training", body=training)
+    events = call(client, "jobs.stream_job_events", job_id=job.id)
+    assert "event: metrics" in events
+    assert call(client, "jobs.get_job", job_id=job.id).status == "succeeded"
