@@ -15,6 +15,7 @@ WARM_UP_STEPS = 3  # before the capture, as torch.cuda.graph asks for: libraries
 Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 
 
+# See docs/decisions.md#on-a-gpu-the-loss-and-its-gradients-are-a-cuda-graph
 class GraphedLoss:
     """The losses of batches of one size, captured with the gradients of their mean.
 
