@@ -360,7 +360,7 @@ def report() -> str:
         lines += [f"## Lower half hidden, {part['count']} test digits", ""]
         lines.append(f"- answers in which the classifier names the true digit: {share['agreement']}")
         lines.append(f"- of the whole digits {share['agreement_of_the_whole_digit']}")
-        lines.append(f"- of the upper uniform16 alone {share['agreement_of_the_upper_half_alone']}")
+        lines.append(f"- of the upper halves alone {share['agreement_of_the_upper_half_alone']}")
         lines.append(f"- known pixels unchanged: {'yes' if part['known_pixels_unchanged'] else 'no'}")
         lines.append(f"- pairs of answers that differ, first {TWICE} digits: {share['answers_that_differ']}")
         lines += [f"- options: {part['options']}", ""]

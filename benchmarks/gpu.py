@@ -44,7 +44,8 @@ PAPER: dict[str, tuple[str, ...]] = {
     "vae-mnist-k5": ("training.epochs=600",),
     "vae-mnist": ("training.epochs=2600", "training.drop_from=1300"),
     "vae-mnist-2d": ("training.epochs=1700",),
-    "bihm-mnist": ("training.epochs=800", "training.drop_from=600", "config.late_from=600"),
+    "bihm-mnist-k10": ("training.epochs=800", "training.drop_from=600", "config.late_from=600"),
+    "bihm-mnist": ("training.epochs=200", "training.drop_from=100", "config.late_from=100"),
     "bihm-mushrooms": (),
     "bihm-dna": (),
     "ebgan-mnist": ("training.epochs=100", "training.decay=cosine"),
@@ -53,7 +54,7 @@ PAPER: dict[str, tuple[str, ...]] = {
     "superres-regression": ("training.epochs=400",),
     "superres-statistics": ("training.epochs=40",),
 }
-STARTS = {"vae-mnist": "vae-mnist-k5", "superres-statistics": "superres-regression"}
+STARTS = {"vae-mnist": "vae-mnist-k5", "bihm-mnist": "bihm-mnist-k10", "superres-statistics": "superres-regression"}
 DRY = ("training.epochs=1", "training.pictures=24", "training.batch_size=12", "training.warmup_steps=0")
 DRY_LESS = ("training.validation=0", "training.decay=constant", "training.precision=float32")
 

@@ -61,7 +61,7 @@ LINES: tuple[tuple[str, str, Callable[[], str], str], ...] = (
         EVALUATE.format("vae-mnist") + " --precision bfloat16",
     ),
     (
-        "BiHM, MNIST, static: log p*, all 10 000 test digits, K = 1000",
+        "BiHM, MNIST (paper: static, ours: dynamic binarization): log p*, all 10 000 test digits, K = 1000",
         "−84.8",
         lambda: f"{figures('bihm-mnist')['log_p_star']:.2f} nats",
         BIHM_MNIST,

@@ -20,7 +20,7 @@ def row(entry: ModelVersion) -> str:
     """Return one line of the table: name, description, training, and figures."""
     card = entry.card
     provenance = card.provenance
-    trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min on a {provenance['hardware']}"
+    trained = f"{provenance['epochs']} epochs, {provenance['seconds'] / 60:.0f} min, {provenance['hardware']}"
     figures = "; ".join(f"{metric.name} {metric.value:.4g} {metric.unit}".strip() for metric in card.figures[:MOST])
     return f"| `{entry.name}` | {card.json['summary']} | {trained} | {figures or 'none measured yet'} |"
 
