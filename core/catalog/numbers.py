@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-_EXACT = 2.0**64  # floats from here on stay floats: no field takes such integers
+_SMALLEST, _ABOVE_LARGEST = -(2.0**63), 2.0**64  # other floats stay floats: orjson writes no larger integers
 
 
 def whole(value: Any) -> Any:
     """Return a float without a fraction as an int, and any other value unchanged."""
-    return int(value) if type(value) is float and -_EXACT < value < _EXACT and value.is_integer() else value
+    fits = type(value) is float and _SMALLEST <= value < _ABOVE_LARGEST
+    return int(value) if fits and value.is_integer() else value
 
 
 def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
+import orjson
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -47,6 +48,15 @@ def test_the_content_hash_treats_4_and_4_0_alike() -> None:
     assert repr(canonical({"a": 4.0, "b": [1.0, {"c": 2.5}], "d": -0.0, "e": "4.0", "f": True})) == repr(
         {"a": 4, "b": [1, {"c": 2.5}], "d": 0, "e": "4.0", "f": True}
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["-9223372036854775808", "-9223372036854775809", "-1e19", "18446744073709551616", "1e300"]
+)
+def test_a_large_number_of_a_body_can_be_hashed(text: str) -> None:
+    """Whatever orjson reads it writes again after `canonical`, which the content hash needs."""
+    read = orjson.loads(f'{{"a": [{text}]}}')
+    assert orjson.loads(orjson.dumps(canonical(read))) == read
 
 
 @pytest.mark.parametrize("value", [4.5, math.inf, -math.inf, math.nan, True, None, "4", "4.0", [4], 1e300, -1e300])
