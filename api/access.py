@@ -88,7 +88,9 @@ class AccessControl:
     """Checks each request of one API process before a route sees it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the key file. Raises ValueError if a line is not valid, and OSError."""
+        """Read the key file. Raises ValueError if a line is not valid, and OSError if it cannot be
+        read.
+        """
         self.keys = Keys(settings.api_keys)
         self._hosts = HostCheck(allowed_hosts(settings))
         self._origins = OriginCheck(allowed_origins(settings))
@@ -98,9 +100,10 @@ class AccessControl:
         self._public_openapi = settings.public_openapi
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
-        """Check host, origin, API key, rate and role. Return the error, or None if the checks pass.
+        """Check host, origin, API key, rate and role; return the error, or None if the checks pass.
 
-        The caller is stored in the scope; see `caller_of`.
+        Stores the caller in the scope, where `caller_of` finds it, and logs rejected keys and
+        missing roles in the audit log.
         """
         path, method = scope["path"], scope["method"]
         scope["reverie_caller"] = ANONYMOUS
@@ -163,13 +166,13 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
-    """Return the error (429) for a request that exceeds the limit `limit` of its caller."""
+    """Return the error (429) for a request that exceeds the limit named `limit` of its caller."""
     detail += "; GET /v1/me shows your limits and what you use"
     return TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
 
 
 def _names_one_host(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether the request has one `Host` header, or none in HTTP/1.0."""
+    """Return whether the request has exactly one `Host` header; HTTP/1.0 also allows no header."""
     if b"host" not in headers:
         return bool(scope["http_version"] == "1.0")
     lines = scope["headers"]

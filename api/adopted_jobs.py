@@ -26,10 +26,10 @@ _RETRY_S = 0.5
 
 
 class AdoptedJobs:
-    """The adopted jobs of one API process, which holds their leases.
+    """The adopted jobs of one API process, which is the owner of their leases.
 
     If the process dies, the leases expire and workers run the jobs. `pending` has the pending
-    requests by job id.
+    requests, keyed by job id.
     """
 
     def __init__(
@@ -84,7 +84,9 @@ class AdoptedJobs:
         self._notify(job.id)
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
-        """Write to the job store; retry while the database cannot be written."""
+        """Call a function that writes to the job store; retry while the database cannot be
+        written.
+        """
         while True:
             try:
                 await self._threads.write(function, *args)

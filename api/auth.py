@@ -53,7 +53,11 @@ class KeyRecord:
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
-        """Parse a line. A ValueError does not quote the line, because it may have a secret."""
+        """Parse a line of the key file.
+
+        Raises ValueError if it is not valid; the message does not quote the line, which may contain
+        a secret.
+        """
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
         well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
@@ -134,12 +138,18 @@ class KeyFile:
         self.path = path.resolve()
 
     def records(self) -> list[KeyRecord]:
-        """Return all keys; none if the file does not exist. Raises ValueError."""
+        """Return all keys, in the order of the file; an empty list if the file does not exist.
+
+        Raises ValueError if a line is not valid.
+        """
         return parse_keys(self.path.read_text()) if self.path.exists() else []
 
     @contextmanager
     def edit(self) -> Iterator[list[str]]:
-        """Yield the lines, to be edited in place, then replace the file (mode 0600)."""
+        """Yield the lines, to be edited in place, then replace the file (mode 0600) under a lock.
+
+        Raises ValueError, and keeps the file, if a line is not valid before or after the block.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         with lock_path.open("wb") as lock:
@@ -170,12 +180,15 @@ class KeyFile:
             os.close(folder)
 
     def add(self, record: KeyRecord) -> None:
-        """Append a key."""
+        """Append the line of a key. Raises ValueError if the file has a line that is not valid."""
         with self.edit() as lines:
             lines.append(record.format())
 
     def revoke(self, name: str, key_id: str = "") -> int:
-        """Remove the keys of a name whose hash begins with `key_id`; return how many."""
+        """Remove the keys of a name whose hash begins with `key_id`; return how many were removed.
+
+        An empty `key_id` removes all keys of the name.
+        """
         with self.edit() as lines:
             kept = [line for line in lines if not _matches(line, name, key_id)]
             removed = len(lines) - len(kept)
@@ -183,10 +196,12 @@ class KeyFile:
         return removed
 
     def rotate(self, name: str, digest: str, old_valid_until: float | None, now: float) -> KeyRecord:
-        """Add a key with the roles and limits of the newest key of a name, and return it.
+        """Add a key with the roles and limits of the newest valid key of a name, and return its
+        record.
 
-        Older keys expire at `old_valid_until`, in seconds since the epoch; None leaves them valid
-        until they are revoked. Raises LookupError if the name has no valid key.
+        `digest` is the SHA-256 of the new key. Older keys expire at `old_valid_until`, in seconds
+        since the epoch; None leaves them valid until they are revoked. Keys that have expired at
+        `now` are removed. Raises LookupError if the name has no valid key.
         """
         with self.edit() as lines:
             current: KeyRecord | None = None
@@ -223,8 +238,8 @@ def _matches(line: str, name: str, key_id: str) -> bool:
 class Caller:
     """The caller of a request: the name of its API key (empty without keys) and its roles.
 
-    `limits` has those limits of the key that differ from the settings. `key_expires_at` is in
-    seconds since the epoch.
+    `limits` has the limits of the key that differ from the settings, keyed by name.
+    `key_expires_at` is in seconds since the epoch.
     """
 
     name: str
@@ -262,7 +277,9 @@ class Keys:
     """Finds the callers of API keys. Without a key file, all callers are anonymous."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the key file. Raises ValueError if a line is not valid, and OSError."""
+        """Read the key file. Raises ValueError if a line is not valid, and OSError if it cannot be
+        read.
+        """
         self._path = path
         self._callers: dict[str, Caller] = {}
         self._stamp: tuple[int, int, int] | None = None
@@ -302,7 +319,7 @@ class Keys:
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:
-        """Read the file again if it has changed. If it cannot be read, keep the keys."""
+        """Read the file again if it has changed. If it cannot be read, log it and keep the keys."""
         try:
             if _stamp(path.stat()) == self._stamp:
                 return

@@ -18,7 +18,10 @@ _MIN_MEMBER_BYTES = 1024
 
 
 def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
-    """Return the content encoding: "gzip", "deflate" or "". Raises UnsupportedMediaError."""
+    """Return the content encoding in the headers: "gzip", "deflate", or "" for none.
+
+    Raises UnsupportedMediaError for any other encoding, and for more than one.
+    """
     values = [value for name, value in headers if name == b"content-encoding"]
     tokens = [token.strip().lower() for token in b",".join(values).decode("latin-1").split(",")]
     codings = [token for token in tokens if token not in {"", "identity"}]
@@ -55,7 +58,11 @@ class DecodedReceive:
         self._ahead = False
 
     async def __call__(self) -> Message:
-        """Return the next message. Raises ClientDisconnect if the body is not complete."""
+        """Return the next message, decoded.
+
+        Raises MalformedError (see the class), and ClientDisconnect if the client disconnects before
+        the body is complete.
+        """
         while not self._ended:
             if not self._input and self._more_input:
                 message = await self._receive()
@@ -106,7 +113,10 @@ class DecodedReceive:
         return block
 
     def _new_decoder(self) -> Any:
-        """Return a decoder for the next gzip member, or for a deflate body."""
+        """Return a decoder for the next gzip member, or for a deflate body.
+
+        Raises MalformedError if other data follows the body, or if it has very many small members.
+        """
         if self._members and (self._encoding != "gzip" or not self._input.startswith(b"\x1f")):
             raise self._malformed("has more bytes after its end")
         self._members += 1

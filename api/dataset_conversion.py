@@ -26,9 +26,11 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 # See docs/decisions.md#a-child-process-of-the-api-converts-datasets
 async def convert(request: Request, folder: Path, options: ConversionOptions, settings: Settings) -> dict[str, Any]:
-    """Convert the upload `folder / "file"` and return the dataset's description.
+    """Convert the upload `folder / "file"` in a child process; return the dataset's description.
 
-    The dataset is written to the same folder. Raises a ProblemError.
+    The dataset is written to the same folder. Raises InvalidError if the file is not valid or its
+    conversion takes too long, TooLargeError or FullError if it is too large or the disk is full,
+    and ClientDisconnect if the client disconnects.
     """
     command = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
     try:

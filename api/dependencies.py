@@ -33,7 +33,10 @@ async def get_owner(request: Request) -> str:
 
 
 async def check_query(request: Request) -> None:
-    """Raise InvalidError if the request has query parameters that its route does not declare."""
+    """Raise InvalidError if the request has query parameters that its route does not declare.
+
+    Routes in `UPLOADS` are not checked: they check their query parameters together with the body.
+    """
     route = request.scope["route"]
     if route.name in UPLOADS:
         return  # fields of a raw upload are query parameters; the route checks them together with the body
@@ -42,7 +45,9 @@ async def check_query(request: Request) -> None:
 
 
 def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
-    """Raise InvalidError if any of these names of query parameters is not `known`."""
+    """Raise InvalidError, with a list of those in `known`, if a query parameter is not one
+    of them.
+    """
     unknown = sorted({name[:60] for name in names if name not in known})[:10]
     if unknown:
         choice = f"there are: {', '.join(known)}" if known else "this request has none"
@@ -51,7 +56,7 @@ def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
 
 
 def check_cursor(after: str | None, *, known: bool) -> None:
-    """Raise InvalidError if the cursor `after` of a list is not `known`."""
+    """Raise InvalidError if a cursor `after` was sent and is not `known`, an entry of the list."""
     if after and not known:
         detail = f"no such cursor: {after[:60]!r}; send the `last_id` of a page"
         raise InvalidError(f"after: {detail}", errors=[{"field": "query.after", "detail": detail}])

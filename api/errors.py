@@ -36,7 +36,10 @@ class ProblemError(Exception):
     def __init__(
         self, detail: str, *, headers: dict[str, str] | None = None, retry_after_s: int | None = None, **more: Any
     ) -> None:
-        """Set the `Retry-After` header, other headers, and extension members (`more`)."""
+        """Set the detail, headers, and extension members (`more`) of the problem.
+
+        `retry_after_s` becomes the header `Retry-After`.
+        """
         super().__init__(detail)
         self.detail = detail
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
@@ -134,7 +137,7 @@ class InvalidError(ProblemError):
 
     @classmethod
     def in_field(cls, field: str, detail: str) -> Self:
-        """Return the error for one invalid field."""
+        """Return the error for one invalid field: its name and what is wrong with it."""
         return cls(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
 
     @classmethod
@@ -171,7 +174,9 @@ class ModelFailedError(ProblemError):
 
     @classmethod
     def of(cls, reported: dict[str, Any]) -> Self:
-        """Return the error for a problem that a worker reported, with its status and title."""
+        """Return the error for a problem that a worker reported, with the problem's status and
+        title.
+        """
         status = reported["status"]
         retry_after_s = 2 if status == OverloadedError.status else None
         return cls(reported["detail"], retry_after_s=retry_after_s, status=status, title=reported["title"])
@@ -190,7 +195,10 @@ def problem(status: int, title: str, detail: str, kind: str = "about:blank", **m
 
 
 def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """Return the response for a problem; long texts and long lists of errors are cut."""
+    """Return the response for the problem `body`, with `request_id` as a member.
+
+    Long texts and long lists of errors are shortened.
+    """
     errors = [
         {name: _shortened(value, MAX_ERROR_TEXT) for name, value in one.items()}
         for one in body.get("errors", ())[:MAX_ERRORS]
@@ -222,7 +230,7 @@ def request_id_of(request: Request) -> str:
 
 
 async def handle_problem(request: Request, error: ProblemError) -> Response:
-    """Return the response of a ProblemError."""
+    """Return the response of a ProblemError; release the memory that its traceback refers to."""
     traceback.clear_frames(error.__traceback__)  # they may hold megabytes of a body while the response is being sent
     return error.response(request_id_of(request))
 
@@ -246,7 +254,7 @@ async def handle_http(request: Request, error: HTTPException) -> Response:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """Return the methods of all routes that match the request's path."""
+    """Return the methods of all routes that match the request's path, sorted."""
     allowed: set[str] = set()
     for method in ("DELETE", "GET", "PATCH", "POST"):
         scope = {**request.scope, "method": method}
@@ -274,7 +282,7 @@ async def handle_database(request: Request, error: sqlalchemy.exc.OperationalErr
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:
-    """Return 507 if the disk is full. Raises any other OSError again, as an internal error."""
+    """Return 507 if the disk is full; raise any other OSError again, as an internal error."""
     if not lacks_space(error):
         raise error
     log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})

@@ -36,7 +36,10 @@ def is_loopback(host: str) -> bool:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise ValueError, which names the setting to change, if the settings are not safe."""
+    """Raise ValueError if the settings would expose the service unsafely, or cannot be parsed.
+
+    The message names the setting to change.
+    """
     path = settings.api_keys
     if path is not None:
         _check_key_file(path)
@@ -81,7 +84,10 @@ def _check_key_file(path: Path) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed hosts in lower case; empty if all are allowed. Raises ValueError."""
+    """Return the allowed hosts in lower case; empty if all hosts are allowed.
+
+    Raises ValueError if the setting contains something that is not a host.
+    """
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:
         if not _HOST.fullmatch(host):
@@ -90,7 +96,10 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def allowed_origins(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed cross origins, such as https://example.com. Raises ValueError."""
+    """Return the allowed cross origins, such as https://example.com.
+
+    Raises ValueError if the setting contains something that is not an origin.
+    """
     origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@?#\s]+", origin):
@@ -99,7 +108,10 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
 
 
 def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
-    """Return the IP networks of trusted proxies. Raises ValueError."""
+    """Return the IP networks of trusted proxies.
+
+    Raises ValueError if the setting contains something that is not an IP network.
+    """
     try:
         return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))
     except ValueError as error:
@@ -118,14 +130,16 @@ class HostCheck:
     """Checks the Host header of requests against the allowed hosts. Prevents DNS rebinding."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
-        """Allow these hosts; all if there are none. `*.example.com` stands for its subdomains."""
+        """Allow these hosts, or all hosts if `hosts` is empty. `*.example.com` stands for its
+        subdomains.
+        """
         self._any = not hosts or "*" in hosts
         self._names = frozenset(host for host in hosts if not host.startswith("*"))
         self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
         self._seen: set[bytes] = set()
 
     def allows(self, host: bytes) -> bool:
-        """Return whether a Host header is allowed."""
+        """Return whether the value of a Host header, with or without a port, is allowed."""
         if self._any or host in self._seen:
             return True
         name = _name(host.decode("latin-1"))
@@ -144,7 +158,10 @@ class OriginCheck:
         self._origins = frozenset(origins)
 
     def allows(self, origin: bytes, host: bytes) -> bool:
-        """Return whether an Origin header is allowed, given the Host header."""
+        """Return whether the value of an Origin header is allowed.
+
+        `host` is the value of the Host header, which names the service's own origin.
+        """
         text = origin.decode("latin-1").strip().lower()
         if text == "null":
             return False

@@ -123,7 +123,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- parsing ---
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser in pieces, so that it never gets more of a head than the limit allows."""
+        """Feed received bytes to the parser in pieces, so that no head exceeds the limit."""
         if self._rejected:
             return  # further input is dropped until the connection is closed
         at = 0
@@ -161,7 +161,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._reject(431, f"chunk extensions or trailers of more than {limit} bytes are not read")
 
     def on_message_begin(self) -> None:
-        """Reject the connection if too many pipelined requests wait for their responses."""
+        """Start the time-out of a request's head.
+
+        Reject the connection if too many pipelined requests wait for their responses.
+        """
         if len(self.pipeline) >= MAX_PIPELINED:
             self._reject(400, f"at most {MAX_PIPELINED} requests can be sent ahead of their responses")
             raise _RejectedError
@@ -170,7 +173,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         HttpToolsProtocol.on_message_begin(self)  # not super(), which costs more: this is the path of every request
 
     def on_headers_complete(self) -> None:
-        """Start the request."""
+        """Start processing the request; reject the connection if it has too many header fields."""
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"a request has at most {MAX_HEADERS} header fields")
             raise _RejectedError
@@ -199,7 +202,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
-        """Expect the head of the next request."""
+        """Complete a request, and expect the head of the next one."""
         if self._body_framing is not None:
             return  # the parser does not read the body of an upgrade request; see _decline_upgrade
         self._messages += 1
@@ -246,9 +249,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._reject(400, msg)
 
     def _reject(self, status: int, detail: str) -> None:
-        """Send a problem and close the connection, after the responses of earlier requests.
+        """Send a problem with this status and detail, and close the connection.
 
-        Drop further input.
+        Responses of earlier requests are sent before. Further input is ignored. If the response of
+        the current request has started, the connection is closed without a problem.
         """
         self._rejected = True
         request_id = uuid4().hex
@@ -341,7 +345,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- too many connections ---
 
     def _evict_connections(self) -> None:
-        """Close the connections with the smallest ranks; if none can be closed, reject this one."""
+        """Close the connections with the smallest ranks, to make room for this new one.
+
+        If none can be closed, reject this one (503).
+        """
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
         ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._eviction_rank()) is not None]  # noqa: SLF001
         evicted = heapq.nsmallest(max(1, len(others) // _EVICTED_SHARE), ranked)
@@ -352,7 +359,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
 
     def _eviction_rank(self) -> tuple[int, float] | None:
-        """Return the rank for eviction, the smallest first; None if the connection must stay."""
+        """Return the rank for eviction, a pair that sorts the first to be closed first.
+
+        None means that the connection must stay, because it is making progress.
+        """
         if self._rejected and self._idle:
             return 0, 0.0
         if not self._in_head and not self._idle:
@@ -374,7 +384,7 @@ class _BodyCallbacks:
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the Transfer-Encoding or Content-Length header; None if there is no body."""
+    """Return the header line Transfer-Encoding or Content-Length; None if there is no body."""
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value

@@ -65,7 +65,7 @@ class _Feed:
     preview_at: float = 0.0
 
     def after(self, seq: int) -> list[JobEvent]:
-        """Return the events after number `seq`; events are numbered from 1 without gaps."""
+        """Return the events after number `seq`; they are numbered from 1 without gaps."""
         return self.events[max(0, seq) :]
 
 
@@ -73,7 +73,8 @@ class _Feed:
 class Update:
     """New events for a listener, whether there is a new preview, and whether the job exists.
 
-    Without events for `KEEP_ALIVE_S` seconds, an empty update keeps the connection alive.
+    After `KEEP_ALIVE_S` seconds without events, an update without events keeps the connection
+    alive.
     """
 
     events: list[JobEvent]
@@ -90,7 +91,11 @@ class JobEvents:
         exists: Callable[[str], Awaitable[bool]],
         preview: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
-        """Set functions that return a job's new events, whether it exists, and its preview."""
+        """Set the functions that read a job, given its id.
+
+        `read` also gets an event number and returns the events after it; `exists` returns whether
+        the job exists; `preview` returns its preview as PNG, or None.
+        """
         self._read = read
         self._exists = exists
         self._preview = preview
@@ -149,7 +154,9 @@ class JobEvents:
             feed.previews += 1
 
     async def listen(self, job_id: str, seq: int) -> AsyncIterator[Update]:
-        """Yield updates of a job after the event with number `seq`, until the caller stops."""
+        """Yield updates of a job after the event with number `seq`, until the caller stops
+        iterating.
+        """
         feed = self._feeds.setdefault(job_id, _Feed(job_id))
         changed = asyncio.Event()
         feed.listeners.add(changed)
@@ -185,7 +192,7 @@ class StreamLimit:
 
     @contextlib.contextmanager
     def hold(self, caller: str) -> Iterator[None]:
-        """Count a stream of the caller while the block runs."""
+        """Count an open stream of the caller while the block runs."""
         self._open[caller] += 1
         try:
             yield
@@ -195,7 +202,7 @@ class StreamLimit:
                 del self._open[caller]
 
     def check(self, caller: str) -> None:
-        """Raise TooManyRequestsError if a caller has reached the limit."""
+        """Raise TooManyRequestsError if a caller has as many open streams as the limit allows."""
         if self._open[caller] >= self._limit:
             detail = f"{self._limit} event streams are open for you already; close some, or ask for the jobs themselves"
             raise TooManyRequestsError(detail, retry_after_s=10, limit="streams")
@@ -204,7 +211,7 @@ class StreamLimit:
 class OpeningPace:
     """Spreads the opening of event streams over time.
 
-    A thousand that open at the same time would delay all other requests.
+    A thousand streams that open at the same time would delay all other requests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -213,7 +220,10 @@ class OpeningPace:
         self._next_at = float("-inf")
 
     def delay_s(self) -> float:
-        """Return the seconds that the next stream has to wait. Raises OverloadedError."""
+        """Reserve the next opening; return the seconds that the stream has to wait for it.
+
+        Raises OverloadedError if it would have to wait longer than `MAX_OPENING_DELAY_S`.
+        """
         now = self._clock()
         next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)
         if next_at - now > MAX_OPENING_DELAY_S:
@@ -226,7 +236,10 @@ class EventStream(StreamingResponse):
     """A response of server-sent events, counted by a StreamLimit while it is open."""
 
     def __init__(self, content: AsyncIterator[str], limit: StreamLimit, caller: str) -> None:
-        """Send `content` to the caller. Raises TooManyRequestsError if the limit is reached."""
+        """Create a response that sends `content` to the caller.
+
+        Raises TooManyRequestsError if the caller has as many open streams as `limit` allows.
+        """
         limit.check(caller)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(content, 200, headers, "text/event-stream")

@@ -19,7 +19,7 @@ POLL_S = 0.5
 
 # See docs/decisions.md#one-database-poll-serves-all-event-streams
 class JobUpdates:
-    """The requests of one API process that wait for jobs.
+    """Wakes the requests of one API process that wait for jobs.
 
     A message of a worker, or a new event in the job store, wakes them.
     """
@@ -38,7 +38,7 @@ class JobUpdates:
             waiter.set()
 
     async def wait(self, job_id: str, timeout_s: float) -> None:
-        """Wait until a job changes, at most `timeout_s` seconds."""
+        """Wait until a job changes, for at most `timeout_s` seconds."""
         waiter = asyncio.Event()
         waiters = self._waiters.setdefault(job_id, set())
         waiters.add(waiter)

@@ -44,7 +44,9 @@ class JobService:
     """The jobs of the service, as the routes of one API process use them."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
-        """Create the service; `start` starts its background tasks."""
+        """Create the service; `start` connects to the queue servers and starts the background
+        loops.
+        """
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -60,7 +62,7 @@ class JobService:
         self.counts: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Start the background loops."""
+        """Connect to the queue servers and start the background loops."""
         self._redis = connect_async(self._settings)
         self._training_redis = redis.asyncio.Redis.from_url(
             self._settings.training_queue, socket_timeout=15, socket_connect_timeout=2
@@ -69,7 +71,7 @@ class JobService:
             self._run(loop)
 
     async def stop(self) -> None:
-        """Stop the loops, and requeue adopted jobs for the workers."""
+        """Stop the loops, requeue adopted jobs for the workers, and close the connections."""
         self.job_events.close()
         for task in list(self._tasks):
             task.cancel()
@@ -86,11 +88,11 @@ class JobService:
         task.add_done_callback(self._tasks.discard)
 
     async def read(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function that reads the job store, in a thread."""
+        """Call a function of the job store that only reads, in a thread; return its result."""
         return await self._threads.read(function, self._job_store)
 
     async def write(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function that writes to the job store, in the writer thread."""
+        """Call a function of the job store that writes, in the writer thread; return its result."""
         return await self._threads.write(function, self._job_store)
 
     # --- creating jobs ---
@@ -101,9 +103,10 @@ class JobService:
             raise OverloadedError("too many unfinished jobs; try again in a moment", retry_after_s=2)
 
     async def create(self, inference_request: InferenceRequest) -> Job:
-        """Create a job and return it, committed.
+        """Create a queued job, wake a worker, and return the job when it is committed.
 
-        Jobs that are created at the same time share a transaction.
+        Jobs that are created at the same time share a transaction. Raises a ProblemError if the
+        inputs or the job cannot be stored.
         """
         job = await self._new_job(inference_request)
         committed = asyncio.get_running_loop().create_future()
@@ -116,7 +119,7 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Commit new jobs. Those created while a transaction runs share the next one."""
+        """Commit new jobs. Jobs created while a transaction runs share the next one."""
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -132,7 +135,11 @@ class JobService:
                         committed.set_result(None)
 
     async def create_once(self, inference_request: InferenceRequest, route: str, key: str) -> Insertion:
-        """Create a job with an idempotency key; if a job with this key exists, return that one."""
+        """Create a job with the idempotency key `key` of a route, or find the job that has this
+        key.
+
+        The Insertion that is returned says which job it is.
+        """
         job = await self._new_job(inference_request)
         ttl_s = self._settings.idempotency_key_ttl_s
         idempotency_key = IdempotencyKey(route, key, inference_request.content.fingerprint, ttl_s)
@@ -146,9 +153,9 @@ class JobService:
         return insertion
 
     async def adopt(self, inference_request: InferenceRequest, pending: PendingRequest) -> Job:
-        """Create a job for a request that is already running; this process holds its lease.
+        """Create a job for a request that is already running; this process is its lease owner.
 
-        The job is inserted as running, because a worker would compute a queued one again.
+        The job is inserted as running, because a worker would compute a queued job a second time.
         """
         job = await self._new_job(inference_request)
         lease = {"lease_holder": self._adopted.holder, "lease_until": time.time() + self._settings.job_lease_s}
@@ -161,11 +168,16 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add a new job to `counts`, which is read from the job store about once a second."""
+        """Add a new job to `counts`, which is otherwise read from the job store about once a
+        second.
+        """
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
-        """Return the record of a new job, and put large inputs into the blob store."""
+        """Return the record of a new job, not yet inserted; put large inputs into the blob store.
+
+        Raises FullError or OverloadedError if they cannot be stored.
+        """
         operation = inference_request.operation
         job = Job(
             kind=operation.path,
@@ -194,7 +206,7 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
-        """Commit a job in this block; delete its stored inputs if that fails.
+        """Commit a job in this block; delete its stored inputs if the commit fails.
 
         A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
         deleted again and OverloadedError is raised, so that the client retries.
@@ -222,7 +234,9 @@ class JobService:
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the largest number of devices of a training worker; None if none is known."""
+        """Return the largest number of devices of a live training worker; None if no number is
+        known.
+        """
         try:
             hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)
         except (redis.RedisError, OSError):
@@ -234,13 +248,17 @@ class JobService:
     # --- reading jobs ---
 
     async def get(self, job_id: str, owner: str) -> Job | None:
-        """Return a job; None if the owner has no such job."""
+        """Return a job with its current progress; None if the owner has no such job."""
         job = await self._threads.read(self._job_store.get, job_id, owner)
         pending = self._adopted.pending.get(job_id)
         return replace(job, progress=max(job.progress, pending.progress)) if job and pending else job
 
     async def list_jobs(self, owner: str, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return at most `limit` jobs of an owner, newest first, that follow the job `after`."""
+        """Return at most `limit` jobs of an owner, newest first, that follow the job with id
+        `after`.
+
+        `filters` are values that the jobs' fields must have, keyed by field.
+        """
         return await self._threads.read(self._job_store.list_jobs, owner, filters, after, limit)
 
     async def has_unfinished(self, model: str) -> bool:
@@ -248,7 +266,10 @@ class JobService:
         return bool(await self.read(lambda job_store: job_store.unfinished_ids(model=model)))
 
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
-        """Wait at most `timeout_s` seconds until a job has ended; return it, or None if deleted."""
+        """Wait at most `timeout_s` seconds until a job has ended; return it, ended or not.
+
+        Returns None if the job was deleted.
+        """
         until = time.monotonic() + timeout_s
         while True:
             job = await self.get(job_id, owner)
@@ -275,7 +296,10 @@ class JobService:
         return png if isinstance(png, bytes) else None
 
     async def result(self, job: Job) -> Fields:
-        """Return the result of a succeeded job. Raises LookupError if the result was deleted."""
+        """Return the result of a succeeded job, keyed by field.
+
+        Raises LookupError if the result was deleted.
+        """
 
         def load() -> Fields:
             chunks = list(self.result_chunks(job))
@@ -286,9 +310,9 @@ class JobService:
         return await self._threads.read(load)
 
     def result_chunks(self, job: Job) -> Iterator[Fields]:
-        """Yield the result of a succeeded job in chunks.
+        """Yield the result of a succeeded job in chunks, each keyed by field.
 
-        Raises LookupError. Blocks: call it in a thread.
+        Raises LookupError if a chunk was deleted. Blocks: call it in a thread.
         """
         for chunk in self._job_store.result(job.id):
             try:
@@ -299,7 +323,7 @@ class JobService:
     # --- ending jobs ---
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel a job; return False if it had already ended."""
+        """Cancel a job and drop its request; return False if it had already ended."""
         cancelled = await self._threads.write(self._job_store.cancel, job_id)
         pending = self._adopted.pending.pop(job_id, None)
         if pending is not None:
@@ -310,8 +334,8 @@ class JobService:
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its files.
 
-        The files are deleted first, so that a full disk has room for the transaction. The cleanup
-        deletes what a worker may still write after that.
+        The files are deleted first, so that a full disk has room for the transaction. Files that a
+        worker may still write afterwards are deleted by the cleanup.
         """
         await self._threads.read(self._blobs.delete, f"jobs/{job_id}")
         await self._threads.read(remove_tree, StatePaths(self._settings.state).run(job_id))

@@ -25,7 +25,11 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON. Raises CostlyJsonError and orjson.JSONDecodeError."""
+    """Parse JSON.
+
+    Raises CostlyJsonError if it would be costly to parse (see `scan`), and orjson.JSONDecodeError
+    if it is not JSON.
+    """
     scan([text])
     return orjson.loads(text)
 

@@ -18,14 +18,14 @@ LATENCY = Histogram(
 
 
 class ServiceCollector(Collector):
-    """Metrics of a scrape that are not counted by prometheus_client."""
+    """Prometheus metrics that are collected at each scrape, not counted by prometheus_client."""
 
     def __init__(self, figures: dict[str, Any]) -> None:
-        """Set the values of the metrics."""
+        """Set the values of the metrics, keyed as `collect` reads them."""
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the metrics."""
+        """Yield the metrics for prometheus_client."""
         figures = self._figures
         yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=figures["waiting"])
         yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=figures["resent"])
@@ -54,7 +54,10 @@ class ServiceCollector(Collector):
 
 
 def exposition(accept: str, figures: dict[str, Any]) -> tuple[bytes, str]:
-    """Return the metrics in the format that `accept` prefers, and its media type."""
+    """Return the metrics in the format that the header `accept` prefers, and its media type.
+
+    `figures` are the values for `ServiceCollector`.
+    """
     scrape = CollectorRegistry()
     scrape.register(LATENCY)
     scrape.register(ServiceCollector(figures))

@@ -40,7 +40,7 @@ class RequestMiddleware:
         self._openings = OpeningPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request to the application, or reject it."""
+        """Pass a request to the application or reject it, and record its outcome."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -145,12 +145,12 @@ def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
 
 @lru_cache(1000)
 def _latency(method: str, route: str, status: int) -> Histogram:
-    """Return the histogram with these labels, cached because `labels` takes a lock."""
+    """Return the histogram with these labels; cached, because `labels` takes a lock."""
     return LATENCY.labels(method, route, str(status))
 
 
 async def _linger(receive: Receive) -> None:
-    """Read the rest of a body for at most `LINGER_S` seconds.
+    """Read and discard the rest of a body for at most `LINGER_S` seconds.
 
     Closing at once could reset the connection before the client has read the response.
     """

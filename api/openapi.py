@@ -57,7 +57,10 @@ PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}
 
 
 def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the request body of an upload: a form, also a `json` body, whose job can be waited for."""
+    """Return the OpenAPI arguments of an upload route, whose body is a form or, if given, `json`.
+
+    A route with a `json` body makes a job, so that the header `Prefer` is described too.
+    """
     content: Schema = {FORM: {"schema": reference(form)}}
     extra: Schema = {"requestBody": {"required": True, "content": content}}
     if json is not None:
@@ -103,7 +106,11 @@ _FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})  # Fas
 
 
 def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool) -> None:
-    """Add schemas, problem responses and, with `keys`, the API key to FastAPI's description."""
+    """Complete FastAPI's description `schema` in place.
+
+    Adds `operation_schemas` (see `OperationDocs`), the schemas of responses and problems, the
+    problem responses of each route and, with `keys`, the API key.
+    """
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     components = schema.setdefault("components", {})
     models: list[Any] = [(model, "serialization") for model in (Problem, *RESPONSES.values())]
@@ -176,16 +183,20 @@ _STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
 
 
 class OperationDocs:
-    """Describes the operations' routes for the active versions of models."""
+    """Describes the routes of operations, from the cards of the active versions of models."""
 
     def __init__(self, models: Models, settings: Settings) -> None:
-        """Read the cards. `describe` fills `schemas`, the component schemas by name."""
+        """Read the cards. `describe` fills `schemas`, the component schemas keyed by name."""
         self._entries = models.active()
         self._settings = settings
         self.schemas: dict[str, Schema] = {}
 
     def describe(self, paths: dict[str, Any]) -> None:
-        """Complete the descriptions of the operations' routes; add the size limits of uploads."""
+        """Complete the routes of operations in `paths`, the description's paths, and fill
+        `schemas`.
+
+        Also adds the size limits of uploads to the descriptions of their routes.
+        """
         settings = self._settings
         limits = {
             "/v1/datasets": f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked",
@@ -199,7 +210,10 @@ class OperationDocs:
             described |= (self._upscales if operation.tiled else self._operation)(operation, entries)
 
     def _operation(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
-        """Return the description of an operation on images of a model's size."""
+        """Return the description of an operation on images of the model's size (all but upscales).
+
+        Adds component schemas to `schemas`.
+        """
         fields = self._fields(OperationFields, operation, entries)
         shared = {one.name: one.description for one in operation.shared}
         if operation.counted:
@@ -228,7 +242,10 @@ class OperationDocs:
         }
 
     def _upscales(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
-        """Return the description of upscales."""
+        """Return the description of upscales, which take one image of any size.
+
+        Adds component schemas to `schemas`.
+        """
         fields = self._fields(UpscaleFields, operation, entries)
         form = {**fields, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file."}}
         picture = base64.b64encode(png(np.full((3, 12, 16), 160, np.uint8))).decode()
@@ -244,7 +261,12 @@ class OperationDocs:
         }
 
     def _fields(self, body: type[BaseModel], operation: Operation, entries: list[ModelVersion]) -> dict[str, Schema]:
-        """Return the schemas of a body's fields by name; `options` has those of all models."""
+        """Return the schemas of the fields of a body, keyed by field name.
+
+        `entries` are the models that have the operation: they become the examples of `model`, and
+        `options` allows the options of any of them. Adds a component schema for these options to
+        `schemas`.
+        """
         fields = {name: _without_null(rule) for name, rule in body.model_json_schema()["properties"].items()}
         fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
         references = self._options(operation, entries)
@@ -255,7 +277,10 @@ class OperationDocs:
         return fields
 
     def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
-        """Add a component schema for the options of each family, and return references to them."""
+        """Add component schemas for the options of these models, and return references to them.
+
+        Models of a family share a schema unless their options differ.
+        """
         names = []
         for entry in entries:
             schema = dict(entry.operations[operation.method].schema)
@@ -269,7 +294,11 @@ class OperationDocs:
     def _bodies(
         self, operation: Operation, required: list[str], fields: Schema, form: Schema, example: Schema
     ) -> Schema:
-        """Add the component schemas of the JSON body and the form; return the request body."""
+        """Add component schemas for the JSON body and the form; return the OpenAPI request body.
+
+        `fields` and `form` are the schemas of their fields, keyed by name; `required` names the
+        required ones.
+        """
         body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
         self.schemas[body] = {"type": "object", "required": required, "properties": fields}
         self.schemas[upload] = {"type": "object", "required": required, "properties": form}
@@ -277,7 +306,7 @@ class OperationDocs:
         return {"required": True, "content": content}
 
     def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
-        """Return an example body, which is valid."""
+        """Return an example of a valid JSON body, for the most capable of the models `entries`."""
         # of these models, the one with the most operations; of several, the one with the largest
         # images
         entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
@@ -290,7 +319,7 @@ class OperationDocs:
         return example | {one.name: _example_picture((1, *size[1:])) for one in operation.shared}
 
     def _limits(self, operation: Operation) -> str:
-        """Return the description of an operation's route."""
+        """Return the text of an operation's description: its limits, and how to send an image."""
         settings = self._settings
         text = f"At most {settings.max_count} results, {settings.max_images} images and {settings.max_body_bytes} "
         text += "bytes. Any option may also be a field beside `model`."

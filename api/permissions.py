@@ -1,4 +1,5 @@
-"""Permissions on datasets and models: callers may use their own and shared ones, admins all.
+"""Permissions on datasets and models: callers may use their own and shared ones, admins may use
+all.
 
 Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second,
 so that a request for a small sample needs no database query.
@@ -36,11 +37,13 @@ class VisibleModels:
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def active(self) -> list[ModelVersion]:
-        """Return the active version of each model, by name."""
+        """Return the active versions of the models that the caller may use, sorted by name."""
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return all versions of a model, oldest first."""
+        """Return all versions of a model, oldest first; an empty list if the caller may not
+        use it.
+        """
         return self._registry.versions(name) if self._visible(name) else []
 
 
@@ -90,7 +93,7 @@ class Permissions:
         return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:
-        """Return the names of an owner's resources."""
+        """Return the names of an owner's resources of one kind, in no particular order."""
         return [name for (of, name), own in self._owned.items() if of == kind and own.owner == owner]
 
     def can_use(self, kind: Kind, name: str, caller: Caller) -> bool:
@@ -120,7 +123,10 @@ class Permissions:
         raise ForbiddenError(f"the {kind} {name} is shared with you, not yours; only its owner may change it")
 
     def describe(self, kind: Kind, name: str, caller: Caller) -> dict[str, Any]:
-        """Return the fields `owner` (None if the caller cannot change it) and `shared`."""
+        """Return the fields `owner` and `shared` of a resource, for responses to the caller.
+
+        `owner` is None for a caller that cannot change the resource.
+        """
         own = self.ownership(kind, name)
         return {"owner": own.owner if self.can_change(kind, name, caller) else None, "shared": own.shared}
 
@@ -129,7 +135,8 @@ class Permissions:
     async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
         """Check that a caller may use a name for a resource; return whether the resource exists.
 
-        Raises ConflictError or ForbiddenError.
+        Raises ConflictError if the name is taken by a resource that the caller may not see, and
+        ForbiddenError if the caller may use the resource but not change it.
         """
         await self.refresh()
         if kind == "model":
@@ -145,8 +152,9 @@ class Permissions:
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
         """Make a caller the owner of a new resource, before it is stored, and set `shared`.
 
-        For an existing resource only `shared` is set. Raises ConflictError if the name is taken,
-        ForbiddenError and InvalidError.
+        For an existing resource only `shared` is set; None leaves it as it is. Raises ConflictError
+        if the name is taken, ForbiddenError if the caller may use the resource but not change it,
+        and InvalidError if `shared` is False for a resource without an owner.
         """
         exists = await self.check_new(kind, name, caller)
         own = self.ownership(kind, name)
@@ -174,7 +182,11 @@ class Permissions:
             raise _always_shared(kind, name, caller)
 
     async def share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Set whether everybody may use a resource. Raises ForbiddenError, InvalidError."""
+        """Set whether everybody may use a resource.
+
+        Raises ForbiddenError if the caller may not change it, and InvalidError if `shared` is False
+        and the resource has no owner.
+        """
         await self.refresh()
         self.check_change(kind, name, caller)
         self.check_share(kind, name, caller, shared=shared)
@@ -184,7 +196,7 @@ class Permissions:
         await self.refresh()
 
     async def release(self, kind: Kind, name: str) -> None:
-        """Remove the owner of a deleted resource."""
+        """Delete the ownership of a deleted resource, so that its name is free again."""
         await asyncio.to_thread(self._store.release, kind, name)
         await self.refresh()
 

@@ -15,9 +15,10 @@ _MAX_DIGITS = 9
 
 
 def preferences(header: str) -> dict[str, str]:
-    """Return the values of the preferences in a header, by lower-case name; "" for no value.
+    """Return the values of the preferences in a header, keyed by lower-case name; "" for no value.
 
-    Of preferences with one name, the first counts. Parameters, which follow a `;`, are ignored.
+    Of several preferences with one name, the first counts. Parameters, which follow a `;`, are
+    ignored.
     """
     values: dict[str, str] = {}
     for element in _ELEMENT.findall(header):

@@ -53,24 +53,24 @@ class Quotas:
         self._kept_bytes: Counter[str] = Counter()
 
     def limit(self, caller: Caller, name: str) -> int:
-        """Return a limit of a caller; 0 means no limit."""
+        """Return the limit `name` of a caller, from its key or the settings; 0 means no limit."""
         if not caller.name:
             return 0
         return int(caller.limits.get(name, getattr(self._settings, f"key_{name}")))
 
     def limits(self, caller: Caller) -> dict[str, int | None]:
-        """Return all limits of a caller; None means no limit."""
+        """Return all limits of a caller, keyed by their names; None means no limit."""
         return {name: self.limit(caller, name) or None for name in LIMITS}
 
     async def usage(self, caller: Caller) -> dict[str, int]:
-        """Return the current usage of a caller."""
+        """Return what a caller uses now: `unfinished_jobs`, `trainings` and `stored_bytes`."""
         await self._count(fresh=True)
         stored = await self.stored_bytes(caller.name)
         jobs_used = {name: self._used(caller.name, name) for name in ("unfinished_jobs", "trainings")}
         return {**jobs_used, "stored_bytes": stored}
 
     async def watch(self) -> None:
-        """Count periodically until cancelled."""
+        """Count jobs and measure stored bytes periodically until cancelled."""
         measured = float("-inf")
         while True:
             try:
@@ -86,7 +86,11 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
-        """Count a job that is inserted in this block. Raises TooManyRequestsError at a limit."""
+        """Count a job of the caller that is inserted in this block.
+
+        Raises TooManyRequestsError, before the block runs, if the caller has reached its limit of
+        unfinished jobs, of stored bytes or, with `training`, of trainings.
+        """
         if not caller.name:
             yield
             return
@@ -106,7 +110,7 @@ class Quotas:
                 self._adding[caller.name, name] -= 1
 
     async def _check_jobs(self, caller: Caller, name: str) -> None:
-        """Raise TooManyRequestsError if a caller has reached the limit `name` of its jobs."""
+        """Raise TooManyRequestsError if a caller has reached `name`, one of the limits on jobs."""
         limit = self.limit(caller, name)
         if limit and self._used(caller.name, name) >= limit:
             await self._count(fresh=True)  # some may have ended since
@@ -115,14 +119,14 @@ class Quotas:
                 raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
 
     def _used(self, owner: str, name: str) -> int:
-        """Return how many jobs of an owner count against the limit `name`."""
+        """Return how many jobs of an owner count against the limit `name`, new ones included."""
         added = sum(entry[1:] == (owner, name) for entry in self._added)
         return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]
 
     async def _count(self, *, fresh: bool = False) -> None:
-        """Count unfinished jobs in the database, at most once per `COUNT_S / 10` seconds.
+        """Update `_counts` from the database, at most once per `COUNT_S / 10` seconds.
 
-        If they were just counted, return, or with `fresh` wait and count again.
+        If it was updated less than that ago, return at once or, with `fresh`, wait and count again.
         """
         start = time.monotonic()
         async with self._counting:
@@ -141,7 +145,7 @@ class Quotas:
             self._adding += Counter()  # drop zeros
 
     def _read_counts(self) -> dict[str, Counter[str]]:
-        """Return the unfinished jobs of each owner, by name of the limit."""
+        """Return the numbers of unfinished jobs and trainings, keyed by owner, then by limit."""
         is_training = sa.case((jobs.c.kind == TRAINING, 1), else_=0)
         query = sa.select(jobs.c.owner, sa.func.count(), sa.func.sum(is_training)).group_by(jobs.c.owner)
         with self._engine.connect() as connection:
@@ -159,7 +163,7 @@ class Quotas:
     async def stored_bytes(self, owner: str) -> int:
         """Return the bytes that an owner stores: datasets, versions, results and runs.
 
-        Results and runs count with their size at the last measurement.
+        Results and runs count with their size at the last `measure`.
         """
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
@@ -173,7 +177,9 @@ class Quotas:
         return total
 
     async def measure(self) -> None:
-        """Measure the sizes of the results and runs of all owners."""
+        """Measure the results and runs of all owners, and update the sizes that `stored_bytes`
+        adds.
+        """
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:

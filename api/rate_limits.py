@@ -21,14 +21,20 @@ class RateLimits:
         self._portions: dict[str, tuple[int, float]] = {}
 
     def wrong_key(self, address: str) -> int:
-        """Count a wrong key. Return 0, or the seconds to wait if the address is over the limit."""
+        """Count a wrong key from an address.
+
+        Returns 0, or the seconds to wait if the address is over the limit.
+        """
         if self._limiter.hit(self._wrong_keys, "wrong key", address):
             return 0
         reset = self._limiter.get_window_stats(self._wrong_keys, "wrong key", address).reset_time
         return max(1, math.ceil(reset - time.time()))
 
     def request(self, owner: str, per_second: int) -> bool:
-        """Count a request; return whether the owner is within the limit. 0 means no limit."""
+        """Count a request of an owner; return whether the owner is within the limit.
+
+        `per_second` is the limit; 0 means no limit.
+        """
         if not per_second:
             return True
         left, until = self._portions.get(owner, (0, 0.0))

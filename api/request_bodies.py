@@ -27,7 +27,7 @@ class BodyRule:
     """Limits of the bodies of a route.
 
     `limit` is in decoded bytes. A body that is not `in_memory` is written to the disk as it
-    arrives. A `small` one is read before the route runs.
+    arrives. A `small` body is read before the route runs.
     """
 
     limit: int
@@ -52,13 +52,13 @@ class SharedMemory:
             raise OverloadedError(f"{detail}; try again in a moment", retry_after_s=2, headers=close)
 
     def acquire(self, size: int) -> None:
-        """Add `size` bytes. Raises OverloadedError."""
+        """Count `size` more bytes. Raises OverloadedError if they exceed the limit."""
         self.check(size)
         self.held += size
         self._peak = max(self._peak, self.held)
 
     def release(self, size: int) -> None:
-        """Subtract `size` bytes. After a peak, make malloc return free memory to the system."""
+        """Count `size` bytes less. After a peak, make malloc return free memory to the system."""
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
@@ -77,7 +77,7 @@ class RequestBodies:
     """Makes the body reader of each request."""
 
     def __init__(self, settings: Settings) -> None:
-        """Use the limits in the settings."""
+        """Set the rule of each route from the settings."""
         images = BodyRule(settings.max_body_bytes, in_memory=True)
         self._rules = {
             ("POST", "/v1/datasets"): BodyRule(settings.max_dataset_bytes, in_memory=False),
@@ -95,7 +95,11 @@ class RequestBodies:
         return rule
 
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
-        """Return the body reader of a request. Raises a ProblemError if it is too large."""
+        """Return the body reader of a request.
+
+        Raises TooLargeError or OverloadedError if the declared length exceeds the route's limit or
+        the free memory, and UnsupportedMediaError for an unknown content encoding.
+        """
         rule = self._rule(method, path)
         encoding, declared = "", 0
         for name, value in headers:
@@ -113,9 +117,11 @@ class RequestBodies:
 
 
 class BodyReader:
-    """An ASGI `receive` that raises TooLargeError, OverloadedError or StalledError at a limit.
+    """An ASGI `receive` that enforces the limits of a body.
 
-    `release` must be called when the request has ended. `decoded`: the body had a content encoding.
+    It raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
+    large together, and StalledError after the time-out. `release` must be called when the request
+    has ended. `decoded`: the body had a content encoding.
     """
 
     __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
@@ -149,7 +155,10 @@ class BodyReader:
         return message
 
     def _count(self, read: int) -> None:
-        """Check the number of bytes that were read, and count them in the shared memory."""
+        """Count `read`, the bytes read so far, in the shared memory.
+
+        Raises TooLargeError over the route's limit, and OverloadedError if the memory is used up.
+        """
         if read > self._rule.limit:
             self.unread = True  # of a decoded body, the client may still be sending encoded bytes
             raise too_large(self._rule)
@@ -181,8 +190,9 @@ class BodyReader:
     async def ahead(self) -> Receive:
         """Read a small body now, and return a `receive` that returns it again.
 
-        When FastAPI reads a body, it replaces the errors of this reader by its own. Raises
-        ClientDisconnect.
+        The body of a route that is not `small` is not read; the result is this reader. When FastAPI
+        reads a body, it replaces the errors of this reader by its own. Raises ClientDisconnect if
+        the client disconnects before the body is complete.
         """
         if not self._rule.small:
             return self

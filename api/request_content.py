@@ -37,9 +37,9 @@ _BOOLEANS: Mapping[str, bool] = {
 class Content:
     """The content of a body of any type.
 
-    `fields` has the parsed fields by name, `uploads` the uploaded images, and `named` the files of
-    other file fields by field name. `texts` has the text of each form or query field: the schema of
-    an option says how to parse it.
+    `fields` has the parsed fields keyed by name, `uploads` the uploaded images, and `named` the
+    files of other file fields keyed by field name. `texts` has the text of each form or query
+    field: the schema of an option says how to parse it.
     """
 
     fields: dict[str, Any]
@@ -68,8 +68,9 @@ def media_type(content_type: str) -> str:
 def parse_body(body: bytes, media: str, request: Request, accepted: str) -> Content:
     """Return the content of a JSON body, or of an image with its fields in the query.
 
-    Call it in a thread for a large body. Raises MalformedError, InvalidError, and
-    UnsupportedMediaError for any other media type, which tells the client what is `accepted`.
+    Call it in a thread for a large body. Raises MalformedError if the body cannot be parsed,
+    InvalidError for a field that is given twice, and UnsupportedMediaError for any other media
+    type; its message ends with `accepted`.
     """
     if media == "application/json":
         return Content(parse_object(body))
@@ -80,14 +81,19 @@ def parse_body(body: bytes, media: str, request: Request, accepted: str) -> Cont
 
 
 def unsupported(media: str, accepted: str) -> UnsupportedMediaError:
-    """Return the error for a body of a media type that the route does not accept."""
+    """Return the error for a body of the media type `media`, which the route does not accept.
+
+    `accepted` tells the client what to send instead.
+    """
     return UnsupportedMediaError(f"{media[:60] or 'a body without a Content-Type'} is not read here; {accepted}")
 
 
 async def read_form(request: Request, names: Sequence[str], max_files: int, accepted: str) -> Content:
     """Return the content of a multipart form with file fields `names`; the first is for images.
 
-    Raises MalformedError, InvalidError, and starlette's HTTPException for a form that its parser
+    At most `max_files` files are read; `accepted` ends the message for an unknown file field.
+    Raises MalformedError for a bad Content-Type or costly texts, InvalidError for an unknown file
+    field or a field that is given twice, and starlette's HTTPException for a form that its parser
     rejects.
     """
     form_boundary(request.headers.get("content-type", ""))
@@ -131,7 +137,8 @@ def form_boundary(content_type: str) -> bytes:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the fields of a JSON object.
 
-    Raises MalformedError. Call it in a thread for a large body.
+    Raises MalformedError if the body is not a JSON object, or would be costly to parse. Call it in
+    a thread for a large body.
     """
     try:
         fields = json_scan.loads(body)
@@ -145,11 +152,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_texts(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parse form or query fields; return their JSON values and their texts, by name.
+    """Parse form or query fields; return their JSON values and their texts, both keyed by name.
 
-    A text that is not JSON is its own value. Empty fields count as left out. Raises InvalidError
-    for a field that is given twice, and MalformedError for texts that would be costly to parse.
-    Call it in a thread for large texts.
+    A text that is not JSON is taken as a string. Empty fields are left out. Raises InvalidError for
+    a field that is given twice, and MalformedError for texts that would be costly to parse. Call it
+    in a thread for large texts.
     """
     texts = unique_fields(values)
     try:
@@ -160,7 +167,7 @@ def parse_texts(values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict
 
 
 def unique_fields(values: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the fields by name, without empty ones.
+    """Return the fields keyed by name, without empty ones.
 
     Raises InvalidError for a field that is given twice.
     """
@@ -192,9 +199,9 @@ def option_value(text: str, rule: Mapping[str, Any]) -> Any:
 
 
 def decode_base64(text: str) -> bytes:
-    """Return the file in base64 text or in a data URL; line breaks are ignored.
+    """Return the bytes of a file from base64 text or a data URL; line breaks are ignored.
 
-    Raises UnusableImageError.
+    Raises UnusableImageError if the text is not base64.
     """
     try:
         return base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True)

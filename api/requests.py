@@ -41,9 +41,9 @@ _ACCEPTED = (
 class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
-    `items` are the input images by name, each for `rows_per_image` consecutive rows. `conversions`
-    are texts about conversions of the images. A request of `POST /v1/upscales` has no items at
-    first, but the whole picture and how to enlarge it (`upscale`).
+    `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows.
+    `conversions` are messages about conversions of the images. A request of `POST /v1/upscales` has
+    no items at first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -95,7 +95,11 @@ class InferenceRequest:
 
 
 async def read_request(request: Request, operation: Operation, models: Models, settings: Settings) -> InferenceRequest:
-    """Read and validate a request. Raises a ProblemError."""
+    """Read a request for an operation and validate it against the model's card.
+
+    Raises NotFoundError for an unknown model, InvalidError for fields, options or images that are
+    not valid, and other ProblemErrors for a body that cannot be read.
+    """
     headers = first_headers(request)
     media = media_type(headers.get(b"content-type", b"").decode("latin-1"))
     form: Content | None = None
@@ -121,7 +125,8 @@ async def read_request(request: Request, operation: Operation, models: Models, s
 
 
 def first_headers(request: Request) -> dict[bytes, bytes]:
-    """Return the headers of a request by lower-case name; of several with one name, the first.
+    """Return the headers of a request, keyed by lower-case name; of several with one name, the
+    first.
 
     This is faster than `request.headers`, which searches all headers at each look-up.
     """
@@ -129,7 +134,10 @@ def first_headers(request: Request) -> dict[bytes, bytes]:
 
 
 def idempotency_key(header: str) -> str:
-    """Return the key in an Idempotency-Key header, which may be quoted. Raises MalformedError."""
+    """Return the key in an Idempotency-Key header, which may be quoted.
+
+    Raises MalformedError if it is not 1 to 255 printable ASCII characters.
+    """
     match = _KEY.fullmatch(header.strip())
     if match is None:
         raise MalformedError("Idempotency-Key must be 1 to 255 printable ASCII characters, quoted or bare")
@@ -137,9 +145,10 @@ def idempotency_key(header: str) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body.
+    """Return the complete body of a request.
 
-    Raises ClientDisconnect. Faster than `request.body()`: no generator, and no copy.
+    Raises ClientDisconnect if the client disconnects before its end. Faster than `request.body()`:
+    no generator, and no copy.
     """
     chunks: list[bytes] = []
     while True:
@@ -182,7 +191,7 @@ def seed_or_random(seed: int | None) -> int:
 
 @cache
 def _field_names(operation: Operation) -> frozenset[str]:
-    """Return the names of the fields that are not options."""
+    """Return the names of the body fields of an operation that are not options."""
     return frozenset(OperationFields.model_fields) | {shared.name for shared in operation.shared}
 
 
@@ -204,10 +213,11 @@ def validate_options(
     fields: Collection[str],
     texts: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Validate options against the model's schema; return them with defaults. Raises InvalidError.
+    """Validate options against the model's schema; return them with defaults for the others.
 
     Options come in the field `options`, or as `extra` fields of the body, next to the known
-    `fields`. `texts` has the text of each field that came in a form or query.
+    `fields`. `texts` has the text of each field that came in a form or query. Raises InvalidError
+    for an unknown, doubled or invalid option.
     """
     values: dict[str, Any] = {}
     if extra:
@@ -230,7 +240,11 @@ def validate_options(
 def _sizes(
     operation: Operation, fields: OperationFields, images: int, options: dict[str, Any], settings: Settings
 ) -> tuple[int, int]:
-    """Return the number of rows of the request, and of rows per image. Raises InvalidError."""
+    """Return the number of rows of the request, and the number of rows per image.
+
+    Raises InvalidError if the number of images does not fit the operation, or if there are too many
+    images or rows.
+    """
     needed = len(operation.images)
     if (needed == 0 and images) or (needed == 1 and not images) or (needed == 2 and images != 2):
         raise InvalidError(f"this operation takes {operation.images_needed}, not {images}")
@@ -249,9 +263,11 @@ def _sizes(
 def _decode_images(
     operation: Operation, entry: ModelVersion, images: Sequence[bytes | str]
 ) -> tuple[Items, tuple[str, ...]]:
-    """Return the pixels of all images, by name of the model's argument, and their conversions.
+    """Decode all images to the size of the model.
 
-    Raises InvalidError.
+    Returns the pixels, keyed by the name of the model's argument, and one message for each
+    conversion of an image (such as a resize). Raises InvalidError if an image cannot be decoded or
+    converted.
     """
     if not images:
         return {}, ()
@@ -269,9 +285,11 @@ def _decode_images(
 def _decode_image(
     image: bytes | str, size: tuple[int, int, int], name: str, path: str
 ) -> tuple[Pixels, tuple[str, ...]]:
-    """Return the pixels (C, H, W) of an image file or of its base64 text, and its conversions.
+    """Decode an image file, or its base64 text; return its pixels (C, H, W) and conversion
+    messages.
 
-    Raises InvalidError.
+    `name` is the image's name in messages, `path` its field in errors. Raises InvalidError if it
+    cannot be decoded or converted to `size`.
     """
     try:
         pixels, conversions = decode(image if isinstance(image, bytes) else decode_base64(image), *size)
@@ -282,7 +300,10 @@ def _decode_image(
 
 
 def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
-    """Return the base64 texts in the field of a shared image. Raises InvalidError."""
+    """Return the base64 texts in the field of a shared image, empty without the field.
+
+    Raises InvalidError if a value is not a text.
+    """
     value = (fields.model_extra or {}).get(shared.name, [])
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
@@ -291,9 +312,10 @@ def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
 
 
 def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
-    """Return the image of a shared field, (1, C, H, W), and its conversions. Raises InvalidError.
+    """Decode the one image of a shared field; return it as (1, C, H, W), and conversion messages.
 
-    The image is grey; it is repeated for each channel of the model.
+    It is decoded as grey and repeated for each channel of the model. Raises InvalidError if there
+    is not exactly one image, or if it cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
     if len(sent) != 1:

@@ -35,12 +35,12 @@ class Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM or SIGINT: finish the open requests, then exit."""
+        """Handle SIGTERM or SIGINT: report "not ready", finish the open requests, then exit."""
         self._drain()
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Do what SIGTERM does; another thread may call this."""
+        """Stop as SIGTERM does. May be called from another thread."""
         self._drain()
         self.should_exit = True
 
@@ -59,7 +59,10 @@ class Server(uvicorn.Server):
 
 
 def allow_files(connections: int) -> int:
-    """Raise the limit on open files for `connections`; return how many connections it allows."""
+    """Raise the process's limit on open files so that it allows `connections` connections.
+
+    Returns how many connections the limit allows now, at most `connections`.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -48,5 +48,5 @@ class AppState:
         self.conversions = asyncio.Semaphore(MAX_CONVERSIONS)
 
     def models(self, request: Request) -> Models:
-        """Return the models that a request's caller may use."""
+        """Return a view of the models that a request's caller may use."""
         return self.permissions.models(caller_of(request.scope))

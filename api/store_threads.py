@@ -17,11 +17,11 @@ class StoreThreads:
         self._readers = ThreadPoolExecutor(4, "job-store-reader")
 
     async def write(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in the writer thread, after all earlier writes."""
+        """Call a function in the writer thread, after all earlier writes; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
 
     async def read(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a reader thread."""
+        """Call a function in a reader thread; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
     def shutdown(self) -> None:

@@ -51,9 +51,10 @@ class StreamingUpload:
         self.fields: dict[str, str] = {}
 
     async def read(self, request: Request) -> dict[str, str]:
-        """Read the body and return its fields.
+        """Read the body, write its files to the folder, and return its other fields, keyed by name.
 
-        Raises a ProblemError, and OSError if the disk is full.
+        Raises UnsupportedMediaError, MalformedError, InvalidError or StalledError for a body that
+        is not a valid upload, ClientDisconnect, and OSError (ENOSPC) if the disk is full.
         """
         content_type = request.headers.get("content-type", "")
         media = media_type(content_type)
@@ -93,13 +94,18 @@ class StreamingUpload:
             raise MalformedError("the body ends before its last boundary; send it whole")
 
     def open_file(self, name: str) -> None:
-        """Open the file of a part. Raises InvalidError if a part with this name was sent before."""
+        """Open the file of the form part `name`. Raises InvalidError if there was such a part
+        before.
+        """
         if name in self._open:
             raise InvalidError.in_field(name, "sent twice; send one file")
         self._open[name] = (self._folder / name).open("wb")
 
     def add_field(self, name: str, value: str) -> None:
-        """Add a field; an empty one counts as left out. Raises InvalidError."""
+        """Add a field; an empty one is ignored.
+
+        Raises InvalidError for an unknown field, and for one that is given twice.
+        """
         if name not in self._known:
             raise InvalidError(f"no such field: {name[:60]!r}; there are {', '.join((*self.files, *self._known))}")
         if not value.strip():
@@ -109,7 +115,7 @@ class StreamingUpload:
         self.fields[name] = value
 
     def add_data(self, name: str, data: bytes) -> None:
-        """Buffer data of a file."""
+        """Buffer data of the file `name`, to be written to the disk later."""
         self._buffer.append((name, data))
         self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
 
@@ -196,7 +202,8 @@ class _FormCallbacks:
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
     """Yield the chunks of the body.
 
-    Raises ClientDisconnect, and StalledError if none arrives for `IDLE_S` seconds.
+    Raises ClientDisconnect if the client disconnects, and StalledError if no chunk arrives for
+    `IDLE_S` seconds.
     """
     stream = request.stream()
     while True:

@@ -32,7 +32,9 @@ from core.jobs.records import TRAINING, IdempotencyKey, Job
 
 
 def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0) -> Job:
-    """Return the record of a new job for the training workers."""
+    """Return the record of a new job of the kind `kind` for the training workers, not yet
+    inserted.
+    """
     owner, request_id = caller_of(request.scope).name, request_id_of(request)
     return Job(kind=kind, owner=owner, model=model, method=kind, request=body, request_id=request_id, seed=seed)
 
@@ -42,8 +44,9 @@ async def run_auxiliary_job(
 ) -> tuple[dict[str, Any] | None, Job]:
     """Insert an auxiliary job, wait at most `wait_s` seconds, and return its result and the job.
 
-    The result is None if the job has not ended in time. `committed` is called when the row is
-    committed, before the wait. Raises the ProblemError that the worker reported.
+    The result is None if the job has not ended in time. `committed` is called when the job is
+    committed, before the wait. Raises TooManyRequestsError at a limit of the caller, and
+    InvalidError or ModelFailedError if the job failed.
     """
     async with state.quotas.job(caller):
         await state.job_service.write(lambda job_store: job_store.insert(row))
@@ -61,9 +64,9 @@ async def run_auxiliary_job(
 
 
 async def check_devices(state: AppState, gpus: int) -> None:
-    """Raise InvalidError if a training requests more devices than a training worker has.
+    """Raise InvalidError if a training requests more devices than any training worker has.
 
-    Raises OverloadedError if no worker reports its devices.
+    Raises OverloadedError if no worker reports its devices. One device is always accepted.
     """
     if gpus == 1:
         return  # accepted even if no training worker is alive yet
@@ -80,9 +83,9 @@ async def check_devices(state: AppState, gpus: int) -> None:
 
 
 async def training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
-    """Return the record of a new training or dry run.
+    """Return the record of a new training or dry run, not yet inserted.
 
-    Raises a ProblemError if its recipe is not valid.
+    Raises InvalidError if its recipe is not valid, and NotFoundError if there is no such dataset.
     """
     recipe = await asyncio.to_thread(_resolve_recipe, state, caller_of(request.scope), body)
     stored = {**body.model_dump(exclude={"recipe"}), "recipe": recipe}
@@ -90,7 +93,11 @@ async def training_row(state: AppState, request: Request, body: TrainingBody) ->
 
 
 def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict[str, Any]:
-    """Return the complete recipe. Raises InvalidError or NotFoundError."""
+    """Return the complete recipe of a training.
+
+    Raises InvalidError for an unknown family, an invalid recipe, or a model name whose active
+    version does not fit; NotFoundError if there is no such dataset.
+    """
     known = load_families(state.settings)
     if body.family not in known:
         detail = f"no family {body.family[:60]!r}; there are: {', '.join(known)}"
@@ -124,7 +131,8 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     """Insert a training and wake the training workers; return its job.
 
     A repeated Idempotency-Key returns the first request's job. Raises ConflictError if another
-    training of the model is unfinished, and InvalidError, NotFoundError or GoneError.
+    training of the model is unfinished, InvalidError if the key was used with another body,
+    NotFoundError if the dataset was deleted meanwhile, and GoneError if the key's job was deleted.
     """
     key = _idempotency_key(request, state, body)
     async with state.quotas.job(caller_of(request.scope), training=True):
@@ -161,7 +169,10 @@ def _idempotency_key(request: Request, state: AppState, body: TrainingBody) -> I
 
 
 async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id: str) -> bool:
-    """Protect a dataset from deletion during a training; return False if it cannot be used."""
+    """Protect a dataset from deletion while the job `job_id` uses it.
+
+    Returns False if the dataset was deleted or the caller may not use it.
+    """
     if not await asyncio.to_thread(state.datasets.use, dataset, job_id):
         return False
     await state.permissions.refresh()
@@ -172,7 +183,11 @@ async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id:
 
 
 async def insert_publication(state: AppState, request: Request, training: Job) -> Job:
-    """Insert a job that publishes the last checkpoint of a training. Raises ConflictError."""
+    """Insert a job that publishes the last checkpoint of a training; return it.
+
+    An unfinished publication of the same training is returned instead. Raises ConflictError if a
+    publication of another training of the model is unfinished.
+    """
     body = {**training.request, "training": training.id}
     row = auxiliary_row(request, "publication", training.model, body, training.seed)
     caller = caller_of(request.scope)
@@ -191,7 +206,10 @@ async def insert_publication(state: AppState, request: Request, training: Job) -
 
 
 async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> ConflictError:
-    """Return the error for a conflict with a job; `field` has its id if it is the owner's."""
+    """Return the error for a conflict with the job `job_id`.
+
+    If the job is the owner's, its id is in the member `field` of the problem.
+    """
     other = await state.job_service.get(job_id, owner)
     more: dict[str, Any] = {field: other.id} if other else {}
     return ConflictError(detail, retry_after_s=2, **more)

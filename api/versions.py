@@ -27,7 +27,7 @@ _INTERRUPTED_S = 60.0  # seconds after which an unfinished deletion counts as in
 async def find_version(state: AppState, caller: Caller, name: str, version: str = "") -> ModelVersion:
     """Return a version of a model, by default the active one.
 
-    Raises NotFoundError if the caller may not see it.
+    Raises NotFoundError if there is no such version, or if the caller may not see the model.
     """
     await state.permissions.refresh()
     models = state.permissions.models(caller)
@@ -45,7 +45,8 @@ async def find_version(state: AppState, caller: Caller, name: str, version: str 
 async def activate_version(state: AppState, entry: ModelVersion) -> None:
     """Wait until the workers have loaded a version, then activate it.
 
-    Raises ConflictError or OverloadedError.
+    Raises ConflictError if a worker cannot load it, and OverloadedError if not all workers have
+    loaded it in time; then the previous version stays active.
     """
     versions = Versions(state.paths.checkpoints)
     await asyncio.to_thread(versions.stage, entry.name, entry.version)
@@ -61,7 +62,8 @@ async def activate_version(state: AppState, entry: ModelVersion) -> None:
 async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
     """Wait until every worker has loaded a version.
 
-    Raises OverloadedError after a time-out, and ConflictError if a worker cannot load it.
+    Raises OverloadedError after a time-out, or if no worker is alive; ConflictError if a worker
+    cannot load the version.
     """
     start = last_alive = time.monotonic()
     while not is_loaded(workers := state.batch_sender.live_workers(), entry.ref):
@@ -88,7 +90,8 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
     """Delete versions; with `model`, delete the whole model.
 
-    Raises ConflictError if one is active or used by a job; then nothing is deleted.
+    They are hidden first and checked again. Raises ConflictError if one is active (without
+    `model`), is being activated, or is used by an unfinished job; then nothing is deleted.
     """
     store = Versions(state.paths.checkpoints)
     await _check_unused(state, name, versions, model=model)
@@ -108,7 +111,9 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
 
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
-    """Raise ConflictError if an unfinished job uses one of the versions (`model`: any version)."""
+    """Raise ConflictError if an unfinished job uses one of the versions; with `model`, any
+    version.
+    """
     for version in ("",) if model else versions:
         users = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
         if users:
@@ -135,7 +140,10 @@ async def prune_versions(state: AppState) -> None:
 
 
 async def prune_versions_once(state: AppState) -> None:
-    """Delete inactive versions of each model; keep those in use and the newest `keep_versions`."""
+    """Delete old inactive versions of each model, except shipped ones and those in use.
+
+    The newest `keep_versions` inactive versions are kept.
+    """
     for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]
         inactive = [version for version in created if version != entry.version]

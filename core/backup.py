@@ -3,8 +3,8 @@
 `create` works while the service runs. SQLite's online backup copies a consistent snapshot of the
 job database. Then the files that this copy names are copied. Blobs, versions and datasets never
 change once they are written, so they may be copied after the snapshot. If one of them was deleted
-in between, the database is copied again. `backup.json` is written last and holds the SHA-256 of
-each file; a folder without it is not a backup.
+in between, the database is copied again. `backup.json` is written last and contains the SHA-256 of
+each file; a folder without `backup.json` is not a backup.
 
 `restore` first checks all files. It writes into an empty state folder only, and migrates the
 database of an older release. Both commands are in this file, because they must agree on the layout.
@@ -57,13 +57,13 @@ class BackupError(Exception):
 
 @dataclass
 class _Copy:
-    """A backup that is being written: the size and SHA-256 of its files, by name."""
+    """A backup that is being written: the size and SHA-256 of its files, keyed by file name."""
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, source: Path) -> None:
-        """Copy a local file. Raises FileNotFoundError if it does not exist any more."""
+        """Copy a local file to `name`. Raises FileNotFoundError if it does not exist any more."""
         shutil.copyfile(source, self._create_parent(name))
         self.add_written(name)
 
@@ -75,7 +75,9 @@ class _Copy:
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Flush a file that is in the folder already to the disk, and add it to the list."""
+        """Flush a file that is already in the folder to the disk, and add it to the list
+        of files.
+        """
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -99,7 +101,8 @@ class _Copy:
 def create(settings: Settings, folder: Path) -> dict[str, Any]:
     """Write a backup into a new or empty folder; return its manifest.
 
-    Raises BackupError, or OSError if a file cannot be read or written.
+    Raises BackupError if the job database is not SQLite or missing, or if the folder is not empty
+    or is in the state folder; OSError if a file cannot be read or written.
     """
     database = existing_file(_database(settings))
     if not database.is_file():
@@ -177,7 +180,8 @@ def _read_jobs(database: Path) -> list[_CopiedJob]:
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
     """Copy the files of the jobs in the copied database; return whether all of them existed.
 
-    In the last attempt, jobs whose results do not exist any more are marked as expired.
+    Copies of files that no job needs any more are removed. In the last attempt (`last`), jobs whose
+    results do not exist any more are marked as expired.
     """
     gone, wanted = [], set()
     for job in _read_jobs(database):
@@ -202,9 +206,9 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
 
 def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
-    """Copy the blobs of a job, and its rendered results, which may be deleted at any time.
+    """Copy the blobs of a job, and its rendered results; return the names of the copies.
 
-    Return the names of the copies.
+    Raises FileNotFoundError if a blob does not exist any more; rendered results may be missing.
     """
     for key in job.blobs:
         copy.add_blob(blobs, key)
@@ -241,8 +245,8 @@ def _modification_time(path: Path) -> int:
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
     """Copy a folder below `state` without hidden files and locks; return the names of the copies.
 
-    The file `first` is copied before the others. With `tolerant`, files that do not exist any more
-    are left out instead of raising FileNotFoundError.
+    The file `first` is copied before the others. Raises FileNotFoundError if a file does not exist
+    any more; with `tolerant`, such files are left out.
     """
     names = set()
     root = state / below
@@ -294,7 +298,9 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
 def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     """Copy a backup into an empty state folder and blob store; return its manifest.
 
-    Raises BackupError, or OSError if a file cannot be read or written.
+    Jobs that were running are queued again. Raises BackupError if the backup is damaged or of
+    another format, or if the state folder or blob store is not empty; OSError if a file cannot be
+    read or written.
     """
     manifest = _check(folder)
     database, state, blobs = _database(settings), settings.state, Blobs(settings.blobs)
@@ -327,7 +333,7 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy a file durably."""
+    """Copy a file and flush the copy to the disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     with target.open("rb") as file:
@@ -337,7 +343,10 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    """Compare a backup's files with its manifest, and return the manifest. Raises BackupError."""
+    """Compare a backup's files with its manifest, and return the manifest.
+
+    Raises BackupError if the folder is not a backup, or if a file is missing or damaged.
+    """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:

@@ -40,7 +40,7 @@ class Blobs:
                 self._fs.pipe_file(self._path(key), data)
 
     def take(self, key: str, file: Path) -> None:
-        """Move a local file to `key` atomically; a remote store copies it.
+        """Move a local file to `key` atomically; a remote store copies it and keeps the file.
 
         Raises OSError, also for errors of a remote store.
         """
@@ -71,11 +71,17 @@ class Blobs:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes under `key`, all or `begin` … `end` − 1. Raises FileNotFoundError."""
+        """Return the bytes under `key`: all of them, or the bytes `begin` … `end` − 1.
+
+        Raises FileNotFoundError if there is no such blob.
+        """
         return bytes(self._fs.cat_file(self._path(key), begin, end))
 
     def copy_to(self, key: str, file: Path) -> None:
-        """Copy a blob to a local file, in bounded memory. Raises FileNotFoundError."""
+        """Copy a blob to a local file, in bounded memory.
+
+        Raises FileNotFoundError if there is no such blob.
+        """
         self._fs.get_file(self._path(key), str(file))
 
     def delete(self, prefix: str) -> None:
@@ -91,7 +97,7 @@ class Blobs:
         return bool(self._fs.exists(self._path(key)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the total sizes in bytes below `prefix`, by the next segment of the keys."""
+        """Return the total sizes in bytes below `prefix`, keyed by the next segment of the keys."""
         sizes: dict[str, int] = {}
         root = self._path(prefix)
         with contextlib.suppress(FileNotFoundError):
@@ -101,9 +107,10 @@ class Blobs:
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the modification times (Unix time; 0 if unknown) of the names below `prefix`.
+        """Return the modification times of the entries below `prefix`, keyed by name.
 
-        The modification time of a folder is when an entry was last added or removed.
+        They are in Unix time; 0 if unknown. The modification time of a folder is when an entry was
+        last added or removed.
         """
         modified = {}
         if self._local:
@@ -119,7 +126,9 @@ class Blobs:
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return all keys at or below `prefix`, without partial files; "" is the whole store."""
+        """Return all keys at or below `prefix`, sorted, without partial files; "" is the whole
+        store.
+        """
         path = self._path(prefix) if prefix else self._root
         paths = self._fs.find(path)
         return sorted(name[len(self._root) + 1 :] for name in paths if not name.endswith(PARTIAL))
@@ -168,7 +177,7 @@ def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
 def remove_tree(path: Path) -> bool:
     """Remove a file, or a folder with its content; return whether it is removed completely.
 
-    Errors are ignored.
+    Errors are ignored; files that cannot be removed stay.
     """
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -179,7 +188,7 @@ def remove_tree(path: Path) -> bool:
 def _written_at(info: Mapping[str, Any]) -> float:
     """Return when an object was last written (Unix time), by its metadata in the store.
 
-    If the time is unknown, return now for an object and 0 for a folder.
+    If the time is unknown, return the current time for an object and 0 for a folder.
     """
     for name in ("mtime", "LastModified", "last_modified", "created"):
         moment = info.get(name)
@@ -192,7 +201,9 @@ def _written_at(info: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise OSError for any error of a remote store, whose library has its own classes."""
+    """Raise OSError for any error in this block; the library of a remote store has its own
+    classes.
+    """
     try:
         yield
     except OSError:

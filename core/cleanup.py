@@ -2,8 +2,8 @@
 
 Files are removed before the row that names them is marked, so an interrupted cleanup can be
 repeated. A file is removed as an orphan only if it is older than the time between two cleanups and
-two cleanups in a row have found it to be one. So a file that another process has just written is
-never removed.
+two cleanups in a row have found that nothing needs it. So a file that another process has just
+written is never removed.
 """
 
 import fcntl
@@ -106,7 +106,10 @@ class Cleanup:
     # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove the orphans that the last cleanup has found, too; return their number."""
+        """Remove the orphans that the last cleanup has found as well; return their number.
+
+        Files that only this cleanup has found are remembered for the next one.
+        """
         candidates: set[str] = set()
         removed = 0
         for name, orphan in self._orphans():

@@ -118,7 +118,7 @@ def _add_command(subparsers: Any, name: str, summary: str, *parents: Any) -> arg
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status.
+    """Run the command in `argv` (by default the process's arguments); return its exit status.
 
     0: success; 1: failed, with the reason on stderr; 3: interrupted, can be resumed; 4: the
     training's loss became NaN or diverged; 5: not enough memory.

@@ -113,9 +113,8 @@ def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -
     """Return a surrogate for −loss, whose gradient is that of eq. 6 (algorithm 1).
 
     The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are treated as constants.
-
-    With the baseline q's weights are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the variance
-    is lower.
+    With `baseline`, the weights of q are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the
+    variance is lower.
     """
     weights = importance_weights((log_p - log_q).detach())
     q_weights = weights - 1.0 / weights.shape[1] if baseline else weights
@@ -224,9 +223,8 @@ class Model(nn.Module):
     def initialise(self, rows: RowStreams) -> None:
         """Draw weights by Glorot's rule (§4) and set every bias to `config.bias`.
 
-        Weights are uniform in ±√(6/(fan-in + fan-out)).
-
-        With `init` "small" the range is divided by the fan-in, as in the authors' code.
+        Weights are uniform in ±√(6/(fan-in + fan-out)). With `init` "small" the range is divided by
+        the fan-in, as in the authors' code.
         """
         for number, layer in enumerate([*self.q, *self.p]):
             values = 2.0 * rows.uniform(layer.weight.numel(), number) - 1.0
@@ -289,7 +287,7 @@ class Model(nn.Module):
         return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
     def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return a = log p(x, h) − log q(h|x) of some importance samples, in nats.
+        """Return a = log p(x, h) − log q(h|x) of importance samples, in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
         """
@@ -300,11 +298,11 @@ class Model(nn.Module):
 
     # See docs/decisions.md#the-helmholtz-machine-is-trained-without-a-compiler
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return −log p̃*(x) of each image (eq. 4), in nats.
+        """Return −log p̃*(x) of each image (eq. 4), in nats; its gradient is that of Algorithm 1
+        (eq. 6).
 
-        Its gradient is that of Algorithm 1 (eq. 6).
-
-        The L1 penalty is added only while gradients are recorded.
+        From the epoch `late_from` on it uses `late_samples` samples. The L1 penalty is added only
+        while gradients are recorded.
         """
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
@@ -326,9 +324,10 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Draw from p or p*; return `images` in 0 … 1.
 
-        p* is sampled by Gibbs sweeps, one per call, or by resampling draws of p ("block").
-
-        "block" also returns `effective_sample_size` (B,) of the `pool` draws of p as draws of p*.
+        p* is sampled by Gibbs sweeps, one per call, or by resampling draws of p ("block"), which
+        also returns `effective_sample_size` (B,) of the `pool` draws of p as draws of p*. All calls
+        but the last return a `Continuation`; `state` is None in the first call, later the state of
+        the previous `Continuation`.
         """
         if options.source == "block":
             return self._sample_block(rows, options, state)
@@ -355,9 +354,11 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (§2.3).
 
-        Return `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
-        draws of p, chosen by the likelihood of the known pixels, and does one sweep per call.
-        Raises ValueError if a mask hides nothing or everything.
+        Returns `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
+        draws of p, chosen by the likelihood of the known pixels, and does one sweep per call. All
+        calls but the last return a `Continuation`; `state` is None in the first call, later the
+        state of the previous `Continuation`. Raises ValueError if a mask hides nothing or
+        everything.
         """
         hidden = mask.flatten(1) >= 0.5
         share = hidden.float().mean(1)
@@ -379,11 +380,10 @@ class Model(nn.Module):
     # See docs/decisions.md#layers-of-different-widths-are-numbered-fields
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Return q(hₗ = 1|x) of the units of each hidden layer.
+        """Estimate q(hₗ = 1|x) of the units of each hidden layer, as the mean over `draws` samples.
 
-        The fields `layers.0`, `layers.1`, … have the shape (B, nₗ).
-
-        It is estimated by the mean over `draws` samples of the layers below.
+        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). A sample draws the layers
+        below.
         """
         x = self._binarize(images, rows, options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
@@ -405,10 +405,12 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Estimate log p(x) by eq. 5 and log p̃*(x) by eq. 4, with K = `k` samples, in nats.
 
-        Each call computes `SAMPLES_PER_CALL` samples.
+        Each call computes `SAMPLES_PER_CALL` samples and returns a `Continuation` until all are
+        done. `state` is None in the first call, later the state of the previous `Continuation`.
 
-        (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and effective
-        sample sizes (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is known.
+        Returns, (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and
+        effective sample sizes (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is
+        known.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
@@ -442,11 +444,11 @@ class Model(nn.Module):
     def estimate_log_z(
         self, seed: int, samples: int, report: Callable[[int], None] = lambda _: None
     ) -> dict[str, float]:
-        """Estimate log Z by eq. 7 with `samples` pairs.
+        """Estimate log Z by eq. 7 with `samples` pairs of samples.
 
         Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the
-        largest weight. log Z is biased low, and −2 log Z high, by about the squared error: report
-        the error with it.
+        largest weight. log Z is biased low, and −2 log Z high, by about the squared error: publish
+        the error with it. `report` gets the number of pairs done.
         """
         device = self.top.device
         size, log_weights = 500, []
@@ -474,13 +476,11 @@ class Model(nn.Module):
         *,
         z_samples: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures on the given binary images, in nats.
+        """Measure a model on binary images; return the card's metrics, in nats and percent.
 
-        Log Z is estimated first and stored in `log_z`.
-
-        `z_samples` is 1000·`k` by default, at most five million, so that a quick evaluation is
-        quick. `precision` "bfloat16" applies to the matrix products. `report` gets the number of
-        images done.
+        First estimates log Z with `z_samples` pairs and stores it in `log_z`. `z_samples` is
+        1000·`k` by default, at most five million, so that a quick evaluation is quick. `precision`
+        "bfloat16" applies to the matrix products. `report` gets the number of images done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -513,7 +513,8 @@ class Model(nn.Module):
     ) -> Layers:
         """Do one Gibbs sweep: resample every odd layer, then every even one, given its neighbours.
 
-        Layer 0 is x; only its pixels in `hidden` change (None: all).
+        Returns the new chain; layer 0 is x. Of x only the pixels in `hidden` change (None: all).
+        `number` is the number of the sweep, which selects the random numbers.
         """
         chain = list(chain)
         for at in [*range(1, len(chain), 2), *range(0, len(chain), 2)]:
@@ -559,9 +560,9 @@ class Model(nn.Module):
     ) -> tuple[Tensor, PerSample]:
         """Return proposals for x (the current x is the first) and their log weights.
 
-        Proposals are drawn from p(x|h₁); their weights are √(p̃*(x) q(h₁|x)/p(x|h₁)).
-
-        If `hidden` is given, the proposals keep the known pixels.
+        Proposals are drawn from p(x|h₁); their weights are √(p̃*(x) q(h₁|x)/p(x|h₁)), with p̃*(x)
+        estimated by `inner` samples (0: left out). `number` is the number of the sweep. If `hidden`
+        is given, the proposals keep the known pixels.
         """
         count, n = uniform16.shape[1], self.sizes[0]
         logits = self.p[0](chain[1])[:, None]
@@ -588,9 +589,10 @@ class Model(nn.Module):
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
     def _start_chain(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
-        """Return the start of a Gibbs chain: one of `pool` draws of p.
+        """Return the start of a Gibbs chain: one of `pool` draws of p, a list of layers (B, n).
 
-        It is chosen by the likelihood of the known pixels.
+        It is chosen by the likelihood of the pixels of `x` that are not `hidden`, which it takes
+        from `x`.
         """
         drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
@@ -602,12 +604,11 @@ class Model(nn.Module):
     def _sample_block(
         self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None
     ) -> dict[str, Any] | Continuation:
-        """Sample p* by resampling draws of p, as the authors' code does (§2.3).
+        """Sample p* by resampling draws of p, as the authors' code does (§2.3); see `sample`.
 
-        The weights are √(p̃*(x) q(h|x)/p(x, h)).
-
-        `POOL_PER_CALL` draws per call. The draw kept so far is replaced by one of the new draws
-        with the probability of their share of all weights.
+        The weights are √(p̃*(x) q(h|x)/p(x, h)). Each call makes `POOL_PER_CALL` draws. The draw
+        kept so far is replaced by one of the new draws with the probability of their share of all
+        weights.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done
@@ -630,7 +631,7 @@ class Model(nn.Module):
         return {"images": self._to_images(self._output_pixels(chain, options.output)), "effective_sample_size": size}
 
     def _choice(self, rows: RowStreams, number: int) -> PerImage:
-        """Return the uniform number `number` of each row."""
+        """Return the uniform random number `number` of each row, (B,)."""
         return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 
     def _continuation(self, chain: Layers, done: int, steps: int) -> Continuation:
@@ -665,7 +666,7 @@ def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
 def _figures(
     values: dict[str, Float[Tensor, "N"]], z: dict[str, float], z_samples: int, k: int, on: str
 ) -> list[dict[str, Any]]:
-    """Return the figures in the card's format."""
+    """Return the metrics in the card's format; `on` describes the images in their details."""
     bounds = {"log_p_star": "log p*(x)", "log_p": "log p(x) by q's samples", "log_p_tilde_star": "the bound log p~*(x)"}
     z_detail = (
         f"{z_samples} samples of eq. 7; standard error {2.0 * z['standard_error']:.4f} by batch means, largest weight "

@@ -119,7 +119,11 @@ def energy(x: Images, reconstruction: Images) -> PerImage:
 
 
 def hinge(fake: PerImage, margin: float) -> PerImage:
-    """Return [m − D(G(z))]⁺ of each sample (eq. 1); above the margin it and its gradient are 0."""
+    """Return [m − D(G(z))]⁺ of each sample (eq. 1), where m is `margin` and `fake` are the
+    energies.
+
+    Above the margin the hinge and its gradient are 0.
+    """
     return (margin - fake).clamp_min(0.0)
 
 
@@ -243,9 +247,10 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
-        """Return the code before and after dropout.
+        """Return the code (B, S) before and after dropout.
 
-        Both are equal without `rows` or without dropout.
+        Both are equal without `rows`, which draw the dropout from stream `stream` on, or without
+        dropout.
         """
         code = kept = x
         for number, stage in enumerate(self.stages):
@@ -362,11 +367,14 @@ class Model(nn.Module):
 
     @property
     def unit(self) -> str:
-        """Unit of the energies."""
+        """Unit of the energies: "norm" for the objective "ebgan", "nats" for the others."""
         return "norm" if self.config.objective == "ebgan" else "nats"
 
     def smallest_batch(self) -> int:
-        """Return 2 if a layer is normalised over the batch only, with one value per image, else 1."""
+        """Return the minimum batch size: 2 if a layer is normalised over the batch alone, else 1.
+
+        Such a layer has one value per image, so that one image has no variance.
+        """
         config = self.config
         conv = config.architecture == "conv"
         one_value_per_image = (config.height // 4) * (config.width // 4) == 1 if conv else config.layers_g > 1
@@ -384,7 +392,7 @@ class Model(nn.Module):
                 layer.bias.data.zero_()
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them; a plain GAN has no `reconstruct`."""
+        """Return the operations as the card lists them; without `reconstruct` for a plain GAN."""
         described = describe(self, without=() if self.config.objective == "ebgan" else ("reconstruct",))
         described["energy"]["unit"] = self.unit
         return described
@@ -397,11 +405,13 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
 
-        With `best_of` a row keeps its candidate of lowest energy; with `below` its first one with
-        less energy than that, or the lowest if there is none. Both also return `energies` (B,);
-        `below` also `accepted` (B,) and the number of `proposals` (B,). `CANDIDATES_PER_CALL`
-        candidates per call. Raises ValueError if both options are set, or the rows have different
-        progress.
+        With the option `best_of` a row keeps its candidate of lowest energy; with `below`, its
+        first candidate with less energy than that, or the lowest if there is none. Both also return
+        `energies` (B,); `below` also returns `accepted` (B,) and the number of `proposals` (B,).
+
+        Each call tries `CANDIDATES_PER_CALL` candidates and returns a `Continuation` until all are
+        done. `state` is None in the first call, later the state of the previous `Continuation`.
+        Raises ValueError if both options are set, or if the rows have different progress.
         """
         if options.below is None and options.best_of == 1:
             return {"images": self._generate(rows, 0)}
@@ -420,7 +430,7 @@ class Model(nn.Module):
         return {name: best[name] for name in ("images", "energies", "accepted", "proposals")}
 
     def _initial_state(self, rows: RowStreams) -> dict[str, Tensor]:
-        """Return the state before the first candidate."""
+        """Return the state before the first candidate, keyed as in `sample`."""
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
         images = torch.zeros(shape, device=zeros.device)
@@ -430,12 +440,11 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state after `count` more candidates per row.
+        """Return the state `best` after `count` more candidates per row, from candidate `first` on.
 
-        A row that has accepted a candidate ignores further ones.
-
-        Each candidate is one forward pass over the rows, so that its bits equal those of a plain
-        sample.
+        A candidate is accepted if its energy is less than `below`; a row that has accepted a
+        candidate ignores further ones. Each candidate is one forward pass over the rows, so that
+        its image is bit-identical to that of a plain sample.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -485,7 +494,7 @@ class Model(nn.Module):
         return {"images": (self.discriminator.decode(code) + 1.0) * 0.5}
 
     def energies(self, images: Images) -> PerImage:
-        """Return D(x) of images in 0 … 1; −log D(x) for the plain GAN."""
+        """Return D(x) (B,) of images in 0 … 1; for the plain GAN −log D(x). See `unit`."""
         scores: Tensor = self.discriminator(images * 2.0 - 1.0)[0]
         return scores if self.config.objective == "ebgan" else gan_generator_loss(scores)
 
@@ -518,30 +527,38 @@ class Model(nn.Module):
         yield OptimizerStep("generator", self.generator_losses(score, code))
 
     def discriminator_losses(self, real: PerImage, fake: PerImage) -> PerImage:
-        """Return the losses of eq. 1, or the plain GAN's."""
+        """Return the losses (B,) of eq. 1 or, for the plain GAN, its own.
+
+        `real` and `fake` are the energies of images and samples; for the plain GAN, their logits.
+        """
         if self.config.objective == "gan":
             return gan_discriminator_loss(real, fake)
         return discriminator_loss(real, fake, self.config.margin)
 
     def generator_losses(self, fake: PerImage, code: Code) -> PerImage:
-        """Return the losses of eq. 2, or the plain GAN's, plus the weighted pulling-away term."""
+        """Return the losses (B,) of eq. 2 or the plain GAN's, plus the weighted pulling-away term.
+
+        `fake` are the energies of samples (for the plain GAN, their logits), `code` their codes.
+        """
         losses = gan_generator_loss(fake) if self.config.objective == "gan" else generator_loss(fake)
         return losses + self.config.pulling_away * pulling_away(code) if self.config.pulling_away else losses
 
     def _metrics(self, real: PerImage, fake: PerImage) -> dict[str, PerImage]:
-        """Return the metrics of a step: D(x), D(G(z)) and the share of active hinges."""
+        """Return the metrics (B,) of a step: D(x), D(G(z)) and, except for the plain GAN, active
+        hinges.
+
+        A hinge is active where D(G(z)) is below the margin.
+        """
         if self.config.objective == "gan":
             return {"d_real": real.sigmoid(), "d_fake": fake.sigmoid()}
         return {"d_real": real, "d_fake": fake, "active_hinges": (fake < self.config.margin).float()}
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:
-        """Finish the training: fix the batch statistics, then store the energy quantiles.
+        """Finish the training: fix the batch statistics, then store the quantiles of the energies.
 
-        The quantiles are those of the training images.
-
-        `images()` iterates over the training images in 0 … 1; `rows(first, count)` are rows with
-        unused random numbers.
+        `images()` iterates over the training images in 0 … 1, whose energies' quantiles are stored.
+        `rows(first, count)` are rows with unused random numbers.
         """
         norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self.train()
@@ -569,11 +586,11 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures: mean energies of the images and of `k` samples, and f_PT.
+        """Measure a model for its card; return its metrics.
 
-        f_PT is the pulling-away term of the samples' codes.
-
-        Raises ValueError for fewer than two images or samples, or another precision than float32.
+        They are the mean energies of the images and of `k` samples, and the pulling-away term f_PT
+        (§2.4 of the paper) of the samples' codes. `report` gets the number of images done. Raises
+        ValueError for fewer than two images or samples, or for another precision than "float32".
         """
         if k < 2 or len(images) < 2:
             raise ValueError(f"{len(images)} images and {k} samples: at least two of each are needed")

@@ -130,9 +130,8 @@ def reparameterise(
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
     """Return the naive estimator of the gradient, by the score function (§2.2).
 
-    The gradient of this term is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x).
-
-    `signal` is f(zₗ), treated as constant; `log_q` must be computed at samples zₗ without gradient.
+    The gradient of the result is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x). `signal` is f(zₗ), treated as
+    constant; `log_q` must be computed at samples zₗ without gradient.
     """
     return (signal.detach() * log_q).mean(dim=1)
 
@@ -148,7 +147,10 @@ def sgvb_b(log_p_x: PerSample, kl: PerImage) -> PerImage:
 
 
 def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
-    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) (eq. 8); N/M scales the reconstruction and the KL term alike."""
+    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) (eq. 8) from the bounds of M images, with N = `total`.
+
+    N/M scales the reconstruction and the KL term alike.
+    """
     return total / bounds.shape[0] * bounds.sum()
 
 
@@ -181,9 +183,9 @@ def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity; its gradient is multiplied by given factors.
+    """The identity; the gradient that passes through it is multiplied by given factors.
 
-    `factors` is a list that holds them by the time of the backward pass.
+    `factors` is a list that must contain the factors (B, K) by the time of the backward pass.
     """
 
     @staticmethod
@@ -206,11 +208,9 @@ def dreg_bound(
 ) -> PerImage:
     """Return the bound L_K with the doubly reparameterized gradient (DReG eq. 8).
 
-    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw.
-
-    The score term of log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x,
-    zₖ)/∂θ. Both are unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x,
-    z), in nats.
+    The encoder's gradient is Σₖ w̃ₖ² (∂ log wₖ/∂zₖ) (∂zₖ/∂φ), where w̃ₖ = wₖ/Σw; the score term of
+    log q(z|x) is left out. The decoder's gradient is the plain Σₖ w̃ₖ ∂ log p(x, zₖ)/∂θ. Both are
+    unbiased for the gradient of E L_K. `log_joint` is the function z ↦ log p(x, z), in nats.
     """
     factors: list[Tensor] = []  # filled below: w̃ depends on z, and only the backward pass needs it
     scale_gradient: Callable[..., Tensor] = _ScaleGradient.apply
@@ -235,7 +235,7 @@ def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """An MLP that returns mean and log variance of a diagonal normal (appendix C.2).
+    """A network that returns mean and log variance of a diagonal normal (appendix C.2).
 
     With `unit` the mean is in (0, 1).
     """
@@ -379,7 +379,9 @@ class Model(nn.Module):
                 parameter.data.copy_(values[0].view_as(parameter))
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them; `manifold` only with two latent dimensions."""
+        """Return the operations as the card lists them; `manifold` only with two latent
+        dimensions.
+        """
         return describe(self, without=() if self.config.latents == 2 else ("manifold",))
 
     # Sampling and decoding
@@ -388,7 +390,7 @@ class Model(nn.Module):
     def sample(self, rows: RowStreams, options: SampleOptions) -> dict[str, Any]:
         """Draw z ~ p(z) and decode it; return `images` (B, C, H, W) in 0 … 1.
 
-        They are the means of p(x|z), or draws from it.
+        The option `output` chooses the means of p(x|z) or draws from it.
         """
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
@@ -398,9 +400,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
-        """Return the means of p(x|z) on a grid of the latent plane (appendix A).
+        """Return `images`, the means of p(x|z) on a grid of the latent plane (appendix A).
 
-        z₁ varies along a row of the grid.
+        Row i is cell i of the grid; z₁ varies along a row of the grid. Raises ValueError if the
+        model has not two latent dimensions, or for a row outside the grid.
         """
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
@@ -415,7 +418,7 @@ class Model(nn.Module):
     def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:
         """Encode and decode images; return `images` (B, C, H, W) in 0 … 1.
 
-        They are the means of p(x|z), or draws from it.
+        The option `output` chooses the means of p(x|z) or draws from it.
         """
         mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         z = mean
@@ -427,11 +430,11 @@ class Model(nn.Module):
     def interpolate(
         self, first: Images, second: Images, rows: RowStreams, options: InterpolateOptions
     ) -> dict[str, Any]:
-        """Decode points on the straight line between the encodings of two images.
+        """Decode points on the straight line between the encodings of two images; return `images`.
 
-        Row i is frame i, at the fraction i/(steps − 1).
-
-        Both images are binarized with the numbers of row 0, so that all frames lie on one line.
+        Row i is frame i, at the fraction i/(steps − 1). Both images are binarized with the numbers
+        of row 0, so that all frames lie on one line. Raises ValueError for a row that is not a
+        frame.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")
@@ -464,11 +467,14 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
     ) -> dict[str, Any] | Continuation:
-        """Estimate log p(x) by the bound L_K with K = `k` samples, in nats.
+        """Estimate log p(x) in nats by the importance-weighted bound (IWAE): the log of the mean of
+        `k` weights.
 
-        Return `log_p` (B,), its `standard_error` (B,) by the delta method, in nats, and
-        `effective_sample_size` (B,), (Σw)²/Σw², between 1 and K. Each call computes
-        `SAMPLES_PER_CALL` samples and returns a `Continuation` until the last one.
+        Each call computes `SAMPLES_PER_CALL` samples, and returns a `Continuation` until all `k`
+        are done. `state` is None in the first call, later the state of the previous `Continuation`.
+
+        The result has `log_p` (B,), its `standard_error` (B,) by the delta method, both in nats,
+        and `effective_sample_size` (B,), which is (Σw)²/Σw² for weights w, between 1 and `k`.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         done = weights.done if len(rows) else options.k
@@ -487,7 +493,7 @@ class Model(nn.Module):
         }
 
     def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> Float[Tensor, "B K"]:
-        """Return log w = log p(x, z) − log q(z|x) of some importance samples, in nats.
+        """Return log w = log p(x, z) − log q(z|x) of importance samples, in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
         """
@@ -506,7 +512,8 @@ class Model(nn.Module):
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """Return minus the bound of each image, in nats.
 
-        The config's `objective` chooses the bound. Images are used as given.
+        The config's `objective` chooses the bound. Images are used as given. Before the epoch
+        `single_sample_epochs` one sample is drawn, later `config.samples`.
         """
         x = images.flatten(1)
         count = 1 if epoch < self.config.single_sample_epochs else self.config.samples
@@ -531,13 +538,12 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures: −log p(x), L_K for K = 1, 10, … k, and active units.
+        """Measure a model on images; return the card's metrics.
 
-        They are measured on the given images.
-
-        L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16" applies
-        to the decoder's matrix products only. `report` gets the number of images done. Raises
-        ValueError if k is less than 10.
+        They are −log p(x), the bounds L_K for K = 1, 10, … `k`, in nats, and the number of active
+        units. L_K for K < k averages over k/K groups of the same samples. `precision` "bfloat16"
+        applies to the decoder's matrix products only. `report` gets the number of images done.
+        Raises ValueError if `k` is less than 10.
         """
         if k < 10:
             raise ValueError(f"k must be at least 10, not {k}")
@@ -607,7 +613,10 @@ def _figures(
     means: Float[Tensor, "N J"],
     precision: str,
 ) -> list[dict[str, Any]]:
-    """Return the figures in the card's format."""
+    """Return the metrics in the card's format: `bounds` (N, S) are the bounds with K = `sizes`.
+
+    `errors` are the standard errors of the last bound, `means` the means of q(z|x).
+    """
     count = len(bounds)
     errors_of_mean = bounds.std(dim=0) / math.sqrt(count)
     sampling_error = float(errors.square().sum().sqrt()) / count

@@ -39,9 +39,9 @@ class Client(ApiMethods):
         """Connect to the service at `url` with the API key `key`.
 
         Without them, the environment variables `REVERIE_URL` and `REVERIE_KEY` are used, then
-        http://127.0.0.1:8000 and no key. `timeout_s` limits how long the service may be silent, not
-        how long a method may take. `retries` is the number of times that a request is sent again.
-        Raises ValueError if `url` is not an HTTP address.
+        http://127.0.0.1:8000 and no key. `timeout_s` limits how long the service may send nothing,
+        not how long a method may take. `retries` is the number of times that a request is sent
+        again. Raises ValueError if `url` is not an HTTP address.
         """
         super().__init__(retries)
         self._http = httpx.Client(**_http_settings(url, key, timeout_s))
@@ -57,7 +57,9 @@ class Client(ApiMethods):
         self._http.close()
 
     def run_steps(self, steps: Steps[T]) -> T:
-        """Execute a method's requests and delays one after the other."""
+        """Execute the requests and delays of a method one after the other; return the method's
+        result.
+        """
         try:
             step = next(steps)
             while True:
@@ -91,7 +93,8 @@ class Client(ApiMethods):
         """Yield a job's events as they happen, until the job ends; reconnect when the connection
         breaks.
 
-        `after` is the number of the last event that you have seen.
+        `after` is the number of the last event that you have received. Raises ProblemError for an
+        error response, and UnreachableError if reconnecting fails too often.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -133,7 +136,9 @@ class AsyncClient(ApiMethods):
         await self._http.aclose()
 
     async def run_steps(self, steps: Steps[T]) -> T:
-        """Execute a method's requests and delays one after the other."""
+        """Execute the requests and delays of a method one after the other; return the method's
+        result.
+        """
         try:
             step = next(steps)
             while True:
@@ -168,7 +173,8 @@ class AsyncClient(ApiMethods):
         """Yield a job's events as they happen, until the job ends; reconnect when the connection
         breaks.
 
-        `after` is the number of the last event that you have seen.
+        `after` is the number of the last event that you have received. Raises ProblemError for an
+        error response, and UnreachableError if reconnecting fails too often.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -189,7 +195,10 @@ class AsyncClient(ApiMethods):
 
 
 def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return the arguments of both httpx clients."""
+    """Return the arguments of both httpx clients.
+
+    Raises ValueError if the URL is not an HTTP address.
+    """
     url = url or os.environ.get("REVERIE_URL") or DEFAULT_URL
     key = os.environ.get("REVERIE_KEY") if key is None else key
     example = f"write an address such as {DEFAULT_URL}"

@@ -47,7 +47,7 @@ class UnexpectedContentError(ReverieError):
     """A response does not have the content type that was requested. No file was written."""
 
     def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
-        """`media_type` was requested, for the file `path`."""
+        """Describe the response; `media_type` was requested, for the file `path`."""
         received = "nothing"
         if response is not None:
             received = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"
@@ -59,7 +59,7 @@ class JobFailedError(ReverieError):
     """A job ended without a result: it failed (`job.problem` has the reason) or was cancelled."""
 
     def __init__(self, job: Job) -> None:
-        """`job` is the ended job."""
+        """Describe the ended job, which is kept in `job`."""
         reason = (job.problem or {}).get("detail") or "it has no result"
         super().__init__(f"{job.id} {job.status}: {reason}")
         self.job = job
@@ -69,7 +69,7 @@ class StillRunningError(ReverieError):
     """A job has not ended within the given time. It continues to run."""
 
     def __init__(self, job: Job) -> None:
-        """`job` is the last known state of the job."""
+        """Describe the last known state of the job, which is kept in `job`."""
         super().__init__(f"{job.id} is {job.status} at {job.progress:.0%} and has not ended yet")
         self.job = job
 
@@ -100,7 +100,7 @@ class ProblemError(ReverieError):
 
     @staticmethod
     def from_response(response: httpx.Response) -> ProblemError:
-        """Return an instance of the class for the response's status."""
+        """Return the error for an error response: an instance of the class for its status."""
         classes = {cls.status: cls for cls in ProblemError.__subclasses__()}
         return classes.get(response.status_code, ProblemError)(response)
 
@@ -177,7 +177,7 @@ class InvalidError(ProblemError):
 class TooManyRequestsError(ProblemError):
     """A limit of the API key is exceeded.
 
-    `body["limit"]` names it, if it is one of those that `Client.me` returns.
+    `body["limit"]` is the name of the limit, if it is one of those that `Client.me` returns.
     """
 
     status = 429

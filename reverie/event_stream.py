@@ -19,7 +19,7 @@ MAX_FAILURES = 20
 class JobEventStream:
     """The state of an event stream over several connections.
 
-    It knows the last event that was received, and whether the job has ended.
+    It records the last event that was received, and whether the job has ended (`ended`).
     """
 
     def __init__(self, job_id: str, after: int) -> None:
@@ -31,12 +31,17 @@ class JobEventStream:
         self._retry_s = 2.0
 
     def build_request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """Return the request for the events after the last one seen."""
+        """Return the request for the events after the last event received."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(self._last_id)}
         return ApiRequest("GET", self._path, headers=headers, timeout_s=SILENCE_TIMEOUT_S).build(http)
 
     def receive(self, message: ServerSentEvent) -> Event | None:
-        """Return the event in a message; None if the message has none or the stream has ended."""
+        """Record a message of the stream and return its event, or None if it has none.
+
+        Updates the state: `ended` becomes true with a final status, and the next connection starts
+        after this event. A message may also set the delay before the next connection (`retry`).
+        Messages after the final status are ignored: the result is None.
+        """
         if message.retry is not None:
             self._retry_s = message.retry / 1000
         if self.ended or not message.data:
@@ -51,10 +56,11 @@ class JobEventStream:
         return event
 
     def reconnect_delay(self, outcome: httpx.Response | httpx.TransportError) -> Delay:
-        """Return how long to wait before the next connection.
+        """Return how long to wait before the next connection; update the state.
 
         `outcome` is the last response, or the error that ended it. Status 204 means that there are
-        no more events. Raises ProblemError or UnreachableError if connecting again has no use.
+        no more events, and sets `ended`. Raises ProblemError for an error response, and
+        UnreachableError after too many failed connections.
         """
         response = outcome if isinstance(outcome, httpx.Response) else None
         self.ended = self.ended or (response is not None and response.status_code == 204)

@@ -80,7 +80,11 @@ def _program(name: str, command: str, priority: int, stop_s: int, **more: str) -
 
 # See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
 def configuration(settings: Settings, *, queue: bool, workers: int) -> str:
-    """Return supervisord's configuration. Parts start by ascending and stop by descending priority."""
+    """Return the text of supervisord's configuration for all processes of the service.
+
+    `queue`: also run a queue server; `workers`: the number of inference workers. Processes start in
+    ascending and stop in descending order of priority.
+    """
     me = f"{sys.executable} -m"
     state = settings.state.resolve()
     bound = f"{me} workers.devserver --part"

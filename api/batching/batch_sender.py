@@ -53,7 +53,7 @@ class BatchSender:
     """Sends requests to the workers and completes them; all methods belong to the event loop."""
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
-        """Connect to nothing before `start`."""
+        """Create the queues. `start` connects to the queue server."""
         self._settings = settings
         self._blobs = blobs
         self._stream = new_completion_stream()
@@ -81,7 +81,7 @@ class BatchSender:
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
     async def stop(self) -> None:
-        """Stop; requests that still wait are abandoned."""
+        """Stop sending and receiving, and close the connections; waiting requests are abandoned."""
         self._cancel_wakeup()
         self._waits.close()
         for task in list(self._tasks):
@@ -105,15 +105,18 @@ class BatchSender:
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return what an owner has waiting, by the names of the limits."""
+        """Return the numbers `waiting_requests` and `waiting_rows` of an owner."""
         return self._scheduler.usage(owner)
 
     def live_workers(self) -> dict[str, dict[str, Any]]:
-        """Return the heartbeats of live workers, by worker id."""
+        """Return the heartbeats of live workers, keyed by worker id."""
         return self._monitor.live()
 
     def submit(self, request: PendingRequest) -> None:
-        """Queue a request for its batches; `wait` returns its result. Raises QueueFullError."""
+        """Queue a request and set its future `result`; `wait` returns the result.
+
+        Raises QueueFullError at a limit on waiting requests.
+        """
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
         if request.queue not in self._dispatching:
@@ -122,11 +125,19 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Return the result of a request. Raises FailedError, or StillWaitingError after a second without one."""
+        """Return the result of a request, keyed by field.
+
+        Raises FailedError if the model or its worker failed, and StillWaitingError after a second
+        without a result.
+        """
         return await self._waits.wait(request)
 
     def drop(self, request: PendingRequest) -> None:
-        """Drop a request: its unsent rows are not sent, and a long operation ends at its next slice."""
+        """Cancel a request: its unsent rows are not sent, and a long operation ends at its next
+        slice.
+
+        Does nothing if the request has ended.
+        """
         if request not in self._scheduler:
             return
         abandoned = self._scheduler.cancel(request)
@@ -136,7 +147,10 @@ class BatchSender:
             self._finish(batch)
 
     def wake(self) -> None:
-        """Wake the workers for a queued job; the message is repeated if it is lost."""
+        """Wake an inference worker for a queued job.
+
+        The message may be lost; the job service then sends another.
+        """
         self._later(self._send(wake_inference_workers()))
 
     async def ping(self) -> bool:
@@ -147,13 +161,18 @@ class BatchSender:
             return False
 
     async def queue_lengths(self) -> dict[QueueName, int]:
-        """Return the number of messages on each queue. Raises RedisError while the queue server is unreachable."""
+        """Return the number of messages on each queue, keyed by queue name.
+
+        Raises RedisError while the queue server is unreachable.
+        """
         return {queue: int(await self._redis.llen(queue_key(queue))) for queue in QUEUES}
 
     # --- sending ---
 
     def _dispatch(self, queue: QueueName) -> None:
-        """Send the batches that may be sent now."""
+        """Send all batches of a queue that may be sent now, and set a timer if a group waits for
+        rows.
+        """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
             return
@@ -230,7 +249,7 @@ class BatchSender:
                 self._later(self._trim())
 
     async def _trim(self) -> None:
-        """Remove the completions that were read from the stream."""
+        """Remove the completions that were already read from the stream on the queue server."""
         milliseconds, _, number = self._read_until.partition("-")
         self._read_bytes = 0
         await self._sending.command("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
@@ -312,7 +331,11 @@ class BatchSender:
                 log.exception("watching the workers")
 
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
-        """Resend the batches that no live worker runs and that are not on the queue: their worker died mid-batch."""
+        """Resend the batches that no live worker runs and that are not on a queue.
+
+        `lengths` has the number of messages on each queue. A batch without an answer for the
+        heartbeat time-out is resent if its worker died, or if it is missing in two checks.
+        """
         now = time.monotonic()
         live = self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -335,7 +358,10 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
-        """Resend a batch whose worker died or that was lost; a request alone in it fails after `max_attempts`."""
+        """Resend a batch whose worker died (`died`) or that was lost.
+
+        A request that is alone in its batch fails after `max_attempts` workers died.
+        """
         log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1
         if died and len(batch.slices) == 1:
@@ -350,7 +376,7 @@ class BatchSender:
         self._requeue(batch, isolate=died)
 
     def _later(self, act: Any) -> None:
-        """Run something in the background, whose connection errors do not matter."""
+        """Run the awaitable `act` in the background; connection errors are ignored."""
 
         async def best_effort() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

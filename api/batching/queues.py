@@ -8,7 +8,9 @@ SMALL_ROWS = 16  # requests of at most this many rows fill the rows that a large
 
 
 class OwnerQueue:
-    """One owner's waiting requests of one group, oldest first; small and large ones apart, to be found at once."""
+    """One owner's waiting requests of one group, oldest first; small and large ones in two
+    queues.
+    """
 
     __slots__ = ("large", "small")
 
@@ -23,14 +25,16 @@ class OwnerQueue:
         return self.small if request.rows <= SMALL_ROWS else self.large
 
     def add(self, request: PendingRequest, *, front: bool = False) -> None:
-        """Put a request at the end, or back at the front; a request that is there already is only moved."""
+        """Put a request at the end or, with `front`, at the front; a request already there only
+        moves.
+        """
         queue = self._queue_of(request)
         queue[request] = None
         if front:
             queue.move_to_end(request, last=False)
 
     def remove(self, request: PendingRequest) -> bool:
-        """Remove a request; return whether it was there."""
+        """Remove a request; return whether it was in the queue."""
         queue = self._queue_of(request)
         if request not in queue:
             return False
@@ -48,7 +52,12 @@ class OwnerQueue:
         return small if small.arrived <= large.arrived else large
 
     def fitting(self, rows: int) -> PendingRequest | None:
-        """Return the oldest small request if it fits whole into so many rows, else the oldest large one if it does."""
+        """Return the oldest small request, or else the oldest large one, that fits into `rows`
+        rows.
+
+        All its unsent rows, or its first slice to be retried, must fit; None if neither request
+        does. Slices that must run isolated do not count.
+        """
         for queue in (self.small, self.large):
             request = next(iter(queue), None)
             if request is None or (request.retries and request.retries[0].isolated):
@@ -59,7 +68,7 @@ class OwnerQueue:
 
 
 class Group:
-    """Waiting requests that may share a batch, by owner."""
+    """Waiting requests that may share a batch; `queues` is keyed by owner."""
 
     __slots__ = ("last_arrival", "queues", "rows")
 

@@ -18,10 +18,11 @@ GroupKey = tuple[Any, ...]  # what requests must share to share a batch
 class PendingRequest:
     """One request for rows of a model, and the results so far.
 
-    `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API key, empty without
-    keys; `limits` are the limits of this key that differ from the settings. `chunks` holds the results of finished
-    slices by the number of their first row. `result` is a future for the whole result; when a wait of one second ends
-    without it, a new future replaces it.
+    `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API
+    key, empty without keys; `limits` are the limits of this key that differ from the settings.
+    `chunks` has the results of finished slices, keyed by the number of their first row. `result` is
+    a future for the complete result; when a wait of one second ends without it, a new future
+    replaces it.
     """
 
     entry: ModelVersion
@@ -57,16 +58,16 @@ class PendingRequest:
 
     @property
     def unsent_rows(self) -> int:
-        """Number of rows that are in no batch."""
+        """Number of rows that are in no batch, including slices to be retried."""
         return self.rows - self.next_row + sum(retry.rows for retry in self.retries)
 
 
 @dataclass(eq=False, slots=True)
 class RequestSlice:
-    """Rows `first` … `first + rows − 1` of a request, cut for one forward pass.
+    """Rows `first` … `first + rows − 1` of a request, for one forward pass.
 
-    `isolated`: its worker died while it was in a batch, so it runs in a batch of its own; `attempts` counts the workers
-    that died then.
+    `isolated`: a worker died while it ran the slice, so the slice is alone in its next batch.
+    `attempts` counts the workers that died with the slice alone in their batch.
     """
 
     request: PendingRequest
@@ -86,7 +87,7 @@ class RequestSlice:
 class InFlightBatch:
     """A batch that was sent, when it was last seen alive, and on which worker.
 
-    `waiting` counts the slices whose request still waits; at 0 nobody needs the batch any more.
+    `waiting` counts the slices whose request still waits; at 0 no client needs the batch any more.
     """
 
     id: str
@@ -101,10 +102,13 @@ class InFlightBatch:
 
     @property
     def isolated(self) -> bool:
-        """Whether it holds a slice whose worker died before."""
+        """Whether the batch consists of one slice whose worker died before."""
         return self.slices[0].isolated
 
     @property
     def sent_to(self) -> QueueName:
-        """The queue of its message: an interactive batch may interrupt other work, which would die with it."""
+        """The queue to which the batch is sent: an isolated batch goes to the bulk queue.
+
+        An interactive batch may interrupt other work, which would be lost if it crashed the worker.
+        """
         return "bulk" if self.isolated else self.queue

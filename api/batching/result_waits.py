@@ -18,13 +18,17 @@ class ResultWaits:
     """The waits for results, with one timer: a timer for each wait would cost more CPU time than the wait itself."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin without waits."""
+        """Start without waits and without a timer."""
         self._loop = loop
         self._due: dict[PendingRequest, float] = {}  # the earliest first, as all last equally long
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Return the result of a request. Raises what it ended with, or StillWaitingError."""
+        """Return the result of a request.
+
+        Raises the exception of the request, or StillWaitingError after `WAIT_S` seconds without a
+        result.
+        """
         self._due[request] = self._loop.time() + WAIT_S
         if self._timer is None:
             self._timer = self._loop.call_later(WAIT_S, self._end_waits)
@@ -39,7 +43,9 @@ class ResultWaits:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """End the waits that are due: the future that was waited for fails, and a new one takes its place."""
+        """End the waits that are due: fail their futures with StillWaitingError, and
+        replace them.
+        """
         now, self._timer = self._loop.time(), None
         for request, due in list(self._due.items()):
             if due > now:

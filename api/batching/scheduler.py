@@ -1,12 +1,13 @@
 """The batch scheduler: forms batches of waiting rows. It does no I/O, and its clock is injected.
 
-Requests for the same model version, operation and options form a group and share forward passes. Rows are cut from a
-request when a batch is formed, so a waiting request costs the same whatever its `rows`, and cancelling one costs no
-more than the rows of its own that are on their way.
+Requests for the same model version, operation and options form a group and share forward passes.
+Rows are taken from a request when a batch is formed, so a waiting request costs the same whatever
+its `rows`, and cancelling a request wastes only those of its rows that were already sent.
 
-Owners (API keys) take turns, then the groups of an owner, then its requests by age. The rows that a pass has left are
-filled with requests of the same group, one of each owner in turn, small ones first. Every owner, group and oldest
-request comes first after a bounded number of batches, so none starves.
+Owners (API keys) take turns, then the groups of an owner, then its requests by age. The rows that
+are left in a forward pass are filled with requests of the same group, one of each owner in turn,
+small ones first. Every owner, group and oldest request comes first after a bounded number of
+batches, so none starves.
 """
 
 import secrets
@@ -39,7 +40,10 @@ Capacity = tuple[int, int]  # rows of the largest forward pass, and rows that ta
 
 
 class QueueFullError(Exception):
-    """A limit on waiting requests is reached; `own` if it is that of an API key and not that of the process."""
+    """Raised if a limit on waiting requests is reached.
+
+    `limit` names the limit. `own`: it is a limit of the caller's API key, not of the process.
+    """
 
     def __init__(self, detail: str, limit: str, *, own: bool) -> None:
         super().__init__(detail)
@@ -49,9 +53,11 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on waiting requests: of all owners, of one owner, and on the rows of its large ones; 0 is no limit.
+    """Limits on waiting requests; 0 means no limit.
 
-    A request's own `limits`, `waiting_requests` and `waiting_rows`, override the latter two.
+    `requests` limits the requests of all owners, `waiting_requests` those of one owner, and
+    `waiting_rows` the rows of one owner's large requests. The `limits` of a request override the
+    latter two.
     """
 
     requests: int
@@ -68,7 +74,10 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return when the next batch is sent with fewer rows, of which the last arrived at `last`."""
+        """Return when the next batch is sent at the latest, if it has fewer rows than the last one.
+
+        `last` is the time at which its newest row arrived.
+        """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
 
@@ -76,7 +85,7 @@ class BatchScheduler:
     """The queues of waiting requests, and the batches in flight."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin empty; `clock` returns seconds and is monotonic."""
+        """Start without requests; `clock` returns seconds and is monotonic."""
         self._limits = limits
         self._clock = clock
         self._groups: dict[QueueName, dict[GroupKey, Group]] = {"interactive": {}, "bulk": {}}
@@ -108,7 +117,10 @@ class BatchScheduler:
         return request in self._waiting
 
     def submit(self, request: PendingRequest) -> None:
-        """Add a request. Raises QueueFullError."""
+        """Queue a request, and set its `queue`, `key` and `arrived`.
+
+        Raises QueueFullError at a limit on waiting requests.
+        """
         _, slice_rows = self.capacity.get((request.entry.ref, request.method), UNKNOWN_CAPACITY)
         request.queue = "interactive" if request.rows <= slice_rows else "bulk"
         self._check(request)
@@ -134,11 +146,11 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return what an owner has waiting, by the names of the limits."""
+        """Return the numbers `waiting_requests` and `waiting_rows` of an owner."""
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:
-        """Remove a request; return its batches that nobody waits for any more."""
+        """Remove a request; return its batches in flight that no other waiting request needs."""
         if request not in self._waiting:
             return []
         self._remove(request)
@@ -162,7 +174,10 @@ class BatchScheduler:
             batch.waiting -= 1
 
     def add_chunk(self, batch: InFlightBatch, part: RequestSlice, fields: Fields) -> bool:
-        """Record the fields of a finished slice, the first time they arrive; return whether its request is complete."""
+        """Record the fields of a finished slice; return whether its request is complete now.
+
+        Further results of the same slice, or for a request that has ended, are ignored.
+        """
         request = part.request
         if request not in self._waiting or part.first in request.chunks:
             return False
@@ -177,7 +192,11 @@ class BatchScheduler:
     # --- batches ---
 
     def next_batch(self, queue: QueueName, workers: int) -> InFlightBatch | None:
-        """Return the next batch of a queue; None if enough are in flight for `workers`, or all groups should wait."""
+        """Form the next batch of a queue, put it in flight and return it.
+
+        Returns None if no group has rows, if enough batches are in flight for `workers` workers, or
+        if all groups should wait for more rows; then `wakeup_at` says until when.
+        """
         if queue == "interactive":
             self.wakeup_at = None
         if self._queue_count[queue] >= IN_FLIGHT_PER_WORKER * workers:
@@ -192,7 +211,7 @@ class BatchScheduler:
 
     # See docs/decisions.md#rows-are-sliced-when-a-batch-is-formed
     def _form_batch(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> InFlightBatch:
-        """Form a batch of one group and put its owner and group at the end of the line."""
+        """Form a batch of one group, put it in flight, and end the turn of its owner and group."""
         slices = self._fill(queue, key, group, owner)
         turns = self._turns[queue]
         turns.move_to_end(owner)
@@ -208,7 +227,12 @@ class BatchScheduler:
         return batch
 
     def _fill(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
-        """Cut slices for one forward pass: of the oldest request of `owner`, then of each owner in turn what fits."""
+        """Take slices for one forward pass from the queues of a group.
+
+        The first is of the oldest request of `owner`; if it leaves rows, requests that fit follow,
+        of each owner in turn. On the bulk queue, and for an isolated slice, only the first is
+        taken.
+        """
         largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         owner_queue = group.queues[owner]
         slices = [self._cut(group, owner_queue, owner_queue.oldest(), largest)]
@@ -229,7 +253,11 @@ class BatchScheduler:
 
     @staticmethod
     def _cut(group: Group, owner_queue: OwnerQueue, request: PendingRequest, most: int) -> RequestSlice:
-        """Cut the next rows of a request, `most` at most; slices to be retried come first, whole."""
+        """Remove the next slice of a request from its owner's queue, and return it.
+
+        It has at most `most` rows, unless it is retried: slices to be retried come first and keep
+        their size. The request leaves the queue with its last slice.
+        """
         if request.retries:
             part = request.retries.pop(0)
         else:
@@ -241,7 +269,9 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch from those in flight: it has completed, is dropped, or will be retried."""
+        """Remove a batch from `in_flight`, because it has completed, is dropped, or will be
+        retried.
+        """
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -252,7 +282,10 @@ class BatchScheduler:
             part.request.batches.remove(batch)
 
     def record_progress(self, batch: InFlightBatch, done: float) -> None:
-        """Record the progress, 0 to 1, of a batch that runs in time slices; from now on it is on the bulk queue."""
+        """Record the progress `done`, 0 to 1, of a batch that runs in time slices.
+
+        From now on it counts as a batch of the bulk queue.
+        """
         for part in batch.slices:
             part.request.rows_done += (done - batch.progress) * part.rows
         batch.progress = done
@@ -262,7 +295,12 @@ class BatchScheduler:
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Queue the slices of a batch again, first of their owners; with `isolate`, each for a batch of its own."""
+        """Take a batch out of flight and queue its slices again, before other requests of their
+        owners.
+
+        With `isolate`, each slice will run in a batch alone. Slices that have a result, or whose
+        request has ended, are left out.
+        """
         self.finish_batch(batch)
         for part in reversed(batch.slices):
             request = part.request
@@ -276,10 +314,11 @@ class BatchScheduler:
 
     # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Return whether a group should wait for more rows, which pays after slow passes only.
+        """Return whether a group should wait for more rows, which pays only after slow passes.
 
-        While such a pass runs on each worker, the next batch grows. After the pass its clients send their next requests
-        at almost the same time: the next batch waits for them, but not longer than `PassTiming.until`.
+        While a slow pass runs on each worker, the next batch grows. After the pass its clients send
+        their next requests at almost the same time: the next batch waits for them, but not longer
+        than `PassTiming.until`. Sets `wakeup_at` to that time.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -296,7 +335,12 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Record the seconds that a forward pass of this group took in the worker, if it was slow."""
+        """Record the duration `took`, in seconds, of a batch's forward pass as the timing of its
+        group.
+
+        The timing is kept only if the pass was slow; a fast pass deletes it. `multithreaded` passes
+        count as slow sooner.
+        """
         key = batch.key
         if batch.progress or batch.queue == "bulk":
             return
@@ -347,7 +391,10 @@ class BatchScheduler:
 
 
 def _key(request: PendingRequest) -> GroupKey:
-    """Return the key of a request's group; a large request is a group of its own, so that large ones take turns."""
+    """Return the key of a request's group: model, version, method and options.
+
+    A large request is a group alone, so that large ones take turns.
+    """
     options = orjson.dumps(request.options, option=orjson.OPT_SORT_KEYS)
     alike = (request.entry.name, request.entry.version, request.method, options)
     return alike if request.queue == "interactive" else (*alike, request.id)

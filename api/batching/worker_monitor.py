@@ -20,16 +20,18 @@ class Heartbeat:
 
 
 class WorkerMonitor:
-    """Tracks which workers are alive: those whose heartbeat has changed within `timeout_s`."""
+    """Tracks which workers are alive: those whose heartbeat has changed within `timeout_s`
+    seconds.
+    """
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin without workers."""
+        """Start without workers."""
         self._timeout_s = timeout_s
         self._clock = clock
         self._heartbeats: dict[str, Heartbeat] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
-        """Record the heartbeats that the queue server holds now."""
+        """Replace the heartbeats by those on the queue server, `packed`, keyed by worker id."""
         now = self._clock()
         heartbeats = {}
         for raw, data in packed.items():
@@ -44,17 +46,19 @@ class WorkerMonitor:
         self._heartbeats = heartbeats
 
     def live(self) -> dict[str, dict[str, Any]]:
-        """Return the heartbeats of live workers, by worker id."""
+        """Return the heartbeats of live workers, keyed by worker id."""
         oldest = self._clock() - self._timeout_s
         return {name: heartbeat.payload for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
     def silent(self) -> list[str]:
-        """Return the ids of workers that have been silent for `FORGET_S`."""
+        """Return the ids of workers whose heartbeat has not changed for `FORGET_S` seconds."""
         oldest = self._clock() - FORGET_S
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
     def capacity(self) -> dict[tuple[str, str], Capacity]:
-        """Return, by `name@version` and method, the least capacity that any live worker reports."""
+        """Return the smallest capacity that any live worker reports, keyed by (`name@version`,
+        method).
+        """
         least: dict[tuple[str, str], Capacity] = {}
         for payload in self.live().values():
             for ref, methods in payload["capacity"].items():

@@ -20,13 +20,17 @@ _FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 
 
 def accepted(job: Job, prefer: Prefer) -> Response:
-    """Return 202 with the job and its location."""
+    """Return the 202 response for a job, with its location."""
     headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers, "Vary": "Prefer"}
     return json_response(JobResponse.of(job), headers, 202)
 
 
 def check_succeeded(job: Job) -> None:
-    """Raise ModelFailedError, ConflictError or GoneError if an ended job has no result."""
+    """Raise an error if an ended job has no result.
+
+    ModelFailedError if the job failed, ConflictError if it was cancelled, GoneError if its result
+    has expired.
+    """
     if job.status == "failed":
         raise ModelFailedError.of(job.problem or {})
     if job.status != "succeeded":
@@ -44,7 +48,11 @@ def _check_ended(job: Job) -> None:
 
 
 async def result_response(state: AppState, request: Request, job: Job) -> Response:
-    """Return a job's result in the format that `Accept` prefers, or a byte range of it."""
+    """Return a job's result in the format that `Accept` prefers, or a byte range of it.
+
+    Raises NotAcceptableError if no format is acceptable, ConflictError if the job has not
+    succeeded, and GoneError if the result has expired.
+    """
     accept = request.headers.get("accept", "")
     operation = BY_METHOD.get(job.method)
     media = ""
@@ -64,9 +72,9 @@ async def result_response(state: AppState, request: Request, job: Job) -> Respon
 
 
 async def whole_result_response(state: AppState, job: Job, media: str, headers: dict[str, str]) -> Response:
-    """Return the whole result of a job that has ended, with more headers.
+    """Return the complete result of a job that has ended, with `headers` added.
 
-    Raises as `check_succeeded` does.
+    Raises the errors of `check_succeeded`, and GoneError if the result was deleted.
     """
     check_succeeded(job)
     make = partial(_render, state, job, media)
@@ -74,7 +82,10 @@ async def whole_result_response(state: AppState, job: Job, media: str, headers: 
 
 
 async def _render(state: AppState, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
-    """Return the body of a succeeded job's result and its headers. Raises GoneError."""
+    """Return the body of a succeeded job's result and its headers.
+
+    Raises GoneError if the result was deleted.
+    """
     request = job.request
     columns = BY_METHOD[job.method].columns(job.rows_per_image)
     about = About(job.model, job.version, job.seed, tuple(request.get("conversions", ())), columns)

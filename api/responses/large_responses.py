@@ -23,13 +23,13 @@ class ResponseMemory:
         self.held = 0
 
     def response(self, body: bytes, headers: dict[str, str], media: str) -> Response:
-        """Return a response with this body and media type."""
+        """Return a response with this body and media type; a large body is sent by `chunks`."""
         if len(body) <= LARGE_BYTES:
             return Response(body, 200, headers, media)
         return _LargeResponse(self, body, headers, media)
 
     async def chunks(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
-        """Yield the only body in `bodies` in chunks.
+        """Yield the only body in the list `bodies` in chunks, from memory or from a temporary file.
 
         The body is removed from the list, so that its memory is freed when it has been written to a
         file.

@@ -31,7 +31,7 @@ class JsonRoute(APIRoute):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Set `response_model_exclude_unset`."""
+        """Create the route with `response_model_exclude_unset`."""
         super().__init__(*args, **{**kwargs, "response_model_exclude_unset": True})
 
 
@@ -57,7 +57,8 @@ class About:
     def headers(self, fields: Fields) -> dict[str, str]:
         """Return the metadata as response headers, with at most eight conversions.
 
-        PNG bodies cannot hold metadata.
+        PNG bodies cannot contain metadata. `fields` is the result, which may have an acceptance
+        rate.
         """
         headers = {"Reverie-Model": f"{self.model}@{self.version}", "Reverie-Seed": str(self.seed)}
         if self.conversions:
@@ -80,16 +81,20 @@ def with_acceptance_rate(fields: Fields) -> Fields:
 
 
 def negotiate(accept: str, operation: Operation) -> str:
-    """Return the media type of an operation's response. Raises NotAcceptableError."""
+    """Return the media type of an operation's response that the header `accept` prefers.
+
+    Raises NotAcceptableError if it allows none of the operation's media types.
+    """
     if not accept or accept in {"*/*", JSON}:
         return JSON
     return choose(accept, [JSON, PNG, NPZ] if operation.pictures else [JSON, NPZ])
 
 
 def choose(accept: str, offers: Sequence[str]) -> str:
-    """Return the offered media type that an `Accept` header prefers. Raises NotAcceptableError.
+    """Return the media type in `offers` that an `Accept` header prefers.
 
-    The highest quality wins, then the most specific pattern, then the first offer.
+    The highest quality wins, then the most specific pattern, then the first offer. Raises
+    NotAcceptableError if the header allows no offer.
     """
     patterns = [_parse_pattern(entry) for entry in (accept or "*/*").split(",")]
     best, best_offer = (0.0, 0), None
@@ -120,7 +125,7 @@ def _precision(pattern: str, offer: str) -> int:
 
 
 def render(fields: Fields, about: About, media: str) -> bytes:
-    """Return the body of a result in a media type.
+    """Return the body of the result `fields` in the media type `media`, with the metadata `about`.
 
     `fields["images"]` are pixels, or PNG files if the worker has encoded them. Fields `name.0`,
     `name.1`, …, which have different widths, become one list `name` in JSON; in NPZ they stay

@@ -25,7 +25,11 @@ Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
 
 
 async def run_once(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Call `work` once for all concurrent callers with the same key; return its result."""
+    """Call `work` once for all concurrent callers with the same key; return its result to each.
+
+    `running` has the tasks that run, keyed by key. A caller that is cancelled does not cancel the
+    task.
+    """
     task = running.get(key)
     if task is None:
         task = running[key] = asyncio.create_task(work())
@@ -71,25 +75,39 @@ class ResultFiles:
     ) -> Response:
         """Return the rendered result of a job, the requested range of it, or 304.
 
-        `render` is called if the result is not stored under `name`. Raises GoneError if the job was
-        deleted, and RangeError.
+        `render` is called if the result is not stored under `name`. Raises GoneError if the job or
+        its stored result was deleted, and RangeError if the requested range lies outside the
+        result.
         """
         return await self.send(request, await self.file(job_id, name, render), media, more_headers)
 
     async def send(self, request: Request, file: ResultFile, media: str, more_headers: Mapping[str, str]) -> Response:
-        """Return a rendered result, a byte range of it, or 304. Raises GoneError, RangeError."""
+        """Return a rendered result, a byte range of it, or 304.
+
+        Raises GoneError if the file was deleted, and RangeError if the range lies outside the
+        result.
+        """
         status, begin, end, headers = window(request, file.size, file.digest, {**file.headers, **more_headers})
         if status == 304:
             return Response(status_code=304, headers=headers)
         return await self._response(file, begin, end, status, headers, media)
 
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
-        """Return a response with the whole result and more headers. Raises GoneError."""
+        """Return a 200 response with the complete result; Range and conditional headers are
+        ignored.
+
+        `render` is called if the result is not stored under `name`; `headers` are added to its own.
+        Raises GoneError if the job or its stored result was deleted meanwhile.
+        """
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
 
     async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
-        """Return the rendered result; concurrent requests for it share one rendering."""
+        """Return the result of a job rendered under `name`: cached, stored, or made by `render`.
+
+        Concurrent calls for one result share one rendering. Raises GoneError if the job was deleted
+        meanwhile.
+        """
         key = f"jobs/{job_id}/rendered.{name}"
         cached = self._cache.get(key)
         if cached is not None:

@@ -1,4 +1,4 @@
-"""Upscaled pictures: decodes and encodes them in threads, stores them, and streams them."""
+"""Upscaled images: decodes and encodes them in threads, stores them, and streams them."""
 
 import asyncio
 import base64
@@ -66,7 +66,9 @@ class UpscaleSpec:
         return cls(Layout.read(summary), summary["scale"], summary["format"], summary["quality"])
 
     def conversions_to(self, kind: str) -> tuple[str, ...]:
-        """Return the conversions that a file format without transparency needs."""
+        """Return messages about conversions for a file format: that of transparency to white, for
+        JPEG.
+        """
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
     def shape(self, kind: str) -> Shape:
@@ -83,9 +85,11 @@ class OutputFormat:
 
     @classmethod
     def read(cls, accept: str, kinds: Iterable[str]) -> "OutputFormat":
-        """Return the file format that `Accept` prefers. Raises NotAcceptableError.
+        """Return the file format that the header `accept` prefers, and whether it is sent inside
+        JSON.
 
-        `kinds` are the offered formats, the default first.
+        `kinds` are the offered formats, the default first. Raises NotAcceptableError if the header
+        allows none of them and not JSON.
         """
         offered = {MEDIA[kind]: kind for kind in kinds}
         media = choose(accept, [*offered, JSON])
@@ -99,7 +103,7 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class StoredPicture(ResultFile):
-    """An encoded picture in the blob store; `constants` are the result's per-model values."""
+    """An encoded image in the blob store; `constants` are the result's per-model values."""
 
     constants: Fields = field(default_factory=dict)
 
@@ -132,7 +136,10 @@ class UpscaleService:
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
 
     async def decode(self, file: PictureFile) -> Photograph:
-        """Return the pixels of an opened picture. Raises UnusableImageError."""
+        """Return the pixels of an opened picture file, decoded in a thread.
+
+        Raises UnusableImageError if it cannot be decoded.
+        """
         return await self._run(file.width * file.height, decode_photograph, file)
 
     async def _has_input(self, job_id: str) -> bool:
@@ -143,7 +150,11 @@ class UpscaleService:
     async def render(
         self, spec: UpscaleSpec, alpha: Pixels | None, fields: Fields, about: About, output: OutputFormat
     ) -> bytes:
-        """Return the body of the response for a picture whose tiles are in memory."""
+        """Return the body of the response for an upscaled image whose tiles are in memory.
+
+        `alpha` is the transparency of the input image, if any; `fields` is the result with its
+        tiles.
+        """
 
         def encode() -> bytes:
             file = io.BytesIO()
@@ -155,9 +166,11 @@ class UpscaleService:
     # --- jobs ---
 
     async def respond(self, request: Request, job: Job, output: OutputFormat, headers: dict[str, str]) -> Response:
-        """Return a succeeded job's picture, or the part of it that `Range` asks for.
+        """Return a succeeded job's image, or the part of it that `Range` asks for.
 
-        Raises GoneError.
+        It is encoded and stored if the format `output` is requested for the first time. Raises
+        GoneError if the job was deleted, NotAcceptableError if the image is too large for the
+        format, and FullError or OverloadedError if the image cannot be stored.
         """
         spec = UpscaleSpec.read(job.request)
         reason = format_size_error(output.kind, *spec.size)
@@ -187,14 +200,17 @@ class UpscaleService:
         return await self._results.respond(request, job.id, f"{output.kind}.json", JSON, render, headers)
 
     async def _stored_picture(self, job: Job, spec: UpscaleSpec, kind: str) -> StoredPicture:
-        """Return the picture in a file format; concurrent requests for it share one encoding."""
+        """Return the image of a job in a file format; concurrent requests share one encoding."""
         key, pixels = f"jobs/{job.id}/answer.{kind}", spec.size[0] * spec.size[1]
         return await run_once(
             self._encoding, key, lambda: self._run(pixels, self._find_or_encode, job, spec, kind, key)
         )
 
     def _find_or_encode(self, job: Job, spec: UpscaleSpec, kind: str, key: str) -> StoredPicture:
-        """Return the stored picture, or encode and store it. Raises LookupError."""
+        """Return the stored image; if there is none, encode and store it.
+
+        Raises LookupError if the job's result was deleted.
+        """
         about_key = f"{key}.json"
         try:
             return StoredPicture(key, headers={}, **orjson.loads(self._blobs.get(about_key)))
@@ -269,7 +285,7 @@ def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, co
 
 
 def _constants(fields: Fields) -> Fields:
-    """Return the per-model values of a result."""
+    """Return the per-model values of a result: its numbers and strings, which are not per row."""
     return {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
 
 

@@ -76,7 +76,10 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
 
 
 async def _create_named(request: Request, state: AppState, caller: Caller) -> Response:
-    """Fetch a dataset by name: return the dataset, or 202 with the job that fetches it."""
+    """Return the dataset that the body names, or start a job that fetches it and return 202.
+
+    With `Prefer: wait=N` the job's result is returned, if it ends in time.
+    """
     try:
         fields = orjson.loads(await _read_small(request))
     except orjson.JSONDecodeError as error:
@@ -108,7 +111,7 @@ async def _create_named(request: Request, state: AppState, caller: Caller) -> Re
 async def list_datasets(
     state: State, caller: CurrentCaller, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 20
 ) -> DatasetPage:
-    """Return a page of the datasets that the caller may use."""
+    """Return a page of the datasets that the caller may use, sorted by name."""
     await state.permissions.refresh()
     known = state.datasets.get(after) is not None and state.permissions.can_use("dataset", after, caller)
     check_cursor(after, known=known)
@@ -120,7 +123,7 @@ async def list_datasets(
 
 @router.get("/{name}", summary="A dataset", responses=problem_responses(404))
 async def get_dataset(state: State, caller: CurrentCaller, name: str) -> DatasetResponse:
-    """Return a dataset."""
+    """Return the description of a dataset."""
     return _response(state, caller, await _find(state, caller, name))
 
 
@@ -132,7 +135,7 @@ async def get_dataset_preview(
     split: Literal["train", "validation", "test"] = "train",
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
-    """Return a PNG with `count` pictures of a split, evenly spaced over it."""
+    """Return a PNG with a grid of `count` pictures of a split, evenly spaced over it."""
     await _find(state, caller, name)
     picture = await asyncio.to_thread(state.datasets.preview, name, split, count)
     if picture is None:
@@ -158,7 +161,7 @@ async def update_dataset(
     responses=problem_responses(403, 404, 409),
 )
 async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None:
-    """Delete a dataset that no training uses."""
+    """Delete a dataset. The status is 409 if an unfinished training uses it."""
     await _find(state, caller, name)
     state.permissions.check_change("dataset", name, caller)
     try:
@@ -170,7 +173,10 @@ async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None
 
 
 async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
-    """Return the description of a dataset that the caller may use. Raises NotFoundError."""
+    """Return the description of a dataset that the caller may use.
+
+    Raises NotFoundError if there is no such dataset.
+    """
     await state.permissions.refresh()
     about = state.datasets.get(name) if state.permissions.can_use("dataset", name, caller) else None
     if about is None:
@@ -179,9 +185,9 @@ async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
 
 
 async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
-    """Return whether a name is free.
+    """Return whether no dataset has this name.
 
-    Raises ConflictError if it belongs to a dataset that the caller may not use.
+    Raises ConflictError if it is the name of a dataset that the caller may not use.
     """
     await state.permissions.refresh()
     if await asyncio.to_thread(state.datasets.get, name) is None:
@@ -222,7 +228,11 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body. Raises TooLargeError over `_MAX_JSON_BYTES`; uploads may be larger."""
+    """Return a JSON body.
+
+    Raises TooLargeError if it has more than `_MAX_JSON_BYTES`, because this route allows larger
+    uploads.
+    """
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -234,7 +244,7 @@ async def _read_small(request: Request) -> bytes:
 def _add(datasets: Datasets, converted: Path, name: str, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Store a converted dataset; return its description and whether it is new.
 
-    Raises ConflictError.
+    Raises ConflictError if a dataset with this name has other content.
     """
     try:
         return datasets.add(converted, name, about)

@@ -21,7 +21,7 @@ def mount_static_files(app: FastAPI) -> None:
 
 @router.get("/docs", include_in_schema=False)
 async def get_docs() -> Response:
-    """Return the documentation page."""
+    """Return the Swagger UI page of this service's API."""
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="Reverie",

@@ -26,7 +26,11 @@ async def get_health() -> HealthResponse:
     responses={503: {"description": "Not ready", "model": ReadinessResponse}},
 )
 async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
-    """Return 200 if requests can be served now, else 503."""
+    """Return 200 if requests can be served now, else 503.
+
+    The service is ready if the queue server replies, a worker is ready, and this process is not
+    shutting down.
+    """
     workers = state.batch_sender.live_workers()
     ready_workers = [name for name, heartbeat in workers.items() if heartbeat["state"] == "ready"]
     draining = request.app.state.draining

@@ -35,7 +35,7 @@ async def list_jobs(
     after: After = None,
     limit: Limit = 20,
 ) -> JobPage:
-    """Return a page of the caller's jobs."""
+    """Return a page of the caller's jobs, newest first."""
     filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
     return JobPage.of([JobResponse.of(job) for job in jobs], "id", limit)
@@ -46,7 +46,8 @@ async def list_jobs_after(
 ) -> list[Job]:
     """Return an owner's jobs after the cursor `after`, newest first.
 
-    Returns up to `limit + 1` jobs: one more shows that there is another page. Raises InvalidError.
+    Returns up to `limit + 1` jobs: one more shows that there is another page. `filters` are values
+    that the jobs' fields must have. Raises InvalidError if the owner has no job `after`.
     """
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
     return await state.job_service.list_jobs(owner, filters, after, limit + 1)
@@ -54,7 +55,7 @@ async def list_jobs_after(
 
 @router.get("/{job_id}", summary="A job", responses=problem_responses(404))
 async def get_job(response: Response, job: CurrentJob) -> JobResponse:
-    """Return a job."""
+    """Return a job's status, progress and links."""
     if not job.ended:
         response.headers["Retry-After"] = "1"
     return JobResponse.of(job)
@@ -62,7 +63,9 @@ async def get_job(response: Response, job: CurrentJob) -> JobResponse:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
-    """Cancel a job. A job that is already cancelled stays so."""
+    """Cancel a job. The status is 409 if it has succeeded or failed; a cancelled job stays
+    cancelled.
+    """
     ended = not await state.job_service.cancel(job.id) and job.status != "cancelled"
     job = await state.job_service.get(job.id, owner) or job
     if ended:
@@ -72,7 +75,7 @@ async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse
 
 @router.delete("/{job_id}", summary="Delete an ended job", status_code=204, responses=problem_responses(404, 409))
 async def delete_job(state: State, job: CurrentJob) -> None:
-    """Delete an ended job with its result."""
+    """Delete an ended job with its result. The status is 409 if the job has not ended."""
     if not job.ended:
         raise ConflictError(f"the job is {job.status}; cancel it first", job_status=job.status)
     await state.job_service.delete(job.id)
@@ -80,13 +83,16 @@ async def delete_job(state: State, job: CurrentJob) -> None:
 
 @router.get("/{job_id}/result", summary="A job's result", **bytes_response(RESULT, 404, 406, 409, 410, 416))
 async def get_job_result(request: Request, state: State, job: CurrentJob) -> Response:
-    """Return the result of an ended job."""
+    """Return the result of a succeeded job in the format that `Accept` prefers.
+
+    The status is 409 for a job without a result, and 410 if the result has expired.
+    """
     return await result_response(state, request, job)
 
 
 @router.get("/{job_id}/preview", summary="A preview of a running job's pictures", **bytes_response(PICTURE, 404))
 async def get_job_preview(state: State, job: CurrentJob) -> Response:
-    """Return the newest preview of a running job."""
+    """Return the newest preview of a running job, a PNG. The status is 404 if there is none."""
     picture = await state.job_service.preview(job.id) if not job.ended else None
     if picture is None:
         raise NotFoundError(f"the job is {job.status} and has no preview; long jobs with pictures have one")
@@ -105,7 +111,10 @@ async def stream_job_events(request: Request, state: State, job: CurrentJob) -> 
 
 
 def last_event_id(request: Request) -> int:
-    """Return the number in the Last-Event-ID header; 0 without one. Raises InvalidError."""
+    """Return the number in the Last-Event-ID header; 0 without the header.
+
+    Raises InvalidError if it is not a number.
+    """
     text = request.headers.get("last-event-id", "0")
     if not text.isdecimal() or len(text) > 18:
         raise InvalidError("Last-Event-ID must be the id of an event of this job")
@@ -115,9 +124,10 @@ def last_event_id(request: Request) -> int:
 def event_stream(
     request: Request, state: AppState, job_id: str, seq: int, *, metrics_only: bool = False
 ) -> EventStream:
-    """Stream a job's events after the event with number `seq`. Raises TooManyRequestsError.
+    """Return a stream of a job's events after the event with number `seq`.
 
-    `metrics_only`: send only the metrics of a training and its last status.
+    `metrics_only`: send only the metrics of a training and its last status. Raises
+    TooManyRequestsError if the caller has too many open streams.
     """
     limited = caller_of(request.scope).name  # streams are counted per API key; without keys, per IP address
     if not limited:

@@ -38,7 +38,7 @@ def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> Mode
 
 @router.get("", summary="List models")
 async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
-    """Return all models that the caller may use."""
+    """Return all models that the caller may use, with their active versions, sorted by name."""
     await state.permissions.refresh()
     models = state.permissions.models(caller).active()
     return ModelPage.of([model_response(state, caller, entry) for entry in models], "name")
@@ -46,7 +46,7 @@ async def list_models(state: State, caller: CurrentCaller) -> ModelPage:
 
 @router.get("/{name}", summary="A model's card", responses=problem_responses(404))
 async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResponse:
-    """Return a model, or the version that `name@version` names."""
+    """Return the active version of a model, or the version that `name@version` names."""
     await state.permissions.refresh()
     entry = state.permissions.models(caller).find(name)
     if entry is None:
@@ -62,7 +62,9 @@ async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResp
 async def update_model(
     request: Request, state: State, caller: CurrentCaller, name: str, change: ModelChange
 ) -> ModelResponse:
-    """Activate a version when all workers have loaded it, and set whether the model is shared."""
+    """Activate a version when all workers have loaded it, and set whether everybody may use the
+    model.
+    """
     audit.describe(request, **change.model_dump(exclude_none=True))
     await find_version(state, caller, name)
     state.permissions.check_change("model", name, caller)
@@ -82,7 +84,11 @@ async def update_model(
     responses=problem_responses(403, 404, 409),
 )
 async def delete_model(request: Request, state: State, caller: CurrentCaller, name: str) -> None:
-    """Delete a model that no unfinished job uses."""
+    """Delete a model with all its versions.
+
+    The status is 409 if an unfinished job uses the model, or if one of its versions comes with the
+    service.
+    """
     await find_version(state, caller, name)
     state.permissions.check_change("model", name, caller)
     versions = state.registry.versions(name)

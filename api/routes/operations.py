@@ -39,7 +39,10 @@ class PlainRoute(APIRoute):
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the route's function; let FastAPI reject other methods."""
+        """Check the query of a JSON request and call the route's function.
+
+        FastAPI rejects other methods. Raises InvalidError if a JSON request has query parameters.
+        """
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
@@ -97,9 +100,10 @@ def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
 
 
 async def create_job(state: AppState, inference_request: InferenceRequest) -> Job:
-    """Insert a job for a request.
+    """Insert a queued job for a request and return it.
 
-    Raises OverloadedError or TooManyRequestsError if there are too many jobs.
+    Raises OverloadedError if the service has too many unfinished jobs, TooManyRequestsError if the
+    caller has, and FullError if the disk is full.
     """
     state.job_service.check_room()
     async with state.quotas.job(inference_request.caller):
@@ -133,10 +137,11 @@ async def _respond_sync(
 async def compute_or_accept(
     state: AppState, request: Request, inference_request: InferenceRequest, prefer: Prefer, *, png: bool = False
 ) -> Fields | Response:
-    """Return the result of a request; after the time-out, 202 with a job that adopts the request.
+    """Return the result of a request, or 202 with a job that continues the work after the time-out.
 
     `png`: workers return images as PNG files. Raises OverloadedError or TooManyRequestsError if the
-    queue is full, ModelFailedError if the model fails, and ClientDisconnect.
+    queue is full or there are too many jobs, ModelFailedError if the model fails, and
+    ClientDisconnect if the client disconnects; then the request is dropped.
     """
     pending = inference_request.pending(png=png)
     try:
@@ -166,7 +171,8 @@ async def compute_or_accept(
 async def _wait_for_result(state: AppState, request: Request, pending: PendingRequest, wait_s: float) -> Fields:
     """Wait for the result of a pending request; check every second that the client is connected.
 
-    Raises FailedError, ClientDisconnect, and TimeoutError after `wait_s` seconds.
+    Raises FailedError if the model or its worker failed, ClientDisconnect if the client has
+    disconnected, and TimeoutError after `wait_s` seconds.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
@@ -185,7 +191,10 @@ async def _wait_for_result(state: AppState, request: Request, pending: PendingRe
 async def _respond_once(
     state: AppState, inference_request: InferenceRequest, media: str, prefer: Prefer, header: str
 ) -> Response:
-    """Return the response of the first request with this Idempotency-Key header."""
+    """Return the result of the job that has this Idempotency-Key header; create the job if needed.
+
+    If it has not ended in time, return 202 with the job.
+    """
     job = await insert_job_once(state, inference_request, prefer, header)
     if not job.ended:
         return accepted(job, prefer)
@@ -194,7 +203,11 @@ async def _respond_once(
 
 
 async def insert_job_once(state: AppState, inference_request: InferenceRequest, prefer: Prefer, header: str) -> Job:
-    """Insert a job, or find the one with this Idempotency-Key; wait for it and return it."""
+    """Insert a job, or find the job that has this Idempotency-Key; wait for it and return it.
+
+    Raises InvalidError if the key was used with another body, GoneError if its job was deleted, and
+    OverloadedError or TooManyRequestsError if there are too many jobs.
+    """
     key = idempotency_key(header)
     state.job_service.check_room()
     route = f"POST /v1/{inference_request.operation.path}"

@@ -47,7 +47,7 @@ _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes so
     },
 )
 async def create_training(request: Request, state: State, caller: CurrentCaller, body: TrainingBody) -> Response:
-    """Start a training, or estimate what it would take."""
+    """Start a training or, with `dry_run`, estimate its memory and time."""
     state.job_service.check_room()
     await check_devices(state, body.gpus)
     await state.permissions.check_new("model", body.name, caller)
@@ -78,7 +78,7 @@ async def list_trainings(
     after: After = None,
     limit: Limit = 20,
 ) -> TrainingPage:
-    """Return a page of the caller's trainings."""
+    """Return a page of the caller's trainings, newest first."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
     return TrainingPage.of([TrainingResponse.of(job) for job in jobs], "id", limit)
@@ -137,7 +137,7 @@ async def list_training_checkpoints(state: State, job: CurrentTraining) -> Check
 
 @router.get("/{job_id}/curves.png", summary="A training's losses as a picture", **bytes_response(PICTURE, 404))
 async def get_training_curves(state: State, job: CurrentTraining) -> Response:
-    """Return a plot of the losses over the epochs."""
+    """Return a PNG that plots the training and validation losses over the epochs."""
     lines = [line.model_dump() for line in await _metrics(state, job.id)]
     picture = await asyncio.to_thread(curves, f"{job.model}: loss per image", lines)
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
@@ -147,7 +147,7 @@ async def get_training_curves(state: State, job: CurrentTraining) -> Response:
     "/{job_id}/preview", summary="A preview of what a training's model generates", **bytes_response(PICTURE, 404)
 )
 async def get_training_preview(state: State, job: CurrentTraining) -> Response:
-    """Return the newest preview of a training."""
+    """Return the newest preview of a training, a PNG. The status is 404 if there is none yet."""
     file = state.paths.run(job.id) / "preview.png"
     try:
         picture = await asyncio.to_thread(file.read_bytes)
@@ -166,21 +166,24 @@ async def _metrics(state: AppState, job_id: str) -> list[EpochMetrics]:
 
 @router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=problem_responses(404, 409))
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
-    """Pause a queued or running training."""
+    """Pause a queued or running training. The status is 409 for one that has ended."""
     paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job.id))
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=problem_responses(404, 409))
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
-    """Resume a paused training."""
+    """Resume a paused training. The status is 409 for one that has ended."""
     active = job.status in {"queued", "running"}
     resumed = active or await state.job_service.write(lambda job_store: job_store.resume(job.id))
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Return the training as it is now. Raises ConflictError with `rule` if not `changed`."""
+    """Wake the training workers and return the training as it is now.
+
+    Raises ConflictError, which explains the `rule`, if the training was not `changed`.
+    """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:
         raise ConflictError(f"the training is {current.status}; {rule}", job_status=current.status)
@@ -195,7 +198,11 @@ async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed:
     responses=problem_responses(404, 409, 503),
 )
 async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
-    """Publish a training that was paused or cancelled, or that failed."""
+    """Start a job that publishes the last checkpoint of a paused, failed or cancelled training.
+
+    The status is 409 for other trainings and without a checkpoint, and 503 if the version is to be
+    activated and no worker can load it.
+    """
     if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
         raise ConflictError(f"the training is {job.status}; {rule}", job_status=job.status)

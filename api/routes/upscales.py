@@ -1,6 +1,6 @@
-"""`POST /v1/upscales`: enlarges one picture of any size.
+"""`POST /v1/upscales`: enlarges one image of any size.
 
-Its tiles are the rows that workers process.
+The tiles of the image are the rows that workers process.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ def _upscale_route(state: AppState) -> RouteFunction:
 async def _respond_sync(
     state: AppState, request: Request, inference_request: InferenceRequest, output: OutputFormat, prefer: Prefer
 ) -> Response:
-    """Return the enlarged picture; after the time-out, 202 with a job that continues the work."""
+    """Return the enlarged image; after the time-out, 202 with a job that continues the work."""
     spec, photograph = inference_request.upscale, inference_request.photograph
     assert spec is not None  # noqa: S101 - every request of this route has both
     assert photograph is not None  # noqa: S101
@@ -91,7 +91,8 @@ async def _respond_sync(
 async def _wait_for_job(state: AppState, request: Request, job: Job, wait_s: float) -> Job:
     """Wait until a job has ended, at most `wait_s` seconds, and return it.
 
-    If the client disconnects, the job is cancelled, because the client does not know its id.
+    If the client disconnects, the job is cancelled, because the client does not know its id. Raises
+    NotFoundError if the job is deleted meanwhile.
     """
     deadline = time.monotonic() + wait_s
     current: Job | None = job
@@ -113,7 +114,10 @@ async def _wait_for_job(state: AppState, request: Request, job: Job, wait_s: flo
 
 
 async def _job_response(state: AppState, request: Request, job: Job, output: OutputFormat, prefer: Prefer) -> Response:
-    """Return the picture of a job that has ended, otherwise 202 with the job."""
+    """Return the image of a job that has ended, otherwise 202 with the job.
+
+    Raises the errors of `check_succeeded` if the job has no result.
+    """
     if not job.ended:
         return accepted(job, prefer)
     check_succeeded(job)
@@ -127,9 +131,10 @@ async def _job_response(state: AppState, request: Request, job: Job, output: Out
 
 
 async def _read_request(request: Request, state: AppState) -> tuple[InferenceRequest, OutputFormat]:
-    """Read and validate a request; return it and the format of its response.
+    """Read and validate a request, and decode its image; return it and the format of its response.
 
-    Raises a ProblemError.
+    Raises a ProblemError if the body, a field or the image is not valid, or if no format is
+    acceptable.
     """
     content = await _read_content(request)
     fields = validate_fields(UpscaleFields, content.fields)
@@ -163,9 +168,10 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
 
 
 def _find_model(name: str | None, models: Models) -> ModelVersion:
-    """Return the named model; without a name, the first that enlarges pictures.
+    """Return the model `name`; without a name, the first active model that enlarges images.
 
-    Raises NotFoundError, InvalidError.
+    Raises NotFoundError if there is no such model, and InvalidError if the model cannot enlarge
+    images.
     """
     able = [entry for entry in models.active() if OPERATION.method in entry.operations]
     known = ", ".join(entry.name for entry in able) or "none"
@@ -182,9 +188,10 @@ def _find_model(name: str | None, models: Models) -> ModelVersion:
 
 
 async def _read_content(request: Request) -> Content:
-    """Return the fields and the picture in a body.
+    """Return the fields and the image file in a body.
 
-    Raises UnsupportedMediaError, MalformedError, InvalidError.
+    Raises UnsupportedMediaError for another media type, MalformedError if the body cannot be
+    parsed, and InvalidError for a doubled field or an unknown file field.
     """
     body = await request.body()
     media = media_type(request.headers.get("content-type", ""))
@@ -196,9 +203,11 @@ async def _read_content(request: Request) -> Content:
 
 
 async def _read_photograph(state: AppState, content: Content, image: str | None, kind: str, scale: int) -> Photograph:
-    """Return the decoded picture. Raises InvalidError, before decoding, if the result is too large.
+    """Return the decoded image of a request.
 
-    `image` is the field with the picture as base64. `kind` is the file format of the result.
+    `image` is the field with the image as base64. `kind` is the file format of the result. Raises
+    InvalidError if there is not exactly one image, if it cannot be decoded, or, before decoding, if
+    the result would be too large.
     """
     sent: Sequence[bytes | str] = [*content.uploads, *([image] if image is not None else [])]
     if len(sent) != 1:
@@ -218,7 +227,7 @@ async def _read_photograph(state: AppState, content: Content, image: str | None,
 
 
 def _size_error(height: int, width: int, scale: int, settings: Settings) -> str | None:
-    """Return why the enlarged picture would have too many pixels; None if it would not."""
+    """Return why the enlarged image would have too many pixels; None if its size is allowed."""
     limit = settings.max_upscaled_pixels
     pixels = height * width * scale**2
     if pixels <= limit:

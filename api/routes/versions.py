@@ -57,7 +57,7 @@ def version_response(state: AppState, caller: Caller, entry: ModelVersion) -> Ve
 
 @router.get("", summary="A model's versions, oldest first", responses=problem_responses(404))
 async def list_versions(state: State, caller: CurrentCaller, name: str) -> VersionPage:
-    """Return all versions of a model."""
+    """Return all versions of a model, oldest first."""
     await find_version(state, caller, name)
     entries = [state.registry.find(f"{name}@{version}") for version in state.registry.versions(name)]
     data = [version_response(state, caller, entry) for entry in entries if entry is not None]
@@ -66,13 +66,13 @@ async def list_versions(state: State, caller: CurrentCaller, name: str) -> Versi
 
 @router.get("/{version}", summary="A version and its card", responses=problem_responses(404))
 async def get_version(state: State, caller: CurrentCaller, name: str, version: str) -> VersionResponse:
-    """Return a version."""
+    """Return a version of a model with its card."""
     return version_response(state, caller, await find_version(state, caller, name, version))
 
 
 @router.get("/{version}/preview", summary="A preview of what a version generates", **bytes_response(PICTURE, 404))
 async def get_version_preview(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
-    """Return the preview image that a version's checkpoint holds."""
+    """Return the preview image in a version's checkpoint. The status is 404 if it has none."""
     entry = await find_version(state, caller, name, version)
     picture = await asyncio.to_thread(read_preview, entry.path)
     if picture is None:
@@ -82,7 +82,7 @@ async def get_version_preview(state: State, caller: CurrentCaller, name: str, ve
 
 @router.get("/{version}/file", summary="A version as one safetensors file", **bytes_response(_FILE, 404, 416))
 async def download_version(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
-    """Return the checkpoint of a version."""
+    """Return the checkpoint of a version, a safetensors file with the card in its header."""
     entry = await find_version(state, caller, name, version)
     headers = {"Cache-Control": "private, immutable"}
     filename = f"{entry.name}-{entry.version}.safetensors"
@@ -96,7 +96,11 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     responses=problem_responses(403, 404, 409),
 )
 async def delete_version(state: State, caller: CurrentCaller, name: str, version: str) -> None:
-    """Delete a version that is not active and not used by an unfinished job."""
+    """Delete a version of a model.
+
+    The status is 409 if it is active, if an unfinished job uses it, or if it comes with the
+    service.
+    """
     entry = await find_version(state, caller, name, version)
     state.permissions.check_change("model", name, caller)
     if not is_created_here(state, name, version):
@@ -161,9 +165,10 @@ def _parse_shared(fields: dict[str, str]) -> bool | None:
 
 
 def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None:
-    """Check an uploaded file; return the version with the same bytes, if any.
+    """Check an uploaded file; return the version of the model that has the same bytes, or None.
 
-    Raises InvalidError.
+    Raises InvalidError if the file is not a valid checkpoint of this model, or of an unknown
+    family.
     """
     try:
         card = check_import(file, name)

@@ -23,7 +23,7 @@ class RequestBody(BaseModel):
 def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
     """Return a `json_schema_extra` that adds file fields to a form; the first one is required.
 
-    `files` are their descriptions, by name.
+    `files` are the descriptions of the fields, keyed by field name.
     """
 
     def add(schema: dict[str, Any]) -> None:
@@ -51,7 +51,11 @@ class Page(Resource, Generic[Item]):
 
     @classmethod
     def of(cls, items: Sequence[Item], key: str, limit: int | None = None) -> Self:
-        """Return a page with the first `limit` items. The field `key` of an item is its cursor."""
+        """Return a page with the first `limit` items; None means all items.
+
+        The field `key` of an item is its cursor. More than `limit` items mean that there is another
+        page.
+        """
         data = list(items[:limit])
         ids: list[str | None] = [str(getattr(item, key)) for item in data] or [None]
         return cls(object="list", data=data, has_more=len(items) > len(data), first_id=ids[0], last_id=ids[-1])

@@ -53,7 +53,7 @@ class DatasetResponse(Resource):
 
 
 class DatasetPage(Page[DatasetResponse]):
-    """A page of datasets, by name."""
+    """A page of datasets, sorted by name."""
 
 
 class DatasetChange(RequestBody):
@@ -89,7 +89,7 @@ class DatasetForm(RequestBody):
     shared: bool | None = Field(None, description=_SHARED)
 
     def conversion(self, settings: Settings) -> ConversionOptions:
-        """Return the options of the converter. Raises InvalidError."""
+        """Return the options of the converter. Raises InvalidError if `resize` is out of range."""
         size = tuple(map(int, self.resize.split("x"))) if self.resize else None
         if size is not None and not all(1 <= edge <= _MAX_EDGE for edge in size):
             detail = f"each edge must be 1 to {_MAX_EDGE} pixels, as in 64x64"

@@ -57,7 +57,7 @@ class ModelResponse(Resource):
 
 
 class ModelPage(Page[ModelResponse]):
-    """All models, by name."""
+    """All models, sorted by name."""
 
 
 class ModelChange(RequestBody):
@@ -103,8 +103,8 @@ class VersionPage(Page[VersionResponse]):
 class VersionForm(RequestBody):
     """The fields that come with an imported checkpoint file.
 
-    They are form fields if the file is in a form, and query parameters if the file is the whole
-    body.
+    They are form fields if the file is in a form, and query parameters if the file is the body
+    itself.
     """
 
     model_config = ConfigDict(strict=False, json_schema_extra=add_files(file="A safetensors file with a card."))

@@ -33,7 +33,7 @@ class OperationFields(BaseModel):
 
 
 class UpscaleFields(BaseModel):
-    """The fields of `POST /v1/upscales`, apart from an uploaded picture.
+    """The fields of `POST /v1/upscales`, apart from an uploaded image file.
 
     Any other field is an option.
     """

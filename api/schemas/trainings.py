@@ -12,7 +12,7 @@ from core.jobs.records import Job
 
 
 class RecipeOverrides(RequestBody):
-    """Changes to the family's own recipe."""
+    """Changes to the default recipe of the family."""
 
     config: dict[str, Any] = Field({}, description="Of the family's `config`; GET /v1/families has its schema.")
     training: dict[str, Any] = Field({}, description="Of `training`; GET /v1/families has its schema.")
@@ -98,7 +98,7 @@ class TrainingResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job, **more: Any) -> Self:
-        """Return the response body of a training, with `more` fields."""
+        """Return the response body of a training; `more` are further fields."""
         fields = job_fields(job)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"
@@ -166,4 +166,4 @@ class FamilyResponse(Resource):
 
 
 class FamilyPage(Page[FamilyResponse]):
-    """All families, by name."""
+    """All families, sorted by name."""

@@ -48,7 +48,7 @@ class QueueAddress:
 
     @classmethod
     def parse(cls, url: str) -> "QueueAddress":
-        """Parse a URL. Raises ValueError."""
+        """Parse a URL. Raises ValueError if it is not one of the module's forms."""
         if urlsplit(url).scheme == _SENTINEL:
             return cls._parse_sentinel(url)
         options: dict[str, Any] = dict(parse_url(url))
@@ -97,7 +97,7 @@ class QueueAddress:
     def client(self, **options: Any) -> redis.Redis:
         """Return a blocking client, which connects with its first command.
 
-        `options` are redis-py's and override those of the URL.
+        `options` are redis-py's connection arguments; they override those of the URL.
         """
         if self.sentinels:
             own = {**self._sentinel_kwargs(), "retry": Retry(NoBackoff(), 0)}
@@ -106,7 +106,10 @@ class QueueAddress:
         return redis.Redis.from_url(self.url, **options)  # unlike Redis(…), without retries
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
-        """Return an asyncio client, which connects with its first command."""
+        """Return an asyncio client, which connects with its first command.
+
+        `options` are redis-py's connection arguments.
+        """
         if self.sentinels:
             return self._async_sentinel().master_for(  # type: ignore[no-any-return]
                 self.master_name, **self._client_options(), **options
@@ -114,9 +117,9 @@ class QueueAddress:
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:
-        """Return the host and port to connect to. Raises RedisError.
+        """Return the host and port to connect to; with Sentinel, those of the current master.
 
-        With Sentinel they are those of the current master.
+        Raises RedisError if no Sentinel knows the master.
         """
         if not self.sentinels:
             return self.host_port

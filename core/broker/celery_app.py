@@ -24,7 +24,7 @@ RUN_JOBS = "reverie.run_jobs"
 
 
 def configuration() -> dict[str, Any]:
-    """Return Celery's configuration.
+    """Return Celery's configuration, made from the settings of the environment.
 
     If the settings are invalid, the program ends with an error message.
     """

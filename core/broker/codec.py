@@ -50,7 +50,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Return the value that `pack` packed. Raises ValueError if the bytes are damaged."""
+    """Return the value that `pack` packed. Raises ValueError if an array in it is damaged."""
     return msgpack.unpackb(data, ext_hook=_ext, strict_map_key=False)
 
 
@@ -58,9 +58,9 @@ def unpack(data: bytes) -> Any:
 class BatchSlice:
     """Rows `first` … `first + rows − 1` of one request, all with the same seed.
 
-    `id` is that of the pending request or job. `items` has one image per row, or one image (M = 1)
-    for all rows. With `png`, images are returned as PNG bytes instead of an array. `request_id` is
-    that of the HTTP request, for the log.
+    `id` is the id of the pending request or job. `items` has one image per row, or one image (M =
+    1) for all rows. With `png`, images are returned as PNG bytes instead of an array. `request_id`
+    is the id of the HTTP request, for the log.
     """
 
     id: str
@@ -94,7 +94,7 @@ class Batch:
     def pack(self) -> bytes:
         """Return the batch in the wire format.
 
-        Releases before and after this one read it, so its names must not change.
+        Workers of the releases before and after this one read it, so its names must not change.
         """
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
         if not self.isolated:
@@ -107,7 +107,7 @@ class Batch:
 
     @classmethod
     def unpack(cls, data: bytes) -> "Batch":
-        """Return the batch that these bytes hold."""
+        """Return the batch that `pack` has packed into `data`."""
         tree = unpack(data)
         slices = [BatchSlice(part.pop("call"), **part) for part in tree.pop("parts")]
         return cls(**tree, slices=slices)
@@ -115,11 +115,10 @@ class Batch:
 
 # See docs/decisions.md#several-results-per-image-are-rows
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
-    """Return the images of rows `first` … `first + rows − 1`.
+    """Return the input images of rows `first` … `first + rows − 1`, keyed by input.
 
-    Each image is for `rows_per_image` rows.
-
-    A single image under a name serves all rows.
+    Each image is for `rows_per_image` consecutive rows; if an input has a single image, it is for
+    all rows and is returned alone.
     """
     index = np.arange(first, first + rows) // rows_per_image
     return {name: array if len(array) == 1 else array[index] for name, array in items.items()}
@@ -136,7 +135,7 @@ class Outcome:
 def joined(chunks: list[Fields]) -> Fields:
     """Join the fields of consecutive rows.
 
-    Arrays and lists are concatenated; other values are those of the first chunk.
+    Arrays and lists are concatenated; other values are taken from the first chunk.
     """
     if len(chunks) == 1:
         return chunks[0]

@@ -13,14 +13,20 @@ log = logging.getLogger(__name__)
 
 
 def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
-    """Return a blocking client of the queue server, or of the training workers' database."""
+    """Return a blocking client of the queue server.
+
+    With `training`, of the database that wakes training workers.
+    """
     return QueueAddress.parse(settings.training_queue if training else settings.queue_url).client(
         socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15
     )
 
 
 def connect_async(settings: Settings, *, training: bool = False) -> redis.asyncio.Redis:
-    """Return an asyncio client of the queue server, or of the training workers' database."""
+    """Return an asyncio client of the queue server.
+
+    With `training`, of the database that wakes training workers.
+    """
     return QueueAddress.parse(settings.training_queue if training else settings.queue_url).async_client(
         socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True
     )
@@ -53,7 +59,11 @@ class FireAndForgetClient:
         self._unread_replies = 0
 
     def send(self, *command: Any) -> None:
-        """Send a command; reconnect if the connection is broken. Raises RedisError."""
+        """Send a command; reconnect if the connection is broken.
+
+        Raises RedisError if the server cannot be reached or rejects an earlier command's reply
+        format.
+        """
         try:
             while self._unread_replies:
                 self._unread_replies -= 1

@@ -35,12 +35,12 @@ def new_completion_stream() -> str:
 
 # See docs/decisions.md#a-batch-that-has-started-is-a-key-and-not-a-message
 def started_key(batch_id: str) -> str:
-    """Return the key that holds the id of the worker that has started a batch."""
+    """Return the key whose value is the id of the worker that has started a batch."""
     return f"reverie:started:{batch_id}"
 
 
 def dropped_key(batch_id: str) -> str:
-    """Return the key that exists when nobody waits for a batch any more."""
+    """Return the key that exists once no request waits for a batch any more."""
     return f"reverie:dropped:{batch_id}"
 
 

@@ -24,7 +24,7 @@ class PipelinedConnection:
     """A connection that opens with its first command, and again after it broke.
 
     If the connection breaks, its commands without a reply fail with `redis.ConnectionError`. If a
-    reply does not come in time, they fail with `redis.TimeoutError`.
+    reply does not come in time, all commands without a reply fail with `redis.TimeoutError`.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,9 +35,10 @@ class PipelinedConnection:
         self._connecting = asyncio.Lock()
 
     async def command(self, *words: Any, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
-        """Send a command and return its reply.
+        """Send a command and return its reply; wait for it at most `timeout_s` seconds.
 
-        Raises RedisError, or OSError if the server is unreachable.
+        Raises RedisError if the server rejects the command, does not reply in time, or closes the
+        connection; OSError if the server is unreachable.
         """
         stream = self._stream
         if stream is None or stream.closed:
@@ -76,7 +77,7 @@ class PipelinedConnection:
         return stream
 
     def close(self) -> None:
-        """Close the connection; commands without a reply fail."""
+        """Close the connection; commands without a reply fail with `redis.ConnectionError`."""
         if self._stream is not None:
             self._stream.abort(redis.ConnectionError("the connection was closed"))
 
@@ -93,7 +94,9 @@ class _Stream(asyncio.Protocol):
         self.closed = False
 
     def send(self, words: tuple[Any, ...], timeout_s: float) -> "asyncio.Future[Any]":
-        """Send a command and return the future of its reply."""
+        """Send a command and return the future of its reply, which fails if the
+        connection broke.
+        """
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self.closed or self._transport is None:
             reply.set_exception(redis.ConnectionError("the connection broke"))

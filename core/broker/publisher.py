@@ -60,16 +60,20 @@ def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
 
 
 def publish_batch(queue: QueueName, batch: bytes) -> Command:
-    """Return the command that sends a packed batch to the inference workers."""
+    """Return the Redis command that puts a packed batch on a queue of the inference workers."""
     return "LPUSH", queue_key(queue), task_message(RUN_BATCH, queue, batch)
 
 
 def wake_inference_workers() -> Command:
-    """Return the command that tells inference workers to look for a job in the job store."""
+    """Return the Redis command that tells an inference worker to look for a job in the
+    job store.
+    """
     return "LPUSH", queue_key("bulk"), task_message(RUN_JOBS, "bulk")
 
 
 def wake_training_workers() -> tuple[Command, ...]:
-    """Return the commands that tell idle training workers to look for a job in the job store."""
+    """Return the Redis commands that tell idle training workers to look for a job in the
+    job store.
+    """
     push: Command = ("LPUSH", TRAINING_WAKEUP, *["job"] * _TRAINING_WAKEUPS)
     return push, ("LTRIM", TRAINING_WAKEUP, "0", str(2 * _TRAINING_WAKEUPS - 1))

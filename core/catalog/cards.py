@@ -57,7 +57,7 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One of a card's `figures`: a measurement and the direction that is better."""
+    """One of a card's `figures`: a metric of the model, and which direction is better."""
 
     name: str
     value: float
@@ -80,7 +80,7 @@ def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
 def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
     """Return whether the first metric of `new` is better than the first of `old`.
 
-    None if they cannot be compared.
+    None if one list is empty or the two metrics have different names.
     """
     if not new or not old or new[0].name != old[0].name:
         return None
@@ -105,7 +105,7 @@ class OperationSpec:
 class Card:
     """The card of a checkpoint file.
 
-    `json` is the whole JSON object, with fields that are unknown to this class.
+    `json` is the complete JSON object, with fields that are unknown to this class.
     """
 
     name: str
@@ -148,7 +148,8 @@ class CardError(ValueError):
 def parse_card(text: str) -> Card:
     """Parse a card and check the type and the limits of every field.
 
-    Only `image` and `operations` are required. Raises CardError.
+    Only `image` and `operations` are required. Raises CardError for the first field that is not
+    valid.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > CARD_LIMIT_BYTES:
@@ -171,7 +172,7 @@ def parse_card(text: str) -> Card:
 
 
 def _check_values(card: Mapping[str, Any]) -> None:
-    """Check that every value is valid JSON, and check the depth and number of values.
+    """Raise CardError if a value is not valid JSON, or if there are too many values or levels.
 
     The walk does not recurse, so a deeply nested card cannot exceed the recursion limit.
     """
@@ -260,7 +261,10 @@ def _check_figures(figures: Any) -> None:
 
 
 def parse_preview(text: str) -> bytes:
-    """Return the PNG of a preview in base64. Raises CardError if it is invalid or too large."""
+    """Return the bytes of a preview, a PNG, from base64 text.
+
+    Raises CardError if it is not a complete PNG, or is too large.
+    """
     if len(text) > 4 * PREVIEW_LIMIT_BYTES // 3 + 4:
         raise CardError(f"its preview has {len(text)} characters of base64; at most {PREVIEW_LIMIT_BYTES} bytes may be")
     try:

@@ -21,7 +21,8 @@ class ImportRejectedError(ValueError):
 def read_metadata(path: Path) -> Mapping[str, str]:
     """Check the header of a safetensors file and return its metadata, without reading a tensor.
 
-    Raises ImportRejectedError if the file is not a valid safetensors file, and OSError.
+    Raises ImportRejectedError if the file is not a valid safetensors file, and OSError if it cannot
+    be read.
     """
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -58,7 +59,10 @@ def _parse_card(metadata: Mapping[str, str]) -> Card:
 
 
 def read_preview(path: Path) -> bytes | None:
-    """Return the PNG preview of a checkpoint file; None if there is no valid one."""
+    """Return the PNG preview of a checkpoint file; None if there is no valid one.
+
+    Raises ImportRejectedError if the file is not a valid safetensors file.
+    """
     metadata = read_metadata(path)
     try:
         return parse_preview(metadata["preview"]) if "preview" in metadata else None
@@ -67,10 +71,10 @@ def read_preview(path: Path) -> bytes | None:
 
 
 def check_import(path: Path, name: str) -> Card:
-    """Return the card of an uploaded checkpoint file for the model `name`.
+    """Check an uploaded checkpoint file for the model `name`; return its card.
 
-    Raises ImportRejectedError. The weights are not checked; `python -m models check` does that with
-    torch.
+    Raises ImportRejectedError if the file is damaged, or if its card is not valid or names another
+    model. The weights are not checked; `python -m models check` does that with torch.
     """
     metadata = read_metadata(path)
     try:

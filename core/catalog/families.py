@@ -20,7 +20,7 @@ Schema = dict[str, Any]  # a JSON Schema of an object
 
 
 class SmallestBatch(BaseModel):
-    """The smallest batch of configurations that match the JSON Schema `when`.
+    """The minimum batch size for the configurations that match the JSON Schema `when`.
 
     `pictures` is the minimum number of images of an optimizer step.
     """
@@ -35,7 +35,8 @@ class FamilyDescription(BaseModel):
     """How a family can be trained.
 
     `config` and `training` are JSON Schemas, and `recipe` has the defaults. `data` is "photographs"
-    for super-resolution, otherwise "pictures". `players` are the modules of an adversarial family.
+    for super-resolution, otherwise "pictures". `players` are the names of the separately optimized
+    networks of an adversarial family, such as "generator".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +54,7 @@ _DESCRIPTIONS = TypeAdapter(dict[str, FamilyDescription])
 
 
 def load_families(settings: Settings) -> Mapping[str, FamilyDescription]:
-    """Return the description of each family by name, including those of extra models."""
+    """Return the descriptions of all families, including those of extra models, keyed by name."""
     shipped = _shipped_families()
     if settings.extra_models is None:
         return shipped

@@ -31,7 +31,7 @@ def whole_numbers(schema: Mapping[str, Any], value: Any) -> Any:
 def canonical(value: Any) -> Any:
     """Return a JSON value with all whole floats as ints.
 
-    So requests with 4.0 and 4 have the same fingerprint.
+    This makes requests with 4.0 and 4 have the same fingerprint.
     """
     if isinstance(value, dict):
         return {name: canonical(inner) for name, inner in value.items()}

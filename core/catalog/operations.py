@@ -16,7 +16,7 @@ WHITE = 128  # lowest level of a mask's pixel that counts as white
 
 @dataclass(frozen=True)
 class Shared:
-    """A grey image in a field of its own, one for all rows of a request, such as a mask.
+    """A grey image in a separate field, one for all rows of a request, such as a mask.
 
     It has the size of the model's images. `fault(pixels)` returns what is wrong with it, or None.
     """
@@ -39,10 +39,10 @@ def _mask_fault(pixels: np.ndarray[Any, Any]) -> str | None:
 class Operation:
     """An operation: its route, the model's method, its inputs and the number of rows of a request.
 
-    `inputs` are the names of the method's image arguments, in order; `shared` are those with a
-    field of their own. `counted`: a request may set `count`. `rows(count, images, options)` returns
-    the number of rows of a request with `images` images. `pictures`: the result has images, so
-    clients can request PNG. `tiled`: a request has one image of any size, and its tiles are the
+    `inputs` are the names of the method's image arguments, in order; `shared` are the inputs that
+    have a separate field. `counted`: a request may set `count`. `rows(count, images, options)`
+    returns the number of rows of a request with `images` images. `pictures`: the result has images,
+    so clients can request PNG. `tiled`: a request has one image of any size, and its tiles are the
     rows.
     """
 

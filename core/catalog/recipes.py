@@ -29,7 +29,8 @@ def resolve_recipe(
     """Return the complete recipe of a training: the family's defaults with `overrides`.
 
     The configuration gets the image shape of the dataset. `gpus` is the number of devices that
-    share each batch. Raises InvalidOptionsError.
+    share each batch. Raises InvalidOptionsError if an override is not valid, or if the recipe does
+    not fit the dataset.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
     _raise_errors(
@@ -62,7 +63,10 @@ def _raise_errors(errors: list[FieldError]) -> None:
 
 
 def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list[FieldError]:
-    """Return the validation errors of some values, with the valid range of each field."""
+    """Return the validation errors of `values`, with the valid range of each field.
+
+    `part` is "config" or "training"; it begins the names of the fields.
+    """
     rules = schema["properties"]
     validator = jsonschema_rs.validator_for(schema)
     return option_errors(
@@ -84,7 +88,7 @@ def _describe_rule(rule: Mapping[str, Any]) -> str:
 
 
 def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[FieldError]:
-    """Set the dataset's image shape in the configuration; return errors if it does not fit."""
+    """Set the dataset's image shape in `config`, in place; return errors if it does not fit."""
     photographs = dataset["kind"] == "photographs"
     if family.data == "photographs":
         detail = f"{dataset['name']} holds {dataset['kind']}; upload photographs for a family that enlarges them"

@@ -34,9 +34,10 @@ class ModelOperation:
     validator: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults updated with `given`; whole numbers are ints.
+        """Return the options of a request: the defaults updated with `given`; whole numbers are
+        ints.
 
-        Raises InvalidOptionsError.
+        Raises InvalidOptionsError if the schema rejects an option.
         """
         if not given and self._valid_without:
             return {**self.defaults}
@@ -73,7 +74,10 @@ class ModelVersion:
 
     @property
     def margin(self) -> int:
-        """Context on every side of a tile in pixels. Only for models that upscale."""
+        """Context on every side of a tile in pixels.
+
+        Raises KeyError for a model that does not upscale.
+        """
         return self.card.operations["upscale"].margin
 
 
@@ -86,9 +90,10 @@ def _model_operation(method: str, spec: OperationSpec) -> ModelOperation:
 
 
 def read_version(path: Path) -> ModelVersion:
-    """Return the version in a file NAME/VERSION/model.safetensors.
+    """Read the card of a file NAME/VERSION/model.safetensors; return the version.
 
-    Its folders are the name and the version. Raises ValueError if the file cannot be used.
+    The names of its folders are the model's name and the version. Raises ValueError if the file
+    cannot be used.
     """
     version, name = path.parent.name, path.parent.parent.name
     try:
@@ -107,9 +112,10 @@ def read_version(path: Path) -> ModelVersion:
 
 
 class Registry:
-    """The shipped versions in `folder` and those made by this service in `made`.
+    """The shipped versions in `folder` and those made by this service in the folder `made`.
 
-    A name alone means the active version: the one that was activated, or else the newest.
+    A model's name without a version means the active version: the one that was activated, or else
+    the newest.
     """
 
     def __init__(self, folder: Path, made: Path | None = None) -> None:
@@ -123,7 +129,7 @@ class Registry:
         self.scan()
 
     def scan(self) -> None:
-        """Read the folders again; known cards are kept, and damaged files are skipped."""
+        """Read the folders again; cards already read are kept, and damaged files are skipped."""
         versions: dict[str, dict[str, ModelVersion]] = {}
         folders = [self._folder, *([self._made.folder] if self._made else [])]
         if self._made:
@@ -143,9 +149,9 @@ class Registry:
         self._scanned_at = self._checked_at = time.monotonic()
 
     def refresh(self, *, force: bool = False) -> None:
-        """Scan again if the active versions have changed.
+        """Scan again if a version was published or activated.
 
-        Unless forced, it checks this at most ten times a second.
+        This is checked at most ten times a second, or at once with `force`.
         """
         now = time.monotonic()
         if self._made is None or (now - self._checked_at < _CHECK_S and not force):
@@ -157,7 +163,7 @@ class Registry:
     def find(self, ref: str) -> ModelVersion | None:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
-        None if there is no such version.
+        None if there is no such version. The folders may be scanned again first.
         """
         self.refresh()
         entry = self._lookup(ref)
@@ -178,7 +184,7 @@ class Registry:
         return active if active in versions else max(versions, key=_version_order)
 
     def active(self) -> list[ModelVersion]:
-        """Return the active version of each model, by name."""
+        """Return the active version of each model, sorted by name."""
         self.refresh()
         return [versions[self._active_version(name, versions)] for name, versions in sorted(self._entries.items())]
 

@@ -1,6 +1,7 @@
 """Rollout of a version: whether the inference workers have loaded it.
 
-The functions take the heartbeats of live workers by id, and a reference `name@version`.
+The functions take the heartbeats of live workers, keyed by worker id, and a reference
+`name@version`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ Heartbeats = Mapping[str, Mapping[str, Any]]
 
 
 def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
-    """Return whether every ready worker has loaded a version, or has reported an error.
+    """Return whether every ready worker has loaded a version, or has reported that it cannot.
 
     False if no worker is ready.
     """

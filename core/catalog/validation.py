@@ -12,7 +12,10 @@ FieldError = dict[str, str]  # `field` and `detail` of one error, as problem+jso
 
 
 class InvalidOptionsError(ValueError):
-    """Values that their JSON Schema rejects. `errors` has one entry per field."""
+    """Raised for values that their JSON Schema rejects.
+
+    `errors` lists at most eight invalid fields, each with `field` and `detail`.
+    """
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{error['field']}: {error['detail']}" for error in errors))
@@ -27,7 +30,7 @@ def option_errors(
     noun: str,
     hint: Callable[[str], str] = lambda _name: "",
 ) -> list[FieldError]:
-    """Return the validation errors of `values`, at most eight.
+    """Return the validation errors of `values`, at most eight, each with `field` and `detail`.
 
     The names of fields begin with `part`. `properties` are those of the schema that `validator` (of
     jsonschema_rs) checks. `noun` is what messages call a property. `hint(name)` is appended to the

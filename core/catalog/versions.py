@@ -1,6 +1,6 @@
 """The folder of versions made by this service, which all processes share.
 
-NAME/VERSION/model.safetensors is a version; it never changes. `serving.json` holds the pointers of
+NAME/VERSION/model.safetensors is a version; it never changes. `serving.json` has the pointers of
 each model: the active version (`serves`) and the candidate (`next`), which workers load before it
 becomes active.
 """
@@ -47,7 +47,9 @@ class Versions:
             return 0
 
     def pointers(self) -> dict[str, dict[str, str]]:
-        """Return the pointers of each model by name: `serves` and `next`, if they are set."""
+        """Return the pointers of all models, keyed by name: `serves` and `next`, if they
+        are set.
+        """
         try:
             pointers: dict[str, dict[str, str]] = json.loads((self.folder / POINTERS).read_bytes())
         except FileNotFoundError:
@@ -66,7 +68,7 @@ class Versions:
                 del pointers[name]["next"]
 
     def activate(self, name: str, version: str) -> None:
-        """Make a version active."""
+        """Make a version active; if it was the candidate, it no longer is."""
         with self._update() as pointers:
             pointer = pointers.setdefault(name, {})
             pointer["serves"] = version
@@ -74,7 +76,10 @@ class Versions:
                 del pointer["next"]
 
     def pin(self, name: str, version: str) -> None:
-        """Make a version active if none is set. Without this the newest version is active."""
+        """Make a version active if the model has no pointer to an active version.
+
+        Without such a pointer the newest version is active.
+        """
         with self._update() as pointers:
             pointers.setdefault(name, {}).setdefault("serves", version)
 
@@ -115,7 +120,10 @@ class Versions:
                 (folder / HIDDEN).unlink(missing_ok=True)
 
     def discard_interrupted(self, older_than_s: float) -> None:
-        """Delete versions that a process had hidden before it died."""
+        """Delete versions that have been hidden for more than `older_than_s` seconds.
+
+        A process had hidden them and then died.
+        """
         for file in self.folder.glob(f"*/*/{HIDDEN}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - file.stat().st_ctime > older_than_s:
@@ -133,7 +141,10 @@ class Versions:
     # --- new versions ---
 
     def reserve(self, name: str, known: list[str]) -> str:
-        """Reserve and return a version number above all `known` and all reserved ones."""
+        """Reserve and return a version number above all in `known` and all reserved ones.
+
+        Creates the folder of the version.
+        """
         while True:
             with contextlib.suppress(FileExistsError, FileNotFoundError):  # a sweep may remove an empty folder
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -170,7 +181,10 @@ class Versions:
         return self.folder / name / version / FILE
 
     def publish(self, made: Path, name: str, version: str) -> Path:
-        """Move a file to a version's path atomically. Raises FileExistsError if it exists."""
+        """Move the file `made` to the path of a version atomically; return the path.
+
+        Raises FileExistsError if the version exists.
+        """
         path = self.path(name, version)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid4().hex}")
@@ -186,7 +200,11 @@ class Versions:
 
 
 def _without_versions(folder: Path) -> list[Path]:
-    """Return the folder if it contains no version's file, otherwise its parts without one."""
+    """Return what can be removed below a folder because it belongs to no version.
+
+    This is the folder itself if it contains no version's file, otherwise its subfolders and partial
+    files.
+    """
     entries = list(folder.glob("*"))
     if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):
         return [folder]

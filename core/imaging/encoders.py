@@ -147,7 +147,11 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
 
 
 def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
-    """Encode a block with Pillow; return its headers and its scan."""
+    """Encode a block of pixels as a JPEG with Pillow; return its headers and its entropy-coded
+    data.
+
+    The end marker (EOI) is cut off, so that further scan data can follow.
+    """
     buffer = io.BytesIO()
     pixels = np.ascontiguousarray(block[:, :, 0] if shape.channels == 1 else block)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)

@@ -106,7 +106,11 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _header(data: bytes) -> tuple[_Header, int]:
-    """Read the segments before the first scan; return them and the scan's offset."""
+    """Parse and check the segments of untrusted JPEG data up to the first scan.
+
+    Returns the header and the offset of the scan. Raises UnusableImageError if the header is
+    truncated or damaged, if it has no scan, or if it has too many segments.
+    """
     header, place, limit = _Header(), 2, container.part_limit(len(data))
     for _ in range(limit):
         if data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xff":

@@ -58,7 +58,12 @@ def finish(
     problem: dict[str, Any] | None = None,
     **values: Any,
 ) -> bool:
-    """End a job and remove what only a running job needs; return whether `where` held."""
+    """End a job that matches `where`: set its status, its end time and `problem`, and add an event.
+
+    Also clears the columns that only an unfinished job needs: `continuation`, `items` and why it
+    was blocked. `values` are further columns to set, which take precedence. Returns False, and
+    changes nothing, if no row matches `where`.
+    """
     data = {"status": status} | ({"problem": problem} if problem else {})
     dropped = {"continuation": None, "items": None, **NOT_BLOCKED}
     values = {"problem": problem or None, "finished_at": time.time(), **dropped, **values}

@@ -1,4 +1,4 @@
-"""Divide an epoch into batches; a last batch too small for a step is merged into the one before it.
+"""Divide an epoch into batches; a last batch that is too small for a step joins the one before it.
 
 Batch normalisation needs two values per batch, and data-parallel training one image per process.
 """
@@ -13,11 +13,10 @@ from models.kit.shapes import Int, Tensor
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """Return the smallest batch that one process can train on.
+    """Return the minimum batch size with which one process can train a model.
 
-    That is the model's `smallest_batch()` if it has that method.
-
-    Otherwise 2 with batch normalisation and 1 without.
+    It is the result of the model's method `smallest_batch` if there is one; otherwise 2 with batch
+    normalisation and 1 without.
     """
     of_model: Any = getattr(model, "smallest_batch", None)
     if of_model is not None:
@@ -27,11 +26,10 @@ def smallest_batch(model: nn.Module) -> int:
 
 
 def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[Int[Tensor, "b"]]:
-    """Divide `order` into batches of `size`.
+    """Divide the image indices `order` into batches of `size`.
 
-    A remainder of fewer than `min_size` images joins the last batch.
-
-    Raises ValueError if `size` or the number of images is below `min_size`.
+    If fewer than `min_size` indices remain at the end, they join the last batch. Raises ValueError
+    if `size` or the number of images is below `min_size`.
     """
     if size < min_size:
         raise ValueError(f"batch_size = {size} is too small; a step of this model takes at least {min_size} pictures")

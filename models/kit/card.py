@@ -117,9 +117,9 @@ def families() -> list[str]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Return the model on `device`, in evaluation mode, and its card.
+    """Return the model of a checkpoint file on `device`, in evaluation mode, and its card.
 
-    Raises ValueError if weights and card disagree.
+    Raises ValueError if the file has no valid card, or if the weights do not fit the card.
     """
     from safetensors.torch import load_file  # noqa: PLC0415
 
@@ -138,7 +138,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
 def check(path: Path) -> None:
     """Check a file's weights and operations against its card, without running the model.
 
-    Raises ValueError if they differ.
+    Raises ValueError if they differ from those of the family's model, or if the file is damaged.
     """
     import torch  # noqa: PLC0415
 

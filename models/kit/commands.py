@@ -25,7 +25,9 @@ from models.kit.row_streams import RowStreams
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """Train a recipe. SIGTERM or Ctrl-C leaves a checkpoint to resume from."""
+    """Train a recipe in the folder of a run. SIGTERM or Ctrl-C leaves a checkpoint to
+    resume from.
+    """
     recipe = _read_recipe(arguments)
     out = arguments.out or Path("runs") / recipe.name
     out.mkdir(parents=True, exist_ok=True)
@@ -57,16 +59,18 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    """Write a run as CHECKPOINTS/NAME/VERSION/model.safetensors, without figures."""
+    """Write a run as CHECKPOINTS/NAME/VERSION/model.safetensors, without metrics; print
+    the path.
+    """
     selection, note = arguments.selection, arguments.note
     print(export.export(arguments.run, arguments.checkpoints, arguments.version, selection, note))
     return 0
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    """Export a run with figures and a preview; print its path and figures as one line of JSON.
+    """Export a run with metrics and a preview; print its path and metrics as one line of JSON.
 
-    The figures are measured on the first COUNT test images, and those of `--against` on the same
+    The metrics are measured on the first COUNT test images, and those of `--against` on the same
     images.
     """
 
@@ -90,7 +94,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """Check that a file's weights and operations are those that its card describes."""
+    """Check that a file's weights and operations are the ones that its card describes."""
     card.check(arguments.checkpoint)
     return 0
 
@@ -117,7 +121,10 @@ def _families(_arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate a checkpoint on test images and print its figures as JSON lines."""
+    """Evaluate a checkpoint on test images and print its metrics as JSON lines.
+
+    With `--write` they are also stored in the checkpoint's card.
+    """
     model, described = card.load(arguments.checkpoint, arguments.device)
     source = _find_source(arguments.data or described["provenance"]["data"]["name"], arguments.data_folder)
     pictures = data.load(source, "test", arguments.data_folder)
@@ -173,7 +180,8 @@ def _print_json(value: dict[str, Any]) -> None:
 def _read_recipe(arguments: argparse.Namespace) -> Recipe:
     """Return the recipe that the arguments name, with their overrides.
 
-    Raises TooLargeError if it cannot fit into the memory limit, ValueError for an unknown name.
+    Raises TooLargeError if it cannot fit into the memory limit, and ValueError for an unknown name
+    or an invalid recipe.
     """
     folder = Path(__file__).parents[1] / "recipes"
     name = arguments.recipe
@@ -188,9 +196,9 @@ def _read_recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply overrides "a.b=c" to nested values, where c is JSON or else a string.
+    """Apply overrides "a.b=c" to the nested dictionary `values`, in place, and return it.
 
-    Raises ValueError if there is no "=".
+    c is JSON or else a string. Raises ValueError if an override has no "=".
     """
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -209,22 +217,27 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, data.ImageSet | None]:
-    """Return the training images, and the data set's own validation split if the recipe uses it."""
+    """Return the training images, and the validation split of the data set.
+
+    The split is None if the data set has none, or if the recipe does not validate.
+    """
     source = _find_source(recipe.data, folder)
     has_validation = (Path(source) / "validation.npy").is_file() and recipe.training.validation
     return data.load(source, "train", folder), data.load(source, "validation", folder) if has_validation else None
 
 
 def _find_source(name: str, folder: Path) -> str:
-    """Return the path of a converted data set in `folder` if there is one, else `name`."""
+    """Return the path of the converted data set `name` in `folder`; `name` itself if there
+    is none.
+    """
     return str(folder / name) if (folder / name / "dataset.json").is_file() else name
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of the run in `out`, a file with the process id.
+    """Lock the run in `out` while the block runs; the file `lock` has the process id.
 
-    Raises ValueError if another process holds it.
+    Raises ValueError if another process has locked it.
     """
     with (out / "lock").open("a+") as file:
         try:

@@ -7,11 +7,12 @@ from models.kit.shapes import Float, Tensor
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a sliced operation returns until its last call.
+    """What an operation with several calls returns until its last call.
 
-    `state` holds tensors with the batch as their first axis; pass it unchanged to the next call.
+    `state` has tensors with the batch as their first axis; pass it unchanged to the next call.
     `done` is the completed fraction of the work, in (0, 1). `preview` shows the images of the
-    result so far, in 0 … 1; it is not passed back, and a worker reads it at most twice a second.
+    result so far, in 0 … 1; it is not passed to the next call, and a worker reads it at most twice
+    a second.
     """
 
     state: dict[str, Tensor]

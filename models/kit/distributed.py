@@ -37,9 +37,9 @@ class ProcessGroup:
         return self.rank == 0
 
     def local_share(self, index: Int[Tensor, "B"]) -> Int[Tensor, "b"]:
-        """Return this process's images of a batch.
+        """Return the image indices of a batch that this process trains on.
 
-        Raises ValueError if the batch has fewer images than processes.
+        Raises ValueError if the batch has fewer images than there are processes.
         """
         if self.is_single:
             return index
@@ -68,7 +68,7 @@ class ProcessGroup:
         return list(stacked)
 
     def any_process(self, *flags: bool) -> tuple[bool, ...]:
-        """Return, for each flag, whether it is set in any process."""
+        """Return, for each flag, whether it is set in at least one process."""
         if self.is_single:
             return flags
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +77,7 @@ class ProcessGroup:
         return tuple(bool(flag) for flag in stacked)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copy the main process's buffers to every process.
+        """Overwrite the model's buffers in every process by those of the main process.
 
         The running statistics of batch normalisation differ between shares of a batch.
         """
@@ -86,9 +86,9 @@ class ProcessGroup:
                 distributed.broadcast(buffer, 0)
 
     def shut_down(self) -> None:
-        """Leave the group once all processes have arrived.
+        """Wait for all processes, then leave the group.
 
-        A process that exits without it may abort in its threads.
+        A process that exits without this call may abort in its threads.
         """
         if not self.is_single and distributed.is_initialized():
             distributed.barrier()

@@ -21,12 +21,12 @@ def estimate(
     device: str = "cpu",
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Return parameters, bytes and seconds of the whole training.
+    """Estimate the memory and time of a training from steps that are timed for about `seconds`.
 
-    They follow from steps that are timed for about `seconds`.
-
-    Steps of the first, middle and last epoch are timed, since some recipes do more work in later
-    epochs. `memory_bytes` is the peak memory of this process during these steps.
+    Returns `parameters`, `memory_bytes` (the peak of this process during these steps),
+    `checkpoint_bytes`, `steps`, `step_seconds`, `images_per_second`, and `seconds` of the whole
+    training. Steps of the first, middle and last epoch are timed, since some recipes do more work
+    in later epochs. `held_back` are separate validation images, or None.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)
@@ -49,7 +49,10 @@ def estimate(
 
 
 def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
-    """Return the median seconds of a step of one epoch, without the first one."""
+    """Train steps of an epoch for about `seconds`; return the median of their seconds.
+
+    The first step, which also initialises, does not count.
+    """
     run.epoch = epoch
     batches = run.batches(epoch)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
@@ -63,7 +66,7 @@ def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
 
 
 def _time_validation_s(run: Run) -> float:
-    """Return the seconds of one validation; 0 if the recipe has none."""
+    """Return the seconds that one validation takes; 0 if the recipe has no validation."""
     if not run.training.validation:
         return 0.0
     start = time.perf_counter()

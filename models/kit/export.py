@@ -1,4 +1,4 @@
-"""Export a run as a checkpoint with its card, and evaluate it for the card's figures."""
+"""Export a run as a checkpoint with its card, and measure the metrics ("figures") of the card."""
 
 import hashlib
 import inspect
@@ -33,7 +33,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the card's `provenance`: recipe, hardware, commit, torch version and data.
 
-    It has no path and no host name.
+    `held_back` are separate validation images, or None. It contains neither a path nor a host name.
     """
     validation = recipe.training.validation
     kind = recipe.training.binarization
@@ -70,12 +70,11 @@ def hardware(device: str = "cpu") -> str:
 
 
 def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | None = None, note: str = "") -> Path:
-    """Write the run in `out` as a checkpoint without figures; return its path.
+    """Write the run in `out` as a checkpoint without metrics; return the path of the checkpoint.
 
-    The path is `checkpoints/NAME/VERSION/model.safetensors`.
-
-    `selection` is the run that chose the number of epochs; the card records its best epoch. Raises
-    ValueError if the run has no checkpoint.
+    The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the run that chose the
+    number of epochs; the card records its best epoch, and the remark `note`. Raises ValueError if
+    the run has no checkpoint.
     """
     if not (out / "state.pt").exists():
         raise ValueError(f"{out.name} holds no run: there is no state.pt")
@@ -120,12 +119,13 @@ def publish(
     against: Path | None = None,
     job: str = "",
 ) -> dict[str, Any]:
-    """Export the run in `out` with figures and a preview; return path and figures.
+    """Export the run in `out` with metrics and a preview; return `path` and `figures`.
 
-    The figures are measured on the first `count` test images with `k` importance samples each.
-
-    `load` returns the images of a data set and split. The checkpoint `against` is evaluated on the
-    same images with the same random numbers, if it has the same family and image shape.
+    The metrics are measured on the first `count` test images with `k` importance samples each.
+    `load` returns the images of a data set and split. With the checkpoint `against` the result also
+    has `against`: the metrics of that checkpoint on the same images with the same random numbers,
+    or an empty list if its family or image shape differs. `job` is the id of the training, for the
+    card.
     """
     path = export(out, checkpoints, version)
     model, described = card.load(path)
@@ -147,9 +147,11 @@ def publish(
 
 
 def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> list[dict[str, Any]]:
-    """Return the family's figures on these images; an empty list without images.
+    """Measure a model on test images; return the metrics for its card, not plots.
 
-    A family without `evaluate` has one figure, its mean loss.
+    Each has `name`, `value`, `unit`, `better` and `detail`. `k` is the number of importance samples
+    that the family's `evaluate` uses. A family without `evaluate` has one metric, its mean loss;
+    without `loss` it has none. The list is also empty for fewer than two images.
     """
     if len(pictures) < 2:
         return []
@@ -176,7 +178,8 @@ def preprocess_as_trained(
 ) -> Float[Tensor, "N C H W"]:
     """Return test images preprocessed as in training, in 0 … 1.
 
-    Depending on the card they are binarized by `seed`, by the fixed draw, or left grey.
+    The card `described` says whether they are binarized by a draw with `seed`, by the fixed draw,
+    or left grey.
     """
     kind = described["provenance"]["binarization"]["kind"]
     if kind == "dynamic":
@@ -186,7 +189,9 @@ def preprocess_as_trained(
 
 
 def _describe_selection(run: Path) -> dict[str, Any]:
-    """Return how many epochs the run tried on which split, and which was the best."""
+    """Describe the run that chose the number of epochs: its data, its epochs and the best
+    of them.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["validation_loss"])
     origin = json.loads((run / PROVENANCE_FILE).read_text())
@@ -211,9 +216,10 @@ def describe_start(start: str) -> dict[str, Any]:
 
 
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the weights of all start checkpoints, each PATH or PATH:PART,PART.
+    """Return the weights of all start checkpoints, each PATH or PATH:PART,PART, keyed by name.
 
-    A later checkpoint replaces weights of equal name.
+    With parts, only the weights of these submodules are loaded. If two checkpoints have a weight of
+    the same name, the later one counts.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:

@@ -14,14 +14,14 @@ from models.kit.schema import json_schema
 
 
 def describe_families() -> dict[str, Any]:
-    """Return the description of each trainable family by name.
+    """Return the descriptions of all trainable families, keyed by family name.
 
     Each has the fields "summary", "data", "players", "smallest_batches", "config", "training" and
     "recipe". `data` is "photographs" for a family that enlarges images, else "pictures", whose
-    shape is in its `Config`. `players` are its `OPTIMIZED_MODULES`. `smallest_batches` are entries
-    {"pictures", "when"}: the smallest batch is the largest "pictures" whose JSON Schema "when"
-    matches the config, and 1 if none matches. `recipe` has config and training of
-    `models/recipes/FAMILY.json`.
+    shape is in its `Config`. `players` are the names of its separately optimized submodules
+    (`OPTIMIZED_MODULES`). `smallest_batches` are entries {"pictures", "when"}: the minimum batch
+    size is the largest "pictures" whose JSON Schema "when" matches the config, and 1 if none
+    matches. `recipe` has config and training of `models/recipes/FAMILY.json`.
     """
     models_by_name = {name: family(name).Model for name in families()}
     trainable = [

@@ -40,7 +40,7 @@ LITE0 = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 6, 40), St
 
 
 class Features(nn.Module):
-    """A network that maps images in 0 … 1 to the outputs of its stages, finest first."""
+    """A network that maps images in 0 … 1 to the outputs of its stages, the largest map first."""
 
 
 class EfficientNetLite0(Features):
@@ -95,9 +95,9 @@ def _convolve_same(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def load(network: Network, path: Path) -> Network:
-    """Load the network's weights, frozen.
+    """Load the weights of a network from an NPZ file, freeze them, and return the network.
 
-    Raises ValueError if the file lacks one or has other shapes.
+    Raises ValueError if the file lacks a weight or has one of another shape.
     """
     names = list(network.state_dict())
     with np.load(path, allow_pickle=False) as arrays:

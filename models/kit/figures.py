@@ -7,14 +7,21 @@ from models.kit.shapes import Float, Tensor
 
 
 def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict[str, Any]:
-    """Return one figure; `better` is "higher" or "lower", `detail` says how it was measured."""
+    """Return one metric for a card.
+
+    `better` is "higher" or "lower"; `detail` says how it was measured.
+    """
     return {"name": name, "value": value, "unit": unit, "better": better, "detail": detail}
 
 
 def mean_figure(
     name: str, values: Float[Tensor, "N"], unit: str, better: str, detail: str, *, digits: int = 3, correction: int = 1
 ) -> dict[str, Any]:
-    """Return the mean of the values, rounded to `digits`, with its standard error in the detail."""
+    """Return the mean of `values` as a metric, rounded to `digits`, with its standard error in
+    `detail`.
+
+    `correction` is that of the standard deviation: 1 for a sample, 0 for a population.
+    """
     values = values.double()
     error = float(values.std(correction=correction)) / math.sqrt(len(values))
     return figure(name, round(float(values.mean()), digits), unit, better, f"{detail}; s.e. {error:.{digits}f}")

@@ -23,12 +23,10 @@ class TooLargeError(ValueError):
 
 
 def min_bytes(recipe: Recipe) -> int:
-    """Return the bytes of weights, gradients, optimizer state and averages.
+    """Return a lower bound of a training's memory, in bytes, without allocating it.
 
-    Nothing is allocated.
-
-    Activations, images and torch itself are not counted. Raises ValueError if the config is
-    invalid.
+    It counts weights, gradients, optimizer state and averages, but not activations, images and
+    torch itself. Raises ValueError if the config is invalid.
     """
     with torch.device("meta"):
         model = family(recipe.family).Model(recipe.config)
@@ -40,7 +38,7 @@ def min_bytes(recipe: Recipe) -> int:
 
 
 def check_size(recipe: Recipe, limit_bytes: int) -> None:
-    """Raise TooLargeError if a training certainly needs more memory than the limit."""
+    """Raise TooLargeError if `min_bytes` of a training exceeds `limit_bytes`."""
     needed = min_bytes(recipe)
     if needed > limit_bytes:
         raise TooLargeError(

@@ -68,7 +68,7 @@ def onednn_linear(x: Float[Tensor, "*B I"], weight: Tensor, bias: Tensor | None 
 
 
 def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN computes this product."""
+    """Return whether `linear` computes x Wᵀ by oneDNN: large float32 products on a CPU."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -20,9 +20,10 @@ IMAGE_INPUTS = ("images", "first", "second", "mask")
 
 
 def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the description of each operation by name, except those in `without`.
+    """Return the descriptions of a model's operations, keyed by method, except those in `without`.
 
-    Each has the fields "inputs", "options" (a JSON Schema), "unit" and "sliced".
+    Each has the fields "inputs", "options" (a JSON Schema), "unit" and "sliced" (it may take
+    several calls).
     """
     operations = {}
     for name, method in inspect.getmembers(type(model), inspect.isfunction):

@@ -29,9 +29,10 @@ class OptimizerStep:
 
 
 def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each submodule in `OPTIMIZED_MODULES`.
+    """Return the parameters of each separately optimized submodule, keyed by its name.
 
-    A model without them has one entry, `WHOLE_MODEL`.
+    The submodules are the model's `OPTIMIZED_MODULES`. A model without them has one entry with all
+    its parameters, `WHOLE_MODEL`.
     """
     names: tuple[str, ...] = getattr(model, "OPTIMIZED_MODULES", ())
     if not names:
@@ -42,10 +43,10 @@ def optimized_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def build_optimizers(
     parameters: Mapping[str, list[nn.Parameter]], training: Training, count: int
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return one optimizer per module; `count` is the number of training images.
+    """Return one optimizer for each entry of `parameters`, with the same keys.
 
-    Raises ValueError if the recipe lists another number of optimizers or learning rates than
-    modules.
+    `count` is the number of training images. Raises ValueError if the recipe lists another number
+    of optimizers or learning rates than there are entries.
     """
     kinds = training.player_optimisers or (training.optimiser,) * len(parameters)
     rates = training.player_rates or (training.learning_rate,) * len(parameters)
@@ -63,9 +64,10 @@ def build_optimizers(
 def _build_optimizer(
     parameters: list[nn.Parameter], kind: str, rate: float, training: Training, count: int
 ) -> torch.optim.Optimizer:
-    """Return Adam, Adagrad or SGD for some parameters.
+    """Return the optimizer `kind` ("adam", "adagrad" or "sgd") with learning rate `rate`.
 
-    A N(0, 1) prior of the weights is a weight decay of 1/`count` of the mean loss.
+    A N(0, 1) prior of the weights is a weight decay of 1/`count` of the mean loss, where `count` is
+    the number of training images.
     """
     decay = 1.0 / count if training.weight_prior else 0.0
     if kind == "sgd":
@@ -77,7 +79,7 @@ def _build_optimizer(
 
 
 def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of the step that follows `steps` steps.
+    """Return the learning rate of the step in `epoch` that follows `steps` steps of the training.
 
     A linear warm-up is followed by the recipe's `decay`.
     """

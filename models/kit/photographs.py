@@ -1,11 +1,10 @@
-"""Training photographs for super-resolution, cut into patches of 96×96 pixels.
+"""Training photographs for super-resolution, divided into patches of 96×96 pixels.
 
-The 47 photographs are in four Debian packages.
-
-The packages are verified by SHA-256. Each photograph is used at a half, a third and a quarter of
-its size, which removes JPEG artefacts and makes edges as sharp as in small images. Of overlapping
-patches those with the most structure are kept; five photographs are held back for validation
-(`TUNING`). None is a test photograph of `benchmarks/superres.py`.
+The 47 photographs are in four Debian packages, which are verified by SHA-256. Each photograph is
+used at a half, a third and a quarter of its size, which removes JPEG artefacts and makes edges as
+sharp as in small images. Of overlapping patches the ones with the most structure are kept; five
+photographs are held back for validation (`TUNING`). None is a test photograph of
+`benchmarks/superres.py`.
 """
 
 import hashlib
@@ -42,11 +41,12 @@ INSTRUCTIONS = (
 
 
 def patches(folder: Path) -> tuple[np.ndarray, str]:
-    """Return training patches, then validation patches, and the SHA-256 of their bytes.
+    """Return the training patches followed by the validation patches, and the SHA-256 of their
+    bytes.
 
-    The patches are uint8 (N, 3, 96, 96).
-
-    They are cut once and cached in `folder`. ValueError explains how to get the photographs.
+    The patches are uint8 (N, 3, 96, 96), memory-mapped. The first call makes them from the
+    photographs and stores them in `folder`. Raises ValueError if the photographs are missing; the
+    message says how to get them.
     """
     cache = folder / f"patches-{TRAINING}-{HELD_BACK}.npy"
     if not cache.is_file():
@@ -56,7 +56,7 @@ def patches(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Return the path of each photograph by name.
+    """Return the paths of the 47 photographs, keyed by name; download their packages if necessary.
 
     Raises ValueError if they are missing and cannot be downloaded.
     """
@@ -124,9 +124,9 @@ def _candidates(photographs_by_name: Mapping[str, Path], *, held_back: bool) -> 
 
 
 def _files(folder: Path) -> Path:
-    """Return the folder of the packages' files.
+    """Return the folder of the packages' files; download and unpack the packages if it is missing.
 
-    The packages are downloaded if possible, and unpacked if necessary.
+    Raises ValueError if that is not possible, or if a package has another SHA-256.
     """
     files = folder / "files"
     if files.is_dir():

@@ -24,9 +24,8 @@ LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the head
 def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> bytes | None:
     """Return a PNG of the model's output for a seed, with default options.
 
-    None if the model has no operation that returns images.
-
-    A model without `sample` reconstructs `images`, or enlarges reduced copies of them. The model's
+    None if the model has no operation that returns images, or if it rejects its default options. A
+    model without `sample` reconstructs `images`, or enlarges reduced copies of them. The model's
     training mode is restored.
     """
     family_model: Any = model
@@ -64,7 +63,7 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
 
 
 def image_grid(images: Float[Tensor, "B C H W"], columns: int | None = None, margin_px: int = 0) -> Image.Image:
-    """Return images in 0 … 1 on one black picture, row by row, `columns` per row.
+    """Return a PIL image with a grid of `images` (in 0 … 1) on black, `columns` per row.
 
     By default the grid is as square as possible. `margin_px` is the space between two images.
     """
@@ -87,9 +86,9 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _downscale(pictures: Float[Tensor, "B C H W"], scale: int, margin: int) -> Float[Tensor, "B C h w"]:
-    """Return the images reduced by `scale`, with a margin on every side.
+    """Return the images reduced by `scale`, with a margin of `margin` pixels on every side.
 
-    `upscale` cuts the margin off; it repeats the edge.
+    The margin repeats the edge; `upscale` removes it again.
     """
     small = functional.interpolate(pictures, scale_factor=1 / scale, mode="bicubic", antialias=True)
     return functional.pad(small.clamp(0, 1), (margin,) * 4, mode="replicate")

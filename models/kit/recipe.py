@@ -85,7 +85,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Build a recipe from JSON values; ValueError names the unknown, missing or invalid field."""
+        """Build a recipe from JSON values.
+
+        Raises ValueError, which names the first field that is unknown, missing or invalid.
+        """
         text_fields = {"family", "name", "summary", "data"}
         unknown = sorted(set(values) - text_fields - {"seed", "config", "training"})
         missing = sorted(text_fields - set(values))

@@ -34,7 +34,7 @@ class Downsampling:
 
 @dataclass(frozen=True)
 class Projection:
-    """The projection y + U⁺(x − U(y)) with U⁺ = Uᵀ(UUᵀ)⁻¹.
+    """The projection y + U⁺(x − U(y)) with U⁺ = Uᵀ(UUᵀ)⁻¹, where U is the downsampling `u`.
 
     The result is the image nearest to y whose downsampling is x.
     """
@@ -44,7 +44,9 @@ class Projection:
     columns: Float[Tensor, "W w"]
 
     def __call__(self, high: Images, low: Float[Tensor, "B C h w"]) -> Images:
-        """Return the projection of `high`; values may leave 0 … 1 a little."""
+        """Return the image nearest to `high` whose downsampling is `low`; values may leave 0 … 1 a
+        little.
+        """
         return high + _separable_product(self.rows, low - self.u(high), self.columns)
 
 
@@ -57,7 +59,10 @@ def bicubic(height: int, width: int, scale: int, device: torch.device | str = "c
 
 @lru_cache(maxsize=32)
 def projection(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Projection:
-    """Return the projection onto the images that `bicubic` maps to a given one."""
+    """Return the projection onto the images whose downsampling (see `bicubic`) is a given image.
+
+    `height` and `width` are those of the low resolution.
+    """
     with torch.inference_mode(mode=False):
         inverses = [_right_inverse(_bicubic_matrix(size, scale)).float().to(device) for size in (height, width)]
         return Projection(bicubic(height, width, scale, device), *inverses)
@@ -66,7 +71,7 @@ def projection(height: int, width: int, scale: int, device: torch.device | str =
 def _separable_product(
     rows: Float[Tensor, "H h"], low: Float[Tensor, "B C h w"], columns: Float[Tensor, "W w"]
 ) -> Float[Tensor, "B C H W"]:
-    """Return R x Cᵀ."""
+    """Return R x Cᵀ, with R = `rows`, x = `low` and C = `columns`."""
     return linear(linear(low.mT, rows).mT, columns)
 
 
@@ -79,8 +84,8 @@ def _right_inverse(a: Float[Tensor, "n m"]) -> Float[Tensor, "m n"]:
 def _bicubic_matrix(size: int, scale: int) -> Float[Tensor, "n m"]:
     """Return the matrix (size, size·scale) of bicubic downsampling along one axis.
 
-    Keys' cubic filter (a = −½) is stretched by the scale, cut at the border and renormalised, as in
-    Pillow.
+    Keys' cubic filter (a = −½) is stretched by the scale, truncated at the border and renormalised,
+    as in Pillow.
     """
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
     pixels = torch.arange(size * scale, dtype=torch.float64) + 0.5

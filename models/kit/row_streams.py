@@ -98,14 +98,14 @@ class RowStreams:
     def row_zero(self) -> "RowStreams":
         """Return row 0 of each seed.
 
-        It draws the numbers that all rows of a request share, such as the frames of one path.
+        Row 0 draws the numbers that all rows of a request share, such as the frames of one path.
         """
         return RowStreams(seed=self.seed, row=torch.zeros_like(self.row))
 
     def words(self, blocks: int, stream: int = 0, first: int = 0) -> Int64[Tensor, "B words"]:
-        """Return the words of the blocks `first` … `first + blocks − 1`, (B, 4·blocks).
+        """Return 32-bit random words of a stream, (B, 4·blocks), in int64.
 
-        A block has four 32-bit words.
+        They are the words of the blocks `first` … `first + blocks − 1`; a block has four words.
         """
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
@@ -149,9 +149,8 @@ class RowStreams:
     def bernoulli(self, probability: Float[Tensor, "B n"], stream: int = BINARIZE) -> Float[Tensor, "B n"]:
         """Return one Bernoulli draw (0 or 1) per probability.
 
-        Probabilities are rounded to multiples of 2⁻¹⁶; 0 and 1 are exact.
-
-        Sixteen bits per draw: half the work of a full word, with a bias below 8·10⁻⁶.
+        Probabilities are rounded to multiples of 2⁻¹⁶; 0 and 1 are exact. A draw takes sixteen
+        bits: half the work of a full word, with a bias below 8·10⁻⁶.
         """
         return bernoulli_from_int16(self.uniform_int16(probability.shape[1], 0, 1, stream)[:, 0], probability)
 

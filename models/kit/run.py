@@ -40,8 +40,8 @@ COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fi
 class Outcome:
     """How a training ended.
 
-    `reason` is "finished", "early stop", "interrupted" (it can be resumed), "not a number" or
-    "diverged" (its loss).
+    `reason` is "finished", "early stop", "interrupted" (by a signal; it can be resumed), or "not a
+    number" or "diverged" (of the loss).
     """
 
     reason: str
@@ -117,7 +117,9 @@ class Run:
     # One step
 
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
-        """Return the image indices of each step of an epoch; the last batch has the remainder, too."""
+        """Return the image indices of each step of an epoch; a small remainder joins the last
+        batch.
+        """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
 
@@ -128,7 +130,11 @@ class Run:
         return self.count if whole else min(self.step * self.training.batch_size, self.count)
 
     def train_step(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """Train every optimized module on the images `index` once; return the sum of their losses."""
+        """Train every optimized module once on the images with the indices `index`.
+
+        Updates weights, averages and the count of steps. Returns the sum of the losses, a tensor
+        ().
+        """
         share = self.process_group.local_share(index)
         row = self.epoch * self.rows_per_epoch + share
         if graphed := self._graphed_loss(share):
@@ -145,10 +151,11 @@ class Run:
         return total
 
     def _graphed_loss(self, index: Int[Tensor, "B"]) -> GraphedLoss | None:
-        """Return the CUDA graph of a batch's losses, which is captured once per epoch.
+        """Return the CUDA graph of a batch's losses; capture it if this epoch has none yet.
 
         None without a GPU, for families with several optimizers, for families whose loss a graph
-        cannot hold, and for a last batch of another size.
+        cannot express, for compiled, distributed or short trainings, and for a last batch of
+        another size.
         """
         whole = min(self.training.batch_size, self.count)
         if (
@@ -173,7 +180,11 @@ class Run:
         return self._graphed
 
     def apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
-        """Update one module's weights; return the sum of losses over all `count` images of a step."""
+        """Update the weights of the step's module by the mean of its losses.
+
+        `count` is the number of images of the step in all processes. Returns the sum of their
+        losses, and adds the step's metrics to the epoch's.
+        """
         parameters = self.parameters[step.module]
         self.optimizers[step.module].zero_grad(set_to_none=True)
         loss = step.losses.mean() if self.process_group.is_single else step.losses.sum() / count
@@ -201,10 +212,10 @@ class Run:
         return scheduled_rate(self.training, self.epoch, self.steps, self.batch_count)
 
     def training_steps(self, images: UInt8[Tensor, "B C H W"], rows: RowStreams, epoch: int) -> Iterator[OptimizerStep]:
-        """Yield one optimizer step per module; apply each before the next is computed.
+        """Yield one optimizer step per optimized module; apply each before the next is computed.
 
-        Each is computed in an autocast context of its own, because autocast caches the weights that
-        it has cast.
+        Each step is computed in a separate autocast context, because autocast caches the weights
+        that it has cast.
         """
         if WHOLE_MODEL in self.parameters:
             yield OptimizerStep(WHOLE_MODEL, self._loss(images, rows, epoch, self._compiled or self.model.loss))
@@ -246,7 +257,10 @@ class Run:
     # The loop
 
     def fit(self, report: Callable[[dict[str, Any]], None] = lambda _: None) -> Outcome:
-        """Train until the last epoch, an early stop, a signal or a bad loss; report each epoch."""
+        """Train until the last epoch, an early stop, a signal or a bad loss; return how it ended.
+
+        `report` is called with the metrics of each epoch.
+        """
         self._started = self._saved_at = self._progress_at = time.monotonic()
         self._preview_at, self._seconds_before = -math.inf, self.seconds
         while self.epoch < self.training.epochs:
@@ -256,7 +270,10 @@ class Run:
         return Outcome("finished", self.epoch, self.seconds)
 
     def _run_epoch(self) -> str:
-        """Run the rest of the epoch; return why the training ends before the epoch does, or ""."""
+        """Run the remaining steps of the epoch, with checkpoints and progress when due.
+
+        Returns why the training ends before the epoch does, or "".
+        """
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
         for number in range(self.step, len(batches)):
@@ -286,9 +303,8 @@ class Run:
     def finish_epoch(self, report: Callable[[dict[str, Any]], None]) -> str:
         """Finish an epoch: validate, and write metrics, checkpoint and preview when due.
 
-        Return why the training ends here, or "".
-
-        The last epoch is reported only after its checkpoint is written.
+        `report` is called with the metrics, for the last epoch only after its checkpoint is
+        written. Returns why the training ends here, or "".
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()
@@ -309,7 +325,10 @@ class Run:
         return "early stop" if stop else ""
 
     def _end_epoch(self) -> dict[str, Any]:
-        """Validate, keep the best weights, append the metrics and reset the epoch's counters."""
+        """Validate, keep the best weights, write the metrics and reset the epoch's counters.
+
+        Returns the metrics, keyed by name.
+        """
         line: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "steps": self.steps,
@@ -330,7 +349,12 @@ class Run:
         return line
 
     def _finalize(self) -> None:
-        """Run the family's `finalize` on a copy with the weights to export, and keep the result."""
+        """Run the family's `finalize` on a copy of the model, and keep the copy's weights in
+        `self.best`.
+
+        The copy has the averaged weights or, with validation, those with the best validation loss.
+        `finalize` gets the preprocessed training images in chunks, and random streams of its own.
+        """
         model = copy.deepcopy(self.averaged_model)
         if self.best and self.training.validation:
             model.load_state_dict(self.best)
@@ -348,7 +372,10 @@ class Run:
         self.best = _copy_state(model)
 
     def failure(self, *, check_weights: bool) -> str:
-        """Return "not a number" or "diverged" if the training must not continue, else ""."""
+        """Return "not a number" or "diverged" if the training must not continue, else "".
+
+        `check_weights`: check that all weights are finite, and not only the loss.
+        """
         if not math.isfinite(self.loss_sum):
             return "not a number"
         if check_weights and not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
@@ -358,7 +385,10 @@ class Run:
     # Files
 
     def write_progress(self) -> None:
-        """Write `progress.json`: the position of the training, and the step of its last checkpoint."""
+        """Write `progress.json`: the position of the training, and the step of its last checkpoint.
+
+        Also draw the progress bar.
+        """
         progress = {
             **self._position(),
             "epochs": self.training.epochs,
@@ -372,7 +402,10 @@ class Run:
         print_progress(self.epoch, self.training.epochs, self.step / self.batch_count, mean)
 
     def write_preview(self) -> None:
-        """Write `preview.png`, made with the averaged weights; weights do not change."""
+        """Write `preview.png`, if the family has a preview, with the averaged weights.
+
+        Neither weights nor the state of the training change.
+        """
         images = self.held_back if len(self.held_back) else self.images
         picture = preview(self.averaged_model, images, self.recipe.seed)
         if picture is not None:
@@ -394,7 +427,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write `state.pt` atomically.
+        """Write the checkpoint `state.pt` atomically, and then `progress.json`.
 
         Raises ValueError if the disk is full.
         """
@@ -419,9 +452,10 @@ class Run:
         self.write_progress()
 
     def restore(self) -> None:
-        """Continue from `state.pt`.
+        """Continue from `state.pt`: load weights, averages, optimizers and counters.
 
-        Raises ValueError if it was written by a recipe that this one may not continue.
+        Removes the metrics of later epochs. Raises ValueError if `state.pt` was written by a recipe
+        that this one may not continue.
         """
         state = self.folder.load_state(self.device)
         self.folder.check_recipe(state, self.recipe)

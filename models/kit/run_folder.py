@@ -46,7 +46,10 @@ class RunFolder:
         self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write `state.pt` atomically and durably; OSError or RuntimeError if the disk is full."""
+        """Write `state.pt` atomically and durably.
+
+        Raises OSError or RuntimeError if the disk is full; the previous file is kept.
+        """
         part = self.path / "state.pt.part"
         try:
             with part.open("wb") as file:
@@ -59,7 +62,7 @@ class RunFolder:
             raise
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Return the content of `state.pt`."""
+        """Return the content of `state.pt`, with its tensors on `device`."""
         state: dict[str, Any] = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
         return state
 
@@ -84,7 +87,9 @@ class RunFolder:
 
 
 def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:
-    """Draw a progress bar if stderr is a terminal."""
+    """Draw a progress bar on stderr if it is a terminal; `share` is the done fraction of
+    the epoch.
+    """
     if sys.stderr.isatty():
         bar = "█" * round(24 * share) + "·" * (24 - round(24 * share))
         text = f"\repoch {epoch + 1}/{epochs} {bar} loss {loss:9.3f} nats"
@@ -101,5 +106,5 @@ def _epoch_of(line: str) -> float:
 
 
 def _without(recipe: dict[str, Any], fields: set[str]) -> dict[str, Any]:
-    """Return the recipe's JSON without some fields of its training."""
+    """Return a recipe's JSON without the fields `fields` of its training."""
     return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in fields}}

@@ -33,7 +33,10 @@ def exponential(uniform: Float[Tensor, "*B"], rate: float) -> Float[Tensor, "*B"
 
 
 def truncated_normal(uniform: Float[Tensor, "*B"], truncation: float) -> Float[Tensor, "*B"]:
-    """Return draws from N(0, 1) truncated to (−t, t): Φ⁻¹(Φ(−t) + u (Φ(t) − Φ(−t)))."""
+    """Return draws from N(0, 1) truncated to (−t, t): Φ⁻¹(Φ(−t) + u (Φ(t) − Φ(−t))).
+
+    Φ is the normal cumulative distribution, t is `truncation` and u is `uniform`.
+    """
     low = 0.5 * math.erfc(truncation / math.sqrt(2.0))
     inner = low + (uniform.double() + 2.0**-25) * (1.0 - 2.0 * low)
     z: Tensor = torch.special.ndtri(inner)
@@ -41,7 +44,10 @@ def truncated_normal(uniform: Float[Tensor, "*B"], truncation: float) -> Float[T
 
 
 def manifold_coordinates(size: int) -> Float[Tensor, "size"]:
-    """Return Φ⁻¹ of `size` evenly spaced points inside the unit interval, without its ends (±∞)."""
+    """Return Φ⁻¹ of `size` evenly spaced points inside the unit interval, without its ends (±∞).
+
+    Φ is the normal cumulative distribution.
+    """
     z: Tensor = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
     return z.float()
 
@@ -74,10 +80,10 @@ def envelope_excess(log_p: Float[Tensor, "*B N"], log_q: Float[Tensor, "*B N"], 
 
 
 def first_accepted(accepted: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"], Int[Tensor, "B"]]:
-    """Return the index of each row's first accepted proposal, and how many were tried.
+    """Return the first accepted proposal of each row, as three tensors (B,).
 
-    The three results, (B,) each: the index (0 if none is accepted), whether one is accepted, and
-    the number of proposals up to it.
+    They are the index of the proposal (0 if none is accepted), whether one is accepted, and the
+    number of proposals up to it (N if none is accepted).
     """
     any_accepted = accepted.any(dim=1)
     index = accepted.to(torch.uint8).argmax(dim=1)
@@ -161,7 +167,10 @@ class ImportanceWeights:
     def resume(
         cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device, name: str = ""
     ) -> "ImportanceWeights":
-        """Return the statistics that `state(name)` stored, or those of no weights without a state."""
+        """Return the statistics stored in `state` under the prefix `name`, or those of no weights.
+
+        `state` is None in the first call of an operation; then there are `rows` rows.
+        """
         return cls.empty(rows, device) if state is None else cls.from_state(state, name)
 
     @classmethod
@@ -173,7 +182,7 @@ class ImportanceWeights:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], name: str = "") -> "ImportanceWeights":
-        """Return the statistics that `state(name)` stored."""
+        """Return the statistics that `state(name)` has stored in a `Continuation`'s state."""
         return cls(*(state[name + field] for field in cls.__dataclass_fields__))
 
     def state(self, name: str = "") -> dict[str, Tensor]:
@@ -194,7 +203,7 @@ class ImportanceWeights:
 
     @property
     def done(self) -> int:
-        """Number of weights per row. Raises ValueError if the rows differ."""
+        """Number of weights per row. Raises ValueError if the rows have different numbers."""
         return common_progress(self.count)
 
     @property
@@ -230,7 +239,8 @@ def log_mean_batches(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """Return log (1/N) Σ w, its standard error by batch means, and the share maxₙ wₙ / Σ w.
 
-    If that share is not small, the error is unreliable. Raises ValueError as `batch_means`.
+    If the share is not small, the error is unreliable. Raises ValueError if there are fewer than
+    two batches or they do not divide N.
     """
     log_w = log_w.double()
     log_sum = log_w.logsumexp(0)

@@ -51,7 +51,7 @@ class Scattering(nn.Module):
     norms: Tensor
 
     def __init__(self, scales: int = 2, angles: int = 8) -> None:
-        """J = `scales` and L = `angles`."""
+        """Create the wavelets of J = `scales` and L = `angles`, and the low-pass filter."""
         super().__init__()
         self.scales, self.angles = scales, angles
         slant = 4.0 / angles
@@ -81,7 +81,7 @@ class Scattering(nn.Module):
     def filters(self, j: int) -> Float[Tensor, "L K K 2"]:
         """Return the wavelets of scale j, with zero mean and their initial norms.
 
-        Training changes neither.
+        Training changes neither means nor norms.
         """
         kernel: Tensor = self.wavelets[j]
         kernel = kernel - kernel.mean((1, 2), keepdim=True)
@@ -89,7 +89,8 @@ class Scattering(nn.Module):
         return kernel * (self.norms[j] / norm)[:, None, None, None]
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C K _h _w"]:
-        """Return S(x).
+        """Return the scattering S(x) of the images x, with K = `channels` outputs per image
+        channel.
 
         Raises ValueError if a side is shorter than 2^J or not a multiple of it.
         """
@@ -122,7 +123,7 @@ class Scattering(nn.Module):
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
         """Return x ⋆ φ at every 2^J-th pixel, without the padding.
 
-        `spectrum` is that of x at every 2^j-th pixel.
+        `spectrum` is the spectrum of x at every 2^j-th pixel; `low` is the spectrum of φ.
         """
         smooth: Tensor = torch.fft.ifft2(_fold(spectrum * _crop(low, j), 2 ** (self.scales - j))).real
         return smooth[:, :, 1:-1, 1:-1]
@@ -150,7 +151,9 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _crop(spectrum: Tensor, j: int) -> Tensor:
-    """Return the low frequencies of a spectrum: the same filter at each 2^j-th pixel."""
+    """Return the low frequencies of a filter's spectrum: that of the filter at each
+    2^j-th pixel.
+    """
     for axis in (-2, -1):
         size = spectrum.shape[axis]
         half = size // 2 ** (j + 1)
@@ -163,7 +166,7 @@ def _crop(spectrum: Tensor, j: int) -> Tensor:
 
 
 def _fold(spectrum: Tensor, step: int) -> Tensor:
-    """Return the spectrum of each `step`-th pixel."""
+    """Return the spectrum of each `step`-th pixel of an image, from the spectrum of the image."""
     if step == 1:
         return spectrum
     *lead, height, width = spectrum.shape
@@ -172,6 +175,6 @@ def _fold(spectrum: Tensor, step: int) -> Tensor:
 
 
 def _modulus(spectrum: Tensor, step: int) -> Tensor:
-    """Return the modulus of each `step`-th pixel, from the spectrum."""
+    """Return the modulus of each `step`-th pixel of a complex image, from its spectrum."""
     modulus: Tensor = torch.fft.ifft2(_fold(spectrum, step)).abs()
     return modulus

@@ -136,9 +136,10 @@ def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any
 
 
 def _validate_scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
-    """Return the value if it has one of the types `kinds` and lies in the field's range.
+    """Return the value, converted to one of the types `kinds`.
 
-    2.0 is a valid integer.
+    2.0 is a valid integer. Raises ValueError if the value has another type or is out of the field's
+    range.
     """
     if value is None and type(None) in kinds:
         return None
@@ -165,7 +166,7 @@ def _validate_scalar(field: dataclasses.Field[Any], kinds: list[type], value: An
 
 
 def _shortened_repr(value: Any) -> str:
-    """Return the value's repr, at most 60 characters of it."""
+    """Return the first 60 characters of the value's repr; "…" marks a longer one."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than some thousand digits

@@ -62,9 +62,11 @@ def solve(
     tolerance: float = 1e-4,
     sigma: float = 0.003,
 ) -> Solution:
-    """Run at most `iterations` iterations of algorithm 3.1.
+    """Run at most `iterations` iterations of algorithm 3.1 from `start`; return the new state.
 
-    An image has converged when the root mean square of its change is below `tolerance`.
+    `low` is x, `u` is U and `strength` is λ (see the module); `sigma` is the dual step size. An
+    image has converged when the root mean square of its change is below `tolerance`; then it no
+    longer changes.
     """
     tau = 1.0 / (0.5 * u.norm_squared() + 8.0 * sigma)
     y, p, converged = start.y, start.p, start.converged

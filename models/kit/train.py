@@ -37,13 +37,12 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Outcome:
-    """Train a recipe in the folder `out`, or resume the run that is there.
+    """Train a recipe in the folder `out`, or resume the run that is there; return how it ended.
 
-    SIGTERM and SIGINT stop the training with a checkpoint.
-
-    The best epoch is chosen on the first `training.validation` images of `held_back`, or without
-    these on the last of `images`. `start` are weights to start from. Raises ValueError if `out`
-    holds a run and `resume` is not set, or if the recipe differs from that run's.
+    SIGTERM and SIGINT stop the training with a checkpoint. The best epoch is chosen on the first
+    `training.validation` images of `held_back`; if that is None, on the last of `images`. `start`
+    are weights to start from. `report` is called with the metrics of each epoch. Raises ValueError
+    if `out` contains a run and `resume` is not set, or if the recipe differs from that run's.
     """
     if (out / "state.pt").exists() and not resume:
         raise ValueError(f"{out.name} holds a run already: resume it, or choose another folder")
@@ -62,7 +61,8 @@ def train(
 
 
 def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
-    """Return the weights to export from a run's checkpoint, its recipe and its counters.
+    """Return the weights to export from the checkpoint of the run in `out`, its recipe and its
+    counters.
 
     The weights are those of the best epoch if there is one, else the averages, else the last ones.
     """

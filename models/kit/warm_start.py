@@ -8,11 +8,10 @@ from models.kit.shapes import Tensor
 
 
 def warm_start(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights that a training starts from.
+    """Load the weights that a training starts from into the model.
 
-    The family's `warm_start` loads them if it has that method; otherwise all weights are loaded.
-
-    Raises ValueError where the model cannot start from them, as names or shapes differ.
+    The model's method `warm_start` loads them if there is one; otherwise all weights are loaded.
+    Raises ValueError if names or shapes do not fit the model.
     """
     load = getattr(model, "warm_start", None)
     if load is not None:

@@ -1,8 +1,8 @@
-"""§3, inference: gradient descent of the energy of each image, with a line search.
+"""Gradient descent of each image's energy, with a line search: inference in §3 of the paper.
 
-The variable is a detail (B, 1, H, W) added to all colours of the regression's estimate. The step
-sizes are those of Barzilai and Borwein (IMA J. Numer. Anal. 8, 1988), accepted by Armijo's
-condition.
+The variable, named `detail` here, is a residual image (B, 1, H, W) that is added to all colours of
+the regression's estimate. The step sizes are those of Barzilai and Borwein (IMA J. Numer. Anal. 8,
+1988), accepted by Armijo's condition.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 class Descent:
     """The state of a gradient descent, per image.
 
-    It has the detail, the gradient and the energy there, and the next step size.
+    `detail` is the residual image, `slope` the gradient and `energy` the energy there, `first` the
+    energy at the start, and `step` the next step size.
     """
 
     detail: Float[Tensor, "B 1 H W"]
@@ -34,7 +35,7 @@ class Descent:
 
 
 def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -> Descent:
-    """Return the state at `detail`.
+    """Return the state at the residual image `detail`.
 
     The first step will change an image by half a grey level (root mean square).
     """
@@ -45,12 +46,11 @@ def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -
 
 # See docs/decisions.md#wavelets-are-tuned-against-two-step-descents
 def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
-    """Take `steps` gradient steps of each image.
+    """Take `steps` gradient steps of each image; return the new state.
 
-    A step that does not lower the energy enough (Armijo's condition) is rejected.
-
-    The next step size is Barzilai and Borwein's after an accepted step, a third of the last after a
-    rejected one.
+    A step that does not lower the energy enough (Armijo's condition) is rejected. The next step
+    size is Barzilai and Borwein's after an accepted step, and a third of the last after a rejected
+    one.
     """
     for _ in range(steps):
         trial = descent.detail - descent.step[:, None, None, None] * descent.slope
@@ -75,9 +75,9 @@ def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
 def value_and_gradient(
     energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]
 ) -> tuple[PerImage, Float[Tensor, "B 1 H W"]]:
-    """Return the energy of each image and its gradient with respect to the detail.
+    """Return the energy of each image and its gradient with respect to the residual image `detail`.
 
-    The caller's gradient mode has no effect.
+    It works inside `torch.no_grad` and inference mode, too.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = detail.clone().requires_grad_()

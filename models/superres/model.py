@@ -64,11 +64,10 @@ class Model(nn.Module):
                     self.register_buffer(f"taps_{scale}", taps)
 
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the weights of equal name and shape.
+        """Load the weights that have the same name and shape as this model's.
 
-        If the generator's weights are missing, it starts as a copy of the regression.
-
-        Raises ValueError if the regression's weights are missing or have another shape.
+        If the generator's weights are missing, it starts as a copy of the regression. Raises
+        ValueError if the regression's weights are missing or have another shape.
         """
         own = self.state_dict()
         usable = {
@@ -121,12 +120,12 @@ class Model(nn.Module):
         options: UpscaleOptions,
         state: dict[str, Tensor] | None = None,
     ) -> dict[str, Any] | Continuation:
-        """Enlarge tiles `scale` times (s) and cut off their margins (m).
+        """Enlarge tiles `scale` times (s) and remove their margins (m).
 
-        Return `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1.
-
-        A model with the regression alone treats "statistics" as "mse". Raises ValueError for a
-        scale that it does not have.
+        Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model with the regression alone
+        treats "statistics" as "mse". Total variation and the descent run in several calls, which
+        return a `Continuation`; `state` is None in the first call, later the state of the previous
+        `Continuation`. Raises ValueError for a scale that the model does not have.
         """
         scale = options.scale
         if scale not in self.config.scales:
@@ -153,7 +152,10 @@ class Model(nn.Module):
     def _upscale_by_descent(
         self, low: Images, options: UpscaleOptions, state: dict[str, Tensor] | None
     ) -> dict[str, Any] | Continuation:
-        """Take one step of the descent of the energy, which starts from the regression's estimate."""
+        """Take one step of the descent of the energy, which starts from the regression's estimate.
+
+        The first call (`state` None) only computes the start; the last call returns `images`.
+        """
         scale = options.scale
         if state is None:
             estimate, done = self.regress(low, scale), low.new_zeros(len(low))
@@ -171,7 +173,8 @@ class Model(nn.Module):
     # Estimates
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
-        """Return R(x), the regression's estimate, projected onto U(y) = x.
+        """Return the regression's estimate R(x), projected onto the images whose downsampling is
+        `low`.
 
         With `ensemble` it is the mean over the eight symmetries of the square.
         """
@@ -186,35 +189,44 @@ class Model(nn.Module):
         return self._project(total / 8.0, low, scale)
 
     def sharpen(self, low: Images, scale: int, fidelity: float = 0.0) -> HighResolution:
-        """Return the image of the generator (`fidelity` 0), the regression (1) or a mixture."""
+        """Return a mixture of the generator's image and the regression's.
+
+        `fidelity` is the share of the regression: 0 is the generator's image alone.
+        """
         estimate = self.regress(low, scale)
         return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
 
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
-        """Return the regression's estimate plus `share` of the generator's filtered detail."""
+        """Return the regression's estimate plus `share` of the generator's filtered
+        residual image.
+        """
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
             detail = spectrum.apply_filter(detail, self.get_buffer(f"taps_{scale}"))
         return self._project(estimate + share * detail, low, scale)
 
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
-        """Return what the generator adds to the regression's estimate, before the filter."""
+        """Return the residual image that the generator adds to the regression's estimate,
+        unfiltered.
+        """
         return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
     def _project(self, high: HighResolution, low: Images, scale: int) -> HighResolution:
-        """Return the nearest image with U(y) = x; projects twice, because clipping undoes a part."""
+        """Return the image nearest to `high` whose downsampling is `low`.
+
+        It projects twice, because the clipping to 0 … 1 undoes a part of the first projection.
+        """
         project = resize.projection(*low.shape[2:], scale, low.device)
         return project(project(high.float(), low).clamp(0.0, 1.0), low)
 
     # The statistics
 
     def statistics(self, high: Images) -> Statistics:
-        """Return the statistics Ψ(y) in float32.
+        """Return the statistics Ψ of high-resolution images in float32, a list of feature maps.
 
         The scattering of the luminance comes first, then the stages of the feature network, if it
-        is loaded.
-
-        The network's features are normalised to unit length over their channels, as in LPIPS.
+        is loaded. The network's features are normalised to unit length over their channels, as in
+        LPIPS.
         """
         with torch.autocast(high.device.type, enabled=False):
             stages = [stage for network in self.feature_networks for stage in network(high)]
@@ -226,29 +238,39 @@ class Model(nn.Module):
             return [self.scattering(regression.luminance(high))[:, 0]]
 
     def load_feature_network(self) -> "Model":
-        """Load the feature network of Ψ if the config has one. Raises ValueError without its file."""
+        """Load the feature network of the statistics if the config has one; return the model
+        itself.
+
+        Raises ValueError if the file with the network's weights is missing.
+        """
         if self.config.network and not self.feature_networks:
             self.feature_networks = [statistics.load_features().to(self.spread.device)]
         return self
 
     def residual_stds(self) -> ChannelStds:
-        """Return the running mean of `residual_std`: a (C,) for each feature map of the statistics."""
+        """Return the running mean of `residual_std`: a tensor (C,) for each feature map of the
+        statistics.
+        """
         return list(torch.split(self.spread, list(self.widths)))
 
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
-        """Return Φ(x) from R(x) = `estimate` and Ψ(R(x)) = `own`, with as many parts as `own`."""
+        """Predict the statistics of the true images; return as many feature maps as `own` has.
+
+        `estimate` is the regression's estimate, and `own` are its statistics. This is Φ(x) of the
+        paper.
+        """
         predicted: Statistics = self.predictor(estimate, own, self.residual_stds(), scale)
         return predicted
 
     def energy_function(
         self, low: Images, estimate: HighResolution, scale: int, target: Statistics | None = None
     ) -> EnergyFunction:
-        """Return the energy as a function of the detail (B, 1, H, W), with y = R(x) + detail.
+        """Return the energy (B,) as a function of the residual image (B, 1, H, W).
 
-        The energy is E(y, x) plus a penalty of the difference between U(y) and x.
-
-        With `target` the energy is that of the scattering alone, toward these statistics; otherwise
-        toward Φ(x).
+        The function adds the residual image to the regression's `estimate`. The energy is the
+        distance of the sum's statistics from the predicted ones, plus a penalty if its downsampling
+        differs from `low`. With `target` the energy is the distance of the scattering alone from
+        these statistics.
         """
         statistics_of = self.statistics if target is None else self._scattering_statistics
         predicted = self.predict(estimate, self.statistics(estimate), scale) if target is None else target
@@ -267,8 +289,9 @@ class Model(nn.Module):
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """Return the regression's error (B,) on high-resolution patches (B, C, H, W) (§2).
 
-        Each row draws its scale. All patches get the same low resolution, H / max(scales): a
-        smaller scale uses a part of the patch.
+        Each row draws its scale. All patches get the same low resolution, H / max(scales): for a
+        smaller scale only a part of the patch is used. The error is absolute before the epoch
+        `squared_from` and squared from then on.
         """
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = regression.random_symmetry(images, uniform)
@@ -291,14 +314,16 @@ class Model(nn.Module):
         return losses
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
-        """Yield the optimizer steps of Φ, the generator and Ψ (§3, §4).
+        """Yield the optimizer steps of the predictor Φ, the generator and the scattering (§3, §4).
 
-        Φ is trained toward Ψ(y), the generator to lower the energy. From `tune_from` on, Ψ is
-        trained by the positive and negative phase.
+        The predictor is trained toward the statistics Ψ(y) of the true images, the generator to
+        lower the energy. From the epoch `tune_from` on, the scattering is trained by the positive
+        and negative phase.
 
-        Half of the generator's loss uses Φ(x) as the target, half Ψ(y), whose mean Φ estimates:
-        once Φ has converged both gradients have the same mean. The first row draws the scale and
-        whether Ψ is trained in this step.
+        Half of the generator's loss uses the prediction Φ(x) as the target, half Ψ(y), whose mean Φ
+        estimates: once Φ has converged both gradients have the same mean. The first row draws the
+        scale and whether the scattering is trained in this step. Updates the running mean of
+        `residual_std`.
         """
         self.load_feature_network()
         low, high, scale = self._training_pair(images, rows)
@@ -330,11 +355,12 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
-        """After training: compute the detail filter of each scale from the first training patches.
+        """Finish the training: compute the filter of the generator's residual images for each
+        scale.
 
-        The texture that lowers the energy most cheaply is a lattice, in which a few frequencies
-        hold most of the power. The filter moves the mean spectrum of the generator's detail halfway
-        to that of y − R(x).
+        The first training patches are used. The texture that lowers the energy most cheaply is a
+        lattice, in which a few frequencies have most of the power. The filter moves the mean
+        spectrum of the generator's residual images halfway to that of the true ones, y − R(x).
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
@@ -359,7 +385,11 @@ class Model(nn.Module):
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """Draw y' ~ p(·|x) by some descent steps of the scattering's energy from the estimate (§4)."""
+        """Sample high-resolution images for the negative phase (§4).
+
+        They are some steps of a descent of the scattering's energy toward `target`, from
+        `estimate`.
+        """
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):
             descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))
@@ -389,7 +419,11 @@ class Model(nn.Module):
         precision: str = "float32",
         report: Callable[[int], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
-        """Return the card's figures: PSNR (dB) of bicubic interpolation and of the regression."""
+        """Measure the PSNR (dB) of bicubic interpolation and of the regression; return the card's
+        metrics.
+
+        `images` are at high resolution; `report` gets their number after each scale.
+        """
         figures = []
         for scale in sorted(self.config.scales, reverse=True):
             figures += regression.psnr_figures(self.regression, images, scale, precision)

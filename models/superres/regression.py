@@ -1,4 +1,4 @@
-"""§2: the downsampling U, the regression network and inversion by total variation."""
+"""§2 of the paper: the downsampling U, the regression network and inversion by total variation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -64,17 +64,18 @@ def luminance(images: Images) -> Float[Tensor, "B 1 H W"]:
 
 
 def chroma_error(high: Images, estimate: Images) -> PerImage:
-    """Return the mean square of the difference that is not luminance, in squared levels."""
+    """Return the mean square (B,) of the difference that is not luminance, in squared grey
+    levels.
+    """
     change = high - estimate
     return squared_error(change - luminance(change), torch.zeros_like(change))
 
 
 def psnr(estimate: Images, high: Images, border: int) -> PerImage:
-    """Return the PSNR 10 log₁₀(255²/MSE), in dB.
+    """Return the PSNR 10 log₁₀(255²/MSE) of each image, in dB.
 
-    It is computed on the BT.601 Y channel (16 … 235), without `border` pixels on each side.
-
-    The estimate is clipped and rounded to 256 levels first.
+    It is computed on the BT.601 Y channel (16 … 235), without `border` pixels on each side. The
+    estimate is clipped and rounded to 256 levels first.
     """
     rounded = estimate.clamp(0.0, 1.0).mul(LEVELS).round().div(LEVELS)
     y_channels = [219.0 * luminance(images)[:, 0] + 16.0 for images in (rounded, high)]
@@ -85,11 +86,11 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
 def invert_by_total_variation(
     low: Images, scale: int, state: dict[str, Tensor] | None
 ) -> Float[Tensor, "B C sH sW"] | Continuation:
-    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (§2), by a few iterations per call.
+    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (§2), by a few iterations per call, with x = `low`.
 
-    The iterations end when every image has converged.
-
-    Returns the images in 0 … 1, or a `Continuation` whose state goes into the next call.
+    Returns the images y in 0 … 1 when every image has converged, or after `TV_MAX_ITERATIONS`;
+    until then a `Continuation`. `state` is None in the first call, later the state of the previous
+    `Continuation`.
     """
     u = resize.bicubic(*low.shape[2:], scale, low.device)
     if state is None:
@@ -112,9 +113,8 @@ def invert_by_total_variation(
 def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
     """Apply a random symmetry of the square to each image.
 
-    It is chosen by the first three of the image's uniform numbers.
-
-    Images that are not square are only flipped.
+    The first three of the image's uniform numbers choose it. Images that are not square are only
+    flipped.
     """
     flags = (uniform[:, :3] < 0.5)[:, :, None, None, None]
     images = torch.where(flags[:, 0], images.flip(3), images)
@@ -123,9 +123,9 @@ def random_symmetry(images: Images, uniform: Float[Tensor, "B n"]) -> Images:
 
 
 def random_crop(images: Images, edge: int, uniform: Float[Tensor, "B 2"]) -> Float[Tensor, "B C edge edge"]:
-    """Return a square crop of each image.
+    """Return a square crop of each image, `edge` pixels wide.
 
-    Its position is chosen by two uniform numbers, for the vertical and the horizontal.
+    The two uniform numbers of an image choose the vertical and the horizontal position.
     """
     height, width = images.shape[2:]
     top = (uniform[:, 0] * (height - edge + 1)).long().tolist()
@@ -159,7 +159,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, h: Float[Tensor, "B F H W"]) -> Float[Tensor, "B F H W"]:
-        """Return an output of the input's shape."""
+        """Return features of the same shape as the input: the input plus a learned correction."""
         return _add(self.second(functional.relu_(self.first(h))), h)
 
 
@@ -204,9 +204,9 @@ class Upscaler(nn.Module):
 
 
 def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> list[dict[str, Any]]:
-    """Return the card's figures at one scale: mean PSNR, in dB.
+    """Measure the mean PSNR, in dB, at one scale; return two metrics for the card.
 
-    Bicubic interpolation and the regression network are measured.
+    They are those of bicubic interpolation and of the regression network.
     """
     edge = min(images.shape[2:]) // scale * scale
     psnrs: dict[str, list[Tensor]] = {"psnr_bicubic": [], "psnr": []}

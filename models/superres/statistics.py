@@ -1,4 +1,5 @@
-"""§3 and §4: the sufficient statistics, their predictor Φ, the energy and its contrastive gradient.
+"""§3 and §4 of the paper: the statistics Ψ, their predictor Φ, the energy and its contrastive
+gradient.
 
 `Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of
 the feature network.
@@ -27,9 +28,11 @@ GRID_WINDOW = 5  # low-resolution pixels, the neighbourhood whose grid pattern i
 
 
 def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
-    """Return the root mean square of Ψ(y) − Ψ(R(x)) of each channel.
+    """Return the standard deviation of each channel's residual: per feature map a tensor (C,).
 
-    This is the part of the statistics that the regression cannot predict.
+    `own` are the statistics of the regression's estimates, `target` those of the true images. The
+    root mean square of their difference, over images and pixels, is what the regression cannot
+    predict; it is at least 1e-8.
     """
     return [
         (one - other).square().mean((0, 2, 3)).sqrt().clamp_min(1e-8) for one, other in zip(own, target, strict=True)
@@ -37,11 +40,10 @@ def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
 
 
 def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
-    """Return E(y, x) = ‖Φ(x) − Ψ(y)‖², with Φ(x) = `predicted` and Ψ(y) = `actual` (§3).
+    """Return the energy (B,) E(y, x) = ‖Φ(x) − Ψ(y)‖² (§3) of the statistics Ψ(y) = `actual`.
 
-    Each channel is divided by its `std`.
-
-    The mean over the parts that both have, each the mean over its values.
+    `predicted` are the statistics Φ(x). Each channel is divided by its `std`. The energy is the
+    mean over the feature maps that both lists have; that of a map is the mean over its values.
     """
     parts = [
         ((one - other) / width[:, None, None]).square().mean((1, 2, 3))
@@ -51,21 +53,20 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 
 
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
-    """Return E(y, x) − E(y', x) with a sample y' ~ p(·|x) (§4).
+    """Return E(y, x) − E(y', x) of the true image y and a sample y' ~ p(·|x) (§4), (B,).
 
-    Its gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ.
+    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'). The gradient with
+    respect to Ψ estimates −∂ log p(y|x)/∂Ψ.
     """
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 
 
 # See docs/decisions.md#upscaled-pictures-are-projected-onto-their-input
 def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float[Tensor, "B C sH sW"]:
-    """Remove patterns with the period of the low-resolution grid from a detail.
+    """Remove patterns with the period of the low-resolution grid from the residual image `detail`.
 
-    They are the texture that lowers the energy at the least cost.
-
-    Each of the s² sub-pixel positions has its mean over the low-resolution neighbourhood
-    subtracted.
+    They are the texture that lowers the energy at the least cost. From each of the s² sub-pixel
+    positions (s = `scale`) its mean over the low-resolution neighbourhood is subtracted.
     """
     phases = functional.pixel_unshuffle(detail, scale)
     means = functional.avg_pool2d(phases, GRID_WINDOW, 1, GRID_WINDOW // 2, count_include_pad=False)
@@ -76,9 +77,9 @@ def remove_grid_pattern(detail: Float[Tensor, "B C sH sW"], scale: int) -> Float
 
 
 def load_features() -> features.Features:
-    """Return the feature network of Ψ with its weights, frozen.
+    """Return the feature network of the statistics with its weights, frozen.
 
-    Raises ValueError if the file is missing.
+    Raises ValueError if the file with the weights is missing.
     """
     if not FEATURES_FILE.is_file():
         raise ValueError(
@@ -89,10 +90,17 @@ def load_features() -> features.Features:
 
 
 class Predictor(nn.Module):
-    """Φ: the statistics of the regression's estimate plus a learned correction."""
+    """Φ of the paper: predicts the statistics of the true image from the regression's estimate.
+
+    The prediction is the statistics of the estimate plus a learned correction.
+    """
 
     def __init__(self, channels: int, width: int, blocks: int, scales: Sequence[int], widths: Sequence[int]) -> None:
-        """`width` is the number of channels inside, `widths` are those of Ψ's parts."""
+        """Create the layers.
+
+        `width` is the number of inner channels, `widths` are the numbers of channels of the
+        statistics' feature maps.
+        """
         super().__init__()
         self.head = nn.Conv2d(16 * channels + widths[0], width, 3, padding=1)
         self.scales = nn.ParameterDict({str(scale): torch.zeros(width) for scale in scales})
@@ -106,9 +114,10 @@ class Predictor(nn.Module):
         self.widths = tuple(widths)
 
     def forward(self, estimate: Images, own: Statistics, std: ChannelStds, scale: int) -> Statistics:
-        """Return Φ(x) from the estimate R(x) and its statistics `own` = Ψ(R(x)).
+        """Return the predicted statistics Φ(x), with as many feature maps as `own`.
 
-        The sides of the estimate are multiples of four.
+        `estimate` is the regression's estimate, whose sides are multiples of four, `own` are its
+        statistics, and `std` is the `residual_std` of each channel.
         """
         pixels = functional.pixel_unshuffle(estimate - 0.5, 4)
         h = self.head(torch.cat((pixels, own[0] / std[0][:, None, None]), 1)) + self.scales[str(scale)][:, None, None]

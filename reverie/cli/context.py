@@ -25,7 +25,10 @@ class CliContext:
     output: Output
 
     def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
-        """Print the name and content of a file that was written, unless it is standard output."""
+        """Print the name and content of a file that was written.
+
+        Prints nothing if the file was standard output (`-`). With `--json`, prints JSON.
+        """
         if str(path) == "-":
             return
         if self.output.as_json:
@@ -35,7 +38,7 @@ class CliContext:
         self.output.print_line(f"{path}: {content}{saved.made_by}{seed}, {format_size(saved.size_bytes)}")
 
     def print_record(self, record: Record, line: str) -> None:
-        """Print the record's JSON with `--json`, otherwise the line."""
+        """Print the JSON of a record with `--json`, otherwise `line`."""
         if self.output.as_json:
             self.output.print_json(dict(record.body))
         else:
@@ -44,14 +47,14 @@ class CliContext:
     def print_records(
         self, records: Sequence[Record], headings: Sequence[str], rows: Sequence[Sequence[object]]
     ) -> None:
-        """Print the records' JSON with `--json`, otherwise the table."""
+        """Print the JSON of records with `--json`, otherwise a table with `headings` and `rows`."""
         if self.output.as_json:
             self.output.print_json([dict(record.body) for record in records])
         else:
             self.output.print_table(headings, rows)
 
     def print_sharing(self, name: str, record: Record) -> None:
-        """Print whether a model or dataset is shared."""
+        """Print whether the model or dataset `name` is shared or private."""
         self.print_record(record, f"{name} is {'shared' if record['shared'] else 'private'}")
 
 
@@ -70,11 +73,9 @@ Seed = Annotated[
 
 
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Set options given as `a.b=value` in `base`, and return it.
+    """Set options given as `a.b=value` in the nested dictionary `base`, in place, and return it.
 
-    A value is JSON, or else a string.
-
-    Raises typer.BadParameter.
+    A value is JSON, or else a string. Raises typer.BadParameter if there is no `=`.
     """
     options = {} if base is None else base
     for assignment in assignments or ():
@@ -97,7 +98,7 @@ def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None
 def output_path(path: Path) -> Iterator[Path]:
     """Yield the path to write to.
 
-    For `-`, that is a temporary file, which is copied to standard output.
+    For `-`, this is a temporary file, which is copied to standard output after the block.
     """
     if str(path) != "-":
         yield path
@@ -115,6 +116,6 @@ def compact_json(value: Any) -> str:
 
 
 def first_figure(model: Model) -> str:
-    """Return the first measurement in a model's card, with its unit."""
+    """Return the first metric in a model's card, with its unit; "" if the card has no metric."""
     figures: Sequence[Mapping[str, Any]] = model.figures[:1]
     return " ".join(f"{one['name']} {format_number(one['value'])} {one.get('unit', '')}" for one in figures)

@@ -117,6 +117,6 @@ def _share_dataset(context: typer.Context, name: DatasetName, private: Private =
 
 @app.command("delete")
 def _delete_dataset(context: typer.Context, name: DatasetName) -> None:
-    """Delete a dataset that no training uses."""
+    """Delete a dataset. It must not be in use by an unfinished training."""
     cli: CliContext = context.obj
     cli.client.delete_dataset(name)

@@ -77,7 +77,7 @@ def _pause_training(context: typer.Context, job_id: JobId) -> None:
 
 @app.command("resume")
 def _resume_training(context: typer.Context, job_id: JobId) -> None:
-    """Resume a paused training."""
+    """Resume a paused training from its last checkpoint."""
     cli: CliContext = context.obj
     print_job(cli, cli.client.resume(job_id))
 

@@ -52,7 +52,7 @@ def _print_card(output: Output, model: Model) -> None:
 
 @app.command("versions")
 def _list_versions(context: typer.Context, name: ModelName) -> None:
-    """List a model's versions, with the first figure of each."""
+    """List a model's versions, with the first metric of each."""
     cli: CliContext = context.obj
     versions = cli.client.versions(name)
     rows = [
@@ -83,7 +83,7 @@ def _delete_model(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A model with all its versions, or model@version.")],
 ) -> None:
-    """Delete a model, or one version that is not active."""
+    """Delete a model with all its versions, or one version that is not active."""
     cli: CliContext = context.obj
     model, _, version = name.partition("@")
     if version:

@@ -1,4 +1,6 @@
-"""Commands that run a model: `reverie sample` and `reverie upscale`; and `reverie me`."""
+"""The commands `reverie sample`, `reverie upscale`, and `reverie me` (the caller's key and
+limits).
+"""
 
 from pathlib import Path
 from typing import Annotated

@@ -41,7 +41,7 @@ class Output:
             self.print_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def print_figures(self, model: Model) -> None:
-        """Print the measurements in a model's card."""
+        """Print the metrics in a model's card as a table."""
         rows = [
             [figure["name"], format_number(figure["value"]), figure.get("unit", ""), figure.get("detail", "")]
             for figure in model.figures
@@ -59,7 +59,7 @@ class _ProgressWithStatus(Progress):
     status_line = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Yield the bar, then the line, cut to the width of the terminal."""
+        """Yield the bar, then the line, shortened to the width of the terminal."""
         yield from super().get_renderables()
         if self.status_line:
             yield Text(self.status_line, no_wrap=True, overflow="ellipsis")
@@ -69,7 +69,7 @@ class ProgressBar:
     """A progress bar on a terminal. Elsewhere there is no bar, and each message is a line."""
 
     def __init__(self, output: Output, title: str) -> None:
-        """`with` shows the bar."""
+        """Prepare a bar with a title; entering the `with` block shows it."""
         self._output = output
         self._progress = _ProgressWithStatus(
             TextColumn("{task.description}"),
@@ -90,7 +90,7 @@ class ProgressBar:
         self._progress.stop()
 
     def update(self, share: float | None = None, title: str | None = None) -> None:
-        """Set the share that is done, from 0 to 1, or the title; None leaves it as it is."""
+        """Set the done share, from 0 to 1, or the title; None leaves either as it is."""
         self._progress.update(self._task, completed=share, description=title)
 
     def update_from_job(self, job: Job) -> None:
@@ -110,7 +110,10 @@ class ProgressBar:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return an epoch's metrics on one line, losses first, such as `epoch 3 train_loss 103.2`."""
+    """Return an epoch's metrics on one line, losses first, such as `epoch 3 train_loss 103.2`.
+
+    Counters of steps, images and seconds are left out.
+    """
     shown = {
         name: value for name, value in metrics.items() if name not in _NOT_SHOWN and isinstance(value, int | float)
     }

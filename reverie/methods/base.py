@@ -50,7 +50,7 @@ _PAGE_SIZE = 100
 
 
 class ClientMethod(Generic[P, T]):
-    """Decorator that makes a method of a generator of steps.
+    """Decorator that turns a generator function of steps into a client method.
 
     The method blocks on `Client` and is a coroutine function on `AsyncClient`.
     """
@@ -107,24 +107,30 @@ class BaseMethods:
             yield Delay.before_retry(attempt, response)
 
     def _json(self, request: ApiRequest) -> Steps[Any]:
-        """Return the JSON body of the response."""
+        """Send a request with retries; return the JSON body of its response."""
         response = yield from self._send(request)
         return response.json()
 
     def _get(self, *segments: str) -> Steps[Any]:
-        """Return the JSON of a resource by the segments of its path."""
+        """Return the JSON of a resource; `segments` are those of its path after `/v1`."""
         return (yield from self._json(ApiRequest("GET", path_of(*segments))))
 
     def _post(self, *segments: str, **fields: Any) -> Steps[Any]:
-        """Return the JSON response of a POST request; `fields` are those of `ApiRequest`."""
+        """Send a POST request to the path of these segments; return the JSON of its response.
+
+        `fields` are further fields of the `ApiRequest`.
+        """
         return (yield from self._json(ApiRequest("POST", path_of(*segments), **fields)))
 
     def _delete(self, *segments: str) -> Steps[None]:
-        """Delete a resource by the segments of its path."""
+        """Delete a resource; `segments` are those of its path after `/v1`."""
         yield from self._send(ApiRequest("DELETE", path_of(*segments), retry_if_lost=False))
 
     def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:
-        """Return the entries of a list, fetched page by page; all of them if `limit` is None."""
+        """Return the entries of a list, fetched page by page.
+
+        At most `limit` entries, or all if `limit` is None. `filters` are query parameters.
+        """
         entries: list[Any] = []
         after: str | None = None
         while limit is None or len(entries) < limit:
@@ -161,7 +167,10 @@ class BaseMethods:
         return SavedFile(download.path, download.size_bytes, media_type, str(headers.get("reverie-model", "")), seed)
 
     def _wait(self, job_id: str, timeout_s: float | None, on_progress: JobProgress | None) -> Steps[Job]:
-        """Poll a job until it ends. Raises StillRunningError after `timeout_s`."""
+        """Poll a job until it ends, and return it; call `on_progress` with the job after each poll.
+
+        Raises StillRunningError after `timeout_s` seconds; None means no limit.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         interval_s = 0.05
         while True:
@@ -177,9 +186,10 @@ class BaseMethods:
             interval_s = min(1.5 * interval_s, 1.0)
 
     def _send_and_wait(self, request: ApiRequest, on_progress: JobProgress | None = None) -> Steps[httpx.Response]:
-        """Send a request; if it became a job (202), wait for the job and return its result.
+        """Send a request; if it became a job (202), wait for the job; return the response with the
+        result.
 
-        Raises JobFailedError.
+        Raises JobFailedError if the job failed or was cancelled.
         """
         response = yield from self._send(request)
         if response.status_code != 202:
@@ -193,7 +203,7 @@ class BaseMethods:
 
 
 def media_type_of(path: FilePath) -> str:
-    """Return the media type for a file's suffix. Raises ValueError for an unknown one."""
+    """Return the media type for a file's suffix. Raises ValueError for an unknown suffix."""
     path = Path(path)
     media_type = MEDIA_TYPES.get(path.suffix.lower())
     if media_type is None:

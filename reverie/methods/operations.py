@@ -116,7 +116,10 @@ class OperationMethods(BaseMethods):
     def encodings(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Encode images. The fields of the result depend on the family."""
+        """Compute the latent representation of each image.
+
+        Its fields depend on the model's family: see the family's result in `/docs` of the service.
+        """
         return (yield from self._run("encodings", model, images, seed, options))
 
     @ClientMethod

@@ -56,10 +56,10 @@ _MAX_PARSED_OPTIONS = 256
 # See docs/decisions.md#a-batch-plan-belongs-to-the-network-and-not-to-its-weights
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an operation of a model is run.
+    """The batch sizes of an operation of a model.
 
-    `batch_sizes`: of a forward pass, ascending; a row has the same bits in each of them.
-    `slice_rows`: the rows that take about one time slice.
+    `batch_sizes`, ascending, are those of a forward pass; the output of a row is bit-identical in
+    all of them. `slice_rows` is the number of rows that take about one time slice.
     """
 
     batch_sizes: tuple[int, ...]
@@ -81,9 +81,11 @@ class LoadedModel:
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Hold a loaded model, which `warm` prepares; `advance` is called after each step of an operation.
+        """Wrap a loaded model, which `warm` prepares; `advance` is called after each step of an
+        operation.
 
-        `threads` 0: one thread for a small model, all for a large one.
+        `threads` is the number of CPU threads; 0 means one for a small model and all for a large
+        one. On a CPU, the weights of a large model are packed.
         """
         self.entry = entry
         self._advance = advance
@@ -100,7 +102,10 @@ class LoadedModel:
         self._options = {method: options_of(model, method) for method in entry.operations}
 
     def options(self, method: str, values: dict[str, Any]) -> Any:
-        """Return an operation's options as the model's own class. Raises ValueError."""
+        """Return an operation's options as an instance of the model's options class; cached.
+
+        Raises ValueError if a value is not valid.
+        """
         key = (method, repr(sorted(values.items())))
         if key not in self._parsed_options:
             if len(self._parsed_options) >= _MAX_PARSED_OPTIONS:
@@ -111,7 +116,12 @@ class LoadedModel:
     def call(
         self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
     ) -> Any:
-        """Run one step of an operation; return its fields, or a Continuation whose state goes into the next step."""
+        """Run one step of an operation; return its fields, or a Continuation if there are more
+        steps.
+
+        `items` are the input tensors. `state` is None in the first step, later the state of the
+        previous step's Continuation.
+        """
         with torch.inference_mode():
             if torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
@@ -125,10 +135,13 @@ class LoadedModel:
         return dict(self.entry.operations[method].defaults)
 
     def warm(self, slice_s: float, folder: Path) -> Iterator[None]:
-        """Find a batch plan for each operation: time growing batches, and compare a row's bits between them.
+        """Find a batch plan for each operation and set `plans`; yield after each operation.
 
-        Plans are stored in `folder`, under the hash of everything they depend on. If there are some,
-        each operation only runs once. A generator: the caller may do something else between its steps.
+        For each operation, batches of growing size are timed, and the output of a row is compared
+        between the sizes: it must be bit-identical. `slice_s` is the length of a time slice in
+        seconds. Plans are stored in `folder`, under a hash of everything they depend on; if there
+        are stored ones, each operation only runs once. The caller may do other work between the
+        steps.
         """
         card, machine = self.entry.card, [platform.node(), platform.processor(), str(self.device), torch.__version__]
         depends = [_RULES, card.family, card.config, slice_s, self.threads, machine, sorted(self.entry.operations)]
@@ -155,9 +168,12 @@ class LoadedModel:
     def _probe(
         self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False
     ) -> tuple[list[Tensor], float]:
-        """Run generated rows from `first` on; return the outputs in row order and the seconds of the fastest run.
+        """Run an operation on `size` generated rows from row `first` on.
 
-        Of an operation with steps the second step is timed, as the first also initialises the state.
+        Returns the outputs in row order, and the seconds of the fastest of `runs` timed runs
+        (infinity without any). With `reverse`, the rows are in reverse order in the batch. For an
+        operation with several steps the second step is timed, because the first also initialises
+        the state.
         """
         operation = BY_METHOD[method]
         # a frame or a grid cell must be one of the request's

@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class UnsavedReports:
-    """Keeps reports and deferrals until the job store is writable.
+    """Keeps reports and deferrals of jobs until the job store is writable.
 
     Until then their jobs stay claimed, their leases are renewed, and the worker claims no more.
-    Nothing is computed again and no attempt is charged. After `wait_s` seconds the jobs fail with
-    507 and the reason, which is a small write that may still succeed.
+    Nothing is computed a second time and no attempt is charged. After `wait_s` seconds the reports
+    are replaced by failures (507 or 503 with the reason), which are small writes that may still
+    succeed.
     """
 
     def __init__(self, job_store: JobStore, wait_s: float) -> None:
@@ -33,23 +34,28 @@ class UnsavedReports:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is not recorded yet."""
+        """Whether a report or deferral is not recorded yet."""
         return bool(self._reports or self._deferred)
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
-        """Defer a job at the next `add`."""
+        """Keep a deferral, which the next `add` or `save` records: the job waits for disk space."""
         with self._lock:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record reports and deferrals, or keep them; return the ids of the jobs that were written."""
+        """Record these reports and all kept ones, or keep them; return the ids of the
+        written jobs.
+        """
         with self._lock:
             self._reports.extend(reports)
             self._since = time.monotonic()
         return self.save()
 
     def save(self) -> list[str]:
-        """Record what is kept; return the ids of the jobs that were written."""
+        """Record the kept reports and deferrals; return the ids of the jobs that were written.
+
+        They stay kept while the job store is not writable.
+        """
         with self._lock:
             written: list[str] = []
             try:

@@ -1,8 +1,8 @@
-"""Ends a worker that makes no progress, as one whose forward pass hangs in native code.
+"""Ends a worker that makes no progress, for example because a forward pass hangs in native code.
 
 The timer is faulthandler's: a thread in C that needs no interpreter lock, so it also ends a process
-whose hanging code holds that lock. The heartbeat thread restarts the timer while the worker is idle
-or makes progress. It does not for a worker that hangs, and cannot if it does not run itself.
+whose hanging code has that lock. The heartbeat thread restarts the timer while the worker is idle
+or makes progress, but not while the worker hangs.
 """
 
 import faulthandler
@@ -22,7 +22,10 @@ class Watchdog:
     """Limits how long work may run without a call of `advance`."""
 
     def __init__(self, timeout_s: float, file: TextIO = sys.stderr) -> None:
-        """Prepare; the first `check` starts the timer. `file` gets the tracebacks of all threads."""
+        """Set the time-out in seconds; the first `check` starts the timer.
+
+        `file` gets the tracebacks of all threads when the process is ended.
+        """
         self._timeout_s = timeout_s
         self._file = file
         self._steps = 0
@@ -51,7 +54,10 @@ class Watchdog:
             self._steps += 1
 
     def check(self) -> None:
-        """Restart the timer if the worker is idle or has made progress since the last heartbeat."""
+        """Restart the timer if the worker is idle or has made progress since the last call.
+
+        Otherwise, after half of the time-out, log a warning once.
+        """
         now = time.monotonic()
         steps = self._steps
         if steps != self._checked or not self._busy.is_set():
@@ -64,5 +70,5 @@ class Watchdog:
 
     @staticmethod
     def stop() -> None:
-        """Stop the timer."""
+        """Stop the timer, so that the process is no longer ended."""
         faulthandler.cancel_dump_traceback_later()

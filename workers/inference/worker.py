@@ -22,7 +22,9 @@ from workers.inference.jobs import JobRunner
 
 
 class InferenceWorker:
-    """Runs batches and jobs. It remembers nothing that another worker could not do instead."""
+    """Runs batches and jobs. It keeps no state that another worker would need to take over its
+    work.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Open the stores; no model is loaded before `start`."""
@@ -36,7 +38,10 @@ class InferenceWorker:
         self._heartbeat = threading.Thread(target=self._run_heartbeat, name="heartbeat", daemon=True)
 
     def start(self, check_stop: Callable[[], None]) -> None:
-        """Publish heartbeats and load the active models; `check_stop` is called between steps and may raise."""
+        """Start the heartbeat, load the active models, and become ready.
+
+        `check_stop` is called between steps and may raise an exception to end the start.
+        """
         torch.set_num_threads(1)
         memory.keep_freed_memory()
         self.context.watchdog.check()  # before any work: a pass that holds the interpreter lock stops the heartbeat
@@ -52,12 +57,12 @@ class InferenceWorker:
         best_effort(self._publish_heartbeat)
 
     def drain(self) -> None:
-        """Tell in the heartbeat that this worker will take no more work."""
+        """Set the state to "draining", which the heartbeat publishes, and stop taking work."""
         self.state = "draining"
         self.context.preemption.stop()
 
     def stop(self) -> None:
-        """Stop the heartbeat and the watchdog."""
+        """Stop the heartbeat and the watchdog, and remove the heartbeat from the queue server."""
         self._stopped.set()
         self.context.watchdog.stop()
         if self._heartbeat.ident is not None:

@@ -20,7 +20,8 @@ from workers.training.run_folder import RECIPE_FILE
 class AuxiliaryJobs:
     """Runs auxiliary jobs.
 
-    Its methods raise JobFailedError, ClaimLostError or WorkerStoppingError.
+    Its methods raise JobFailedError if a job cannot be completed, ClaimLostError if its claim is
+    lost, and WorkerStoppingError if this worker stops.
     """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
@@ -30,7 +31,9 @@ class AuxiliaryJobs:
         self._publisher = publisher
 
     def estimate(self, job: Job) -> None:
-        """Run a dry run: time a few steps of a recipe."""
+        """Run a dry run: time a few steps of the recipe in the request; its result is the
+        estimate.
+        """
         folder = self._context.scratch_folder(job)
         recipe = folder / RECIPE_FILE
         recipe.write_text(json.dumps(job.request["recipe"]))
@@ -39,9 +42,10 @@ class AuxiliaryJobs:
         self._context.complete(job, estimate)
 
     def import_file(self, job: Job) -> None:
-        """Check an uploaded checkpoint against its card and publish it.
+        """Check an uploaded checkpoint against its card and publish it as a version.
 
-        It is activated if no other version is active.
+        The version is activated if the model has no active version. It can be called again after a
+        crash.
         """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)
@@ -71,7 +75,8 @@ class AuxiliaryJobs:
     def fetch_dataset(self, job: Job) -> None:
         """Download a dataset that is known by name, convert it and store it.
 
-        See docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
+        Raises JobFailedError (409) if the name belongs to a dataset with other content. See
+        docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
         request, settings = job.request, self._context.settings
         source, name, log_file = request["source"], request["name"], self._context.scratch_folder(job) / "log"

@@ -49,15 +49,17 @@ class ChildProcesses:
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
     def common_options(self, *, device: bool = True) -> list[str]:
-        """Return the options that all commands which read a dataset have."""
+        """Return the options of commands that read a dataset: threads, data folder and, with
+        `device`, device.
+        """
         settings = self._context.settings
         options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
         return [*options, "--device", settings.training_device] if device else options
 
     def query(self, command: str) -> bytes | None:
-        """Run a command without arguments and return its standard output.
+        """Run the command `command` without arguments and return its standard output.
 
-        If it fails, log that and return None.
+        If it fails or takes longer than `QUERY_TIMEOUT_S`, log an error and return None.
         """
         try:
             done = subprocess.run(  # noqa: S603 - our own program
@@ -78,7 +80,10 @@ class ChildProcesses:
 
     @contextlib.contextmanager
     def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a child process in a new process group. Leaving the block stops it."""
+        """Start a child process in a new process group and yield it. Leaving the block stops it.
+
+        Its standard error is appended to `log_file`.
+        """
         captured = not {"publish", "estimate", "core.datasets.convert"}.isdisjoint(command)
         with log_file.open("ab") as stderr:
             child = subprocess.Popen(  # noqa: S603 - our own program
@@ -109,9 +114,10 @@ class ChildProcesses:
     ) -> bytes:
         """Run a command to its end and return its standard output.
 
-        The limits are the memory of a training and `timeout_s` seconds (by default
-        `evaluation_timeout_s`); the error for a time-out ends with `remedy`. Raises
-        JobFailedError, ClaimLostError or WorkerStoppingError, after it stopped the command.
+        Raises JobFailedError if the command fails, uses more than a training's memory, or takes
+        longer than `timeout_s` seconds (by default `evaluation_timeout_s`); the error for a
+        time-out ends with `remedy`. Raises ClaimLostError if the job's claim is lost, and
+        WorkerStoppingError if this worker stops. In each case the command has been stopped.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s
@@ -152,9 +158,10 @@ class ChildProcesses:
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:
-    """Stop a child process after a checkpoint, or kill it after `STOP_S` seconds.
+    """Stop a child process after a checkpoint, or kill it after `STOP_S` seconds; return its exit
+    code.
 
-    Return its exit code.
+    The code is `EXIT_INTERRUPTED` also if SIGTERM ended the process.
     """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()
@@ -166,13 +173,16 @@ def stop(child: subprocess.Popen[bytes]) -> int:
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a child process and its process group."""
+    """Kill a child process and its process group, and wait for its end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return this process's environment, without the service's settings, for a child process."""
+    """Return the environment of a child process: this one without the service's settings.
+
+    `threads` sets the number of OpenMP threads.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     return {**kept, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}

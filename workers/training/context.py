@@ -44,7 +44,7 @@ class JobFailedError(Exception):
         self.problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
     def with_detail(self, more: str) -> "JobFailedError":
-        """Return the same error with more detail."""
+        """Return the same error with `more` appended to its detail."""
         return JobFailedError(self.title, f"{self}; {more}", self.status)
 
 
@@ -76,14 +76,15 @@ class JobContext:
         self.stopping = threading.Event()
 
     def check_claim(self, job: Job) -> None:
-        """Raise ClaimLostError if the claim on a job no longer holds."""
+        """Raise ClaimLostError if this worker is no longer the owner of the job's claim."""
         if not self.job_store.is_held(job.claim):
             raise ClaimLostError
 
     def append_events(self, job: Job, events: Sequence[Event], progress: float, **attempts: bool) -> None:
-        """Write events of a job and its progress, 0 to 1. Raises ClaimLostError.
+        """Write events of a job and its progress, 0 to 1, and notify the API processes.
 
-        `attempts` are `reset_attempts` and `charge_attempt` of `JobStore.append_events`.
+        `attempts` are `reset_attempts` and `charge_attempt` of `JobStore.append_events`. Raises
+        ClaimLostError if the claim on the job is lost.
         """
         if not self.job_store.append_events(job.claim, events, progress, **attempts):
             raise ClaimLostError
@@ -91,23 +92,29 @@ class JobContext:
             self.publish_job_update(job.id)
 
     def complete(self, job: Job, result: dict[str, Any], version: str | None = None) -> None:
-        """Finish a job with its result and, if it made one, the model version."""
+        """End a job as succeeded, with its result and, if it made a model version, the version's
+        number.
+
+        Retries until the job store is writable or this worker stops.
+        """
         self._retry(lambda: self.job_store.finish(job.claim, result=pack(result), version=version))
 
     def fail(self, job: Job, error: JobFailedError) -> None:
-        """Finish a job with an error."""
+        """End a job as failed with an error; retry until the job store is writable or this worker
+        stops.
+        """
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 
     def defer(self, job: Job, problem: dict[str, Any]) -> None:
         """Requeue a job until the disk has room.
 
-        After `storage_wait_s` seconds it fails with the problem.
+        After `storage_wait_s` seconds it fails with `problem`.
         """
         log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
         self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))
 
     def _retry(self, write: Callable[[], object]) -> None:
-        """Call a function that writes to the job store, until it succeeds or this worker stops."""
+        """Call a function that writes to the job store until it succeeds or this worker stops."""
         while True:
             try:
                 write()
@@ -119,15 +126,25 @@ class JobContext:
                 return
 
     def publish_job_update(self, job_id: str) -> None:
-        """Notify the API processes that a job has changed. Raises RedisError."""
+        """Notify the API processes that a job has changed.
+
+        Raises RedisError if the queue server cannot be reached.
+        """
         self.queue_server.xadd(JOB_UPDATES, {"ids": pack([job_id])}, maxlen=STREAM_LENGTH, approximate=True)
 
     def publish_preview(self, job_id: str, image: bytes) -> None:
-        """Publish a PNG of images that a training's model generates. Raises RedisError."""
+        """Publish a preview, a PNG of images that the model of a training generates.
+
+        It expires after `PREVIEW_TTL_S` seconds. Raises RedisError if the queue server cannot be
+        reached.
+        """
         self.queue_server.set(preview_key(job_id), image, ex=PREVIEW_TTL_S)
 
     def inference_workers(self) -> dict[str, dict[str, Any]]:
-        """Return the recent heartbeats of inference workers, by worker id. Raises RedisError."""
+        """Return the heartbeats of live inference workers, keyed by worker id.
+
+        Raises RedisError if the queue server cannot be reached.
+        """
         packed: Any = self.queue_server.hgetall(WORKERS)
         heartbeats = {name.decode(): unpack(data) for name, data in packed.items()}
         return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < HEARTBEAT_AGE_S}

@@ -16,9 +16,11 @@ from workers.training.run_folder import describe_checkpoint, last_log_lines, rea
 
 # See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
-    """Raise JobFailedError if a training is over a limit.
+    """Raise JobFailedError if a training exceeds its time, memory or disk limit, or the disk is
+    full.
 
-    `run_s` is the age of its process in seconds.
+    `folder` is its run folder, `pid` the process group of its child process, and `run_s` the age of
+    this process in seconds.
     """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:
@@ -33,7 +35,9 @@ def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> No
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise JobFailedError, with this title, if a process group is over the memory limit."""
+    """Raise JobFailedError, with this title, if a process group uses more than a training's
+    memory.
+    """
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
         detail = (
@@ -43,9 +47,9 @@ def check_memory(settings: Settings, pid: int, title: str) -> None:
 
 
 def check_free_disk(settings: Settings, folder: Path) -> None:
-    """Create a folder.
+    """Create a folder if it does not exist, and check the free space of its disk.
 
-    Raise JobFailedError (507) if its disk has less free space than trainings must leave.
+    Raises JobFailedError (507) if the disk has less free space than trainings must leave.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free, minimum = shutil.disk_usage(folder).free, settings.training_min_free_disk_bytes

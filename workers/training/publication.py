@@ -24,7 +24,7 @@ Figures = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures on the test split: `figures` of the new version, `against` of the active one."""
+    """Metrics on the test split: `figures` of the new version, `against` of the active version."""
 
     figures: Figures = field(default_factory=list)
     against: Figures = field(default_factory=list)
@@ -40,10 +40,10 @@ class VersionPublisher:
         self._children = children
 
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> tuple[str, Figures]:
-        """Measure a run's last checkpoint and publish it; activate it as `request["serve"]` says.
+        """Measure the last checkpoint of the run in `folder` and publish it as a version.
 
-        Returns the version's number and figures. After a crash it can be called again: number,
-        figures and file are kept in the folder.
+        It is activated as `request["serve"]` says. Returns the version's number and its metrics.
+        After a crash it can be called again: number, metrics and file are kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -84,9 +84,10 @@ class VersionPublisher:
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
-        """Activate a version if `policy` ("if better", "always", "never") says so.
+        """Activate a version if `policy` says so, and append an event that says what was decided.
 
-        A version is always activated if no other one is active.
+        `policy` is "if better" (than the version `active`), "always" or "never". Without an active
+        version, the new version is activated whatever the policy.
         """
         improved = is_better(metrics_from_json(measurement.figures), metrics_from_json(measurement.against))
         text = f"version {version} is published"
@@ -103,8 +104,9 @@ class VersionPublisher:
     def activate(self, job: Job, version: str, active: str | None) -> str:
         """Wait until the inference workers have loaded a version, then activate it.
 
-        Returns why the version was not activated, or "". If no inference worker is alive, a version
-        that is `active` stays so.
+        After `LOAD_TIMEOUT_S` seconds it is activated even if it is not loaded. Returns "", or why
+        the version was not activated: a worker could not load it, or no worker is alive and another
+        version is `active`.
         """
         name, waiting_for, workers = job.model, "", {}
         ref = f"{name}@{version}"

@@ -51,18 +51,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def last_log_lines(log_file: Path, count: int = 1) -> list[str]:
-    """Return the last lines of a log file; empty if the file is missing."""
+    """Return the last `count` lines of a log file; an empty list if the file is missing."""
     return log_file.read_text(errors="replace").splitlines()[-count:] if log_file.exists() else []
 
 
 def last_error(log_file: Path) -> str:
-    """Return the error in the last line of a child process's log, after `error: `; else ""."""
+    """Return the error in the last line of a child process's log, without its prefix `error: `.
+
+    Returns "" if the last line is not an error.
+    """
     lines = last_log_lines(log_file)
     return lines[-1].removeprefix("error: ") if lines and lines[-1].startswith("error: ") else ""
 
 
 def modification_times(folder: Path) -> tuple[int, ...]:
-    """Return the modification times, in ns, of the files that show progress; 0 if missing."""
+    """Return the modification times, in ns, of the files that show progress; 0 for a
+    missing file.
+    """
     times = []
     for name in _PROGRESS_FILES:
         try:
@@ -85,9 +90,10 @@ def describe_checkpoint(folder: Path) -> str:
 
 
 def kill_orphan(folder: Path) -> None:
-    """Stop the process of a dead worker that still runs in a run folder.
+    """Stop the process of a dead worker that still runs in a run folder; kill it if it does not
+    stop.
 
-    Raises JobFailedError if that fails.
+    Raises JobFailedError if it is still alive `2 * ORPHAN_STOP_S` seconds later.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:
@@ -101,7 +107,7 @@ def kill_orphan(folder: Path) -> None:
 
 
 def _lock_holder(folder: Path) -> int | None:
-    """Return the id of the process that holds a run folder's lock, or None."""
+    """Return the id of the process that has locked a run folder; None if none has."""
     with (folder / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,7 +51,7 @@ class TrainingRun:
     """Runs the training of one job in its run folder, from its last checkpoint if there is one."""
 
     def __init__(self, context: JobContext, children: ChildProcesses, job: Job, devices: int) -> None:
-        """Start nothing yet. `devices` is the number of devices of this worker."""
+        """Prepare a run, which `run` starts. `devices` is the number of devices of this worker."""
         self._context = context
         self._children = children
         self._devices = devices
@@ -63,8 +63,10 @@ class TrainingRun:
     def run(self) -> None:
         """Run the child process until it succeeds.
 
-        A process that was killed by a signal is started again, at most `max_attempts` times without
-        a new checkpoint. Raises JobFailedError, ClaimLostError or WorkerStoppingError.
+        A process that was killed by a signal is started again, until it was killed `max_attempts`
+        times without a new checkpoint. Raises JobFailedError if the training fails or exceeds a
+        limit, ClaimLostError if the job's claim is lost, and WorkerStoppingError if this worker
+        stops.
         """
         limits.check_free_disk(self._context.settings, self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ class TrainingRun:
         raise JobFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
 
     def restore_reported(self) -> None:
-        """Read from the job's events what was already reported."""
+        """Set `reported` to what the job's events already report."""
         self.reported = reported = Reported(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":
@@ -122,7 +124,10 @@ class TrainingRun:
     # --- the child process ---
 
     def _command(self) -> list[str]:
-        """Return the command line of the child process."""
+        """Return the command line of the child process.
+
+        Appends an event if the recipe asks for more devices than this worker has.
+        """
         gpus = self.request.get("gpus", 1)
         recipe, folder = str(self.folder / run_folder.RECIPE_FILE), str(self.folder)
         command = self._children.command("train", recipe, "--out", folder, "--resume", *self._children.common_options())
@@ -133,7 +138,11 @@ class TrainingRun:
         return command
 
     def _run_process(self) -> tuple[int, str]:
-        """Run the child process until it exits; return its exit code and error message, or ""."""
+        """Run the child process until it exits; return its exit code and its error message, or "".
+
+        It is stopped if this worker stops, and killed if it makes no progress for
+        `training_stall_s`.
+        """
         stall_s = self._context.settings.training_stall_s
         with self._children.start(self._command(), self.folder / "log") as child:
             process = _Process(child)
@@ -153,9 +162,10 @@ class TrainingRun:
         return child.returncode, run_folder.last_error(self.folder / "log")
 
     def check_process(self, process: _Process) -> None:
-        """Report the progress of a run, and check its claim and its limits.
+        """Report the progress of a run, and check the job's claim and the run's limits.
 
-        If one fails, stop the child process and raise ClaimLostError or JobFailedError.
+        If a check fails, stop the child process and raise ClaimLostError or JobFailedError. Other
+        errors are logged, and the training continues.
         """
         now = time.monotonic()
         try:
@@ -185,9 +195,10 @@ class TrainingRun:
     # --- events ---
 
     def report(self) -> None:
-        """Append events for what the child process has written since the last call.
+        """Append events for what the child process has written since the last call, and publish the
+        preview.
 
-        Raises ClaimLostError.
+        Raises ClaimLostError if the claim on the job is lost.
         """
         reported, further = self.reported, False
         events: list[Event] = []

@@ -2,7 +2,7 @@
 
 One thread runs trainings, the others run auxiliary jobs, which are short. Jobs are only in the job
 store; a message on a Redis list wakes an idle worker. The state of a training is in its run folder,
-so that another worker can resume it from the last checkpoint, with the same result to the bit.
+so that another worker can resume it from the last checkpoint, with a bit-identical result.
 """
 
 import logging
@@ -87,12 +87,20 @@ class TrainingWorker:
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
-        """Let child processes write their checkpoints, then stop."""
+        """Ask the worker to stop, and return at once; `start` returns when its threads have
+        stopped.
+
+        Child processes write their checkpoints first.
+        """
         self.state = "draining"
         self.context.stopping.set()
 
     def _heartbeat(self) -> None:
-        """Renew leases, publish the heartbeat, requeue expired jobs, release unused datasets."""
+        """Renew leases and publish the heartbeat.
+
+        Every `CLEANUP_S` seconds, also requeue jobs with expired leases, and remove the use marks
+        of ended jobs.
+        """
         job_store = self.context.job_store
         if self._running:
             best_effort(lambda: job_store.renew_leases(self.id, self.context.settings.job_lease_s))
@@ -112,7 +120,7 @@ class TrainingWorker:
             self._release_datasets()
 
     def _release_datasets(self) -> None:
-        """Release the datasets of jobs that have ended."""
+        """Remove the use marks, which protect datasets from deletion, of jobs that have ended."""
         for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
             job = self.context.job_store.get(folder.name)
             if job is None or job.ended:
@@ -121,14 +129,19 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Find the extra families that this worker can train, and its number of devices."""
+        """Write the file of extra families, and set `devices`, the number of devices of a training.
+
+        Errors are ignored: then `devices` is 1.
+        """
         best_effort(self._write_families)
         best_effort(self._count_devices)
         if self.devices is None and not self.context.stopping.is_set():
             self.devices = 1
 
     def _count_devices(self) -> None:
-        """Count the devices for a training: all GPUs, or the one device that the settings name."""
+        """Set `devices`: the number of GPUs, or 1 if there are none or the settings name one
+        device.
+        """
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
         printed = self.children.query("devices") if several else None
@@ -167,9 +180,9 @@ class TrainingWorker:
                 best_effort(lambda: self.context.publish_job_update(job.id))  # noqa: B023 - called at once
 
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
-        """Claim the next job of these kinds.
+        """Claim the next job of these kinds; return None if there is none.
 
-        Threads claim in turn, so that they see each other's jobs.
+        Threads claim one after the other, so that each sees the jobs of the others in `_running`.
         """
         with self._claim_lock:
             lease_s = self.context.settings.job_lease_s
@@ -240,7 +253,9 @@ class TrainingWorker:
         self.context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def remove_scratch(self, job: Job) -> None:
-        """Delete the files of an auxiliary job that has ended; a requeued job needs them."""
+        """Delete the scratch files of an auxiliary job if it has ended; a requeued job
+        needs them.
+        """
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))
