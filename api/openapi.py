@@ -1,7 +1,7 @@
-"""The parts of the OpenAPI description that FastAPI cannot derive from the routes.
+"""Completes the OpenAPI description with what FastAPI cannot derive from the routes.
 
-These are bytes, event streams, forms, problems, API keys, and the operations, whose options come
-from the cards of the active versions. See
+This is bytes, event streams, forms, problems, API keys, and the operations, whose options come from
+the cards of the models; see
 docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in-prose.
 """
 

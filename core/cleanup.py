@@ -134,7 +134,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the blobs of jobs that were deleted or have no result."""
+        """Yield the blobs of jobs that were deleted or have no result, as possible orphans."""
 
         def needs_blobs(state: JobState) -> bool:
             return state.needs_blobs
@@ -147,7 +147,10 @@ class Cleanup:
             yield f"jobs/{job_id}", _Orphan(written_at, is_needed, partial(self._blobs.delete, f"jobs/{job_id}"))
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the folders that their jobs do not need and no process uses."""
+        """Yield the job folders below `STATE/kind` that no job needs and no process uses.
+
+        `needs` returns whether a job in this state needs its folder.
+        """
         folder = self._settings.state / kind
         names = [path.name for path in _children(folder) if _JOB_ID.fullmatch(path.name)]
         for job_id in self._not_needed(names, needs):
@@ -158,7 +161,7 @@ class Cleanup:
             yield from self._path(kind, folder / job_id, is_needed)
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield files of responses and batch plans that were not finished."""
+        """Yield the files of responses and batch plans whose writers have died."""
         for path in _children(self._settings.state / "unfinished"):
             yield from self._path("unfinished", path, partial(in_use, path))
         for path in _children(self._settings.state / "plans"):
@@ -177,7 +180,10 @@ class Cleanup:
             yield f"{kind}/{path.name}@{path}", _Orphan(written_at, is_needed, lambda: remove(path))
 
     def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
-        """Return the ids of jobs that do not exist or do not need their files, by their state."""
+        """Return the ids of the jobs that do not exist, or whose state does not need files.
+
+        `needs` returns whether a job in this state needs its files.
+        """
         states = self._job_store.states(job_ids)
         return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
 

@@ -28,14 +28,17 @@ def write_durably(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file, which is created if it is missing; wait for the lock."""
+    """Lock a file exclusively while the block runs; wait for the lock.
+
+    The file is created if it is missing.
+    """
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends
         yield
 
 
 def in_use(lock: Path) -> bool:
-    """Return whether a live process holds the lock of a file; False if there is no such file."""
+    """Return whether a live process has locked a file; False if there is no such file."""
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -60,7 +63,10 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Create a folder and hold its lock, which marks it as in use. Raises OSError."""
+    """Create a folder, lock it while the block runs, and remove it at the end unless it is `kept`.
+
+    The lock marks the folder as in use. Raises OSError if the folder exists or cannot be created.
+    """
     folder = WorkFolder(path)
     try:
         path.mkdir(parents=True)

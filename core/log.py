@@ -12,7 +12,11 @@ log = logging.getLogger(__name__)
 
 
 def set_up(level: str, part: str) -> None:
-    """Configure logging of this process; every line has `part`, the part of the service."""
+    """Configure logging of this process.
+
+    `level` is the minimum level; every line has the field `part`, the name of the process's role,
+    such as "api".
+    """
 
     def named(_logger: object, _name: str, event: dict[str, Any]) -> dict[str, Any]:
         event["part"] = part
@@ -41,9 +45,9 @@ def set_up(level: str, part: str) -> None:
 
 
 def best_effort(act: Callable[[], object]) -> None:
-    """Call a function and log an exception instead of raising it.
+    """Call a function; log an exception instead of raising it.
 
-    For work that is repeated anyway.
+    This is for work that is repeated anyway.
     """
     try:
         act()

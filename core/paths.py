@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StatePaths:
-    """Paths below the state folder that several parts of the service use."""
+    """Paths below the state folder that several programs of the service use."""
 
     state: Path
 
@@ -25,7 +25,7 @@ class StatePaths:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of versions made by this service."""
+        """The folder of model versions made by this service."""
         return self.state / "checkpoints"
 
     @property

@@ -39,12 +39,16 @@ class ResourceStore:
         self._engine = engine
 
     def change_count(self) -> int:
-        """Return the number of changes so far; while it stays the same, all rows are the same."""
+        """Return the number of changes so far; while it stays the same, the owners have not
+        changed.
+        """
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
-        """Return the ownership of all datasets and models that have an owner, by kind and name."""
+        """Return the ownership of all datasets and models that have an owner, keyed by (kind,
+        name).
+        """
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(resources)).all()
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
@@ -52,10 +56,12 @@ class ResourceStore:
     def claim(
         self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
     ) -> Ownership:
-        """Make `owner` the owner of a name that has none; return the resulting ownership.
+        """Make `owner` the owner of a dataset or model that has none; return the resulting
+        ownership.
 
-        With `shared` None, a new name is private and an existing one does not change. A row that
-        was created before `vacant_before` (Unix time) is obsolete: its owner is replaced.
+        If another owner has the name, the ownership is not changed. With `shared` None, a new name
+        is private and an existing one does not change. A row that was created before
+        `vacant_before` (Unix time) is obsolete: its owner is replaced.
         """
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())
@@ -77,7 +83,10 @@ class ResourceStore:
             return ownership
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
-        """Set whether every key may use a dataset or model; return False if it has no owner."""
+        """Set whether every key may use a dataset or model.
+
+        Returns False, and changes nothing, if it has no owner.
+        """
         with transaction(self._engine) as connection:
             change = resources.update().where(_is_resource(kind, name)).values(shared=shared)
             changed = connection.execute(change).rowcount
@@ -85,7 +94,7 @@ class ResourceStore:
             return changed > 0
 
     def release(self, kind: Kind, name: str) -> None:
-        """Remove the owner of a deleted dataset or model."""
+        """Delete the ownership of a deleted dataset or model."""
         with transaction(self._engine) as connection:
             if connection.execute(resources.delete().where(_is_resource(kind, name))).rowcount:
                 _count_change(connection)

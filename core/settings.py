@@ -228,12 +228,12 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """Return the URL of the job database."""
+        """The URL of the job database."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'jobs.sqlite3'}"
 
     @property
     def training_queue(self) -> str:
-        """Return the URL of the Redis database that wakes training workers."""
+        """The URL of the Redis database that wakes training workers."""
         if self.training_queue_url:
             return self.training_queue_url
         address = urlparse(self.queue_url)
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
 
     @property
     def blobs(self) -> str:
-        """Return the URL of the blob store."""
+        """The URL of the blob store."""
         return self.blobs_url or f"file://{self.state.resolve() / 'blobs'}"
 
 
@@ -250,5 +250,8 @@ HEARTBEAT_S = 0.4
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """Return the settings of this process, read once."""
+    """Return the settings of this process, read once from the environment.
+
+    Raises pydantic.ValidationError if a value is not valid or a name is unknown.
+    """
     return Settings()

@@ -58,7 +58,10 @@ def errors_end_the_program() -> Iterator[None]:
 
 
 def load_settings() -> Settings:
-    """Return the settings of the environment. Raises StartupError."""
+    """Return the settings of the environment.
+
+    Raises StartupError if a value is not valid or a name is unknown.
+    """
     try:
         return settings()
     except pydantic.ValidationError as error:
@@ -74,7 +77,8 @@ def load_settings() -> Settings:
 def check(settings: Settings) -> bool:
     """Check the state folder, the job database and the queue server.
 
-    Return whether the queue server is reachable. Raises StartupError.
+    Returns whether the queue server is reachable. Raises StartupError if one of them cannot be
+    used.
     """
     check_state(settings)
     check_database(settings)
@@ -85,7 +89,11 @@ def check(settings: Settings) -> bool:
 
 
 def check_state(settings: Settings) -> None:
-    """Create the state folder and try to write there. Raises StartupError."""
+    """Create the state folder and try to write there.
+
+    Raises StartupError if that is not possible; a full disk is no error if the folder is in use
+    already.
+    """
     folder = settings.state.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +129,10 @@ def _instance_id(folder: Path) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Open the job database, which creates or migrates its tables. Raises StartupError."""
+    """Open the job database, which creates or migrates its tables.
+
+    Raises StartupError if it cannot be used, or was made by a newer release.
+    """
     try:
         name = sa.make_url(settings.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
@@ -143,7 +154,10 @@ def check_database(settings: Settings) -> None:
 
 
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
-    """Return a socket that is bound to an address and not listening yet. Raises StartupError."""
+    """Return a socket that is bound to an address and not listening yet.
+
+    Raises StartupError, which names `setting`, if the address cannot be used.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -163,7 +177,7 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 def check_queue(settings: Settings) -> bool:
     """Mark the queue server as this instance's, and return whether it is reachable.
 
-    Raises StartupError if the server is another instance's or cannot be used.
+    Raises StartupError if the server belongs to another instance or cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
@@ -205,7 +219,8 @@ def _database_name(settings: Settings) -> str:
 def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     """Set this instance's mark in a queue database, and return whether the server is reachable.
 
-    `setting` is the name of the setting with the URL. Raises StartupError.
+    `setting` is the name of the setting with the URL. Raises StartupError if the server belongs to
+    another instance or cannot be used.
     """
     try:
         address = QueueAddress.parse(url)
@@ -251,7 +266,7 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
 def _read_greeting(host: str, port: int) -> str | None:
     """Return the error that a server sends when a client connects.
 
-    "" if it sends no error; None if nothing listens at the address.
+    "" means that it sends no error; None that nothing listens at the address.
     """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:

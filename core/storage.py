@@ -29,7 +29,7 @@ def lacks_space(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the operating system's or database's message, without local paths."""
+    """Return the operating system's or database's message of an error, without local paths."""
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return str(error.orig)
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

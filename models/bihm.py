@@ -23,7 +23,7 @@ Departs from the paper: q's weights have the baseline 1/K of the authors' code b
 penalty by default. The Gibbs sampler draws each proposal from an equal mixture of p(hₗ|hₗ₊₁) and
 q(hₗ|hₗ₋₁) instead of half from each, and the current state is one of the proposals, which leaves p*
 invariant whatever their number. The weight of a proposal for x has the factor √p̃*(x), estimated
-anew in every sweep with `inner` samples; its bias decreases with their number.
+again in every sweep with `inner` samples; its bias decreases with their number.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -244,8 +244,8 @@ class Model(nn.Module):
     def infer(self, x: Float[Tensor, "B #K D"], uniform16: Int16[Tensor, "B K n"]) -> tuple[Layers, PerSample]:
         """Draw h ~ q(h|x), a list of (B, K, nₗ), and return it with log q(h|x).
 
-        `uniform16` holds a random number for each unit of all layers. `x` may be (B, 1, D), one
-        image for all K samples: the logits of the first layer are then computed once.
+        `uniform16` has a random number for each unit of all layers. `x` may be (B, 1, D), one image
+        for all K samples: the logits of the first layer are then computed once.
         """
         h: Layers = []
         log_q = uniform16.new_zeros(uniform16.shape[:2], dtype=torch.float32)

@@ -1,6 +1,6 @@
 """The service's responses as frozen records.
 
-`body` is the whole JSON object; `record["name"]` is any of its fields.
+`body` is the complete JSON object; `record["name"]` is any of its fields.
 """
 
 import base64
@@ -17,7 +17,9 @@ class Field(Generic[T]):
     """A typed attribute that reads the JSON field of the same name from a record."""
 
     def __init__(self, convert: Callable[[Any], T], doc: str) -> None:
-        """`convert` converts the JSON value to the attribute's value; `doc` is its docstring."""
+        """Set how to convert the JSON value to the attribute's value; `doc` is the attribute's
+        docstring.
+        """
         self._convert, self.__doc__ = convert, doc
 
     def __set_name__(self, _owner: type, name: str) -> None:

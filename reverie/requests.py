@@ -21,8 +21,9 @@ MAX_DELAY_S = 30.0
 class ApiRequest:
     """A request. Each attempt builds a new `httpx.Request` from it.
 
-    `download` receives the body of a successful response. `retry_if_lost` says whether to retry if
-    the connection breaks after the request may have reached the service.
+    `upload` are files to send. `download` receives the body of a successful response.
+    `retry_if_lost` says whether to retry if the connection breaks after the request may have
+    reached the service.
     """
 
     method: str
@@ -36,11 +37,14 @@ class ApiRequest:
     timeout_s: float | None = None
 
     def open_files(self) -> AbstractContextManager[FormFiles | None]:
-        """Open the files to upload, for one attempt."""
+        """Open the files to upload, for one attempt; None if there are none."""
         return self.upload.open() if self.upload else nullcontext()
 
     def build(self, http: httpx.Client | httpx.AsyncClient, files: FormFiles | None = None) -> httpx.Request:
-        """Build the request for an httpx client. Parameters that are None are left out."""
+        """Build the request for an httpx client. `files` are the open files to upload.
+
+        Query parameters that are None are left out.
+        """
         timeout = http.timeout if self.timeout_s is None else httpx.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S)
         return http.build_request(
             self.method,
@@ -70,8 +74,10 @@ class Delay:
 
     @classmethod
     def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> "Delay":
-        """Return the delay of `Retry-After`, or else an exponential backoff with jitter; at most 30
-        s.
+        """Return the delay before the next attempt, at most 30 s.
+
+        It is that of the response's `Retry-After`, or else an exponential backoff with jitter after
+        `attempt` attempts.
         """
         retry_after = response.headers.get("retry-after", "") if response is not None else ""
         if retry_after.isdecimal():

@@ -29,7 +29,11 @@ class Upload:
 
     @contextmanager
     def open(self) -> Iterator[FormFiles]:
-        """Open all files. Raises OSError if one of them cannot be read."""
+        """Open all files and yield them for httpx; `on_progress` is called with the bytes read so
+        far.
+
+        Raises OSError if a file cannot be read.
+        """
         bytes_read = 0
 
         def count(chunk_size: int) -> None:
@@ -67,7 +71,10 @@ class Download:
     """
 
     def __init__(self, path: Path, media_type: str, on_progress: ByteProgress | None = None) -> None:
-        """Prepare to write a body of `media_type` to `path`; other bodies are not written."""
+        """Prepare to write a body of `media_type` to `path`; bodies of other types are not written.
+
+        `on_progress` is called with the number of bytes received.
+        """
         self.path = path
         self.media_type = media_type
         self.size_bytes = 0
@@ -95,7 +102,7 @@ class Download:
         return self._part.open("ab" if self.size_bytes else "wb")
 
     def write(self, file: IO[bytes], chunk: bytes) -> None:
-        """Write the next chunk."""
+        """Write the next chunk of the body to the open file, and report the progress."""
         file.write(chunk)
         self.size_bytes += len(chunk)
         if self._on_progress is not None:
@@ -106,9 +113,9 @@ class Download:
         return response.status_code in {200, 206} and media_type == self.media_type
 
     def commit(self) -> None:
-        """Rename the complete file to its final name.
+        """Rename the complete `.part` file to its final name.
 
-        Raises UnexpectedContentError if the response's body was not the file.
+        Raises UnexpectedContentError if the last response was not the file.
         """
         if self.response is None or not self._is_file(self.response):
             raise UnexpectedContentError(self.path, self.media_type, self.response)

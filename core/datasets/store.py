@@ -53,7 +53,8 @@ class Datasets:
         self.clear()
 
     def clear(self, older_than_s: float = 0.0) -> None:
-        """Remove scratch folders of dead processes without a write in the last `older_than_s`.
+        """Remove scratch folders of dead processes without a write in the last `older_than_s`
+        seconds.
 
         A scratch folder without a lock is left by a removal that was interrupted.
         """
@@ -65,7 +66,7 @@ class Datasets:
     def _abandoned(self, folder: Path, stack: ExitStack) -> bool:
         """Return whether no live process uses a folder.
 
-        The folder's lock, if there is one, is held until the stack closes.
+        If the folder has a lock, it stays locked until `stack` closes.
         """
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:
@@ -89,14 +90,17 @@ class Datasets:
             yield folder
 
     def _locked(self) -> AbstractContextManager[None]:
-        """Hold the lock under which one process at a time adds, deletes or marks datasets."""
+        """Lock the store while the block runs: one process at a time adds, deletes or marks
+        datasets.
+        """
         return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Make a finished folder the dataset `name`; return its description and whether it is new.
+        """Make the finished folder `made` the dataset `name`; return its description and whether it
+        is new.
 
-        A dataset of this name with the same arrays is returned instead. Raises NameTakenError if
-        its arrays differ.
+        If a dataset of this name has the same arrays, its description is returned instead. Raises
+        NameTakenError if its arrays differ.
         """
         with self._locked():
             existing = self.get(name)
@@ -129,7 +133,8 @@ class Datasets:
     def listing(
         self, after: str = "", limit: int = 20, visible: Callable[[str], bool] = lambda _name: True
     ) -> list[dict[str, Any]]:
-        """Return the descriptions of the datasets after the name `after`, ordered by name.
+        """Return the descriptions of at most `limit` datasets after the name `after`, sorted by
+        name.
 
         `visible(name)` returns whether a dataset is listed.
         """
@@ -138,7 +143,10 @@ class Datasets:
         return [description for name in names[:limit] if (description := self.get(name)) is not None]
 
     def delete(self, name: str) -> bool:
-        """Delete a dataset; return False if there is none. Raises InUseError."""
+        """Delete a dataset; return False if it does not exist.
+
+        Raises InUseError if it is protected (see `use`).
+        """
         with self._locked():
             if self.get(name) is None:
                 return False
@@ -154,9 +162,9 @@ class Datasets:
     # --- protection from deletion while in use ---
 
     def use(self, name: str, user: str) -> bool:
-        """Protect a dataset from deletion until `release`; return False if there is none.
+        """Protect a dataset from deletion until `release`; return False if it does not exist.
 
-        A second call with the same user changes nothing.
+        `user` is the id of the job that uses it. A second call with the same user changes nothing.
         """
         with self._locked():
             if self.get(name) is None:
@@ -165,11 +173,11 @@ class Datasets:
             return True
 
     def release(self, name: str, user: str) -> None:
-        """End the protection by a user, if there is one."""
+        """End the protection of a dataset by a user, if the user protects it."""
         (self.folder / name / _USES / user).unlink(missing_ok=True)
 
     def users(self, name: str) -> list[str]:
-        """Return the users of a dataset."""
+        """Return the users that protect a dataset from deletion, sorted."""
         folder = self.folder / name / _USES
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 

@@ -15,9 +15,10 @@ _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # bits per channel → factor to 8 bits
 
 
 def key_alpha(image: Image.Image, container: Container) -> Pixels:
-    """Return the alpha channel (H, W) of a PNG with a transparent colour: 0 there, else 255.
+    """Return the alpha channel (H, W) of a PNG with a transparent colour.
 
-    Levels are compared at the file's own bit depth, up to 16 bits.
+    It is 0 where a pixel has the colour, and 255 elsewhere. Levels are compared at the file's own
+    bit depth, up to 16 bits.
     """
     key, depth = container.key, container.depth
     assert key is not None  # noqa: S101 - called for those that have one
@@ -69,7 +70,7 @@ def split_alpha(image: Image.Image, *, grey: bool) -> tuple[Image.Image, Pixels 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None]:
     """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB.
 
-    Grey images keep mode L. Return the image and a note on the conversion, None if the profile is
+    Grey images keep mode L. Returns the image and a note on the conversion, None if the profile is
     sRGB. A profile that cannot be applied is ignored, with a note. The rendering intent is relative
     colorimetric with black point compensation, as in image editors.
     """
@@ -86,7 +87,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
 
 
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return a profile's name and its transform to sRGB (None for sRGB itself)."""
+    """Return a profile's name and its transform to sRGB; the transform is None if it is sRGB."""
     return (_built if len(profile) > _CACHED_PROFILE_BYTES else _cached)(profile, mode)
 
 

@@ -31,7 +31,7 @@ class Container(NamedTuple):
     the file without metadata, for Pillow's reader of `format`. `depth` is the number of bits per
     channel, 0 if only Pillow knows it. `grey`: the format states that there is no colour. `key` is
     the transparent level or colour of a PNG. `unfinished`: a JPEG without its end marker. `notes`
-    lists what was found or removed.
+    lists what was found or removed, as messages.
     """
 
     format: str
@@ -56,7 +56,7 @@ def part_limit(size_bytes: int) -> int:
 
 
 def too_many(kind: str, parts: str, limit: int) -> UnusableImageError:
-    """Return the error for a file with too many chunks or segments."""
+    """Return the error for a file of the format `kind` with more than `limit` of its `parts`."""
     return UnusableImageError(
         f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
     )
@@ -74,7 +74,7 @@ _LONGEST_XMP_BYTES = 1 << 20
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the orientation, 1 … 8, by EXIF or otherwise XMP; 1 (upright) by default."""
+    """Return the orientation, 1 … 8, that EXIF or else XMP data states; 1 (upright) by default."""
     orientation = _exif_orientation(exif) if exif else None
     if orientation is None and xmp:
         match = _XMP_ORIENTATION.search(xmp[:_LONGEST_XMP_BYTES])
@@ -118,7 +118,10 @@ def inflated(data: bytes, limit: int) -> bytes | None:
 
 
 def limit_profile(profile: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return an ICC profile without a note; None with a note if the profile is too large."""
+    """Return an ICC profile of at most `PROFILE_LIMIT_BYTES`, and a tuple of notes.
+
+    For a larger profile, return None and a note.
+    """
     if profile is not None and len(profile) > PROFILE_LIMIT_BYTES:
         return None, (f"an ICC profile of more than {PROFILE_LIMIT_BYTES >> 20} MiB was left out",)
     return profile, ()

@@ -58,7 +58,8 @@ DAMAGED = "the picture is truncated, damaged or of a kind that cannot be convert
 class Colours(NamedTuple):
     """A decoded image: colours without transparency, in any of Pillow's modes.
 
-    `alpha` is the transparency (H, W). `mode` is that of the file. `notes` lists the conversions.
+    `alpha` is the transparency (H, W), None if there is none. `mode` is the mode of the file.
+    `notes` lists the conversions, as messages.
     """
 
     image: Image.Image
@@ -100,14 +101,19 @@ class PictureFile:
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has more than 8 bits. Pillow cuts those of colour images to 8."""
+        """Whether a channel has more than 8 bits. For colour images Pillow keeps only the
+        upper 8.
+        """
         if self._container.depth:
             return self._container.depth > 8
         image = self._image()
         return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in _layouts(image))
 
     def _image(self) -> Image.Image:
-        """Open the file with Pillow."""
+        """Open the file with Pillow, once, and return the image.
+
+        Raises UnusableImageError if Pillow cannot open it.
+        """
         if self._opened is not None:
             return self._opened
         container = self._container
@@ -124,7 +130,7 @@ class PictureFile:
     def colours(self) -> Colours:
         """Decode the image: upright, in sRGB if it has an ICC profile, with separate transparency.
 
-        Raises UnusableImageError.
+        Raises UnusableImageError if it is damaged.
         """
         try:
             return self._colours()
@@ -188,7 +194,7 @@ def _layouts(image: Image.Image) -> list[str]:
 
 
 def _check_finished(container: Container, image: Image.Image) -> None:
-    """Reject a JPEG that lacks pixels besides its end marker.
+    """Raise UnusableImageError for a JPEG that lacks pixels besides its end marker.
 
     libjpeg replaces missing data by zeros. If other data at that place changes the pixels, some
     were missing.

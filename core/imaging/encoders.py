@@ -1,10 +1,9 @@
 """Encoders of large images, which write bands of lines.
 
-So memory grows with the width, not the area; Pillow's encoders need the whole image in memory, four
-bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow writes,
-with restart markers between them. WebP needs the whole image, but its images are small enough.
-See
-docs/decisions.md#images-are-read-and-written-with-pillow-not-libvips.
+So memory grows with the width, not the area; Pillow's encoders need the complete image in memory,
+four bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow
+writes, with restart markers between them. WebP needs the complete image, but its images are small
+enough. See docs/decisions.md#images-are-read-and-written-with-pillow-not-libvips.
 """
 
 import io
@@ -51,12 +50,12 @@ class Shape:
 
     @property
     def mode(self) -> str:
-        """Pillow's mode."""
+        """Pillow's mode for this number of channels."""
         return ("L", "LA", "RGB", "RGBA")[self.channels - 1]
 
 
 def format_size_error(kind: str, height: int, width: int) -> str | None:
-    """Return an error message if a format cannot hold an image of this size, else None."""
+    """Return an error message if a file format cannot contain an image of this size, else None."""
     side = LONGEST_SIDE[kind]
     if max(height, width) > side:
         other = "ask for PNG" if kind != PNG and max(height, width) <= LONGEST_SIDE[PNG] else "send it in parts"
@@ -69,7 +68,8 @@ def format_size_error(kind: str, height: int, width: int) -> str | None:
 
 # See docs/decisions.md#large-pictures-are-encoded-in-bands-by-our-own-encoders
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write an image from bands of lines, uint8 (lines, width, channels).
+    """Write an image in the format `kind` to `out`, from bands of lines, uint8 (lines, width,
+    channels).
 
     `quality` is 1 … 100; PNG ignores it.
     """
@@ -128,7 +128,7 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
     """Write JPEG (ITU-T T.81): each block of lines becomes restart intervals of one image.
 
     All blocks have the same tables, and a restart marker resets the predictors, as at the start of
-    an image. So the pixels are the same as those of an image that is written at once.
+    an image. So the pixels are the same as if the image were written at once.
     """
     full = quality >= _FULL_COLOUR or shape.channels == 1
     edge = 8 if full else _MCU
@@ -162,7 +162,7 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers in a JPEG's headers with their offsets, up to the scan."""
+    """Yield the markers in a JPEG's headers with their offsets; stop iterating at the scan."""
     at = 2
     while True:
         yield data[at + 1], at
@@ -170,7 +170,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """Return headers with this height, and with a restart interval unless it is 0."""
+    """Return JPEG headers with the image height `height` and the restart interval (0: none)."""
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""
@@ -181,7 +181,7 @@ def _headed(head: bytes, height: int, interval: int) -> bytes:
 
 
 def _webp(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write WebP; its encoder needs the whole image in memory."""
+    """Write WebP; its encoder needs the complete image in memory."""
     whole = Image.new("RGBA" if shape.channels % 2 == 0 else "RGB", (shape.width, shape.height))
     at = 0
     for block in _blocks(bands, _LINES):

@@ -19,7 +19,10 @@ class _Blocks:
         self._limit = self._left = container.part_limit(_BLOCKS_PER_PART * len(data))
 
     def end(self, place: int) -> int:
-        """Return the offset behind the sub-blocks that begin at `place`."""
+        """Return the offset after the sub-blocks that begin at `place`, and count them.
+
+        Raises UnusableImageError over the limit.
+        """
         data, size = self._data, len(self._data)
         for left in range(self._left, 0, -1):
             if place >= size or not data[place]:
@@ -30,7 +33,7 @@ class _Blocks:
         raise container.too_many("GIF", "blocks", self._limit)
 
     def count(self) -> None:
-        """Count one block. Raises UnusableImageError over the limit."""
+        """Count one block. Raises UnusableImageError if there are more than the limit."""
         self._left -= 1
         if self._left <= 0:
             raise container.too_many("GIF", "blocks", self._limit)
@@ -39,7 +42,8 @@ class _Blocks:
 def read_gif(data: bytes) -> Container:
     """Check a GIF's blocks and return its container, with the single frame.
 
-    Raises UnusableImageError, or IndexError or struct.error for a damaged file.
+    Raises UnusableImageError if it has no frame, several frames or too many blocks, and IndexError
+    or struct.error for a damaged file.
     """
     width, height = struct.unpack_from("<HH", data, 6)
     place = 13 + _table(data[10])

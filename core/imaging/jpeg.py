@@ -38,7 +38,10 @@ class _Header:
         self.dropped = False
 
     def take(self, marker: int, data: bytes, begin: int, end: int) -> None:
-        """Keep a segment that decoding needs; read orientation and profile from others."""
+        """Keep a segment that decoding needs; read orientation and profile from others.
+
+        The segment with the marker `marker` is `data[begin:end]`.
+        """
         if marker < 0xE0:
             if not self.frame and 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
                 self.frame, self.frame_marker = data[begin + 4 : end], marker
@@ -69,7 +72,10 @@ class _Header:
             self.several = True
 
     def profile(self) -> tuple[bytes | None, tuple[str, ...]]:
-        """Return the ICC profile of all its segments, and a note if it is too large."""
+        """Return the ICC profile, joined from its segments, and notes, if it is too large.
+
+        The profile is None if there is none or segments are missing.
+        """
         parts = sorted(self.profiles)  # by their numbers
         if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
             return None, ()
@@ -79,7 +85,8 @@ class _Header:
 def read_jpeg(data: bytes) -> Container:
     """Check a JPEG's segments and return its container, whose data has no metadata.
 
-    Raises UnusableImageError, or IndexError for a damaged file.
+    Raises UnusableImageError if the file is truncated or damaged, has more than 8 bits per channel,
+    or has too many segments or scans; IndexError for other damage.
     """
     header, start = _header(data)
     if len(header.frame) < 6:
@@ -135,7 +142,10 @@ def _header(data: bytes) -> tuple[_Header, int]:
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return the offset of the last 0xFF before the next marker."""
+    """Return the offset of the last 0xFF before the next marker.
+
+    Raises UnusableImageError if there is no further marker.
+    """
     match = _FILL.search(data, place)
     if match is None or match.end() >= len(data):
         raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
@@ -143,7 +153,10 @@ def _fill_end(data: bytes, place: int) -> int:
 
 
 def _scans(data: bytes, place: int) -> int:
-    """Return the number of scans of the first image, at most one more than the limit."""
+    """Return the number of scans of the first image, at most one more than `SCAN_LIMIT`.
+
+    Raises UnusableImageError if there are too many segments.
+    """
     scans, limit = 0, container.part_limit(len(data))
     for _ in range(limit):
         match = _MARKER.search(data, place)

@@ -1,4 +1,4 @@
-"""Images of a model's own size: PNG encoding, and decoding of uploads."""
+"""Images of the size of a model's images: PNG encoding, and decoding of uploads."""
 
 import io
 import math
@@ -36,7 +36,7 @@ def unpng(data: bytes) -> Pixels:
 
 
 def grid(pixels: Pixels, columns: int | None = None) -> bytes:
-    """Return a batch, uint8 (B, C, H, W), as one PNG grid, row by row.
+    """Return a PNG with a grid of images, uint8 (B, C, H, W), row by row.
 
     Without `columns` the grid is nearly square.
     """
@@ -50,7 +50,7 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 
 
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:
-    """Decode an uploaded image; return its pixels (C, H, W) and a note on conversions, or None.
+    """Decode an uploaded image; return its pixels (C, H, W) and a message on conversions, or None.
 
     The size is checked by the header, before a pixel is decoded. The image is turned upright and
     converted to sRGB, to grey by luma if `channels` is 1, and composed over black if it is

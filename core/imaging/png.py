@@ -22,7 +22,8 @@ _PALETTE_SIZE = 256
 def read_png(data: bytes) -> Container:
     """Check a PNG's chunks and return its container, whose data has no metadata.
 
-    Raises UnusableImageError, or IndexError or struct.error for a damaged file.
+    Raises UnusableImageError if it has no header, several frames or too many chunks, and IndexError
+    or struct.error for a damaged file.
     """
     length, name = _HEAD.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
@@ -62,8 +63,9 @@ def read_png(data: bytes) -> Container:
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
     """Walk over the chunks up to the end of the pixels.
 
-    Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata by
-    name, and whether the file has nothing else.
+    Returns name, start and end (with checksum) of the chunks that decoding needs, the metadata
+    keyed by name, and whether the file has no other chunks. Raises UnusableImageError if there are
+    too many chunks.
     """
     limit = container.part_limit(len(data))
     spans: list[tuple[bytes, int, int]] = []
@@ -92,7 +94,10 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
 
 
 def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
-    """Store a metadata chunk by its name; store text by its keyword if it may hold an orientation."""
+    """Store a metadata chunk in `metadata` under its name.
+
+    Text is stored under its keyword, and only if it may contain an orientation.
+    """
     if name not in {b"tEXt", b"zTXt", b"iTXt"}:
         metadata[name] = content
         return
@@ -122,7 +127,7 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 
 
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the ICC profile, and a note if it is dropped because of its size."""
+    """Return the ICC profile (None if there is none), and a note if it is too large."""
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":
         return None, ()

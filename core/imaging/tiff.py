@@ -40,7 +40,9 @@ class _Layout(NamedTuple):
 
     @property
     def entry(self) -> struct.Struct:
-        """An entry: tag, type, number of values, and the values or their offset."""
+        """Format of a directory entry: tag, type, number of values, and the values or their
+        offset.
+        """
         width = struct.calcsize(self.pointer)
         return struct.Struct(f"{self.order}HH{self.pointer[1]}{width}s")
 
@@ -78,7 +80,8 @@ class _Entry(NamedTuple):
 def read_tiff(data: bytes) -> Container:
     """Check a TIFF's first directory and return its container, with the tags that decoding needs.
 
-    Raises UnusableImageError, or struct.error for a damaged file.
+    Raises UnusableImageError if it has no dimensions, several pages, or too large or too many tags,
+    and struct.error for a damaged file.
     """
     layout = _Layout.of(data)
     entries, following = _directory(data, layout)
@@ -102,7 +105,8 @@ def read_tiff(data: bytes) -> Container:
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
     """Read the first directory; return its entries and the offset of the next one (0: none).
 
-    Of entries with the same tag the first counts.
+    Of entries with the same tag the first counts. Raises UnusableImageError if there are too many
+    entries.
     """
     (place,) = struct.unpack_from(layout.pointer, data, layout.first)
     (count,) = struct.unpack_from(layout.amount, data, place)
@@ -123,7 +127,9 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Reject tags that are larger than the file, and too many strips or tiles."""
+    """Raise UnusableImageError if tags are larger than the file, or for too many strips
+    or tiles.
+    """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")
     most = container.part_limit(0) + 8 * max(height, width * height // 256)
@@ -133,7 +139,7 @@ def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None
 
 
 def _rewritten(data: bytes, layout: _Layout, kept: list[_Entry]) -> bytes:
-    """Return the file with only these entries, in a directory at its end."""
+    """Return the file with only the entries `kept`, in a new directory at its end."""
     padding = bytes(-len(data) % 8)
     directory = struct.pack(layout.amount, len(kept)) + b"".join(
         layout.entry.pack(entry.tag, entry.kind, entry.number, entry.raw)

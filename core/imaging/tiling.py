@@ -31,9 +31,8 @@ _SPREAD = 8
 class Photograph:
     """A decoded photograph: sRGB or grey, uint8 (H, W, C) with C = 3 or 1.
 
-    `alpha` (H, W) is its transparency, if any.
-
-    `notes` lists the conversions.
+    `alpha` (H, W) is its transparency, None if there is none. `notes` lists the conversions, as
+    messages.
     """
 
     pixels: Pixels
@@ -52,7 +51,10 @@ class Photograph:
 
 
 def open_photograph(data: bytes) -> PictureFile:
-    """Open an image file and read its header only. Raises UnusableImageError."""
+    """Open a PNG, JPEG or WebP file and read its header only.
+
+    Raises UnusableImageError for other formats and for damaged or animated files.
+    """
     return open_picture(data, FORMATS)
 
 
@@ -60,7 +62,8 @@ def decode_photograph(file: PictureFile) -> Photograph:
     """Decode an image file: upright, in sRGB with 8 bits, transparency separate.
 
     EXIF orientation and ICC profile are applied; RGB without a profile counts as sRGB. Palettes
-    become RGB, black and white becomes grey. Other metadata is ignored. Raises UnusableImageError.
+    become RGB, black and white becomes grey. Other metadata is ignored. Raises UnusableImageError
+    if the file is damaged.
     """
     colours = file.colours()
     image, alpha, notes = colours.image, colours.alpha, colours.notes
@@ -75,7 +78,9 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours; visible ones are extended into transparent areas."""
+    """Return the colours (H, W, 3); colours of visible pixels are extended into
+    transparent areas.
+    """
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))
@@ -147,7 +152,10 @@ class Tiling:
         return tiles
 
     def bands(self, tiles: Iterator[Pixels], scale: int) -> Iterator[Pixels]:
-        """Join the enlarged cores of all tiles; yield bands (lines, W·scale, 3), top to bottom."""
+        """Join the enlarged cores of all tiles; yield bands (lines, W·scale, 3), top to bottom.
+
+        `tiles` yields each core, (3, core height · scale, core width · scale), in order.
+        """
         high, wide = self.core[0] * scale, self.core[1] * scale
         for line in range(self.lines):
             band = np.empty((high, self.columns * wide, 3), np.uint8)
@@ -177,19 +185,22 @@ class Layout:
 
     @classmethod
     def of(cls, size: tuple[int, int], channels: int, *, alpha: bool, tile: tuple[int, int], margin: int) -> "Layout":
-        """Return the layout of an image of this size, for a model with these tiles."""
+        """Return the layout of an image of this size for a model with tiles of the size `tile`.
+
+        `alpha`: the image has transparency.
+        """
         return cls(Tiling(*size, tile, margin), channels, alpha)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Layout":
-        """Return the layout that was written as this JSON object."""
+        """Return the layout that the property `json` has written; other fields are ignored."""
         picture, tiles = fields["image"], fields["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])
 
     @property
     def json(self) -> dict[str, Any]:
-        """The layout as a JSON object."""
+        """The layout as a JSON object, for the request of a job."""
         tiling = self.tiling
         height, width = tiling.tile
         return {
@@ -202,7 +213,10 @@ class Layout:
         return self.tiling.width * self.channels
 
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
-        """Return tiles of the image. Only the lines that they need are read from the blob."""
+        """Return tiles `first` … `first + count − 1` of the image, read from its blob by `get`.
+
+        Only the lines that the tiles need are read.
+        """
 
         def read(begin: int, end: int) -> Pixels:
             data = get(begin * self._line_bytes, end * self._line_bytes)
@@ -211,7 +225,9 @@ class Layout:
         return self.tiling.cut(read, first, count)
 
     def transparency(self, get: Get) -> Pixels | None:
-        """Return the image's transparency (H, W), if it has any."""
+        """Return the image's transparency (H, W), read from its blob by `get`; None if it
+        has none.
+        """
         if not self.alpha:
             return None
         height, width = self.tiling.height, self.tiling.width
@@ -220,7 +236,7 @@ class Layout:
 
 
 def photograph_bytes(photograph: Photograph) -> bytes:
-    """Return the bytes of an image's blob."""
+    """Return the bytes of an image's blob: the lines of pixels, then the transparency."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
 
@@ -235,8 +251,8 @@ def restore_channels(
 ) -> Iterator[Pixels]:
     """Yield bands with the channels of the original image.
 
-    Grey images become grey again; transparency is enlarged by bicubic interpolation. With `opaque`,
-    for formats without transparency, the image is composed over white.
+    Grey images become grey again; the transparency `alpha` is enlarged by bicubic interpolation.
+    With `opaque`, for formats without transparency, the image is composed over white.
     """
     at = 0
     for band in bands:

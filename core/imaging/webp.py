@@ -13,7 +13,8 @@ _METADATA = {b"ICCP", b"EXIF", b"XMP "}
 def read_webp(data: bytes) -> Container:
     """Check a WebP's chunks and return its container.
 
-    Raises UnusableImageError, or ValueError, IndexError or struct.error for a damaged file.
+    Raises UnusableImageError if it has no image at its beginning, several frames or too many
+    chunks, and ValueError, IndexError or struct.error for a damaged file.
     """
     if data[8:12] != b"WEBP":
         raise ValueError("a RIFF file of another kind")
@@ -38,7 +39,10 @@ def read_webp(data: bytes) -> Container:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Return width and height by the first chunk: lossy, lossless, or the extended format's."""
+    """Return width and height by the first chunk: lossy, lossless, or the extended format's.
+
+    Raises UnusableImageError for another chunk.
+    """
     kind = data[12:16]
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", data, 26)

@@ -18,14 +18,14 @@ from core.jobs.schema import claim_order, jobs
 
 
 def queue_of(kind: str) -> str:
-    """Return the queue of a kind of jobs. Each queue has its own order of claims."""
+    """Return the name of the queue for a kind of jobs. Each queue has its own order of claims."""
     if kind == TRAINING:
         return "training"
     return "auxiliary" if kind in AUXILIARY_KINDS else "inference"
 
 
 def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add owners that a queue does not know; they are next in its order."""
+    """Add pairs of queue and owner that are not known yet; new owners are next in the order."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
         dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # PostgreSQL's takes 0.1 s
@@ -33,7 +33,10 @@ def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, s
 
 
 def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[bool]) -> str | None:
-    """Return the owner whose job is claimed next; None if no owner has a claimable job."""
+    """Return the owner whose job is claimed next; None if no owner has a claimable job.
+
+    `claimable` is the SQL condition of claimable jobs.
+    """
     has_job = sa.select(jobs.c.id).where(jobs.c.owner == claim_order.c.owner, claimable).exists()
     query = sa.select(claim_order.c.owner).where(claim_order.c.queue == queue, has_job)
     owner: str | None = connection.scalar(query.order_by(claim_order.c.claimed_at).limit(1))

@@ -1,4 +1,4 @@
-"""Claims on jobs, and the writes of workers that hold a claim.
+"""Claims on jobs, and the writes of workers that own a claim.
 
 A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
 write gives the token, and changes nothing if the job has been claimed again, paused or ended. After
@@ -26,7 +26,7 @@ _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
 # See docs/decisions.md#all-jobs-use-the-bulk-queue-and-are-claimed-in-turn
 class JobClaims(JobDatabase):
-    """The part of the job store that workers use."""
+    """The methods of the job store that workers use."""
 
     def claim(
         self,
@@ -40,9 +40,10 @@ class JobClaims(JobDatabase):
     ) -> list[Job]:
         """Claim the next job of these kinds, and small jobs that can share its forward pass.
 
-        All `kinds` are of one queue; without any, inference jobs are claimed. Jobs of `skip_owners`
-        stay in the queue. At most `limit` jobs are claimed; `batch_rows(job)` returns how many rows
-        all of them may have together.
+        `holder` becomes the owner of their leases for `lease_s` seconds. All `kinds` are of one
+        queue; without any, inference jobs are claimed. Jobs of `skip_owners` stay in the queue. At
+        most `limit` jobs are claimed; `batch_rows(job)` returns how many rows all of them may have
+        together. The list is empty if no job can be claimed.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -75,7 +76,7 @@ class JobClaims(JobDatabase):
             return claimed
 
     def is_held(self, claim: Claim) -> bool:
-        """Return whether a claim still holds: the job was not claimed again, paused or ended."""
+        """Return whether a claim is still valid: the job was not claimed again, paused or ended."""
         with self.engine.connect() as connection:
             return connection.scalar(sa.select(jobs.c.id).where(held_by(claim))) is not None
 
@@ -90,8 +91,8 @@ class JobClaims(JobDatabase):
     ) -> bool:
         """Add events to a claimed job and set its progress, 0 to 1.
 
-        Return whether the claim still holds. `reset_attempts` sets the number of failed attempts to
-        0; `charge_attempt` increases it.
+        `reset_attempts` sets the number of failed attempts to 0; `charge_attempt` increases it.
+        Returns False, and writes nothing, if the claim is no longer valid.
         """
         change: dict[str, Any] = {"progress": round(progress, 4)} | ({"attempts": 0} if reset_attempts else {})
         if charge_attempt:
@@ -103,9 +104,10 @@ class JobClaims(JobDatabase):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the results of slices in one transaction.
+        """Write the results of slices in one transaction; return the ids of the jobs that were
+        written.
 
-        Return the ids of the jobs whose claim still holds.
+        Reports whose claim is no longer valid are ignored.
         """
         recorded = []
         with transaction(self.engine) as connection:
@@ -125,8 +127,10 @@ class JobClaims(JobDatabase):
         result: bytes | None = None,
         version: str | None = None,
     ) -> bool:
-        """End a claimed job with a problem or with its result; return whether the claim still
-        holds.
+        """End a claimed job: as failed with `problem` or, without it, as succeeded with `result`.
+
+        `version` is the model version that the job made. Returns False, and writes nothing, if the
+        claim is no longer valid.
         """
         held, job_id = held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
@@ -140,16 +144,20 @@ class JobClaims(JobDatabase):
             return True
 
     def requeue(self, claim: Claim, reason: str) -> None:
-        """Return a claimed job to its queue, where it can be claimed at once."""
+        """Return a claimed job to its queue, where it can be claimed at once, with `reason` in its
+        event.
+
+        Writes nothing if the claim is no longer valid.
+        """
         with transaction(self.engine) as connection:
             transitions.requeue(connection, held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored.
 
-        Return whether the claim still holds. The job can be claimed again after a delay that grows
-        up to half a minute; no attempt is charged. After `max_wait_s` seconds it fails with
-        `problem`. `size_bytes` is the size of the result.
+        The job can be claimed again after a delay that grows up to half a minute; no attempt is
+        charged. After `max_wait_s` seconds it fails with `problem`. `size_bytes` is the size of the
+        result. Returns False, and writes nothing, if the claim is no longer valid.
         """
         now, held, job_id = time.time(), held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
@@ -173,9 +181,9 @@ class JobClaims(JobDatabase):
 
 
 def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
-    """Lock and return the job that has waited longest.
+    """Lock and return the claimable job that has waited longest; None if there is none.
 
-    Each status has its own query, so that the index gives the order.
+    Each status has a separate query, so that the index gives the order.
     """
     oldest: list[Job] = []
     for status in ("queued", "running"):
@@ -191,7 +199,10 @@ def _is_small(job: Job) -> bool:
 def _lock_similar(
     connection: Connection, claimable: sa.ColumnElement[bool], first: Job, limit: int, rows: int
 ) -> list[Job]:
-    """Lock and return at most `limit` small jobs like `first`, of at most `rows` rows together."""
+    """Lock and return at most `limit` small jobs that can share a forward pass with `first`.
+
+    They have at most `rows` rows together.
+    """
     similar = (
         jobs.c.status == "queued",
         jobs.c.id != first.id,
@@ -215,7 +226,10 @@ def _lock_similar(
 
 
 def _record_slice(connection: Connection, report: SliceReport, rows: int, next_row: int) -> None:
-    """Write the result of a slice of a job with `rows` rows that had reached `next_row`."""
+    """Write the result of a slice of a job with `rows` rows, and end or requeue the job.
+
+    `next_row` is the first row whose result was not stored before.
+    """
     held, job_id = held_by(report.claim), report.claim.job_id
     if report.problem is not None:
         transitions.finish(connection, held, job_id, "failed", report.problem)

@@ -12,7 +12,10 @@ class JobDatabase:
     """An open database with the tables of this release."""
 
     def __init__(self, url: str) -> None:
-        """Open the database; create or migrate its tables. Raises NewerDatabaseError."""
+        """Open the database; create or migrate its tables.
+
+        Raises NewerDatabaseError if it was made by a newer release.
+        """
         address = sa.make_url(url)
         sqlite = address.get_backend_name() == "sqlite"
         if sqlite and address.database:

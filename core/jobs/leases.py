@@ -1,4 +1,4 @@
-"""Leases on jobs: renewal by their holders, and recovery from holders that died."""
+"""Leases on jobs: renewal by their owners, and recovery of the jobs of lease owners that died."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,24 @@ from core.transaction import transaction
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
-    """Return the condition of jobs whose holder has not renewed its lease in time."""
+    """Return the SQL condition of running jobs whose lease has expired."""
     return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < time.time())
 
 
 class JobLeases(JobDatabase):
-    """The part of the job store for leases."""
+    """The methods of the job store for leases."""
 
     def renew_leases(self, holder: str, lease_s: float) -> None:
-        """Extend all leases of a holder."""
+        """Extend all leases that `holder` owns to `lease_s` seconds from now."""
         held = (jobs.c.lease_holder == holder) & (jobs.c.status == "running")
         with transaction(self.engine) as connection:
             connection.execute(jobs.update().where(held).values(lease_until=time.time() + lease_s))
 
     def record_progress(self, holder: str, progress: Mapping[str, float]) -> None:
-        """Increase the progress, 0 to 1, of jobs of a holder, by job id."""
+        """Increase the progress of jobs whose leases `holder` owns.
+
+        `progress` is from 0 to 1, keyed by job id; a value that is not larger is ignored.
+        """
         with transaction(self.engine) as connection:
             for job_id, value in progress.items():
                 fraction = round(value, 4)
@@ -39,7 +42,10 @@ class JobLeases(JobDatabase):
                     transitions.append_events(connection, job_id, [Event("progress", {"progress": fraction})])
 
     def release(self, holder: str | None, reason: str) -> None:
-        """Return the jobs of a holder, or of all holders (None), to their queues."""
+        """Return the running jobs of a lease owner, or of all lease owners (None), to their queues.
+
+        `reason` is in the event of each job.
+        """
         by_holder = jobs.c.lease_holder.is_not(None) if holder is None else jobs.c.lease_holder == holder
         held = by_holder & (jobs.c.status == "running")
         with transaction(self.engine) as connection:
@@ -49,8 +55,8 @@ class JobLeases(JobDatabase):
     def touch_lapsed(self) -> list[Claim]:
         """Write to the jobs with an expired lease, without a change; return the claims on them.
 
-        An error means that holders cannot renew their leases either. Without an expired lease
-        nothing is written.
+        If the write raises an error, the owners of leases cannot renew them either. Without an
+        expired lease nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:
@@ -61,11 +67,11 @@ class JobLeases(JobDatabase):
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
-        """Return jobs with an expired lease to their queues, all or those of `job_ids`.
+        """Return jobs with an expired lease to their queues, all or only `job_ids`; return their
+        ids.
 
-        Return their ids. A job that ran in a batch with others is not charged an attempt, but runs
-        isolated from then on. A job whose holder died `max_attempts` times while running it alone
-        fails.
+        A job that ran in a batch with others is not charged an attempt, but runs isolated from then
+        on. A job whose worker died `max_attempts` times while running the job alone fails.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
@@ -92,12 +98,13 @@ class JobLeases(JobDatabase):
 
 
 class LeaseReaper:
-    """Returns the jobs of dead holders to their queues.
+    """Returns the jobs of dead workers and API processes to their queues.
 
-    While the database cannot be written (full disk, locked, unreachable), live holders cannot renew
-    their leases either. So the reaper first does a write without a change to a job with an expired
-    lease. If that works, it gives the holder the time of two heartbeats to renew the lease; after a
-    failed write, the time of a whole lease. So a full disk is not charged to a job as an attempt.
+    While the database cannot be written (full disk, locked, unreachable), live processes cannot
+    renew their leases either. So the reaper first does a write without a change to a job with an
+    expired lease. If the write works, it gives the owner of the lease the time of two heartbeats to
+    renew it; after a failed write, the time of a whole lease. So a full disk is not charged to a
+    job as an attempt.
     """
 
     def __init__(self, job_store: JobLeases, lease_s: float, max_attempts: int) -> None:
@@ -109,9 +116,9 @@ class LeaseReaper:
         self._first_seen: dict[Claim, float] = {}
 
     def reap(self) -> list[str]:
-        """Return the jobs of dead holders to their queues; return their ids.
+        """Return the jobs of dead processes to their queues; return the ids of these jobs.
 
-        Raises the errors of the database.
+        Does nothing for a lease's time after a failed write. Raises the errors of the database.
         """
         now = time.monotonic()
         if now < self._not_before:

@@ -30,7 +30,10 @@ class NewerDatabaseError(RuntimeError):
 
 # See docs/decisions.md#alembic-migrates-the-job-database-at-start
 def migrate(engine: Engine) -> None:
-    """Create the tables of a new database, or migrate an older one. Raises NewerDatabaseError."""
+    """Create the tables of a new database, or migrate an older one.
+
+    Raises NewerDatabaseError if it was made by a newer release.
+    """
     with _lock(engine):
         if engine.dialect.name == "sqlite" and engine.url.database:
             _rename_old_file(Path(engine.url.database))
@@ -65,7 +68,11 @@ def upgrade(connection: Connection) -> None:
 
 
 def existing_file(database: Path) -> Path:
-    """Return the existing file of a SQLite database; earlier releases called it `ledger.sqlite3`."""
+    """Return the existing file of a SQLite database, which earlier releases called
+    `ledger.sqlite3`.
+
+    If neither exists, return `database`.
+    """
     old = database.with_name("ledger.sqlite3")
     return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database
 
@@ -87,7 +94,10 @@ def _rename_old_file(database: Path) -> None:
 
 
 def _revision(connection: Connection) -> str | None:
-    """Return the revision of a database; None if it has none yet. Raises NewerDatabaseError."""
+    """Return the schema revision of a database; None if it has none yet.
+
+    Raises NewerDatabaseError if it is newer than this release's.
+    """
     if not sa.inspect(connection).has_table(_alembic_version.name):
         return None
     revision: str | None = connection.scalar(sa.select(_alembic_version.c.version_num))
@@ -101,7 +111,7 @@ def _revision(connection: Connection) -> str | None:
 
 @contextmanager
 def _lock(engine: Engine) -> Iterator[None]:
-    """Hold a lock while the schema is changed, so that one process does it at a time."""
+    """Lock the database against other processes that change its schema, while the block runs."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.select(sa.func.pg_advisory_lock(_POSTGRESQL_LOCK)))

@@ -21,7 +21,7 @@ def waiting() -> sa.ColumnElement[bool]:
 
 
 def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
-    """Return the records of rows of the table `jobs`."""
+    """Convert rows of the table `jobs` to records."""
     return [Job(**row._asdict()) for row in rows]
 
 
@@ -29,7 +29,7 @@ class JobQueries(JobDatabase):
     """The reads of the job store."""
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
-        """Return a job, or None; with `owner`, only a job of that owner."""
+        """Return a job, or None if it does not exist; with `owner`, only a job of this owner."""
         query = sa.select(jobs).where(jobs.c.id == job_id)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
@@ -38,7 +38,11 @@ class JobQueries(JobDatabase):
         return matches[0] if matches else None
 
     def list_jobs(self, owner: str | None, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return jobs older than the job `after`, newest first, without their binary columns."""
+        """Return at most `limit` jobs, newest first, without their binary columns.
+
+        `after` is a job id: only older jobs are returned. `filters` are values that columns must
+        have, keyed by column. `owner` None means all owners.
+        """
         columns = [column for column in jobs.c if column.key not in {"items", "continuation"}]
         query = sa.select(*columns).order_by(jobs.c.id.desc()).limit(limit)
         if owner is not None:
@@ -51,7 +55,7 @@ class JobQueries(JobDatabase):
             return jobs_of(connection.execute(query))
 
     def states(self, job_ids: Collection[str]) -> dict[str, JobState]:
-        """Return the states of jobs by id, of those that exist."""
+        """Return the states of the jobs that exist, keyed by job id."""
         states = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):
@@ -60,7 +64,7 @@ class JobQueries(JobDatabase):
         return states
 
     def count_by_status(self) -> dict[str, int]:
-        """Return the numbers of queued and of running jobs."""
+        """Return the numbers of queued and of running jobs, keyed by status."""
         query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.engine.connect() as connection:
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
@@ -73,7 +77,10 @@ class JobQueries(JobDatabase):
             return int(connection.scalar(query) or 0)
 
     def unfinished_ids(self, *, model: str = "", version: str = "", kinds: Collection[str] = ()) -> list[str]:
-        """Return ids of unfinished jobs, at most 20, of this model, version and kinds."""
+        """Return the ids of at most 20 unfinished jobs of this model, version and kinds.
+
+        An empty argument matches all jobs.
+        """
         query = sa.select(jobs.c.id).where(jobs.c.status.in_(UNFINISHED)).limit(20)
         if model:
             query = query.where(jobs.c.model == model)
@@ -99,7 +106,9 @@ class JobQueries(JobDatabase):
             return [Event(*row) for row in connection.execute(query)]
 
     def last_event_numbers(self, job_ids: Collection[str]) -> dict[str, int]:
-        """Return the number of the last event of each job by id, of jobs that have events."""
+        """Return the number of the last event of each job, keyed by job id; jobs without events are
+        missing.
+        """
         numbers: dict[str, int] = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):

@@ -99,7 +99,7 @@ class Event:
 
 @dataclass(frozen=True)
 class ResultChunk:
-    """A part of a result: the packed fields themselves, or the key of the blob that holds them."""
+    """A part of a result: the packed fields themselves, or the key of the blob with them."""
 
     data: bytes | None
     blob_key: str | None
@@ -114,7 +114,7 @@ class JobState:
 
     @property
     def needs_blobs(self) -> bool:
-        """Whether the job has not ended, or its result is kept."""
+        """Whether the job has not ended, or has succeeded and its result is not removed."""
         return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
 
 
@@ -123,8 +123,8 @@ class SliceReport:
     """The result of one slice of a claimed job.
 
     `data` or `blob_key` has the result of rows [first_row, first_row + rows). An unfinished slice
-    has a `continuation` and the fraction of its work that is done instead. A `problem` ends the
-    job.
+    has instead a `continuation` and `continuation_progress`, the fraction of its work that is done.
+    A `problem` ends the job.
     """
 
     claim: Claim
@@ -139,7 +139,10 @@ class SliceReport:
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A client's key for a request to a route. `fingerprint` is a hash of the request's content."""
+    """A client's key for a request to a route.
+
+    `fingerprint` is a hash of the request's content; the key expires after `ttl_s` seconds.
+    """
 
     route: str
     key: str
@@ -151,9 +154,9 @@ class IdempotencyKey:
 class Insertion:
     """The outcome of an insert.
 
-    `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is that of
-    the first request with the same idempotency key. `conflict` is the status of an unfinished job
-    that prevented the insert of an exclusive job, otherwise "".
+    `job_id` is the new job, or the existing job that prevented the insert. `fingerprint` is the
+    fingerprint of the first request with the same idempotency key. `conflict` is the status of an
+    unfinished job that prevented the insert of an exclusive job, otherwise "".
     """
 
     job_id: str

@@ -31,9 +31,9 @@ class JobStore(JobQueries, JobClaims, JobLeases):
         """Insert jobs in one transaction, each with its first event; return the outcome for the
         first.
 
-        `exclusive` and `idempotency_key` are for a single job. It is not inserted if another job
-        has been inserted under this key, or if it is `exclusive` and an unfinished job of its kind
-        and model exists.
+        `exclusive` and `idempotency_key` are for a single job. The job is not inserted if another
+        job has been inserted under this key, or if it is `exclusive` and an unfinished job of its
+        kind and model exists.
         """
         job = new_jobs[0]
         with transaction(self.engine) as connection:
@@ -59,18 +59,24 @@ class JobStore(JobQueries, JobClaims, JobLeases):
             return Insertion(job.id, idempotency_key.fingerprint)
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel an unfinished job and invalidate the claim on it; return whether this call did."""
+        """Cancel an unfinished job and invalidate the claim on it.
+
+        Returns False if the job had already ended.
+        """
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
         with transaction(self.engine) as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
 
     def pause(self, job_id: str) -> bool:
-        """Pause a training and invalidate the claim on it; return whether this call did."""
+        """Pause a queued or running training and invalidate the claim on it.
+
+        Returns False if there is no such training.
+        """
         active = (jobs.c.id == job_id) & (jobs.c.kind == TRAINING) & jobs.c.status.in_(("queued", "running"))
         return self._set_status(job_id, active, "paused")
 
     def resume(self, job_id: str) -> bool:
-        """Queue a paused training again; return whether this call did."""
+        """Queue a paused training again; return False if the job is not paused."""
         return self._set_status(job_id, (jobs.c.id == job_id) & (jobs.c.status == "paused"), "queued")
 
     def _set_status(self, job_id: str, where: sa.ColumnElement[bool], status: str) -> bool:
@@ -79,7 +85,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
             return transitions.set_status(connection, where, job_id, {"status": status}, **change)
 
     def delete(self, job_id: str) -> None:
-        """Delete an ended job; the caller removes its blobs."""
+        """Delete the rows of an ended job; the caller removes its blobs."""
         with transaction(self.engine) as connection:
             for table in (result_chunks, events, idempotency_keys):
                 connection.execute(table.delete().where(table.c.job_id == job_id))
@@ -88,10 +94,10 @@ class JobStore(JobQueries, JobClaims, JobLeases):
     # --- expiry of results ---
 
     def kept_results(self, limit: int, older_than_s: float | None = None) -> list[str]:
-        """Return ids of ended jobs whose results are kept, in the order in which they ended.
+        """Return the ids of at most `limit` ended jobs whose results are kept, first ended first.
 
-        With `older_than_s`, only jobs that ended longer ago. Trainings are kept until they are
-        deleted.
+        With `older_than_s`, only jobs that ended more than this many seconds ago. Trainings, which
+        are kept until they are deleted, are left out.
         """
         kept = jobs.c.status.in_(TERMINAL) & (jobs.c.kind != TRAINING) & sa.not_(jobs.c.expired)
         if older_than_s is not None:
@@ -101,14 +107,17 @@ class JobStore(JobQueries, JobClaims, JobLeases):
             return list(connection.scalars(query))
 
     def mark_expired(self, job_ids: Sequence[str]) -> None:
-        """Remove the results of jobs from the database. Remove their blobs before."""
+        """Remove the results of jobs from the database and mark the jobs as expired.
+
+        The caller must have removed their blobs before.
+        """
         with transaction(self.engine) as connection:
             connection.execute(result_chunks.delete().where(result_chunks.c.job_id.in_(job_ids)))
             change = {"expired": True, "items": None, "items_blob": None}
             connection.execute(jobs.update().where(jobs.c.id.in_(job_ids)).values(change))
 
     def delete_expired(self, older_than_s: float) -> None:
-        """Remove the rows of expired jobs that ended longer ago, at most 1000."""
+        """Delete at most 1000 expired jobs that ended more than `older_than_s` seconds ago."""
         old = jobs.c.expired & (jobs.c.finished_at < time.time() - older_than_s)
         with self.engine.connect() as connection:
             job_ids = list(connection.scalars(sa.select(jobs.c.id).where(old).limit(_JOBS_PER_DELETE)))
@@ -120,7 +129,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
 
 
 def _first_under(connection: Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Return the job that an owner inserted under a key, if any; first remove expired keys."""
+    """Remove expired keys, then return the job that an owner inserted under a key, or None."""
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)

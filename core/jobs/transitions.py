@@ -15,12 +15,12 @@ NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None
 
 
 def held_by(claim: Claim) -> sa.ColumnElement[bool]:
-    """Return the SQL condition that a claim still holds; it guards each write of the holder."""
+    """Return the SQL condition that a claim is still valid; it guards each write of a worker."""
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 
 def append_events(connection: Connection, job_id: str, new_events: Sequence[Event]) -> None:
-    """Add events to a job, numbered after its last one."""
+    """Add events to a job, numbered after its last event."""
     last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
     rows = [
         {"job_id": job_id, "seq": seq, "name": event.name, "data": event.data, "at": time.time()}
@@ -33,9 +33,10 @@ def append_events(connection: Connection, job_id: str, new_events: Sequence[Even
 def set_status(
     connection: Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
 ) -> bool:
-    """Set the status in `data`, end the lease, and add `data` as an event.
+    """Set the status in `data` of the job that matches `where`, end its lease, and add an event.
 
-    Return whether the condition `where` held.
+    `data` is the data of the event. `values` are further columns to set. Returns False, and changes
+    nothing, if no row matches `where`.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     if connection.execute(update).rowcount != 1:
@@ -45,7 +46,11 @@ def set_status(
 
 
 def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
-    """Return a job to its queue and invalidate the claim on it; return whether `where` held."""
+    """Return the job that matches `where` to its queue and invalidate the claim on it.
+
+    `reason` is in the event; `values` are further columns to set. Returns False, and changes
+    nothing, if no row matches `where`.
+    """
     data = {"status": "queued", "reason": reason}
     return set_status(connection, where, job_id, data, token=jobs.c.token + 1, **values)
 

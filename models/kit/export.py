@@ -149,9 +149,10 @@ def publish(
 def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> list[dict[str, Any]]:
     """Measure a model on test images; return the metrics for its card, not plots.
 
-    Each has `name`, `value`, `unit`, `better` and `detail`. `k` is the number of importance samples
-    that the family's `evaluate` uses. A family without `evaluate` has one metric, its mean loss;
-    without `loss` it has none. The list is also empty for fewer than two images.
+    Each has `name`, `value`, `unit`, `better` and `detail`. `k` is passed to the family's
+    `evaluate`: importance samples per image, or samples of an adversarial family. A family without
+    `evaluate` has one metric, its mean loss; without `loss` it has none. The list is also empty for
+    fewer than two images.
     """
     if len(pictures) < 2:
         return []

@@ -11,16 +11,16 @@ from reverie.transfers import ByteProgress, Upload
 
 
 class DatasetMethods(BaseMethods):
-    """List, upload, share and delete datasets. Raises NotFoundError for an unknown name."""
+    """List, upload, share and delete datasets. They raise NotFoundError for an unknown name."""
 
     @ClientMethod
     def datasets(self) -> Steps[list[Dataset]]:
-        """Return all datasets, by name."""
+        """Return all datasets, sorted by name."""
         return [Dataset(body) for body in (yield from self._list("/v1/datasets"))]
 
     @ClientMethod
     def dataset(self, name: str) -> Steps[Dataset]:
-        """Return a dataset."""
+        """Return the description of a dataset."""
         return Dataset((yield from self._get("datasets", name)))
 
     @ClientMethod
@@ -40,10 +40,12 @@ class DatasetMethods(BaseMethods):
     ) -> Steps[Dataset]:
         """Create a dataset from an IDX or NPZ file, or a ZIP of pictures; `labels` is an IDX file.
 
-        `kind="photographs"` cuts pictures of any size into patches. `resize` is HEIGHTxWIDTH.
-        `validation` and `test` are the shares held back, from 0 to 0.5. A new dataset is private
-        unless `shared`. The same content under the same name returns the existing dataset. Raises
-        InvalidError for a file that cannot be read, ConflictError if the name is taken.
+        `format` is "idx", "npz" or "zip"; by default it is detected. `kind="photographs"` divides
+        pictures of any size into patches. `resize` is HEIGHTxWIDTH. `validation` and `test` are the
+        shares held back, from 0 to 0.5. A new dataset is private unless `shared`. `on_progress` is
+        called with the number of bytes sent. The same content under the same name returns the
+        existing dataset. Raises InvalidError for a file that cannot be read, ConflictError if the
+        name is taken.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
         params = {
@@ -70,7 +72,9 @@ class DatasetMethods(BaseMethods):
     ) -> Steps[Dataset]:
         """Create a dataset that the service knows by name: "mnist" or "fashion-mnist".
 
-        Waits for the job that fetches it. Raises JobFailedError if that fails or is cancelled.
+        `name` is the new dataset's name, by default `source`. A new dataset is private unless
+        `shared`. Waits for the job that fetches it, and calls `on_progress` with the job. Raises
+        JobFailedError if the job fails or is cancelled.
         """
         fields: dict[str, Any] = {"source": source, "name": name or None, "shared": shared}
         body = {field: value for field, value in fields.items() if value is not None}
@@ -86,7 +90,7 @@ class DatasetMethods(BaseMethods):
     def save_dataset_preview(
         self, name: str, path: FilePath, *, split: str = "train", count: int = 64
     ) -> Steps[SavedFile]:
-        """Save `count` pictures of a split as one PNG."""
+        """Save `count` pictures of a split as one PNG file `path`."""
         request = ApiRequest("GET", path_of("datasets", name, "preview"), params={"split": split, "count": count})
         return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
 
@@ -97,5 +101,5 @@ class DatasetMethods(BaseMethods):
 
     @ClientMethod
     def delete_dataset(self, name: str) -> Steps[None]:
-        """Delete a dataset. Raises ConflictError if a training uses it."""
+        """Delete a dataset. Raises ConflictError if an unfinished training uses it."""
         yield from self._delete("datasets", name)

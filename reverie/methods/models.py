@@ -13,18 +13,18 @@ _ACTIVATION_TIMEOUT_S = 90.0
 class ModelMethods(BaseMethods):
     """List, switch, share, delete, export and import models.
 
-    Raises NotFoundError for unknown names and versions.
+    They raise NotFoundError for unknown names and versions.
     """
 
     @ClientMethod
     def models(self) -> Steps[list[Model]]:
-        """Return the cards of all models."""
+        """Return the cards of all models that you may use, sorted by name."""
         page = yield from self._get("models")
         return [Model(body) for body in page["data"]]
 
     @ClientMethod
     def model(self, name: str) -> Steps[Model]:
-        """Return a model's card, by name or name@version."""
+        """Return the card of a model; `name` is its name, or name@version."""
         return Model((yield from self._get("models", name)))
 
     @ClientMethod
@@ -35,7 +35,11 @@ class ModelMethods(BaseMethods):
 
     @ClientMethod
     def activate_version(self, name: str, version: str) -> Steps[Model]:
-        """Activate a version. Workers load it before requests use it, so no request fails."""
+        """Activate a version and return the model.
+
+        Workers load the version before requests use it, so no request fails. Raises ConflictError
+        if a worker cannot load it.
+        """
         body = {"version": version}
         request = ApiRequest("PATCH", path_of("models", name), json=body, timeout_s=_ACTIVATION_TIMEOUT_S)
         return Model((yield from self._json(request)))
@@ -49,15 +53,16 @@ class ModelMethods(BaseMethods):
     def delete_model(self, name: str) -> Steps[None]:
         """Delete a model with all its versions.
 
-        Raises ConflictError if a job uses it or it ships with the service.
+        Raises ConflictError if an unfinished job uses the model, or if it comes with the service.
         """
         yield from self._delete("models", name)
 
     @ClientMethod
     def delete_version(self, name: str, version: str) -> Steps[None]:
-        """Delete a version.
+        """Delete a version of a model.
 
-        Raises ConflictError if it is active, a job uses it or it ships with the service.
+        Raises ConflictError if it is active, if an unfinished job uses it, or if it comes with the
+        service.
         """
         yield from self._delete("models", name, "versions", version)
 
@@ -65,7 +70,10 @@ class ModelMethods(BaseMethods):
     def export_version(
         self, name: str, path: FilePath, version: str | None = None, *, on_progress: ByteProgress | None = None
     ) -> Steps[SavedFile]:
-        """Save a version (by default the active one) as a safetensors file with its card."""
+        """Save a version (by default the active one) as a safetensors file with its card.
+
+        `on_progress` is called with the number of bytes received.
+        """
         if version is None:
             version = str((yield from self._get("models", name))["version"])
         request = ApiRequest("GET", path_of("models", name, "versions", version, "file"))
@@ -75,11 +83,12 @@ class ModelMethods(BaseMethods):
     def import_version(
         self, name: str, file: FilePath, *, shared: bool | None = None, on_progress: ByteProgress | None = None
     ) -> Steps[Version]:
-        """Import an exported file as a version.
+        """Import an exported file as a version of the model `name`; return the version.
 
-        The first version of a model becomes active, others do not. A file that was imported before
-        returns its version. A new model is private unless `shared`. Raises InvalidError if the file
-        is not a valid version of this model.
+        The first version of a model becomes active, others do not. For a file that was imported
+        before, the existing version is returned. A new model is private unless `shared`.
+        `on_progress` is called with the number of bytes sent. Raises InvalidError if the file is
+        not a valid version of this model.
         """
         request = ApiRequest(
             "POST",

@@ -24,8 +24,9 @@ class OperationMethods(BaseMethods):
 
     Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
     you give no `seed`, the client draws one. A request that takes long becomes a job, and the
-    method waits for it. Raises InvalidError for options or images that the model does not accept,
-    NotFoundError for an unknown model, JobFailedError.
+    method waits for it. The methods raise InvalidError for options or images that the model does
+    not accept, NotFoundError for an unknown model, and JobFailedError if the job fails or is
+    cancelled.
     """
 
     @ClientMethod
@@ -40,7 +41,11 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
-        """Run an operation by the last part of its route, such as "samples"."""
+        """Run an operation, named by the last part of its route, such as "samples"; return its
+        result.
+
+        `on_progress` is called with the job, if the request became one.
+        """
         return (yield from self._run(operation, model, images, seed, options, on_progress))
 
     @ClientMethod
@@ -56,7 +61,11 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Run an operation and save its result; the suffix .png, .npz or .json chooses the format."""
+        """Run an operation and save its result; the suffix .png, .npz or .json chooses the format.
+
+        `operation` is the last part of its route, such as "samples". `on_progress` is called with
+        the job, if the request became one. Raises ValueError for another suffix.
+        """
         media_type = media_type_of(path)
         request = _operation_request(operation, media_type, _body(model, images, seed, options))
         send = partial(self._send_and_wait, on_progress=on_progress)
@@ -104,21 +113,24 @@ class OperationMethods(BaseMethods):
     def samples(
         self, /, model: str, count: int = 1, *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Draw `count` pictures."""
+        """Draw `count` samples; the result has `images`."""
         return (yield from self._run("samples", model, (), seed, {**options, "count": count}))
 
     @ClientMethod
     def manifold(self, /, model: str, *, seed: int | None = None, **options: Any) -> Steps[OperationResult]:
-        """Decode a grid of points of a two-dimensional latent space."""
+        """Decode a grid of points of a two-dimensional latent space; the result has `images`, row
+        by row.
+        """
         return (yield from self._run("manifold", model, (), seed, options))
 
     @ClientMethod
     def encodings(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Compute the latent representation of each image.
+        """Compute the latent representation of each image, which depends on the model's family.
 
-        Its fields depend on the model's family: see the family's result in `/docs` of the service.
+        The result has `mean` and `standard_deviation` (vae) or `code` (ebgan), with one entry per
+        image, or `layers` (bihm), with one entry per layer, which has one per image.
         """
         return (yield from self._run("encodings", model, images, seed, options))
 
@@ -126,14 +138,14 @@ class OperationMethods(BaseMethods):
     def reconstructions(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Encode images and decode them again."""
+        """Encode images and decode them again; the result has `images`."""
         return (yield from self._run("reconstructions", model, images, seed, options))
 
     @ClientMethod
     def interpolations(
         self, /, model: str, first: Picture, second: Picture, *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Interpolate between two images in latent space."""
+        """Interpolate between two images in latent space; the result has the frames as `images`."""
         return (yield from self._run("interpolations", model, (first, second), seed, options))
 
     @ClientMethod
@@ -148,7 +160,10 @@ class OperationMethods(BaseMethods):
         seed: int | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
-        """Fill in the pixels that are white in `mask`, in `count` ways for each image."""
+        """Fill in the pixels that are white in `mask`, in `count` ways for each image.
+
+        In the result, completion j of image i is `images[i * count + j]`.
+        """
         fields = {**options, "mask": _base64(mask), "count": count}
         return (yield from self._run("inpaintings", model, images, seed, fields))
 
@@ -156,14 +171,19 @@ class OperationMethods(BaseMethods):
     def energies(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Return the energy of each image, as the family defines it."""
+        """Compute the energy of each image, as the model's family defines it; the result has
+        `energies`.
+        """
         return (yield from self._run("energies", model, images, seed, options))
 
     @ClientMethod
     def likelihoods(
         self, /, model: str, images: Sequence[Picture], *, seed: int | None = None, **options: Any
     ) -> Steps[OperationResult]:
-        """Estimate log p(x) of each image by importance sampling, with its standard error."""
+        """Estimate log p(x) of each image by importance sampling.
+
+        The result has `log_p` and `standard_error`, with one entry per image, in nats.
+        """
         return (yield from self._run("likelihoods", model, images, seed, options))
 
     def _run(

@@ -17,7 +17,7 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def families(self) -> Steps[list[Mapping[str, Any]]]:
-        """Return the families that can be trained.
+        """Return the descriptions of the families that can be trained, sorted by name.
 
         Each has `name`, the JSON Schemas `config` and `training`, and the default `recipe`.
         """
@@ -40,11 +40,11 @@ class TrainingMethods(BaseMethods):
         """Start a training and return it without waiting.
 
         When the training succeeds, the model `name` has a new version. `recipe` has the changes to
-        the family's default: `config`, `training`, `seed`. `serve` says when the new version
-        becomes active: "if better", "always" or "never". `evaluation` has the `count` of test
-        pictures and the number `k` of importance samples each. A new model is private unless
-        `shared`. Raises InvalidError for an invalid recipe, ConflictError if the name is being
-        trained already.
+        the family's default: `config`, `training`, `seed`. `summary` is a line for the card.
+        `serve` says when the new version becomes active: "if better", "always" or "never".
+        `evaluation` has the `count` of test pictures and the number `k` of importance samples per
+        picture. `gpus` is the number of devices. A new model is private unless `shared`. Raises
+        InvalidError for an invalid recipe, ConflictError if the name is being trained already.
         """
         body: dict[str, Any] = {
             "family": family,
@@ -64,9 +64,10 @@ class TrainingMethods(BaseMethods):
     def estimate(
         self, family: str, dataset: str, name: str, *, recipe: Mapping[str, Any] | None = None
     ) -> Steps[Mapping[str, Any]]:
-        """Estimate a training from a few timed steps (a dry run).
+        """Estimate a training from a few timed steps (a dry run), without training.
 
-        The result has `parameters`, `memory_bytes`, `seconds` and so on.
+        The result has `parameters`, `memory_bytes`, `seconds` and so on. Raises InvalidError for an
+        invalid recipe.
         """
         body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
         request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
@@ -76,7 +77,10 @@ class TrainingMethods(BaseMethods):
     def trainings(
         self, *, status: str | None = None, model: str | None = None, limit: int | None = 20
     ) -> Steps[list[Training]]:
-        """Return trainings, newest first; all of them with `limit=None`."""
+        """Return your trainings, newest first, at most `limit`; all of them with `limit=None`.
+
+        `status` and `model` select trainings.
+        """
         entries = yield from self._list("/v1/trainings", limit, status=status, model=model)
         return [Training(body) for body in entries]
 
@@ -103,18 +107,22 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def pause(self, job_id: str) -> Steps[Training]:
-        """Pause a training: write a checkpoint and stop. `resume` continues it."""
+        """Pause a training: write a checkpoint and stop. `resume` continues it.
+
+        Raises ConflictError if the training has ended.
+        """
         return Training((yield from self._post("trainings", job_id, "pause")))
 
     @ClientMethod
     def resume(self, job_id: str) -> Steps[Training]:
-        """Resume a paused training."""
+        """Resume a paused training. Raises ConflictError if it has ended."""
         return Training((yield from self._post("trainings", job_id, "resume")))
 
     @ClientMethod
     def publish(self, job_id: str) -> Steps[Job]:
         """Publish the last checkpoint of a paused, failed or cancelled training as a version.
 
-        Return the job that does it.
+        Returns the job that publishes it. Raises ConflictError for another status, or if there is
+        no checkpoint.
         """
         return Job((yield from self._post("trainings", job_id, "publish", retry_if_lost=False)))

@@ -1,4 +1,4 @@
-"""Inference workers: Celery workers that hold models in memory (torch)."""
+"""Inference workers: Celery workers that keep models in memory (torch)."""
 
 import os
 

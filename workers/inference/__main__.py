@@ -1,7 +1,7 @@
 """Run an inference worker: `python -m workers.inference`.
 
 The same as `celery -A core.broker.celery_app worker -P solo`, but settings and servers are checked
-before torch is loaded, and what nothing here uses is off: gossip, mingle and, without remote
+before torch is loaded, and Celery's unused features are off: gossip, mingle and, without remote
 control, Celery's heartbeat.
 """
 

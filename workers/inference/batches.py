@@ -20,7 +20,10 @@ _STARTED_TTL_S = 600
 
 
 class BatchRunner:
-    """Runs batches. `running` holds the id of the current one and of one that interrupts it, for the heartbeat."""
+    """Runs batches.
+
+    `running` has the ids of the current batch and of a batch that interrupts it, for the heartbeat.
+    """
 
     def __init__(self, context: InferenceContext) -> None:
         """Use the models and connections of a worker."""
@@ -30,8 +33,9 @@ class BatchRunner:
     def run(self, data: bytes) -> None:
         """Run one time slice of a packed batch.
 
-        A finished batch's completion goes to the API process that sent it. The rest of an
-        unfinished one goes to the back of the bulk queue, unless nobody waits for it any more.
+        When the batch is finished, its completion is sent to the API process that sent it;
+        otherwise it is queued again at the end of the bulk queue. Long work for which no request
+        waits any more is dropped.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled
@@ -72,7 +76,12 @@ class BatchRunner:
             log.info("batch", extra={"method": batch.method, "slices": len(request_ids), "request_ids": request_ids})
 
     def _send_completion(self, batch: Batch, completion: dict[str, Any]) -> None:
-        """Write a completion to the stream of the API process that waits; a large one goes to the blob store."""
+        """Write a completion to the stream of the API process that waits; a large one to the blob
+        store.
+
+        If it cannot be stored, the completion is a problem instead. If it cannot be sent, that is
+        logged, and the API process sends the batch again.
+        """
         data = self._packed(batch, completion)
         if len(data) > INLINE_BYTES:
             key = f"notes/{batch.id}-{uuid4().hex[:8]}"

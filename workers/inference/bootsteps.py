@@ -28,7 +28,10 @@ _workers: list[InferenceWorker] = []
 
 
 def current_worker() -> InferenceWorker:
-    """Return this process's worker, for the tasks. Raises IndexError before its bootstep."""
+    """Return the worker of this process, for the tasks.
+
+    Raises IndexError if Celery has not run `InferenceStep` yet.
+    """
     return _workers[-1]
 
 
@@ -47,7 +50,10 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
         self._worker.start(check_stop=maybe_shutdown)
 
     def stop(self, parent: Any) -> None:
-        """Stop the threads; exit with status 1 if the queue server was another instance's."""
+        """Stop the worker's threads.
+
+        Set exit status 1 if the queue server belongs to another instance.
+        """
         if _workers:
             self._worker.stop()
         if self._guard.refused:
@@ -60,7 +66,10 @@ class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
-        """Called before the loop of a new connection runs; Celery cancels its timers when the connection breaks."""
+        """Register timers and callbacks with the event loop of a new connection.
+
+        Celery cancels its timers when the connection breaks, and calls this again for the next one.
+        """
         hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
         busy_poll.register(hub)
         current_worker().context.preemption.attach(parent)
@@ -78,6 +87,6 @@ def set_up_logging(**_arguments: object) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def drain(**_arguments: object) -> None:
-    """Have the heartbeat say that the worker will stop after its current message."""
+    """Make the heartbeat say that the worker stops after its current message."""
     for worker in _workers:
         worker.drain()

@@ -20,27 +20,29 @@ class BusyPoll:
     """A tick callback of kombu's hub, which runs each time before the hub waits for events."""
 
     def __init__(self) -> None:
-        """Do not poll before two messages came in close succession."""
+        """Start without polling, until two messages have come in close succession."""
         self._handled_at = 0.0
         self._until = 0.0
         self._dense = False
 
     def message_received(self) -> None:
-        """Measure the gap before a message."""
+        """Measure the time since the last message was handled; call this when a message arrives."""
         self._dense = time.perf_counter() - self._handled_at <= DENSE_GAP_S
 
     def message_handled(self) -> None:
-        """Poll from now on, if messages come in close succession."""
+        """Poll for the next `POLL_S` seconds if messages come in close succession."""
         self._handled_at = time.perf_counter()
         self._until = self._handled_at + POLL_S if self._dense else 0.0
 
     def register(self, hub: Any) -> None:
-        """Run before this hub waits for events; once, however often this is called."""
+        """Call `tick` each time before this hub waits for events; a second call changes nothing."""
         self._hub = hub
         hub.on_tick.add(self.tick)
 
     def tick(self) -> None:
-        """Poll until there is an event or the time is up; the hub then handles the event."""
+        """Poll until there is an event or the polling time is over; the hub then handles
+        the event.
+        """
         if time.perf_counter() >= self._until:
             return
         # callbacks run in any order: the transport's, which asks the queue server for a message, has to run first

@@ -11,17 +11,27 @@ log = logging.getLogger(__name__)
 
 
 class CandidateLoader:
-    """Loads the versions that are to become active. `refused`: why others could not be loaded, by `name@version`."""
+    """Loads the versions that are to become active.
+
+    `refused` says why versions could not be loaded, keyed by `name@version`.
+    """
 
     def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:
-        """Use the registry and the models of a worker; a heartbeat tells which versions are loaded or refused."""
+        """Use the registry and the models of a worker.
+
+        `publish_heartbeat` is called when a version is loaded or refused.
+        """
         self._context = context
         self._publish_heartbeat = publish_heartbeat
         self._loading: tuple[ModelVersion, Iterator[None]] | None = None
         self.refused: dict[str, str] = {}
 
     def load_step(self) -> None:
-        """Take one step in loading a candidate; messages are received between the steps."""
+        """Take one step in loading a candidate, if there is one.
+
+        Messages are received between the steps. A version that cannot be loaded is added to
+        `refused`.
+        """
         if self._loading is None and (candidate := self._next_candidate()) is not None:
             self._loading = (candidate, self._context.model_cache.loading(candidate))
         if self._loading is None:

@@ -42,7 +42,7 @@ class InferenceContext:
     """Settings, stores and models of one worker process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the job store and the blob store; the queue server is connected to when it is needed."""
+        """Open the job store and the blob store; the first command connects to the queue server."""
         self.settings = settings
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.queue_server = connect(settings)
@@ -61,7 +61,10 @@ class InferenceContext:
         self.preemption.check()
 
     def load_model(self, name: str, version: str) -> LoadedModel:
-        """Return a model, loaded if it was not. Raises LookupError for an unknown one, and what loading raises."""
+        """Return a loaded model; load it first if necessary.
+
+        Raises LookupError if there is no such version, and any exception that loading raises.
+        """
         model_version = self.registry.find(f"{name}@{version}")
         if model_version is None:
             raise LookupError(f"no checkpoint of {name}@{version} here")
@@ -70,10 +73,12 @@ class InferenceContext:
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
-        """Run one time slice of an operation; return its result and the seconds it took.
+        """Run one time slice of an operation; return its result and the seconds it took, and count
+        both.
 
-        Interactive batches may interrupt long work, unless it is `isolated`: then nothing else may
-        run beside it, as its process may crash.
+        The result is one outcome per slice, or a SliceResult if the operation is unfinished.
+        `state` is that of an earlier SliceResult, or None. Interactive batches may interrupt long
+        work, unless it is `isolated`: its process may crash and must not run anything else.
         """
         tiled, rows, clock = BY_METHOD[method].tiled, sum(one.rows for one in slices), self.preemption.clock
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
@@ -88,7 +93,10 @@ class InferenceContext:
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:
-        """Store previews of unfinished images for the API processes."""
+        """Store previews of unfinished images on the queue server, for the API processes.
+
+        At most one per request and `PREVIEW_INTERVAL_S` seconds is stored.
+        """
         now = time.monotonic()
         for index, one in enumerate(slices):
             preview = result.preview_of(slices, index)

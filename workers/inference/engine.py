@@ -25,9 +25,10 @@ State = dict[str, Any]  # arrays with one entry per row, by name
 
 @dataclass(frozen=True)
 class SliceResult:
-    """The state of an operation that is unfinished after its time slice, and how much is done (0 to 1).
+    """The state of an operation that is unfinished after its time slice.
 
-    `preview`: the images so far, uint8 (B, C, H, W), if the model shows them.
+    `done` is the finished share, 0 to 1. `preview` has the images so far, uint8 (B, C, H, W), or is
+    None.
     """
 
     state: State
@@ -35,12 +36,14 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the state of one slice's rows."""
+        """Return the state of the rows of the slice number `index`, keyed as `state`."""
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 
     def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
-        """Return the preview of one slice's rows."""
+        """Return the preview of the rows of the slice number `index`; None if there is no
+        preview.
+        """
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
@@ -52,10 +55,11 @@ def _rows_of(slices: Slices, index: int) -> slice:
 def run(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows; return one outcome per slice, or the state if its time is up.
+    """Run an operation on all rows; return one outcome per slice, or the state if the time is up.
 
-    `has_time` is called after each step. If a forward pass raises, the batch is bisected until the
-    failing request is isolated.
+    `state` is that of the previous time slice, or None. `has_time` is called after each step and
+    returns whether another step may run. If a forward pass raises, the batch is bisected until the
+    failing request is isolated; its outcome is a problem.
     """
     try:
         return _run_all(model, method, options, slices, state, has_time)
@@ -80,7 +84,10 @@ def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of several slices in order: seeds (B,), row numbers (B,) and the images of each input (B, C, H, W)."""
+    """The rows of several slices in order.
+
+    They are seeds (B,), row numbers (B,) and the images of each input, (B, C, H, W).
+    """
 
     seeds: np.ndarray[Any, Any]
     numbers: np.ndarray[Any, Any]
@@ -88,7 +95,7 @@ class _Rows:
 
     @classmethod
     def stack(cls, slices: Slices, inputs: tuple[str, ...]) -> "_Rows":
-        """Stack the rows of slices."""
+        """Stack the rows of slices in order; `inputs` are the names of the images to stack."""
         return cls(
             np.concatenate([np.full(one.rows, one.seed, np.int64) for one in slices]),
             np.concatenate([np.arange(one.first, one.first + one.rows, dtype=np.int64) for one in slices]),
@@ -100,7 +107,7 @@ class _Rows:
         return _Rows(self.seeds[first:last], self.numbers[first:last], [item[first:last] for item in self.items])
 
     def padded(self, size: int) -> "_Rows":
-        """Return the rows with the last one repeated, up to a batch size."""
+        """Return the rows with the last row repeated, so that there are `size` rows."""
         return _Rows(_pad(self.seeds, size), _pad(self.numbers, size), [_pad(item, size) for item in self.items])
 
 
@@ -109,7 +116,7 @@ def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]
 
 
 def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Repeat the last row: a model may reject invented values."""
+    """Repeat the last row until there are `size` rows; a model may reject invented values."""
     if len(array) == size:
         return array
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
@@ -118,7 +125,11 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 def _run_all(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows, in several forward passes if they exceed the largest batch size."""
+    """Run an operation on all rows, in several forward passes if they exceed the largest batch
+    size.
+
+    Arguments and result are those of `run`; exceptions of the model are not caught.
+    """
     plan, model_options = model.plans[method], model.options(method, options)
     rows = _Rows.stack(slices, BY_METHOD[method].inputs)
     count = len(rows.seeds)
@@ -147,7 +158,10 @@ def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, T
 
 
 def _fields(result: dict[str, Any], count: int) -> Fields:
-    """Return the first `count` rows of a model's result on the host; images are rounded to uint8."""
+    """Return the first `count` rows of a model's result as arrays on the host; images as uint8.
+
+    Raises RuntimeError if the model returned fewer rows.
+    """
     fields: Fields = {}
     for name, value in result.items():
         if not isinstance(value, Tensor) or not value.ndim:
@@ -163,7 +177,9 @@ def _fields(result: dict[str, Any], count: int) -> Fields:
 
 
 def _split(fields: Fields, slices: Slices) -> list[Outcome]:
-    """Return each slice's rows of the fields, with images as PNG bytes where the slice asks for them."""
+    """Return one outcome per slice with its rows of the fields; images as PNG if the slice
+    says so.
+    """
     outcomes, first = [], 0
     for one in slices:
         rows = slice(first, first + one.rows)

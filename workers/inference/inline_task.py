@@ -29,7 +29,10 @@ class InlineTask(Task):  # type: ignore[misc] # celery is not typed
     ignore_result = True
 
     def start_strategy(self, app: Any, consumer: Any, **_options: Any) -> Callable[..., None]:  # noqa: ARG002
-        """Return what Celery's consumer calls with each message for this task."""
+        """Return the function that Celery's consumer calls with each message for this task.
+
+        It runs the task, and logs exceptions.
+        """
 
         def handle(message: Any, *_arguments: object, **_more: object) -> None:
             args, kwargs, _embed = message.payload

@@ -32,7 +32,11 @@ class JobRunner:
         self._running = False
 
     def run(self) -> None:
-        """Claim the next job, or several small ones of one kind, and run one time slice; return if there is none."""
+        """Claim the next job, or several small similar jobs, run one time slice and record the
+        results.
+
+        Returns at once if there is no job, if a job is running, or if results wait to be saved.
+        """
         if self._running or self._unsaved.waiting:
             return  # this interrupts a job; or the job store is not writable, and results wait to be saved
         context = self._context
@@ -62,7 +66,7 @@ class JobRunner:
             self._publish_updates(saved)
 
     def _publish_updates(self, job_ids: list[str]) -> None:
-        """Tell the API processes which jobs have changed, and the workers that there may be more to do."""
+        """Notify the API processes that jobs have changed, and wake a worker for further jobs."""
         queue_server, fields = self._context.queue_server, {"ids": pack(job_ids)}
         best_effort(lambda: queue_server.xadd(JOB_UPDATES, fields, maxlen=STREAM_LENGTH, approximate=True))  # type: ignore[arg-type]
         best_effort(lambda: queue_server.execute_command(*wake_inference_workers()))
@@ -73,7 +77,10 @@ class JobRunner:
     # --- storage that may be full ---
 
     def _with_room(self, claimed: list[Job]) -> list[Job]:
-        """Return the jobs whose results may fit the blob store; defer those known not to fit yet."""
+        """Return the jobs whose results may fit into the blob store; defer the others.
+
+        Only the size of a result that could not be stored before is known.
+        """
         kept = []
         for job in claimed:
             try:
@@ -85,14 +92,18 @@ class JobRunner:
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
-        """Requeue a job whose result cannot be stored now."""
+        """Defer a job whose result, of `size_bytes`, cannot be stored now because of `error`."""
         log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
         self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
 
     # --- one time slice ---
 
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
-        """Run one time slice of jobs that share model, method and options; return what to record of each."""
+        """Run one time slice of jobs that share model, method and options; return a report per job.
+
+        Jobs whose inputs cannot be read, or whose results cannot be stored, are deferred and have
+        no report.
+        """
         if not claimed:
             return []
         first, context = claimed[0], self._context
@@ -131,7 +142,10 @@ class JobRunner:
         return reports
 
     def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
-        """Return the jobs whose inputs are readable, and their next slices; defer the others."""
+        """Return the jobs whose inputs are readable, and their next slices; defer the others.
+
+        A slice has at most `most_rows` rows. Raises FileNotFoundError if an input was deleted.
+        """
         jobs, slices = [], []
         for job in claimed:
             try:
@@ -156,7 +170,11 @@ class JobRunner:
         return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
 
     def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
-        """Return where a result is: in its row, or in the blob store if it is large or one of thousands of tiles."""
+        """Store a packed result if necessary; return where it is, as fields of a SliceReport.
+
+        It is in the report itself, or in the blob store if it is large or consists of tiles. Raises
+        OSError if it cannot be stored.
+        """
         if len(data) <= INLINE_BYTES and not BY_METHOD[job.method].tiled:
             return {"data": data}
         key = f"jobs/{job.id}/{job.token}-{one.first}"

@@ -229,7 +229,10 @@ class LoadedModel:
         return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
     def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Return whether a forward pass of this size gives several rows the bits that a larger one gives them."""
+        """Return whether passes of `size` rows give rows the bit-identical output of a larger pass.
+
+        `whole` is the output of the larger pass; several rows are compared.
+        """
         for first in range(0, min(max(_COMPARED_ROWS, size), len(whole[0]) - size + 1), size):
             output, _ = self._probe(method, options, size, first=first)
             if not _same([tensor[first:] for tensor in whole], output, size):
@@ -238,7 +241,10 @@ class LoadedModel:
 
 
 def _between(batch_sizes: list[int]) -> list[int]:
-    """Return three sizes between each power of two and the next, so that padding is a fifth at most and not half."""
+    """Return three sizes between each power of two and the next, from `_FINE_FROM` on.
+
+    With them, padding is a fifth of a batch at most, and not half.
+    """
     steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]
 
@@ -251,7 +257,10 @@ class ModelCache:
     """The models of one worker, least recently used first, within a memory budget."""
 
     def __init__(self, settings: Settings, advance: Callable[[], object] = lambda: None) -> None:
-        """Choose the device; nothing is loaded yet. `advance` is called after each step of an operation."""
+        """Choose the device; nothing is loaded yet.
+
+        `advance` is called after each step of an operation.
+        """
         self._advance = advance
         self.device = device_of(settings.device)
         self._settings = settings
@@ -261,7 +270,10 @@ class ModelCache:
             importlib.invalidate_caches()
 
     def get(self, entry: ModelVersion) -> LoadedModel:
-        """Return a model; load it if it is not loaded, and unload others for it. Raises what loading raises."""
+        """Return a model; load it first if necessary, and unload others to make room for it.
+
+        Raises any exception that loading raises.
+        """
         held = self._held.get(entry.ref)
         if held is not None:
             self._held.move_to_end(entry.ref)
@@ -271,7 +283,10 @@ class ModelCache:
         return self._held[entry.ref]
 
     def loading(self, entry: ModelVersion) -> Iterator[None]:
-        """Load and warm a model. A generator: between its steps the caller may do something else."""
+        """Load and warm a model, and unload others to make room for it; yield between the steps.
+
+        The caller may do other work between the steps.
+        """
         started = time.perf_counter()
         model, _ = cards.load(entry.path, self.device)
         loaded_model = LoadedModel(entry, model.eval(), self.device, self._settings.threads, self._advance)
@@ -292,9 +307,11 @@ class ModelCache:
             log.info("model unloaded", extra={"model": ref})
 
     def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
-        """Load what fits the memory budget, smallest file first; log a model that cannot be loaded, and skip it.
+        """Load models, the smallest file first, until the memory budget is used; yield between the
+        steps.
 
-        A generator: between its steps the caller may do something else, or stop.
+        A model that cannot be loaded is logged and skipped. The caller may do other work between
+        the steps, or stop.
         """
         used = 0
         for entry in sorted(entries, key=lambda entry: entry.path.stat().st_size):
@@ -313,7 +330,11 @@ class ModelCache:
         return held.plans[method].largest if held and method in held.plans else 1
 
     def capacity(self) -> dict[str, dict[str, list[int]]]:
-        """Return [largest batch size, rows of a time slice] of each operation of each loaded model."""
+        """Return [largest batch size, rows of a time slice], keyed by `name@version`, then by
+        method.
+
+        Only loaded models are included.
+        """
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
             for ref, held in list(self._held.items())

@@ -19,7 +19,7 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Convert a float32 layer on the CPU."""
+        """Convert a float32 layer on the CPU; its bias is shared."""
         super().__init__()
         self.bias = layer.bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - inductor's own way
@@ -35,7 +35,10 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> None:
-    """Replace a model's wide linear layers by packed ones, if this build of torch supports it."""
+    """Replace a model's wide linear layers by packed ones, in place.
+
+    Does nothing if this build of torch does not support it.
+    """
     if not torch.backends.mkldnn.is_available():
         return
     packed: dict[nn.Module, PackedLinear] = {}

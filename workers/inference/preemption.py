@@ -1,8 +1,8 @@
 """Preemption: small batches run between the layers of long work.
 
-A forward pass takes from a millisecond to a second. While a long one runs, the worker looks for a
-message on the interactive queue before a layer, and runs its batch at once. The interrupted pass
-then continues where it was: nothing is computed again, and its results have the same bits.
+A forward pass takes from a millisecond to a second. While a long one runs, the worker polls the
+interactive queue before a layer, and runs the batch that it finds at once. The interrupted pass
+then continues where it was: nothing is computed a second time, and its results are bit-identical.
 """
 
 import contextlib
@@ -41,32 +41,32 @@ class Preemption:
     """Lets batches of the interactive queue interrupt long work, for at most half of the time."""
 
     def __init__(self) -> None:
-        """Interrupt nothing before `attach`."""
+        """Start without a consumer: nothing is interrupted before `attach`."""
         self._consumer: Any = None
         self._preemptible = False
         self._due = math.inf
         self._interrupted_s = 0.0
 
     def attach(self, consumer: Any) -> None:
-        """Receive messages as Celery's consumer does, on its connection."""
+        """Receive messages from now on by Celery's `consumer`, on its connection."""
         self._consumer = consumer
 
     def stop(self) -> None:
-        """Receive no more messages: the worker will stop after its current one."""
+        """Receive no more messages, because the worker stops after its current message."""
         self._consumer = None
 
     def clock(self) -> float:
-        """Return seconds of a monotonic clock that stands still while work is interrupted."""
+        """Return seconds of a monotonic clock that does not count the time of interruptions."""
         return time.perf_counter() - self._interrupted_s
 
     @contextlib.contextmanager
     def preemptible(self, *, functions: bool = False) -> Iterator[None]:
-        """Let batches interrupt the work of this block before each layer; with `functions`, before each
-        function of torch as well.
+        """Let batches interrupt the work of this block before each layer.
 
-        Functions are far more frequent than layers: a small model would become 15 % slower. Inside an
-        interruption this does nothing. Use it only while a message is handled: at other times the
-        event loop waits for the next message and would get it first.
+        With `functions`, also before each function of torch. Functions are far more frequent than
+        layers: a small model would become 15 % slower. Inside an interruption this does nothing.
+        Use it only while a message is handled: at other times the event loop waits for the next
+        message and would get it first.
         """
         if self._preemptible or self._consumer is None:
             yield
@@ -81,7 +81,11 @@ class Preemption:
             hook.remove()
 
     def check(self) -> None:
-        """Run the next interactive batch, if this is preemptible work and it is time to look for one."""
+        """Poll the interactive queue and run its next batch, if the current work may be interrupted
+        now.
+
+        At most half of the time is used for interruptions. Errors are logged.
+        """
         started = time.perf_counter()
         if started < self._due:
             return

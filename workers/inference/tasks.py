@@ -7,7 +7,7 @@ from workers.inference.inline_task import InlineTask
 
 @app.task(name=RUN_BATCH, base=InlineTask)  # type: ignore[untyped-decorator]
 def run_batch(batch: bytes) -> None:
-    """Run one time slice of a batch that an API process waits for."""
+    """Run one time slice of a packed batch that an API process waits for."""
     current_worker().batches.run(batch)
 
 

@@ -84,7 +84,7 @@ def checkpoint_step(folder: Path) -> int | None:
 
 
 def describe_checkpoint(folder: Path) -> str:
-    """Return the part of an error message that says which checkpoint a failed training has left."""
+    """Return a clause for error messages: which checkpoint a failed training has left, if any."""
     step = checkpoint_step(folder)
     return "it left no checkpoint" if step is None else f"its checkpoint of step {step} is kept and can be published"
 

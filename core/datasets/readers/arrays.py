@@ -20,17 +20,17 @@ class ArrayHeader(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Size of one image."""
+        """Size of one image in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole array."""
+        """Size of the array's data in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def images_per_batch(self) -> int:
-        """Number of images that are read at once."""
+        """Number of images that are read in one batch."""
         return max(1, base.BATCH_BYTES // self.row_bytes)
 
     @property
@@ -55,7 +55,11 @@ class ArrayHeader(NamedTuple):
 
 
 def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> None:
-    """Raise UploadRejectedError if an array cannot hold images or is too large."""
+    """Raise UploadRejectedError if an array cannot be images, by its type and shape, or is too
+    large.
+
+    `name` is the array's name in the message.
+    """
     shape, dtype, _ = header
     if dtype.kind not in "biuf":
         raise UploadRejectedError(f"{name} holds {dtype}; pictures are whole numbers 0 … 255, floats 0 … 1 or booleans")
@@ -75,7 +79,8 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
 def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixels]:
     """Yield the next array of a file, in C order, as uint8 batches (n, C, H, W).
 
-    Raises UploadRejectedError.
+    `name` is the array's name in messages. Raises UploadRejectedError if the data is truncated or a
+    value is out of range.
     """
     total = header.shape[0]
     for first in range(0, total, header.images_per_batch):
@@ -93,8 +98,8 @@ def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixe
 def to_uint8(array: np.ndarray, header: ArrayHeader, name: str, first: int) -> Pixels:
     """Return images as uint8 (n, C, H, W); floats 0 … 1 are scaled to 0 … 255.
 
-    Raises UploadRejectedError, which names the first image with an invalid value. `first` is the
-    number of the first image.
+    Raises UploadRejectedError, which names the array `name` and the first image with a value out of
+    range. `first` is the number of the first image.
     """
     real = array.dtype.kind == "f"
     highest, allowed = (
@@ -113,5 +118,5 @@ def to_uint8(array: np.ndarray, header: ArrayHeader, name: str, first: int) -> P
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """Return a shape in parentheses."""
+    """Return a shape in parentheses, such as "(28, 28)"."""
     return f"({', '.join(map(str, shape))})"

@@ -43,7 +43,7 @@ BatchReader = Callable[[], Iterator[Pixels]]
 class UploadRejectedError(ValueError):
     """An uploaded dataset that cannot be used; the message says why and what would work.
 
-    `field` is the form field at fault, `status` the HTTP status.
+    `field` is the form field with the fault, `status` the HTTP status.
     """
 
     def __init__(self, detail: str, field: str = "file", status: int = 422) -> None:
@@ -58,8 +58,8 @@ class ConversionOptions:
 
     `format` and `kind` are those that the client named, or "". `resize` is (height, width) in
     pixels. `validation` and `test` are shares of all images, for splits that the upload does not
-    have. The converted dataset may have `unpacked_bytes`, and `reserve_bytes` of the disk must stay
-    free.
+    have. The converted dataset may have at most `unpacked_bytes`, and `reserve_bytes` of the disk
+    must stay free.
     """
 
     format: str = ""
@@ -81,8 +81,9 @@ class ConversionOptions:
 class SourceSplit:
     """The images of one split; `split` is None if the upload does not name splits.
 
-    `scaled`: the levels are final; otherwise they are 0 … 1 or 0 … 255, depending on the highest.
-    `grouped`: each batch has the patches of one photograph, which stay in one split.
+    `read_batches` returns an iterator over them. `scaled`: the levels are 0 … 255; otherwise 0 … 1
+    or 0 … 255, depending on the highest. `grouped`: each batch has the patches of one photograph,
+    which stay in one split.
     """
 
     split: str | None
@@ -124,7 +125,7 @@ def read_exactly(file: IO[bytes], size: int) -> bytes:
 def damage_error(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
     """Return the error for an uploaded file or member that is truncated or damaged.
 
-    `name` is its name in the message; `field` is the form field at fault.
+    `name` is its name in the message; `field` is the form field with the fault.
     """
     damage = "truncated" if isinstance(error, EOFError) else "damaged"
     return UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field)
@@ -153,13 +154,18 @@ def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
-    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and the reserve."""
+    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and
+    `options.reserve_bytes`.
+    """
     if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def unpacked_size_error(what: str, options: ConversionOptions) -> UploadRejectedError:
-    """Return the rejection (413) of an upload that would be too large once unpacked."""
+    """Return the rejection (413) of an upload that would be too large once unpacked.
+
+    `what` begins the message: it says what has how many bytes.
+    """
     return UploadRejectedError(
         f"{what} unpacked, more than the {options.unpacked_bytes} that a dataset may have", status=413
     )
@@ -172,7 +178,10 @@ def format_image_size(shape: tuple[int, int, int]) -> str:
 
 
 def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
-    """Return the entries of a report for ignored members (names) and hidden ones (number)."""
+    """Return the entries `ignored` and `hidden` of a report, each only if there were such members.
+
+    `ignored` are names of members; `hidden` is a number of members.
+    """
     names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
     return {
         **({"ignored": {"count": len(ignored), "names": names}} if ignored else {}),

@@ -24,9 +24,10 @@ _OTHER_ARCHIVES = {
 
 
 def open_upload(folder: Path, options: ConversionOptions) -> Source:
-    """Open FOLDER/file and FOLDER/labels, and check their headers.
+    """Open FOLDER/file and FOLDER/labels, and check their headers; images are read later.
 
-    Raises UploadRejectedError.
+    Raises UploadRejectedError if the format is unknown or not the one in `options`, or if a header
+    is not valid.
     """
     path = folder / "file"
     with path.open("rb") as file:
@@ -76,7 +77,7 @@ def _reject_image_options(options: ConversionOptions, found: str) -> None:
 
 
 def _reject_other_archives(path: Path, head: bytes) -> None:
-    """Raise UploadRejectedError with the name of the format for other kinds of archives."""
+    """Raise UploadRejectedError, which names the format, for archives that are not read here."""
     packed = ""
     if head[:2] == GZIP_MAGIC:
         packed = "gzipped "

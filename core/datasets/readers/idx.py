@@ -19,7 +19,10 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def open_idx(folder: Path, options: ConversionOptions) -> Source:
-    """Return the images of the IDX file FOLDER/file. Raises UploadRejectedError."""
+    """Open the IDX file FOLDER/file of images, and FOLDER/labels; return the source.
+
+    Raises UploadRejectedError if a header is not valid.
+    """
     path = folder / "file"
     header, start = _read_header(path, "file")
     if len(header.shape) == 1:
@@ -42,7 +45,10 @@ def open_idx(folder: Path, options: ConversionOptions) -> Source:
 
 
 def read_labels(folder: Path, count: int) -> np.ndarray | None:
-    """Return the labels in FOLDER/labels, int64 (count,); None without such a file."""
+    """Return the labels in FOLDER/labels, int64 (count,); None if there is no such file.
+
+    Raises UploadRejectedError if they are damaged, not integers, or not one per image.
+    """
     path = folder / "labels"
     if not path.exists():
         return None
@@ -69,7 +75,10 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
 
 
 def _read_header(path: Path, field: str) -> tuple[ArrayHeader, int]:
-    """Return the header of an IDX file, and the offset of its data in bytes."""
+    """Return the header of an IDX file, and the offset of its data in bytes.
+
+    Raises UploadRejectedError, for the form field `field`, if the header is not valid.
+    """
     try:
         with _open_unpacked(path) as file:
             magic = file.read(4)

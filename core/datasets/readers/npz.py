@@ -26,9 +26,10 @@ _WANTED_NAMES = "train (with validation and test, or without), or images"
 
 
 def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions) -> Source:
-    """Open the NPZ file FOLDER/file with these visible members.
+    """Open the NPZ file FOLDER/file with these visible members; return the source.
 
-    Raises UploadRejectedError.
+    `hidden` is the number of further members. Raises UploadRejectedError if its arrays cannot be
+    used.
     """
     names = [info.filename.removesuffix(".npy") for info in members]
     repeated = [name for name, times in Counter(names).items() if times > 1]
@@ -64,7 +65,8 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
 def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels: Mapping[str | None, str]) -> None:
     """Check that the arrays are one set of images, or splits with training images.
 
-    Raises UploadRejectedError.
+    `images` and `labels` are names of arrays, keyed by split. Raises UploadRejectedError if they
+    are not, or if only some images have labels.
     """
     if not images:
         raise UploadRejectedError(
@@ -91,7 +93,7 @@ def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOpti
 def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
     """Return the header of a .npy file.
 
-    Raises UploadRejectedError, also for pickled objects and records.
+    Raises UploadRejectedError if it is damaged, or for pickled objects and records.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -139,8 +141,9 @@ def _read_fortran_order(
 ) -> Iterator[Pixels]:
     """Yield batches of images of an array in Fortran order.
 
-    The values of an image are not adjacent in such a file, so the array is first written to
-    `scratch`.
+    The values of an image are not adjacent in such a file, so the array is first written to the
+    file `scratch`, which is deleted at the end. Raises UploadRejectedError if the array is
+    truncated, and OSError if the disk has no space.
     """
     total = header.size_bytes
     base.check_free_space(scratch.parent, total, options)

@@ -59,7 +59,10 @@ def is_hidden(info: zipfile.ZipInfo) -> bool:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a ZIP whose central directory agrees with the file. Raises UploadRejectedError."""
+    """Open a ZIP file whose central directory agrees with the file.
+
+    Raises UploadRejectedError if it does not, if members overlap, or if there are too many.
+    """
     start = _check_directory(path)
     try:
         archive = zipfile.ZipFile(path)
@@ -74,7 +77,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def check_member(info: zipfile.ZipInfo) -> None:
-    """Reject links, encrypted members, unknown compression, and names outside the folder."""
+    """Raise UploadRejectedError for a member that must not be read.
+
+    These are links, encrypted members, unknown compression, and names outside the ZIP's folder.
+    """
     name = info.orig_filename
     steps = name.replace("\\", "/").split("/")
     if ".." in steps or steps[0] == "" or re.match(r"[A-Za-z]:", name) or "\0" in name:
@@ -90,7 +96,7 @@ def check_member(info: zipfile.ZipInfo) -> None:
 
 
 def member_error(info: zipfile.ZipInfo, detail: str) -> UploadRejectedError:
-    """Return an error that names one member."""
+    """Return an error whose message begins with the name of a member."""
     return UploadRejectedError(f"{info.orig_filename[:200]!r}: {detail}")
 
 
@@ -101,7 +107,8 @@ def _damage_error(reason: str) -> UploadRejectedError:
 def _check_directory(path: Path) -> int:
     """Compare the central directory with the end record; return the directory's offset in bytes.
 
-    The size is compared with the limits before the directory is read. Raises UploadRejectedError.
+    The size is compared with the limits before the directory is read. Raises UploadRejectedError if
+    the two disagree or a limit is exceeded.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -129,9 +136,9 @@ def _check_directory(path: Path) -> int:
 def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
     """Parse the end record at the offset `position` of the file's last bytes, `tail`.
 
-    Return the number of members, the size of the central directory in bytes, and the offset of its
-    end in `tail`. A ZIP64 record must have the same values, unless they are too large for the end
-    record.
+    Returns the number of members, the size of the central directory in bytes, and the offset of its
+    end in `tail`. Raises UploadRejectedError if the ZIP has several parts, or if a ZIP64 record has
+    other values, unless they are too large for the end record.
     """
     _, disk, first_disk, on_disk, count, length, offset, _ = _END_RECORD.unpack_from(tail, position)
     if any(0 < number < 0xFFFF for number in (disk, first_disk)) or on_disk != count:
@@ -155,7 +162,9 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _check_entries(file: IO[bytes], count: int, length: int) -> None:
-    """Check that the central directory has `count` entries and `length` bytes."""
+    """Raise UploadRejectedError unless the central directory has `count` entries and `length`
+    bytes.
+    """
     directory = file.read(length)
     position = 0
     for _ in range(count):
@@ -168,7 +177,9 @@ def _check_entries(file: IO[bytes], count: int, length: int) -> None:
 
 
 def _check_overlaps(members: Sequence[zipfile.ZipInfo], start: int) -> None:
-    """Reject members that share bytes with each other or with the central directory at `start`."""
+    """Raise UploadRejectedError for members that overlap each other, or the directory at
+    `start`.
+    """
     end = 0
     for info in sorted(members, key=lambda info: info.header_offset):
         if info.header_offset < end:

@@ -1,4 +1,4 @@
-"""ZIP files of images: pictures of one size, and photographs that are cut into patches."""
+"""ZIP files of images: pictures of one size, and photographs, which are divided into patches."""
 
 import math
 import zipfile
@@ -50,9 +50,10 @@ class ZipImage:
 def open_zip_images(
     folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions
 ) -> Source:
-    """Open the ZIP file FOLDER/file with these visible members.
+    """Open the ZIP file FOLDER/file of images with these visible members; return the source.
 
-    Raises UploadRejectedError.
+    `hidden` is the number of further members. Raises UploadRejectedError if an image cannot be
+    used, if there is none, or if sizes, labels or options do not fit.
     """
     files = [info for info in members if info.filename.lower().endswith(SUFFIXES)]
     if not files:
@@ -76,7 +77,10 @@ def _no_images_error(members: Sequence[zipfile.ZipInfo], hidden: int) -> UploadR
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
-    """Return size and mode of an image, without decoding its pixels."""
+    """Return size and mode of an image, without decoding its pixels.
+
+    Raises UploadRejectedError if the member is not a usable image, or is too large.
+    """
     data = _read_member(archive, info)
     try:
         picture = open_picture(data)
@@ -91,7 +95,10 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a member, at most one more than the directory states."""
+    """Return the bytes of a member, at most one more than the directory states.
+
+    Raises UploadRejectedError if it is too large or damaged.
+    """
     if info.file_size > MAX_MEMBER_BYTES:
         raise UploadRejectedError(
             f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture", status=413
@@ -104,9 +111,10 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
-    """Return the indices of the images of each split, by their folders.
+    """Return the indices of the images of each split, keyed by split, as their folders name it.
 
-    Raises UploadRejectedError if only some images are in a split.
+    The key is None if no folder names a split. Raises UploadRejectedError if only some images are
+    in a split, or if there are no training images.
     """
     indices: dict[str | None, list[int]] = {}
     for index, split in enumerate(splits_of_paths([path_of(image.info)[:-1] for image in images])):
@@ -126,7 +134,8 @@ def _decode(
 ) -> Pixels:
     """Decode an image to uint8 of `shape` (C, H, W).
 
-    It is scaled to cover that size and cropped at the centre.
+    It is scaled to cover this size and cropped at the centre. A conversion is counted in
+    `conversions`. Raises UploadRejectedError if the image cannot be decoded.
     """
     channels, height, width = shape
     try:
@@ -235,9 +244,9 @@ def _photograph_split(
 
 
 def _cut_patches(pixels: Pixels) -> Pixels:
-    """Cut the centre of a photograph (3, H, W) into adjacent patches, row by row.
+    """Divide the centre of a photograph (3, H, W) into adjacent patches, row by row.
 
-    Return an array (n, 3, PATCH, PATCH).
+    Returns an array (n, 3, PATCH, PATCH).
     """
     _, height, width = pixels.shape
     rows, columns = height // PATCH, width // PATCH
