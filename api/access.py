@@ -68,7 +68,7 @@ _PATTERNS = [
 
 
 def rule_of(method: str, path: str) -> Rule:
-    """Return the access rule for a method and path."""
+    """Return the access rule for a request's method and path; see `RULES`."""
     if method in SAFE_METHODS:
         return _READ
     rule = RULES.get((method, path))

@@ -40,7 +40,7 @@ class AdoptedJobs:
         threads: StoreThreads,
         notify: Callable[[str], None],
     ) -> None:
-        """`notify` is called with the id of a job that has ended."""
+        """Start without jobs; `notify` is called with the id of a job that has ended."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs

@@ -29,7 +29,10 @@ ROUTERS: tuple[APIRouter, ...] = tuple(
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Create the application. The settings are read from the environment by default."""
+    """Create the application with all its routes; the lifespan starts its services.
+
+    `settings` None means those of the environment.
+    """
     settings = settings or settings_of_environment()
     set_up(settings.log_level, "api")
     state = AppState(settings)
@@ -95,9 +98,9 @@ def _add_cors(app: FastAPI, settings: Settings) -> None:
 
 
 def _describe(app: FastAPI, state: AppState) -> None:
-    """Replace `app.openapi`: complete FastAPI's description with the models' operations.
+    """Replace `app.openapi`: complete FastAPI's description with the operations of the models.
 
-    It is made again when the active versions have changed.
+    The description is made again when the active versions have changed.
     """
     generate = app.openapi
     described_refs: list[str] | None = None

@@ -19,7 +19,7 @@ def record(action: str, *, owner: str, resource: str, status: int, request_id: s
 
 
 def outcome(status: int) -> str:
-    """Return the outcome of a request as a word for the audit log."""
+    """Return the word for a response's status in the audit log, such as "done" or "refused"."""
     if status == 499:
         return "client disconnected"
     if status == 202:

@@ -70,7 +70,7 @@ class KeyRecord:
         return cls(name, digest, granted, expires_at, limits)
 
     def format(self) -> str:
-        """Return the line, `name:sha256:roles[:attributes]`."""
+        """Return the line for the key file, `name:sha256:roles[:attributes]`."""
         attributes = [f"{name}={value}" for name, value in sorted(self.limits.items())]
         if self.expires_at is not None:
             attributes.insert(0, f"expires={datetime.fromtimestamp(self.expires_at, UTC).strftime(_EXPIRES)}")
@@ -126,7 +126,7 @@ def new_key() -> str:
 
 
 def digest_of(key: str | bytes) -> str:
-    """Return the SHA-256 of a key in hex."""
+    """Return the SHA-256 of an API key in hex, as the key file has it."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
@@ -134,7 +134,7 @@ class KeyFile:
     """Reads and edits a key file. Comments are kept, and the file is replaced atomically."""
 
     def __init__(self, path: Path) -> None:
-        """Set the path. The file is created by the first change."""
+        """Set the path; the first change creates the file if it does not exist."""
         self.path = path.resolve()
 
     def records(self) -> list[KeyRecord]:

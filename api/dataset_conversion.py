@@ -52,7 +52,7 @@ async def convert(request: Request, folder: Path, options: ConversionOptions, se
 
 
 def _conversion_error(status: int, field: str, detail: str) -> ProblemError:
-    """Return the error for a problem that the converter reported."""
+    """Return the error for a problem of the converter: FullError, TooLargeError or InvalidError."""
     if status == FullError.status:
         return FullError(NO_ROOM)
     errors = [{"field": field, "detail": detail}]

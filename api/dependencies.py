@@ -23,7 +23,7 @@ async def get_state(request: Request) -> AppState:
 
 
 async def get_caller(request: Request) -> Caller:
-    """Return the caller of a request."""
+    """Return the caller of a request, which the access control has identified by its API key."""
     return caller_of(request.scope)
 
 

@@ -47,7 +47,7 @@ class ProblemError(Exception):
         self.more = more
 
     def response(self, request_id: str) -> Response:
-        """Return the HTTP response."""
+        """Return the HTTP response, with `request_id` as a member of the problem."""
         body = problem(self.status, self.title, self.detail, self.type)
         return respond(request_id, {**body, **self.more}, self.headers)
 
@@ -65,7 +65,7 @@ class UnauthorizedError(ProblemError):
 
 
 class ForbiddenError(ProblemError):
-    """The caller may not do this."""
+    """The caller may not do this: its key lacks a role, or the resource has another owner."""
 
     status, title = 403, "Not allowed"
 
@@ -236,7 +236,7 @@ async def handle_problem(request: Request, error: ProblemError) -> Response:
 
 
 async def handle_validation(request: Request, error: RequestValidationError) -> Response:
-    """Return 422 with the invalid fields."""
+    """Return 422 with a list of the invalid fields that FastAPI has found."""
     return InvalidError.of_validation(error.errors()).response(request_id_of(request))
 
 

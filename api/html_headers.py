@@ -21,7 +21,10 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_html_headers(start: Message) -> None:
-    """Add the security headers to an HTML response; keep a policy that it already has."""
+    """Add the security headers to the start message of an HTML response, in place.
+
+    A Content-Security-Policy that the response already has is kept.
+    """
     headers: list[tuple[bytes, bytes]] = start["headers"]
     names = dict(headers)
     if names.get(b"content-type", b"").startswith(b"text/html"):

@@ -61,7 +61,7 @@ class ProgressCredit:
         self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
 
     def refill(self) -> None:
-        """Set `left_s` to the time-out again."""
+        """Reset `left_s` to the time-out."""
         self.left_s = self._timeout_s
 
     @property
@@ -136,7 +136,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             at += min(room, _PIECE_BYTES)
 
     def _feed(self, piece: bytes) -> None:
-        """Feed a piece to the parser; reject the connection if it is malformed or over a limit."""
+        """Feed a piece of data to the parser, and count the bytes of heads.
+
+        Reject the connection if the data is malformed or over a limit.
+        """
         began_in_head, messages, parsed_pieces = self._in_head, self._messages, self._parsed_pieces
         try:
             self.parser.feed_data(piece)
@@ -186,7 +189,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._body_framing = _framing(self.headers)
 
     def on_chunk_header(self) -> None:
-        """Count a chunk of a body; reject the connection if there are many small ones."""
+        """Count a chunk of a body; reject the connection if its chunks are many and small."""
         self._chunks += 1
         if self._chunks > MAX_SMALL_CHUNKS and self._message_bytes < MIN_CHUNK_BYTES * self._chunks:
             self._reject(400, f"the chunks of the body are too small; send {_PIECE_BYTES} bytes in each")
@@ -224,7 +227,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def on_last_message_complete(self) -> None:
-        """Complete the last request of a connection; drop everything that arrives after it."""
+        """Complete the last request of a connection; ignore all data that arrives after it."""
         self.on_message_complete()
         self._rejected = True
 
@@ -286,7 +289,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
-        """Check all time-outs of the connection, and set the timer for the next check."""
+        """Check all time-outs of the connection, act on those that have passed, and set the next
+        timer.
+        """
         now = self.loop.time()
         elapsed_s, self._checked_at = now - self._checked_at, now
         self._check_writing(elapsed_s)
@@ -375,7 +380,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class _BodyCallbacks:
-    """The callbacks of the parser of one body (see `_decline_upgrade`)."""
+    """The callbacks of the second parser of an upgrade request (see `_decline_upgrade`)."""
 
     def __init__(self, protocol: LimitedHttpProtocol) -> None:
         self.on_body = protocol.on_body

@@ -40,7 +40,7 @@ class JobEvent:
 
     @classmethod
     def of(cls, event: Event) -> "JobEvent":
-        """Convert an event of the job store."""
+        """Convert an event of the job store to a server-sent event."""
         data = orjson.dumps(event.data).decode()
         last = event.name == "status" and event.data["status"] in TERMINAL
         text = f"id: {event.seq}\nevent: {event.name}\ndata: {data}\n\n"
@@ -107,7 +107,10 @@ class JobEvents:
         return self._feeds.keys()
 
     def wake(self, job_id: str) -> None:
-        """Read a job's events again; call this when the job has changed."""
+        """Read the events of a job that has changed, and wake its listeners.
+
+        Does nothing for a job without listeners.
+        """
         feed = self._feeds.get(job_id)
         if feed is not None:
             feed.stale = True
@@ -215,7 +218,7 @@ class OpeningPace:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` returns seconds and is monotonic."""
+        """Start without openings; `clock` returns seconds and is monotonic."""
         self._clock = clock
         self._next_at = float("-inf")
 
@@ -247,7 +250,7 @@ class EventStream(StreamingResponse):
         self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client disconnects."""
+        """Send events until the content ends or the client disconnects, then close the content."""
         with self._limit.hold(self._caller):
             try:
                 await super().__call__(scope, receive, send)

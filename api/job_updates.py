@@ -25,7 +25,7 @@ class JobUpdates:
     """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
-        """`notify` also wakes the event streams of `job_events`."""
+        """Start without waiting requests; `notify` also wakes the event streams of `job_events`."""
         self._job_store = job_store
         self._threads = threads
         self._job_events = job_events

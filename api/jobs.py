@@ -279,7 +279,7 @@ class JobService:
             await self._updates.wait(job_id, min(left_s, _RECHECK_S))
 
     async def events(self, job_id: str, after_seq: int = 0) -> list[Event]:
-        """Return the events of a job with numbers above `after_seq`."""
+        """Return the events of a job with numbers above `after_seq`, in order."""
         return await self._threads.read(self._job_store.events, job_id, after_seq)
 
     async def exists(self, job_id: str) -> bool:
@@ -344,7 +344,9 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Periodically renew leases, requeue jobs of dead processes, and wake workers."""
+        """Until cancelled: renew leases, requeue jobs of dead processes, update `counts`, wake
+        workers.
+        """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
             try:
@@ -363,7 +365,9 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Periodically delete expired results, results over the disk quota, and orphaned files."""
+        """Until cancelled: delete expired results, results over the disk quota, and
+        orphaned files.
+        """
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             try:

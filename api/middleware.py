@@ -77,7 +77,11 @@ class RequestMiddleware:
     async def _handle(
         self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], sender: "_ResponseSender"
     ) -> None:
-        """Check a request and pass it to the application. Raises a ProblemError to reject it."""
+        """Check a request and pass it to the application.
+
+        Raises a ProblemError if the access control, the rate of event streams or a limit of bodies
+        rejects it.
+        """
         scope["reverie_request_id"] = sender.request_id
         refusal = self._access.refusal(scope, headers)
         if refusal is not None:
@@ -114,7 +118,11 @@ class _ResponseSender:
         return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
-        """Send a message of the application to the client."""
+        """Send a message of the application to the client, with the request id and security
+        headers.
+
+        After the last message of an error response, read the rest of an upload.
+        """
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))

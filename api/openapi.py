@@ -37,18 +37,21 @@ BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 
 
 def reference(model: type[BaseModel] | str) -> dict[str, str]:
-    """Return a reference to the schema of a model, or of this name, under `components`."""
+    """Return a reference to a schema under `components`, given a pydantic model or its name."""
     return {"$ref": _TEMPLATE.format(model=model if isinstance(model, str) else model.__name__)}
 
 
 def problem_responses(*statuses: int) -> dict[int | str, Schema]:
-    """Return the descriptions of problem responses with these statuses."""
+    """Return the OpenAPI descriptions of problem responses, keyed by status."""
     content = {MEDIA_TYPE: {"schema": reference(Problem)}}
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
 
 
 def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[str, Any]:
-    """Return decorator arguments for a route that returns bytes or an event stream."""
+    """Return decorator arguments for a route that returns bytes or an event stream.
+
+    `described` are its responses, keyed by status; `statuses` are those of its problems.
+    """
     return {"response_class": Response, "responses": {**described, **problem_responses(*statuses)}}
 
 

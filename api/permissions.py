@@ -28,7 +28,7 @@ class VisibleModels:
     """A view of the registry with the models that a caller may use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """`visible` returns whether the caller may use the model of this name."""
+        """Filter the registry; `visible` returns whether the caller may use the model of a name."""
         self._registry = registry
         self._visible = visible
 
@@ -78,7 +78,7 @@ class Permissions:
         await asyncio.to_thread(self._load)
 
     async def watch(self) -> None:
-        """Refresh periodically until cancelled."""
+        """Read the owners again every `REFRESH_S` seconds if they have changed, until cancelled."""
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
@@ -89,7 +89,9 @@ class Permissions:
     # --- what a caller may do ---
 
     def ownership(self, kind: Kind, name: str) -> Ownership:
-        """Return the owner of a resource and whether it is shared."""
+        """Return the ownership of a resource: its owner, None without one, and whether it is
+        shared.
+        """
         return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:
@@ -106,7 +108,7 @@ class Permissions:
         return caller.is_admin or self.ownership(kind, name).owner == caller.name
 
     def models(self, caller: Caller) -> Models:
-        """Return the models that a caller may use."""
+        """Return a view of the registry with the models that a caller may use."""
         if caller.is_admin or not self._owned:
             return self._registry
         return VisibleModels(self._registry, lambda name: self.can_use("model", name, caller))

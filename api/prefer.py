@@ -42,16 +42,16 @@ class Prefer:
 
     @classmethod
     def of(cls, request: Request, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference of a request; see `read`."""
+        """Return the preference of a request; see `read` for `default_s`."""
         return cls.read(",".join(request.headers.getlist("prefer")), settings, default_s)
 
     @classmethod
     def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference in a header; without one, wait `default_s` or `sync_timeout_s`.
+        """Return the preference in a header; without a preference, wait `default_s` seconds.
 
-        `wait=N` is in whole seconds and is limited by `max_sync_timeout_s`. It takes precedence
-        over `respond-async`, which makes the request a job at once. As RFC 7240 says, values that
-        are not valid are ignored.
+        `default_s` None means `sync_timeout_s`. `wait=N` is in whole seconds and is limited by
+        `max_sync_timeout_s`. It takes precedence over `respond-async`, which makes the request a
+        job at once. As RFC 7240 says, values that are not valid are ignored.
         """
         default = cls(settings.sync_timeout_s if default_s is None else default_s, "")
         if not header:
@@ -67,5 +67,5 @@ class Prefer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response header that says which preference was applied; empty if none was."""
+        """The header `Preference-Applied`; empty if the client stated no preference."""
         return {"Preference-Applied": self.applied} if self.applied else {}

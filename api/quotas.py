@@ -38,7 +38,7 @@ class Quotas:
     """Counts what each owner uses, and checks it against the limits of callers."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Start with no counts; `watch` updates them."""
+        """Start without counts; `watch` updates them."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs

@@ -129,7 +129,7 @@ class BodyReader:
     def __init__(
         self, receive: Receive, rule: BodyRule, memory: SharedMemory, timeout_s: float, *, decoded: bool
     ) -> None:
-        """Read the messages of `receive`."""
+        """Set the limits; the messages are read from `receive`."""
         self._receive = receive
         self._rule = rule
         self._memory = memory
@@ -140,7 +140,10 @@ class BodyReader:
         self.unread = True  # the body may have more than was read
 
     async def __call__(self) -> Message:
-        """Return the next message of the body."""
+        """Return the next message of the body, and count its bytes.
+
+        Raises TooLargeError, OverloadedError or StalledError at a limit; see the class.
+        """
         message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
             return message

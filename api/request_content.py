@@ -49,7 +49,10 @@ class Content:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 in hex; it does not depend on the multipart boundary or the order of fields."""
+        """SHA-256 of the content in hex.
+
+        It does not depend on the multipart boundary or the order of fields.
+        """
         digest = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
         for upload in self.uploads:
             digest.update(hashlib.sha256(upload).digest())
@@ -116,7 +119,7 @@ async def read_form(request: Request, names: Sequence[str], max_files: int, acce
 def form_boundary(content_type: str) -> bytes:
     """Return the boundary in the Content-Type of a form.
 
-    Raises MalformedError if it is missing or not valid.
+    Raises MalformedError if the boundary is missing or not valid, or the charset is not UTF-8.
     """
     if len(content_type) > _MAX_HEADER:
         raise MalformedError(f"the Content-Type has {len(content_type)} characters; let the client write that header")

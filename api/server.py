@@ -45,7 +45,10 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _drain(self) -> None:
-        """Report "not ready" from now on, and kill the process if it does not exit in time."""
+        """Report "not ready" from now on, and set a timer that kills the process.
+
+        The timer is `EXIT_S` seconds longer than the time for open requests.
+        """
         self._app.state.draining = True
         grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
 

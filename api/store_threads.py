@@ -12,7 +12,7 @@ class StoreThreads:
     """Four threads for reads, and one for writes, because SQLite has one writer at a time."""
 
     def __init__(self) -> None:
-        """Start no thread before the first call."""
+        """Create the thread pools; the first call starts a thread."""
         self._writer = ThreadPoolExecutor(1, "job-store-writer")
         self._readers = ThreadPoolExecutor(4, "job-store-reader")
 

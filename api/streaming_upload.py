@@ -124,7 +124,11 @@ class StreamingUpload:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write the buffer in a thread, so that a busy disk does not block other requests."""
+        """Write the buffered data to its files, in a thread, so that a busy disk blocks no other
+        request.
+
+        Raises OSError (ENOSPC) if less than the reserve of the disk is free.
+        """
         chunks, self._buffer, self._buffered_bytes = self._buffer, [], 0
         await asyncio.to_thread(self._write, chunks)
 

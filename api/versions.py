@@ -127,7 +127,9 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
 
 
 async def prune_versions(state: AppState) -> None:
-    """Periodically delete old versions and finish interrupted deletions, until cancelled."""
+    """Until cancelled: delete old versions and finish interrupted deletions every `PRUNE_S`
+    seconds.
+    """
     store = Versions(state.paths.checkpoints)
     while True:
         await asyncio.sleep(PRUNE_S)

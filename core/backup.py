@@ -85,7 +85,7 @@ class _Copy:
         self.files[name] = {"bytes": path.stat().st_size, "sha256": digest}
 
     def drop(self, name: str) -> None:
-        """Remove a file from the backup."""
+        """Remove a file from the backup and delete its copy."""
         self.files.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
@@ -266,7 +266,11 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the rest of the state folder; the file of active versions before the versions."""
+    """Copy the files of the state folder that belong to no job.
+
+    The file of active versions is copied before the versions. What is deleted meanwhile is left
+    out.
+    """
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
         copy.add(f"{STATE}/checkpoints/{POINTERS}", pointers)

@@ -138,7 +138,8 @@ class Blobs:
         return size_of(Path(self._root)) if self._local else int(self._fs.du(self._root, total=True))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove the blobs below `prefix` that are older than `older_than_s`; return their number.
+        """Remove the blobs below `prefix` that are older than `older_than_s` seconds; return their
+        number.
 
         With `partial`, remove only partial files, which writers that were killed leave in a local
         store.
@@ -152,7 +153,7 @@ class Blobs:
         return removed
 
     def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Return the files below `prefix` with their modification times."""
+        """Return the paths of the files below `prefix`, each with its modification time."""
         root = self._path(prefix) if prefix else self._root
         if self._local:
             return [(path, status.st_mtime) for path, status in _walk(root)]

@@ -75,7 +75,7 @@ class Cleanup:
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Remove results that are older than their time to live, and rows that are much older."""
+        """Remove results that are older than their time to live, and jobs that are much older."""
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass

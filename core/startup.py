@@ -114,7 +114,7 @@ def check_state(settings: Settings) -> None:
 
 
 def _instance_id(folder: Path) -> str:
-    """Return the id of the instance that owns a state folder; create it if there is none."""
+    """Return the id of the instance that owns a state folder; create and store an id if needed."""
     file = folder / "instance-id"
     with contextlib.suppress(FileNotFoundError):
         return file.read_text().strip()
@@ -279,7 +279,10 @@ def _read_greeting(host: str, port: int) -> str | None:
 
 
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
-    """Set the mark if the server has none; return the server's mark."""
+    """Set this instance's mark if the server has no mark; return the server's mark.
+
+    A mark of this instance with the database name of earlier releases is replaced.
+    """
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)
         mark = _parse_mark(client.get(MARK))
@@ -333,7 +336,7 @@ class QueueGuard(threading.Thread):
         self.refused = False
 
     def run(self) -> None:
-        """Check every `GUARD_S` seconds until the process ends."""
+        """Check every `GUARD_S` seconds until the process ends or the server is refused."""
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:
@@ -353,6 +356,6 @@ class QueueGuard(threading.Thread):
 
 
 def port_of(url: str) -> tuple[str, int]:
-    """Return host and port of a queue server's URL."""
+    """Return host and port of a queue server's URL, by default 127.0.0.1 and 6379."""
     address = urlparse(url)
     return address.hostname or "127.0.0.1", address.port or 6379

@@ -266,7 +266,7 @@ class Model(nn.Module):
         return total
 
     def log_inferred(self, x: Float[Tensor, "B #K D"], h: Layers) -> PerSample:
-        """Return log q(h|x) of given layers."""
+        """Return log q(h|x) of the given layers `h`."""
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
@@ -658,7 +658,7 @@ class Model(nn.Module):
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
-    """Return a number in [0, 1) per pair of signed 16-bit numbers."""
+    """Return one number in [0, 1) per row, made of two signed 16-bit numbers."""
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 

@@ -499,9 +499,9 @@ class Model(nn.Module):
         return scores if self.config.objective == "ebgan" else gan_generator_loss(scores)
 
     def percentile(self, energies: PerImage) -> PerImage:
-        """Return the percentage of training images with lower energy.
+        """Return the percentage (B,) of training images with lower energy.
 
-        It is interpolated between the stored quantiles.
+        It is interpolated between the quantiles that `finalize` has stored.
         """
         above = torch.searchsorted(self.quantiles, energies.contiguous(), right=True).clamp(1, QUANTILES - 1)
         low, high = self.quantiles[above - 1], self.quantiles[above]
@@ -513,7 +513,8 @@ class Model(nn.Module):
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:  # noqa: ARG002
         """Yield the discriminator's step, then the generator's.
 
-        Both use the same G(z); the generator's step is computed with the updated discriminator.
+        Both use the same G(z); the generator's step is computed with the discriminator that the
+        first step has updated, so apply each step before the next is computed.
         """
         x = images * 2.0 - 1.0
         fake = self.generator(rows.normal(self.config.latents, LATENT))

@@ -261,7 +261,7 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """An MLP that returns the logits of independent Bernoulli pixels (appendix C.1)."""
+    """A network that returns the logits of independent Bernoulli pixels (appendix C.1)."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str) -> None:
         super().__init__()
@@ -599,7 +599,7 @@ class Model(nn.Module):
 
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
-    """Return the mean of L_K, K = `size`, over the k/K groups of the samples."""
+    """Return the mean (B,) of the bounds L_K, K = `size`, of the k/K groups of samples."""
     groups = log_w.view(-1, size)
     per_group: Tensor = iwae_bound(groups).view(log_w.shape[0], -1)
     mean: Tensor = per_group.mean(dim=1)

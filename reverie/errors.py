@@ -85,9 +85,9 @@ class ProblemError(ReverieError):
     status: ClassVar[int | None] = None
 
     def __init__(self, response: httpx.Response) -> None:
-        """Read the problem from the body.
+        """Read the problem from the body of an error response.
 
-        If the body is not JSON, as that of a proxy, the status line is used.
+        If the body is not JSON, as from a proxy, its text and the status line are used.
         """
         body = _json_object(response)
         self.code = response.status_code
@@ -121,7 +121,7 @@ class BadRequestError(ProblemError):
 
 
 class UnauthorizedError(ProblemError):
-    """The API key is missing or unknown."""
+    """The API key is missing, unknown or expired."""
 
     status = 401
 
@@ -139,7 +139,7 @@ class NotFoundError(ProblemError):
 
 
 class NotAcceptableError(ProblemError):
-    """The result is not available in the requested format."""
+    """The result cannot be returned in the requested format."""
 
     status = 406
 
@@ -196,6 +196,6 @@ class ServiceUnavailableError(ProblemError):
 
 
 class DiskFullError(ProblemError):
-    """The service has no disk space for this."""
+    """The service has no disk space for the request."""
 
     status = 507

@@ -7,7 +7,7 @@ from reverie.errors import ProblemError, UnreachableError
 from reverie.records import TERMINAL, Event
 from reverie.requests import ApiRequest, Delay, path_of
 
-# The service sends a comment every 15 s; a connection that is silent for longer than this is
+# The service sends a comment every 15 s; a connection without data for longer than this is
 # broken.
 SILENCE_TIMEOUT_S = 45.0
 

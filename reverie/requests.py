@@ -57,7 +57,7 @@ class ApiRequest:
         )
 
     def may_retry(self, outcome: httpx.TransportError | httpx.Response) -> bool:
-        """Return whether to retry after this error or error response."""
+        """Return whether to send the request again after this error or error response."""
         if isinstance(outcome, httpx.Response):
             return outcome.status_code in {429, 503} or (self.retry_if_lost and outcome.status_code in {502, 504})
         if isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):

@@ -91,7 +91,10 @@ class Download:
         return headers
 
     def open(self, response: httpx.Response) -> AbstractContextManager[IO[bytes] | None]:
-        """Open the `.part` file for the body of a response; None if the body is not the file."""
+        """Open the `.part` file for the body of a response; yield None if the body is not the file.
+
+        A status of 206 continues the file, 200 starts it again.
+        """
         if not response.is_error:
             self.response = response
         if not self._is_file(response):

@@ -72,7 +72,7 @@ class BatchSender:
     # --- start and stop ---
 
     async def start(self) -> None:
-        """Connect, and begin to send and receive."""
+        """Connect to the queue server, and start to send batches and to receive completions."""
         self._loop = asyncio.get_running_loop()
         self._redis = connect_async(self._settings)
         self._sending = PipelinedConnection(self._settings.queue_url)
@@ -188,7 +188,7 @@ class BatchSender:
             self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
 
     def _schedule_wakeup(self, due: float) -> None:
-        """Dispatch again at `due`, or earlier if another group is due earlier."""
+        """Set the timer that forms batches again at `due`, unless an earlier time is set."""
         delay = due - time.monotonic()
         if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
             self._cancel_wakeup()

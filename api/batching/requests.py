@@ -77,7 +77,7 @@ class RequestSlice:
     attempts: int = 0
 
     def to_wire(self) -> BatchSlice:
-        """Return the slice in the form that is sent to a worker."""
+        """Return the slice with its input images, in the form that is sent to a worker."""
         request = self.request
         items = cut_items(request.items, request.per, self.first, self.rows) if request.items else {}
         return BatchSlice(request.id, request.seed, self.first, self.rows, items, request.png, request.request_id)

@@ -67,7 +67,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """The last slow forward pass of a group: its rows, its seconds, and when it ended."""
+    """The last slow forward pass of a group.
+
+    `rows` are its rows, `took` its seconds, and `ended` the time at which it ended.
+    """
 
     rows: int
     took: float
@@ -377,7 +380,11 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Remove an owner's queue, and its group and turns, if they are empty."""
+        """Remove an owner's queue from a group if it is empty, then the group if it has no queues
+        left.
+
+        The owner's turns for them are removed, too.
+        """
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return

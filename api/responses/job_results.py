@@ -40,7 +40,7 @@ def check_succeeded(job: Job) -> None:
 
 
 def _check_ended(job: Job) -> None:
-    """Raise ConflictError for a job that has not ended, or has failed."""
+    """Raise ConflictError for a job that has not ended, or that has failed."""
     if not job.ended:
         raise ConflictError(f"the job is {job.status}; wait for its end", job_status=job.status, retry_after_s=1)
     if job.status == "failed":

@@ -116,7 +116,10 @@ def _parse_pattern(entry: str) -> tuple[str, float]:
 
 
 def _precision(pattern: str, offer: str) -> int:
-    """Return how precisely a media range matches: 3 type/subtype, 2 type/*, 1 */*, 0 not at all."""
+    """Return how precisely the media range `pattern` matches `offer`.
+
+    3: type and subtype, 2: `type/*`, 1: `*/*`, 0: not at all.
+    """
     if pattern == offer or (offer == NPZ and pattern in {"application/npz", "application/vnd.numpy.npz"}):
         return 3
     if pattern == offer.partition("/")[0] + "/*":

@@ -38,9 +38,9 @@ _LARGE_PIXELS, _THREADS = 4_000_000, 2
 
 @dataclass(frozen=True)
 class UpscaleSpec:
-    """How to enlarge a picture: its layout in tiles, the scale, and the default file format.
+    """How to enlarge an image: its layout in tiles, the scale, and the default file format.
 
-    `quality` is for JPEG and WebP, 1 to 100.
+    `kind` is the format; `quality` is for JPEG and WebP, 1 to 100.
     """
 
     layout: Layout
@@ -50,7 +50,7 @@ class UpscaleSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the enlarged picture in pixels."""
+        """Height and width of the enlarged image in pixels."""
         return self.layout.tiling.height * self.scale, self.layout.tiling.width * self.scale
 
     @property
@@ -72,13 +72,18 @@ class UpscaleSpec:
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
     def shape(self, kind: str) -> Shape:
-        """Return the shape of the enlarged picture in a file format."""
+        """Return the shape of the enlarged image in the file format `kind`.
+
+        It has a transparency channel if the image has one and the format allows it.
+        """
         return Shape(*self.size, self.layout.channels + (self.layout.alpha and kind != JPEG))
 
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """The format of a response: the picture's file format, and whether the file is sent in JSON."""
+    """The format of a response: the image's file format, and whether the file is sent
+    inside JSON.
+    """
 
     kind: str
     json: bool
@@ -109,17 +114,17 @@ class StoredPicture(ResultFile):
 
 
 def storage_failed(error: OSError) -> ProblemError:
-    """Return the error for a picture that cannot be stored: 507 if the disk is full, else 503."""
+    """Return the error for an image that cannot be stored: 507 if the disk is full, else 503."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FullError("the disk has no room for this picture; delete ended jobs, or send a smaller picture")
     return OverloadedError(f"the picture could not be stored: {error.strerror}", retry_after_s=30)
 
 
 class UpscaleService:
-    """Decodes and encodes pictures in threads, few large ones at a time."""
+    """Decodes and encodes images in threads, few large ones at a time."""
 
     def __init__(self, folder: Path, blobs: Blobs, result_chunks: Callable[[Job], Iterator[Fields]]) -> None:
-        """`folder` is for unfinished files.
+        """Set the stores; `folder` is for unfinished files.
 
         `result_chunks` yields the result of a job in chunks.
         """
@@ -131,7 +136,10 @@ class UpscaleService:
         self._results = ResultFiles(blobs, self._has_input)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
-        """Call a function in a thread. Large pictures share `_THREADS` threads, to limit memory."""
+        """Call a function for an image of `pixels` pixels in a thread; return its result.
+
+        Large images share `_THREADS` threads, to limit memory.
+        """
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
 
@@ -290,5 +298,5 @@ def _constants(fields: Fields) -> Fields:
 
 
 def kinds_of(first: str) -> list[str]:
-    """Return all file formats, `first` first."""
+    """Return all file formats of upscaled images, `first` as the first."""
     return [first, *(kind for kind in FORMATS if kind != first)]

@@ -147,7 +147,7 @@ async def get_dataset_preview(
 async def update_dataset(
     request: Request, state: State, caller: CurrentCaller, name: str, change: DatasetChange
 ) -> DatasetResponse:
-    """Set whether everybody may use a dataset."""
+    """Set whether everybody may use a dataset, or only its owner."""
     audit.describe(request, shared=change.shared)
     about = await _find(state, caller, name)
     await state.permissions.share("dataset", name, caller, shared=change.shared)
@@ -212,7 +212,7 @@ def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> Dataset
 async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
     """Create a temporary folder for a conversion and delete it at the end.
 
-    Raises FullError if the disk is full.
+    Raises FullError if the disk is full while the folder is created or used.
     """
     scratch = datasets.scratch_folder()
     try:

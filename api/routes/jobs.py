@@ -101,7 +101,10 @@ async def get_job_preview(state: State, job: CurrentJob) -> Response:
 
 @router.get("/{job_id}/events", summary="A job's events as they come (SSE)", **bytes_response(EVENTS, 404, 422, 429))
 async def stream_job_events(request: Request, state: State, job: CurrentJob) -> Response:
-    """Stream the events of a job after `Last-Event-ID`."""
+    """Stream the events of a job, from the start or after `Last-Event-ID`, until it has ended.
+
+    The status is 204 if the job has ended and no event follows.
+    """
     job_id, seq = job.id, last_event_id(request)
     if (seq or job.ended) and not await state.job_service.events(job_id, seq):
         if job.ended:

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
-    """Return the response body for a version of a model."""
+    """Return the response body for a version of a model, as the caller may see it."""
     routes = {
         BY_METHOD[method].path: spec for method, spec in entry.card.json["operations"].items() if method in BY_METHOD
     }

@@ -104,7 +104,10 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
     },
 )
 async def get_training_metrics(request: Request, state: State, job: CurrentTraining) -> Response:
-    """Return the metrics of all epochs, or stream them after `Last-Event-ID`."""
+    """Return the metrics of all epochs, or stream them as events after `Last-Event-ID`.
+
+    They are streamed if `Accept` contains `text/event-stream`.
+    """
     if SSE not in request.headers.get("accept", ""):
         return json_response(MetricsPage.of(await _metrics(state, job.id), "epoch"))
     seq = last_event_id(request)

@@ -41,7 +41,7 @@ _ACCEPTED = (
 
 
 def add_upscales(app: FastAPI, state: AppState) -> None:
-    """Add the route to the application."""
+    """Add the route `POST /v1/upscales` to the application."""
     add_plain_route(app, OPERATION, _upscale_route(state))
 
 

@@ -30,7 +30,7 @@ class DatasetLinks(Resource):
 
 
 class DatasetResponse(Resource):
-    """A dataset."""
+    """A dataset: the shape of its pictures, their number in each split, and how it was made."""
 
     name: str
     created_at: str
@@ -57,7 +57,7 @@ class DatasetPage(Page[DatasetResponse]):
 
 
 class DatasetChange(RequestBody):
-    """A change of a dataset."""
+    """A change of who may use a dataset."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"shared": True}})
 

@@ -43,7 +43,7 @@ class JobFields(Resource):
 
 
 class JobResponse(JobFields):
-    """A job."""
+    """A job: what was requested, its status and its progress."""
 
     request: dict[str, Any] = Field(description="What was asked for, without pictures.")
 

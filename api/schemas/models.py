@@ -18,7 +18,7 @@ class ImageSize(Resource):
 
 
 class Figure(Resource):
-    """A measured quality of a model."""
+    """A metric of a model, such as its log-likelihood on the test split."""
 
     name: str
     value: float

@@ -21,7 +21,7 @@ Images = Annotated[list[str], Field(description="PNGs as base64.")]
 
 
 class OperationFields(BaseModel):
-    """The fields of all operations on images of a model's size. Any other field is an option."""
+    """The fields of all operations on images of the model's size. Any other field is an option."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -124,7 +124,7 @@ class LikelihoodsResponse(OperationResponse):
 
 
 class UpscalesResponse(OperationResponse):
-    """The enlarged picture."""
+    """The enlarged picture, as a file."""
 
     image: str = Field(description="The picture's file as base64.")
     format: Literal["png", "jpeg", "webp"]

@@ -84,7 +84,7 @@ class EpochMetrics(Resource):
 
 
 class TrainingResponse(JobFields):
-    """A training: a job with its recipe and the version that it published."""
+    """A training: a job with its recipe and the model version that it has made."""
 
     object: Literal["training"]
     version: str | None = Field(description="The version of the model that the training became.")

@@ -35,8 +35,8 @@ _SENTINEL_TIMEOUT_S = 1.0  # how long one Sentinel may take to reply, before the
 class QueueAddress:
     """A parsed URL of the queue server.
 
-    `options` are redis-py's connection arguments. With Sentinel they are those of the master, and
-    `sentinel_options` those of the Sentinels.
+    `options` are redis-py's connection arguments, with Sentinel for the connection to the master.
+    `sentinel_options` are the arguments for the connections to the Sentinels.
     """
 
     options: dict[str, Any]
@@ -84,9 +84,8 @@ class QueueAddress:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """Host and port of the server, or of the first Sentinel.
-
-        Not for Unix sockets.
+        """Host and port of the server, or of the first Sentinel. They have no meaning for Unix
+        sockets.
         """
         if self.sentinels:
             return self.sentinels[0]

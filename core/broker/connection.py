@@ -53,7 +53,7 @@ class FireAndForgetClient:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Prepare; the first command takes a connection from this client's pool."""
+        """Prepare the client; the first command takes a connection from the pool of `client`."""
         self._pool = client.connection_pool
         self._connection: Any = None
         self._unread_replies = 0

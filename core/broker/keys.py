@@ -24,7 +24,7 @@ STREAM_LENGTH = 10_000
 
 
 def queue_key(queue: QueueName) -> str:
-    """Return the Redis list of a queue."""
+    """Return the key of the Redis list of a queue."""
     return f"reverie-{queue}"
 
 

@@ -135,7 +135,7 @@ class _Stream(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport, so that commands can be sent."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
 
     def data_received(self, data: bytes) -> None:

@@ -48,7 +48,10 @@ def _channel() -> _MessageChannel:
 
 # See docs/decisions.md#the-api-writes-celery-messages-itself
 def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
-    """Return the Celery message that calls a task, in the format of kombu's Redis transport."""
+    """Return the Celery message that calls the task `task` with `args`, for the queue `queue`.
+
+    It has the format of kombu's Redis transport.
+    """
     # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest
     message = app.amqp.as_task_v2(uuid(), task, args, ignore_result=True, argsrepr="", kwargsrepr="")
     content_type, content_encoding, body = dumps(message.body, serializer="msgpack")

@@ -73,7 +73,7 @@ class Metric:
 
 
 def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics of a card's `figures`."""
+    """Return the metrics in a card's `figures`, in order."""
     return [Metric.from_json(figure) for figure in figures]
 
 

@@ -58,7 +58,7 @@ class Operation:
 
     @cached_property
     def images(self) -> tuple[str, ...]:
-        """The inputs that the field `images` of a request fills.
+        """The inputs that come in the request's field `images`.
 
         A single input takes any number of images; several inputs take one image each.
         """
@@ -73,7 +73,8 @@ class Operation:
     def columns(self, per: int) -> int | None:
         """Return the number of columns of the PNG grid; None for a nearly square grid.
 
-        If a request has images and a count, the `per` results of an image form a row.
+        If a request has images and a count, each row of the grid has the `per` results of one
+        image.
         """
         return per if self.counted and self.images else None
 

@@ -111,7 +111,10 @@ def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: di
 def _count_errors(
     family: FamilyDescription, counts: Mapping[str, int], training: Mapping[str, Any]
 ) -> list[FieldError]:
-    """Return the errors of a recipe that the numbers of images per split cause."""
+    """Return the errors of a recipe that asks for more images than the splits have.
+
+    `counts` are the numbers of images, keyed by split. Also checks the settings of the validation.
+    """
     errors = []
     size = _batch_size(family, training)
     if size > counts["train"]:
@@ -153,7 +156,7 @@ def _batch_errors(
 ) -> list[FieldError]:
     """Return an error if the batches are smaller than a training step needs.
 
-    Batch normalisation and several devices need more than one image per step.
+    Batch normalisation and several devices (`gpus`) need more than one image per step.
     """
     whole_config = {name: rule.get("default") for name, rule in family.config["properties"].items()} | {**config}
     smallest = max((case.pictures for case in family.smallest_batches if _accepts(case.when, whole_config)), default=1)

@@ -64,7 +64,7 @@ class ModelVersion:
 
     @cached_property
     def ref(self) -> str:
-        """`name@version`."""
+        """The reference `name@version`."""
         return f"{self.name}@{self.version}"
 
     @property
@@ -189,7 +189,7 @@ class Registry:
         return [versions[self._active_version(name, versions)] for name, versions in sorted(self._entries.items())]
 
     def candidates(self) -> list[ModelVersion]:
-        """Return the versions that workers load before they become active."""
+        """Return the candidates: versions that workers load before they become active."""
         self.refresh()
         staged = [self._entries.get(name, {}).get(pointer.get("next", "")) for name, pointer in self._pointers.items()]
         return [entry for entry in staged if entry is not None]

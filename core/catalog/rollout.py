@@ -20,7 +20,7 @@ def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
 
 
 def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
-    """Return in words why a version is not loaded yet."""
+    """Return a sentence for people that says why a version is not loaded yet."""
     if not heartbeats:
         return "no inference worker is running"
     ready = _ready(heartbeats)
@@ -31,7 +31,7 @@ def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
 
 
 def load_error(heartbeats: Heartbeats, ref: str) -> str:
-    """Return why a worker could not load a version; empty if none reported an error."""
+    """Return why a worker could not load a version; "" if no worker has reported an error."""
     return next((one["refused"][ref] for one in heartbeats.values() if ref in one.get("refused", {})), "")
 
 

@@ -26,7 +26,7 @@ _PARTIAL_FILE = re.compile(r"\.[0-9a-f]{32}")
 
 
 class VersionActiveError(ValueError):
-    """The active version, or the candidate, cannot be deleted."""
+    """Raised if a version cannot be deleted because it is active or the candidate."""
 
 
 # See docs/decisions.md#a-file-names-the-active-version
@@ -40,7 +40,9 @@ class Versions:
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return a number that changes with every new version and every change of the pointers."""
+        """Return a number that changes with every published version and every change of the
+        pointers.
+        """
         try:
             return (self.folder / POINTERS).stat().st_mtime_ns
         except FileNotFoundError:
@@ -62,7 +64,7 @@ class Versions:
             pointers.setdefault(name, {})["next"] = version
 
     def unstage(self, name: str, version: str) -> None:
-        """Remove the candidate, if it is still this version."""
+        """Remove the pointer to the candidate, if the candidate is still this version."""
         with self._update() as pointers:
             if pointers.get(name, {}).get("next") == version:
                 del pointers[name]["next"]
@@ -131,7 +133,9 @@ class Versions:
 
     @contextlib.contextmanager
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
-        """Yield the pointers for a change, under a lock, and write them back."""
+        """Yield the pointers, to be changed in place, under a lock; write them back after the
+        block.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
             pointers = self.pointers()
@@ -154,9 +158,10 @@ class Versions:
                 return str(number)
 
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:
-        """Return the partial files and the empty folders of reserved numbers of dead processes.
+        """Return what processes that died have left: partial files, and empty folders of versions.
 
-        `in_progress(name)` returns whether a version of that model may be published now.
+        `in_progress(name)` returns whether a version of that model may be published now; its files
+        are left out.
         """
         leftovers = list(self.folder.glob(f".{POINTERS}.*"))
         for model in self.folder.glob("[!.]*"):

@@ -32,11 +32,11 @@ _PREVIEW_VALUES = 4 << 20
 
 
 class NameTakenError(ValueError):
-    """Another dataset has this name."""
+    """Raised if another dataset with other content has this name."""
 
 
 class InUseError(ValueError):
-    """Trainings use the dataset. `users` are their ids."""
+    """Raised if a dataset cannot be deleted. `users` are the ids of the trainings that use it."""
 
     def __init__(self, users: list[str]) -> None:
         super().__init__(f"in use by {', '.join(users)}")

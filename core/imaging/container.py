@@ -83,7 +83,10 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return the orientation tag of the first EXIF directory, of any value; None if missing."""
+    """Return the value of the orientation tag in the first EXIF directory, in range or not.
+
+    None if the tag is missing or the directory is damaged.
+    """
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -108,7 +111,10 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def inflated(data: bytes, limit: int) -> bytes | None:
-    """Return a decompressed zlib stream; None if it is damaged or longer than `limit` bytes."""
+    """Return the decompressed data of a zlib stream.
+
+    None if the stream is damaged or its data is longer than `limit` bytes.
+    """
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(data, limit + 1)

@@ -72,5 +72,5 @@ def read_gif(data: bytes) -> Container:
 
 
 def _table(flags: int) -> int:
-    """Return the size of the colour table in bytes, from its flags."""
+    """Return the size of a colour table in bytes, from the flags byte that describes it."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

@@ -25,7 +25,10 @@ _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_
 
 
 class _Header:
-    """The segments before the first scan."""
+    """The segments before the first scan: those that decoding needs, and the metadata.
+
+    `several`: the file has more images. `dropped`: it has segments or bytes that are not kept.
+    """
 
     def __init__(self) -> None:
         self.kept: list[bytes] = []

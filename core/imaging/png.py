@@ -107,7 +107,7 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
 
 
 def _text(stored: bytes) -> bytes:
-    """Return the text of a chunk that `_keep` stored; empty if it is too large."""
+    """Return the text of a chunk that `_keep` stored, unpacked; empty if it is too large."""
     name, rest = stored[:4], stored[4:]
     if name == b"tEXt":
         return rest
@@ -118,7 +118,10 @@ def _text(stored: bytes) -> bytes:
 
 
 def _animated(metadata: Mapping[bytes, bytes]) -> bool:
-    """Return whether an APNG has several frames; the default image may be one more."""
+    """Return whether a PNG is animated (APNG) with several frames.
+
+    The default image may be one frame more than the animation control chunk counts.
+    """
     control = metadata.get(b"acTL", b"")
     if len(control) < 8:
         return False

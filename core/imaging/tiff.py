@@ -62,7 +62,7 @@ class _Entry(NamedTuple):
         return self.number * _SIZES.get(self.kind, 0)
 
     def content(self, data: bytes) -> bytes:
-        """Return the bytes of the values."""
+        """Return the bytes of the values, which are in the entry itself or elsewhere in `data`."""
         if self.size <= len(self.raw):
             return self.raw[: self.size]
         (offset,) = struct.unpack(self.layout.pointer, self.raw)

@@ -46,7 +46,7 @@ class Photograph:
 
     @property
     def channels(self) -> int:
-        """3, or 1 for a grey image."""
+        """Number of colour channels: 3, or 1 for a grey image."""
         return int(self.pixels.shape[2])
 
 

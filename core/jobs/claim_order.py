@@ -48,6 +48,6 @@ def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[b
 
 
 def record_claims(connection: Connection, queue: str, owners: Iterable[str]) -> None:
-    """Record that jobs of these owners were claimed now."""
+    """Record that jobs of these owners were claimed from the queue now; their turn comes last."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
     connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))

@@ -78,7 +78,7 @@ def existing_file(database: Path) -> Path:
 
 
 def _rename_old_file(database: Path) -> None:
-    """Rename the database file of earlier releases.
+    """Rename the database file of earlier releases to `database`, if there is such a file.
 
     Raises RuntimeError if a process has it open.
     """

@@ -78,7 +78,7 @@ class Job:
 
     @property
     def claim(self) -> Claim:
-        """The claim on a job that `JobStore.claim` returned."""
+        """The claim on this job, if the record was returned by `JobStore.claim`."""
         return Claim(self.id, self.token)
 
     @property

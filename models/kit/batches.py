@@ -44,6 +44,6 @@ def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[I
 
 
 def batch_count(count: int, size: int, min_size: int = 1) -> int:
-    """Return how many batches `batches` makes of `count` images."""
+    """Return the number of batches that `batches` makes of `count` images."""
     whole, rest = divmod(count, size)
     return whole + (rest >= min_size or not whole) if rest else whole

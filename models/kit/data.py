@@ -116,7 +116,7 @@ def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
 
 
 def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Return levels 0 … 255 as 0 … 1."""
+    """Return levels 0 … 255 as float32 in 0 … 1."""
     return images.to(torch.float32) / 255.0
 
 

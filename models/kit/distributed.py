@@ -20,7 +20,10 @@ class ProcessGroup:
     """This process among the processes of one training."""
 
     def __init__(self) -> None:
-        """Join the other processes, if any: by NCCL with one GPU each, otherwise by Gloo."""
+        """Join the processes of the training, if torchrun started several.
+
+        They communicate by NCCL with one GPU each, otherwise by Gloo.
+        """
         self.world_size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self.rank = int(os.environ.get("RANK", "0")) if self.world_size > 1 else 0
         if self.world_size > 1 and not distributed.is_initialized():

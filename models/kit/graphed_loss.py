@@ -49,7 +49,10 @@ class GraphedLoss:
         return values.detach().sum()
 
     def __call__(self, index: Int[Tensor, "B"], rows: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """Set the gradients of the mean loss of a batch; return the sum of its losses."""
+        """Set the gradients of the mean loss of a batch; return the sum of its losses, a tensor ().
+
+        `index` has the indices of the batch's images, `rows` their row numbers.
+        """
         self._index.copy_(index)
         self._rows.copy_(rows)
         self._graph.replay()

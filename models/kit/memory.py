@@ -19,7 +19,7 @@ MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES = 32 * 2**20, 64 * 2**20
 
 
 class TooLargeError(ValueError):
-    """A model or a training that needs more memory than allowed."""
+    """Raised if a model or a training needs more memory than allowed."""
 
 
 def min_bytes(recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""A recipe: everything that a training follows from."""
+"""A recipe: everything that determines the result of a training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -13,17 +13,20 @@ Images = Float[Tensor, "B C H W"]
 
 @dataclass(frozen=True)
 class Downsampling:
-    """U(y) = A y Bᵀ, its adjoint Aᵀ x B and its right inverse A⁺ x B⁺ᵀ."""
+    """The downsampling U(y) = A y Bᵀ and its adjoint Uᵀ(x) = Aᵀ x B.
+
+    A is `rows` and B is `columns`.
+    """
 
     rows: Float[Tensor, "h H"]
     columns: Float[Tensor, "w W"]
 
     def __call__(self, high: Images) -> Float[Tensor, "B C h w"]:
-        """Return U(y)."""
+        """Return the downsampling U(y) of the images y = `high`."""
         return linear(linear(high, self.columns).mT, self.rows).mT
 
     def adjoint(self, low: Float[Tensor, "B C h w"]) -> Images:
-        """Return Uᵀ(x)."""
+        """Return the adjoint Uᵀ(x) of the images x = `low`."""
         return _separable_product(self.rows.T, low, self.columns.T)
 
     def norm_squared(self) -> float:
@@ -52,7 +55,7 @@ class Projection:
 
 @lru_cache(maxsize=32)
 def bicubic(height: int, width: int, scale: int, device: torch.device | str = "cpu") -> Downsampling:
-    """Return the downsampling to `height` × `width` from `scale` times that size."""
+    """Return the downsampling to `height` × `width` from `scale` times that size; cached."""
     with torch.inference_mode(mode=False):
         return Downsampling(*(_bicubic_matrix(size, scale).float().to(device) for size in (height, width)))
 

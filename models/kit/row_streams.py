@@ -110,7 +110,9 @@ class RowStreams:
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
     def _word_blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
-        """Return the same words in the memory order of Philox: by word, then row, then block."""
+        """Return the words of `words` in the memory order of Philox: by word, then row,
+        then block.
+        """
         block = torch.arange(first, first + blocks, device=self.row.device)
         counter = block.new_empty((4, len(self), blocks))
         counter[0] = block

@@ -111,7 +111,7 @@ class Run:
 
     @property
     def averaged_model(self) -> Any:
-        """The model with its averaged weights, or the model itself if the recipe has no average."""
+        """The model with the averaged weights; the trained model if the recipe has no average."""
         return self.average.module if self.average else self.model
 
     # One step
@@ -230,7 +230,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean loss of the held-back images under the averaged weights."""
+        """Return the mean loss of the validation images, computed with the averaged weights."""
         total = 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):

@@ -26,13 +26,13 @@ class RunFolder:
         self.path = path
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file atomically."""
+        """Write the file `name` of the folder atomically."""
         part = self.path / f".{name}.part"
         part.write_bytes(content)
         os.replace(part, self.path / name)  # noqa: PTH105
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append one epoch to `metrics.jsonl`."""
+        """Append the metrics of one epoch to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -67,7 +67,8 @@ class RunFolder:
         return state
 
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
-        """Raise ValueError if `recipe` differs from the one that the training began with.
+        """Raise ValueError if `recipe` differs from the recipe in `state`, with which the training
+        began.
 
         `save_every_s` may differ; epochs and decay may differ while the learning rate has been
         constant.

@@ -193,7 +193,7 @@ class ImportanceWeights:
         return {name + field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def add(self, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
-        """Return the statistics with more weights added."""
+        """Return the statistics of these weights and the weights with the logarithms `log_w`."""
         more = ImportanceWeights.from_log_weights(log_w)
         return ImportanceWeights(
             torch.logaddexp(self.log_sum, more.log_sum),

@@ -39,13 +39,19 @@ def gabor(reach: int, sigma: float, theta: float, xi: float, slant: float = 1.0)
 
 
 def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> Complex128[Tensor, "K K"]:
-    """Return ψ = g·(exp(i ξ·u) − β), with β such that the sum is zero; complex128."""
+    """Return the Morlet wavelet ψ = g·(exp(i ξ·u) − β), complex128; g is the Gaussian of `gabor`.
+
+    β is such that the sum of the kernel is zero.
+    """
     wave, envelope = gabor(reach, sigma, theta, xi, slant), gabor(reach, sigma, theta, 0.0, slant)
     return wave - envelope * (wave.sum() / envelope.sum())
 
 
 class Scattering(nn.Module):
-    """S of orders 0, 1 and 2: (B, C, H, W) to (B, C, 1 + J·L + L²·J(J − 1)/2, H/2^J, W/2^J)."""
+    """The scattering of orders 0, 1 and 2.
+
+    It maps images (B, C, H, W) to (B, C, 1 + J·L + L²·J(J − 1)/2, H/2^J, W/2^J).
+    """
 
     lowpass: Tensor
     norms: Tensor
@@ -74,7 +80,7 @@ class Scattering(nn.Module):
         return 1 + self.scales * self.angles + self.angles**2 * self.scales * (self.scales - 1) // 2
 
     def orders(self) -> tuple[slice, slice, slice]:
-        """Return the channel slices of orders 0, 1 and 2."""
+        """Return the slices of the outputs of orders 0, 1 and 2."""
         first = 1 + self.scales * self.angles
         return slice(0, 1), slice(1, first), slice(first, self.channels)
 

@@ -46,9 +46,9 @@ def matching_filter(
 
 
 def _smooth(spectrum: Float[Tensor, "H H"], radius: int) -> Float[Tensor, "H H"]:
-    """Smooth a spectrum by a Gaussian window of its autocorrelation.
+    """Smooth a spectrum with a Gaussian window on its autocorrelation, by Blackman and Tukey.
 
-    This is the estimate of Blackman and Tukey.
+    `radius` is the standard deviation of the window in pixels.
     """
     lags = torch.fft.fftfreq(len(spectrum), 1.0 / len(spectrum), dtype=torch.float64, device=spectrum.device)
     window = torch.exp(-0.5 * (lags / radius).square())

@@ -41,7 +41,9 @@ def divergence(p: Float[Tensor, "B 2 C H W"]) -> Images:
 
 @dataclass(frozen=True)
 class Solution:
-    """The image y, the dual variable p, and which images have converged."""
+    """The state of the solver: the images y, the dual variable p, and which images have
+    converged.
+    """
 
     y: Images
     p: Float[Tensor, "B 2 C H W"]
@@ -49,7 +51,7 @@ class Solution:
 
 
 def initial_solution(y: Images) -> Solution:
-    """Return the initial state at an image, clipped to 0 … 1."""
+    """Return the solver's initial state at the images `y`, clipped to 0 … 1."""
     return Solution(y.clamp(0.0, 1.0), torch.zeros_like(y[:, None].repeat(1, 2, 1, 1, 1)), y.new_zeros(len(y)).bool())
 
 

@@ -1,4 +1,4 @@
-"""The model: networks, operation `upscale`, training steps and figures."""
+"""The model: networks, operation `upscale`, training steps and metrics."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +30,11 @@ DESCENT_STEPS_PER_CALL = 1
 
 
 class Model(nn.Module):
-    """The regression network and, with `objective` "statistics", the generator, Ψ and Φ.
+    """The regression network and, with `objective` "statistics", the networks of the statistics.
 
-    `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of `config.margin` pixels
-    is context only.
+    The latter are the generator, the scattering (the trained part of Ψ in the paper) and the
+    predictor Φ. `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of
+    `config.margin` pixels is context only.
     """
 
     OPTIMIZED_MODULES: tuple[str, ...]
@@ -399,7 +400,10 @@ class Model(nn.Module):
     def _training_pair(
         self, images: Images, rows: RowStreams
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
-        """Return low and high resolution of random crops, and the scale that the first row draws."""
+        """Return low resolution, high resolution and scale of random crops of the images.
+
+        The first row draws the scale of the batch.
+        """
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = regression.random_symmetry(images, uniform)
         first = rows.uniform(1, CHOICE)[:1, 0]

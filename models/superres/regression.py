@@ -25,7 +25,8 @@ LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601
 
 
 def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
-    """Return x = U(y), by antialiased bicubic downsampling (§2; a = −½, as Pillow's).
+    """Return x = U(y) for y = `high`, by antialiased bicubic downsampling (§2; a = −½, as
+    Pillow's).
 
     The result is rounded to 256 levels, as in an image file.
     """
@@ -42,14 +43,18 @@ def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
 
 
 def squared_error(estimate: Images, high: Images) -> PerImage:
-    """Return ‖Φ(x, Θ) − y‖² (§2), the mean over pixels and channels, in squared levels."""
+    """Return the squared error (B,) of `estimate` (§2), in squared grey levels.
+
+    It is ‖Φ(x, Θ) − y‖² as a mean over pixels and channels, with Φ(x, Θ) = `estimate`, y = `high`.
+    """
     return (estimate - high).mul(LEVELS).square().mean(dim=(1, 2, 3))
 
 
 def absolute_error(estimate: Images, high: Images) -> PerImage:
-    """Return ‖Φ(x, Θ) − y‖₁ (§2 with the 1-norm), the mean over pixels and channels, in levels.
+    """Return the absolute error (B,) of `estimate` (§2 with the 1-norm), in grey levels.
 
-    Early in a training it gives sharper images than the squared error.
+    It is ‖Φ(x, Θ) − y‖₁ as a mean over pixels and channels. Early in a training it gives sharper
+    images than the squared error.
     """
     return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
 
@@ -151,7 +156,7 @@ def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tens
 
 
 class ResidualBlock(nn.Module):
-    """h + conv(relu(conv(h))), without normalisation (Lim et al., figure 2c)."""
+    """A residual block: h + conv(relu(conv(h))), without normalisation (Lim et al., figure 2c)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -164,7 +169,7 @@ class ResidualBlock(nn.Module):
 
 
 def _add(output: Tensor, h: Tensor) -> Tensor:
-    """Return h + output, written into `output` if the types agree.
+    """Return h + output; `output` is overwritten by the sum if the types agree.
 
     Allocating new memory would take longer than the sum.
     """
@@ -186,7 +191,7 @@ class Upscaler(nn.Module):
         self.tails = nn.ModuleDict(tails)
 
     def trunk(self, low: Images) -> Float[Tensor, "B F H W"]:
-        """Return features at low resolution, common to all scales."""
+        """Return the features (B, F, H, W) at low resolution, which all scales share."""
         h = self.head(low.sub(0.5).contiguous(memory_format=torch.channels_last))
         return _add(self.end(self.blocks(h)), h)
 

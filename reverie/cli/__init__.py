@@ -29,9 +29,9 @@ app.add_typer(jobs.app, name="jobs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run the command line; `argv` are the arguments, by default those of the process.
 
-    Exit status: 0; 1 if it was rejected or failed; 2 for wrong usage; 130 after Ctrl-C.
+    Exit status: 0; 1 if the command was rejected or failed; 2 for wrong usage; 130 after Ctrl-C.
     """
     try:
         app(args=argv, prog_name="reverie")

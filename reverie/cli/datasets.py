@@ -86,7 +86,7 @@ def _print_dataset(cli: CliContext, dataset: Dataset) -> None:
 
 @app.command("show")
 def _show_dataset(context: typer.Context, name: DatasetName) -> None:
-    """Print a dataset's description as JSON."""
+    """Print the description of a dataset as JSON."""
     cli: CliContext = context.obj
     cli.output.print_json(dict(cli.client.dataset(name).body))
 

@@ -87,7 +87,7 @@ class BaseMethods:
     def _send(self, request: ApiRequest) -> Steps[httpx.Response]:
         """Send a request with retries; return its successful response.
 
-        Raises ProblemError for an error response, UnreachableError without a response.
+        Raises ProblemError for an error response, and UnreachableError if there is no response.
         """
         attempt = 0
         while True:
@@ -151,10 +151,10 @@ class BaseMethods:
         on_progress: ByteProgress | None = None,
         send: Callable[[ApiRequest], Steps[httpx.Response]] | None = None,
     ) -> Steps[SavedFile]:
-        """Save a response's body to a file; on an error, no file is written.
+        """Save a response's body to the file `path`; on an error, no file is written.
 
-        `send` sends the request; by default `_send`. Raises UnexpectedContentError if the body is
-        not `media_type`.
+        `send` sends the request; by default `_send`. `on_progress` is called with the bytes
+        received. Raises UnexpectedContentError if the body is not `media_type`.
         """
         download = Download(Path(path), media_type, on_progress)
         try:

@@ -75,7 +75,7 @@ class OperationMethods(BaseMethods):
     def submit(
         self, /, operation: str, model: str, images: Sequence[Picture] = (), *, seed: int | None = None, **options: Any
     ) -> Steps[Job]:
-        """Start an operation as a job; return the job without waiting."""
+        """Start an operation as a job; return the job without waiting for its end."""
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
         body = _body(model, images, seed, options)
         response = yield from self._send(ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers))
@@ -100,7 +100,7 @@ class OperationMethods(BaseMethods):
         """Enlarge a picture file; the suffix .png, .jpg or .webp of `path` chooses the format.
 
         Without `model`, the service uses its first model that upscales. Options are `scale`,
-        `method` and so on.
+        `method` and so on. `on_progress` is called with the job, if the request became one.
         """
         media_type = media_type_of(path)
         params = {"model": model, "seed": _seed_or_random(seed), **options}

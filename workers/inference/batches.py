@@ -26,7 +26,7 @@ class BatchRunner:
     """
 
     def __init__(self, context: InferenceContext) -> None:
-        """Use the models and connections of a worker."""
+        """Run nothing yet; the context has the models and connections of the worker."""
         self._context = context
         self.running: list[str] = []
 

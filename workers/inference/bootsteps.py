@@ -41,7 +41,7 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Create the worker and load its models."""
+        """Create the worker, load its models and start its heartbeat."""
         # the queue server may turn out to be another instance's
         self._guard = QueueGuard(settings(), lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._guard.start()
@@ -81,7 +81,7 @@ app.steps["consumer"].add(EventLoopStep)
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def set_up_logging(**_arguments: object) -> None:
-    """Log as the rest of the service does, instead of Celery's way."""
+    """Log as the other programs of the service do, instead of Celery's way."""
     log.set_up(settings().log_level, "worker")
 
 

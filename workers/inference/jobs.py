@@ -26,7 +26,7 @@ class JobRunner:
     """Runs time slices of jobs."""
 
     def __init__(self, context: InferenceContext) -> None:
-        """Use the stores and models of a worker."""
+        """Claim nothing yet; the context has the stores and models of the worker."""
         self._context = context
         self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
         self._running = False

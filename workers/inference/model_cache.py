@@ -297,7 +297,7 @@ class ModelCache:
         log.info("model loaded", extra={"model": entry.ref, "seconds": round(time.perf_counter() - started, 3)})
 
     def holds(self, ref: str) -> bool:
-        """Return whether a model is loaded and warm."""
+        """Return whether the model `name@version` is loaded and warm."""
         return ref in self._held
 
     def _make_room(self, size_bytes: int) -> None:

@@ -25,7 +25,7 @@ CHECK_S = 0.008  # least time between two looks at the queue, each of which take
 
 
 class _FunctionCalls(TorchFunctionMode):
-    """Calls `act` before each function of torch."""
+    """Calls `act` before each function of torch, while it is entered as a context manager."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()

@@ -13,5 +13,5 @@ def run_batch(batch: bytes) -> None:
 
 @app.task(name=RUN_JOBS, base=InlineTask)  # type: ignore[untyped-decorator]
 def run_jobs() -> None:
-    """Claim the next jobs from the job store and run one time slice of them."""
+    """Claim the next jobs from the job store and run one time slice of them, if there are any."""
     current_worker().jobs.run()

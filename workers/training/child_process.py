@@ -34,7 +34,7 @@ class ChildProcesses:
     """Builds the commands of child processes and runs them."""
 
     def __init__(self, context: JobContext) -> None:
-        """Use the settings of a worker."""
+        """Start nothing yet; the context has the settings of the worker."""
         self._context = context
 
     def command(self, *words: str) -> list[str]:
@@ -140,11 +140,14 @@ class ChildProcesses:
         return printed
 
     def run_json(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> dict[str, Any]:
-        """Run a command as `run` does; return the JSON object in its last line of output."""
+        """Run a command as `run` does; return the JSON object in the last line of its output."""
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
-        """Raise the JobFailedError that explains an exit code other than 0."""
+        """Raise the JobFailedError that explains the exit code `code`, which is not 0.
+
+        The error that the child process wrote to `log_file` is its detail.
+        """
         if code < 0:
             detail = f"its process was killed ({signal.Signals(-code).name}), possibly for its memory; try again"
             raise JobFailedError("Process lost", detail, 503)

@@ -74,7 +74,10 @@ class VersionPublisher:
         return version, measurement.figures
 
     def reserve_number(self, name: str, folder: Path) -> str:
-        """Reserve a version number for a job's folder; a second call returns the same number."""
+        """Reserve a version number of the model `name`, and store it in the job's folder.
+
+        A second call with this folder returns the same number.
+        """
         file = folder / "version"
         if not file.exists():
             self._context.registry.scan()

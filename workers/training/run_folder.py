@@ -78,7 +78,7 @@ def modification_times(folder: Path) -> tuple[int, ...]:
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    """Return the optimizer step of the last checkpoint; None without one."""
+    """Return the optimizer step of the last checkpoint; None if there is no checkpoint."""
     checkpoint = read_json(folder / "progress.json").get("checkpoint")
     return checkpoint["steps"] if checkpoint else None
 

@@ -98,7 +98,10 @@ class TrainingRun:
             self._append_events([message_event(f"the process was killed ({signal_name}); it is started again")])
 
     def _raise_failure(self, code: int, error: str) -> None:
-        """Raise the JobFailedError that explains a positive exit code."""
+        """Raise the JobFailedError that explains the positive exit code `code`.
+
+        `error` is the error that the child process wrote, or "".
+        """
         title = {
             child_process.EXIT_DIVERGED: "Training diverged",
             child_process.EXIT_TOO_LARGE: "Training too large",

@@ -71,7 +71,11 @@ class TrainingWorker:
     # --- life ---
 
     def start(self) -> None:
-        """Run jobs until `stop` is called; return when all threads have stopped."""
+        """Start the threads and run jobs until `stop` is called; return when all threads have
+        stopped.
+
+        Meanwhile it publishes the heartbeat; at the end it requeues the jobs that it still owns.
+        """
         auxiliary_threads = self.context.settings.auxiliary_workers
         kinds_by_thread: list[tuple[str, ...]] = [(TRAINING,), *[AUXILIARY_KINDS] * auxiliary_threads]
         if auxiliary_threads > 1:  # one thread runs no dry runs, which are slow, so that imports need not wait
@@ -148,7 +152,10 @@ class TrainingWorker:
         self.devices = int(orjson.loads(printed)["devices"]) if printed else 1
 
     def _write_families(self) -> None:
-        """Write the families of the folder of extra models to a file that the API reads."""
+        """Write the descriptions of the extra families to the file that the API reads.
+
+        Does nothing if the settings name no folder of extra models.
+        """
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
             return
@@ -215,7 +222,11 @@ class TrainingWorker:
             self.context.stopping.wait(1.0)
 
     def run_job(self, job: Job) -> None:
-        """Run a claimed job, then complete, fail, defer or requeue it."""
+        """Run a claimed job, then complete, fail, defer or requeue it.
+
+        It is deferred if the disk is full or the database not available, and requeued if this
+        worker stops.
+        """
         run: dict[str, Any] = {
             TRAINING: self.train,
             "estimate": self.auxiliary.estimate,
@@ -246,7 +257,9 @@ class TrainingWorker:
             self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
-        """Run a training and publish its version."""
+        """Run a training and publish its version; complete the job with the version and its
+        metrics.
+        """
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
         version, figures = self.publisher.publish(job, run.request, run.folder)

@@ -40,7 +40,7 @@ class ArrayHeader(NamedTuple):
 
     @property
     def channels_last(self) -> bool:
-        """Whether the array is (N, H, W, C)."""
+        """Whether the array has the shape (N, H, W, C) and not (N, C, H, W)."""
         return len(self.shape) == 4 and self.shape[3] in {1, 3} and self.shape[1] > 4
 
     @property

@@ -99,6 +99,7 @@ class Source:
     """The content of an upload.
 
     `shape` is (C, H, W) of each image. `report` is added to the dataset's description.
+    `conversions` counts conversions of images while they are read.
     """
 
     format: str
