@@ -77,7 +77,7 @@ class NotFoundError(ProblemError):
 
 
 class NoMethodError(ProblemError):
-    """The route does not have this method. The `Allow` header lists those it has."""
+    """The route does not have this method. The `Allow` header lists its methods."""
 
     status, title = 405, "Method not allowed"
 

@@ -364,9 +364,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
 
     def _eviction_rank(self) -> tuple[int, float] | None:
-        """Return the rank for eviction, a pair that sorts the first to be closed first.
+        """Return the rank for eviction, a pair; connections with smaller ranks are closed first.
 
-        None means that the connection must stay, because it is making progress.
+        None means that the connection must stay: it makes progress, or its response is being sent.
         """
         if self._rejected and self._idle:
             return 0, 0.0

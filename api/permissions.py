@@ -99,12 +99,15 @@ class Permissions:
         return [name for (of, name), own in self._owned.items() if of == kind and own.owner == owner]
 
     def can_use(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether a caller may see and use a resource."""
+        """Return whether a caller may see and use a resource.
+
+        Its owner and admins may, and everybody if it is shared or has no owner.
+        """
         own = self._owned.get((kind, name))
         return own is None or own.shared or caller.is_admin or own.owner == caller.name
 
     def can_change(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether a caller may change or delete a resource."""
+        """Return whether a caller may change or delete a resource: its owner and admins may."""
         return caller.is_admin or self.ownership(kind, name).owner == caller.name
 
     def models(self, caller: Caller) -> Models:

@@ -1,6 +1,7 @@
 """Operations, such as `POST /v1/samples`: one route for each.
 
-They are the hot path of the service: a small request spends more time here than in the model.
+These routes are the hot path of the service: a small request spends more time here than in the
+model.
 """
 
 import asyncio

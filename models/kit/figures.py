@@ -1,4 +1,4 @@
-"""Evaluation results ("figures") in the format of a model's card."""
+"""Metrics of a model, in the format of the `figures` of its card."""
 
 import math
 from typing import Any

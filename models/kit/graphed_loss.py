@@ -17,11 +17,11 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 
 # See docs/decisions.md#on-a-gpu-the-loss-and-its-gradients-are-a-cuda-graph
 class GraphedLoss:
-    """The losses of batches of one size, captured with the gradients of their mean.
+    """A CUDA graph of the losses of batches of one size, and of the gradients of their mean.
 
     `losses(index, rows)` gets the indices and the row numbers of a batch, on the device. It must do
     the same work for every batch, without waiting for the device. A replay uses the current weights
-    and overwrites the captured gradients.
+    and overwrites the captured gradients. `index` is the first batch.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter], index: Int[Tensor, "B"]) -> None:

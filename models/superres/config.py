@@ -62,7 +62,7 @@ class Config:
 # See docs/decisions.md#statistics-are-applied-at-half-strength-by-default
 @dataclass(frozen=True)
 class UpscaleOptions:
-    """Options of `upscale`."""
+    """Options of `upscale`: the scale, the method, and how the method is run."""
 
     scale: int = option(4, minimum=2, maximum=4, description="times the width and the height")
     method: str = option(

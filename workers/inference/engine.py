@@ -69,7 +69,8 @@ def run(
         if len(slices) == 1:
             return [Outcome(problem=_problem(error, method, slices[0]))]
         middle = len(slices) // 2
-        # each half starts from the beginning and runs to its end: rare, and a state cannot be trusted after an error
+        # each half starts from the beginning and runs to its end: this is rare, and a state cannot be
+        # trusted after an error
         halves = [run(model, method, options, half, None, lambda: True) for half in (slices[:middle], slices[middle:])]
         return [outcome for half in halves if isinstance(half, list) for outcome in half]
 
@@ -103,7 +104,7 @@ class _Rows:
         )
 
     def cut(self, first: int, last: int) -> "_Rows":
-        """Take the rows `first` … `last − 1`."""
+        """Return the rows at the positions `first` … `last − 1`."""
         return _Rows(self.seeds[first:last], self.numbers[first:last], [item[first:last] for item in self.items])
 
     def padded(self, size: int) -> "_Rows":
