@@ -104,5 +104,8 @@ class AdoptedJobs:
             await self._threads.write(self._job_store.record_progress, self.holder, progress)
 
     async def release(self) -> None:
-        """Requeue all adopted jobs for the workers."""
+        """Give up the leases of all adopted jobs, so that workers can claim them.
+
+        Called when this process stops.
+        """
         await self._threads.write(self._job_store.release, self.holder, "its holder stopped")

@@ -191,11 +191,11 @@ class BodyReader:
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read a small body now, and return a `receive` that returns it again.
+        """Read the whole body now if the route's rule is `small`; return a `receive` that replays it.
 
-        The body of a route that is not `small` is not read; the result is this reader. When FastAPI
-        reads a body, it replaces the errors of this reader by its own. Raises ClientDisconnect if
-        the client disconnects before the body is complete.
+        Otherwise return this reader. Reading before the route runs keeps the errors of this reader,
+        which FastAPI would replace by its own. Raises ClientDisconnect if the client disconnects
+        before the body is complete.
         """
         if not self._rule.small:
             return self

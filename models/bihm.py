@@ -604,11 +604,12 @@ class Model(nn.Module):
     def _sample_block(
         self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None
     ) -> dict[str, Any] | Continuation:
-        """Sample p* by resampling draws of p, as the authors' code does (§2.3); see `sample`.
+        """Sample p* by importance resampling of `options.pool` draws of p; see `sample`.
 
-        The weights are √(p̃*(x) q(h|x)/p(x, h)). Each call makes `POOL_PER_CALL` draws. The draw
-        kept so far is replaced by one of the new draws with the probability of their share of all
-        weights.
+        Each call makes at most `POOL_PER_CALL` draws (§2.3, as in the authors' code). One of the
+        new draws is chosen by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the kept draw with
+        the probability (sum of the new weights)/(sum of all weights so far). Return a
+        `Continuation` until the pool is used up, then `images` and `effective_sample_size`.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)
         first = weights.done

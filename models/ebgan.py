@@ -469,7 +469,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `energies` (B,) and their `percentile` (B,) among the training images.
+        """Return `energies` (B,), `unit`, and the `percentile` (B,) among the training images.
 
         The percentile is in 0 … 100; a high one marks an unusual image.
         """

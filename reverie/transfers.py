@@ -91,9 +91,10 @@ class Download:
         return headers
 
     def open(self, response: httpx.Response) -> AbstractContextManager[IO[bytes] | None]:
-        """Open the `.part` file for the body of a response; yield None if the body is not the file.
+        """Return a context manager that opens the `.part` file for the body of a response.
 
-        A status of 206 continues the file, 200 starts it again.
+        The file is opened to append for status 206, and from the start for 200. The context manager
+        gives None if the response has another status or another media type than expected.
         """
         if not response.is_error:
             self.response = response

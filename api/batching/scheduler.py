@@ -230,11 +230,11 @@ class BatchScheduler:
         return batch
 
     def _fill(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> list[RequestSlice]:
-        """Take slices for one forward pass from the queues of a group.
+        """Remove slices from the queues of a group for one batch, and return them.
 
-        The first is of the oldest request of `owner`; if it leaves rows, requests that fit follow,
-        of each owner in turn. On the bulk queue, and for an isolated slice, only the first is
-        taken.
+        The first slice is from the oldest request of `owner`. The remaining room in the batch is
+        filled with requests that fit, one per owner in turn. A batch of the bulk queue or with an
+        isolated slice has only the first slice.
         """
         largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
         owner_queue = group.queues[owner]

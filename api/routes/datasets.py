@@ -49,11 +49,11 @@ _NAMED_BYTES = 70_000 * 28 * 28  # size of each dataset that is known by name
     openapi_extra=upload(DatasetForm, json=NamedDatasetBody),
 )
 async def create_dataset(request: Request, state: State, caller: CurrentCaller) -> Response:
-    """Store an uploaded dataset, or start a job that fetches a dataset known by name.
+    """Store an uploaded dataset, or start a job that downloads a public one such as MNIST.
 
-    The file is in a form, or is the body itself as `application/octet-stream` with the other fields
-    in the query. If the name exists with the same content, the response is the existing dataset,
-    with status 200.
+    A JSON body names a public dataset. An upload is a form, or an `application/octet-stream` body
+    with the other fields in the query. If a dataset of that name has the same content, it is
+    returned with status 200.
     """
     if media_type(request.headers.get("content-type", "")) == JSON:
         return await _create_named(request, state, caller)

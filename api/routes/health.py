@@ -60,7 +60,7 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     },
 )
 async def get_metrics(request: Request, state: State) -> Response:
-    """Return the metrics of this process, the workers and the queues."""
+    """Return metrics of this process, the workers and the queues for Prometheus."""
     queues: dict[Any, int] = {}
     with contextlib.suppress(Exception):  # without the queue server the other metrics still count
         queues = dict(await state.batch_sender.queue_lengths())

@@ -83,7 +83,11 @@ class PipelinedConnection:
 
 
 class _Stream(asyncio.Protocol):
-    """One connection, and its commands without a reply, oldest first."""
+    """The asyncio protocol of one open connection.
+
+    It keeps the commands that still wait for a reply, oldest first, and matches each reply to the
+    oldest.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -81,9 +81,10 @@ class _StagedImages:
 
 
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
-    """Write the `count` images of an upload one after another to the file `path`.
+    """Write all `count` images of an upload to the file `path`.
 
-    Returns their fingerprints, splits and scale factors.
+    Return the hash and source split of each image, and for each source split the factor that brings
+    its pixel values to 0 … 255.
     """
     fingerprints = np.zeros(count, np.uint64)
     origins = np.zeros(count, np.int8)

@@ -130,7 +130,10 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 
 
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the ICC profile (None if there is none), and a note if it is too large."""
+    """Decompress the ICC profile in the content of an iCCP chunk; return it and a tuple of notes.
+
+    The profile is None if it is damaged or too large; in the latter case there is a note.
+    """
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":
         return None, ()

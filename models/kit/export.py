@@ -121,7 +121,8 @@ def publish(
 ) -> dict[str, Any]:
     """Export the run in `out` with metrics and a preview; return `path` and `figures`.
 
-    The metrics are measured on the first `count` test images with `k` importance samples each.
+    The metrics are measured on the first `count` test images; without a test split there are none.
+    `k` is the number of importance samples per image, or of generated samples for an EBGAN.
     `load` returns the images of a data set and split. With the checkpoint `against` the result also
     has `against`: the metrics of that checkpoint on the same images with the same random numbers,
     or an empty list if its family or image shape differs. `job` is the id of the training, for the

@@ -92,7 +92,11 @@ class JobRunner:
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
-        """Defer a job whose result, of `size_bytes`, cannot be stored now because of `error`."""
+        """Return a job to its queue for a later try, because of `error`.
+
+        The inputs could not be read, or the result could not be stored. `size_bytes` is the size of
+        the result, 0 if it is unknown.
+        """
         log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
         self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
 

@@ -202,8 +202,8 @@ class TrainingWorker:
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
         """Return the owners that already run as many auxiliary jobs as one owner may.
 
-        Two threads are left to other owners. Without API keys all jobs have the owner "", which is
-        not limited.
+        An owner may use all auxiliary threads but two, and at least one. Without API keys all jobs
+        have the owner "", which is not limited. Empty if `kinds` includes trainings.
         """
         if TRAINING in kinds:
             return []

@@ -79,11 +79,12 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The images of one split; `split` is None if the upload does not name splits.
+    """The images of one split of an upload, read in batches by `read_batches()`.
 
-    `read_batches` returns an iterator over them. `scaled`: the levels are 0 … 255; otherwise 0 … 1
-    or 0 … 255, depending on the highest. `grouped`: each batch has the patches of one photograph,
-    which stay in one split.
+    `split` is None if the upload does not name splits. With `scaled`, pixel values are in 0 … 255;
+    otherwise they are taken as 0 … 1 if no unscaled split has a value above 1. With `grouped`, each
+    batch has all patches of one photograph, and they are assigned to the same split. `labels` has
+    one label per image.
     """
 
     split: str | None
