@@ -93,7 +93,7 @@ def test_both_clients_have_the_same_methods(stack: Stack) -> None:
             with pytest.raises(NotFoundError):
                 await client.model("gan")
             assert "count" in inspect.signature(client.samples).parameters
-            assert client.samples.__doc__ == "Draw `count` pictures."
+            assert client.samples.__doc__ == "Draw `count` samples; the result has `images`."
 
     asyncio.run(use_methods())
 
