@@ -134,21 +134,18 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
             _complete_operation(path, method, described, keys=keys)
 
 
-_JOB_LINKS: Schema = {
-    name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
-    for name in ("get_job", "stream_job_events", "get_job_result", "cancel_job", "delete_job")
-}
+def _links(parameter: str, field: str, *operations: str) -> Schema:
+    """Return links to operations, whose `parameter` is the `field` of the response's body."""
+    parameters = {parameter: f"$response.body#/{field}"}
+    return {name: {"operationId": name, "parameters": parameters} for name in operations}
+
+
+_JOB_LINKS = _links("job_id", "id", "get_job", "stream_job_events", "get_job_result", "cancel_job", "delete_job")
+# Further links of a response, by operation and status.
 _LINKS: dict[tuple[str, str], Schema] = {
-    ("create_training", "202"): {
-        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
-        for name in ("get_training", "pause_training", "publish_training")
-    },
-    ("create_dataset", "201"): {
-        name: {"operationId": name, "parameters": {"name": "$response.body#/name"}}
-        for name in ("get_dataset", "delete_dataset")
-    },
+    ("create_training", "202"): _links("job_id", "id", "get_training", "pause_training", "publish_training"),
+    ("create_dataset", "201"): _links("name", "name", "get_dataset", "delete_dataset"),
 }
-"""What can be done with the resource of a response, by operation and status."""
 
 
 def _complete_operation(path: str, method: str, described: Schema, *, keys: bool) -> None:

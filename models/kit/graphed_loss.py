@@ -38,9 +38,6 @@ class GraphedLoss:
             self._total = self._compute(losses)
         self._gradients = [parameter.grad for parameter in parameters]
 
-    def __len__(self) -> int:
-        return len(self._index)
-
     def _compute(self, losses: Losses) -> Float[Tensor, ""]:
         for parameter in self._parameters:
             parameter.grad = None

@@ -21,7 +21,7 @@ from core.broker.keys import queue_key
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # after an error
-CHECK_S = 0.008  # least time between two looks at the queue, each of which takes a round trip
+CHECK_S = 0.008  # minimum time between two polls of the queue; each takes a round trip
 
 
 class _FunctionCalls(TorchFunctionMode):
