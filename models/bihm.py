@@ -53,6 +53,7 @@ Layers = list[Tensor]
 
 SAMPLES_PER_CALL, POOL_PER_CALL = 200, 10  # importance samples, and draws of p for "block", of one call
 IMAGES_PER_BATCH = 20  # of `evaluate`
+SLEEP_SAMPLES = 10  # draws of p per image of a training batch, in the sleep phase
 HIDDEN, VISIBLE, INNER = range(FIRST_FREE, FIRST_FREE + 3)  # streams: draws of q, of p, and for p̃* in a sweep
 SWEEP = 16  # stream of layer 0 in a Gibbs sweep; layer l has SWEEP + l
 
@@ -84,6 +85,9 @@ class Config:
     )
     bias: float = option(-1.0, minimum=-20.0, maximum=20.0, description="initial value of every bias")
     l1: float = option(0.0, minimum=0.0, maximum=1.0, description="L1 penalty on the weights, per image")
+    sleep: float = option(
+        0.0, minimum=0.0, maximum=10.0, description="weight of the sleep phase, which the paper lacks"
+    )
 
 
 # --- The paper's equations -------------------------------------------------------------------------------------------
@@ -314,7 +318,20 @@ class Model(nn.Module):
         loss = surrogate.detach() - surrogate - value
         if self.config.l1 and torch.is_grad_enabled():
             loss = loss + self.config.l1 * sum(layer.weight.abs().sum() for layer in [*self.q, *self.p])
+        if self.config.sleep and torch.is_grad_enabled():
+            sleep = self.config.sleep * self.sleep_loss(rows)
+            loss = loss + sleep - sleep.detach()
         return loss
+
+    def sleep_loss(self, rows: RowStreams) -> PerImage:
+        """Return −log q(h|x) of draws (x, h) ~ p, in nats, the mean of `SLEEP_SAMPLES` draws a row.
+
+        Only q has a gradient. It makes q(h|x) cover p(h|x) on the images that p draws, which raises
+        Z (eq. 7). This is the sleep phase of wake-sleep (Hinton et al., 1995).
+        """
+        with torch.no_grad():
+            x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, SLEEP_SAMPLES, VISIBLE))
+        return -self.log_inferred(x, h).mean(1)
 
     # Sampling
 

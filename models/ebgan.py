@@ -24,7 +24,8 @@ Departs from the paper: z is normal; the generator's step uses the same z as the
 against the updated discriminator; the convolutional variant is ours, for small images, and its
 decoder mirrors the encoder; only the generator has batch normalisation, and sampling uses
 statistics fixed after training; a narrow linear code and a decoder of several layers are possible;
-the plain GAN's generator minimises −log D(G(z)).
+the plain GAN's generator minimises −log D(G(z)); with `best_of` > 1 a sample is the one of several
+draws that has the lowest energy.
 
 This file has more than 400 lines because one paper is one file.
 """
@@ -104,6 +105,7 @@ class Config:
     pulling_away: float = option(
         0.0, minimum=0.0, maximum=1e6, description="weight of the pulling-away term; EBGAN-PT has 0.1"
     )
+    best_of: int = option(1, minimum=1, maximum=1024, description="default of the option `best_of` of samples")
 
 
 # --- The paper's equations -------------------------------------------------------------------------------------------
@@ -312,8 +314,8 @@ class Critic(nn.Module):
 class SampleOptions:
     """Options of `sample`: plain samples, the best of several, or rejection by energy."""
 
-    best_of: int = option(
-        1, minimum=1, maximum=1024, description="candidates a row, of which the lowest energy is kept"
+    best_of: int | None = option(
+        None, minimum=1, maximum=1024, description="candidates a row, of which the lowest energy is kept"
     )
     below: float | None = option(
         None, minimum=0.0, maximum=1e6, description="keep a row's first candidate whose energy is below this"
@@ -395,6 +397,7 @@ class Model(nn.Module):
         """Return the operations as the card lists them; without `reconstruct` for a plain GAN."""
         described = describe(self, without=() if self.config.objective == "ebgan" else ("reconstruct",))
         described["energy"]["unit"] = self.unit
+        described["sample"]["options"]["properties"]["best_of"].update(type="integer", default=self.config.best_of)
         return described
 
     # Sampling
@@ -405,19 +408,22 @@ class Model(nn.Module):
     ) -> dict[str, Any] | Continuation:
         """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
 
-        With the option `best_of` a row keeps its candidate of lowest energy; with `below`, its
-        first candidate with less energy than that, or the lowest if there is none. Both also return
+        With `best_of` (by default the config's) a row keeps its candidate of lowest energy; with
+        `below`, its first candidate with less energy than that, or the lowest if there is none. Both also return
         `energies` (B,); `below` also returns `accepted` (B,) and the number of `proposals` (B,).
 
         Each call tries `CANDIDATES_PER_CALL` candidates and returns a `Continuation` until all are
         done. `state` is None in the first call, later the state of the previous `Continuation`.
         Raises ValueError if both options are set, or if the rows have different progress.
         """
-        if options.below is None and options.best_of == 1:
+        best_of = (
+            (1 if options.below is not None else self.config.best_of) if options.best_of is None else options.best_of
+        )
+        if options.below is None and best_of == 1:
             return {"images": self._generate(rows, 0)}
-        if options.below is not None and options.best_of > 1:
+        if options.below is not None and best_of > 1:
             raise ValueError("choose best_of or below, not both")
-        total = options.best_of if options.below is None else options.proposals
+        total = best_of if options.below is None else options.proposals
         best = self._initial_state(rows) if state is None else state
         done = common_progress(best["done"]) if len(rows) else total
         count = min(CANDIDATES_PER_CALL, total - done)

@@ -296,6 +296,8 @@ class Model(nn.Module):
         """
         uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
         images = regression.random_symmetry(images, uniform)
+        if self.config.shuffle_channels:
+            images = regression.shuffle_channels(images, rows.uniform(images.shape[1], FIRST_FREE + 1))
         edge = min(images.shape[2:]) // max(self.config.scales)
         scale_of_row = regression.draw_scales(
             self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0]

@@ -132,11 +132,15 @@ def random_crop(images: Images, edge: int, uniform: Float[Tensor, "B 2"]) -> Flo
 
     The two uniform numbers of an image choose the vertical and the horizontal position.
     """
-    height, width = images.shape[2:]
-    top = (uniform[:, 0] * (height - edge + 1)).long().tolist()
-    left = (uniform[:, 1] * (width - edge + 1)).long().tolist()
-    corners = zip(images, top, left, strict=True)
-    return torch.stack([image[:, y : y + edge, x : x + edge] for image, y, x in corners])
+    image, channel, y, x = (torch.arange(n, device=images.device) for n in (*images.shape[:2], edge, edge))
+    top, left = ((uniform[:, axis] * (images.shape[2 + axis] - edge + 1)).long() for axis in (0, 1))
+    rows, columns = top[:, None, None, None] + y[:, None], left[:, None, None, None] + x
+    return images[image[:, None, None, None], channel[:, None, None], rows, columns]
+
+
+def shuffle_channels(images: Images, uniform: Float[Tensor, "B C"]) -> Images:
+    """Return each image with its channels in a random order, chosen by its uniform numbers."""
+    return images[torch.arange(len(images), device=images.device)[:, None], uniform.argsort(1)]
 
 
 def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:

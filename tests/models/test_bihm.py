@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -219,6 +220,36 @@ def test_if_q_is_the_posterior_z_is_one_and_all_samples_count() -> None:
     answer = finished(model.log_likelihood, torch.zeros(1, 1, 1, 4), rows, options)
     assert float(answer["effective_sample_size"][0]) == pytest.approx(200, rel=1e-4)
     assert "log_p_star" not in answer
+
+
+def test_the_sleep_phase_trains_q_alone_and_raises_z(exact: Exact) -> None:
+    """Steps along the gradient of `sleep_loss` leave p as it is and move Z toward 1."""
+    model = tiny().requires_grad_(requires_grad=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in range(200):
+        optimizer.zero_grad()
+        model.sleep_loss(RowStreams.range(step, 0, 100)).mean().backward()
+        optimizer.step()
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in after if not name.startswith("q."))
+    found = model.estimate_log_z(seed=4, samples=100_000)
+    assert float(exact.log_z) / 2 < found["log_z"] < 0
+
+
+def test_the_weight_of_the_sleep_phase_changes_gradients_and_not_the_loss() -> None:
+    """With `sleep` the loss is the same number, and the gradient of p's weights too."""
+    losses, gradients = [], []
+    for weight in (0.0, 0.5):
+        model = tiny(config=dataclasses.replace(TINY, samples=10, sleep=weight)).requires_grad_(requires_grad=True)
+        images = states(4)[:12].view(12, 1, 1, 4)
+        loss = model.loss(images, RowStreams.range(2, 0, 12))
+        weights = [layer.weight for layer in [*layers(model.p), *layers(model.q)]]
+        gradients.append(torch.autograd.grad(loss.mean(), weights))
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1])
+    assert all(torch.equal(a, b) for a, b in zip(gradients[0][:2], gradients[1][:2], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(gradients[0][2:], gradients[1][2:], strict=True))
 
 
 def shares(images: torch.Tensor) -> torch.Tensor:

@@ -302,6 +302,18 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
     assert torch.equal(none["images"], best["images"])
 
 
+def test_the_config_has_the_default_of_best_of() -> None:
+    """A sample is the best of `config.best_of` candidates; `best_of` or `below` of a request come first."""
+    plain, rows = finalized(), RowStreams.range(3, 0, 7)
+    model = small(best_of=5).eval()
+    model.load_state_dict(plain.state_dict())
+    assert model.operations()["sample"]["options"]["properties"]["best_of"]["default"] == 5
+    for asked, same in (({}, {"best_of": 5}), ({"best_of": 1}, {}), ({"below": 1e6}, {"below": 1e6})):
+        found = finished(model, rows, ebgan.SampleOptions(**asked))
+        wanted = finished(plain, rows, ebgan.SampleOptions(**same))
+        assert torch.equal(found["images"], wanted["images"])
+
+
 def test_invalid_sampling_options_are_rejected() -> None:
     """`best_of` with `below`, and rows of different progress, are rejected."""
     model, rows = small(), RowStreams.range(3, 0, 2)

@@ -54,6 +54,22 @@ def upscaled(model: superres.Model, images: torch.Tensor, **options: Any) -> tor
 # Equations
 
 
+def test_crops_are_slices_of_each_image() -> None:
+    """A crop has the position that the two uniform numbers give."""
+    images = RowStreams.range(5, 0, 3).uniform(3 * 12 * 10).view(3, 3, 12, 10)
+    crops = regression.random_crop(images, 6, torch.tensor([[0.0, 0.0], [0.99, 0.99], [0.5, 0.3]]))
+    for crop, image, (top, left) in zip(crops, images, [(0, 0), (6, 4), (3, 1)], strict=True):
+        assert torch.equal(crop, image[:, top : top + 6, left : left + 6])
+
+
+def test_channels_are_shuffled_image_by_image() -> None:
+    """Each image keeps its channels, in the order of its uniform numbers."""
+    images = RowStreams.range(5, 0, 2).uniform(3 * 4).view(2, 3, 2, 2)
+    shuffled = regression.shuffle_channels(images, torch.tensor([[0.1, 0.5, 0.9], [0.9, 0.1, 0.5]]))
+    assert torch.equal(shuffled[0], images[0])
+    assert torch.equal(shuffled[1], images[1][[1, 2, 0]])
+
+
 def test_energy_is_the_mean_square_in_units_of_the_std() -> None:
     """The energy is the mean over the parts of the mean squares, each channel divided by its std."""
     predicted = [torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 2, 2)]
