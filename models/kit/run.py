@@ -282,7 +282,9 @@ class Run:
             self.seconds = self._seconds_before + now - self._started
             whole = self.step == len(batches)
             save_due = now - self._saved_at >= self.training.save_every_s and not whole
-            self.stopping, due = self.process_group.any_process(self.stopping, self.stopping or save_due)
+            # never assign `self.stopping` here: a signal that arrives meanwhile would be lost
+            requested = self.stopping
+            stopping, due = self.process_group.any_process(requested, requested or save_due)
             progress_due = self.process_group.is_main and (whole or now - self._progress_at >= PROGRESS_EVERY_S)
             check_due = number % CHECK_EVERY_STEPS == 0 or whole or due
             if check_due or progress_due:
@@ -293,7 +295,7 @@ class Run:
                 return reason
             if due:
                 self._checkpoint()
-            if self.stopping:
+            if stopping:
                 return "interrupted"
             if progress_due:
                 self.write_progress()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.kit import data
 from models.kit import run as run_module
+from models.kit.distributed import ProcessGroup
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run import Run
@@ -97,6 +98,26 @@ def test_a_resumed_run_equals_an_undisturbed_one(
         for name, value in state.items():
             assert torch.equal(value, states[1]["optimiser"]["state"][index][name]), name
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_signal_is_not_lost_while_the_processes_agree(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that arrives after the request to stop was read stops the run at the next step, with a checkpoint."""
+    any_process = ProcessGroup.any_process
+    calls: list[tuple[bool, ...]] = []
+
+    def signal_meanwhile(group: ProcessGroup, *flags: bool) -> tuple[bool, ...]:
+        if not calls:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(flags)
+        return any_process(group, *flags)
+
+    monkeypatch.setattr(ProcessGroup, "any_process", signal_meanwhile)
+    assert train(recipe(), images, tmp_path).reason == "interrupted"
+    assert calls == [(False, False), (True, True)]
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress["checkpoint"]["steps"] == progress["steps"] == 2
 
 
 @pytest.mark.parametrize(
