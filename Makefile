@@ -18,7 +18,7 @@ test: $(VENV)/.dev ## every check that belongs on a change
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" tests/api
 
 parallel-tests: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder -m "not slow and not timing"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"
 
 test-slow: $(VENV)/.dev ## the long ones: chaos at full size, figures of the papers
 	$(BIN)/python -m pytest -m slow --timeout 3600

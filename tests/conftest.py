@@ -18,33 +18,35 @@ os.environ.setdefault("REVERIE_ALLOWED_HOSTS", "x,testserver,localhost,127.0.0.1
 
 LONGEST = (
     "service/test_training.py",
-    "service/test_full_disk.py",
     "service/test_chaos.py",
     "service/test_leftovers.py",
-    "service/test_hang.py",
     "service/test_startup.py",
-    "service/test_schemathesis.py",
+    "api/test_openapi.py",
+    "service/test_full_disk.py",
+    "api/routes/test_upscales.py",
+    "workers/training/test_worker.py",
+    "reverie/test_cli.py",
     "service/test_backup.py",
+    "clients/test_clients.py",
+    "api/routes/test_trainings.py",
+    "service/test_schemathesis.py",
+    "service/test_no_worker.py",
+    "workers/inference/test_engine.py",
+    "service/test_tour.py",
+    "workers/inference/test_preemption.py",
+    "service/test_hang.py",
+    "models/test_vae.py",
 )
-"""Modules that take a minute or more. They run first, so that none of them runs alone at the end."""
-
-SHARED_SERVICES = 2
-"""Processes of xdist that start the service of the fixture `stack`."""
+"""Modules that take longest. They run first, so that none of them runs alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order modules and group them for xdist: tests of one group run in one process, which starts their services once.
-
-    The modules that use the fixture `stack` make two groups; each other module is a group.
-    """
+    """Order the modules. xdist runs each in one process (`--dist loadfile`), which starts its services once."""
     modules = {item: item.path.relative_to(TESTS).as_posix() for item in items}
-    sharing = sorted({modules[item] for item in items if "stack" in getattr(item, "fixturenames", ())})
-    groups = {module: f"shared service {number % SHARED_SERVICES}" for number, module in enumerate(sharing)}
     for item, module in modules.items():
-        item.add_marker(pytest.mark.xdist_group(groups.get(module, module)))
         if item.get_closest_marker("timing") and not module.startswith("api/"):
             raise pytest.UsageError(f"{item.nodeid}: `make test` looks for tests that measure time in tests/api only")
-    first = {module: number for number, module in enumerate((*LONGEST, *sharing))}
+    first = {module: number for number, module in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(modules[item], len(first)))
 
 

@@ -22,7 +22,9 @@ import redis
 
 from core.broker.codec import unpack
 from core.broker.keys import WORKERS
+from core.settings import Settings
 from tests.waiting import wait_until
+from workers.devserver import queue_command
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = str(ROOT / "tests" / "families")
@@ -113,9 +115,11 @@ class Stack:
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: queue, inference, training or api; `name` distinguishes several workers."""
         # not through `workers.devserver`, whose parts die with the thread that started them
-        queue = ["workers.devserver", "--part", "queue"]
-        modules = {"queue": queue, "inference": ["workers.inference"], "training": ["workers.training"], "api": ["api"]}
-        command = [sys.executable, "-m", *modules[part]]
+        modules = {"inference": "workers.inference", "training": "workers.training", "api": "api"}
+        if part == "queue":
+            command = queue_command(Settings(state=self.state / "state", queue_url=self.queue_url))
+        else:
+            command = [sys.executable, "-m", modules[part]]
         environment = dict(self.environment)
         if part == "inference":  # a training worker would start a process with torch to describe these families
             environment.setdefault("REVERIE_EXTRA_MODELS", FAMILIES)
