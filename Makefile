@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
+# Tests start some hundred Python processes: without this each would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help serve test parallel-tests test-slow check bench bench-superres bench-gpu train lock clean
 
 help: ## list the commands
