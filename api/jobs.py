@@ -31,8 +31,7 @@ from core.imaging.tiling import photograph_bytes
 from core.jobs.leases import LeaseReaper
 from core.jobs.records import Event, IdempotencyKey, Insertion, Job
 from core.jobs.store import JobStore
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

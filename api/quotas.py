@@ -24,8 +24,7 @@ from core.catalog.versions import FILE
 from core.datasets.store import Datasets
 from core.jobs.records import TRAINING, UNFINISHED
 from core.jobs.schema import jobs, result_chunks
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 log = logging.getLogger(__name__)
 

@@ -101,4 +101,4 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     guard = QueueGuard(settings, server.stop)
     guard.start()
     server.run(sockets=[listener])
-    sys.exit(guard.exit_status())
+    sys.exit(guard.exit_status)

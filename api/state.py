@@ -17,9 +17,8 @@ from core.blobs import Blobs
 from core.catalog.registry import Registry
 from core.datasets.store import Datasets
 from core.jobs.store import JobStore
-from core.paths import StatePaths
 from core.resources import ResourceStore
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wait on the disk
 

@@ -29,7 +29,7 @@ import sqlalchemy as sa
 
 from core.blobs import Blobs, remove_tree
 from core.catalog.versions import POINTERS
-from core.files import write_durably
+from core.files import modified_at_ns, write_durably
 from core.jobs.migrate import existing_file
 from core.jobs.records import TERMINAL, JobState
 from core.jobs.store import JobStore
@@ -227,19 +227,12 @@ def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
     """
     run = Path("runs") / job_id
     for _ in range(_TRIES):
-        written = _modification_time(state / run / _CHECKPOINT)
+        written = modified_at_ns(state / run / _CHECKPOINT)
         with contextlib.suppress(FileNotFoundError):
             names = _copy_tree(state, run, copy, first=_CHECKPOINT)
-            if _modification_time(state / run / _CHECKPOINT) == written:
+            if modified_at_ns(state / run / _CHECKPOINT) == written:
                 return names
     return _copy_tree(state, run, copy, first=_CHECKPOINT, tolerant=True)
-
-
-def _modification_time(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
@@ -277,20 +270,16 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
     for path in sorted(state.iterdir()):
         if path.name in {*_LEFT_OUT, *_COPIED_BY_JOB} or path.name.startswith((".", database)):
             continue
-        if path.is_file():
-            with contextlib.suppress(FileNotFoundError):
-                copy.add(f"{STATE}/{path.name}", path)
-            continue
-        for inner in sorted(path.iterdir()):
+        for entry in [path] if path.is_file() else sorted(path.iterdir()):
             # a dataset or version that is deleted meanwhile is left out entirely
-            if inner.name.startswith(".") or inner == pointers:
+            if entry.name.startswith(".") or entry == pointers:
                 continue
-            before = set(copy.files)
+            before, below = set(copy.files), entry.relative_to(state)
             try:
-                if inner.is_dir():
-                    _copy_tree(state, Path(path.name) / inner.name, copy)
+                if entry.is_dir():
+                    _copy_tree(state, below, copy)
                 else:
-                    copy.add(f"{STATE}/{path.name}/{inner.name}", inner)
+                    copy.add(f"{STATE}/{below}", entry)
             except FileNotFoundError:
                 for name in set(copy.files) - before:
                     copy.drop(name)
@@ -316,17 +305,15 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
         where = files[0] if files else "the blob store"
         raise BackupError(f"the state folder is not empty ({where}); restore into an empty one")
     state.mkdir(parents=True, exist_ok=True)
+    work = state / f".restore-{os.getpid()}"
     for name in manifest["files"]:
         top, _, rest = name.partition("/")
         if top == STATE:
             _place(folder / name, state / re.sub("^desk/", "scratch/", rest))
         elif top == BLOBS:
-            work = state / f".restore-{os.getpid()}"
-            try:
-                _place(folder / name, work)
-                blobs.take(rest, work)
-            finally:
-                work.unlink(missing_ok=True)
+            _place(folder / name, work)
+            blobs.take(rest, work)
+            work.unlink(missing_ok=True)  # a remote store leaves it
     for dataset in (state / "datasets").glob("[!.]*"):
         (dataset / "uses").mkdir(exist_ok=True)  # empty folders are not in a backup
     _place(folder / DATABASE, database)  # last: it names the other files

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from core.blobs import Blobs, remove_tree
@@ -21,8 +22,7 @@ from core.datasets.store import Datasets
 from core.files import LOCK, in_use
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +135,7 @@ class Cleanup:
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield the blobs of jobs that were deleted or have no result, as possible orphans."""
-
-        def needs_blobs(state: JobState) -> bool:
-            return state.needs_blobs
-
+        needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
             created_at = int(job_id[4:16], 16) / 1000
@@ -152,7 +149,7 @@ class Cleanup:
         `needs` returns whether a job in this state needs its folder.
         """
         folder = self._settings.state / kind
-        names = [path.name for path in _children(folder) if _JOB_ID.fullmatch(path.name)]
+        names = [path.name for path in folder.glob("*") if _JOB_ID.fullmatch(path.name)]
         for job_id in self._not_needed(names, needs):
 
             def is_needed(job_id: str = job_id) -> bool:
@@ -162,10 +159,11 @@ class Cleanup:
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
         """Yield the files of responses and batch plans whose writers have died."""
-        for path in _children(self._settings.state / "unfinished"):
+        for path in (self._settings.state / "unfinished").glob("*"):
             yield from self._path("unfinished", path, partial(in_use, path))
-        for path in _children(self._settings.state / "plans"):
-            if path.suffix[1:].isdecimal():  # the id of the process that wrote it
+        for path in (self._settings.state / "plans").glob("*"):
+            # temporary files of `write_durably`; in earlier releases their suffix was a process id
+            if path.name.startswith(".") or path.suffix[1:].isdecimal():
                 yield from self._path("plans", path, lambda: False)
 
     @staticmethod
@@ -200,11 +198,3 @@ class Cleanup:
         self._datasets.clear(self._min_age_s)
         self._blobs.sweep("", 2 * self._settings.sweep_s, partial=True)
         self._blobs.sweep("notes", COMPLETION_TTL_S)
-
-
-def _children(folder: Path) -> list[Path]:
-    """Return the entries of a folder; an empty list if it does not exist."""
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []

@@ -1,4 +1,4 @@
-"""Files that several processes use: durable writes, locks, and work folders."""
+"""Files that several processes use: durable writes, modification times, locks, and work folders."""
 
 import fcntl
 import os
@@ -35,6 +35,14 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends
         yield
+
+
+def modified_at_ns(path: Path) -> int:
+    """Return the modification time of a file or folder in nanoseconds; 0 if it does not exist."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def in_use(lock: Path) -> bool:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
 
-from core.jobs.schema import resource_changes, resources
-from core.transaction import transaction
+from core.jobs.schema import resource_changes, resources, transaction
 
 Kind = Literal["dataset", "model"]
 
@@ -34,7 +32,7 @@ UNOWNED = Ownership(None, shared=True)
 class ResourceStore:
     """The owners of datasets and models, for any number of processes on one database."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         """Use the engine of an open job store."""
         self._engine = engine
 
@@ -104,5 +102,5 @@ def _is_resource(kind: Kind, name: str) -> sa.ColumnElement[bool]:
     return (resources.c.kind == kind) & (resources.c.name == name)
 
 
-def _count_change(connection: Connection) -> None:
+def _count_change(connection: sa.Connection) -> None:
     connection.execute(resource_changes.update().values(count=resource_changes.c.count + 1))

@@ -1,6 +1,7 @@
-"""Settings of the service, read once at start from `REVERIE_…` environment variables."""
+"""Settings of the service, read once at start from `REVERIE_…` environment variables, and paths."""
 
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -245,7 +246,37 @@ class Settings(BaseSettings):
         return self.blobs_url or f"file://{self.state.resolve() / 'blobs'}"
 
 
-HEARTBEAT_S = 0.4
+HEARTBEAT_S = 0.4  # interval of heartbeats, in seconds
+
+
+@dataclass(frozen=True)
+class StatePaths:
+    """Paths below the state folder that several programs of the service use."""
+
+    state: Path
+
+    def run(self, job_id: str) -> Path:
+        """Return the folder of a training's run."""
+        return self.state / "runs" / job_id
+
+    def auxiliary_job(self, job_id: str) -> Path:
+        """Return the folder of an auxiliary job's files; it is removed when the job ends."""
+        return self.state / "scratch" / job_id
+
+    @property
+    def datasets(self) -> Path:
+        """The folder of datasets."""
+        return self.state / "datasets"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of model versions made by this service."""
+        return self.state / "checkpoints"
+
+    @property
+    def families(self) -> Path:
+        """The file with descriptions of extra families, which a training worker writes."""
+        return self.state / "families.json"
 
 
 @lru_cache(maxsize=1)

@@ -18,16 +18,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 from uuid import uuid4
 
 import orjson
 import pydantic
 import redis
 import sqlalchemy as sa
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthorizationError
-from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from core.broker.address import QueueAddress
@@ -185,6 +182,17 @@ def check_queue(settings: Settings) -> bool:
     return all(_claim_queue(url, setting, own_mark) for setting, url in addresses.items())
 
 
+def queue_address(url: str, setting: str) -> QueueAddress:
+    """Parse the URL of a queue server.
+
+    Raises StartupError, which names `setting`, if it is not the URL of one.
+    """
+    try:
+        return QueueAddress.parse(url)
+    except ValueError as error:
+        raise StartupError(f"{setting} is no address of a queue server ({error})") from error
+
+
 def mark_of(url: str) -> dict[str, Any]:
     """Return the mark of a queue server; an empty dict if there is none.
 
@@ -222,10 +230,7 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     `setting` is the name of the setting with the URL. Raises StartupError if the server belongs to
     another instance or cannot be used.
     """
-    try:
-        address = QueueAddress.parse(url)
-    except ValueError as error:
-        raise StartupError(f"{setting} is no address of a queue server ({error})") from error
+    address = queue_address(url, setting)
     place = address.name
     greeting = "" if "path" in address.options or address.sentinels else _read_greeting(*address.host_port)
     if greeting is None:
@@ -297,9 +302,7 @@ def _is_same_instance(mark: dict[str, Any], own_mark: dict[str, Any]) -> bool:
 
 
 def _client(url: str) -> redis.Redis:
-    return QueueAddress.parse(url).client(
-        socket_timeout=_REPLY_S, socket_connect_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
-    )
+    return QueueAddress.parse(url).client(socket_timeout=_REPLY_S, socket_connect_timeout=_CONNECT_S)
 
 
 def _parse_mark(mark: Any) -> dict[str, Any]:
@@ -325,15 +328,15 @@ def _error_text(error: OSError) -> str:
 class QueueGuard(threading.Thread):
     """Checks the queue server periodically, because it may start later or be replaced.
 
-    If the server belongs to another instance, the error is written to standard error, `refused` is
-    set and `stop` is called.
+    If the server belongs to another instance, the error is written to standard error, `exit_status`
+    becomes 1 and `stop` is called. The program should then exit with `exit_status`.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], object]) -> None:
         super().__init__(name="queue-guard", daemon=True)
         self._settings = settings
         self._stop = stop
-        self.refused = False
+        self.exit_status = 0
 
     def run(self) -> None:
         """Check every `GUARD_S` seconds until the process ends or the server is refused."""
@@ -343,19 +346,9 @@ class QueueGuard(threading.Thread):
                 if not _is_same_instance(mark_of(self._settings.queue_url), _own_mark(self._settings)):
                     check_queue(self._settings)
             except StartupError as error:
-                self.refused = True
+                self.exit_status = 1
                 sys.stderr.write(f"error: {error}\n")
                 self._stop()
                 return
             except (redis.RedisError, OSError):
                 continue  # away, or busy: its clients say so
-
-    def exit_status(self) -> int:
-        """Return the program's exit status: 1 if the queue server was refused, else 0."""
-        return 1 if self.refused else 0
-
-
-def port_of(url: str) -> tuple[str, int]:
-    """Return host and port of a queue server's URL, by default 127.0.0.1 and 6379."""
-    address = urlparse(url)
-    return address.hostname or "127.0.0.1", address.port or 6379

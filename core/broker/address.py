@@ -17,14 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-import redis.asyncio
-import redis.asyncio.sentinel
-import redis.sentinel
 from kombu.utils.url import as_url
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.connection import SSLConnection, parse_url
-from redis.retry import Retry
+from redis.connection import parse_url
 
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 _SENTINEL = "sentinel"
@@ -53,27 +47,25 @@ class QueueAddress:
             return cls._parse_sentinel(url)
         options: dict[str, Any] = dict(parse_url(url))
         connection_class = options.pop("connection_class", redis.Connection)
-        return cls(options, url, tls=issubclass(connection_class, SSLConnection))
+        return cls(options, url, tls=issubclass(connection_class, redis.SSLConnection))
 
     @classmethod
     def _parse_sentinel(cls, url: str) -> "QueueAddress":
         parts = urlsplit(url)
         credentials, at, hosts = parts.netloc.rpartition("@")
-        sentinels = []
-        for host in hosts.split(","):
-            one = urlsplit(f"redis://{host}")
-            sentinels.append((one.hostname or "127.0.0.1", one.port or DEFAULT_SENTINEL_PORT))
+        addresses = [urlsplit(f"redis://{host}") for host in hosts.split(",")]
+        sentinels = tuple((one.hostname or "127.0.0.1", one.port or DEFAULT_SENTINEL_PORT) for one in addresses)
         # redis-py parses all the rest, on a URL with a made-up host
         options: dict[str, Any] = dict(
             parse_url(parts._replace(scheme="redis", netloc=f"{credentials}{at}host").geturl())
         )
         del options["host"]
-        own = {"username": options.pop("sentinel_username", None), "password": options.pop("sentinel_password", None)}
+        own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
         if not (master_name := options.pop("master_name", "")):
             raise ValueError("a sentinel:// URL needs ?master_name=NAME")
         tls = str(options.pop("ssl", "")).lower() == "true"
         own_options = {name: value for name, value in own.items() if value}
-        return cls(options, tls=tls, sentinels=tuple(sentinels), master_name=master_name, sentinel_options=own_options)
+        return cls(options, tls=tls, sentinels=sentinels, master_name=master_name, sentinel_options=own_options)
 
     @property
     def name(self) -> str:
@@ -99,8 +91,7 @@ class QueueAddress:
         `options` are redis-py's connection arguments; they override those of the URL.
         """
         if self.sentinels:
-            own = {**self._sentinel_kwargs(), "retry": Retry(NoBackoff(), 0)}
-            sentinel = redis.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
+            sentinel = redis.Sentinel(self.sentinels, sentinel_kwargs=self._client_sentinel_kwargs())
             return sentinel.master_for(self.master_name, **self._client_options(), **options)  # type: ignore[no-any-return]
         return redis.Redis.from_url(self.url, **options)  # unlike Redis(…), without retries
 
@@ -134,8 +125,10 @@ class QueueAddress:
         """Return the SSL context that redis-py makes from the URL; None without TLS."""
         if not self.tls:
             return None
-        names = {name: value for name, value in self.options.items() if name.startswith("ssl_")}
-        return redis.asyncio.SSLConnection(**names).ssl_context.get()
+        return redis.asyncio.SSLConnection(**self._ssl_options()).ssl_context.get()
+
+    def _ssl_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name.startswith("ssl_")}
 
     def _client_options(self) -> dict[str, Any]:
         options = {("unix_socket_path" if name == "path" else name): value for name, value in self.options.items()}
@@ -145,10 +138,11 @@ class QueueAddress:
         timeouts = {"socket_timeout": _SENTINEL_TIMEOUT_S, "socket_connect_timeout": _SENTINEL_TIMEOUT_S}
         return {**timeouts, **self.sentinel_options}
 
+    def _client_sentinel_kwargs(self) -> dict[str, Any]:
+        return {**self._sentinel_kwargs(), "retry": None}  # the next Sentinel is tried instead
+
     def _async_sentinel(self) -> Any:
-        # no retries: the next Sentinel is tried instead
-        own = {**self._sentinel_kwargs(), "retry": AsyncRetry(NoBackoff(), 0)}
-        return redis.asyncio.sentinel.Sentinel(self.sentinels, sentinel_kwargs=own)
+        return redis.asyncio.Sentinel(self.sentinels, sentinel_kwargs=self._client_sentinel_kwargs())
 
     # --- Celery ---
 
@@ -159,16 +153,12 @@ class QueueAddress:
         db = self.options.get("db", 0)
         transport_options: dict[str, Any] = {}
         if self.sentinels:
-            urls = [as_url(_SENTINEL, host, port, user, password, str(db)) for host, port in self.sentinels]
-            url = ";".join(urls)
+            url = ";".join(as_url(_SENTINEL, *host_port, user, password, str(db)) for host_port in self.sentinels)
             transport_options = {"master_name": self.master_name, "sentinel_kwargs": self._sentinel_kwargs()}
         elif "path" in self.options:
             credentials = as_url("", user=user, password=password).removeprefix("://").rstrip("/")
             url = f"redis+socket://{credentials}{self.options['path']}?virtual_host={db}"
         else:
             url = as_url("redis", *self.host_port, user, password, str(db))
-        use_ssl: Any = False
-        if self.tls:
-            use_ssl = {"ssl_cert_reqs": "required"}
-            use_ssl |= {name: value for name, value in self.options.items() if name.startswith("ssl_")}
+        use_ssl = {"ssl_cert_reqs": "required", **self._ssl_options()} if self.tls else False
         return {"broker_url": url, "broker_use_ssl": use_ssl, "broker_transport_options": transport_options}

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from core.broker.address import QueueAddress
 from core.settings import Settings
@@ -22,12 +21,9 @@ def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
     )
 
 
-def connect_async(settings: Settings, *, training: bool = False) -> redis.asyncio.Redis:
-    """Return an asyncio client of the queue server.
-
-    With `training`, of the database that wakes training workers.
-    """
-    return QueueAddress.parse(settings.training_queue if training else settings.queue_url).async_client(
+def connect_async(settings: Settings) -> redis.asyncio.Redis:
+    """Return an asyncio client of the queue server."""
+    return QueueAddress.parse(settings.queue_url).async_client(
         socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True
     )
 

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 
 Schema = dict[str, Any]  # a JSON Schema of an object
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from core.files import locked, write_durably
+from core.files import locked, modified_at_ns, write_durably
 
 FILE = "model.safetensors"
 POINTERS = "serving.json"
@@ -43,10 +43,7 @@ class Versions:
         """Return a number that changes with every published version and every change of the
         pointers.
         """
-        try:
-            return (self.folder / POINTERS).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+        return modified_at_ns(self.folder / POINTERS)
 
     def pointers(self) -> dict[str, dict[str, str]]:
         """Return the pointers of all models, keyed by name: `serves` and `next`, if they

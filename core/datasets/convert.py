@@ -6,7 +6,6 @@ bounded memory. It writes FOLDER/made/train.npy, validation.npy, test.npy and la
 the dataset's description as JSON, or the problem.
 """
 
-import ctypes
 import hashlib
 import json
 import math
@@ -26,13 +25,13 @@ from core.datasets.readers import base
 from core.datasets.readers.base import ConversionOptions, Source, UploadRejectedError
 from core.datasets.readers.detect import open_upload
 from core.datasets.split_names import SPLITS
+from core.process import end_with_parent
 
 MEMORY_BYTES = 2 << 30
 MIN_PICTURES = 10
 MAX_VALUES = 4 << 20  # of one image: its channels times its pixels
 
 _NICENESS = 5
-_PR_SET_PDEATHSIG = 1
 
 
 def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
@@ -210,16 +209,8 @@ def _sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            while payload := file.read(base.BATCH_BYTES):
-                digest.update(payload)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent process ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)  # the parent ended before prctl
 
 
 def main() -> None:
@@ -229,7 +220,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(_NICENESS)
     if len(sys.argv) > 3:
-        _exit_with_parent(int(sys.argv[3]))
+        end_with_parent(signal.SIGKILL, int(sys.argv[3]))
     try:
         result = convert(Path(sys.argv[1]), ConversionOptions.from_json(sys.argv[2]))
     except UploadRejectedError as error:

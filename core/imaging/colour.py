@@ -76,7 +76,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
     """
     wanted = "L" if image.mode == "L" else "RGB"
     try:
-        name, transform = _transform(profile, image.mode)
+        make = _make_transform if len(profile) > _CACHED_PROFILE_BYTES else _cached_transform
+        name, transform = make(profile, image.mode)
         if transform is None:
             return image.convert(wanted), None
         converted = ImageCms.applyTransform(image, transform)
@@ -86,12 +87,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str | None
     return converted.convert(wanted), f"{name} to sRGB"
 
 
-def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return a profile's name and its transform to sRGB; the transform is None if it is sRGB."""
-    return (_built if len(profile) > _CACHED_PROFILE_BYTES else _cached)(profile, mode)
-
-
-def _built(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+def _make_transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """Return the name of an ICC profile and its transform to sRGB, None if the profile is sRGB."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     name = ImageCms.getProfileDescription(source).strip()[:60] or "unnamed"
     if "srgb" in name.lower() and "linear" not in name.lower():
@@ -102,4 +99,4 @@ def _built(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform |
     return "".join(one if " " <= one <= "~" else "?" for one in name), transform
 
 
-_cached = lru_cache(maxsize=16)(_built)
+_cached_transform = lru_cache(maxsize=16)(_make_transform)

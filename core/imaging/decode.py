@@ -1,20 +1,13 @@
 """Check and decode image files of requests and datasets."""
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - without these two, Image.open imports all plugins
 
 from core.imaging import bmp, gif, jpeg, png, tiff, webp
 from core.imaging.colour import key_alpha, split_alpha, to_srgb
@@ -23,21 +16,14 @@ from core.imaging.container import Container, Pixels, UnusableImageError
 Image.MAX_IMAGE_PIXELS = None  # callers compare a file's size with their own limits before a pixel is decoded
 
 
-class _Format(NamedTuple):
-    """How files of a format begin, the reader of their container, and Pillow's decoder."""
-
-    magic: bytes | tuple[bytes, ...]
-    read: Callable[[bytes], Container]
-    decoder: Callable[[io.BytesIO], ImageFile.ImageFile]
-
-
-_FORMATS = {
-    "PNG": _Format(png.MAGIC, png.read_png, PngImagePlugin.PngImageFile),
-    "JPEG": _Format(jpeg.MAGIC, jpeg.read_jpeg, JpegImagePlugin.JpegImageFile),
-    "WEBP": _Format(webp.MAGIC, webp.read_webp, WebPImagePlugin.WebPImageFile),
-    "BMP": _Format(bmp.MAGIC, bmp.read_bmp, BmpImagePlugin.BmpImageFile),
-    "GIF": _Format(gif.MAGIC, gif.read_gif, GifImagePlugin.GifImageFile),
-    "TIFF": _Format(tiff.MAGIC, tiff.read_tiff, TiffImagePlugin.TiffImageFile),
+# How the files of a format begin, and the reader of their container.
+_FORMATS: dict[str, tuple[bytes | tuple[bytes, ...], Callable[[bytes], Container]]] = {
+    "PNG": (png.MAGIC, png.read_png),
+    "JPEG": (jpeg.MAGIC, jpeg.read_jpeg),
+    "WEBP": (webp.MAGIC, webp.read_webp),
+    "BMP": (bmp.MAGIC, bmp.read_bmp),
+    "GIF": (gif.MAGIC, gif.read_gif),
+    "TIFF": (tiff.MAGIC, tiff.read_tiff),
 }
 FORMATS = tuple(_FORMATS)
 # EXIF orientation → the transposition that makes the image upright.
@@ -53,6 +39,20 @@ _TURNS = {
 
 _PROBES = (b"\xaa" * 64, b"\x55" * 64)
 DAMAGED = "the picture is truncated, damaged or of a kind that cannot be converted; save it anew as PNG"
+
+
+@contextmanager
+def reject_damage(message: str = DAMAGED) -> Iterator[None]:
+    """Raise UnusableImageError for any error in the block.
+
+    Offsets and sizes in a damaged file lead anywhere, and Pillow raises errors of many classes.
+    """
+    try:
+        yield
+    except UnusableImageError:
+        raise
+    except Exception as error:
+        raise UnusableImageError(message) from error
 
 
 class Colours(NamedTuple):
@@ -73,7 +73,6 @@ class PictureFile:
 
     def __init__(self, container: Container) -> None:
         self._container = container
-        self._opened: Image.Image | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,7 +96,7 @@ class PictureFile:
 
         Raises UnusableImageError if Pillow cannot open the file.
         """
-        return self._image().mode
+        return self._image.mode
 
     @property
     def deep(self) -> bool:
@@ -106,41 +105,30 @@ class PictureFile:
         """
         if self._container.depth:
             return self._container.depth > 8
-        image = self._image()
+        image = self._image
         return image.mode.startswith(("I", "F")) or any(";16" in layout for layout in _layouts(image))
 
+    @cached_property
     def _image(self) -> Image.Image:
-        """Open the file with Pillow, once, and return the image.
+        """The file, opened with Pillow.
 
         Raises UnusableImageError if Pillow cannot open it.
         """
-        if self._opened is not None:
-            return self._opened
         container = self._container
-        data = container.data + jpeg.END if container.unfinished else container.data
-        try:
-            image = _FORMATS[container.format].decoder(io.BytesIO(data))
-        except Exception as error:  # Pillow's readers raise anything on a damaged file
-            raise UnusableImageError(DAMAGED) from error
+        with reject_damage():
+            data = container.data + jpeg.END if container.unfinished else container.data
+            image = Image.open(io.BytesIO(data), formats=(container.format,))
         if image.size != (container.width, container.height):
             raise UnusableImageError(DAMAGED)
-        self._opened = image
         return image
 
+    @reject_damage()
     def colours(self) -> Colours:
         """Decode the image: upright, in sRGB if it has an ICC profile, with separate transparency.
 
         Raises UnusableImageError if it is damaged.
         """
-        try:
-            return self._colours()
-        except UnusableImageError:
-            raise
-        except Exception as error:  # Pillow's decoders raise anything on a damaged file
-            raise UnusableImageError(DAMAGED) from error
-
-    def _colours(self) -> Colours:
-        container, image = self._container, self._image()
+        container, image = self._container, self._image
         notes = ["16 bits a channel to 8"] if self.deep else []
         mode = image.mode
         grey = container.grey or mode in {"1", "L", "LA"}  # of 16-bit grey with transparency Pillow makes colours
@@ -176,14 +164,10 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
     welcome = f"send one of {', '.join(formats)}"
     if not data:
         raise UnusableImageError(f"the file is empty, so it is not a picture; {welcome}")
-    for name, format_ in _FORMATS.items():
-        if name in formats and data.startswith(format_.magic):
-            try:
-                return PictureFile(format_.read(data))
-            except UnusableImageError:
-                raise
-            except Exception as error:  # places and sizes that a damaged file gives lead anywhere
-                raise UnusableImageError(f"not a picture that can be read; {welcome}") from error
+    for name, (magic, read) in _FORMATS.items():
+        if name in formats and data.startswith(magic):
+            with reject_damage(f"not a picture that can be read; {welcome}"):
+                return PictureFile(read(data))
     raise UnusableImageError(f"not a picture that can be read; {welcome}")
 
 
@@ -202,7 +186,7 @@ def _check_finished(container: Container, image: Image.Image) -> None:
     pixels = np.asarray(image)
     for probe in _PROBES:
         data = container.data.rstrip(b"\xff") + probe + jpeg.END
-        other = _FORMATS[container.format].decoder(io.BytesIO(data))
+        other = Image.open(io.BytesIO(data), formats=("JPEG",))
         if not np.array_equal(np.asarray(other), pixels):
             raise UnusableImageError(
                 "the JPEG is truncated: its end marker (EOI) and pixels are missing; send it whole"

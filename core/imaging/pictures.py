@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from core.imaging.container import Pixels, UnusableImageError
-from core.imaging.decode import DAMAGED, FORMATS, Colours, open_picture
+from core.imaging.decode import FORMATS, Colours, open_picture, reject_damage
 from core.imaging.png import chunk
 
 __all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "grid", "png", "unpng"]
@@ -62,12 +62,8 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
         raise UnusableImageError(f"the picture is {file.width}×{file.height} pixels; this model takes {width}×{height}")
     if file.deep:
         raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
-    try:
+    with reject_damage():
         return _converted(file.colours(), "L" if channels == 1 else "RGB")
-    except UnusableImageError:
-        raise
-    except Exception as error:
-        raise UnusableImageError(DAMAGED) from error
 
 
 def _converted(colours: Colours, wanted: str) -> tuple[Pixels, str | None]:

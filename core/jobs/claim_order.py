@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from importlib import import_module
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from core.jobs.records import AUXILIARY_KINDS, TRAINING
 from core.jobs.schema import claim_order, jobs
@@ -24,7 +23,7 @@ def queue_of(kind: str) -> str:
     return "auxiliary" if kind in AUXILIARY_KINDS else "inference"
 
 
-def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
+def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
     """Add pairs of queue and owner that are not known yet; new owners are next in the order."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
@@ -32,7 +31,7 @@ def register_owners(connection: Connection, queues_owners: Iterable[tuple[str, s
         connection.execute(dialect.insert(claim_order).on_conflict_do_nothing(), rows)
 
 
-def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[bool]) -> str | None:
+def next_owner(connection: sa.Connection, queue: str, claimable: sa.ColumnElement[bool]) -> str | None:
     """Return the owner whose job is claimed next; None if no owner has a claimable job.
 
     `claimable` is the SQL condition of claimable jobs.
@@ -47,7 +46,7 @@ def next_owner(connection: Connection, queue: str, claimable: sa.ColumnElement[b
     return owner
 
 
-def record_claims(connection: Connection, queue: str, owners: Iterable[str]) -> None:
+def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
     """Record that jobs of these owners were claimed from the queue now; their turn comes last."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
     connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))

@@ -11,21 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from core.jobs import claim_order, transitions
-from core.jobs.database import JobDatabase
-from core.jobs.queries import jobs_of, waiting
+from core.jobs.queries import JobQueries, jobs_of, waiting
 from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
-from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks
+from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks, transaction
 from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
-from core.transaction import transaction
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
 
 # See docs/decisions.md#all-jobs-use-the-bulk-queue-and-are-claimed-in-turn
-class JobClaims(JobDatabase):
+class JobClaims(JobQueries):
     """The methods of the job store that workers use."""
 
     def claim(
@@ -180,7 +177,7 @@ class JobClaims(JobDatabase):
             return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
 
 
-def _lock_oldest(connection: Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
+def _lock_oldest(connection: sa.Connection, claimable: sa.ColumnElement[bool]) -> Job | None:
     """Lock and return the claimable job that has waited longest; None if there is none.
 
     Each status has a separate query, so that the index gives the order.
@@ -197,7 +194,7 @@ def _is_small(job: Job) -> bool:
 
 
 def _lock_similar(
-    connection: Connection, claimable: sa.ColumnElement[bool], first: Job, limit: int, rows: int
+    connection: sa.Connection, claimable: sa.ColumnElement[bool], first: Job, limit: int, rows: int
 ) -> list[Job]:
     """Lock and return at most `limit` small jobs that can share a forward pass with `first`.
 
@@ -225,7 +222,7 @@ def _lock_similar(
     return chosen
 
 
-def _record_slice(connection: Connection, report: SliceReport, rows: int, next_row: int) -> None:
+def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, next_row: int) -> None:
     """Write the result of a slice of a job with `rows` rows, and end or requeue the job.
 
     `next_row` is the first row whose result was not stored before.

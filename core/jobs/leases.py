@@ -4,15 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
-import sqlalchemy.exc
 
 from core.jobs import transitions
-from core.jobs.database import JobDatabase
-from core.jobs.queries import jobs_of
+from core.jobs.queries import JobQueries, jobs_of
 from core.jobs.records import API_HOLDER_PREFIX, Claim, Event
-from core.jobs.schema import jobs
+from core.jobs.schema import jobs, transaction
 from core.settings import HEARTBEAT_S
-from core.transaction import transaction
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
@@ -20,7 +17,7 @@ def _lapsed() -> sa.ColumnElement[bool]:
     return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < time.time())
 
 
-class JobLeases(JobDatabase):
+class JobLeases(JobQueries):
     """The methods of the job store for leases."""
 
     def renew_leases(self, holder: str, lease_s: float) -> None:
@@ -127,7 +124,7 @@ class LeaseReaper:
             self._first_seen = {claim: self._first_seen.get(claim, now) for claim in self._job_store.touch_lapsed()}
             due = [claim.job_id for claim, first_seen in self._first_seen.items() if now - first_seen >= self._grace_s]
             return self._job_store.reap(self._max_attempts, due) if due else []
-        except sqlalchemy.exc.DBAPIError:
+        except sa.exc.DBAPIError:
             self._not_before = now + self._lease_s
             self._first_seen = {}
             raise

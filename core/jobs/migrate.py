@@ -12,10 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
 
-from core.jobs.schema import metadata, resource_changes
-from core.transaction import transaction
+from core.jobs.schema import metadata, resource_changes, transaction
 
 HEAD = "0002"  # the newest revision in `migrations/versions`
 
@@ -29,7 +27,7 @@ class NewerDatabaseError(RuntimeError):
 
 
 # See docs/decisions.md#alembic-migrates-the-job-database-at-start
-def migrate(engine: Engine) -> None:
+def migrate(engine: sa.Engine) -> None:
     """Create the tables of a new database, or migrate an older one.
 
     Raises NewerDatabaseError if it was made by a newer release.
@@ -56,7 +54,7 @@ def migrate(engine: Engine) -> None:
                 upgrade(connection)
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: sa.Connection) -> None:
     """Run the missing migrations in the caller's transaction."""
     from alembic import command  # noqa: PLC0415 - it takes a good part of a second to import
     from alembic.config import Config  # noqa: PLC0415
@@ -93,7 +91,7 @@ def _rename_old_file(database: Path) -> None:
     old.rename(database)
 
 
-def _revision(connection: Connection) -> str | None:
+def _revision(connection: sa.Connection) -> str | None:
     """Return the schema revision of a database; None if it has none yet.
 
     Raises NewerDatabaseError if it is newer than this release's.
@@ -110,7 +108,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _lock(engine: Engine) -> Iterator[None]:
+def _lock(engine: sa.Engine) -> Iterator[None]:
     """Lock the database against other processes that change its schema, while the block runs."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -1,12 +1,13 @@
-"""Reads of the job store."""
+"""The database of the job store, and reads of it."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from core.jobs.database import JobDatabase
+from core.jobs.migrate import migrate
 from core.jobs.records import UNFINISHED, Event, Job, JobState, ResultChunk
 from core.jobs.schema import RUNS_INFERENCE, events, jobs, result_chunks
 
@@ -25,8 +26,23 @@ def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
     return [Job(**row._asdict()) for row in rows]
 
 
-class JobQueries(JobDatabase):
-    """The reads of the job store."""
+class JobQueries:
+    """An open database with the tables of this release, and the reads of the job store."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database at a SQLAlchemy URL; create or migrate its tables.
+
+        Raises NewerDatabaseError if it was made by a newer release.
+        """
+        address = sa.make_url(url)
+        sqlite = address.get_backend_name() == "sqlite"
+        if sqlite and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": 15, "check_same_thread": False}} if sqlite else {}
+        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, **options)
+        if sqlite:
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+        migrate(self.engine)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """Return a job, or None if it does not exist; with `owner`, only a job of this owner."""
@@ -115,6 +131,13 @@ class JobQueries(JobDatabase):
                 query = sa.select(events.c.job_id, sa.func.max(events.c.seq)).where(events.c.job_id.in_(ids))
                 numbers.update((job_id, seq) for job_id, seq in connection.execute(query.group_by(events.c.job_id)))
         return numbers
+
+
+# See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where the code says so
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA busy_timeout=15000")
 
 
 def _batches(job_ids: Collection[str]) -> Iterator[list[str]]:

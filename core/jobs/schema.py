@@ -1,5 +1,10 @@
-"""Tables of the job database. A change here needs a migration in `migrations/versions`."""
+"""Tables of the job database, and its write transactions.
 
+A change of a table needs a migration in `migrations/versions`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -128,3 +133,16 @@ resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.
 
 # Jobs of inference workers; the others are for training workers.
 RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a connection in a write transaction, which is rolled back if the block raises.
+
+    On SQLite the transaction takes the write lock at its start, so that no other process can change
+    what the block has read.
+    """
+    with engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection

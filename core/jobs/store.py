@@ -9,20 +9,17 @@ import time
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from core.jobs import claim_order, transitions
 from core.jobs.claims import JobClaims
 from core.jobs.leases import JobLeases
-from core.jobs.queries import JobQueries
-from core.jobs.records import TERMINAL, TRAINING, IdempotencyKey, Insertion, Job
-from core.jobs.schema import events, idempotency_keys, jobs, result_chunks
-from core.transaction import transaction
+from core.jobs.records import TERMINAL, TRAINING, Event, IdempotencyKey, Insertion, Job
+from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, transaction
 
 _JOBS_PER_DELETE = 1000
 
 
-class JobStore(JobQueries, JobClaims, JobLeases):
+class JobStore(JobClaims, JobLeases):
     """The jobs of the service, for any number of processes on one database."""
 
     def insert(
@@ -46,11 +43,8 @@ class JobStore(JobQueries, JobClaims, JobLeases):
                     return Insertion(other.id, conflict=other.status)
             claim_order.register_owners(connection, {(claim_order.queue_of(one.kind), one.owner) for one in new_jobs})
             connection.execute(jobs.insert(), [vars(one) for one in new_jobs])
-            first_events = [
-                {"job_id": one.id, "seq": 1, "name": "status", "data": {"status": one.status}, "at": time.time()}
-                for one in new_jobs
-            ]
-            connection.execute(events.insert(), first_events)
+            for one in new_jobs:
+                transitions.append_events(connection, one.id, [Event("status", {"status": one.status})])
             if idempotency_key is None:
                 return Insertion(job.id)
             row = {"route": idempotency_key.route, "key": idempotency_key.key, "owner": job.owner, "job_id": job.id}
@@ -128,7 +122,7 @@ class JobStore(JobQueries, JobClaims, JobLeases):
             connection.execute(jobs.delete().where(jobs.c.id.in_(job_ids)))
 
 
-def _first_under(connection: Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
+def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
     """Remove expired keys, then return the job that an owner inserted under a key, or None."""
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from core.jobs.records import Claim, Event
 from core.jobs.schema import events, jobs
@@ -19,7 +18,7 @@ def held_by(claim: Claim) -> sa.ColumnElement[bool]:
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 
-def append_events(connection: Connection, job_id: str, new_events: Sequence[Event]) -> None:
+def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[Event]) -> None:
     """Add events to a job, numbered after its last event."""
     last = connection.scalar(sa.select(sa.func.max(events.c.seq)).where(events.c.job_id == job_id)) or 0
     rows = [
@@ -31,7 +30,7 @@ def append_events(connection: Connection, job_id: str, new_events: Sequence[Even
 
 
 def set_status(
-    connection: Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
+    connection: sa.Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
 ) -> bool:
     """Set the status in `data` of the job that matches `where`, end its lease, and add an event.
 
@@ -45,7 +44,7 @@ def set_status(
     return True
 
 
-def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
+def requeue(connection: sa.Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
     """Return the job that matches `where` to its queue and invalidate the claim on it.
 
     `reason` is in the event; `values` are further columns to set. Returns False, and changes
@@ -56,7 +55,7 @@ def requeue(connection: Connection, where: sa.ColumnElement[bool], job_id: str, 
 
 
 def finish(
-    connection: Connection,
+    connection: sa.Connection,
     where: sa.ColumnElement[bool],
     job_id: str,
     status: str,

@@ -56,8 +56,8 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
         """
         if _workers:
             self._worker.stop()
-        if self._guard.refused:
-            parent.exitcode = self._guard.exit_status()
+        if self._guard.exit_status:
+            parent.exitcode = self._guard.exit_status
 
 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]

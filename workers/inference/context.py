@@ -17,8 +17,7 @@ from core.catalog.registry import Registry
 from core.imaging.pictures import grid
 from core.jobs.store import JobStore
 from core.log import best_effort
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 from workers.inference import engine
 from workers.inference.engine import Options, SliceResult, Slices, State
 from workers.inference.model_cache import LoadedModel, ModelCache

@@ -17,8 +17,7 @@ from core.catalog.registry import Registry
 from core.catalog.versions import Versions
 from core.jobs.records import Event, Job
 from core.jobs.store import JobStore
-from core.paths import StatePaths
-from core.settings import Settings
+from core.settings import Settings, StatePaths
 from core.storage import INSUFFICIENT_STORAGE
 
 log = logging.getLogger(__name__)

@@ -283,4 +283,4 @@ def run(settings: Settings) -> None:
         signal.signal(number, lambda *_arguments: worker.stop())
     guard.start()
     worker.start()
-    sys.exit(guard.exit_status())
+    sys.exit(guard.exit_status)

@@ -17,12 +17,11 @@ from core.broker.codec import unpack
 from core.jobs import migrate
 from core.jobs.migrate import HEAD, NewerDatabaseError
 from core.jobs.records import TRAINING, IdempotencyKey, Insertion, JobState, ResultChunk, SliceReport
-from core.jobs.schema import metadata
+from core.jobs.schema import metadata, transaction
 from core.jobs.store import JobStore
 from core.resources import Ownership, ResourceStore
 from core.settings import Settings
 from core.startup import StartupError, check_database
-from core.transaction import transaction
 
 DUMPS = Path(__file__).parent / "databases"
 """Databases as the code of two earlier releases made them, with jobs in every state."""
