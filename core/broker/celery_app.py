@@ -56,17 +56,13 @@ def configuration() -> dict[str, Any]:
         "task_serializer": "msgpack",
         "accept_content": ["msgpack"],
         "task_ignore_result": True,
-        "task_store_errors_even_if_ignored": False,
         "worker_pool": "solo",
         "worker_concurrency": 1,
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
         # `celery inspect` and Flower
         "worker_enable_remote_control": settings.remote_control,
-        "worker_send_task_events": False,
-        "task_send_sent_event": False,
     }
 
 

@@ -24,18 +24,8 @@ PREVIEW_LIMIT_PIXELS = 2048  # longest side of a preview
 # Fields that the card of an imported file must have; `models.kit.card` has the same list, which a
 # test compares.
 REQUIRED_FIELDS = (
-    "format",
-    "name",
-    "version",
-    "family",
-    "summary",
-    "created_at",
-    "config",
-    "image",
-    "operations",
-    "figures",
-    "provenance",
-    "license",
+    *("format", "name", "version", "family", "summary", "created_at"),
+    *("config", "image", "operations", "figures", "provenance", "license"),
 )
 
 _MAX_DEPTH = 12

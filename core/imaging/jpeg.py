@@ -4,6 +4,9 @@ Further images behind the first (CIPA DC-007, "MPO": previews, gain maps, stereo
 """
 
 import re
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from core.imaging import container
 from core.imaging.container import Container, UnusableImageError
@@ -19,70 +22,17 @@ _LONG_FILL = re.compile(rb"\xff{256,}")
 _FILL = re.compile(rb"\xff+")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOS, _EOI, _COM, _JFIF, _ADOBE, _LAST_APPLICATION = 0xDA, 0xD9, 0xFE, 0xE0, 0xEE, 0xEF
-_NO_FRAMES = {0xC4, 0xC8, 0xCC}
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE = {0xC0, 0xC1}
 _EXIF, _XMP, _ICC, _MPF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0"
 
 
-class _Header:
-    """The segments before the first scan: those that decoding needs, and the metadata.
+class _Segment(NamedTuple):
+    """A segment before the first scan: its marker, and the offsets of its start and its end."""
 
-    `several`: the file has more images. `dropped`: it has segments or bytes that are not kept.
-    """
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-        self.frame = b""
-        self.frame_marker = 0
-        self.exif: list[bytes] = []
-        self.xmp: bytes | None = None
-        self.profiles: list[bytes] = []
-        self.several = False
-        self.dropped = False
-
-    def take(self, marker: int, data: bytes, begin: int, end: int) -> None:
-        """Keep a segment that decoding needs; read orientation and profile from others.
-
-        The segment with the marker `marker` is `data[begin:end]`.
-        """
-        if marker < 0xE0:
-            if not self.frame and 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-                self.frame, self.frame_marker = data[begin + 4 : end], marker
-            self.kept.append(data[begin:end])
-            return
-        content = data[begin + 4 : end]
-        if self._layout(marker, content):
-            self.kept.append(data[begin:end])
-        else:
-            self.dropped = True
-            self._note(marker, content)
-
-    @staticmethod
-    def _layout(marker: int, content: bytes) -> bool:
-        """Return whether a segment describes the colour coding (JFIF, Adobe), or is unknown."""
-        if marker > _LAST_APPLICATION and marker != _COM:
-            return True
-        return (marker == _JFIF and content.startswith(b"JFIF")) or (marker == _ADOBE and content.startswith(b"Adobe"))
-
-    def _note(self, marker: int, content: bytes) -> None:
-        if marker == 0xE1 and content.startswith(_EXIF):
-            self.exif.append(content[len(_EXIF) :])
-        elif marker == 0xE1 and content.startswith(_XMP):
-            self.xmp = content[len(_XMP) :]
-        elif marker == 0xE2 and content.startswith(_ICC):
-            self.profiles.append(content)
-        elif marker == 0xE2 and content.startswith(_MPF):
-            self.several = True
-
-    def profile(self) -> tuple[bytes | None, tuple[str, ...]]:
-        """Return the ICC profile, joined from its segments, and notes, if it is too large.
-
-        The profile is None if there is none or segments are missing.
-        """
-        parts = sorted(self.profiles)  # by their numbers
-        if not parts or len(parts[0]) < 14 or parts[0][13] != len(parts):
-            return None, ()
-        return container.limit_profile(b"".join(part[14:] for part in parts))
+    marker: int
+    begin: int
+    end: int
 
 
 def read_jpeg(data: bytes) -> Container:
@@ -91,55 +41,88 @@ def read_jpeg(data: bytes) -> Container:
     Raises UnusableImageError if the file is truncated or damaged, has more than 8 bits per channel,
     or has too many segments or scans; IndexError for other damage.
     """
-    header, start = _header(data)
-    if len(header.frame) < 6:
+    segments, start, stray = _header(data)
+    frames = [one for one in segments if one.marker in _FRAMES and one.end > one.begin + 4]
+    if not frames or frames[0].end - frames[0].begin < 10:
         raise UnusableImageError(
             "not a picture that can be read: the JPEG has no frame before its pixels; save it anew"
         )
-    depth = header.frame[0]
+    depth, height, width, components = struct.unpack_from(">B2HB", data, frames[0].begin + 4)
     if depth > 8:
         raise UnusableImageError(f"the JPEG has {depth} bits a channel, which are not read; convert it to 8 bits")
-    height, width = int.from_bytes(header.frame[1:3], "big"), int.from_bytes(header.frame[3:5], "big")
     if data.count(b"\xff\xda", start) > SCAN_LIMIT and _scans(data, start) > SCAN_LIMIT:
         raise UnusableImageError(f"the JPEG has more than {SCAN_LIMIT} scans; save it anew")
     unfinished = not data.endswith(END) and data.find(END, start) < 0
-    if unfinished and not (header.frame_marker in _BASELINE and _whole_scan(data, start, header.frame[5])):
+    if unfinished and not (frames[0].marker in _BASELINE and _whole_scan(data, start, components)):
         raise UnusableImageError("the JPEG is truncated: its end marker (EOI) is missing; send it whole")
-    profile, notes = header.profile()
-    if header.several:
+    profile, notes = _profile(_contents(data, segments, 0xE2, _ICC))
+    if _contents(data, segments, 0xE2, _MPF):
         notes = ("the first of several pictures in the file", *notes)
-    clean = b"".join((data[:2], *header.kept, memoryview(data)[start:])) if header.dropped else data
+    kept = [data[one.begin : one.end] for one in segments if _is_needed(data, one)]
+    stray = stray or len(kept) < len(segments)
+    clean = b"".join((data[:2], *kept, memoryview(data)[start:])) if stray else data
     if data.find(b"\xff" * 256, start) >= 0:
         clean = _LONG_FILL.sub(b"\xff", clean)
-    orientation = container.orientation_of(b"".join(header.exif), header.xmp)
+    exif, xmp = _contents(data, segments, 0xE1, _EXIF), _contents(data, segments, 0xE1, _XMP)
+    orientation = container.orientation_of(b"".join(exif), xmp[-1] if xmp else None)
     return Container("JPEG", width, height, clean, orientation, profile, unfinished=unfinished, notes=notes)
 
 
-def _header(data: bytes) -> tuple[_Header, int]:
+def _is_needed(data: bytes, segment: _Segment) -> bool:
+    """Return whether decoding needs a segment: it is no metadata, or describes the colour coding."""
+    if segment.marker == _COM or 0xE0 <= segment.marker <= _LAST_APPLICATION:
+        name = {_JFIF: b"JFIF", _ADOBE: b"Adobe"}.get(segment.marker)
+        return name is not None and data.startswith(name, segment.begin + 4, segment.end)
+    return True
+
+
+def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: bytes) -> list[bytes]:
+    """Return what follows `name` in the segments with this marker that begin with `name`."""
+    return [
+        data[one.begin + 4 + len(name) : one.end]
+        for one in segments
+        if one.marker == marker and data.startswith(name, one.begin + 4, one.end)
+    ]
+
+
+def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
+    """Join the parts of an ICC profile; return it and notes, if it is too large.
+
+    Each part begins with its number and the number of parts, a byte each. The profile is None if
+    there is none or parts are missing.
+    """
+    parts = sorted(contents)
+    if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):
+        return None, ()
+    return container.limit_profile(b"".join(part[2:] for part in parts))
+
+
+def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
     """Parse and check the segments of untrusted JPEG data up to the first scan.
 
-    Returns the header and the offset of the scan. Raises UnusableImageError if the header is
-    truncated or damaged, if it has no scan, or if it has too many segments.
+    Returns the segments, the offset of the scan, and whether there are other bytes between them.
+    Raises UnusableImageError if the header is truncated or damaged, if it has no scan, or if it has
+    too many segments.
     """
-    header, place, limit = _Header(), 2, container.part_limit(len(data))
+    segments: list[_Segment] = []
+    stray, place, limit = False, 2, container.part_limit(len(data))
     for _ in range(limit):
         if data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xff":
             begin = place
         else:  # bytes between segments, or a marker with many 0xFF before it
-            begin = _fill_end(data, place)
-            header.dropped = True
+            begin, stray = _fill_end(data, place), True
         marker, place = data[begin + 1], begin + 2
         if marker == 0 or 0xD0 <= marker <= 0xD8:  # stray bytes, or markers that stand alone
-            header.dropped = True
+            stray = True
             continue
         if marker == _SOS:
-            return header, begin
+            return segments, begin, stray
         if marker < 0xC0 or marker == _EOI:
             raise UnusableImageError("the JPEG is damaged: it has no scan after its header; save it anew")
         end = place + int.from_bytes(data[place : place + 2], "big")
         if end < place + 2 or end > len(data):
             raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
-        header.take(marker, data, begin, end)
+        segments.append(_Segment(marker, begin, end))
         place = end
     raise container.too_many("JPEG", "segments", limit)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 import models
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
+from core.files import write_durably
 from core.settings import Settings
 from models.kit import card as cards
 from models.kit.continuation import Continuation
@@ -156,14 +157,12 @@ class LoadedModel:
         for method in self.entry.operations:
             self.plans[method] = self._plan(method, self.options(method, self._defaults(method)), slice_s)
             yield
-        part = file.with_suffix(f".{os.getpid()}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({method: list(vars(plan).values()) for method, plan in self.plans.items()}))
-            part.replace(file)
+            plans = {method: list(vars(plan).values()) for method, plan in self.plans.items()}
+            write_durably(file, json.dumps(plans))
         except OSError as error:  # a full disk: the next start measures again
             log.warning("batch plans not stored", extra={"model": self.entry.ref, "reason": str(error)})
-            part.unlink(missing_ok=True)
 
     def _probe(
         self, method: str, options: Any, size: int, runs: int = 0, *, first: int = 0, reverse: bool = False

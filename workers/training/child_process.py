@@ -61,22 +61,14 @@ class ChildProcesses:
 
         If it fails or takes longer than `QUERY_TIMEOUT_S`, log an error and return None.
         """
+        options: dict[str, Any] = {"cwd": ROOT, "env": _environment(1), "timeout": QUERY_TIMEOUT_S}
         try:
-            done = subprocess.run(  # noqa: S603 - our own program
-                self.command(command),
-                cwd=ROOT,
-                env=_environment(1),
-                capture_output=True,
-                check=False,
-                timeout=QUERY_TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            log.exception("child process timed out", extra={"command": command})
+            done = subprocess.run(self.command(command), capture_output=True, check=True, **options)  # noqa: S603
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            stderr = (error.stderr or b"").decode()[-2000:]
+            log.exception("child process failed", extra={"command": command, "stderr": stderr})
             return None
-        if done.returncode:
-            log.error("child process failed", extra={"command": command, "stderr": done.stderr.decode()[-2000:]})
-            return None
-        return done.stdout
+        return bytes(done.stdout)
 
     @contextlib.contextmanager
     def start(self, command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:

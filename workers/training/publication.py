@@ -11,6 +11,7 @@ import redis
 
 from core.catalog.cards import is_better, metrics_from_json
 from core.catalog.rollout import is_loaded, load_error, missing_workers
+from core.files import write_durably
 from core.jobs.records import Job
 from workers.training.child_process import POLL_S, ChildProcesses
 from workers.training.context import JobContext, message_event
@@ -81,9 +82,7 @@ class VersionPublisher:
         file = folder / "version"
         if not file.exists():
             self._context.registry.scan()
-            part = folder / ".version.part"
-            part.write_text(self._context.versions.reserve(name, self._context.registry.versions(name)))
-            part.replace(file)
+            write_durably(file, self._context.versions.reserve(name, self._context.registry.versions(name)))
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from core.files import modified_at_ns
 from workers.training.context import JobFailedError
 
 RECIPE_FILE = "asked.json"
@@ -65,16 +66,11 @@ def last_error(log_file: Path) -> str:
 
 
 def modification_times(folder: Path) -> tuple[int, ...]:
-    """Return the modification times, in ns, of the files that show progress; 0 for a
-    missing file.
+    """Return the modification times, in nanoseconds, of the files that show a training's progress.
+
+    The time of a missing file is 0.
     """
-    times = []
-    for name in _PROGRESS_FILES:
-        try:
-            times.append((folder / name).stat().st_mtime_ns)
-        except OSError:
-            times.append(0)
-    return tuple(times)
+    return tuple(modified_at_ns(folder / name) for name in _PROGRESS_FILES)
 
 
 def checkpoint_step(folder: Path) -> int | None:

@@ -28,6 +28,7 @@ from core.broker.connection import connect
 from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
+from core.files import write_durably
 from core.jobs.leases import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
@@ -159,12 +160,7 @@ class TrainingWorker:
         file = self.context.paths.families
         if self.context.settings.extra_models is None or (printed := self.children.query("families")) is None:
             return
-        part = file.with_suffix(f".{os.getpid()}")
-        try:
-            part.write_bytes(printed)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        write_durably(file, printed.decode())
 
     # --- jobs ---
 

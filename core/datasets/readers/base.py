@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import struct
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -23,18 +23,8 @@ MAX_LISTED_NAMES = 5  # names that a report or an error lists at most
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # error numbers of a full disk
 
-# What reading a damaged file may raise.
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeError,
-    OverflowError,
-    struct.error,
-)
+# What reading a damaged file may raise; zipfile's NotImplementedError is a RuntimeError.
+READ_ERRORS = (OSError, EOFError, zlib.error, BadZipFile, RuntimeError, UnicodeError, OverflowError, struct.error)
 
 # Returns an iterator over uint8 (n, C, H, W), from the first image on.
 BatchReader = Callable[[], Iterator[Pixels]]
@@ -140,17 +130,12 @@ def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
     """
 
     def read() -> Iterator[Pixels]:
-        batches = read_batches()
-        while True:
-            try:
-                batch = next(batches, None)
-            except READ_ERRORS as error:
-                if isinstance(error, OSError) and error.errno in DISK_FULL:
-                    raise
-                raise damage_error(name, error) from error
-            if batch is None:
-                return
-            yield batch
+        try:
+            yield from read_batches()
+        except READ_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            raise damage_error(name, error) from error
 
     return read
 

@@ -22,24 +22,11 @@ _ZIP64_END_RECORD = struct.Struct("<4sQ2H2I4Q")
 _ENTRY_BYTES, _LOCAL_HEADER_BYTES = 46, 30
 _MAX_COMMENT_BYTES = 65_535
 _MAX_ENTRY_BYTES = _ENTRY_BYTES + 3 * 65_535  # name, extra field and comment
-# Files and folders that systems and tools create, in lower case; names that begin with a dot are
+# Files and folders that systems and tools create, in lower case. Names that begin with a dot are
 # hidden, too.
 _HIDDEN_NAMES = {
-    "__macosx",
-    "__pycache__",
-    "@eadir",
-    "@__thumb",
-    "@recycle",
-    "#recycle",
-    "#snapshot",
-    "$recycle.bin",
-    "recycler",
-    "system volume information",
-    "lost+found",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__", "@eadir", "@__thumb"),
+    *("@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found"),
 }
 
 

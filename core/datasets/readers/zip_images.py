@@ -41,11 +41,6 @@ class ZipImage:
     width: int
     mode: str
 
-    @property
-    def name(self) -> str:
-        """The member's name."""
-        return self.info.filename
-
 
 def open_zip_images(
     folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, options: ConversionOptions
@@ -120,7 +115,7 @@ def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
     for index, split in enumerate(splits_of_paths([path_of(image.info)[:-1] for image in images])):
         indices.setdefault(split, []).append(index)
     if None in indices and len(indices) > 1:
-        outside = images[indices[None][0]].name[:200]
+        outside = images[indices[None][0]].info.filename[:200]
         raise UploadRejectedError(
             f"some pictures lie in folders train, validation or test, but {outside!r} in none of them"
         )
@@ -180,7 +175,7 @@ def _open_pictures(
 
 
 def _mixed_sizes_error(images: Sequence[ZipImage], sizes: Counter[tuple[int, int]]) -> UploadRejectedError:
-    first = {(image.height, image.width): image.name[:80] for image in reversed(images)}
+    first = {(image.height, image.width): image.info.filename[:80] for image in reversed(images)}
     listed = [f"{times} of {h}×{w} (as {first[h, w]!r})" for (h, w), times in sizes.most_common(base.MAX_LISTED_NAMES)]
     more = f" and {len(sizes) - base.MAX_LISTED_NAMES} more sizes" if len(sizes) > base.MAX_LISTED_NAMES else ""
     return UploadRejectedError(

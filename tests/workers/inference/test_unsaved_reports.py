@@ -12,7 +12,7 @@ from core.jobs.records import Claim, ResultChunk, SliceReport
 from core.jobs.store import JobStore
 from core.storage import lacks_space, storage_problem
 from tests.core.jobs.test_store import LEASE_S, job
-from workers.inference.unsaved_reports import UnsavedReports
+from workers.inference.jobs import UnsavedReports
 
 
 @pytest.fixture
