@@ -20,6 +20,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,12 +121,9 @@ def create(settings: Settings, folder: Path) -> dict[str, Any]:
             break
     _copy_state(settings.state, database.name, copy)
     copy.add_written(DATABASE)
-    manifest = {
-        "format": FORMAT,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bytes": sum(file["bytes"] for file in copy.files.values()),
-        "files": copy.files,
-    }
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+    size_bytes = sum(file["bytes"] for file in copy.files.values())
+    manifest = {"format": FORMAT, "created_at": created_at, "bytes": size_bytes, "files": copy.files}
     write_durably(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -155,26 +153,14 @@ def _copy_database(database: Path, target: Path) -> None:
         copy.commit()
 
 
-@dataclass(frozen=True)
-class _CopiedJob:
-    """A job of the copied database, and the keys of its blobs."""
-
-    id: str
-    kind: str
-    state: JobState
-    blobs: tuple[str, ...]
-
-
-def _read_jobs(database: Path) -> list[_CopiedJob]:
-    chunks: dict[str, list[str]] = {}
+def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
+    """Return the id, kind and state of all jobs in a database, and the keys of their blobs."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        for job_id, key in connection.execute("SELECT job_id, blob_key FROM result_chunks WHERE blob_key IS NOT NULL"):
-            chunks.setdefault(job_id, []).append(key)
         rows = connection.execute("SELECT id, kind, status, expired, items_blob FROM jobs").fetchall()
-    return [
-        _CopiedJob(job_id, kind, JobState(status, expired), (*chunks.get(job_id, ()), *([items] if items else ())))
-        for job_id, kind, status, expired, items in rows
-    ]
+        keys = {job_id: [items] if items else [] for job_id, _, _, _, items in rows}
+        for job_id, key in connection.execute("SELECT job_id, blob_key FROM result_chunks WHERE blob_key IS NOT NULL"):
+            keys.get(job_id, []).append(key)
+    return [(job_id, kind, JobState(status, expired), keys[job_id]) for job_id, kind, status, expired, _ in rows]
 
 
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
@@ -184,17 +170,17 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
     results do not exist any more are marked as expired.
     """
     gone, wanted = [], set()
-    for job in _read_jobs(database):
+    for job_id, kind, state, keys in _read_jobs(database):
         try:
-            if job.state.needs_blobs and job.blobs:
-                wanted |= _copy_blobs(blobs, job, copy)
-            if job.state.status not in TERMINAL:
+            if state.needs_blobs and keys:
+                wanted |= _copy_blobs(blobs, job_id, keys, copy)
+            if state.status not in TERMINAL:
                 for scratch in ("scratch", "desk"):  # "desk" is the name in earlier releases
-                    wanted |= _copy_tree(settings.state, Path(scratch) / job.id, copy)
-            if job.kind == "training":
-                wanted |= _copy_run(settings.state, job.id, copy)
+                    wanted |= _copy_tree(settings.state, Path(scratch) / job_id, copy)
+            if kind == "training":
+                wanted |= _copy_run(settings.state, job_id, copy)
         except FileNotFoundError:
-            gone.append(job.id)
+            gone.append(job_id)
     for name in [name for name in copy.files if name not in wanted]:
         copy.drop(name)
     if gone and last:
@@ -205,15 +191,15 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
     return not gone
 
 
-def _copy_blobs(blobs: Blobs, job: _CopiedJob, copy: _Copy) -> set[str]:
+def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> set[str]:
     """Copy the blobs of a job, and its rendered results; return the names of the copies.
 
     Raises FileNotFoundError if a blob does not exist any more; rendered results may be missing.
     """
-    for key in job.blobs:
+    for key in keys:
         copy.add_blob(blobs, key)
-    names = {f"{BLOBS}/{key}" for key in job.blobs}
-    for key in blobs.keys(f"jobs/{job.id}"):
+    names = {f"{BLOBS}/{key}" for key in keys}
+    for key in blobs.keys(f"jobs/{job_id}"):
         with contextlib.suppress(FileNotFoundError):
             copy.add_blob(blobs, key)
             names.add(f"{BLOBS}/{key}")

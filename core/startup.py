@@ -204,12 +204,8 @@ def mark_of(url: str) -> dict[str, Any]:
 
 def _own_mark(settings: Settings) -> dict[str, Any]:
     folder = settings.state.absolute()
-    return {
-        "id": _instance_id(folder),
-        "database": _database_name(settings),
-        "state": str(folder),
-        "host": platform.node(),
-    }
+    own_id, database = _instance_id(folder), _database_name(settings)
+    return {"id": own_id, "database": database, "state": str(folder), "host": platform.node()}
 
 
 def _database_name(settings: Settings) -> str:

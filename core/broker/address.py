@@ -56,16 +56,15 @@ class QueueAddress:
         addresses = [urlsplit(f"redis://{host}") for host in hosts.split(",")]
         sentinels = tuple((one.hostname or "127.0.0.1", one.port or DEFAULT_SENTINEL_PORT) for one in addresses)
         # redis-py parses all the rest, on a URL with a made-up host
-        options: dict[str, Any] = dict(
-            parse_url(parts._replace(scheme="redis", netloc=f"{credentials}{at}host").geturl())
-        )
+        redis_url = parts._replace(scheme="redis", netloc=f"{credentials}{at}host").geturl()
+        options: dict[str, Any] = dict(parse_url(redis_url))
         del options["host"]
-        own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+        names = ("username", "password")
+        own = {name: value for name in names if (value := options.pop(f"sentinel_{name}", None))}
         if not (master_name := options.pop("master_name", "")):
             raise ValueError("a sentinel:// URL needs ?master_name=NAME")
         tls = str(options.pop("ssl", "")).lower() == "true"
-        own_options = {name: value for name, value in own.items() if value}
-        return cls(options, tls=tls, sentinels=sentinels, master_name=master_name, sentinel_options=own_options)
+        return cls(options, tls=tls, sentinels=sentinels, master_name=master_name, sentinel_options=own)
 
     @property
     def name(self) -> str:
@@ -101,9 +100,8 @@ class QueueAddress:
         `options` are redis-py's connection arguments.
         """
         if self.sentinels:
-            return self._async_sentinel().master_for(  # type: ignore[no-any-return]
-                self.master_name, **self._client_options(), **options
-            )
+            options = {**self._client_options(), **options}
+            return self._async_sentinel().master_for(self.master_name, **options)  # type: ignore[no-any-return]
         return redis.asyncio.Redis.from_url(self.url, **options)
 
     async def master(self) -> tuple[str, int]:

@@ -16,16 +16,14 @@ def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
 
     With `training`, of the database that wakes training workers.
     """
-    return QueueAddress.parse(settings.training_queue if training else settings.queue_url).client(
-        socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15
-    )
+    address = QueueAddress.parse(settings.training_queue if training else settings.queue_url)
+    return address.client(socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15)
 
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
     """Return an asyncio client of the queue server."""
-    return QueueAddress.parse(settings.queue_url).async_client(
-        socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True
-    )
+    address = QueueAddress.parse(settings.queue_url)
+    return address.async_client(socket_timeout=15, socket_connect_timeout=2, socket_keepalive=True)
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -33,9 +33,9 @@ def resolve_recipe(
     not fit the dataset.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
-    _raise_errors(
-        [*_schema_errors("config", family.config, config), *_schema_errors("training", family.training, training)]
-    )
+    errors = _schema_errors("config", family.config, config) + _schema_errors("training", family.training, training)
+    if errors:
+        raise InvalidOptionsError(errors)
     config = {**family.recipe["config"], **whole_numbers(family.config, config)}
     training = {**family.recipe["training"], **whole_numbers(family.training, training)}
     errors = _set_shape(family, dataset, config)
@@ -45,7 +45,8 @@ def resolve_recipe(
         training["validation"] = min(counts.get("validation", 0), 1000, maximum)
     errors += _count_errors(family, counts, training)
     errors += [] if errors else _batch_errors(family, counts, config, training, gpus)
-    _raise_errors(errors)
+    if errors:
+        raise InvalidOptionsError(errors)
     return {
         "family": name_of_family,
         "name": name,
@@ -57,11 +58,6 @@ def resolve_recipe(
     }
 
 
-def _raise_errors(errors: list[FieldError]) -> None:
-    if errors:
-        raise InvalidOptionsError(errors)
-
-
 def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list[FieldError]:
     """Return the validation errors of `values`, with the valid range of each field.
 
@@ -69,9 +65,8 @@ def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list
     """
     rules = schema["properties"]
     validator = jsonschema_rs.validator_for(schema)
-    return option_errors(
-        values, rules, validator, f"recipe.{part}", "field", lambda name: f"; it must be {_describe_rule(rules[name])}"
-    )
+    valid = {name: f"; it must be {_describe_rule(rule)}" for name, rule in rules.items()}
+    return option_errors(values, rules, validator, f"recipe.{part}", "field", valid.__getitem__)
 
 
 def _describe_rule(rule: Mapping[str, Any]) -> str:
@@ -132,9 +127,8 @@ def _count_errors(
         detail = f"{wanted} leaves nothing of the {_training_count(counts, training)} training pictures"
         errors.append({"field": field, "detail": detail})
     if training.get("patience") and not wanted:
-        errors.append(
-            {"field": "recipe.training.patience", "detail": "it needs training.validation to choose epochs on"}
-        )
+        detail = "it needs training.validation to choose epochs on"
+        errors.append({"field": "recipe.training.patience", "detail": detail})
     return errors
 
 
@@ -159,8 +153,8 @@ def _batch_errors(
     Batch normalisation and several devices (`gpus`) need more than one image per step.
     """
     whole_config = {name: rule.get("default") for name, rule in family.config["properties"].items()} | {**config}
-    smallest = max((case.pictures for case in family.smallest_batches if _accepts(case.when, whole_config)), default=1)
-    smallest *= gpus
+    matching = (one.pictures for one in family.smallest_batches if jsonschema_rs.is_valid(one.when, whole_config))
+    smallest = gpus * max(matching, default=1)
     size = _batch_size(family, training)
     held_back = 0 if counts.get("validation") else training.get("validation", 0)
     count = _training_count(counts, training) - held_back
@@ -170,7 +164,3 @@ def _batch_errors(
     if count < smallest:
         return [{"field": "dataset", "detail": f"{count} training pictures are too few: {reason}"}]
     return []
-
-
-def _accepts(schema: Schema, config: Mapping[str, Any]) -> bool:
-    return bool(jsonschema_rs.validator_for(schema).is_valid(dict(config)))

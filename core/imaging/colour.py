@@ -28,9 +28,8 @@ def key_alpha(image: Image.Image, container: Container) -> Pixels:
         else:
             matches = np.asarray(image.convert("L")) == key[0] * _SCALES[depth]
     elif depth == 16:
-        matches = _equal(image, [level >> 8 for level in key]) & _equal(
-            _low_bytes(container), [level & 255 for level in key]
-        )
+        matches = _equal(image, [level >> 8 for level in key])
+        matches &= _equal(_low_bytes(container), [level & 255 for level in key])
     else:
         matches = _equal(image, list(key))
     return np.where(matches, np.uint8(0), np.uint8(255))
@@ -93,9 +92,8 @@ def _make_transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTr
     name = ImageCms.getProfileDescription(source).strip()[:60] or "unnamed"
     if "srgb" in name.lower() and "linear" not in name.lower():
         return name, None
-    transform = ImageCms.buildTransform(
-        source, _SRGB, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-    )
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB", intent, flags)
     return "".join(one if " " <= one <= "~" else "?" for one in name), transform
 
 

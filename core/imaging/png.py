@@ -41,23 +41,9 @@ def read_png(data: bytes) -> Container:
         key = tuple(level & ((1 << depth) - 1) for level in struct.unpack_from(f">{levels}H", transparency))
     if key is not None or len(transparency or b"") > _PALETTE_SIZE:
         plain = False
-    clean = (
-        data
-        if plain
-        else _without_metadata(data, spans, transparency[:_PALETTE_SIZE] if transparency else None, colour)
-    )
-    return Container(
-        "PNG",
-        width,
-        height,
-        clean,
-        _orientation(metadata) if metadata else 1,
-        profile,
-        key,
-        depth,
-        grey=colour in {_GREY, _GREY_ALPHA},
-        notes=notes,
-    )
+    clean = data if plain else _without_metadata(data, spans, transparency, colour)
+    orientation, grey = _orientation(metadata) if metadata else 1, colour in {_GREY, _GREY_ALPHA}
+    return Container("PNG", width, height, clean, orientation, profile, key, depth, grey=grey, notes=notes)
 
 
 def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes], bool]:
@@ -164,8 +150,8 @@ def _without_metadata(
     for name, begin, end in spans:
         if name != b"tRNS":
             pieces.append(data[begin:end])
-        elif colour == _PALETTE and transparency is not None:
-            pieces.append(chunk(name, transparency))
+        elif colour == _PALETTE and transparency:
+            pieces.append(chunk(name, transparency[:_PALETTE_SIZE]))
     return b"".join((*pieces, chunk(b"IEND", b"")))
 
 

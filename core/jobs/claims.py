@@ -200,19 +200,10 @@ def _lock_similar(
 
     They have at most `rows` rows together.
     """
-    similar = (
-        jobs.c.status == "queued",
-        jobs.c.id != first.id,
-        jobs.c.model == first.model,
-        jobs.c.version == first.version,
-        jobs.c.method == first.method,
-        jobs.c.options == first.options,
-        jobs.c.rows <= SMALL_JOB_ROWS,
-        jobs.c.next_row == 0,
-        jobs.c.continuation.is_(None),
-        sa.not_(jobs.c.isolated),
-    )
-    query = sa.select(jobs).where(claimable, *similar).order_by(jobs.c.queued_at).limit(limit)
+    same = [jobs.c[name] == getattr(first, name) for name in ("model", "version", "method", "options")]
+    small = [jobs.c.rows <= SMALL_JOB_ROWS, jobs.c.next_row == 0, jobs.c.continuation.is_(None), ~jobs.c.isolated]
+    similar = sa.select(jobs).where(claimable, jobs.c.status == "queued", jobs.c.id != first.id, *same, *small)
+    query = similar.order_by(jobs.c.queued_at).limit(limit)
     chosen = []
     for job in jobs_of(connection.execute(query.with_for_update(skip_locked=True))):
         rows -= job.rows

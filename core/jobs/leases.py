@@ -83,12 +83,8 @@ class JobLeases(JobQueries):
                     change = {"isolated": job.isolated or was_run, "attempts": attempts, "queued_at": time.time()}
                     transitions.requeue(connection, still_lapsed, job.id, "its worker died or fell silent", **change)
                     continue
-                problem = {
-                    "type": "about:blank",
-                    "title": "Worker lost",
-                    "status": 500,
-                    "detail": f"the process that ran this job died or fell silent {attempts} times",
-                }
+                detail = f"the process that ran this job died or fell silent {attempts} times"
+                problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
                 change = {"attempts": attempts, "token": job.token + 1}
                 transitions.finish(connection, still_lapsed, job.id, "failed", problem, **change)
             return [job.id for job in lapsed_jobs]

@@ -60,9 +60,8 @@ class BatchRunner:
             outcome = {"problem": unloadable_problem(error)}
             self._send_completion(batch, {"kind": "done", "outcomes": [outcome] * len(batch.slices)})
             return
-        result, seconds = context.run(
-            model, batch.method, batch.options, batch.slices, batch.state, isolated=batch.isolated
-        )
+        method, isolated = batch.method, batch.isolated
+        result, seconds = context.run(model, method, batch.options, batch.slices, batch.state, isolated=isolated)
         if isinstance(result, engine.SliceResult):
             batch.state = result.state
             context.publish_previews(batch.slices, result)
@@ -73,7 +72,7 @@ class BatchRunner:
         self._send_completion(batch, {"kind": "done", **timing, "outcomes": [vars(outcome) for outcome in result]})
         if log.isEnabledFor(logging.INFO):
             request_ids = [one.request_id for one in batch.slices]
-            log.info("batch", extra={"method": batch.method, "slices": len(request_ids), "request_ids": request_ids})
+            log.info("batch", extra={"method": method, "slices": len(request_ids), "request_ids": request_ids})
 
     def _send_completion(self, batch: Batch, completion: dict[str, Any]) -> None:
         """Write a completion to the stream of the API process that waits; a large one to the blob

@@ -74,9 +74,8 @@ class TrainingRun:
         run_folder.kill_orphan(self.folder)
         self.restore_reported()
         step = run_folder.checkpoint_step(self.folder) if (self.folder / "state.pt").exists() else None
-        self._append_events(
-            [message_event("training begins" if step is None else f"training resumes from step {step}")]
-        )
+        text = "training begins" if step is None else f"training resumes from step {step}"
+        self._append_events([message_event(text)])
         kills = 0
         while True:
             furthest = self.reported.furthest_step
@@ -215,10 +214,8 @@ class TrainingRun:
             if checkpoint and (reported.checkpoint is None or checkpoint["steps"] > reported.checkpoint["step_number"]):
                 further = checkpoint["steps"] > reported.furthest_step
                 reported.furthest_step = max(reported.furthest_step, checkpoint["steps"])
-                reported.checkpoint = {
-                    "step_number": checkpoint["steps"],
-                    **{name: checkpoint[name] for name in ("epoch", "seconds")},
-                }
+                position = {name: checkpoint[name] for name in ("epoch", "seconds")}
+                reported.checkpoint = {"step_number": checkpoint["steps"], **position}
                 events.append(Event("checkpoint", reported.checkpoint))
             progress = min(0.99, state["steps"] / max(1, state["steps_total"]))
             if events or progress - reported.progress >= MIN_PROGRESS_STEP:

@@ -47,16 +47,12 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
     if len(shapes) > 1:
         sizes = "; ".join(f"{name}: {base.format_image_size(shape)}" for shape, name in shapes.items())
         raise UploadRejectedError(f"the arrays' pictures differ in size: {sizes}; one size, please")
-    splits = [
-        SourceSplit(
-            split,
-            header.shape[0],
-            base.reject_damage(_batch_reader(folder, infos[images[split]], header, options), images[split]),
-            scaled=header.dtype.kind == "f",
-            labels=_read_labels(folder, infos[labels[split]], header.shape[0]) if labels else None,
-        )
-        for split, header in headers.items()
-    ]
+    splits = []
+    for split, header in headers.items():
+        batches = base.reject_damage(_batch_reader(folder, infos[images[split]], header, options), images[split])
+        own_labels = _read_labels(folder, infos[labels[split]], header.shape[0]) if labels else None
+        scaled = header.dtype.kind == "f"
+        splits.append(SourceSplit(split, header.shape[0], batches, scaled=scaled, labels=own_labels))
     ignored = sorted(set(names) - {*images.values(), *labels.values()})
     header = next(iter(headers.values()))
     return Source("npz", header.kind, header.image_shape, splits, base.report_skipped(ignored, hidden))

@@ -136,9 +136,7 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
     zip64 = locator - _ZIP64_END_RECORD.size
     if zip64 < 0 or tail[zip64 : zip64 + 4] != b"PK\6\6":
         raise _damage_error("its ZIP64 record is not where it says")
-    _, _, _, _, _, _, zip64_on_disk, zip64_count, zip64_length, zip64_offset = _ZIP64_END_RECORD.unpack_from(
-        tail, zip64
-    )
+    zip64_on_disk, zip64_count, zip64_length, zip64_offset = _ZIP64_END_RECORD.unpack_from(tail, zip64)[6:]
     pairs = ((count, zip64_count, 0xFFFF), (length, zip64_length, 0xFFFFFFFF), (offset, zip64_offset, 0xFFFFFFFF))
     if zip64_on_disk != zip64_count or any(short not in {long, overflow} for short, long, overflow in pairs):
         raise _damage_error(

@@ -161,16 +161,11 @@ def _open_pictures(
     conversions: Counter[str] = Counter()
     if options.resize is not None:
         report["resized"] = sum(times for size, times in sizes.items() if size != options.resize)
-    splits = [
-        SourceSplit(
-            split,
-            len(indices),
-            _picture_reader(folder, [images[index] for index in indices], shape, conversions),
-            scaled=True,
-            labels=None if labels is None else labels[indices],
-        )
-        for split, indices in _images_by_split(images).items()
-    ]
+    splits = []
+    for split, indices in _images_by_split(images).items():
+        batches = _picture_reader(folder, [images[index] for index in indices], shape, conversions)
+        own_labels = None if labels is None else labels[indices]
+        splits.append(SourceSplit(split, len(indices), batches, scaled=True, labels=own_labels))
     return Source("zip", "pictures", shape, splits, report, conversions)
 
 
