@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from api import json_scan
 from api.errors import InvalidError, MalformedError, UnsupportedMediaError
-from core.catalog.numbers import canonical
+from core.catalog.validation import canonical
 from core.imaging.pictures import UnusableImageError
 
 FORM = "multipart/form-data"

@@ -24,10 +24,9 @@ from api.schemas.trainings import TrainingBody
 from api.state import AppState
 from core.broker.codec import unpack
 from core.catalog.families import load_families
-from core.catalog.numbers import canonical
 from core.catalog.recipes import resolve_recipe
 from core.catalog.registry import ModelVersion
-from core.catalog.validation import InvalidOptionsError
+from core.catalog.validation import InvalidOptionsError, canonical
 from core.jobs.records import TRAINING, IdempotencyKey, Job
 
 

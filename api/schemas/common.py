@@ -5,7 +5,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from core.catalog.numbers import whole
+from core.catalog.validation import whole
 
 Item = TypeVar("Item", bound=BaseModel)
 

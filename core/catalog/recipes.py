@@ -8,8 +8,7 @@ import jsonschema_rs
 
 from core.catalog.cards import ImageShape
 from core.catalog.families import FamilyDescription, Schema
-from core.catalog.numbers import whole_numbers
-from core.catalog.validation import FieldError, InvalidOptionsError, option_errors
+from core.catalog.validation import FieldError, InvalidOptionsError, option_errors, whole_numbers
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # Hash of training worker id → packed heartbeat, in the training workers' database.
@@ -65,8 +64,11 @@ def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list
     """
     rules = schema["properties"]
     validator = jsonschema_rs.validator_for(schema)
-    valid = {name: f"; it must be {_describe_rule(rule)}" for name, rule in rules.items()}
-    return option_errors(values, rules, validator, f"recipe.{part}", "field", valid.__getitem__)
+
+    def hint(name: str) -> str:
+        return f"; it must be {_describe_rule(rules[name])}"
+
+    return option_errors(values, rules, validator, f"recipe.{part}", "field", hint)
 
 
 def _describe_rule(rule: Mapping[str, Any]) -> str:

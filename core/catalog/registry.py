@@ -12,9 +12,8 @@ import jsonschema_rs
 
 from core.catalog.cards import Card, CardError, ImageShape, OperationSpec
 from core.catalog.checkpoint_file import read_card
-from core.catalog.numbers import whole_numbers
 from core.catalog.operations import BY_METHOD, Operation
-from core.catalog.validation import InvalidOptionsError, option_errors
+from core.catalog.validation import InvalidOptionsError, option_errors, whole_numbers
 from core.catalog.versions import FILE, Versions
 
 log = logging.getLogger(__name__)

@@ -11,34 +11,6 @@ _BLOCKS_PER_PART = 16  # sub-blocks have at most 255 bytes, and usually that man
 _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 
 
-class _Blocks:
-    """Reads the sub-blocks of a file, and counts them against a limit."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._limit = self._left = container.part_limit(_BLOCKS_PER_PART * len(data))
-
-    def end(self, place: int) -> int:
-        """Return the offset after the sub-blocks that begin at `place`, and count them.
-
-        Raises UnusableImageError over the limit.
-        """
-        data, size = self._data, len(self._data)
-        for left in range(self._left, 0, -1):
-            if place >= size or not data[place]:
-                self._left = left
-                self.count()
-                return min(place + 1, size)
-            place += data[place] + 1
-        raise container.too_many("GIF", "blocks", self._limit)
-
-    def count(self) -> None:
-        """Count one block. Raises UnusableImageError if there are more than the limit."""
-        self._left -= 1
-        if self._left <= 0:
-            raise container.too_many("GIF", "blocks", self._limit)
-
-
 def read_gif(data: bytes) -> Container:
     """Check a GIF's blocks and return its container, with the single frame.
 
@@ -47,28 +19,40 @@ def read_gif(data: bytes) -> Container:
     """
     width, height = struct.unpack_from("<HH", data, 6)
     place = 13 + _table(data[10])
-    blocks, control = _Blocks(data), b""
+    limit = left = container.part_limit(_BLOCKS_PER_PART * len(data))
+    control = b""
     frame: tuple[int, int] | None = None
     while place < len(data) and data[place] != _TRAILER:
         begin, kind = place, data[place]
         if kind == _EXTENSION:
-            place = blocks.end(begin + 2)
+            place, left = _skip_blocks(data, begin + 2, left)
             if frame is None and data[begin + 1] == _CONTROL:
                 control = data[begin:place]
         elif kind == _FRAME:
             if frame is not None:
                 raise UnusableImageError(container.ANIMATED)
-            left, top, wide, high = struct.unpack_from("<4H", data, begin + 1)
-            width, height = max(width, left + wide), max(height, top + high)
-            place = blocks.end(begin + 10 + _table(data[begin + 9]) + 1)
+            x, y, wide, high = struct.unpack_from("<4H", data, begin + 1)
+            width, height = max(width, x + wide), max(height, y + high)
+            place, left = _skip_blocks(data, begin + 10 + _table(data[begin + 9]) + 1, left)
             frame = begin, place
         else:
-            blocks.count()  # bytes between blocks are skipped
-            place += 1
+            place, left = place + 1, left - 1  # bytes between blocks are skipped
+        if left <= 0:
+            raise container.too_many("GIF", "blocks", limit)
     if frame is None:
         raise UnusableImageError("not a picture that can be read: the GIF has no frame; save it anew")
     clean = b"".join((data[: 13 + _table(data[10])], control, data[frame[0] : frame[1]], b";"))
     return Container("GIF", width, height, clean)
+
+
+def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
+    """Return the offset after the sub-blocks that begin at `place`, and a smaller count.
+
+    The count is `left` minus the number of the sub-blocks; at 0 no more are skipped.
+    """
+    while place < len(data) and data[place] and left > 0:
+        place, left = place + data[place] + 1, left - 1
+    return min(place + 1, len(data)), left - 1
 
 
 def _table(flags: int) -> int:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -114,30 +115,20 @@ def read_exactly(file: IO[bytes], size: int) -> bytes:
     return b"".join(pieces)
 
 
-def damage_error(name: str, error: Exception, field: str = "file") -> UploadRejectedError:
-    """Return the error for an uploaded file or member that is truncated or damaged.
+@contextmanager
+def reject_damage(name: str, field: str = "file") -> Iterator[None]:
+    """Raise UploadRejectedError for the errors in the block that a damaged file may cause.
 
-    `name` is its name in the message; `field` is the form field with the fault.
+    `name` is the name of the uploaded file or member in the message; `field` is the form field with
+    the fault. OSError because of a full disk is not changed.
     """
-    damage = "truncated" if isinstance(error, EOFError) else "damaged"
-    return UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field)
-
-
-def reject_damage(read_batches: BatchReader, name: str) -> BatchReader:
-    """Wrap a reader: errors of a damaged file become UploadRejectedError.
-
-    OSError because of a full disk is not changed.
-    """
-
-    def read() -> Iterator[Pixels]:
-        try:
-            yield from read_batches()
-        except READ_ERRORS as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                raise
-            raise damage_error(name, error) from error
-
-    return read
+    try:
+        yield
+    except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        damage = "truncated" if isinstance(error, EOFError) else "damaged"
+        raise UploadRejectedError(f"{name} is {damage} ({str(error)[:120]}); save and send it anew", field) from error
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -33,14 +32,13 @@ def open_idx(folder: Path, options: ConversionOptions) -> Source:
     labels = read_labels(folder, header.shape[0])
 
     def read_batches() -> Iterator[Pixels]:
-        with _open_unpacked(path) as file:
+        with base.reject_damage("the file"), _open_unpacked(path) as file:
             file.read(start)
             yield from read_array(file, header, "the file")
             if file.read(1):
                 raise UploadRejectedError("the file is too long: it goes on after what its header states; save it anew")
 
-    batches = base.reject_damage(read_batches, "the file")
-    split = SourceSplit(None, header.shape[0], batches, scaled=header.dtype.kind == "f", labels=labels)
+    split = SourceSplit(None, header.shape[0], read_batches, scaled=header.dtype.kind == "f", labels=labels)
     return Source("idx", header.kind, header.image_shape, [split])
 
 
@@ -63,11 +61,8 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
         raise UploadRejectedError(
             f"{shape[0]} labels for {count} pictures; send one a picture, in their order", "labels"
         )
-    try:
-        with _open_unpacked(path) as file:
-            payload = file.read(start + count * dtype.itemsize + 1)[start:]
-    except (OSError, EOFError, zlib.error) as error:
-        raise base.damage_error("the labels", error, "labels") from error
+    with base.reject_damage("the labels", "labels"), _open_unpacked(path) as file:
+        payload = file.read(start + count * dtype.itemsize + 1)[start:]
     if len(payload) != count * dtype.itemsize:
         fault = "truncated" if len(payload) < count * dtype.itemsize else "too long"
         raise UploadRejectedError(f"the labels are {fault}: their header states {count} of them", "labels")
@@ -79,14 +74,11 @@ def _read_header(path: Path, field: str) -> tuple[ArrayHeader, int]:
 
     Raises UploadRejectedError, for the form field `field`, if the header is not valid.
     """
-    try:
-        with _open_unpacked(path) as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES or not magic[3]:
-                raise UploadRejectedError(f"the {field} is not IDX: it begins with {magic.hex() or 'nothing'}", field)
-            sizes = file.read(4 * magic[3])
-    except (OSError, EOFError, zlib.error) as error:
-        raise base.damage_error(f"the {field}", error, field) from error
+    with base.reject_damage(f"the {field}", field), _open_unpacked(path) as file:
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES or not magic[3]:
+            raise UploadRejectedError(f"the {field} is not IDX: it begins with {magic.hex() or 'nothing'}", field)
+        sizes = file.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise UploadRejectedError(f"the {field} is truncated within its header; send it whole", field)
     shape = struct.unpack(f">{magic[3]}I", sizes)

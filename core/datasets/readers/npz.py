@@ -49,7 +49,7 @@ def open_npz(folder: Path, members: Sequence[zipfile.ZipInfo], hidden: int, opti
         raise UploadRejectedError(f"the arrays' pictures differ in size: {sizes}; one size, please")
     splits = []
     for split, header in headers.items():
-        batches = base.reject_damage(_batch_reader(folder, infos[images[split]], header, options), images[split])
+        batches = _batch_reader(folder, infos[images[split]], header, options)
         own_labels = _read_labels(folder, infos[labels[split]], header.shape[0]) if labels else None
         scaled = header.dtype.kind == "f"
         splits.append(SourceSplit(split, header.shape[0], batches, scaled=scaled, labels=own_labels))
@@ -92,10 +92,11 @@ def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
     Raises UploadRejectedError if it is damaged, or for pickled objects and records.
     """
     try:
-        version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = _HEADER_READERS[version](file)
-    except base.READ_ERRORS as error:
-        raise base.damage_error(info.filename, error) from error
+        with base.reject_damage(info.filename):
+            version = np.lib.format.read_magic(file)
+            shape, fortran, dtype = _HEADER_READERS[version](file)
+    except UploadRejectedError:
+        raise
     except (ValueError, LookupError, SyntaxError, TypeError, tokenize.TokenError) as error:
         raise member_error(info, f"it is no array of NumPy ({str(error)[:120]}); save it with numpy.savez") from error
     if dtype.hasobject:
@@ -108,10 +109,8 @@ def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
 @contextmanager
 def _open_member(folder: Path, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(folder / "file") as archive:
-        try:
+        with base.reject_damage(info.filename):
             file = archive.open(info)
-        except base.READ_ERRORS as error:
-            raise base.damage_error(info.filename, error) from error
         with file:
             yield file
 
@@ -120,7 +119,7 @@ def _batch_reader(
     folder: Path, info: zipfile.ZipInfo, header: ArrayHeader, options: ConversionOptions
 ) -> Callable[[], Iterator[Pixels]]:
     def read_batches() -> Iterator[Pixels]:
-        with _open_member(folder, info) as file:
+        with base.reject_damage(info.filename.removesuffix(".npy")), _open_member(folder, info) as file:
             _read_header(file, info)
             if header.fortran and len(header.shape) > 1:
                 yield from _read_fortran_order(folder / "columns", file, header, info.filename, options)

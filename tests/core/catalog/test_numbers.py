@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.schemas.common import WHOLE
-from core.catalog.numbers import canonical, whole, whole_numbers
+from core.catalog.validation import canonical, whole, whole_numbers
 
 SCHEMA = {
     "properties": {
