@@ -63,18 +63,17 @@ class ResourceStore:
         """
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())
-        values = {"owner": ownership.owner, "shared": ownership.shared, "created_at": ownership.created_at}
         with transaction(self._engine) as connection:
             row = connection.execute(sa.select(resources).where(resource)).first()
             if row is None:
-                connection.execute(resources.insert().values(kind=kind, name=name, **values))
+                connection.execute(resources.insert().values(kind=kind, name=name, **vars(ownership)))
             elif row.owner == owner:
                 ownership = Ownership(owner, row.shared if shared is None else shared, row.created_at)
                 if ownership.shared == row.shared:
                     return ownership
                 connection.execute(resources.update().where(resource).values(shared=ownership.shared))
             elif vacant_before is not None and row.created_at < vacant_before:
-                connection.execute(resources.update().where(resource).values(**values))
+                connection.execute(resources.update().where(resource).values(**vars(ownership)))
             else:
                 return Ownership(row.owner, row.shared, row.created_at)
             _count_change(connection)

@@ -55,11 +55,10 @@ class Settings(BaseSettings):
     """Folder of the datasets known by name: MNIST, Fashion-MNIST."""
     extra_models: Path | None = None
     """A folder with more model families, one Python file each."""
-    queue_url: str = Field(
-        "redis://127.0.0.1:6390/0",
-        description="URL of the Redis-compatible queue server: `redis://`, `rediss://` (TLS), `unix://` or "
-        "`sentinel://HOST:PORT,HOST:PORT/DB?master_name=NAME`.",
-    )
+    queue_url: str = "redis://127.0.0.1:6390/0"
+    """URL of the Redis-compatible queue server: `redis://`, `rediss://` (TLS), `unix://` or
+    `sentinel://HOST:PORT,HOST:PORT/DB?master_name=NAME`.
+    """
     remote_control: bool = False
     """Inference workers respond to `celery inspect` and `celery control`, as Flower needs."""
     queue_memory_bytes: int = Field(1 << 30, ge=16 << 20)
@@ -74,11 +73,10 @@ class Settings(BaseSettings):
     """`/docs` and `/openapi.json` need no API key; if false, they need one as other routes do."""
     allow_anonymous: bool = False
     """Allow an address other than loopback without API keys: everybody may use the service."""
-    allowed_hosts: str = Field(
-        "",
-        description="Host names that requests may use, separated by commas, with `*.` for subdomains; empty: the "
-        "loopback names on a loopback address, otherwise any if API keys are used.",
-    )
+    allowed_hosts: str = ""
+    """Host names that requests may use, separated by commas, with `*.` for subdomains; empty: the
+    loopback names on a loopback address, otherwise any if API keys are used.
+    """
     allowed_origins: str = ""
     """Origins of other web pages that may use the service, separated by commas."""
     trusted_proxies: str = ""

@@ -29,7 +29,8 @@ def test_every_setting_is_listed(root: Path) -> None:
     """docs/settings.md has each variable with its default and description."""
     page = (root / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
-        assert f"| `{PREFIX}{name.upper()}` | `{field.default}` | {field.description} |" in page
+        description = " ".join(str(field.description).split())
+        assert f"| `{PREFIX}{name.upper()}` | `{field.default}` | {description} |" in page
 
 
 def test_every_decision_is_dated_and_newest_first(root: Path) -> None:

@@ -25,7 +25,7 @@ from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, format_size_error
 from core.imaging.pictures import UnusableImageError
-from core.imaging.tiling import Layout, Photograph, open_photograph
+from core.imaging.tiling import Layout, Photograph, Tiling, open_photograph
 from core.jobs.records import Job
 from core.settings import Settings
 
@@ -144,13 +144,8 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     output = OutputFormat.read(request.headers.get("accept", ""), [fields.format] if fields.format else FORMATS)
     photograph = await _read_photograph(state, content, fields.image, output.kind, int(options["scale"]))
     _, height, width = entry.image
-    layout = Layout.of(
-        photograph.size,
-        photograph.channels,
-        alpha=photograph.alpha is not None,
-        tile=(height, width),
-        margin=entry.margin,
-    )
+    tiling = Tiling(*photograph.size, (height, width), entry.margin)
+    layout = Layout(tiling, photograph.channels, alpha=photograph.alpha is not None)
     inference_request = InferenceRequest(
         OPERATION,
         entry,

@@ -41,9 +41,8 @@ class _MessageTransport(virtual.Transport):
 
 
 @cache
-def _channel() -> _MessageChannel:
-    channel: _MessageChannel = Connection(transport=_MessageTransport).channel()
-    return channel
+def _channel() -> Any:
+    return Connection(transport=_MessageTransport).channel()
 
 
 # See docs/decisions.md#the-api-writes-celery-messages-itself
@@ -55,7 +54,7 @@ def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
     # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest
     message = app.amqp.as_task_v2(uuid(), task, args, ignore_result=True, argsrepr="", kwargsrepr="")
     content_type, content_encoding, body = dumps(message.body, serializer="msgpack")
-    channel: Any = _channel()
+    channel = _channel()
     properties = {**message.properties, "delivery_mode": 2}
     prepared = channel.prepare_message(body, 0, content_type, content_encoding, message.headers, properties)
     data: bytes = channel.basic_publish(prepared, exchange="", routing_key=queue_key(queue))

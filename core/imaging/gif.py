@@ -2,8 +2,7 @@
 
 import struct
 
-from core.imaging import container
-from core.imaging.container import Container, UnusableImageError
+from core.imaging.container import ANIMATED, Container, UnusableImageError, part_limit, too_many
 
 MAGIC = (b"GIF87a", b"GIF89a")
 _BLOCKS_PER_PART = 16  # sub-blocks have at most 255 bytes, and usually that many
@@ -19,7 +18,7 @@ def read_gif(data: bytes) -> Container:
     """
     width, height = struct.unpack_from("<HH", data, 6)
     place = 13 + _table(data[10])
-    limit = left = container.part_limit(_BLOCKS_PER_PART * len(data))
+    limit = left = part_limit(_BLOCKS_PER_PART * len(data))
     control = b""
     frame: tuple[int, int] | None = None
     while place < len(data) and data[place] != _TRAILER:
@@ -30,7 +29,7 @@ def read_gif(data: bytes) -> Container:
                 control = data[begin:place]
         elif kind == _FRAME:
             if frame is not None:
-                raise UnusableImageError(container.ANIMATED)
+                raise UnusableImageError(ANIMATED)
             x, y, wide, high = struct.unpack_from("<4H", data, begin + 1)
             width, height = max(width, x + wide), max(height, y + high)
             place, left = _skip_blocks(data, begin + 10 + _table(data[begin + 9]) + 1, left)
@@ -38,7 +37,7 @@ def read_gif(data: bytes) -> Container:
         else:
             place, left = place + 1, left - 1  # bytes between blocks are skipped
         if left <= 0:
-            raise container.too_many("GIF", "blocks", limit)
+            raise too_many("GIF", "blocks", limit)
     if frame is None:
         raise UnusableImageError("not a picture that can be read: the GIF has no frame; save it anew")
     clean = b"".join((data[: 13 + _table(data[10])], control, data[frame[0] : frame[1]], b";"))

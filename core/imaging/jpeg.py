@@ -8,8 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from core.imaging import container
-from core.imaging.container import Container, UnusableImageError
+from core.imaging.container import Container, UnusableImageError, limit_profile, orientation_of, part_limit, too_many
 
 MAGIC = b"\xff\xd8\xff"
 END = b"\xff\xd9"
@@ -64,7 +63,7 @@ def read_jpeg(data: bytes) -> Container:
     if data.find(b"\xff" * 256, start) >= 0:
         clean = _LONG_FILL.sub(b"\xff", clean)
     exif, xmp = _contents(data, segments, 0xE1, _EXIF), _contents(data, segments, 0xE1, _XMP)
-    orientation = container.orientation_of(b"".join(exif), xmp[-1] if xmp else None)
+    orientation = orientation_of(b"".join(exif), xmp[-1] if xmp else None)
     return Container("JPEG", width, height, clean, orientation, profile, unfinished=unfinished, notes=notes)
 
 
@@ -94,7 +93,7 @@ def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
     parts = sorted(contents)
     if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):
         return None, ()
-    return container.limit_profile(b"".join(part[2:] for part in parts))
+    return limit_profile(b"".join(part[2:] for part in parts))
 
 
 def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
@@ -105,7 +104,7 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
     too many segments.
     """
     segments: list[_Segment] = []
-    stray, place, limit = False, 2, container.part_limit(len(data))
+    stray, place, limit = False, 2, part_limit(len(data))
     for _ in range(limit):
         if data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xff":
             begin = place
@@ -124,7 +123,7 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
             raise UnusableImageError("the JPEG is truncated or damaged within its header; send it whole")
         segments.append(_Segment(marker, begin, end))
         place = end
-    raise container.too_many("JPEG", "segments", limit)
+    raise too_many("JPEG", "segments", limit)
 
 
 def _fill_end(data: bytes, place: int) -> int:
@@ -143,7 +142,7 @@ def _scans(data: bytes, place: int) -> int:
 
     Raises UnusableImageError if there are too many segments.
     """
-    scans, limit = 0, container.part_limit(len(data))
+    scans, limit = 0, part_limit(len(data))
     for _ in range(limit):
         match = _MARKER.search(data, place)
         if match is None:
@@ -156,7 +155,7 @@ def _scans(data: bytes, place: int) -> int:
             if scans > SCAN_LIMIT:
                 return scans
         place += int.from_bytes(data[place : place + 2], "big")
-    raise container.too_many("JPEG", "segments", limit)
+    raise too_many("JPEG", "segments", limit)
 
 
 def _whole_scan(data: bytes, start: int, components: int) -> bool:

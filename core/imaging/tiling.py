@@ -184,14 +184,6 @@ class Layout:
     alpha: bool
 
     @classmethod
-    def of(cls, size: tuple[int, int], channels: int, *, alpha: bool, tile: tuple[int, int], margin: int) -> "Layout":
-        """Return the layout of an image of this size for a model with tiles of the size `tile`.
-
-        `alpha`: the image has transparency.
-        """
-        return cls(Tiling(*size, tile, margin), channels, alpha)
-
-    @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Layout":
         """Return the layout that the property `json` has written; other fields are ignored."""
         picture, tiles = fields["image"], fields["tiles"]

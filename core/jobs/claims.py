@@ -16,7 +16,6 @@ from core.jobs import claim_order, transitions
 from core.jobs.queries import JobQueries, jobs_of, waiting
 from core.jobs.records import SMALL_JOB_ROWS, Claim, Event, Job, SliceReport
 from core.jobs.schema import RUNS_INFERENCE, jobs, result_chunks, transaction
-from core.jobs.transitions import NO_LEASE, NOT_BLOCKED, held_by
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
@@ -75,7 +74,7 @@ class JobClaims(JobQueries):
     def is_held(self, claim: Claim) -> bool:
         """Return whether a claim is still valid: the job was not claimed again, paused or ended."""
         with self.engine.connect() as connection:
-            return connection.scalar(sa.select(jobs.c.id).where(held_by(claim))) is not None
+            return connection.scalar(sa.select(jobs.c.id).where(transitions.held_by(claim))) is not None
 
     def append_events(
         self,
@@ -95,7 +94,7 @@ class JobClaims(JobQueries):
         if charge_attempt:
             change["attempts"] = jobs.c.attempts + 1
         with transaction(self.engine) as connection:
-            if not connection.execute(jobs.update().where(held_by(claim)).values(change)).rowcount:
+            if not connection.execute(jobs.update().where(transitions.held_by(claim)).values(change)).rowcount:
                 return False
             transitions.append_events(connection, claim.job_id, new_events)
             return True
@@ -109,7 +108,7 @@ class JobClaims(JobQueries):
         recorded = []
         with transaction(self.engine) as connection:
             for report in reports:
-                held = held_by(report.claim)
+                held = transitions.held_by(report.claim)
                 job = connection.execute(sa.select(jobs.c.rows, jobs.c.next_row).where(held)).first()
                 if job is not None:
                     _record_slice(connection, report, job.rows, job.next_row)
@@ -129,7 +128,7 @@ class JobClaims(JobQueries):
         `version` is the model version that the job made. Returns False, and writes nothing, if the
         claim is no longer valid.
         """
-        held, job_id = held_by(claim), claim.job_id
+        held, job_id = transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
             if problem is not None:
                 return transitions.finish(connection, held, job_id, "failed", problem)
@@ -147,7 +146,7 @@ class JobClaims(JobQueries):
         Writes nothing if the claim is no longer valid.
         """
         with transaction(self.engine) as connection:
-            transitions.requeue(connection, held_by(claim), claim.job_id, reason)
+            transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Mapping[str, Any], max_wait_s: float, size_bytes: int = 0) -> bool:
         """Return a claimed job to its queue because its result cannot be stored.
@@ -156,7 +155,7 @@ class JobClaims(JobQueries):
         charged. After `max_wait_s` seconds it fails with `problem`. `size_bytes` is the size of the
         result. Returns False, and writes nothing, if the claim is no longer valid.
         """
-        now, held, job_id = time.time(), held_by(claim), claim.job_id
+        now, held, job_id = time.time(), transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:
             job = connection.execute(sa.select(jobs.c.blocked_since, jobs.c.blocked_reason).where(held)).first()
             if job is None:
@@ -173,7 +172,7 @@ class JobClaims(JobQueries):
             if job.blocked_reason != problem["detail"]:
                 return transitions.requeue(connection, held, job_id, problem["detail"], **change)
             # the event is written once: a wait of an hour is no hundred events
-            change |= {"status": "queued", "token": claim.token + 1, **NO_LEASE}
+            change |= {"status": "queued", "token": claim.token + 1, **transitions.NO_LEASE}
             return connection.execute(jobs.update().where(held).values(change)).rowcount == 1
 
 
@@ -218,7 +217,7 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
     `next_row` is the first row whose result was not stored before.
     """
-    held, job_id = held_by(report.claim), report.claim.job_id
+    held, job_id = transitions.held_by(report.claim), report.claim.job_id
     if report.problem is not None:
         transitions.finish(connection, held, job_id, "failed", report.problem)
         return
@@ -236,8 +235,8 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
         "progress": progress,
         "attempts": 0,
         "queued_at": time.time(),
-        **NO_LEASE,
-        **NOT_BLOCKED,
+        **transitions.NO_LEASE,
+        **transitions.NOT_BLOCKED,
     }
     connection.execute(jobs.update().where(held).values(change))
     transitions.append_events(connection, job_id, [Event("progress", {"progress": progress})])

@@ -103,13 +103,11 @@ class _Rows:
             [np.concatenate([_one_per_row(one.items[name], one.rows) for one in slices]) for name in inputs],
         )
 
-    def cut(self, first: int, last: int) -> "_Rows":
-        """Return the rows at the positions `first` … `last − 1`."""
-        return _Rows(self.seeds[first:last], self.numbers[first:last], [item[first:last] for item in self.items])
-
-    def padded(self, size: int) -> "_Rows":
-        """Return the rows with the last row repeated, so that there are `size` rows."""
-        return _Rows(_pad(self.seeds, size), _pad(self.numbers, size), [_pad(item, size) for item in self.items])
+    def batch(self, first: int, count: int, size: int) -> "_Rows":
+        """Return `count` rows from position `first` on; the last is repeated up to `size` rows."""
+        arrays = (self.seeds, self.numbers, *self.items)
+        seeds, numbers, *items = [_pad(array[first : first + count], size) for array in arrays]
+        return _Rows(seeds, numbers, items)
 
 
 def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
@@ -139,7 +137,7 @@ def _run_all(
     chunks = []
     for first in range(0, count, step):
         size = min(step, count - first)
-        padded = rows.cut(first, first + size).padded(plan.padded_size(size))
+        padded = rows.batch(first, size, plan.padded_size(size))
         streams = RowStreams(torch.from_numpy(padded.seeds), torch.from_numpy(padded.numbers))
         images = [torch.from_numpy(item).to(model.device).float().div_(255) for item in padded.items]
         tensors = None if state is None else _state_tensors(state, len(padded.seeds), model.device)

@@ -5,8 +5,6 @@ import os
 import sys
 from dataclasses import asdict
 
-import orjson
-
 from core.catalog.versions import FILE
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import Datasets, NameTakenError
@@ -97,7 +95,7 @@ class AuxiliaryJobs:
                 reserve_bytes=settings.min_free_disk_bytes,
             )
             convert = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
-            about = orjson.loads(self._children.run(job, [sys.executable, "-m", *convert], log_file, *limits))
+            about = json.loads(self._children.run(job, [sys.executable, "-m", *convert], log_file, *limits))
             if problem := about.get("problem"):
                 raise JobFailedError("Not possible", problem["detail"], problem["status"])
             try:

@@ -13,7 +13,6 @@ import redis
 
 from core.jobs.records import Event, Job
 from workers.training import child_process, limits, run_folder
-from workers.training.child_process import ChildProcesses
 from workers.training.context import ClaimLostError, JobContext, JobFailedError, WorkerStoppingError, message_event
 from workers.training.run_folder import describe_checkpoint
 
@@ -50,7 +49,7 @@ class _Process:
 class TrainingRun:
     """Runs the training of one job in its run folder, from its last checkpoint if there is one."""
 
-    def __init__(self, context: JobContext, children: ChildProcesses, job: Job, devices: int) -> None:
+    def __init__(self, context: JobContext, children: child_process.ChildProcesses, job: Job, devices: int) -> None:
         """Prepare a run, which `run` starts. `devices` is the number of devices of this worker."""
         self._context = context
         self._children = children

@@ -20,12 +20,12 @@ from api.responses.upscaled import OutputFormat, UpscaleService, UpscaleSpec, st
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.imaging.encoders import FORMATS
-from core.imaging.tiling import Layout, Photograph, photograph_bytes
+from core.imaging.tiling import Layout, Photograph, Tiling, photograph_bytes
 from core.jobs.records import Job
 
 SIZE, SCALE = (50, 70), 2
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-ORDER = UpscaleSpec(Layout.of(SIZE, 3, alpha=False, tile=(32, 32), margin=4), SCALE, "png", 90)
+ORDER = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 3, alpha=False), SCALE, "png", 90)
 
 
 class Bench:
@@ -85,7 +85,7 @@ def test_an_order_survives_its_job() -> None:
     """What a job's request says of a picture is all there is to know."""
     assert UpscaleSpec.read(orjson.loads(orjson.dumps(ORDER.summary))) == ORDER
     assert ORDER.size == (100, 140)
-    clear = UpscaleSpec(Layout.of(SIZE, 1, alpha=True, tile=(32, 32), margin=4), 3, "webp", 50)
+    clear = UpscaleSpec(Layout(Tiling(*SIZE, (32, 32), 4), 1, alpha=True), 3, "webp", 50)
     assert [clear.shape(kind).channels for kind in FORMATS] == [2, 1, 2]
 
 

@@ -256,7 +256,7 @@ def test_cores_side_by_side_are_the_picture(size: tuple[int, int], scale: int) -
 def test_some_tiles_need_some_lines() -> None:
     """Any range of tiles equals the same tiles of all; only their lines of the blob are read."""
     photograph = Photograph(noise(100, 75, 3), noise(75, 100).T.copy())
-    layout = Layout.of(photograph.size, 3, alpha=True, tile=(32, 32), margin=4)
+    layout = Layout(Tiling(*photograph.size, (32, 32), 4), 3, alpha=True)
     assert Layout.read(layout.json) == layout
     blob = photograph_bytes(photograph)
     spans: list[int] = []
