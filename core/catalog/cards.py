@@ -55,16 +55,13 @@ class Metric:
     unit: str = ""
     detail: str = ""
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the metric of a JSON object; unknown fields are ignored."""
-        texts = {name: fields[name] for name in ("unit", "detail") if name in fields}
-        return cls(fields["name"], float(fields["value"]), fields["better"], **texts)
-
 
 def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics in a card's `figures`, in order."""
-    return [Metric.from_json(figure) for figure in figures]
+    """Return the metrics in a card's `figures`, in order; unknown fields are ignored."""
+    return [
+        Metric(one["name"], float(one["value"]), one["better"], one.get("unit", ""), one.get("detail", ""))
+        for one in figures
+    ]
 
 
 def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from core.settings import Settings, StatePaths
 
+JsonObject = Mapping[str, Any]
 Schema = dict[str, Any]  # a JSON Schema of an object
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema_rs
 
 from core.catalog.cards import ImageShape
-from core.catalog.families import FamilyDescription, Schema
+from core.catalog.families import FamilyDescription, JsonObject, Schema
 from core.catalog.validation import FieldError, InvalidOptionsError, option_errors, whole_numbers
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -18,12 +18,7 @@ TRAINER_TIMEOUT_S = 5.0  # age of a heartbeat after which a training worker coun
 
 
 def resolve_recipe(
-    name_of_family: str,
-    family: FamilyDescription,
-    dataset: Mapping[str, Any],
-    name: str,
-    overrides: Mapping[str, Any],
-    gpus: int = 1,
+    name_of_family: str, family: FamilyDescription, dataset: JsonObject, name: str, overrides: JsonObject, gpus: int = 1
 ) -> dict[str, Any]:
     """Return the complete recipe of a training: the family's defaults with `overrides`.
 
@@ -57,7 +52,7 @@ def resolve_recipe(
     }
 
 
-def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list[FieldError]:
+def _schema_errors(part: str, schema: Schema, values: JsonObject) -> list[FieldError]:
     """Return the validation errors of `values`, with the valid range of each field.
 
     `part` is "config" or "training"; it begins the names of the fields.
@@ -71,7 +66,7 @@ def _schema_errors(part: str, schema: Schema, values: Mapping[str, Any]) -> list
     return option_errors(values, rules, validator, f"recipe.{part}", "field", hint)
 
 
-def _describe_rule(rule: Mapping[str, Any]) -> str:
+def _describe_rule(rule: JsonObject) -> str:
     """Return the valid values of a field in words, such as "an integer in [1, 100000]"."""
     if rule.get("type") == "array":
         return f"a list, each {_describe_rule(rule['items'])}"
@@ -84,7 +79,7 @@ def _describe_rule(rule: Mapping[str, Any]) -> str:
     return f"{types} in {left}, {right}" if {"integer", "number"} & set(kinds) else types
 
 
-def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: dict[str, Any]) -> list[FieldError]:
+def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str, Any]) -> list[FieldError]:
     """Set the dataset's image shape in `config`, in place; return errors if it does not fit."""
     photographs = dataset["kind"] == "photographs"
     if family.data == "photographs":
@@ -105,9 +100,7 @@ def _set_shape(family: FamilyDescription, dataset: Mapping[str, Any], config: di
     return errors
 
 
-def _count_errors(
-    family: FamilyDescription, counts: Mapping[str, int], training: Mapping[str, Any]
-) -> list[FieldError]:
+def _count_errors(family: FamilyDescription, counts: Mapping[str, int], training: JsonObject) -> list[FieldError]:
     """Return the errors of a recipe that asks for more images than the splits have.
 
     `counts` are the numbers of images, keyed by split. Also checks the settings of the validation.
@@ -134,21 +127,17 @@ def _count_errors(
     return errors
 
 
-def _batch_size(family: FamilyDescription, training: Mapping[str, Any]) -> int:
+def _batch_size(family: FamilyDescription, training: JsonObject) -> int:
     return int(training.get("batch_size", family.training["properties"]["batch_size"]["default"]))
 
 
-def _training_count(counts: Mapping[str, int], training: Mapping[str, Any]) -> int:
+def _training_count(counts: Mapping[str, int], training: JsonObject) -> int:
     """Return the number of images that a recipe uses, including those held back for validation."""
     return min(training.get("pictures") or counts["train"], counts["train"])
 
 
 def _batch_errors(
-    family: FamilyDescription,
-    counts: Mapping[str, int],
-    config: Mapping[str, Any],
-    training: Mapping[str, Any],
-    gpus: int,
+    family: FamilyDescription, counts: Mapping[str, int], config: JsonObject, training: JsonObject, gpus: int
 ) -> list[FieldError]:
     """Return an error if the batches are smaller than a training step needs.
 

@@ -41,15 +41,10 @@ def option_errors(
     jsonschema_rs) checks. `noun` is what messages call a property. `hint(name)` is appended to the
     message of a property.
     """
-    unknown = [
-        {
-            "field": f"{part}.{_encodable(name[:60])}",
-            "detail": f"no such {noun}; there are: {', '.join(properties) or 'none'}",
-        }
-        for name in islice((name for name in values if name not in properties), _MAX_ERRORS)
-    ]
+    unknown = list(islice((name for name in values if name not in properties), _MAX_ERRORS))
     if unknown:
-        return unknown
+        detail = f"no such {noun}; there are: {', '.join(properties) or 'none'}"
+        return [{"field": f"{part}.{_encodable(name[:60])}", "detail": detail} for name in unknown]
     try:
         errors = list(islice(validator.iter_errors(values), _MAX_ERRORS))
     except ValueError:  # the validator supports some 250 levels, and no lone surrogates

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+Problem = dict[str, Any]  # problem details (RFC 9457)
+
 TRAINING = "training"
 # Kinds of jobs that a training worker runs beside its training.
 # Each takes some seconds in a child process.
@@ -65,7 +67,7 @@ class Job:
     attempts: int = 0
     # When it last became claimable; the oldest is claimed first.
     queued_at: float = field(default_factory=time.time)
-    problem: dict[str, Any] | None = None  # problem details (RFC 9457) of a failed job
+    problem: Problem | None = None  # of a failed job
     created_at: float = field(default_factory=time.time)
     started_at: float | None = None
     finished_at: float | None = None
@@ -134,7 +136,7 @@ class SliceReport:
     blob_key: str | None = None
     continuation: bytes | None = None
     continuation_progress: float = 0.0
-    problem: dict[str, Any] | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from core.jobs import claim_order, transitions
-from core.jobs.claims import JobClaims
+from core.jobs import transitions
+from core.jobs.claims import JobClaims, queue_of, register_owners
 from core.jobs.leases import JobLeases
 from core.jobs.records import TERMINAL, TRAINING, Event, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, transaction
@@ -41,7 +41,7 @@ class JobStore(JobClaims, JobLeases):
                 other = connection.execute(sa.select(jobs.c.id, jobs.c.status).where(same)).first()
                 if other is not None:
                     return Insertion(other.id, conflict=other.status)
-            claim_order.register_owners(connection, {(claim_order.queue_of(one.kind), one.owner) for one in new_jobs})
+            register_owners(connection, {(queue_of(one.kind), one.owner) for one in new_jobs})
             connection.execute(jobs.insert(), [vars(one) for one in new_jobs])
             for one in new_jobs:
                 transitions.append_events(connection, one.id, [Event("status", {"status": one.status})])

@@ -6,14 +6,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.jobs.records import Claim, Event
+from core.jobs.records import Claim, Event, Problem
 from core.jobs.schema import events, jobs
+
+Condition = sa.ColumnElement[bool]  # an SQL condition on rows of `jobs`
 
 NO_LEASE = {"lease_holder": None, "lease_until": None}
 NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None, "blocked_bytes": None}
 
 
-def held_by(claim: Claim) -> sa.ColumnElement[bool]:
+def held_by(claim: Claim) -> Condition:
     """Return the SQL condition that a claim is still valid; it guards each write of a worker."""
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
@@ -29,9 +31,7 @@ def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[E
         connection.execute(events.insert(), rows)
 
 
-def set_status(
-    connection: sa.Connection, where: sa.ColumnElement[bool], job_id: str, data: dict[str, Any], **values: Any
-) -> bool:
+def set_status(connection: sa.Connection, where: Condition, job_id: str, data: dict[str, Any], **values: Any) -> bool:
     """Set the status in `data` of the job that matches `where`, end its lease, and add an event.
 
     `data` is the data of the event. `values` are further columns to set. Returns False, and changes
@@ -44,7 +44,7 @@ def set_status(
     return True
 
 
-def requeue(connection: sa.Connection, where: sa.ColumnElement[bool], job_id: str, reason: str, **values: Any) -> bool:
+def requeue(connection: sa.Connection, where: Condition, job_id: str, reason: str, **values: Any) -> bool:
     """Return the job that matches `where` to its queue and invalidate the claim on it.
 
     `reason` is in the event; `values` are further columns to set. Returns False, and changes
@@ -55,12 +55,7 @@ def requeue(connection: sa.Connection, where: sa.ColumnElement[bool], job_id: st
 
 
 def finish(
-    connection: sa.Connection,
-    where: sa.ColumnElement[bool],
-    job_id: str,
-    status: str,
-    problem: dict[str, Any] | None = None,
-    **values: Any,
+    connection: sa.Connection, where: Condition, job_id: str, status: str, problem: Problem | None = None, **values: Any
 ) -> bool:
     """End a job that matches `where`: set its status, its end time and `problem`, and add an event.
 

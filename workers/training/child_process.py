@@ -28,6 +28,7 @@ POLL_S = 0.25  # interval at which a running child process is polled
 LIMIT_CHECK_S = 1.0  # interval at which its limits are checked; a scan of all processes takes some milliseconds
 STOP_S = 20.0  # seconds in which a child process must write its checkpoint and exit
 QUERY_TIMEOUT_S = 300.0  # for a list of families or devices
+_REMEDY = "a smaller network, batch or number of samples takes less"
 
 
 class ChildProcesses:
@@ -76,16 +77,12 @@ class ChildProcesses:
 
         Its standard error is appended to `log_file`.
         """
+        env = _environment(self._context.settings.training_threads)
         captured = not {"publish", "estimate", "core.datasets.convert"}.isdisjoint(command)
-        with log_file.open("ab") as stderr:
+        stdout = subprocess.PIPE if captured else subprocess.DEVNULL
+        with log_file.open("ab") as file:
             child = subprocess.Popen(  # noqa: S603 - our own program
-                command,
-                cwd=ROOT,
-                env=_environment(self._context.settings.training_threads),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if captured else subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,
+                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=file, start_new_session=True
             )
         try:
             yield child
@@ -97,12 +94,7 @@ class ChildProcesses:
                 child.stdout.close()
 
     def run(
-        self,
-        job: Job,
-        command: list[str],
-        log_file: Path,
-        timeout_s: float | None = None,
-        remedy: str = "a smaller network, batch or number of samples takes less",
+        self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None, remedy: str = _REMEDY
     ) -> bytes:
         """Run a command to its end and return its standard output.
 

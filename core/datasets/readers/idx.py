@@ -9,7 +9,6 @@ from typing import IO
 import numpy as np
 
 from core.datasets.readers import base
-from core.datasets.readers.arrays import ArrayHeader, check_header, read_array
 from core.datasets.readers.base import ConversionOptions, Source, SourceSplit, UploadRejectedError
 from core.imaging.pictures import Pixels
 
@@ -28,13 +27,13 @@ def open_idx(folder: Path, options: ConversionOptions) -> Source:
         raise UploadRejectedError(
             "the file holds one number each (labels, as it seems); send the pictures as `file` and these as `labels`"
         )
-    check_header(header, "the file", options)
+    base.check_header(header, "the file", options)
     labels = read_labels(folder, header.shape[0])
 
     def read_batches() -> Iterator[Pixels]:
         with base.reject_damage("the file"), _open_unpacked(path) as file:
             file.read(start)
-            yield from read_array(file, header, "the file")
+            yield from base.read_array(file, header, "the file")
             if file.read(1):
                 raise UploadRejectedError("the file is too long: it goes on after what its header states; save it anew")
 
@@ -69,7 +68,7 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
     return np.frombuffer(payload, dtype).astype(np.int64)
 
 
-def _read_header(path: Path, field: str) -> tuple[ArrayHeader, int]:
+def _read_header(path: Path, field: str) -> tuple[base.ArrayHeader, int]:
     """Return the header of an IDX file, and the offset of its data in bytes.
 
     Raises UploadRejectedError, for the form field `field`, if the header is not valid.
@@ -84,7 +83,7 @@ def _read_header(path: Path, field: str) -> tuple[ArrayHeader, int]:
     shape = struct.unpack(f">{magic[3]}I", sizes)
     if 0 in shape:
         raise UploadRejectedError(f"the {field} is empty: its header says {'×'.join(map(str, shape))}", field)
-    return ArrayHeader(shape, np.dtype(_DTYPES[magic[2]])), 4 + len(sizes)
+    return base.ArrayHeader(shape, np.dtype(_DTYPES[magic[2]])), 4 + len(sizes)
 
 
 def _open_unpacked(path: Path) -> IO[bytes]:

@@ -15,8 +15,7 @@ from typing import IO
 import numpy as np
 
 from core.datasets.readers import base
-from core.datasets.readers.arrays import ArrayHeader, check_header, format_shape, read_array, to_uint8
-from core.datasets.readers.base import ConversionOptions, Source, SourceSplit, UploadRejectedError
+from core.datasets.readers.base import ArrayHeader, ConversionOptions, Source, SourceSplit, UploadRejectedError
 from core.datasets.readers.zip_archive import member_error
 from core.datasets.split_names import arrays_by_split
 from core.imaging.pictures import Pixels
@@ -82,7 +81,7 @@ def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels:
 def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOptions) -> ArrayHeader:
     with _open_member(folder, info) as file:
         header = _read_header(file, info)
-    check_header(header, info.filename, options)
+    base.check_header(header, info.filename, options)
     return header
 
 
@@ -124,7 +123,7 @@ def _batch_reader(
             if header.fortran and len(header.shape) > 1:
                 yield from _read_fortran_order(folder / "columns", file, header, info.filename, options)
             else:
-                yield from read_array(file, header, info.filename)
+                yield from base.read_array(file, header, info.filename)
             if file.read(1):  # at the end zipfile compares the checksum
                 raise member_error(info, "it goes on after its array; save it anew")
 
@@ -153,7 +152,7 @@ def _read_fortran_order(
     array = np.memmap(scratch, header.dtype, "r", shape=header.shape, order="F")
     step = header.images_per_batch
     for first in range(0, header.shape[0], step):
-        yield to_uint8(np.ascontiguousarray(array[first : first + step]), header, name, first)
+        yield base.to_uint8(np.ascontiguousarray(array[first : first + step]), header, name, first)
     del array
     scratch.unlink()
 
@@ -163,7 +162,7 @@ def _read_labels(folder: Path, info: zipfile.ZipInfo, count: int) -> np.ndarray:
         shape, dtype, _ = _read_header(file, info)
         if dtype.kind not in "biu" or math.prod(shape) != shape[0]:
             raise UploadRejectedError(
-                f"{info.filename} must hold one whole number a picture, not {format_shape(shape)}", "labels"
+                f"{info.filename} must hold one whole number a picture, not {base.format_shape(shape)}", "labels"
             )
         if shape[0] != count:
             raise UploadRejectedError(f"{info.filename} has {shape[0]} labels for {count} pictures", "labels")
