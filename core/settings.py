@@ -220,9 +220,8 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if self.job_lease_s < 2 * HEARTBEAT_S or self.heartbeat_timeout_s < 2 * HEARTBEAT_S:
-            raise ValueError(
-                f"heartbeat_timeout_s and job_lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat"
-            )
+            detail = f"heartbeat_timeout_s and job_lease_s must be at least {2 * HEARTBEAT_S} s, twice the heartbeat"
+            raise ValueError(detail)
         return self
 
     @property

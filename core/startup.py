@@ -133,18 +133,16 @@ def check_database(settings: Settings) -> None:
     try:
         name = sa.make_url(settings.database).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
-        raise StartupError(
-            "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
-        ) from error
+        detail = "REVERIE_DATABASE_URL is no database URL; for example sqlite:////state/jobs.sqlite3"
+        raise StartupError(detail) from error
     try:
         JobStore(settings.database).engine.dispose()
     except NewerDatabaseError as error:
         raise StartupError(f"the job database {name} {error}") from error
     except (sa.exc.SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise StartupError(
-            f"the job database {name} cannot be used ({reason}); check REVERIE_DATABASE_URL and REVERIE_STATE"
-        ) from error
+        detail = f"the job database {name} cannot be used ({reason}); check REVERIE_DATABASE_URL and REVERIE_STATE"
+        raise StartupError(detail) from error
 
 
 # --- ports ---
@@ -161,9 +159,8 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise StartupError(
-            f"cannot listen on {host}:{port} ({_error_text(error)}); stop what listens there, or set {setting}"
-        ) from error
+        detail = f"cannot listen on {host}:{port} ({_error_text(error)}); stop what listens there, or set {setting}"
+        raise StartupError(detail) from error
     return listener
 
 
@@ -232,9 +229,8 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     if greeting is None:
         return False
     if greeting:
-        raise StartupError(
-            f"the queue server at {place} refuses this program ({greeting}); {_permission_hint(setting)}"
-        )
+        detail = f"the queue server at {place} refuses this program ({greeting}); {_permission_hint(setting)}"
+        raise StartupError(detail)
     try:
         mark = _set_mark(url, own_mark)
     except (redis.BusyLoadingError, MasterNotFoundError):

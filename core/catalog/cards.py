@@ -188,9 +188,8 @@ def _check_text(field: str, text: str, limit: int) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise CardError(
-            f"the field {field!r} of its card is not Unicode text: it holds half a surrogate pair"
-        ) from error
+        detail = f"the field {field!r} of its card is not Unicode text: it holds half a surrogate pair"
+        raise CardError(detail) from error
     if len(text) > limit:
         raise CardError(f"the field {field!r} of its card has {len(text)} characters; at most {limit} may be")
 
@@ -222,9 +221,8 @@ def _check_image(card: Mapping[str, Any]) -> None:
 def _check_operations(operations: Mapping[str, Any]) -> None:
     for method, spec in operations.items():
         if not isinstance(spec, dict) or not isinstance(spec.get("options", {}), dict):
-            raise CardError(
-                f"the operation {method[:60]!r} of its card must be an object whose 'options' are an object"
-            )
+            detail = f"the operation {method[:60]!r} of its card must be an object whose 'options' are an object"
+            raise CardError(detail)
         margin = spec.get("margin", 0)
         if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
             raise CardError(f"the 'margin' of the operation {method[:60]!r} of its card must be an integer from 0")

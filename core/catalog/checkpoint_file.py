@@ -36,9 +36,8 @@ def read_metadata(path: Path) -> Mapping[str, str]:
             for name in tensors.keys():  # noqa: SIM118 - it is no dict
                 dimensions = len(tensors.get_slice(name).get_shape())
                 if dimensions > MAX_DIMENSIONS:
-                    raise ImportRejectedError(
-                        f"{name[:60]!r} has {dimensions} dimensions; at most {MAX_DIMENSIONS} may be"
-                    )
+                    detail = f"{name[:60]!r} has {dimensions} dimensions; at most {MAX_DIMENSIONS} may be"
+                    raise ImportRejectedError(detail)
             return tensors.metadata() or {}
     except SafetensorError as error:
         raise ImportRejectedError(f"it is damaged: {str(error)[:200]}") from error

@@ -61,9 +61,8 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
         arrays = result.labels if labels else result.pictures
         if split in arrays:
             what = f"{split or 'all'} {'labels' if labels else 'pictures'}"
-            raise UploadRejectedError(
-                f"the NPZ has two arrays of {what}: {arrays[split]!r} and {name!r}; leave one of them out"
-            )
+            detail = f"the NPZ has two arrays of {what}: {arrays[split]!r} and {name!r}; leave one of them out"
+            raise UploadRejectedError(detail)
         arrays[split] = name
     if unnamed is not None and not result.pictures:
         result.pictures[None] = unnamed

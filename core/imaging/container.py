@@ -57,9 +57,8 @@ def part_limit(size_bytes: int) -> int:
 
 def too_many(kind: str, parts: str, limit: int) -> UnusableImageError:
     """Return the error for a file of the format `kind` with more than `limit` of its `parts`."""
-    return UnusableImageError(
-        f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
-    )
+    detail = f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
+    return UnusableImageError(detail)
 
 
 # --- metadata that matters to pixels ---

@@ -188,6 +188,5 @@ def _check_finished(container: Container, image: Image.Image) -> None:
         data = container.data.rstrip(b"\xff") + probe + jpeg.END
         other = Image.open(io.BytesIO(data), formats=("JPEG",))
         if not np.array_equal(np.asarray(other), pixels):
-            raise UnusableImageError(
-                "the JPEG is truncated: its end marker (EOI) and pixels are missing; send it whole"
-            )
+            detail = "the JPEG is truncated: its end marker (EOI) and pixels are missing; send it whole"
+            raise UnusableImageError(detail)

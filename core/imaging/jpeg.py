@@ -43,9 +43,8 @@ def read_jpeg(data: bytes) -> Container:
     segments, start, stray = _header(data)
     frames = [one for one in segments if one.marker in _FRAMES and one.end > one.begin + 4]
     if not frames or frames[0].end - frames[0].begin < 10:
-        raise UnusableImageError(
-            "not a picture that can be read: the JPEG has no frame before its pixels; save it anew"
-        )
+        detail = "not a picture that can be read: the JPEG has no frame before its pixels; save it anew"
+        raise UnusableImageError(detail)
     depth, height, width, components = struct.unpack_from(">B2HB", data, frames[0].begin + 4)
     if depth > 8:
         raise UnusableImageError(f"the JPEG has {depth} bits a channel, which are not read; convert it to 8 bits")

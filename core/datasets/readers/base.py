@@ -145,9 +145,8 @@ def unpacked_size_error(what: str, options: ConversionOptions) -> UploadRejected
 
     `what` begins the message: it says what has how many bytes.
     """
-    return UploadRejectedError(
-        f"{what} unpacked, more than the {options.unpacked_bytes} that a dataset may have", status=413
-    )
+    detail = f"{what} unpacked, more than the {options.unpacked_bytes} that a dataset may have"
+    return UploadRejectedError(detail, status=413)
 
 
 def format_image_size(shape: tuple[int, int, int]) -> str:
@@ -229,9 +228,8 @@ def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> 
             "pictures are (N, H, W), (N, H, W, C), (N, C, H, W), vectors (N, D)"
         )
     if len(shape) == 4 and header.image_shape[0] not in {1, 3}:
-        raise UploadRejectedError(
-            f"{name} has shape {format_shape(shape)}; one or three channels, first or last, would work"
-        )
+        detail = f"{name} has shape {format_shape(shape)}; one or three channels, first or last, would work"
+        raise UploadRejectedError(detail)
     if header.size_bytes > options.unpacked_bytes:
         raise unpacked_size_error(f"{name} states {header.size_bytes} bytes", options)
 
@@ -248,9 +246,8 @@ def read_array(file: IO[bytes], header: ArrayHeader, name: str) -> Iterator[Pixe
         payload = read_exactly(file, count * header.row_bytes)
         if len(payload) < count * header.row_bytes:
             reached = first * header.row_bytes + len(payload)
-            raise UploadRejectedError(
-                f"{name} is truncated: {reached} bytes of data where its header states {header.size_bytes}"
-            )
+            detail = f"{name} is truncated: {reached} bytes of data where its header states {header.size_bytes}"
+            raise UploadRejectedError(detail)
         array = np.frombuffer(payload, header.dtype).reshape(count, *header.shape[1:])
         yield to_uint8(array, header, name, first)
 

@@ -39,9 +39,8 @@ def open_upload(folder: Path, options: ConversionOptions) -> Source:
         return _open_zip(folder, options)
     if head[:2] not in {GZIP_MAGIC, b"\0\0"}:
         hint = "; numpy.savez writes the NPZ of an array" if head.startswith(_NUMPY_MAGIC) else ""
-        raise UploadRejectedError(
-            f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_ACCEPTED}{hint}"
-        )
+        detail = f"the file begins with {head[:4].hex()}, which is neither IDX nor ZIP; {_ACCEPTED}{hint}"
+        raise UploadRejectedError(detail)
     if options.format not in {"", "idx"}:
         raise UploadRejectedError(f"format is {options.format}, but the file begins as IDX does", "format")
     _reject_image_options(options, "IDX")
@@ -87,13 +86,11 @@ def _reject_other_archives(path: Path, head: bytes) -> None:
         except base.READ_ERRORS:
             return  # the IDX reader reports the damage
         if head[:4] in _ZIP_MAGICS:
-            raise UploadRejectedError(
-                "the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already"
-            )
+            detail = "the file is a gzipped ZIP or NPZ; send the ZIP or NPZ itself, which is packed already"
+            raise UploadRejectedError(detail)
         if head.startswith(_NUMPY_MAGIC):
-            raise UploadRejectedError(
-                "the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes"
-            )
+            detail = "the file is a gzipped array of NumPy; send an NPZ, which numpy.savez_compressed writes"
+            raise UploadRejectedError(detail)
     name = next((name for magic, name in _OTHER_ARCHIVES.items() if head.startswith(magic)), "")
     if _is_tar(head):
         name = "tar archive"

@@ -50,16 +50,14 @@ def read_labels(folder: Path, count: int) -> np.ndarray | None:
     if not path.exists():
         return None
     if not path.stat().st_size:
-        raise UploadRejectedError(
-            "the labels are empty; send an IDX file, one number a picture, or leave them out", "labels"
-        )
+        detail = "the labels are empty; send an IDX file, one number a picture, or leave them out"
+        raise UploadRejectedError(detail, "labels")
     (shape, dtype, _), start = _read_header(path, "labels")
     if len(shape) != 1 or dtype.kind not in "iu":
         raise UploadRejectedError("labels are an IDX file of one whole number a picture", "labels")
     if shape[0] != count:
-        raise UploadRejectedError(
-            f"{shape[0]} labels for {count} pictures; send one a picture, in their order", "labels"
-        )
+        detail = f"{shape[0]} labels for {count} pictures; send one a picture, in their order"
+        raise UploadRejectedError(detail, "labels")
     with base.reject_damage("the labels", "labels"), _open_unpacked(path) as file:
         payload = file.read(start + count * dtype.itemsize + 1)[start:]
     if len(payload) != count * dtype.itemsize:

@@ -64,18 +64,16 @@ def _check_names(names: Sequence[str], images: Mapping[str | None, str], labels:
     are not, or if only some images have labels.
     """
     if not images:
-        raise UploadRejectedError(
-            f"the NPZ has no array of pictures; name it {_WANTED_NAMES}. It has {', '.join(names)[:200]}"
-        )
+        detail = f"the NPZ has no array of pictures; name it {_WANTED_NAMES}. It has {', '.join(names)[:200]}"
+        raise UploadRejectedError(detail)
     if None in images and len(images) > 1:
         raise UploadRejectedError(f"the NPZ has both {images[None]!r} and splits; name its arrays {_WANTED_NAMES}")
     if None not in images and "train" not in images:
         raise UploadRejectedError(f"the NPZ has no training pictures; name its arrays {_WANTED_NAMES}")
     if labels and set(labels) != set(images):
         have, need = (", ".join(sorted(arrays.values())) for arrays in (labels, images))
-        raise UploadRejectedError(
-            f"labels for some pictures only: there are {have} beside {need}; send all or none", "labels"
-        )
+        detail = f"labels for some pictures only: there are {have} beside {need}; send all or none"
+        raise UploadRejectedError(detail, "labels")
 
 
 def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOptions) -> ArrayHeader:
@@ -145,9 +143,8 @@ def _read_fortran_order(
         while columns.tell() < total:
             payload = base.read_exactly(file, min(base.BATCH_BYTES, total - columns.tell()))
             if not payload:
-                raise UploadRejectedError(
-                    f"{name} is truncated: {columns.tell()} bytes where its header states {total}"
-                )
+                detail = f"{name} is truncated: {columns.tell()} bytes where its header states {total}"
+                raise UploadRejectedError(detail)
             columns.write(payload)
     array = np.memmap(scratch, header.dtype, "r", shape=header.shape, order="F")
     step = header.images_per_batch
@@ -161,9 +158,8 @@ def _read_labels(folder: Path, info: zipfile.ZipInfo, count: int) -> np.ndarray:
     with _open_member(folder, info) as file:
         shape, dtype, _ = _read_header(file, info)
         if dtype.kind not in "biu" or math.prod(shape) != shape[0]:
-            raise UploadRejectedError(
-                f"{info.filename} must hold one whole number a picture, not {base.format_shape(shape)}", "labels"
-            )
+            detail = f"{info.filename} must hold one whole number a picture, not {base.format_shape(shape)}"
+            raise UploadRejectedError(detail, "labels")
         if shape[0] != count:
             raise UploadRejectedError(f"{info.filename} has {shape[0]} labels for {count} pictures", "labels")
         payload = base.read_exactly(file, count * dtype.itemsize)

@@ -104,17 +104,15 @@ def _check_directory(path: Path) -> int:
         tail = file.read()
         position = tail.rfind(b"PK\5\6")
         if position < 0 or len(tail) < position + _END_RECORD.size:
-            raise UploadRejectedError(
-                "the ZIP is truncated or damaged: it has no list of members at its end; send it whole"
-            )
+            detail = "the ZIP is truncated or damaged: it has no list of members at its end; send it whole"
+            raise UploadRejectedError(detail)
         count, length, end = _read_end_record(tail, position)
         start = base + end - length
         if start < 0 or not count * _ENTRY_BYTES <= length <= count * _MAX_ENTRY_BYTES:
             raise _damage_error(f"it says {count} members, in a list of {length} bytes, which do not fit into it")
         if count > MAX_MEMBERS or length > MAX_DIRECTORY_BYTES:
-            raise UploadRejectedError(
-                f"the ZIP has {count} members, more than {MAX_MEMBERS}; send so many pictures as NPZ or IDX", status=413
-            )
+            detail = f"the ZIP has {count} members, more than {MAX_MEMBERS}; send so many pictures as NPZ or IDX"
+            raise UploadRejectedError(detail, status=413)
         file.seek(start)
         _check_entries(file, count, length)
     return start

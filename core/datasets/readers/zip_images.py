@@ -95,9 +95,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     Raises UploadRejectedError if it is too large or damaged.
     """
     if info.file_size > MAX_MEMBER_BYTES:
-        raise UploadRejectedError(
-            f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture", status=413
-        )
+        detail = f"{info.filename[:200]!r}: {info.file_size} bytes are too many for a picture"
+        raise UploadRejectedError(detail, status=413)
     try:
         with archive.open(info) as file:
             return file.read(info.file_size + 1)  # only with a length is decompression bounded
@@ -116,9 +115,8 @@ def _images_by_split(images: Sequence[ZipImage]) -> dict[str | None, list[int]]:
         indices.setdefault(split, []).append(index)
     if None in indices and len(indices) > 1:
         outside = images[indices[None][0]].info.filename[:200]
-        raise UploadRejectedError(
-            f"some pictures lie in folders train, validation or test, but {outside!r} in none of them"
-        )
+        detail = f"some pictures lie in folders train, validation or test, but {outside!r} in none of them"
+        raise UploadRejectedError(detail)
     if None not in indices and "train" not in indices:
         raise UploadRejectedError("no picture lies in a folder train, though some lie in validation or test")
     return indices
@@ -200,9 +198,8 @@ def _open_photographs(
     folder: Path, images: Sequence[ZipImage], options: ConversionOptions, report: dict[str, Any]
 ) -> Source:
     if options.resize is not None:
-        raise UploadRejectedError(
-            f"resize is for pictures; photographs are cut into patches of {PATCH}×{PATCH}", "resize"
-        )
+        detail = f"resize is for pictures; photographs are cut into patches of {PATCH}×{PATCH}"
+        raise UploadRejectedError(detail, "resize")
     if (folder / "labels").exists():
         raise UploadRejectedError("labels are for pictures; patches of photographs have none", "labels")
     small = next((image for image in images if min(image.width, image.height) < PATCH), None)
