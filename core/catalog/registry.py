@@ -97,9 +97,8 @@ def read_version(path: Path) -> ModelVersion:
     version, name = path.parent.name, path.parent.parent.name
     try:
         card = read_card(path)
-        operations = {
-            method: _model_operation(method, spec) for method, spec in card.operations.items() if method in BY_METHOD
-        }
+        known = {method: spec for method, spec in card.operations.items() if method in BY_METHOD}
+        operations = {method: _model_operation(method, spec) for method, spec in known.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # a schema may hold anything
         raise ValueError(f"the checkpoint file of {name}@{version} cannot be used: {error}") from error
     channels, height, width = card.image

@@ -72,7 +72,7 @@ class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """
         hub.call_repeatedly(CANDIDATE_POLL_S, current_worker().candidates.load_step)
         busy_poll.register(hub)
-        current_worker().context.preemption.attach(parent)
+        current_worker().context.preemption.consumer = parent
 
 
 app.steps["worker"].add(InferenceStep)

@@ -38,22 +38,17 @@ class _FunctionCalls(TorchFunctionMode):
 
 # See docs/decisions.md#small-batches-run-between-the-layers-of-long-work
 class Preemption:
-    """Lets batches of the interactive queue interrupt long work, for at most half of the time."""
+    """Lets batches of the interactive queue interrupt long work, for at most half of the time.
+
+    `consumer` is the consumer of Celery whose connection receives these batches. While it is None,
+    nothing is interrupted.
+    """
 
     def __init__(self) -> None:
-        """Start without a consumer: nothing is interrupted before `attach`."""
-        self._consumer: Any = None
+        self.consumer: Any = None
         self._preemptible = False
         self._due = math.inf
         self._interrupted_s = 0.0
-
-    def attach(self, consumer: Any) -> None:
-        """Receive messages from now on by Celery's `consumer`, on its connection."""
-        self._consumer = consumer
-
-    def stop(self) -> None:
-        """Receive no more messages, because the worker stops after its current message."""
-        self._consumer = None
 
     def clock(self) -> float:
         """Return seconds of a monotonic clock that does not count the time of interruptions."""
@@ -68,7 +63,7 @@ class Preemption:
         Use it only while a message is handled: at other times the event loop waits for the next
         message and would get it first.
         """
-        if self._preemptible or self._consumer is None:
+        if self._preemptible or self.consumer is None:
             yield
             return
         hook = register_module_forward_pre_hook(lambda _module, _inputs: self.check())
@@ -101,7 +96,7 @@ class Preemption:
         self._due = ended + max(pause_s, ended - started)
 
     def _run_next(self) -> None:
-        consumer, threads = self._consumer, torch.get_num_threads()
+        consumer, threads = self.consumer, torch.get_num_threads()
         if consumer is None:
             return
         tasks = consumer.task_consumer

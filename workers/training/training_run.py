@@ -100,10 +100,8 @@ class TrainingRun:
 
         `error` is the error that the child process wrote, or "".
         """
-        title = {
-            child_process.EXIT_DIVERGED: "Training diverged",
-            child_process.EXIT_TOO_LARGE: "Training too large",
-        }.get(code)
+        titles = {child_process.EXIT_DIVERGED: "Training diverged", child_process.EXIT_TOO_LARGE: "Training too large"}
+        title = titles.get(code)
         if title is None:
             title = "Training failed"
             limits.raise_if_disk_was_full(self._context.settings, self.folder, error)

@@ -50,7 +50,7 @@ class Queue:
         with self._connection.SimpleQueue(queue_key("interactive")) as queue:
             queue.clear()
         consumer = Consumer(self._channel, queues=[], accept=["json"])
-        context.preemption.attach(SimpleNamespace(task_consumer=consumer, strategies={TASK: self._handle}))
+        context.preemption.consumer = SimpleNamespace(task_consumer=consumer, strategies={TASK: self._handle})
         self.handled = 0
 
     def _handle(self, message: Any) -> None:
@@ -66,7 +66,7 @@ class Queue:
 
     def close(self) -> None:
         """Receive nothing more."""
-        self._context.preemption.stop()
+        self._context.preemption.consumer = None
         self._connection.close()
 
 
