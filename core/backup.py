@@ -76,9 +76,7 @@ class _Copy:
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Flush a file that is already in the folder to the disk, and add it to the list
-        of files.
-        """
+        """Flush a file that is already in the backup to the disk, and add it to `files`."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -86,7 +84,7 @@ class _Copy:
         self.files[name] = {"bytes": path.stat().st_size, "sha256": digest}
 
     def drop(self, name: str) -> None:
-        """Remove a file from the backup and delete its copy."""
+        """Delete a file from the backup."""
         self.files.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
@@ -247,8 +245,8 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
     """Copy the files of the state folder that belong to no job.
 
-    The file of active versions is copied before the versions. What is deleted meanwhile is left
-    out.
+    The file of active versions is copied before the versions. Files that are deleted meanwhile are
+    left out.
     """
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
@@ -304,13 +302,14 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
         (dataset / "uses").mkdir(exist_ok=True)  # empty folders are not in a backup
     _place(folder / DATABASE, database)  # last: it names the other files
     job_store = JobStore(settings.database)
-    job_store.release(None, "the service was restored from a backup")  # jobs that ran then are queued again
+    # jobs that were running at the time of the backup are queued again
+    job_store.release(None, "the service was restored from a backup")
     job_store.engine.dispose()
     return manifest
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy a file and flush the copy to the disk."""
+    """Copy a file and flush the copy to the disk; the copy of a model version is read-only."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     with target.open("rb") as file:

@@ -53,7 +53,10 @@ class Blobs:
 
     @contextlib.contextmanager
     def _partial_file(self, key: str) -> Iterator[Path]:
-        """Yield the path of a partial file for `key`; rename it at the end, or remove it on error."""
+        """Yield the path of a partial file for `key`.
+
+        At the end it is renamed to the path of `key`; after an error it is removed.
+        """
         path = Path(self._path(key))
         partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
         try:
@@ -97,7 +100,10 @@ class Blobs:
         return bool(self._fs.exists(self._path(key)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the total sizes in bytes below `prefix`, keyed by the next segment of the keys."""
+        """Return the sizes in bytes of the blobs below `prefix`, summed by the next segment.
+
+        The result is keyed by the segment of their keys that follows `prefix`.
+        """
         sizes: dict[str, int] = {}
         root = self._path(prefix)
         with contextlib.suppress(FileNotFoundError):
@@ -168,7 +174,10 @@ def size_of(path: Path) -> int:
 
 
 def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and status of each file below a folder; skip files that are deleted meanwhile."""
+    """Yield the path and status of each file below a folder.
+
+    Files that are deleted meanwhile are skipped.
+    """
     for folder, _, names in os.walk(root):
         for name in names:
             with contextlib.suppress(OSError):
@@ -202,8 +211,9 @@ def _written_at(info: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise OSError for any error in this block; the library of a remote store has its own
-    classes.
+    """Raise OSError for any error in the block.
+
+    The libraries of remote stores have error classes of their own.
     """
     try:
         yield

@@ -35,7 +35,10 @@ _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A possible orphan: when it was last written, and functions to check and to remove it."""
+    """A file or folder that may be an orphan: the Unix time of the last write to it.
+
+    `is_needed` returns whether a job or process needs it; `remove` deletes it.
+    """
 
     written_at: float
     is_needed: Callable[[], bool]
@@ -43,10 +46,10 @@ class _Orphan:
 
 
 class Cleanup:
-    """The cleanups of one process over all files of the service."""
+    """Removes expired results and orphaned files of the whole service."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
-        """Prepare; `run` does the cleanup."""
+        """Use the stores of this process; `run` does the cleanup."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -106,7 +109,7 @@ class Cleanup:
     # --- orphans ---
 
     def remove_orphans(self) -> int:
-        """Remove the orphans that the last cleanup has found as well; return their number.
+        """Remove the orphans that this cleanup and the last one have found; return their number.
 
         Files that only this cleanup has found are remembered for the next one.
         """
@@ -128,7 +131,8 @@ class Cleanup:
     def _orphans(self) -> Iterator[tuple[str, _Orphan]]:
         yield from self._job_blobs()
         yield from self._job_folders("scratch", lambda state: state.status not in TERMINAL)
-        yield from self._job_folders("runs", lambda _state: True)  # kept until the training is deleted
+        # runs are kept until the training is deleted
+        yield from self._job_folders("runs", lambda _state: True)
         yield from self._unfinished_files()
         for path in self._versions.leftovers(self._may_publish):
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)

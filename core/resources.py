@@ -37,16 +37,12 @@ class ResourceStore:
         self._engine = engine
 
     def change_count(self) -> int:
-        """Return the number of changes so far; while it stays the same, the owners have not
-        changed.
-        """
+        """Return the number of changes of owners so far, to notice changes by other processes."""
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
-        """Return the ownership of all datasets and models that have an owner, keyed by (kind,
-        name).
-        """
+        """Return the ownership of the datasets and models with an owner, keyed by (kind, name)."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(resources)).all()
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
@@ -54,8 +50,7 @@ class ResourceStore:
     def claim(
         self, kind: Kind, name: str, owner: str, *, shared: bool | None, vacant_before: float | None = None
     ) -> Ownership:
-        """Make `owner` the owner of a dataset or model that has none; return the resulting
-        ownership.
+        """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
         If another owner has the name, the ownership is not changed. With `shared` None, a new name
         is private and an existing one does not change. A row that was created before

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     blobs_url: str = ""
     """fsspec URL of the blob store; empty: a folder in the state folder."""
     api_keys: Path | None = None
-    """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is allowed."""
+    """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is
+    allowed.
+    """
     public_openapi: bool = True
     """`/docs` and `/openapi.json` need no API key; if false, they need one as other routes do."""
     allow_anonymous: bool = False
@@ -88,7 +90,9 @@ class Settings(BaseSettings):
     key_waiting_requests: int = Field(1024, ge=0)
     """Waiting synchronous requests per owner and API process; 0: no limit."""
     key_waiting_rows: int = Field(262_144, ge=0)
-    """Waiting rows of large requests per owner (without keys: in total) and API process; 0: no limit."""
+    """Waiting rows of large requests per owner (without keys: in total) and API process; 0: no
+    limit.
+    """
     key_unfinished_jobs: int = Field(5000, ge=0)
     """Unfinished jobs per owner before the status is 429; 0: no limit."""
     key_trainings: int = Field(20, ge=0)
@@ -162,7 +166,9 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(3.0, gt=0.5, le=600)
     """A claim on a job expires after this time unless it is renewed."""
     stall_s: float = Field(120.0, gt=0.5)
-    """A worker whose work makes no progress for this long is ended, and its rows are charged an attempt."""
+    """A worker whose work makes no progress for this long is ended, and its rows are charged an
+    attempt.
+    """
     max_attempts: int = Field(3, ge=1, le=10)
     """A row that has crashed its worker this many times fails."""
     result_ttl_s: float = Field(86_400.0, gt=0)
@@ -199,7 +205,9 @@ class Settings(BaseSettings):
     estimate_s: float = Field(120.0, gt=1)
     """Time limit of a dry run of a training."""
     auxiliary_workers: int = Field(4, ge=1, le=64)
-    """Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same time."""
+    """Auxiliary jobs (dry runs, imports and so on) that one training worker runs at the same
+    time.
+    """
     training_stall_s: float = Field(1800.0, gt=1)
     """A training that writes no progress for this long is killed and retried."""
     max_version_bytes: int = Field(4 << 30, ge=1024)

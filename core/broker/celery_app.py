@@ -34,7 +34,8 @@ def configuration() -> dict[str, Any]:
     return {
         **broker,
         "broker_transport_options": {
-            # queues take turns: a small request waits for one slice of long work, and long work never starves
+            # queues take turns: a small request waits for one slice of long work, and long work
+            # never starves
             "queue_order_strategy": "round_robin",
             "priority_steps": [0],  # one list per queue: without priorities the others stay empty
             "socket_timeout": 15,
@@ -46,7 +47,8 @@ def configuration() -> dict[str, Any]:
         },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # a queue server with a full disk rejects all writes, also taking a message: retry instead of exiting
+        # a queue server with a full disk rejects all writes, also taking a message: retry instead
+        # of exiting
         "broker_channel_error_retry": True,
         "broker_connection_timeout": 2,
         "broker_heartbeat": 0,
@@ -67,4 +69,5 @@ def configuration() -> dict[str, Any]:
 
 
 app = Celery("reverie", include=["workers.inference.tasks"])
-app.add_defaults(configuration)  # evaluated when first needed: importing this module reads no environment
+# evaluated when first needed: importing this module reads no environment
+app.add_defaults(configuration)

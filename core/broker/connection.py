@@ -62,7 +62,7 @@ class FireAndForgetClient:
                 self._unread_replies -= 1
                 try:
                     self._connection.read_response()
-                except redis.ResponseError as error:  # of an earlier command: its sender has gone on
+                except redis.ResponseError as error:  # of an earlier command
                     log.warning("command rejected by the queue server", extra={"reason": str(error)})
             self._send(command)
         except (redis.ConnectionError, redis.TimeoutError):

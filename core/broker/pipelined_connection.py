@@ -48,7 +48,8 @@ class PipelinedConnection:
     async def _connected(self) -> "_Stream":
         async with self._connecting:
             if self._stream is None or self._stream.closed:
-                # only now may others use it: a command sent during the handshake would run in database 0
+                # only now may others use it: a command sent during the handshake would run in
+                # database 0
                 self._stream = await self._connect()
             return self._stream
 
@@ -98,8 +99,9 @@ class _Stream(asyncio.Protocol):
         self.closed = False
 
     def send(self, words: tuple[Any, ...], timeout_s: float) -> "asyncio.Future[Any]":
-        """Send a command and return the future of its reply, which fails if the
-        connection broke.
+        """Send a command and return the future of its reply.
+
+        The future fails if the connection is broken, or breaks before the reply.
         """
         reply: asyncio.Future[Any] = self._loop.create_future()
         if self.closed or self._transport is None:
@@ -134,13 +136,15 @@ class _Stream(asyncio.Protocol):
             reply, *_ = self._waiting.popleft()
             if not reply.done():
                 reply.set_exception(error)
-                reply.exception()  # marks it as retrieved: asyncio would log the error of a caller that is gone
+                # marks it as retrieved: asyncio would log the error of a cancelled caller
+                reply.exception()
 
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport, so that commands can be sent."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
+        # a cast, because uvloop's transports are no subclasses
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Complete the oldest commands with the replies that have arrived."""

@@ -51,7 +51,8 @@ def task_message(task: str, queue: QueueName, *args: Any) -> bytes:
 
     It has the format of kombu's Redis transport.
     """
-    # without `argsrepr`, Celery would format the arguments for its log, which costs more than all the rest
+    # without `argsrepr`, Celery would format the arguments for its log, which costs more than all
+    # the rest
     message = app.amqp.as_task_v2(uuid(), task, args, ignore_result=True, argsrepr="", kwargsrepr="")
     content_type, content_encoding, body = dumps(message.body, serializer="msgpack")
     channel = _channel()
@@ -67,15 +68,11 @@ def publish_batch(queue: QueueName, batch: bytes) -> Command:
 
 
 def wake_inference_workers() -> Command:
-    """Return the Redis command that tells an inference worker to look for a job in the
-    job store.
-    """
+    """Return the Redis command that makes an inference worker look for a job in the job store."""
     return "LPUSH", queue_key("bulk"), task_message(RUN_JOBS, "bulk")
 
 
 def wake_training_workers() -> tuple[Command, ...]:
-    """Return the Redis commands that tell idle training workers to look for a job in the
-    job store.
-    """
+    """Return the Redis commands that make idle training workers look for a job."""
     push: Command = ("LPUSH", TRAINING_WAKEUP, *["job"] * _TRAINING_WAKEUPS)
     return push, ("LTRIM", TRAINING_WAKEUP, "0", str(2 * _TRAINING_WAKEUPS - 1))

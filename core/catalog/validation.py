@@ -11,7 +11,8 @@ _MAX_ERRORS = 8
 _MAX_DETAIL_CHARACTERS = 300
 _TOO_DEEP = "a value is nested too deeply or is no Unicode text; send plain numbers and words"
 
-_SMALLEST, _ABOVE_LARGEST = -(2.0**63), 2.0**64  # other floats stay floats: orjson writes no larger integers
+# Whole floats outside of this range stay floats: orjson writes no larger integers.
+_SMALLEST, _ABOVE_LARGEST = -(2.0**63), 2.0**64
 
 FieldError = dict[str, str]  # `field` and `detail` of one error, as problem+json lists it
 

@@ -40,15 +40,11 @@ class Versions:
     # --- the active version ---
 
     def stamp(self) -> int:
-        """Return a number that changes with every published version and every change of the
-        pointers.
-        """
+        """Return a number that changes when a version is published or a pointer changes."""
         return modified_at_ns(self.folder / POINTERS)
 
     def pointers(self) -> dict[str, dict[str, str]]:
-        """Return the pointers of all models, keyed by name: `serves` and `next`, if they
-        are set.
-        """
+        """Return the pointers `serves` and `next` of each model, if set, keyed by model name."""
         try:
             pointers: dict[str, dict[str, str]] = json.loads((self.folder / POINTERS).read_bytes())
         except FileNotFoundError:
@@ -130,8 +126,9 @@ class Versions:
 
     @contextlib.contextmanager
     def _update(self) -> Iterator[dict[str, dict[str, str]]]:
-        """Yield the pointers, to be changed in place, under a lock; write them back after the
-        block.
+        """Yield the pointers for changes in place, and write them to the file after the block.
+
+        The file is locked meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
@@ -147,7 +144,8 @@ class Versions:
         Creates the folder of the version.
         """
         while True:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # a sweep may remove an empty folder
+            # a cleanup may remove an empty folder meanwhile
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
                 existing = [path.name for path in (self.folder / name).iterdir()]
                 number = max((int(version) for version in (*known, *existing) if version.isdecimal()), default=0) + 1
@@ -155,10 +153,10 @@ class Versions:
                 return str(number)
 
     def leftovers(self, in_progress: Callable[[str], bool]) -> list[Path]:
-        """Return what processes that died have left: partial files, and empty folders of versions.
+        """Return the partial files and empty version folders that processes left when they died.
 
-        `in_progress(name)` returns whether a version of that model may be published now; its files
-        are left out.
+        `in_progress(name)` returns whether a version of the model `name` may be published now; the
+        files of such a model are left out.
         """
         leftovers = list(self.folder.glob(f".{POINTERS}.*"))
         for model in self.folder.glob("[!.]*"):
@@ -168,7 +166,10 @@ class Versions:
 
     @staticmethod
     def remove(leftover: Path) -> None:
-        """Remove a leftover file or folder; a folder in which a version was published meanwhile stays."""
+        """Remove a leftover file or folder.
+
+        A folder in which a version was published meanwhile stays.
+        """
         with contextlib.suppress(OSError):
             if leftover.is_dir():
                 for path in leftover.iterdir():
@@ -202,10 +203,10 @@ class Versions:
 
 
 def _without_versions(folder: Path) -> list[Path]:
-    """Return what can be removed below a folder because it belongs to no version.
+    """Return the files and folders at or below `folder` that belong to no version.
 
-    This is the folder itself if it contains no version's file, otherwise its subfolders and partial
-    files.
+    This is the folder itself if it contains no version's file; otherwise it is those of its
+    subfolders that contain none, and partial files.
     """
     entries = list(folder.glob("*"))
     if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):

@@ -35,8 +35,7 @@ _NICENESS = 5
 
 
 def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
-    """Convert the upload in a folder to the arrays in FOLDER/made; return the dataset's
-    description.
+    """Convert the upload in a folder to arrays in FOLDER/made; return the dataset's description.
 
     The uploaded file is deleted. Raises UploadRejectedError if the upload cannot be used, and
     OSError if the disk is full.
@@ -69,9 +68,9 @@ def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
 class _StagedImages:
     """All images of the upload in one file, and arrays with one value per image.
 
-    `fingerprints` are hashes of the image, or of the photograph of a patch. `origins` are indices
-    of the source's splits. `factors` are, for each of these splits, the factor that scales its
-    levels to 0 … 255.
+    `fingerprints` has the hash of each image; for a patch it is the hash of all patches of its
+    photograph. `origins` has the index of each image's split in the source. `factors` has, for each
+    of these splits, the factor that scales its pixel values to 0 … 255.
     """
 
     fingerprints: np.ndarray

@@ -1,4 +1,4 @@
-"""The meaning of the names of arrays and folders: split, and images or labels."""
+"""Find splits, images and labels by the names of arrays and folders."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -88,5 +88,5 @@ def _split_of(folders: Sequence[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Return a name without case and separators."""
+    """Return a name in lower case, without separators."""
     return _BETWEEN.sub("", name.casefold())

@@ -53,10 +53,10 @@ class Datasets:
         self.clear()
 
     def clear(self, older_than_s: float = 0.0) -> None:
-        """Remove scratch folders of dead processes without a write in the last `older_than_s`
-        seconds.
+        """Remove the scratch folders that processes left when they died.
 
-        A scratch folder without a lock is left by a removal that was interrupted.
+        A folder in which something was written in the last `older_than_s` seconds stays. A scratch
+        folder without a lock was left by a removal that was interrupted.
         """
         for folder in self.folder.glob(".*"):
             with ExitStack() as stack:
@@ -71,7 +71,8 @@ class Datasets:
         with self._locked():  # otherwise a new folder could be seen before its lock
             try:
                 lock = stack.enter_context((folder / "lock").open("rb"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its process lives
+                # the process that uses the folder holds the lock as long as it lives
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except FileNotFoundError:
                 return _SCRATCH_NAME.fullmatch(folder.name) is not None
             except OSError:
@@ -90,8 +91,9 @@ class Datasets:
             yield folder
 
     def _locked(self) -> AbstractContextManager[None]:
-        """Lock the store while the block runs: one process at a time adds, deletes or marks
-        datasets.
+        """Lock the store while the block runs.
+
+        So only one process at a time adds or deletes datasets, or protects them from deletion.
         """
         return locked(self.folder / ".lock")
 
@@ -154,7 +156,8 @@ class Datasets:
             if users:
                 raise InUseError(users)
             scratch = self.folder / f".{uuid4().hex}"
-            (self.folder / name / "lock").touch()  # held by nobody: `clear` removes it if this is interrupted
+            # no process holds this lock, so `clear` removes the folder if this is interrupted
+            (self.folder / name / "lock").touch()
             (self.folder / name).rename(scratch)
         remove_tree(scratch)
         return True

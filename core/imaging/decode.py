@@ -13,7 +13,8 @@ from core.imaging import bmp, gif, jpeg, png, tiff, webp
 from core.imaging.colour import key_alpha, split_alpha, to_srgb
 from core.imaging.container import Container, Pixels, UnusableImageError
 
-Image.MAX_IMAGE_PIXELS = None  # callers compare a file's size with their own limits before a pixel is decoded
+# Callers compare a file's size with limits of their own before a pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 
 # How the files of a format begin, and the reader of their container.
@@ -100,8 +101,9 @@ class PictureFile:
 
     @property
     def deep(self) -> bool:
-        """Whether a channel has more than 8 bits. For colour images Pillow keeps only the
-        upper 8.
+        """Whether a channel has more than 8 bits.
+
+        Of colour images Pillow keeps only the upper 8 bits.
         """
         if self._container.depth:
             return self._container.depth > 8
@@ -131,7 +133,8 @@ class PictureFile:
         container, image = self._container, self._image
         notes = ["16 bits a channel to 8"] if self.deep else []
         mode = image.mode
-        grey = container.grey or mode in {"1", "L", "LA"}  # of 16-bit grey with transparency Pillow makes colours
+        # the mode alone is not enough: Pillow reads 16-bit grey with transparency as RGBA
+        grey = container.grey or mode in {"1", "L", "LA"}
         image.load()
         if container.unfinished:
             _check_finished(container, image)

@@ -147,8 +147,7 @@ def _jpeg(bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) ->
 
 
 def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[bytes, bytes]:
-    """Encode a block of pixels as a JPEG with Pillow; return its headers and its entropy-coded
-    data.
+    """Encode a block of pixels as a JPEG with Pillow; return its headers and its scan data.
 
     The end marker (EOI) is cut off, so that further scan data can follow.
     """
@@ -162,7 +161,7 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers in a JPEG's headers with their offsets; stop iterating at the scan."""
+    """Yield each marker in a JPEG's headers with its offset; the caller must stop at the scan."""
     at = 2
     while True:
         yield data[at + 1], at

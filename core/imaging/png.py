@@ -63,7 +63,8 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
         length, name = _HEAD.unpack_from(data, place)
         end = place + 12 + length
         if name == b"IDAT" or name in _NEEDED:
-            if name != b"IDAT" and spans and spans[-1][0] == b"IDAT":  # the end; or a misplaced chunk, never looked at
+            # the end of the file, or a misplaced chunk, which is not read
+            if name != b"IDAT" and spans and spans[-1][0] == b"IDAT":
                 plain = plain and name == b"IEND"
                 return spans, metadata, plain
             if name == b"tRNS":

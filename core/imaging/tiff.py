@@ -14,9 +14,12 @@ _STRIPS, _TILES = {273, 279}, {324, 325}
 # Tags that decoding needs; all others are metadata.
 _PIXEL_TAGS = {
     *(_WIDTH, _LENGTH, *_STRIPS, *_TILES),
-    *(258, 259, 262, 266, 277, 278, 284),  # bits, compression, photometric, fill order, samples, rows, planes
-    *(292, 293, 317, 320, 322, 323, 332, 338, 339, 340, 341),  # fax options, predictor, colours, tile size, samples
-    *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),  # JPEG and YCbCr
+    # bits, compression, photometric interpretation, fill order, samples, rows, planes
+    *(258, 259, 262, 266, 277, 278, 284),
+    # fax options, predictor, colours, tile size, samples
+    *(292, 293, 317, 320, 322, 323, 332, 338, 339, 340, 341),
+    # JPEG and YCbCr
+    *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
 }
 
 
@@ -40,9 +43,7 @@ class _Layout(NamedTuple):
 
     @property
     def entry(self) -> struct.Struct:
-        """Format of a directory entry: tag, type, number of values, and the values or their
-        offset.
-        """
+        """Format of a directory entry: tag, type, number of values, and values or offset."""
         width = struct.calcsize(self.pointer)
         return struct.Struct(f"{self.order}HH{self.pointer[1]}{width}s")
 
@@ -127,8 +128,9 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Raise UnusableImageError if tags are larger than the file, or for too many strips
-    or tiles.
+    """Raise UnusableImageError if tags are larger than the file, or if there are too many strips.
+
+    Tiles count as strips.
     """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")

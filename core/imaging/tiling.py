@@ -78,9 +78,7 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours (H, W, 3); colours of visible pixels are extended into
-    transparent areas.
-    """
+    """Return the colours (H, W, 3), with those of visible pixels extended into transparent areas."""
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))
@@ -165,7 +163,7 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Return `count` indices, from `begin` on, of a line of pixels that is mirrored at both ends."""
+    """Return `count` indices, from `begin` on, of `size` pixels that are mirrored at both ends."""
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
 
@@ -217,8 +215,9 @@ class Layout:
         return self.tiling.cut(read, first, count)
 
     def transparency(self, get: Get) -> Pixels | None:
-        """Return the image's transparency (H, W), read from its blob by `get`; None if it
-        has none.
+        """Return the transparency (H, W) of the image, read from its blob by `get`.
+
+        None if the image has no transparency.
         """
         if not self.alpha:
             return None

@@ -101,10 +101,9 @@ class JobClaims(JobQueries):
             return True
 
     def record_slices(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Write the results of slices in one transaction; return the ids of the jobs that were
-        written.
+        """Write the results of slices in one transaction; return the ids of their jobs.
 
-        Reports whose claim is no longer valid are ignored.
+        Reports whose claim is no longer valid are ignored, and their jobs are not returned.
         """
         recorded = []
         with transaction(self.engine) as connection:
@@ -136,10 +135,9 @@ class JobClaims(JobQueries):
             return True
 
     def requeue(self, claim: Claim, reason: str) -> None:
-        """Return a claimed job to its queue, where it can be claimed at once, with `reason` in its
-        event.
+        """Return a claimed job to its queue, where it can be claimed at once.
 
-        Writes nothing if the claim is no longer valid.
+        `reason` is in the job's event. Writes nothing if the claim is no longer valid.
         """
         with transaction(self.engine) as connection:
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
@@ -242,8 +240,8 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 # Owners take turns, so one owner's backlog does not delay others. The table `claim_order` has the
 # time of the last claim for each queue and owner. Of the owners with a claimable job, the one with
-# the oldest last claim is next, and its oldest job is claimed. The owner is chosen by a plain query,
-# and rows are locked afterwards: PostgreSQL does not allow window functions with FOR UPDATE.
+# the oldest last claim is next, and its oldest job is claimed. A plain query chooses the owner, and
+# rows are locked afterwards: PostgreSQL does not allow window functions with FOR UPDATE.
 
 
 def queue_of(kind: str) -> str:
@@ -254,10 +252,11 @@ def queue_of(kind: str) -> str:
 
 
 def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add pairs of queue and owner that are not known yet; new owners are next in the order."""
+    """Add missing pairs of queue and owner to `claim_order`; new owners are next in the order."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
-        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # PostgreSQL's takes 0.1 s
+        # imported here, because the import of PostgreSQL's takes 0.1 s
+        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
         connection.execute(dialect.insert(claim_order).on_conflict_do_nothing(), rows)
 
 

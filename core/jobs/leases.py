@@ -50,10 +50,10 @@ class JobLeases(JobQueries):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Write to the jobs with an expired lease, without a change; return the claims on them.
+        """Test that jobs with an expired lease can be written; return the claims on these jobs.
 
-        If the write raises an error, the owners of leases cannot renew them either. Without an
-        expired lease nothing is written.
+        The test is an update that changes nothing. If it raises an error, the owners of leases
+        cannot renew them either. Without an expired lease nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:
@@ -64,9 +64,9 @@ class JobLeases(JobQueries):
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
-        """Return jobs with an expired lease to their queues, all or only `job_ids`; return their
-        ids.
+        """Return jobs with an expired lease to their queues; return the ids of these jobs.
 
+        With `job_ids`, only those of them.
         A job that ran in a batch with others is not charged an attempt, but runs isolated from then
         on. A job whose worker died `max_attempts` times while running the job alone fails.
         """

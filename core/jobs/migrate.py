@@ -66,10 +66,9 @@ def upgrade(connection: sa.Connection) -> None:
 
 
 def existing_file(database: Path) -> Path:
-    """Return the existing file of a SQLite database, which earlier releases called
-    `ledger.sqlite3`.
+    """Return the existing file of a SQLite database.
 
-    If neither exists, return `database`.
+    Earlier releases called it `ledger.sqlite3`. If neither file exists, return `database`.
     """
     old = database.with_name("ledger.sqlite3")
     return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database
@@ -85,7 +84,8 @@ def _rename_old_file(database: Path) -> None:
         return
     try:
         with closing(sqlite3.connect(old, timeout=5)) as connection:
-            connection.execute("PRAGMA journal_mode=DELETE")  # moves the WAL file's content into the database
+            # moves the content of the WAL file into the database
+            connection.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.OperationalError as error:
         raise RuntimeError(f"another process uses {old}, its file until now: {error}; stop it first") from error
     old.rename(database)

@@ -16,7 +16,7 @@ IDS_PER_QUERY = 500
 
 def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now."""
-    # the first condition follows from the second; alone it lets the database use the index on the status
+    # the first condition follows from the second; with it the database can use the index on the status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
 
@@ -122,9 +122,7 @@ class JobQueries:
             return [Event(*row) for row in connection.execute(query)]
 
     def last_event_numbers(self, job_ids: Collection[str]) -> dict[str, int]:
-        """Return the number of the last event of each job, keyed by job id; jobs without events are
-        missing.
-        """
+        """Return the number of the last event of each job that has events, keyed by job id."""
         numbers: dict[str, int] = {}
         with self.engine.connect() as connection:
             for ids in _batches(job_ids):

@@ -25,8 +25,7 @@ class JobStore(JobClaims, JobLeases):
     def insert(
         self, *new_jobs: Job, exclusive: bool = False, idempotency_key: IdempotencyKey | None = None
     ) -> Insertion:
-        """Insert jobs in one transaction, each with its first event; return the outcome for the
-        first.
+        """Insert jobs, each with its first event, in one transaction; return the first's outcome.
 
         `exclusive` and `idempotency_key` are for a single job. The job is not inserted if another
         job has been inserted under this key, or if it is `exclusive` and an unfinished job of its

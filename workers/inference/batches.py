@@ -75,11 +75,11 @@ class BatchRunner:
             log.info("batch", extra={"method": method, "slices": len(request_ids), "request_ids": request_ids})
 
     def _send_completion(self, batch: Batch, completion: dict[str, Any]) -> None:
-        """Write a completion to the stream of the API process that waits; a large one to the blob
-        store.
+        """Write a completion to the stream of the API process that waits for the batch.
 
-        If it cannot be stored, the completion is a problem instead. If it cannot be sent, that is
-        logged, and the API process sends the batch again.
+        A large completion is written to the blob store, and the stream has its key. If it cannot be
+        stored, the completion is a problem instead. If it cannot be sent, that is logged, and the
+        API process sends the batch again.
         """
         data = self._packed(batch, completion)
         if len(data) > INLINE_BYTES:
@@ -87,7 +87,8 @@ class BatchRunner:
             try:
                 self._context.blobs.put(key, data)
                 completion = {"kind": completion["kind"], "blob": key}
-            except OSError as error:  # reported at once: without a completion the batch would be sent again and again
+            # reported at once: without a completion the batch would be sent again and again
+            except OSError as error:
                 log.warning("result not stored", extra={"batch": batch.id, "reason": str(error)})
                 completion = {"kind": "done", "outcomes": [{"problem": storage_problem(error)}] * len(batch.slices)}
             data = self._packed(batch, completion)

@@ -1,4 +1,4 @@
-"""What an inference worker adds to Celery's worker: bootsteps and signal handlers.
+"""Bootsteps and signal handlers that an inference worker adds to Celery's worker.
 
 Celery starts the worker's steps in the order of what they require, the consumer last: models are
 loaded before the first message is received.
@@ -20,9 +20,11 @@ from core.startup import QueueGuard
 from workers.inference.busy_poll import busy_poll
 from workers.inference.worker import InferenceWorker
 
-CANDIDATE_POLL_S = 0.1  # how often a worker looks for a candidate version, and takes one step in loading it
+# How often a worker looks for a candidate version, and takes one step in loading it.
+CANDIDATE_POLL_S = 0.1
 
-warnings.simplefilter("ignore", SecurityWarning)  # about root, which in a container is root of nothing
+# It is about running as root, which in a container has no rights outside.
+warnings.simplefilter("ignore", SecurityWarning)
 
 _workers: list[InferenceWorker] = []
 
@@ -36,7 +38,10 @@ def current_worker() -> InferenceWorker:
 
 
 class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is not typed
-    """Loads the active models before the consumer starts, and stops the worker's threads after it has stopped."""
+    """Loads the active models before Celery's consumer starts.
+
+    After the consumer has stopped, it stops the worker's threads.
+    """
 
     requires = ("celery.worker.components:Pool",)
 
@@ -61,7 +66,7 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 
 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Adds the loading of candidates, busy polling and preemption to the event loop of each connection."""
+    """Adds loading of candidates, busy polling and preemption to the event loop of a connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 POLL_S = 0.002  # how long the loop polls after a message
 
-DENSE_GAP_S = 0.004  # the loop polls if the last message came within this time after the one before it was handled
+# The loop polls if the last message came within this time after the one before it was handled.
+DENSE_GAP_S = 0.004
 
 
 # See docs/decisions.md#a-worker-polls-for-two-milliseconds-after-its-last-message
@@ -40,19 +41,18 @@ class BusyPoll:
         hub.on_tick.add(self.tick)
 
     def tick(self) -> None:
-        """Poll until there is an event or the polling time is over; the hub then handles
-        the event.
-        """
+        """Poll until there is an event, which the hub then handles, or the polling time is over."""
         if time.perf_counter() >= self._until:
             return
-        # callbacks run in any order: the transport's, which asks the queue server for a message, has to run first
+        # callbacks run in any order: the transport's, which asks the queue server for a message,
+        # has to run first
         for callback in self._hub.on_tick - {self.tick}:
             callback()
         poll = self._hub.poller.poll
         while not poll(0) and time.perf_counter() < self._until:
-            os.sched_yield()  # the process that will send the next message may need this very processor
+            os.sched_yield()  # the sender of the next message may need this processor
         self._until = 0.0
 
 
 busy_poll = BusyPoll()
-"""The worker's; a solo worker has one event loop."""
+"""The tick callback of this process; a solo worker has one event loop."""

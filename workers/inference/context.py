@@ -1,4 +1,4 @@
-"""What batches and jobs of an inference worker use: settings, stores, models, and what a worker counts."""
+"""The settings, stores, models and counters of an inference worker, for its batches and jobs."""
 
 import os
 import socket
@@ -26,9 +26,12 @@ from workers.inference.watchdog import Watchdog
 
 INLINE_BYTES = 256 << 10  # a larger result goes to the blob store, and its message or row names it
 
-MIN_TILE_SLICE_S = 0.25  # shortest time slice of tiles, about what one tile takes on a CPU: their states have megabytes
+# Shortest time slice of tiles, about the time of one tile on a CPU: the state of an interrupted
+# operation on tiles has megabytes.
+MIN_TILE_SLICE_S = 0.25
 
-_SHORT_SLICES = 4  # a forward pass of less than a time slice divided by this is too short to be interrupted
+# A forward pass of less than a time slice divided by this is too short to be interrupted.
+_SHORT_SLICES = 4
 
 # Least time between two previews of one request, how many images they show, and how long the last
 # one is kept.
@@ -72,8 +75,7 @@ class InferenceContext:
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
-        """Run one time slice of an operation; return its result and the seconds it took, and count
-        both.
+        """Run and count one time slice of an operation; return its result and its seconds.
 
         The result is one outcome per slice, or a SliceResult if the operation is unfinished.
         `state` is that of an earlier SliceResult, or None. Interactive batches may interrupt long

@@ -1,4 +1,4 @@
-"""From the slices of a batch to their outcomes: stack the rows, pad them, run the model, split the results."""
+"""Runs the slices of a batch: stacks and pads their rows, runs the model and splits the results."""
 
 import logging
 from collections.abc import Callable
@@ -41,9 +41,7 @@ class SliceResult:
         return {name: value[rows] for name, value in self.state.items()}
 
     def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
-        """Return the preview of the rows of the slice number `index`; None if there is no
-        preview.
-        """
+        """Return the preview of the rows of the slice number `index`; None without a preview."""
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
@@ -69,8 +67,8 @@ def run(
         if len(slices) == 1:
             return [Outcome(problem=_problem(error, method, slices[0]))]
         middle = len(slices) // 2
-        # each half starts from the beginning and runs to its end: this is rare, and a state cannot be
-        # trusted after an error
+        # each half starts from the beginning and runs to its end: this is rare, and a state cannot
+        # be trusted after an error
         halves = [run(model, method, options, half, None, lambda: True) for half in (slices[:middle], slices[middle:])]
         return [outcome for half in halves if isinstance(half, list) for outcome in half]
 
@@ -124,15 +122,15 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 def _run_all(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows, in several forward passes if they exceed the largest batch
-    size.
+    """Run an operation on all rows, in several forward passes if a batch cannot have them all.
 
     Arguments and result are those of `run`; exceptions of the model are not caught.
     """
     plan, model_options = model.plans[method], model.options(method, options)
     rows = _Rows.stack(slices, BY_METHOD[method].inputs)
     count = len(rows.seeds)
-    # a state spans all rows, so an operation with a state is not cut: its sender keeps to the worker's capacity
+    # a state spans all rows, so an operation with a state is not cut: its sender keeps to the
+    # worker's capacity
     step = count if model.entry.card.operations[method].sliced else min(plan.largest, count)
     chunks = []
     for first in range(0, count, step):
@@ -176,8 +174,9 @@ def _fields(result: dict[str, Any], count: int) -> Fields:
 
 
 def _split(fields: Fields, slices: Slices) -> list[Outcome]:
-    """Return one outcome per slice with its rows of the fields; images as PNG if the slice
-    says so.
+    """Return one outcome per slice, with its rows of each field.
+
+    Images become PNG if the slice asks for PNG.
     """
     outcomes, first = [], 0
     for one in slices:

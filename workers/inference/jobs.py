@@ -40,13 +40,13 @@ class JobRunner:
         self._running = False
 
     def run(self) -> None:
-        """Claim the next job, or several small similar jobs, run one time slice and record the
-        results.
+        """Claim a job, or several small similar jobs; run a time slice and record the results.
 
         Returns at once if there is no job, if a job is running, or if results wait to be saved.
         """
         if self._running or self._unsaved.waiting:
-            return  # this interrupts a job; or the job store is not writable, and results wait to be saved
+            # this call interrupts a job; or the job store is not writable, and results wait
+            return
         context = self._context
         lease_s = context.settings.job_lease_s
         claimed = context.job_store.claim(context.worker_id, lease_s, CLAIM_LIMIT, batch_rows=self._largest_batch)
@@ -222,8 +222,9 @@ class UnsavedReports:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record these reports and all kept ones, or keep them; return the ids of the
-        written jobs.
+        """Record these reports and all kept ones; return the ids of the jobs that were written.
+
+        They are kept if the job store is not writable.
         """
         with self._lock:
             self._reports.extend(reports)

@@ -37,9 +37,11 @@ _MAX_TIME_SLICES = 8  # time slices that a forward pass may take, if larger batc
 _MIN_SPEEDUP, _MIN_TRIED_ROWS = 1.2, 8
 
 _NEARLY_FASTEST = 1.15
-_TIMED_RUNS = 2  # runs per batch size, of which the fastest counts: another process may have slowed one of them down
+# Runs per batch size, of which the fastest counts: another process may have slowed one of them down.
+_TIMED_RUNS = 2
 
-_COMPARED_ROWS = 32  # rows on which a small batch size is compared: a single row may have the same bits by chance
+# Rows on which a small batch size is compared: a single row may have the same bits by chance.
+_COMPARED_ROWS = 32
 
 _FINE_FROM = 16  # from this batch size on there are three more sizes between two powers of two
 
@@ -72,7 +74,7 @@ class BatchPlan:
         return self.batch_sizes[-1]
 
     def padded_size(self, count: int) -> int:
-        """Return the smallest batch size for `count` rows; `count` itself if it exceeds them all."""
+        """Return the smallest batch size for `count` rows, or `count` if all are smaller."""
         return next((size for size in self.batch_sizes if size >= count), count)
 
 
@@ -82,11 +84,11 @@ class LoadedModel:
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Wrap a loaded model, which `warm` prepares; `advance` is called after each step of an
-        operation.
+        """Wrap a loaded model, which `warm` prepares.
 
-        `threads` is the number of CPU threads; 0 means one for a small model and all for a large
-        one. On a CPU, the weights of a large model are packed.
+        `advance` is called after each step of an operation. `threads` is the number of CPU threads;
+        0 means one for a small model and all for a large one. On a CPU, the weights of a large
+        model are packed.
         """
         self.entry = entry
         self._advance = advance
@@ -94,7 +96,8 @@ class LoadedModel:
         self.device = device
         self.plans: dict[str, BatchPlan] = {}
         self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        # by a rule and not by a measurement: bits may depend on it, and must be the same after a restart
+        # by a rule and not by a measurement: bits may depend on it, and must be the same after a
+        # restart
         large = self.size_bytes > _MANY_WEIGHTS_BYTES
         self.threads = threads or (len(os.sched_getaffinity(0)) if large else 1)
         if large and device.type == "cpu":
@@ -117,8 +120,7 @@ class LoadedModel:
     def call(
         self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
     ) -> Any:
-        """Run one step of an operation; return its fields, or a Continuation if there are more
-        steps.
+        """Run one step of an operation; return its fields, or a Continuation before the last step.
 
         `items` are the input tensors. `state` is None in the first step, later the state of the
         previous step's Continuation.
@@ -215,7 +217,8 @@ class LoadedModel:
                 break  # a larger batch does not pay
         within = [index for index, took in enumerate(seconds) if took <= slice_s]
         rates = [size / took for size, took in zip(sizes, seconds, strict=True)]
-        # longer than a time slice only if it pays: the first size that is nearly as fast per row as the fastest
+        # longer than a time slice only if it pays: the first size that is nearly as fast per row as
+        # the fastest
         cheapest = next(index for index, rate in enumerate(rates) if rate * _NEARLY_FASTEST >= max(rates))
         top = max(cheapest, *within) if within else cheapest
         reversed_output, _ = self._probe(method, options, sizes[top], reverse=True)
@@ -306,8 +309,7 @@ class ModelCache:
             log.info("model unloaded", extra={"model": ref})
 
     def load_all(self, entries: list[ModelVersion]) -> Iterator[None]:
-        """Load models, the smallest file first, until the memory budget is used; yield between the
-        steps.
+        """Load models, smallest file first, within the memory budget; yield between the steps.
 
         A model that cannot be loaded is logged and skipped. The caller may do other work between
         the steps, or stop.
@@ -329,10 +331,9 @@ class ModelCache:
         return held.plans[method].largest if held and method in held.plans else 1
 
     def capacity(self) -> dict[str, dict[str, list[int]]]:
-        """Return [largest batch size, rows of a time slice], keyed by `name@version`, then by
-        method.
+        """Return [largest batch size, rows of a time slice] of each operation.
 
-        Only loaded models are included.
+        The result is keyed by `name@version`, then by method. Only loaded models are included.
         """
         return {
             ref: {method: [plan.largest, plan.slice_rows] for method, plan in held.plans.items()}
@@ -341,7 +342,7 @@ class ModelCache:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a setting names; `auto`: the first GPU, or the CPU if there is none."""
+    """Return the device that a setting names; "auto" is the first GPU, or else the CPU."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

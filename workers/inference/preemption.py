@@ -76,8 +76,7 @@ class Preemption:
             hook.remove()
 
     def check(self) -> None:
-        """Poll the interactive queue and run its next batch, if the current work may be interrupted
-        now.
+        """Run the next batch of the interactive queue, if the current work may be interrupted.
 
         At most half of the time is used for interruptions. Errors are logged.
         """

@@ -41,7 +41,7 @@ class Watchdog:
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """Require progress in this block. `work` names the work in the log. Blocks may be nested."""
+        """Require progress in this block, which may be nested. `work` names it in the log."""
         before, self._work = self._work, work
         self._steps += 1
         self._busy.set()

@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class InferenceWorker:
-    """Runs batches and jobs. It keeps no state that another worker would need to take over its
-    work.
-    """
+    """Runs batches and jobs. Another worker can take over its work without any of its state."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the stores; no model is loaded before `start`."""
@@ -47,12 +45,14 @@ class InferenceWorker:
         """
         torch.set_num_threads(1)
         memory.keep_freed_memory()
-        self.context.watchdog.check()  # before any work: a pass that holds the interpreter lock stops the heartbeat
+        # before any work: a pass that holds the interpreter lock also stops the heartbeat thread
+        self.context.watchdog.check()
         self._heartbeat.start()
         with self.context.watchdog.working("loading models"):
             for _ in self.context.model_cache.load_all(self.context.registry.active()):
                 check_stop()
-        # what is loaded by now stays: a full collection of it would stop the process for a tenth of a second
+        # what is loaded by now stays: a full collection of it would stop the process for a tenth of
+        # a second
         gc.collect()
         # See docs/decisions.md#objects-loaded-at-start-are-excluded-from-garbage-collection
         gc.freeze()

@@ -29,8 +29,9 @@ class AuxiliaryJobs:
         self._publisher = publisher
 
     def estimate(self, job: Job) -> None:
-        """Run a dry run: time a few steps of the recipe in the request; its result is the
-        estimate.
+        """Run a dry run: time a few steps of the recipe in the request.
+
+        The result of the job is the estimate of memory and time.
         """
         folder = self._context.scratch_folder(job)
         recipe = folder / RECIPE_FILE

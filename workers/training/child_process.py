@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 # exit codes of `python -m models`: stopped after a checkpoint, diverged, above its memory limit
 EXIT_INTERRUPTED, EXIT_DIVERGED, EXIT_TOO_LARGE = 3, 4, 5
 POLL_S = 0.25  # interval at which a running child process is polled
-LIMIT_CHECK_S = 1.0  # interval at which its limits are checked; a scan of all processes takes some milliseconds
+# Interval at which its limits are checked; a scan of all processes takes some milliseconds.
+LIMIT_CHECK_S = 1.0
 STOP_S = 20.0  # seconds in which a child process must write its checkpoint and exit
 QUERY_TIMEOUT_S = 300.0  # for a list of families or devices
 _REMEDY = "a smaller network, batch or number of samples takes less"
@@ -50,8 +51,9 @@ class ChildProcesses:
         return [*nice, sys.executable, "-m", "models", *words, *limits, *extra]
 
     def common_options(self, *, device: bool = True) -> list[str]:
-        """Return the options of commands that read a dataset: threads, data folder and, with
-        `device`, device.
+        """Return the options of commands that read a dataset: number of threads, data folder.
+
+        With `device`, also the device.
         """
         settings = self._context.settings
         options = ["--threads", str(settings.training_threads), "--data-folder", str(self._context.paths.datasets)]
@@ -145,10 +147,10 @@ class ChildProcesses:
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:
-    """Stop a child process after a checkpoint, or kill it after `STOP_S` seconds; return its exit
-    code.
+    """Stop a child process after a checkpoint; return its exit code.
 
-    The code is `EXIT_INTERRUPTED` also if SIGTERM ended the process.
+    It is killed after `STOP_S` seconds. The code is `EXIT_INTERRUPTED` also if SIGTERM ended the
+    process.
     """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()

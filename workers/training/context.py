@@ -91,16 +91,16 @@ class JobContext:
             self.publish_job_update(job.id)
 
     def complete(self, job: Job, result: dict[str, Any], version: str | None = None) -> None:
-        """End a job as succeeded, with its result and, if it made a model version, the version's
-        number.
+        """End a job as succeeded with its result; `version` is the model version that it made.
 
         Retries until the job store is writable or this worker stops.
         """
         self._retry(lambda: self.job_store.finish(job.claim, result=pack(result), version=version))
 
     def fail(self, job: Job, error: JobFailedError) -> None:
-        """End a job as failed with an error; retry until the job store is writable or this worker
-        stops.
+        """End a job as failed with an error.
+
+        Retries until the job store is writable or this worker stops.
         """
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 

@@ -16,11 +16,10 @@ from workers.training.run_folder import describe_checkpoint, last_log_lines, rea
 
 # See docs/decisions.md#training-processes-are-limited-in-memory-before-and-while-they-run
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
-    """Raise JobFailedError if a training exceeds its time, memory or disk limit, or the disk is
-    full.
+    """Raise JobFailedError if a training exceeds its time, memory or disk limit.
 
-    `folder` is its run folder, `pid` the process group of its child process, and `run_s` the age of
-    this process in seconds.
+    Also raises it (507) if the disk is full. `folder` is its run folder, `pid` the process group of
+    its child process, and `run_s` the age of this process in seconds.
     """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:
@@ -35,9 +34,7 @@ def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> No
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise JobFailedError, with this title, if a process group uses more than a training's
-    memory.
-    """
+    """Raise JobFailedError, with this title, if a process group exceeds a training's memory."""
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
         detail = (

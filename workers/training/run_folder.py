@@ -25,7 +25,8 @@ from core.files import modified_at_ns
 from workers.training.context import JobFailedError
 
 RECIPE_FILE = "asked.json"
-ORPHAN_STOP_S = 20.0  # seconds that an orphaned process may take to exit after SIGTERM, and after SIGKILL
+# Seconds that an orphaned process may take to exit after SIGTERM, and after SIGKILL.
+ORPHAN_STOP_S = 20.0
 
 _PROGRESS_FILES = ("progress.json", "metrics.jsonl", "state.pt", "preview.png")
 
@@ -86,10 +87,10 @@ def describe_checkpoint(folder: Path) -> str:
 
 
 def kill_orphan(folder: Path) -> None:
-    """Stop the process of a dead worker that still runs in a run folder; kill it if it does not
-    stop.
+    """Stop the process that still runs in a run folder after its worker died.
 
-    Raises JobFailedError if it is still alive `2 * ORPHAN_STOP_S` seconds later.
+    It is killed if it does not stop. Raises JobFailedError if it is still alive `2 * ORPHAN_STOP_S`
+    seconds later.
     """
     kill_at = time.monotonic() + ORPHAN_STOP_S
     while (pid := _lock_holder(folder)) is not None:

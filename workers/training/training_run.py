@@ -23,7 +23,11 @@ MIN_PROGRESS_STEP = 0.002  # least increase of the progress, which is 0 to 1, fo
 
 @dataclass
 class Reported:
-    """What the job's events already report, so that a resumed run reports nothing twice."""
+    """The progress that the job's events already report, so that nothing is reported twice.
+
+    `epochs` have metrics events. `checkpoint` is the data of the last checkpoint event, and
+    `furthest_step` the largest optimizer step of a checkpoint. `progress` is from 0 to 1.
+    """
 
     epochs: int = 0
     checkpoint: dict[str, Any] | None = None
@@ -194,9 +198,9 @@ class TrainingRun:
     # --- events ---
 
     def report(self) -> None:
-        """Append events for what the child process has written since the last call, and publish the
-        preview.
+        """Append events for new metrics, checkpoints and progress, and publish a new preview.
 
+        These are in files that the child process writes in the run folder.
         Raises ClaimLostError if the claim on the job is lost.
         """
         reported, further = self.reported, False

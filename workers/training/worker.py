@@ -72,14 +72,14 @@ class TrainingWorker:
     # --- life ---
 
     def start(self) -> None:
-        """Start the threads and run jobs until `stop` is called; return when all threads have
-        stopped.
+        """Run jobs until `stop` is called; return when all threads have stopped.
 
-        Meanwhile it publishes the heartbeat; at the end it requeues the jobs that it still owns.
+        This thread publishes the heartbeat, and at the end requeues the jobs of this worker.
         """
         auxiliary_threads = self.context.settings.auxiliary_workers
         kinds_by_thread: list[tuple[str, ...]] = [(TRAINING,), *[AUXILIARY_KINDS] * auxiliary_threads]
-        if auxiliary_threads > 1:  # one thread runs no dry runs, which are slow, so that imports need not wait
+        if auxiliary_threads > 1:
+            # one thread runs no dry runs, which are slow, so that imports need not wait
             kinds_by_thread[-1] = QUICK_AUXILIARY_KINDS
         threads = [threading.Thread(target=self._run_jobs, args=(kinds,)) for kinds in kinds_by_thread]
         threads.append(threading.Thread(target=self.discover_devices, name="discover-devices"))
@@ -92,8 +92,7 @@ class TrainingWorker:
         best_effort(lambda: self._training_queue.hdel(TRAINING_WORKERS, self.id))
 
     def stop(self) -> None:
-        """Ask the worker to stop, and return at once; `start` returns when its threads have
-        stopped.
+        """Make `start` return as soon as its threads have stopped.
 
         Child processes write their checkpoints first.
         """
@@ -144,9 +143,7 @@ class TrainingWorker:
             self.devices = 1
 
     def _count_devices(self) -> None:
-        """Set `devices`: the number of GPUs, or 1 if there are none or the settings name one
-        device.
-        """
+        """Set `devices` to the number of GPUs, or to 1 without GPUs or if the settings name one."""
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
         printed = self.children.query("devices") if several else None
@@ -253,18 +250,14 @@ class TrainingWorker:
             self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
-        """Run a training and publish its version; complete the job with the version and its
-        metrics.
-        """
+        """Run a training, publish its version, and complete the job with version and metrics."""
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
         version, figures = self.publisher.publish(job, run.request, run.folder)
         self.context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
 
     def remove_scratch(self, job: Job) -> None:
-        """Delete the scratch files of an auxiliary job if it has ended; a requeued job
-        needs them.
-        """
+        """Delete the scratch files of an auxiliary job, unless it was requeued and needs them."""
         state = self.context.job_store.states([job.id]).get(job.id)
         if state is None or state.status in TERMINAL:
             remove_tree(self.context.paths.auxiliary_job(job.id))

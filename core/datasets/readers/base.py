@@ -133,9 +133,7 @@ def reject_damage(name: str, field: str = "file") -> Iterator[None]:
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
-    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and
-    `options.reserve_bytes`.
-    """
+    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and the reserve."""
     if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -156,9 +154,10 @@ def format_image_size(shape: tuple[int, int, int]) -> str:
 
 
 def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
-    """Return the entries `ignored` and `hidden` of a report, each only if there were such members.
+    """Return the entries `ignored` and `hidden` of a dataset's description.
 
-    `ignored` are names of members; `hidden` is a number of members.
+    Each is left out if there were no such members. `ignored` are names of members; `hidden` is a
+    number of members.
     """
     names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
     return {
@@ -214,10 +213,9 @@ class ArrayHeader(NamedTuple):
 
 
 def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> None:
-    """Raise UploadRejectedError if an array cannot be images, by its type and shape, or is too
-    large.
+    """Raise UploadRejectedError if an array's type or shape is not that of images.
 
-    `name` is the array's name in the message.
+    Also raises it (413) if the array is too large. `name` is the array's name in the message.
     """
     shape, dtype, _ = header
     if dtype.kind not in "biuf":

@@ -145,9 +145,7 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _check_entries(file: IO[bytes], count: int, length: int) -> None:
-    """Raise UploadRejectedError unless the central directory has `count` entries and `length`
-    bytes.
-    """
+    """Raise UploadRejectedError unless the directory has `count` entries and `length` bytes."""
     directory = file.read(length)
     position = 0
     for _ in range(count):
@@ -160,8 +158,9 @@ def _check_entries(file: IO[bytes], count: int, length: int) -> None:
 
 
 def _check_overlaps(members: Sequence[zipfile.ZipInfo], start: int) -> None:
-    """Raise UploadRejectedError for members that overlap each other, or the directory at
-    `start`.
+    """Raise UploadRejectedError for members that overlap each other or the central directory.
+
+    The directory begins at the offset `start`.
     """
     end = 0
     for info in sorted(members, key=lambda info: info.header_offset):
