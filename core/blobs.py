@@ -40,7 +40,7 @@ class Blobs:
                 self._fs.pipe_file(self._path(key), data)
 
     def take(self, key: str, file: Path) -> None:
-        """Move a local file to `key` atomically; a remote store copies it and keeps the file.
+        """Move a local file to `key` atomically; with a remote store, copy it.
 
         Raises OSError, also for errors of a remote store.
         """
@@ -100,9 +100,9 @@ class Blobs:
         return bool(self._fs.exists(self._path(key)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes of the blobs below `prefix`, summed by the next segment.
+        """Return the sizes in bytes of the entries directly below `prefix`, keyed by name.
 
-        The result is keyed by the segment of their keys that follows `prefix`.
+        The size of a folder is that of all blobs below it.
         """
         sizes: dict[str, int] = {}
         root = self._path(prefix)

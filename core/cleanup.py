@@ -138,7 +138,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the blobs of jobs that were deleted or have no result, as possible orphans."""
+        """Yield the blobs of jobs that do not exist or have no result, as possible orphans."""
         needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
@@ -162,7 +162,7 @@ class Cleanup:
             yield from self._path(kind, folder / job_id, is_needed)
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the files of responses and batch plans whose writers have died."""
+        """Yield temporary files of responses and batch plans that no process writes any more."""
         for path in (self._settings.state / "unfinished").glob("*"):
             yield from self._path("unfinished", path, partial(in_use, path))
         for path in (self._settings.state / "plans").glob("*"):

@@ -9,9 +9,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals, parent: int) -> None:
-    """Make the kernel send a signal to this process when its parent process ends, even if killed.
+    """Make the kernel send the signal `number` to this process when its parent process ends.
 
-    `parent` is the id that the parent process must have. If it has ended already, exit.
+    `parent` is the id of the parent process. If it has ended already, this process exits.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:

@@ -182,7 +182,7 @@ def check_queue(settings: Settings) -> bool:
 def queue_address(url: str, setting: str) -> QueueAddress:
     """Parse the URL of a queue server.
 
-    Raises StartupError, which names `setting`, if it is not the URL of one.
+    Raises StartupError, which names `setting`, if the URL is not valid.
     """
     try:
         return QueueAddress.parse(url)

@@ -109,7 +109,7 @@ def configuration(settings: Settings, *, queue: bool, workers: int) -> configpar
 def check(settings: Settings, *, queue: bool) -> None:
     """Check that the service can start here: folder, database, ports and queue server.
 
-    `queue`: with a queue server started here. Raises StartupError if it cannot start.
+    `queue`: the service starts a queue server itself. Raises StartupError if a check fails.
     """
     startup.check_state(settings)
     number = _running(settings.state)

@@ -42,7 +42,10 @@ class QueueAddress:
 
     @classmethod
     def parse(cls, url: str) -> "QueueAddress":
-        """Parse a URL. Raises ValueError if it is not one of the module's forms."""
+        """Parse a URL.
+
+        Raises ValueError if it has none of the forms that the docstring of this module lists.
+        """
         if urlsplit(url).scheme == _SENTINEL:
             return cls._parse_sentinel(url)
         options: dict[str, Any] = dict(parse_url(url))

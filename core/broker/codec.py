@@ -94,7 +94,8 @@ class Batch:
     def pack(self) -> bytes:
         """Return the batch in the wire format.
 
-        Workers of the releases before and after this one read it, so its names must not change.
+        Workers of the releases before and after this one read it, so the names of its fields must
+        not change.
         """
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
         if not self.isolated:

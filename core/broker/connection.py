@@ -27,7 +27,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the entries of an XREAD reply on one stream, in the form of RESP2 or RESP3."""
+    """Return the entries in the reply to an XREAD of one stream, by RESP2 or RESP3."""
     if not reply:
         return []
     streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply]

@@ -16,9 +16,10 @@ WHITE = 128  # lowest level of a mask's pixel that counts as white
 
 @dataclass(frozen=True)
 class Shared:
-    """A grey image in a separate field, one for all rows of a request, such as a mask.
+    """An input that is one grey image for all rows of a request, such as a mask.
 
-    It has the size of the model's images. `fault(pixels)` returns what is wrong with it, or None.
+    It comes in a field of its own and has the size of the model's images. `fault(pixels)` returns
+    an error message, or None if the image is valid.
     """
 
     name: str
@@ -73,8 +74,8 @@ class Operation:
     def columns(self, per: int) -> int | None:
         """Return the number of columns of the PNG grid; None for a nearly square grid.
 
-        If a request has images and a count, each row of the grid has the `per` results of one
-        image.
+        `per` is the number of results per image. If a request has images and a count, each row of
+        the grid has the results of one image.
         """
         return per if self.counted and self.images else None
 

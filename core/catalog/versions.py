@@ -98,7 +98,7 @@ class Versions:
         return pointer
 
     def unhide(self, name: str, versions: Sequence[str], pointer: Mapping[str, str]) -> None:
-        """Undo `hide`; `pointer` is what it returned."""
+        """Undo `hide`; `pointer` is the return value of that call."""
         with self._update() as pointers:
             if pointer:
                 pointers.setdefault(name, dict(pointer))
@@ -117,7 +117,7 @@ class Versions:
     def discard_interrupted(self, older_than_s: float) -> None:
         """Delete versions that have been hidden for more than `older_than_s` seconds.
 
-        A process had hidden them and then died.
+        The process that hid them died before it deleted them.
         """
         for file in self.folder.glob(f"*/*/{HIDDEN}"):
             with contextlib.suppress(FileNotFoundError):

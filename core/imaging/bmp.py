@@ -11,7 +11,7 @@ _SLACK_BYTES = 1024
 
 
 def read_bmp(data: bytes) -> Container:
-    """Check a BMP's header and return its container.
+    """Check a BMP's header and return its size and data as a `Container`.
 
     Run-length encoded data is truncated to the largest size that an encoder would write. Otherwise
     codes without pixels could keep Pillow's decoder busy. Raises UnusableImageError if there are no

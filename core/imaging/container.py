@@ -25,7 +25,7 @@ class UnusableImageError(ValueError):
 
 # See docs/decisions.md#picture-metadata-is-removed-before-pillow-decodes
 class Container(NamedTuple):
-    """An image file before decoding.
+    """An image file before decoding: its size, and its data without metadata.
 
     `width` and `height` are those of the stored pixels; `orientation` is EXIF's, 1 … 8. `data` is
     the file without metadata, for Pillow's reader of `format`. `depth` is the number of bits per

@@ -169,7 +169,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _headed(head: bytes, height: int, interval: int) -> bytes:
-    """Return JPEG headers with the image height `height` and the restart interval (0: none)."""
+    """Return JPEG headers with this image height and restart interval, in MCUs (0: none)."""
     frame = next(place for marker, place in _segments(head) if marker == 0xC0)
     scan = next(place for marker, place in _segments(head) if marker == 0xDA)
     restarts = struct.pack(">3H", 0xFFDD, 4, interval) if interval else b""

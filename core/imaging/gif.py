@@ -11,7 +11,7 @@ _CONTROL, _EXTENSION, _FRAME, _TRAILER = 0xF9, 0x21, 0x2C, 0x3B
 
 
 def read_gif(data: bytes) -> Container:
-    """Check a GIF's blocks and return its container, with the single frame.
+    """Check a GIF's blocks; return a `Container` whose data has the single frame.
 
     Raises UnusableImageError if it has no frame, several frames or too many blocks, and IndexError
     or struct.error for a damaged file.
@@ -45,9 +45,9 @@ def read_gif(data: bytes) -> Container:
 
 
 def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
-    """Return the offset after the sub-blocks that begin at `place`, and a smaller count.
+    """Skip the sub-blocks that begin at the offset `place`, at most `left` of them.
 
-    The count is `left` minus the number of the sub-blocks; at 0 no more are skipped.
+    Returns the offset after them, and how many more blocks the file may have.
     """
     while place < len(data) and data[place] and left > 0:
         place, left = place + data[place] + 1, left - 1

@@ -35,7 +35,7 @@ class _Segment(NamedTuple):
 
 
 def read_jpeg(data: bytes) -> Container:
-    """Check a JPEG's segments and return its container, whose data has no metadata.
+    """Check a JPEG's segments; return a `Container` whose data has no metadata.
 
     Raises UnusableImageError if the file is truncated or damaged, has more than 8 bits per channel,
     or has too many segments or scans; IndexError for other damage.
@@ -75,7 +75,7 @@ def _is_needed(data: bytes, segment: _Segment) -> bool:
 
 
 def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: bytes) -> list[bytes]:
-    """Return what follows `name` in the segments with this marker that begin with `name`."""
+    """Return the content of the segments with this marker and the prefix `name`, without it."""
     return [
         data[one.begin + 4 + len(name) : one.end]
         for one in segments

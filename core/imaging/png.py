@@ -20,7 +20,7 @@ _PALETTE_SIZE = 256
 
 
 def read_png(data: bytes) -> Container:
-    """Check a PNG's chunks and return its container, whose data has no metadata.
+    """Check a PNG's chunks; return a `Container` whose data has no metadata.
 
     Raises UnusableImageError if it has no header, several frames or too many chunks, and IndexError
     or struct.error for a damaged file.

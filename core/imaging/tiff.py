@@ -79,7 +79,7 @@ class _Entry(NamedTuple):
 
 
 def read_tiff(data: bytes) -> Container:
-    """Check a TIFF's first directory and return its container, with the tags that decoding needs.
+    """Check a TIFF's first directory; return a `Container` with the tags that decoding needs.
 
     Raises UnusableImageError if it has no dimensions, several pages, or too large or too many tags,
     and struct.error for a damaged file.

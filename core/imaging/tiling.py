@@ -163,7 +163,10 @@ class Tiling:
 
 
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
-    """Return `count` indices, from `begin` on, of `size` pixels that are mirrored at both ends."""
+    """Return the indices of `count` pixels, from `begin` on, of a line of `size` pixels.
+
+    The line is mirrored at both ends.
+    """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
 

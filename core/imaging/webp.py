@@ -11,7 +11,7 @@ _METADATA = {b"ICCP", b"EXIF", b"XMP "}
 
 
 def read_webp(data: bytes) -> Container:
-    """Check a WebP's chunks and return its container.
+    """Check a WebP's chunks and return its size and data as a `Container`.
 
     Raises UnusableImageError if it has no image at its beginning, several frames or too many
     chunks, and ValueError, IndexError or struct.error for a damaged file.

@@ -276,6 +276,6 @@ def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Con
 
 
 def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
-    """Record that jobs of these owners were claimed from the queue now; their turn comes last."""
+    """Record that jobs of these owners were claimed now, so that the other owners are next."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
     connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))

@@ -94,8 +94,8 @@ class LeaseReaper:
     """Returns the jobs of dead workers and API processes to their queues.
 
     While the database cannot be written (full disk, locked, unreachable), live processes cannot
-    renew their leases either. So the reaper first does a write without a change to a job with an
-    expired lease. If the write works, it gives the owner of the lease the time of two heartbeats to
+    renew their leases either. So the reaper first updates the jobs with an expired lease without a
+    change. If this write succeeds, it gives the owner of the lease the time of two heartbeats to
     renew it; after a failed write, the time of a whole lease. So a full disk is not charged to a
     job as an attempt.
     """

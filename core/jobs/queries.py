@@ -86,7 +86,7 @@ class JobQueries:
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return the number of inference jobs that have waited for longer than `older_than_s`."""
+        """Return the number of inference jobs that have waited for more than `older_than_s` s."""
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:

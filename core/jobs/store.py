@@ -122,7 +122,7 @@ class JobStore(JobClaims, JobLeases):
 
 
 def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Remove expired keys, then return the job that an owner inserted under a key, or None."""
+    """Return the job that an owner inserted under a key, or None; delete expired keys first."""
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)

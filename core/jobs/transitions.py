@@ -16,7 +16,7 @@ NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None
 
 
 def held_by(claim: Claim) -> Condition:
-    """Return the SQL condition that a claim is still valid; it guards each write of a worker."""
+    """Return the SQL condition that a claim is still valid; each write of a worker has it."""
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 

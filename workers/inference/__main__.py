@@ -13,7 +13,7 @@ from core.startup import check, errors_end_the_program, load_settings
 
 
 def main() -> None:
-    """Run a worker until SIGTERM or SIGINT; the current piece of work is finished first."""
+    """Run a worker until SIGTERM or SIGINT, which let it finish its current message."""
     with errors_end_the_program():
         settings = load_settings()
         check(settings)

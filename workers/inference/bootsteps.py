@@ -86,7 +86,7 @@ app.steps["consumer"].add(EventLoopStep)
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def set_up_logging(**_arguments: object) -> None:
-    """Log as the other programs of the service do, instead of Celery's way."""
+    """Configure logging as in the other programs of the service, instead of Celery's logging."""
     log.set_up(settings().log_level, "worker")
 
 

@@ -85,7 +85,8 @@ def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any
 class _Rows:
     """The rows of several slices in order.
 
-    They are seeds (B,), row numbers (B,) and the images of each input, (B, C, H, W).
+    `seeds` (B,) and `numbers` (B,) are the seed and the number of each row in its request. `items`
+    has the images (B, C, H, W) of each input.
     """
 
     seeds: np.ndarray[Any, Any]

@@ -231,9 +231,9 @@ class LoadedModel:
         return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
     def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Return whether passes of `size` rows give rows the bit-identical output of a larger pass.
+        """Return whether a row's output is bit-identical in batches of `size` rows and a larger one.
 
-        `whole` is the output of the larger pass; several rows are compared.
+        `whole` is the output of the larger batch; several rows are compared.
         """
         for first in range(0, min(max(_COMPARED_ROWS, size), len(whole[0]) - size + 1), size):
             output, _ = self._probe(method, options, size, first=first)

@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class InferenceWorker:
-    """Runs batches and jobs. Another worker can take over its work without any of its state."""
+    """Runs batches and jobs.
+
+    Its state is not needed by another worker that takes over its work after a crash.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Open the stores; no model is loaded before `start`."""

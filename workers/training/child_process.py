@@ -130,9 +130,9 @@ class ChildProcesses:
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:
-        """Raise the JobFailedError that explains the exit code `code`, which is not 0.
+        """Raise the JobFailedError for the exit code `code` of a child process, which is not 0.
 
-        The error that the child process wrote to `log_file` is its detail.
+        Its detail is the error that the child process wrote to `log_file`.
         """
         if code < 0:
             detail = f"its process was killed ({signal.Signals(-code).name}), possibly for its memory; try again"

@@ -54,7 +54,7 @@ def disk_full_error(reason: str) -> JobFailedError:
 
 
 def message_event(text: str, **more: Any) -> Event:
-    """Return an event with a message for people; `more` are further members of its data."""
+    """Return an event with a message for people; `more` are further fields of its data."""
     return Event("message", {"level": "info", "message": text, **more})
 
 

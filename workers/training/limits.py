@@ -34,7 +34,10 @@ def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> No
 
 
 def check_memory(settings: Settings, pid: int, title: str) -> None:
-    """Raise JobFailedError, with this title, if a process group exceeds a training's memory."""
+    """Raise JobFailedError, titled `title`, if a process group exceeds the memory limit.
+
+    The limit is the setting `training_memory_bytes`; `pid` is the id of the process group.
+    """
     used, limit = anonymous_bytes(pid), settings.training_memory_bytes
     if used > limit:
         detail = (

@@ -86,7 +86,7 @@ class VersionPublisher:
         return file.read_text()
 
     def apply_policy(self, job: Job, policy: str, version: str, measurement: Measurement, active: str | None) -> None:
-        """Activate a version if `policy` says so, and append an event that says what was decided.
+        """Activate a version if `policy` says so, and append an event with the decision.
 
         `policy` is "if better" (than the version `active`), "always" or "never". Without an active
         version, the new version is activated whatever the policy.
