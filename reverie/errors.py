@@ -24,15 +24,12 @@
 A status without a class of its own raises ProblemError itself.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import httpx
 
-if TYPE_CHECKING:
-    from reverie.records import Job
+from reverie.records import Job
 
 
 class ReverieError(Exception):
@@ -99,7 +96,7 @@ class ProblemError(ReverieError):
         super().__init__(f"{self.title} ({self.code}): {self.detail}")
 
     @staticmethod
-    def from_response(response: httpx.Response) -> ProblemError:
+    def from_response(response: httpx.Response) -> "ProblemError":
         """Return the error for an error response: an instance of the class for its status."""
         classes = {cls.status: cls for cls in ProblemError.__subclasses__()}
         return classes.get(response.status_code, ProblemError)(response)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from reverie import __version__
-from reverie.cli import datasets, jobs, models, operations, trainings
-from reverie.cli.context import CliContext
+from reverie.cli import commands, datasets, jobs, models
+from reverie.cli.context import CliContext, CommandContext
 from reverie.cli.output import Output
 from reverie.client import DEFAULT_URL, Client
 from reverie.errors import ReverieError
@@ -21,8 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (operations.app, trainings.app):
-    app.add_typer(commands)
+app.add_typer(commands.app)
 app.add_typer(models.app, name="models")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
@@ -48,7 +47,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _create_context(
-    context: typer.Context,
+    context: CommandContext,
     url: Annotated[str, typer.Option(envvar="REVERIE_URL", help="Address of the service.")] = DEFAULT_URL,
     key: Annotated[str | None, typer.Option(envvar="REVERIE_KEY", help="API key, if the service uses keys.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON that the service returns.")] = False,

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from reverie.cli.output import Output, format_number, format_size
+from reverie.cli.output import Output, format_size
 from reverie.client import Client
-from reverie.records import Model, Record, SavedFile
+from reverie.records import Record, SavedFile
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CliContext:
     def print_record(self, record: Record, line: str) -> None:
         """Print the JSON of a record with `--json`, otherwise `line`."""
         if self.output.as_json:
-            self.output.print_json(dict(record.body))
+            self.output.print_json(record.body)
         else:
             self.output.print_line(line)
 
@@ -49,13 +49,19 @@ class CliContext:
     ) -> None:
         """Print the JSON of records with `--json`, otherwise a table with `headings` and `rows`."""
         if self.output.as_json:
-            self.output.print_json([dict(record.body) for record in records])
+            self.output.print_json([record.body for record in records])
         else:
             self.output.print_table(headings, rows)
 
     def print_sharing(self, name: str, record: Record) -> None:
         """Print whether the model or dataset `name` is shared or private."""
         self.print_record(record, f"{name} is {'shared' if record['shared'] else 'private'}")
+
+
+class CommandContext(typer.Context):
+    """Typer's context of a command, with the type of `obj`, which `reverie.cli` sets."""
+
+    obj: CliContext
 
 
 OutputPath = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; - is standard output.")]
@@ -108,14 +114,3 @@ def output_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
-
-
-def compact_json(value: Any) -> str:
-    """Return a value as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def first_figure(model: Model) -> str:
-    """Return the first metric in a model's card, with its unit; "" if the card has no metric."""
-    figures: Sequence[Mapping[str, Any]] = model.figures[:1]
-    return " ".join(f"{one['name']} {format_number(one['value'])} {one.get('unit', '')}" for one in figures)

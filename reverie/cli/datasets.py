@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import CliContext, OutputPath, Private, Shared, output_path
+from reverie.cli.context import CommandContext, OutputPath, Private, Shared, output_path
 from reverie.cli.output import ProgressBar
 from reverie.records import Dataset
 
@@ -17,22 +17,18 @@ DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="A dataset.")]
 
 
 @app.callback()
-def _list_datasets(context: typer.Context) -> None:
+def _list_datasets(context: CommandContext) -> None:
     if context.invoked_subcommand is not None:
         return
-    cli: CliContext = context.obj
-    datasets = cli.client.datasets()
-    rows = [
-        [dataset.name, dataset.kind, _format_shape(dataset), *_split_sizes(dataset), dataset.sha256[:12]]
-        for dataset in datasets
-    ]
+    datasets = context.obj.client.datasets()
+    rows = [[one.name, one.kind, _format_shape(one), *_split_sizes(one), one.sha256[:12]] for one in datasets]
     headings = ["DATASET", "KIND", "SHAPE", *(split.upper() for split in SPLITS), "SHA256"]
-    cli.print_records(datasets, headings, rows)
+    context.obj.print_records(datasets, headings, rows)
 
 
 @app.command("add")
 def _add_dataset(
-    context: typer.Context,
+    context: CommandContext,
     source: Annotated[str, typer.Argument(help="An IDX, NPZ or ZIP file, or the name mnist or fashion-mnist.")],
     name: Annotated[str | None, typer.Option(help="[default: the file's name]")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels as an IDX file.")] = None,
@@ -46,29 +42,29 @@ def _add_dataset(
 
     reverie datasets add digits.zip
     """
-    cli: CliContext = context.obj
+    cli = context.obj
     path = Path(source)
-    if not path.exists():
+    if path.exists():
+        total = path.stat().st_size or 1
+        with ProgressBar(cli.output, f"{path.name}: uploading") as bar:
+            dataset = cli.client.upload_dataset(
+                name or path.name.partition(".")[0],
+                path,
+                labels,
+                kind=kind,
+                resize=resize,
+                validation=validation,
+                test=test,
+                shared=shared,
+                on_progress=lambda sent: bar.set_progress(
+                    sent / total, f"{path.name}: " + ("converting" if sent >= total else "uploading")
+                ),
+            )
+    else:
         with ProgressBar(cli.output, f"{source}: fetching") as bar:
             dataset = cli.client.fetch_dataset(source, name, shared=shared, on_progress=bar.update_from_job)
-        _print_dataset(cli, dataset)
-        return
-    total = path.stat().st_size or 1
-    with ProgressBar(cli.output, f"{path.name}: uploading") as bar:
-        dataset = cli.client.upload_dataset(
-            name or path.name.partition(".")[0],
-            path,
-            labels,
-            kind=kind,
-            resize=resize,
-            validation=validation,
-            test=test,
-            shared=shared,
-            on_progress=lambda sent: bar.update(
-                sent / total, f"{path.name}: " + ("converting" if sent >= total else "uploading")
-            ),
-        )
-    _print_dataset(cli, dataset)
+    splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
+    cli.print_record(dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
 
 
 def _format_shape(dataset: Dataset) -> str:
@@ -79,44 +75,34 @@ def _split_sizes(dataset: Dataset) -> list[int]:
     return [dataset.counts.get(split, 0) for split in SPLITS]
 
 
-def _print_dataset(cli: CliContext, dataset: Dataset) -> None:
-    splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
-    cli.print_record(dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
-
-
 @app.command("show")
-def _show_dataset(context: typer.Context, name: DatasetName) -> None:
+def _show_dataset(context: CommandContext, name: DatasetName) -> None:
     """Print the description of a dataset as JSON."""
-    cli: CliContext = context.obj
-    cli.output.print_json(dict(cli.client.dataset(name).body))
+    context.obj.output.print_json(context.obj.client.dataset(name).body)
 
 
 @app.command("preview")
 def _save_preview(
-    context: typer.Context,
+    context: CommandContext,
     name: DatasetName,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of pictures.")] = 64,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     out: OutputPath = None,
 ) -> None:
     """Save some of a dataset's pictures as one PNG."""
-    cli: CliContext = context.obj
     path = out or Path(f"{name}.png")
     with output_path(path) as target:
-        saved = cli.client.save_dataset_preview(name, target, split=split, count=count)
-    cli.print_saved(path, saved, f"pictures of {name}")
+        saved = context.obj.client.save_dataset_preview(name, target, split=split, count=count)
+    context.obj.print_saved(path, saved, f"pictures of {name}")
 
 
 @app.command("share")
-def _share_dataset(context: typer.Context, name: DatasetName, private: Private = False) -> None:
+def _share_dataset(context: CommandContext, name: DatasetName, private: Private = False) -> None:
     """Let everybody use a dataset, or, with --private, only its owner."""
-    cli: CliContext = context.obj
-    dataset = cli.client.share_dataset(name, not private)
-    cli.print_sharing(dataset.name, dataset)
+    context.obj.print_sharing(name, context.obj.client.share_dataset(name, not private))
 
 
 @app.command("delete")
-def _delete_dataset(context: typer.Context, name: DatasetName) -> None:
+def _delete_dataset(context: CommandContext, name: DatasetName) -> None:
     """Delete a dataset. It must not be in use by an unfinished training."""
-    cli: CliContext = context.obj
-    cli.client.delete_dataset(name)
+    context.obj.client.delete_dataset(name)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import CliContext, OutputPath, output_path
+from reverie.cli.context import CliContext, CommandContext, OutputPath, output_path
 from reverie.cli.models import format_version
 from reverie.cli.output import ProgressBar, format_metrics
 from reverie.errors import JobFailedError
@@ -22,7 +22,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, such as
 
 @app.callback()
 def _list_jobs(
-    context: typer.Context,
+    context: CommandContext,
     status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled.")] = None,
     kind: Annotated[str | None, typer.Option(help="samples, upscales, training, ….")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name.")] = None,
@@ -30,30 +30,27 @@ def _list_jobs(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
-    cli: CliContext = context.obj
-    jobs = cli.client.jobs(status=status, kind=kind, model=model, limit=limit)
+    jobs = context.obj.client.jobs(status=status, kind=kind, model=model, limit=limit)
     rows = [[job.id, job.kind, job.model, job.status, f"{job.progress:.0%}", job["created_at"] or ""] for job in jobs]
-    cli.print_records(jobs, ["JOB", "KIND", "MODEL", "STATUS", "PROGRESS", "CREATED"], rows)
+    context.obj.print_records(jobs, ["JOB", "KIND", "MODEL", "STATUS", "PROGRESS", "CREATED"], rows)
 
 
 @app.command("show")
-def _show_job(context: typer.Context, job_id: JobId) -> None:
+def _show_job(context: CommandContext, job_id: JobId) -> None:
     """Print a job as JSON."""
-    cli: CliContext = context.obj
-    cli.output.print_json(dict(cli.client.job(job_id).body))
+    context.obj.output.print_json(context.obj.client.job(job_id).body)
 
 
 @app.command("watch")
-def _watch_job(context: typer.Context, job_id: JobId) -> None:
+def _watch_job(context: CommandContext, job_id: JobId) -> None:
     """Show a job's progress until it ends. Ctrl-C stops watching; the job continues."""
-    cli: CliContext = context.obj
-    print_job(cli, follow_job(cli, cli.client.job(job_id)))
+    print_job(context.obj, follow_job(context.obj, context.obj.client.job(job_id)))
 
 
 @app.command("result")
-def _save_result(context: typer.Context, job_id: JobId, out: OutputPath = None) -> None:
+def _save_result(context: CommandContext, job_id: JobId, out: OutputPath = None) -> None:
     """Save a job's result as a .png, .npz or .json file."""
-    cli: CliContext = context.obj
+    cli = context.obj
     suffix = ".png" if out is None and cli.client.job(job_id).kind in PICTURE_KINDS else ".json"
     path = out or Path(f"{job_id}{suffix}")
     with output_path(path) as target:
@@ -62,48 +59,42 @@ def _save_result(context: typer.Context, job_id: JobId, out: OutputPath = None) 
 
 
 @app.command("cancel")
-def _cancel_job(context: typer.Context, job_id: JobId) -> None:
+def _cancel_job(context: CommandContext, job_id: JobId) -> None:
     """Cancel a job. A training keeps its last checkpoint."""
-    cli: CliContext = context.obj
-    print_job(cli, cli.client.cancel(job_id))
+    print_job(context.obj, context.obj.client.cancel(job_id))
 
 
 @app.command("pause")
-def _pause_training(context: typer.Context, job_id: JobId) -> None:
+def _pause_training(context: CommandContext, job_id: JobId) -> None:
     """Pause a training: write a checkpoint and stop."""
-    cli: CliContext = context.obj
-    print_job(cli, cli.client.pause(job_id))
+    print_job(context.obj, context.obj.client.pause(job_id))
 
 
 @app.command("resume")
-def _resume_training(context: typer.Context, job_id: JobId) -> None:
+def _resume_training(context: CommandContext, job_id: JobId) -> None:
     """Resume a paused training from its last checkpoint."""
-    cli: CliContext = context.obj
-    print_job(cli, cli.client.resume(job_id))
+    print_job(context.obj, context.obj.client.resume(job_id))
 
 
 @app.command("publish")
-def _publish_training(context: typer.Context, job_id: JobId) -> None:
+def _publish_training(context: CommandContext, job_id: JobId) -> None:
     """Publish the last checkpoint of a paused, failed or cancelled training as a version."""
-    cli: CliContext = context.obj
-    print_job(cli, follow_job(cli, cli.client.publish(job_id)))
+    print_job(context.obj, follow_job(context.obj, context.obj.client.publish(job_id)))
 
 
 @app.command("curves")
-def _save_curves(context: typer.Context, job_id: JobId, out: OutputPath = None) -> None:
+def _save_curves(context: CommandContext, job_id: JobId, out: OutputPath = None) -> None:
     """Save a plot of a training's losses as a PNG."""
-    cli: CliContext = context.obj
     path = out or Path(f"{job_id}.png")
     with output_path(path) as target:
-        saved = cli.client.save_curves(job_id, target)
-    cli.print_saved(path, saved, f"losses of {job_id}")
+        saved = context.obj.client.save_curves(job_id, target)
+    context.obj.print_saved(path, saved, f"losses of {job_id}")
 
 
 @app.command("delete")
-def _delete_job(context: typer.Context, job_id: JobId) -> None:
+def _delete_job(context: CommandContext, job_id: JobId) -> None:
     """Delete a job that has ended, and its result."""
-    cli: CliContext = context.obj
-    cli.client.delete_job(job_id)
+    context.obj.client.delete_job(job_id)
 
 
 def follow_job(cli: CliContext, job: Job) -> Job:
@@ -124,10 +115,10 @@ def follow_job(cli: CliContext, job: Job) -> Job:
 
 def _show_event(bar: ProgressBar, title: str, event: Event) -> None:
     if event.kind == "progress":
-        bar.update(float(event.data["progress"]))
+        bar.set_progress(float(event.data["progress"]))
     elif event.kind == "status":
         status = str(event.data["status"])
-        bar.update(1.0 if status == "succeeded" else None, f"{title} {status}")
+        bar.set_progress(1.0 if status == "succeeded" else None, f"{title} {status}")
     elif event.kind == "metrics":
         bar.set_status_line(format_metrics(event.data))
     elif event.kind == "message":

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from reverie.cli.context import CliContext, OutputPath, Private, Shared, compact_json, first_figure, output_path
-from reverie.cli.output import Output, ProgressBar
-from reverie.records import Model, Version
+from reverie.cli.context import CommandContext, OutputPath, Private, Shared, output_path
+from reverie.cli.output import ProgressBar, compact_json, format_number
+from reverie.records import Version
 
 app = typer.Typer(help="List models; with a command, manage them and their versions.", invoke_without_command=True)
 
@@ -16,27 +16,21 @@ ModelReference = Annotated[str, typer.Argument(metavar="NAME", help="A model, or
 
 
 @app.callback()
-def _list_models(context: typer.Context) -> None:
+def _list_models(context: CommandContext) -> None:
     if context.invoked_subcommand is not None:
         return
-    cli: CliContext = context.obj
-    models = cli.client.models()
+    models = context.obj.client.models()
     rows = [[model.name, model.version, len(model.versions), model.family, model["summary"]] for model in models]
-    cli.print_records(models, ["MODEL", "ACTIVE", "VERSIONS", "FAMILY", "SUMMARY"], rows)
+    context.obj.print_records(models, ["MODEL", "ACTIVE", "VERSIONS", "FAMILY", "SUMMARY"], rows)
 
 
 @app.command("show")
-def _show_model(context: typer.Context, name: ModelReference) -> None:
+def _show_model(context: CommandContext, name: ModelReference) -> None:
     """Show a model's card: its operations and options, and how good it is."""
-    cli: CliContext = context.obj
-    model = cli.client.model(name)
-    if cli.output.as_json:
-        cli.output.print_json(dict(model.body))
-    else:
-        _print_card(cli.output, model)
-
-
-def _print_card(output: Output, model: Model) -> None:
+    output, model = context.obj.output, context.obj.client.model(name)
+    if output.as_json:
+        output.print_json(model.body)
+        return
     versions = ", ".join(model.versions)
     output.print_line(f"{model.name}@{model.version}  {model.family}  {model['summary']}  (versions {versions})")
     output.print_line("")
@@ -51,79 +45,68 @@ def _print_card(output: Output, model: Model) -> None:
 
 
 @app.command("versions")
-def _list_versions(context: typer.Context, name: ModelName) -> None:
+def _list_versions(context: CommandContext, name: ModelName) -> None:
     """List a model's versions, with the first metric of each."""
-    cli: CliContext = context.obj
-    versions = cli.client.versions(name)
-    rows = [
-        [
-            version.version,
-            "yes" if version.serves else "",
-            first_figure(version.card),
-            version.card["created_at"],
-            version.card["summary"],
-        ]
-        for version in versions
-    ]
-    cli.print_records(versions, ["VERSION", "ACTIVE", "FIGURE", "CREATED", "SUMMARY"], rows)
+    versions = context.obj.client.versions(name)
+    rows = []
+    for version in versions:
+        card, active = version.card, "yes" if version.serves else ""
+        figures = (f"{one['name']} {format_number(one['value'])} {one.get('unit', '')}" for one in card.figures[:1])
+        rows.append([version.version, active, "".join(figures), card["created_at"], card["summary"]])
+    context.obj.print_records(versions, ["VERSION", "ACTIVE", "FIGURE", "CREATED", "SUMMARY"], rows)
 
 
 @app.command("use")
 def _activate_version(
-    context: typer.Context, name: ModelName, version: Annotated[str, typer.Argument(help="The version to activate.")]
+    context: CommandContext, name: ModelName, version: Annotated[str, typer.Argument(help="The version to activate.")]
 ) -> None:
     """Activate a version. No request fails; to roll back, activate the version before."""
-    cli: CliContext = context.obj
-    model = cli.client.activate_version(name, version)
-    cli.print_record(model, f"{model.name}@{model.version} is active")
+    model = context.obj.client.activate_version(name, version)
+    context.obj.print_record(model, f"{model.name}@{model.version} is active")
 
 
 @app.command("delete")
 def _delete_model(
-    context: typer.Context,
+    context: CommandContext,
     name: Annotated[str, typer.Argument(help="A model with all its versions, or model@version.")],
 ) -> None:
     """Delete a model with all its versions, or one version that is not active."""
-    cli: CliContext = context.obj
     model, _, version = name.partition("@")
     if version:
-        cli.client.delete_version(model, version)
+        context.obj.client.delete_version(model, version)
     else:
-        cli.client.delete_model(model)
+        context.obj.client.delete_model(model)
 
 
 @app.command("share")
-def _share_model(context: typer.Context, name: ModelName, private: Private = False) -> None:
+def _share_model(context: CommandContext, name: ModelName, private: Private = False) -> None:
     """Let everybody use a model, or, with --private, only its owner."""
-    cli: CliContext = context.obj
-    model = cli.client.share_model(name, not private)
-    cli.print_sharing(model.name, model)
+    context.obj.print_sharing(name, context.obj.client.share_model(name, not private))
 
 
 @app.command("export")
-def _export_version(context: typer.Context, name: ModelReference, out: OutputPath = None) -> None:
+def _export_version(context: CommandContext, name: ModelReference, out: OutputPath = None) -> None:
     """Save a version as a safetensors file with the card in its header."""
-    cli: CliContext = context.obj
-    model = cli.client.model(name)
+    model = context.obj.client.model(name)
     path = out or Path(f"{model.name}-{model.version}.safetensors")
     with output_path(path) as target:
-        saved = cli.client.export_version(model.name, target, model.version)
-    cli.print_saved(path, saved, f"{model.name}@{model.version}")
+        saved = context.obj.client.export_version(model.name, target, model.version)
+    context.obj.print_saved(path, saved, f"{model.name}@{model.version}")
 
 
 @app.command("import")
 def _import_version(
-    context: typer.Context,
+    context: CommandContext,
     name: Annotated[str, typer.Argument(help="The model; the file's card must name the same one.")],
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An exported file.")],
     shared: Shared = None,
 ) -> None:
     """Import an exported file as a version. `reverie models use` activates it."""
-    cli: CliContext = context.obj
+    cli = context.obj
     with ProgressBar(cli.output, file.name) as bar:
         total = file.stat().st_size or 1
         version = cli.client.import_version(
-            name, file, shared=shared, on_progress=lambda sent: bar.update(sent / total)
+            name, file, shared=shared, on_progress=lambda sent: bar.set_progress(sent / total)
         )
     cli.print_record(version, format_version(version))
 

@@ -6,8 +6,7 @@ Results go to standard output; progress, messages and errors go to standard erro
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,56 +52,40 @@ class Output:
         self.stderr.print(text)
 
 
-class _ProgressWithStatus(Progress):
-    """A progress bar with a line of text below it."""
+class ProgressBar(Progress):
+    """A progress bar on a terminal. Elsewhere there is no bar, and each message is a line.
 
-    status_line = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """Yield the bar, then the line, shortened to the width of the terminal."""
-        yield from super().get_renderables()
-        if self.status_line:
-            yield Text(self.status_line, no_wrap=True, overflow="ellipsis")
-
-
-class ProgressBar:
-    """A progress bar on a terminal. Elsewhere there is no bar, and each message is a line."""
+    Below the bar is a line of text, if `set_status_line` has set one.
+    """
 
     def __init__(self, output: Output, title: str) -> None:
         """Prepare a bar with a title; entering the `with` block shows it."""
-        self._output = output
-        self._progress = _ProgressWithStatus(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=output.stderr,
-            disable=not output.stderr.is_terminal,
-        )
-        self._task = self._progress.add_task(title, total=1.0)
+        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        console = output.stderr
+        self._output, self._status_line = output, ""
+        super().__init__(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+        self._bar = self.add_task(title, total=1.0)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, then the line below it, shortened to the width of the terminal."""
+        yield from super().get_renderables()
+        if self._status_line:
+            yield Text(self._status_line, no_wrap=True, overflow="ellipsis")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def update(self, share: float | None = None, title: str | None = None) -> None:
-        """Set the done share, from 0 to 1, or the title; None leaves either as it is."""
-        self._progress.update(self._task, completed=share, description=title)
+    def set_progress(self, share: float | None = None, title: str | None = None) -> None:
+        """Set the share that is done, 0 to 1, or the title; None leaves either as it is."""
+        self.update(self._bar, completed=share, description=title)
 
     def update_from_job(self, job: Job) -> None:
         """Set the share that is done to the job's progress."""
-        self.update(job.progress)
+        self.set_progress(job.progress)
 
     def set_status_line(self, text: str) -> None:
         """Replace the line below the bar; without a bar, print the line."""
-        if self._progress.disable:
-            self._output.print_message(text)
+        if self.disable:
+            self.print_message(text)
         else:
-            self._progress.status_line = text
+            self._status_line = text
 
     def print_message(self, text: str) -> None:
         """Print a line above the bar."""
@@ -119,6 +102,11 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     }
     names = sorted(shown, key=lambda name: (name != "epoch", not name.endswith("_loss")))
     return "  ".join(f"{name} {format_number(shown[name])}" for name in names)
+
+
+def compact_json(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def format_number(value: float) -> str:

@@ -20,8 +20,7 @@ import httpx
 
 from reverie.errors import JobFailedError, ProblemError, StillRunningError, UnreachableError
 from reverie.records import Job, SavedFile
-from reverie.requests import ApiRequest, Delay, path_of
-from reverie.transfers import ByteProgress, Download
+from reverie.requests import ApiRequest, ByteProgress, Delay, Download, path_of
 
 if TYPE_CHECKING:
     from reverie.client import AsyncClient, Client

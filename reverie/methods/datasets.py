@@ -6,8 +6,7 @@ from typing import Any
 from reverie.errors import JobFailedError
 from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
 from reverie.records import Dataset, SavedFile
-from reverie.requests import ApiRequest, path_of
-from reverie.transfers import ByteProgress, Upload
+from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
 
 class DatasetMethods(BaseMethods):
@@ -48,17 +47,10 @@ class DatasetMethods(BaseMethods):
         name is taken.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
-        params = {
-            "name": name,
-            "format": format,
-            "kind": kind,
-            "resize": resize,
-            "shared": shared,
-            "validation": validation,
-            "test": test,
-        }
+        params = {"name": name, "format": format, "kind": kind, "resize": resize, "shared": shared}
+        shares = {"validation": validation, "test": test}
         upload = Upload(files, on_progress)
-        request = ApiRequest("POST", "/v1/datasets", params=params, upload=upload, timeout_s=IMPORT_TIMEOUT_S)
+        request = ApiRequest("POST", "/v1/datasets", params=params | shares, upload=upload, timeout_s=IMPORT_TIMEOUT_S)
         return Dataset((yield from self._json(request)))
 
     @ClientMethod

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from reverie.methods.base import IMPORT_TIMEOUT_S, JSON, BaseMethods, ClientMethod, FilePath, Steps
 from reverie.records import Model, SavedFile, Version
-from reverie.requests import ApiRequest, path_of
-from reverie.transfers import OCTET_STREAM, ByteProgress, Upload
+from reverie.requests import OCTET_STREAM, ApiRequest, ByteProgress, Upload, path_of
 
 _ACTIVATION_TIMEOUT_S = 90.0
 

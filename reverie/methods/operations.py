@@ -11,8 +11,7 @@ from uuid import uuid4
 
 from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Caller, Job, OperationResult, SavedFile
-from reverie.requests import ApiRequest
-from reverie.transfers import Upload
+from reverie.requests import ApiRequest, Upload
 
 Picture: TypeAlias = bytes | str | os.PathLike[str]  # the bytes of a picture file, or its path
 

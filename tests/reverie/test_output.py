@@ -15,12 +15,12 @@ def progress_output(*, terminal: bool) -> str:
     output, written = Output(as_json=False), io.StringIO()
     output.stderr = Console(file=written, force_terminal=terminal, width=60, soft_wrap=True, highlight=False)
     with ProgressBar(output, "training digits") as bar:
-        bar.update(0.25)
+        bar.set_progress(0.25)
         bar.set_status_line("epoch 1  train_loss 348.3  and much else that does not fit into one line")
         bar.print_message("a checkpoint was written")
-        bar.update(title="training digits running")
+        bar.set_progress(title="training digits running")
         bar.set_status_line("epoch 2  train_loss 213.3")
-        bar.update(0.5)
+        bar.set_progress(0.5)
     return written.getvalue()
 
 

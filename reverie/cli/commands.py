@@ -1,0 +1,136 @@
+"""The commands without a group: `reverie sample`, `upscale`, `me`, `families` and `train`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reverie.cli.context import CommandContext, Options, OutputPath, Seed, Shared, output_path, parse_options
+from reverie.cli.jobs import follow_job, print_job
+from reverie.cli.output import ProgressBar, compact_json, format_size
+from reverie.records import Job
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    context: CommandContext,
+    model: Annotated[str, typer.Argument(help="A model, or model@version.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of samples.")] = 64,
+    seed: Seed = None,
+    out: OutputPath = None,
+    options: Options = None,
+) -> None:
+    """Draw samples and save them; the suffix of the file chooses PNG (a grid), NPZ or JSON.
+
+    reverie sample vae-mnist -n 64 --seed 3 -o digits.png
+    """
+    cli = context.obj
+    path = out or Path(f"{model.partition('@')[0]}.png")
+    fields = {**parse_options(options), "count": count}
+    with output_path(path) as target, ProgressBar(cli.output, model) as bar:
+        saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
+    cli.print_saved(path, saved, f"{count} samples of ")
+
+
+@app.command()
+def upscale(
+    context: CommandContext,
+    picture: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A PNG, JPEG or WebP file of any size.")],
+    out: OutputPath = None,
+    model: Annotated[str | None, typer.Option(help="A model that upscales. [default: the first one]")] = None,
+    scale: Annotated[int | None, typer.Option(min=1, help="How many times wider and higher.")] = None,
+    method: Annotated[str | None, typer.Option(help="One of the model's: bicubic, tv, mse, statistics.")] = None,
+    seed: Seed = None,
+    options: Options = None,
+) -> None:
+    """Enlarge a picture and save it; the suffix of the file chooses PNG, JPEG or WebP.
+
+    reverie upscale photo.jpg --scale 4 -o large.png
+    """
+    cli = context.obj
+    path = out or picture.with_name(f"{picture.stem}-large.png")
+    fields = parse_options(options) | {name: value for name, value in [("scale", scale), ("method", method)] if value}
+    with output_path(path) as target, ProgressBar(cli.output, picture.name) as bar:
+        saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=bar.update_from_job, **fields)
+    cli.print_saved(path, saved, "upscaled by ")
+
+
+@app.command()
+def me(context: CommandContext) -> None:
+    """Show the name, roles, limits and usage of your API key."""
+    output, caller = context.obj.output, context.obj.client.me()
+    if output.as_json:
+        output.print_json(caller.body)
+        return
+    output.print_line(f"{caller.name or 'no key'}: {', '.join(caller.roles)}")
+    rows = [
+        [name, caller.usage.get(name, ""), "none" if limit is None else limit] for name, limit in caller.limits.items()
+    ]
+    output.print_table(["LIMIT", "USED", "MAXIMUM"], rows)
+
+
+@app.command()
+def families(context: CommandContext) -> None:
+    """List the families that can be trained, with the options of `reverie train --set`."""
+    output, descriptions = context.obj.output, context.obj.client.families()
+    if output.as_json:
+        output.print_json(descriptions)
+        return
+    rows = []
+    for family in descriptions:
+        for section in ("config", "training"):
+            for option, schema in family[section]["properties"].items():
+                default = family["recipe"][section].get(option, schema.get("default"))
+                choices = f" ({', '.join(map(str, schema['enum']))})" if "enum" in schema else ""
+                description = (schema.get("description", "") + choices).strip()
+                rows.append([family["name"], f"{section}.{option}", compact_json(default), description])
+    output.print_table(["FAMILY", "OPTION", "DEFAULT", "DESCRIPTION"], rows)
+
+
+@app.command()
+def train(
+    context: CommandContext,
+    family: Annotated[str, typer.Argument(help="vae, bihm, ebgan, superres, …; see `reverie families`.")],
+    dataset: Annotated[str, typer.Argument(help="The training data; see `reverie datasets`.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: FAMILY-DATASET]")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="training.epochs=5, config.latents=2; may be repeated."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file of options.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training. [default: 0]")] = None,
+    serve: Annotated[
+        str, typer.Option(help='When to activate the new version: "if better", always or never.')
+    ] = "if better",
+    shared: Shared = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate memory and time from a few steps; do not train.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the training ends.")] = False,
+) -> None:
+    """Train a model. When the training succeeds, the model NAME has a new version.
+
+    reverie train vae digits --name my-digits --set training.epochs=5 --follow
+    """
+    cli, output = context.obj, context.obj.output
+    model = name or f"{family}-{dataset}"
+    changes = parse_options(options, json.loads(recipe.read_bytes()) if recipe else {})
+    if seed is not None:
+        changes["seed"] = seed
+    if dry_run:
+        estimate = cli.client.estimate(family, dataset, model, recipe=changes)
+        if output.as_json:
+            output.print_json(estimate)
+            return
+        output.print_line(f"parameters  {estimate['parameters']}")
+        output.print_line(f"memory      {format_size(estimate['memory_bytes'])}")
+        output.print_line(f"time        {estimate['seconds']:.0f} s")
+        return
+    job: Job = cli.client.train(family, dataset, model, recipe=changes, serve=serve, shared=shared)
+    if follow:
+        output.print_message(f"{job.id}: Ctrl-C stops watching; the training continues")
+        job = follow_job(cli, job)
+    print_job(cli, job)
