@@ -6,7 +6,6 @@ comma-separated list of `expires=20270131T120000Z` (UTC) and of limits that diff
 settings, such as `unfinished_jobs=50`.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
+
+from core.files import locked, sync_folder, write_durably
 
 log = logging.getLogger(__name__)
 
@@ -152,32 +152,14 @@ class KeyFile:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.path.with_name(f".{self.path.name}.lock")
-        with lock_path.open("wb") as lock:
+        with locked(lock_path):
             lock_path.chmod(0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             parse_keys("\n".join(lines))  # a file that is not valid is not replaced
             yield lines
             parse_keys("\n".join(lines))
-            self._replace("".join(f"{line}\n" for line in lines))
-
-    def _replace(self, text: str) -> None:
-        part = self.path.with_name(f".{self.path.name}.{uuid4().hex}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            write_durably(self.path, "".join(f"{line}\n" for line in lines), mode=0o600)
+            sync_folder(self.path.parent)
 
     def add(self, record: KeyRecord) -> None:
         """Append the line of a key. Raises ValueError if the file has a line that is not valid."""

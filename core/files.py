@@ -13,17 +13,29 @@ from core.blobs import remove_tree
 LOCK = "lock"
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a file atomically and flush it to the disk, through a hidden file beside it."""
+def write_durably(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a file atomically and flush it to the disk, through a hidden file beside it.
+
+    `mode` are the file's permissions, from which the process's umask is subtracted.
+    """
     part = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with part.open("w") as file:
+        with open(part, "x", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's directory entries to the disk, so that new names in it are durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Sends the batches of one API process to the workers, and completes the requests that wait for them.
 
-A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request never waits, and
-batches grow under load. A batch whose worker dies is retried, slice by slice; the first completion wins.
-`api.batching.scheduler` decides what goes into a batch; this file does the I/O.
+A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request
+never waits, and batches grow under load. A batch whose worker dies is retried, slice by slice; the
+first completion wins. `api.batching.scheduler` decides what goes into a batch; this file does the
+I/O.
 """
 
 import asyncio
@@ -15,8 +16,7 @@ from typing import Any
 import orjson
 import redis
 
-from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice
-from api.batching.result_waits import ResultWaits
+from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
 from api.batching.scheduler import BatchScheduler, Limits
 from api.batching.worker_monitor import WorkerMonitor
 from core.blobs import Blobs
@@ -170,8 +170,10 @@ class BatchSender:
     # --- sending ---
 
     def _dispatch(self, queue: QueueName) -> None:
-        """Send all batches of a queue that may be sent now, and set a timer if a group waits for
-        rows.
+        """Send all batches of a queue that may be sent now.
+
+        If a group waits for more rows, set the timer that calls this again, unless it is set to an
+        earlier time.
         """
         self._dispatching.discard(queue)
         if time.monotonic() < self._paused_until:
@@ -185,19 +187,14 @@ class BatchSender:
             ).pack()
             self._later(self._send(publish_batch(batch.sent_to, packed), batch))
         if self._scheduler.wakeup_at is not None:
-            self._schedule_wakeup(self._scheduler.wakeup_at + 0.0005)
-
-    def _schedule_wakeup(self, due: float) -> None:
-        """Set the timer that forms batches again at `due`, unless an earlier time is set."""
-        delay = due - time.monotonic()
-        if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
-            self._cancel_wakeup()
-            self._wakeup = self._loop.call_later(delay, self._wake_up)
+            delay = self._scheduler.wakeup_at + 0.0005 - time.monotonic()
+            if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
+                self._cancel_wakeup()
+                self._wakeup = self._loop.call_later(delay, self._wake_up)
 
     def _cancel_wakeup(self) -> None:
         if self._wakeup is not None:
             self._wakeup.cancel()
-            self._wakeup = None
 
     def _wake_up(self) -> None:
         self._wakeup = None

@@ -1,7 +1,10 @@
-"""The records of the batch scheduler: pending requests, their slices, and batches in flight."""
+"""The records of the batch scheduler: pending requests, their slices, queues and waits, and batches
+in flight.
+"""
 
 import asyncio
 import secrets
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +15,12 @@ from core.broker.keys import QueueName
 from core.catalog.registry import ModelVersion
 
 GroupKey = tuple[Any, ...]  # what requests must share to share a batch
+
+SMALL_ROWS = 16  # requests of at most this many rows fill the rows that a larger one leaves in a forward pass
+
+# Seconds after which a wait ends without a result, so that its caller can check whether the client
+# is connected.
+WAIT_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -112,3 +121,123 @@ class InFlightBatch:
         An interactive batch may interrupt other work, which would be lost if it crashed the worker.
         """
         return "bulk" if self.isolated else self.queue
+
+
+@dataclass(eq=False, slots=True)
+class OwnerQueue:
+    """The waiting requests of one owner in one group, oldest first.
+
+    Requests of at most `SMALL_ROWS` rows are in `small`, all others in `large`.
+    """
+
+    small: OrderedDict[PendingRequest, None] = field(default_factory=OrderedDict)
+    large: OrderedDict[PendingRequest, None] = field(default_factory=OrderedDict)
+
+    def __bool__(self) -> bool:
+        return bool(self.small or self.large)
+
+    def _queue_of(self, request: PendingRequest) -> OrderedDict[PendingRequest, None]:
+        return self.small if request.rows <= SMALL_ROWS else self.large
+
+    def add(self, request: PendingRequest, *, front: bool = False) -> None:
+        """Put a request at the end of its queue or, with `front`, at the front.
+
+        A request that is in the queue already is not added twice; `front` moves it.
+        """
+        queue = self._queue_of(request)
+        queue[request] = None
+        if front:
+            queue.move_to_end(request, last=False)
+
+    def remove(self, request: PendingRequest) -> bool:
+        """Remove a request; return whether it was in the queue."""
+        queue = self._queue_of(request)
+        if request not in queue:
+            return False
+        del queue[request]
+        return True
+
+    def oldest(self) -> PendingRequest:
+        """Return the request that has waited longest."""
+        if not self.large:
+            return next(iter(self.small))
+        large = next(iter(self.large))
+        if not self.small:
+            return large
+        small = next(iter(self.small))
+        return small if small.arrived <= large.arrived else large
+
+    def fitting(self, rows: int) -> PendingRequest | None:
+        """Return the oldest small request, or else the oldest large one, that fits into `rows`
+        rows.
+
+        All its unsent rows, or its first slice to be retried, must fit; None if neither request
+        does. Slices that must run isolated do not count.
+        """
+        for queue in (self.small, self.large):
+            request = next(iter(queue), None)
+            if request is None or (request.retries and request.retries[0].isolated):
+                continue
+            if (request.retries[0].rows if request.retries else request.rows - request.next_row) <= rows:
+                return request
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Waiting requests that may share a batch.
+
+    `queues` is keyed by owner. `rows` is the number of rows that are in no batch yet, and
+    `last_arrival` the time at which the newest request arrived.
+    """
+
+    queues: dict[str, OwnerQueue] = field(default_factory=lambda: defaultdict(OwnerQueue))
+    rows: int = 0
+    last_arrival: float = 0.0
+
+
+class StillWaitingError(Exception):
+    """There is no result after `WAIT_S`; wait again."""
+
+
+class ResultWaits:
+    """The waits for results, with one timer: a timer for each wait would cost more CPU time than the wait itself."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start without waits and without a timer."""
+        self._loop = loop
+        self._due: dict[PendingRequest, float] = {}  # the earliest first, as all last equally long
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, request: PendingRequest) -> Fields:
+        """Return the result of a request.
+
+        Raises the exception of the request, or StillWaitingError after `WAIT_S` seconds without a
+        result.
+        """
+        self._due[request] = self._loop.time() + WAIT_S
+        if self._timer is None:
+            self._timer = self._loop.call_later(WAIT_S, self._end_waits)
+        try:
+            return await request.result
+        finally:
+            self._due.pop(request, None)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end_waits(self) -> None:
+        """End the waits that are due: fail their futures with StillWaitingError, and
+        replace them.
+        """
+        now, self._timer = self._loop.time(), None
+        for request, due in list(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._end_waits)
+                return
+            del self._due[request]
+            if not request.result.done():
+                request.result.set_exception(StillWaitingError())
+                request.result = self._loop.create_future()

@@ -12,17 +12,18 @@ batches, so none starves.
 
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import orjson
 
-from api.batching.queues import Group, OwnerQueue
-from api.batching.requests import GroupKey, InFlightBatch, PendingRequest, RequestSlice
+from api.batching.requests import Group, GroupKey, InFlightBatch, OwnerQueue, PendingRequest, RequestSlice
 from core.broker.codec import Fields
-from core.broker.keys import QueueName
+from core.broker.keys import QUEUES, QueueName
 
+T = TypeVar("T")
 IN_FLIGHT_PER_WORKER = 2  # batches in flight per worker and queue: one that runs and one that waits
 
 UNKNOWN_CAPACITY = (8, 8)
@@ -91,12 +92,10 @@ class BatchScheduler:
         """Start without requests; `clock` returns seconds and is monotonic."""
         self._limits = limits
         self._clock = clock
-        self._groups: dict[QueueName, dict[GroupKey, Group]] = {"interactive": {}, "bulk": {}}
+        self._groups: dict[QueueName, dict[GroupKey, Group]] = {queue: defaultdict(Group) for queue in QUEUES}
         # by owner, the keys of the groups in which it has unsent rows; both in the order of their turns
-        self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]] = {
-            "interactive": OrderedDict(),
-            "bulk": OrderedDict(),
-        }
+        self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]]
+        self._turns = {queue: OrderedDict() for queue in QUEUES}
         self._waiting: set[PendingRequest] = set()
         self._requests: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
@@ -105,7 +104,7 @@ class BatchScheduler:
         self._timings: OrderedDict[GroupKey, PassTiming] = OrderedDict()
         self.in_flight: dict[str, InFlightBatch] = {}
         self.capacity: dict[tuple[str, str], Capacity] = {}
-        """By `name@version` and method, as the workers report it."""
+        """The capacity that the workers report, keyed by (`name@version`, method)."""
         self.wakeup_at: float | None = None
         """When to call `next_batch` again, if a group waits for more rows."""
 
@@ -165,14 +164,9 @@ class BatchScheduler:
 
     def _remove(self, request: PendingRequest) -> None:
         self._waiting.discard(request)
-        owner = request.owner
-        self._requests[owner] -= 1
-        if not self._requests[owner]:
-            del self._requests[owner]
+        _subtract(self._requests, request.owner)
         if request.queue == "bulk":
-            self._rows[owner] -= request.rows
-            if not self._rows[owner]:
-                del self._rows[owner]
+            _subtract(self._rows, request.owner, request.rows)
         for batch in request.batches:
             batch.waiting -= 1
 
@@ -278,9 +272,7 @@ class BatchScheduler:
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
-        self._group_count[batch.key] -= 1
-        if not self._group_count[batch.key]:
-            del self._group_count[batch.key]
+        _subtract(self._group_count, batch.key)
         for part in batch.slices:
             part.request.batches.remove(batch)
 
@@ -298,10 +290,10 @@ class BatchScheduler:
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Take a batch out of flight and queue its slices again, before other requests of their
+        """Remove a batch from `in_flight`, and queue its slices before other requests of their
         owners.
 
-        With `isolate`, each slice will run in a batch alone. Slices that have a result, or whose
+        With `isolate`, each slice runs in a batch of its own. Slices that have a result, or whose
         request has ended, are left out.
         """
         self.finish_batch(batch)
@@ -362,19 +354,11 @@ class BatchScheduler:
 
     def _enqueue(self, request: PendingRequest, rows: int, *, front: bool = False) -> None:
         queue, key, owner = request.queue, request.key, request.owner
-        group = self._groups[queue].get(key)
-        if group is None:
-            group = self._groups[queue][key] = Group()
-        owner_queue = group.queues.get(owner)
-        if owner_queue is None:
-            owner_queue = group.queues[owner] = OwnerQueue()
-        owner_queue.add(request, front=front)
+        group = self._groups[queue][key]
+        group.queues[owner].add(request, front=front)
         group.rows += rows
         group.last_arrival = max(group.last_arrival, request.arrived)
-        turns = self._turns[queue]
-        keys = turns.get(owner)
-        if keys is None:
-            keys = turns[owner] = OrderedDict()
+        keys = self._turns[queue].setdefault(owner, OrderedDict())
         keys.setdefault(key)
         if front:
             keys.move_to_end(key, last=False)
@@ -395,6 +379,13 @@ class BatchScheduler:
         del turns[owner][key]
         if not turns[owner]:
             del turns[owner]
+
+
+def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
+    """Subtract a number from a count; delete the count when it is 0, so that `counts` stays small."""
+    counts[key] -= number
+    if not counts[key]:
+        del counts[key]
 
 
 def _key(request: PendingRequest) -> GroupKey:

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.access import quota_exceeded
 from api.batching.batch_sender import FailedError
-from api.batching.requests import PendingRequest
-from api.batching.result_waits import WAIT_S, StillWaitingError
+from api.batching.requests import WAIT_S, PendingRequest, StillWaitingError
 from api.batching.scheduler import QueueFullError
 from api.dependencies import check_query_names
 from api.errors import GoneError, InvalidError, ModelFailedError, OverloadedError

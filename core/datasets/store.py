@@ -8,7 +8,6 @@ order. A folder whose name begins with a dot is a scratch folder.
 import fcntl
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from uuid import uuid4
 import numpy as np
 
 from core.blobs import remove_tree
-from core.files import locked, write_durably
+from core.files import locked, sync_folder, write_durably
 from core.imaging.pictures import grid
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -115,7 +114,7 @@ class Datasets:
             write_durably(made / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
             (made / _USES).mkdir()
             made.rename(self.folder / name)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             return description, True
 
     def get(self, name: str) -> dict[str, Any] | None:
@@ -208,12 +207,3 @@ def _age_s(folder: Path) -> float:
         return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("made/*")))
     except OSError:
         return math.inf
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder's directory entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
