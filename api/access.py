@@ -7,16 +7,8 @@ from typing import Any
 
 from starlette.types import Scope
 
-from api import audit
+from api import audit, errors
 from api.auth import ANONYMOUS, Caller, Keys
-from api.errors import (
-    ForbiddenError,
-    MalformedError,
-    MisdirectedError,
-    ProblemError,
-    TooManyRequestsError,
-    UnauthorizedError,
-)
 from api.exposure import HostCheck, OriginCheck, allowed_hosts, allowed_origins, client_address, trusted_proxies
 from api.rate_limits import RateLimits
 from core.catalog.operations import OPERATIONS
@@ -88,18 +80,18 @@ class AccessControl:
     """Checks each request of one API process before a route sees it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the key file. Raises ValueError if a line is not valid, and OSError if it cannot be
-        read.
+        """Read the key file.
+
+        Raises ValueError if a line of the file is not valid, and OSError if it cannot be read.
         """
         self.keys = Keys(settings.api_keys)
+        self._settings = settings
         self._hosts = HostCheck(allowed_hosts(settings))
         self._origins = OriginCheck(allowed_origins(settings))
         self._proxies = trusted_proxies(settings)
         self._rates = RateLimits(settings.wrong_keys_per_minute)
-        self._per_second = settings.key_requests_per_second
-        self._public_openapi = settings.public_openapi
 
-    def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
+    def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
         """Check host, origin, API key, rate and role; return the error, or None if the checks pass.
 
         Stores the caller in the scope, where `caller_of` finds it, and logs rejected keys and
@@ -109,66 +101,61 @@ class AccessControl:
         scope["reverie_caller"] = ANONYMOUS
         host = headers.get(b"host", b"")
         if not _names_one_host(scope, headers):
-            return MalformedError("a request needs exactly one `Host` header (RFC 9112, section 3.2)")
+            return errors.MalformedError("a request needs exactly one `Host` header (RFC 9112, section 3.2)")
         if path in OPEN_PATHS:
             return None
         if not self._hosts.allows(host):
             name = host.decode("latin-1")[:80]
             detail = f"this service does not answer as {name!r}; its operator can add it to REVERIE_ALLOWED_HOSTS"
-            return MisdirectedError(detail)
+            return errors.MisdirectedError(detail)
         origin = headers.get(b"origin")
         if origin is not None and method not in SAFE_METHODS and not self._origins.allows(origin, host):
             name = origin.decode("latin-1")[:80]
-            detail = (
-                f"pages of {name!r} may not change anything here; the operator can add it to REVERIE_ALLOWED_ORIGINS"
-            )
-            return ForbiddenError(detail)
+            detail = f"pages of {name!r} may not change anything here; the operator can add it to "
+            return errors.ForbiddenError(f"{detail}REVERIE_ALLOWED_ORIGINS")
         return self._check_key(scope, headers)
 
-    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ProblemError | None:
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
         authorization, path = headers.get(b"authorization", b""), scope["path"]
-        if self._public_openapi and not authorization and _DESCRIPTION_PATHS.fullmatch(path):
+        if self._settings.public_openapi and not authorization and _DESCRIPTION_PATHS.fullmatch(path):
             return None
         caller = self.keys.caller(authorization)
         if caller is None:
-            return self._check_unknown_key(scope, headers, tried=bool(authorization))
+            return self._check_unknown_key(scope, headers)
         scope["reverie_caller"] = caller
         return self._check_caller(scope, caller, rule_of(scope["method"], path)) if self.keys.used else None
 
-    def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes], *, tried: bool) -> ProblemError:
+    def _check_unknown_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError:
         challenge = {"WWW-Authenticate": "Bearer"}
-        if not tried:
+        if not headers.get(b"authorization"):
             detail = "send `Authorization: Bearer KEY` with a key that the operator of this service gave you"
-            return UnauthorizedError(detail, headers=challenge)
+            return errors.UnauthorizedError(detail, headers=challenge)
         peer = scope.get("client")
         address = client_address(peer[0] if peer else "unknown", headers, self._proxies)
-        wait_s = self._rates.wrong_key(address)
-        error: ProblemError
-        if wait_s:
+        detail = "the key in `Authorization: Bearer KEY` is not known here or has expired; ask the operator for one"
+        error: errors.ProblemError = errors.UnauthorizedError(detail, headers=challenge)
+        if wait_s := self._rates.wrong_key(address):
             detail = f"too many wrong keys came from your address; wait {wait_s} s, and check the key"
-            error = TooManyRequestsError(detail, retry_after_s=wait_s, type=ABUSE)
-        else:
-            detail = "the key in `Authorization: Bearer KEY` is not known here or has expired; ask the operator for one"
-            error = UnauthorizedError(detail, headers=challenge)
+            error = errors.TooManyRequestsError(detail, retry_after_s=wait_s, type=ABUSE)
         _audit_refusal(scope, "", error.status, "wrong key", address=address)
         return error
 
-    def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> ProblemError | None:
-        per_second = caller.limits.get("requests_per_second", self._per_second)
+    def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> errors.ProblemError | None:
+        per_second = caller.limits.get("requests_per_second", self._settings.key_requests_per_second)
         if not self._rates.request(caller.name, per_second):
             return quota_exceeded("requests_per_second", f"you may send {per_second} requests a second")
         if not caller.roles.isdisjoint(rule.roles):
             return None
         needed = " or ".join(f"`{role}`" for role in rule.roles)
         have = ", ".join(f"`{role}`" for role in sorted(caller.roles))
-        _audit_refusal(scope, caller.name, ForbiddenError.status, "missing role", role=rule.roles[0])
-        return ForbiddenError(f"this needs a key with the role {needed}; yours has {have}", role=rule.roles[0])
+        _audit_refusal(scope, caller.name, errors.ForbiddenError.status, "missing role", role=rule.roles[0])
+        return errors.ForbiddenError(f"this needs a key with the role {needed}; yours has {have}", role=rule.roles[0])
 
 
-def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> TooManyRequestsError:
+def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> errors.TooManyRequestsError:
     """Return the error (429) for a request that exceeds the limit named `limit` of its caller."""
     detail += "; GET /v1/me shows your limits and what you use"
-    return TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
+    return errors.TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
 
 
 def _names_one_host(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -25,45 +26,38 @@ INLINE_BYTES = 256 << 10  # larger results and inputs are put into the blob stor
 _RETRY_S = 0.5
 
 
+@dataclass(eq=False)
 class AdoptedJobs:
     """The adopted jobs of one API process, which is the owner of their leases.
 
-    If the process dies, the leases expire and workers run the jobs. `pending` has the pending
-    requests, keyed by job id.
+    If the process dies, the leases expire and workers run the jobs. `notify` is called with the id
+    of a job that has ended. `pending` has the pending requests, keyed by job id. `holder` is the
+    name of this process in the leases.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        job_store: JobStore,
-        blobs: Blobs,
-        threads: StoreThreads,
-        notify: Callable[[str], None],
-    ) -> None:
-        """Start without jobs; `notify` is called with the id of a job that has ended."""
-        self._settings = settings
-        self._job_store = job_store
-        self._blobs = blobs
-        self._threads = threads
-        self._notify = notify
-        self.pending: dict[str, PendingRequest] = {}
-        self.holder = f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}"
+    settings: Settings
+    job_store: JobStore
+    blobs: Blobs
+    threads: StoreThreads
+    notify: Callable[[str], None]
+    pending: dict[str, PendingRequest] = field(default_factory=dict)
+    holder: str = field(default_factory=lambda: f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}")
 
     async def complete(self, job: Job, pending: PendingRequest) -> None:
         """Wait for the result of a pending request, store it, and end the job.
 
         If the disk has no room for the result, the job is requeued for the workers.
         """
-        report = SliceReport(job.claim)
-        size_bytes = 0
+        report, size_bytes = SliceReport(job.claim), 0
         blocked: dict[str, Any] | None = None
         try:
             data = pack(await pending.result)
-            report = SliceReport(job.claim, 0, pending.rows, data)
             if len(data) > INLINE_BYTES:
                 size_bytes, key = len(data), f"jobs/{job.id}/1-0"
-                await self._threads.read(self._blobs.put, key, data)
+                await self.threads.read(self.blobs.put, key, data)
                 report = SliceReport(job.claim, 0, pending.rows, blob_key=key)
+            else:
+                report = SliceReport(job.claim, 0, pending.rows, data)
         except FailedError as error:
             blocked = error.problem if error.problem["status"] == INSUFFICIENT_STORAGE else None
             report = SliceReport(job.claim, problem=error.problem)
@@ -76,12 +70,12 @@ class AdoptedJobs:
             self.pending.pop(job.id, None)
             return
         if blocked is None:
-            await self._write_until_done(job.id, self._job_store.record_slices, [report])
+            await self._write_until_done(job.id, self.job_store.record_slices, [report])
         else:  # a worker runs the job again when the disk may have room
-            wait_s = self._settings.storage_wait_s
-            await self._write_until_done(job.id, self._job_store.defer, job.claim, blocked, wait_s, size_bytes)
+            wait_s = self.settings.storage_wait_s
+            await self._write_until_done(job.id, self.job_store.defer, job.claim, blocked, wait_s, size_bytes)
         self.pending.pop(job.id, None)
-        self._notify(job.id)
+        self.notify(job.id)
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
         """Call a function that writes to the job store; retry while the database cannot be
@@ -89,7 +83,7 @@ class AdoptedJobs:
         """
         while True:
             try:
-                await self._threads.write(function, *args)
+                await self.threads.write(function, *args)
             except sa.exc.OperationalError as error:
                 log.warning("database not written", extra={"job": job_id, "reason": str(error.orig)})
                 await asyncio.sleep(_RETRY_S)
@@ -99,13 +93,13 @@ class AdoptedJobs:
     async def renew(self) -> None:
         """Renew the leases and write the progress of all adopted jobs."""
         if self.pending:
-            await self._threads.write(self._job_store.renew_leases, self.holder, self._settings.job_lease_s)
+            await self.threads.write(self.job_store.renew_leases, self.holder, self.settings.job_lease_s)
             progress = {job_id: pending.progress for job_id, pending in self.pending.items() if pending.progress}
-            await self._threads.write(self._job_store.record_progress, self.holder, progress)
+            await self.threads.write(self.job_store.record_progress, self.holder, progress)
 
     async def release(self) -> None:
         """Give up the leases of all adopted jobs, so that workers can claim them.
 
         Called when this process stops.
         """
-        await self._threads.write(self._job_store.release, self.holder, "its holder stopped")
+        await self.threads.write(self.job_store.release, self.holder, "its holder stopped")

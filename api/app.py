@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 
 from api import openapi
 from api.auth import VISITOR
@@ -14,7 +14,7 @@ from api.dependencies import check_query
 from api.errors import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
-from api.routes import datasets, docs, families, health, jobs, me, models, trainings, versions
+from api.routes import datasets, docs, health, jobs, me, models, trainings, versions
 from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
 from api.state import AppState
@@ -22,10 +22,6 @@ from api.versions import prune_versions
 from core.log import set_up
 from core.settings import Settings
 from core.settings import settings as settings_of_environment
-
-ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router for module in (models, versions, jobs, trainings, families, datasets, me)
-)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,7 +51,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_cors(app, settings)
     add_operations(app, state)
     add_upscales(app, state)
-    for router in ROUTERS:
+    checked = (models.router, versions.router, jobs.router, trainings.router, trainings.families_router)
+    for router in (*checked, datasets.router, me.router):
         app.include_router(router, dependencies=[Depends(check_query)])
     for router in (health.router, docs.router):
         app.include_router(router)

@@ -49,7 +49,7 @@ class KeyRecord:
     digest: str
     roles: frozenset[str] = DEFAULT_ROLES
     expires_at: float | None = None
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
@@ -60,8 +60,7 @@ class KeyRecord:
         """
         fields = line.strip().split(":")
         name, digest, roles, attributes = (*fields, "", "", "")[:4]
-        well_formed = len(fields) <= 4 and _NAME_IN_FILE.fullmatch(name) and _SHA256.fullmatch(digest)
-        if not well_formed:
+        if len(fields) > 4 or not _NAME_IN_FILE.fullmatch(name) or not _SHA256.fullmatch(digest):
             raise ValueError(f"is not {_SHAPE}, the hash in lower-case hex")
         granted = frozenset(word.strip() for word in roles.split(",")) if roles.strip() else DEFAULT_ROLES
         if not granted <= set(ROLES):
@@ -154,8 +153,8 @@ class KeyFile:
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         with locked(lock_path):
             lock_path.chmod(0o600)
+            self.records()  # raises ValueError: a file that is not valid is not replaced
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            parse_keys("\n".join(lines))  # a file that is not valid is not replaced
             yield lines
             parse_keys("\n".join(lines))
             write_durably(self.path, "".join(f"{line}\n" for line in lines), mode=0o600)
@@ -259,8 +258,9 @@ class Keys:
     """Finds the callers of API keys. Without a key file, all callers are anonymous."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the key file. Raises ValueError if a line is not valid, and OSError if it cannot be
-        read.
+        """Read the key file.
+
+        Raises ValueError if a line of the file is not valid, and OSError if it cannot be read.
         """
         self._path = path
         self._callers: dict[str, Caller] = {}
@@ -296,8 +296,7 @@ class Keys:
     def _load(self, path: Path) -> None:
         with path.open() as file:
             stamp = _stamp(os.fstat(file.fileno()))
-            records = parse_keys(file.read())
-        self._callers = {record.digest: Caller.of(record) for record in records}
+            self._callers = {record.digest: Caller.of(record) for record in parse_keys(file.read())}
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:

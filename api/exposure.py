@@ -7,7 +7,6 @@ import ipaddress
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from api.auth import Keys
@@ -41,8 +40,14 @@ def check_settings(settings: Settings) -> None:
     The message names the setting to change.
     """
     path = settings.api_keys
-    if path is not None:
-        _check_key_file(path)
+    try:
+        Keys(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(
+            f"REVERIE_API_KEYS names a file that cannot be read, {path} ({reason}); "
+            f"`python -m api keys --file {path} add NAME` makes it"
+        ) from error
     hosts = allowed_hosts(settings)
     origins = allowed_origins(settings)
     trusted_proxies(settings)
@@ -70,17 +75,6 @@ def exit_if_refused(settings: Settings) -> None:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
-
-
-def _check_key_file(path: Path) -> None:
-    try:
-        Keys(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(
-            f"REVERIE_API_KEYS names a file that cannot be read, {path} ({reason}); "
-            f"`python -m api keys --file {path} add NAME` makes it"
-        ) from error
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
@@ -118,14 +112,6 @@ def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
         raise ValueError(f"REVERIE_TRUSTED_PROXIES: {error}; write for example 10.0.0.1,10.1.0.0/16") from error
 
 
-def _name(host: str) -> str:
-    """Return the host of a Host header, in lower case and without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].rstrip(".")
-
-
 class HostCheck:
     """Checks the Host header of requests against the allowed hosts. Prevents DNS rebinding."""
 
@@ -142,7 +128,8 @@ class HostCheck:
         """Return whether the value of a Host header, with or without a port, is allowed."""
         if self._any or host in self._seen:
             return True
-        name = _name(host.decode("latin-1"))
+        text = host.decode("latin-1").strip().lower()
+        name = text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0].rstrip(".")
         allowed = name in self._names or (bool(self._suffixes) and name.endswith(self._suffixes))
         if allowed and len(self._seen) < _REMEMBERED:
             self._seen.add(host)
@@ -186,14 +173,13 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Net
     trusted proxy.
     """
     address = _parsed(peer)
-    if address is not None and _trusted(address, proxies):
-        for word in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
-            forwarded = _parsed(word.strip())
-            if forwarded is None:
-                break
-            address = forwarded
-            if not _trusted(address, proxies):
-                break
+    for word in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
+        if address is None or not any(address in network for network in proxies):
+            break
+        forwarded = _parsed(word.strip())
+        if forwarded is None:
+            break
+        address = forwarded
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address or peer)
@@ -205,10 +191,6 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _trusted(address: ipaddress.IPv4Address | ipaddress.IPv6Address, proxies: tuple[Network, ...]) -> bool:
-    return any(address in network for network in proxies)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
-"""Server-sent events of jobs. Each job is read once for all clients that listen to it."""
+"""Changes and server-sent events of jobs. Each job is read once for all clients that wait for it."""
 
 import asyncio
 import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
+import redis
+import redis.asyncio
 import sqlalchemy as sa
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import OverloadedError, TooManyRequestsError
+from api.store_threads import StoreThreads
+from core.broker.codec import unpack
+from core.broker.connection import stream_entries
+from core.broker.keys import JOB_UPDATES
 from core.jobs.records import TERMINAL, Event
+from core.jobs.store import JobStore
 
 KEEP_ALIVE_S = 15.0
 PREVIEW_S = 0.5  # least time between two reads of a preview
 RETRY_S = 0.5  # pause after a failed read
+POLL_S = 0.5  # interval at which the job store is polled for new events
 OPENINGS_PER_SECOND = 200  # event streams that are opened per second, of all callers; further ones wait
 OPENING_BURST = 20  # event streams that are opened without a wait after a pause
 MAX_OPENING_DELAY_S = 10.0  # a stream that would have to wait longer is rejected
@@ -34,17 +42,15 @@ class JobEvent:
 
     seq: int
     name: str
-    data: str
     text: str
     last: bool
 
     @classmethod
     def of(cls, event: Event) -> "JobEvent":
         """Convert an event of the job store to a server-sent event."""
-        data = orjson.dumps(event.data).decode()
         last = event.name == "status" and event.data["status"] in TERMINAL
-        text = f"id: {event.seq}\nevent: {event.name}\ndata: {data}\n\n"
-        return cls(event.seq, event.name, data, text, last)
+        text = f"id: {event.seq}\nevent: {event.name}\ndata: {orjson.dumps(event.data).decode()}\n\n"
+        return cls(event.seq, event.name, text, last)
 
 
 @dataclass
@@ -82,36 +88,26 @@ class Update:
     exists: bool
 
 
+@dataclass(eq=False)
 class JobEvents:
-    """The events of all jobs that have listeners."""
+    """The events of all jobs that have listeners.
 
-    def __init__(
-        self,
-        read: Callable[[str, int], Awaitable[list[Event]]],
-        exists: Callable[[str], Awaitable[bool]],
-        preview: Callable[[str], Awaitable[bytes | None]],
-    ) -> None:
-        """Set the functions that read a job, given its id.
+    It reads a job with functions that get the id of the job. `read` also gets an event number and
+    returns the events after it; `exists` returns whether the job exists; `preview` returns its
+    preview as PNG, or None. `feeds` is keyed by job id.
+    """
 
-        `read` also gets an event number and returns the events after it; `exists` returns whether
-        the job exists; `preview` returns its preview as PNG, or None.
-        """
-        self._read = read
-        self._exists = exists
-        self._preview = preview
-        self._feeds: dict[str, _Feed] = {}
-
-    @property
-    def watched(self) -> Collection[str]:
-        """The ids of the jobs that have listeners."""
-        return self._feeds.keys()
+    read: Callable[[str, int], Awaitable[list[Event]]]
+    exists: Callable[[str], Awaitable[bool]]
+    preview: Callable[[str], Awaitable[bytes | None]]
+    feeds: "dict[str, _Feed]" = field(default_factory=dict)
 
     def wake(self, job_id: str) -> None:
         """Read the events of a job that has changed, and wake its listeners.
 
         Does nothing for a job without listeners.
         """
-        feed = self._feeds.get(job_id)
+        feed = self.feeds.get(job_id)
         if feed is not None:
             feed.stale = True
             if feed.reader is None:
@@ -119,7 +115,7 @@ class JobEvents:
 
     def close(self) -> None:
         """Cancel all reads of the job store."""
-        for feed in self._feeds.values():
+        for feed in self.feeds.values():
             if feed.reader is not None:
                 feed.reader.cancel()
 
@@ -136,9 +132,9 @@ class JobEvents:
             feed.reader = None
 
     async def _read_new(self, feed: _Feed) -> None:
-        events = await self._read(feed.job_id, len(feed.events))
+        events = await self.read(feed.job_id, len(feed.events))
         feed.events += [JobEvent.of(event) for event in events]
-        if not events and not await self._exists(feed.job_id):
+        if not events and not await self.exists(feed.job_id):
             feed.exists = False
         if events and not feed.events[-1].last:
             await self._read_preview(feed)
@@ -151,7 +147,7 @@ class JobEvents:
         now = asyncio.get_running_loop().time()
         if now - feed.preview_at < PREVIEW_S:
             return
-        preview = await self._preview(feed.job_id)
+        preview = await self.preview(feed.job_id)
         if preview is not None and preview != feed.preview:
             feed.preview, feed.preview_at = preview, now
             feed.previews += 1
@@ -160,7 +156,7 @@ class JobEvents:
         """Yield updates of a job after the event with number `seq`, until the caller stops
         iterating.
         """
-        feed = self._feeds.setdefault(job_id, _Feed(job_id))
+        feed = self.feeds.setdefault(job_id, _Feed(job_id))
         changed = asyncio.Event()
         feed.listeners.add(changed)
         previews = feed.previews
@@ -181,8 +177,75 @@ class JobEvents:
                     seq = events[-1].seq
         finally:
             feed.listeners.discard(changed)
-            if not feed.listeners and self._feeds.get(job_id) is feed:
-                del self._feeds[job_id]
+            if not feed.listeners and self.feeds.get(job_id) is feed:
+                del self.feeds[job_id]
+
+
+# See docs/decisions.md#one-database-poll-serves-all-event-streams
+class JobUpdates:
+    """Wakes the requests of one API process that wait for jobs.
+
+    A message of a worker, or a new event in the job store, wakes them.
+    """
+
+    def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
+        """Start without waiting requests; `notify` also wakes the event streams of `job_events`."""
+        self._job_store = job_store
+        self._threads = threads
+        self._job_events = job_events
+        self._waiters: dict[str, set[asyncio.Event]] = {}
+
+    def notify(self, job_id: str) -> None:
+        """Wake the requests and event streams that wait for a job."""
+        self._job_events.wake(job_id)
+        for waiter in self._waiters.get(job_id, ()):
+            waiter.set()
+
+    async def wait(self, job_id: str, timeout_s: float) -> None:
+        """Wait until a job changes, for at most `timeout_s` seconds."""
+        waiter = asyncio.Event()
+        waiters = self._waiters.setdefault(job_id, set())
+        waiters.add(waiter)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await waiter.wait()
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiters.get(job_id) is waiters:
+                del self._waiters[job_id]
+
+    async def listen(self, connection: redis.asyncio.Redis) -> None:
+        """Read the workers' messages and notify of the jobs they name, until cancelled.
+
+        Messages can be lost; `poll` finds these changes.
+        """
+        last: bytes | str = "$"
+        while True:
+            try:
+                messages = await connection.xread({JOB_UPDATES: last}, count=256, block=5000)
+            except (redis.RedisError, OSError):
+                await asyncio.sleep(0.2)
+                continue
+            for entry_id, values in stream_entries(messages):
+                last = entry_id
+                for job_id in unpack(values[b"ids"]):
+                    self.notify(job_id)
+
+    async def poll(self) -> None:
+        """Poll the job store twice a second and notify of jobs with new events, until cancelled."""
+        known: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(POLL_S)
+            watched = {*self._waiters, *self._job_events.feeds}
+            try:
+                last = await self._threads.read(self._job_store.last_event_numbers, watched) if watched else {}
+            except sa.exc.SQLAlchemyError:
+                continue
+            changed = [job_id for job_id in watched if known.get(job_id) != last.get(job_id, 0)]
+            known = {job_id: last.get(job_id, 0) for job_id in watched}
+            for job_id in changed:
+                self.notify(job_id)
 
 
 class StreamLimit:

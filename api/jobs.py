@@ -16,8 +16,7 @@ from api.adopted_jobs import INLINE_BYTES, AdoptedJobs
 from api.batching.batch_sender import BatchSender
 from api.batching.requests import PendingRequest
 from api.errors import OverloadedError, storage_error
-from api.job_events import JobEvents
-from api.job_updates import JobUpdates
+from api.job_events import JobEvents, JobUpdates
 from api.requests import InferenceRequest
 from api.store_threads import StoreThreads
 from core.blobs import Blobs, remove_tree
@@ -63,9 +62,8 @@ class JobService:
     async def start(self) -> None:
         """Connect to the queue servers and start the background loops."""
         self._redis = connect_async(self._settings)
-        self._training_redis = redis.asyncio.Redis.from_url(
-            self._settings.training_queue, socket_timeout=15, socket_connect_timeout=2
-        )
+        url = self._settings.training_queue
+        self._training_redis = redis.asyncio.Redis.from_url(url, socket_timeout=15, socket_connect_timeout=2)
         for loop in (self._maintain(), self._updates.listen(self._redis), self._updates.poll(), self._clean_up()):
             self._run(loop)
 
@@ -210,14 +208,13 @@ class JobService:
         A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
         deleted again and OverloadedError is raised, so that the client retries.
         """
-        key = job.items_blob
         try:
             yield
         except sa.exc.SQLAlchemyError:
-            if key is not None:
+            if job.items_blob is not None:
                 await self._threads.read(self._blobs.delete, f"jobs/{job.id}")
             raise
-        if key is not None and not await self._threads.read(self._blobs.exists, key):
+        if job.items_blob is not None and not await self._threads.read(self._blobs.exists, job.items_blob):
             await self._threads.write(self._job_store.delete, job.id)
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 

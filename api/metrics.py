@@ -1,12 +1,14 @@
 """Prometheus metrics of this process, the workers, the queues and the job store."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+from api.state import AppState
+from core.broker.keys import QueueName
 
 LATENCY = Histogram(
     "reverie_request_seconds",
@@ -20,29 +22,30 @@ LATENCY = Histogram(
 class ServiceCollector(Collector):
     """Prometheus metrics that are collected at each scrape, not counted by prometheus_client."""
 
-    def __init__(self, figures: dict[str, Any]) -> None:
-        """Set the values of the metrics, keyed as `collect` reads them."""
-        self._figures = figures
+    def __init__(self, state: AppState, queue_lengths: dict[QueueName, int]) -> None:
+        """Set the services to read; `queue_lengths` has the number of messages on each queue."""
+        self._sender, self._jobs, self._queue_lengths = state.batch_sender, state.job_service.counts, queue_lengths
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics for prometheus_client."""
-        figures = self._figures
-        yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=figures["waiting"])
-        yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=figures["resent"])
+        waiting, resent = self._sender.waiting, self._sender.resent
+        yield GaugeMetricFamily("reverie_waiting_requests", "Requests that wait for a worker", value=waiting)
+        yield CounterMetricFamily("reverie_batches_resent", "Batches sent again", value=resent)
         queues = GaugeMetricFamily("reverie_queue_messages", "Messages on a queue", labels=["queue"])
-        for queue, length in figures["queues"].items():
+        for queue, length in self._queue_lengths.items():
             queues.add_metric([queue], length)
         yield queues
         jobs = GaugeMetricFamily("reverie_jobs", "Unfinished jobs", labels=["status"])
         for status in ("queued", "running"):
-            jobs.add_metric([status], figures["jobs"].get(status, 0))
+            jobs.add_metric([status], self._jobs.get(status, 0))
         yield jobs
-        yield GaugeMetricFamily("reverie_workers", "Live workers", value=len(figures["workers"]))
+        workers = self._sender.live_workers()
+        yield GaugeMetricFamily("reverie_workers", "Live workers", value=len(workers))
         rows = CounterMetricFamily("reverie_worker_rows", "Rows computed", labels=["worker", "operation"])
         busy = CounterMetricFamily("reverie_worker_busy_seconds", "Time spent in models", labels=["worker"])
         batches = CounterMetricFamily("reverie_worker_batches", "Forward passes", labels=["worker"])
         memory = GaugeMetricFamily("reverie_worker_memory_bytes", "Largest resident set", labels=["worker"])
-        for name, worker in figures["workers"].items():
+        for name, worker in workers.items():
             counters = worker["counters"]
             for key, value in counters.items():
                 if key.startswith("rows:"):
@@ -53,13 +56,10 @@ class ServiceCollector(Collector):
         yield from (rows, busy, batches, memory)
 
 
-def exposition(accept: str, figures: dict[str, Any]) -> tuple[bytes, str]:
-    """Return the metrics in the format that the header `accept` prefers, and its media type.
-
-    `figures` are the values for `ServiceCollector`.
-    """
+def exposition(accept: str, collector: ServiceCollector) -> tuple[bytes, str]:
+    """Return all metrics in the format that the header `accept` prefers, and its media type."""
     scrape = CollectorRegistry()
     scrape.register(LATENCY)
-    scrape.register(ServiceCollector(figures))
+    scrape.register(collector)
     encode, media = choose_encoder(accept)
     return encode(scrape), media

@@ -88,19 +88,15 @@ class RequestBodies:
         self._timeout_s = settings.body_total_timeout_s
         self.memory = SharedMemory(settings.max_inflight_body_bytes)
 
-    def _rule(self, method: str, path: str) -> BodyRule:
-        rule = self._rules.get((method, path))
-        if rule is None:
-            rule = self._version if method == "POST" and _VERSIONS.fullmatch(path) else self._control
-        return rule
-
     def reader(self, method: str, path: str, headers: list[tuple[bytes, bytes]], receive: Receive) -> "BodyReader":
         """Return the body reader of a request.
 
         Raises TooLargeError or OverloadedError if the declared length exceeds the route's limit or
         the free memory, and UnsupportedMediaError for an unknown content encoding.
         """
-        rule = self._rule(method, path)
+        rule = self._rules.get((method, path))
+        if rule is None:
+            rule = self._version if method == "POST" and _VERSIONS.fullmatch(path) else self._control
         encoding, declared = "", 0
         for name, value in headers:
             if name == b"content-encoding":
@@ -116,43 +112,40 @@ class RequestBodies:
         return BodyReader(receive, rule, self.memory, self._timeout_s, decoded=bool(encoding))
 
 
+@dataclass(eq=False, slots=True)
 class BodyReader:
-    """An ASGI `receive` that enforces the limits of a body.
+    """An ASGI `receive` that enforces the limits of a body; it reads its messages from `receive`.
 
     It raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
     large together, and StalledError after the time-out. `release` must be called when the request
-    has ended. `decoded`: the body had a content encoding.
+    has ended. `decoded`: the body had a content encoding. `unread`: the body may have more than was
+    read.
     """
 
-    __slots__ = ("_deadline", "_held", "_memory", "_read", "_receive", "_rule", "_timeout_s", "decoded", "unread")
-
-    def __init__(
-        self, receive: Receive, rule: BodyRule, memory: SharedMemory, timeout_s: float, *, decoded: bool
-    ) -> None:
-        """Set the limits; the messages are read from `receive`."""
-        self._receive = receive
-        self._rule = rule
-        self._memory = memory
-        self._timeout_s = timeout_s
-        self._deadline: float | None = None
-        self._read = self._held = 0
-        self.decoded = decoded
-        self.unread = True  # the body may have more than was read
+    receive: Receive
+    rule: BodyRule
+    memory: SharedMemory
+    timeout_s: float
+    decoded: bool
+    unread: bool = True
+    _deadline: float | None = None
+    _read: int = 0
+    _held: int = 0
 
     async def __call__(self) -> Message:
         """Return the next message of the body, and count its bytes.
 
         Raises TooLargeError, OverloadedError or StalledError at a limit; see the class.
         """
-        message = await (self._receive() if self._deadline is None else self._in_time(self._deadline))
+        message = await (self.receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
             return message
         read = self._read = self._read + len(message.get("body", b""))
         unread = self.unread = message.get("more_body", False)
-        if read > UNCOUNTED_BYTES or read > self._rule.limit:
+        if read > UNCOUNTED_BYTES or read > self.rule.limit:
             self._count(read)
-        if unread and self._rule.in_memory:
-            self._deadline = self._deadline or asyncio.get_running_loop().time() + self._timeout_s
+        if unread and self.rule.in_memory:
+            self._deadline = self._deadline or asyncio.get_running_loop().time() + self.timeout_s
         else:
             self._deadline = None
         return message
@@ -162,13 +155,13 @@ class BodyReader:
 
         Raises TooLargeError over the route's limit, and OverloadedError if the memory is used up.
         """
-        if read > self._rule.limit:
+        if read > self.rule.limit:
             self.unread = True  # of a decoded body, the client may still be sending encoded bytes
-            raise too_large(self._rule)
-        if not self._rule.in_memory or read <= UNCOUNTED_BYTES:
+            raise too_large(self.rule)
+        if not self.rule.in_memory or read <= UNCOUNTED_BYTES:
             return
         try:
-            self._memory.acquire(read - UNCOUNTED_BYTES - self._held)
+            self.memory.acquire(read - UNCOUNTED_BYTES - self._held)
         except OverloadedError:
             self.unread = True
             self.release()  # at once, so that other bodies are not rejected too
@@ -179,15 +172,15 @@ class BodyReader:
         """Return the next message of `receive`. Raises StalledError at the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._receive()
+                return await self.receive()
         except TimeoutError as error:
-            detail = f"the body was not complete after {self._timeout_s:g} s; send it faster, or in parts"
+            detail = f"the body was not complete after {self.timeout_s:g} s; send it faster, or in parts"
             raise StalledError(detail, headers={"Connection": "close"}) from error
 
     def release(self) -> None:
         """Subtract the bytes of this body from the shared memory."""
         if self._held:
-            self._memory.release(self._held)
+            self.memory.release(self._held)
             self._held = 0
 
     async def ahead(self) -> Receive:
@@ -197,22 +190,30 @@ class BodyReader:
         which FastAPI would replace by its own. Raises ClientDisconnect if the client disconnects
         before the body is complete.
         """
-        if not self._rule.small:
+        if not self.rule.small:
             return self
-        body = b""
-        while True:
-            message = await self()
-            if message["type"] != "http.request":
-                raise ClientDisconnect
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        messages: list[Message] = [{"type": "http.request", "body": await read_body(self), "more_body": False}]
 
         async def receive() -> Message:
             return messages.pop() if messages else await self()
 
         return receive
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the complete body of a request from its ASGI `receive`.
+
+    Raises ClientDisconnect if the client disconnects before the end of the body. Faster than
+    Starlette's `request.body()`: no generator, and no copy.
+    """
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def too_large(rule: BodyRule) -> TooLargeError:

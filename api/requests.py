@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from api.access import caller_of
 from api.auth import ANONYMOUS, Caller
 from api.batching.requests import PendingRequest
 from api.errors import InvalidError, MalformedError, NotFoundError, request_id_of
 from api.permissions import Models
+from api.request_bodies import read_body
 from api.request_content import FORM, Content, decode_base64, media_type, option_value, parse_body, read_form
 from api.responses.upscaled import UpscaleSpec
 from api.schemas.operations import SEED_LIMIT, OperationFields
@@ -111,7 +112,7 @@ async def read_request(request: Request, operation: Operation, models: Models, s
         max_files = settings.max_images + 1 + 2 * len(operation.shared)
         form = await read_form(request, names, max_files, f"the files' field is {fields}")
     else:
-        body = await read_body(request)
+        body = await read_body(request.receive)
 
     def resolve() -> InferenceRequest:
         content = form or parse_body(body, media, request, _ACCEPTED)
@@ -144,22 +145,6 @@ def idempotency_key(header: str) -> str:
     return match.group(1)
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the complete body of a request.
-
-    Raises ClientDisconnect if the client disconnects before its end. Faster than `request.body()`:
-    no generator, and no copy.
-    """
-    chunks: list[bytes] = []
-    while True:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
 def _inference_request(content: Content, operation: Operation, models: Models, settings: Settings) -> InferenceRequest:
     fields = validate_fields(OperationFields, content.fields)
     entry = models.find(fields.model)
@@ -175,13 +160,13 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
     options = validate_options(model_operation, fields.options, extra, names, content.texts)
     images: list[bytes | str] = [*content.uploads, *fields.images]
     rows, rows_per_image = _sizes(operation, fields, len(images), options, settings)
-    items, conversions = _decode_images(operation, entry, images)
+    conversions: list[str] = []
+    items = _decode_images(operation, entry, images, conversions)
     for shared in operation.shared:
         sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_base64_texts(shared, fields)]
-        items[shared.name], more_conversions = _decode_shared(shared, entry, sent)
-        conversions += more_conversions
+        items[shared.name] = _decode_shared(shared, entry, sent, conversions)
     seed = seed_or_random(fields.seed)
-    return InferenceRequest(operation, entry, options, seed, rows, content, items, rows_per_image, conversions)
+    return InferenceRequest(operation, entry, options, seed, rows, content, items, rows_per_image, tuple(conversions))
 
 
 def seed_or_random(seed: int | None) -> int:
@@ -261,42 +246,38 @@ def _sizes(
 
 
 def _decode_images(
-    operation: Operation, entry: ModelVersion, images: Sequence[bytes | str]
-) -> tuple[Items, tuple[str, ...]]:
-    """Decode all images to the size of the model.
+    operation: Operation, entry: ModelVersion, images: Sequence[bytes | str], conversions: list[str]
+) -> Items:
+    """Decode all images to the size of the model; return the pixels, keyed by the model's argument.
 
-    Returns the pixels, keyed by the name of the model's argument, and one message for each
-    conversion of an image (such as a resize). Raises InvalidError if an image cannot be decoded or
-    converted.
+    Adds a message to `conversions` for each image that was converted (such as resized). Raises
+    InvalidError if an image cannot be decoded or converted.
     """
-    if not images:
-        return {}, ()
-    decoded: list[Pixels] = []
-    conversions: list[str] = []
-    for index, image in enumerate(images):
-        pixels, image_conversions = _decode_image(image, entry.image, f"images[{index}]", f"images.{index}")
-        decoded.append(pixels)
-        conversions += image_conversions
+    decoded = [
+        _decode_image(image, entry.image, f"images[{index}]", f"images.{index}", conversions)
+        for index, image in enumerate(images)
+    ]
     if len(operation.images) == 2:
-        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}, tuple(conversions)
-    return {operation.images[0]: np.stack(decoded)}, tuple(conversions)
+        return {name: pixels[None] for name, pixels in zip(operation.images, decoded, strict=True)}
+    return {operation.images[0]: np.stack(decoded)} if decoded else {}
 
 
 def _decode_image(
-    image: bytes | str, size: tuple[int, int, int], name: str, path: str
-) -> tuple[Pixels, tuple[str, ...]]:
-    """Decode an image file, or its base64 text; return its pixels (C, H, W) and conversion
-    messages.
+    image: bytes | str, size: tuple[int, int, int], name: str, path: str, conversions: list[str]
+) -> Pixels:
+    """Decode an image file, or its base64 text, and return its pixels (C, H, W).
 
-    `name` is the image's name in messages, `path` its field in errors. Raises InvalidError if it
-    cannot be decoded or converted to `size`.
+    `name` is the image's name in messages, `path` its field in errors. Adds a message to
+    `conversions` if the image was converted. Raises InvalidError if the image cannot be decoded or
+    converted to `size`.
     """
     try:
-        pixels, conversions = decode(image if isinstance(image, bytes) else decode_base64(image), *size)
+        pixels, converted = decode(image if isinstance(image, bytes) else decode_base64(image), *size)
     except UnusableImageError as error:
-        detail = str(error)
-        raise InvalidError(f"{name}: {detail}", errors=[{"field": path, "detail": detail}]) from error
-    return pixels, (f"{name}: {conversions}",) if conversions else ()
+        raise InvalidError(f"{name}: {error}", errors=[{"field": path, "detail": str(error)}]) from error
+    if converted:
+        conversions.append(f"{name}: {converted}")
+    return pixels
 
 
 def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
@@ -311,19 +292,19 @@ def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
     return texts
 
 
-def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str]) -> tuple[Pixels, tuple[str, ...]]:
-    """Decode the one image of a shared field; return it as (1, C, H, W), and conversion messages.
+def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str], conversions: list[str]) -> Pixels:
+    """Decode the one image of a shared field; return its pixels (1, C, H, W).
 
-    It is decoded as grey and repeated for each channel of the model. Raises InvalidError if there
-    is not exactly one image, or if it cannot be decoded or is not suitable.
+    It is decoded as grey and repeated for each channel of the model. Adds a message to
+    `conversions` if the image was converted. Raises InvalidError if there is not exactly one image,
+    or if it cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
     if len(sent) != 1:
         number = f"{len(sent)} were sent" if sent else "missing"
         detail = f"{number}; send one picture of {width}×{height} pixels. {shared.description}"
         raise InvalidError.in_field(shared.name, detail)
-    pixels, conversions = _decode_image(sent[0], (1, height, width), shared.name, shared.name)
-    fault = shared.fault(pixels)
-    if fault:
+    pixels = _decode_image(sent[0], (1, height, width), shared.name, shared.name, conversions)
+    if fault := shared.fault(pixels):
         raise InvalidError.in_field(shared.name, fault)
-    return np.repeat(pixels[None], channels, axis=1), conversions
+    return np.repeat(pixels[None], channels, axis=1)

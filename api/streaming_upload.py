@@ -22,14 +22,8 @@ IDLE_S = 60.0  # seconds without data after which an upload is rejected
 _BLOCK_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 200
 _CHUNK_OVERHEAD_BYTES = 100  # memory overhead of a buffered chunk; a client can send chunks of one byte
-_FILE_TYPES = (
-    RAW,
-    "application/zip",
-    "application/x-zip-compressed",
-    "application/gzip",
-    "application/x-gzip",
-    "application/x-npz",
-)
+_ARCHIVES = ("zip", "x-zip-compressed", "gzip", "x-gzip", "x-npz")
+_FILE_TYPES = (RAW, *(f"application/{name}" for name in _ARCHIVES))
 
 
 # See docs/decisions.md#uploads-are-parsed-with-python-multipart-not-streaming-form-data
@@ -63,11 +57,9 @@ class StreamingUpload:
             raise unsupported(media, f"send {form}, or the file itself as {RAW} with the other fields in the query")
         for name, value in request.query_params.multi_items():
             self.add_field(name, value)
+        boundary = form_boundary(content_type) if media == FORM else None
         try:
-            if media == FORM:
-                await self._read_form(request, form_boundary(content_type))
-            else:
-                await self._read_file(request)
+            await self._read_body(request, boundary)
             await self._flush()
         finally:
             for file in self._open.values():
@@ -76,21 +68,22 @@ class StreamingUpload:
             raise InvalidError.in_field(self.files[0], "missing; send the file under this name")
         return self.fields
 
-    async def _read_file(self, request: Request) -> None:
-        self.open_file(self.files[0])
-        async for chunk in _chunks(request):
-            self.add_data(self.files[0], chunk)
-            await self._flush_full_buffer()
-
-    async def _read_form(self, request: Request, boundary: bytes) -> None:
+    async def _read_body(self, request: Request, boundary: bytes | None) -> None:
+        """Read a form with this boundary; None: the body is the first file."""
         try:
-            parser = MultipartParser(boundary, _FormCallbacks(self).callbacks)
+            parser = None if boundary is None else MultipartParser(boundary, _FormCallbacks(self).callbacks)
+            if parser is None:
+                self.open_file(self.files[0])
             async for chunk in _chunks(request):
-                parser.write(chunk)
-                await self._flush_full_buffer()
+                if parser is None:
+                    self.add_data(self.files[0], chunk)
+                else:
+                    parser.write(chunk)
+                if self._buffered_bytes >= _BLOCK_BYTES:
+                    await self._flush()
         except FormParserError as error:
             raise MalformedError(f"the body is not multipart/form-data: {error}") from error
-        if parser.state != MultipartState.END:
+        if parser is not None and parser.state != MultipartState.END:
             raise MalformedError("the body ends before its last boundary; send it whole")
 
     def open_file(self, name: str) -> None:
@@ -118,10 +111,6 @@ class StreamingUpload:
         """Buffer data of the file `name`, to be written to the disk later."""
         self._buffer.append((name, data))
         self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
-
-    async def _flush_full_buffer(self) -> None:
-        if self._buffered_bytes >= _BLOCK_BYTES:
-            await self._flush()
 
     async def _flush(self) -> None:
         """Write the buffered data to its files, in a thread, so that a busy disk blocks no other
@@ -178,8 +167,7 @@ class _FormCallbacks:
             raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._is_file = self._name in self._upload.files
-        # for a file field without a file, browsers send an empty part with an empty file name: no
-        # file is opened
+        # for a file field without a file, browsers send an empty part with an empty file name: no file is opened
         self._opened = self._is_file and bool(options.get(b"filename"))
         if self._opened:
             self._upload.open_file(self._name)

@@ -8,17 +8,9 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
+from api import errors
 from api.access import caller_of
 from api.auth import Caller
-from api.errors import (
-    ConflictError,
-    GoneError,
-    InvalidError,
-    ModelFailedError,
-    NotFoundError,
-    OverloadedError,
-    request_id_of,
-)
 from api.requests import idempotency_key
 from api.schemas.trainings import TrainingBody
 from api.state import AppState
@@ -34,7 +26,7 @@ def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any],
     """Return the record of a new job of the kind `kind` for the training workers, not yet
     inserted.
     """
-    owner, request_id = caller_of(request.scope).name, request_id_of(request)
+    owner, request_id = caller_of(request.scope).name, errors.request_id_of(request)
     return Job(kind=kind, owner=owner, model=model, method=kind, request=body, request_id=request_id, seed=seed)
 
 
@@ -56,9 +48,9 @@ async def run_auxiliary_job(
         chunks = await state.job_service.read(lambda job_store: job_store.result(row.id))
         return dict(unpack(chunks[0].data or b"")), job
     if (problem := job.problem) is not None:
-        if problem["status"] == InvalidError.status:
-            raise InvalidError(problem["detail"], job_id=row.id)
-        raise ModelFailedError.of(problem)
+        if problem["status"] == errors.InvalidError.status:
+            raise errors.InvalidError(problem["detail"], job_id=row.id)
+        raise errors.ModelFailedError.of(problem)
     return None, job
 
 
@@ -71,14 +63,14 @@ async def check_devices(state: AppState, gpus: int) -> None:
         return  # accepted even if no training worker is alive yet
     devices = await state.job_service.training_devices()
     if devices is None:
-        raise OverloadedError(
+        raise errors.OverloadedError(
             "no training worker is running that says how many devices it has; start one (python -m workers.training), "
             "or leave `gpus` at 1",
             retry_after_s=10,
         )
     if gpus > devices:
         detail = f"{gpus} is more than the {devices} device{'s' * (devices > 1)} of the training workers here"
-        raise InvalidError.in_field("gpus", detail)
+        raise errors.InvalidError.in_field("gpus", detail)
 
 
 async def training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
@@ -100,18 +92,18 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
     known = load_families(state.settings)
     if body.family not in known:
         detail = f"no family {body.family[:60]!r}; there are: {', '.join(known)}"
-        raise InvalidError(detail, errors=[{"field": "family", "detail": detail}])
+        raise errors.InvalidError(detail, errors=[{"field": "family", "detail": detail}])
     dataset = state.datasets.get(body.dataset)
     if dataset is None or not state.permissions.can_use("dataset", body.dataset, caller):
-        raise NotFoundError(f"no dataset {body.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
+        raise errors.NotFoundError(f"no dataset {body.dataset[:60]!r}; GET /v1/datasets lists them, POST makes one")
     overrides = {**body.recipe.model_dump(), "summary": body.summary}
     try:
         recipe = resolve_recipe(body.family, known[body.family], dataset, body.name, overrides, body.gpus)
     except InvalidOptionsError as error:
-        raise InvalidError(str(error), errors=error.errors) from error
+        raise errors.InvalidError(str(error), errors=error.errors) from error
     active = state.registry.find(body.name)
     if active is not None and (reason := _mismatch(active, body.family, recipe["config"])):
-        raise InvalidError(f"{reason}; choose another name", errors=[{"field": "name", "detail": reason}])
+        raise errors.InvalidError(f"{reason}; choose another name", errors=[{"field": "name", "detail": reason}])
     return recipe
 
 
@@ -142,16 +134,16 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
         detail = f"a training of {body.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
         raise await _conflict_with(state, row.owner, added.job_id, detail, "training_id")
     if added.fingerprint and added.fingerprint != _fingerprint(body):
-        raise InvalidError(
+        raise errors.InvalidError(
             "this Idempotency-Key was used with another body; send the same body or another key", job_id=added.job_id
         )
     if added.job_id == row.id and not await _hold_dataset(state, request, body.dataset, row.id):
         await state.job_service.cancel(row.id)
-        raise NotFoundError(f"the dataset {body.dataset!r} was deleted meanwhile")
+        raise errors.NotFoundError(f"the dataset {body.dataset!r} was deleted meanwhile")
     await state.job_service.wake_training_workers(added.job_id)
     job = await state.job_service.get(added.job_id, row.owner)
     if job is None:
-        raise GoneError("the training of this Idempotency-Key was deleted; use another key")
+        raise errors.GoneError("the training of this Idempotency-Key was deleted; use another key")
     return job
 
 
@@ -194,8 +186,7 @@ async def insert_publication(state: AppState, request: Request, training: Job) -
     async with state.quotas.job(caller):
         added = await state.job_service.write(lambda job_store: job_store.insert(row, exclusive=True))
     job = await state.job_service.get(added.job_id, row.owner) or row
-    # an unfinished publication of the same training is returned; one of another training is a
-    # conflict
+    # an unfinished publication of the same training is returned; one of another training is a conflict
     same = job.id == added.job_id and job.request["training"] == training.id
     if added.conflict and not same:
         detail = f"a publication of {training.model} is {added.conflict}; wait for its end, then publish this run"
@@ -204,11 +195,11 @@ async def insert_publication(state: AppState, request: Request, training: Job) -
     return job
 
 
-async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> ConflictError:
+async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> errors.ConflictError:
     """Return the error for a conflict with the job `job_id`.
 
     If the job is the owner's, its id is in the member `field` of the problem.
     """
     other = await state.job_service.get(job_id, owner)
     more: dict[str, Any] = {field: other.id} if other else {}
-    return ConflictError(detail, retry_after_s=2, **more)
+    return errors.ConflictError(detail, retry_after_s=2, **more)

@@ -115,12 +115,10 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
     version.
     """
     for version in ("",) if model else versions:
-        users = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
-        if users:
+        ids = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
+        if ids:
             ref = f"{name}@{version}" if version else name
-            raise ConflictError(
-                f"{ref} is in use by {len(users)} unfinished job(s); wait until they end, or cancel them"
-            )
+            raise ConflictError(f"{ref} is in use by {len(ids)} unfinished job(s); wait until they end, or cancel them")
 
 
 # --- retention ---

@@ -1,7 +1,7 @@
 """The inference workers as an API process sees them: their heartbeats and the capacity they report."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,39 +20,36 @@ class Heartbeat:
 
 
 class WorkerMonitor:
-    """Tracks which workers are alive: those whose heartbeat has changed within `timeout_s`
-    seconds.
+    """Tracks the heartbeats of workers. A worker is alive if its heartbeat has changed within the last
+    `timeout_s` seconds.
     """
 
-    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, timeout_s: float) -> None:
         """Start without workers."""
         self._timeout_s = timeout_s
-        self._clock = clock
         self._heartbeats: dict[str, Heartbeat] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
         """Replace the heartbeats by those on the queue server, `packed`, keyed by worker id."""
-        now = self._clock()
+        now = time.monotonic()
         heartbeats = {}
         for raw, data in packed.items():
             name, payload = raw.decode(), unpack(data)
-            known = self._heartbeats.get(name)
-            if known is None:
-                # a worker that is new here may be dead already: use its own clock for the first heartbeat
-                heartbeats[name] = Heartbeat(payload, now - max(0.0, time.time() - payload["at"]))
-            else:
+            # a worker that is new here may be dead already: use its own clock for the first heartbeat
+            changed = now - max(0.0, time.time() - payload["at"])
+            if known := self._heartbeats.get(name):
                 changed = now if known.payload["beat"] != payload["beat"] else known.changed
-                heartbeats[name] = Heartbeat(payload, changed)
+            heartbeats[name] = Heartbeat(payload, changed)
         self._heartbeats = heartbeats
 
     def live(self) -> dict[str, dict[str, Any]]:
         """Return the heartbeats of live workers, keyed by worker id."""
-        oldest = self._clock() - self._timeout_s
+        oldest = time.monotonic() - self._timeout_s
         return {name: heartbeat.payload for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
     def silent(self) -> list[str]:
         """Return the ids of workers whose heartbeat has not changed for `FORGET_S` seconds."""
-        oldest = self._clock() - FORGET_S
+        oldest = time.monotonic() - FORGET_S
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
     def capacity(self) -> dict[tuple[str, str], Capacity]:

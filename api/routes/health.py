@@ -1,15 +1,15 @@
 """Liveness and readiness for probes, and metrics for Prometheus."""
 
 import contextlib
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from api.auth import VISITOR
 from api.dependencies import State
-from api.metrics import exposition
+from api.metrics import ServiceCollector, exposition
 from api.responses.render import JsonRoute
 from api.schemas.service import HealthResponse, ReadinessResponse
+from core.broker.keys import QueueName
 
 router = APIRouter(tags=["health"], route_class=JsonRoute)
 
@@ -36,11 +36,8 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     draining = request.app.state.draining
     checks = {"queue": await state.batch_sender.ping(), "workers": len(ready_workers), "draining": draining}
     ready = bool(checks["queue"] and ready_workers and not draining)
-    models = sorted(
-        ref
-        for ref in {ref for name in ready_workers for ref in workers[name]["capacity"]}
-        if state.permissions.can_use("model", ref.partition("@")[0], VISITOR)
-    )
+    loaded = {ref for name in ready_workers for ref in workers[name]["capacity"]}
+    models = [ref for ref in sorted(loaded) if state.permissions.can_use("model", ref.partition("@")[0], VISITOR)]
     if not ready:
         response.status_code, response.headers["Retry-After"] = 503, "1"
     return ReadinessResponse.model_validate({"status": "ready" if ready else "not ready", "models": models, **checks})
@@ -61,15 +58,8 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
 )
 async def get_metrics(request: Request, state: State) -> Response:
     """Return metrics of this process, the workers and the queues for Prometheus."""
-    queues: dict[Any, int] = {}
+    lengths: dict[QueueName, int] = {}
     with contextlib.suppress(Exception):  # without the queue server the other metrics still count
-        queues = dict(await state.batch_sender.queue_lengths())
-    figures = {
-        "waiting": state.batch_sender.waiting,
-        "resent": state.batch_sender.resent,
-        "queues": queues,
-        "jobs": state.job_service.counts,
-        "workers": state.batch_sender.live_workers(),
-    }
-    page, media = exposition(request.headers.get("accept", ""), figures)
+        lengths = await state.batch_sender.queue_lengths()
+    page, media = exposition(request.headers.get("accept", ""), ServiceCollector(state, lengths))
     return Response(page, headers={"Content-Type": media})

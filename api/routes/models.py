@@ -19,21 +19,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
     """Return the response body for a version of a model, as the caller may see it."""
-    routes = {
-        BY_METHOD[method].path: spec for method, spec in entry.card.json["operations"].items() if method in BY_METHOD
-    }
-    links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in routes}}
-    return ModelResponse.model_validate(
-        {
-            **entry.card.json,
-            "name": entry.name,
-            "operations": routes,
-            "version": entry.version,
-            "versions": state.registry.versions(entry.name),
-            **state.permissions.describe("model", entry.name, caller),
-            "links": links,
-        }
-    )
+    card = entry.card.json
+    operations = {BY_METHOD[method].path: spec for method, spec in card["operations"].items() if method in BY_METHOD}
+    links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in operations}}
+    fields = {"name": entry.name, "version": entry.version, "operations": operations, "links": links}
+    fields |= {"versions": state.registry.versions(entry.name)}
+    ownership = state.permissions.describe("model", entry.name, caller)
+    return ModelResponse.model_validate({**card, **fields, **ownership})
 
 
 @router.get("", summary="List models")

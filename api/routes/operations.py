@@ -86,9 +86,7 @@ def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
         headers = first_headers(request)
         media = negotiate(headers.get(b"accept", b"").decode("latin-1"), operation)
         inference_request = await read_request(request, operation, state.models(request), state.settings)
-        prefer = without_preference
-        if b"prefer" in headers:
-            prefer = Prefer.of(request, state.settings)
+        prefer = Prefer.of(request, state.settings) if b"prefer" in headers else without_preference
         key = headers.get(b"idempotency-key")
         if key is not None:
             return await _respond_once(state, inference_request, media, prefer, key.decode("latin-1"))
@@ -119,13 +117,8 @@ async def _respond_sync(
     if isinstance(fields, Response):
         return fields
     fields = with_acceptance_rate(fields)
-    about = About(
-        inference_request.entry.name,
-        inference_request.entry.version,
-        inference_request.seed,
-        inference_request.conversions,
-        inference_request.operation.columns(inference_request.rows_per_image),
-    )
+    entry, columns = inference_request.entry, inference_request.operation.columns(inference_request.rows_per_image)
+    about = About(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
     if inference_request.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)
     else:
@@ -214,10 +207,8 @@ async def insert_job_once(state: AppState, inference_request: InferenceRequest, 
     async with state.quotas.job(inference_request.caller):
         insertion = await state.job_service.create_once(inference_request, route, key)
     if insertion.fingerprint != inference_request.content.fingerprint:
-        raise InvalidError(
-            f"Idempotency-Key {key!r} was used with another body; send the same body or another key",
-            job_id=insertion.job_id,
-        )
+        detail = f"Idempotency-Key {key!r} was used with another body; send the same body or another key"
+        raise InvalidError(detail, job_id=insertion.job_id)
     job = await state.job_service.wait(insertion.job_id, inference_request.caller.name, prefer.wait_s)
     if job is None:
         raise GoneError("the job of this Idempotency-Key was deleted; use another key")

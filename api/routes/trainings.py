@@ -1,4 +1,4 @@
-"""Trainings: create, watch, pause, resume and publish them.
+"""Trainings: create, watch, pause, resume and publish them; the families that can be trained.
 
 A training is a job of kind "training".
 """
@@ -14,23 +14,16 @@ from api.prefer import Prefer
 from api.responses.curves import curves
 from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.jobs import After, Limit, ModelName, event_stream, last_event_id, list_jobs_after
+from api.schemas import trainings as schemas
 from api.schemas.jobs import JobResponse, JobStatus
-from api.schemas.trainings import (
-    CheckpointPage,
-    CheckpointResponse,
-    EpochMetrics,
-    EstimateResponse,
-    MetricsPage,
-    TrainingBody,
-    TrainingDetailResponse,
-    TrainingPage,
-    TrainingResponse,
-)
+from api.schemas.trainings import TrainingBody, TrainingResponse
 from api.state import AppState
 from api.training_jobs import check_devices, insert_publication, insert_training, run_auxiliary_job, training_row
+from core.catalog.families import load_families
 from core.jobs.records import TRAINING, Job
 
 router = APIRouter(prefix="/v1/trainings", tags=["trainings"], route_class=JsonRoute)
+families_router = APIRouter(prefix="/v1/families", tags=["trainings"], route_class=JsonRoute)
 
 _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes some seconds
 
@@ -41,7 +34,7 @@ _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes so
     status_code=202,
     response_model=TrainingResponse,
     responses={
-        200: {"description": "The estimate of a dry run", "model": EstimateResponse},
+        200: {"description": "The estimate of a dry run", "model": schemas.EstimateResponse},
         202: {"description": "A training, or a dry run that takes longer"},
         **problem_responses(400, 404, 409, 410, 422, 500, 503),
     },
@@ -57,7 +50,7 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
         result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
         if result is not None:
             estimate = {**result, "recipe": row.request["recipe"]}
-            return json_response(EstimateResponse.model_validate(estimate), prefer.headers)
+            return json_response(schemas.EstimateResponse.model_validate(estimate), prefer.headers)
         headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers}
         return json_response(TrainingResponse.of(job), headers, 202)
     await state.permissions.claim("model", body.name, caller, shared=body.shared)
@@ -77,26 +70,26 @@ async def list_trainings(
     model: ModelName = None,
     after: After = None,
     limit: Limit = 20,
-) -> TrainingPage:
+) -> schemas.TrainingPage:
     """Return a page of the caller's trainings, newest first."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
-    return TrainingPage.of([TrainingResponse.of(job) for job in jobs], "id", limit)
+    return schemas.TrainingPage.of([TrainingResponse.of(job) for job in jobs], "id", limit)
 
 
 @router.get("/{job_id}", summary="A training", responses=problem_responses(404))
-async def get_training(response: Response, state: State, job: CurrentTraining) -> TrainingDetailResponse:
+async def get_training(response: Response, state: State, job: CurrentTraining) -> schemas.TrainingDetailResponse:
     """Return a training with the metrics of its last epoch."""
     lines = await _metrics(state, job.id)
     if not job.ended:
         response.headers["Retry-After"] = "1"
-    return TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
+    return schemas.TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
 
 
 @router.get(
     "/{job_id}/metrics",
     summary="A training's metrics by epoch; as SSE as they come",
-    response_model=MetricsPage,
+    response_model=schemas.MetricsPage,
     responses={
         200: {"description": "An item per epoch; as `text/event-stream` each as it comes", "content": {SSE: {}}},
         204: EVENTS[204],
@@ -109,7 +102,7 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
     They are streamed if `Accept` contains `text/event-stream`.
     """
     if SSE not in request.headers.get("accept", ""):
-        return json_response(MetricsPage.of(await _metrics(state, job.id), "epoch"))
+        return json_response(schemas.MetricsPage.of(await _metrics(state, job.id), "epoch"))
     seq = last_event_id(request)
     if job.ended and not await state.job_service.events(job.id, seq):
         return Response(status_code=204)
@@ -119,7 +112,7 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
 @router.get(
     "/{job_id}/checkpoints", summary="A training's checkpoints; the last one is kept", responses=problem_responses(404)
 )
-async def list_training_checkpoints(state: State, job: CurrentTraining) -> CheckpointPage:
+async def list_training_checkpoints(state: State, job: CurrentTraining) -> schemas.CheckpointPage:
     """Return the checkpoints that a training has written, each with the losses of its epoch."""
     losses = {
         line.epoch: {
@@ -132,10 +125,10 @@ async def list_training_checkpoints(state: State, job: CurrentTraining) -> Check
         if event.name == "checkpoint":
             metrics = losses.get(event.data["epoch"], {})
             fields = {"object": "training.checkpoint", **event.data, "metrics": metrics, "kept": False}
-            checkpoints.append(CheckpointResponse.model_validate(fields))
+            checkpoints.append(schemas.CheckpointResponse.model_validate(fields))
     if checkpoints:
         checkpoints[-1].kept = (state.paths.run(job.id) / "state.pt").exists()
-    return CheckpointPage.of(checkpoints, "step_number")
+    return schemas.CheckpointPage.of(checkpoints, "step_number")
 
 
 @router.get("/{job_id}/curves.png", summary="A training's losses as a picture", **bytes_response(PICTURE, 404))
@@ -159,9 +152,9 @@ async def get_training_preview(state: State, job: CurrentTraining) -> Response:
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
 
 
-async def _metrics(state: AppState, job_id: str) -> list[EpochMetrics]:
+async def _metrics(state: AppState, job_id: str) -> list[schemas.EpochMetrics]:
     events = await state.job_service.events(job_id)
-    return [EpochMetrics.model_validate(event.data) for event in events if event.name == "metrics"]
+    return [schemas.EpochMetrics.model_validate(event.data) for event in events if event.name == "metrics"]
 
 
 # --- control ---
@@ -220,3 +213,17 @@ async def publish_training(request: Request, response: Response, state: State, j
     publication = await insert_publication(state, request, job)
     response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})
     return JobResponse.of(publication)
+
+
+# --- families ---
+
+
+@families_router.get("", summary="List what can be trained, with its options")
+async def list_families(state: State) -> schemas.FamilyPage:
+    """Return the families with their recipes and the JSON Schemas of their options."""
+    known = await asyncio.to_thread(load_families, state.settings)
+    gpus = {"type": "integer", "minimum": 1, "maximum": await state.job_service.training_devices() or 1, "default": 1}
+    data = [
+        schemas.FamilyResponse(name=name, **family.model_dump(), gpus=gpus) for name, family in sorted(known.items())
+    ]
+    return schemas.FamilyPage.of(data, "name")

@@ -18,7 +18,7 @@ from api.requests import InferenceRequest, seed_or_random, validate_fields, vali
 from api.responses.job_results import accepted, check_succeeded
 from api.responses.render import About
 from api.responses.upscaled import OutputFormat, UpscaleSpec, storage_failed
-from api.routes.operations import RouteFunction, add_plain_route, compute_or_accept, create_job, insert_job_once
+from api.routes.operations import add_plain_route, compute_or_accept, create_job, insert_job_once
 from api.schemas.operations import UpscaleFields
 from api.state import AppState
 from core.catalog.operations import BY_METHOD
@@ -42,10 +42,7 @@ _ACCEPTED = (
 
 def add_upscales(app: FastAPI, state: AppState) -> None:
     """Add the route `POST /v1/upscales` to the application."""
-    add_plain_route(app, OPERATION, _upscale_route(state))
 
-
-def _upscale_route(state: AppState) -> RouteFunction:
     async def route(request: Request) -> Response:
         inference_request, output = await _read_request(request, state)
         prefer = Prefer.of(request, state.settings)
@@ -65,7 +62,7 @@ def _upscale_route(state: AppState) -> RouteFunction:
             job = await _wait_for_job(state, request, job, prefer.wait_s)
         return await _job_response(state, request, job, output, prefer)
 
-    return route
+    add_plain_route(app, OPERATION, route)
 
 
 async def _respond_sync(
@@ -213,8 +210,7 @@ async def _read_photograph(state: AppState, content: Content, image: str | None,
         picture = await asyncio.to_thread(open_photograph, file)
         width, height = picture.size
         reason = _size_error(height, width, scale, state.settings)
-        reason = reason or format_size_error(kind, height * scale, width * scale)
-        if reason:
+        if reason := reason or format_size_error(kind, height * scale, width * scale):
             raise InvalidError.in_field("image", reason)
         return await state.upscales.decode(picture)
     except UnusableImageError as error:
@@ -223,8 +219,7 @@ async def _read_photograph(state: AppState, content: Content, image: str | None,
 
 def _size_error(height: int, width: int, scale: int, settings: Settings) -> str | None:
     """Return why the enlarged image would have too many pixels; None if its size is allowed."""
-    limit = settings.max_upscaled_pixels
-    pixels = height * width * scale**2
+    limit, pixels = settings.max_upscaled_pixels, height * width * scale**2
     if pixels <= limit:
         return None
     return (

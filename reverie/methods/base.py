@@ -33,9 +33,9 @@ FilePath: TypeAlias = str | os.PathLike[str]
 # Called with the job each time the client has polled it.
 JobProgress: TypeAlias = Callable[[Job], object]
 
-JSON = "application/json"
+JSON, PNG = "application/json", "image/png"
 MEDIA_TYPES = {
-    ".png": "image/png",
+    ".png": PNG,
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
     ".webp": "image/webp",

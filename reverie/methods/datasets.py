@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import JobFailedError
-from reverie.methods.base import IMPORT_TIMEOUT_S, MEDIA_TYPES, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
+from reverie.methods.base import IMPORT_TIMEOUT_S, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
 from reverie.records import Dataset, SavedFile
 from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
@@ -84,7 +84,7 @@ class DatasetMethods(BaseMethods):
     ) -> Steps[SavedFile]:
         """Save `count` pictures of a split as one PNG file `path`."""
         request = ApiRequest("GET", path_of("datasets", name, "preview"), params={"split": split, "count": count})
-        return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
+        return (yield from self._download(request, path, PNG))
 
     @ClientMethod
     def share_dataset(self, name: str, shared: bool = True) -> Steps[Dataset]:

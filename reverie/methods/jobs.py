@@ -4,16 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from reverie.methods.base import (
-    JSON,
-    MEDIA_TYPES,
-    BaseMethods,
-    ClientMethod,
-    FilePath,
-    JobProgress,
-    Steps,
-    media_type_of,
-)
+from reverie.methods.base import JSON, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Job, OperationResult, SavedFile, Training
 from reverie.requests import ApiRequest, ByteProgress, path_of
 
@@ -176,7 +167,7 @@ class TrainingMethods(BaseMethods):
     def save_curves(self, job_id: str, path: FilePath) -> Steps[SavedFile]:
         """Save a plot of a training's losses as a PNG."""
         request = ApiRequest("GET", path_of("trainings", job_id, "curves.png"))
-        return (yield from self._download(request, path, MEDIA_TYPES[".png"]))
+        return (yield from self._download(request, path, PNG))
 
     @ClientMethod
     def pause(self, job_id: str) -> Steps[Training]:
