@@ -48,7 +48,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = state
     app.state.draining = False
     app.add_middleware(RequestMiddleware, settings=settings)
-    _add_cors(app, settings)
+    if origins := allowed_origins(settings):
+        # the CORS middleware responds to preflight requests itself, because they have no API key
+        app.add_middleware(
+            ProblemCORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
     add_operations(app, state)
     add_upscales(app, state)
     checked = (models.router, versions.router, jobs.router, trainings.router, trainings.families_router)
@@ -76,22 +84,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
     await state.job_service.stop()
     await state.batch_sender.stop()
-
-
-def _add_cors(app: FastAPI, settings: Settings) -> None:
-    """Add the CORS middleware for the allowed origins.
-
-    It responds to preflight requests itself, because they have no API key.
-    """
-    origins = allowed_origins(settings)
-    if origins:
-        app.add_middleware(
-            ProblemCORSMiddleware,
-            allow_origins=origins,
-            allow_methods=("GET", "POST", "PATCH", "DELETE"),
-            allow_headers=CORS_REQUEST_HEADERS,
-            expose_headers=CORS_RESPONSE_HEADERS,
-        )
 
 
 def _describe(app: FastAPI, state: AppState) -> None:

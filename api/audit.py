@@ -1,7 +1,6 @@
 """The audit log: one line for each deletion, activation, import, cancellation and rejected key."""
 
 import logging
-from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.requests import Request
@@ -9,7 +8,7 @@ from starlette.requests import Request
 log = logging.getLogger("api.audit")
 log.setLevel(logging.INFO)  # independent of REVERIE_LOG_LEVEL
 
-_DETAILS = "reverie_audit"
+DETAILS = "reverie_audit"  # key of the ASGI scope for the details that `describe` has added
 
 
 def record(action: str, *, owner: str, resource: str, status: int, request_id: str, **details: Any) -> None:
@@ -29,10 +28,4 @@ def outcome(status: int) -> str:
 
 def describe(request: Request, **details: Any) -> None:
     """Add details, such as the activated version, to the request's line in the audit log."""
-    request.scope.setdefault(_DETAILS, {}).update(details)
-
-
-def details_of(scope: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Return the details that a route has added with `describe`."""
-    details: dict[str, Any] = scope.get(_DETAILS, {})
-    return details
+    request.scope.setdefault(DETAILS, {}).update(details)

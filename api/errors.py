@@ -199,10 +199,8 @@ def respond(request_id: str, body: dict[str, Any], headers: dict[str, str] | Non
 
     Long texts and long lists of errors are shortened.
     """
-    errors = [
-        {name: _shortened(value, MAX_ERROR_TEXT) for name, value in one.items()}
-        for one in body.get("errors", ())[:MAX_ERRORS]
-    ]
+    first = body.get("errors", ())[:MAX_ERRORS]
+    errors = [{name: _shortened(value, MAX_ERROR_TEXT) for name, value in one.items()} for one in first]
     bounded = {**body, "detail": _shortened(body["detail"], MAX_DETAIL), **({"errors": errors} if errors else {})}
     content = orjson.dumps({**bounded, "request_id": request_id})
     return Response(content, body["status"], {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
@@ -268,17 +266,14 @@ def allowed_methods(request: Request) -> list[str]:
 
 async def handle_database(request: Request, error: sqlalchemy.exc.OperationalError) -> Response:
     """Return 507 if the disk of the job database is full, else 503."""
-    request_id = request_id_of(request)
-    problem_error: ProblemError
+    request_id, reason = request_id_of(request), reason_of(error)
     if lacks_space(error):
-        reason = reason_of(error)
         log.error("database full", extra={"request_id": request_id, "reason": reason})
         detail = f"the job database has no room ({reason}); delete ended jobs, or try again later"
-        problem_error = FullError(detail, retry_after_s=30)
-    else:
-        log.error("database not available", exc_info=error, extra={"request_id": request_id})
-        problem_error = OverloadedError("the job database cannot be used now; try again later", retry_after_s=5)
-    return problem_error.response(request_id)
+        return FullError(detail, retry_after_s=30).response(request_id)
+    log.error("database not available", exc_info=error, extra={"request_id": request_id})
+    detail = "the job database cannot be used now; try again later"
+    return OverloadedError(detail, retry_after_s=5).response(request_id)
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:

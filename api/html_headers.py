@@ -35,8 +35,6 @@ def add_html_headers(start: Message) -> None:
 
 def policy_of(page: str) -> str:
     """Return a Content-Security-Policy that allows only the inline scripts of this page."""
-    hashes = (
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _INLINE_SCRIPT.findall(page)
-    )
-    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    digests = (hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page))
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return f"{_RULES}; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"

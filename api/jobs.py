@@ -249,14 +249,6 @@ class JobService:
         pending = self._adopted.pending.get(job_id)
         return replace(job, progress=max(job.progress, pending.progress)) if job and pending else job
 
-    async def list_jobs(self, owner: str, filters: dict[str, str], after: str | None, limit: int) -> list[Job]:
-        """Return at most `limit` jobs of an owner, newest first, that follow the job with id
-        `after`.
-
-        `filters` are values that the jobs' fields must have, keyed by field.
-        """
-        return await self._threads.read(self._job_store.list_jobs, owner, filters, after, limit)
-
     async def has_unfinished(self, model: str) -> bool:
         """Return whether an unfinished job uses the model."""
         return bool(await self.read(lambda job_store: job_store.unfinished_ids(model=model)))

@@ -24,10 +24,11 @@ def main(words: Sequence[str]) -> int:
         parser.error("name the key file: set REVERIE_API_KEYS, or add --file PATH")
     file = KeyFile(Path(path))
     try:
-        return int(args.act(file, args))
+        args.act(file, args)
     except (OSError, ValueError, LookupError) as error:
         sys.stderr.write(f"keys: {error}\n")
         return 1
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", type=_limit, action="append", default=[], metavar="NAME=N", help=f"of {', '.join(LIMITS)}"
     )
     add.set_defaults(act=_add)
-    listing = commands.add_parser("list", help="show all keys, without their secrets")
-    listing.set_defaults(act=_list)
+    commands.add_parser("list", help="show all keys, without their secrets").set_defaults(act=_list)
     revoke = commands.add_parser("revoke", help="remove keys; they are rejected within a second")
     revoke.add_argument("name", help="of the keys' owner")
     revoke.add_argument("--id", default="", help="only the one of this id, as `list` shows it")
@@ -96,15 +96,14 @@ def _limit(text: str) -> tuple[str, int]:
     return name, int(value)
 
 
-def _add(file: KeyFile, args: argparse.Namespace) -> int:
+def _add(file: KeyFile, args: argparse.Namespace) -> None:
     key = new_key()
     expires_at = None if args.expires is None else time.time() + args.expires
     file.add(KeyRecord(args.name, digest_of(key), args.roles, expires_at, dict(args.limit)))
     _print_key(key)
-    return 0
 
 
-def _list(file: KeyFile, _args: argparse.Namespace) -> int:
+def _list(file: KeyFile, _args: argparse.Namespace) -> None:
     rows = [("NAME", "ID", "ROLES", "EXPIRES", "LIMITS")]
     for record in file.records():
         roles = ",".join(role for role in ROLES if role in record.roles)
@@ -113,7 +112,6 @@ def _list(file: KeyFile, _args: argparse.Namespace) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         sys.stdout.write("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() + "\n")
-    return 0
 
 
 def _expiry(record: KeyRecord) -> str:
@@ -123,24 +121,20 @@ def _expiry(record: KeyRecord) -> str:
     return f"{at} (expired)" if record.expired(time.time()) else at
 
 
-def _revoke(file: KeyFile, args: argparse.Namespace) -> int:
+def _revoke(file: KeyFile, args: argparse.Namespace) -> None:
     removed = file.revoke(args.name, args.id)
     if not removed:
         raise LookupError(f"{args.name} has no key{f' of id {args.id}' if args.id else ''}; `list` shows all")
     sys.stdout.write(f"{removed} key{'s' if removed > 1 else ''} of {args.name} revoked\n")
-    return 0
 
 
-def _rotate(file: KeyFile, args: argparse.Namespace) -> int:
+def _rotate(file: KeyFile, args: argparse.Namespace) -> None:
     key, now = new_key(), time.time()
     until = None if args.keep is None else now + args.keep
     file.rotate(args.name, digest_of(key), until, now)
     _print_key(key)
-    kept = (
-        "until they are revoked" if until is None else f"until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
-    )
-    sys.stderr.write(f"older keys of {args.name} stay valid {kept}\n")
-    return 0
+    end = "they are revoked" if until is None else f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
+    sys.stderr.write(f"older keys of {args.name} stay valid until {end}\n")
 
 
 def _print_key(key: str) -> None:

@@ -145,7 +145,7 @@ def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
     action = rule_of(scope["method"], scope["path"]).action
     if action and sender.status not in {401, 429}:
         details = {"owner": owner, "resource": scope["path"][:200], "request_id": sender.request_id}
-        audit.record(action, status=sender.status, **details, **audit.details_of(scope))
+        audit.record(action, status=sender.status, **details, **scope.get(audit.DETAILS, {}))
     if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
         fields = {"request_id": sender.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
         log.info("request", extra={**fields, "status": sender.status, "ms": round(seconds * 1000, 2)})

@@ -64,26 +64,18 @@ def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dic
 
     A route with a `json` body makes a job, so that the header `Prefer` is described too.
     """
-    content: Schema = {FORM: {"schema": reference(form)}}
-    extra: Schema = {"requestBody": {"required": True, "content": content}}
-    if json is not None:
-        content[JSON] = {"schema": reference(json)}
-        extra["parameters"] = [PREFER]
-    return extra
+    content = {FORM: {"schema": reference(form)}, **({JSON: {"schema": reference(json)}} if json else {})}
+    return {"requestBody": {"required": True, "content": content}, **({"parameters": [PREFER]} if json else {})}
 
 
 _JOB_RESULT = {
     "description": "The result as its operation returns it, or that of a training or another job.",
     "anyOf": [*map(reference, RESPONSES.values()), {"type": "object"}],
 }
-_RESULT_CONTENT: Schema = {
-    JSON: {"schema": reference("JobResult")},
-    NPZ: BINARY,
-    **dict.fromkeys(MEDIA.values(), BINARY),
-}
+_CONTENT: Schema = {JSON: {"schema": reference("JobResult")}, NPZ: BINARY} | dict.fromkeys(MEDIA.values(), BINARY)
 RESULT: dict[int | str, Schema] = {
-    200: {"description": "The result", "content": _RESULT_CONTENT},
-    206: {"description": "The part that `Range` asked for", "content": _RESULT_CONTENT},
+    200: {"description": "The result", "content": _CONTENT},
+    206: {"description": "The part that `Range` asked for", "content": _CONTENT},
     304: {"description": "The result is the one that `If-None-Match` names"},
 }
 EVENTS: dict[int | str, Schema] = {
@@ -119,12 +111,11 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     models: list[Any] = [(model, "serialization") for model in (Problem, *RESPONSES.values())]
     models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, VersionForm)]
     _, definitions = models_json_schema(models, ref_template=_TEMPLATE)
-    schemas = {name: one for name, one in components.get("schemas", {}).items() if name not in _FASTAPI_PROBLEMS}
-    schemas |= definitions["$defs"] | operation_schemas | {"JobResult": _JOB_RESULT}
+    schemas = components.get("schemas", {}) | definitions["$defs"] | operation_schemas | {"JobResult": _JOB_RESULT}
     for one in schemas.values():  # the default of JSON Schema; stated, it makes generated types vague
         if one.get("additionalProperties") is True:
             del one["additionalProperties"]
-    components["schemas"] = dict(sorted(schemas.items()))
+    components["schemas"] = {name: one for name, one in sorted(schemas.items()) if name not in _FASTAPI_PROBLEMS}
     if keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
     else:
@@ -175,10 +166,7 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
 
 _KEY = "Sent again with the same body, the same job's result is returned."
 _KEY_SCHEMA = {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'}
-_HEADERS: list[Schema] = [
-    PREFER,
-    {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA, "description": _KEY},
-]
+_HEADERS = [PREFER, {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA, "description": _KEY}]
 _STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
 
 
@@ -215,7 +203,6 @@ class OperationDocs:
         Adds component schemas to `schemas`.
         """
         fields = self._fields(OperationFields, operation, entries)
-        shared = {one.name: one.description for one in operation.shared}
         if operation.counted:
             fields["count"] |= {"minimum": 1, "maximum": self._settings.max_count}
             if operation.images:
@@ -229,10 +216,10 @@ class OperationDocs:
             number = {"minItems": len(operation.images), "maxItems": self._settings.max_images}
             fields["images"] = {**images, **number}
             form["images"] = {"type": "array", "items": BINARY["schema"], **number}
-        for name, description in shared.items():
-            fields[name] = {"type": "string", "description": f"{description} As base64 of a file."}
-            form[name] = {**BINARY["schema"], "description": description}
-        required = ["model", *(["images"] if operation.images else []), *shared]
+        for shared in operation.shared:
+            fields[shared.name] = {"type": "string", "description": f"{shared.description} As base64 of a file."}
+            form[shared.name] = {**BINARY["schema"], "description": shared.description}
+        required = ["model", *(["images"] if operation.images else []), *(shared.name for shared in operation.shared)]
         media = (JSON, NPZ, PNG) if operation.pictures else (JSON, NPZ)
         return {
             "description": self._limits(operation),
@@ -269,11 +256,9 @@ class OperationDocs:
         """
         fields = {name: _without_null(rule) for name, rule in body.model_json_schema()["properties"].items()}
         fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
-        references = self._options(operation, entries)
-        if references:
-            description = fields["options"]["description"]
+        if references := self._options(operation, entries):
             alternatives = references[0] if len(references) == 1 else {"anyOf": references}
-            fields["options"] = {"description": description, **alternatives}
+            fields["options"] = {"description": fields["options"]["description"], **alternatives}
         return fields
 
     def _options(self, operation: Operation, entries: Iterable[ModelVersion]) -> list[Schema]:
@@ -307,8 +292,7 @@ class OperationDocs:
 
     def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
         """Return an example of a valid JSON body, for the most capable of the models `entries`."""
-        # of these models, the one with the most operations; of several, the one with the largest
-        # images
+        # of these models, the one with the most operations; of several, the one with the largest images
         entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
         example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}
         if operation.counted:
@@ -316,7 +300,7 @@ class OperationDocs:
         size = entry.image if entry else (1, 28, 28)
         if operation.images:
             example["images"] = [_example_picture(size)] * len(operation.images)
-        return example | {one.name: _example_picture((1, *size[1:])) for one in operation.shared}
+        return example | {shared.name: _example_picture((1, *size[1:])) for shared in operation.shared}
 
     def _limits(self, operation: Operation) -> str:
         """Return the text of an operation's description: its limits, and how to send an image."""

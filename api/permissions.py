@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from api.auth import Caller
@@ -121,10 +122,8 @@ class Permissions:
         if self.can_change(kind, name, caller):
             return
         if self.ownership(kind, name).owner is None:
-            raise ForbiddenError(
-                f"the {kind} {name} belongs to nobody (it came with the service, or from before there were keys); only "
-                "a key with the role `admin` may change it"
-            )
+            detail = f"the {kind} {name} belongs to nobody (it came with the service, or from before there were keys)"
+            raise ForbiddenError(f"{detail}; only a key with the role `admin` may change it")
         raise ForbiddenError(f"the {kind} {name} is shared with you, not yours; only its owner may change it")
 
     def describe(self, kind: Kind, name: str, caller: Caller) -> dict[str, Any]:
@@ -137,11 +136,10 @@ class Permissions:
 
     # --- new names ---
 
-    async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Check that a caller may use a name for a resource; return whether the resource exists.
+    async def exists(self, kind: Kind, name: str, caller: Caller) -> bool:
+        """Return whether there is a resource with this name.
 
-        Raises ConflictError if the name is taken by a resource that the caller may not see, and
-        ForbiddenError if the caller may use the resource but not change it.
+        Raises ConflictError if the name is taken by a resource that the caller may not see.
         """
         await self.refresh()
         if kind == "model":
@@ -150,6 +148,15 @@ class Permissions:
             exists = await asyncio.to_thread(self._datasets.get, name) is not None
         if exists and not self.can_use(kind, name, caller):
             raise _taken(kind, name)
+        return exists
+
+    async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
+        """Check that a caller may use a name for a resource; return whether the resource exists.
+
+        Raises ConflictError if the name is taken by a resource that the caller may not see, and
+        ForbiddenError if the caller may use the resource but not change it.
+        """
+        exists = await self.exists(kind, name, caller)
         if exists:
             self.check_change(kind, name, caller)
         return exists
@@ -174,9 +181,8 @@ class Permissions:
         else:
             vacant = not exists and not (kind == "model" and await self._busy(name))
             before = time.time() - _VACANT_S if vacant else None
-            ownership = await asyncio.to_thread(
-                lambda: self._store.claim(kind, name, caller.name, shared=shared, vacant_before=before)
-            )
+            claim = partial(self._store.claim, kind, name, caller.name, shared=shared, vacant_before=before)
+            ownership = await asyncio.to_thread(claim)
             if ownership.owner != caller.name:
                 raise _taken(kind, name)
         await self.refresh()

@@ -188,9 +188,8 @@ class Quotas:
             sizes[run.name] += size_of(run)
         owned: Counter[str] = Counter()
         ids = list(sizes)
-        inline = sa.select(jobs.c.owner, sa.func.sum(sa.func.length(result_chunks.c.data))).join(
-            result_chunks, result_chunks.c.job_id == jobs.c.id
-        )
+        size_in_row = sa.func.sum(sa.func.length(result_chunks.c.data))
+        inline = sa.select(jobs.c.owner, size_in_row).join(result_chunks, result_chunks.c.job_id == jobs.c.id)
         with self._engine.connect() as connection:
             for first in range(0, len(ids), _CHUNK):
                 some = sa.select(jobs.c.id, jobs.c.owner).where(jobs.c.id.in_(ids[first : first + _CHUNK]))

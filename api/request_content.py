@@ -54,9 +54,7 @@ class Content:
         It does not depend on the multipart boundary or the order of fields.
         """
         digest = hashlib.sha256(orjson.dumps(canonical(self.fields), option=orjson.OPT_SORT_KEYS))
-        for upload in self.uploads:
-            digest.update(hashlib.sha256(upload).digest())
-        for name, uploads in sorted(self.named.items()):
+        for name, uploads in [("", self.uploads), *sorted(self.named.items())]:
             digest.update(name.encode())
             for upload in uploads:
                 digest.update(hashlib.sha256(upload).digest())

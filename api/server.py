@@ -11,9 +11,9 @@ import socket
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from api.app import create_app
 from api.http_protocol import limited_protocol
@@ -28,11 +28,6 @@ OTHER_FILES = 512  # file descriptors besides connections: databases, the queue 
 
 class Server(uvicorn.Server):
     """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        """Serve `app`, which is also the application of `config`."""
-        super().__init__(config)
-        self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or SIGINT: report "not ready", finish the open requests, then exit."""
@@ -49,7 +44,8 @@ class Server(uvicorn.Server):
 
         The timer is `EXIT_S` seconds longer than the time for open requests.
         """
-        self._app.state.draining = True
+        app: Any = self.config.app  # the FastAPI application of `serve`
+        app.state.draining = True
         grace_s = (self.config.timeout_graceful_shutdown or 0) + EXIT_S
 
         def exit_now() -> None:
@@ -97,7 +93,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
         backlog=1024,
     )
-    server = Server(config, app)
+    server = Server(config)
     guard = QueueGuard(settings, server.stop)
     guard.start()
     server.run(sockets=[listener])

@@ -63,11 +63,8 @@ async def check_devices(state: AppState, gpus: int) -> None:
         return  # accepted even if no training worker is alive yet
     devices = await state.job_service.training_devices()
     if devices is None:
-        raise errors.OverloadedError(
-            "no training worker is running that says how many devices it has; start one (python -m workers.training), "
-            "or leave `gpus` at 1",
-            retry_after_s=10,
-        )
+        detail = "no training worker is running that says how many devices it has; start one "
+        raise errors.OverloadedError(f"{detail}(python -m workers.training), or leave `gpus` at 1", retry_after_s=10)
     if gpus > devices:
         detail = f"{gpus} is more than the {devices} device{'s' * (devices > 1)} of the training workers here"
         raise errors.InvalidError.in_field("gpus", detail)
@@ -125,7 +122,11 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     training of the model is unfinished, InvalidError if the key was used with another body,
     NotFoundError if the dataset was deleted meanwhile, and GoneError if the key's job was deleted.
     """
-    key = _idempotency_key(request, state, body)
+    header, key = request.headers.get("idempotency-key"), None
+    fingerprint = hashlib.sha256(orjson.dumps(canonical(body.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
+    if header is not None:
+        ttl_s = state.settings.idempotency_key_ttl_s
+        key = IdempotencyKey("POST /v1/trainings", idempotency_key(header), fingerprint, ttl_s)
     async with state.quotas.job(caller_of(request.scope), training=True):
         added = await state.job_service.write(
             lambda job_store: job_store.insert(row, exclusive=True, idempotency_key=key)
@@ -133,10 +134,9 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     if added.conflict:
         detail = f"a training of {body.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
         raise await _conflict_with(state, row.owner, added.job_id, detail, "training_id")
-    if added.fingerprint and added.fingerprint != _fingerprint(body):
-        raise errors.InvalidError(
-            "this Idempotency-Key was used with another body; send the same body or another key", job_id=added.job_id
-        )
+    if added.fingerprint and added.fingerprint != fingerprint:
+        detail = "this Idempotency-Key was used with another body; send the same body or another key"
+        raise errors.InvalidError(detail, job_id=added.job_id)
     if added.job_id == row.id and not await _hold_dataset(state, request, body.dataset, row.id):
         await state.job_service.cancel(row.id)
         raise errors.NotFoundError(f"the dataset {body.dataset!r} was deleted meanwhile")
@@ -145,18 +145,6 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     if job is None:
         raise errors.GoneError("the training of this Idempotency-Key was deleted; use another key")
     return job
-
-
-def _fingerprint(body: TrainingBody) -> str:
-    return hashlib.sha256(orjson.dumps(canonical(body.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _idempotency_key(request: Request, state: AppState, body: TrainingBody) -> IdempotencyKey | None:
-    header = request.headers.get("idempotency-key")
-    if header is None:
-        return None
-    ttl_s = state.settings.idempotency_key_ttl_s
-    return IdempotencyKey("POST /v1/trainings", idempotency_key(header), _fingerprint(body), ttl_s)
 
 
 async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id: str) -> bool:

@@ -63,10 +63,10 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
         upload = StreamingUpload(folder, ("file", "labels"), fields, state.settings.min_free_disk_bytes)
         form = validate_fields(DatasetForm, await upload.read(request))
         name, options = form.name, form.conversion(state.settings)
-        await _check_name(state, name, caller)
+        await state.permissions.exists("dataset", name, caller)
         async with state.conversions:
             about = await convert(request, folder, options, state.settings)
-        if await _check_name(state, name, caller):
+        if not await state.permissions.exists("dataset", name, caller):
             await state.quotas.check_room(caller, int(about.get("bytes", 0)))
             await state.permissions.claim("dataset", name, caller, shared=form.shared)
         about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about)
@@ -87,7 +87,7 @@ async def _create_named(request: Request, state: AppState, caller: Caller) -> Re
     body = validate_fields(NamedDatasetBody, fields)
     name = body.name or body.source
     headers = {"Location": f"{PATH}/{name}"}
-    if await _check_name(state, name, caller):
+    if not await state.permissions.exists("dataset", name, caller):
         await state.quotas.check_room(caller, _NAMED_BYTES)
         await state.permissions.claim("dataset", name, caller, shared=body.shared)
     else:
@@ -184,19 +184,6 @@ async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
     return about
 
 
-async def _check_name(state: AppState, name: str, caller: Caller) -> bool:
-    """Return whether no dataset has this name.
-
-    Raises ConflictError if it is the name of a dataset that the caller may not use.
-    """
-    await state.permissions.refresh()
-    if await asyncio.to_thread(state.datasets.get, name) is None:
-        return True
-    if not state.permissions.can_use("dataset", name, caller):
-        raise ConflictError(f"the name {name} is taken by another dataset; choose another name")
-    return False
-
-
 def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> DatasetResponse:
     """Return the response body for the description of a dataset."""
     path = f"{PATH}/{about['name']}"
@@ -249,6 +236,5 @@ def _add(datasets: Datasets, converted: Path, name: str, about: dict[str, Any]) 
     try:
         return datasets.add(converted, name, about)
     except NameTakenError as error:
-        raise ConflictError(
-            f"there is a dataset {name} with other content; use another name, or delete that one first"
-        ) from error
+        detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
+        raise ConflictError(detail) from error

@@ -47,10 +47,11 @@ async def list_jobs_after(
     """Return an owner's jobs after the cursor `after`, newest first.
 
     Returns up to `limit + 1` jobs: one more shows that there is another page. `filters` are values
-    that the jobs' fields must have. Raises InvalidError if the owner has no job `after`.
+    that the jobs' fields must have, keyed by field. Raises InvalidError if the owner has no job
+    `after`.
     """
     check_cursor(after, known=not after or await state.job_service.get(after, owner) is not None)
-    return await state.job_service.list_jobs(owner, filters, after, limit + 1)
+    return await state.job_service.read(lambda job_store: job_store.list_jobs(owner, filters, after, limit + 1))
 
 
 @router.get("/{job_id}", summary="A job", responses=problem_responses(404))

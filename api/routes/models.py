@@ -86,11 +86,9 @@ async def delete_model(request: Request, state: State, caller: CurrentCaller, na
     versions = state.registry.versions(name)
     shipped = [version for version in versions if not is_created_here(state, name, version)]
     if shipped:
-        noun = "version" if len(shipped) == 1 else "versions"
-        raise ConflictError(
-            f"{name} comes with the service ({noun} {', '.join(shipped[:10])}) and cannot be deleted; delete its other "
-            "versions one by one"
-        )
+        noun = f"version{'s' * (len(shipped) > 1)} {', '.join(shipped[:10])}"
+        detail = f"{name} comes with the service ({noun}) and cannot be deleted"
+        raise ConflictError(f"{detail}; delete its other versions one by one")
     audit.describe(request, versions=versions)
     await remove_versions(state, name, versions, model=True)
     await state.permissions.release("model", name)

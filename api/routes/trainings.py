@@ -114,16 +114,12 @@ async def get_training_metrics(request: Request, state: State, job: CurrentTrain
 )
 async def list_training_checkpoints(state: State, job: CurrentTraining) -> schemas.CheckpointPage:
     """Return the checkpoints that a training has written, each with the losses of its epoch."""
-    losses = {
-        line.epoch: {
-            name: value for name, value in line.model_dump(exclude_unset=True).items() if name.endswith("loss")
-        }
-        for line in await _metrics(state, job.id)
-    }
+    lines = {line.epoch: line.model_dump(exclude_unset=True) for line in await _metrics(state, job.id)}
     checkpoints = []
     for event in await state.job_service.events(job.id):
         if event.name == "checkpoint":
-            metrics = losses.get(event.data["epoch"], {})
+            line = lines.get(event.data["epoch"], {})
+            metrics = {name: value for name, value in line.items() if name.endswith("loss")}
             fields = {"object": "training.checkpoint", **event.data, "metrics": metrics, "kept": False}
             checkpoints.append(schemas.CheckpointResponse.model_validate(fields))
     if checkpoints:
@@ -205,11 +201,8 @@ async def publish_training(request: Request, response: Response, state: State, j
     if not (state.paths.run(job.id) / "state.pt").exists():
         raise ConflictError("the training has left no checkpoint", job_status=job.status)
     if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
-        raise OverloadedError(
-            "no inference worker is running, which would load the version before it is activated; start one "
-            "(python -m workers.inference), then publish again",
-            retry_after_s=10,
-        )
+        detail = "no inference worker is running, which would load the version before it is activated; start one "
+        raise OverloadedError(f"{detail}(python -m workers.inference), then publish again", retry_after_s=10)
     publication = await insert_publication(state, request, job)
     response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})
     return JobResponse.of(publication)

@@ -1,7 +1,7 @@
 """Versions of a model: list, get, download, import and delete them."""
 
 import asyncio
-import hashlib
+import filecmp
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +180,8 @@ def _check_import(state: AppState, file: Path, name: str) -> ModelVersion | None
     active = state.registry.find(name)
     if active is not None and (active.card.family, active.image) != (card.family, card.image):
         raise InvalidError(f"{name} is a {active.card.family} of {'×'.join(map(str, active.image))}; this is another")
-    size, digest = file.stat().st_size, None
     for version in state.registry.versions(name):
         entry = state.registry.find(f"{name}@{version}")
-        if entry is not None and entry.path.stat().st_size == size:
-            digest = digest or _sha256(file)
-            if _sha256(entry.path) == digest:
-                return entry
+        if entry is not None and filecmp.cmp(file, entry.path, shallow=False):
+            return entry
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

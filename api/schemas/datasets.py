@@ -11,6 +11,7 @@ from core.datasets.store import NAME
 from core.settings import Settings
 
 _MAX_EDGE = 4096
+_FILE, _LABELS = "IDX, gzipped or not, NPZ, or a ZIP of pictures.", "IDX of one whole number per picture."
 _SHARED = "Whether everybody may use the dataset; by default a new one is its owner's alone."
 
 
@@ -67,12 +68,7 @@ class DatasetChange(RequestBody):
 class DatasetForm(RequestBody):
     """The fields of a dataset upload, in the form or, if the file is the body, in the query."""
 
-    model_config = ConfigDict(
-        strict=False,
-        json_schema_extra=add_files(
-            file="IDX, gzipped or not, NPZ, or a ZIP of pictures.", labels="IDX of one whole number per picture."
-        ),
-    )
+    model_config = ConfigDict(strict=False, json_schema_extra=add_files(file=_FILE, labels=_LABELS))
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="Of the dataset: letters, digits, `.`, `-`, `_`.")
     format: Literal["idx", "npz", "zip"] | None = Field(None, description="Of the file; detected if left out.")
@@ -92,8 +88,7 @@ class DatasetForm(RequestBody):
         """Return the options of the converter. Raises InvalidError if `resize` is out of range."""
         size = tuple(map(int, self.resize.split("x"))) if self.resize else None
         if size is not None and not all(1 <= edge <= _MAX_EDGE for edge in size):
-            detail = f"each edge must be 1 to {_MAX_EDGE} pixels, as in 64x64"
-            raise InvalidError.in_field("resize", detail)
+            raise InvalidError.in_field("resize", f"each edge must be 1 to {_MAX_EDGE} pixels, as in 64x64")
         return ConversionOptions(
             format=self.format or "",
             kind="photographs" if self.kind == "photographs" else "",
