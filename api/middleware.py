@@ -53,7 +53,7 @@ class RequestMiddleware:
         sender = _ResponseSender(receive, send, headers, request_id)
         sender.may_be_html = not scope["path"].startswith("/v1/")
         try:
-            await self._handle(scope, receive, headers, sender)
+            await self._handle(scope, receive, sender)
         except ClientDisconnect:
             sender.status = 499  # as nginx logs it
         except ProblemError as error:
@@ -74,16 +74,14 @@ class RequestMiddleware:
                 sender.body.release()
             _record(scope, sender, time.perf_counter() - started_at)
 
-    async def _handle(
-        self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], sender: "_ResponseSender"
-    ) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
         """Check a request and pass it to the application.
 
         Raises a ProblemError if the access control, the rate of event streams or a limit of bodies
         rejects it.
         """
         scope["reverie_request_id"] = sender.request_id
-        refusal = self._access.refusal(scope, headers)
+        refusal = self._access.refusal(scope, sender.headers)
         if refusal is not None:
             raise refusal
         if scope["path"].endswith("/events"):
@@ -105,7 +103,7 @@ class _ResponseSender:
     def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: str) -> None:
         self._receive = receive
         self._send = send
-        self._headers = headers
+        self.headers = headers
         self.request_id = request_id
         self.status = 0
         self.may_be_html = True
@@ -115,7 +113,7 @@ class _ResponseSender:
         """Return whether the client may still be sending a body that will not be read."""
         if self.body is not None and not self.body.unread:
             return False
-        return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
         """Send a message of the application to the client, with the request id and security

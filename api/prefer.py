@@ -11,7 +11,6 @@ _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _BEFORE_PARAMETERS = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)*')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SECONDS = re.compile(r"[0-9]+")
-_MAX_DIGITS = 9
 
 
 def preferences(header: str) -> dict[str, str]:
@@ -59,9 +58,7 @@ class Prefer:
         stated = preferences(header)
         seconds = stated.get("wait", "")
         if _SECONDS.fullmatch(seconds):
-            digits = seconds.lstrip("0")
-            longest = int(settings.max_sync_timeout_s)
-            wait_s = longest if len(digits) > _MAX_DIGITS else min(int(digits or "0"), longest)
+            wait_s = int(min(float(seconds), settings.max_sync_timeout_s))  # `int` limits the number of digits
             return cls(wait_s, f"wait={wait_s}")
         return cls(0.0, "respond-async") if "respond-async" in stated else default
 

@@ -20,7 +20,7 @@ from api.permissions import Models
 from api.request_bodies import read_body
 from api.request_content import FORM, Content, decode_base64, media_type, option_value, parse_body, read_form
 from api.responses.upscaled import UpscaleSpec
-from api.schemas.operations import SEED_LIMIT, OperationFields
+from api.schemas.operations import SEED_LIMIT, OperationFields, UpscaleFields
 from core.broker.codec import Items
 from core.catalog.operations import Operation, Shared
 from core.catalog.registry import ModelOperation, ModelVersion
@@ -30,6 +30,7 @@ from core.imaging.tiling import Photograph
 from core.settings import Settings
 
 Fields = TypeVar("Fields", bound=BaseModel)
+Texts = Mapping[str, str]  # keyed by field name
 _INLINE_BYTES = 16 << 10  # a larger body is parsed and decoded in a thread, so that it does not delay small requests
 _KEY = re.compile(r'"?([\x20\x21\x23-\x7e]{1,255})"?')
 _ACCEPTED = (
@@ -155,9 +156,7 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
     if model_operation is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
-    names = _field_names(operation)
-    extra = {name: value for name, value in (fields.model_extra or {}).items() if name not in names}
-    options = validate_options(model_operation, fields.options, extra, names, content.texts)
+    options = validate_options(model_operation, fields, _field_names(operation), content.texts)
     images: list[bytes | str] = [*content.uploads, *fields.images]
     rows, rows_per_image = _sizes(operation, fields, len(images), options, settings)
     conversions: list[str] = []
@@ -192,19 +191,16 @@ def validate_fields(model: type[Fields], fields: Any) -> Fields:
 
 
 def validate_options(
-    model_operation: ModelOperation,
-    options: Mapping[str, Any],
-    extra: Mapping[str, Any],
-    fields: Collection[str],
-    texts: Mapping[str, str],
+    model_operation: ModelOperation, body: OperationFields | UpscaleFields, fields: Collection[str], texts: Texts
 ) -> dict[str, Any]:
-    """Validate options against the model's schema; return them with defaults for the others.
+    """Validate the options of a body against the model's schema; return them with all defaults.
 
-    Options come in the field `options`, or as `extra` fields of the body, next to the known
-    `fields`. `texts` has the text of each field that came in a form or query. Raises InvalidError
-    for an unknown, doubled or invalid option.
+    Options are in the field `options`, or are fields of the body that are not in `fields`. `texts`
+    has the text of each field that came in a form or query. Raises InvalidError for an unknown,
+    doubled or invalid option.
     """
-    values: dict[str, Any] = {}
+    options, values = body.options, {}
+    extra = {name: value for name, value in (body.model_extra or {}).items() if name not in fields}
     if extra:
         twice = sorted(extra.keys() & options.keys())
         if twice:

@@ -128,9 +128,7 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
         ttl_s = state.settings.idempotency_key_ttl_s
         key = IdempotencyKey("POST /v1/trainings", idempotency_key(header), fingerprint, ttl_s)
     async with state.quotas.job(caller_of(request.scope), training=True):
-        added = await state.job_service.write(
-            lambda job_store: job_store.insert(row, exclusive=True, idempotency_key=key)
-        )
+        added = await state.job_service.write(lambda store: store.insert(row, exclusive=True, idempotency_key=key))
     if added.conflict:
         detail = f"a training of {body.name} is {added.conflict}; wait for its end, cancel it, or choose another name"
         raise await _conflict_with(state, row.owner, added.job_id, detail, "training_id")

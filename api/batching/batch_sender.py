@@ -181,11 +181,9 @@ class BatchSender:
         workers = max(1, len(self._monitor.live()))
         while (batch := self._scheduler.next_batch(queue, workers)) is not None:
             name, version, method, options = batch.key[:4]
-            slices = [part.to_wire() for part in batch.slices]
-            packed = Batch(
-                batch.id, self._stream, name, version, method, orjson.loads(options), slices, isolated=batch.isolated
-            ).pack()
-            self._later(self._send(publish_batch(batch.sent_to, packed), batch))
+            model, slices = (name, version, method), [part.to_wire() for part in batch.slices]
+            message = Batch(batch.id, self._stream, *model, orjson.loads(options), slices, isolated=batch.isolated)
+            self._later(self._send(publish_batch(batch.sent_to, message.pack()), batch))
         if self._scheduler.wakeup_at is not None:
             delay = self._scheduler.wakeup_at + 0.0005 - time.monotonic()
             if self._wakeup is None or self._loop.time() + delay < self._wakeup.when():
@@ -260,16 +258,13 @@ class BatchSender:
         batch = self._scheduler.in_flight.get(completion["batch"]) or self._late.get(completion["batch"])
         if batch is None:
             return
-        batch.last_seen = time.monotonic()
-        batch.worker = completion["worker"]
-        batch.missed_checks = 0
+        batch.last_seen, batch.worker, batch.missed_checks = time.monotonic(), completion["worker"], 0
         if completion["kind"] == "progress":
             self._scheduler.record_progress(batch, completion["done"])
             self._dispatch("interactive")
         elif completion["kind"] == "done":
-            self._scheduler.record_duration(
-                batch, completion.get("took", 0.0), multithreaded=completion.get("wide", False)
-            )
+            took_s, multithreaded = completion.get("took", 0.0), completion.get("wide", False)
+            self._scheduler.record_duration(batch, took_s, multithreaded=multithreaded)
             for part, outcome in zip(batch.slices, completion["outcomes"], strict=True):
                 self._complete(part, batch, outcome)
             self._finish(batch)

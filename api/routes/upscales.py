@@ -136,8 +136,7 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     content = await _read_content(request)
     fields = validate_fields(UpscaleFields, content.fields)
     entry = _find_model(fields.model, state.models(request))
-    extra, names = fields.model_extra or {}, UpscaleFields.model_fields
-    options = validate_options(entry.operations[OPERATION.method], fields.options, extra, names, content.texts)
+    options = validate_options(entry.operations[OPERATION.method], fields, UpscaleFields.model_fields, content.texts)
     output = OutputFormat.read(request.headers.get("accept", ""), [fields.format] if fields.format else FORMATS)
     photograph = await _read_photograph(state, content, fields.image, output.kind, int(options["scale"]))
     _, height, width = entry.image

@@ -10,6 +10,9 @@ from api.schemas.models import SHARED
 from core.catalog.recipes import NAME
 from core.jobs.records import Job
 
+_CHANGES = {"config": {"latents": 8}, "training": {"epochs": 5}}
+_EXAMPLE: dict[str, Any] = {"family": "vae", "dataset": "digits", "name": "my-digits", "recipe": _CHANGES}
+
 
 class RecipeOverrides(RequestBody):
     """Changes to the default recipe of the family."""
@@ -31,16 +34,7 @@ class Evaluation(RequestBody):
 class TrainingBody(RequestBody):
     """A request to train a model."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "family": "vae",
-                "dataset": "digits",
-                "name": "my-digits",
-                "recipe": {"config": {"latents": 8}, "training": {"epochs": 5}},
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
 
     family: str = Field(max_length=80, description="What to train; GET /v1/families lists them.")
     dataset: str = Field(max_length=80, description="What to train it on; GET /v1/datasets lists them.")

@@ -82,7 +82,7 @@ def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatc
         updates: list[Update] = []
         listeners = [asyncio.create_task(_heard(events, number % 3, 4, updates)) for number in range(300)]
         await asyncio.sleep(0.1)
-        assert events.watched == {"job"}
+        assert events.feeds.keys() == {"job"}
         reads = store.reads
         assert reads <= 3
         store.add("running")
@@ -97,7 +97,7 @@ def test_a_job_is_read_once_for_all_its_listeners(monkeypatch: pytest.MonkeyPatc
         assert store.looks == 1
         assert sum(update.preview for update in updates) <= 300
         await asyncio.sleep(0)
-        assert not events.watched
+        assert not events.feeds
 
     asyncio.run(run())
 
