@@ -22,9 +22,7 @@ class ProblemCORSMiddleware(CORSMiddleware):
     """Starlette's CORS middleware, with errors as `application/problem+json`."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return the response to a preflight request; an error is a problem that says what to
-        change.
-        """
+        """Return the response to a preflight request; an error names the setting to change."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

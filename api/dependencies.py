@@ -45,8 +45,9 @@ async def check_query(request: Request) -> None:
 
 
 def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
-    """Raise InvalidError, with a list of those in `known`, if a query parameter is not one
-    of them.
+    """Raise InvalidError if the name of a query parameter is not in `known`.
+
+    The error lists the known names.
     """
     unknown = sorted({name[:60] for name in names if name not in known})[:10]
     if unknown:

@@ -1,4 +1,4 @@
-"""Changes and server-sent events of jobs. Each job is read once for all clients that wait for it."""
+"""Changes and server-sent events of jobs; each job is read once for all clients that wait for it."""
 
 import asyncio
 import contextlib
@@ -35,9 +35,10 @@ _WAKE_GROUP = 32  # listeners that are woken before other requests are served
 
 @dataclass(frozen=True)
 class JobEvent:
-    """An event of a job and its text as a server-sent event.
+    """An event of a job, and its text as a server-sent event.
 
-    `last`: it is the status event of a job that has ended.
+    `seq` is the number of the event in its job. `last` is true for the status event of a job that
+    has ended.
     """
 
     seq: int
@@ -55,9 +56,11 @@ class JobEvent:
 
 @dataclass
 class _Feed:
-    """The events of one job so far, its newest preview, and its listeners.
+    """The events of one job so far, its newest preview (PNG), and its listeners.
 
-    `stale`: the job store may have newer events. `previews` counts the previews.
+    `exists` is false if the job was deleted. `stale` is true if the job store may have newer
+    events, and `reader` is the task that reads them. `previews` counts the different previews so
+    far, and `preview_at` is the time of the last one.
     """
 
     job_id: str
@@ -153,9 +156,7 @@ class JobEvents:
             feed.previews += 1
 
     async def listen(self, job_id: str, seq: int) -> AsyncIterator[Update]:
-        """Yield updates of a job after the event with number `seq`, until the caller stops
-        iterating.
-        """
+        """Yield updates of a job after its event number `seq`, until the caller stops iterating."""
         feed = self.feeds.setdefault(job_id, _Feed(job_id))
         changed = asyncio.Event()
         feed.listeners.add(changed)

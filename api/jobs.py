@@ -42,9 +42,7 @@ class JobService:
     """The jobs of the service, as the routes of one API process use them."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs, batch_sender: BatchSender) -> None:
-        """Create the service; `start` connects to the queue servers and starts the background
-        loops.
-        """
+        """Create the service. `start` connects to the queue servers and starts the background loops."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
@@ -132,10 +130,9 @@ class JobService:
                         committed.set_result(None)
 
     async def create_once(self, inference_request: InferenceRequest, route: str, key: str) -> Insertion:
-        """Create a job with the idempotency key `key` of a route, or find the job that has this
-        key.
+        """Create a job with the idempotency key `key` of a route, or find the job that has the key.
 
-        The Insertion that is returned says which job it is.
+        Returns an Insertion with the id of the job and the fingerprint of its request.
         """
         job = await self._new_job(inference_request)
         ttl_s = self._settings.idempotency_key_ttl_s

@@ -292,7 +292,7 @@ class OperationDocs:
 
     def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
         """Return an example of a valid JSON body, for the most capable of the models `entries`."""
-        # of these models, the one with the most operations; of several, the one with the largest images
+        # the model with the most operations; of several, the one with the largest images
         entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
         example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}
         if operation.counted:

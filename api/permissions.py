@@ -29,7 +29,7 @@ class VisibleModels:
     """A view of the registry with the models that a caller may use."""
 
     def __init__(self, registry: Registry, visible: Callable[[str], bool]) -> None:
-        """Filter the registry; `visible` returns whether the caller may use the model of a name."""
+        """Filter the registry; `visible` returns whether the caller may use a model, given its name."""
         self._registry = registry
         self._visible = visible
 
@@ -42,9 +42,7 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return all versions of a model, oldest first; an empty list if the caller may not
-        use it.
-        """
+        """Return a model's versions, oldest first; an empty list if the caller may not use it."""
         return self._registry.versions(name) if self._visible(name) else []
 
 
@@ -90,9 +88,7 @@ class Permissions:
     # --- what a caller may do ---
 
     def ownership(self, kind: Kind, name: str) -> Ownership:
-        """Return the ownership of a resource: its owner, None without one, and whether it is
-        shared.
-        """
+        """Return a resource's owner (None if it has no owner) and whether it is shared."""
         return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:

@@ -176,9 +176,7 @@ class Quotas:
         return total
 
     async def measure(self) -> None:
-        """Measure the results and runs of all owners, and update the sizes that `stored_bytes`
-        adds.
-        """
+        """Measure the bytes of the results and runs of each owner, which `stored_bytes` includes."""
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:

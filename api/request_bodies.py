@@ -184,9 +184,9 @@ class BodyReader:
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read the whole body now if the route's rule is `small`; return a `receive` that replays it.
+        """Read the whole body now if the route's rule is `small`; return a `receive` with the body.
 
-        Otherwise return this reader. Reading before the route runs keeps the errors of this reader,
+        For other routes, return this reader. Reading before the route runs keeps the errors of this reader,
         which FastAPI would replace by its own. Raises ClientDisconnect if the client disconnects
         before the body is complete.
         """

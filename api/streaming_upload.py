@@ -167,7 +167,8 @@ class _FormCallbacks:
             raise MalformedError("a part of the form has no name; give each one in its Content-Disposition")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._is_file = self._name in self._upload.files
-        # for a file field without a file, browsers send an empty part with an empty file name: no file is opened
+        # for a file field without a file, browsers send an empty part with an empty file name: no
+        # file is opened
         self._opened = self._is_file and bool(options.get(b"filename"))
         if self._opened:
             self._upload.open_file(self._name)

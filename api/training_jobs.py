@@ -172,7 +172,7 @@ async def insert_publication(state: AppState, request: Request, training: Job) -
     async with state.quotas.job(caller):
         added = await state.job_service.write(lambda job_store: job_store.insert(row, exclusive=True))
     job = await state.job_service.get(added.job_id, row.owner) or row
-    # an unfinished publication of the same training is returned; one of another training is a conflict
+    # an unfinished publication of the same training is returned; that of another is a conflict
     same = job.id == added.job_id and job.request["training"] == training.id
     if added.conflict and not same:
         detail = f"a publication of {training.model} is {added.conflict}; wait for its end, then publish this run"

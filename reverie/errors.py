@@ -142,7 +142,7 @@ class NotAcceptableError(ProblemError):
 
 
 class ConflictError(ProblemError):
-    """The current state does not allow the request: a job is running, a name or resource is in use."""
+    """The current state does not allow the request: a job is running, or a name is in use."""
 
     status = 409
 

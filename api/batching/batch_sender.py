@@ -1,4 +1,4 @@
-"""Sends the batches of one API process to the workers, and completes the requests that wait for them.
+"""Sends the batches of one API process to the workers, and completes the waiting requests.
 
 A batch is sent at once while few are in flight, and the next one grows meanwhile: a lone request
 never waits, and batches grow under load. A batch whose worker dies is retried, slice by slice; the
@@ -42,7 +42,7 @@ _JOIN_INLINE_CHUNKS = 16  # more chunks than this are joined in a thread
 
 
 class FailedError(Exception):
-    """The model or its worker failed; `problem` says why."""
+    """Raised if the model or its worker failed; `problem` are the RFC 9457 problem details."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
         super().__init__(problem.get("detail", ""))
@@ -120,7 +120,8 @@ class BatchSender:
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
         if request.queue not in self._dispatching:
-            # after this iteration of the event loop, so that requests which arrive together share a batch
+            # after this iteration of the event loop, so that requests that arrive together share a
+            # batch
             self._dispatching.add(request.queue)
             self._loop.call_soon(self._dispatch, request.queue)
 
@@ -154,7 +155,7 @@ class BatchSender:
         self._later(self._send(wake_inference_workers()))
 
     async def ping(self) -> bool:
-        """Return whether the queue server replies."""
+        """Return whether the queue server replies to a PING."""
         try:
             return bool(await self._redis.ping())
         except (redis.RedisError, OSError):
@@ -209,7 +210,8 @@ class BatchSender:
                 self._requeue(batch, isolate=False)
 
     def _requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        # after a time-out the server may have the message all the same: a late completion is accepted
+        # after a time-out the server may have the message all the same: a late completion is
+        # accepted
         self._late[batch.id] = batch
         while len(self._late) > _KEEP_LATE:
             self._late.popitem(last=False)
@@ -325,8 +327,9 @@ class BatchSender:
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
         """Resend the batches that no live worker runs and that are not on a queue.
 
-        `lengths` has the number of messages on each queue. A batch without an answer for the
-        heartbeat time-out is resent if its worker died, or if it is missing in two checks.
+        `lengths` has the number of messages on each queue. A batch that no worker has reported
+        within the heartbeat time-out is resent if its worker died, or if it is missing in two
+        checks.
         """
         now = time.monotonic()
         live = self._monitor.live()
@@ -339,7 +342,8 @@ class BatchSender:
             if batch.worker is None:
                 found = await self._redis.get(started_key(batch.id))
                 if isinstance(found, bytes):
-                    # started after waiting on the queue: whether that worker is alive is known after one more time-out
+                    # the batch was started after waiting on the queue: whether its worker is alive
+                    # is known after one more time-out
                     batch.last_seen, batch.worker = now, found.decode()
                     continue
             died = batch.worker is not None and batch.worker not in live

@@ -30,8 +30,10 @@ class PendingRequest:
     `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API
     key, empty without keys; `limits` are the limits of this key that differ from the settings.
     `chunks` has the results of finished slices, keyed by the number of their first row. `result` is
-    a future for the complete result; when a wait of one second ends without it, a new future
-    replaces it.
+    a future for the complete result; when a wait of one second ends without a result, a new future
+    replaces it. `rows_done` includes fractions of rows that run in time slices, `rows_left` counts
+    the rows without a result, and `next_row` is the first row that was never sent. `retries` are
+    the slices to be sent again.
     """
 
     entry: ModelVersion
@@ -94,9 +96,11 @@ class RequestSlice:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that was sent, when it was last seen alive, and on which worker.
+    """A batch that was sent to the workers.
 
-    `waiting` counts the slices whose request still waits; at 0 no client needs the batch any more.
+    `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
+    `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
+    client needs the batch any more. `missed_checks` counts the checks that have not found it.
     """
 
     id: str
@@ -168,11 +172,11 @@ class OwnerQueue:
         return small if small.arrived <= large.arrived else large
 
     def fitting(self, rows: int) -> PendingRequest | None:
-        """Return the oldest small request, or else the oldest large one, that fits into `rows`
-        rows.
+        """Return a request whose next slice fits into `rows` rows of a batch; None if there is none.
 
-        All its unsent rows, or its first slice to be retried, must fit; None if neither request
-        does. Slices that must run isolated do not count.
+        The oldest small request is tried first, then the oldest large one. The slice is all unsent
+        rows of the request or, if it has slices to be retried, the first of these. A slice that
+        must run isolated never fits.
         """
         for queue in (self.small, self.large):
             request = next(iter(queue), None)
@@ -197,11 +201,14 @@ class Group:
 
 
 class StillWaitingError(Exception):
-    """There is no result after `WAIT_S`; wait again."""
+    """Raised if there is no result after `WAIT_S` seconds; the caller may wait again."""
 
 
 class ResultWaits:
-    """The waits for results, with one timer: a timer for each wait would cost more CPU time than the wait itself."""
+    """Waits for the results of requests, with one timer for all waits.
+
+    A timer for each wait would cost more CPU time than the wait itself.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start without waits and without a timer."""

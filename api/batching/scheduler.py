@@ -43,7 +43,8 @@ Capacity = tuple[int, int]  # rows of the largest forward pass, and rows that ta
 class QueueFullError(Exception):
     """Raised if a limit on waiting requests is reached.
 
-    `limit` names the limit. `own`: it is a limit of the caller's API key, not of the process.
+    `limit` is the name of the limit. `own` is true for a limit of the caller's API key, and false
+    for a limit of the process.
     """
 
     def __init__(self, detail: str, limit: str, *, own: bool) -> None:
@@ -78,9 +79,9 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return when the next batch is sent at the latest, if it has fewer rows than the last one.
+        """Return the time until which the next batch waits if it has fewer rows than the last one.
 
-        `last` is the time at which its newest row arrived.
+        `last` is the time at which the newest row of the next batch arrived.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
@@ -93,7 +94,8 @@ class BatchScheduler:
         self._limits = limits
         self._clock = clock
         self._groups: dict[QueueName, dict[GroupKey, Group]] = {queue: defaultdict(Group) for queue in QUEUES}
-        # by owner, the keys of the groups in which it has unsent rows; both in the order of their turns
+        # keyed by owner: the keys of the groups in which the owner has unsent rows; owners and groups
+        # are in the order of their turns
         self._turns: dict[QueueName, OrderedDict[str, OrderedDict[GroupKey, None]]]
         self._turns = {queue: OrderedDict() for queue in QUEUES}
         self._waiting: set[PendingRequest] = set()
@@ -141,7 +143,8 @@ class BatchScheduler:
         most = request.limits.get("waiting_requests", limits.waiting_requests)
         if owner and 0 < most <= self._requests[owner]:
             raise QueueFullError(f"you have {most} requests waiting already", "waiting_requests", own=True)
-        # a small request is never rejected for the rows of large ones: it waits for one slice of theirs at most
+        # a small request is never rejected for the rows of large ones: it waits for at most one of
+        # their slices
         most, rows = request.limits.get("waiting_rows", limits.waiting_rows), self._rows[owner]
         if request.queue == "bulk" and rows and 0 < most < rows + request.rows:
             detail = f"large requests have {rows} rows waiting already, and may have {most}"
@@ -342,7 +345,8 @@ class BatchScheduler:
         if took < (_LONG_MULTITHREADED_S if multithreaded else _LONG_S):
             self._timings.pop(key, None)
             return
-        # rows that arrived meanwhile count too: otherwise two half batches in alternation would never merge
+        # rows that arrived meanwhile count too: otherwise two half batches in alternation would never
+        # merge
         group = self._groups["interactive"].get(key)
         rows = sum(part.rows for part in batch.slices) + (0 if group is None else group.rows)
         largest, _ = self.capacity.get((f"{key[0]}@{key[1]}", key[2]), UNKNOWN_CAPACITY)
@@ -364,10 +368,9 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Remove an owner's queue from a group if it is empty, then the group if it has no queues
-        left.
+        """Remove an owner's queue from a group if the queue is empty, and the owner's turn for it.
 
-        The owner's turns for them are removed, too.
+        A group without queues is removed too.
         """
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
@@ -382,7 +385,7 @@ class BatchScheduler:
 
 
 def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
-    """Subtract a number from a count; delete the count when it is 0, so that `counts` stays small."""
+    """Subtract a number from the count of a key; delete a count of 0, so that `counts` stays small."""
     counts[key] -= number
     if not counts[key]:
         del counts[key]

@@ -1,4 +1,4 @@
-"""The inference workers as an API process sees them: their heartbeats and the capacity they report."""
+"""Tracks the inference workers by their heartbeats, and the capacity that they report."""
 
 import time
 from collections.abc import Mapping
@@ -13,15 +13,16 @@ FORGET_S = 60.0  # a heartbeat that has not changed for so many seconds is remov
 
 @dataclass
 class Heartbeat:
-    """A worker's last heartbeat, and when it last changed, by this process's clock."""
+    """A worker's last heartbeat, and the time (monotonic, seconds) at which it last changed."""
 
     payload: dict[str, Any]
     changed: float
 
 
 class WorkerMonitor:
-    """Tracks the heartbeats of workers. A worker is alive if its heartbeat has changed within the last
-    `timeout_s` seconds.
+    """Tracks the heartbeats of workers.
+
+    A worker is alive if its heartbeat has changed within the last `timeout_s` seconds.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -35,7 +36,7 @@ class WorkerMonitor:
         heartbeats = {}
         for raw, data in packed.items():
             name, payload = raw.decode(), unpack(data)
-            # a worker that is new here may be dead already: use its own clock for the first heartbeat
+            # a worker that is new here may be dead already: its own clock dates the first heartbeat
             changed = now - max(0.0, time.time() - payload["at"])
             if known := self._heartbeats.get(name):
                 changed = now if known.payload["beat"] != payload["beat"] else known.changed
