@@ -77,7 +77,7 @@ def caller_of(scope: Mapping[str, Any]) -> Caller:
 
 
 class AccessControl:
-    """Checks each request of one API process before a route sees it."""
+    """Checks host, origin, API key, request rate and role of each request before its route runs."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the key file.

@@ -87,9 +87,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _describe(app: FastAPI, state: AppState) -> None:
-    """Replace `app.openapi`: complete FastAPI's description with the operations of the models.
+    """Make `app.openapi` return FastAPI's description with the operations of the active models.
 
-    The description is made again when the active versions have changed.
+    The description is cached until the active versions change.
     """
     generate = app.openapi
     described_refs: list[str] | None = None

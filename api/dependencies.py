@@ -57,7 +57,10 @@ def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
 
 
 def check_cursor(after: str | None, *, known: bool) -> None:
-    """Raise InvalidError if a cursor `after` was sent and is not `known`, an entry of the list."""
+    """Raise InvalidError if the request has a cursor `after` that is not `known`.
+
+    `known` says whether the list has an entry with this cursor.
+    """
     if after and not known:
         detail = f"no such cursor: {after[:60]!r}; send the `last_id` of a page"
         raise InvalidError(f"after: {detail}", errors=[{"field": "query.after", "detail": detail}])

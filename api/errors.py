@@ -142,7 +142,7 @@ class InvalidError(ProblemError):
 
     @classmethod
     def of_validation(cls, errors: Iterable[Mapping[str, Any]]) -> Self:
-        """Return the error for the first `MAX_ERRORS` of pydantic's errors."""
+        """Return one error that lists the first `MAX_ERRORS` of pydantic's validation errors."""
         fields = [{"field": ".".join(map(str, one["loc"])), "detail": one["msg"]} for one in islice(errors, MAX_ERRORS)]
         return cls("; ".join(f"{one['field']}: {one['detail']}" for one in fields), errors=fields)
 
@@ -265,7 +265,10 @@ def allowed_methods(request: Request) -> list[str]:
 
 
 async def handle_database(request: Request, error: sqlalchemy.exc.OperationalError) -> Response:
-    """Return 507 if the disk of the job database is full, else 503."""
+    """Return the response for a failed write or read of the job database.
+
+    The status is 507 if the disk of the database is full, else 503.
+    """
     request_id, reason = request_id_of(request), reason_of(error)
     if lacks_space(error):
         log.error("database full", extra={"request_id": request_id, "reason": reason})
@@ -277,7 +280,7 @@ async def handle_database(request: Request, error: sqlalchemy.exc.OperationalErr
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:
-    """Return 507 if the disk is full; raise any other OSError again, as an internal error."""
+    """Return the response 507 if the disk is full; raise any other OSError again."""
     if not lacks_space(error):
         raise error
     log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})

@@ -78,8 +78,9 @@ def exit_if_refused(settings: Settings) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed hosts in lower case; empty if all hosts are allowed.
+    """Return the hosts that a request may name, in lower case; empty if it may name any.
 
+    Without the setting, a service that listens on loopback only allows the names of loopback.
     Raises ValueError if the setting contains something that is not a host.
     """
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))

@@ -80,9 +80,10 @@ class _Feed:
 
 @dataclass(frozen=True)
 class Update:
-    """New events for a listener, whether there is a new preview, and whether the job exists.
+    """What has changed in a job since the last update for a listener.
 
-    After `KEEP_ALIVE_S` seconds without events, an update without events keeps the connection
+    `events` are the new events. `preview` says whether there is a new preview, and `exists` whether
+    the job still exists. After `KEEP_ALIVE_S` seconds without events, an update without events keeps the connection
     alive.
     """
 
@@ -117,7 +118,7 @@ class JobEvents:
                 feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
 
     def close(self) -> None:
-        """Cancel all reads of the job store."""
+        """Cancel the tasks that read the job store."""
         for feed in self.feeds.values():
             if feed.reader is not None:
                 feed.reader.cancel()
@@ -190,7 +191,7 @@ class JobUpdates:
     """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
-        """Start without waiting requests; `notify` also wakes the event streams of `job_events`."""
+        """Start without waiting requests. `notify` also wakes the listeners of `job_events`."""
         self._job_store = job_store
         self._threads = threads
         self._job_events = job_events
@@ -287,9 +288,9 @@ class OpeningPace:
         self._next_at = float("-inf")
 
     def delay_s(self) -> float:
-        """Reserve the next opening; return the seconds that the stream has to wait for it.
+        """Reserve a time at which a stream may open; return the seconds until that time.
 
-        Raises OverloadedError if it would have to wait longer than `MAX_OPENING_DELAY_S`.
+        Raises OverloadedError if that is more than `MAX_OPENING_DELAY_S` seconds.
         """
         now = self._clock()
         next_at = max(self._next_at, now - OPENING_BURST / OPENINGS_PER_SECOND)

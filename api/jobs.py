@@ -83,11 +83,11 @@ class JobService:
         task.add_done_callback(self._tasks.discard)
 
     async def read(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function of the job store that only reads, in a thread; return its result."""
+        """Call `function` with the job store, in a thread for reads; return its result."""
         return await self._threads.read(function, self._job_store)
 
     async def write(self, function: Callable[[JobStore], T]) -> T:
-        """Call a function of the job store that writes, in the writer thread; return its result."""
+        """Call `function` with the job store, in the thread for writes; return its result."""
         return await self._threads.write(function, self._job_store)
 
     # --- creating jobs ---
@@ -114,7 +114,7 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Commit new jobs. Jobs created while a transaction runs share the next one."""
+        """Insert the jobs of `_uncommitted`. Jobs created during a transaction share the next one."""
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -147,7 +147,7 @@ class JobService:
         return insertion
 
     async def adopt(self, inference_request: InferenceRequest, pending: PendingRequest) -> Job:
-        """Create a job for a request that is already running; this process is its lease owner.
+        """Create a job for a request that is already running; this process holds its lease.
 
         The job is inserted as running, because a worker would compute a queued job a second time.
         """

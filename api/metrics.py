@@ -20,7 +20,7 @@ LATENCY = Histogram(
 
 
 class ServiceCollector(Collector):
-    """Prometheus metrics that are collected at each scrape, not counted by prometheus_client."""
+    """Reads the metrics of the services at each scrape; prometheus_client does not count them."""
 
     def __init__(self, state: AppState, queue_lengths: dict[QueueName, int]) -> None:
         """Set the services to read; `queue_lengths` has the number of messages on each queue."""

@@ -50,7 +50,8 @@ def problem_responses(*statuses: int) -> dict[int | str, Schema]:
 def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[str, Any]:
     """Return decorator arguments for a route that returns bytes or an event stream.
 
-    `described` are its responses, keyed by status; `statuses` are those of its problems.
+    `described` are the responses of the route, keyed by status; `statuses` are the statuses of its
+    problem responses.
     """
     return {"response_class": Response, "responses": {**described, **problem_responses(*statuses)}}
 
@@ -60,9 +61,10 @@ PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}
 
 
 def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the OpenAPI arguments of an upload route, whose body is a form or, if given, `json`.
+    """Return the `openapi_extra` of an upload route: its body is a form with the fields of `form`.
 
-    A route with a `json` body makes a job, so that the header `Prefer` is described too.
+    With `json`, the body may also be JSON with the fields of this model. Such a request starts a
+    job, so the header `Prefer` is described too.
     """
     content = {FORM: {"schema": reference(form)}, **({JSON: {"schema": reference(json)}} if json else {})}
     return {"requestBody": {"required": True, "content": content}, **({"parameters": [PREFER]} if json else {})}
@@ -126,7 +128,10 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
 
 
 def _links(parameter: str, field: str, *operations: str) -> Schema:
-    """Return links to operations, whose `parameter` is the `field` of the response's body."""
+    """Return OpenAPI links from a response to `operations`.
+
+    The path parameter `parameter` of these operations is the field `field` of the response's body.
+    """
     parameters = {parameter: f"$response.body#/{field}"}
     return {name: {"operationId": name, "parameters": parameters} for name in operations}
 
@@ -291,7 +296,7 @@ class OperationDocs:
         return {"required": True, "content": content}
 
     def _example(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
-        """Return an example of a valid JSON body, for the most capable of the models `entries`."""
+        """Return an example of a valid JSON body, for the model with the most operations."""
         # the model with the most operations; of several, the one with the largest images
         entry = max(entries, key=lambda entry: (len(entry.operations), min(entry.image[1:])), default=None)
         example: Schema = {"model": entry.name if entry else "vae-mnist", "seed": 3}

@@ -41,7 +41,7 @@ class Prefer:
 
     @classmethod
     def of(cls, request: Request, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference of a request; see `read` for `default_s`."""
+        """Return the preference in a request's `Prefer` headers; see `read` for `default_s`."""
         return cls.read(",".join(request.headers.getlist("prefer")), settings, default_s)
 
     @classmethod

@@ -74,7 +74,7 @@ def _trim() -> None:
 
 
 class RequestBodies:
-    """Makes the body reader of each request."""
+    """Creates the body reader of each request, with the limits of the request's route."""
 
     def __init__(self, settings: Settings) -> None:
         """Set the rule of each route from the settings."""

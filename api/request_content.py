@@ -189,7 +189,7 @@ def _json_value(text: str) -> Any:
 def option_value(text: str, rule: Mapping[str, Any]) -> Any:
     """Return the value of a form or query field for an option with this JSON Schema.
 
-    Booleans may be written as HTML forms, shells and Python write them.
+    Booleans may also be written as `on`, `yes`, `1` or `True`, and so on.
     """
     kind = rule.get("type", ())
     kinds = {kind} if isinstance(kind, str) else set(kind)

@@ -77,7 +77,7 @@ class InferenceRequest:
         return summary
 
     def pending(self, *, png: bool = False) -> PendingRequest:
-        """Return the request in the form of the batch scheduler.
+        """Return the record of this request for the batch scheduler.
 
         `png`: workers return images as PNG files, not as pixels.
         """

@@ -69,7 +69,7 @@ class StreamingUpload:
         return self.fields
 
     async def _read_body(self, request: Request, boundary: bytes | None) -> None:
-        """Read a form with this boundary; None: the body is the first file."""
+        """Read a form with parts separated by `boundary`; if it is None, the body is one file."""
         try:
             parser = None if boundary is None else MultipartParser(boundary, _FormCallbacks(self).callbacks)
             if parser is None:
@@ -87,8 +87,9 @@ class StreamingUpload:
             raise MalformedError("the body ends before its last boundary; send it whole")
 
     def open_file(self, name: str) -> None:
-        """Open the file of the form part `name`. Raises InvalidError if there was such a part
-        before.
+        """Open the file for the form part `name`.
+
+        Raises InvalidError if the form has two parts with this name.
         """
         if name in self._open:
             raise InvalidError.in_field(name, "sent twice; send one file")

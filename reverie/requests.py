@@ -125,7 +125,7 @@ class Download:
     def commit(self) -> None:
         """Rename the complete `.part` file to its final name.
 
-        Raises UnexpectedContentError if the last response was not the file.
+        Raises UnexpectedContentError if the last response did not have the expected media type.
         """
         if self.response is None or not self._is_file(self.response):
             raise UnexpectedContentError(self.path, self.media_type, self.response)
@@ -195,8 +195,8 @@ class Delay:
     def before_retry(cls, attempt: int, response: httpx.Response | None = None) -> "Delay":
         """Return the delay before the next attempt, at most 30 s.
 
-        It is that of the response's `Retry-After`, or else an exponential backoff with jitter after
-        `attempt` attempts.
+        The response's `Retry-After` sets the delay. Without this header the delay is an exponential
+        backoff with jitter, after `attempt` attempts.
         """
         retry_after = response.headers.get("retry-after", "") if response is not None else ""
         if retry_after.isdecimal():

@@ -50,7 +50,10 @@ class FailedError(Exception):
 
 
 class BatchSender:
-    """Sends requests to the workers and completes them; all methods belong to the event loop."""
+    """Sends requests to the workers and completes them.
+
+    Call all methods on the event loop that has called `start`.
+    """
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
         """Create the queues. `start` connects to the queue server."""

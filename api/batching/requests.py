@@ -115,7 +115,7 @@ class InFlightBatch:
 
     @property
     def isolated(self) -> bool:
-        """Whether the batch consists of one slice whose worker died before."""
+        """Whether the batch is a single slice that must run alone, because a worker died with it."""
         return self.slices[0].isolated
 
     @property
@@ -236,9 +236,7 @@ class ResultWaits:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """End the waits that are due: fail their futures with StillWaitingError, and
-        replace them.
-        """
+        """End the waits that are due with StillWaitingError, and give their requests new futures."""
         now, self._timer = self._loop.time(), None
         for request, due in list(self._due.items()):
             if due > now:

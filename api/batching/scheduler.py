@@ -312,7 +312,7 @@ class BatchScheduler:
 
     # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Return whether a group should wait for more rows, which pays only after slow passes.
+        """Return whether a group should wait for more rows, which it does only after a slow pass.
 
         While a slow pass runs on each worker, the next batch grows. After the pass its clients send
         their next requests at almost the same time: the next batch waits for them, but not longer
@@ -394,7 +394,7 @@ def _subtract(counts: Counter[T], key: T, number: int = 1) -> None:
 def _key(request: PendingRequest) -> GroupKey:
     """Return the key of a request's group: model, version, method and options.
 
-    A large request is a group alone, so that large ones take turns.
+    A request for the bulk queue is a group of its own, so that such requests take turns.
     """
     options = orjson.dumps(request.options, option=orjson.OPT_SORT_KEYS)
     alike = (request.entry.name, request.entry.version, request.method, options)

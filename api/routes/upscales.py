@@ -113,7 +113,7 @@ async def _wait_for_job(state: AppState, request: Request, job: Job, wait_s: flo
 async def _job_response(state: AppState, request: Request, job: Job, output: OutputFormat, prefer: Prefer) -> Response:
     """Return the image of a job that has ended, otherwise 202 with the job.
 
-    Raises the errors of `check_succeeded` if the job has no result.
+    Raises ModelFailedError, ConflictError or GoneError if the job has no result.
     """
     if not job.ended:
         return accepted(job, prefer)
