@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from api.errors import FullError, InvalidError, ProblemError, TooLargeError
+from api.errors import FullError, InvalidError, TooLargeError
 from core.datasets.readers.base import ConversionOptions
 from core.settings import Settings
 
@@ -46,17 +46,12 @@ async def convert(request: Request, folder: Path, options: ConversionOptions, se
     if code:
         raise RuntimeError(f"the converter failed: {errors.decode('utf-8', 'replace')[-4000:]}")
     about: dict[str, Any] = orjson.loads(output)
-    if "problem" in about:
-        raise _conversion_error(**about["problem"])
+    if problem := about.get("problem"):
+        if problem["status"] == FullError.status:
+            raise FullError(NO_ROOM)
+        error_class = TooLargeError if problem["status"] == TooLargeError.status else InvalidError
+        raise error_class(problem["detail"], errors=[{"field": problem["field"], "detail": problem["detail"]}])
     return about
-
-
-def _conversion_error(status: int, field: str, detail: str) -> ProblemError:
-    """Return the error for a problem of the converter: FullError, TooLargeError or InvalidError."""
-    if status == FullError.status:
-        return FullError(NO_ROOM)
-    errors = [{"field": field, "detail": detail}]
-    return (TooLargeError if status == TooLargeError.status else InvalidError)(detail, errors=errors)
 
 
 async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[int, bytes, bytes]:
@@ -66,15 +61,10 @@ async def _run(request: Request, command: list[str], timeout_s: float) -> tuple[
     (TimeoutError).
     """
     until = time.monotonic() + timeout_s
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        sys.executable, "-m", *command, stdin=nothing, stdout=pipe, stderr=pipe, cwd=_ROOT, env=environment
     )
     output = asyncio.ensure_future(child.communicate())
     try:

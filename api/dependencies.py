@@ -49,8 +49,7 @@ def check_query_names(names: Iterable[str], known: Sequence[str] = ()) -> None:
 
     The error lists the known names.
     """
-    unknown = sorted({name[:60] for name in names if name not in known})[:10]
-    if unknown:
+    if unknown := sorted({name[:60] for name in names if name not in known})[:10]:
         choice = f"there are: {', '.join(known)}" if known else "this request has none"
         errors = [{"field": f"query.{name}", "detail": "no such query parameter"} for name in unknown]
         raise InvalidError(f"no such query parameter: {', '.join(unknown)}; {choice}", errors=errors)

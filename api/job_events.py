@@ -111,8 +111,7 @@ class JobEvents:
 
         Does nothing for a job without listeners.
         """
-        feed = self.feeds.get(job_id)
-        if feed is not None:
+        if (feed := self.feeds.get(job_id)) is not None:
             feed.stale = True
             if feed.reader is None:
                 feed.reader = asyncio.get_running_loop().create_task(self._refresh(feed))
@@ -320,6 +319,5 @@ class EventStream(StreamingResponse):
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                close = getattr(self.body_iterator, "aclose", None)
-                if close is not None:
+                if (close := getattr(self.body_iterator, "aclose", None)) is not None:
                     await close()

@@ -310,8 +310,7 @@ class JobService:
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job and drop its request; return False if it had already ended."""
         cancelled = await self._threads.write(self._job_store.cancel, job_id)
-        pending = self._adopted.pending.pop(job_id, None)
-        if pending is not None:
+        if (pending := self._adopted.pending.pop(job_id, None)) is not None:
             self._batch_sender.drop(pending)
         self._updates.notify(job_id)
         return cancelled

@@ -122,8 +122,7 @@ def _expiry(record: KeyRecord) -> str:
 
 
 def _revoke(file: KeyFile, args: argparse.Namespace) -> None:
-    removed = file.revoke(args.name, args.id)
-    if not removed:
+    if not (removed := file.revoke(args.name, args.id)):
         raise LookupError(f"{args.name} has no key{f' of id {args.id}' if args.id else ''}; `list` shows all")
     sys.stdout.write(f"{removed} key{'s' if removed > 1 else ''} of {args.name} revoked\n")
 

@@ -81,8 +81,7 @@ class RequestMiddleware:
         rejects it.
         """
         scope["reverie_request_id"] = sender.request_id
-        refusal = self._access.refusal(scope, sender.headers)
-        if refusal is not None:
+        if (refusal := self._access.refusal(scope, sender.headers)) is not None:
             raise refusal
         if scope["path"].endswith("/events"):
             await asyncio.sleep(self._openings.delay_s())

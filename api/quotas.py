@@ -131,8 +131,7 @@ class Quotas:
         async with self._counting:
             if self._counted > start:
                 return  # another task has counted meanwhile
-            wait_s = self._counted + COUNT_S / 10 - time.monotonic()
-            if wait_s > 0:
+            if (wait_s := self._counted + COUNT_S / 10 - time.monotonic()) > 0:
                 if not fresh:
                     return
                 await asyncio.sleep(wait_s)

@@ -68,8 +68,7 @@ class SharedMemory:
 
 def _trim() -> None:
     """Make the C library return free memory to the system, if it has `malloc_trim`."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
 

@@ -173,8 +173,7 @@ def unique_fields(values: Iterable[tuple[str, str]]) -> dict[str, str]:
     Raises InvalidError for a field that is given twice.
     """
     filled = [(name, value) for name, value in values if value.strip()]
-    twice = sorted(name[:60] for name, times in Counter(name for name, _ in filled).items() if times > 1)
-    if twice:
+    if twice := sorted(name[:60] for name, times in Counter(name for name, _ in filled).items() if times > 1):
         raise InvalidError(f"given more than once: {', '.join(twice[:10])}; send each field once")
     return dict(filled)
 

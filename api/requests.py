@@ -200,15 +200,12 @@ def validate_options(
     doubled or invalid option.
     """
     options, values = body.options, {}
-    extra = {name: value for name, value in (body.model_extra or {}).items() if name not in fields}
-    if extra:
-        twice = sorted(extra.keys() & options.keys())
-        if twice:
+    if extra := {name: value for name, value in (body.model_extra or {}).items() if name not in fields}:
+        if twice := sorted(extra.keys() & options.keys()):
             names = ", ".join(name[:60] for name in twice[:10])
             raise InvalidError(f"given twice, as a field and in options: {names}; send each once")
         rules = model_operation.schema.get("properties", {})
-        unknown = sorted(name[:60] for name in extra if name not in rules)
-        if unknown:
+        if unknown := sorted(name[:60] for name in extra if name not in rules):
             known = sorted({*fields, *rules})
             raise InvalidError(f"no such field: {', '.join(unknown[:10])}; there are: {', '.join(known)}")
         values = {name: option_value(texts[name], rules[name]) if name in texts else extra[name] for name in extra}
@@ -235,8 +232,7 @@ def _sizes(
         raise InvalidError("count: this operation has none; the number of results follows from the images and options")
     if not 1 <= fields.count <= settings.max_count:
         raise InvalidError(f"count: {fields.count} is not between 1 and {settings.max_count}")
-    rows = operation.rows(fields.count, images, options)
-    if rows > settings.max_count:
+    if (rows := operation.rows(fields.count, images, options)) > settings.max_count:
         raise InvalidError(f"{rows} results are more than the {settings.max_count} that one request may ask for")
     return rows, rows // images if needed == 1 else rows
 

@@ -115,8 +115,7 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
     version.
     """
     for version in ("",) if model else versions:
-        ids = await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version))
-        if ids:
+        if ids := await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version)):
             ref = f"{name}@{version}" if version else name
             raise ConflictError(f"{ref} is in use by {len(ids)} unfinished job(s); wait until they end, or cancel them")
 

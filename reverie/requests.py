@@ -63,8 +63,7 @@ class _CountingReader(io.BufferedReader):
         self._count = count
 
     def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size)
-        if chunk:
+        if chunk := super().read(size):
             self._count(len(chunk))
         return chunk
 

@@ -276,8 +276,7 @@ class BatchSender:
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
         request = part.request
-        problem = outcome.get("problem")
-        if problem is not None:
+        if (problem := outcome.get("problem")) is not None:
             self._fail(request, problem)
         elif self._scheduler.add_chunk(batch, part, outcome["fields"]) and not request.result.done():
             chunks = [request.chunks[first] for first in sorted(request.chunks)]

@@ -243,8 +243,7 @@ class BatchScheduler:
         while owners:
             fitting = []
             for each in owners:
-                request = group.queues[each].fitting(room)
-                if request is not None:
+                if (request := group.queues[each].fitting(room)) is not None:
                     slices.append(self._cut(group, group.queues[each], request, room))
                     room -= slices[-1].rows
                     fitting.append(each)

@@ -84,8 +84,7 @@ async def delete_model(request: Request, state: State, caller: CurrentCaller, na
     await find_version(state, caller, name)
     state.permissions.check_change("model", name, caller)
     versions = state.registry.versions(name)
-    shipped = [version for version in versions if not is_created_here(state, name, version)]
-    if shipped:
+    if shipped := [version for version in versions if not is_created_here(state, name, version)]:
         noun = f"version{'s' * (len(shipped) > 1)} {', '.join(shipped[:10])}"
         detail = f"{name} comes with the service ({noun}) and cannot be deleted"
         raise ConflictError(f"{detail}; delete its other versions one by one")

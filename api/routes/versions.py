@@ -141,8 +141,7 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
         upload = StreamingUpload(folder.path, ("file",), ("shared",), state.settings.min_free_disk_bytes)
         shared = _parse_shared(await upload.read(request))
         await state.quotas.check_room(caller, file.stat().st_size)
-        same = await asyncio.to_thread(_check_import, state, file, name)
-        if same is not None:
+        if (same := await asyncio.to_thread(_check_import, state, file, name)) is not None:
             return json_response(version_response(state, caller, same))
         file.rename(folder.path / FILE)
         await state.permissions.claim("model", name, caller, shared=shared)
