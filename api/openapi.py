@@ -158,7 +158,7 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
     responses |= problem_responses(421)
     if path.startswith("/v1/"):
         responses |= problem_responses(422)  # for unknown query parameters
-    if "requestBody" in described:  # api/request_bodies.py and api/content_encoding.py
+    if "requestBody" in described:  # see api/request_bodies.py
         responses |= problem_responses(400, 408, 413, 415, 503)
     if keys:
         described["security"] = [{"key": []}]

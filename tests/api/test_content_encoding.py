@@ -14,8 +14,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from api.content_encoding import DecodedReceive, content_encoding
 from api.errors import MalformedError, UnsupportedMediaError
+from api.request_bodies import DecodedReceive, content_encoding
 from tests.api.attack import MIB, STALL_S, BareApi, cpu_seconds, rss_bytes, watched
 from tests.api.helpers import MODEL, b64, post_samples, problem
 
