@@ -56,6 +56,11 @@ def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[s
     return {"response_class": Response, "responses": {**described, **problem_responses(*statuses)}}
 
 
+def no_content(*statuses: int) -> dict[str, Any]:
+    """Return decorator arguments for a route that returns 204, or a problem with these statuses."""
+    return {"status_code": 204, "responses": problem_responses(*statuses)}
+
+
 _WAIT = "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a job at once."
 PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _WAIT}
 

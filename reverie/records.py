@@ -46,7 +46,6 @@ class Record:
         return self.body[name]
 
 
-@dataclass(frozen=True)
 class OperationResult(Record):
     """The result of an operation."""
 
@@ -74,7 +73,6 @@ class SavedFile:
     seed: int | None = None
 
 
-@dataclass(frozen=True)
 class Caller(Record):
     """The owner of the API key in use."""
 
@@ -89,7 +87,6 @@ class Caller(Record):
         return name
 
 
-@dataclass(frozen=True)
 class Model(Record):
     """A model's card."""
 
@@ -101,7 +98,6 @@ class Model(Record):
     figures = Field(list[Mapping[str, Any]], "How good the model is: name, value and unit of each measurement.")
 
 
-@dataclass(frozen=True)
 class Version(Record):
     """A version of a model. Versions never change."""
 
@@ -115,7 +111,6 @@ class Version(Record):
         return Model(self.body["card"])
 
 
-@dataclass(frozen=True)
 class Job(Record):
     """A job: an operation or a training that the service runs in the background."""
 
@@ -140,7 +135,6 @@ class Job(Record):
         return self.body.get("problem")
 
 
-@dataclass(frozen=True)
 class Training(Job):
     """A job that trains a model."""
 
@@ -153,7 +147,6 @@ class Training(Job):
         return self.body["version"] or None
 
 
-@dataclass(frozen=True)
 class Dataset(Record):
     """A dataset that models can be trained on."""
 

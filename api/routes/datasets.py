@@ -14,7 +14,7 @@ from api.auth import Caller
 from api.dataset_conversion import NO_ROOM, convert
 from api.dependencies import CurrentCaller, State, check_cursor
 from api.errors import ConflictError, FullError, MalformedError, NotFoundError, TooLargeError
-from api.openapi import PICTURE, bytes_response, problem_responses, upload
+from api.openapi import PICTURE, bytes_response, no_content, problem_responses, upload
 from api.prefer import Prefer
 from api.request_content import media_type
 from api.requests import validate_fields
@@ -154,12 +154,7 @@ async def update_dataset(
     return _response(state, caller, about)
 
 
-@router.delete(
-    "/{name}",
-    summary="Delete a dataset that is not in use",
-    status_code=204,
-    responses=problem_responses(403, 404, 409),
-)
+@router.delete("/{name}", summary="Delete a dataset that is not in use", **no_content(403, 404, 409))
 async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None:
     """Delete a dataset. The status is 409 if an unfinished training uses it."""
     await _find(state, caller, name)

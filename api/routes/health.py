@@ -7,11 +7,16 @@ from fastapi import APIRouter, Request, Response
 from api.auth import VISITOR
 from api.dependencies import State
 from api.metrics import ServiceCollector, exposition
+from api.openapi import Schema
 from api.responses.render import JsonRoute
 from api.schemas.service import HealthResponse, ReadinessResponse
 from core.broker.keys import QueueName
 
 router = APIRouter(tags=["health"], route_class=JsonRoute)
+
+_READINESS: dict[int | str, Schema] = {503: {"description": "Not ready", "model": ReadinessResponse}}
+_FORMATS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+_METRICS: dict[int | str, Schema] = {200: {"description": "Metrics in a format of Prometheus", "content": _FORMATS}}
 
 
 @router.get("/healthz", summary="Liveness of this process")
@@ -20,11 +25,7 @@ async def get_health() -> HealthResponse:
     return HealthResponse(status="alive")
 
 
-@router.get(
-    "/readyz",
-    summary="Readiness to serve requests",
-    responses={503: {"description": "Not ready", "model": ReadinessResponse}},
-)
+@router.get("/readyz", summary="Readiness to serve requests", responses=_READINESS)
 async def get_readiness(request: Request, response: Response, state: State) -> ReadinessResponse:
     """Return 200 if requests can be served now, else 503.
 
@@ -43,19 +44,7 @@ async def get_readiness(request: Request, response: Response, state: State) -> R
     return ReadinessResponse.model_validate({"status": "ready" if ready else "not ready", "models": models, **checks})
 
 
-@router.get(
-    "/metrics",
-    summary="Prometheus metrics",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "Metrics in a format of Prometheus",
-            "content": {
-                kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")
-            },
-        }
-    },
-)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=_METRICS)
 async def get_metrics(request: Request, state: State) -> Response:
     """Return metrics of this process, the workers and the queues for Prometheus."""
     lengths: dict[QueueName, int] = {}

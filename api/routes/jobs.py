@@ -10,7 +10,7 @@ from api.dependencies import CurrentJob, Owner, State, check_cursor
 from api.errors import ConflictError, InvalidError, NotFoundError
 from api.exposure import client_address, trusted_proxies
 from api.job_events import EventStream
-from api.openapi import EVENTS, PICTURE, RESULT, bytes_response, problem_responses
+from api.openapi import EVENTS, PICTURE, RESULT, bytes_response, no_content, problem_responses
 from api.responses.job_results import result_response
 from api.responses.render import PNG, JsonRoute
 from api.schemas.jobs import JobPage, JobResponse, JobStatus
@@ -74,7 +74,7 @@ async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse
     return JobResponse.of(job)
 
 
-@router.delete("/{job_id}", summary="Delete an ended job", status_code=204, responses=problem_responses(404, 409))
+@router.delete("/{job_id}", summary="Delete an ended job", **no_content(404, 409))
 async def delete_job(state: State, job: CurrentJob) -> None:
     """Delete an ended job with its result. The status is 409 if the job has not ended."""
     if not job.ended:

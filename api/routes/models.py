@@ -6,7 +6,7 @@ from api import audit
 from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, NotFoundError
-from api.openapi import problem_responses
+from api.openapi import no_content, problem_responses
 from api.responses.render import JsonRoute
 from api.schemas.models import ModelChange, ModelPage, ModelResponse
 from api.state import AppState
@@ -69,12 +69,7 @@ async def update_model(
     return model_response(state, caller, await find_version(state, caller, name))
 
 
-@router.delete(
-    "/{name}",
-    summary="Delete a model with all its versions",
-    status_code=204,
-    responses=problem_responses(403, 404, 409),
-)
+@router.delete("/{name}", summary="Delete a model with all its versions", **no_content(403, 404, 409))
 async def delete_model(request: Request, state: State, caller: CurrentCaller, name: str) -> None:
     """Delete a model with all its versions.
 

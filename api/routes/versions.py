@@ -13,7 +13,7 @@ from api import audit
 from api.auth import Caller
 from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
-from api.openapi import BINARY, PICTURE, bytes_response, problem_responses, upload
+from api.openapi import BINARY, PICTURE, bytes_response, no_content, problem_responses, upload
 from api.request_content import RAW
 from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.models import model_response
@@ -89,12 +89,7 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     return FileResponse(entry.path, headers=headers, media_type=RAW, filename=filename)
 
 
-@router.delete(
-    "/{version}",
-    summary="Delete a version that is not active",
-    status_code=204,
-    responses=problem_responses(403, 404, 409),
-)
+@router.delete("/{version}", summary="Delete a version that is not active", **no_content(403, 404, 409))
 async def delete_version(state: State, caller: CurrentCaller, name: str, version: str) -> None:
     """Delete a version of a model.
 
