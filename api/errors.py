@@ -21,6 +21,7 @@ from core.storage import lacks_space, reason_of
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_TYPES = "https://iana.org/assignments/http-problem-types#"
 MAX_ERRORS = 8  # most entries of `errors` in a problem
 MAX_DETAIL, MAX_ERROR_TEXT = 1500, 500  # most characters of `detail`, and of each text in `errors`
 GONE = "the result has expired; send the request again with the same seed for the same bytes"
@@ -32,6 +33,11 @@ class ProblemError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     type: ClassVar[str] = "about:blank"
+
+    def __init_subclass__(cls, status: int, title: str, kind: str = "about:blank") -> None:
+        """Set the status, the title and the type (`kind`) of the problems of a class."""
+        super().__init_subclass__()
+        cls.status, cls.title, cls.type = status, title, kind
 
     def __init__(
         self, detail: str, *, headers: dict[str, str] | None = None, retry_after_s: int | None = None, **more: Any
@@ -52,88 +58,60 @@ class ProblemError(Exception):
         return respond(request_id, {**body, **self.more}, self.headers)
 
 
-class MalformedError(ProblemError):
+class MalformedError(ProblemError, status=400, title="Malformed request"):
     """The body or a parameter cannot be parsed."""
 
-    status, title = 400, "Malformed request"
 
-
-class UnauthorizedError(ProblemError):
+class UnauthorizedError(ProblemError, status=401, title="Not authorized"):
     """The request has no API key, or an unknown or expired one."""
 
-    status, title = 401, "Not authorized"
 
-
-class ForbiddenError(ProblemError):
+class ForbiddenError(ProblemError, status=403, title="Not allowed"):
     """The caller may not do this: its key lacks a role, or the resource has another owner."""
 
-    status, title = 403, "Not allowed"
 
-
-class NotFoundError(ProblemError):
+class NotFoundError(ProblemError, status=404, title="Not found"):
     """The model, job, dataset or route does not exist, or the caller may not see it."""
 
-    status, title = 404, "Not found"
 
-
-class NoMethodError(ProblemError):
+class NoMethodError(ProblemError, status=405, title="Method not allowed"):
     """The route does not have this method. The `Allow` header lists its methods."""
 
-    status, title = 405, "Method not allowed"
 
-
-class NotAcceptableError(ProblemError):
+class NotAcceptableError(ProblemError, status=406, title="No acceptable form"):
     """The response has no format that the `Accept` header allows."""
 
-    status, title = 406, "No acceptable form"
 
-
-class StalledError(ProblemError):
+class StalledError(ProblemError, status=408, title="Request timeout"):
     """The request did not arrive in time."""
 
-    status, title = 408, "Request timeout"
 
-
-class ConflictError(ProblemError):
+class ConflictError(ProblemError, status=409, title="Not in this state"):
     """The state of the resource does not allow the request."""
 
-    status, title = 409, "Not in this state"
 
-
-class GoneError(ProblemError):
+class GoneError(ProblemError, status=410, title="Expired"):
     """The result has expired or was deleted."""
 
-    status, title = 410, "Expired"
 
-
-class TooLargeError(ProblemError):
+class TooLargeError(ProblemError, status=413, title="Body too large"):
     """The body is larger than the limit."""
 
-    status, title = 413, "Body too large"
 
-
-class UnsupportedMediaError(ProblemError):
+class UnsupportedMediaError(ProblemError, status=415, title="Unsupported content type"):
     """The route does not accept this content type or content encoding."""
 
-    status, title = 415, "Unsupported content type"
 
-
-class RangeError(ProblemError):
+class RangeError(ProblemError, status=416, title="Range not satisfiable"):
     """The requested byte range lies outside the result."""
 
-    status, title = 416, "Range not satisfiable"
 
-
-class MisdirectedError(ProblemError):
+class MisdirectedError(ProblemError, status=421, title="Misdirected request"):
     """The `Host` header names a host that this service is not configured to serve."""
 
-    status, title = 421, "Misdirected request"
 
-
-class InvalidError(ProblemError):
+class InvalidError(ProblemError, status=422, title="Invalid request"):
     """The request can be parsed but is not valid. `errors` lists the invalid fields."""
-
-    status, title = 422, "Invalid request"
 
     @classmethod
     def in_field(cls, field: str, detail: str) -> Self:
@@ -147,30 +125,20 @@ class InvalidError(ProblemError):
         return cls("; ".join(f"{one['field']}: {one['detail']}" for one in fields), errors=fields)
 
 
-class TooManyRequestsError(ProblemError):
+class TooManyRequestsError(ProblemError, status=429, title="Too many requests", kind=f"{_TYPES}quota-exceeded"):
     """The caller is over a limit, which the member `limit` names."""
 
-    status, title = 429, "Too many requests"
-    type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
-
-class OverloadedError(ProblemError):
+class OverloadedError(ProblemError, status=503, title="Overloaded", kind=f"{_TYPES}temporary-reduced-capacity"):
     """The service cannot take more work now; the client should retry."""
 
-    status, title = 503, "Overloaded"
-    type = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
-
-class FullError(ProblemError):
+class FullError(ProblemError, status=507, title="Disk full"):
     """The disk has no room for the request."""
 
-    status, title = 507, "Disk full"
 
-
-class ModelFailedError(ProblemError):
+class ModelFailedError(ProblemError, status=500, title="Model failed"):
     """A model failed, or its worker reported another problem."""
-
-    status, title = 500, "Model failed"
 
     @classmethod
     def of(cls, reported: dict[str, Any]) -> Self:

@@ -81,6 +81,11 @@ class ProblemError(ReverieError):
 
     status: ClassVar[int | None] = None
 
+    def __init_subclass__(cls, status: int) -> None:
+        """Set the HTTP status of the responses for which a class is raised."""
+        super().__init_subclass__()
+        cls.status = status
+
     def __init__(self, response: httpx.Response) -> None:
         """Read the problem from the body of an error response.
 
@@ -111,88 +116,60 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-class BadRequestError(ProblemError):
+class BadRequestError(ProblemError, status=400):
     """The request could not be parsed."""
 
-    status = 400
 
-
-class UnauthorizedError(ProblemError):
+class UnauthorizedError(ProblemError, status=401):
     """The API key is missing, unknown or expired."""
 
-    status = 401
 
-
-class ForbiddenError(ProblemError):
+class ForbiddenError(ProblemError, status=403):
     """The API key lacks a role, or the resource belongs to another owner."""
 
-    status = 403
 
-
-class NotFoundError(ProblemError):
+class NotFoundError(ProblemError, status=404):
     """There is no such model, job, dataset or training, or you may not see it."""
 
-    status = 404
 
-
-class NotAcceptableError(ProblemError):
+class NotAcceptableError(ProblemError, status=406):
     """The result cannot be returned in the requested format."""
 
-    status = 406
 
-
-class ConflictError(ProblemError):
+class ConflictError(ProblemError, status=409):
     """The current state does not allow the request: a job is running, or a name is in use."""
 
-    status = 409
 
-
-class GoneError(ProblemError):
+class GoneError(ProblemError, status=410):
     """The result has expired and was deleted."""
 
-    status = 410
 
-
-class TooLargeError(ProblemError):
+class TooLargeError(ProblemError, status=413):
     """The body is larger than this route accepts."""
 
-    status = 413
 
-
-class UnsupportedMediaError(ProblemError):
+class UnsupportedMediaError(ProblemError, status=415):
     """The route does not read this content type."""
 
-    status = 415
 
-
-class InvalidError(ProblemError):
+class InvalidError(ProblemError, status=422):
     """The request is well-formed but invalid. `errors` lists the fields."""
 
-    status = 422
 
-
-class TooManyRequestsError(ProblemError):
+class TooManyRequestsError(ProblemError, status=429):
     """A limit of the API key is exceeded.
 
     `body["limit"]` is the name of the limit, if it is one of those that `Client.me` returns.
     """
 
-    status = 429
 
-
-class InternalServerError(ProblemError):
+class InternalServerError(ProblemError, status=500):
     """The model or the service failed. Look up `request_id` in the service's log."""
 
-    status = 500
 
-
-class ServiceUnavailableError(ProblemError):
+class ServiceUnavailableError(ProblemError, status=503):
     """The service is overloaded or has no worker, and all retries failed."""
 
-    status = 503
 
-
-class DiskFullError(ProblemError):
+class DiskFullError(ProblemError, status=507):
     """The service has no disk space for the request."""
-
-    status = 507

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from core.catalog.validation import whole
 
@@ -14,10 +14,8 @@ WHOLE = BeforeValidator(whole)
 # 4.5, `true`, text and non-finite numbers are rejected.
 
 
-class RequestBody(BaseModel):
+class RequestBody(BaseModel, extra="forbid", strict=True):
     """A request body in JSON. Unknown fields and values of another type are rejected."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
@@ -34,10 +32,8 @@ def add_files(**files: str) -> Callable[[dict[str, Any]], None]:
     return add
 
 
-class Resource(BaseModel):
+class Resource(BaseModel, extra="allow"):
     """A response in JSON. It may have fields that are not declared, for example of a card."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class Page(Resource, Generic[Item]):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from api.errors import InvalidError
 from api.schemas.common import Page, RequestBody, Resource, add_files
@@ -57,18 +57,14 @@ class DatasetPage(Page[DatasetResponse]):
     """A page of datasets, sorted by name."""
 
 
-class DatasetChange(RequestBody):
+class DatasetChange(RequestBody, json_schema_extra={"example": {"shared": True}}):
     """A change of who may use a dataset."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"shared": True}})
 
     shared: bool = Field(description="Whether everybody may use the dataset, or its owner alone.")
 
 
-class DatasetForm(RequestBody):
+class DatasetForm(RequestBody, strict=False, json_schema_extra=add_files(file=_FILE, labels=_LABELS)):
     """The fields of a dataset upload, in the form or, if the file is the body, in the query."""
-
-    model_config = ConfigDict(strict=False, json_schema_extra=add_files(file=_FILE, labels=_LABELS))
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="Of the dataset: letters, digits, `.`, `-`, `_`.")
     format: Literal["idx", "npz", "zip"] | None = Field(None, description="Of the file; detected if left out.")
@@ -100,10 +96,8 @@ class DatasetForm(RequestBody):
         )
 
 
-class NamedDatasetBody(RequestBody):
+class NamedDatasetBody(RequestBody, json_schema_extra={"example": {"source": "mnist"}}):
     """A request to fetch a dataset that is known by name."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"source": "mnist"}})
 
     source: Literal["mnist", "fashion-mnist"] = Field(description="Which; its own test split is kept.")
     name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")

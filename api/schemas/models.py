@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from api.schemas.common import Page, RequestBody, Resource, add_files
 
@@ -60,10 +60,8 @@ class ModelPage(Page[ModelResponse]):
     """All models, sorted by name."""
 
 
-class ModelChange(RequestBody):
+class ModelChange(RequestBody, json_schema_extra={"example": {"version": "1"}, "minProperties": 1}):
     """A change of a model; at least one field is required."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"version": "1"}, "minProperties": 1})
 
     version: str | None = Field(None, max_length=40, description="The one of the model's `versions` to activate.")
     shared: bool | None = Field(None, description="Whether everybody may use the model, or its owner alone.")
@@ -100,13 +98,11 @@ class VersionPage(Page[VersionResponse]):
     """All versions of a model, oldest first."""
 
 
-class VersionForm(RequestBody):
+class VersionForm(RequestBody, strict=False, json_schema_extra=add_files(file="A safetensors file with a card.")):
     """The fields that come with an imported checkpoint file.
 
     They are form fields if the file is in a form, and query parameters if the file is the body
     itself.
     """
-
-    model_config = ConfigDict(strict=False, json_schema_extra=add_files(file="A safetensors file with a card."))
 
     shared: bool | None = Field(None, description=SHARED)

@@ -6,7 +6,7 @@ The routes render JSON responses as bytes, without these models, for speed; test
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, FailFast, Field
 
 from api.schemas.common import WHOLE, Resource
 
@@ -20,10 +20,8 @@ Number = float | None  # null if it is not finite
 Images = Annotated[list[str], Field(description="PNGs as base64.")]
 
 
-class OperationFields(BaseModel):
+class OperationFields(BaseModel, extra="allow", strict=True):
     """The fields of all operations on images of the model's size. Any other field is an option."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(description="Name of a model, or name@version to pin one.", examples=["vae-mnist"])
     count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
@@ -32,13 +30,11 @@ class OperationFields(BaseModel):
     options: Options = {}
 
 
-class UpscaleFields(BaseModel):
+class UpscaleFields(BaseModel, extra="allow", strict=True):
     """The fields of `POST /v1/upscales`, apart from an uploaded image file.
 
     Any other field is an option.
     """
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = Field(None, description="Name of a model, or name@version; by default the first that can.")
     seed: Seed = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
@@ -31,10 +31,8 @@ class Evaluation(RequestBody):
     )
 
 
-class TrainingBody(RequestBody):
+class TrainingBody(RequestBody, json_schema_extra={"example": _EXAMPLE}):
     """A request to train a model."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
 
     family: str = Field(max_length=80, description="What to train; GET /v1/families lists them.")
     dataset: str = Field(max_length=80, description="What to train it on; GET /v1/datasets lists them.")
