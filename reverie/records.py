@@ -35,6 +35,10 @@ class Field(Generic[T]):
         return self if record is None else self._convert(record.body[self._name])
 
 
+def _text_or_none(value: str | None) -> str | None:
+    return value or None
+
+
 @dataclass(frozen=True)
 class Record:
     """A JSON object that the service returned."""
@@ -79,12 +83,7 @@ class Caller(Record):
     roles = Field(list[str], "The key's roles: read, run, train, admin.")
     limits = Field(dict[str, Any], "The key's limits by name; None means no limit.")
     usage = Field(dict[str, int], "How much of each limit is in use.")
-
-    @property
-    def name(self) -> str | None:
-        """The owner's name; None if the service uses no keys."""
-        name: str | None = self.body["name"]
-        return name
+    name = Field(_text_or_none, "The owner's name; None if the service uses no keys.")
 
 
 class Model(Record):
@@ -104,11 +103,7 @@ class Version(Record):
     model = Field(str, "The model's name.")
     version = Field(str, "The version number; use it in requests as model@version.")
     serves = Field(bool, "Whether this is the active version, which requests without a version use.")
-
-    @property
-    def card(self) -> Model:
-        """The version's card."""
-        return Model(self.body["card"])
+    card = Field(Model, "The version's card.")
 
 
 class Job(Record):
@@ -140,11 +135,7 @@ class Training(Job):
 
     family = Field(str, "The model's family.")
     dataset = Field(str, "The dataset that the model is trained on.")
-
-    @property
-    def version(self) -> str | None:
-        """The version that the training published; None until it has succeeded."""
-        return self.body["version"] or None
+    version = Field(_text_or_none, "The version that the training published; None until it has succeeded.")
 
 
 class Dataset(Record):
