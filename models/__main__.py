@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if limit and torch.device(arguments.device).type == "cpu":
         memory.limit_memory(limit)  # a GPU's driver reserves more address space than any limit
     try:
-        return commands.COMMANDS[arguments.command](arguments)
+        return commands.COMMANDS[arguments.command](arguments) or 0
     except (ValueError, MemoryError, RuntimeError) as error:
         if memory.is_out_of_memory(error):
             allowed = f": at most {limit >> 20} MiB may be held" if limit else ""

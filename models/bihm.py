@@ -29,7 +29,6 @@ This file has more than 400 lines because one paper is one file.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -38,16 +37,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation
-from models.kit.figures import figure, mean_figure
+from models.kit.continuation import Continuation, Result, State
+from models.kit.figures import Figures, Report, figure, mean_figure, no_report
 from models.kit.operations import describe
-from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
+from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, common_progress, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import binarization, importance_samples, option
-from models.kit.shapes import Float, Int16, Tensor
+from models.kit.shapes import Float, Images, Int16, PerImage, Tensor
 
-Images = Float[Tensor, "B C H W"]
-PerImage = Float[Tensor, "B"]
 PerSample = Float[Tensor, "B K"]
 Layers = list[Tensor]
 
@@ -336,9 +333,7 @@ class Model(nn.Module):
     # Sampling
 
     @torch.inference_mode()
-    def sample(
-        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Continuation:
+    def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
         """Draw from p or p*; return `images` in 0 … 1.
 
         p* is sampled by Gibbs sweeps, one per call, or by resampling draws of p ("block"), which
@@ -362,13 +357,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def inpaint(
-        self,
-        images: Images,
-        mask: Images,
-        rows: RowStreams,
-        options: InpaintOptions,
-        state: dict[str, Tensor] | None = None,
-    ) -> dict[str, Any] | Continuation:
+        self, images: Images, mask: Images, rows: RowStreams, options: InpaintOptions, state: State = None
+    ) -> Result:
         """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (§2.3).
 
         Returns `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
@@ -382,7 +372,7 @@ class Model(nn.Module):
         if bool((share == 0).any() or (share == 1).any()):
             raise ValueError("the mask hides nothing or everything: hide some pixels (white) and keep some (black)")
         if state is None:
-            x = self._binarize(images, rows.row_zero(), options.binarization)
+            x = rows.row_zero().binarize(images.flatten(1), options.binarization)
             chain, done = self._start_chain(x, hidden, rows, options.pool), 0
         else:
             chain, done = self._unpack(state["chain"]), common_progress(state["done"])
@@ -402,7 +392,7 @@ class Model(nn.Module):
         Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). A sample draws the layers
         below.
         """
-        x = self._binarize(images, rows, options.binarization)[:, None]
+        x = rows.binarize(images.flatten(1), options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
         result: dict[str, Any] = {"binarization": options.binarization}
         for number, (layer, lower) in enumerate(zip(self.q, [x, *h], strict=False)):
@@ -412,14 +402,14 @@ class Model(nn.Module):
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
         """Return `energies` (B,): −log p̃*(x) by eq. 4, in nats."""
-        x = self._binarize(images, rows, options.binarization)
+        x = rows.binarize(images.flatten(1), options.binarization)
         energies = -log_p_tilde_star(self.log_weights(x, rows, 0, options.k))
         return {"energies": energies, "unit": "nats", "binarization": options.binarization}
 
     @torch.inference_mode()
     def log_likelihood(
-        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Continuation:
+        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: State = None
+    ) -> Result:
         """Estimate log p(x) by eq. 5 and log p̃*(x) by eq. 4, with K = `k` samples, in nats.
 
         Each call computes `SAMPLES_PER_CALL` samples and returns a `Continuation` until all are
@@ -431,7 +421,7 @@ class Model(nn.Module):
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
-        x = self._binarize(images, rows, options.binarization)
+        x = rows.binarize(images.flatten(1), options.binarization)
         a = self.log_weights(x, rows, weights.done, min(SAMPLES_PER_CALL, options.k - weights.done))
         weights, roots = weights.add(a), roots.add(0.5 * a)
         if len(rows) and weights.done < options.k:
@@ -458,9 +448,7 @@ class Model(nn.Module):
 
     # See docs/decisions.md#log-z-is-stored-with-the-helmholtz-machines-weights
     @torch.inference_mode()
-    def estimate_log_z(
-        self, seed: int, samples: int, report: Callable[[int], None] = lambda _: None
-    ) -> dict[str, float]:
+    def estimate_log_z(self, seed: int, samples: int, report: Report = no_report) -> dict[str, float]:
         """Estimate log Z by eq. 7 with `samples` pairs of samples.
 
         Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the
@@ -489,10 +477,10 @@ class Model(nn.Module):
         seed: int,
         k: int,
         precision: str = "float32",
-        report: Callable[[int], None] = lambda _: None,
+        report: Report = no_report,
         *,
         z_samples: int | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Figures:
         """Measure a model on binary images; return the card's metrics, in nats and percent.
 
         First estimates log Z with `z_samples` pairs and stores it in `log_z`. `z_samples` is
@@ -618,9 +606,7 @@ class Model(nn.Module):
         at = torch.arange(len(chosen))
         return [torch.where(hidden, drawn[at, chosen], x), *(layer[at, chosen] for layer in h)]
 
-    def _sample_block(
-        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None
-    ) -> dict[str, Any] | Continuation:
+    def _sample_block(self, rows: RowStreams, options: SampleOptions, state: State) -> Result:
         """Sample p* by importance resampling of `options.pool` draws of p; see `sample`.
 
         Each call makes at most `POOL_PER_CALL` draws (§2.3, as in the authors' code). One of the
@@ -662,17 +648,10 @@ class Model(nn.Module):
         return list(torch.split(chain.float(), list(self.sizes), dim=1))
 
     def _output_pixels(self, chain: Layers, output: str) -> Float[Tensor, "B D"]:
-        pixels: Tensor = self.p[0](chain[1]).sigmoid() if output == "means" else chain[0]
-        return pixels
+        return self.p[0](chain[1]).sigmoid() if output == "means" else chain[0]
 
     def _to_images(self, x: Float[Tensor, "B D"]) -> Images:
         return x.view(-1, self.config.channels, self.config.height, self.config.width)
-
-    def _binarize(self, images: Images, rows: RowStreams, binarization: str) -> Float[Tensor, "B D"]:
-        x = images.flatten(1)
-        if binarization == "none":
-            return x
-        return rows.bernoulli(x, BINARIZE) if binarization == "draw" else (x >= 0.5).to(x.dtype)
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:

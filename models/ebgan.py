@@ -40,37 +40,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation
-from models.kit.figures import mean_figure
+from models.kit.continuation import Continuation, Result, State
+from models.kit.figures import Figures, Report, mean_figure, no_report
 from models.kit.operations import describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import common_progress, first_accepted
 from models.kit.schema import option
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Float, Images, PerImage, Tensor
 
-Images = Float[Tensor, "B C H W"]
-PerImage = Float[Tensor, "B"]
 Code = Float[Tensor, "B S"]
 
-_NORMALISED = {"batch_norm": {"const": True}}
 # The rule of `Model.smallest_batch` as JSON Schemas of the config, for the API, which has no torch.
+_ONE_VALUE_PER_IMAGE: list[dict[str, Any]] = [
+    {"architecture": {"const": "mlp"}, "layers_g": {"minimum": 2}},
+    {"architecture": {"const": "conv"}, "height": {"maximum": 7}, "width": {"maximum": 7}},
+]
 SMALLEST_BATCHES = [
-    {
-        "pictures": 2,
-        "when": {"properties": {**_NORMALISED, "architecture": {"const": "mlp"}, "layers_g": {"minimum": 2}}},
-    },
-    {
-        "pictures": 2,
-        "when": {
-            "properties": {
-                **_NORMALISED,
-                "architecture": {"const": "conv"},
-                "height": {"maximum": 7},
-                "width": {"maximum": 7},
-            }
-        },
-    },
+    {"pictures": 2, "when": {"properties": {"batch_norm": {"const": True}, **case}}} for case in _ONE_VALUE_PER_IMAGE
 ]
 
 QUANTILES = 1001  # of the training set's energies
@@ -403,9 +390,7 @@ class Model(nn.Module):
     # Sampling
 
     @torch.inference_mode()
-    def sample(
-        self, rows: RowStreams, options: SampleOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Continuation:
+    def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
         """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
 
         With `best_of` (by default the config's) a row keeps its candidate of lowest energy; with
@@ -586,13 +571,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def evaluate(
-        self,
-        images: Images,
-        seed: int,
-        k: int,
-        precision: str = "float32",
-        report: Callable[[int], None] = lambda _: None,
-    ) -> list[dict[str, Any]]:
+        self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
+    ) -> Figures:
         """Measure a model for its card; return its metrics.
 
         They are the mean energies of the images and of `k` samples, and the pulling-away term f_PT

@@ -40,25 +40,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation
-from models.kit.figures import figure
+from models.kit import sampling
+from models.kit.continuation import Continuation, Result, State
+from models.kit.figures import Figures, Report, figure, no_report
 from models.kit.onednn_linear import Linear
 from models.kit.operations import describe
-from models.kit.row_streams import BINARIZE, LATENT, OUTPUT, RowStreams
-from models.kit.sampling import (
-    ImportanceWeights,
-    log_mean_error,
-    log_mean_exp,
-    manifold_coordinates,
-    normalised_weights,
-    truncated_normal,
-)
+from models.kit.row_streams import LATENT, OUTPUT, RowStreams
 from models.kit.schema import binarization, importance_samples, option
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Float, Images, PerImage, Tensor
 
-Images = Float[Tensor, "B C H W"]
-PerImage = Float[Tensor, "B"]
 PerSample = Float[Tensor, "B L"]
+Pixels = Float[Tensor, "B D"]
+Latents = Float[Tensor, "B J"]
+LatentSamples = Float[Tensor, "B L J"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -120,9 +114,7 @@ def log_prior(z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2.0 * math.pi))
 
 
-def reparameterise(
-    mean: Float[Tensor, "B J"], log_variance: Float[Tensor, "B J"], noise: Float[Tensor, "B L J"]
-) -> Float[Tensor, "B L J"]:
+def reparameterise(mean: Latents, log_variance: Latents, noise: LatentSamples) -> LatentSamples:
     """Return z = μ + σ ⊙ ε with ε ~ N(0, I) (eq. 4)."""
     return torch.addcmul(mean[:, None], (0.5 * log_variance).exp()[:, None], noise)
 
@@ -154,12 +146,12 @@ def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
     return total / bounds.shape[0] * bounds.sum()
 
 
-def kl_to_prior(mean: Float[Tensor, "B J"], log_variance: Float[Tensor, "B J"]) -> PerImage:
+def kl_to_prior(mean: Latents, log_variance: Latents) -> PerImage:
     """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (eq. 10, appendix B)."""
     return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
 
-def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> PerSample:
+def log_bernoulli(x: Pixels, logits: Float[Tensor, "B L D"]) -> PerSample:
     """Return log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a) (eq. 11).
 
     It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
@@ -167,19 +159,17 @@ def log_bernoulli(x: Float[Tensor, "B D"], logits: Float[Tensor, "B L D"]) -> Pe
     return (logits * x[:, None]).sum(-1) - functional.softplus(logits).sum(-1)
 
 
-def log_gaussian(
-    x: Float[Tensor, "B D"], mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]
-) -> PerSample:
+def log_gaussian(x: Pixels, mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]) -> PerSample:
     """Return log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1 (eq. 12)."""
     return log_normal(x[:, None], mean, log_variance)
 
 
-def iwae_bound(log_w: Float[Tensor, "B K"]) -> PerImage:
+def iwae_bound(log_w: PerSample) -> PerImage:
     """Return the bound L_K = log (1/K) Σₖ wₖ with wₖ = p(x, zₖ)/q(zₖ|x) (IWAE §3).
 
     E L_K rises with K to log p(x).
     """
-    return log_mean_exp(log_w)
+    return sampling.log_mean_exp(log_w)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -189,22 +179,19 @@ class _ScaleGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Float[Tensor, "B K J"], factors: list[Float[Tensor, "B K"]]) -> Float[Tensor, "B K J"]:
+    def forward(ctx: Any, z: LatentSamples, factors: list[PerSample]) -> LatentSamples:
         ctx.factors = factors
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Float[Tensor, "B K J"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: LatentSamples) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         (factors,) = ctx.factors
         return gradient * factors[..., None], None
 
 
 def dreg_bound(
-    log_joint: Callable[[Float[Tensor, "B K J"]], Float[Tensor, "B K"]],
-    mean: Float[Tensor, "B J"],
-    log_variance: Float[Tensor, "B J"],
-    noise: Float[Tensor, "B K J"],
+    log_joint: Callable[[LatentSamples], PerSample], mean: Latents, log_variance: Latents, noise: LatentSamples
 ) -> PerImage:
     """Return the bound L_K with the doubly reparameterized gradient (DReG eq. 8).
 
@@ -216,7 +203,7 @@ def dreg_bound(
     scale_gradient: Callable[..., Tensor] = _ScaleGradient.apply
     z = scale_gradient(reparameterise(mean, log_variance, noise), factors)
     log_w = log_joint(z) - log_normal(z, mean.detach()[:, None], log_variance.detach()[:, None])
-    factors.append(normalised_weights(log_w.detach()))
+    factors.append(sampling.normalised_weights(log_w.detach()))
     return iwae_bound(log_w)
 
 
@@ -395,7 +382,7 @@ class Model(nn.Module):
         if options.truncation is None:
             z = rows.normal(self.config.latents, LATENT)
         else:
-            z = truncated_normal(rows.uniform(self.config.latents, LATENT), options.truncation)
+            z = sampling.truncated_normal(rows.uniform(self.config.latents, LATENT), options.truncation)
         return {"images": self._decode(z * options.temperature, rows, options.output)}
 
     @torch.inference_mode()
@@ -409,7 +396,7 @@ class Model(nn.Module):
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
         if len(rows) and int(rows.row.max()) >= options.size**2:
             raise ValueError(f"a grid of size {options.size} has {options.size**2} cells")
-        coordinates = manifold_coordinates(options.size).to(rows.row.device)
+        coordinates = sampling.manifold_coordinates(options.size).to(rows.row.device)
         column, line = rows.row % options.size, rows.row // options.size
         z = torch.stack((coordinates[column], coordinates[line]), dim=1)
         return {"images": self._decode(z, rows, "means")}
@@ -465,8 +452,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def log_likelihood(
-        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: dict[str, Tensor] | None = None
-    ) -> dict[str, Any] | Continuation:
+        self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: State = None
+    ) -> Result:
         """Estimate log p(x) in nats by the importance-weighted bound (IWAE): the log of the mean of
         `k` weights.
 
@@ -476,13 +463,12 @@ class Model(nn.Module):
         The result has `log_p` (B,), its `standard_error` (B,) by the delta method, both in nats,
         and `effective_sample_size` (B,), which is (Σw)²/Σw² for weights w, between 1 and `k`.
         """
-        weights = ImportanceWeights.resume(state, len(rows), images.device)
-        done = weights.done if len(rows) else options.k
+        weights = sampling.ImportanceWeights.resume(state, len(rows), images.device)
+        count = min(SAMPLES_PER_CALL, options.k - weights.done)
         x = self._binarize(images, rows, options.binarization)
-        weights = weights.add(self.log_weights(x, rows, done, min(SAMPLES_PER_CALL, options.k - done)))
-        done = min(done + SAMPLES_PER_CALL, options.k)
-        if done < options.k:
-            return Continuation(weights.state(), done / options.k)
+        weights = weights.add(self.log_weights(x, rows, weights.done, count))
+        if len(rows) and weights.done < options.k:
+            return Continuation(weights.state(), weights.done / options.k)
         return {
             "log_p": weights.log_mean.float(),
             "standard_error": weights.standard_error.float(),
@@ -492,7 +478,7 @@ class Model(nn.Module):
             "binarization": options.binarization,
         }
 
-    def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> Float[Tensor, "B K"]:
+    def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
         """Return log w = log p(x, z) − log q(z|x) of importance samples, in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
@@ -501,7 +487,7 @@ class Model(nn.Module):
         noise = rows.normals(self.config.latents, first, count, LATENT)
         return self._log_w(x, mean, log_variance, noise)
 
-    def log_p_x(self, x: Float[Tensor, "B D"], z: Float[Tensor, "B L J"]) -> PerSample:
+    def log_p_x(self, x: Pixels, z: LatentSamples) -> PerSample:
         """Return log p(x|z) of every sample (eq. 11 or 12), in nats."""
         if isinstance(self.decoder, Bernoulli):
             return log_bernoulli(x, self.decoder(z))
@@ -531,13 +517,8 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def evaluate(
-        self,
-        images: Images,
-        seed: int,
-        k: int,
-        precision: str = "float32",
-        report: Callable[[int], None] = lambda _: None,
-    ) -> list[dict[str, Any]]:
+        self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
+    ) -> Figures:
         """Measure a model on images; return the card's metrics.
 
         They are −log p(x), the bounds L_K for K = 1, 10, … `k`, in nats, and the number of active
@@ -559,17 +540,11 @@ class Model(nn.Module):
                     parts.append(self._log_w(x, *code, noise))
             log_w = torch.cat(parts, dim=1).double()
             bounds.append(torch.stack([_grouped_bound(log_w, size) for size in sizes], dim=1))
-            errors.append(log_mean_error(log_w))
+            errors.append(sampling.log_mean_error(log_w))
             report(i + 1)
         return _figures(sizes, torch.cat(bounds), torch.cat(errors), means, precision)
 
-    def _log_w(
-        self,
-        x: Float[Tensor, "B D"],
-        mean: Float[Tensor, "B J"],
-        log_variance: Float[Tensor, "B J"],
-        noise: Float[Tensor, "B L J"],
-    ) -> PerSample:
+    def _log_w(self, x: Pixels, mean: Latents, log_variance: Latents, noise: LatentSamples) -> PerSample:
         """Return log p(x, z) − log q(z|x) at z = μ + σ ⊙ ε, in nats.
 
         log q depends on ε only, and the terms log 2π cancel.
@@ -578,13 +553,11 @@ class Model(nn.Module):
         log_p_z_over_q = 0.5 * (log_variance.sum(-1)[:, None] + noise.square().sum(-1) - z.square().sum(-1))
         return self.log_p_x(x, z) + log_p_z_over_q
 
-    def _binarize(self, images: Images, rows: RowStreams, binarization: str) -> Float[Tensor, "B D"]:
+    def _binarize(self, images: Images, rows: RowStreams, binarization: str) -> Pixels:
         x = images.flatten(1)
-        if binarization == "none" or self.config.likelihood == "gaussian":
-            return x
-        return rows.bernoulli(x, BINARIZE) if binarization == "draw" else (x >= 0.5).to(x.dtype)
+        return x if self.config.likelihood == "gaussian" else rows.binarize(x, binarization)
 
-    def _decode(self, z: Float[Tensor, "B J"], rows: RowStreams, output: str) -> Images:
+    def _decode(self, z: Latents, rows: RowStreams, output: str) -> Images:
         shape = (-1, self.config.channels, self.config.height, self.config.width)
         pixels: Tensor
         if isinstance(self.decoder, Bernoulli):
@@ -600,22 +573,16 @@ class Model(nn.Module):
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
     """Return the mean (B,) of the bounds L_K, K = `size`, of the k/K groups of samples."""
-    groups = log_w.view(-1, size)
-    per_group: Tensor = iwae_bound(groups).view(log_w.shape[0], -1)
-    mean: Tensor = per_group.mean(dim=1)
-    return mean
+    return iwae_bound(log_w.view(-1, size)).view(len(log_w), -1).mean(dim=1)
 
 
 def _figures(
-    sizes: list[int],
-    bounds: Float[Tensor, "N S"],
-    errors: Float[Tensor, "N"],
-    means: Float[Tensor, "N J"],
-    precision: str,
-) -> list[dict[str, Any]]:
-    """Return the metrics in the card's format: `bounds` (N, S) are the bounds with K = `sizes`.
+    sizes: list[int], bounds: Float[Tensor, "B S"], errors: PerImage, means: Latents, precision: str
+) -> Figures:
+    """Return the metrics in the card's format.
 
-    `errors` are the standard errors of the last bound, `means` the means of q(z|x).
+    `bounds` (B, S) are the bounds L_K of each image for every K in `sizes`, `errors` (B,) the
+    standard errors of the last of them, and `means` (B, J) the means of q(z|x).
     """
     count = len(bounds)
     errors_of_mean = bounds.std(dim=0) / math.sqrt(count)

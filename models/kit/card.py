@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEADER_LIMIT_BYTES = 2**20
-# Names of types in torch → in safetensors.
-DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-}
-
 REQUIRED = (
     "format",
     "name",
@@ -144,7 +130,6 @@ def check(path: Path) -> None:
 
     from models.kit.schema import from_json  # noqa: PLC0415
 
-    dtype_names = {getattr(torch, name): short for name, short in DTYPES.items()}
     card = read_card(path)
     module = family(card["family"])
     config = from_json(module.Config, card["config"])
@@ -156,12 +141,12 @@ def check(path: Path) -> None:
             # compare shapes before reading any tensor: the header may claim any size
             actual = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             _compare_shapes(path.name, {name: shape for name, (shape, _) in expected.items()}, actual)
-            dtypes = {name: file.get_slice(name).get_dtype() for name in actual}
+            dtypes = {name: file.get_tensor(name).dtype for name in actual}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
     for name, (_, dtype) in expected.items():
-        if dtypes[name] != dtype_names.get(dtype):
-            raise ValueError(f"{name} of {path.name} is {dtypes[name]}, not {dtype_names.get(dtype)}")
+        if dtypes[name] != dtype:
+            raise ValueError(f"{name} of {path.name} is {dtypes[name]}, not {dtype}")
     if card["operations"] != json.loads(json.dumps(model.operations())):
         raise ValueError(f"the card of {path.name} lists other operations than those of {card['family']} here")
 

@@ -1,4 +1,6 @@
-"""The commands of `python -m models`; each takes the parsed arguments and returns the exit status.
+"""The commands of `python -m models`.
+
+Each takes the parsed arguments and returns the exit status; None is success.
 
 Import this module after the number of threads is set: it imports torch.
 """
@@ -58,75 +60,62 @@ def _train(arguments: argparse.Namespace) -> int:
     return kit.INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> None:
     """Write a run as CHECKPOINTS/NAME/VERSION/model.safetensors, without metrics; print
     the path.
     """
-    selection, note = arguments.selection, arguments.note
-    print(export.export(arguments.run, arguments.checkpoints, arguments.version, selection, note))
-    return 0
+    a = arguments
+    print(export.export(a.run, a.checkpoints, a.version, a.selection, a.note))
 
 
-def _publish(arguments: argparse.Namespace) -> int:
+def _publish(arguments: argparse.Namespace) -> None:
     """Export a run with metrics and a preview; print its path and metrics as one line of JSON.
 
     The metrics are measured on the first COUNT test images, and those of `--against` on the same
     images.
     """
-
-    def load(name: str, split: str) -> data.ImageSet:
-        return data.load(_find_source(name, arguments.data_folder), split, arguments.data_folder)
-
-    path = arguments.checkpoints, arguments.version
-    _print_json(
-        export.publish(arguments.run, *path, load, arguments.count, arguments.k, arguments.against, arguments.job)
-    )
-    return 0
+    a = arguments
+    _print_json(export.publish(a.run, a.checkpoints, a.version, a.data_folder, a.count, a.k, a.against, a.job))
 
 
-def _estimate(arguments: argparse.Namespace) -> int:
+def _estimate(arguments: argparse.Namespace) -> None:
     """Time a few steps of a recipe; print what the whole run would take. No file is written."""
     recipe = _read_recipe(arguments)
     pictures, held_back = _load_training_data(recipe, arguments.data_folder)
     held_back_images = held_back.images if held_back else None
     _print_json(estimate.estimate(recipe, pictures.images, held_back_images, arguments.device, arguments.seconds))
-    return 0
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    """Check that a file's weights and operations are the ones that its card describes."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Check a checkpoint's weights and operations against its card."""
     card.check(arguments.checkpoint)
-    return 0
 
 
-def _dataset(arguments: argparse.Namespace) -> int:
+def _dataset(arguments: argparse.Namespace) -> None:
     """Write a named data set as one NPZ file with the arrays train and test."""
     folder = arguments.data_folder
     arrays = {split: data.load(arguments.name, split, folder).images.numpy() for split in ("train", "test")}
     with arguments.out.open("wb") as file:
         np.savez(file, train=arrays["train"], test=arrays["test"])
-    return 0
 
 
-def _devices(_arguments: argparse.Namespace) -> int:
+def _devices(_arguments: argparse.Namespace) -> None:
     """Print how many devices a training can use: the GPUs, or one CPU."""
     _print_json({"devices": max(1, torch.cuda.device_count())})
-    return 0
 
 
-def _families(_arguments: argparse.Namespace) -> int:
+def _families(_arguments: argparse.Namespace) -> None:
     """Print the content of `core/catalog/families.json`: the training options of each family."""
     print(json.dumps(families.describe_families(), indent=1, ensure_ascii=False))
-    return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate a checkpoint on test images and print its metrics as JSON lines.
 
     With `--write` they are also stored in the checkpoint's card.
     """
     model, described = card.load(arguments.checkpoint, arguments.device)
-    source = _find_source(arguments.data or described["provenance"]["data"]["name"], arguments.data_folder)
+    source = arguments.data or described["provenance"]["data"]["name"]
     pictures = data.load(source, "test", arguments.data_folder)
     images = export.preprocess_as_trained(described, pictures.images, arguments.seed)[: arguments.count]
 
@@ -142,10 +131,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _print_json(figure)
     if arguments.write:
         card.save(arguments.checkpoint, model, described)
-    return 0
 
 
-def _sample(arguments: argparse.Namespace) -> int:
+def _sample(arguments: argparse.Namespace) -> None:
     """Draw samples of a checkpoint onto one PNG; the same seed gives the same images."""
     model, described = card.load(arguments.checkpoint, arguments.device)
     available = [name for name, entry in described["operations"].items() if not entry["inputs"]]
@@ -156,10 +144,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     images = getattr(model, arguments.operation)(rows, options)["images"]
     image_grid(images, arguments.columns).save(arguments.out, optimize=True)
     print(arguments.out)
-    return 0
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train,
     "export": _export,
     "publish": _publish,
@@ -221,16 +208,10 @@ def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, da
 
     The split is None if the data set has none, or if the recipe does not validate.
     """
-    source = _find_source(recipe.data, folder)
-    has_validation = (Path(source) / "validation.npy").is_file() and recipe.training.validation
-    return data.load(source, "train", folder), data.load(source, "validation", folder) if has_validation else None
-
-
-def _find_source(name: str, folder: Path) -> str:
-    """Return the path of the converted data set `name` in `folder`; `name` itself if there
-    is none.
-    """
-    return str(folder / name) if (folder / name / "dataset.json").is_file() else name
+    uploaded = data.find_uploaded(recipe.data, folder)
+    has_validation = uploaded and (uploaded / "validation.npy").is_file() and recipe.training.validation
+    images = data.load(recipe.data, "train", folder)
+    return images, data.load(recipe.data, "validation", folder) if has_validation else None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The intermediate result of an operation that runs in several calls."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Images, Tensor
 
 
 @dataclass(frozen=True)
@@ -17,4 +18,8 @@ class Continuation:
 
     state: dict[str, Tensor]
     done: float
-    preview: Float[Tensor, "B C H W"] | None = None
+    preview: Images | None = None
+
+
+State = dict[str, Tensor] | None  # None in the first call, later the `state` of the previous `Continuation`
+Result = dict[str, Any] | Continuation

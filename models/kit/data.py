@@ -75,7 +75,7 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
     validation images. Raises ValueError if the images are missing or damaged; the message says how
     to get a named data set.
     """
-    uploaded = next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
+    uploaded = find_uploaded(source, folder)
     if uploaded is not None:
         return _load_uploaded(uploaded, split)
     if split not in IMAGES:
@@ -92,6 +92,14 @@ def load(source: str, split: str = "train", folder: Path = Path("data")) -> Imag
     if source in NAMED:
         return _load_idx_set(source, split, folder)
     return _load_path(Path(source), split)
+
+
+def find_uploaded(source: str, folder: Path) -> Path | None:
+    """Return the path of the uploaded data set `source`, which is a name in `folder` or a path.
+
+    None if there is no uploaded data set.
+    """
+    return next((path for path in (folder / source, Path(source)) if (path / DATASET_FILE).is_file()), None)
 
 
 def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:

@@ -57,10 +57,8 @@ class ProcessGroup:
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
-        first = 0
-        for gradient in gradients:
-            gradient.copy_(flat[first : first + gradient.numel()].view_as(gradient))
-            first += gradient.numel()
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
 
     def all_reduce_sums(self, values: Sequence[Float[Tensor, ""]]) -> list[Float[Tensor, ""]]:
         """Return the sum of each value over all processes."""

@@ -34,7 +34,11 @@ def estimate(
         steps = run.batch_count
         step_times = [_time_step_s(run, epoch, seconds / 3) for epoch in sorted({0, epochs // 2, epochs - 1})]
         step_s = statistics.mean(step_times)
-        validation_s = _time_validation_s(run)
+        validation_s = 0.0
+        if run.training.validation:
+            start = time.perf_counter()
+            run.validate()
+            validation_s = time.perf_counter() - start
         run.save()
         checkpoint_bytes = (Path(folder) / "state.pt").stat().st_size
     return {
@@ -63,12 +67,3 @@ def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
         float(run.train_step(whole[len(times) % len(whole)]))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _time_validation_s(run: Run) -> float:
-    """Return the seconds that one validation takes; 0 if the recipe has no validation."""
-    if not run.training.validation:
-        return 0.0
-    start = time.perf_counter()
-    run.validate()
-    return time.perf_counter() - start

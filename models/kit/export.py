@@ -1,12 +1,11 @@
 """Export a run as a checkpoint with its card, and measure the metrics ("figures") of the card."""
 
 import hashlib
-import inspect
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.kit import card, data
+from models.kit.figures import Figures, figure
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
@@ -22,9 +22,6 @@ from models.kit.shapes import Float, Tensor, UInt8
 from models.kit.train import weights
 
 PROVENANCE_FILE = "provenance.json"
-# Samples for a normalising constant, per importance sample of an image, and at most.
-Z_SAMPLES_PER_K, MAX_Z_SAMPLES = 1000, 5_000_000
-
 EVALUATION_SEED = 1  # seed of binarization and importance samples
 
 
@@ -113,7 +110,7 @@ def publish(
     out: Path,
     checkpoints: Path,
     version: str,
-    load: Callable[[str, str], data.ImageSet],
+    data_folder: Path,
     count: int,
     k: int,
     against: Path | None = None,
@@ -123,21 +120,21 @@ def publish(
 
     The metrics are measured on the first `count` test images; without a test split there are none.
     `k` is the number of importance samples per image, or of generated samples for an EBGAN.
-    `load` returns the images of a data set and split. With the checkpoint `against` the result also
-    has `against`: the metrics of that checkpoint on the same images with the same random numbers,
-    or an empty list if its family or image shape differs. `job` is the id of the training, for the
-    card.
+    `data_folder` has the data sets. With the checkpoint `against` the result also has `against`:
+    the metrics of that checkpoint on the same images with the same random numbers, or an empty list
+    if its family or image shape differs. `job` is the id of the training, for the card.
     """
     path = export(out, checkpoints, version)
     model, described = card.load(path)
     if job:
         described["provenance"]["job"] = job
+    source = described["provenance"]["data"]["name"]
     try:
-        pictures = load(described["provenance"]["data"]["name"], "test").images[:count]
+        pictures = data.load(source, "test", data_folder).images[:count]
     except ValueError:  # there is no test split
         pictures = torch.empty(0)
     described["figures"] = figures(model, described, pictures, k)
-    shown = pictures if len(pictures) else load(described["provenance"]["data"]["name"], "train").images[:100]
+    shown = pictures if len(pictures) else data.load(source, "train", data_folder).images[:100]
     card.save(path, model, described, preview(model, shown, described["provenance"]["seed"]))
     result = {"path": str(path), "figures": described["figures"]}
     if against is not None:
@@ -147,7 +144,7 @@ def publish(
     return result
 
 
-def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> list[dict[str, Any]]:
+def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> Figures:
     """Measure a model on test images; return the metrics for its card, not plots.
 
     Each has `name`, `value`, `unit`, `better` and `detail`. `k` is passed to the family's
@@ -159,20 +156,18 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
         return []
     images = preprocess_as_trained(described, pictures, EVALUATION_SEED)
     if hasattr(model, "evaluate"):
-        parameters = inspect.signature(model.evaluate).parameters
-        extra = {"z_samples": min(Z_SAMPLES_PER_K * k, MAX_Z_SAMPLES)} if "z_samples" in parameters else {}
-        measured: list[dict[str, Any]] = model.evaluate(images, EVALUATION_SEED, k, **extra)
+        measured: Figures = model.evaluate(images, EVALUATION_SEED, k)
         return measured
     if not hasattr(model, "loss"):
         return []
     parts = []
     with torch.no_grad():
         for index in torch.split(torch.arange(len(images)), 100):
-            rows = RowStreams(torch.full_like(index, EVALUATION_SEED), index)
+            rows = RowStreams.of_rows(EVALUATION_SEED, index)
             parts.append(model.loss(images[index], rows, described["provenance"]["recipe"]["training"]["epochs"]))
     value = round(float(torch.cat(parts).double().mean()), 4)
     detail = f"the training loss, mean of {len(images)} test pictures"
-    return [{"name": "loss", "value": value, "unit": "1", "better": "lower", "detail": detail}]
+    return [figure("loss", value, "1", "lower", detail)]
 
 
 def preprocess_as_trained(

@@ -1,9 +1,17 @@
 """Metrics of a model, in the format of the `figures` of its card."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from models.kit.shapes import Float, Tensor
+
+Figures = list[dict[str, Any]]
+Report = Callable[[int], None]  # is called with the number of images that are measured
+
+
+def no_report(_done: int) -> None:
+    """Report nothing."""
 
 
 def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict[str, Any]:

@@ -25,11 +25,7 @@ def describe(model: nn.Module, without: Collection[str] = ()) -> dict[str, Any]:
     Each has the fields "inputs", "options" (a JSON Schema), "unit" and "sliced" (it may take
     several calls).
     """
-    operations = {}
-    for name, method in inspect.getmembers(type(model), inspect.isfunction):
-        if not name.startswith("_") and name not in without and _is_operation(method):
-            operations[name] = _describe_method(method)
-    return operations
+    return {name: _describe(hints) for name, hints in _operations(type(model)).items() if name not in without}
 
 
 def options_of(model: nn.Module, operation: str) -> type:
@@ -37,26 +33,24 @@ def options_of(model: nn.Module, operation: str) -> type:
 
     Raises ValueError for an unknown operation.
     """
-    method = getattr(type(model), operation, None)
-    if method is None or operation.startswith("_") or not inspect.isfunction(method) or not _is_operation(method):
-        raise ValueError(f"no operation {operation!r}; there are {', '.join(describe(model))}")
-    return typing.cast("type", _type_hints(method)["options"])
+    operations = _operations(type(model))
+    if operation not in operations:
+        raise ValueError(f"no operation {operation!r}; there are {', '.join(operations)}")
+    options: type = operations[operation]["options"]
+    return options
 
 
-def _is_operation(method: Any) -> bool:
-    hints = _type_hints(method)
-    return hints.get("rows") is RowStreams and "options" in hints
+def _operations(model: type) -> dict[str, dict[str, Any]]:
+    """Return the type hints of the methods of a class that are operations, keyed by method."""
+    methods = {name: method for name, method in inspect.getmembers(model, inspect.isfunction) if name[0] != "_"}
+    hints = {name: typing.get_type_hints(inspect.unwrap(method)) for name, method in methods.items()}
+    return {name: hint for name, hint in hints.items() if hint.get("rows") is RowStreams and "options" in hint}
 
 
-def _describe_method(method: Any) -> dict[str, Any]:
-    hints = _type_hints(method)
+def _describe(hints: dict[str, Any]) -> dict[str, Any]:
     return {
         "inputs": [name for name in IMAGE_INPUTS if name in hints],
         "options": json_schema(hints["options"]),
         "unit": getattr(hints["options"], "UNIT", None),
         "sliced": "state" in hints,
     }
-
-
-def _type_hints(method: Any) -> dict[str, Any]:
-    return typing.get_type_hints(inspect.unwrap(method))

@@ -94,15 +94,15 @@ def structure(patch: np.ndarray) -> float:
 
 
 def _cut(photographs_by_name: Mapping[str, Path], target: Path) -> None:
-    candidates = {held_back: list(_candidates(photographs_by_name, held_back=held_back)) for held_back in (False, True)}
     selected = []
     for held_back, count in ((False, TRAINING), (True, HELD_BACK)):
-        ranked = sorted(range(len(candidates[held_back])), key=lambda index, of=candidates[held_back]: -of[index][0])  # type: ignore[misc]
+        candidates = list(_candidates(photographs_by_name, held_back=held_back))
+        ranked = np.argsort([-structure for structure, _ in candidates], kind="stable")
         if len(ranked) < count:
             raise ValueError(f"{len(ranked)} patches instead of {count}")
         # validation patches are spread over the ranking, so that they are not only the hardest ones
         step = max(1, len(ranked) // (2 * count)) if held_back else 1
-        selected += [candidates[held_back][index][1] for index in sorted(ranked[::step][:count])]
+        selected += [candidates[index][1] for index in sorted(ranked[::step][:count])]
     part = target.with_name(f".{target.name}")
     with part.open("wb") as file:
         np.save(file, np.stack(selected).transpose(0, 3, 1, 2).copy())

@@ -6,9 +6,7 @@ from functools import lru_cache
 import torch
 
 from models.kit.onednn_linear import linear
-from models.kit.shapes import Float, Tensor
-
-Images = Float[Tensor, "B C H W"]
+from models.kit.shapes import Float, Images, Tensor
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,11 @@ class RowStreams:
         """
         if not 0 <= seed < 2**63 or first < 0 or count < 0 or first + count > 2**63:
             raise ValueError(f"seed {seed}, first {first}, count {count}: seed and rows must lie in 0 … 2^63 - 1")
-        row = first + torch.arange(count, device=device)
+        return cls.of_rows(seed, first + torch.arange(count, device=device))
+
+    @classmethod
+    def of_rows(cls, seed: int, row: Int[Tensor, "B"]) -> "RowStreams":
+        """Return the rows with the numbers `row` of one seed, on the device of `row`."""
         return cls(seed=torch.full_like(row, seed), row=row)
 
     def __len__(self) -> int:
@@ -155,6 +159,16 @@ class RowStreams:
         bits: half the work of a full word, with a bias below 8·10⁻⁶.
         """
         return bernoulli_from_int16(self.uniform_int16(probability.shape[1], 0, 1, stream)[:, 0], probability)
+
+    def binarize(self, pixels: Float[Tensor, "B n"], binarization: str) -> Float[Tensor, "B n"]:
+        """Return pixels in 0 … 1 as 0 or 1, by the value of the option `binarization`.
+
+        "draw" is a Bernoulli draw with the grey value as its probability, "threshold" gives 1 from
+        0.5 on, and "none" returns the pixels unchanged.
+        """
+        if binarization == "none":
+            return pixels
+        return self.bernoulli(pixels, BINARIZE) if binarization == "draw" else (pixels >= 0.5).to(pixels.dtype)
 
 
 def bernoulli_from_int16(uniform: Int16[Tensor, "*B n"], probability: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B n"]:

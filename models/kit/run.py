@@ -141,7 +141,7 @@ class Run:
             total = graphed(share, row)
             self._update(WHOLE_MODEL)
         else:
-            rows = RowStreams(torch.full_like(share, self.recipe.seed), row)
+            rows = RowStreams.of_rows(self.recipe.seed, row)
             total = torch.zeros((), device=self.device)
             for step in self.training_steps(self.images[share], rows, self.epoch):
                 total = total + self.apply_step(step, len(index))
@@ -170,7 +170,7 @@ class Run:
             return None
 
         def losses(index: Int[Tensor, "B"], row: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-            rows = RowStreams(torch.full_like(row, self.recipe.seed), row)
+            rows = RowStreams.of_rows(self.recipe.seed, row)
             return self._loss(self.images[index], rows, self.epoch, self.model.loss)
 
         if self._graphed is None or self._graphed_epoch != self.epoch:
@@ -234,7 +234,7 @@ class Run:
         total = 0.0
         indices = torch.arange(self.count, self.rows_per_epoch, device=self.device)
         for index in batches(indices, 500, min(self.min_batch, len(indices))):
-            rows = RowStreams(torch.full_like(index, self.recipe.seed + 1), index)
+            rows = RowStreams.of_rows(self.recipe.seed + 1, index)
             images = self.held_back[index - self.count]
             losses = self._loss(images, rows, self.training.epochs, self.averaged_model.loss)
             total += float(losses.double().sum())
@@ -363,7 +363,7 @@ class Run:
 
         def images() -> Iterator[Tensor]:
             for index in torch.split(torch.arange(self.count, device=self.device), 500):
-                rows = RowStreams(torch.full_like(index, self.recipe.seed + 1), index)
+                rows = RowStreams.of_rows(self.recipe.seed + 1, index)
                 self._touch_progress()
                 yield self._preprocess(self.images[index], rows)
 

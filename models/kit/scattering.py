@@ -123,8 +123,7 @@ class Scattering(nn.Module):
             smooth = [one.reshape(len(one), self.angles, self.angles, *one.shape[2:]) for one in smooth]
             seconds += [torch.cat(smooth, 2).flatten(1, 2)] if smooth else []
         orders = torch.cat([self._smooth(zeroth, low, 0), *firsts, *seconds], 1)
-        outputs: Tensor = orders.view(batch, channels, *orders.shape[1:])
-        return outputs
+        return orders.view(batch, channels, *orders.shape[1:])
 
     def _smooth(self, spectrum: Tensor, low: Tensor, j: int) -> Tensor:
         """Return x ⋆ φ at every 2^J-th pixel, without the padding.
@@ -142,16 +141,9 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
     """
     reach = kernels.shape[1] // 2
     offsets = torch.arange(-reach, reach + 1, device=kernels.device)
+    number = torch.arange(len(kernels), device=kernels.device)[:, None, None]
     canvas = kernels.new_zeros((len(kernels), height, width))
-    canvas = canvas.index_put(
-        (
-            torch.arange(len(kernels), device=kernels.device)[:, None, None],
-            (offsets % height)[:, None],
-            offsets % width,
-        ),
-        kernels,
-        accumulate=True,
-    )
+    canvas = canvas.index_put((number, (offsets % height)[:, None], offsets % width), kernels, accumulate=True)
     spectrum: Tensor = torch.fft.fft2(canvas)
     return spectrum
 
@@ -160,14 +152,10 @@ def _crop(spectrum: Tensor, j: int) -> Tensor:
     """Return the low frequencies of a filter's spectrum: that of the filter at each
     2^j-th pixel.
     """
-    for axis in (-2, -1):
+    for axis in (-2, -1) if j else ():
         size = spectrum.shape[axis]
         half = size // 2 ** (j + 1)
-        spectrum = (
-            torch.cat((spectrum.narrow(axis, 0, half), spectrum.narrow(axis, size - half, half)), axis)
-            if j
-            else spectrum
-        )
+        spectrum = torch.cat((spectrum.narrow(axis, 0, half), spectrum.narrow(axis, size - half, half)), axis)
     return spectrum
 
 
@@ -176,8 +164,7 @@ def _fold(spectrum: Tensor, step: int) -> Tensor:
     if step == 1:
         return spectrum
     *lead, height, width = spectrum.shape
-    folded: Tensor = spectrum.reshape(*lead, step, height // step, step, width // step).mean((-4, -2))
-    return folded
+    return spectrum.reshape(*lead, step, height // step, step, width // step).mean((-4, -2))
 
 
 def _modulus(spectrum: Tensor, step: int) -> Tensor:

@@ -5,7 +5,6 @@ A field is an `int`, `float`, `bool` or `str`, one of these or `None`, or a `tup
 """
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -74,23 +73,15 @@ def json_schema(cls: type) -> dict[str, Any]:
     for field in dataclasses.fields(cls):
         rules = dict(field.metadata)
         described = {"description": rules.pop("description")} if "description" in rules else {}
-        kinds = _types_of(hints[field.name])
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        if kinds[0] is tuple:
-            item = {"type": NAMES[kinds[1]], **rules}
-            properties[field.name] = {
-                "type": "array",
-                "items": item,
-                "maxItems": MAX_ITEMS,
-                "default": default,
-                **described,
-            }
-            continue
+        is_array, kinds = _types_of(hints[field.name])
         names = [NAMES[kind] for kind in kinds]
-        if len(names) > 1 and "enum" in rules:
+        if type(None) in kinds and "enum" in rules:
             rules["enum"] = [*rules["enum"], None]
-        kind = names[0] if len(names) == 1 else names
-        properties[field.name] = {"type": kind, **rules, "default": default, **described}
+        property_schema = {"type": names[0] if len(names) == 1 else names, **rules}
+        if is_array:
+            property_schema = {"type": "array", "items": property_schema, "maxItems": MAX_ITEMS}
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        properties[field.name] = {**property_schema, "default": default, **described}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
@@ -114,28 +105,29 @@ def to_json(instance: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _types_of(hint: Any) -> list[type]:
-    """Return the types of a hint: `int | None` → [int, NoneType]; `tuple[int, ...]` → [tuple, int]."""
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return [tuple, typing.get_args(hint)[0]]
-    if origin in (typing.Union, types.UnionType):
-        return list(typing.get_args(hint))
-    return [hint]
+def _types_of(hint: Any) -> tuple[bool, tuple[type, ...]]:
+    """Return whether a field with the type hint `hint` is an array, and the types of its values.
+
+    `int | None` → (False, (int, NoneType)); `tuple[int, ...]` → (True, (int,)).
+    """
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return True, arguments[:1]
+    return False, arguments or (hint,)
 
 
 def _validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    kinds = _types_of(hint)
-    if kinds[0] is tuple:
+    is_array, kinds = _types_of(hint)
+    if is_array:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[1]]}s, not {_shortened_repr(value)}")
+            raise ValueError(f"{field.name} must be an array of {NAMES[kinds[0]]}s, not {_shortened_repr(value)}")
         if len(value) > MAX_ITEMS:
             raise ValueError(f"{field.name} must have at most {MAX_ITEMS} items, not {len(value)}")
-        return tuple(_validate_scalar(field, kinds[1:], item) for item in value)
+        return tuple(_validate_scalar(field, kinds, item) for item in value)
     return _validate_scalar(field, kinds, value)
 
 
-def _validate_scalar(field: dataclasses.Field[Any], kinds: list[type], value: Any) -> Any:
+def _validate_scalar(field: dataclasses.Field[Any], kinds: tuple[type, ...], value: Any) -> Any:
     """Return the value, converted to one of the types `kinds`.
 
     2.0 is a valid integer. Raises ValueError if the value has another type or is out of the field's

@@ -15,10 +15,7 @@ import torch
 from torch.nn import functional
 
 from models.kit.resize import Downsampling
-from models.kit.shapes import Bool, Float, Tensor
-
-Images = Float[Tensor, "B C H W"]
-PerImage = Float[Tensor, "B"]
+from models.kit.shapes import Bool, Float, Images, Tensor
 
 
 def gradient(y: Images) -> Float[Tensor, "B 2 C H W"]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from models.kit.shapes import Float, Tensor
-from models.superres.regression import LEVELS, PerImage
+from models.kit.shapes import Float, PerImage, Tensor
+from models.superres.regression import LEVELS
 
 EnergyFunction = Callable[[Tensor], Tensor]  # detail (B, 1, H, W) → energy (B,)
 

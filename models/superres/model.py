@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from models.kit import features, resize, spectrum
-from models.kit.continuation import Continuation
+from models.kit.continuation import Continuation, Result, State
+from models.kit.figures import Figures, Report, no_report
 from models.kit.operations import describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.scattering import Scattering
-from models.kit.shapes import Float, Tensor
+from models.kit.shapes import Float, Images, PerImage, Tensor
 from models.superres import regression, statistics
 from models.superres.config import Config, UpscaleOptions
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
-from models.superres.regression import Images, PerImage, Upscaler
+from models.superres.regression import Upscaler
 from models.superres.statistics import ChannelStds, Predictor, Statistics
 
 HighResolution = Float[Tensor, "B C sH sW"]
@@ -114,19 +115,14 @@ class Model(nn.Module):
     # Operation
 
     @torch.no_grad()
-    def upscale(
-        self,
-        images: Images,
-        rows: RowStreams,  # noqa: ARG002 - nothing is drawn
-        options: UpscaleOptions,
-        state: dict[str, Tensor] | None = None,
-    ) -> dict[str, Any] | Continuation:
+    def upscale(self, images: Images, rows: RowStreams, options: UpscaleOptions, state: State = None) -> Result:  # noqa: ARG002
         """Enlarge tiles `scale` times (s) and remove their margins (m).
 
         Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model with the regression alone
         treats "statistics" as "mse". Total variation and the descent run in several calls, which
         return a `Continuation`; `state` is None in the first call, later the state of the previous
-        `Continuation`. Raises ValueError for a scale that the model does not have.
+        `Continuation`. `rows` have no effect. Raises ValueError for a scale that the model does not
+        have.
         """
         scale = options.scale
         if scale not in self.config.scales:
@@ -150,9 +146,7 @@ class Model(nn.Module):
         cut = scale * self.config.margin
         return {"images": high[:, :, cut:-cut, cut:-cut].clamp(0.0, 1.0)}
 
-    def _upscale_by_descent(
-        self, low: Images, options: UpscaleOptions, state: dict[str, Tensor] | None
-    ) -> dict[str, Any] | Continuation:
+    def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> Result:
         """Take one step of the descent of the energy, which starts from the regression's estimate.
 
         The first call (`state` None) only computes the start; the last call returns `images`.
@@ -418,18 +412,15 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def evaluate(
-        self,
-        images: Images,
-        seed: int,  # noqa: ARG002 - nothing is drawn
-        k: int,  # noqa: ARG002
-        precision: str = "float32",
-        report: Callable[[int], None] = lambda _: None,
-    ) -> list[dict[str, Any]]:
+        self, images: Images, seed: int, k: int, precision: str = "float32", report: Report = no_report
+    ) -> Figures:
         """Measure the PSNR (dB) of bicubic interpolation and of the regression; return the card's
         metrics.
 
-        `images` are at high resolution; `report` gets their number after each scale.
+        `images` are at high resolution; `report` gets their number after each scale. `seed` and `k`
+        have no effect.
         """
+        del seed, k  # nothing is drawn
         figures = []
         for scale in sorted(self.config.scales, reverse=True):
             figures += regression.psnr_figures(self.regression, images, scale, precision)

@@ -1,19 +1,15 @@
 """§2 of the paper: the downsampling U, the regression network and inversion by total variation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from models.kit import resize, total_variation
-from models.kit.continuation import Continuation
-from models.kit.figures import mean_figure
-from models.kit.shapes import Float, Int64, Tensor
-
-Images = Float[Tensor, "B C H W"]
-PerImage = Float[Tensor, "B"]
+from models.kit.continuation import Continuation, State
+from models.kit.figures import Figures, mean_figure
+from models.kit.shapes import Float, Images, Int64, PerImage, Tensor
 
 LEVELS = 255.0
 TV_STRENGTH = 3e-5  # λ, chosen on the tuning photographs of kit/photographs.py
@@ -88,9 +84,7 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
     return 10.0 * torch.log10(LEVELS**2 / error.square().mean(dim=(1, 2)).clamp_min(1e-9))
 
 
-def invert_by_total_variation(
-    low: Images, scale: int, state: dict[str, Tensor] | None
-) -> Float[Tensor, "B C sH sW"] | Continuation:
+def invert_by_total_variation(low: Images, scale: int, state: State) -> Float[Tensor, "B C sH sW"] | Continuation:
     """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (§2), by a few iterations per call, with x = `low`.
 
     Returns the images y in 0 … 1 when every image has converged, or after `TV_MAX_ITERATIONS`;
@@ -212,7 +206,7 @@ class Upscaler(nn.Module):
 # --- Evaluation ------------------------------------------------------------------------------------------------------
 
 
-def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> list[dict[str, Any]]:
+def psnr_figures(network: Upscaler, images: Images, scale: int, precision: str = "float32") -> Figures:
     """Measure the mean PSNR, in dB, at one scale; return two metrics for the card.
 
     They are those of bicubic interpolation and of the regression network.

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit import features
-from models.kit.shapes import Float, Tensor
-from models.superres.regression import Images, PerImage, ResidualBlock
+from models.kit.shapes import Float, Images, PerImage, Tensor
+from models.superres.regression import ResidualBlock
 
 Statistics = list[Float[Tensor, "B _c _h _w"]]  # one per part
 ChannelStds = list[Float[Tensor, "_c"]]  # one per part
