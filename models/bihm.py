@@ -46,6 +46,9 @@ from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Images, Int16, PerImage, Tensor
 
 PerSample = Float[Tensor, "B K"]
+Pixels = Float[Tensor, "B D"]
+ImageSamples = Float[Tensor, "B #K D"]
+RandomIntegers = Int16[Tensor, "B K n"]
 Layers = list[Tensor]
 
 SAMPLES_PER_CALL, POOL_PER_CALL = 200, 10  # importance samples, and draws of p for "block", of one call
@@ -168,6 +171,9 @@ class InpaintOptions:
     pool: int = option(100, minimum=1, maximum=1000, description="draws of p of which the chain starts from one")
 
 
+GibbsOptions = SampleOptions | InpaintOptions
+
+
 @dataclass(frozen=True)
 class EncodeOptions:
     """Options of `encode`."""
@@ -242,7 +248,7 @@ class Model(nn.Module):
 
     # The two directions
 
-    def infer(self, x: Float[Tensor, "B #K D"], uniform16: Int16[Tensor, "B K n"]) -> tuple[Layers, PerSample]:
+    def infer(self, x: ImageSamples, uniform16: RandomIntegers) -> tuple[Layers, PerSample]:
         """Draw h ~ q(h|x), a list of (B, K, nₗ), and return it with log q(h|x).
 
         `uniform16` has a random number for each unit of all layers. `x` may be (B, 1, D), one image
@@ -259,21 +265,19 @@ class Model(nn.Module):
             lower, first = sampled, first + size
         return h, log_q
 
-    def log_joint(self, x: Float[Tensor, "B #K D"], h: Layers) -> PerSample:
+    def log_joint(self, x: ImageSamples, h: Layers) -> PerSample:
         """Return log p(x, h) = log p(h_L) + Σₗ log p(hₗ₋₁|hₗ), where h₀ = x may be (B, 1, D)."""
         total = log_bernoulli(h[-1], self.top)
         for layer, lower, upper in zip(self.p, [x, *h], h, strict=False):
             total = total + log_bernoulli(lower, layer(upper).float())
         return total
 
-    def log_inferred(self, x: Float[Tensor, "B #K D"], h: Layers) -> PerSample:
+    def log_inferred(self, x: ImageSamples, h: Layers) -> PerSample:
         """Return log q(h|x) of the given layers `h`."""
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
-    def ancestral(
-        self, uniform16: Int16[Tensor, "B K n"]
-    ) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
+    def ancestral(self, uniform16: RandomIntegers) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
         """Draw (x, h) ~ p, layer by layer from the top.
 
         Return x (B, K, D), the list h, and the probabilities of x's pixels (B, K, D).
@@ -287,7 +291,7 @@ class Model(nn.Module):
             first += size
         return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
-    def log_weights(self, x: Float[Tensor, "B D"], rows: RowStreams, first: int, count: int) -> PerSample:
+    def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
         """Return a = log p(x, h) − log q(h|x) of importance samples, in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
@@ -492,29 +496,22 @@ class Model(nn.Module):
             z = self.estimate_log_z(seed, z_samples)
             self.log_z.fill_(z["log_z"])
             self.log_z_error.fill_(z["standard_error"])
-            kept: dict[str, list[Tensor]] = {}
+            results = []
             for first in range(0, len(images), IMAGES_PER_BATCH):
                 few = images[first : first + IMAGES_PER_BATCH]
                 rows = RowStreams.range(seed, first, len(few), images.device)
                 result = self.log_likelihood(few, rows, LikelihoodOptions("none", k))
                 while isinstance(result, Continuation):
                     result = self.log_likelihood(few, rows, LikelihoodOptions("none", k), result.state)
-                for name, value in result.items():
-                    if isinstance(value, Tensor):
-                        kept.setdefault(name, []).append(value)
+                results.append(result)
                 report(first + len(few))
         on = f"{len(images)} test images, K = {k}, products in {precision}"
-        return _figures({name: torch.cat(values).double() for name, values in kept.items()}, z, z_samples, k, on)
+        return _figures(results, z, z_samples, k, on)
 
     # The Gibbs sampler (§2.3)
 
     def _gibbs_sweep(
-        self,
-        chain: Layers,
-        rows: RowStreams,
-        number: int,
-        options: SampleOptions | InpaintOptions,
-        hidden: Tensor | None,
+        self, chain: Layers, rows: RowStreams, number: int, options: GibbsOptions, hidden: Tensor | None
     ) -> Layers:
         """Do one Gibbs sweep: resample every odd layer, then every even one, given its neighbours.
 
@@ -534,7 +531,7 @@ class Model(nn.Module):
         return chain
 
     # See docs/decisions.md#gibbs-candidates-include-the-current-state
-    def _layer_candidates(self, at: int, chain: Layers, uniform16: Int16[Tensor, "B J n"]) -> tuple[Tensor, PerSample]:
+    def _layer_candidates(self, at: int, chain: Layers, uniform16: RandomIntegers) -> tuple[Tensor, PerSample]:
         """Return proposals for layer hₗ (the current state is the first) and their log weights.
 
         Proposals are drawn from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁).
@@ -555,13 +552,7 @@ class Model(nn.Module):
         return candidates, 0.5 * log_w - torch.logaddexp(log_p_here, log_q_here)
 
     def _image_candidates(
-        self,
-        chain: Layers,
-        uniform16: Int16[Tensor, "B J n"],
-        rows: RowStreams,
-        number: int,
-        inner: int,
-        hidden: Tensor | None,
+        self, chain: Layers, uniform16: RandomIntegers, rows: RowStreams, number: int, inner: int, hidden: Tensor | None
     ) -> tuple[Tensor, PerSample]:
         """Return proposals for x (the current x is the first) and their log weights.
 
@@ -593,7 +584,7 @@ class Model(nn.Module):
         h, log_q = self.infer(flat, uniform16.reshape(batch * count, inner, -1))
         return log_p_tilde_star(self.log_joint(flat, h) - log_q).view(batch, count)
 
-    def _start_chain(self, x: Float[Tensor, "B D"], hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
+    def _start_chain(self, x: Pixels, hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
         """Return the start of a Gibbs chain: one of `pool` draws of p, a list of layers (B, n).
 
         It is chosen by the likelihood of the pixels of `x` that are not `hidden`, which it takes
@@ -647,10 +638,10 @@ class Model(nn.Module):
     def _unpack(self, chain: Tensor) -> Layers:
         return list(torch.split(chain.float(), list(self.sizes), dim=1))
 
-    def _output_pixels(self, chain: Layers, output: str) -> Float[Tensor, "B D"]:
+    def _output_pixels(self, chain: Layers, output: str) -> Pixels:
         return self.p[0](chain[1]).sigmoid() if output == "means" else chain[0]
 
-    def _to_images(self, x: Float[Tensor, "B D"]) -> Images:
+    def _to_images(self, x: Pixels) -> Images:
         return x.view(-1, self.config.channels, self.config.height, self.config.width)
 
 
@@ -660,11 +651,16 @@ def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 
 
-def _figures(
-    values: dict[str, Float[Tensor, "N"]], z: dict[str, float], z_samples: int, k: int, on: str
-) -> list[dict[str, Any]]:
-    """Return the metrics in the card's format; `on` describes the images in their details."""
+def _figures(results: list[dict[str, Any]], z: dict[str, float], z_samples: int, k: int, on: str) -> Figures:
+    """Return the metrics in the card's format.
+
+    `results` are those of `log_likelihood` for the batches of images, `z` is the result of
+    `estimate_log_z` with `z_samples` pairs, and `on` describes the images in the details of a
+    metric.
+    """
     bounds = {"log_p_star": "log p*(x)", "log_p": "log p(x) by q's samples", "log_p_tilde_star": "the bound log p~*(x)"}
+    sizes = {"effective_sample_size_star": "sqrt(p/q)", "effective_sample_size": "p/q"}
+    values = {name: torch.cat([result[name] for result in results]).double() for name in (*bounds, *sizes)}
     z_detail = (
         f"{z_samples} samples of eq. 7; standard error {2.0 * z['standard_error']:.4f} by batch means, largest weight "
         f"{100.0 * z['largest']:.3f} % of all"
@@ -673,7 +669,7 @@ def _figures(
         mean_figure(name, values[name], "nats", "higher", f"{what}, mean of {on}") for name, what in bounds.items()
     ]
     figures.append(figure("minus_2_log_z", round(-2.0 * z["log_z"], 3), "nats", "lower", z_detail))
-    for name, of in (("effective_sample_size_star", "sqrt(p/q)"), ("effective_sample_size", "p/q")):
+    for name, of in sizes.items():
         share = 100.0 * float(values[name].mean()) / k
         figures.append(figure(name, round(share, 3), "%", "higher", f"of K, weights {of}, mean of {on}"))
     return figures

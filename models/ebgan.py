@@ -314,18 +314,8 @@ class SampleOptions:
 
 
 @dataclass(frozen=True)
-class EnergyOptions:
-    """Options of `energy`: none."""
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """Options of `encode`: none."""
-
-
-@dataclass(frozen=True)
-class ReconstructOptions:
-    """Options of `reconstruct`: none."""
+class NoOptions:
+    """Options of `energy`, `encode` and `reconstruct`: none."""
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------
@@ -394,16 +384,15 @@ class Model(nn.Module):
         """Return `images` (B, C, H, W) in 0 … 1: G(z), or a candidate chosen by its energy.
 
         With `best_of` (by default the config's) a row keeps its candidate of lowest energy; with
-        `below`, its first candidate with less energy than that, or the lowest if there is none. Both also return
-        `energies` (B,); `below` also returns `accepted` (B,) and the number of `proposals` (B,).
+        `below`, its first candidate with less energy than that, or the lowest if there is none.
+        Both also return `energies` (B,); `below` also returns `accepted` (B,) and the number of
+        `proposals` (B,).
 
         Each call tries `CANDIDATES_PER_CALL` candidates and returns a `Continuation` until all are
         done. `state` is None in the first call, later the state of the previous `Continuation`.
         Raises ValueError if both options are set, or if the rows have different progress.
         """
-        best_of = (
-            (1 if options.below is not None else self.config.best_of) if options.best_of is None else options.best_of
-        )
+        best_of = options.best_of or (self.config.best_of if options.below is None else 1)
         if options.below is None and best_of == 1:
             return {"images": self._generate(rows, 0)}
         if options.below is not None and best_of > 1:
@@ -459,7 +448,7 @@ class Model(nn.Module):
     # Scoring and encoding
 
     @torch.inference_mode()
-    def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:  # noqa: ARG002
+    def energy(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
         """Return `energies` (B,), `unit`, and the `percentile` (B,) among the training images.
 
         The percentile is in 0 … 100; a high one marks an unusual image.
@@ -468,13 +457,13 @@ class Model(nn.Module):
         return {"energies": energies, "percentile": self.percentile(energies), "unit": self.unit}
 
     @torch.inference_mode()
-    def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:  # noqa: ARG002
+    def encode(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
         """Return `code` (B, S): Enc(x), or the plain GAN's last hidden layer."""
         code, _ = self.discriminator.encoder(images * 2.0 - 1.0)
         return {"code": code}
 
     @torch.inference_mode()
-    def reconstruct(self, images: Images, rows: RowStreams, options: ReconstructOptions) -> dict[str, Any]:  # noqa: ARG002
+    def reconstruct(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
         """Return `images` (B, C, H, W) in 0 … 1: Dec(Enc(x)).
 
         Raises ValueError for a plain GAN.
@@ -585,13 +574,10 @@ class Model(nn.Module):
             raise ValueError("energies are measured in float32")
         real = torch.cat([self.energies(part) for part in torch.split(images, 500)]).double()
         report(len(images))
-        samples = torch.cat(
-            [self._generate(RowStreams.range(seed, at, min(500, k - at), images.device), 0) for at in range(0, k, 500)]
-        )
-        fake = torch.cat([self.energies(part) for part in torch.split(samples, 500)]).double()
-        similarity = [
-            pulling_away(self.discriminator.encoder(part * 2.0 - 1.0)[0]) for part in torch.split(samples, 500)
-        ]
+        rows = [RowStreams.range(seed, first, min(500, k - first), images.device) for first in range(0, k, 500)]
+        samples = [self._generate(part, 0) for part in rows]
+        fake = torch.cat([self.energies(part) for part in samples]).double()
+        similarity = [pulling_away(self.discriminator.encoder(part * 2.0 - 1.0)[0]) for part in samples]
         figures = (
             ("energy", real, self.unit, "lower", f"D(x), mean of {len(images)} test pictures"),
             ("sample_energy", fake, self.unit, "lower", f"D(G(z)), mean of {k} samples"),

@@ -246,7 +246,7 @@ def finalized() -> ebgan.Model:
 def test_percentiles_are_ranks_among_the_training_energies() -> None:
     """The training images' percentiles are uniform; outside the quantiles they are 0 and 100."""
     model = finalized()
-    answer = model.energy(pictures(1000, model), RowStreams.range(1, 0, 1000), ebgan.EnergyOptions())
+    answer = model.energy(pictures(1000, model), RowStreams.range(1, 0, 1000), ebgan.NoOptions())
     assert answer["unit"] == "norm"
     ranks = answer["energies"].argsort().argsort().float() / 999 * 100
     torch.testing.assert_close(answer["percentile"], ranks, atol=0.2, rtol=0)
@@ -332,12 +332,12 @@ def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
     assert set(model.operations()) == {"sample", "energy", "encode"}
     assert model.operations()["energy"]["unit"] == "nats"
     images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
-    answer = model.energy(images, rows, ebgan.EnergyOptions())
+    answer = model.energy(images, rows, ebgan.NoOptions())
     logits, code = model.discriminator(images * 2 - 1)
     torch.testing.assert_close(answer["energies"], -logits.sigmoid().log())
-    torch.testing.assert_close(model.encode(images, rows, ebgan.EncodeOptions())["code"], code)
+    torch.testing.assert_close(model.encode(images, rows, ebgan.NoOptions())["code"], code)
     with pytest.raises(ValueError, match="cannot reconstruct"):
-        model.reconstruct(images, rows, ebgan.ReconstructOptions())
+        model.reconstruct(images, rows, ebgan.NoOptions())
 
 
 def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
@@ -345,8 +345,8 @@ def test_the_energy_is_the_distance_to_the_reconstruction() -> None:
     for architecture in ("mlp", "conv"):
         model = small(architecture=architecture)
         images, rows = pictures(3, model), RowStreams.range(1, 0, 3)
-        guess = model.reconstruct(images, rows, ebgan.ReconstructOptions())["images"]
-        energies = model.energy(images, rows, ebgan.EnergyOptions())["energies"]
+        guess = model.reconstruct(images, rows, ebgan.NoOptions())["images"]
+        energies = model.energy(images, rows, ebgan.NoOptions())["energies"]
         torch.testing.assert_close(energies, 2.0 * (guess - images).flatten(1).norm(dim=1))
 
 
