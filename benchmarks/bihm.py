@@ -35,7 +35,7 @@ from serving import facts  # noqa: E402
 
 from models import bihm  # noqa: E402
 from models.kit import card, data  # noqa: E402
-from models.kit.continuation import Continuation  # noqa: E402
+from models.kit.operations import Continuation  # noqa: E402
 from models.kit.preview import image_grid  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.sampling import effective_sample_size, log_mean_exp  # noqa: E402

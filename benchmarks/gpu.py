@@ -27,8 +27,7 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.kit import card  # noqa: E402
-from models.kit.continuation import Continuation  # noqa: E402
-from models.kit.operations import options_of  # noqa: E402
+from models.kit.operations import Continuation, options_of  # noqa: E402
 from models.kit.recipe import Recipe  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
 from models.kit.run import Run  # noqa: E402

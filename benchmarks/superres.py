@@ -41,7 +41,7 @@ from serving import facts  # noqa: E402
 from core.imaging.tiling import Tiling  # noqa: E402
 from models import superres  # noqa: E402
 from models.kit import card, features, memory, photographs, resize, total_variation  # noqa: E402
-from models.kit.continuation import Continuation  # noqa: E402
+from models.kit.operations import Continuation  # noqa: E402
 from models.kit.row_streams import RowStreams  # noqa: E402
 from models.superres import descent, regression, statistics  # noqa: E402
 

@@ -37,9 +37,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation, Result, State
 from models.kit.figures import Figures, Report, figure, mean_figure, no_report
-from models.kit.operations import describe
+from models.kit.operations import Continuation, Result, State, describe
 from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams, bernoulli_from_int16
 from models.kit.sampling import ImportanceWeights, common_progress, log_mean_batches, log_mean_exp, resample
 from models.kit.schema import binarization, importance_samples, option

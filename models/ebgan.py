@@ -40,9 +40,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation, Result, State
 from models.kit.figures import Figures, Report, mean_figure, no_report
-from models.kit.operations import describe
+from models.kit.operations import Continuation, Result, State, describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import common_progress, first_accepted
@@ -193,19 +192,26 @@ def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) 
     return nn.Sequential(*inner, *norms[0], nn.ReLU(), *between, *norms[1], nn.ReLU(), outer)
 
 
+def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_norm: bool) -> nn.Sequential:
+    """Return the layers that map z or a code to the pixels of an image before the tanh.
+
+    They are `decoder_layers` with the architecture "conv", otherwise a `perceptron` of `layers`
+    layers. `inputs` is the length of z or of the code.
+    """
+    if config.architecture == "conv":
+        return decoder_layers(inputs, config, size, batch_norm=batch_norm)
+    pixels = config.channels * config.height * config.width
+    return perceptron(inputs, size, layers, pixels, batch_norm=batch_norm)
+
+
 class Generator(nn.Module):
     """G: z (B, J) to images in −1 … 1."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.shape = (config.channels, config.height, config.width)
-        self.layers = (
-            decoder_layers(config.latents, config, config.size_g, batch_norm=config.batch_norm)
-            if config.architecture == "conv"
-            else perceptron(
-                config.latents, config.size_g, config.layers_g, math.prod(self.shape), batch_norm=config.batch_norm
-            )
-        )
+        norm = config.batch_norm
+        self.layers = pixel_layers(config, config.latents, config.size_g, config.layers_g, batch_norm=norm)
 
     def forward(self, z: Float[Tensor, "B J"]) -> Images:
         """Return images in −1 … 1, in float32 also under autocast."""
@@ -261,13 +267,7 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.shape = (config.channels, config.height, config.width)
         self.encoder = Encoder(config)
-        self.decoder = (
-            decoder_layers(self.encoder.units, config, config.size_d, batch_norm=False)
-            if config.architecture == "conv"
-            else perceptron(
-                self.encoder.units, config.size_d, config.layers_dec, math.prod(self.shape), batch_norm=False
-            )
-        )
+        self.decoder = pixel_layers(config, self.encoder.units, config.size_d, config.layers_dec, batch_norm=False)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """Return D(x), in float32 also under autocast, and the code."""

@@ -41,10 +41,9 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit import sampling
-from models.kit.continuation import Continuation, Result, State
 from models.kit.figures import Figures, Report, figure, no_report
 from models.kit.onednn_linear import Linear
-from models.kit.operations import describe
+from models.kit.operations import Continuation, Result, State, describe
 from models.kit.row_streams import LATENT, OUTPUT, RowStreams
 from models.kit.schema import binarization, importance_samples, option
 from models.kit.shapes import Float, Images, PerImage, Tensor

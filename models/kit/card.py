@@ -17,25 +17,15 @@ from safetensors import SafetensorError, safe_open
 import models
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import nn
 
 FORMAT = 1
 HEADER_LIMIT_BYTES = 2**20
-REQUIRED = (
-    "format",
-    "name",
-    "version",
-    "family",
-    "summary",
-    "created_at",
-    "config",
-    "image",
-    "operations",
-    "figures",
-    "provenance",
-    "license",
-)
+_STRUCTURES = ("config", "image", "operations", "figures", "provenance")  # the other fields are strings and numbers
+REQUIRED = ("format", "name", "version", "family", "summary", "created_at", *_STRUCTURES, "license")
 
 
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
@@ -119,6 +109,22 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Any, dict[str,
     except RuntimeError as error:
         raise ValueError(f"the weights of {path.name} do not fit its card: {error}") from error
     return model.eval().requires_grad_(requires_grad=False).to(device), card
+
+
+def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load the weights that a training starts from into the model.
+
+    The model's method `warm_start` loads them if there is one; otherwise all weights are loaded.
+    Raises ValueError if names or shapes do not fit the model.
+    """
+    load_weights = getattr(model, "warm_start", None)
+    if load_weights is not None:
+        load_weights(weights)
+        return
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise ValueError(f"training starts from a model with the same networks: {error}") from error
 
 
 def check(path: Path) -> None:

@@ -146,17 +146,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
+_FUNCTIONS = (_train, _export, _publish, _estimate, _check, _dataset, _devices, _families, _evaluate, _sample)
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "train": _train,
-    "export": _export,
-    "publish": _publish,
-    "estimate": _estimate,
-    "check": _check,
-    "dataset": _dataset,
-    "devices": _devices,
-    "families": _families,
-    "evaluate": _evaluate,
-    "sample": _sample,
+    function.__name__.removeprefix("_"): function for function in _FUNCTIONS
 }
 
 

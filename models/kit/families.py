@@ -23,10 +23,8 @@ def describe_families() -> dict[str, Any]:
     size is the largest "pictures" whose JSON Schema "when" matches the config, and 1 if none
     matches. `recipe` has config and training of `models/recipes/FAMILY.json`.
     """
-    models_by_name = {name: family(name).Model for name in families()}
-    trainable = [
-        name for name, model in models_by_name.items() if hasattr(model, "loss") or hasattr(model, "training_steps")
-    ]
+    kinds = [(name, family(name).Model) for name in families()]
+    trainable = [name for name, model in kinds if hasattr(model, "loss") or hasattr(model, "training_steps")]
     return {name: _describe_family(name) for name in trainable}
 
 

@@ -12,6 +12,8 @@ from models.kit.shapes import Float, Int, Tensor
 
 WARM_UP_STEPS = 3  # before the capture, as torch.cuda.graph asks for: libraries choose and load their kernels
 
+MIN_STEPS = 20  # an epoch of fewer steps is not worth the capture
+
 Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 
 
@@ -56,3 +58,22 @@ class GraphedLoss:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self._total.clone()
+
+
+class EpochGraph:
+    """The `GraphedLoss` of the current epoch, which is captured at the epoch's first batch.
+
+    `losses` may read the number of the epoch, so each epoch needs a graph of its own.
+    """
+
+    def __init__(self, losses: Losses, parameters: list[nn.Parameter]) -> None:
+        self._losses, self._parameters = losses, parameters
+        self._graph: GraphedLoss | None = None
+        self._epoch = -1
+
+    def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
+        """Return the graph of `epoch`; `index` are the images of a batch, for the capture."""
+        if self._graph is None or self._epoch != epoch:
+            self._graph = None  # frees its memory before the next capture
+            self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch
+        return self._graph

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from models.kit.continuation import Continuation
-from models.kit.operations import options_of
+from models.kit.operations import Continuation, options_of
 from models.kit.row_streams import RowStreams
 from models.kit.shapes import Float, Tensor, UInt8
 
@@ -37,18 +36,15 @@ def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> by
     scale = getattr(options, "scale", 1) if operation == "upscale" else 1
     edge = max(images.shape[-2:])
     across = max(1, min(10, EDGE // (edge + 1)))
-    count = across * across
-    rows = RowStreams.range(seed, 0, count)
-    inputs = []
-    if operation != "sample":
-        pictures = images[: min(count, len(images))].to(rows.seed.device).float() / 255
-        rows = RowStreams.range(seed, 0, len(pictures))
-        inputs = [pictures if scale == 1 else _downscale(pictures, scale, operations[operation].get("margin", 0))]
     device = next(model.parameters()).device
+    pictures = images[: across * across].cpu().float() / 255
+    if scale > 1:
+        pictures = _downscale(pictures, scale, operations[operation].get("margin", 0))
+    inputs, count = ([], across * across) if operation == "sample" else ([pictures.to(device)], len(pictures))
+    arguments = [*inputs, RowStreams.range(seed, 0, count, device), options]
     mode = model.training
     model.eval()
     try:
-        arguments = [*(item.to(device) for item in inputs), rows.to(device), options]
         result = getattr(family_model, operation)(*arguments)
         while isinstance(result, Continuation):
             result = getattr(family_model, operation)(*arguments, state=result.state)

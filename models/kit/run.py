@@ -15,19 +15,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.kit import data
 from models.kit.batches import batch_count, batches, smallest_batch
-from models.kit.card import family
+from models.kit.card import family, warm_start
 from models.kit.distributed import ProcessGroup
-from models.kit.graphed_loss import GraphedLoss
+from models.kit.graphed_loss import MIN_STEPS, EpochGraph
 from models.kit.optimizers import WHOLE_MODEL, OptimizerStep, build_optimizers, optimized_parameters, scheduled_rate
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run_folder import RunFolder, print_progress
 from models.kit.shapes import Float, Int, Tensor, UInt8
-from models.kit.warm_start import warm_start
 
 CHECK_EVERY_STEPS = 100
-GRAPH_FROM_STEPS = 20  # an epoch of fewer steps is not worth the capture of a CUDA graph
 PROGRESS_EVERY_S = 0.5
 PREVIEW_EVERY_S = 10.0
 DIVERGED = 1e4  # a training has diverged when its mean loss exceeds the first step's by this factor
@@ -84,12 +82,11 @@ class Run:
         if self.training.compile and WHOLE_MODEL not in self.parameters:
             raise ValueError("only a family with a single loss can be compiled: training.compile must be false")
         self._compiled: Any = torch.compile(self.model.loss) if self.training.compile else None
-        self._graphed: GraphedLoss | None = None
-        self._graphed_epoch = -1
         self.process_group = ProcessGroup()
         self.min_batch = smallest_batch(self.model) * self.process_group.world_size
         self.batch_count = batch_count(self.count, self.training.batch_size, self.min_batch)
         batches(torch.arange(self.count), self.training.batch_size, self.min_batch)  # raises now what a step would
+        self._graph = EpochGraph(self._graphed_losses, self.parameters[WHOLE_MODEL]) if self._uses_graph() else None
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_epoch = math.inf, 0
         self.epoch = self.step = self.steps = 0
@@ -137,8 +134,8 @@ class Run:
         """
         share = self.process_group.local_share(index)
         row = self.epoch * self.rows_per_epoch + share
-        if graphed := self._graphed_loss(share):
-            total = graphed(share, row)
+        if self._graph and len(share) == min(self.training.batch_size, self.count):
+            total = self._graph.of(self.epoch, share)(share, row)
             self._update(WHOLE_MODEL)
         else:
             rows = RowStreams.of_rows(self.recipe.seed, row)
@@ -150,34 +147,24 @@ class Run:
             self.average.update_parameters(self.model)
         return total
 
-    def _graphed_loss(self, index: Int[Tensor, "B"]) -> GraphedLoss | None:
-        """Return the CUDA graph of a batch's losses; capture it if this epoch has none yet.
+    def _uses_graph(self) -> bool:
+        """Return whether batches of full size are trained by a CUDA graph.
 
-        None without a GPU, for families with several optimizers, for families whose loss a graph
-        cannot express, for compiled, distributed or short trainings, and for a last batch of
-        another size.
+        Not without a GPU, for families with several optimizers or with a loss that a graph cannot
+        express, and not for compiled, distributed or short trainings.
         """
-        whole = min(self.training.batch_size, self.count)
-        if (
-            self.device.type != "cuda"
-            or WHOLE_MODEL not in self.parameters
-            or not getattr(self.model, "CUDA_GRAPH", False)
-            or self._compiled is not None
-            or not self.process_group.is_single
-            or self.batch_count < GRAPH_FROM_STEPS
-            or len(index) != whole
-        ):
-            return None
+        return (
+            self.device.type == "cuda"
+            and WHOLE_MODEL in self.parameters
+            and getattr(self.model, "CUDA_GRAPH", False)
+            and self._compiled is None
+            and self.process_group.is_single
+            and self.batch_count >= MIN_STEPS
+        )
 
-        def losses(index: Int[Tensor, "B"], row: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-            rows = RowStreams.of_rows(self.recipe.seed, row)
-            return self._loss(self.images[index], rows, self.epoch, self.model.loss)
-
-        if self._graphed is None or self._graphed_epoch != self.epoch:
-            self._graphed = None  # frees its memory before the next capture
-            self._graphed = GraphedLoss(losses, self.parameters[WHOLE_MODEL], index)
-            self._graphed_epoch = self.epoch
-        return self._graphed
+    def _graphed_losses(self, index: Int[Tensor, "B"], row: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        rows = RowStreams.of_rows(self.recipe.seed, row)
+        return self._loss(self.images[index], rows, self.epoch, self.model.loss)
 
     def apply_step(self, step: OptimizerStep, count: int) -> Float[Tensor, ""]:
         """Update the weights of the step's module by the mean of its losses.
@@ -345,7 +332,7 @@ class Run:
             line["validation_loss"] = round(loss := self.validate(), 4)
             if loss < self.best_loss:
                 self.best_loss, self.best_epoch = loss, self.epoch
-                self.best = _copy_state(self.averaged_model)
+                self.best = copy.deepcopy(dict(self.averaged_model.state_dict()))
         if self.process_group.is_main:
             self.folder.append_metrics(line)
         return line
@@ -371,7 +358,7 @@ class Run:
             return RowStreams.range(self.recipe.seed + 2, first, count, self.device)
 
         model.finalize(images, rows)
-        self.best = _copy_state(model)
+        self.best = dict(model.state_dict())
 
     def failure(self, *, check_weights: bool) -> str:
         """Return "not a number" or "diverged" if the training must not continue, else "".
@@ -443,13 +430,9 @@ class Run:
             "best": self.best,
             **{name: getattr(self, name) for name in COUNTERS},
         }
-        try:
-            self.folder.save_state(state)
-        except (OSError, RuntimeError) as error:  # torch raises the latter on a full disk
-            previous = f"that of step {self.saved['steps']} is kept" if self.saved else "there is none yet"
-            raise ValueError(
-                f"the checkpoint of step {self.steps} could not be written ({error}); {previous}"
-            ) from error
+        self.folder.save_state(
+            state, f"that of step {self.saved['steps']} is kept" if self.saved else "there is none yet"
+        )
         self.saved = {**self._position(), "seconds": round(self.seconds, 2)}
         self.write_progress()
 
@@ -477,7 +460,3 @@ class Run:
         self.saved = {**self._position(), "seconds": round(self.seconds, 2)}
         if self.process_group.is_main:
             self.folder.drop_metrics_after(self.epoch)
-
-
-def _copy_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -45,10 +45,11 @@ class RunFolder:
         lines = path.read_text().splitlines() if path.exists() else []
         self.write(path.name, "".join(line + "\n" for line in lines if _epoch_of(line) <= epoch).encode())
 
-    def save_state(self, state: dict[str, Any]) -> None:
+    def save_state(self, state: dict[str, Any], previous: str) -> None:
         """Write `state.pt` atomically and durably.
 
-        Raises OSError or RuntimeError if the disk is full; the previous file is kept.
+        Raises ValueError if the disk is full; the previous file is kept. `previous` describes that
+        file in the error.
         """
         part = self.path / "state.pt.part"
         try:
@@ -57,9 +58,10 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self.path / "state.pt")  # noqa: PTH105
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:  # torch raises the latter on a full disk
             part.unlink(missing_ok=True)
-            raise
+            step = state["steps"]
+            raise ValueError(f"the checkpoint of step {step} could not be written ({error}); {previous}") from error
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Return the content of `state.pt`, with its tensors on `device`."""

@@ -158,20 +158,18 @@ class ImportanceWeights:
     count: Int64[Tensor, "B"]
 
     @classmethod
-    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "ImportanceWeights":
-        """Return the statistics of no weights, for `rows` rows."""
+    def resume(
+        cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device | str = "cpu", name: str = ""
+    ) -> "ImportanceWeights":
+        """Return the statistics that the method `state` has stored with the prefix `name`.
+
+        If `state` is None, in the first call of an operation, they are those of no weights, for
+        `rows` rows on `device`.
+        """
+        if state is not None:
+            return cls(*(state[name + field] for field in cls.__dataclass_fields__))
         none = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
         return cls(none, none, torch.zeros((rows,), dtype=torch.int64, device=device))
-
-    @classmethod
-    def resume(
-        cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device, name: str = ""
-    ) -> "ImportanceWeights":
-        """Return the statistics stored in `state` under the prefix `name`, or those of no weights.
-
-        `state` is None in the first call of an operation; then there are `rows` rows.
-        """
-        return cls.empty(rows, device) if state is None else cls.from_state(state, name)
 
     @classmethod
     def from_log_weights(cls, log_w: Float[Tensor, "B K"]) -> "ImportanceWeights":
@@ -179,11 +177,6 @@ class ImportanceWeights:
         log_w = log_w.double()
         count = torch.full((log_w.shape[0],), log_w.shape[1], dtype=torch.int64, device=log_w.device)
         return cls(log_w.logsumexp(1), (2.0 * log_w).logsumexp(1), count)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], name: str = "") -> "ImportanceWeights":
-        """Return the statistics that `state(name)` has stored in a `Continuation`'s state."""
-        return cls(*(state[name + field] for field in cls.__dataclass_fields__))
 
     def state(self, name: str = "") -> dict[str, Tensor]:
         """Return the statistics as entries (B,) of a `Continuation`'s state.

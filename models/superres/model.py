@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import nn
 
 from models.kit import features, resize, spectrum
-from models.kit.continuation import Continuation, Result, State
 from models.kit.figures import Figures, Report, no_report
-from models.kit.operations import describe
+from models.kit.operations import Continuation, Result, State, describe
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.scattering import Scattering
@@ -296,9 +296,9 @@ class Model(nn.Module):
         scale_of_row = regression.draw_scales(
             self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0]
         )
+        indices = {scale: (scale_of_row == scale).nonzero()[:, 0] for scale in self.config.scales}
         highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
-        for scale in self.config.scales:
-            index = (scale_of_row == scale).nonzero()[:, 0]
+        for scale, index in indices.items():
             if len(index):
                 highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
                 lows[index] = regression.downsample(highs[scale], scale)
@@ -306,7 +306,7 @@ class Model(nn.Module):
         losses = images.new_empty(len(images))
         error = regression.squared_error if epoch >= self.config.squared_from else regression.absolute_error
         for scale, high in highs.items():
-            index = (scale_of_row == scale).nonzero()[:, 0]
+            index = indices[scale]
             losses = losses.index_copy(0, index, error(self.regression.tail(trunk[index], lows[index], scale), high))
         return losses
 
@@ -361,14 +361,10 @@ class Model(nn.Module):
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
-        patches: list[Tensor] = []
-        for batch in images():
-            patches.append(batch[: FILTER_PATCHES - sum(map(len, patches))])
-            if sum(map(len, patches)) >= FILTER_PATCHES:
-                break
+        patches = torch.stack(list(islice(chain.from_iterable(images()), FILTER_PATCHES)))
         for scale in self.config.scales:
             generated, missing = [], []
-            for batch in torch.split(torch.cat(patches), 16):
+            for batch in torch.split(patches, 16):
                 edge = min(batch.shape[2:]) // scale * scale
                 high = batch[:, :, :edge, :edge]
                 low = regression.downsample(high, scale)

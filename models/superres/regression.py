@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from models.kit import resize, total_variation
-from models.kit.continuation import Continuation, State
 from models.kit.figures import Figures, mean_figure
+from models.kit.operations import Continuation, State
 from models.kit.shapes import Float, Images, Int64, PerImage, Tensor
 
 LEVELS = 255.0

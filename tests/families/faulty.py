@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.kit.continuation import Continuation
-from models.kit.operations import describe
+from models.kit.operations import Continuation, describe
 from models.kit.row_streams import RowStreams
 from models.kit.schema import option
 

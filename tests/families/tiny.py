@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from models.kit.continuation import Continuation
-from models.kit.operations import describe
+from models.kit.operations import Continuation, describe
 from models.kit.row_streams import BINARIZE, CHOICE, FIRST_FREE, LATENT, RowStreams
 from models.kit.sampling import first_accepted
 from models.kit.schema import option

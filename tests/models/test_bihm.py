@@ -14,7 +14,7 @@ from torch import nn
 
 from models import bihm
 from models.bihm import Config, InpaintOptions, LikelihoodOptions, Model, SampleOptions
-from models.kit.continuation import Continuation
+from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 
 TINY = Config(height=1, width=4, hidden=(3, 2), samples=2000)

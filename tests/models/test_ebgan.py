@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import ebgan
-from models.kit.continuation import Continuation
+from models.kit.operations import Continuation
 from models.kit.optimizers import OptimizerStep
 from models.kit.row_streams import LATENT, RowStreams
 

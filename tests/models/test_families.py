@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load, save
 
 from models.kit import card
-from models.kit.continuation import Continuation
-from models.kit.operations import describe, options_of
+from models.kit.operations import Continuation, describe, options_of
 from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json, json_schema, to_json
-from models.kit.warm_start import warm_start
 
 FAMILIES = card.families()
 SMALL = {"k": 20, "steps": 5, "draws": 3}
@@ -60,11 +58,11 @@ def test_a_training_starts_from_weights_of_the_same_networks(family: str) -> Non
     """All weights are taken over; those of other networks are refused."""
     module, trained = built(family)
     model = module.Model(module.Config())
-    warm_start(model, trained.state_dict())
+    card.warm_start(model, trained.state_dict())
     for own, other in zip(model.parameters(), trained.parameters(), strict=True):
         assert torch.equal(own, other)
     with pytest.raises(ValueError, match="training starts from a"):
-        warm_start(model, {"unknown.weight": torch.zeros(3)})
+        card.warm_start(model, {"unknown.weight": torch.zeros(3)})
 
 
 def run_operation(model: Any, operation: str, rows: RowStreams) -> dict[str, Any]:

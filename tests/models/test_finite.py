@@ -11,8 +11,7 @@ import torch
 
 from models import bihm, ebgan, superres, vae
 from models.kit import card
-from models.kit.continuation import Continuation
-from models.kit.operations import options_of
+from models.kit.operations import Continuation, options_of
 from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json
 

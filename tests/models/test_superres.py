@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from models import superres
 from models.kit import card, resize
-from models.kit.continuation import Continuation
+from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 from models.superres import descent, regression, statistics
 

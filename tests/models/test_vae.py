@@ -13,7 +13,7 @@ from torch import nn
 
 from models import vae
 from models.kit import card, data
-from models.kit.continuation import Continuation
+from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 from models.kit.sampling import manifold_coordinates
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from core.broker.codec import BatchSlice, Fields, Outcome, joined
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
-from models.kit.continuation import Continuation
+from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
 from workers.inference.model_cache import LoadedModel
 

@@ -22,8 +22,7 @@ from core.catalog.registry import ModelVersion
 from core.files import write_durably
 from core.settings import Settings
 from models.kit import card as cards
-from models.kit.continuation import Continuation
-from models.kit.operations import options_of
+from models.kit.operations import Continuation, options_of
 from models.kit.row_streams import RowStreams
 from models.kit.schema import from_json
 from workers.inference.packed_linear import pack

@@ -258,9 +258,9 @@ def test_resampling_never_leaves_the_range() -> None:
 def test_weights_in_slices_are_those_of_one_pass() -> None:
     """Log mean, error and effective sample size do not depend on how weights are split, or on a stored state."""
     log_w = normal_log_w(2.0, 5, 1000).float() - 100
-    weights = ImportanceWeights.empty(5)
+    weights = ImportanceWeights.resume(None, 5)
     for piece in log_w.split(300, dim=1):
-        weights = ImportanceWeights.from_state({**weights.add(piece).state("x."), "other": piece}, "x.")
+        weights = ImportanceWeights.resume({**weights.add(piece).state("x."), "other": piece}, 5, name="x.")
     assert weights.done == 1000
     torch.testing.assert_close(weights.log_mean, log_mean_exp(log_w.double()))
     torch.testing.assert_close(weights.standard_error, log_mean_error(log_w.double()))
@@ -270,10 +270,10 @@ def test_weights_in_slices_are_those_of_one_pass() -> None:
 
 def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
     """`done` is one number for all rows, and 0 without rows."""
-    uneven = ImportanceWeights.from_state({**ImportanceWeights.empty(2).state(), "count": torch.tensor([1, 2])})
+    uneven = ImportanceWeights.resume({**ImportanceWeights.resume(None, 2).state(), "count": torch.tensor([1, 2])}, 2)
     with pytest.raises(ValueError, match="same progress"):
         _ = uneven.done
-    assert ImportanceWeights.empty(0).done == 0
+    assert ImportanceWeights.resume(None, 0).done == 0
 
 
 def test_batch_means_give_the_error_of_a_mean() -> None:
