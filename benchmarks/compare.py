@@ -61,7 +61,9 @@ class Service:
 
 @dataclass(frozen=True)
 class Round:
-    """One load of both services: requests per second, median latency and API CPU time per request."""
+    """One load of both services: requests per second, median latency and API
+    CPU time per request.
+    """
 
     connections: int
     before_per_s: float

@@ -51,7 +51,9 @@ def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
 
 
 def rejection(model: ebgan.Model, found: torch.Tensor, p: torch.Tensor) -> list[dict[str, Any]]:
-    """Return the scores of samples below a percentile of the training energies, the option `below`."""
+    """Return the scores of samples below a percentile of the training
+    energies, the option `below`.
+    """
     lines = []
     for percent in PERCENTILES:
         below = float(model.quantiles[percent * 10])

@@ -1,10 +1,12 @@
-"""Check and measure the models on a GPU, one line of JSON each; `benchmarks/gpu.sh` runs all three commands.
+"""Check and measure the models on a GPU, one line of JSON each; `benchmarks/gpu.sh` runs all three
+commands.
 
     python benchmarks/gpu.py check --device cuda    # the CPU's results on that device, random numbers to the bit
     python benchmarks/gpu.py speed --device cuda    # samples a second, and the share of what a matrix product reaches
     python benchmarks/gpu.py train --device cuda --out runs/gpu    # every recipe at its paper's scale, then measured
 
-`--dry` runs a small version of each on synthetic data, on any device. Needs torch, numpy, pillow and safetensors alone.
+`--dry` runs a small version of each on synthetic data, on any device. Needs torch, numpy, pillow
+and safetensors alone.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ SMALL = {"k": 200, "draws": 4, "steps": 4, "size": 2, "inner": 4, "candidates": 
 TOLERANCE = 2e-3  # of a float beside the CPU's, relative to the answer's largest
 FLIPS = 2e-3  # share of numbers that may differ by more: draws whose probability is next to the threshold
 
-# recipe → its paper's scale. vae-mnist: 3280 passes at K = 50 from a model of K = 5 (Burda et al., §5); bihm: K = 10 to
-# convergence, then K = 100 at 3e-4 (Bornschein et al., §5); ebgan: the grid's networks (Zhao et al., table 4).
+# recipe → its paper's scale. vae-mnist: 3280 passes at K = 50 from a model of K = 5 (Burda et al.,
+# §5); bihm: K = 10 to convergence, then K = 100 at 3e-4 (Bornschein et al., §5); ebgan: the grid's
+# networks (Zhao et al., table 4).
 PAPER: dict[str, tuple[str, ...]] = {
     "vae-mnist-k5": ("training.epochs=600",),
     "vae-mnist": ("training.epochs=2600", "training.drop_from=1300"),
@@ -69,7 +72,9 @@ def synced(device: str) -> float:
 
 
 def random_numbers(device: str, count: int) -> dict[str, Any]:
-    """Check that words, uniforms and draws equal the CPU's bit for bit; count the normals that do not."""
+    """Check that words, uniforms and draws equal the CPU's bit for bit; count the
+    normals that do not.
+    """
     here, there = (RowStreams.range(2**40 + 7, 2**33, count, where) for where in ("cpu", device))
     equal = all(
         torch.equal(getattr(here, name)(*words), getattr(there, name)(*words).cpu())
@@ -80,7 +85,9 @@ def random_numbers(device: str, count: int) -> dict[str, Any]:
 
 
 def pictures(described: dict[str, Any], count: int) -> torch.Tensor:
-    """Return smooth synthetic images of a card's shape in 0 … 1, binary if the family needs them."""
+    """Return smooth synthetic images of a card's shape in 0 … 1, binary if
+    the family needs them.
+    """
     shape = [described["image"][name] for name in ("channels", "height", "width")]
     drawn = RowStreams.range(5, 0, count).uniform(int(np.prod(shape))).view(count, *shape)
     return (drawn > 0.7).float() if described["family"] == "bihm" else drawn
@@ -124,7 +131,9 @@ def differences(name: str, device: str, rows: int) -> Iterator[dict[str, Any]]:
 
 
 def graphed_training(name: str, device: str, steps: int) -> dict[str, Any]:
-    """Train a recipe with and without a CUDA graph of the loss; check that losses and weights agree."""
+    """Train a recipe with and without a CUDA graph of the loss; check that
+    losses and weights agree.
+    """
     recipe = Recipe.from_json(json.loads((ROOT / "models" / "recipes" / f"{name}.json").read_text()))
     size = recipe.training.batch_size
     drawn = RowStreams.range(7, 0, size * max(steps, 30) + recipe.training.validation).uniform(28 * 28)

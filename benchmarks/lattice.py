@@ -1,4 +1,5 @@
-"""Measure whether the detail that the method "statistics" adds looks like texture or like a lattice.
+"""Measure whether the detail that the method "statistics" adds looks like texture or like a
+lattice.
 
 It is compared with white noise of the same strength.
 
@@ -62,7 +63,9 @@ def held_back(folder: Path, scale: int) -> dict[str, np.ndarray]:
 def measured(
     model: superres.Model, original: np.ndarray, scale: int, fidelities: list[float], network: features.Features
 ) -> dict[str, Any]:
-    """Return a photograph's figures: regression, statistics, and equally strong noise, by fidelity."""
+    """Return a photograph's figures: regression, statistics, and equally
+    strong noise, by fidelity.
+    """
     low = metrics.downscaled(original, scale)
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     wanted = metrics.seen(network, original)
@@ -145,7 +148,9 @@ def page(result: dict[str, Any]) -> str:
 
 
 def fit(checkpoint: Path, radius: int, folder: Path) -> None:
-    """Compute the detail filters from the first training patches, and store them in a checkpoint."""
+    """Compute the detail filters from the first training patches, and store
+    them in a checkpoint.
+    """
     old, described = card.load(checkpoint)
     config = replace(old.config, detail_radius=radius)
     model = superres.Model(config)

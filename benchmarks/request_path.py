@@ -86,7 +86,9 @@ class Worker:
 
 
 class Client:
-    """A client on one connection, and its transport: it sends the next request after each response."""
+    """A client on one connection, and its transport: it sends the next request
+    after each response.
+    """
 
     left = 0
     seed = 0

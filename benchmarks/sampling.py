@@ -36,7 +36,9 @@ def normals(seed: int, count: int, dimensions: int = 1) -> torch.Tensor:
 
 
 def kolmogorov(sample: torch.Tensor, cdf: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
-    """Return √n sup |F_n − F| and the probability of at least that value, by Kolmogorov's series."""
+    """Return √n sup |F_n − F| and the probability of at least that value, by
+    Kolmogorov's series.
+    """
     ordered = cdf(sample.double().flatten().sort().values)
     n = len(ordered)
     steps = torch.arange(n + 1, dtype=torch.float64) / n

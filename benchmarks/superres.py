@@ -121,7 +121,9 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 
 
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
-    """Upscale the jobs' images with one of our methods; return times and the process's peak memory."""
+    """Upscale the jobs' images with one of our methods; return times and the
+    process's peak memory.
+    """
     torch.set_num_threads(1)
     memory.keep_freed_memory()
     model, _ = card.load(checkpoint)
@@ -283,7 +285,9 @@ def into_card(result: dict[str, Any], path: Path) -> None:
 
 
 def crops(scratch: Path, names: list[str]) -> Image.Image:
-    """Return the same crop of each photograph by every method, and of the original, side by side."""
+    """Return the same crop of each photograph by every method, and of the
+    original, side by side.
+    """
     width, label = EDGE * 2 + 6, 18
     sheet = Image.new("RGB", (width * (len(names) + 1), (EDGE * 2 + label + 6) * len(CROPS)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -303,10 +307,12 @@ def crops(scratch: Path, names: list[str]) -> Image.Image:
 
 
 def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> None:
-    """Print the mean PSNR of bicubic interpolation and the regression on sets with given low resolutions.
+    """Print the mean PSNR of bicubic interpolation and the regression on sets with given low
+    resolutions.
 
-    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of
-    the scale S. PSNR is of BT.601's Y without S pixels on each side, both images rounded to 8 bits.
+    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple
+    of the scale S. PSNR is of BT.601's Y without S pixels on each side, both images rounded to 8
+    bits.
     """
     model, _ = card.load(checkpoint)
     for name in sets:

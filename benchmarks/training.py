@@ -191,7 +191,9 @@ def service(folder: Path) -> Iterator[tuple[Stack, httpx.Client]]:
 
 
 def latencies(url: str, seconds: float) -> dict[str, float]:
-    """Draw single samples one after another on one connection; return p50 and p99 in milliseconds."""
+    """Draw single samples one after another on one connection; return p50 and
+    p99 in milliseconds.
+    """
     took = []
     with httpx.Client(base_url=url, timeout=60) as client:
         until = time.monotonic() + seconds
@@ -250,7 +252,9 @@ def mushrooms(client: httpx.Client, state: Path, folder: Path) -> dict[str, Any]
 
 
 def measure(parts: tuple[str, ...], rounds: int, epochs: int, seconds: float) -> dict[str, Any]:
-    """Measure the chosen parts. Systems are measured in turn, so that disturbances affect each alike."""
+    """Measure the chosen parts. Systems are measured in turn, so that
+    disturbances affect each alike.
+    """
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "at": now(), "epochs": epochs}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -165,7 +165,9 @@ def job(url: str, file: bytes, fields: dict[str, str]) -> dict[str, Any]:
 
 
 def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
-    """Download the result in a format; return its size, and the seconds to the first and last byte."""
+    """Download the result in a format; return its size, and the seconds to the
+    first and last byte.
+    """
     size = 0
     started = time.perf_counter()
     path = f"{url}/v1/jobs/{job_id}/result"

@@ -52,7 +52,9 @@ def kl_gap(model: vae.Model, x: torch.Tensor, samples: int) -> tuple[float, floa
 
 
 def surrogates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return, for each estimator, a (B,) term whose encoder gradient is its gradient of the bound."""
+    """Return, for each estimator, a (B,) term whose encoder gradient is its
+    gradient of the bound.
+    """
     mean, log_variance = model.encoder(x)
     z = vae.reparameterise(mean, log_variance, noise)
     log_p_x = model.log_p_x(x, z)
@@ -99,7 +101,9 @@ def bounds(model: vae.Model, x: torch.Tensor) -> list[tuple[int, float]]:
 
 @torch.inference_mode()
 def quadrature(model: vae.Model, x: torch.Tensor, steps: int = 400, reach: float = 10.0) -> torch.Tensor:
-    """Return log p(x) of a 2-D model by the rectangle rule around each posterior, float64, in nats."""
+    """Return log p(x) of a 2-D model by the rectangle rule around each
+    posterior, float64, in nats.
+    """
     answers = []
     mean, log_variance = model.encoder(x)
     for i in range(len(x)):

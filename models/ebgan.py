@@ -1,4 +1,5 @@
-r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR 2017).
+r"""Energy-based Generative Adversarial Network, Zhao, Mathieu and LeCun, arXiv:1609.03126v4 (ICLR
+2017).
 
 The baseline `objective` "gan" is that of Goodfellow et al., "Generative Adversarial Networks",
 arXiv:1406.2661v1.
@@ -107,8 +108,7 @@ def energy(x: Images, reconstruction: Images) -> PerImage:
 
 
 def hinge(fake: PerImage, margin: float) -> PerImage:
-    """Return [m − D(G(z))]⁺ of each sample (eq. 1), where m is `margin` and `fake` are the
-    energies.
+    """Return [m − D(G(z))]⁺ of each sample (eq. 1), with m = `margin` and D(G(z)) = `fake`.
 
     Above the margin the hinge and its gradient are 0.
     """
@@ -244,8 +244,8 @@ class Encoder(nn.Module):
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
         """Return the code (B, S) before and after dropout.
 
-        Both are equal without `rows`, which draw the dropout from stream `stream` on, or without
-        dropout.
+        Layer i draws its dropout from the stream `stream` + i of `rows`. Without `rows` there is no
+        dropout, and both codes are equal.
         """
         code = kept = x
         for number, stage in enumerate(self.stages):
@@ -261,7 +261,7 @@ class Encoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """D: the energy of images and their codes."""
+    """The discriminator D of an EBGAN: maps images to their energies and codes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -410,7 +410,11 @@ class Model(nn.Module):
         return {name: best[name] for name in ("images", "energies", "accepted", "proposals")}
 
     def _initial_state(self, rows: RowStreams) -> dict[str, Tensor]:
-        """Return the state before the first candidate, keyed as in `sample`."""
+        """Return the state of `sample` before the first candidate, with one row per sample.
+
+        The fields "images" and "energies" are those of the best candidate so far, "accepted" and
+        "proposals" are those that `sample` returns, and "done" is the number of candidates.
+        """
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
         images = torch.zeros(shape, device=zeros.device)

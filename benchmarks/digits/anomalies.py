@@ -43,7 +43,9 @@ def auroc(normal: torch.Tensor, unusual: torch.Tensor) -> float:
 
 
 def principal(images: torch.Tensor, components: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean (D,) and the first principal directions (D, components) of training images."""
+    """Return the mean (D,) and the first principal directions (D,
+    components) of training images.
+    """
     x = images.flatten(1).double()
     mean = x.mean(dim=0)
     _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))

@@ -32,7 +32,9 @@ EPOCHS, BATCH, RATE, SHIFT = 8, 200, 3e-3, 2
 
 
 class Classifier(nn.Sequential):
-    """A convolutional network from images (B, 1, 28, 28) in 0 … 1 to the logits of ten digits (B, 10)."""
+    """A convolutional network from images (B, 1, 28, 28) in 0 … 1 to the logits
+    of ten digits (B, 10).
+    """
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []

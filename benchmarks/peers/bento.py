@@ -20,7 +20,9 @@ from generator import load, run
     metrics={"enabled": False},
 )
 class Draw:
-    """A service that turns seeds into response bodies; BentoML sizes the batches by the allowed latency."""
+    """A service that turns seeds into response bodies; BentoML sizes the batches by
+    the allowed latency.
+    """
 
     def __init__(self) -> None:
         self.generator = load()

@@ -1,4 +1,6 @@
-"""Write a VAE with random weights as a checkpoint, to serve a model of any cost without training."""
+"""Write a VAE with random weights as a checkpoint, to serve a model of any
+cost without training.
+"""
 
 import argparse
 import math

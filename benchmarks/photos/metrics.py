@@ -81,7 +81,9 @@ def perceptual(network: features.Features, picture: np.ndarray, original: list[t
 
 
 def consistency(picture: np.ndarray, low: np.ndarray) -> float:
-    """Return the PSNR (dB, all colours) of the downscaled image against its low-resolution source."""
+    """Return the PSNR (dB, all colours) of the downscaled image against its
+    low-resolution source.
+    """
     return decibel(resized(picture, *low.shape[:2]), low)
 
 
@@ -125,7 +127,7 @@ def largest_cell(added: np.ndarray) -> tuple[float, tuple[float, float]]:
     steps = range(FINE)
     single = sum(np.roll(fine, (-i, -j), (0, 1)) for i in steps for j in steps)
     twin = single[np.ix_((-np.arange(bins) - FINE) % bins, (-np.arange(bins) - FINE) % bins)]
-    # around 0 and ½ the two squares overlap: one of them is counted alone, so that nothing counts twice
+    # around 0 and ½ the two squares overlap: one is counted alone, so that nothing counts twice
     apart = np.abs((2 * np.arange(bins) + FINE + bins // 2) % bins - bins // 2)
     overlap = (apart[:, None] < FINE) & (apart < FINE)
     share = np.where(overlap, single, single + twin) / fine.sum()

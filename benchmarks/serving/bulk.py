@@ -1,4 +1,6 @@
-"""Measure bulk work: a large request compared with a bare torch loop, and its effect on small ones."""
+"""Measure bulk work: a large request compared with a bare torch loop, and its
+effect on small ones.
+"""
 
 import base64
 import contextlib

@@ -24,7 +24,9 @@ SAMPLES_PER_S = 5
 
 @dataclass(frozen=True)
 class Target:
-    """The address of a server, and the form in which it expects a seed: a field, or a list of one."""
+    """The address of a server, and the form in which it expects a seed: a
+    field, or a list of one.
+    """
 
     url: str
     shape: str
@@ -143,7 +145,9 @@ def drive_and_check(
 
 
 def sample(target: Target, expected: Sequence[Mapping[str, Any]], stop: threading.Event, most: int) -> Samples:
-    """Send a few requests per second until `stop` is set or `most` are sent; then check the responses."""
+    """Send a few requests per second until `stop` is set or `most` are sent; then
+    check the responses.
+    """
     answers: list[tuple[int, int, bytes]] = []
     with target.connection() as connection:
         for seed in range(min(most, len(expected))):

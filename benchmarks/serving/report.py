@@ -42,7 +42,9 @@ def markdown(result: Json) -> str:
 
 
 def _text_keys(model: Json) -> Json:
-    """Return the value with numbers of connections, which are dictionary keys, as text, as in JSON."""
+    """Return the value with numbers of connections, which are dictionary keys,
+    as text, as in JSON.
+    """
     turns = [{**turn, "loads": {str(count): load for count, load in turn["loads"].items()}} for turn in model["turns"]]
     choices = {
         name: {**choice, "dials": {str(count): dials for count, dials in choice["dials"].items()}}

@@ -82,7 +82,8 @@ def sweep(server: Server, checkpoint: Checkpoint, heavy: bool, scratch: Path, se
 
 
 def choose(trials: Sequence[Trial]) -> ModelOperation:
-    """Choose the setting with the most requests per second, or at one connection the lowest latency.
+    """Choose the setting with the most requests per second, or at one connection the lowest
+    latency.
 
     A setting within 5 % of the best is replaced by the one for 64 connections, which saves a start.
     """

@@ -1,4 +1,8 @@
-"""One training in progress: model, optimizers, steps and epochs."""
+"""One training in progress: model, optimizers, steps and epochs.
+
+This file has more than 400 lines because the steps, the epochs and the checkpoint of a training
+share one state.
+"""
 
 import copy
 import json
@@ -114,8 +118,9 @@ class Run:
     # One step
 
     def batches(self, epoch: int) -> Sequence[Int[Tensor, "b"]]:
-        """Return the image indices of each step of an epoch; a small remainder joins the last
-        batch.
+        """Return the image indices of each step of an epoch: one tensor per batch.
+
+        A remainder that is too small for a step joins the last batch.
         """
         order = data.shuffled(self.count, self.recipe.seed, epoch).to(self.device)
         return batches(order, self.training.batch_size, self.min_batch)
@@ -129,8 +134,8 @@ class Run:
     def train_step(self, index: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """Train every optimized module once on the images with the indices `index`.
 
-        Updates weights, averages and the count of steps. Returns the sum of the losses, a tensor
-        ().
+        Updates the weights, their average and the count of steps. Returns the sum of the losses of
+        the images, a tensor without dimensions.
         """
         share = self.process_group.local_share(index)
         row = self.epoch * self.rows_per_epoch + share
@@ -338,8 +343,7 @@ class Run:
         return line
 
     def _finalize(self) -> None:
-        """Run the family's `finalize` on a copy of the model, and keep the copy's weights in
-        `self.best`.
+        """Run the family's `finalize` on a copy of the model, and store its weights in `self.best`.
 
         The copy has the averaged weights or, with validation, those with the best validation loss.
         `finalize` gets the preprocessed training images in chunks, and random streams of its own.
@@ -363,7 +367,7 @@ class Run:
     def failure(self, *, check_weights: bool) -> str:
         """Return "not a number" or "diverged" if the training must not continue, else "".
 
-        `check_weights`: check that all weights are finite, and not only the loss.
+        With `check_weights` all weights must be finite, not only the loss.
         """
         if not math.isfinite(self.loss_sum):
             return "not a number"

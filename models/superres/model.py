@@ -1,4 +1,8 @@
-"""The model: networks, operation `upscale`, training steps and metrics."""
+"""The model: networks, operation `upscale`, training steps and metrics.
+
+This file has more than 400 lines because the operation, the losses and the training steps share
+the networks of one class.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +90,9 @@ class Model(nn.Module):
         self.load_state_dict({**own, **usable})
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw He's normal weights (a tenth at the ends of residual branches); set biases to zero."""
+        """Draw He's normal weights (a tenth at the ends of residual
+        branches); set biases to zero.
+        """
         ends = ("second.weight", "end.weight", "scattering.weight", "halves.weight", "quarters.weight", "hs.weight")
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.named_parameters()):

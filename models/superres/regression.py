@@ -194,7 +194,9 @@ class Upscaler(nn.Module):
         return _add(self.end(self.blocks(h)), h)
 
     def tail(self, features: Float[Tensor, "B F H W"], low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
-        """Return the estimate at one scale, from the trunk's features and the low-resolution image."""
+        """Return the estimate at one scale, from the trunk's features and the
+        low-resolution image.
+        """
         residual = functional.pixel_shuffle(self.tails[str(scale)](features), scale)
         return interpolate_bicubic(low, scale).add_(residual)
 

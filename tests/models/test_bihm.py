@@ -111,7 +111,9 @@ def test_p_star_is_a_distribution_above_its_bound(exact: Exact) -> None:
 
 
 def test_eq_7_finds_z(exact: Exact) -> None:
-    """The estimate of log Z is within three standard errors of the exact sum, and makes Σ p* one."""
+    """The estimate of log Z is within three standard errors of the exact
+    sum, and makes Σ p* one.
+    """
     found = tiny().estimate_log_z(seed=4, samples=200_000)
     assert found["log_z"] == pytest.approx(float(exact.log_z), abs=3 * found["standard_error"])
     assert 0 < found["standard_error"] < 0.02
@@ -121,7 +123,9 @@ def test_eq_7_finds_z(exact: Exact) -> None:
 
 
 def test_estimators_reach_the_sums(exact: Exact) -> None:
-    """log p, log p̃* and log p* by K = 20 000 samples are within four standard errors of the sums, for every x."""
+    """log p, log p̃* and log p* by K = 20 000 samples are within four standard errors of
+    the sums, for every x.
+    """
     model = tiny()
     model.log_z.fill_(float(exact.log_z))
     model.log_z_error.fill_(0.0)
@@ -148,9 +152,11 @@ def test_with_one_sample_p_equals_p_tilde_star() -> None:
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None:
-    """With samples in exactly q's proportions, Algorithm 1 gives the exact gradient of log p̃* (to 1e-6).
+    """With samples in exactly q's proportions, Algorithm 1 gives the exact gradient of log p̃* (to
+    1e-6).
 
-    q's units have the probabilities ¼, ½, ¾, so that 1024 samples contain every h in proportion to q.
+    q's units have the probabilities ¼, ½, ¾, so that 1024 samples contain every h in proportion to
+    q.
     """
     model = tiny().double()
     third = math.log(3.0)
@@ -190,7 +196,9 @@ def test_algorithm_1_is_the_gradient_of_log_p_tilde_star(baseline: bool) -> None
 
 
 def test_loss_is_the_bound_and_its_gradient_agrees_with_the_sums(exact: Exact) -> None:
-    """Averaged over seeds (K = 2000), the loss is near −log p̃*, and its gradient near that of the exact bound."""
+    """Averaged over seeds (K = 2000), the loss is near −log p̃*, and its gradient near
+    that of the exact bound.
+    """
     model = tiny().requires_grad_(requires_grad=True)
     images = exact.x.float()[5].view(1, 1, 1, 4).expand(400, -1, -1, -1)
     loss = model.loss(images, RowStreams.range(2, 0, 400))
@@ -273,7 +281,9 @@ def departure(found: torch.Tensor, probability: torch.Tensor, count: int) -> flo
     ids=["ancestral", "gibbs", "block"],
 )
 def test_samples_follow_their_distribution(options: SampleOptions, of: str, exact: Exact) -> None:
-    """3000 draws have the exact shares (χ² per degree of freedom below 3), and p's differ from those of p*."""
+    """3000 draws have the exact shares (χ² per degree of freedom below 3), and p's
+    differ from those of p*.
+    """
     count = 3000
     answer = finished(tiny().sample, RowStreams.range(8, 0, count), options)
     wanted = {"p": exact.log_p.exp(), "p_star": exact.log_p_star.exp()}

@@ -47,7 +47,9 @@ def gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_energy_is_the_norm_over_a_pictures_pixels() -> None:
-    """The energy is in 0 … 56 for 28 × 28 pixels in −1 … 1, independent of the batch, and has a gradient at 0."""
+    """The energy is in 0 … 56 for 28 × 28 pixels in −1 … 1, independent of the batch, and
+    has a gradient at 0.
+    """
     white, black = torch.ones(3, 1, 28, 28), -torch.ones(3, 1, 28, 28)
     torch.testing.assert_close(ebgan.energy(white, black), torch.full((3,), 56.0))
     one = black.clone()
@@ -78,7 +80,9 @@ def test_the_hinge_is_computed_for_each_sample() -> None:
 
 
 def test_pulling_away_of_known_codes() -> None:
-    """Identical codes give 1, orthogonal ones 0, opposite ones 1 (the cosine is squared), at any norm."""
+    """Identical codes give 1, orthogonal ones 0, opposite ones 1 (the cosine is
+    squared), at any norm.
+    """
     same = torch.tensor([[1.0, 2.0, 3.0]]) * torch.tensor([[1.0], [5.0], [0.1]])
     torch.testing.assert_close(ebgan.pulling_away(same), torch.ones(3))
     torch.testing.assert_close(ebgan.pulling_away(torch.eye(4) * 7.0), torch.zeros(4))
@@ -98,14 +102,18 @@ def test_pulling_away_is_the_papers_double_sum() -> None:
 
 
 def test_pulling_away_of_gaussian_codes_is_one_over_their_dimension() -> None:
-    """Independent Gaussian codes in 32 dimensions: 1/32 within three standard errors of 200 batches."""
+    """Independent Gaussian codes in 32 dimensions: 1/32 within three standard
+    errors of 200 batches.
+    """
     found = torch.stack([ebgan.pulling_away(RowStreams.range(seed, 0, 50).normal(32)).mean() for seed in range(200)])
     error = float(found.std()) / math.sqrt(200)
     assert abs(float(found.mean()) - 1 / 32) < 3 * error < 0.001
 
 
 def test_pulling_away_is_safe_for_a_zero_code() -> None:
-    """A zero code counts as orthogonal; all values and gradients are finite, and the others' are exact."""
+    """A zero code counts as orthogonal; all values and gradients are finite, and
+    the others' are exact.
+    """
     code = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
     rows = ebgan.pulling_away(code)
     assert rows[0] == 0
@@ -142,7 +150,9 @@ def reached(module: torch.nn.Module) -> list[bool]:
 
 @pytest.mark.parametrize("changed", GAMES)
 def test_each_step_reaches_its_module(changed: dict[str, Any]) -> None:
-    """The discriminator's loss gives the generator no gradient; the generator's loss reaches all of its weights."""
+    """The discriminator's loss gives the generator no gradient; the generator's loss
+    reaches all of its weights.
+    """
     model = small(**changed).train()
     steps = model.training_steps(pictures(6, model), RowStreams.range(1, 0, 6))
     first = next(steps)
@@ -201,7 +211,9 @@ def test_metrics_have_the_share_of_active_hinges() -> None:
 
 
 def test_dropout_belongs_to_the_row() -> None:
-    """Dropout depends on the row, differs between the passes of a step, and is off in operations."""
+    """Dropout depends on the row, differs between the passes of a step, and
+    is off in operations.
+    """
     model = small(dropout=0.5, layers_d=3)
     images = pictures(4, model)
     rows = RowStreams.range(1, 0, 4)
@@ -215,7 +227,9 @@ def test_dropout_belongs_to_the_row() -> None:
 
 
 def test_after_training_statistics_and_quantiles_are_fixed() -> None:
-    """`finalize` stores the quantiles of the training energies; then samples do not depend on their batch."""
+    """`finalize` stores the quantiles of the training energies; then samples do not
+    depend on their batch.
+    """
     model = small()
     images = pictures(2000, model)
     before = model.generator(RowStreams.range(5, 0, 3).normal(5))
@@ -257,7 +271,9 @@ def test_percentiles_are_ranks_among_the_training_energies() -> None:
 
 
 def test_best_of_keeps_the_lowest_energy() -> None:
-    """Of 40 candidates in three calls each row keeps the lowest energy; candidate 0 is the plain sample."""
+    """Of 40 candidates in three calls each row keeps the lowest energy; candidate 0
+    is the plain sample.
+    """
     model, rows = finalized(), RowStreams.range(3, 0, 7)
     answer = finished(model, rows, ebgan.SampleOptions(best_of=40))
     candidates = [(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)]
@@ -271,7 +287,9 @@ def test_best_of_keeps_the_lowest_energy() -> None:
 
 
 def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
-    """Each row keeps its first candidate below the threshold, or the lowest energy, and counts its proposals."""
+    """Each row keeps its first candidate below the threshold, or the lowest energy, and
+    counts its proposals.
+    """
     model, rows = finalized(), RowStreams.range(3, 0, 30)
     candidates = torch.stack([(model.generator(z) + 1) / 2 for z in rows.normals(5, 0, 40, LATENT).unbind(1)], dim=1)
     energies = torch.stack([model.energies(images) for images in candidates.unbind(1)], dim=1)
@@ -291,7 +309,9 @@ def test_rejection_keeps_the_first_candidate_under_the_threshold() -> None:
 
 
 def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
-    """A threshold above all energies ends after one call; one below all ends after all proposals."""
+    """A threshold above all energies ends after one call; one below all ends
+    after all proposals.
+    """
     model, rows = finalized(), RowStreams.range(3, 0, 4)
     answer = finished(model, rows, ebgan.SampleOptions(below=1e6))
     assert answer["proposals"].tolist() == [1] * 4
@@ -303,7 +323,9 @@ def test_a_threshold_that_all_meet_takes_one_proposal() -> None:
 
 
 def test_the_config_has_the_default_of_best_of() -> None:
-    """A sample is the best of `config.best_of` candidates; `best_of` or `below` of a request come first."""
+    """A sample is the best of `config.best_of` candidates; `best_of` or `below` of
+    a request come first.
+    """
     plain, rows = finalized(), RowStreams.range(3, 0, 7)
     model = small(best_of=5).eval()
     model.load_state_dict(plain.state_dict())
@@ -327,7 +349,9 @@ def test_invalid_sampling_options_are_rejected() -> None:
 
 
 def test_a_plain_gan_scores_but_does_not_reconstruct() -> None:
-    """A plain GAN's energy is −log D(x) in nats, its code the last hidden layer; it cannot reconstruct."""
+    """A plain GAN's energy is −log D(x) in nats, its code the last hidden layer;
+    it cannot reconstruct.
+    """
     model = small(objective="gan", layers_d=3)
     assert set(model.operations()) == {"sample", "energy", "encode"}
     assert model.operations()["energy"]["unit"] == "nats"
@@ -359,7 +383,9 @@ def test_impossible_networks_are_rejected() -> None:
 
 
 def test_the_figures_of_a_card() -> None:
-    """Each figure is the mean it names, with a standard error; too few images or another precision are rejected."""
+    """Each figure is the mean it names, with a standard error; too few images or another
+    precision are rejected.
+    """
     model = finalized()
     images = pictures(20, model)
     figures = {figure["name"]: figure for figure in model.evaluate(images, 1, 30)}

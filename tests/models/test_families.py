@@ -34,7 +34,9 @@ def shape_of(config: Any) -> tuple[int, int, int]:
 
 
 def output_shape(model: Any, operation: str) -> tuple[int, int, int]:
-    """Return the (C, H, W) of an operation's images: the family's, or an enlarged tile without its margin."""
+    """Return the (C, H, W) of an operation's images: the family's, or an enlarged
+    tile without its margin.
+    """
     channels, height, width = shape_of(model.config)
     entry = model.operations()[operation]
     if "margin" not in entry:
@@ -79,7 +81,9 @@ def run_operation(model: Any, operation: str, rows: RowStreams) -> dict[str, Any
 
 
 def losses_of(model: Any, images: torch.Tensor, rows: RowStreams) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the loss and "", or the losses of each optimizer step and the prefix of its module's weights."""
+    """Yield the loss and "", or the losses of each optimizer step and the prefix of
+    its module's weights.
+    """
     if not getattr(model, "OPTIMIZED_MODULES", ()):
         yield "", model.loss(images, rows)
         return
@@ -129,7 +133,9 @@ def test_its_operations_are_those_it_defines(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_result_has_the_right_shape_and_range(family: str) -> None:
-    """Images are in 0 … 1, tensors are finite with one row per request, and all else is a string or a number."""
+    """Images are in 0 … 1, tensors are finite with one row per request, and all else is
+    a string or a number.
+    """
     _, model = built(family)
     rows = RowStreams.range(11, 0, 3)
     for operation in model.operations():
@@ -146,7 +152,9 @@ def test_each_result_has_the_right_shape_and_range(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
-    """A row alone equals that row in a batch, up to the last bits that depend on a CPU's batch shape."""
+    """A row alone equals that row in a batch, up to the last bits that depend on
+    a CPU's batch shape.
+    """
     _, model = built(family)
     for operation in model.operations():
         together = run_operation(model, operation, RowStreams.range(11, 0, 5))
@@ -165,7 +173,9 @@ def test_a_row_does_not_depend_on_its_batch_mates(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_losses_are_finite_with_one_per_image(family: str) -> None:
-    """`loss` or each of `training_steps` gives one finite number per image, with a gradient for every weight."""
+    """`loss` or each of `training_steps` gives one finite number per image, with a
+    gradient for every weight.
+    """
     module, model = built(family)
     rows = RowStreams.range(5, 0, 16)
     channels, height, width = shape_of(module.Config())
@@ -184,7 +194,9 @@ def test_its_losses_are_finite_with_one_per_image(family: str) -> None:
 
 
 def test_a_family_is_a_module_or_a_package() -> None:
-    """The families are the modules of `models/` without a leading underscore and its packages except `kit`."""
+    """The families are the modules of `models/` without a leading underscore and its
+    packages except `kit`.
+    """
     folder = Path(card.__file__).parents[1]
     modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
     packages = {file.parent.name for file in folder.glob("*/__init__.py")} - {"kit"}

@@ -92,7 +92,9 @@ def test_a_shipped_model_returns_finite_numbers(path: Path) -> None:
     ids=["vae", "vae-gaussian", "bihm", "ebgan", "gan", "superres"],
 )
 def test_a_family_returns_finite_numbers(model: Any) -> None:
-    """Results are finite with weights twenty times their size, so that logits and variances are extreme."""
+    """Results are finite with weights twenty times their size, so that logits and
+    variances are extreme.
+    """
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
         parameter.data.mul_(20.0)

@@ -1,4 +1,6 @@
-"""`models.superres`: equations in closed form, networks, descent, and tiles against whole images."""
+"""`models.superres`: equations in closed form, networks, descent, and tiles
+against whole images.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def test_channels_are_shuffled_image_by_image() -> None:
 
 
 def test_energy_is_the_mean_square_in_units_of_the_std() -> None:
-    """The energy is the mean over the parts of the mean squares, each channel divided by its std."""
+    """The energy is the mean over the parts of the mean squares, each
+    channel divided by its std.
+    """
     predicted = [torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 2, 2)]
     found = [torch.full((1, 2, 3, 3), 2.0), torch.full((1, 1, 2, 2), 4.0)]
     spread = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
@@ -100,7 +104,9 @@ def test_contrast_is_the_difference_of_two_phases() -> None:
 
 
 def test_the_luminance_of_grey_is_itself() -> None:
-    """The weights sum to one, so a detail that is equal in all colours does not change the chroma."""
+    """The weights sum to one, so a detail that is equal in all colours does
+    not change the chroma.
+    """
     images = drawn(2, 3, 8, 8)
     detail = drawn(2, 1, 8, 8, seed=2) - 0.5
     torch.testing.assert_close(regression.luminance(images + detail), regression.luminance(images) + detail)
@@ -163,7 +169,9 @@ def test_descent_falls_at_every_step_to_the_minimum_of_a_quadratic() -> None:
 
 
 def test_descent_halves_the_energy_of_a_picture() -> None:
-    """Twenty steps from a blurred copy toward the statistics of the sharp image halve the energy."""
+    """Twenty steps from a blurred copy toward the statistics of the sharp
+    image halve the energy.
+    """
     model = built()
     high = drawn(1, 3, 32, 32)
     low = regression.downsample(high, 2)
@@ -184,7 +192,9 @@ def test_descent_halves_the_energy_of_a_picture() -> None:
 
 
 def test_each_step_reaches_its_module() -> None:
-    """Three steps have one loss per image and reach every weight; the wavelets wait for their epoch."""
+    """Three steps have one loss per image and reach every weight; the wavelets
+    wait for their epoch.
+    """
     model = built()
     images, rows = drawn(3, 3, 64, 64), RowStreams.range(5, 0, 3)
     assert [step.module for step in model.training_steps(images, rows, 0)] == ["predictor", "generator"]
@@ -201,7 +211,9 @@ def test_each_step_reaches_its_module() -> None:
 
 
 def test_the_generator_starts_where_the_regression_ends() -> None:
-    """`warm_start` copies a regression's weights to the generator; without them it names what is missing."""
+    """`warm_start` copies a regression's weights to the generator; without them it
+    names what is missing.
+    """
     trained, model = built(SMALL), superres.Model(STATISTICS)
     model.initialise(RowStreams.range(9, 0, 1))
     model.warm_start(trained.state_dict())
@@ -218,7 +230,9 @@ def test_the_generator_starts_where_the_regression_ends() -> None:
 @pytest.mark.parametrize("method", ["bicubic", "tv", "mse", "statistics"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_every_method_gives_the_middle_of_a_tile(method: str, scale: int) -> None:
-    """The margin is cut off, values are in 0 … 1, and methods without learning keep a flat tile flat."""
+    """The margin is cut off, values are in 0 … 1, and methods without learning
+    keep a flat tile flat.
+    """
     model = built()
     images = torch.stack([drawn(3, 48, 48)[0].expand(3, -1, -1), torch.full((3, 48, 48), 0.4)])
     found = upscaled(model, images, method=method, scale=scale)
@@ -250,7 +264,9 @@ def test_fidelity_goes_from_the_statistics_to_the_regression() -> None:
 
 
 def test_descent_reports_its_progress() -> None:
-    """There is one call to begin and one per step, with rising progress; fidelity 1 gives the regression."""
+    """There is one call to begin and one per step, with rising progress; fidelity 1
+    gives the regression.
+    """
     model = built()
     images = drawn(2, 3, 48, 48)
     options = superres.UpscaleOptions(scale=2, inference="descent", steps=2)
@@ -340,7 +356,9 @@ def test_the_shipped_model_shows_no_seam(shipped: superres.Model, method: str) -
 
 
 def test_the_shipped_model_agrees_with_its_low_resolution(shipped: superres.Model) -> None:
-    """The 8-bit result of every learned method, downsampled, has a PSNR of 45 dB or more to the input."""
+    """The 8-bit result of every learned method, downsampled, has a PSNR of 45 dB
+    or more to the input.
+    """
     low = (0.1 + 0.8 * drawn(1, 3, 32, 32)).mul(255).round() / 255
     for high in (shipped.regress(low, 4), shipped.sharpen(low, 4), shipped.sharpen(low, 4, 0.5)):
         levels = high.clamp(0, 1).mul(255).round() / 255

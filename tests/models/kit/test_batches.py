@@ -53,7 +53,9 @@ def pictures(kind: str, count: int, edge: int = 8) -> torch.Tensor:
 
 @pytest.mark.parametrize(("count", "size"), list(itertools.product(range(1, 14), range(1, 14))))
 def test_batches_hold_every_picture_once_and_enough_each(count: int, size: int) -> None:
-    """Every image occurs once; a remainder that is too small joins the batch before it; `batch_count` agrees."""
+    """Every image occurs once; a remainder that is too small joins the batch before it;
+    `batch_count` agrees.
+    """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     for least in (1, 2, 4):
         if size < least or count < least:
@@ -87,7 +89,9 @@ def test_every_family_trains_whatever_the_last_batch(tmp_path: Path, kind: str, 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_batch_size_of_one_trains_or_is_refused_before_the_first_step(tmp_path: Path, kind: str) -> None:
-    """If a layer is normalised over the batch only, size 1 is rejected and the message names the smallest size."""
+    """If a layer is normalised over the batch only, size 1 is rejected and the message
+    names the smallest size.
+    """
     made, images = recipe(kind, 1), pictures(kind, 3)
     if kind in {"ebgan", "ebgan-pt", "gan"}:
         with pytest.raises(ValueError, match=r"batch_size = 1 is too small; .* at least 2 pictures"):
@@ -110,7 +114,9 @@ def test_smallest_batch_schemas_agree_with_the_model(
     layers_g: int,
     edge: int,
 ) -> None:
-    """The JSON Schemas for the API, `smallest_batch` and the layers' behaviour with one image agree."""
+    """The JSON Schemas for the API, `smallest_batch` and the layers' behaviour
+    with one image agree.
+    """
     config = ebgan.Config(
         height=edge,
         width=edge,

@@ -46,7 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
-    """After train and export the card has every field, the changed recipe, the chosen epoch, and no path."""
+    """After train and export the card has every field, the changed recipe, the
+    chosen epoch, and no path.
+    """
     described = card.read_card(trained)
     assert (described["name"], described["version"], described["family"]) == ("tiny", "1", "vae")
     assert described["image"] == {"channels": 1, "height": 28, "width": 28}
@@ -60,7 +62,9 @@ def test_the_command_line_makes_a_whole_card(trained: Path) -> None:
 
 
 def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`evaluate --write` prints and stores each figure; L_K rises with K; the weights do not change."""
+    """`evaluate --write` prints and stores each figure; L_K rises with K; the
+    weights do not change.
+    """
     before = card.load(trained)[0].state_dict()
     again = ["evaluate", str(trained), "--data", str(DIGITS), "--count", "20", "--k", "100", "--write"]
     assert command.main(again) == 0
@@ -74,7 +78,9 @@ def test_evaluate_writes_figures_into_the_card(trained: Path, capsys: pytest.Cap
 
 
 def test_static_binarization_is_recognised_by_its_hash(trained: Path) -> None:
-    """The provenance of a static run has the SHA-256 of the draw; test images are binarized as in training."""
+    """The provenance of a static run has the SHA-256 of the draw; test images are
+    binarized as in training.
+    """
     described = card.read_card(trained)
     pictures = data.load(str(DIGITS))
     values = described["provenance"]["recipe"]
@@ -91,7 +97,9 @@ def test_static_binarization_is_recognised_by_its_hash(trained: Path) -> None:
 
 
 def test_sample_is_reproducible(trained: Path, tmp_path: Path) -> None:
-    """One seed gives one image file; the manifold needs no seed; an invalid option exits with status 1."""
+    """One seed gives one image file; the manifold needs no seed; an invalid option
+    exits with status 1.
+    """
     draw = ["sample", str(trained), "--count", "6", "--columns", "3", "--set", "output=draws", "--out"]
     assert command.main([*draw, str(tmp_path / "a.png"), "--seed", "5"]) == 0
     assert command.main([*draw, str(tmp_path / "b.png"), "--seed", "5"]) == 0
@@ -105,7 +113,9 @@ def test_sample_is_reproducible(trained: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_on_the_command_line_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown recipe is rejected with the list of recipes, a --set without a value with a hint."""
+    """An unknown recipe is rejected with the list of recipes, a --set without
+    a value with a hint.
+    """
     assert command.main(["train", "nothing"]) == 1
     assert "vae-mnist, vae-mnist-2d, vae-mnist-k5, or give the path" in capsys.readouterr().err
     assert command.main(["train", "vae-mnist", "--set", "seed"]) == 1
@@ -140,7 +150,9 @@ def test_a_file_without_a_card_is_rejected(payload: bytes, message: str, tmp_pat
 
 
 def test_weights_that_do_not_fit_are_rejected(trained: Path, tmp_path: Path) -> None:
-    """A card is rejected if its config contradicts the shapes of the weights, or if it lacks a field."""
+    """A card is rejected if its config contradicts the shapes of the weights, or
+    if it lacks a field.
+    """
     model, described = card.load(trained)
     wrong = {**described, "config": {**described["config"], "latents": 3}}
     card.save(tmp_path / "model.safetensors", model, wrong)
@@ -160,7 +172,8 @@ SIZES = {"mnist": 60000, "mushrooms": 2500, "dna": 2000, "photographs": 24000}
 FIGURES = {
     "vae": {"nll", "bound", "active_units"},
     "bihm": {"log_p_star", "log_p", "minus_2_log_z", "effective_sample_size_star"},
-    # a GAN ships after a classifier has looked at its samples: the losses of the two networks do not show a collapse
+    # a GAN ships after a classifier has looked at its samples: the losses of the two networks do
+    # not show a collapse
     "ebgan": {"energy", "sample_energy", "pulling_away", "i_prime", "e_kl"},
     "superres": {"psnr_mse", "psnr_statistics", "vgg_statistics"},
 }
@@ -168,7 +181,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parents[1].name)
 def test_a_shipped_card_is_complete(path: Path) -> None:
-    """It loads; its operations are the model's; its figures have units; its provenance is complete and has no path."""
+    """It loads; its operations are the model's; its figures have units; its provenance is
+    complete and has no path.
+    """
     model, described = card.load(path)
     assert described["name"] == path.parents[1].name
     assert described["version"] == path.parent.name

@@ -94,7 +94,9 @@ def test_another_set_under_the_name_is_refused(picture: np.ndarray, tmp_path: Pa
 
 
 def test_npz_by_split(picture: np.ndarray, tmp_path: Path) -> None:
-    """An NPZ gives the array named like the split; 0 … 1, bool and 0 … 255 all become 256 levels."""
+    """An NPZ gives the array named like the split; 0 … 1, bool and 0 … 255
+    all become 256 levels.
+    """
     file = tmp_path / "x.npz"
     np.savez(file, train=picture, test=picture[:2] > 9, valid=picture.astype(np.float32) / 255)
     assert torch.equal(data.load(str(file)).images[:, 0], torch.from_numpy(picture))
@@ -113,7 +115,9 @@ def test_npz_by_split(picture: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_pictures(picture: np.ndarray, tmp_path: Path) -> None:
-    """Images are read in the order of their names; the error names a file of another size or a broken one."""
+    """Images are read in the order of their names; the error names a file of another
+    size or a broken one.
+    """
     for number, pixels in enumerate(picture):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     assert torch.equal(data.load(str(tmp_path)).images[:, 0], torch.from_numpy(picture))
@@ -129,7 +133,9 @@ def test_a_folder_of_pictures(picture: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_static_is_one_draw_and_dynamic_is_not() -> None:
-    """Static draws are equal, with equal SHA-256, and differ between train and test; dynamic draws differ."""
+    """Static draws are equal, with equal SHA-256, and differ between train and test;
+    dynamic draws differ.
+    """
     images = data.load(str(DIGITS)).images[:50]
     first, fingerprint = data.static_binarization(images)
     again, same = data.static_binarization(images)
@@ -164,7 +170,9 @@ def dataset(picture: np.ndarray, tmp_path: Path) -> Path:
 
 
 def test_an_uploaded_dataset_has_three_parts(picture: np.ndarray, dataset: Path) -> None:
-    """Each split is read as stored, with the SHA-256 of the whole; changes in memory do not reach the file."""
+    """Each split is read as stored, with the SHA-256 of the whole; changes in memory
+    do not reach the file.
+    """
     for name, part in (("train", picture[:3]), ("validation", picture[3:4]), ("test", picture[4:])):
         found = data.load(str(dataset), name)
         assert (found.name, found.sha256) == ("uploaded", "f" * 64)

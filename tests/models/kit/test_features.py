@@ -14,7 +14,9 @@ from models.kit import features
 
 
 def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
-    """EfficientNet-Lite0 has a stem and four stages; an odd padding pixel goes to the right and below."""
+    """EfficientNet-Lite0 has a stem and four stages; an odd padding pixel goes to
+    the right and below.
+    """
     network = features.EfficientNetLite0()
     images = torch.rand(1, 3, 64, 48)
     found = network(images)
@@ -32,7 +34,9 @@ def test_lite0_halves_its_pictures_as_tensorflow_does() -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    """Saved and loaded weights give the same features; other shapes or missing names are rejected."""
+    """Saved and loaded weights give the same features; other shapes or
+    missing names are rejected.
+    """
     network = features.EfficientNetLite0()
     names = {name.removeprefix("convolutions."): value.numpy() for name, value in network.state_dict().items()}
     path = tmp_path / "weights.npz"

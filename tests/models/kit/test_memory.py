@@ -1,4 +1,6 @@
-"""`models.kit.memory`: too large networks are rejected by their config, and the memory limit holds."""
+"""`models.kit.memory`: too large networks are rejected by their config, and
+the memory limit holds.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def command(folder: Path, name: str, recipe: dict[str, Any], limit: int) -> subp
 
 
 def test_least_memory_is_that_of_weights_and_what_goes_with_each() -> None:
-    """The bound counts weights, gradients, two numbers per weight for Adam, none for SGD, one for an average."""
+    """The bound counts weights, gradients, two numbers per weight for Adam, none for
+    SGD, one for an average.
+    """
     small = {"hidden": [16], "latents": 3}
     weights = 4 * (784 * 16 + 16 + 2 * (16 * 3 + 3) + 3 * 16 + 16 + 16 * 784 + 784)
     for training, copies in (({}, 4), ({"optimiser": "sgd"}, 2), ({"optimiser": "adagrad", "average": 0.9}, 4)):

@@ -41,7 +41,9 @@ class Example(nn.Module):
 
 
 def test_operations_are_methods_with_rows_and_options() -> None:
-    """Inputs, options, unit and slicing are read from the signature; other methods are not operations."""
+    """Inputs, options, unit and slicing are read from the signature; other
+    methods are not operations.
+    """
     listed = describe(Example())
     assert set(listed) == {"blend", "measure"}
     assert listed["blend"]["inputs"] == ["first", "second"]

@@ -14,7 +14,9 @@ from models.kit.row_streams import RowStreams
 
 
 def test_samples_fill_the_preview() -> None:
-    """At most a hundred samples are shown, equal for equal seeds; the model's training mode is kept."""
+    """At most a hundred samples are shown, equal for equal seeds; the model's
+    training mode is kept.
+    """
     model = vae.Model(vae.Config(height=14, width=14, hidden=(8,), latents=2))
     model.initialise(RowStreams.range(1, 0, 1))
     images = torch.zeros(4, 1, 14, 14, dtype=torch.uint8)

@@ -67,7 +67,9 @@ def test_samples_of_a_row_can_be_drawn_from_anywhere() -> None:
 
 
 def test_the_distributions_are_right() -> None:
-    """Moments of a million uniforms and normals and the frequency of Bernoulli draws are within 4 standard errors."""
+    """Moments of a million uniforms and normals and the frequency of Bernoulli draws are
+    within 4 standard errors.
+    """
     rows = RowStreams.range(4, 0, 1000)
     n = 1_000_000
     uniform, normal = rows.uniform(1000).double(), rows.normal(1000).double()

@@ -45,7 +45,9 @@ def kolmogorov(sample: torch.Tensor, cdf: Callable[[torch.Tensor], torch.Tensor]
 
 
 def test_exponential_passes_kolmogorov_and_smirnov() -> None:
-    """100 000 draws agree with 1 − e^(−λy) at p > 0.01 and with no other rate; no u gives infinity."""
+    """100 000 draws agree with 1 − e^(−λy) at p > 0.01 and with no other rate;
+    no u gives infinity.
+    """
     drawn = exponential(RowStreams.range(1, 0, 100).uniform(1000), 2.5)
     assert kolmogorov(drawn, lambda y: 1 - (-2.5 * y).exp()) < 1.63
     assert kolmogorov(drawn, lambda y: 1 - (-2.55 * y).exp()) > 1.63
@@ -92,7 +94,8 @@ def test_manifold_coordinates_are_interior_quantiles() -> None:
 
 
 def gaussian_acceptance(ratio: float, dimensions: int, proposals: int, log_k: float) -> tuple[torch.Tensor, float]:
-    """Return ‖z‖² of the accepted proposals for p = N(0, I), q = N(0, ratio² I), and the envelope's excess.
+    """Return ‖z‖² of the accepted proposals for p = N(0, I), q = N(0, ratio² I), and the envelope's
+    excess.
 
     Only the sufficient statistic is drawn: ‖z‖²/ratio² ~ χ² with `dimensions` degrees of freedom.
     """
@@ -110,7 +113,9 @@ def gaussian_acceptance(ratio: float, dimensions: int, proposals: int, log_k: fl
     [(1.1, 10, 200_000, 0.3855), (1.01, 100, 200_000, 0.3697), (1.01, 1000, 4_000_000, 4.77e-5)],
 )
 def test_acceptance_falls_with_the_dimension(ratio: float, dimensions: int, proposals: int, expected: float) -> None:
-    """With the smallest k, (σp/σq)^D of the proposals from N(0, σq²I) are accepted for N(0, σp²I)."""
+    """With the smallest k, (σp/σq)^D of the proposals from N(0, σq²I) are
+    accepted for N(0, σp²I).
+    """
     square, excess = gaussian_acceptance(ratio, dimensions, proposals, dimensions * math.log(ratio))
     rate = ratio**-dimensions
     assert rate == pytest.approx(expected, rel=2e-3)
@@ -120,7 +125,9 @@ def test_acceptance_falls_with_the_dimension(ratio: float, dimensions: int, prop
 
 
 def test_acceptance_of_points_themselves() -> None:
-    """With z drawn instead of ‖z‖², in ten dimensions, the same share is accepted with variance 1 per coordinate."""
+    """With z drawn instead of ‖z‖², in ten dimensions, the same share is accepted with
+    variance 1 per coordinate.
+    """
     z = 1.1 * RowStreams.range(6, 0, 2000).normals(10, 0, 100).double().view(-1, 10)
     log_q = -0.5 * z.square().sum(1) / 1.21 - 10 * math.log(1.1)
     uniform = RowStreams.range(6, 0, 2000).uniform(100, 1).flatten()
@@ -130,12 +137,14 @@ def test_acceptance_of_points_themselves() -> None:
 
 
 def test_an_envelope_too_small_is_seen_in_nothing_but_its_excess() -> None:
-    """With a quarter of k, draws come from min(p, kq) and more are accepted; only `envelope_excess` shows it."""
+    """With a quarter of k, draws come from min(p, kq) and more are accepted; only
+    `envelope_excess` shows it.
+    """
     right = 10 * math.log(1.1)
     square, excess = gaussian_acceptance(1.1, 10, 200_000, right - math.log(4.0))
     assert excess == pytest.approx(math.log(4.0), abs=0.05)
     assert abs(float(square.mean()) - 10) > 20 * math.sqrt(20 / len(square))
-    # a proposal narrower than its target has no finite k at all: the excess grows with every further draw
+    # a proposal narrower than its target has no finite k at all: the excess grows with every draw
     few = gaussian_acceptance(0.9, 10, 1_000, 0.0)[1]
     many = gaussian_acceptance(0.9, 10, 1_000_000, 0.0)[1]
     assert many > few > 0
@@ -152,7 +161,9 @@ def test_accept_at_the_edges() -> None:
 
 
 def test_the_first_of_each_row_that_is_kept() -> None:
-    """Index, flag and number of proposals are right for rows that accept the first, the last, several or none."""
+    """Index, flag and number of proposals are right for rows that accept the first, the
+    last, several or none.
+    """
     accepted = torch.tensor([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]]).bool()
     index, found, proposals = first_accepted(accepted)
     assert index.tolist() == [0, 2, 1, 0]
@@ -164,7 +175,9 @@ def test_the_first_of_each_row_that_is_kept() -> None:
 
 
 def test_the_log_of_a_mean_of_weights() -> None:
-    """The mean of p/q is 1 within four standard errors, which agree with repeated estimates, at any scale."""
+    """The mean of p/q is 1 within four standard errors, which agree with repeated
+    estimates, at any scale.
+    """
     log_w = normal_log_w(1.5, 400, 1000)
     log_mean, error = log_mean_exp(log_w), log_mean_error(log_w)
     assert abs(float(log_mean.mean())) < 4 * float(log_mean.std()) / 20
@@ -191,9 +204,11 @@ def test_effective_size_lies_between_one_and_all() -> None:
 
 
 def test_a_narrow_proposal_fails() -> None:
-    """For σ² ≤ ½ the weights have infinite variance: 40 times the draws do not reduce the error by √40.
+    """For σ² ≤ ½ the weights have infinite variance: 40 times the draws do not reduce the error by
+    √40.
 
-    The estimated error does not show it: it shrinks, and the truth is outside four of them in many runs.
+    The estimated error does not show it: it shrinks, and the truth is outside four of them in many
+    runs.
     """
     true, claimed, outside = {}, {}, {}
     for spread in (math.sqrt(0.3), math.sqrt(2.0)):
@@ -211,7 +226,9 @@ def test_a_narrow_proposal_fails() -> None:
 
 
 def test_a_missed_mode_goes_unnoticed() -> None:
-    """If q covers one of two equal modes of p, the effective sample size is 100 % and the estimate half the truth."""
+    """If q covers one of two equal modes of p, the effective sample size is 100 % and the
+    estimate half the truth.
+    """
     z = RowStreams.range(8, 0, 1).normals(1, 0, 10_000)[..., 0].double()
     log_p = torch.logaddexp(-0.5 * z.square(), -0.5 * (z - 40).square()) - math.log(2)
     log_w = log_p + 0.5 * z.square()
@@ -221,7 +238,9 @@ def test_a_missed_mode_goes_unnoticed() -> None:
 
 
 def test_the_log_of_the_mean_is_biased_low_and_less_so_with_more_samples() -> None:
-    """E log (1/L) Σ w rises monotonically in L towards log Z = 0, by about half the variance over L."""
+    """E log (1/L) Σ w rises monotonically in L towards log Z = 0, by about half
+    the variance over L.
+    """
     log_w = normal_log_w(2.0, 4096, 64)
     means = [float(log_mean_exp(log_w.reshape(-1, count)).mean()) for count in (1, 2, 4, 8, 16, 32, 64)]
     assert means == sorted(means)
@@ -231,7 +250,9 @@ def test_the_log_of_the_mean_is_biased_low_and_less_so_with_more_samples() -> No
 
 
 def test_resampling_follows_the_weights() -> None:
-    """100 000 indices have the frequencies of their weights (χ² at p > 0.001), and zero weights are never drawn."""
+    """100 000 indices have the frequencies of their weights (χ² at p > 0.001), and zero
+    weights are never drawn.
+    """
     weight = torch.tensor([0.0, 0.1, 0.0, 0.5, 0.2, 0.2, 0.0], dtype=torch.float64)
     uniform = RowStreams.range(9, 0, 100).uniform(1000).flatten()
     index = resample((weight.log() + 700.0).expand(100_000, -1), uniform)
@@ -244,7 +265,9 @@ def test_resampling_follows_the_weights() -> None:
 
 
 def test_resampling_never_leaves_the_range() -> None:
-    """The smallest and largest uniforms (and 1) give the first and last index with weight, at any scale."""
+    """The smallest and largest uniforms (and 1) give the first and last index with
+    weight, at any scale.
+    """
     for scale in (0.0, 1e4, -1e4):
         log_w = scale + torch.cat([torch.tensor([-math.inf]), torch.zeros(9999), torch.tensor([-math.inf])])
         drawn = resample(log_w.expand(3, -1), torch.tensor([0.0, 1 - 2**-24, 1.0]))
@@ -256,7 +279,9 @@ def test_resampling_never_leaves_the_range() -> None:
 
 
 def test_weights_in_slices_are_those_of_one_pass() -> None:
-    """Log mean, error and effective sample size do not depend on how weights are split, or on a stored state."""
+    """Log mean, error and effective sample size do not depend on how weights are split,
+    or on a stored state.
+    """
     log_w = normal_log_w(2.0, 5, 1000).float() - 100
     weights = ImportanceWeights.resume(None, 5)
     for piece in log_w.split(300, dim=1):
@@ -277,7 +302,9 @@ def test_weights_of_rows_that_differ_in_their_count_are_refused() -> None:
 
 
 def test_batch_means_give_the_error_of_a_mean() -> None:
-    """The error is σ/√n for independent values, and √10 times that for values in runs of ten equal ones."""
+    """The error is σ/√n for independent values, and √10 times that for values in
+    runs of ten equal ones.
+    """
     values = RowStreams.range(10, 0, 1).normal(100_000)[0].double()
     mean, error = batch_means(values, 100)
     assert float(error) == pytest.approx(100_000**-0.5, rel=0.25)
@@ -290,7 +317,9 @@ def test_batch_means_give_the_error_of_a_mean() -> None:
 
 
 def test_batch_means_of_weights_in_log_space() -> None:
-    """The log of the mean weight, its error (near the delta method's) and the largest weight's share are right."""
+    """The log of the mean weight, its error (near the delta method's) and the largest
+    weight's share are right.
+    """
     log_w = normal_log_w(2.0, 1, 100_000)[0] - 5000
     log_mean, error, share = log_mean_batches(log_w, 100)
     assert float(log_mean) == pytest.approx(-5000, abs=4 * float(error))

@@ -1,4 +1,6 @@
-"""`models.kit.scattering`: agreement with kymatio, and the properties that the theory guarantees."""
+"""`models.kit.scattering`: agreement with kymatio, and the properties that
+the theory guarantees.
+"""
 
 from __future__ import annotations
 

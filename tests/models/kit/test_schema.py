@@ -23,7 +23,9 @@ class Example:
 
 
 def test_the_schema_says_type_range_and_default() -> None:
-    """Each field has its type, range, choices, default and description; other names are not allowed."""
+    """Each field has its type, range, choices, default and description; other
+    names are not allowed.
+    """
     schema = json_schema(Example)
     assert schema["additionalProperties"] is False
     assert schema["properties"] == {
@@ -37,7 +39,9 @@ def test_the_schema_says_type_range_and_default() -> None:
 
 
 def test_values_come_back_typed() -> None:
-    """Whole floats are valid integers, integers valid floats, arrays valid tuples; omitted fields get their default."""
+    """Whole floats are valid integers, integers valid floats, arrays valid tuples; omitted
+    fields get their default.
+    """
     made = from_json(Example, {"count": 4.0, "heat": 1, "limit": None, "sizes": [7], "on": True})
     assert made == Example(count=4, heat=1.0, limit=None, sizes=(7,), on=True)
     assert isinstance(made.count, int)

@@ -12,7 +12,9 @@ from models.kit.row_streams import RowStreams
 
 
 def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Tensor:
-    """Return white noise of variance 1, and waves at (0.33, 0.48) cycles per pixel with all symmetries."""
+    """Return white noise of variance 1, and waves at (0.33, 0.48) cycles per pixel
+    with all symmetries.
+    """
     noise = RowStreams.range(1, 0, count).normals(size * size, 0, 1).view(count, size, size)
     at = torch.arange(size)
     wave = [torch.cos(2 * math.pi * frequency * at) for frequency in (0.33, 0.48)]
@@ -20,7 +22,9 @@ def textures(count: int = 32, size: int = 64, lattice: float = 0.0) -> torch.Ten
 
 
 def test_power_is_flat_for_noise_and_symmetric() -> None:
-    """White noise has a flat spectrum of the right level; any spectrum has the square's symmetries."""
+    """White noise has a flat spectrum of the right level; any spectrum has the
+    square's symmetries.
+    """
     found = spectrum.power_spectrum(textures(400, 32))
     window = torch.hann_window(32, periodic=False, dtype=torch.float64)
     assert float(found.mean()) == pytest.approx(400 * float(window.square().sum()) ** 2, rel=0.02)

@@ -1,4 +1,6 @@
-"""`models.kit.total_variation`: operators, a closed form, the duality gap, independence of images."""
+"""`models.kit.total_variation`: operators, a closed form, the duality gap,
+independence of images.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_divergence_is_minus_the_adjoint_of_the_gradient() -> None:
 
 
 def test_two_pixels_approach_by_lambda() -> None:
-    """With U = 1 and two pixels a < b the minimum is a + λ, b − λ, and their mean where λ is larger than (b − a)/2."""
+    """With U = 1 and two pixels a < b the minimum is a + λ, b − λ, and their mean where λ is
+    larger than (b − a)/2.
+    """
     u = Downsampling(torch.eye(1), torch.eye(2))
     low = torch.tensor([[[[0.2, 0.8]]], [[[0.2, 0.3]]]])
     found = tv.solve(tv.initial_solution(low), low, u, 0.1, 3000, 0.0, 0.5)
@@ -49,7 +53,9 @@ def test_two_pixels_approach_by_lambda() -> None:
 
 
 def test_the_gap_bounds_what_is_left_to_gain() -> None:
-    """The duality gap is never negative, shrinks toward 0, and bounds the further decrease of the objective."""
+    """The duality gap is never negative, shrinks toward 0, and bounds the further
+    decrease of the objective.
+    """
     u, low, strength = bicubic(6, 6, 2), drawn(1, 1, 6, 6), 0.01
     early = tv.solve(tv.initial_solution(u.adjoint(low) * 4), low, u, strength, 50, 0.0, 0.05)
     late = tv.solve(early, low, u, strength, 4000, 0.0, 0.05)
@@ -61,7 +67,9 @@ def test_the_gap_bounds_what_is_left_to_gain() -> None:
 
 
 def test_images_converge_independently() -> None:
-    """A flat image converges at once, its neighbour continues as it would alone, and split runs add up."""
+    """A flat image converges at once, its neighbour continues as it would alone,
+    and split runs add up.
+    """
     u = bicubic(8, 8, 2)
     low = torch.stack([torch.full((1, 8, 8), 0.5), drawn(1, 8, 8)])
     start = functional.interpolate(low, scale_factor=2, mode="bicubic")
