@@ -558,7 +558,6 @@ class Model(nn.Module):
         return x if self.config.likelihood == "gaussian" else rows.binarize(x, binarization)
 
     def _decode(self, z: Latents, rows: RowStreams, output: str) -> Images:
-        shape = (-1, self.config.channels, self.config.height, self.config.width)
         pixels: Tensor
         if isinstance(self.decoder, Bernoulli):
             pixels = self.decoder(z).sigmoid()
@@ -568,7 +567,7 @@ class Model(nn.Module):
             if output == "draws":
                 noise = rows.normal(pixels.shape[1], OUTPUT)
                 pixels = torch.addcmul(pixels, (0.5 * log_variance).exp(), noise).clamp(0, 1)
-        return pixels.view(shape)
+        return pixels.view(-1, self.config.channels, self.config.height, self.config.width)
 
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:

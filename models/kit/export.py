@@ -18,7 +18,7 @@ from models.kit.figures import Figures, figure
 from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
-from models.kit.shapes import Float, Tensor, UInt8
+from models.kit.shapes import ByteImages, Images, Tensor
 from models.kit.train import weights
 
 PROVENANCE_FILE = "provenance.json"
@@ -144,7 +144,7 @@ def publish(
     return result
 
 
-def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], k: int) -> Figures:
+def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int) -> Figures:
     """Measure a model on test images; return the metrics for its card, not plots.
 
     Each has `name`, `value`, `unit`, `better` and `detail`. `k` is passed to the family's
@@ -170,9 +170,7 @@ def figures(model: Any, described: dict[str, Any], pictures: UInt8[Tensor, "N C 
     return [figure("loss", value, "1", "lower", detail)]
 
 
-def preprocess_as_trained(
-    described: dict[str, Any], pictures: UInt8[Tensor, "N C H W"], seed: int
-) -> Float[Tensor, "N C H W"]:
+def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed: int) -> Images:
     """Return test images preprocessed as in training, in 0 … 1.
 
     The card `described` says whether they are binarized by a draw with `seed`, by the fixed draw,

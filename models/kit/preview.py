@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.kit.operations import Continuation, options_of
 from models.kit.row_streams import RowStreams
-from models.kit.shapes import Float, Tensor, UInt8
+from models.kit.shapes import ByteImages, Float, Tensor
 
 EDGE = 256  # approximate width and height of the preview, in pixels
 
@@ -20,7 +20,7 @@ LIMIT_BYTES = 384 << 10  # maximum size of the PNG, which must fit into the head
 
 
 @torch.no_grad()
-def preview(model: nn.Module, images: UInt8[Tensor, "N C H W"], seed: int) -> bytes | None:
+def preview(model: nn.Module, images: ByteImages, seed: int) -> bytes | None:
     """Return a PNG of the model's output for a seed, with default options.
 
     None if the model has no operation that returns images, or if it rejects its default options. A

@@ -27,7 +27,7 @@ from models.kit.preview import preview
 from models.kit.recipe import Recipe
 from models.kit.row_streams import RowStreams
 from models.kit.run_folder import RunFolder, print_progress
-from models.kit.shapes import Float, Int, Tensor, UInt8
+from models.kit.shapes import ByteImages, Float, Int, Tensor, UInt8
 
 CHECK_EVERY_STEPS = 100
 PROGRESS_EVERY_S = 0.5
@@ -62,7 +62,7 @@ class Run:
     def __init__(
         self,
         recipe: Recipe,
-        images: UInt8[Tensor, "N C H W"],
+        images: ByteImages,
         out: Path,
         device: str = "cpu",
         held_back: UInt8[Tensor, "V C H W"] | None = None,

@@ -1,7 +1,7 @@
 """Shape annotations by jaxtyping; without jaxtyping installed they are plain `Tensor`.
 
-`Images` are grey or colour images with values in 0 … 1, `PerImage` is one number per image. Tests
-check shapes at run time with beartype (see `tests/models/conftest.py`).
+`Images` are grey or colour images with values in 0 … 1, `ByteImages` those in 0 … 255; `PerImage` is
+one number per image. Tests check shapes at run time with beartype (see `tests/models/conftest.py`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ else:
         Bool = Complex128 = Float = Float64 = Int = Int16 = Int64 = UInt8 = _Unchecked
 
 Images = Float[Tensor, "B C H W"]
+ByteImages = UInt8[Tensor, "N C H W"]
 PerImage = Float[Tensor, "B"]
 
 __all__ = ["Bool", "Complex128", "Float", "Float64", "Int", "Int16", "Int64", "Tensor", "UInt8"]
-__all__ += ["Images", "PerImage"]
+__all__ += ["ByteImages", "Images", "PerImage"]

@@ -23,12 +23,12 @@ from models.kit.card import family
 from models.kit.recipe import Recipe
 from models.kit.run import COUNTERS, Outcome, Run
 from models.kit.run_folder import RunFolder
-from models.kit.shapes import Tensor, UInt8
+from models.kit.shapes import ByteImages, Tensor, UInt8
 
 
 def train(
     recipe: Recipe,
-    images: UInt8[Tensor, "N C H W"],
+    images: ByteImages,
     out: Path,
     *,
     resume: bool = False,
