@@ -44,7 +44,7 @@ RESULTS = ROOT / "docs" / "results" / "attacks"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Cost of one attack."""
+    """What one attack cost: statuses of its requests, and other clients' latencies in seconds."""
 
     name: str
     words: str
@@ -260,7 +260,7 @@ def service(*, keyed: bool) -> Iterator[Stack]:
 
 
 def main() -> None:
-    """Measure the attacks, or run one."""
+    """Measure all attacks and write the page, or run one attack in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="these attacks")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each attack goes on")

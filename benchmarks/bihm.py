@@ -52,7 +52,7 @@ def checkpoint(name: str) -> Path:
 
 
 def finished(method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """Return the result of a sliced operation."""
+    """Call an operation until it returns no `Continuation`; return its result."""
     answer = method(*arguments)
     while isinstance(answer, Continuation):
         answer = method(*arguments, answer.state)
@@ -318,7 +318,7 @@ def card_lines() -> list[str]:
 
 
 def report() -> str:
-    """Write the page."""
+    """Write docs/results/bihm.md from the stored results and the cards."""
     results = json.loads(RESULT.read_text())
     lines = ["# The bidirectional Helmholtz machine, measured", ""]
     lines += [
@@ -371,7 +371,7 @@ def report() -> str:
 
 
 def main() -> None:
-    """Run one part."""
+    """Run the part of the benchmark that the command line names, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("partition", "sizes", "speed", "inpaint", "pictures", "report"))
     parser.add_argument("--samples", type=int, default=5_000_000, help="of partition, a seed")

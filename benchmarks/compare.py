@@ -61,8 +61,9 @@ class Service:
 
 @dataclass(frozen=True)
 class Round:
-    """One load of both services: requests per second, median latency and API
-    CPU time per request.
+    """The measurements of both services under one load.
+
+    They are requests per second, median latency, and the API's CPU time per request.
     """
 
     connections: int

@@ -89,7 +89,7 @@ def memory(pid: int, what: str) -> float:
 
 
 def upload(stack: Stack, name: str, kind: str, body: Callable[[], Iterator[bytes]]) -> dict[str, Any]:
-    """Upload a file and measure it."""
+    """Upload a file as a data set; measure the seconds and the memory of the processes."""
     pid, sent, arrived = stack.parts["api"].pid, 0, 0.0
 
     def counted() -> Iterator[bytes]:

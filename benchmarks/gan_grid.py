@@ -100,7 +100,7 @@ def failed(runs: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def format_share(counts: tuple[int, int]) -> str:
-    """Return a share as text."""
+    """Return a share in 0 … 1 as text, in percent."""
     return f"{counts[0]} of {counts[1]} ({counts[0] / counts[1]:.0%})" if counts[1] else "none run"
 
 
@@ -213,7 +213,7 @@ def report(lines: Path, epochs: int) -> None:
 
 
 def main() -> None:
-    """Run or report."""
+    """Train and score the runs of the grid, or write the page of those that exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--lines", type=Path, default=LINES, help="where the runs' lines are kept")

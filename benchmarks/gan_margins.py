@@ -38,7 +38,7 @@ SHOWN, COLUMNS = 48, 24
 
 
 def fit(folder: Path, epochs: int, pictures: int, count: int) -> None:
-    """Train and score each margin that has no result yet; store a line and an image of samples."""
+    """Train and score an EBGAN for each margin without a result; store the scores and samples."""
     folder.mkdir(parents=True, exist_ok=True)
     images = data.load("mnist", "train", ROOT / "data").images[:pictures]
     judge = classifier.load()
@@ -133,7 +133,7 @@ def stacked(margins: list[int], folder: Path) -> Image.Image:
 
 
 def main() -> None:
-    """Run or report."""
+    """Train and score an EBGAN for each margin, or write the page of those that exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the runs' lines and pictures are kept")

@@ -45,7 +45,7 @@ def checkpoint(name: str) -> Path:
 
 
 def energies(model: ebgan.Model, images: torch.Tensor) -> torch.Tensor:
-    """Return D(x) of many images."""
+    """Return the energies D(x) of images (N, 1, 28, 28) in 0 … 1, (N,)."""
     with torch.inference_mode():
         return torch.cat([model.energies(part) for part in images.split(500)])
 
@@ -231,7 +231,7 @@ def figure(gan: Path) -> None:
 
 
 def main() -> None:
-    """Score or draw."""
+    """Score the shipped models and write the page, or draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("score", "figure"))
     parser.add_argument("--samples", type=int, default=games.SAMPLES, help="digits drawn and scored a model")

@@ -62,7 +62,7 @@ DRY_LESS = ("training.validation=0", "training.decay=constant", "training.precis
 
 
 def synced(device: str) -> float:
-    """Return the time after the device has finished its work."""
+    """Wait until the device has finished its work; return the time in seconds."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -168,7 +168,7 @@ def fit(checkpoint: Path, radius: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure or fit."""
+    """Measure the detail and print or write the page, or compute the filters of the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure", help="the added detail, on photographs")

@@ -91,7 +91,10 @@ def one_tile(model: superres.Model, tile: torch.Tensor, options: superres.Upscal
 
 
 def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict[str, Any]) -> np.ndarray:
-    """Upscale a whole image by descent, and record its energies."""
+    """Upscale a whole image by descent.
+
+    The first and the last energy are stored in `facts_of["energy"]`.
+    """
     x = torch.from_numpy(low.copy()).permute(2, 0, 1)[None].float() / 255.0
     with torch.no_grad():
         estimate = model.regress(x, scale)
@@ -105,8 +108,10 @@ def descended(model: superres.Model, low: np.ndarray, scale: int, facts_of: dict
 
 
 def work(name: str, jobs: list[dict[str, Any]], checkpoint: Path, scale: int) -> dict[str, Any]:
-    """Upscale the jobs' images with one of our methods; return times and the
-    process's peak memory.
+    """Upscale images with one of our methods; return the times and the peak memory in MiB.
+
+    A job has the files "low" and "high" of the input and the result, as raw RGB bytes, and the
+    height and width of the input.
     """
     torch.set_num_threads(1)
     memory.keep_freed_memory()
@@ -174,7 +179,7 @@ def scored(names: list[str], originals: dict[str, np.ndarray], scale: int, scrat
 
 
 def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> dict[str, Any]:
-    """Run all methods on all photographs."""
+    """Run all methods on the photographs `wanted`; return their times, memory and metrics."""
     originals = {name: metrics.cropped(pictures.photograph(name), scale) for name in wanted}
     megapixels = sum(original.shape[0] * original.shape[1] for original in originals.values()) / 1e6
     methods: dict[str, dict[str, Any]] = {}
@@ -198,7 +203,7 @@ def measured(names: list[str], scale: int, wanted: list[str], scratch: Path) -> 
 
 
 def report(result: dict[str, Any]) -> None:
-    """Write the page and its numbers."""
+    """Write the result of `measured` as docs/results/superres.md and superres.json."""
     protocol = (__doc__ or "").split("\n\n")[2].strip()
     RESULTS.with_suffix(".md").write_text(page.text(result, protocol))
     RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
@@ -291,7 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Install, measure, tune or draw."""
+    """Run the command that the command line names."""
     chosen = build_parser().parse_args()
     if chosen.command == "install":
         peers.install()

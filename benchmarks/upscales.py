@@ -185,7 +185,7 @@ def fetched(url: str, job_id: str, kind: str) -> dict[str, Any]:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure every figure, on one service."""
+    """Start a service and measure its memory, times and latencies for one photograph."""
     file, (width, height) = photograph(arguments.megapixels)
     fields = {"scale": str(arguments.scale), "method": arguments.method}
     load = facts.load_average()
@@ -225,7 +225,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """Return the page."""
+    """Return the results page as Markdown."""
     first = runs[0]
     machine = first["machine"]
     lines = [

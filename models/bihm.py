@@ -250,8 +250,9 @@ class Model(nn.Module):
     def infer(self, x: ImageSamples, uniform16: RandomIntegers) -> tuple[Layers, PerSample]:
         """Draw h ~ q(h|x), a list of (B, K, nₗ), and return it with log q(h|x).
 
-        `uniform16` has a random number for each unit of all layers. `x` may be (B, 1, D), one image
-        for all K samples: the logits of the first layer are then computed once.
+        `uniform16` has a uniform 16-bit integer for each unit of all hidden layers. `x` may be
+        (B, 1, D), one image for all K samples: the logits of the first layer are then computed
+        once.
         """
         h: Layers = []
         log_q = uniform16.new_zeros(uniform16.shape[:2], dtype=torch.float32)
@@ -272,12 +273,12 @@ class Model(nn.Module):
         return total
 
     def log_inferred(self, x: ImageSamples, h: Layers) -> PerSample:
-        """Return log q(h|x) of the given layers `h`."""
+        """Return log q(h|x) = Σₗ log q(hₗ|hₗ₋₁) of the given layers `h`, in nats."""
         pairs = zip(self.q, [x, *h], h, strict=False)
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
     def ancestral(self, uniform16: RandomIntegers) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
-        """Draw (x, h) ~ p, layer by layer from the top.
+        """Draw (x, h) ~ p, layer by layer from the top, by a uniform 16-bit integer for each unit.
 
         Return x (B, K, D), the list h, and the probabilities of x's pixels (B, K, D).
         """

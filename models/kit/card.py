@@ -128,7 +128,7 @@ def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check(path: Path) -> None:
-    """Check a file's weights and operations against its card, without running the model.
+    """Check the weights and operations of a checkpoint against its card; the model does not run.
 
     Raises ValueError if they differ from those of the family's model, or if the file is damaged.
     """

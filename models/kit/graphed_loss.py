@@ -72,7 +72,7 @@ class EpochGraph:
         self._epoch = -1
 
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
-        """Return the graph of `epoch`; `index` are the image indices of a batch, for the capture."""
+        """Return the graph of `epoch`; `index` has the indices of a batch."""
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture
             self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch

@@ -1,7 +1,8 @@
 """Shape annotations by jaxtyping; without jaxtyping installed they are plain `Tensor`.
 
-`Images` are grey or colour images with values in 0 … 1, `ByteImages` those in 0 … 255; `PerImage` is
-one number per image. Tests check shapes at run time with beartype (see `tests/models/conftest.py`).
+`Images` are grey or colour images with values in 0 … 1, `ByteImages` those in 0 … 255; `PerImage`
+is one number per image. Tests check shapes at run time with beartype (see
+`tests/models/conftest.py`).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -207,8 +207,9 @@ class Model(nn.Module):
         return self._project(estimate + share * detail, low, scale)
 
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
-        """Return the residual image that the generator adds to the regression's estimate,
-        unfiltered.
+        """Return the residual image that the generator adds to the regression's estimate.
+
+        It has no grid pattern; the detail filter is not applied.
         """
         return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 

@@ -65,8 +65,9 @@ def luminance(images: Images) -> Float[Tensor, "B 1 H W"]:
 
 
 def chroma_error(high: Images, estimate: Images) -> PerImage:
-    """Return the mean square (B,) of the difference that is not luminance, in squared grey
-    levels.
+    """Return the squared error (B,) of the colours of `estimate`, in squared grey levels.
+
+    It is that of the difference of the images minus the luminance of the difference.
     """
     change = high - estimate
     return squared_error(change - luminance(change), torch.zeros_like(change))
@@ -138,7 +139,7 @@ def shuffle_channels(images: Images, uniform: Float[Tensor, "B C"]) -> Images:
 
 
 def draw_scales(scales: Sequence[int], largest_share: float, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
-    """Return a scale for each uniform number.
+    """Draw a scale for each of the uniform numbers, which are in [0, 1).
 
     The largest scale has the probability `largest_share`; the others are equally likely.
     """

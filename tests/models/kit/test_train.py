@@ -105,7 +105,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 def test_a_signal_is_not_lost_while_the_processes_agree(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal that arrives after the request to stop was read stops the run at the next step, with a checkpoint."""
+    """A signal that arrives after the request to stop was read stops the run at the next
+    step, with a checkpoint.
+    """
     any_process = ProcessGroup.any_process
     calls: list[tuple[bool, ...]] = []
 
