@@ -53,13 +53,7 @@ Pixels = Float[Tensor, "B D"]
 Latents = Float[Tensor, "B J"]
 LatentSamples = Float[Tensor, "B L J"]
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-}
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus}
 SAMPLES_PER_CALL = 250  # importance samples of one call of `log_likelihood`
 LOG_VARIANCE_LIMIT = 30.0  # outside training: beyond it the squares of z overflow float32
 
