@@ -1,8 +1,4 @@
-"""The model: networks, operation `upscale`, training steps and metrics.
-
-This file has more than 400 lines because the operation, the losses and the training steps share
-the networks of one class.
-"""
+"""The model: networks, operation `upscale`, training steps and metrics."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +12,10 @@ from models.kit import features, resize, spectrum
 from models.kit.figures import Figures, Report, no_report
 from models.kit.operations import Continuation, Result, State, describe
 from models.kit.optimizers import OptimizerStep
-from models.kit.row_streams import CHOICE, FIRST_FREE, LATENT, RowStreams
+from models.kit.row_streams import CHOICE, LATENT, RowStreams
 from models.kit.scattering import Scattering
 from models.kit.shapes import Float, Images, PerImage, Tensor
-from models.superres import regression, statistics
+from models.superres import patches, regression, statistics
 from models.superres.config import Config, UpscaleOptions
 from models.superres.descent import Descent, EnergyFunction, descend, start_descent
 from models.superres.regression import Upscaler
@@ -291,26 +287,12 @@ class Model(nn.Module):
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
         """Return the regression's error (B,) on high-resolution patches (B, C, H, W) (§2).
 
-        Each row draws its scale. All patches get the same low resolution, H / max(scales): for a
-        smaller scale only a part of the patch is used. The error is absolute before the epoch
-        `squared_from` and squared from then on.
+        Each row draws its scale; for a smaller scale only a part of the patch is used. The error is
+        absolute before the epoch `squared_from` and squared from then on.
         """
-        uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
-        images = regression.random_symmetry(images, uniform)
-        if self.config.shuffle_channels:
-            images = regression.shuffle_channels(images, rows.uniform(images.shape[1], FIRST_FREE + 1))
-        edge = min(images.shape[2:]) // max(self.config.scales)
-        scale_of_row = regression.draw_scales(
-            self.config.scales, self.config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0]
-        )
-        indices = {scale: (scale_of_row == scale).nonzero()[:, 0] for scale in self.config.scales}
-        highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
-        for scale, index in indices.items():
-            if len(index):
-                highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
-                lows[index] = regression.downsample(highs[scale], scale)
+        lows, highs, indices = patches.draw_by_scale(images, rows, self.config)
         trunk = self.regression.trunk(lows)
-        losses = images.new_empty(len(images))
+        losses = lows.new_empty(len(lows))
         error = regression.squared_error if epoch >= self.config.squared_from else regression.absolute_error
         for scale, high in highs.items():
             index = indices[scale]
@@ -330,7 +312,7 @@ class Model(nn.Module):
         `residual_std`.
         """
         self.load_feature_network()
-        low, high, scale = self._training_pair(images, rows)
+        low, high, scale = patches.draw_pair(images, rows, self.config)
         with torch.no_grad():
             estimate = self.regress(low, scale)
             target, own = self.statistics(high), self.statistics(estimate)
@@ -368,10 +350,10 @@ class Model(nn.Module):
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
-        patches = torch.stack(list(islice(chain.from_iterable(images()), FILTER_PATCHES)))
+        shown = torch.stack(list(islice(chain.from_iterable(images()), FILTER_PATCHES)))
         for scale in self.config.scales:
             generated, missing = [], []
-            for batch in torch.split(patches, 16):
+            for batch in torch.split(shown, 16):
                 edge = min(batch.shape[2:]) // scale * scale
                 high = batch[:, :, :edge, :edge]
                 low = regression.downsample(high, scale)
@@ -395,21 +377,6 @@ class Model(nn.Module):
             descent = start_descent(energy_of, torch.zeros_like(estimate[:, :1]))
             descent = descend(descent, energy_of, self.config.negative_steps)
         return estimate + statistics.remove_grid_pattern(descent.detail, scale)
-
-    def _training_pair(
-        self, images: Images, rows: RowStreams
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
-        """Return low resolution, high resolution and scale of random crops of the images.
-
-        The first row draws the scale of the batch.
-        """
-        uniform = rows.uniform(6, FIRST_FREE)  # a patch's symmetry and position
-        images = regression.random_symmetry(images, uniform)
-        first = rows.uniform(1, CHOICE)[:1, 0]
-        scale = int(regression.draw_scales(self.config.scales, self.config.largest_scale_share, first)[0])
-        edge = min(self.config.edge, min(images.shape[2:]) // max(self.config.scales)) // 4 * 4
-        high = regression.random_crop(images, scale * edge, uniform[:, 3:5])
-        return regression.downsample(high, scale), high, scale
 
     # Evaluation
 

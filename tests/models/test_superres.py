@@ -16,7 +16,7 @@ from models import superres
 from models.kit import card, resize
 from models.kit.operations import Continuation
 from models.kit.row_streams import RowStreams
-from models.superres import descent, regression, statistics
+from models.superres import descent, patches, regression, statistics
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "superres-photos" / "1" / "model.safetensors"
 SMALL = superres.Config(height=48, width=48, margin=16, features=8, blocks=1)
@@ -202,7 +202,7 @@ def test_each_step_reaches_its_module() -> None:
         assert step.losses.shape == (3,)
         player = getattr(model, step.module)
         step.losses.mean().backward(inputs=list(player.parameters()))
-        scale = str(model._training_pair(images, rows)[2])
+        scale = str(patches.draw_pair(images, rows, model.config)[2])
         for name, parameter in player.named_parameters():
             other = ("tails." in name or name.startswith("scales.")) and f".{scale}" not in name
             assert other or float(parameter.grad.abs().sum()) > 0, (step.module, name)

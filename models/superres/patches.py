@@ -1,0 +1,54 @@
+"""Training patches: random crops of the images at high resolution, and their low resolutions."""
+
+from models.kit.row_streams import CHOICE, FIRST_FREE, RowStreams
+from models.kit.shapes import Float, Images, Int64, Tensor
+from models.superres import regression
+from models.superres.config import Config
+
+
+def draw_pair(
+    images: Images, rows: RowStreams, config: Config
+) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
+    """Return low resolution, high resolution and scale of random crops of the images.
+
+    The first row draws the scale of the batch. The sides of the low resolution are `config.edge`
+    or, with smaller images, the largest multiple of four that fits every scale.
+    """
+    images, uniform = _draw_symmetry(images, rows)
+    first = rows.uniform(1, CHOICE)[:1, 0]
+    scale = int(regression.draw_scales(config.scales, config.largest_scale_share, first)[0])
+    edge = min(config.edge, min(images.shape[2:]) // max(config.scales)) // 4 * 4
+    high = regression.random_crop(images, scale * edge, uniform[:, 3:5])
+    return regression.downsample(high, scale), high, scale
+
+
+def draw_by_scale(
+    images: Images, rows: RowStreams, config: Config
+) -> tuple[Float[Tensor, "B C h w"], dict[int, Float[Tensor, "_n C _H _W"]], dict[int, Int64[Tensor, "_n"]]]:
+    """Draw a scale and a crop for each image.
+
+    Returns the low resolutions of all images, which have one size, H / max(scales), and by scale
+    the crops at high resolution and the indices of their images. A scale that no image draws has
+    indices, but no crops.
+    """
+    images, uniform = _draw_symmetry(images, rows)
+    if config.shuffle_channels:
+        images = regression.shuffle_channels(images, rows.uniform(images.shape[1], FIRST_FREE + 1))
+    edge = min(images.shape[2:]) // max(config.scales)
+    scale_of_row = regression.draw_scales(config.scales, config.largest_scale_share, rows.uniform(1, CHOICE)[:, 0])
+    indices = {scale: (scale_of_row == scale).nonzero()[:, 0] for scale in config.scales}
+    highs, lows = {}, images.new_empty((len(images), images.shape[1], edge, edge))
+    for scale, index in indices.items():
+        if len(index):
+            highs[scale] = regression.random_crop(images[index], scale * edge, uniform[index, 3:5])
+            lows[index] = regression.downsample(highs[scale], scale)
+    return lows, highs, indices
+
+
+def _draw_symmetry(images: Images, rows: RowStreams) -> tuple[Images, Float[Tensor, "B 6"]]:
+    """Return the images under random symmetries of the square, and six uniform numbers of each.
+
+    The symmetry uses the first three numbers, a crop's position the fourth and the fifth.
+    """
+    uniform = rows.uniform(6, FIRST_FREE)
+    return regression.random_symmetry(images, uniform), uniform
