@@ -242,7 +242,7 @@ class Model(nn.Module):
         self.top.data.fill_(self.config.bias)
 
     def operations(self) -> dict[str, Any]:
-        """Return the operations as the card lists them."""
+        """Return the descriptions of the operations, as the card lists them; see `describe`."""
         return describe(self)
 
     # The two directions
@@ -488,8 +488,8 @@ class Model(nn.Module):
         """Measure a model on binary images; return the card's metrics, in nats and percent.
 
         First estimates log Z with `z_samples` pairs and stores it in `log_z`. `z_samples` is
-        1000·`k` by default, at most five million, so that a quick evaluation is quick. `precision`
-        "bfloat16" applies to the matrix products. `report` gets the number of images done.
+        1000·`k` by default, at most five million. `precision` "bfloat16" applies to the matrix
+        products. `report` gets the number of images done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -646,7 +646,7 @@ class Model(nn.Module):
 
 
 def _uniform(uniform16: Int16[Tensor, "B n"]) -> PerImage:
-    """Return one number in [0, 1) per row, made of two signed 16-bit numbers."""
+    """Return a uniform number in [0, 1) per row, made of two signed 16-bit integers."""
     high, low = (uniform16[:, i].double() + 32768.0 for i in (0, 1))
     return ((high * 65536.0 + low) * 2.0**-32).float().clamp_max(1.0 - 2.0**-24)
 

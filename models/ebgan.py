@@ -204,7 +204,7 @@ def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_n
 
 
 class Generator(nn.Module):
-    """G: z (B, J) to images in −1 … 1."""
+    """The generator G: maps z (B, J) to images in −1 … 1."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Enc: images in −1 … 1 to codes (B, S), with dropout drawn per row."""
+    """The encoder Enc: maps images in −1 … 1 to codes (B, S), with dropout drawn per row."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ class Model(nn.Module):
         return "norm" if self.config.objective == "ebgan" else "nats"
 
     def smallest_batch(self) -> int:
-        """Return the minimum batch size: 2 if a layer is normalised over the batch alone, else 1.
+        """Return the minimum batch size: 2 if a layer is normalised over the batch only, else 1.
 
         Such a layer has one value per image, so that one image has no variance.
         """
@@ -511,7 +511,8 @@ class Model(nn.Module):
         yield OptimizerStep("generator", self.generator_losses(score, code))
 
     def discriminator_losses(self, real: PerImage, fake: PerImage) -> PerImage:
-        """Return the losses (B,) of eq. 1 or, for the plain GAN, its own.
+        """Return the discriminator's losses (B,): eq. 1, or `gan_discriminator_loss` for a plain
+        GAN.
 
         `real` and `fake` are the energies of images and samples; for the plain GAN, their logits.
         """
@@ -520,9 +521,10 @@ class Model(nn.Module):
         return discriminator_loss(real, fake, self.config.margin)
 
     def generator_losses(self, fake: PerImage, code: Code) -> PerImage:
-        """Return the losses (B,) of eq. 2 or the plain GAN's, plus the weighted pulling-away term.
+        """Return the generator's losses (B,): eq. 2, or `gan_generator_loss` for a plain GAN.
 
-        `fake` are the energies of samples (for the plain GAN, their logits), `code` their codes.
+        The pulling-away term is added with its weight `config.pulling_away`. `fake` are the
+        energies of samples (for the plain GAN, their logits), `code` their codes.
         """
         losses = gan_generator_loss(fake) if self.config.objective == "gan" else generator_loss(fake)
         return losses + self.config.pulling_away * pulling_away(code) if self.config.pulling_away else losses

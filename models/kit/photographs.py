@@ -2,7 +2,7 @@
 
 The 47 photographs are in four Debian packages, which are verified by SHA-256. Each photograph is
 used at a half, a third and a quarter of its size, which removes JPEG artefacts and makes edges as
-sharp as in small images. Of overlapping patches the ones with the most structure are kept; five
+sharp as in small images. Patches overlap, and those with the most structure are kept; five
 photographs are held back for validation (`TUNING`). None is a test photograph of
 `benchmarks/superres.py`.
 """

@@ -101,7 +101,7 @@ def print_progress(epoch: int, epochs: int, share: float, loss: float) -> None:
 
 
 def _epoch_of(line: str) -> float:
-    """Return the epoch of a line of metrics, infinity for a damaged line."""
+    """Return the epoch in a line of `metrics.jsonl`; infinity for a damaged line."""
     try:
         return float(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):

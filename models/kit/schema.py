@@ -86,7 +86,7 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build an instance from JSON values.
+    """Build an instance of the dataclass `cls` from JSON values.
 
     Raises ValueError, which names the first field that is unknown, of the wrong type or out of
     range.
