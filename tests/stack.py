@@ -82,6 +82,14 @@ def _shared(name: str, otherwise: Path) -> Path:
     return folder / name
 
 
+def share_plans(state: Path, otherwise: Path) -> None:
+    """Share batch plans with the services of this test run: those of one worker hold for all on this machine."""
+    plans = _shared("plans", otherwise)
+    plans.mkdir(exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "plans").symlink_to(plans)
+
+
 class Stack:
     """The parts of one service, each of which a test may kill, stop and start again.
 
@@ -106,11 +114,7 @@ class Stack:
             **{f"REVERIE_{name.upper()}": value for name, value in settings.items()},
         }
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
-        # the batch sizes that one worker has found hold for all on this machine
-        plans = _shared("plans", state)
-        plans.mkdir(exist_ok=True)
-        (state / "state").mkdir(parents=True, exist_ok=True)
-        (state / "state" / "plans").symlink_to(plans)
+        share_plans(state / "state", state)
 
     def start(self, part: str, name: str | None = None) -> None:
         """Start a part: queue, inference, training or api; `name` distinguishes several workers."""

@@ -70,7 +70,7 @@ def test_many_large_requests_whose_clients_leave(stack: Stack, client: httpx.Cli
 
     def leave(seed: int) -> int:
         with contextlib.suppress(httpx.TimeoutException):
-            return httpx.post(f"{stack.url}/v1/samples", json={**body, "seed": seed}, timeout=10).status_code
+            return httpx.post(f"{stack.url}/v1/samples", json={**body, "seed": seed}, timeout=5).status_code
         return 0
 
     with ThreadPoolExecutor(150) as threads:

@@ -12,7 +12,7 @@ from core.broker.codec import BatchSlice, Outcome
 from core.catalog.registry import Registry
 from core.settings import Settings
 from tests.families.faulty import RAISES, REFUSES
-from tests.stack import checkpoints
+from tests.stack import checkpoints, share_plans
 from workers.inference import engine
 from workers.inference.model_cache import BatchPlan, LoadedModel, ModelCache
 
@@ -23,6 +23,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     folder = tmp_path_factory.mktemp("engine")
     families = Path(__file__).parents[2] / "families"
     settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)
+    share_plans(folder, folder)
     held = ModelCache(settings)
     registry = Registry(settings.checkpoints)
     yield {entry.name: held.get(entry) for entry in registry.active()}
@@ -152,6 +153,7 @@ def test_plans_are_remembered(model_cache: dict[str, LoadedModel], tmp_path: Pat
 def test_memory_budget_unloads_the_oldest(tmp_path: Path) -> None:
     """Within a budget for one model, the second takes the place of the first."""
     folder = checkpoints(tmp_path / "c")
+    share_plans(tmp_path, tmp_path)
     size = (folder / "vae-mnist-2d" / "1" / "model.safetensors").stat().st_size
     families = Path(__file__).parents[2] / "families"
     budget = max(size, 1 << 20)

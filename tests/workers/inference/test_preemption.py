@@ -18,7 +18,7 @@ import models
 from core.broker.codec import BatchSlice, Outcome
 from core.broker.keys import queue_key
 from core.settings import Settings
-from tests.stack import checkpoints
+from tests.stack import checkpoints, share_plans
 from workers.inference import preemption as module
 from workers.inference.context import InferenceContext
 from workers.inference.engine import SliceResult
@@ -32,10 +32,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceConte
     """A worker's context with the shipped two-dimensional VAE and the tests' models."""
     folder = tmp_path_factory.mktemp("preemption")
     families = Path(__file__).parents[2] / "families"
-    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder, time_slice_s=0.5)
+    settings = Settings(checkpoints=checkpoints(folder / "c"), extra_models=families, state=folder)
+    share_plans(folder, folder)
     made = InferenceContext(settings)
     for name in ("vae-mnist-2d", "enlarge", "tiny"):
         made.load_model(name, "1")
+    made.settings = settings.model_copy(update={"time_slice_s": 0.5})
     yield made
     models.__path__.remove(str(families))
 
