@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # pip's own word for where a CPU build of torch lies, if anywhere, is left to its configuration
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# pip compiles on one core, also the tests that packages bring; COMPILE takes all cores, and leaves those out
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 
 # Tests start some hundred Python processes: without this each would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -67,8 +69,10 @@ $(VENV)/.torch: requirements/torch.txt | $(BIN)/python
 $(VENV)/.serve: requirements/serve.lock $(VENV)/.torch
 	$(PIP) --require-hashes -r $<
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.serve
 	$(PIP) --require-hashes -r $<
+	$(COMPILE)
 	@touch $@

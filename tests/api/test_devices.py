@@ -24,21 +24,28 @@ def training_body(**more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def dataset(stack: Stack) -> None:
-    """Something to train on."""
+    """Something to train on, and a training worker that has counted its devices."""
     digits(Path(stack.state / "state" / "datasets"), "device-digits")
+    wait_until(lambda: limits(stack.url) == {1}, "a training worker has counted its devices")
+
+
+def limits(url: str) -> set[int]:
+    """The most devices of a training, as the families' schemas have them."""
+    return {family["gpus"]["maximum"] for family in httpx.get(f"{url}/v1/families").json()["data"]}
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 @pytest.mark.parametrize("gpus", [2, 56, 64])
-def test_more_devices_than_there_are_are_refused(client: httpx.Client, dataset: None, gpus: int, dry_run: bool) -> None:
+def test_more_devices_than_there_are_are_refused(
+    stack: Stack, client: httpx.Client, dataset: None, gpus: int, dry_run: bool
+) -> None:
     """Before anything runs, and for a dry run too; the families' schema says the limit."""
     response = client.post("/v1/trainings", json=training_body(gpus=gpus, dry_run=dry_run))
     assert response.status_code == 422, response.text
     assert response.json()["errors"] == [
         {"field": "gpus", "detail": f"{gpus} is more than the 1 device of the training workers here"}
     ]
-    limits = {family["gpus"]["maximum"] for family in client.get("/v1/families").json()["data"]}
-    assert limits == {1}
+    assert limits(stack.url) == {1}
     assert not client.get("/v1/trainings", params={"model": "devices"}).json()["data"]
 
 
