@@ -216,9 +216,9 @@ def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> 
     """Print the mean PSNR of bicubic interpolation and the regression on sets with given low
     resolutions.
 
-    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple
-    of the scale S. PSNR is of BT.601's Y without S pixels on each side, both images rounded to 8
-    bits.
+    A set is a folder of `NAME_HR.png` and `NAME_LR_xS.png`. The original is cropped to a multiple of
+    the scale S, and so is the enlarged picture if the low resolution was rounded up. PSNR is of
+    BT.601's Y without S pixels on each side, both images rounded to 8 bits.
     """
     model, _ = card.load(checkpoint)
     for name in sets:
@@ -226,14 +226,16 @@ def psnr(checkpoint: Path, folder: Path, sets: list[str], scales: list[int]) -> 
             found: dict[str, list[float]] = {"bicubic": [], "regression": []}
             for path in sorted((folder / name).glob("*_HR.png")):
                 low = levels(path.with_name(path.name.replace("_HR", f"_LR_x{scale}")))
-                original = levels(path)[:, :, : scale * low.shape[2], : scale * low.shape[3]]
+                original = levels(path)
+                height, width = (size // scale * scale for size in original.shape[2:])
+                original = original[:, :, :height, :width]
                 with torch.inference_mode():
                     highs = {
                         "bicubic": regression.interpolate_bicubic(low, scale),
                         "regression": model.regress(low, scale),
                     }
                 for method, high in highs.items():
-                    found[method].append(float(regression.psnr(high, original, scale)))
+                    found[method].append(float(regression.psnr(high[:, :, :height, :width], original, scale)))
             means = {method: round(float(np.mean(values)), 3) for method, values in found.items()}
             print(json.dumps({"set": name, "scale": scale, "pictures": len(found["bicubic"]), **means}), flush=True)
 

@@ -18,6 +18,7 @@ KINDS = {
     "stacked": "the upper half of a digit and the lower half of the next one",
     "upside_down": "digits upside down (top and bottom swapped)",
     "turned": "digits turned by half a circle (a 6 is then a 9)",
+    "blank": "a black picture",
 }
 
 
@@ -63,4 +64,5 @@ def sets(folder: Path = ROOT / "data") -> dict[str, torch.Tensor]:
     digits = data.grey(data.load("mnist", "test", folder).images)
     fashion = data.grey(data.load("fashion-mnist", "test", folder).images)
     made = {"joined": joined(digits), "stacked": stacked(digits), "upside_down": digits.flip(2)}
-    return {"digits": digits, "fashion": fashion, **made, "turned": digits.flip(2, 3)}
+    made |= {"turned": digits.flip(2, 3), "blank": torch.zeros_like(digits[:1])}
+    return {"digits": digits, "fashion": fashion, **made}

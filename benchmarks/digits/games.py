@@ -67,12 +67,15 @@ def played(chosen: Recipe, images: torch.Tensor) -> Game | None:
     return Game(model.eval(), metrics, ended.reason, ended.seconds)
 
 
-def drawn(model: ebgan.Model, count: int = SAMPLES, seed: int = 1) -> torch.Tensor:
-    """Return the first `count` samples of a seed, (count, 1, 28, 28) in 0 … 1."""
-    parts = [RowStreams.range(seed, at, min(500, count - at)) for at in range(0, count, 500)]
-    return torch.cat([model.sample(rows, ebgan.SampleOptions())["images"] for rows in parts])
+def drawn(model: ebgan.Model, count: int = SAMPLES, best_of: int | None = None) -> torch.Tensor:
+    """Return the first `count` samples of seed 1, (count, 1, 28, 28) in 0 … 1.
+
+    A sample is the best of `best_of` ≤ 16 draws; None takes the model's own number.
+    """
+    parts = [RowStreams.range(1, at, min(500, count - at)) for at in range(0, count, 500)]
+    return torch.cat([model.sample(rows, ebgan.SampleOptions(best_of))["images"] for rows in parts])
 
 
-def scored(model: ebgan.Model, classifier: Classifier, count: int = SAMPLES) -> Scores:
-    """Return the scores of `count` samples."""
-    return scores(probabilities(classifier, drawn(model, count)))
+def scored(model: ebgan.Model, classifier: Classifier, count: int = SAMPLES, best_of: int | None = None) -> Scores:
+    """Return the scores of `count` samples, see `drawn`."""
+    return scores(probabilities(classifier, drawn(model, count, best_of)))

@@ -2,7 +2,8 @@
 
 I' = E_x KL(p(y) ‖ p(y|x)) is the score of the EBGAN paper: every p(y|x) is clamped at 1e-2 from
 below and renormalised, and p(y) is their mean; without the clamp the classifier's confidence alone
-decides. E KL = E_x KL(p(y|x) ‖ p(y)), the logarithm of the inception score, is not clamped.
+decides. E KL = E_x KL(p(y|x) ‖ p(y)), the logarithm of the inception score, is not clamped. An image
+is clear if its largest probability exceeds 0.9.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from typing import Any
 import torch
 
 CLAMP = 1e-2
+CLEAR = 0.9
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Both scores in nats, and the share of images that the classifier assigns to each digit."""
+    """Both scores in nats, the share of clear images, and the share of images assigned to each digit."""
 
     i_prime: float
     e_kl: float
+    clear: float
     shares: tuple[float, ...]
 
     def rounded(self) -> dict[str, Any]:
         """Return the scores as JSON."""
         values = asdict(self)
-        return {"i_prime": round(self.i_prime, 4), "e_kl": round(self.e_kl, 4)} | {
+        return {name: round(values[name], 4) for name in ("i_prime", "e_kl", "clear")} | {
             "shares": [round(share, 4) for share in values["shares"]]
         }
 
@@ -48,4 +51,5 @@ def e_kl(p: torch.Tensor) -> float:
 def scores(p: torch.Tensor) -> Scores:
     """Return the scores of probabilities (N, 10), float64."""
     shares = torch.bincount(p.argmax(dim=1), minlength=10).double() / len(p)
-    return Scores(i_prime(p), e_kl(p), tuple(shares.tolist()))
+    clear = float((p.amax(dim=1) > CLEAR).double().mean())
+    return Scores(i_prime(p), e_kl(p), clear, tuple(shares.tolist()))

@@ -46,6 +46,8 @@ def test_scores_of_known_probabilities(module: Importer) -> None:
     assert found.i_prime == pytest.approx(expected)
     assert found.e_kl == pytest.approx(math.log(10.0))
     assert found.shares == pytest.approx([0.1] * 10)
+    assert found.clear == 1.0
+    assert scores.scores(torch.cat((even[:30], torch.full((10, 10), 0.1, dtype=torch.float64)))).clear == 0.75
     alone = scores.scores(even[:1].repeat(50, 1))
     assert alone.i_prime == pytest.approx(0.0, abs=1e-12)
     assert alone.e_kl == pytest.approx(0.0, abs=1e-12)
