@@ -1,11 +1,11 @@
 """The bidirectional Helmholtz machine's figures beside the paper's.
 
-    python benchmarks/bihm.py partition      # log Z of bihm-mnist by a second seed, 5 million samples; 4 minutes
-    python benchmarks/bihm.py sizes          # effective sample sizes of 100 test digits, beside the VAE's; 3 minutes
-    python benchmarks/bihm.py speed          # training against a direct transcription of Algorithm 1; 1 minute
-    python benchmarks/bihm.py inpaint        # the lower half of 1000 test digits filled in; 10 minutes
-    python benchmarks/bihm.py pictures       # samples of p and p*, inpaintings: docs/images/bihm-*.png; 1 minute
-    python benchmarks/bihm.py report         # docs/results/bihm.md of what was measured last
+    python benchmarks/bihm.py partition  # log Z of bihm-mnist by a second seed; 4 minutes
+    python benchmarks/bihm.py sizes      # effective sample sizes, beside the VAE's; 3 minutes
+    python benchmarks/bihm.py speed      # training against a transcript of Algorithm 1; 1 minute
+    python benchmarks/bihm.py inpaint    # the lower half of 1000 test digits filled in; 10 minutes
+    python benchmarks/bihm.py pictures   # samples and inpaintings, docs/images/bihm-*.png; 1 minute
+    python benchmarks/bihm.py report     # docs/results/bihm.md of what was measured last
 
 Every part writes its share of docs/results/bihm.json with machine, commit and date. Likelihoods are
 in the cards, of all 10,000 test digits: `python -m models evaluate

@@ -2,7 +2,8 @@
 
 The requests are `POST /v1/samples` for one image.
 
-    python benchmarks/compare.py 42bacb8                     # that revision and this checkout, small decoder
+    python benchmarks/compare.py 42bacb8
+        that revision and this checkout, small decoder
     python benchmarks/compare.py 42bacb8 --model bihm-mnist --connections 16 --write
 
 Each revision runs a service of its own, both with this environment's packages. In every round wrk

@@ -5,8 +5,10 @@ It measures how often a plain GAN and an EBGAN fail.
 Zhao, Mathieu and LeCun, arXiv:1609.03126v4, §4.1, table 1, figures 2 and 3. Every run is a line of
 a JSONL file under `runs/`, so that the grid can be resumed; the report uses the existing lines.
 
-    python benchmarks/gan_grid.py run          # about a quarter of an hour on one core; may be stopped and run again
-    python benchmarks/gan_grid.py report       # docs/results/gan-grid.md and .json, docs/images/gan-grid.png
+    python benchmarks/gan_grid.py run
+        about a quarter of an hour on one core; may be stopped and run again
+    python benchmarks/gan_grid.py report
+        docs/results/gan-grid.md and .json, docs/images/gan-grid.png
 """
 
 from __future__ import annotations

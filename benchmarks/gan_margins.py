@@ -3,8 +3,10 @@
 Zhao, Mathieu and LeCun, arXiv:1609.03126v4, appendix, figure 9 (there nLayerG 5, sizeG 1600, sizeD
 1024).
 
-    python benchmarks/gan_margins.py run       # about four minutes on one core; may be stopped and run again
-    python benchmarks/gan_margins.py report    # docs/results/gan-margins.md and .json, docs/images/gan-margins.png
+    python benchmarks/gan_margins.py run
+        about four minutes on one core; may be stopped and run again
+    python benchmarks/gan_margins.py report
+        docs/results/gan-margins.md and .json, docs/images/gan-margins.png
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Scores of the shipped EBGANs' samples, and their energies as an anomaly score.
 
-    python benchmarks/gan_scores.py score --write    # docs/results/gan-scores.md and .json; figures into the cards
-    python benchmarks/gan_scores.py figure           # docs/images/gan-figure.png: GAN, EBGAN and EBGAN-PT side by side
+    python benchmarks/gan_scores.py score --write
+        docs/results/gan-scores.md and .json; figures into the cards
+    python benchmarks/gan_scores.py figure
+        docs/images/gan-figure.png: GAN, EBGAN and EBGAN-PT side by side
 
 Anomalies are separated from MNIST's test digits by the energy alone, and for comparison by the
 distance to the subspace of the first 128 principal components of the training digits. The GAN of

@@ -1,9 +1,12 @@
 """Check and measure the models on a GPU, one line of JSON each; `benchmarks/gpu.sh` runs all three
 commands.
 
-    python benchmarks/gpu.py check --device cuda    # the CPU's results on that device, random numbers to the bit
-    python benchmarks/gpu.py speed --device cuda    # samples a second, and the share of what a matrix product reaches
-    python benchmarks/gpu.py train --device cuda --out runs/gpu    # every recipe at its paper's scale, then measured
+    python benchmarks/gpu.py check --device cuda
+        the CPU's results on that device, random numbers to the bit
+    python benchmarks/gpu.py speed --device cuda
+        samples a second, and the share of what a matrix product reaches
+    python benchmarks/gpu.py train --device cuda --out runs/gpu
+        every recipe at its paper's scale, then measured
 
 `--dry` runs a small version of each on synthetic data, on any device. Needs torch, numpy, pillow
 and safetensors alone.

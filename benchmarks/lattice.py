@@ -3,9 +3,12 @@ lattice.
 
 It is compared with white noise of the same strength.
 
-    python benchmarks/lattice.py measure --write   # docs/results/lattice.md and .json, on the five test photographs
-    python benchmarks/lattice.py measure --held-back --fidelity 0 0.25 0.5 0.75   # on those held back for choices
-    python benchmarks/lattice.py fit               # the shipped checkpoint's filters anew, from the training patches
+    python benchmarks/lattice.py measure --write
+        docs/results/lattice.md and .json, on the five test photographs
+    python benchmarks/lattice.py measure --held-back --fidelity 0 0.25 0.5 0.75
+        on those held back for choices
+    python benchmarks/lattice.py fit
+        the shipped checkpoint's filters anew, from the training patches
 
 A lattice has much of its power in few frequencies: `largest cell` is the largest share of the power
 of the added luma in one square of 1/16 × 1/16 cycles a pixel and its mirror image

@@ -2,9 +2,12 @@
 
 The request is `POST /v1/samples` for `vae-mnist-2d`.
 
-    python benchmarks/request_path.py                        # 1 and 64 connections, this checkout
-    python benchmarks/request_path.py --tree ../other        # the same of another checkout, for a comparison
-    python benchmarks/request_path.py --profile              # where the time goes
+    python benchmarks/request_path.py
+        1 and 64 connections, this checkout
+    python benchmarks/request_path.py --tree ../other
+        the same of another checkout, for a comparison
+    python benchmarks/request_path.py --profile
+        where the time goes
 
 Requests go through the real HTTP protocol, application, scheduler and sender. The transport is
 memory, and the queue server and the worker are functions that complete each batch after

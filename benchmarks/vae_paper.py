@@ -5,9 +5,12 @@ The network has one tanh layer of 500 units; Adagrad, M = 100, L = 1.
 Kingma and Welling, arXiv:1312.6114v11, §5 and figure 2 (MNIST). Each run is a folder under `runs/`
 and resumes where it stopped; the report is made from whatever runs are there.
 
-    python benchmarks/vae_paper.py train --latents 20        # about ten minutes a run on one core
-    python benchmarks/vae_paper.py choose --latents 20       # the step size, on the training set's first 1500 steps
-    python benchmarks/vae_paper.py report                    # docs/results/vae-paper.md
+    python benchmarks/vae_paper.py train --latents 20
+        about ten minutes a run on one core
+    python benchmarks/vae_paper.py choose --latents 20
+        the step size, on the training set's first 1500 steps
+    python benchmarks/vae_paper.py report
+        docs/results/vae-paper.md
 """
 
 from __future__ import annotations

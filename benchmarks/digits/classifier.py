@@ -1,7 +1,9 @@
 """The digit classifier of the scores: trained once with a fixed seed, stored beside this file.
 
-    python benchmarks/digits/classifier.py train     # about three minutes on one core; writes classifier.safetensors
-    python benchmarks/digits/classifier.py test      # accuracy on MNIST's 10 000 test digits
+    python benchmarks/digits/classifier.py train
+        about three minutes on one core; writes classifier.safetensors
+    python benchmarks/digits/classifier.py test
+        accuracy on MNIST's 10 000 test digits
 
 Two convolutions at each of three sizes, with batch normalisation; training images are shifted by up
 to two pixels.
