@@ -1,6 +1,4 @@
-"""`models.vae`: equations, estimators on a trained network, and the
-likelihood against quadrature.
-"""
+"""`models.vae`: equations, estimators on a trained network, likelihood against quadrature."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def digits() -> torch.Tensor:
 
 
 def small(scale: float = 3.0, **config: Any) -> vae.Model:
-    """Return an untrained model of 3 × 4 images with large weights, whose posterior
-    is far from the prior.
-    """
+    """Return an untrained model of 3 × 4 images whose posterior is far from the prior."""
     model = vae.Model(vae.Config(**{"height": 3, "width": 4, "hidden": (16,), "latents": 2, **config}))
     model.initialise(RowStreams.range(3, 0, 1))
     for parameter in model.parameters():
@@ -76,9 +72,7 @@ def test_bernoulli_likelihood_is_torchs() -> None:
 
 
 def test_closed_form_kl_equals_monte_carlo(trained: vae.Model, digits: torch.Tensor) -> None:
-    """Eq. 10's KL is within 3 standard errors of a Monte Carlo mean of log q −
-    log p, for each image.
-    """
+    """Eq. 10's KL is within 3 standard errors of a mean of log q − log p, for each image."""
     with torch.no_grad():
         mean, log_variance = trained.encoder(digits.flatten(1))
     z = vae.reparameterise(mean, log_variance, RowStreams.range(2, 0, 40).normals(2, 0, 4000))
@@ -127,9 +121,7 @@ def estimates(model: vae.Model, x: torch.Tensor, noise: torch.Tensor) -> dict[st
 
 
 def test_estimators_agree_in_mean_and_differ_in_variance(trained: vae.Model, digits: torch.Tensor) -> None:
-    """SGVB A and B agree in the mean; B's encoder gradient varies less, the score
-    function's far more.
-    """
+    """SGVB A and B agree in the mean; B's gradient varies less, the score function's far more."""
     x = digits[:3].flatten(1)
     bias = trained.encoder.mean.bias.requires_grad_(True)
     weight = trained.encoder.mean.weight.requires_grad_(True)
@@ -194,9 +186,7 @@ def test_dreg_points_the_same_way_and_varies_less(trained: vae.Model, digits: to
 
 
 def test_dreg_has_no_variance_at_the_posterior() -> None:
-    """If q is the posterior all weights are equal, and the encoder's DReG gradient is
-    zero for every draw.
-    """
+    """If q is the posterior, weights are equal and the encoder's DReG gradient is zero."""
     model = small(objective="importance_dreg", samples=5)
     for name, parameter in model.named_parameters():  # q is the prior, and the decoder does not look at z
         if name.startswith("encoder") or name == "decoder.trunk.0.weight":
@@ -230,9 +220,7 @@ def finished(
 
 @pytest.mark.parametrize(("likelihood", "scale"), [("bernoulli", 3.0), ("gaussian", 1.0)])
 def test_log_likelihood_equals_quadrature(likelihood: str, scale: float) -> None:
-    """5000 importance samples give log p(x) of a two-latent model within 4 of
-    their standard errors.
-    """
+    """5000 importance samples give log p(x) of a 2-D model within 4 standard errors."""
     model = small(scale, likelihood=likelihood)
     images = drawn(model, 6)
     answer = finished(model, images, RowStreams.range(2, 0, 6), vae.LikelihoodOptions(k=5000))
@@ -321,9 +309,7 @@ def test_only_two_latents_make_a_manifold(trained: vae.Model) -> None:
 
 
 def test_the_manifold_is_the_decoder_over_the_grid(trained: vae.Model) -> None:
-    """The cell (row r, column c) is the decoder's mean at (Φ⁻¹ of column, Φ⁻¹
-    of row), for any seed.
-    """
+    """The cell (row r, column c) is the decoder's mean at (Φ⁻¹ of c, Φ⁻¹ of r), for any seed."""
     cells = trained.manifold(RowStreams.range(5, 0, 9), vae.ManifoldOptions(size=3))["images"]
     at = manifold_coordinates(3)
     with torch.no_grad():
@@ -333,9 +319,7 @@ def test_the_manifold_is_the_decoder_over_the_grid(trained: vae.Model) -> None:
 
 
 def test_a_path_starts_and_ends_at_its_pictures(trained: vae.Model, digits: torch.Tensor) -> None:
-    """The first and last frames are the reconstructions of the two images; a frame beyond
-    the path is rejected.
-    """
+    """First and last frame are the reconstructions of both images; frames beyond are rejected."""
     rows, options = RowStreams.range(5, 0, 6), vae.InterpolateOptions(steps=6)
     first, second = digits[:1].expand(6, 1, 28, 28), digits[1:2].expand(6, 1, 28, 28)
     frames = trained.interpolate(first, second, rows, options)["images"]
@@ -346,9 +330,7 @@ def test_a_path_starts_and_ends_at_its_pictures(trained: vae.Model, digits: torc
 
 
 def test_options_of_sampling(trained: vae.Model) -> None:
-    """Draws are binary with the means as probabilities; low temperature or
-    truncation gives z near 0.
-    """
+    """Draws are binary with the right means; low temperature or truncation gives z near 0."""
     rows = RowStreams.range(2, 0, 300)
     means = trained.sample(rows, vae.SampleOptions())["images"]
     draws = trained.sample(rows, vae.SampleOptions(output="draws"))["images"]

@@ -1,4 +1,7 @@
-"""`models.kit.train`: training is resumable with bit-identical results."""
+"""`models.kit.train`: training is resumable with bit-identical results.
+
+This file has more than 400 lines because its tests share their recipes and data.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +79,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def test_a_resumed_run_equals_an_undisturbed_one(
     images: torch.Tensor, tmp_path: Path, training: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    """Interrupted by SIGTERM in its second epoch and resumed, a run ends with the
-    same bits and metrics.
-    """
+    """A run that SIGTERM stops in its second epoch resumes to the same bits and metrics."""
     chosen = recipe(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
@@ -134,9 +135,7 @@ def test_a_signal_is_not_lost_while_the_processes_agree(
 def test_a_resumed_adversarial_run_equals_an_undisturbed_one(
     images: torch.Tensor, tmp_path: Path, training: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    """An EBGAN, interrupted and resumed, ends with the same weights, statistics,
-    quantiles and metrics.
-    """
+    """A resumed EBGAN ends with the same weights, statistics, quantiles and metrics."""
     chosen = game(training, config)
     assert train(chosen, images, tmp_path / "whole").reason == "finished"
 
@@ -176,9 +175,7 @@ def test_an_optimizer_step_changes_its_module_only(images: torch.Tensor, tmp_pat
 
 
 def test_a_low_precision_generator_step_uses_the_updated_discriminator(images: torch.Tensor, tmp_path: Path) -> None:
-    """Each step is computed with the current weights although autocast caches the
-    weights it has cast.
-    """
+    """Each step uses the current weights although autocast caches the weights it has cast."""
     run = Run(game({"precision": "bfloat16", "player_rates": [5.0, 1e-9]}), images, tmp_path)
     rows = RowStreams.range(7, 0, 50)
     steps = list(run.training_steps(images[:50], rows, 0))
@@ -188,9 +185,7 @@ def test_a_low_precision_generator_step_uses_the_updated_discriminator(images: t
 
 
 def test_optimizers_match_the_modules(images: torch.Tensor, tmp_path: Path) -> None:
-    """There must be one optimizer and rate per module; an adversarial family
-    rejects a validation loss.
-    """
+    """One optimizer and rate per module; an adversarial family rejects a validation loss."""
     for wrong in ({"player_rates": [0.1]}, {"player_optimisers": ["adam"] * 3}):
         with pytest.raises(ValueError, match="one for each of discriminator, generator"):
             Run(game(wrong), images, tmp_path)
@@ -201,9 +196,7 @@ def test_optimizers_match_the_modules(images: torch.Tensor, tmp_path: Path) -> N
 
 
 def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images: torch.Tensor, tmp_path: Path) -> None:
-    """Metrics after the last checkpoint are dropped and written again, so
-    each epoch occurs once.
-    """
+    """Metrics after the last checkpoint are written again, so each epoch occurs once."""
     chosen = recipe({"save_every_s": 1000.0})
     train(recipe({"epochs": 1, "save_every_s": 1000.0}), images, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -218,9 +211,7 @@ def test_a_killed_run_repeats_the_epochs_after_its_checkpoint(images: torch.Tens
 def test_a_run_killed_within_an_epoch_goes_on_from_there(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """Checkpoints may be taken after any step; wherever the process dies, the
-    final weights are equal.
-    """
+    """Wherever the process dies after a checkpoint, the final weights are equal."""
     chosen = recipe({"save_every_s": 0.0})
     advance, done = Run.train_step, []
 
@@ -290,9 +281,7 @@ def test_a_preview_shows_and_changes_nothing(
 def test_a_full_disk_leaves_the_last_checkpoint(
     images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint that does not fit on the disk ends the run with that reason; the
-    previous one stays intact.
-    """
+    """A checkpoint that does not fit on the disk ends the run; the previous one stays intact."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
@@ -314,9 +303,7 @@ def test_training_lowers_the_loss(images: torch.Tensor, tmp_path: Path) -> None:
 
 
 def test_it_stops_early_and_keeps_the_best(images: torch.Tensor, tmp_path: Path) -> None:
-    """With a too large learning rate, training stops after `patience` epochs and
-    exports the best epoch.
-    """
+    """Training stops after `patience` epochs without improvement and exports the best epoch."""
     chosen = recipe({"epochs": 200, "learning_rate": 0.05, "patience": 3, "average": 0.0})
     ended = train(chosen, images, tmp_path / "run")
     assert ended.reason == "early stop"
@@ -345,9 +332,7 @@ def test_the_last_checkpoint_of_a_diverging_run_is_finite(images: torch.Tensor, 
 
 
 def test_options_of_the_optimiser_do_what_they_say(images: torch.Tensor, tmp_path: Path) -> None:
-    """Warm-up starts low, clipping and the prior change the step, the average
-    follows the weights slowly.
-    """
+    """Warm-up starts low, clipping and the prior change the step, the average is slow."""
     index = torch.arange(50)
 
     def stepped(**training: Any) -> list[torch.Tensor]:
@@ -371,9 +356,7 @@ def test_options_of_the_optimiser_do_what_they_say(images: torch.Tensor, tmp_pat
 
 
 def test_a_run_is_not_overwritten_nor_changed(images: torch.Tensor, tmp_path: Path) -> None:
-    """A folder with a run needs `resume`, and resuming needs the same recipe
-    except for the epochs.
-    """
+    """A folder with a run needs `resume` and the same recipe, except for the epochs."""
     train(recipe({"epochs": 1}), images, tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):
         train(recipe(), images, tmp_path / "run")
@@ -455,9 +438,7 @@ def test_a_compiled_loss_is_the_loss(images: torch.Tensor, tmp_path: Path) -> No
 
 
 def test_a_training_spreads_over_processes(images: torch.Tensor, tmp_path: Path) -> None:
-    """Two processes with half of every batch each reach the weights of one up to
-    rounding, and can be resumed.
-    """
+    """Two processes reach the weights of one up to rounding, and can be resumed."""
     chosen = recipe({"epochs": 2, "optimiser": "sgd", "learning_rate": 0.001}).to_json()
     (tmp_path / "recipe.json").write_text(json.dumps(chosen))
     train(Recipe.from_json(chosen), data.load(str(DIGITS)).images, tmp_path / "one")
