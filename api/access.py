@@ -52,11 +52,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/models/{name}/versions/{version}"): Rule(("train",), "delete"),
 }
 
-_PATTERNS = [
-    (method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule)
-    for (method, path), rule in RULES.items()
-    if "{" in path
-]
+_PATTERNS = [(method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule) for (method, path), rule in RULES.items()]
 
 
 def rule_of(method: str, path: str) -> Rule:

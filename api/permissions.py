@@ -178,8 +178,7 @@ class Permissions:
             vacant = not exists and not (kind == "model" and await self._busy(name))
             before = time.time() - _VACANT_S if vacant else None
             claim = partial(self._store.claim, kind, name, caller.name, shared=shared, vacant_before=before)
-            ownership = await asyncio.to_thread(claim)
-            if ownership.owner != caller.name:
+            if (await asyncio.to_thread(claim)).owner != caller.name:
                 raise _taken(kind, name)
         await self.refresh()
 

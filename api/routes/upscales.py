@@ -139,22 +139,13 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     options = validate_options(entry.operations[OPERATION.method], fields, UpscaleFields.model_fields, content.texts)
     output = OutputFormat.read(request.headers.get("accept", ""), [fields.format] if fields.format else FORMATS)
     photograph = await _read_photograph(state, content, fields.image, output.kind, int(options["scale"]))
-    _, height, width = entry.image
-    tiling = Tiling(*photograph.size, (height, width), entry.margin)
+    tiling = Tiling(*photograph.size, entry.image[1:], entry.margin)
     layout = Layout(tiling, photograph.channels, alpha=photograph.alpha is not None)
-    inference_request = InferenceRequest(
-        OPERATION,
-        entry,
-        options,
-        seed_or_random(fields.seed),
-        layout.tiling.count,
-        content,
-        conversions=photograph.notes,
-        caller=caller_of(request.scope),
-        request_id=request_id_of(request),
-        photograph=photograph,
-        upscale=UpscaleSpec(layout, int(options["scale"]), output.kind, fields.quality),
-    )
+    seed = seed_or_random(fields.seed)
+    inference_request = InferenceRequest(OPERATION, entry, options, seed, tiling.count, content)
+    inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
+    inference_request.photograph, inference_request.conversions = photograph, photograph.notes
+    inference_request.upscale = UpscaleSpec(layout, int(options["scale"]), output.kind, fields.quality)
     return inference_request, output
 
 

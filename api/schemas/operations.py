@@ -11,10 +11,8 @@ from pydantic import BaseModel, FailFast, Field
 from api.schemas.common import WHOLE, Resource
 
 SEED_LIMIT = 2**63
-Seed = Annotated[
-    Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE] | None,
-    Field(description="0 ≤ seed < 2^63; drawn and returned if left out."),
-]
+_WholeSeed = Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE]
+Seed = Annotated[_WholeSeed | None, Field(description="0 ≤ seed < 2^63; drawn and returned if left out.")]
 Options = Annotated[dict[str, Any], Field(description="Options of the operation; the model's card has their schema.")]
 Number = float | None  # null if it is not finite
 Images = Annotated[list[str], Field(description="PNGs as base64.")]

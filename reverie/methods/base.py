@@ -107,8 +107,7 @@ class BaseMethods:
 
     def _json(self, request: ApiRequest) -> Steps[Any]:
         """Send a request with retries; return the JSON body of its response."""
-        response = yield from self._send(request)
-        return response.json()
+        return (yield from self._send(request)).json()
 
     def _get(self, *segments: str) -> Steps[Any]:
         """Return the JSON of a resource; `segments` are those of its path after `/v1`."""
@@ -185,6 +184,16 @@ class BaseMethods:
             yield Delay(min(interval_s, time_left_s))
             interval_s = min(1.5 * interval_s, 1.0)
 
+    def _wait_for_success(self, accepted: httpx.Response, on_progress: JobProgress | None) -> Steps[Job]:
+        """Wait for the job in a 202 response, and return it.
+
+        Raises JobFailedError if the job failed or was cancelled.
+        """
+        job = yield from self._wait(accepted.json()["id"], None, on_progress)
+        if job.status != "succeeded":
+            raise JobFailedError(job)
+        return job
+
     def _send_and_wait(self, request: ApiRequest, on_progress: JobProgress | None = None) -> Steps[httpx.Response]:
         """Send a request; if it became a job (202), wait for the job; return the response with the
         result.
@@ -194,9 +203,7 @@ class BaseMethods:
         response = yield from self._send(request)
         if response.status_code != 202:
             return response
-        job = yield from self._wait(response.json()["id"], None, on_progress)
-        if job.status != "succeeded":
-            raise JobFailedError(job)
+        job = yield from self._wait_for_success(response, on_progress)
         headers = {"Accept": request.headers["Accept"]}
         result = ApiRequest("GET", path_of("jobs", job.id, "result"), headers=headers, download=request.download)
         return (yield from self._send(result))

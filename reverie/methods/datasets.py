@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from reverie.errors import JobFailedError
 from reverie.methods.base import IMPORT_TIMEOUT_S, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
 from reverie.records import Dataset, SavedFile
 from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
@@ -73,9 +72,7 @@ class DatasetMethods(BaseMethods):
         response = yield from self._send(ApiRequest("POST", "/v1/datasets", json=body))
         if response.status_code != 202:
             return Dataset(response.json())
-        job = yield from self._wait(response.json()["id"], None, on_progress)
-        if job.status != "succeeded":
-            raise JobFailedError(job)
+        yield from self._wait_for_success(response, on_progress)
         return Dataset((yield from self._get("datasets", name or source)))
 
     @ClientMethod

@@ -23,8 +23,7 @@ class JobMethods(BaseMethods):
 
         `status`, `kind` and `model` select jobs.
         """
-        entries = yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model)
-        return [Job(body) for body in entries]
+        return [Job(body) for body in (yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model))]
 
     @ClientMethod
     def job(self, job_id: str) -> Steps[Job]:
@@ -66,8 +65,7 @@ class JobMethods(BaseMethods):
 
         Raises NotFoundError if the job has no preview.
         """
-        response = yield from self._send(ApiRequest("GET", path_of("jobs", job_id, "preview")))
-        return response.content
+        return (yield from self._send(ApiRequest("GET", path_of("jobs", job_id, "preview")))).content
 
     @ClientMethod
     def cancel(self, job_id: str) -> Steps[Job]:
@@ -145,8 +143,7 @@ class TrainingMethods(BaseMethods):
 
         `status` and `model` select trainings.
         """
-        entries = yield from self._list("/v1/trainings", limit, status=status, model=model)
-        return [Training(body) for body in entries]
+        return [Training(body) for body in (yield from self._list("/v1/trainings", limit, status=status, model=model))]
 
     @ClientMethod
     def training(self, job_id: str) -> Steps[Training]:

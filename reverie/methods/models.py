@@ -18,8 +18,7 @@ class ModelMethods(BaseMethods):
     @ClientMethod
     def models(self) -> Steps[list[Model]]:
         """Return the cards of all models that you may use, sorted by name."""
-        page = yield from self._get("models")
-        return [Model(body) for body in page["data"]]
+        return [Model(body) for body in (yield from self._get("models"))["data"]]
 
     @ClientMethod
     def model(self, name: str) -> Steps[Model]:
@@ -29,8 +28,7 @@ class ModelMethods(BaseMethods):
     @ClientMethod
     def versions(self, name: str) -> Steps[list[Version]]:
         """Return a model's versions, oldest first."""
-        page = yield from self._get("models", name, "versions")
-        return [Version(body) for body in page["data"]]
+        return [Version(body) for body in (yield from self._get("models", name, "versions"))["data"]]
 
     @ClientMethod
     def activate_version(self, name: str, version: str) -> Steps[Model]:
