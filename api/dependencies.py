@@ -28,7 +28,7 @@ async def get_caller(request: Request) -> Caller:
 
 
 async def get_owner(request: Request) -> str:
-    """Return the owner of what a request creates: the name of its API key, empty without keys."""
+    """Return the owner of new resources: the name of the request's API key, empty without keys."""
     return caller_of(request.scope).name
 
 

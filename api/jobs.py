@@ -227,8 +227,8 @@ class JobService:
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the largest number of devices of a live training worker; None if no number is
-        known.
+        """Return the largest number of devices that a live training worker reports; None if none
+        reports it.
         """
         try:
             hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)

@@ -118,7 +118,10 @@ class Quotas:
                 raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
 
     def _used(self, owner: str, name: str) -> int:
-        """Return how many jobs of an owner count against the limit `name`, new ones included."""
+        """Return how many jobs of an owner count against the limit `name`.
+
+        The number includes the jobs that this process has created since the last count.
+        """
         added = sum(entry[1:] == (owner, name) for entry in self._added)
         return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]
 

@@ -90,8 +90,9 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
     """Delete versions; with `model`, delete the whole model.
 
-    They are hidden first and checked again. Raises ConflictError if one is active (without
-    `model`), is being activated, or is used by an unfinished job; then nothing is deleted.
+    The versions are first hidden from new requests; then the check for unfinished jobs is repeated.
+    Raises ConflictError if a version is active (without `model`), is being activated, or is used by
+    an unfinished job; then nothing is deleted.
     """
     store = Versions(state.paths.checkpoints)
     await _check_unused(state, name, versions, model=model)
