@@ -20,7 +20,7 @@ serve: $(VENV)/.serve ## set everything up and run the service; Ctrl-C stops all
 
 test: $(VENV)/.dev ## every check that belongs on a change
 	@$(MAKE) --no-print-directory --jobs 2 check parallel-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" tests/api
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "timing and not slow" $$(grep -rl --include '*.py' pytest.mark.timing tests)
 
 parallel-tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not timing"

@@ -42,12 +42,8 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the modules. xdist runs each in one process (`--dist loadfile`), which starts its services once."""
-    modules = {item: item.path.relative_to(TESTS).as_posix() for item in items}
-    for item, module in modules.items():
-        if item.get_closest_marker("timing") and not module.startswith("api/"):
-            raise pytest.UsageError(f"{item.nodeid}: `make test` looks for tests that measure time in tests/api only")
-    first = {module: number for number, module in enumerate(LONGEST)}
-    items.sort(key=lambda item: first.get(modules[item], len(first)))
+    first = {TESTS / module: number for number, module in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
