@@ -36,6 +36,18 @@ LONGEST = (
     "workers/inference/test_preemption.py",
     "service/test_hang.py",
     "models/test_vae.py",
+    "service/test_new_family.py",
+    "workers/inference/test_celery_worker.py",
+    "workers/training/test_limits.py",
+    "models/kit/test_memory.py",
+    "models/test_finite.py",
+    "models/kit/test_train.py",
+    "benchmarks/test_gpu.py",
+    "workers/test_seams.py",
+    "models/test_families.py",
+    "models/test_superres.py",
+    "core/datasets/test_convert.py",
+    "service/test_upgrade.py",
 )
 """Modules that take longest. They run first, so that none of them runs alone at the end."""
 
