@@ -34,7 +34,7 @@ def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in COPIED:
         shutil.copy(HERE / name, folder)
     installed = subprocess.run(
-        [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"],
         check=False,
         cwd=folder,
         capture_output=True,
