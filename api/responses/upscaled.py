@@ -148,7 +148,8 @@ class UpscaleService:
 
         Raises UnusableImageError if it cannot be decoded.
         """
-        return await self._run(file.width * file.height, decode_photograph, file)
+        width, height = file.size
+        return await self._run(width * height, decode_photograph, file)
 
     async def _has_input(self, job_id: str) -> bool:
         return await asyncio.to_thread(self._blobs.exists, f"jobs/{job_id}/items")

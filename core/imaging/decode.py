@@ -82,16 +82,6 @@ class PictureFile:
         return (height, width) if self._container.orientation > 4 else (width, height)
 
     @property
-    def width(self) -> int:
-        """Width in pixels, upright."""
-        return self.size[0]
-
-    @property
-    def height(self) -> int:
-        """Height in pixels, upright."""
-        return self.size[1]
-
-    @property
     def mode(self) -> str:
         """Pillow's mode of the stored pixels, for example `L` or `RGB`.
 

@@ -59,7 +59,8 @@ def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels,
     """
     file = open_picture(data)
     if file.size != (width, height):
-        raise UnusableImageError(f"the picture is {file.width}×{file.height} pixels; this model takes {width}×{height}")
+        stated = "×".join(map(str, file.size))
+        raise UnusableImageError(f"the picture is {stated} pixels; this model takes {width}×{height}")
     if file.deep:
         raise UnusableImageError("the picture has more than 8 bits a channel; convert it to 8 bits")
     with reject_damage():

@@ -5,7 +5,6 @@ in one transaction, so a migration that fails or is killed changes nothing. Alem
 for that: normally a process reads one row and finds the newest revision.
 """
 
-import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from core.files import locked
 from core.jobs.schema import metadata, resource_changes, transaction
 
 HEAD = "0002"  # the newest revision in `migrations/versions`
@@ -119,8 +119,7 @@ def _lock(engine: sa.Engine) -> Iterator[None]:
                 connection.execute(sa.select(sa.func.pg_advisory_unlock(_POSTGRESQL_LOCK)))
     elif engine.url.database:
         database = Path(engine.url.database)
-        with database.with_name(f".{database.name}.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(database.with_name(f".{database.name}.lock")):
             yield
     else:
         yield

@@ -38,8 +38,9 @@ class JobQueries:
         sqlite = address.get_backend_name() == "sqlite"
         if sqlite and address.database:
             Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"connect_args": {"timeout": 15, "check_same_thread": False}} if sqlite else {}
-        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, **options)
+        # a SQLite transaction begins where the code says so, and waits 15 s for the lock of another
+        arguments = {"timeout": 15, "check_same_thread": False, "isolation_level": None} if sqlite else {}
+        self.engine = sa.create_engine(url, pool_pre_ping=not sqlite, connect_args=arguments)
         if sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
         migrate(self.engine)
@@ -133,9 +134,7 @@ class JobQueries:
 
 # See docs/decisions.md#sqlite-commits-with-synchronousfull-in-groups
 def _configure_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where the code says so
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA busy_timeout=15000")
 
 
 def _batches(job_ids: Collection[str]) -> Iterator[list[str]]:

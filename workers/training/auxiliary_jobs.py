@@ -66,10 +66,7 @@ class AuxiliaryJobs:
 
     def publish(self, job: Job) -> None:
         """Publish the last checkpoint of a training that failed or was cancelled."""
-        request = job.request
-        folder = self._context.paths.run(request["training"])
-        version, figures = self._publisher.publish(job, request, folder)
-        self._context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
+        self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
 
     def fetch_dataset(self, job: Job) -> None:
         """Download a dataset that is known by name, convert it and store it.

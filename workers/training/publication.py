@@ -40,11 +40,11 @@ class VersionPublisher:
         self._context = context
         self._children = children
 
-    def publish(self, job: Job, request: dict[str, Any], folder: Path) -> tuple[str, Figures]:
+    def publish(self, job: Job, request: dict[str, Any], folder: Path) -> None:
         """Measure the last checkpoint of the run in `folder` and publish it as a version.
 
-        It is activated as `request["serve"]` says. Returns the version's number and its metrics.
-        After a crash it can be called again: number, metrics and file are kept in the folder.
+        It is activated as `request["serve"]` says. Completes the job with the version's number and
+        its metrics. After a crash it can be called again: number, metrics and file are kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class VersionPublisher:
         measurement = Measurement(printed.get("figures", []), printed.get("against", []))
         policy = request.get("serve", "if better")
         self.apply_policy(job, policy, version, measurement, None if active is None else active.version)
-        return version, measurement.figures
+        self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
 
     def reserve_number(self, name: str, folder: Path) -> str:
         """Reserve a version number of the model `name`, and store it in the job's folder.

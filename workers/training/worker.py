@@ -250,11 +250,10 @@ class TrainingWorker:
             self.context.fail(job, JobFailedError("Training failed", detail))
 
     def train(self, job: Job) -> None:
-        """Run a training, publish its version, and complete the job with version and metrics."""
+        """Run a training and publish its version, which completes the job."""
         run = TrainingRun(self.context, self.children, job, self.devices or 1)
         run.run()
-        version, figures = self.publisher.publish(job, run.request, run.folder)
-        self.context.complete(job, {"model": job.model, "version": version, "figures": figures}, version)
+        self.publisher.publish(job, run.request, run.folder)
 
     def remove_scratch(self, job: Job) -> None:
         """Delete the scratch files of an auxiliary job, unless it was requeued and needs them."""

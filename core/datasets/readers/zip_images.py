@@ -79,12 +79,11 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
     data = _read_member(archive, info)
     try:
         picture = open_picture(data)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UploadRejectedError(
-                f"{info.filename[:200]!r}: {picture.width}×{picture.height} pixels are more than {MAX_PIXELS}",
-                status=413,
-            )
-        return ZipImage(info, picture.height, picture.width, picture.mode)
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            detail = f"{info.filename[:200]!r}: {width}×{height} pixels are more than {MAX_PIXELS}"
+            raise UploadRejectedError(detail, status=413)
+        return ZipImage(info, height, width, picture.mode)
     except UnusableImageError as error:
         raise member_error(info, f"it is no picture that can be used: {error}; or leave it out") from error
 
