@@ -1,1 +1,1 @@
-"""What the API and the workers share. Nothing here imports torch or FastAPI."""
+"""Code that the API and the workers share. It imports neither torch nor FastAPI."""

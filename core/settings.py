@@ -1,4 +1,4 @@
-"""Settings of the service, read once at start from `REVERIE_…` environment variables, and paths."""
+"""Settings of the service from `REVERIE_…` environment variables, and paths in the state folder."""
 
 import os
 from dataclasses import dataclass

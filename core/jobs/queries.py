@@ -1,4 +1,4 @@
-"""The database of the job store, and reads of it."""
+"""The open database of the job store, and its queries."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator

@@ -36,7 +36,7 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the state of the rows of the slice number `index`, keyed as `state`."""
+        """Return the part of `state` that belongs to the rows of the slice number `index`."""
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 

@@ -1,7 +1,8 @@
 """Revision 0001: the schema of the last release without migrations.
 
 Earlier releases added the tables, nullable columns and indexes that a database lacked when they
-opened it. So a database may be of any of them, and this revision adds what is missing.
+opened it. So a database may have the schema of any earlier release, and this revision adds the
+missing parts.
 """
 
 import sqlalchemy as sa
