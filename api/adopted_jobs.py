@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from api.batching.batch_sender import FailedError
 from api.batching.requests import PendingRequest
+from api.row_files import array_bytes, cut_rows
 from api.store_threads import StoreThreads
 from core.blobs import Blobs
-from core.broker.codec import pack
+from core.broker.codec import Fields, pack
 from core.jobs.records import API_HOLDER_PREFIX, Job, SliceReport
 from core.jobs.store import JobStore
 from core.settings import Settings
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 INLINE_BYTES = 256 << 10  # larger results and inputs are put into the blob store
 
+_PIECE_BYTES = 4 << 20  # of a result in the blob store
 _RETRY_S = 0.5
 
 
@@ -48,19 +50,17 @@ class AdoptedJobs:
 
         If the disk has no room for the result, the job is requeued for the workers.
         """
-        report, size_bytes = SliceReport(job.claim), 0
+        reports: list[SliceReport] = []
+        size_bytes = 0
         blocked: dict[str, Any] | None = None
         try:
-            data = pack(await pending.result)
-            if len(data) > INLINE_BYTES:
-                size_bytes, key = len(data), f"jobs/{job.id}/1-0"
-                await self.threads.read(self.blobs.put, key, data)
-                report = SliceReport(job.claim, 0, pending.rows, blob_key=key)
-            else:
-                report = SliceReport(job.claim, 0, pending.rows, data)
+            fields = await pending.result
+            size_bytes = array_bytes(fields) + INLINE_BYTES
+            reports = await self.threads.read(self._store, job, fields, pending.rows)
+            del fields
         except FailedError as error:
             blocked = error.problem if error.problem["status"] == INSUFFICIENT_STORAGE else None
-            report = SliceReport(job.claim, problem=error.problem)
+            reports = [SliceReport(job.claim, problem=error.problem)]
         except OSError as error:
             log.warning("result not stored", extra={"job": job.id, "reason": str(error)})
             blocked = storage_problem(error)
@@ -70,12 +70,33 @@ class AdoptedJobs:
             self.pending.pop(job.id, None)
             return
         if blocked is None:
-            await self._write_until_done(job.id, self.job_store.record_slices, [report])
+            await self._write_until_done(job.id, self.job_store.record_slices, reports)
         else:  # a worker runs the job again when the disk may have room
             wait_s = self.settings.storage_wait_s
             await self._write_until_done(job.id, self.job_store.defer, job.claim, blocked, wait_s, size_bytes)
         self.pending.pop(job.id, None)
         self.notify(job.id)
+
+    def _store(self, job: Job, fields: Fields, rows: int) -> list[SliceReport]:
+        """Return the reports of a result; put a large one into the blob store in pieces.
+
+        Raises OSError if it cannot be stored; then none of its blobs is left.
+        """
+        size_bytes = array_bytes(fields)
+        if size_bytes <= INLINE_BYTES and len(data := pack(fields)) <= INLINE_BYTES:
+            return [SliceReport(job.claim, 0, rows, data)]
+        reports: list[SliceReport] = []
+        step = max(1, rows * _PIECE_BYTES // max(size_bytes, 1))
+        try:
+            for first in range(0, rows, step):
+                count, key = min(step, rows - first), f"jobs/{job.id}/1-{first}"
+                self.blobs.put(key, pack(cut_rows(fields, first, count)))
+                reports.append(SliceReport(job.claim, first, count, blob_key=key))
+        except OSError:
+            for report in reports:
+                self.blobs.delete(str(report.blob_key))
+            raise
+        return reports
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
         """Call a function that writes to the job store; retry while the database cannot be

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import MEDIA_TYPE, TITLES, problem
+from api.transfer_limits import ProgressCredit, StalledWrites
 from core.settings import Settings
 
 log = logging.getLogger("api.access")
@@ -37,44 +38,12 @@ class _RejectedError(Exception):
     """Raised in a parser callback to stop the parser, after the rejection was sent."""
 
 
-class ProgressCredit:
-    """Measures whether a transfer keeps to a minimum rate: it fails when `left_s` reaches 0.
-
-    `left_s`, in seconds, starts at the time-out. It decreases with time, and increases with the
-    transferred bytes, up to the time-out. So a transfer may stop for a while, but its average rate
-    must reach the minimum.
-    """
-
-    __slots__ = ("_rate", "_timeout_s", "left_s")
-
-    def __init__(self, timeout_s: float, rate: float) -> None:
-        """Set `left_s` to the time-out, in seconds.
-
-        `rate` is the minimum rate in bytes per second.
-        """
-        self._timeout_s = timeout_s
-        self._rate = rate
-        self.left_s = timeout_s
-
-    def update(self, elapsed_s: float, moved_bytes: int) -> None:
-        """Subtract the elapsed time; add the time that the moved bytes take at the minimum rate."""
-        self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
-
-    def refill(self) -> None:
-        """Reset `left_s` to the time-out."""
-        self.left_s = self._timeout_s
-
-    @property
-    def low(self) -> bool:
-        """Whether less than half of the time-out is left."""
-        return self.left_s < self._timeout_s / 2
-
-
 # See docs/decisions.md#connection-limits-are-in-a-subclass-of-uvicorns-protocol
 class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits. `limited_protocol` returns the subclass to use."""
 
     limits: ClassVar[Settings]
+    stalled_writes: ClassVar[StalledWrites]
     check_interval_s: ClassVar[float]
 
     # --- opening and closing ---
@@ -113,11 +82,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+        self.stalled_writes.remove(self.transport)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Count the write buffer; abort connections if all buffers are too large together."""
+        super().pause_writing()
+        for transport in self.stalled_writes.add(self.transport):
+            log.info("client reads too slowly", extra={"unsent_bytes": transport.get_write_buffer_size()})
+            transport.abort()
 
     def resume_writing(self) -> None:
         """Record that the client has read most of the write buffer."""
         self._writes_resumed += 1
+        self.stalled_writes.remove(self.transport)
         super().resume_writing()
 
     # --- parsing ---
@@ -399,5 +377,9 @@ def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
 def limited_protocol(settings: Settings) -> type[LimitedHttpProtocol]:
     """Return the protocol class with the limits of the settings, for `uvicorn.Config(http=…)`."""
     timeouts_s = (settings.header_timeout_s, settings.idle_timeout_s, settings.body_timeout_s, settings.write_timeout_s)
-    attributes: dict[str, Any] = {"limits": settings, "check_interval_s": min(2.5, min(timeouts_s) / 4)}
+    attributes: dict[str, Any] = {
+        "limits": settings,
+        "stalled_writes": StalledWrites(settings.max_inflight_response_bytes),
+        "check_interval_s": min(2.5, min(timeouts_s) / 4),
+    }
     return type("HttpProtocol", (LimitedHttpProtocol,), attributes)

@@ -18,9 +18,10 @@ from api.batching.requests import PendingRequest
 from api.errors import OverloadedError, storage_error
 from api.job_events import JobEvents, JobUpdates
 from api.requests import InferenceRequest
+from api.row_files import join_rows
 from api.store_threads import StoreThreads
 from core.blobs import Blobs, remove_tree
-from core.broker.codec import Fields, joined, pack, unpack
+from core.broker.codec import Fields, pack, unpack
 from core.broker.connection import connect_async
 from core.broker.keys import preview_key
 from core.broker.publisher import wake_training_workers
@@ -287,10 +288,11 @@ class JobService:
         """
 
         def load() -> Fields:
-            chunks = list(self.result_chunks(job))
-            if not chunks:
+            folder = StatePaths(self._settings.state).unfinished
+            fields = join_rows(self.result_chunks(job), job.rows, folder)
+            if not fields:
                 raise LookupError(f"{job.id} has no result any more")
-            return joined(chunks)
+            return fields
 
         return await self._threads.read(load)
 

@@ -4,7 +4,6 @@ Bodies with `Content-Encoding: gzip` or `deflate` are decoded as they arrive.
 """
 
 import asyncio
-import ctypes
 import re
 import zlib
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
+from api import malloc
 from api.errors import MalformedError, OverloadedError, StalledError, TooLargeError, UnsupportedMediaError
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
@@ -74,13 +74,7 @@ class SharedMemory:
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
             loop = asyncio.get_running_loop()
-            loop.call_later(_TRIM_DELAY_S, loop.run_in_executor, None, _trim)
-
-
-def _trim() -> None:
-    """Make the C library return free memory to the system, if it has `malloc_trim`."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+            loop.call_later(_TRIM_DELAY_S, loop.run_in_executor, None, malloc.trim)
 
 
 class RequestBodies:

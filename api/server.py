@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from api import malloc
 from api.app import create_app
 from api.http_protocol import limited_protocol
 from core.settings import Settings
@@ -23,7 +24,8 @@ from core.startup import QueueGuard
 log = logging.getLogger(__name__)
 
 EXIT_S = 4.0  # seconds after `REVERIE_SHUTDOWN_GRACE_S` at which a process is killed
-OTHER_FILES = 512  # file descriptors besides connections: databases, the queue server, uploads, child processes
+# File descriptors besides connections: databases, the queue server, uploads, large results, child processes.
+OTHER_FILES = 1024
 
 
 class Server(uvicorn.Server):
@@ -74,6 +76,7 @@ def allow_files(connections: int) -> int:
 
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT, then exit."""
+    malloc.return_freed_memory()
     app = create_app(settings)
     # the objects that exist now are never freed: without `freeze`, a full garbage collection scans
     # them for 0.1 s

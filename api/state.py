@@ -10,7 +10,7 @@ from api.job_events import StreamLimit
 from api.jobs import JobService
 from api.permissions import Models, Permissions
 from api.quotas import Quotas
-from api.responses.large_responses import ResponseMemory
+from api.responses.large_responses import LargeResponses
 from api.responses.result_files import ResultFiles
 from api.responses.upscaled import UpscaleService
 from core.blobs import Blobs
@@ -30,7 +30,7 @@ class AppState:
         """Create the services. The application's lifespan starts them."""
         self.settings = settings
         self.paths = StatePaths(settings.state)
-        unfinished = settings.state / "unfinished"
+        unfinished = self.paths.unfinished
         blobs = Blobs(settings.blobs)
         job_store = JobStore(settings.database)
         self.batch_sender = BatchSender(settings, blobs)
@@ -41,9 +41,9 @@ class AppState:
         self.permissions = Permissions(resources, self.registry, self.datasets, self.job_service.has_unfinished)
         self.quotas = Quotas(settings, job_store.engine, blobs, self.permissions)
         self.streams = StreamLimit(settings.max_streams)
-        self.upscales = UpscaleService(unfinished, blobs, self.job_service.result_chunks)
-        self.results = ResultFiles(blobs, self.job_service.exists)
-        self.responses = ResponseMemory(settings.max_inflight_response_bytes, unfinished)
+        self.responses = LargeResponses(settings.max_inflight_response_bytes, unfinished)
+        self.upscales = UpscaleService(unfinished, blobs, self.responses, self.job_service.result_chunks)
+        self.results = ResultFiles(blobs, unfinished, self.responses, self.job_service.exists)
         self.conversions = asyncio.Semaphore(MAX_CONVERSIONS)
 
     def models(self, request: Request) -> Models:

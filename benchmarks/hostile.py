@@ -252,7 +252,8 @@ def _unfinished(target: Target) -> Iterator[str]:
 @attack("unread-results", "5 · fifteen clients that do not read a result of 23 MB")
 def _unread(target: Target) -> Iterator[str]:
     body = json.dumps({"model": MODEL, "count": 30_000, "seed": 1}).encode()
-    head = _head("/v1/samples", "application/json", len(body), "Accept: application/x-npz")
+    more = "Accept: application/x-npz\r\nPrefer: wait=60"  # a job would have no result to read
+    head = _head("/v1/samples", "application/json", len(body), more)
     with contextlib.ExitStack() as stack:
         for _ in range(15):
             try:

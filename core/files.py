@@ -1,11 +1,14 @@
 """Files that several processes use: durable writes, modification times, locks, and work folders."""
 
 import fcntl
+import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 from core.blobs import remove_tree
@@ -67,6 +70,21 @@ def in_use(lock: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+@contextmanager
+def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
+    """Create a file in `folder`, for writing and reading; remove it at the end unless it was moved.
+
+    It is locked, because the cleanup deletes files of processes that have died.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield cast("io.BufferedRandom", file)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 @dataclass

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     max_inflight_body_bytes: int = Field(64 << 20, ge=1 << 20)
     """Memory for all request bodies together; beyond it the status is 503."""
     max_inflight_response_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Memory for all large responses together; beyond it they go to temporary files."""
+    """Memory for all large responses that are being sent (else 503), and for all write buffers (else closed)."""
     max_dataset_bytes: int = Field(8 << 30, ge=1024)
     """Maximum size of a dataset upload."""
     max_unpacked_bytes: int = Field(16 << 30, ge=1024)
@@ -267,6 +267,11 @@ class StatePaths:
     def auxiliary_job(self, job_id: str) -> Path:
         """Return the folder of an auxiliary job's files; it is removed when the job ends."""
         return self.state / "scratch" / job_id
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of files that responses are made in."""
+        return self.state / "unfinished"
 
     @property
     def datasets(self) -> Path:

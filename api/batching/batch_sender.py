@@ -11,21 +11,23 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import redis
 
+from api.batching.large_results import LargeResults, discard_rows, take_result
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
 from api.batching.scheduler import BatchScheduler, Limits
 from api.batching.worker_monitor import WorkerMonitor
 from core.blobs import Blobs
-from core.broker.codec import Batch, Fields, joined, unpack
+from core.broker.codec import Batch, Fields, unpack
 from core.broker.connection import connect_async
 from core.broker.keys import QUEUES, WORKERS, QueueName, dropped_key, new_completion_stream, queue_key, started_key
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
-from core.settings import HEARTBEAT_S, Settings
+from core.settings import HEARTBEAT_S, Settings, StatePaths
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class BatchSender:
         """Create the queues. `start` connects to the queue server."""
         self._settings = settings
         self._blobs = blobs
+        self._large_results = LargeResults(StatePaths(settings.state).unfinished)
         self._stream = new_completion_stream()
         limits = Limits(settings.max_waiting, settings.key_waiting_requests, settings.key_waiting_rows)
         self._scheduler = BatchScheduler(limits)
@@ -146,6 +149,7 @@ class BatchSender:
             return
         abandoned = self._scheduler.cancel(request)
         request.result.cancel()
+        discard_rows(request)
         for batch in abandoned:
             self._later(self._redis.set(dropped_key(batch.id), 1, ex=600))
             self._finish(batch)
@@ -271,6 +275,8 @@ class BatchSender:
             took_s, multithreaded = completion.get("took", 0.0), completion.get("wide", False)
             self._scheduler.record_duration(batch, took_s, multithreaded=multithreaded)
             for part, outcome in zip(batch.slices, completion["outcomes"], strict=True):
+                if part.rows < part.request.rows and outcome.get("fields"):
+                    outcome["fields"] = await self._large_results.move_to_disk(part, outcome["fields"])
                 self._complete(part, batch, outcome)
             self._finish(batch)
 
@@ -279,16 +285,15 @@ class BatchSender:
         if (problem := outcome.get("problem")) is not None:
             self._fail(request, problem)
         elif self._scheduler.add_chunk(batch, part, outcome["fields"]) and not request.result.done():
-            chunks = [request.chunks[first] for first in sorted(request.chunks)]
-            request.chunks.clear()
-            if len(chunks) <= _JOIN_INLINE_CHUNKS:
-                request.result.set_result(joined(chunks))
+            chunks, join = len(request.chunks), take_result(request)
+            if chunks <= _JOIN_INLINE_CHUNKS:
+                request.result.set_result(join())
             else:
-                self._later(self._join(request, chunks))
+                self._later(self._join(request, join))
 
     @staticmethod
-    async def _join(request: PendingRequest, chunks: list[Fields]) -> None:
-        fields = await asyncio.to_thread(joined, chunks)
+    async def _join(request: PendingRequest, join: Callable[[], Fields]) -> None:
+        fields = await asyncio.to_thread(join)
         if not request.result.done():
             request.result.set_result(fields)
 
@@ -316,6 +321,7 @@ class BatchSender:
                     batch.last_seen = time.monotonic()
                 continue
             try:
+                self._forget_late_batches()
                 self._monitor.update(heartbeats)
                 self._scheduler.capacity.update(self._monitor.capacity())
                 await self._check_in_flight(lengths)
@@ -325,6 +331,12 @@ class BatchSender:
                     self._later(self._redis.hdel(WORKERS, name))
             except Exception:
                 log.exception("watching the workers")
+
+    def _forget_late_batches(self) -> None:
+        """Forget the late batches whose requests have ended; they would keep the results in memory."""
+        for batch in list(self._late.values()):
+            if not any(part.request in self._scheduler for part in batch.slices):
+                del self._late[batch.id]
 
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
         """Resend the batches that no live worker runs and that are not on a queue.

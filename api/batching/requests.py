@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from api.row_files import RowFile
 from core.broker.codec import BatchSlice, Fields, Items, cut_items
 from core.broker.keys import QueueName
 from core.catalog.registry import ModelVersion
@@ -29,11 +30,12 @@ class PendingRequest:
 
     `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API
     key, empty without keys; `limits` are the limits of this key that differ from the settings.
-    `chunks` has the results of finished slices, keyed by the number of their first row. `result` is
-    a future for the complete result; when a wait of one second ends without a result, a new future
-    replaces it. `rows_done` includes fractions of rows that run in time slices, `rows_left` counts
-    the rows without a result, and `next_row` is the first row that was never sent. `retries` are
-    the slices to be sent again.
+    `chunks` has the results of finished slices, keyed by the number of their first row; the arrays
+    of a large result are in `row_file`, unless `keep_in_memory` says that the disk is full.
+    `result` is a future for the complete result; when a wait of one second ends without a result, a
+    new future replaces it. `rows_done` includes fractions of rows that run in time slices,
+    `rows_left` counts the rows without a result, and `next_row` is the first row that was never
+    sent. `retries` are the slices to be sent again.
     """
 
     entry: ModelVersion
@@ -50,6 +52,8 @@ class PendingRequest:
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     result: "asyncio.Future[Fields]" = field(init=False, repr=False)
     chunks: dict[int, Fields] = field(default_factory=dict)
+    row_file: RowFile | None = field(default=None, init=False)
+    keep_in_memory: bool = field(default=False, init=False)
     rows_done: float = 0.0
     rows_left: int = field(init=False)
     next_row: int = 0

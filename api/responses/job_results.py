@@ -1,6 +1,5 @@
 """Responses about jobs: 202, results of jobs that have ended, and errors of jobs without result."""
 
-import asyncio
 from functools import partial
 
 import orjson
@@ -8,8 +7,10 @@ from fastapi import Request, Response
 
 from api.errors import GONE, ConflictError, GoneError, ModelFailedError
 from api.prefer import Prefer
-from api.responses.render import JSON, NPZ, PNG, About, choose, json_response, negotiate, render, with_acceptance_rate
+from api.responses.render import JSON, NPZ, PNG, About, choose, json_response, negotiate, with_acceptance_rate, write
+from api.responses.result_files import Rendering
 from api.responses.upscaled import OutputFormat, kinds_of
+from api.row_files import array_bytes
 from api.schemas.jobs import JobResponse, job_fields
 from api.state import AppState
 from core.broker.codec import unpack
@@ -81,8 +82,8 @@ async def whole_result_response(state: AppState, job: Job, media: str, headers: 
     return await state.results.whole(job.id, _FILE_NAMES[media], media, make, headers)
 
 
-async def _render(state: AppState, job: Job, media: str) -> tuple[bytes, dict[str, str]]:
-    """Return the body of a succeeded job's result and its headers.
+async def _render(state: AppState, job: Job, media: str) -> Rendering:
+    """Return how to make the body of a succeeded job's result, and its headers.
 
     Raises GoneError if the result was deleted.
     """
@@ -93,4 +94,5 @@ async def _render(state: AppState, job: Job, media: str) -> tuple[bytes, dict[st
         fields = with_acceptance_rate(await state.job_service.result(job))
     except LookupError as error:
         raise GoneError(GONE) from error
-    return await asyncio.to_thread(render, fields, about, media), about.headers(fields)
+    make = partial(write, fields=fields, about=about, media=media)
+    return Rendering(make, array_bytes(fields), about.headers(fields))

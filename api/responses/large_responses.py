@@ -1,81 +1,268 @@
-"""Large responses, whose bodies wait in memory or in a temporary file until clients read them."""
+"""Large responses: made in temporary files, and sent in small pieces as their clients read them."""
 
 import asyncio
+import contextlib
+import io
+import os
 import tempfile
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, TypeVar
 
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-LARGE_BYTES = 1 << 20
-_CHUNK_BYTES = 256 << 10
+from api.errors import OverloadedError, ProblemError, storage_error
+
+LARGE_BYTES = 128 << 10  # larger bodies are sent in pieces
+PIECE_BYTES = 64 << 10
+SENDING_BYTES = 3 * PIECE_BYTES  # a response holds a piece, and another one and 64 KiB in the server's write buffer
+
+_THREADS = 2  # large bodies that are made at the same time
+
+T = TypeVar("T")
+Write = Callable[[BinaryIO], object]
+Read = Callable[[int, int], bytes]
 
 
-class ResponseMemory:
-    """Counts the bytes of large response bodies in memory, and moves bodies to files at a limit."""
+class LargeResponses:
+    """Makes large responses, and limits the memory that they hold while they are sent.
+
+    `held` is the number of bytes that they hold now. A response beyond the limit is rejected when
+    it is sent, before its status.
+    """
 
     def __init__(self, limit: int, folder: Path) -> None:
-        """Keep at most `limit` bytes in memory. Further bodies are written to `folder`."""
+        """Hold at most `limit` bytes. Bodies are written to files without names in `folder`."""
         self._limit = limit
         self._folder = folder
+        self._threads = ThreadPoolExecutor(_THREADS, "responses")
         self.held = 0
 
-    def response(self, body: bytes, headers: dict[str, str], media: str) -> Response:
-        """Return a response with this body and media type; a large body is sent by `chunks`."""
-        if len(body) <= LARGE_BYTES:
-            return Response(body, 200, headers, media)
-        return _LargeResponse(self, body, headers, media)
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function that makes a large body in a thread; return its result.
 
-    async def chunks(self, bodies: list[bytes]) -> AsyncIterator[bytes]:
-        """Yield the only body in the list `bodies` in chunks, from memory or from a temporary file.
-
-        The body is removed from the list, so that its memory is freed when it has been written to a
-        file.
+        There are few threads, because each such function takes memory.
         """
-        size = len(bodies[0])
-        if self.held + size > self._limit:
-            try:
-                file = await asyncio.to_thread(self._write_file, bodies)
-            except OSError:
-                pass  # the disk is full: the body stays in memory
-            else:
-                with file:
-                    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-                        yield chunk
-                return
-        body = bodies.pop()
-        self.held += size
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    @contextlib.contextmanager
+    def reserve(self, size_bytes: int) -> Iterator[None]:
+        """Count bytes that are held during the block.
+
+        Raises OverloadedError if the limit does not allow them.
+        """
+        if self.held + size_bytes > self._limit:
+            detail = f"large responses hold {self.held} bytes of {self._limit} until their clients read them"
+            raise OverloadedError(f"{detail}; try again in a moment", retry_after_s=2)
+        self.held += size_bytes
         try:
-            for at in range(0, size, _CHUNK_BYTES):
-                yield body[at : at + _CHUNK_BYTES]
+            yield
         finally:
-            self.held -= size
+            self.held -= size_bytes
 
-    def _write_file(self, bodies: list[bytes]) -> IO[bytes]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the caller closes it
+    def fits(self, size_bytes: int) -> bool:
+        """Return whether a body of this size can be held besides the responses that are sent."""
+        return self.held + size_bytes <= self._limit // 2
+
+    # --- responses ---
+
+    def of_body(self, body: bytes, status: int, headers: Mapping[str, str], media: str) -> Response:
+        """Return a response with a body that is in memory.
+
+        While other responses hold much memory, a large body is moved to a file when it is sent.
+        """
+        if len(body) <= LARGE_BYTES:
+            return Response(body, status, headers, media)
+        return _BodyResponse(self, body, status, headers, media)
+
+    async def written(self, write: Write, headers: Mapping[str, str], media: str) -> Response:
+        """Return a response whose body `write` writes, in a thread, to a temporary file.
+
+        If the disk is full, the body is made in memory.
+        """
         try:
-            file.write(bodies[0])
+            made = await self.run(self.write_file, write)
+        except OSError:
+            made = await self.run(written_bytes, write)
+        if isinstance(made, bytes):
+            return self.of_body(made, 200, headers, media)
+        return self.of_pieces(made.read, 0, made.size, 200, headers, media)
+
+    def of_pieces(
+        self,
+        read: Read,
+        begin: int,
+        end: int,
+        status: int,
+        headers: Mapping[str, str],
+        media: str,
+        *,
+        first: bytes = b"",
+        read_bytes: int = PIECE_BYTES,
+    ) -> Response:
+        """Return a response with bytes `begin` … `end` − 1 of what `read` reads.
+
+        `read` is called in a thread for at most `read_bytes` bytes, when the client has read the
+        piece before. `first` are bytes that were already read.
+        """
+        pieces = _pieces(read, begin, end, [first] if first else [], read_bytes)
+        held = SENDING_BYTES + max(0, read_bytes - PIECE_BYTES)
+        return _PiecesResponse(self, pieces, held, end - begin, status, headers, media)
+
+    def write_file(self, write: Write) -> "bytes | BodyFile":
+        """Call `write` with a temporary file; return what it wrote. Blocks.
+
+        A small body is returned as bytes. Raises OSError if the disk is full.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            write(file)
+            size = file.seek(0, os.SEEK_END)
+            if size > LARGE_BYTES:
+                file.flush()
+                return BodyFile(os.dup(file.fileno()), size)
             file.seek(0)
-        except BaseException:
-            file.close()
-            raise
-        bodies.clear()
-        return file
+            return file.read()
 
 
-class _LargeResponse(Response):
-    """A response that sends its body in chunks."""
+def written_bytes(write: Write) -> bytes:
+    """Return the bytes that `write` writes to a file."""
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
 
-    def __init__(self, memory: ResponseMemory, body: bytes, headers: dict[str, str], media: str) -> None:
-        super().__init__(None, 200, {**headers, "Content-Length": str(len(body))}, media)
+
+class BodyFile:
+    """A body in a file without a name, which is closed when this object is released."""
+
+    def __init__(self, file: int, size: int) -> None:
+        """Set the file descriptor and the size in bytes."""
+        self._file = file
+        self.size = size
+        weakref.finalize(self, os.close, file)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Return the bytes `begin` … `end` − 1."""
+        return os.pread(self._file, end - begin, begin)
+
+
+async def _pieces(read: Read, begin: int, end: int, first: list[bytes], read_bytes: int) -> AsyncGenerator[bytes]:
+    """Yield the bytes `begin` … `end` − 1 in pieces; those in `first` were already read."""
+    at = begin
+    while at < end:
+        data = first.pop() if first else await asyncio.to_thread(read, at, min(at + read_bytes, end))
+        if not data:
+            raise OSError("the file of a response is shorter than it was")
+        at += len(data)
+        for offset in range(0, len(data), PIECE_BYTES):
+            yield data[offset : offset + PIECE_BYTES]
+
+
+class _PiecesResponse(Response):
+    """A response that sends pieces; it ends when the client disconnects.
+
+    Starlette's StreamingResponse would keep its last piece in a reference cycle after that.
+    """
+
+    def __init__(
+        self,
+        memory: LargeResponses,
+        pieces: AsyncGenerator[bytes],
+        held_bytes: int,
+        size: int,
+        status: int,
+        headers: Mapping[str, str],
+        media: str,
+    ) -> None:
+        super().__init__(None, status, {**headers, "Content-Length": str(size)}, media)
         self._memory = memory
-        self._bodies = [body]
+        self._pieces = pieces
+        self._held_bytes = held_bytes
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self._memory.chunks(self._bodies):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self._memory.reserve(self._held_bytes):
+                await self._send(receive, send)
+        finally:
+            await self._pieces.aclose()
+
+    async def _send(self, receive: Receive, send: Send) -> None:
+        disconnected = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in self._pieces:
+                if disconnected.done():
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            disconnected.cancel()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    with contextlib.suppress(ProblemError):  # of a body that nobody reads
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
+    await asyncio.get_running_loop().create_future()
+
+
+class _BodyResponse(_PiecesResponse):
+    """A response with a large body in memory.
+
+    If the bodies in memory are too large together, the body is moved to a file before it is sent.
+    """
+
+    def __init__(
+        self, memory: LargeResponses, body: bytes, status: int, headers: Mapping[str, str], media: str
+    ) -> None:
+        self._bodies = [body]
+        super().__init__(memory, _body_pieces(self._bodies), len(body), len(body), status, headers, media)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response.
+
+        Raises OverloadedError at the limit, and FullError if the disk is full.
+        """
+        size = len(self._bodies[0])
+        if not self._memory.fits(size):
+            try:
+                file = await self._memory.run(self._memory.write_file, self._write)
+            except OSError as error:
+                raise storage_error(error) from error
+            self._bodies.clear()
+            assert isinstance(file, BodyFile)  # noqa: S101 - the body is large
+            self._pieces = _pieces(file.read, 0, size, [], PIECE_BYTES)
+            self._held_bytes = SENDING_BYTES
+        await super().__call__(scope, receive, send)
+
+    def _write(self, file: BinaryIO) -> None:
+        file.write(self._bodies[0])
+
+
+async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the only body of a list in pieces."""
+    for at in range(0, len(bodies[0]), PIECE_BYTES):
+        yield bodies[0][at : at + PIECE_BYTES]
+    bodies.clear()
+
+
+class LimitedFileResponse(FileResponse):
+    """A response with a file, whose memory is counted while it is sent."""
+
+    chunk_size = PIECE_BYTES
+
+    def __init__(
+        self, memory: LargeResponses, path: Path, headers: Mapping[str, str], media: str, filename: str
+    ) -> None:
+        """Send the file at `path`, or the parts of it that `Range` asks for, as `filename`."""
+        super().__init__(path, headers=headers, media_type=media, filename=filename)
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response. Raises OverloadedError at the limit."""
+        with self._memory.reserve(SENDING_BYTES):
+            await super().__call__(scope, receive, send)

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -16,10 +16,12 @@ from pydantic import BaseModel
 from api.errors import NotAcceptableError, RangeError
 from core.broker.codec import Fields
 from core.catalog.operations import Operation
-from core.imaging.pictures import Pixels, grid, png, unpng
+from core.imaging.pictures import Pixels, png, unpng, write_grid
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 ACCEPTANCE = "acceptance_rate"
+
+_JSON_ROWS = 256  # rows of a field that are written to JSON at once
 
 _NUMBERED = re.compile(r"(.+)\.(\d{1,9})")
 
@@ -134,16 +136,14 @@ def render(fields: Fields, about: About, media: str) -> bytes:
     `name.1`, …, which have different widths, become one list `name` in JSON; in NPZ they stay
     separate arrays.
     """
-    if media == PNG:
-        pixels = _pixels(fields["images"])
-        return png(pixels[0]) if len(pixels) == 1 else grid(pixels, about.columns)
-    if media == NPZ:
-        return _npz({**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
+    if media != JSON:
+        file = io.BytesIO()
+        write(file, fields, about, media)
+        return file.getvalue()
     body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
     for name, value in _join_numbered(fields).items():
         if name == "images":
-            pngs = value if isinstance(value, list) else [png(pixels) for pixels in value]
-            body[name] = [base64.b64encode(data).decode() for data in pngs]
+            body[name] = _base64_pngs(value)
         else:
             body[name] = value
     if about.conversions:
@@ -168,13 +168,48 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
     return np.stack([unpng(image) for image in images]) if isinstance(images, list) else images
 
 
-def _npz(fields: Fields, about: About) -> bytes:
-    buffer = io.BytesIO()
+def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
+    """Write the body that `render` returns to `out`, a seekable file, in bounded memory."""
+    if media == PNG:
+        pixels = _pixels(fields["images"])
+        if len(pixels) == 1:
+            out.write(png(pixels[0]))
+        else:
+            write_grid(out, pixels, about.columns)
+    elif media == NPZ:
+        _write_npz(out, {**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
+    else:
+        _write_json(out, fields, about)
+
+
+def _write_json(out: BinaryIO, fields: Fields, about: About) -> None:
+    out.write(orjson.dumps({"model": about.model, "version": about.version, "seed": about.seed})[:-1])
+    for name, value in _join_numbered(fields).items():
+        out.write(b"," + orjson.dumps(name) + b":")
+        if not isinstance(value, np.ndarray | list) or not len(value):
+            out.write(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+            continue
+        for first in range(0, len(value), _JSON_ROWS):
+            rows = value[first : first + _JSON_ROWS]
+            if name == "images":
+                rows = _base64_pngs(rows)
+            out.write((b"," if first else b"[") + orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        out.write(b"]")
+    if about.conversions:
+        out.write(b',"conversions":' + orjson.dumps(list(about.conversions)))
+    out.write(b"}")
+
+
+def _base64_pngs(images: Pixels | list[bytes]) -> list[str]:
+    pngs = images if isinstance(images, list) else [png(pixels) for pixels in images]
+    return [base64.b64encode(data).decode() for data in pngs]
+
+
+def _write_npz(out: BinaryIO, fields: Fields, about: About) -> None:
     arrays = {name: np.asarray(value) for name, value in fields.items()}
     if about.conversions:
         arrays["conversions"] = np.asarray(about.conversions)
-    np.savez(buffer, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+    np.savez(out, model=about.model, version=about.version, seed=np.int64(about.seed), **arrays)  # type: ignore[arg-type]
 
 
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:

@@ -2,26 +2,44 @@
 
 import asyncio
 import hashlib
+import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api.errors import GONE, GoneError
+from api.responses.large_responses import PIECE_BYTES, LargeResponses, Write, written_bytes
 from api.responses.render import window
 from core.blobs import Blobs
+from core.files import unfinished_file
 
 STORED_BYTES = 256 << 10  # smaller results are rendered for each request, in a few milliseconds
-_CHUNK_BYTES = 1 << 20
 _CACHE_SIZE = 1024
 
 T = TypeVar("T")
-Render = Callable[[], Awaitable[tuple[bytes, dict[str, str]]]]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How to make a body: `write` writes it to a seekable file.
+
+    `size_bytes` is about the size of the body; a large one is written to the disk.
+    """
+
+    write: Write
+    size_bytes: int
+    headers: dict[str, str]
+
+
+Render = Callable[[], Awaitable[Rendering]]
 
 
 async def run_once(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -54,12 +72,16 @@ class ResultFile:
 class ResultFiles:
     """Renders results of jobs, stores them, and returns them as responses."""
 
-    def __init__(self, blobs: Blobs, exists: Callable[[str], Awaitable[bool]]) -> None:
-        """`exists` returns whether a job still exists.
+    def __init__(
+        self, blobs: Blobs, folder: Path, responses: LargeResponses, exists: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """Set the stores; `folder` is for unfinished files. `exists` returns whether a job exists.
 
         If a job is deleted while its result is rendered, its files are deleted again.
         """
         self._blobs = blobs
+        self._folder = folder
+        self._responses = responses
         self._exists = exists
         self._rendering: dict[str, asyncio.Task[ResultFile]] = {}
         self._cache: OrderedDict[str, ResultFile] = OrderedDict()
@@ -118,8 +140,12 @@ class ResultFiles:
     async def _find_or_render(self, job_id: str, key: str, render: Render) -> ResultFile:
         file = await asyncio.to_thread(self._find, key)
         if file is None:
-            body, headers = await render()
-            file = await asyncio.to_thread(self._store, key, body, headers)
+            rendering = await render()
+            try:
+                run = self._responses.run if rendering.size_bytes >= STORED_BYTES else asyncio.to_thread
+                file = await run(self._store, key, rendering)
+            except FileNotFoundError as error:  # deleted meanwhile
+                raise GoneError(GONE) from error
             if file.data is None and not await self._exists(job_id):
                 await asyncio.to_thread(self._blobs.delete, f"jobs/{job_id}")
                 raise GoneError(GONE)
@@ -135,35 +161,60 @@ class ResultFiles:
         except (OSError, ValueError, TypeError):
             return None
 
-    def _store(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
-        file = ResultFile(key, len(body), hashlib.sha256(body).hexdigest(), headers)
-        if len(body) >= STORED_BYTES:
+    def _store(self, key: str, rendering: Rendering) -> ResultFile:
+        """Make a body and store it, unless it is small or the disk is full. Blocks.
+
+        Raises FileNotFoundError if what the body is made of was deleted.
+        """
+        if rendering.size_bytes < STORED_BYTES:
+            return self._store_bytes(key, written_bytes(rendering.write), rendering.headers)
+        try:
+            with unfinished_file(self._folder) as file:
+                rendering.write(file)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                if size < STORED_BYTES:
+                    return self._in_memory(key, file.read(), rendering.headers)
+                stored = ResultFile(key, size, hashlib.file_digest(file, "sha256").hexdigest(), rendering.headers)
+                file.flush()
+                self._blobs.take(key, Path(file.name))
+                self._describe(stored)
+                return stored
+        except OSError:  # disk full: it is rendered for each request
+            return self._in_memory(key, written_bytes(rendering.write), rendering.headers)
+
+    def _store_bytes(self, key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+        file = self._in_memory(key, body, headers)
+        if file.size >= STORED_BYTES:
             try:
                 self._blobs.put(key, body)
-                about = {"size": file.size, "digest": file.digest, "headers": headers}
-                self._blobs.put(f"{key}.about", orjson.dumps(about))
-            except OSError:  # disk full: it is rendered for each request
+                self._describe(file)
+            except OSError:
                 pass
             else:
-                return file
-        return ResultFile(key, file.size, file.digest, headers, body)
+                return replace(file, data=None)
+        return file
+
+    def _describe(self, file: ResultFile) -> None:
+        about = {"size": file.size, "digest": file.digest, "headers": file.headers}
+        self._blobs.put(f"{file.key}.about", orjson.dumps(about))
+
+    @staticmethod
+    def _in_memory(key: str, body: bytes, headers: dict[str, str]) -> ResultFile:
+        return ResultFile(key, len(body), hashlib.sha256(body).hexdigest(), headers, body)
 
     async def _response(
         self, file: ResultFile, begin: int, end: int, status: int, headers: dict[str, str], media: str
     ) -> Response:
         if file.data is not None:
-            return Response(file.data[begin:end], status, headers, media)
+            return self._responses.of_body(file.data[begin:end], status, headers, media)
+        step = self._blobs.read_bytes
         try:
-            first = await asyncio.to_thread(self._blobs.get, file.key, begin, min(begin + _CHUNK_BYTES, end))
+            first = await asyncio.to_thread(self._blobs.get, file.key, begin, min(begin + step, end))
         except FileNotFoundError as error:  # deleted meanwhile
             self._cache.pop(file.key, None)
             raise GoneError(GONE) from error
-        if end - begin <= _CHUNK_BYTES:
+        if end - begin <= PIECE_BYTES:
             return Response(first, status, headers, media)
-
-        async def read() -> AsyncIterator[bytes]:
-            yield first
-            for at in range(begin + _CHUNK_BYTES, end, _CHUNK_BYTES):
-                yield await asyncio.to_thread(self._blobs.get, file.key, at, min(at + _CHUNK_BYTES, end))
-
-        return StreamingResponse(read(), status, {**headers, "Content-Length": str(end - begin)}, media)
+        read = partial(self._blobs.get, file.key)
+        return self._responses.of_pieces(read, begin, end, status, headers, media, first=first, read_bytes=step)

@@ -3,10 +3,8 @@
 import asyncio
 import base64
 import errno
-import fcntl
 import hashlib
 import io
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import GONE, FullError, GoneError, NotAcceptableError, OverloadedError, ProblemError
+from api.responses.large_responses import LargeResponses
 from api.responses.render import JSON, About, choose
-from api.responses.result_files import ResultFile, ResultFiles, run_once
+from api.responses.result_files import Rendering, ResultFile, ResultFiles, run_once
 from core.blobs import Blobs
 from core.broker.codec import Fields
+from core.files import unfinished_file
 from core.imaging.decode import PictureFile
 from core.imaging.encoders import FORMATS, JPEG, MEDIA, Shape, format_size_error, write
 from core.imaging.pictures import Pixels
@@ -32,6 +32,7 @@ from core.jobs.records import Job
 T = TypeVar("T")
 
 JSON_BYTES = 32 << 20  # larger files are not sent as base64 in JSON
+_BASE64_BYTES = 768 << 10  # of a file that are encoded at once, a multiple of 3
 # At most `_THREADS` pictures of more than `_LARGE_PIXELS` are decoded or encoded at the same time.
 _LARGE_PIXELS, _THREADS = 4_000_000, 2
 
@@ -123,7 +124,13 @@ def storage_failed(error: OSError) -> ProblemError:
 class UpscaleService:
     """Decodes and encodes images in threads, few large ones at a time."""
 
-    def __init__(self, folder: Path, blobs: Blobs, result_chunks: Callable[[Job], Iterator[Fields]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        blobs: Blobs,
+        responses: LargeResponses,
+        result_chunks: Callable[[Job], Iterator[Fields]],
+    ) -> None:
         """Set the stores; `folder` is for unfinished files.
 
         `result_chunks` yields the result of a job in chunks.
@@ -133,7 +140,7 @@ class UpscaleService:
         self._result_chunks = result_chunks
         self._threads = ThreadPoolExecutor(_THREADS, "upscales")
         self._encoding: dict[str, asyncio.Task[StoredPicture]] = {}
-        self._results = ResultFiles(blobs, self._has_input)
+        self._results = ResultFiles(blobs, folder, responses, self._has_input)
 
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
         """Call a function for an image of `pixels` pixels in a thread; return its result.
@@ -202,9 +209,14 @@ class UpscaleService:
                 f"{MEDIA[output.kind]}"
             )
 
-        async def render() -> tuple[bytes, dict[str, str]]:
-            data = await asyncio.to_thread(self._blobs.get, file.key)
-            return await asyncio.to_thread(_body, data, spec, about, output, file.constants), about.headers({})
+        async def render() -> Rendering:
+            read = partial(self._blobs.get, file.key)
+
+            def write_json(out: BinaryIO) -> None:
+                pieces = (read(at, min(at + _BASE64_BYTES, file.size)) for at in range(0, file.size, _BASE64_BYTES))
+                _write_json(pieces, spec, about, output, file.constants, out)
+
+            return Rendering(write_json, file.size * 4 // 3, about.headers({}))
 
         return await self._results.respond(request, job.id, f"{output.kind}.json", JSON, render, headers)
 
@@ -228,17 +240,11 @@ class UpscaleService:
         read = partial(self._blobs.get, f"jobs/{job.id}/items")
         alpha = spec.layout.transparency(read)
         constants: Fields = {}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            path = Path(file.name)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)  # cleanup deletes files without a lock
-                hashed = _HashedFile(file)
-                _encode(spec, kind, alpha, _tiles(self._result_chunks(job), constants), hashed)  # type: ignore[arg-type]
-                file.flush()
-                self._blobs.take(key, path)
-            finally:
-                path.unlink(missing_ok=True)
+        with unfinished_file(self._folder) as file:
+            hashed = _HashedFile(file)
+            _encode(spec, kind, alpha, _tiles(self._result_chunks(job), constants), hashed)  # type: ignore[arg-type]
+            file.flush()
+            self._blobs.take(key, Path(file.name))
         about: dict[str, Any] = {"size": hashed.size, "digest": hashed.digest.hexdigest(), "constants": constants}
         self._blobs.put(about_key, orjson.dumps(about))
         if next(self._result_chunks(job), None) is None:  # it was deleted meanwhile
@@ -285,12 +291,24 @@ def _encode(spec: UpscaleSpec, kind: str, alpha: Pixels | None, tiles: Iterator[
 def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields) -> bytes:
     if not output.json:
         return file
+    body = io.BytesIO()
+    _write_json([file], spec, about, output, constants, body)
+    return body.getvalue()
+
+
+def _write_json(
+    pieces: Iterable[bytes], spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields, out: BinaryIO
+) -> None:
+    """Write the JSON with an image file; the sizes of all pieces but the last are multiples of 3."""
     height, width = spec.size
     body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}
-    body |= {"width": width, "height": height, "format": output.kind, "image": base64.b64encode(file).decode()}
+    body |= {"width": width, "height": height, "format": output.kind}
+    out.write(orjson.dumps(body)[:-1] + b',"image":"')
+    out.writelines(base64.b64encode(piece) for piece in pieces)
+    out.write(b'"')
     if about.conversions:
-        body["conversions"] = list(about.conversions)
-    return orjson.dumps(body)
+        out.write(b',"conversions":' + orjson.dumps(list(about.conversions)))
+    out.write(b"}")
 
 
 def _constants(fields: Fields) -> Fields:

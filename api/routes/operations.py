@@ -6,6 +6,7 @@ model.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
@@ -21,7 +22,8 @@ from api.errors import GoneError, InvalidError, ModelFailedError, OverloadedErro
 from api.prefer import Prefer
 from api.requests import InferenceRequest, first_headers, idempotency_key, read_request
 from api.responses.job_results import accepted, whole_result_response
-from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate
+from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate, write
+from api.row_files import LARGE_BYTES, array_bytes
 from api.state import AppState
 from core.broker.codec import Fields
 from core.catalog.operations import OPERATIONS, Operation
@@ -119,12 +121,14 @@ async def _respond_sync(
     fields = with_acceptance_rate(fields)
     entry, columns = inference_request.entry, inference_request.operation.columns(inference_request.rows_per_image)
     about = About(entry.name, entry.version, inference_request.seed, inference_request.conversions, columns)
+    headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
+    if array_bytes(fields) > LARGE_BYTES:
+        return await state.responses.written(partial(write, fields=fields, about=about, media=media), headers, media)
     if inference_request.rows > PNG_BY_WORKER:
         body = await asyncio.to_thread(render, fields, about, media)
     else:
         body = render(fields, about, media)
-    headers = {**about.headers(fields), **prefer.headers, "Vary": "Accept, Prefer"}
-    return state.responses.response(body, headers, media)
+    return state.responses.of_body(body, 200, headers, media)
 
 
 async def compute_or_accept(

@@ -82,7 +82,7 @@ async def _respond_sync(
     about = About(entry.name, entry.version, inference_request.seed, conversions)
     body = await state.upscales.render(spec, photograph.alpha, fields, about, output)
     headers = {**about.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
-    return state.responses.response(body, headers, output.media)
+    return state.responses.of_body(body, 200, headers, output.media)
 
 
 async def _wait_for_job(state: AppState, request: Request, job: Job, wait_s: float) -> Job:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from api import audit
 from api.auth import Caller
@@ -15,6 +15,7 @@ from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
 from api.openapi import BINARY, PICTURE, bytes_response, no_content, problem_responses, upload
 from api.request_content import RAW
+from api.responses.large_responses import LimitedFileResponse
 from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.models import model_response
 from api.schemas.jobs import JobResponse
@@ -86,7 +87,7 @@ async def download_version(state: State, caller: CurrentCaller, name: str, versi
     entry = await find_version(state, caller, name, version)
     headers = {"Cache-Control": "private, immutable"}
     filename = f"{entry.name}-{entry.version}.safetensors"
-    return FileResponse(entry.path, headers=headers, media_type=RAW, filename=filename)
+    return LimitedFileResponse(state.responses, entry.path, headers, RAW, filename)
 
 
 @router.delete("/{version}", summary="Delete a version that is not active", **no_content(403, 404, 409))

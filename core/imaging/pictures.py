@@ -4,6 +4,7 @@ import io
 import math
 import struct
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,9 @@ from core.imaging.container import Pixels, UnusableImageError
 from core.imaging.decode import FORMATS, Colours, open_picture, reject_damage
 from core.imaging.png import chunk
 
-__all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "grid", "png", "unpng"]
+__all__ = ["FORMATS", "Pixels", "UnusableImageError", "decode", "grid", "png", "unpng", "write_grid"]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 # See docs/decisions.md#small-pngs-are-written-by-our-own-encoder
@@ -25,9 +28,9 @@ def png(pixels: Pixels) -> bytes:
     channels, height, width = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)
     lines[:, 1:] = pixels[0] if channels == 1 else pixels.transpose(1, 2, 0).reshape(height, -1)
-    head = struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    head = _header(channels, height, width)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in chunks)
+    return _SIGNATURE + b"".join(chunk(name, data) for name, data in chunks)
 
 
 def unpng(data: bytes) -> Pixels:
@@ -40,13 +43,39 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 
     Without `columns` the grid is nearly square.
     """
+    file = io.BytesIO()
+    write_grid(file, pixels, columns)
+    return file.getvalue()
+
+
+def write_grid(out: BinaryIO, pixels: Pixels, columns: int | None = None) -> None:
+    """Write the PNG of `grid` to `out`, a seekable file, one row of images at a time."""
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
-    lines = math.ceil(count / columns)
-    sheet = np.zeros((lines * columns, channels, height, width), np.uint8)
-    sheet[:count] = pixels
-    sheet = sheet.reshape(lines, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
-    return png(np.ascontiguousarray(sheet.reshape(channels, lines * height, columns * width)))
+    rows = math.ceil(count / columns)
+    out.write(_SIGNATURE + chunk(b"IHDR", _header(channels, rows * height, columns * width)))
+    begin = out.tell()
+    out.write(struct.pack(">I4s", 0, b"IDAT"))  # the length is known at the end
+    checksum, length = zlib.crc32(b"IDAT"), 0
+    stream = zlib.compressobj(1)
+    for first in range(0, rows * columns, columns):
+        images = np.zeros((columns, channels, height, width), np.uint8)
+        images[: max(0, count - first)] = pixels[first : first + columns]
+        lines = np.zeros((height, 1 + columns * width * channels), np.uint8)
+        lines[:, 1:] = images.transpose(2, 0, 3, 1).reshape(height, -1)
+        data = stream.compress(lines.data)
+        checksum, length = zlib.crc32(data, checksum), length + out.write(data)
+    data = stream.flush()
+    checksum, length = zlib.crc32(data, checksum), length + out.write(data)
+    out.write(struct.pack(">I", checksum) + chunk(b"IEND", b""))
+    end = out.tell()
+    out.seek(begin)
+    out.write(struct.pack(">I", length))
+    out.seek(end)
+
+
+def _header(channels: int, height: int, width: int) -> bytes:
+    return struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
 
 
 def decode(data: bytes, channels: int, height: int, width: int) -> tuple[Pixels, str | None]:

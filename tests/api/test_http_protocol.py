@@ -1,16 +1,20 @@
 """Connections that take too much: heads, chunks, pipelines, time. Others are served meanwhile, memory stays bounded."""
 
+import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import httpx
 import orjson
 import pytest
 
 from api.http_protocol import MAX_HEADERS, MAX_PIPELINED
+from api.transfer_limits import StalledWrites
 from tests.api.attack import (
     MIB,
     STALL_S,
@@ -23,6 +27,7 @@ from tests.api.attack import (
     status_of,
     watched,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timing
 
@@ -251,6 +256,45 @@ def test_a_client_that_stops_reading_is_cut_off(api: BareApi) -> None:
         received += sum(len(piece) for piece in iter(lambda: slow.recv(1 << 20) if received < size * 40 else b"", b""))
         assert "client stopped reading" in api.log
         assert len(answer(stalled)) < 40 * size
+
+
+def test_clients_that_read_too_slowly_share_a_bounded_memory(tmp_path: Path) -> None:
+    """Of any response: those that stall for the longest time are cut off, long before the write time-out."""
+    path = "/docs/static/swagger-ui-bundle.js"
+    with contextlib.ExitStack() as opened:
+        api = opened.enter_context(BareApi(tmp_path, max_inflight_response_bytes=MIB, write_timeout_s=60))
+        whole = httpx.get(api.url + path).content
+        for _ in range(40):
+            client = opened.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", api.port))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 20)
+        wait_until(lambda: "client reads too slowly" in api.log, "some are cut off", 20)
+        assert httpx.get(api.url + path).content == whole
+
+
+@pytest.mark.parametrize("limit", [3, 10])
+def test_the_write_buffers_of_all_connections_are_limited(limit: int) -> None:
+    """The connections that stall for the longest time are to be closed."""
+    stalled = StalledWrites(limit)
+    buffers = [cast("asyncio.Transport", _Buffer(size)) for size in (2, 1, 2, 4)]
+    excess = [one for buffer in buffers for one in stalled.add(buffer)]
+    assert excess == {3: [buffers[0], buffers[1], buffers[2], buffers[3]], 10: []}[limit]
+    assert stalled.held == {3: 0, 10: 9}[limit]
+    assert stalled.add(buffers[2]) == []  # counted once
+    for buffer in buffers:
+        stalled.remove(buffer)
+    assert stalled.held == 0
+
+
+class _Buffer:
+    """A connection with a write buffer."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
 
 
 # --- many connections ---

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import tempfile
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import NotAcceptableError, RangeError
-from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, window, with_acceptance_rate
+from api.responses.render import JSON, NPZ, PNG, About, negotiate, render, window, with_acceptance_rate, write
+from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
 from tests.api.helpers import decode_image
@@ -184,3 +187,43 @@ def test_a_download_resumes_only_on_the_same_result() -> None:
     tag = ranged(_request(), DATA, NPZ, {}).headers["etag"]
     assert ranged(_request(range="bytes=50-", if_range=tag), DATA, NPZ, {}).status_code == 206
     assert ranged(_request(range="bytes=50-", if_range='"x"'), DATA, NPZ, {}).body == DATA
+
+
+@pytest.mark.parametrize(
+    ("media", "rows", "most_bytes"), [(JSON, 10_000, 2 << 20), (PNG, 10_000, 2 << 20), (NPZ, 60_000, 36 << 20)]
+)
+def test_a_large_body_is_written_in_little_memory(media: str, rows: int, most_bytes: int) -> None:
+    """The same bytes as in memory, although the images are larger than what it takes."""
+    pixels = np.random.default_rng(0).integers(0, 2, (rows, 1, 28, 28), np.uint8)
+    fields = {"images": pixels, "energies": np.arange(len(pixels), dtype=np.float32), "unit": "nats"}
+    about = About("m", "1", 3, ("grey",))
+    with tempfile.TemporaryFile() as file:
+        tracemalloc.start()
+        write(file, fields, about, media)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < most_bytes
+        file.seek(0)
+        assert file.read() == render(fields, about, media)
+
+
+def test_a_written_body_equals_the_rendered_one() -> None:
+    """For numbers of rows around the limits, and for fields of all kinds."""
+    draw = np.random.default_rng(0)
+    for rows in (0, 1, 2, 255, 256, 257, 600):
+        fields: Fields = {
+            "images": draw.integers(0, 256, (rows, 3, 4, 5), np.uint8),
+            "z.1": draw.normal(size=(rows, 3)).astype(np.float32),
+            "z.0": draw.normal(size=(rows, 2)),
+            "accepted": draw.integers(0, 2, rows).astype(bool),
+            "energies": np.full(rows, np.nan, np.float32),
+            "unit": "nats",
+        }
+        for media in (JSON, PNG, NPZ) if rows else (JSON, NPZ):
+            for images in (fields["images"], [png(pixels) for pixels in fields["images"]]):
+                if rows == 0 and isinstance(images, list) and media == NPZ:
+                    continue
+                out = io.BytesIO()
+                about = About("m", "1", 3, ("grey", "größer"), 7)
+                write(out, {**fields, "images": images}, about, media)
+                assert out.getvalue() == render({**fields, "images": images}, about, media)

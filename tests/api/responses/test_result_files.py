@@ -1,11 +1,12 @@
 """Large results: rendered once, sent in pieces, and not kept in memory for clients that do not read."""
 
 import asyncio
+import contextlib
 import socket
-import tempfile
 import time
+from collections import Counter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import httpx
 import orjson
@@ -13,12 +14,15 @@ import pytest
 from starlette.requests import Request
 
 from api.errors import GoneError
-from api.responses.large_responses import LARGE_BYTES, ResponseMemory
-from api.responses.result_files import STORED_BYTES, ResultFiles
+from api.responses.large_responses import LARGE_BYTES, SENDING_BYTES, LargeResponses
+from api.responses.result_files import STORED_BYTES, Rendering, ResultFiles
 from core.blobs import Blobs
-from tests.api.attack import MIB, connect, cpu_seconds, rss_bytes
+from tests.api.attack import MIB, BareApi, connect, cpu_seconds, rss_bytes, status_of
 from tests.api.helpers import MODEL, create_job, finished_job, post_samples
 from tests.stack import Stack
+from tests.waiting import wait_until
+
+LARGE_MODEL = "ebgan-mnist"
 
 
 def _request(**headers: str) -> Request:
@@ -43,22 +47,27 @@ class _Job:
     """A job whose result is rendered and counted."""
 
     def __init__(self, folder: Path, data: bytes) -> None:
-        self.blobs = Blobs(f"file://{folder}")
+        self.blobs = Blobs(f"file://{folder / 'blobs'}")
+        self.unfinished = folder / "unfinished"
+        self.responses = LargeResponses(64 * MIB, self.unfinished)
         self.data = data
         self.renders = 0
         self.there = True
         self.files = self.anew()
 
     def anew(self) -> ResultFiles:
-        return ResultFiles(self.blobs, self.exists)
+        return ResultFiles(self.blobs, self.unfinished, self.responses, self.exists)
 
     async def exists(self, _job_id: str) -> bool:
         return self.there
 
-    async def render(self) -> tuple[bytes, dict[str, str]]:
+    async def render(self) -> Rendering:
         self.renders += 1
         await asyncio.sleep(0.01)
-        return self.data, {"Reverie-Seed": "1"}
+        return Rendering(self.write, len(self.data), {"Reverie-Seed": "1"})
+
+    def write(self, out: BinaryIO) -> None:
+        out.write(self.data)
 
     async def respond(self, **headers: str) -> Any:
         return await self.files.respond(_request(**headers), "job", "json", "application/json", self.render)
@@ -125,53 +134,12 @@ def test_a_full_disk_stops_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(job.blobs, "put", full)
+        monkeypatch.setattr(job.blobs, "take", full)
         assert await _body(await job.respond()) == job.data
         assert await _body(await job.respond(range="bytes=1-2")) == b"xx"
         assert job.renders == 2
 
     asyncio.run(run())
-
-
-def test_bodies_beyond_the_memory_go_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, in pieces, and the memory is given back."""
-    files: list[IO[bytes]] = []
-    original = tempfile.TemporaryFile
-
-    def counted(**options: Any) -> IO[bytes]:
-        files.append(original(**options))
-        return files[-1]
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", counted)
-
-    async def run() -> None:
-        memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
-        data = bytes(range(256)) * (2 * LARGE_BYTES // 256)
-        responses = [memory.response(data, {"X": "1"}, "application/json") for _ in range(3)]
-        bodies = await asyncio.gather(*map(_body, responses))
-        assert bodies == [data] * 3
-        assert responses[0].headers["content-length"] == str(len(data))
-        assert memory.held == 0
-
-    asyncio.run(run())
-    assert len(files) == 0  # each was sent before the next began
-
-    async def slow() -> None:
-        memory = ResponseMemory(3 * LARGE_BYTES, tmp_path / "unfinished")
-        first = memory.chunks([b"a" * 2 * LARGE_BYTES])
-        await anext(first)
-        second = [b"b" * 2 * LARGE_BYTES]
-        pieces = memory.chunks(second)
-        received = await anext(pieces)
-        assert second == []
-        assert memory.held == 2 * LARGE_BYTES
-        assert received + b"".join([piece async for piece in pieces]) == b"b" * 2 * LARGE_BYTES
-        assert list((tmp_path / "unfinished").iterdir()) == []
-        await first.aclose()  # type: ignore[attr-defined]
-        assert memory.held == 0
-
-    asyncio.run(slow())
-    assert len(files) == 1
 
 
 # --- a real service ---
@@ -219,11 +187,75 @@ def test_clients_that_do_not_read_take_no_memory(client: httpx.Client, stack: St
         connection.close()
 
 
-def test_a_large_response_is_complete(client: httpx.Client) -> None:
-    """Also one that no job was made for."""
-    answer = client.post(
-        "/v1/samples", json={"model": MODEL, "count": 10_000, "seed": 3}, headers={"Prefer": "wait=60"}
+@pytest.mark.timing
+def test_requests_whose_clients_do_not_read_leave_no_memory(client: httpx.Client, stack: Stack) -> None:
+    """Ten large results of synchronous requests; after the clients have left, little stays."""
+    body = orjson.dumps({"model": MODEL, "count": 26_000, "seed": 3})
+    head = (
+        "POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nPrefer: wait=60\r\n"
+        f"Accept: application/x-npz\r\nContent-Length: {len(body)}\r\n\r\n"
     )
+    assert post_samples(client).status_code == 200
+    pid = stack.parts["api"].pid
+    rss = rss_bytes(pid)
+    with contextlib.ExitStack() as opened:
+        held = [opened.enter_context(connect(stack.port)) for _ in range(10)]
+        for connection in held:
+            connection.settimeout(60)
+            connection.sendall(head.encode() + body)
+        assert {status_of(connection.recv(300)) for connection in held} == {200}
+        assert rss_bytes(pid) < rss + 96 * MIB
+        assert post_samples(client).status_code == 200
+    wait_until(lambda: rss_bytes(pid) < rss + 48 * MIB, "the memory is given back", 20)
+
+
+@pytest.mark.timing
+def test_rendering_a_large_result_leaves_no_memory(client: httpx.Client, stack: Stack) -> None:
+    """In no format."""
+    job_id = create_job(client, "/v1/samples", model=MODEL, count=60_000, seed=4)
+    assert finished_job(client, job_id)["status"] == "succeeded"
+    pid = stack.parts["api"].pid
+    rss = rss_bytes(pid)
+    for media in ("application/x-npz", "application/json", "image/png"):
+        headers = {"Accept": media, "Range": "bytes=0-0"}
+        assert client.get(f"/v1/jobs/{job_id}/result", headers=headers).status_code == 206
+    wait_until(lambda: rss_bytes(pid) < rss + 48 * MIB, "the memory is given back", 20)
+
+
+@pytest.mark.timing
+def test_downloads_beyond_the_memory_of_responses_are_refused(tmp_path: Path) -> None:
+    """Of files too, before their status; after the write time-out there is room again."""
+    path = f"/v1/models/{LARGE_MODEL}/versions/1/file"
+    with contextlib.ExitStack() as opened:
+        api = opened.enter_context(BareApi(tmp_path, max_inflight_response_bytes=MIB, write_timeout_s=1))
+        heads = []
+        for _ in range(12):
+            connection = opened.enter_context(connect(api.port))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            heads.append(connection.recv(600))
+        statuses = Counter(status_of(head) for head in heads)
+        assert statuses == {200: MIB // SENDING_BYTES, 503: 12 - MIB // SENDING_BYTES}
+        assert all(b"retry-after: 2" in head for head in heads if status_of(head) == 503)
+
+        def downloaded() -> bool:
+            return httpx.get(api.url + path, timeout=30).status_code == 200
+
+        wait_until(downloaded, "there is room again", 20)
+
+
+def test_a_large_response_is_complete(client: httpx.Client) -> None:
+    """Also one that no job was made for, in each format."""
+    rows = 10_000
+    body = {"model": MODEL, "count": rows, "seed": 3}
+    headers = {"Prefer": "wait=60"}
+    answer = client.post("/v1/samples", json=body, headers=headers)
     assert answer.status_code == 200
     assert len(answer.content) > LARGE_BYTES
-    assert len(orjson.loads(answer.content)["images"]) == 10_000
+    assert len(orjson.loads(answer.content)["images"]) == rows
+    job_id = create_job(client, "/v1/samples", **body)
+    assert finished_job(client, job_id)["status"] == "succeeded"
+    for media in ("application/json", "application/x-npz", "image/png"):
+        accept = {"Accept": media}
+        answer = client.post("/v1/samples", json=body, headers={**headers, **accept})
+        assert answer.content == client.get(f"/v1/jobs/{job_id}/result", headers=accept).content

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from api.errors import FullError, GoneError, NotAcceptableError, OverloadedError
 from api.responses import upscaled as photographs
+from api.responses.large_responses import LargeResponses
 from api.responses.upscaled import OutputFormat, UpscaleService, UpscaleSpec, storage_failed
 from core.blobs import Blobs
 from core.broker.codec import Fields
@@ -36,7 +37,7 @@ class Bench:
         self.unfinished = folder / "unfinished"
         self.reads = 0
         self.gone = False
-        self.room = UpscaleService(self.unfinished, self.blobs, self.pieces)
+        self.room = UpscaleService(self.unfinished, self.blobs, LargeResponses(64 << 20, self.unfinished), self.pieces)
         self.blobs.put("jobs/job_1/items", photograph_bytes(Photograph(PIXELS)))
         self.job = Job(
             id="job_1",

@@ -1,0 +1,59 @@
+"""Large results of synchronous requests: their rows go to the disk as they arrive."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from api.batching.requests import PendingRequest, RequestSlice
+from api.row_files import LARGE_BYTES, RowFile, array_bytes
+from core.broker.codec import Fields, joined
+
+log = logging.getLogger(__name__)
+
+
+class LargeResults:
+    """Writes the rows of large results to a file per request."""
+
+    def __init__(self, folder: Path) -> None:
+        """Create the files in `folder`."""
+        self._folder = folder
+        self._writer = ThreadPoolExecutor(1, "row-files")  # all completions wait for it, so it has no other work
+
+    async def move_to_disk(self, part: RequestSlice, fields: Fields) -> Fields:
+        """Write the arrays of a slice of a large result to the request's file; return the rest.
+
+        Returns the fields unchanged if the result is small or the disk is full.
+        """
+        request = part.request
+        large = array_bytes(fields) * request.rows > LARGE_BYTES * part.rows
+        if not large or request.keep_in_memory or part.first in request.chunks or request.result.done():
+            return fields
+        try:
+            if request.row_file is None:
+                request.row_file = RowFile(self._folder, request.rows)
+            write = request.row_file.write
+            return await asyncio.get_running_loop().run_in_executor(self._writer, write, part.first, fields)
+        except OSError as error:
+            log.warning("result kept in memory", extra={"request_id": request.request_id, "reason": str(error)})
+            request.keep_in_memory = True
+            row_file, request.row_file = request.row_file, None
+            if row_file is not None:
+                row_file.restore(request.chunks)
+            return fields
+
+
+def take_result(request: PendingRequest) -> Callable[[], Fields]:
+    """Remove the chunks of a complete result from its request; return the function that joins them."""
+    chunks = [request.chunks[first] for first in sorted(request.chunks)]
+    join = joined if request.row_file is None else request.row_file.join
+    discard_rows(request)
+    return partial(join, chunks)
+
+
+def discard_rows(request: PendingRequest) -> None:
+    """Release the rows of a request that have arrived."""
+    request.chunks.clear()
+    request.row_file = None

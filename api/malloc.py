@@ -1,0 +1,27 @@
+"""glibc's malloc: freed memory is returned to the system. Does nothing with other C libraries."""
+
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+_MMAP_THRESHOLD_BYTES = 256 << 10
+_TRIM_THRESHOLD_BYTES = 1 << 20
+
+
+def return_freed_memory() -> None:
+    """Make malloc return blocks of at least 256 KiB to the system as soon as they are freed.
+
+    By default glibc raises this threshold to the largest block that was freed, up to 32 MiB, and
+    each thread's arena keeps twice as much free memory. `malloc_trim` releases that only in the
+    main arena.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+
+
+def trim() -> None:
+    """Return all free pages to the system, also those between blocks in use."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -1,0 +1,70 @@
+"""Limits of transfers over HTTP connections: a minimum rate, and the memory of write buffers."""
+
+import asyncio
+
+
+class ProgressCredit:
+    """Measures whether a transfer keeps to a minimum rate: it fails when `left_s` reaches 0.
+
+    `left_s`, in seconds, starts at the time-out. It decreases with time, and increases with the
+    transferred bytes, up to the time-out. So a transfer may stop for a while, but its average rate
+    must reach the minimum.
+    """
+
+    __slots__ = ("_rate", "_timeout_s", "left_s")
+
+    def __init__(self, timeout_s: float, rate: float) -> None:
+        """Set `left_s` to the time-out, in seconds.
+
+        `rate` is the minimum rate in bytes per second.
+        """
+        self._timeout_s = timeout_s
+        self._rate = rate
+        self.left_s = timeout_s
+
+    def update(self, elapsed_s: float, moved_bytes: int) -> None:
+        """Subtract the elapsed time; add the time that the moved bytes take at the minimum rate."""
+        self.left_s = min(self._timeout_s, self.left_s - elapsed_s + moved_bytes / self._rate)
+
+    def refill(self) -> None:
+        """Reset `left_s` to the time-out."""
+        self.left_s = self._timeout_s
+
+    @property
+    def low(self) -> bool:
+        """Whether less than half of the time-out is left."""
+        return self.left_s < self._timeout_s / 2
+
+
+class StalledWrites:
+    """Counts the bytes that wait in the write buffers of connections, and limits them.
+
+    Only buffers above the high-water mark count: those of clients that read slower than the server
+    writes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Allow at most `limit` bytes in all buffers together."""
+        self._limit = limit
+        self._sizes: dict[asyncio.Transport, int] = {}
+        self.held = 0
+
+    def add(self, transport: asyncio.Transport) -> list[asyncio.Transport]:
+        """Count the buffer of a connection that is above the mark now.
+
+        Returns the connections to abort, so that the limit holds again: those that are above it
+        for the longest time.
+        """
+        self.remove(transport)
+        self._sizes[transport] = size = transport.get_write_buffer_size()
+        self.held += size
+        excess = []
+        while self.held > self._limit:
+            oldest = next(iter(self._sizes))
+            self.remove(oldest)
+            excess.append(oldest)
+        return excess
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        """Count a connection no longer, because its client has read most of the buffer or left."""
+        self.held -= self._sizes.pop(transport, 0)
