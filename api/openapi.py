@@ -177,7 +177,7 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
 _KEY = "Sent again with the same body, the same job's result is returned."
 _KEY_SCHEMA = {"type": "string", "pattern": r'^("[ !#-~]{1,255}"|[!#-~]{1,255})$'}
 _HEADERS = [PREFER, {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA, "description": _KEY}]
-_STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503)
+_STATUSES = (400, 404, 406, 409, 410, 413, 415, 422, 429, 500, 503, 507)
 
 
 class OperationDocs:
@@ -254,7 +254,7 @@ class OperationDocs:
             ),
             "parameters": _HEADERS,
             "requestBody": self._bodies(operation, ["image"], fields, form, {"image": picture, "seed": 3}),
-            "responses": _responses(operation, (*MEDIA.values(), JSON), "The picture", (*_STATUSES, 507)),
+            "responses": _responses(operation, (*MEDIA.values(), JSON), "The picture", _STATUSES),
         }
 
     def _fields(self, body: type[BaseModel], operation: Operation, entries: list[ModelVersion]) -> dict[str, Schema]:

@@ -82,7 +82,7 @@ async def delete_job(state: State, job: CurrentJob) -> None:
     await state.job_service.delete(job.id)
 
 
-@router.get("/{job_id}/result", summary="A job's result", **bytes_response(RESULT, 404, 406, 409, 410, 416))
+@router.get("/{job_id}/result", summary="A job's result", **bytes_response(RESULT, 404, 406, 409, 410, 416, 503, 507))
 async def get_job_result(request: Request, state: State, job: CurrentJob) -> Response:
     """Return the result of a succeeded job in the format that `Accept` prefers.
 

@@ -81,7 +81,7 @@ async def get_version_preview(state: State, caller: CurrentCaller, name: str, ve
     return Response(picture, 200, {"Cache-Control": "private, immutable"}, PNG)
 
 
-@router.get("/{version}/file", summary="A version as one safetensors file", **bytes_response(_FILE, 404, 416))
+@router.get("/{version}/file", summary="A version as one safetensors file", **bytes_response(_FILE, 404, 416, 503))
 async def download_version(state: State, caller: CurrentCaller, name: str, version: str) -> Response:
     """Return the checkpoint of a version, a safetensors file with the card in its header."""
     entry = await find_version(state, caller, name, version)
