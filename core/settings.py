@@ -1,4 +1,4 @@
-"""Settings of the service from `REVERIE_…` environment variables, and paths in the state folder."""
+"""Settings of the service, from `REVERIE_…` environment variables, and paths of its state."""
 
 import os
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     blobs_url: str = ""
     """fsspec URL of the blob store; empty: a folder in the state folder."""
     api_keys: Path | None = None
-    """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request is
-    allowed.
+    """File of API keys, one `name:sha256[:roles[:attributes]]` per line; without it every request
+    is allowed.
     """
     public_openapi: bool = True
     """`/docs` and `/openapi.json` need no API key; if false, they need one as other routes do."""
