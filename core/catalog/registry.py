@@ -99,7 +99,7 @@ def read_version(path: Path) -> ModelVersion:
         card = read_card(path)
         known = {method: spec for method, spec in card.operations.items() if method in BY_METHOD}
         operations = {method: _model_operation(method, spec) for method, spec in known.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # an option's schema is not checked
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a schema may be anything
         raise ValueError(f"the checkpoint file of {name}@{version} cannot be used: {error}") from error
     channels, height, width = card.image
     tiled = any(operation.operation.tiled for operation in operations.values())

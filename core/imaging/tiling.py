@@ -78,7 +78,7 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours (H, W, 3), with those of visible pixels extended into transparent areas."""
+    """Return the colours (H, W, 3), with visible ones extended into transparent areas."""
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))

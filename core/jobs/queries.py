@@ -16,7 +16,7 @@ IDS_PER_QUERY = 500
 
 def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now."""
-    # the first condition follows from the second; with it the database can use the index on the status
+    # the first condition follows from the second; with it the database can use the index on status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
     return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
 

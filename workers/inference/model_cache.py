@@ -36,7 +36,7 @@ _MAX_TIME_SLICES = 8  # time slices that a forward pass may take, if larger batc
 _MIN_SPEEDUP, _MIN_TRIED_ROWS = 1.2, 8
 
 _NEARLY_FASTEST = 1.15
-# Runs per batch size, of which the fastest counts: another process may have slowed one of them down.
+# Runs per batch size, of which the fastest counts: another process may have slowed one down.
 _TIMED_RUNS = 2
 
 # Rows on which a small batch size is compared: a single row may have the same bits by chance.
@@ -230,7 +230,7 @@ class LoadedModel:
         return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
     def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Return whether a row's output is bit-identical in batches of `size` rows and a larger one.
+        """Return whether a row's output is bit-identical in a batch of `size` and a larger one.
 
         `whole` is the output of the larger batch; several rows are compared.
         """

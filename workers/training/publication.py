@@ -44,7 +44,8 @@ class VersionPublisher:
         """Measure the last checkpoint of the run in `folder` and publish it as a version.
 
         It is activated as `request["serve"]` says. Completes the job with the version's number and
-        its metrics. After a crash it can be called again: number, metrics and file are kept in the folder.
+        its metrics. After a crash it can be called again: number, metrics and file are kept in the
+        folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)
