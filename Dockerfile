@@ -14,6 +14,10 @@ VOLUME /state
 FROM base AS api
 COPY requirements/api.lock requirements/api.lock
 RUN pip install --require-hashes --requirement requirements/api.lock
+# Traces (REVERIE_TRACING=true) need more packages: --build-arg OTEL=1
+ARG OTEL=""
+COPY requirements/otel.lock requirements/otel.lock
+RUN test -z "$OTEL" || pip install --require-hashes --requirement requirements/otel.lock
 COPY checkpoints checkpoints
 COPY core core
 COPY api api
@@ -33,6 +37,9 @@ COPY requirements/torch.txt requirements/torch.txt
 RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement requirements/torch.txt
 COPY requirements/worker.lock requirements/worker.lock
 RUN pip install --require-hashes --requirement requirements/worker.lock
+ARG OTEL=""
+COPY requirements/otel.lock requirements/otel.lock
+RUN test -z "$OTEL" || pip install --require-hashes --requirement requirements/otel.lock
 COPY docker/alive.py docker/alive.py
 COPY checkpoints checkpoints
 COPY models models

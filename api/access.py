@@ -90,8 +90,8 @@ class AccessControl:
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> errors.ProblemError | None:
         """Check host, origin, API key, rate and role; return the error, or None if the checks pass.
 
-        Stores the caller in the scope, where `caller_of` finds it, and logs rejected keys and
-        missing roles in the audit log.
+        Stores the caller in the scope, where `caller_of` finds it, and the `RateLimit` fields of
+        the response's header, if it has any. Logs rejected keys and missing roles in the audit log.
         """
         path, method = scope["path"], scope["method"]
         scope["reverie_caller"] = ANONYMOUS
@@ -138,7 +138,9 @@ class AccessControl:
 
     def _check_caller(self, scope: Scope, caller: Caller, rule: Rule) -> errors.ProblemError | None:
         per_second = caller.limits.get("requests_per_second", self._settings.key_requests_per_second)
-        if not self._rates.request(caller.name, per_second):
+        within = self._rates.request(caller.name, per_second)
+        scope["reverie_headers"] = self._rates.headers(caller.name, per_second)
+        if not within:
             return quota_exceeded("requests_per_second", f"you may send {per_second} requests a second")
         if not caller.roles.isdisjoint(rule.roles):
             return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,11 @@ class AdoptedJobs:
     notify: Callable[[str], None]
     pending: dict[str, PendingRequest] = field(default_factory=dict)
     holder: str = field(default_factory=lambda: f"{API_HOLDER_PREFIX}{uuid4().hex[:12]}")
+
+    def overdue(self) -> list[str]:
+        """Return the ids of the adopted jobs whose deadline has passed."""
+        now = time.time()
+        return [job_id for job_id, pending in self.pending.items() if pending.deadline_at and pending.deadline_at < now]
 
     async def complete(self, job: Job, pending: PendingRequest) -> None:
         """Wait for the result of a pending request, store it, and end the job.

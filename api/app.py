@@ -19,6 +19,7 @@ from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
 from api.state import AppState
 from api.versions import prune_versions
+from core import tracing
 from core.log import set_up
 from core.settings import Settings
 from core.settings import settings as settings_of_environment
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or settings_of_environment()
     set_up(settings.log_level, "api")
+    tracing.set_up(settings, "api")
     state = AppState(settings)
     app = FastAPI(
         title="Reverie",

@@ -10,10 +10,12 @@ from api.errors import TITLES, problem, respond
 
 CORS_REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
-    *("Last-Event-ID", "Prefer", "Range", "X-Request-ID"),
+    *("Last-Event-ID", "Prefer", "Range", "Request-Timeout", "X-Request-ID"),
+    *("traceparent", "tracestate"),
 )
 CORS_RESPONSE_HEADERS = (
     *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),
+    *("RateLimit", "RateLimit-Policy", "traceresponse"),
     *("Reverie-Model", "Reverie-Seed", "X-Request-ID"),
 )
 

@@ -133,6 +133,10 @@ class OverloadedError(ProblemError, status=503, title="Overloaded", kind=f"{_TYP
     """The service cannot take more work now; the client should retry."""
 
 
+class DeadlineExceededError(ProblemError, status=504, title="Deadline exceeded"):
+    """The deadline of the request (`Request-Timeout`) passed before the request was done."""
+
+
 class FullError(ProblemError, status=507, title="Disk full"):
     """The disk has no room for the request."""
 

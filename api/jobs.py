@@ -17,6 +17,7 @@ from api.batching.batch_sender import BatchSender
 from api.batching.requests import PendingRequest
 from api.errors import OverloadedError, storage_error
 from api.job_events import JobEvents, JobUpdates
+from api.queue_outlook import QueueOutlook
 from api.requests import InferenceRequest
 from api.row_files import join_rows
 from api.store_threads import StoreThreads
@@ -54,6 +55,9 @@ class JobService:
         self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._updates = JobUpdates(job_store, self._threads, self.job_events)
         self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
+        self.outlook = QueueOutlook(
+            job_store.engine, self._threads.read, lambda: len(batch_sender.live_workers()), self._count_training_workers
+        )
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: dict[str, int] = {}
@@ -186,6 +190,8 @@ class JobService:
             seed=inference_request.seed,
             rows=inference_request.rows,
             rows_per_image=inference_request.rows_per_image,
+            deadline_at=inference_request.deadline_at,
+            traceparent=inference_request.traceparent or None,
         )
         items = pack(inference_request.items) if inference_request.items and not operation.tiled else None
         if inference_request.photograph is not None:
@@ -231,13 +237,23 @@ class JobService:
         """Return the largest number of devices that a live training worker reports; None if none
         reports it.
         """
+        live = (await self.training_workers()).values()
+        return max((heartbeat["devices"] for heartbeat in live if heartbeat.get("devices")), default=None)
+
+    async def training_workers(self) -> dict[str, dict[str, Any]]:
+        """Return the heartbeats of live training workers, keyed by worker id.
+
+        Empty while the queue server is unreachable.
+        """
         try:
             hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)
         except (redis.RedisError, OSError):
-            return None
-        heartbeats = [unpack(data) for data in hashes.values()]
-        live = [heartbeat for heartbeat in heartbeats if time.time() - heartbeat["at"] < TRAINER_TIMEOUT_S]
-        return max((heartbeat["devices"] for heartbeat in live if heartbeat.get("devices")), default=None)
+            return {}
+        heartbeats = {name.decode(): unpack(data) for name, data in hashes.items()}
+        return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < TRAINER_TIMEOUT_S}
+
+    async def _count_training_workers(self) -> int:
+        return len(await self.training_workers())
 
     # --- reading jobs ---
 
@@ -317,6 +333,17 @@ class JobService:
         self._updates.notify(job_id)
         return cancelled
 
+    async def _end_overdue(self) -> None:
+        """End the jobs whose deadline has passed, of all processes, and drop this process's
+        requests for them.
+        """
+        for job_id in self._adopted.overdue():
+            self._batch_sender.drop(self._adopted.pending.pop(job_id))
+        if await self._threads.read(self._job_store.has_overdue):
+            for job_id in await self._threads.write(self._job_store.end_overdue):
+                log.info("deadline passed", extra={"job": job_id})
+                self._updates.notify(job_id)
+
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its files.
 
@@ -330,8 +357,8 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Until cancelled: renew leases, requeue jobs of dead processes, update `counts`, wake
-        workers.
+        """Until cancelled: renew leases, requeue jobs of dead processes, end overdue jobs, update
+        `counts`, wake workers.
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
@@ -340,6 +367,7 @@ class JobService:
                 for job_id in await self._threads.write(self._reaper.reap):
                     log.warning("lease lapsed", extra={"job": job_id})
                     self._updates.notify(job_id)
+                await self._end_overdue()
                 self.counts = await self._threads.read(self._job_store.count_by_status)
                 waiting = await self._threads.read(self._job_store.count_claimable, 1.0)
                 if waiting and (await self._batch_sender.queue_lengths())["bulk"] == 0:

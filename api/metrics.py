@@ -1,30 +1,86 @@
 """Prometheus metrics of this process, the workers, the queues and the job store."""
 
 from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from api.state import AppState
 from core.broker.keys import QueueName
+from core.histograms import BOUNDS, HISTOGRAMS
 
-LATENCY = Histogram(
-    "reverie_request_seconds",
-    "Time from the first byte of a request to the last byte of its response",
-    ["method", "route", "status"],
-    registry=None,
-    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
-)
+# Histograms by their name in `core.histograms`: the name of the metric, its labels, and its help.
+# Those of workers have the label `worker` besides.
+_OWN_HISTOGRAMS = {
+    "request_seconds": (
+        "reverie_request_seconds",
+        ["method", "route", "status"],
+        "Time from the first byte of a request to the last byte of its response",
+    ),
+    "queue_seconds": (
+        "reverie_queue_seconds",
+        ["model", "operation"],
+        "Time that synchronous requests waited before a worker ran their first rows",
+    ),
+}
+_INFERENCE_HISTOGRAMS = {
+    "run_seconds": ("reverie_worker_run_seconds", ["model", "operation"], "Time slices of batches and jobs in models"),
+    "batch_rows": ("reverie_worker_batch_rows", ["model", "operation"], "Rows of batches and jobs in a time slice"),
+    "job_queue_seconds": ("reverie_job_queue_seconds", ["model", "operation"], "Time until a job was first claimed"),
+}
+_TRAINING_HISTOGRAMS = {
+    "training_queue_seconds": (
+        "reverie_training_queue_seconds",
+        ["kind", "family"],
+        "Time until a training or auxiliary job was first claimed",
+    ),
+    "training_run_seconds": (
+        "reverie_training_run_seconds",
+        ["kind", "family"],
+        "Time that a training or auxiliary job ran, from a claim to its end or a pause",
+    ),
+}
+
+
+def _histograms(
+    described: dict[str, tuple[str, list[str], str]], snapshots: dict[str | None, dict[str, Any]]
+) -> Iterable[Metric]:
+    """Yield histograms, given the snapshots by the value of their label `worker`; None for no such label."""
+    for key, (name, labels, text) in described.items():
+        family = HistogramMetricFamily(name, text, labels=labels if None in snapshots else ["worker", *labels])
+        bounds = [*map(floatToGoString, BOUNDS[key]), "+Inf"]
+        for worker, snapshot in snapshots.items():
+            for values, counts in snapshot.get(key, ()):
+                *numbers, total = counts
+                buckets = list(zip(bounds, accumulate(numbers), strict=True))
+                family.add_metric(values if worker is None else [worker, *values], buckets, total)
+        yield family
+
+
+def _heartbeat_histograms(
+    described: dict[str, tuple[str, list[str], str]], workers: dict[str, dict[str, Any]]
+) -> Iterable[Metric]:
+    """Yield the histograms in the heartbeats of `workers`, keyed by worker id."""
+    return _histograms(described, {name: one.get("histograms", {}) for name, one in workers.items()})
 
 
 class ServiceCollector(Collector):
     """Reads the metrics of the services at each scrape; prometheus_client does not count them."""
 
-    def __init__(self, state: AppState, queue_lengths: dict[QueueName, int]) -> None:
-        """Set the services to read; `queue_lengths` has the number of messages on each queue."""
+    def __init__(
+        self, state: AppState, queue_lengths: dict[QueueName, int], training_workers: dict[str, dict[str, Any]]
+    ) -> None:
+        """Set the services to read; `queue_lengths` has the number of messages on each queue.
+
+        `training_workers` are the heartbeats of live training workers, keyed by worker id.
+        """
         self._sender, self._jobs, self._queue_lengths = state.batch_sender, state.job_service.counts, queue_lengths
+        self._training_workers = training_workers
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics for prometheus_client."""
@@ -54,12 +110,16 @@ class ServiceCollector(Collector):
             batches.add_metric([name], counters.get("batches", 0))
             memory.add_metric([name], worker["memory_bytes"])
         yield from (rows, busy, batches, memory)
+        yield from _heartbeat_histograms(_INFERENCE_HISTOGRAMS, workers)
+        trainers = self._training_workers
+        yield GaugeMetricFamily("reverie_training_workers", "Live training workers", value=len(trainers))
+        yield from _heartbeat_histograms(_TRAINING_HISTOGRAMS, trainers)
+        yield from _histograms(_OWN_HISTOGRAMS, {None: HISTOGRAMS.snapshot()})
 
 
 def exposition(accept: str, collector: ServiceCollector) -> tuple[bytes, str]:
     """Return all metrics in the format that the header `accept` prefers, and its media type."""
     scrape = CollectorRegistry()
-    scrape.register(LATENCY)
     scrape.register(collector)
     encode, media = choose_encoder(accept)
     return encode(scrape), media

@@ -6,19 +6,21 @@ import logging
 import re
 import secrets
 import time
-from functools import lru_cache
 
-from prometheus_client import Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import audit
 from api.access import OPEN_PATHS, AccessControl, caller_of, rule_of
+from api.deadline import HEADER as DEADLINE_HEADER
+from api.deadline import set_deadline, stop_at
 from api.errors import OverloadedError, ProblemError
 from api.html_headers import add_html_headers
 from api.job_events import OpeningPace
-from api.metrics import LATENCY
 from api.request_bodies import BodyReader, RequestBodies
+from api.request_span import RequestSpan, traceparent_of
+from core import tracing
+from core.histograms import HISTOGRAMS
 from core.settings import Settings
 
 log = logging.getLogger("api.access")
@@ -51,6 +53,7 @@ class RequestMiddleware:
         client_id = headers.get(b"x-request-id")
         request_id = client_id.decode() if client_id and _PLAIN_ID.fullmatch(client_id) else secrets.token_hex(16)
         sender = _ResponseSender(receive, send, headers, request_id)
+        sender.start_span(scope)
         sender.may_be_html = not scope["path"].startswith("/v1/")
         try:
             await self._handle(scope, receive, sender)
@@ -78,11 +81,25 @@ class RequestMiddleware:
         """Check a request and pass it to the application.
 
         Raises a ProblemError if the access control, the rate of event streams or a limit of bodies
-        rejects it.
+        rejects it, and DeadlineExceededError if no response has started at its deadline.
         """
         scope["reverie_request_id"] = sender.request_id
-        if (refusal := self._access.refusal(scope, sender.headers)) is not None:
+        refusal = self._access.refusal(scope, sender.headers)
+        sender.fields.extend(scope.get("reverie_headers", ()))
+        if refusal is not None:
             raise refusal
+        if DEADLINE_HEADER in sender.headers:
+            async with stop_at(set_deadline(scope, sender.headers[DEADLINE_HEADER])) as timeout:
+                sender.timeout = timeout
+                try:
+                    await self._pass_on(scope, receive, sender)
+                finally:
+                    sender.timeout = None
+        else:
+            await self._pass_on(scope, receive, sender)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
+        """Read the body within its limits, and pass the request to the application."""
         if scope["path"].endswith("/events"):
             await asyncio.sleep(self._openings.delay_s())
         body = sender.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
@@ -106,7 +123,16 @@ class _ResponseSender:
         self.request_id = request_id
         self.status = 0
         self.may_be_html = True
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.span: RequestSpan | None = None
         self.body: BodyReader | None = None
+        self.timeout: asyncio.Timeout | None = None  # ends with the start of the response
+
+    def start_span(self, scope: Scope) -> None:
+        """Start the request's span, which the response names, if traces are recorded."""
+        if tracing.is_on():
+            self.span = RequestSpan(scope, self.headers, self.request_id)
+            self.fields.append((b"traceresponse", self.span.traceparent.encode()))
 
     def _unread(self) -> bool:
         """Return whether the client may still be sending a body that will not be read."""
@@ -121,8 +147,14 @@ class _ResponseSender:
         After the last message of an error response, read the rest of an upload.
         """
         if message["type"] == "http.response.start":
+            if self.timeout is not None:
+                if self.timeout.expired():
+                    await asyncio.sleep(0)  # the cancellation, which is due, comes before the response
+                else:
+                    self.timeout.reschedule(None)
             self.status = message["status"]
             message["headers"].append((b"x-request-id", self.request_id.encode()))
+            message["headers"].extend(self.fields)
             if self.may_be_html:
                 add_html_headers(message)
             if self.status >= 400 and self._unread() and all(name != b"connection" for name, _ in message["headers"]):
@@ -135,23 +167,20 @@ class _ResponseSender:
 
 
 def _record(scope: Scope, sender: _ResponseSender, seconds: float) -> None:
-    """Record a completed request in the metrics, the audit log and the log."""
-    route = getattr(scope.get("route"), "path", "other")
-    _latency(scope["method"], route, sender.status).observe(seconds)
-    owner = caller_of(scope).name
+    """Record a completed request in the metrics, the audit log, the log and its trace."""
+    route, owner = getattr(scope.get("route"), "path", ""), caller_of(scope).name
+    HISTOGRAMS.observe("request_seconds", (scope["method"], route or "other", str(sender.status)), seconds)
+    if sender.span is not None:
+        sender.span.end(route, sender.status, owner)
     action = rule_of(scope["method"], scope["path"]).action
     if action and sender.status not in {401, 429}:
         details = {"owner": owner, "resource": scope["path"][:200], "request_id": sender.request_id}
         audit.record(action, status=sender.status, **details, **scope.get(audit.DETAILS, {}))
     if scope["path"] not in OPEN_PATHS and log.isEnabledFor(logging.INFO):
         fields = {"request_id": sender.request_id, "owner": owner, "method": scope["method"], "path": scope["path"]}
+        if traceparent := traceparent_of(scope):
+            fields["trace_id"] = traceparent.split("-")[1]
         log.info("request", extra={**fields, "status": sender.status, "ms": round(seconds * 1000, 2)})
-
-
-@lru_cache(1000)
-def _latency(method: str, route: str, status: int) -> Histogram:
-    """Return the histogram with these labels; cached, because `labels` takes a lock."""
-    return LATENCY.labels(method, route, str(status))
 
 
 async def _linger(receive: Receive) -> None:

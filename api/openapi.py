@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
 from api.access import OPEN_PATHS, SAFE_METHODS
+from api.deadline import MAX_TIMEOUT_S
 from api.errors import MEDIA_TYPE, TITLES
 from api.permissions import Models
 from api.request_content import FORM
@@ -63,6 +64,15 @@ def no_content(*statuses: int) -> dict[str, Any]:
 
 _WAIT = "`wait=N`: wait up to N seconds before the request becomes a job; `respond-async`: make it a job at once."
 PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _WAIT}
+
+
+_TIMEOUT_SCHEMA: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S}
+TIMEOUT: Schema = {
+    "name": "Request-Timeout",
+    "in": "header",
+    "schema": _TIMEOUT_SCHEMA,
+    "description": "Seconds until the deadline: then the work stops, and the response, or the job's problem, is a 504.",
+}
 
 
 def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -157,6 +167,8 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
         return
     if method == "post" and "202" in responses:
         responses["202"]["links"] = dict(_JOB_LINKS)
+        responses |= problem_responses(504)
+        described["parameters"] = [*described.get("parameters", ()), TIMEOUT]
     for (operation, status), links in _LINKS.items():
         if described.get("operationId") == operation:
             responses[status]["links"] = responses[status].get("links", {}) | links

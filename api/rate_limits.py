@@ -10,6 +10,8 @@ from limits.strategies import FixedWindowRateLimiter
 # The limiter is asked for 1/20 of a window's requests at a time, because each call is expensive.
 _SHARE = 20
 
+REQUESTS = b"requests_per_second"  # the limit's name, as in GET /v1/me and in problems
+
 
 class RateLimits:
     """Limits requests per second of each owner, and wrong keys per minute of each address."""
@@ -18,7 +20,8 @@ class RateLimits:
         """Set how many wrong keys an address may send per minute."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
-        self._portions: dict[str, tuple[int, float]] = {}
+        # by owner: requests left in its portion, when the window ends, and what the window has left besides
+        self._portions: dict[str, tuple[int, float, int]] = {}
 
     def wrong_key(self, address: str) -> int:
         """Count a wrong key from an address.
@@ -37,15 +40,30 @@ class RateLimits:
         """
         if not per_second:
             return True
-        left, until = self._portions.get(owner, (0, 0.0))
+        left, until, beyond = self._portions.get(owner, (0, 0.0, 0))
         now = time.time()
         if left > 0 and now < until:
-            self._portions[owner] = (left - 1, until)
+            self._portions[owner] = (left - 1, until, beyond)
             return True
         item = RateLimitItemPerSecond(per_second)
         for portion in (max(1, per_second // _SHARE), 1):
             if self._limiter.hit(item, "request", owner, cost=portion):
-                until = self._limiter.get_window_stats(item, "request", owner).reset_time
-                self._portions[owner] = (portion - 1, until)
+                window = self._limiter.get_window_stats(item, "request", owner)
+                self._portions[owner] = (portion - 1, window.reset_time, window.remaining)
                 return True
+        self._portions[owner] = (0, until, 0)
         return False
+
+    def headers(self, owner: str, per_second: int) -> list[tuple[bytes, bytes]]:
+        """Return the fields `RateLimit` and `RateLimit-Policy` for an owner after its request.
+
+        They are those of draft-ietf-httpapi-ratelimit-headers; empty without a limit.
+        """
+        if not per_second:
+            return []
+        left, until, beyond = self._portions.get(owner, (0, 0.0, 0))
+        reset_s = max(0, math.ceil(until - time.time()))
+        return [
+            (b"ratelimit-policy", b'"%b";q=%d;w=1' % (REQUESTS, per_second)),
+            (b"ratelimit", b'"%b";r=%d;t=%d' % (REQUESTS, left + beyond, reset_s)),
+        ]

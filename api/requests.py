@@ -15,10 +15,12 @@ from starlette.requests import Request
 from api.access import caller_of
 from api.auth import ANONYMOUS, Caller
 from api.batching.requests import PendingRequest
+from api.deadline import deadline_of
 from api.errors import InvalidError, MalformedError, NotFoundError, request_id_of
 from api.permissions import Models
 from api.request_bodies import read_body
 from api.request_content import FORM, Content, decode_base64, media_type, option_value, parse_body, read_form
+from api.request_span import traceparent_of
 from api.responses.upscaled import UpscaleSpec
 from api.schemas.operations import SEED_LIMIT, OperationFields, UpscaleFields
 from core.broker.codec import Items
@@ -44,7 +46,8 @@ class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
     `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows.
-    `conversions` are messages about conversions of the images. A request of `POST /v1/upscales` has
+    `conversions` are messages about conversions of the images. `deadline_at` is in seconds since
+    the epoch; `traceparent` is that of the request's span. A request of `POST /v1/upscales` has
     no items at first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
     """
 
@@ -61,6 +64,8 @@ class InferenceRequest:
     request_id: str = ""
     photograph: Photograph | None = None
     upscale: UpscaleSpec | None = None
+    deadline_at: float | None = None
+    traceparent: str = ""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -93,6 +98,8 @@ class InferenceRequest:
             self.request_id,
             self.caller.name,
             self.caller.limits,
+            self.deadline_at,
+            self.traceparent,
         )
 
 
@@ -121,6 +128,8 @@ async def read_request(request: Request, operation: Operation, models: Models, s
             content.fingerprint  # noqa: B018 - computed here, in a thread for large bodies, and cached
         inference_request = _inference_request(content, operation, models, settings)
         inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
+        inference_request.deadline_at = deadline_of(request.scope)
+        inference_request.traceparent = traceparent_of(request.scope)
         return inference_request
 
     return resolve() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(resolve)

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from api import errors
 from api.access import caller_of
 from api.auth import Caller
+from api.deadline import deadline_of
+from api.request_span import traceparent_of
 from api.requests import idempotency_key
 from api.schemas.trainings import TrainingBody
 from api.state import AppState
@@ -26,8 +28,17 @@ def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any],
     """Return the record of a new job of the kind `kind` for the training workers, not yet
     inserted.
     """
-    owner, request_id = caller_of(request.scope).name, errors.request_id_of(request)
-    return Job(kind=kind, owner=owner, model=model, method=kind, request=body, request_id=request_id, seed=seed)
+    return Job(
+        kind=kind,
+        owner=caller_of(request.scope).name,
+        model=model,
+        method=kind,
+        request=body,
+        request_id=errors.request_id_of(request),
+        seed=seed,
+        deadline_at=deadline_of(request.scope),
+        traceparent=traceparent_of(request.scope) or None,
+    )
 
 
 async def run_auxiliary_job(

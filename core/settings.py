@@ -213,6 +213,8 @@ class Settings(BaseSettings):
     max_version_bytes: int = Field(4 << 30, ge=1024)
     """Maximum size of a version file to import."""
 
+    tracing: bool = False
+    """Record OpenTelemetry traces; needs the extra `otel`, and `OTEL_…` variables say where they are sent."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     """Minimum level of log lines: debug, info, warning or error."""
 

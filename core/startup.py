@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from redis.exceptions import AuthorizationError
 from redis.sentinel import MasterNotFoundError
 
+from core import tracing
 from core.broker.address import QueueAddress
 from core.jobs.migrate import NewerDatabaseError
 from core.jobs.store import JobStore
@@ -72,11 +73,13 @@ def load_settings() -> Settings:
 
 
 def check(settings: Settings) -> bool:
-    """Check the state folder, the job database and the queue server.
+    """Check the state folder, the job database, the queue server and, with tracing, its packages.
 
     Returns whether the queue server is reachable. Raises StartupError if one of them cannot be
     used.
     """
+    if settings.tracing and not tracing.installed():
+        raise StartupError(f"REVERIE_TRACING needs packages that are not installed: {tracing.REMEDY}")
     check_state(settings)
     check_database(settings)
     return check_queue(settings)

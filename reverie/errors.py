@@ -19,6 +19,7 @@
         ├── TooManyRequestsError      429
         ├── InternalServerError       500
         ├── ServiceUnavailableError   503
+        ├── DeadlineExceededError     504
         └── DiskFullError             507
 
 A status without a class of its own raises ProblemError itself.
@@ -169,6 +170,10 @@ class InternalServerError(ProblemError, status=500):
 
 class ServiceUnavailableError(ProblemError, status=503):
     """The service is overloaded or has no worker, and all retries failed."""
+
+
+class DeadlineExceededError(ProblemError, status=504):
+    """The deadline of the request passed before it was done; the service has stopped its work."""
 
 
 class DiskFullError(ProblemError, status=507):

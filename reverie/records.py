@@ -115,6 +115,26 @@ class Job(Record):
     progress = Field(float, "The share that is done, from 0 to 1.")
 
     @property
+    def position(self) -> int | None:
+        """The place of a queued job in the order in which jobs are started; 1 is next, None unknown."""
+        return self.body.get("position")
+
+    @property
+    def waiting_reason(self) -> str | None:
+        """Why the job is not run now; None if it is, or if that is unknown."""
+        return self.body.get("waiting_reason")
+
+    @property
+    def estimated_start_s(self) -> float | None:
+        """The seconds until a queued job starts, as estimated when it was read; None if unknown."""
+        return self.body.get("estimated_start_s")
+
+    @property
+    def estimated_remaining_s(self) -> float | None:
+        """The seconds until a running job ends, as estimated when it was read; None if unknown."""
+        return self.body.get("estimated_remaining_s")
+
+    @property
     def ended(self) -> bool:
         """Whether the job has succeeded, failed or been cancelled."""
         return self.status in TERMINAL

@@ -141,7 +141,8 @@ class ApiRequest:
 
     `upload` are files to send. `download` receives the body of a successful response.
     `retry_if_lost` says whether to retry if the connection breaks after the request may have
-    reached the service.
+    reached the service. `deadline`, of the monotonic clock, is when the service stops the work;
+    after it nothing is retried.
     """
 
     method: str
@@ -153,6 +154,7 @@ class ApiRequest:
     download: Download | None = None
     retry_if_lost: bool = True
     timeout_s: float | None = None
+    deadline: float | None = None
 
     def open_files(self) -> AbstractContextManager[FormFiles | None]:
         """Open the files to upload, for one attempt; None if there are none."""
@@ -163,6 +165,9 @@ class ApiRequest:
 
         Query parameters that are None are left out.
         """
+        headers = dict(self.headers)
+        if self.deadline is not None:
+            headers["Request-Timeout"] = f"{max(0.001, self.deadline - time.monotonic()):.3f}"
         timeout = http.timeout if self.timeout_s is None else httpx.Timeout(self.timeout_s, connect=CONNECT_TIMEOUT_S)
         return http.build_request(
             self.method,
@@ -170,12 +175,14 @@ class ApiRequest:
             params={name: value for name, value in self.params.items() if value is not None} or None,
             json=self.json,
             files=files,
-            headers={**self.headers, **(self.download.request_headers() if self.download else {})},
+            headers=headers | (self.download.request_headers() if self.download else {}),
             timeout=timeout,
         )
 
     def may_retry(self, outcome: httpx.TransportError | httpx.Response) -> bool:
         """Return whether to send the request again after this error or error response."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return False
         if isinstance(outcome, httpx.Response):
             return outcome.status_code in {429, 503} or (self.retry_if_lost and outcome.status_code in {502, 504})
         if isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
@@ -204,6 +211,18 @@ class Delay:
             moment = email.utils.parsedate_to_datetime(retry_after).timestamp()
             return cls(min(max(0.0, moment - time.time()), MAX_DELAY_S))
         return cls(random.uniform(0.5, 1.0) * min(0.1 * 2**attempt, MAX_DELAY_S))
+
+
+def deadline_after(seconds: float | None) -> float | None:
+    """Return the deadline of a request, `seconds` from now, of the monotonic clock; None for None.
+
+    Raises ValueError if `seconds` is not above 0.
+    """
+    if seconds is None:
+        return None
+    if not seconds > 0:
+        raise ValueError(f"deadline_s: {seconds:g} is not above 0")
+    return time.monotonic() + seconds
 
 
 def path_of(*segments: str) -> str:

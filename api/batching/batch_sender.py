@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 import redis
 
+from api.batching.batch_spans import batch_ended, batch_sent
 from api.batching.large_results import LargeResults, discard_rows, take_result
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
 from api.batching.scheduler import BatchScheduler, Limits
@@ -27,6 +28,7 @@ from core.broker.connection import connect_async
 from core.broker.keys import QUEUES, WORKERS, QueueName, dropped_key, new_completion_stream, queue_key, started_key
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
+from core.histograms import HISTOGRAMS
 from core.settings import HEARTBEAT_S, Settings, StatePaths
 
 log = logging.getLogger(__name__)
@@ -191,6 +193,7 @@ class BatchSender:
             name, version, method, options = batch.key[:4]
             model, slices = (name, version, method), [part.to_wire() for part in batch.slices]
             message = Batch(batch.id, self._stream, *model, orjson.loads(options), slices, isolated=batch.isolated)
+            message.traceparent = batch_sent(batch)
             self._later(self._send(publish_batch(batch.sent_to, message.pack()), batch))
         if self._scheduler.wakeup_at is not None:
             delay = self._scheduler.wakeup_at + 0.0005 - time.monotonic()
@@ -223,11 +226,13 @@ class BatchSender:
         while len(self._late) > _KEEP_LATE:
             self._late.popitem(last=False)
         self._scheduler.requeue(batch, isolate=isolate)
+        batch_ended(batch)
         for queue in QUEUES:
             self._dispatch(queue)
 
     def _finish(self, batch: InFlightBatch) -> None:
         self._scheduler.finish_batch(batch)
+        batch_ended(batch)
         self._late.pop(batch.id, None)
         self._dispatch(batch.queue)
 
@@ -268,6 +273,7 @@ class BatchSender:
         if batch is None:
             return
         batch.last_seen, batch.worker, batch.missed_checks = time.monotonic(), completion["worker"], 0
+        self._observe_queue_time(batch, completion.get("took", 0.0))
         if completion["kind"] == "progress":
             self._scheduler.record_progress(batch, completion["done"])
             self._dispatch("interactive")
@@ -279,6 +285,16 @@ class BatchSender:
                     outcome["fields"] = await self._large_results.move_to_disk(part, outcome["fields"])
                 self._complete(part, batch, outcome)
             self._finish(batch)
+
+    @staticmethod
+    def _observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
+        """Record how long the requests whose first slice has run waited before it ran."""
+        if batch.progress:
+            return
+        now, labels = time.monotonic(), (batch.key[0], batch.key[2])
+        for part in batch.slices:
+            if part.first == 0 and not part.request.chunks:
+                HISTOGRAMS.observe("queue_seconds", labels, max(0.0, now - part.request.arrived - took_s))
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
         request = part.request
@@ -381,6 +397,7 @@ class BatchSender:
                 detail = f"the process that ran this request died or fell silent {part.attempts} times"
                 problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
                 self._scheduler.finish_batch(batch)
+                batch_ended(batch)
                 self._fail(part.request, problem)
                 return
         self._requeue(batch, isolate=died)

@@ -30,6 +30,7 @@ class PendingRequest:
 
     `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API
     key, empty without keys; `limits` are the limits of this key that differ from the settings.
+    `deadline_at` is in seconds since the epoch, and `traceparent` that of the request's span.
     `chunks` has the results of finished slices, keyed by the number of their first row; the arrays
     of a large result are in `row_file`, unless `keep_in_memory` says that the disk is full.
     `result` is a future for the complete result; when a wait of one second ends without a result, a
@@ -49,6 +50,8 @@ class PendingRequest:
     request_id: str = ""
     owner: str = ""
     limits: Mapping[str, int] = field(default_factory=dict)
+    deadline_at: float | None = None
+    traceparent: str = ""
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     result: "asyncio.Future[Fields]" = field(init=False, repr=False)
     chunks: dict[int, Fields] = field(default_factory=dict)
@@ -95,7 +98,9 @@ class RequestSlice:
         """Return the slice with its input images, in the form that is sent to a worker."""
         request = self.request
         items = cut_items(request.items, request.per, self.first, self.rows) if request.items else {}
-        return BatchSlice(request.id, request.seed, self.first, self.rows, items, request.png, request.request_id)
+        return BatchSlice(
+            request.id, request.seed, self.first, self.rows, items, request.png, request.request_id, request.traceparent
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -105,6 +110,7 @@ class InFlightBatch:
     `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
     `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
     client needs the batch any more. `missed_checks` counts the checks that have not found it.
+    `spans` are its open spans, if traces are recorded.
     """
 
     id: str
@@ -116,6 +122,7 @@ class InFlightBatch:
     worker: str | None = None
     progress: float = 0.0
     missed_checks: int = 0
+    spans: list[Any] = field(default_factory=list)
 
     @property
     def isolated(self) -> bool:

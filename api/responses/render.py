@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.errors import NotAcceptableError, RangeError
+from core import tracing
 from core.broker.codec import Fields
 from core.catalog.operations import Operation
 from core.imaging.pictures import Pixels, png, unpng, write_grid
@@ -140,6 +141,11 @@ def render(fields: Fields, about: About, media: str) -> bytes:
         file = io.BytesIO()
         write(file, fields, about, media)
         return file.getvalue()
+    with tracing.span("encode", attributes={"reverie.media_type": media}):
+        return _json_body(fields, about)
+
+
+def _json_body(fields: Fields, about: About) -> bytes:
     body: dict[str, Any] = {"model": about.model, "version": about.version, "seed": about.seed}
     for name, value in _join_numbered(fields).items():
         if name == "images":
@@ -170,16 +176,17 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
 
 def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
     """Write the body that `render` returns to `out`, a seekable file, in bounded memory."""
-    if media == PNG:
-        pixels = _pixels(fields["images"])
-        if len(pixels) == 1:
-            out.write(png(pixels[0]))
+    with tracing.span("encode", attributes={"reverie.media_type": media}):
+        if media == PNG:
+            pixels = _pixels(fields["images"])
+            if len(pixels) == 1:
+                out.write(png(pixels[0]))
+            else:
+                write_grid(out, pixels, about.columns)
+        elif media == NPZ:
+            _write_npz(out, {**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
         else:
-            write_grid(out, pixels, about.columns)
-    elif media == NPZ:
-        _write_npz(out, {**fields, "images": _pixels(fields["images"])} if "images" in fields else fields, about)
-    else:
-        _write_json(out, fields, about)
+            _write_json(out, fields, about)
 
 
 def _write_json(out: BinaryIO, fields: Fields, about: About) -> None:

@@ -20,6 +20,7 @@ from api.errors import GONE, FullError, GoneError, NotAcceptableError, Overloade
 from api.responses.large_responses import LargeResponses
 from api.responses.render import JSON, About, choose
 from api.responses.result_files import Rendering, ResultFile, ResultFiles, run_once
+from core import tracing
 from core.blobs import Blobs
 from core.broker.codec import Fields
 from core.files import unfinished_file
@@ -174,8 +175,9 @@ class UpscaleService:
 
         def encode() -> bytes:
             file = io.BytesIO()
-            _encode(spec, output.kind, alpha, iter(fields["images"]), file)
-            return _body(file.getvalue(), spec, about, output, _constants(fields))
+            with tracing.span("encode", attributes={"reverie.media_type": output.media}):
+                _encode(spec, output.kind, alpha, iter(fields["images"]), file)
+                return _body(file.getvalue(), spec, about, output, _constants(fields))
 
         return await asyncio.to_thread(encode)
 

@@ -38,7 +38,8 @@ async def list_jobs(
     """Return a page of the caller's jobs, newest first."""
     filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
-    return JobPage.of([JobResponse.of(job) for job in jobs], "id", limit)
+    outlooks = await state.job_service.outlook.of(jobs)
+    return JobPage.of([JobResponse.of(job, outlook) for job, outlook in zip(jobs, outlooks, strict=True)], "id", limit)
 
 
 async def list_jobs_after(
@@ -55,11 +56,12 @@ async def list_jobs_after(
 
 
 @router.get("/{job_id}", summary="A job", responses=problem_responses(404))
-async def get_job(response: Response, job: CurrentJob) -> JobResponse:
-    """Return a job's status, progress and links."""
+async def get_job(response: Response, state: State, job: CurrentJob) -> JobResponse:
+    """Return a job's status, progress and links, and how long it may wait."""
     if not job.ended:
         response.headers["Retry-After"] = "1"
-    return JobResponse.of(job)
+    (outlook,) = await state.job_service.outlook.of([job])
+    return JobResponse.of(job, outlook)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))

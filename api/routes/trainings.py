@@ -74,7 +74,9 @@ async def list_trainings(
     """Return a page of the caller's trainings, newest first."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
-    return schemas.TrainingPage.of([TrainingResponse.of(job) for job in jobs], "id", limit)
+    outlooks = await state.job_service.outlook.of(jobs)
+    trainings = [TrainingResponse.of(job, outlook) for job, outlook in zip(jobs, outlooks, strict=True)]
+    return schemas.TrainingPage.of(trainings, "id", limit)
 
 
 @router.get("/{job_id}", summary="A training", responses=problem_responses(404))
@@ -83,7 +85,8 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
     lines = await _metrics(state, job.id)
     if not job.ended:
         response.headers["Retry-After"] = "1"
-    return schemas.TrainingDetailResponse.of(job, metrics=lines[-1] if lines else None)
+    (outlook,) = await state.job_service.outlook.of([job])
+    return schemas.TrainingDetailResponse.of(job, outlook, metrics=lines[-1] if lines else None)
 
 
 @router.get(

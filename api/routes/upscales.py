@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request, Response
 
 from api.access import caller_of
+from api.deadline import deadline_of
 from api.errors import InvalidError, NotFoundError, request_id_of
 from api.permissions import Models
 from api.prefer import Prefer
 from api.request_content import FORM, Content, decode_base64, media_type, parse_body, read_form
+from api.request_span import traceparent_of
 from api.requests import InferenceRequest, seed_or_random, validate_fields, validate_options
 from api.responses.job_results import accepted, check_succeeded
 from api.responses.render import About
@@ -144,6 +146,10 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     seed = seed_or_random(fields.seed)
     inference_request = InferenceRequest(OPERATION, entry, options, seed, tiling.count, content)
     inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
+    inference_request.deadline_at, inference_request.traceparent = (
+        deadline_of(request.scope),
+        traceparent_of(request.scope),
+    )
     inference_request.photograph, inference_request.conversions = photograph, photograph.notes
     inference_request.upscale = UpscaleSpec(layout, int(options["scale"]), output.kind, fields.quality)
     return inference_request, output

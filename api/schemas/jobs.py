@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import Page, Problem, Resource
 from core.jobs.records import Job
 
@@ -34,7 +35,20 @@ class JobFields(Resource):
     seed: int
     request_id: str
     attempts: int
-    waiting_reason: str | None = Field(description="Why a queued job is not run now: its result cannot be stored.")
+    position: int | None = Field(
+        None, description="The place of a queued job in the order in which workers start jobs; 1 is next."
+    )
+    waiting_reason: str | None = Field(
+        description="Why the job is not run now, for example because other jobs come first or its result cannot be "
+        "stored."
+    )
+    estimated_start_s: float | None = Field(
+        None, description="Seconds until a queued job starts, at the present pace of jobs; null if unknown."
+    )
+    estimated_remaining_s: float | None = Field(
+        None, description="Seconds until a running job ends, at its pace so far; null if unknown."
+    )
+    deadline_at: Timestamp | None = Field(None, description="When the job ends as failed (504), by `Request-Timeout`.")
     problem: Problem | None
     links: JobLinks
     created_at: Timestamp
@@ -48,28 +62,36 @@ class JobResponse(JobFields):
     request: dict[str, Any] = Field(description="What was asked for, without pictures.")
 
     @classmethod
-    def of(cls, job: Job) -> Self:
-        """Return the response body of a job."""
-        return cls.model_validate(job_fields(job))
+    def of(cls, job: Job, outlook: Outlook = UNKNOWN) -> Self:
+        """Return the response body of a job; `outlook` says how long it may wait."""
+        return cls.model_validate(job_fields(job, outlook))
 
 
 class JobPage(Page[JobResponse]):
     """A page of jobs, newest first."""
 
 
-def job_fields(job: Job) -> dict[str, Any]:
-    """Return the fields of a job's response body."""
+def job_fields(job: Job, outlook: Outlook = UNKNOWN) -> dict[str, Any]:
+    """Return the fields of a job's response body; `outlook` says how long it may wait."""
     copied = ("id", "kind", "status", "progress", "model", "version", "seed", "request", "request_id", "attempts")
     path = f"/v1/jobs/{job.id}"
     return {
         **{name: getattr(job, name) for name in copied},
-        "waiting_reason": job.blocked_reason,
+        "position": outlook.position,
+        "waiting_reason": outlook.reason or job.blocked_reason,
+        "estimated_start_s": _rounded(outlook.start_s),
+        "estimated_remaining_s": _rounded(outlook.remaining_s),
+        "deadline_at": _timestamp(job.deadline_at),
         "problem": {**job.problem, "request_id": job.request_id} if job.problem else None,
         "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},
         "created_at": _timestamp(job.created_at),
         "started_at": _timestamp(job.started_at),
         "finished_at": _timestamp(job.finished_at),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def _timestamp(seconds: float | None) -> str | None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
 from api.schemas.models import SHARED
@@ -89,9 +90,9 @@ class TrainingResponse(JobFields):
     links: TrainingLinks
 
     @classmethod
-    def of(cls, job: Job, **more: Any) -> Self:
+    def of(cls, job: Job, outlook: Outlook = UNKNOWN, **more: Any) -> Self:
         """Return the response body of a training; `more` are further fields."""
-        fields = job_fields(job)
+        fields = job_fields(job, outlook)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"
         links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}

@@ -60,7 +60,7 @@ class BatchSlice:
 
     `id` is the id of the pending request or job. `items` has one image per row, or one image (M =
     1) for all rows. With `png`, images are returned as PNG bytes instead of an array. `request_id`
-    is the id of the HTTP request, for the log.
+    is the id of the HTTP request, for the log, and `traceparent` that of its span, for traces.
     """
 
     id: str
@@ -70,6 +70,7 @@ class BatchSlice:
     items: Items = field(default_factory=dict)
     png: bool = False
     request_id: str = ""
+    traceparent: str = ""
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Batch:
 
     `reply` is the stream for the completion. `state` is the state of an operation that was
     interrupted at the end of a time slice. `isolated` means that a worker died while it ran the
-    batch, so it must run alone.
+    batch, so it must run alone. `traceparent` is that of the batch's span, if traces are recorded.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Batch:
     slices: list[BatchSlice]
     state: dict[str, Any] | None = None
     isolated: bool = False
+    traceparent: str = ""
 
     def pack(self) -> bytes:
         """Return the batch in the wire format.
@@ -99,10 +101,14 @@ class Batch:
         """
         tree = {name: value for name, value in vars(self).items() if name != "slices"}
         if not self.isolated:
-            del tree["isolated"]  # unknown to the release before
+            del tree["isolated"]
+        if not self.traceparent:
+            del tree["traceparent"]  # unknown to the release before
         parts = []
         for one in self.slices:
             part = {name: value for name, value in vars(one).items() if name != "id"}
+            if not one.traceparent:
+                del part["traceparent"]
             parts.append({"call": one.id, **part})
         return pack({**tree, "parts": parts})
 

@@ -18,7 +18,14 @@ def waiting() -> sa.ColumnElement[bool]:
     """Return the SQL condition of jobs that can be claimed now."""
     # the first condition follows from the second; with it the database can use the index on status
     free = jobs.c.status.in_(("queued", "running")) & sa.or_(jobs.c.status == "queued", jobs.c.lease_holder.is_(None))
-    return free & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= time.time())
+    now = time.time()
+    in_time = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > now)
+    return free & in_time & sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+
+
+def overdue() -> sa.ColumnElement[bool]:
+    """Return the SQL condition of unfinished jobs whose deadline has passed."""
+    return jobs.c.status.in_(UNFINISHED) & (jobs.c.deadline_at <= time.time())
 
 
 def jobs_of(rows: Iterable[sa.Row[Any]]) -> list[Job]:
@@ -85,6 +92,11 @@ class JobQueries:
         query = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.status.in_(("queued", "running")))
         with self.engine.connect() as connection:
             return {status: int(count) for status, count in connection.execute(query.group_by(jobs.c.status))}
+
+    def has_overdue(self) -> bool:
+        """Return whether the deadline of an unfinished job has passed."""
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(jobs.c.id).where(overdue()).limit(1)).first() is not None
 
     def count_claimable(self, older_than_s: float) -> int:
         """Return the number of inference jobs that have waited for more than `older_than_s` s."""

@@ -77,6 +77,8 @@ class Job:
     blocked_since: float | None = None
     blocked_reason: str | None = None
     blocked_bytes: int | None = None
+    traceparent: str | None = None  # of the span of the request that made the job
+    deadline_at: float | None = None  # when the job ends as failed, unless it has ended before
 
     @property
     def claim(self) -> Claim:

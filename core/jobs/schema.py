@@ -72,10 +72,13 @@ jobs = sa.Table(
     sa.Column("blocked_since", sa.Float),
     sa.Column("blocked_reason", sa.Text),
     sa.Column("blocked_bytes", sa.BigInteger),
+    sa.Column("deadline_at", sa.Float),
+    sa.Column("traceparent", sa.String(60)),
     sa.Index("jobs_status_queued_at", "status", "queued_at"),
     sa.Index("jobs_owner_status_queued_at", "owner", "status", "queued_at"),
     sa.Index("jobs_owner", "owner", "id"),
     sa.Index("jobs_finished", "finished_at"),
+    sa.Index("jobs_status_deadline_at", "status", "deadline_at"),
 )
 
 result_chunks = sa.Table(

@@ -7,12 +7,14 @@ requests of clients and expiry. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and 
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from core.jobs import transitions
 from core.jobs.claims import JobClaims, queue_of, register_owners
 from core.jobs.leases import JobLeases
+from core.jobs.queries import overdue
 from core.jobs.records import TERMINAL, TRAINING, Event, IdempotencyKey, Insertion, Job
 from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, transaction
 
@@ -59,6 +61,28 @@ class JobStore(JobClaims, JobLeases):
         unfinished = (jobs.c.id == job_id) & jobs.c.status.not_in(TERMINAL)
         with transaction(self.engine) as connection:
             return transitions.finish(connection, unfinished, job_id, "cancelled")
+
+    def end_overdue(self) -> list[str]:
+        """End the jobs whose deadline has passed as failed (504), and invalidate the claims on
+        them.
+
+        Returns the ids of these jobs.
+        """
+        late = overdue()
+        with transaction(self.engine) as connection:
+            rows = connection.execute(sa.select(jobs.c.id, jobs.c.created_at, jobs.c.deadline_at).where(late)).all()
+            return [
+                row.id
+                for row in rows
+                if transitions.finish(
+                    connection,
+                    late & (jobs.c.id == row.id),
+                    row.id,
+                    "failed",
+                    _overdue_problem(row.deadline_at - row.created_at),
+                    token=jobs.c.token + 1,
+                )
+            ]
 
     def pause(self, job_id: str) -> bool:
         """Pause a queued or running training and invalidate the claim on it.
@@ -119,6 +143,14 @@ class JobStore(JobClaims, JobLeases):
         with transaction(self.engine) as connection:
             connection.execute(events.delete().where(events.c.job_id.in_(job_ids)))
             connection.execute(jobs.delete().where(jobs.c.id.in_(job_ids)))
+
+
+def _overdue_problem(allowed_s: float) -> dict[str, Any]:
+    detail = (
+        f"the job was not done within the {max(0.0, allowed_s):.3g} s that Request-Timeout left it; its work was "
+        "stopped. Send it again with more time"
+    )
+    return {"type": "about:blank", "title": "Deadline exceeded", "status": 504, "detail": detail}
 
 
 def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from reverie.cli.context import CommandContext, Options, OutputPath, Seed, Shared, output_path, parse_options
+from reverie.cli.context import CommandContext, Deadline, Options, OutputPath, Seed, Shared, output_path, parse_options
 from reverie.cli.jobs import follow_job, print_job
 from reverie.cli.output import ProgressBar, compact_json, format_size
 from reverie.records import Job
@@ -22,6 +22,7 @@ def sample(
     seed: Seed = None,
     out: OutputPath = None,
     options: Options = None,
+    deadline: Deadline = None,
 ) -> None:
     """Draw samples and save them; the suffix of the file chooses PNG (a grid), NPZ or JSON.
 
@@ -29,7 +30,7 @@ def sample(
     """
     cli = context.obj
     path = out or Path(f"{model.partition('@')[0]}.png")
-    fields = {**parse_options(options), "count": count}
+    fields = {**parse_options(options), "count": count, "deadline_s": deadline}
     with output_path(path) as target, ProgressBar(cli.output, model) as bar:
         saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
     cli.print_saved(path, saved, f"{count} samples of ")
@@ -45,6 +46,7 @@ def upscale(
     method: Annotated[str | None, typer.Option(help="One of the model's: bicubic, tv, mse, statistics.")] = None,
     seed: Seed = None,
     options: Options = None,
+    deadline: Deadline = None,
 ) -> None:
     """Enlarge a picture and save it; the suffix of the file chooses PNG, JPEG or WebP.
 
@@ -53,6 +55,7 @@ def upscale(
     cli = context.obj
     path = out or picture.with_name(f"{picture.stem}-large.png")
     fields = parse_options(options) | {name: value for name, value in [("scale", scale), ("method", method)] if value}
+    fields["deadline_s"] = deadline
     with output_path(path) as target, ProgressBar(cli.output, picture.name) as bar:
         saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=bar.update_from_job, **fields)
     cli.print_saved(path, saved, "upscaled by ")
@@ -106,6 +109,7 @@ def train(
         str, typer.Option(help='When to activate the new version: "if better", always or never.')
     ] = "if better",
     shared: Shared = None,
+    deadline: Deadline = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate memory and time from a few steps; do not train.")
     ] = False,
@@ -129,7 +133,8 @@ def train(
         output.print_line(f"memory      {format_size(estimate['memory_bytes'])}")
         output.print_line(f"time        {estimate['seconds']:.0f} s")
         return
-    job: Job = cli.client.train(family, dataset, model, recipe=changes, serve=serve, shared=shared)
+    fields: dict[str, Any] = {"recipe": changes, "serve": serve, "shared": shared, "deadline_s": deadline}
+    job: Job = cli.client.train(family, dataset, model, **fields)
     if follow:
         output.print_message(f"{job.id}: Ctrl-C stops watching; the training continues")
         job = follow_job(cli, job)

@@ -77,6 +77,10 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: random, and printed]")
 ]
 
+Deadline = Annotated[
+    float | None, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Stop the work after so many seconds.")
+]
+
 
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
     """Set options given as `a.b=value` in the nested dictionary `base`, in place, and return it.

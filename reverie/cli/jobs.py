@@ -1,5 +1,6 @@
 """Commands for jobs, trainings among them: `reverie jobs …`."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from reverie.errors import JobFailedError
 from reverie.records import Event, Job
 
 INTERRUPTED = 130
+QUEUE_POLL_S = 1.0
 # Jobs whose results can be saved as a picture.
 PICTURE_KINDS = {"samples", "manifold", "reconstructions", "interpolations", "inpaintings", "upscales"}
 
@@ -105,12 +107,22 @@ def follow_job(cli: CliContext, job: Job) -> Job:
     title = f"{job.kind} {job.model}"
     with ProgressBar(cli.output, f"{title} {job.status}") as bar:
         try:
+            _show_queue(cli, bar, job)
             for event in cli.client.events(job.id):
                 _show_event(bar, title, event)
         except KeyboardInterrupt:
             bar.print_message(f"{job.id} continues; watch it with: reverie jobs watch {job.id}")
             raise typer.Exit(INTERRUPTED) from None
     return cli.client.wait(job.id)
+
+
+def _show_queue(cli: CliContext, bar: ProgressBar, job: Job) -> None:
+    """Show a job's place in the queue while it is queued."""
+    while job.status == "queued":
+        job = cli.client.job(job.id)
+        bar.update_from_job(job)
+        if job.status == "queued":
+            time.sleep(QUEUE_POLL_S)
 
 
 def _show_event(bar: ProgressBar, title: str, event: Event) -> None:

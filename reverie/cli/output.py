@@ -63,6 +63,7 @@ class ProgressBar(Progress):
         columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         console = output.stderr
         self._output, self._status_line = output, ""
+        self._place: tuple[str, int | None] | None = None
         super().__init__(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
         self._bar = self.add_task(title, total=1.0)
 
@@ -77,8 +78,12 @@ class ProgressBar(Progress):
         self.update(self._bar, completed=share, description=title)
 
     def update_from_job(self, job: Job) -> None:
-        """Set the share that is done to the job's progress."""
+        """Show the job's progress and, below the bar, its place in the queue while it waits."""
         self.set_progress(job.progress)
+        waiting = format_waiting(job)
+        moved, self._place = (job.status, job.position) != self._place, (job.status, job.position)
+        if not self.disable or (waiting and moved):  # without a terminal, a line for each place
+            self.set_status_line(waiting)
 
     def set_status_line(self, text: str) -> None:
         """Replace the line below the bar; without a bar, print the line."""
@@ -90,6 +95,24 @@ class ProgressBar(Progress):
     def print_message(self, text: str) -> None:
         """Print a line above the bar."""
         self._output.print_message(text)
+
+
+def format_waiting(job: Job) -> str:
+    """Return why a job waits and for how long, on one line; "" for a job that does not wait."""
+    if job.status != "queued":
+        return ""
+    position = "" if job.position is None else f"position {job.position}"
+    start_s = job.estimated_start_s
+    start = "" if start_s is None else f"starts in about {format_duration(start_s)}"
+    return ", ".join(filter(None, ("queued", position, start, job.waiting_reason)))
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in whole seconds, minutes or hours."""
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} h"
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:

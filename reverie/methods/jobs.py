@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from reverie.methods.base import JSON, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Job, OperationResult, SavedFile, Training
-from reverie.requests import ApiRequest, ByteProgress, path_of
+from reverie.requests import ApiRequest, ByteProgress, deadline_after, path_of
 
 
 class JobMethods(BaseMethods):
@@ -105,6 +105,7 @@ class TrainingMethods(BaseMethods):
         evaluation: Mapping[str, int] | None = None,
         gpus: int = 1,
         shared: bool | None = None,
+        deadline_s: float | None = None,
     ) -> Steps[Training]:
         """Start a training and return it without waiting.
 
@@ -112,15 +113,16 @@ class TrainingMethods(BaseMethods):
         the family's default: `config`, `training`, `seed`. `summary` is a line for the card.
         `serve` says when the new version becomes active: "if better", "always" or "never".
         `evaluation` has the `count` of test pictures and the number `k` of importance samples per
-        picture. `gpus` is the number of devices. A new model is private unless `shared`. Raises
-        InvalidError for an invalid recipe, ConflictError if the name is being trained already.
+        picture. `gpus` is the number of devices. A new model is private unless `shared`. After
+        `deadline_s` seconds the training fails; its last checkpoint is kept. Raises InvalidError
+        for an invalid recipe, ConflictError if the name is being trained already.
         """
         body: dict[str, Any] = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}}
         body |= {"summary": summary, "serve": serve, "gpus": gpus}
         body |= {"evaluation": evaluation} if evaluation else {}
         body |= {} if shared is None else {"shared": shared}
-        headers = {"Idempotency-Key": uuid4().hex}
-        return Training((yield from self._post("trainings", json=body, headers=headers)))
+        headers, deadline = {"Idempotency-Key": uuid4().hex}, deadline_after(deadline_s)
+        return Training((yield from self._post("trainings", json=body, headers=headers, deadline=deadline)))
 
     @ClientMethod
     def estimate(

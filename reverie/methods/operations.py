@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
 from reverie.records import Caller, Job, OperationResult, SavedFile
-from reverie.requests import ApiRequest, Upload
+from reverie.requests import ApiRequest, Upload, deadline_after
 
 Picture: TypeAlias = bytes | str | os.PathLike[str]  # the bytes of a picture file, or its path
 
@@ -23,9 +23,10 @@ class OperationMethods(BaseMethods):
 
     Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
     you give no `seed`, the client draws one. A request that takes long becomes a job, and the
-    method waits for it. The methods raise InvalidError for options or images that the model does
-    not accept, NotFoundError for an unknown model, and JobFailedError if the job fails or is
-    cancelled.
+    method waits for it. All methods take `deadline_s`: after so many seconds the service stops the
+    work, and they raise DeadlineExceededError or, for a job, JobFailedError. They also raise
+    InvalidError for options or images that the model does not accept, NotFoundError for an unknown
+    model, and JobFailedError if the job fails or is cancelled.
     """
 
     @ClientMethod
@@ -37,6 +38,7 @@ class OperationMethods(BaseMethods):
         images: Sequence[Picture] = (),
         *,
         seed: int | None = None,
+        deadline_s: float | None = None,
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[OperationResult]:
@@ -45,6 +47,7 @@ class OperationMethods(BaseMethods):
 
         `on_progress` is called with the job, if the request became one.
         """
+        options["deadline_s"] = deadline_s
         return (yield from self._run(operation, model, images, seed, options, on_progress))
 
     @ClientMethod
@@ -57,6 +60,7 @@ class OperationMethods(BaseMethods):
         images: Sequence[Picture] = (),
         *,
         seed: int | None = None,
+        deadline_s: float | None = None,
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
@@ -66,18 +70,28 @@ class OperationMethods(BaseMethods):
         the job, if the request became one. Raises ValueError for another suffix.
         """
         media_type = media_type_of(path)
-        request = _operation_request(operation, media_type, _body(model, images, seed, options))
+        request = _operation_request(operation, media_type, _body(model, images, seed, options), deadline_s)
         send = partial(self._send_and_wait, on_progress=on_progress)
         return (yield from self._download(request, path, media_type, send=send))
 
     @ClientMethod
     def submit(
-        self, /, operation: str, model: str, images: Sequence[Picture] = (), *, seed: int | None = None, **options: Any
+        self,
+        /,
+        operation: str,
+        model: str,
+        images: Sequence[Picture] = (),
+        *,
+        seed: int | None = None,
+        deadline_s: float | None = None,
+        **options: Any,
     ) -> Steps[Job]:
         """Start an operation as a job; return the job without waiting for its end."""
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex}
         body = _body(model, images, seed, options)
-        response = yield from self._send(ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers))
+        deadline = deadline_after(deadline_s)
+        request = ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers, deadline=deadline)
+        response = yield from self._send(request)
         if response.status_code == 202:
             return Job(response.json())
         # a retry, after a lost response, found that the job has ended already
@@ -93,6 +107,7 @@ class OperationMethods(BaseMethods):
         *,
         model: str | None = None,
         seed: int | None = None,
+        deadline_s: float | None = None,
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
@@ -104,7 +119,8 @@ class OperationMethods(BaseMethods):
         media_type = media_type_of(path)
         params = {"model": model, "seed": _seed_or_random(seed), **options}
         upload = Upload({"image": Path(image)})
-        request = ApiRequest("POST", "/v1/upscales", params=params, headers={"Accept": media_type}, upload=upload)
+        headers, deadline = {"Accept": media_type}, deadline_after(deadline_s)
+        request = ApiRequest("POST", "/v1/upscales", params=params, headers=headers, upload=upload, deadline=deadline)
         send = partial(self._send_and_wait, on_progress=on_progress)
         return (yield from self._download(request, path, media_type, send=send))
 
@@ -191,10 +207,11 @@ class OperationMethods(BaseMethods):
         model: str,
         images: Sequence[Picture],
         seed: int | None,
-        options: Mapping[str, Any],
+        options: dict[str, Any],
         on_progress: JobProgress | None = None,
     ) -> Steps[OperationResult]:
-        request = _operation_request(operation, JSON, _body(model, images, seed, options))
+        deadline_s = options.pop("deadline_s", None)
+        request = _operation_request(operation, JSON, _body(model, images, seed, options), deadline_s)
         return OperationResult((yield from self._send_and_wait(request, on_progress)).json())
 
     @ClientMethod
@@ -214,8 +231,11 @@ def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapp
     return {**body, "images": [_base64(image) for image in images]} if images else body
 
 
-def _operation_request(operation: str, media_type: str, body: Mapping[str, Any]) -> ApiRequest:
-    return ApiRequest("POST", f"/v1/{operation}", json=body, headers={"Accept": media_type})
+def _operation_request(
+    operation: str, media_type: str, body: Mapping[str, Any], deadline_s: float | None
+) -> ApiRequest:
+    headers, deadline = {"Accept": media_type}, deadline_after(deadline_s)
+    return ApiRequest("POST", f"/v1/{operation}", json=body, headers=headers, deadline=deadline)
 
 
 def _base64(image: Picture) -> str:

@@ -150,6 +150,24 @@ def test_a_window_holds_as_many_requests_as_the_limit(limit: int) -> None:
     assert all(rates.request("eve", 0) for _ in range(1000))
 
 
+def test_the_header_says_what_is_left_of_the_window() -> None:
+    """The fields of the draft: the policy, and what remains, one less with each request; none without a limit."""
+    rates = RateLimits(10)
+    remaining = []
+    for _ in range(4):
+        assert rates.request("ann", 100)
+        policy, limit = (value.decode() for _, value in rates.headers("ann", 100))
+        assert policy == '"requests_per_second";q=100;w=1'
+        name, rest, reset = limit.split(";")
+        assert (name, reset) in {('"requests_per_second"', "t=1"), ('"requests_per_second"', "t=0")}
+        remaining.append(int(rest.removeprefix("r=")))
+    assert 99 in remaining  # a new second may have begun between two requests
+    while rates.request("ann", 100):
+        pass
+    assert rates.headers("ann", 100)[1][1].startswith(b'"requests_per_second";r=0;t=')
+    assert rates.headers("ann", 0) == []
+
+
 def test_too_many_requests_a_second(tmp_path: Path) -> None:
     """429 with `Retry-After` and the limit's name; a key's own limit goes before the setting."""
 
@@ -164,6 +182,8 @@ def test_too_many_requests_a_second(tmp_path: Path) -> None:
             assert body["type"].endswith("#quota-exceeded")
             assert body["limit"] == "requests_per_second"
             assert refused[0].headers["retry-after"] == "1"
+            assert refused[0].headers["ratelimit"].startswith('"requests_per_second";r=0;t=')
+            assert {response.headers["ratelimit-policy"] for response in responses} == {'"requests_per_second";q=5;w=1'}
             assert {(await bob.get("/v1/models/nothing")).status_code for _ in range(20)} == {404}
 
     asyncio.run(visit())

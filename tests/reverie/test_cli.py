@@ -262,7 +262,9 @@ def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack)
     ) as watcher:
         assert watcher.stderr
         training = watcher.stderr.readline().partition(":")[0]
-        assert "training begins" in watcher.stderr.readline()
+        while (line := watcher.stderr.readline()).startswith("queued, position"):
+            pass
+        assert "training begins" in line
         watcher.send_signal(signal.SIGINT)
         last = watcher.stderr.read()
     assert watcher.returncode == 130

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from reverie.cli.output import Output, ProgressBar, format_metrics, format_number, format_size
+from reverie.cli.output import (
+    Output,
+    ProgressBar,
+    format_duration,
+    format_metrics,
+    format_number,
+    format_size,
+    format_waiting,
+)
+from reverie.records import Job
 
 
 def progress_output(*, terminal: bool) -> str:
@@ -39,6 +49,33 @@ def test_without_a_terminal_each_line_is_written_once() -> None:
     output = progress_output(terminal=False).splitlines()
     assert [line[:20] for line in output] == ["epoch 1  train_loss ", "a checkpoint was wri", "epoch 2  train_loss "]
     assert output[0].endswith("one line")
+
+
+def _job(**fields: Any) -> Job:
+    return Job({"status": "queued", "progress": 0.0, **fields})
+
+
+def test_a_waiting_job_shows_its_place() -> None:
+    """Position, estimated start and reason; what is unknown is left out, and a running job shows none of it."""
+    job = _job(position=3, estimated_start_s=100.0, waiting_reason="2 other jobs will be started first")
+    assert format_waiting(job) == "queued, position 3, starts in about 2 min, 2 other jobs will be started first"
+    assert format_waiting(_job()) == "queued"
+    assert format_waiting(_job(status="running", position=3)) == ""
+    assert [format_duration(seconds) for seconds in (0.4, 59, 600, 7200)] == ["0 s", "59 s", "10 min", "2 h"]
+
+
+def test_without_a_terminal_each_place_is_a_line() -> None:
+    """It is written again only when it changes."""
+    output, written = Output(as_json=False), io.StringIO()
+    output.stderr = Console(file=written, width=60, soft_wrap=True)
+    with ProgressBar(output, "samples") as bar:
+        for start_s, position in ((9.0, 2), (8.0, 2), (7.0, 1)):
+            bar.update_from_job(_job(position=position, estimated_start_s=start_s))
+        bar.update_from_job(_job(status="running"))
+    assert written.getvalue().splitlines() == [
+        "queued, position 2, starts in about 9 s",
+        "queued, position 1, starts in about 7 s",
+    ]
 
 
 def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:

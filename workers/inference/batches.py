@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import redis
 
+from core import tracing
 from core.broker.codec import Batch, pack
 from core.broker.keys import STREAM_LENGTH, dropped_key, started_key
 from core.broker.publisher import publish_batch
@@ -46,7 +47,10 @@ class BatchRunner:
             self._context.commands.send(*started)
         self.running.append(batch.id)
         try:
-            with self._context.watchdog.working(batch.method, *(one.request_id for one in batch.slices)):
+            others = [one.traceparent for one in batch.slices if one.traceparent[:35] != batch.traceparent[:35]]
+            attributes = {"reverie.batch_id": batch.id, "reverie.model": batch.model, "reverie.operation": batch.method}
+            span = tracing.span("run batch", batch.traceparent, kind="consumer", links=others, attributes=attributes)
+            with span, self._context.watchdog.working(batch.method, *(one.request_id for one in batch.slices)):
                 self._run_slice(batch)
         finally:
             self.running.remove(batch.id)
@@ -66,7 +70,7 @@ class BatchRunner:
             batch.state = result.state
             context.publish_previews(batch.slices, result)
             context.queue_server.execute_command(*publish_batch("bulk", batch.pack()))
-            self._send_completion(batch, {"kind": "progress", "done": result.done})
+            self._send_completion(batch, {"kind": "progress", "done": result.done, "took": seconds})
             return
         timing = {"took": seconds, "wide": model.threads > 1}
         self._send_completion(batch, {"kind": "done", **timing, "outcomes": [vars(outcome) for outcome in result]})

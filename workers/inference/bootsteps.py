@@ -13,7 +13,7 @@ from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
 from celery.worker.state import maybe_shutdown
 
-from core import log
+from core import log, tracing
 from core.broker.celery_app import app
 from core.settings import settings
 from core.startup import QueueGuard
@@ -50,6 +50,7 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
         # the queue server may turn out to be another instance's
         self._guard = QueueGuard(settings(), lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._guard.start()
+        tracing.set_up(settings(), "inference")
         self._worker = InferenceWorker(settings())
         _workers.append(self._worker)
         self._worker.start(check_stop=maybe_shutdown)

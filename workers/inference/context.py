@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from functools import partial
 from uuid import uuid4
 
+from core import tracing
 from core.blobs import Blobs
 from core.broker.codec import Outcome
 from core.broker.connection import FireAndForgetClient, connect
 from core.broker.keys import preview_key
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import Registry
+from core.histograms import HISTOGRAMS
 from core.imaging.pictures import grid
 from core.jobs.store import JobStore
 from core.log import best_effort
@@ -85,12 +87,17 @@ class InferenceContext:
         takes_time = model.entry.card.operations[method].sliced or _SHORT_SLICES * rows > model.plans[method].slice_rows
         started = clock()
         ends = started + max(self.settings.time_slice_s, MIN_TILE_SLICE_S if tiled else 0.0)
-        with self.preemption.preemptible(functions=tiled) if (tiled or takes_time) and not isolated else nullcontext():
+        preemptible = (tiled or takes_time) and not isolated
+        interruptions = self.preemption.preemptible(functions=tiled) if preemptible else nullcontext()
+        with interruptions, tracing.span("forward pass", attributes={"reverie.rows": rows}):
             result = engine.run(model, method, options, slices, state, lambda: clock() < ends)
         seconds = clock() - started
         self.counters[f"rows:{method}"] += rows
         self.counters["batches"] += 1
         self.counters["busy_us"] += int(seconds * 1e6)
+        labels = (model.entry.name, method)
+        HISTOGRAMS.observe("run_seconds", labels, seconds)
+        HISTOGRAMS.observe("batch_rows", labels, rows)
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core import tracing
 from core.broker.codec import BatchSlice, Fields, Outcome, joined
 from core.catalog.operations import BY_METHOD
 from core.imaging.pictures import png
@@ -148,7 +149,8 @@ def _run_all(
             preview = None if result.preview is None else _fields({"images": result.preview}, count)["images"]
             return SliceResult(host_state, float(result.done), preview)
         chunks.append(_fields(result, size))
-    return _split(joined(chunks), slices)
+    with tracing.span("encode"):
+        return _split(joined(chunks), slices)
 
 
 def _state_tensors(state: State, size: int, device: torch.device) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from typing import Any
 
 import sqlalchemy.exc
 
+from core import tracing
 from core.broker.codec import BatchSlice, Items, cut_items, pack, unpack
 from core.broker.keys import JOB_UPDATES, STREAM_LENGTH
 from core.broker.publisher import wake_inference_workers
 from core.catalog.operations import BY_METHOD
+from core.histograms import HISTOGRAMS
 from core.imaging.tiling import Layout
 from core.jobs.records import Claim, Job, SliceReport
 from core.jobs.store import JobStore
@@ -53,8 +55,17 @@ class JobRunner:
         if not claimed:
             return
         self._running = True
+        for job in claimed:
+            if job.token == 1:
+                waited_s = (job.started_at or job.created_at) - job.created_at
+                HISTOGRAMS.observe("job_queue_seconds", (job.model, job.method), waited_s)
+                tracing.record("queue", job.traceparent or "", job.created_at, job.started_at)
+        first, *others = claimed
+        links = [job.traceparent for job in others if job.traceparent]
+        attributes = {"reverie.job_id": first.id, "reverie.model": first.model, "reverie.operation": first.method}
+        span = tracing.span("run job", first.traceparent or "", kind="consumer", links=links, attributes=attributes)
         try:
-            with context.watchdog.working(claimed[0].method, *(job.id for job in claimed)):
+            with span, context.watchdog.working(first.method, *(job.id for job in claimed)):
                 reports = self._run_slice(self._with_room(claimed))
             saved = self._unsaved.add(reports)
         finally:

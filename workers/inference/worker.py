@@ -14,6 +14,7 @@ import torch
 from core.broker.codec import pack
 from core.broker.keys import WORKERS
 from core.catalog.registry import ModelVersion
+from core.histograms import HISTOGRAMS
 from core.log import best_effort
 from core.settings import HEARTBEAT_S, Settings
 from models.kit import memory
@@ -95,6 +96,7 @@ class InferenceWorker:
             "capacity": model_cache.capacity(),
             "refused": dict(self.candidates.refused),
             "counters": dict(self.context.counters),
+            "histograms": HISTOGRAMS.snapshot(),
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         self.context.queue_server.hset(WORKERS, self.context.worker_id, pack(heartbeat))

@@ -22,6 +22,7 @@ import orjson
 import redis
 import sqlalchemy.exc
 
+from core import tracing
 from core.blobs import remove_tree
 from core.broker.codec import pack
 from core.broker.connection import connect
@@ -29,6 +30,7 @@ from core.broker.keys import TRAINING_WAKEUP
 from core.catalog.recipes import TRAINING_WORKERS
 from core.datasets.store import Datasets
 from core.files import write_durably
+from core.histograms import HISTOGRAMS
 from core.jobs.leases import LeaseReaper
 from core.jobs.records import AUXILIARY_KINDS, TERMINAL, TRAINING, Job
 from core.log import best_effort, set_up
@@ -115,6 +117,7 @@ class TrainingWorker:
             "pid": os.getpid(),
             "running": list(self._running),
             "devices": self.devices,
+            "histograms": HISTOGRAMS.snapshot(),
         }
         best_effort(lambda: self._training_queue.hset(TRAINING_WORKERS, self.id, pack(heartbeat)))
         if time.monotonic() - self._cleaned_up >= CLEANUP_S:
@@ -172,9 +175,17 @@ class TrainingWorker:
             if job is None:
                 self._wait_for_wakeup()
                 continue
+            labels, started = (job.kind, str(job.request.get("family", ""))), time.monotonic()
+            if job.token == 1:
+                HISTOGRAMS.observe("training_queue_seconds", labels, time.time() - job.created_at)
+                tracing.record("queue", job.traceparent or "", job.created_at, job.started_at)
             try:
-                self.run_job(job)
+                with tracing.span(
+                    f"run {job.kind}", job.traceparent or "", kind="consumer", attributes={"reverie.job_id": job.id}
+                ):
+                    self.run_job(job)
             finally:
+                HISTOGRAMS.observe("training_run_seconds", labels, time.monotonic() - started)
                 del self._running[job.id]
                 best_effort(lambda: self.remove_scratch(job))  # noqa: B023 - called at once
                 best_effort(lambda: self.context.publish_job_update(job.id))  # noqa: B023 - called at once
@@ -265,6 +276,7 @@ class TrainingWorker:
 def run(settings: Settings) -> None:
     """Run a training worker until SIGTERM or SIGINT, then exit."""
     set_up(settings.log_level, "training")
+    tracing.set_up(settings, "training")
     worker = TrainingWorker(settings)
     guard = QueueGuard(settings, worker.stop)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,39 @@
+"""Spans of batches: a request's time in the queue, and its batch from sending to completion."""
+
+import time
+
+from api.batching.requests import InFlightBatch
+from core import tracing
+
+
+def batch_sent(batch: InFlightBatch) -> str:
+    """Record that a batch is being sent; return the `traceparent` for its message, or "".
+
+    Each traced request gets a span `queue`, which is over, and a span `batch`. The worker's spans
+    are children of the first request's; those of the others have a link to it.
+    """
+    if not tracing.is_on():
+        return ""
+    now, monotonic = time.time(), time.monotonic()
+    attributes: tracing.Attributes = {
+        "reverie.batch_id": batch.id,
+        "reverie.rows": sum(part.rows for part in batch.slices),
+    }
+    first = ""
+    for part in batch.slices:
+        request = part.request
+        if part.first == 0 and not part.attempts and not part.isolated:
+            tracing.record("queue", request.traceparent, now - (monotonic - request.arrived), now)
+        links = [first] if first else [other.request.traceparent for other in batch.slices if other is not part]
+        span = tracing.start("batch", request.traceparent, kind="producer", links=links, attributes=attributes)
+        if span is not None:
+            batch.spans.append(span)
+            first = first or tracing.traceparent(span)
+    return first
+
+
+def batch_ended(batch: InFlightBatch) -> None:
+    """End the spans of a batch that is completed, dropped or given up."""
+    for span in batch.spans:
+        span.end()
+    batch.spans.clear()

@@ -1,0 +1,71 @@
+"""The deadline of a request: `Request-Timeout: SECONDS`, counted from when its headers arrive.
+
+After the deadline the work stops: a synchronous request gets 504, and a job ends as failed with a
+problem of status 504. The header is relative, as those of gRPC, fal and Portkey are, because the
+clocks of clients and service differ.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from typing import Any
+
+from api.errors import DeadlineExceededError, InvalidError, MalformedError
+
+HEADER = b"request-timeout"
+MAX_TIMEOUT_S = 31_536_000  # a year
+
+_SECONDS = re.compile(rb"-?[0-9]{1,15}(\.[0-9]{1,6})?")  # about a decimal of RFC 9651
+_SCOPE_KEY = "reverie_deadline"
+
+
+def read_deadline(header: bytes) -> float:
+    """Return when the time in a `Request-Timeout` header is over, in seconds since the epoch.
+
+    Raises MalformedError if the header is no number, and InvalidError if it is not above 0 or is
+    more than a year.
+    """
+    text = header.strip()
+    if not _SECONDS.fullmatch(text):
+        shown = header.decode("latin-1")[:60]
+        raise MalformedError(f"Request-Timeout: {shown!r} is no number of seconds; send, for example, 30 or 0.5")
+    timeout_s = float(text)
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        past = "the deadline is over already" if timeout_s <= 0 else "it is too far away"
+        detail = f"{timeout_s:g} s: {past}; send more than 0 and at most {MAX_TIMEOUT_S} seconds"
+        raise InvalidError.in_field("header.Request-Timeout", detail)
+    return time.time() + timeout_s
+
+
+def set_deadline(scope: MutableMapping[str, Any], header: bytes) -> float:
+    """Read the header of a request and store its deadline in the scope; return the deadline.
+
+    Raises the errors of `read_deadline`.
+    """
+    deadline_at = read_deadline(header)
+    scope[_SCOPE_KEY] = deadline_at
+    return deadline_at
+
+
+def deadline_of(scope: Mapping[str, Any]) -> float | None:
+    """Return the deadline of a request, in seconds since the epoch; None if it has none."""
+    deadline: float | None = scope.get(_SCOPE_KEY)
+    return deadline
+
+
+@contextlib.asynccontextmanager
+async def stop_at(deadline_at: float) -> AsyncIterator[asyncio.Timeout]:
+    """Cancel the block at a deadline and raise DeadlineExceededError.
+
+    Yields the timeout: after `reschedule(None)`, which is for a response that has started, the
+    block is not cancelled any more.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, deadline_at - time.time())) as timeout:
+            yield timeout
+    except TimeoutError:
+        if not timeout.expired():
+            raise  # a time-out within the block
+        raise DeadlineExceededError("the deadline of the request has passed; its work was stopped") from None

@@ -1,0 +1,161 @@
+"""What a waiting client wants to know about a job: its position, why it waits, and for how long.
+
+Jobs that are asked for within a second share one read of the job store, and only queued jobs and
+running trainings cause one, so that polling costs little.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Engine
+
+from core.jobs.claims import queue_of
+from core.jobs.queue_positions import Pace, inference_pace, queue_positions, training_paces
+from core.jobs.records import TRAINING, Job
+
+T = TypeVar("T")
+
+KEEP_S = 1.0  # how long what was read is kept
+_KEEP_FACTOR = 10  # positions are kept so many times as long as it takes to read them
+_LEAST_PROGRESS, _LEAST_S = 0.01, 0.5  # before that the progress of a job says nothing about its end
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The position of a queued job (1 is next), why it waits, and estimates in seconds from now.
+
+    A value that cannot be said honestly is None.
+    """
+
+    position: int | None = None
+    reason: str | None = None
+    start_s: float | None = None
+    remaining_s: float | None = None
+
+
+UNKNOWN = Outlook()
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What all jobs share: the pace of inference jobs and those of running trainings."""
+
+    pace: float | None = None
+    trainings: dict[str, Pace | None] | None = None
+    taken_at: float = float("-inf")
+
+
+class QueueOutlook:
+    """Tells the outlook of jobs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        read: Callable[..., Awaitable[Any]],
+        inference_workers: Callable[[], int],
+        training_workers: Callable[[], Awaitable[int]],
+    ) -> None:
+        """Set the job store's engine and how to read it: `read(function, *args)`, in a thread.
+
+        `inference_workers` and `training_workers` return how many of them are alive.
+        """
+        self._engine = engine
+        self._read = read
+        self._inference_workers = inference_workers
+        self._training_workers = training_workers
+        self._snapshot = _Snapshot()
+        self._positions: dict[str, int | None] = {}  # as of the last read, of all jobs that were asked for
+        self._positions_until = float("-inf")
+        self._asked: set[str] = set()  # since the last read
+        self._next_read: asyncio.Task[dict[str, int | None]] | None = None
+        self._reading = asyncio.Lock()
+
+    async def of(self, jobs: Sequence[Job]) -> list[Outlook]:
+        """Return the outlook of each of these jobs."""
+        queued = [job for job in jobs if job.status == "queued" and job.blocked_reason is None]
+        running = [job for job in jobs if job.status == "running"]
+        positions = await self._current_positions([job.id for job in queued]) if queued else {}
+        snapshot = self._snapshot
+        if queued or any(job.kind == TRAINING for job in running):
+            snapshot = await self._current()
+        trainers = await self._training_workers() if any(queue_of(job.kind) != "inference" for job in queued) else 0
+        return [self._outlook(job, positions.get(job.id), snapshot, trainers) for job in jobs]
+
+    def _outlook(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> Outlook:
+        if job.blocked_reason is not None:
+            return Outlook(reason=job.blocked_reason)
+        if job.status == "queued":
+            return self._of_queued(job, position, snapshot, trainers)
+        if job.status == "running":
+            return Outlook(remaining_s=_remaining_s(job, snapshot))
+        return Outlook(reason="it is paused; resume it to go on") if job.status == "paused" else UNKNOWN
+
+    def _of_queued(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> Outlook:
+        queue = queue_of(job.kind)
+        if (self._inference_workers() if queue == "inference" else trainers) == 0:
+            name = "inference" if queue == "inference" else "training"
+            return Outlook(position, f"no {name} worker is running")
+        if position is None:
+            return UNKNOWN  # it has been claimed meanwhile
+        others = f"{position - 1} other job{'s' * (position > 2)} will be started first" if position > 1 else ""
+        reason = others or "it is next, when a worker is free"
+        return Outlook(position, reason, _start_s(queue, position, snapshot, trainers))
+
+    async def _current_positions(self, job_ids: Sequence[str]) -> dict[str, int | None]:
+        """Return the positions of jobs, at most a second old, or ten times as old as a read takes.
+
+        Calls that come while the job store is read share the next read.
+        """
+        self._asked.update(job_ids)
+        if time.monotonic() < self._positions_until and self._positions.keys() >= set(job_ids):
+            return self._positions
+        if self._next_read is None:
+            self._next_read = asyncio.get_running_loop().create_task(self._read_positions())
+        return await asyncio.shield(self._next_read)
+
+    async def _read_positions(self) -> dict[str, int | None]:
+        async with self._reading:
+            asked, self._asked, self._next_read = self._asked, set(), None
+            began = time.monotonic()
+            found: dict[str, int] = await self._read(queue_positions, self._engine, asked)
+            ended = time.monotonic()
+            self._positions = {job_id: found.get(job_id) for job_id in asked}
+            self._positions_until = ended + max(KEEP_S, _KEEP_FACTOR * (ended - began))
+            return self._positions
+
+    async def _current(self) -> _Snapshot:
+        if time.monotonic() - self._snapshot.taken_at > KEEP_S:
+            pace = await self._read(inference_pace, self._engine)
+            paces = await self._read(training_paces, self._engine)
+            self._snapshot = _Snapshot(pace, paces, time.monotonic())
+        return self._snapshot
+
+
+def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
+    """Return the seconds until a running job ends, at its pace so far; None if that is unknown."""
+    now = time.time()
+    if job.kind == TRAINING:
+        pace = (snapshot.trainings or {}).get(job.id)
+        return None if pace is None else pace.remaining_s(now)
+    elapsed_s = now - (job.started_at or now)
+    if job.progress < _LEAST_PROGRESS or elapsed_s < _LEAST_S:
+        return None
+    return elapsed_s * (1 - job.progress) / job.progress
+
+
+def _start_s(queue: str, position: int, snapshot: _Snapshot, trainers: int) -> float | None:
+    """Return the seconds until a queued job starts; None if that is unknown.
+
+    An inference job starts when, at the present pace, the jobs before it have ended; the next
+    training when the first running one ends, if each worker runs one.
+    """
+    if queue == "inference":
+        return None if snapshot.pace is None else position / snapshot.pace
+    running = list((snapshot.trainings or {}).values())
+    if queue != "training" or position > 1 or len(running) < trainers:
+        return None
+    left = [None if pace is None else pace.remaining_s(time.time()) for pace in running]
+    return None if None in left else min((one for one in left if one is not None), default=None)

@@ -1,0 +1,14 @@
+"""Revision 0003: the deadline of a job, and the trace that it belongs to."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add the columns, and an index to find deadlines that have passed."""
+    op.add_column("jobs", sa.Column("deadline_at", sa.Float))
+    op.add_column("jobs", sa.Column("traceparent", sa.String(60)))
+    op.create_index("jobs_status_deadline_at", "jobs", ["status", "deadline_at"])

@@ -1,0 +1,129 @@
+"""The deadline of a request, `Request-Timeout`: work stops, and the response or the job is a 504."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.helpers import TINY, finished_job, job_when, problem
+from tests.datasets import digits
+from tests.stack import Stack
+
+SLOW: dict[str, Any] = {"model": TINY, "seed": 3, "count": 1, "steps": 500, "seconds": 0.1}  # 50 s
+
+
+def _busy_rows(client: httpx.Client) -> int:
+    """Rows that have waited or run for synchronous requests, from the metrics."""
+    line = next(one for one in client.get("/metrics").text.splitlines() if one.startswith("reverie_waiting_requests "))
+    return int(float(line.rpartition(" ")[2]))
+
+
+def test_a_synchronous_request_gets_504_at_its_deadline(client: httpx.Client) -> None:
+    """The response comes at the deadline, names it, and nothing is left that waits."""
+    started = time.monotonic()
+    response = client.post("/v1/samples", json=SLOW, headers={"Request-Timeout": "0.5"})
+    problem(response, 504, "deadline")
+    assert response.json()["title"] == "Deadline exceeded"
+    assert 0.4 < time.monotonic() - started < 10
+    assert _busy_rows(client) == 0
+
+
+def test_a_request_that_is_done_in_time_is_as_without_a_deadline(client: httpx.Client) -> None:
+    """The bytes are the same."""
+    body = {"model": TINY, "seed": 3, "count": 2}
+    bounded = client.post("/v1/samples", json=body, headers={"Request-Timeout": "60"})
+    assert bounded.status_code == 200
+    assert bounded.content == client.post("/v1/samples", json=body).content
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=1"], ids=["queued", "adopted"])
+def test_a_job_fails_with_504_at_its_deadline(client: httpx.Client, prefer: str) -> None:
+    """Also one that began as a synchronous request; it says until when it had time, and stops."""
+    response = client.post("/v1/samples", json=SLOW, headers={"Request-Timeout": "2.5", "Prefer": prefer})
+    assert response.status_code == 202, response.text
+    job = response.json()
+    assert job["deadline_at"] > job["created_at"]
+    ended = finished_job(client, job["id"], 30)
+    assert ended["status"] == "failed"
+    assert (ended["problem"]["status"], ended["problem"]["title"]) == (504, "Deadline exceeded")
+    assert "Request-Timeout" in ended["problem"]["detail"]
+    assert ended["finished_at"] >= ended["deadline_at"]
+    problem(client.get(f"/v1/jobs/{job['id']}/result"), 409, "failed")
+    assert _busy_rows(client) == 0
+    quick = {"model": TINY, "seed": 3, "count": 1}
+    assert client.post("/v1/samples", json=quick, headers={"Prefer": "wait=30"}).status_code == 200  # no worker hangs
+
+
+def test_a_retry_with_a_key_finds_the_job_of_the_first_deadline(client: httpx.Client) -> None:
+    """The first request's deadline counts; while it waits for the job, the second keeps its own."""
+    headers = {"Idempotency-Key": "a deadline", "Request-Timeout": "3", "Prefer": "wait=1"}
+    first = client.post("/v1/samples", json=SLOW, headers=headers)
+    assert first.status_code == 202
+    again = client.post("/v1/samples", json=SLOW, headers=headers | {"Request-Timeout": "0.3"})
+    problem(again, 504)
+    late = client.post("/v1/samples", json=SLOW, headers=headers | {"Request-Timeout": "60", "Prefer": "wait=30"})
+    problem(late, 504, "Request-Timeout")
+    assert finished_job(client, first.json()["id"])["status"] == "failed"
+
+
+def test_an_upscale_stops_at_its_deadline(client: httpx.Client, digit: bytes) -> None:
+    """A synchronous upscale, too."""
+    response = client.post(
+        "/v1/upscales?model=enlarge&seconds=1",
+        content=digit,
+        headers={"Content-Type": "image/png", "Request-Timeout": "0.2", "Prefer": "wait=30"},
+    )
+    if response.status_code == 422:  # the family has no slow option
+        pytest.skip("the model that enlarges has no option to be slow")
+    problem(response, 504)
+
+
+def test_a_training_ends_at_its_deadline_and_keeps_its_checkpoint(client: httpx.Client, stack: Stack) -> None:
+    """Its process stops, and what it has reached can be published."""
+    digits(stack.state / "state" / "datasets", "late-digits")
+    recipe = {"config": {"hidden": [16], "latents": 3}, "training": {"epochs": 100_000, "batch_size": 50}}
+    body = {"family": "vae", "dataset": "late-digits", "name": "late", "recipe": recipe}
+    response = client.post("/v1/trainings", json=body, headers={"Request-Timeout": "20"})
+    assert response.status_code == 202, response.text
+    job_id = response.json()["id"]
+    training = client.get(f"/v1/trainings/{job_id}").json()
+    assert training["deadline_at"]
+    ended = job_when(client, job_id, lambda job: job["status"] == "failed", 60)
+    assert ended["problem"]["status"] == 504
+    job_when(client, job_id, lambda _: _stopped(stack, job_id), 60)
+
+
+def _stopped(stack: Stack, job_id: str) -> bool:
+    """Whether no process works in the run folder of a training any more."""
+    lines = [Path(f"/proc/{entry.name}/cmdline") for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    try:
+        return not any(job_id.encode() in line.read_bytes() for line in lines if line.exists())
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "-0.001", "1e300", "99999999999"])
+def test_a_deadline_in_the_past_or_too_far_away_is_invalid(client: httpx.Client, value: str) -> None:
+    """A number is needed that makes sense; the response says which do."""
+    response = client.post("/v1/samples", json={"model": TINY}, headers={"Request-Timeout": value})
+    if value == "1e300":
+        problem(response, 400, "1e300", "30")
+    else:
+        assert problem(response, 422, "more than 0")["errors"][0]["field"] == "header.Request-Timeout"
+
+
+@pytest.mark.parametrize(
+    "value", ["soon", "", "5s", "NaN", "inf", "1,2", "٣", "2026-01-01T00:00:00Z", "0x10", "1" * 400]
+)
+def test_a_deadline_that_is_no_number_is_malformed(client: httpx.Client, value: str) -> None:
+    """On every route."""
+    headers = {"Request-Timeout": value.encode()}
+    for response in (
+        client.post("/v1/samples", json={"model": TINY}, headers=headers),  # type: ignore[arg-type]
+        client.get("/v1/models", headers=headers),  # type: ignore[arg-type]
+    ):
+        problem(response, 400, "Request-Timeout")

@@ -1,0 +1,158 @@
+"""What a client learns of a waiting job, with a real job store and no worker of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from api.queue_outlook import Outlook, QueueOutlook
+from core.jobs.records import TRAINING, Event, Job
+from core.jobs.store import JobStore
+from tests.api.helpers import TINY, create_job, finished_job, job_when
+from tests.core.jobs.test_store import LEASE_S, job
+
+
+class Setting:
+    """A job store, its outlook, and how often it was read."""
+
+    def __init__(self, folder: Path, inference: int = 1, training: int = 1) -> None:
+        self.job_store = JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}")
+        self.reads: list[str] = []
+
+        async def read(function: Callable[..., Any], *args: object) -> Any:
+            self.reads.append(function.__name__)
+            return await asyncio.to_thread(function, *args)
+
+        async def trainers() -> int:
+            return training
+
+        self.outlook = QueueOutlook(self.job_store.engine, read, lambda: inference, trainers)
+
+    async def of(self, *jobs: Job) -> list[Outlook]:
+        """The outlook of jobs as they are now."""
+        now = [self.job_store.get(one.id) for one in jobs]
+        return await self.outlook.of([one for one in now if one is not None])
+
+
+async def _check_queued(folder: Path) -> None:
+    setting = Setting(folder)
+    first, second, third = (job(queued_at=time.time() - 10 + number) for number in range(3))
+    setting.job_store.insert(first, second, third)
+    outlooks = await setting.of(first, second, third)
+    assert [one.position for one in outlooks] == [1, 2, 3]
+    assert [one.reason for one in outlooks] == [
+        "it is next, when a worker is free",
+        "1 other job will be started first",
+        "2 other jobs will be started first",
+    ]
+    assert all(one.start_s is None and one.remaining_s is None for one in outlooks)  # no pace is known yet
+    now = time.time()
+    ended = [job(status="succeeded", started_at=now - 20, finished_at=now - number) for number in range(10)]
+    setting.job_store.insert(*ended)
+    await asyncio.sleep(1.1)
+    (last,) = await setting.of(third)
+    assert last.start_s is not None
+    assert 1.5 < last.start_s < 4.5  # ten in ten seconds: three seconds
+
+
+def test_queued_jobs_have_position_reason_and_start(tmp_path: Path) -> None:
+    """The start follows from the pace of jobs that have ended; without a pace it is unknown."""
+    asyncio.run(_check_queued(tmp_path))
+
+
+def test_without_workers_nothing_is_promised(tmp_path: Path) -> None:
+    """The reason is that no worker runs."""
+
+    async def check() -> None:
+        setting = Setting(tmp_path, inference=0, training=0)
+        samples, training = job(), job(kind=TRAINING)
+        setting.job_store.insert(samples, training)
+        setting.job_store.insert(*(job(status="succeeded", finished_at=time.time()) for _ in range(10)))
+        outlooks = await setting.of(samples, training)
+        assert [one.reason for one in outlooks] == ["no inference worker is running", "no training worker is running"]
+        assert [one.start_s for one in outlooks] == [None, None]
+
+    asyncio.run(check())
+
+
+def test_other_states_have_their_reason(tmp_path: Path) -> None:
+    """A paused training, a job without disk space, one that runs, and one that has ended."""
+
+    async def check() -> None:
+        setting = Setting(tmp_path)
+        now = time.time()
+        paused, blocked = (
+            job(kind=TRAINING, status="paused"),
+            job(blocked_reason="the disk is full", not_before=now + 9),
+        )
+        running = job(status="running", started_at=now - 10, progress=0.25, lease_holder="w", lease_until=now + 60)
+        begun = job(status="running", started_at=now - 10, progress=0.001, lease_holder="w", lease_until=now + 60)
+        ended = job(status="failed", finished_at=now)
+        setting.job_store.insert(paused, blocked, running, begun, ended)
+        outlooks = await setting.of(paused, blocked, running, begun, ended)
+        assert (outlooks[0].position, outlooks[0].reason) == (None, "it is paused; resume it to go on")
+        assert (outlooks[1].position, outlooks[1].reason) == (None, "the disk is full")
+        assert outlooks[2].remaining_s is not None
+        assert abs(outlooks[2].remaining_s - 30) < 2
+        assert outlooks[3:] == [Outlook(), Outlook()]
+        assert setting.reads == []  # none of them needs the queue
+
+    asyncio.run(check())
+
+
+def test_the_next_training_starts_when_one_ends(tmp_path: Path) -> None:
+    """With a worker that is busy; with a free one, or behind another, nothing is said."""
+
+    async def check() -> None:
+        setting, free = Setting(tmp_path, training=1), Setting(tmp_path, training=2)
+        running, following, later = (job(kind=TRAINING, queued_at=time.time() + number) for number in range(3))
+        setting.job_store.insert(running)
+        (claimed,) = setting.job_store.claim("t", LEASE_S, kinds=(TRAINING,))
+        setting.job_store.insert(following, later)
+        assert [one.start_s for one in await setting.of(following, later)] == [None, None]
+        setting.job_store.append_events(claimed.claim, [Event("progress", {"progress": 0.2})], 0.2)
+        await asyncio.sleep(1.2)
+        setting.job_store.append_events(claimed.claim, [Event("progress", {"progress": 0.4})], 0.4)
+        outlooks = await setting.of(running, following, later)
+        assert outlooks[0].remaining_s is not None
+        assert 2 < outlooks[0].remaining_s < 6  # a fifth took 1.2 s
+        assert outlooks[1].start_s is not None
+        assert abs(outlooks[1].start_s - outlooks[0].remaining_s) < 0.5
+        assert (outlooks[2].position, outlooks[2].start_s) == (2, None)
+        assert [one.start_s for one in await free.of(following)] == [None]
+
+    asyncio.run(check())
+
+
+def test_jobs_asked_for_together_share_a_read(tmp_path: Path) -> None:
+    """A hundred clients that poll are one query a second."""
+
+    async def check() -> None:
+        setting = Setting(tmp_path)
+        jobs = [job(queued_at=time.time() + number) for number in range(100)]
+        setting.job_store.insert(*jobs)
+        for _ in range(3):
+            outlooks = await asyncio.gather(*(setting.of(one) for one in jobs))
+            assert [one.position for (one,) in outlooks] == list(range(1, 101))
+        assert setting.reads.count("queue_positions") <= 3
+
+    asyncio.run(check())
+
+
+def test_jobs_and_lists_say_how_long_it_takes(client: httpx.Client) -> None:
+    """The fields are there for jobs and trainings, alone and in lists, and empty once a job has ended."""
+    fields = {"position", "waiting_reason", "estimated_start_s", "estimated_remaining_s", "deadline_at"}
+    slow = create_job(client, "/v1/samples", model=TINY, steps=30, seconds=0.1, count=20, seed=1)
+    running = job_when(client, slow, lambda body: body["estimated_remaining_s"] is not None)
+    assert 0 <= running["estimated_remaining_s"] < 30
+    assert running["position"] is None
+    listed = client.get("/v1/jobs?limit=5").json()["data"]
+    assert all(fields <= set(body) for body in listed)
+    ended = finished_job(client, slow)
+    assert {ended[name] for name in fields} == {None}
+    assert all(fields <= set(body) for body in client.get("/v1/trainings").json()["data"])
