@@ -66,7 +66,7 @@ _WAIT = "`wait=N`: wait up to N seconds before the request becomes a job; `respo
 PREFER: Schema = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _WAIT}
 
 
-_TIMEOUT_SCHEMA: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S}
+_TIMEOUT_SCHEMA: Schema = {"type": "number", "minimum": 0.001, "maximum": MAX_TIMEOUT_S}
 TIMEOUT: Schema = {
     "name": "Request-Timeout",
     "in": "header",
@@ -167,7 +167,7 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
         return
     if method == "post" and "202" in responses:
         responses["202"]["links"] = dict(_JOB_LINKS)
-        responses |= problem_responses(504)
+        responses |= problem_responses(400, 504)
         described["parameters"] = [*described.get("parameters", ()), TIMEOUT]
     for (operation, status), links in _LINKS.items():
         if described.get("operationId") == operation:
