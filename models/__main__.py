@@ -84,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_service_commands(subparsers: Any, base: Any, common: Any, recipe: Any) -> None:
-    """Add the commands that the service's training worker runs, each in its own process."""
+    """Add the commands that the service's training worker runs, each in its own process.
+
+    `subparsers` gets the commands. `base`, `common` and `recipe` are parent parsers: the options of
+    every command, those of commands that use torch, and those that choose a recipe.
+    """
     publish = _add_command(subparsers, "publish", "export a run with figures and a preview", common)
     publish.add_argument("run", type=Path, help="folder of the run")
     publish.add_argument("--checkpoints", type=Path, required=True, help="folder of NAME/VERSION/model.safetensors")
@@ -163,7 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop_with_parent(parent: int) -> None:
-    """Make the kernel send SIGTERM to this process when its parent process dies."""
+    """Make the kernel send SIGTERM to this process when its parent process dies.
+
+    `parent` is the parent's process id. If the parent has died already, the process exits with
+    status 3.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         parent = os.getppid()  # torchrun, which is bound to its own parent
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -172,7 +180,7 @@ def _stop_with_parent(parent: int) -> None:
 
 
 def _exec_torchrun(words: Sequence[str], processes: int) -> None:
-    """Replace this process by torchrun, which starts the same command in `processes` processes."""
+    """Replace this process by torchrun, which runs the command `words` in `processes` processes."""
     run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "models"]
     os.execv(sys.executable, [sys.executable, *run, *words])  # noqa: S606 - our own program
 

@@ -93,28 +93,38 @@ class Config:
 
 
 def log_bernoulli(t: Float[Tensor, "*#B n"], logits: Float[Tensor, "*#B n"]) -> Float[Tensor, "*B"]:
-    """Return log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ) (§2)."""
+    """Return log Bernoulli(t; sigmoid(a)) = Σᵢ tᵢaᵢ − log(1 + e^aᵢ), a = `logits` (BiHM §2)."""
     return (t * logits).sum(-1) + functional.logsigmoid(-logits).sum(-1)
 
 
 def log_p_tilde_star(a: PerSample) -> PerImage:
-    """Return log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) with hₖ ~ q(h|x) (eq. 4)."""
+    """Return log p̃*(x) ≃ 2 log (1/K) Σₖ √(p(x, hₖ)/q(hₖ|x)) with hₖ ~ q(h|x) (BiHM eq. 4).
+
+    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    """
     return 2.0 * log_mean_exp(0.5 * a)
 
 
 def log_p(a: PerSample) -> PerImage:
-    """Return log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) with hₖ ~ q(h|x) (eq. 5)."""
+    """Return log p(x) ≃ log (1/K) Σₖ p(x, hₖ)/q(hₖ|x) with hₖ ~ q(h|x) (BiHM eq. 5).
+
+    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    """
     return log_mean_exp(a)
 
 
 def importance_weights(a: PerSample) -> PerSample:
-    """Return ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x)) (eq. 6)."""
+    """Return ω̃ₖ = ωₖ/Σω with ωₖ = √(p(x, hₖ)/q(hₖ|x)) (BiHM eq. 6).
+
+    `a` is log p(x, hₖ) − log q(hₖ|x), in nats.
+    """
     return torch.softmax(0.5 * a, dim=1)
 
 
 def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -> PerImage:
-    """Return a surrogate for −loss, whose gradient is that of eq. 6 (algorithm 1).
+    """Return a surrogate for log p̃*(x), whose gradient is that of BiHM eq. 6 (Algorithm 1).
 
+    Only the gradient is meaningful, not the value. `log_p` is log p(x, hₖ), `log_q` is log q(hₖ|x).
     The gradient is Σₖ ω̃ₖ ∇[log p(x, hₖ) + log q(hₖ|x)]; the weights ω̃ₖ are treated as constants.
     With `baseline`, the weights of q are ω̃ₖ − 1/K. As E_q ∇log q = 0, the mean stays and the
     variance is lower.
@@ -125,9 +135,10 @@ def surrogate_objective(log_p: PerSample, log_q: PerSample, *, baseline: bool) -
 
 
 def z_squared_log_weight(a_inferred: Float[Tensor, "*B"], a_drawn: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p and h′ ~ q(h′|x) (eq. 7).
+    """Return log √(p(x,h′) q(h|x)/(p(x,h) q(h′|x))), with (x, h) ~ p, h′ ~ q(h′|x) (BiHM eq. 7).
 
-    The mean of its exponential is Z².
+    The mean of its exponential is Z². `a_inferred` is log p(x, h′) − log q(h′|x), and `a_drawn` is
+    log p(x, h) − log q(h|x), in nats.
     """
     return 0.5 * (a_inferred - a_drawn)
 
@@ -227,7 +238,7 @@ class Model(nn.Module):
             self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw weights by Glorot's rule (§4) and set every bias to `config.bias`.
+        """Draw weights by Glorot's rule (BiHM §4) and set every bias to `config.bias`.
 
         Weights are uniform in ±√(6/(fan-in + fan-out)). With `init` "small" the range is divided by
         the fan-in, as in the authors' code.
@@ -303,11 +314,10 @@ class Model(nn.Module):
 
     # See docs/decisions.md#the-helmholtz-machine-is-trained-without-a-compiler
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return −log p̃*(x) of each image (eq. 4), in nats; its gradient is that of Algorithm 1
-        (eq. 6).
+        """Return −log p̃*(x) of each image (BiHM eq. 4), in nats.
 
-        From the epoch `late_from` on it uses `late_samples` samples. The L1 penalty is added only
-        while gradients are recorded.
+        Its gradient is that of Algorithm 1 (BiHM eq. 6). From the epoch `late_from` on it uses
+        `late_samples` samples. The L1 penalty is added only while gradients are recorded.
         """
         late = epoch >= self.config.late_from
         count = self.config.late_samples if late else self.config.samples
@@ -328,7 +338,7 @@ class Model(nn.Module):
         """Return −log q(h|x) of draws (x, h) ~ p, in nats, the mean of `SLEEP_SAMPLES` draws a row.
 
         Only q has a gradient. It makes q(h|x) cover p(h|x) on the images that p draws, which raises
-        Z (eq. 7). This is the sleep phase of wake-sleep (Hinton et al., 1995).
+        Z (BiHM eq. 7). This is the sleep phase of wake-sleep (Hinton et al., 1995).
         """
         with torch.no_grad():
             x, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, SLEEP_SAMPLES, VISIBLE))
@@ -340,8 +350,9 @@ class Model(nn.Module):
     def sample(self, rows: RowStreams, options: SampleOptions, state: State = None) -> Result:
         """Draw from p or p*; return `images` in 0 … 1.
 
-        p* is sampled by Gibbs sweeps, one per call, or by resampling draws of p ("block"), which
-        also returns `effective_sample_size` (B,) of the `pool` draws of p as draws of p*. All calls
+        The option `source` chooses the distribution and the method. "p" is p, in one call. "p_star"
+        is p* by Gibbs sweeps, one per call. "block" is p* by resampling `pool` draws of p, and
+        also returns `effective_sample_size` (B,), how many draws of p* they are worth. All calls
         but the last return a `Continuation`; `state` is None in the first call, later the state of
         the previous `Continuation`.
         """
@@ -363,7 +374,7 @@ class Model(nn.Module):
     def inpaint(
         self, images: Images, mask: Images, rows: RowStreams, options: InpaintOptions, state: State = None
     ) -> Result:
-        """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (§2.3).
+        """Fill in the pixels where `mask` ≥ 0.5 by draws from p*(hidden | known) (BiHM §2.3).
 
         Returns `images` with the other pixels as given. The Gibbs chain starts from one of `pool`
         draws of p, chosen by the likelihood of the known pixels, and does one sweep per call. All
@@ -393,8 +404,8 @@ class Model(nn.Module):
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Estimate q(hₗ = 1|x) of the units of each hidden layer, as the mean over `draws` samples.
 
-        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). A sample draws the layers
-        below.
+        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). Each sample draws the
+        layers below hₗ from q, of which the probability of hₗ is a function.
         """
         x = rows.binarize(images.flatten(1), options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
@@ -405,7 +416,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: EnergyOptions) -> dict[str, Any]:
-        """Return `energies` (B,): −log p̃*(x) by eq. 4, in nats."""
+        """Return `energies` (B,): −log p̃*(x) by BiHM eq. 4, in nats."""
         x = rows.binarize(images.flatten(1), options.binarization)
         energies = -log_p_tilde_star(self.log_weights(x, rows, 0, options.k))
         return {"energies": energies, "unit": "nats", "binarization": options.binarization}
@@ -414,14 +425,15 @@ class Model(nn.Module):
     def log_likelihood(
         self, images: Images, rows: RowStreams, options: LikelihoodOptions, state: State = None
     ) -> Result:
-        """Estimate log p(x) by eq. 5 and log p̃*(x) by eq. 4, with K = `k` samples, in nats.
+        """Estimate log p(x) (BiHM eq. 5) and log p̃*(x) (eq. 4) with K = `k` samples, in nats.
 
         Each call computes `SAMPLES_PER_CALL` samples and returns a `Continuation` until all are
         done. `state` is None in the first call, later the state of the previous `Continuation`.
 
-        Returns, (B,) each: `log_p` and `log_p_tilde_star` with standard errors (delta method) and
-        effective sample sizes (`_star`: of the weights √(p/q)), and `log_p_star` if `log_z` is
-        known.
+        Returns, (B,) each: `log_p`, its `standard_error` (by the delta method) and the
+        `effective_sample_size` of the weights p/q; `log_p_tilde_star`, its
+        `log_p_tilde_star_standard_error` and the `effective_sample_size_star` of the weights
+        √(p/q). If `log_z` is known, also `log_p_star` and `log_p_star_standard_error`.
         """
         weights = ImportanceWeights.resume(state, len(rows), images.device)
         roots = ImportanceWeights.resume(state, len(rows), images.device, "root_")
@@ -453,7 +465,7 @@ class Model(nn.Module):
     # See docs/decisions.md#log-z-is-stored-with-the-helmholtz-machines-weights
     @torch.inference_mode()
     def estimate_log_z(self, seed: int, samples: int, report: Report = no_report) -> dict[str, float]:
-        """Estimate log Z by eq. 7 with `samples` pairs of samples.
+        """Estimate log Z by BiHM eq. 7 with `samples` pairs of samples, in nats.
 
         Returns `log_z`, its `standard_error` by 50 batch means, and `largest`, the share of the
         largest weight. log Z is biased low, and −2 log Z high, by about the squared error: publish
@@ -487,9 +499,10 @@ class Model(nn.Module):
     ) -> Figures:
         """Measure a model on binary images; return the card's metrics, in nats and percent.
 
-        First estimates log Z with `z_samples` pairs and stores it in `log_z`. `z_samples` is
-        1000·`k` by default, at most five million. `precision` "bfloat16" applies to the matrix
-        products. `report` gets the number of images done.
+        `k` is the number of importance samples per image. First estimates log Z with `z_samples`
+        pairs and stores it in `log_z`. `z_samples` is 1000·`k` by default, at most five million.
+        `precision` "bfloat16" applies to the matrix products. `report` gets the number of images
+        done.
         """
         z_samples = min(1000 * k, 5_000_000) if z_samples is None else z_samples
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -534,9 +547,10 @@ class Model(nn.Module):
     def _layer_candidates(self, at: int, chain: Layers, uniform16: RandomIntegers) -> tuple[Tensor, PerSample]:
         """Return proposals for layer hₗ (the current state is the first) and their log weights.
 
-        Proposals are drawn from ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁).
+        l is `at`, and `chain` has the current states of all layers. Proposals are drawn from
+        ½ p(hₗ|hₗ₊₁) + ½ q(hₗ|hₗ₋₁), by the random integers `uniform16`.
 
-        §2.3: w = √(p(hₗ|hₗ₊₁) p(hₗ₋₁|hₗ) q(hₗ|hₗ₋₁) q(hₗ₊₁|hₗ)) / (p(hₗ|hₗ₊₁) + q(hₗ|hₗ₋₁)).
+        BiHM §2.3: w = √(p(hₗ|hₗ₊₁) p(hₗ₋₁|hₗ) q(hₗ|hₗ₋₁) q(hₗ₊₁|hₗ)) / (p(hₗ|hₗ₊₁) + q(hₗ|hₗ₋₁)).
         """
         n, lower = self.sizes[at], chain[at - 1][:, None]
         upper = chain[at + 1][:, None] if at + 1 < len(chain) else None
@@ -573,7 +587,7 @@ class Model(nn.Module):
         return candidates, log_w
 
     def _log_p_tilde_star(self, x: Float[Tensor, "B J D"], rows: RowStreams, first: int, inner: int) -> PerSample:
-        """Return log p̃*(x) in nats of J images per row, by eq. 4 with K = `inner` samples.
+        """Return log p̃*(x) in nats of J images per row, by BiHM eq. 4 with K = `inner` samples.
 
         `first` is the number of the first of these images within its row; it selects the random
         numbers.
@@ -587,8 +601,8 @@ class Model(nn.Module):
     def _start_chain(self, x: Pixels, hidden: Tensor, rows: RowStreams, pool: int) -> Layers:
         """Return the start of a Gibbs chain: one of `pool` draws of p, a list of layers (B, n).
 
-        It is chosen by the likelihood of the pixels of `x` that are not `hidden`, which it takes
-        from `x`.
+        The draw is chosen with a probability proportional to its likelihood p(x|h₁) of the known
+        pixels, those of `x` that are not `hidden`. In layer 0 the known pixels are those of `x`.
         """
         drawn, h, _ = self.ancestral(rows.uniform_int16(sum(self.sizes), 0, pool, VISIBLE))
         logits = self.p[0](h[0])
@@ -600,9 +614,9 @@ class Model(nn.Module):
     def _sample_block(self, rows: RowStreams, options: SampleOptions, state: State) -> Result:
         """Sample p* by importance resampling of `options.pool` draws of p; see `sample`.
 
-        Each call makes at most `POOL_PER_CALL` draws (§2.3, as in the authors' code). One of the
-        new draws is chosen by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the kept draw with
-        the probability (sum of the new weights)/(sum of all weights so far). Return a
+        Each call makes at most `POOL_PER_CALL` draws (BiHM §2.3, as in the authors' code). One of
+        the new draws is chosen by the weights √(p̃*(x) q(h|x)/p(x, h)). It replaces the kept draw
+        with the probability (sum of the new weights)/(sum of all weights so far). Return a
         `Continuation` until the pool is used up, then `images` and `effective_sample_size`.
         """
         weights = ImportanceWeights.resume(state, len(rows), rows.row.device)

@@ -98,37 +98,41 @@ class Config:
 
 
 def energy(x: Images, reconstruction: Images) -> PerImage:
-    """Return D(x) = ‖Dec(Enc(x)) − x‖ (§2.3), the Euclidean norm over the pixels of an image.
+    """Return D(x) = ‖Dec(Enc(x)) − x‖, the Euclidean norm over an image's pixels (EBGAN §2.3).
 
-    At 0 its gradient is 0.
+    `reconstruction` is Dec(Enc(x)). At 0 its gradient is 0.
     """
     norms: Tensor = torch.linalg.vector_norm((reconstruction - x).flatten(1), dim=1)
     return norms
 
 
 def hinge(fake: PerImage, margin: float) -> PerImage:
-    """Return [m − D(G(z))]⁺ of each sample (eq. 1), with m = `margin` and D(G(z)) = `fake`.
+    """Return [m − D(G(z))]⁺ of each sample (EBGAN eq. 1), with m = `margin`.
 
-    Above the margin the hinge and its gradient are 0.
+    `fake` are the samples' energies D(G(z)). For energies above the margin the hinge and its
+    gradient are 0.
     """
     return (margin - fake).clamp_min(0.0)
 
 
 def discriminator_loss(real: PerImage, fake: PerImage, margin: float) -> PerImage:
-    """Return L_D(x, z) = D(x) + [m − D(G(z))]⁺ (eq. 1)."""
+    """Return L_D(x, z) = D(x) + [m − D(G(z))]⁺ (EBGAN eq. 1), with m = `margin`.
+
+    `real` are the images' energies D(x), `fake` the samples' energies D(G(z)).
+    """
     return real + hinge(fake, margin)
 
 
 def generator_loss(fake: PerImage) -> PerImage:
-    """Return L_G(z) = D(G(z)) (eq. 2)."""
+    """Return L_G(z) = D(G(z)) (EBGAN eq. 2); `fake` are the samples' energies D(G(z))."""
     return fake
 
 
 def pulling_away(code: Code) -> PerImage:
-    """Return the pulling-away term (§2.4); row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)².
+    """Return the pulling-away term of N codes S = `code` (EBGAN §2.4).
 
-    The mean over the rows is f_PT. A zero code counts as orthogonal to all others and has no
-    gradient.
+    Row i is 1/(N − 1) Σ_{j≠i} (SᵢᵀSⱼ / ‖Sᵢ‖‖Sⱼ‖)²; the mean over the rows is f_PT. A zero code
+    counts as orthogonal to all others and has no gradient.
     """
     unit = code / torch.linalg.vector_norm(code, dim=1, keepdim=True).clamp_min(1e-6)
     squares = (unit @ unit.T).square()
@@ -139,7 +143,7 @@ def pulling_away(code: Code) -> PerImage:
 def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
     """Return −log D(x) − log(1 − D(G(z))), in nats (Goodfellow et al., eq. 1, negated).
 
-    D is the sigmoid of the given logits.
+    `real` and `fake` are the logits of images x and samples G(z); D is their sigmoid.
     """
     return functional.softplus(-real) + functional.softplus(fake)
 
@@ -147,7 +151,8 @@ def gan_discriminator_loss(real: PerImage, fake: PerImage) -> PerImage:
 def gan_generator_loss(fake: PerImage) -> PerImage:
     """Return −log D(G(z)), in nats (Goodfellow et al., §3).
 
-    Its gradient does not vanish while the discriminator is confident.
+    `fake` are the logits of the samples G(z); D is their sigmoid. The gradient does not vanish
+    while the discriminator is confident.
     """
     return functional.softplus(-fake)
 
@@ -158,7 +163,8 @@ def gan_generator_loss(fake: PerImage) -> PerImage:
 def perceptron(inputs: int, size: int, layers: int, outputs: int, *, batch_norm: bool) -> nn.Sequential:
     """Return a multi-layer perceptron with `layers` linear layers and ReLU between them.
 
-    With `batch_norm` there is batch normalisation before each ReLU.
+    The hidden layers have `size` units. With `batch_norm` there is batch normalisation before each
+    ReLU.
     """
     widths = (inputs, *[size] * (layers - 1))
     modules: list[nn.Module] = []
@@ -177,10 +183,11 @@ def fast_tanh(a: Float[Tensor, "B *D"]) -> Float[Tensor, "B *D"]:
 
 
 def decoder_layers(inputs: int, config: Config, size: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return layers that map a code to an image of the config's shape.
+    """Return layers that map vectors of length `inputs` to images of the config's shape.
 
-    A linear layer makes ¼ of height and width; two transposed convolutions (4×4, stride 2) double
-    both.
+    A linear layer makes ¼ of height and width, with 2·`size` channels; two transposed convolutions
+    (4×4, stride 2) double both, with `size` channels between them. With `batch_norm` there is batch
+    normalisation before each ReLU.
     """
     height, width = config.height // 4, config.width // 4
     bias = not batch_norm  # batch normalisation subtracts the mean anyway
@@ -195,7 +202,8 @@ def pixel_layers(config: Config, inputs: int, size: int, layers: int, *, batch_n
     """Return the layers that map z or a code to the pixels of an image before the tanh.
 
     They are `decoder_layers` with the architecture "conv", otherwise a `perceptron` of `layers`
-    layers. `inputs` is the length of z or of the code.
+    layers. `inputs` is the length of z or of the code, `size` the number of channels or hidden
+    units.
     """
     if config.architecture == "conv":
         return decoder_layers(inputs, config, size, batch_norm=batch_norm)
@@ -241,7 +249,7 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[Code, Code]:
-        """Return the code (B, S) before and after dropout.
+        """Return the code (B, S) before and after its own dropout.
 
         Layer i draws its dropout from the stream `stream` + i of `rows`. Without `rows` there is no
         dropout, and both codes are equal.
@@ -269,7 +277,10 @@ class AutoEncoder(nn.Module):
         self.decoder = pixel_layers(config, self.encoder.units, config.size_d, config.layers_dec, batch_norm=False)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return D(x), in float32 also under autocast, and the code."""
+        """Return the energies D(x), in float32 also under autocast, and the codes before dropout.
+
+        `rows` and `stream` give the dropout of `Encoder.forward`.
+        """
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decode(kept)), code
 
@@ -287,7 +298,11 @@ class Critic(nn.Module):
         self.logit = nn.Linear(self.encoder.units, 1)
 
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
-        """Return the logits, in float32 also under autocast, and the last hidden layer."""
+        """Return the logits, in float32 also under autocast, and the last hidden layer.
+
+        `rows` and `stream` give the dropout of `Encoder.forward`; the layer is returned before its
+        own dropout.
+        """
         code, kept = self.encoder(x, rows, stream)
         logits: Tensor = self.logit(kept).float()[:, 0]
         return logits, code
@@ -412,7 +427,7 @@ class Model(nn.Module):
         """Return the state of `sample` before the first candidate, with one row per sample.
 
         The fields "images" and "energies" are those of the best candidate so far, "accepted" and
-        "proposals" are those that `sample` returns, and "done" is the number of candidates.
+        "proposals" are those that `sample` returns, and "done" is the number of candidates so far.
         """
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
@@ -423,11 +438,12 @@ class Model(nn.Module):
     def _add_candidates(
         self, best: dict[str, Tensor], rows: RowStreams, first: int, count: int, below: float
     ) -> dict[str, Tensor]:
-        """Return the state `best` after `count` more candidates per row, from candidate `first` on.
+        """Return the state of `sample` after candidates `first` … `first + count − 1` of each row.
 
-        A candidate is accepted if its energy is less than `below`; a row that has accepted a
-        candidate ignores further ones. Each candidate is one forward pass over the rows, so that
-        its image is bit-identical to that of a plain sample.
+        `best` is the state before (see `_initial_state`): among others the images and energies of
+        the best candidates so far. A candidate is accepted if its energy is less than `below`; a
+        row that has accepted a candidate ignores further ones. Each candidate is one forward pass
+        over the rows, so that its image is bit-identical to that of a plain sample.
         """
         images = torch.stack([self._generate(rows, candidate) for candidate in range(first, first + count)], dim=1)
         energies = torch.stack([self.energies(candidates) for candidates in images.unbind(1)], dim=1)
@@ -452,9 +468,10 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def energy(self, images: Images, rows: RowStreams, options: NoOptions) -> dict[str, Any]:  # noqa: ARG002
-        """Return `energies` (B,), `unit`, and the `percentile` (B,) among the training images.
+        """Return `energies` (B,), their `unit`, and their `percentile` (B,) in 0 … 100.
 
-        The percentile is in 0 … 100; a high one marks an unusual image.
+        The percentile is the percentage of training images with lower energy; a high one marks an
+        unusual image.
         """
         energies = self.energies(images)
         return {"energies": energies, "percentile": self.percentile(energies), "unit": self.unit}
@@ -511,8 +528,7 @@ class Model(nn.Module):
         yield OptimizerStep("generator", self.generator_losses(score, code))
 
     def discriminator_losses(self, real: PerImage, fake: PerImage) -> PerImage:
-        """Return the discriminator's losses (B,): eq. 1, or `gan_discriminator_loss` for a plain
-        GAN.
+        """Return the discriminator's losses (B,), of EBGAN (eq. 1) or of a plain GAN.
 
         `real` and `fake` are the energies of images and samples; for the plain GAN, their logits.
         """
@@ -521,7 +537,7 @@ class Model(nn.Module):
         return discriminator_loss(real, fake, self.config.margin)
 
     def generator_losses(self, fake: PerImage, code: Code) -> PerImage:
-        """Return the generator's losses (B,): eq. 2, or `gan_generator_loss` for a plain GAN.
+        """Return the generator's losses (B,), of EBGAN (eq. 2) or of a plain GAN.
 
         The pulling-away term is added with its weight `config.pulling_away`. `fake` are the
         energies of samples (for the plain GAN, their logits), `code` their codes.
@@ -530,10 +546,11 @@ class Model(nn.Module):
         return losses + self.config.pulling_away * pulling_away(code) if self.config.pulling_away else losses
 
     def _metrics(self, real: PerImage, fake: PerImage) -> dict[str, PerImage]:
-        """Return the metrics (B,) of a step: D(x), D(G(z)) and, except for the plain GAN, active
-        hinges.
+        """Return the metrics of a step, (B,) each: `d_real` = D(x) and `d_fake` = D(G(z)).
 
-        A hinge is active where D(G(z)) is below the margin.
+        `real` and `fake` are the energies of images and samples; for the plain GAN, their logits,
+        whose sigmoid is D. Except for the plain GAN also returns `active_hinges`, 1 where D(G(z))
+        is below the margin and 0 elsewhere.
         """
         if self.config.objective == "gan":
             return {"d_real": real.sigmoid(), "d_fake": fake.sigmoid()}
@@ -543,8 +560,10 @@ class Model(nn.Module):
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:
         """Finish the training: fix the batch statistics, then store the quantiles of the energies.
 
-        `images()` iterates over the training images in 0 … 1, whose energies' quantiles are stored.
-        `rows(first, count)` are rows with unused random numbers.
+        The statistics of batch normalisation are averaged over new samples. The quantiles are those
+        of the training images' energies; `images()` iterates over these images, in 0 … 1.
+        `rows(first, count)` returns the rows `first` … `first + count − 1` of random streams that
+        the training has not used.
         """
         norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self.train()
@@ -570,7 +589,7 @@ class Model(nn.Module):
         """Measure a model for its card; return its metrics.
 
         They are the mean energies of the images and of `k` samples, and the pulling-away term f_PT
-        (§2.4 of the paper) of the samples' codes. `report` gets the number of images done. Raises
+        (EBGAN §2.4) of the samples' codes. `report` gets the number of images done. Raises
         ValueError for fewer than two images or samples, or for another precision than "float32".
         """
         if k < 2 or len(images) < 2:

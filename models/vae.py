@@ -98,22 +98,22 @@ class Config:
 def log_normal(
     z: Float[Tensor, "*#B J"], mean: Float[Tensor, "*#B J"], log_variance: Float[Tensor, "*#B J"]
 ) -> Float[Tensor, "*B"]:
-    """Return log N(z; μ, σ²I) = −½ Σⱼ (log 2π + log σⱼ² + (zⱼ − μⱼ)²/σⱼ²) (eq. 9)."""
+    """Return log N(z; μ, σ²I) = −½ Σⱼ (log 2π + log σⱼ² + (zⱼ − μⱼ)²/σⱼ²) (AEVB eq. 9)."""
     return -0.5 * (math.log(2.0 * math.pi) + log_variance + (z - mean).square() * (-log_variance).exp()).sum(-1)
 
 
 def log_prior(z: Float[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
-    """Return log p(z) = log N(z; 0, I) = −½ Σⱼ (log 2π + zⱼ²) (§3)."""
+    """Return log p(z) = log N(z; 0, I) = −½ Σⱼ (log 2π + zⱼ²) (AEVB §3)."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2.0 * math.pi))
 
 
 def reparameterise(mean: Latents, log_variance: Latents, noise: LatentSamples) -> LatentSamples:
-    """Return z = μ + σ ⊙ ε with ε ~ N(0, I) (eq. 4)."""
+    """Return z = μ + σ ⊙ ε with ε = `noise` ~ N(0, I) (AEVB eq. 4)."""
     return torch.addcmul(mean[:, None], (0.5 * log_variance).exp()[:, None], noise)
 
 
 def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
-    """Return the naive estimator of the gradient, by the score function (§2.2).
+    """Return the naive estimator of the gradient, by the score function (AEVB §2.2).
 
     The gradient of the result is (1/L) Σₗ f(zₗ) ∇_φ log q_φ(zₗ|x). `signal` is f(zₗ), treated as
     constant; `log_q` must be computed at samples zₗ without gradient.
@@ -122,17 +122,17 @@ def score_function(signal: PerSample, log_q: PerSample) -> PerImage:
 
 
 def sgvb_a(log_p_x: PerSample, log_p_z: PerSample, log_q: PerSample) -> PerImage:
-    """Return the estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)] (eq. 6)."""
+    """Return the estimator SGVB A, L̃ᴬ = (1/L) Σₗ [log p(x, zₗ) − log q(zₗ|x)] (AEVB eq. 6)."""
     return (log_p_x + log_p_z - log_q).mean(dim=1)
 
 
 def sgvb_b(log_p_x: PerSample, kl: PerImage) -> PerImage:
-    """Return the estimator SGVB B, L̃ᴮ = −D_KL(q(z|x) ‖ p(z)) + (1/L) Σₗ log p(x|zₗ) (eq. 7)."""
+    """Return the estimator SGVB B, L̃ᴮ = −D_KL(q(z|x)‖p(z)) + (1/L) Σₗ log p(x|zₗ) (AEVB eq. 7)."""
     return log_p_x.mean(dim=1) - kl
 
 
 def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
-    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) (eq. 8) from the bounds of M images, with N = `total`.
+    """Return L(X) ≃ (N/M) Σᵢ L̃(xᵢ) from the bounds L̃ of M images, with N = `total` (AEVB eq. 8).
 
     N/M scales the reconstruction and the KL term alike.
     """
@@ -140,20 +140,20 @@ def minibatch(bounds: Float[Tensor, "M"], total: int) -> Float[Tensor, ""]:
 
 
 def kl_to_prior(mean: Latents, log_variance: Latents) -> PerImage:
-    """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (eq. 10, appendix B)."""
+    """Return D_KL(q ‖ p) = −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (AEVB eq. 10)."""
     return -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
 
 def log_bernoulli(x: Pixels, logits: Float[Tensor, "B L D"]) -> PerSample:
-    """Return log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a) (eq. 11).
+    """Return log p(x|z) = Σᵢ xᵢ log yᵢ + (1 − xᵢ) log(1 − yᵢ), with y = sigmoid(a) (AEVB eq. 11).
 
-    It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
+    a is `logits`. It is computed as Σᵢ xᵢaᵢ − log(1 + e^aᵢ).
     """
     return (logits * x[:, None]).sum(-1) - functional.softplus(logits).sum(-1)
 
 
 def log_gaussian(x: Pixels, mean: Float[Tensor, "B L D"], log_variance: Float[Tensor, "B L D"]) -> PerSample:
-    """Return log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1 (eq. 12)."""
+    """Return log p(x|z) = log N(x; μ(z), σ²(z)I), a density of pixels in 0 … 1 (AEVB eq. 12)."""
     return log_normal(x[:, None], mean, log_variance)
 
 
@@ -166,9 +166,10 @@ def iwae_bound(log_w: PerSample) -> PerImage:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity; the gradient that passes through it is multiplied by given factors.
+    """The identity, except that the backward pass multiplies the gradient by given factors.
 
-    `factors` is a list that must contain the factors (B, K) by the time of the backward pass.
+    `factors` is an empty list, to which the caller appends the factors (B, K) before the backward
+    pass.
     """
 
     @staticmethod
@@ -204,7 +205,7 @@ def dreg_bound(
 
 
 def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
-    """Return the hidden layers of a multi-layer perceptron (appendix C).
+    """Return the hidden layers of a multi-layer perceptron (AEVB appendix C).
 
     An activation follows each linear layer.
     """
@@ -215,7 +216,7 @@ def hidden_layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """A network that returns mean and log variance of a diagonal normal (appendix C.2).
+    """A network that returns mean and log variance of a diagonal normal (AEVB appendix C.2).
 
     With `unit` the mean is in (0, 1).
     """
@@ -241,7 +242,7 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """A network that returns the logits of independent Bernoulli pixels (appendix C.1)."""
+    """A network that returns the logits of independent Bernoulli pixels (AEVB appendix C.1)."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int, activation: str) -> None:
         super().__init__()
@@ -345,9 +346,9 @@ class Model(nn.Module):
         )
 
     def initialise(self, rows: RowStreams) -> None:
-        """Draw every parameter from N(0, 0.1²) (§5) if `init` is "normal".
+        """Draw every parameter from N(0, 0.1²) (AEVB §5) if `config.init` is "normal".
 
-        Otherwise from U(±1/√fan-in), torch's default.
+        Otherwise draw it uniformly from ±1/√fan-in, torch's default.
         """
         layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(layers):
@@ -380,7 +381,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
-        """Return `images`, the means of p(x|z) on a grid of the latent plane (appendix A).
+        """Return `images`, the means of p(x|z) on a grid of the latent plane (AEVB appendix A).
 
         Row i is cell i of the grid; z₁ varies along a row of the grid. Raises ValueError if the
         model has not two latent dimensions, or for a row outside the grid.
@@ -429,7 +430,7 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
-        """Return `mean` and `standard_deviation` of q(z|x) (eq. 9), (B, J) each."""
+        """Return `mean` and `standard_deviation` of q(z|x) (AEVB eq. 9), (B, J) each."""
         mean, log_variance = self.encoder(self._binarize(images, rows, options.binarization))
         deviation = (0.5 * log_variance).exp()
         return {"mean": mean, "standard_deviation": deviation, "binarization": options.binarization}
@@ -481,7 +482,7 @@ class Model(nn.Module):
         return self._log_w(x, mean, log_variance, noise)
 
     def log_p_x(self, x: Pixels, z: LatentSamples) -> PerSample:
-        """Return log p(x|z) of every sample (eq. 11 or 12), in nats."""
+        """Return log p(x|z) of every sample (AEVB eq. 11 or 12), in nats."""
         if isinstance(self.decoder, Bernoulli):
             return log_bernoulli(x, self.decoder(z))
         return log_gaussian(x, *self.decoder(z))
@@ -564,7 +565,7 @@ class Model(nn.Module):
 
 
 def _grouped_bound(log_w: Float[Tensor, "B k"], size: int) -> PerImage:
-    """Return the mean (B,) of the bounds L_K, K = `size`, of the k/K groups of samples."""
+    """Return the mean (B,) of the bounds L_K, K = `size`, of the k/K groups of K samples."""
     return iwae_bound(log_w.view(-1, size)).view(len(log_w), -1).mean(dim=1)
 
 

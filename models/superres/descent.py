@@ -1,4 +1,4 @@
-"""Gradient descent of each image's energy, with a line search: inference in §3 of the paper.
+"""Gradient descent of each image's energy, with a line search: inference in Bruna et al., §3.
 
 The variable, named `detail` here, is a residual image (B, 1, H, W) that is added to all colours of
 the regression's estimate. The step sizes are those of Barzilai and Borwein (IMA J. Numer. Anal. 8,

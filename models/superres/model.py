@@ -33,7 +33,7 @@ DESCENT_STEPS_PER_CALL = 1
 class Model(nn.Module):
     """The regression network and, with `objective` "statistics", the networks of the statistics.
 
-    The latter are the generator, the scattering (the trained part of Ψ in the paper) and the
+    The latter are the generator, the scattering (the trained part of Ψ in Bruna et al.) and the
     predictor Φ. `images` are tiles (B, C, H, W) in 0 … 1 at low resolution; a margin of
     `config.margin` pixels is context only.
     """
@@ -103,9 +103,7 @@ class Model(nn.Module):
                 parameter.copy_(noise.view(parameter.shape).to(parameter.device) * std)
 
     def operations(self) -> dict[str, Any]:
-        """Return the model's operations as its card lists them, with the `margin` of a tile in
-        pixels.
-        """
+        """Return the operations as the card lists them, with the `margin` of a tile in pixels."""
         described = describe(self)
         described["upscale"]["margin"] = self.config.margin
         if self.config.objective == "regression":
@@ -121,10 +119,10 @@ class Model(nn.Module):
         """Enlarge tiles `scale` times (s) and remove their margins (m).
 
         Returns `images` (B, C, s·(H − 2m), s·(W − 2m)) in 0 … 1. A model with the regression alone
-        treats "statistics" as "mse". Total variation and the descent run in several calls, which
-        return a `Continuation`; `state` is None in the first call, later the state of the previous
-        `Continuation`. `rows` have no effect. Raises ValueError for a scale that the model does not
-        have.
+        treats the method "statistics" as "mse". Total variation and the descent run in several
+        calls, which return a `Continuation`; `state` is None in the first call, later the state of
+        the previous `Continuation`. `rows` have no effect. Raises ValueError for a scale that the
+        model does not have.
         """
         scale = options.scale
         if scale not in self.config.scales:
@@ -170,8 +168,7 @@ class Model(nn.Module):
     # Estimates
 
     def regress(self, low: Images, scale: int, *, ensemble: bool = False) -> HighResolution:
-        """Return the regression's estimate R(x), projected onto the images whose downsampling is
-        `low`.
+        """Return the regression's estimate R(x), projected so that its downsampling is `low`.
 
         With `ensemble` it is the mean over the eight symmetries of the square.
         """
@@ -194,8 +191,10 @@ class Model(nn.Module):
         return self._generate(low, estimate, scale, 1.0 - fidelity) if fidelity < 1.0 else estimate
 
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
-        """Return the regression's estimate plus `share` of the generator's filtered
-        residual image.
+        """Return the regression's `estimate` plus `share` of the generator's residual image.
+
+        The residual image is filtered by the filter of `finalize`, and the sum is projected onto
+        the images whose downsampling is `low`.
         """
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
@@ -203,9 +202,9 @@ class Model(nn.Module):
         return self._project(estimate + share * detail, low, scale)
 
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
-        """Return the residual image that the generator adds to the regression's estimate.
+        """Return the residual image that the generator adds to the regression's `estimate`.
 
-        It has no grid pattern; the detail filter is not applied.
+        Its grid pattern is removed; the filter of `finalize` is not applied.
         """
         return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
@@ -236,8 +235,7 @@ class Model(nn.Module):
             return [self.scattering(regression.luminance(high))[:, 0]]
 
     def load_feature_network(self) -> "Model":
-        """Load the feature network of the statistics if the config has one; return the model
-        itself.
+        """Load the feature network of the statistics if the config has one; return this model.
 
         Raises ValueError if the file with the network's weights is missing.
         """
@@ -246,16 +244,14 @@ class Model(nn.Module):
         return self
 
     def residual_stds(self) -> ChannelStds:
-        """Return the running mean of `residual_std`: a tensor (C,) for each feature map of the
-        statistics.
-        """
+        """Return the running means of `residual_std` in the training: (C,) for each feature map."""
         return list(torch.split(self.spread, list(self.widths)))
 
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
         """Predict the statistics of the true images; return as many feature maps as `own` has.
 
-        `estimate` is the regression's estimate, and `own` are its statistics. This is Φ(x) of the
-        paper.
+        `estimate` is the regression's estimate, and `own` are its statistics. This is Φ(x) of
+        Bruna et al., §3.
         """
         predicted: Statistics = self.predictor(estimate, own, self.residual_stds(), scale)
         return predicted
@@ -285,10 +281,11 @@ class Model(nn.Module):
     # Training
 
     def loss(self, images: Images, rows: RowStreams, epoch: int = 0) -> PerImage:
-        """Return the regression's error (B,) on high-resolution patches (B, C, H, W) (§2).
+        """Return the regression's error (B,) on high-resolution patches (B, C, H, W).
 
-        Each row draws its scale; for a smaller scale only a part of the patch is used. The error is
-        absolute before the epoch `squared_from` and squared from then on.
+        It is in grey levels or their squares (Bruna et al., §2). Each row draws its scale; for a
+        smaller scale only a part of the patch is used. The error is absolute before the epoch
+        `squared_from` and squared from then on.
         """
         lows, highs, indices = patches.draw_by_scale(images, rows, self.config)
         trunk = self.regression.trunk(lows)
@@ -300,11 +297,11 @@ class Model(nn.Module):
         return losses
 
     def training_steps(self, images: Images, rows: RowStreams, epoch: int = 0) -> Iterator[OptimizerStep]:
-        """Yield the optimizer steps of the predictor Φ, the generator and the scattering (§3, §4).
+        """Yield the optimizer steps of the predictor Φ, the generator and the scattering.
 
-        The predictor is trained toward the statistics Ψ(y) of the true images, the generator to
-        lower the energy. From the epoch `tune_from` on, the scattering is trained by the positive
-        and negative phase.
+        See Bruna et al., §3 and §4. The predictor is trained toward the statistics Ψ(y) of the true
+        images, the generator to lower the energy. From the epoch `tune_from` on, the scattering is
+        trained by the positive and negative phase.
 
         Half of the generator's loss uses the prediction Φ(x) as the target, half Ψ(y), whose mean Φ
         estimates: once Φ has converged both gradients have the same mean. The first row draws the
@@ -341,12 +338,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def finalize(self, images: Callable[[], Iterator[Images]], rows: Callable[[int, int], RowStreams]) -> None:  # noqa: ARG002
-        """Finish the training: compute the filter of the generator's residual images for each
-        scale.
+        """Finish the training: compute the filter of the generator's residual images by scale.
 
-        The first training patches are used. The texture that lowers the energy most cheaply is a
-        lattice, in which a few frequencies have most of the power. The filter moves the mean
-        spectrum of the generator's residual images halfway to that of the true ones, y − R(x).
+        `images()` iterates over the training patches, of which the first `FILTER_PATCHES` are used;
+        `rows` has no effect. Does nothing if the config has no filter. The texture that lowers the
+        energy most cheaply is a lattice, in which a few frequencies have most of the power. The
+        filter moves the mean spectrum of the generator's residual images halfway to that of the
+        true ones, y − R(x).
         """
         if self.config.objective != "statistics" or not self.config.detail_radius:
             return
@@ -367,7 +365,7 @@ class Model(nn.Module):
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """Sample high-resolution images for the negative phase (§4).
+        """Sample high-resolution images for the negative phase (Bruna et al., §4).
 
         They are some steps of a descent of the scattering's energy toward `target`, from
         `estimate`.

@@ -1,4 +1,4 @@
-"""§2 of the paper: the downsampling U, the regression network and inversion by total variation."""
+"""Downsampling U, regression network and inversion by total variation (Bruna et al., §2)."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,9 @@ LUMA_WEIGHTS = (65.481 / 219.0, 128.553 / 219.0, 24.966 / 219.0)  # ITU-R BT.601
 
 
 def downsample(high: Images, scale: int) -> Float[Tensor, "B C h w"]:
-    """Return x = U(y) for y = `high`, by antialiased bicubic downsampling (§2; a = −½, as
-    Pillow's).
+    """Return x = U(y) for y = `high`, by antialiased bicubic downsampling (Bruna et al., §2).
 
-    The result is rounded to 256 levels, as in an image file.
+    The filter is Pillow's (a = −½). The result is rounded to 256 levels, as in an image file.
     """
     low = functional.interpolate(high, scale_factor=1.0 / scale, mode="bicubic", antialias=True)
     return low.mul(LEVELS).round_().clamp_(0.0, LEVELS).div_(LEVELS)
@@ -39,7 +38,7 @@ def interpolate_bicubic(low: Images, scale: int) -> Float[Tensor, "B C sH sW"]:
 
 
 def squared_error(estimate: Images, high: Images) -> PerImage:
-    """Return the squared error (B,) of `estimate` (§2), in squared grey levels.
+    """Return the squared error (B,) of `estimate`, in squared grey levels (Bruna et al., §2).
 
     It is ‖Φ(x, Θ) − y‖² as a mean over pixels and channels, with Φ(x, Θ) = `estimate`, y = `high`.
     """
@@ -47,7 +46,7 @@ def squared_error(estimate: Images, high: Images) -> PerImage:
 
 
 def absolute_error(estimate: Images, high: Images) -> PerImage:
-    """Return the absolute error (B,) of `estimate` (§2 with the 1-norm), in grey levels.
+    """Return the absolute error (B,) of `estimate`, in grey levels.
 
     It is ‖Φ(x, Θ) − y‖₁ as a mean over pixels and channels. Early in a training it gives sharper
     images than the squared error.
@@ -67,7 +66,7 @@ def luminance(images: Images) -> Float[Tensor, "B 1 H W"]:
 def chroma_error(high: Images, estimate: Images) -> PerImage:
     """Return the squared error (B,) of the colours of `estimate`, in squared grey levels.
 
-    It is that of the difference of the images minus the luminance of the difference.
+    With d = `high` − `estimate` it is the mean of (d − luminance(d))² over pixels and channels.
     """
     change = high - estimate
     return squared_error(change - luminance(change), torch.zeros_like(change))
@@ -86,11 +85,11 @@ def psnr(estimate: Images, high: Images, border: int) -> PerImage:
 
 
 def invert_by_total_variation(low: Images, scale: int, state: State) -> Float[Tensor, "B C sH sW"] | Continuation:
-    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (§2), by a few iterations per call, with x = `low`.
+    """Minimize ½‖U(y) − x‖² + λ‖∇y‖₁ over y (Bruna et al., §2), with x = `low`.
 
-    Returns the images y in 0 … 1 when every image has converged, or after `TV_MAX_ITERATIONS`;
-    until then a `Continuation`. `state` is None in the first call, later the state of the previous
-    `Continuation`.
+    Each call does a few iterations. Returns the images y in 0 … 1 when every image has converged,
+    or after `TV_MAX_ITERATIONS`; until then a `Continuation`. `state` is None in the first call,
+    later the state of the previous `Continuation`.
     """
     u = resize.bicubic(*low.shape[2:], scale, low.device)
     if state is None:
@@ -168,7 +167,7 @@ class ResidualBlock(nn.Module):
 
 
 def _add(output: Tensor, h: Tensor) -> Tensor:
-    """Return h + output; `output` is overwritten by the sum if the types agree.
+    """Return h + output; `output` is overwritten by the sum if the data types agree.
 
     Allocating new memory would take longer than the sum.
     """

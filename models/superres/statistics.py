@@ -1,5 +1,6 @@
-"""§3 and §4 of the paper: the statistics Ψ, their predictor Φ, the energy and its contrastive
-gradient.
+"""The statistics Ψ, their predictor Φ, the energy and its contrastive gradient.
+
+See Bruna et al., §3 and §4.
 
 `Statistics` are a list of feature maps: the scattering of the luminance first, then the stages of
 the feature network.
@@ -40,10 +41,11 @@ def residual_std(own: Statistics, target: Statistics) -> ChannelStds:
 
 
 def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerImage:
-    """Return the energy (B,) E(y, x) = ‖Φ(x) − Ψ(y)‖² (§3) of the statistics Ψ(y) = `actual`.
+    """Return the energy E(y, x) = ‖Φ(x) − Ψ(y)‖² (Bruna et al., §3), (B,).
 
-    `predicted` are the statistics Φ(x). Each channel is divided by its `std`. The energy is the
-    mean over the feature maps that both lists have; that of a map is the mean over its values.
+    `predicted` are the statistics Φ(x), `actual` the statistics Ψ(y). Each channel is divided by
+    its `std`. The energy is the mean over the feature maps that both lists have; that of a map is
+    the mean over its values.
     """
     parts = [
         ((one - other) / width[:, None, None]).square().mean((1, 2, 3))
@@ -53,10 +55,10 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 
 
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
-    """Return E(y, x) − E(y', x) of the true image y and a sample y' ~ p(·|x) (§4), (B,).
+    """Return E(y, x) − E(y', x) of the true image y and a sample y' ~ p(·|x), (B,).
 
-    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'). The gradient with
-    respect to Ψ estimates −∂ log p(y|x)/∂Ψ.
+    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'), and `std` is that of
+    `energy`. The gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ (Bruna et al., §4).
     """
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 
@@ -90,16 +92,16 @@ def load_features() -> features.Features:
 
 
 class Predictor(nn.Module):
-    """Φ of the paper: predicts the statistics of the true image from the regression's estimate.
+    """Φ of Bruna et al.: predicts the true image's statistics from the regression's estimate.
 
     The prediction is the statistics of the estimate plus a learned correction.
     """
 
     def __init__(self, channels: int, width: int, blocks: int, scales: Sequence[int], widths: Sequence[int]) -> None:
-        """Create the layers.
+        """Create the layers, with `blocks` residual blocks of `width` channels.
 
-        `width` is the number of inner channels, `widths` are the numbers of channels of the
-        statistics' feature maps.
+        `channels` is the number of channels of an image, `scales` are the scales that the network
+        supports, and `widths` the numbers of channels of the statistics' feature maps.
         """
         super().__init__()
         self.head = nn.Conv2d(16 * channels + widths[0], width, 3, padding=1)

@@ -151,8 +151,8 @@ class BaseMethods:
     ) -> Steps[SavedFile]:
         """Save a response's body to the file `path`; on an error, no file is written.
 
-        `send` is the method that sends the request, by default `_send`. `on_progress` is called with
-        the number of bytes received. Raises UnexpectedContentError if the body is not of
+        `send` is the method that sends the request, by default `_send`. `on_progress` is called
+        with the number of bytes received. Raises UnexpectedContentError if the body is not of
         `media_type`.
         """
         download = Download(Path(path), media_type, on_progress)
