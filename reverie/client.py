@@ -98,8 +98,8 @@ class Client(ApiMethods):
         """Yield a job's events as they happen, until the job ends; reconnect when the connection
         breaks.
 
-        `after` is the number of the last event that you have received. Raises ProblemError for an
-        error response, and UnreachableError if reconnecting fails too often.
+        `after` is the number of the last event that you have received; 0 yields all events. Raises
+        ProblemError for an error response, and UnreachableError if reconnecting fails too often.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -175,8 +175,8 @@ class AsyncClient(ApiMethods):
         """Yield a job's events as they happen, until the job ends; reconnect when the connection
         breaks.
 
-        `after` is the number of the last event that you have received. Raises ProblemError for an
-        error response, and UnreachableError if reconnecting fails too often.
+        `after` is the number of the last event that you have received; 0 yields all events. Raises
+        ProblemError for an error response, and UnreachableError if reconnecting fails too often.
         """
         stream = JobEventStream(job_id, after)
         outcome: httpx.Response | httpx.TransportError
@@ -267,9 +267,10 @@ def _next_step(steps: Steps[T], outcome: httpx.Response | Exception | None) -> A
 
 
 def _http_settings(url: str | None, key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return the arguments of both httpx clients.
+    """Return the arguments of `httpx.Client` and `httpx.AsyncClient`.
 
-    Raises ValueError if the URL is not an HTTP address.
+    A `url` or `key` that is None is read from `REVERIE_URL` or `REVERIE_KEY`; see `Client`. Raises
+    ValueError if the URL is not an HTTP address.
     """
     url = url or os.environ.get("REVERIE_URL") or DEFAULT_URL
     key = os.environ.get("REVERIE_KEY") if key is None else key

@@ -45,7 +45,10 @@ class UnexpectedContentError(ReverieError):
     """A response does not have the content type that was requested. No file was written."""
 
     def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
-        """Describe the response; `media_type` was requested, for the file `path`."""
+        """Describe `response`, or None if none was received, and the requested `media_type`.
+
+        `path` is the file that was not written.
+        """
         received = "nothing"
         if response is not None:
             received = f"{response.headers.get('content-type') or 'no content type'} (status {response.status_code})"

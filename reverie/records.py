@@ -51,7 +51,7 @@ class Record:
 
 
 class OperationResult(Record):
-    """The result of an operation."""
+    """The result of an operation, with fields that depend on the operation."""
 
     model = Field(str, "The model's name.")
     version = Field(str, "The version that computed the result.")
@@ -78,7 +78,7 @@ class SavedFile:
 
 
 class Caller(Record):
-    """The owner of the API key in use."""
+    """The owner of the API key in use, with the key's roles, limits and usage."""
 
     roles = Field(list[str], "The key's roles: read, run, train, admin.")
     limits = Field(dict[str, Any], "The key's limits by name; None means no limit.")

@@ -180,7 +180,11 @@ class ApiRequest:
         )
 
     def may_retry(self, outcome: httpx.TransportError | httpx.Response) -> bool:
-        """Return whether to send the request again after this error or error response."""
+        """Return whether to send the request again after the error or response `outcome`.
+
+        True for the statuses 429 and 503 and if no connection was made; with `retry_if_lost` also
+        for 502, 504 and a broken connection. False after the `deadline`.
+        """
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return False
         if isinstance(outcome, httpx.Response):

@@ -44,6 +44,9 @@ def batches(order: Int[Tensor, "N"], size: int, min_size: int = 1) -> Sequence[I
 
 
 def batch_count(count: int, size: int, min_size: int = 1) -> int:
-    """Return the number of batches that `batches` makes of `count` images."""
+    """Return the number of batches of an epoch of `count` images; see `batches`.
+
+    A batch has `size` images. If fewer than `min_size` remain at the end, they join the last batch.
+    """
     whole, rest = divmod(count, size)
     return whole + (rest >= min_size or not whole) if rest else whole

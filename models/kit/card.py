@@ -85,7 +85,10 @@ def family(name: str) -> Any:
 
 
 def families() -> list[str]:
-    """Return the names of all families: the modules of `models/`, except `kit`, and extra ones."""
+    """Return the names of all families: the modules of the package `models`, except `kit`.
+
+    These include the modules of a folder that `--extra-models` has added to the package.
+    """
     folders = [Path(folder) for folder in models.__path__]
     names = {file.stem for folder in folders for file in folder.glob("[!_]*.py")}
     names |= {file.parent.name for folder in folders for file in folder.glob("[!_]*/__init__.py")}

@@ -27,8 +27,9 @@ from models.kit.row_streams import RowStreams
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """Train a recipe in the folder of a run. SIGTERM or Ctrl-C leaves a checkpoint to
-    resume from.
+    """Train a recipe in the folder of a run; return the exit status.
+
+    SIGTERM or Ctrl-C stops the training with a checkpoint to resume from.
     """
     recipe = _read_recipe(arguments)
     out = arguments.out or Path("runs") / recipe.name
@@ -61,8 +62,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Write a run as CHECKPOINTS/NAME/VERSION/model.safetensors, without metrics; print
-    the path.
+    """Write a run's model as a checkpoint without metrics; print its path.
+
+    The path is CHECKPOINTS/NAME/VERSION/model.safetensors.
     """
     a = arguments
     print(export.export(a.run, a.checkpoints, a.version, a.selection, a.note))
@@ -71,8 +73,8 @@ def _export(arguments: argparse.Namespace) -> None:
 def _publish(arguments: argparse.Namespace) -> None:
     """Export a run with metrics and a preview; print its path and metrics as one line of JSON.
 
-    The metrics are measured on the first COUNT test images, and those of `--against` on the same
-    images.
+    The metrics are measured on the first COUNT test images. With `--against`, those of that
+    checkpoint on the same images are printed too.
     """
     a = arguments
     _print_json(export.publish(a.run, a.checkpoints, a.version, a.data_folder, a.count, a.k, a.against, a.job))
@@ -157,10 +159,10 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _read_recipe(arguments: argparse.Namespace) -> Recipe:
-    """Return the recipe that the arguments name, with their overrides.
+    """Return the recipe that the arguments name, changed by the overrides of `--set`.
 
-    Raises TooLargeError if it cannot fit into the memory limit, and ValueError for an unknown name
-    or an invalid recipe.
+    Raises TooLargeError if its training needs more memory than `--memory-bytes`, and ValueError for
+    an unknown name or an invalid recipe.
     """
     folder = Path(__file__).parents[1] / "recipes"
     name = arguments.recipe
@@ -196,9 +198,10 @@ def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _load_training_data(recipe: Recipe, folder: Path) -> tuple[data.ImageSet, data.ImageSet | None]:
-    """Return the training images, and the validation split of the data set.
+    """Return the training images and the validation split of the recipe's data set.
 
-    The split is None if the data set has none, or if the recipe does not validate.
+    The split is None if the data set has none, or if the recipe does not validate. `folder` has the
+    data sets that are given by name.
     """
     uploaded = data.find_uploaded(recipe.data, folder)
     has_validation = uploaded and (uploaded / "validation.npy").is_file() and recipe.training.validation

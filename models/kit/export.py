@@ -30,7 +30,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the card's `provenance`: recipe, hardware, commit, torch version and data.
 
-    `held_back` are separate validation images, or None. It contains neither a path nor a host name.
+    `held_back` are separate validation images; if None, they are the last of `pictures`. The result
+    contains neither a path nor a host name.
     """
     validation = recipe.training.validation
     kind = recipe.training.binarization
@@ -69,9 +70,9 @@ def hardware(device: str = "cpu") -> str:
 def export(out: Path, checkpoints: Path, version: str = "1", selection: Path | None = None, note: str = "") -> Path:
     """Write the run in `out` as a checkpoint without metrics; return the path of the checkpoint.
 
-    The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the run that chose the
-    number of epochs; the card records its best epoch, and the remark `note`. Raises ValueError if
-    the run has no checkpoint.
+    The path is `checkpoints/NAME/VERSION/model.safetensors`. `selection` is the folder of an
+    earlier run whose validation chose the number of epochs, or None; the card records its best
+    epoch. `note` is a remark for the card. Raises ValueError if the run has no checkpoint.
     """
     if not (out / "state.pt").exists():
         raise ValueError(f"{out.name} holds no run: there is no state.pt")
@@ -145,7 +146,7 @@ def publish(
 
 
 def figures(model: Any, described: dict[str, Any], pictures: ByteImages, k: int) -> Figures:
-    """Measure a model on test images; return the metrics for its card, not plots.
+    """Measure a model on test images; return the metrics for its card `described`.
 
     Each has `name`, `value`, `unit`, `better` and `detail`. `k` is passed to the family's
     `evaluate`: importance samples per image, or samples of an adversarial family. A family without
@@ -184,8 +185,10 @@ def preprocess_as_trained(described: dict[str, Any], pictures: ByteImages, seed:
 
 
 def _describe_selection(run: Path) -> dict[str, Any]:
-    """Describe the run that chose the number of epochs: its data, its epochs and the best
-    of them.
+    """Return a description, for a card, of the run in `run`, which chose the number of epochs.
+
+    It has the numbers of images, the number of epochs tried, the best epoch, the best and the last
+    validation loss, and the seconds.
     """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["validation_loss"])
@@ -202,7 +205,10 @@ def _describe_selection(run: Path) -> dict[str, Any]:
 
 
 def describe_start(start: str) -> dict[str, Any]:
-    """Return the provenance of a start checkpoint, PATH or PATH:PART,PART, for the card."""
+    """Return the description of a start checkpoint for the card.
+
+    `start` is PATH or PATH:PART,PART, where the parts are the submodules whose weights are used.
+    """
     path, parts = _split_start(start)
     source = card.read_card(path)
     origin = {name: source["provenance"].get(name) for name in ("epochs", "seconds", "commit")}
@@ -213,8 +219,8 @@ def describe_start(start: str) -> dict[str, Any]:
 def load_start_weights(starts: Sequence[str]) -> dict[str, Tensor]:
     """Return the weights of all start checkpoints, each PATH or PATH:PART,PART, keyed by name.
 
-    With parts, only the weights of these submodules are loaded. If two checkpoints have a weight of
-    the same name, the later one counts.
+    A PART is the name of a submodule; with parts, only their weights are loaded. If two checkpoints
+    have a weight of the same name, the later one counts.
     """
     tensors: dict[str, Tensor] = {}
     for start in starts:

@@ -21,9 +21,10 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 class GraphedLoss:
     """A CUDA graph of the losses of batches of one size, and of the gradients of their mean.
 
-    `losses(index, rows)` gets the indices and the row numbers of a batch, on the device. It must do
-    the same work for every batch, without waiting for the device. A replay uses the current weights
-    and overwrites the captured gradients. `index` is the first batch.
+    `losses(index, rows)` gets the images' indices and the numbers of their random rows, on the
+    device. It must do the same work for every batch, without waiting for the device. The graph is
+    captured with the batch `index` and replayed for others. A replay uses the current weights and
+    overwrites the gradients of the replay before.
     """
 
     def __init__(self, losses: Losses, parameters: list[nn.Parameter], index: Int[Tensor, "B"]) -> None:
@@ -50,7 +51,7 @@ class GraphedLoss:
     def __call__(self, index: Int[Tensor, "B"], rows: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """Set the gradients of the mean loss of a batch; return the sum of its losses, a tensor ().
 
-        `index` has the indices of the batch's images, `rows` their row numbers.
+        `index` has the indices of the batch's images, `rows` the numbers of their random rows.
         """
         self._index.copy_(index)
         self._rows.copy_(rows)
@@ -72,7 +73,7 @@ class EpochGraph:
         self._epoch = -1
 
     def of(self, epoch: int, index: Int[Tensor, "B"]) -> GraphedLoss:
-        """Return the graph of `epoch`; `index` has the indices of a batch."""
+        """Return the graph of `epoch`; if there is none yet, capture it with the batch `index`."""
         if self._graph is None or self._epoch != epoch:
             self._graph = None  # frees its memory before the next capture
             self._graph, self._epoch = GraphedLoss(self._losses, self._parameters, index), epoch

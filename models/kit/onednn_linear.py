@@ -31,7 +31,10 @@ def linear(
 
 # See docs/decisions.md#training-uses-onednn-for-large-products-and-keeps-freed-memory
 class Linear(nn.Linear):
-    """`nn.Linear` that trains by `linear`; without gradients it equals `nn.Linear` bit for bit."""
+    """An `nn.Linear` that uses oneDNN (see `linear`) while gradients are recorded.
+
+    Otherwise its results equal those of `nn.Linear` bit for bit.
+    """
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """Return x Wᵀ + b."""
@@ -39,7 +42,7 @@ class Linear(nn.Linear):
 
 
 class _OnednnLinear(torch.autograd.Function):
-    """Autograd for `onednn_linear`: the gradient by each matrix is one more product."""
+    """Autograd for `onednn_linear`: each matrix's gradient is one more product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -66,8 +66,8 @@ def _build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer `kind` ("adam", "adagrad" or "sgd") with learning rate `rate`.
 
-    A N(0, 1) prior of the weights is a weight decay of 1/`count` of the mean loss, where `count` is
-    the number of training images.
+    `count` is the number of training images. If the recipe has a N(0, 1) prior of the weights, the
+    weight decay is 1/`count`, otherwise 0.
     """
     decay = 1.0 / count if training.weight_prior else 0.0
     if kind == "sgd":
@@ -96,5 +96,9 @@ def scheduled_rate(training: Training, epoch: int, steps: int, steps_per_epoch: 
 
 
 def epochs_at_constant_rate(training: Training) -> float:
-    """Return for how many epochs the rate is constant, whatever the recipe's number of epochs."""
+    """Return for how many epochs the learning rate stays at its initial value after the warm-up.
+
+    It does not depend on the recipe's number of epochs: infinity for the decay "constant", 0 for
+    "cosine", otherwise `drop_from`.
+    """
     return {"constant": math.inf, "cosine": 0}.get(training.decay, training.drop_from)

@@ -38,7 +38,7 @@ def _round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Te
 
 @lru_cache(maxsize=16)
 def _cached_round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
-    """Return the constants as normal tensors, usable inside and outside inference mode."""
+    """Return the cached result of `_round_constants`, usable inside and outside inference mode."""
     with torch.inference_mode(mode=False):
         return _round_constants(device)
 

@@ -258,8 +258,8 @@ class Run(Trainer):
     def restore(self) -> None:
         """Continue from `state.pt`: load weights, averages, optimizers and counters.
 
-        Removes the metrics of later epochs. Raises ValueError if `state.pt` was written by a recipe
-        that this one may not continue.
+        Removes the metrics of later epochs. Raises ValueError if this recipe may not continue the
+        recipe that wrote `state.pt`; see `RunFolder.check_recipe`.
         """
         state = self.folder.load_state(self.device)
         self.folder.check_recipe(state, self.recipe)

@@ -137,7 +137,7 @@ def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Te
 
 
 def common_progress(done: Int[Tensor, "B"]) -> int:
-    """Return the progress that all rows of a batch have, 0 without rows.
+    """Return the value that all rows of `done` have, such as a number of steps; 0 without rows.
 
     Raises ValueError if the rows differ.
     """
@@ -161,10 +161,10 @@ class ImportanceWeights:
     def resume(
         cls, state: Mapping[str, Tensor] | None, rows: int, device: torch.device | str = "cpu", name: str = ""
     ) -> "ImportanceWeights":
-        """Return the statistics that the method `state` has stored with the prefix `name`.
+        """Return the statistics in the state of a `Continuation`, stored with the prefix `name`.
 
-        If `state` is None, in the first call of an operation, they are those of no weights, for
-        `rows` rows on `device`.
+        If `state` is None, as in the first call of an operation, they are those of no weights, for
+        `rows` rows on `device`. The method `state` is the inverse.
         """
         if state is not None:
             return cls(*(state[name + field] for field in cls.__dataclass_fields__))

@@ -48,7 +48,7 @@ def morlet(reach: int, sigma: float, theta: float, xi: float, slant: float) -> C
 
 
 class Scattering(nn.Module):
-    """The scattering of orders 0, 1 and 2.
+    """The scattering of orders 0, 1 and 2, with J scales and L angles.
 
     It maps images (B, C, H, W) to (B, C, 1 + J·L + L²·J(J − 1)/2, H/2^J, W/2^J).
     """
@@ -149,8 +149,9 @@ def _spectrum(kernels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _crop(spectrum: Tensor, j: int) -> Tensor:
-    """Return the low frequencies of a filter's spectrum: that of the filter at each
-    2^j-th pixel.
+    """Return the low frequencies of a filter's spectrum, 1/2^j of them along each axis.
+
+    They are the spectrum of the band-limited filter, subsampled to each 2^j-th pixel.
     """
     for axis in (-2, -1) if j else ():
         size = spectrum.shape[axis]

@@ -17,7 +17,7 @@ else:
     except ModuleNotFoundError:
 
         class _Unchecked:
-            """Makes `Float[Tensor, "B C"]` plain `Tensor`."""
+            """Stand-in for jaxtyping's types: `Float[Tensor, "B C"]` is plain `Tensor`."""
 
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]

@@ -61,10 +61,11 @@ def train(
 
 
 def weights(out: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, Any]]:
-    """Return the weights to export from the checkpoint of the run in `out`, its recipe and its
-    counters.
+    """Return the weights to export from the run in `out`, its recipe and its counters.
 
-    The weights are those of the best epoch if there is one, else the averages, else the last ones.
+    They are read from its checkpoint. The weights are those of the best epoch if there is one, else
+    the averaged ones, else the last ones. The counters, keyed by name, include the `epoch`,
+    `best_epoch` and `seconds`.
     """
     state = RunFolder(out).load_state()
     recipe = Recipe.from_json(json.loads(state["recipe"]))

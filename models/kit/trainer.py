@@ -114,7 +114,7 @@ class Trainer:
     def _uses_graph(self, size: int) -> bool:
         """Return whether a batch of `size` images is trained by a CUDA graph.
 
-        Not without a GPU, for families with several optimizers or with a loss that a graph cannot
+        False without a GPU, for families with several optimizers or with a loss that a graph cannot
         express, for compiled, distributed or short trainings, and for a last batch of another size.
         """
         return (
@@ -207,4 +207,4 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16")
 
     def touch_progress(self) -> None:
-        """Show that the training goes on although no step ends; `Run` overrides this method."""
+        """Do nothing; `Run` overrides this method to report progress during work without steps."""

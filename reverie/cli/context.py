@@ -25,7 +25,7 @@ class CliContext:
     output: Output
 
     def print_saved(self, path: Path, saved: SavedFile, content: str) -> None:
-        """Print the name and content of a file that was written.
+        """Print the path, seed and size of a file that was written, described by `content`.
 
         Prints nothing if the file was standard output (`-`). With `--json`, prints JSON.
         """
@@ -83,7 +83,7 @@ Deadline = Annotated[
 
 
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Set options given as `a.b=value` in the nested dictionary `base`, in place, and return it.
+    """Set options `a.b=value` in the nested dictionary `base` (None: a new one); return it.
 
     A value is JSON, or else a string. Raises typer.BadParameter if there is no `=`.
     """

@@ -26,7 +26,7 @@ def _list_models(context: CommandContext) -> None:
 
 @app.command("show")
 def _show_model(context: CommandContext, name: ModelReference) -> None:
-    """Show a model's card: its operations and options, and how good it is."""
+    """Show a model's card: its operations, their options, and its metrics."""
     output, model = context.obj.output, context.obj.client.model(name)
     if output.as_json:
         output.print_json(model.body)

@@ -7,4 +7,4 @@ from reverie.methods.operations import OperationMethods
 
 
 class ApiMethods(OperationMethods, ModelMethods, DatasetMethods, TrainingMethods, JobMethods):
-    """All methods of the clients except `events`."""
+    """All methods of the clients that call the HTTP API, except `events`."""

@@ -110,18 +110,18 @@ class BaseMethods:
         return (yield from self._send(request)).json()
 
     def _get(self, *segments: str) -> Steps[Any]:
-        """Return the JSON of a resource; `segments` are those of its path after `/v1`."""
+        """Return the JSON of a resource; `segments` are the parts of its path after `/v1`."""
         return (yield from self._json(ApiRequest("GET", path_of(*segments))))
 
     def _post(self, *segments: str, **fields: Any) -> Steps[Any]:
-        """Send a POST request to the path of these segments; return the JSON of its response.
+        """Send a POST request; return the JSON of its response.
 
-        `fields` are further fields of the `ApiRequest`.
+        `segments` are the parts of its path after `/v1`, `fields` other fields of the `ApiRequest`.
         """
         return (yield from self._json(ApiRequest("POST", path_of(*segments), **fields)))
 
     def _delete(self, *segments: str) -> Steps[None]:
-        """Delete a resource; `segments` are those of its path after `/v1`."""
+        """Delete a resource; `segments` are the parts of its path after `/v1`."""
         yield from self._send(ApiRequest("DELETE", path_of(*segments), retry_if_lost=False))
 
     def _list(self, path: str, limit: int | None = None, **filters: str | None) -> Steps[list[Any]]:

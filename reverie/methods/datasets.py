@@ -13,7 +13,7 @@ class DatasetMethods(BaseMethods):
 
     @ClientMethod
     def datasets(self) -> Steps[list[Dataset]]:
-        """Return all datasets, sorted by name."""
+        """Return all datasets that you may use, sorted by name."""
         return [Dataset(body) for body in (yield from self._list("/v1/datasets"))]
 
     @ClientMethod

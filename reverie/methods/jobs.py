@@ -69,7 +69,10 @@ class JobMethods(BaseMethods):
 
     @ClientMethod
     def cancel(self, job_id: str) -> Steps[Job]:
-        """Cancel a job and return it. Raises ConflictError if it has succeeded or failed."""
+        """Cancel a job and return it; a cancelled job is returned unchanged.
+
+        Raises ConflictError if the job has succeeded or failed.
+        """
         return Job((yield from self._post("jobs", job_id, "cancel")))
 
     @ClientMethod
@@ -130,8 +133,8 @@ class TrainingMethods(BaseMethods):
     ) -> Steps[Mapping[str, Any]]:
         """Estimate a training from a few timed steps (a dry run), without training.
 
-        The result has `parameters`, `memory_bytes`, `seconds` and so on. Raises InvalidError for an
-        invalid recipe.
+        The result has the number of `parameters`, the `memory_bytes` and `seconds` that the whole
+        training would take, and so on. Raises InvalidError for an invalid recipe.
         """
         body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
         request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
@@ -178,7 +181,10 @@ class TrainingMethods(BaseMethods):
 
     @ClientMethod
     def resume(self, job_id: str) -> Steps[Training]:
-        """Resume a paused training. Raises ConflictError if it has ended."""
+        """Resume a paused training; a queued or running one continues unchanged.
+
+        Raises ConflictError if the training has ended.
+        """
         return Training((yield from self._post("trainings", job_id, "resume")))
 
     @ClientMethod

@@ -10,7 +10,7 @@ _ACTIVATION_TIMEOUT_S = 90.0
 
 
 class ModelMethods(BaseMethods):
-    """List, switch, share, delete, export and import models.
+    """List, share, delete, export and import models, and activate their versions.
 
     They raise NotFoundError for unknown names and versions.
     """
