@@ -85,7 +85,8 @@ Deadline = Annotated[
 def parse_options(assignments: Sequence[str] | None, base: dict[str, Any] | None = None) -> dict[str, Any]:
     """Set options `a.b=value` in the nested dictionary `base` (None: a new one); return it.
 
-    A value is JSON, or else a string. Raises typer.BadParameter if there is no `=`.
+    `base` is changed in place. A value is JSON, or else a string. Raises typer.BadParameter if
+    there is no `=`.
     """
     options = {} if base is None else base
     for assignment in assignments or ():
