@@ -14,7 +14,7 @@ from api.dependencies import check_query
 from api.errors import EXCEPTION_HANDLERS
 from api.exposure import allowed_origins
 from api.middleware import RequestMiddleware
-from api.routes import datasets, docs, health, jobs, me, models, trainings, versions
+from api.routes import datasets, deliveries, docs, health, jobs, me, models, trainings, versions
 from api.routes.operations import add_operations
 from api.routes.upscales import add_upscales
 from api.state import AppState
@@ -61,8 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     add_operations(app, state)
     add_upscales(app, state)
-    checked = (models.router, versions.router, jobs.router, trainings.router, trainings.families_router)
-    for router in (*checked, datasets.router, me.router):
+    checked = (models.router, versions.router, jobs.router, deliveries.router, trainings.router, me.router)
+    for router in (*checked, trainings.families_router, datasets.router):
         app.include_router(router, dependencies=[Depends(check_query)])
     for router in (health.router, docs.router):
         app.include_router(router)
@@ -77,7 +77,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: AppState = app.state.services
     await state.batch_sender.start()
     await state.job_service.start()
-    tasks = [asyncio.create_task(prune_versions(state))]
+    loops = (prune_versions(state), state.webhooks.run(), state.inputs.run())
+    tasks = [asyncio.create_task(loop) for loop in loops]
     if state.settings.api_keys is not None:
         tasks += [asyncio.create_task(state.permissions.watch()), asyncio.create_task(state.quotas.watch())]
     yield

@@ -2,8 +2,8 @@
 
 The key file has one line per key, `name:sha256[:roles[:attributes]]`, with the key's hash. `roles`
 is a comma-separated list; without it a key has every role but `admin`. `attributes` is a
-comma-separated list of `expires=20270131T120000Z` (UTC) and of limits that differ from the
-settings, such as `unfinished_jobs=50`.
+comma-separated list of `expires=20270131T120000Z` (UTC), of limits that differ from the settings,
+such as `unfinished_jobs=50`, and of `webhooks=whsec_…`, the secret that signs the owner's webhooks.
 """
 
 import hashlib
@@ -14,11 +14,12 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from core.files import locked, sync_folder, write_durably
+from core.webhooks.signature import decode_secret
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class KeyRecord:
     """A line of the key file: the owner's name, the key's SHA-256 in hex, roles and limits.
 
     `expires_at` is in seconds since the epoch. `limits` has only the limits that differ from the
-    settings.
+    settings. `webhook_secret` is empty for keys that are older than webhooks.
     """
 
     name: str
@@ -50,6 +51,7 @@ class KeyRecord:
     roles: frozenset[str] = DEFAULT_ROLES
     expires_at: float | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
+    webhook_secret: str = field(default="", repr=False)
 
     @classmethod
     def parse(cls, line: str) -> "KeyRecord":
@@ -65,14 +67,15 @@ class KeyRecord:
         granted = frozenset(word.strip() for word in roles.split(",")) if roles.strip() else DEFAULT_ROLES
         if not granted <= set(ROLES):
             raise ValueError(f"names a role that does not exist; roles are {', '.join(ROLES)}")
-        expires_at, limits = _attributes(attributes)
-        return cls(name, digest, granted, expires_at, limits)
+        return cls(name, digest, granted, *_attributes(attributes))
 
     def format(self) -> str:
         """Return the line for the key file, `name:sha256:roles[:attributes]`."""
         attributes = [f"{name}={value}" for name, value in sorted(self.limits.items())]
         if self.expires_at is not None:
             attributes.insert(0, f"expires={datetime.fromtimestamp(self.expires_at, UTC).strftime(_EXPIRES)}")
+        if self.webhook_secret:
+            attributes.append(f"webhooks={self.webhook_secret}")
         roles = ",".join(role for role in ROLES if role in self.roles)
         return ":".join([self.name, self.digest, roles, *([",".join(attributes)] if attributes else [])])
 
@@ -86,8 +89,10 @@ class KeyRecord:
         return self.digest[:12]
 
 
-def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
+def _attributes(text: str) -> tuple[float | None, dict[str, int], str]:
+    """Return the expiry, the limits and the webhook secret in the attributes of a key's line."""
     expires_at: float | None = None
+    webhook_secret = ""
     limits: dict[str, int] = {}
     for attribute in filter(None, (word.strip() for word in text.split(","))):
         name, _, value = attribute.partition("=")
@@ -98,9 +103,17 @@ def _attributes(text: str) -> tuple[float | None, dict[str, int]]:
                 raise ValueError("has another `expires` than, for example, 20270131T120000Z") from error
         elif name in LIMITS and re.fullmatch(r"[0-9]{1,18}", value):
             limits[name] = int(value)
+        elif name == "webhooks":
+            webhook_secret = value
+            try:
+                decode_secret(value)
+            except ValueError as error:
+                raise ValueError("has another `webhooks` than whsec_…; `rotate` makes one") from error
         else:
-            raise ValueError(f"has an unknown attribute; there are expires, {', '.join(LIMITS)}, each NAME=NUMBER")
-    return expires_at, limits
+            raise ValueError(
+                f"has an unknown attribute; there are expires, webhooks, {', '.join(LIMITS)}, each NAME=VALUE"
+            )
+    return expires_at, limits, webhook_secret
 
 
 def parse_keys(text: str) -> list[KeyRecord]:
@@ -176,13 +189,16 @@ class KeyFile:
             lines[:] = kept
         return removed
 
-    def rotate(self, name: str, digest: str, old_valid_until: float | None, now: float) -> KeyRecord:
+    def rotate(
+        self, name: str, digest: str, old_valid_until: float | None, now: float, webhook_secret: str = ""
+    ) -> KeyRecord:
         """Add a key with the roles and limits of the newest valid key of a name, and return its
         record.
 
-        `digest` is the SHA-256 of the new key. Older keys expire at `old_valid_until`, in seconds
-        since the epoch; None leaves them valid until they are revoked. Keys that have expired at
-        `now` are removed. Raises LookupError if the name has no valid key.
+        `digest` is the SHA-256 of the new key, `webhook_secret` its secret. Older keys expire at
+        `old_valid_until`, in seconds since the epoch; None leaves them valid until they are revoked.
+        Keys that have expired at `now` are removed. Raises LookupError if the name has no valid
+        key.
         """
         with self.edit() as lines:
             current: KeyRecord | None = None
@@ -197,10 +213,10 @@ class KeyFile:
                 current = record
                 until = min(filter(None, (record.expires_at, old_valid_until)), default=None)
                 if until is None or until > now:
-                    kept.append(KeyRecord(name, record.digest, record.roles, until, record.limits).format())
+                    kept.append(replace(record, expires_at=until).format())
             if current is None:
                 raise LookupError(f"{name} has no valid key; make one with `python -m api keys add {name}`")
-            added = KeyRecord(name, digest, current.roles, None, current.limits)
+            added = KeyRecord(name, digest, current.roles, None, current.limits, webhook_secret)
             lines[:] = [*kept, added.format()]
             return added
 
@@ -264,6 +280,7 @@ class Keys:
         """
         self._path = path
         self._callers: dict[str, Caller] = {}
+        self._records: list[KeyRecord] = []
         self._stamp: tuple[int, int, int] | None = None
         self._checked_at = time.monotonic()
         if path is not None:
@@ -281,10 +298,7 @@ class Keys:
         """
         if self._path is None:
             return ANONYMOUS
-        now = time.monotonic()
-        if now - self._checked_at > _CHECK_S:
-            self._checked_at = now
-            self._reload(self._path)
+        self._reload_if_changed(self._path)
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
@@ -293,10 +307,27 @@ class Keys:
             return None
         return caller
 
+    def webhook_secrets(self, name: str) -> list[str]:
+        """Return the webhook secrets of the valid keys of a name, without duplicates."""
+        if self._path is None:
+            return []
+        self._reload_if_changed(self._path)
+        now = time.time()
+        valid = (record for record in self._records if record.name == name and not record.expired(now))
+        return list(dict.fromkeys(record.webhook_secret for record in valid if record.webhook_secret))
+
+    def _reload_if_changed(self, path: Path) -> None:
+        now = time.monotonic()
+        if now - self._checked_at > _CHECK_S:
+            self._checked_at = now
+            self._reload(path)
+
     def _load(self, path: Path) -> None:
         with path.open() as file:
             stamp = _stamp(os.fstat(file.fileno()))
-            self._callers = {record.digest: Caller.of(record) for record in parse_keys(file.read())}
+            records = parse_keys(file.read())
+        self._records = records
+        self._callers = {record.digest: Caller.of(record) for record in records}
         self._stamp = stamp
 
     def _reload(self, path: Path) -> None:

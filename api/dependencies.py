@@ -13,7 +13,7 @@ from api.state import AppState
 from core.jobs.records import TRAINING, Job
 
 UPLOADS = frozenset({"create_dataset", "import_version"})  # names of routes
-_JOB_ID = re.compile(r"job_[0-9a-f]{28}")
+JOB_ID = re.compile(r"job_[0-9a-f]{28}")
 
 
 async def get_state(request: Request) -> AppState:
@@ -72,7 +72,7 @@ Owner = Annotated[str, Depends(get_owner)]
 
 async def find_job(job_id: str, state: State, owner: Owner) -> Job:
     """Return the job that the path names. Raises NotFoundError if the caller has no such job."""
-    job = await state.job_service.get(job_id, owner) if _JOB_ID.fullmatch(job_id) else None
+    job = await state.job_service.get(job_id, owner) if JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise NotFoundError(f"no job {job_id[:60]!r}; GET /v1/jobs lists yours")
     return job
@@ -83,7 +83,7 @@ async def find_training(job_id: str, state: State, owner: Owner) -> Job:
 
     Raises NotFoundError if the caller has no such training.
     """
-    job = await state.job_service.get(job_id, owner) if _JOB_ID.fullmatch(job_id) else None
+    job = await state.job_service.get(job_id, owner) if JOB_ID.fullmatch(job_id) else None
     if job is None or job.kind != TRAINING:
         raise NotFoundError(f"no training {job_id[:60]!r}; GET /v1/trainings lists yours")
     return job

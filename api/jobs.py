@@ -192,18 +192,51 @@ class JobService:
             rows_per_image=inference_request.rows_per_image,
             deadline_at=inference_request.deadline_at,
             traceparent=inference_request.traceparent or None,
+            webhook=inference_request.webhook.as_dict() if inference_request.webhook else None,
+            input_urls=inference_request.input_urls or None,
         )
+        return await self._store_items(job, inference_request, f"jobs/{job.id}/items")
+
+    async def _store_items(self, job: Job, inference_request: InferenceRequest, key: str) -> Job:
+        """Return the job with the inputs of a request, or the request itself if it has URLs.
+
+        Large ones are put into the blob `key`. Raises FullError or OverloadedError if they cannot be
+        stored.
+        """
+        operation = inference_request.operation
         items = pack(inference_request.items) if inference_request.items and not operation.tiled else None
-        if inference_request.photograph is not None:
+        if inference_request.input_urls:
+            items = await self._threads.read(inference_request.stored_content)
+        elif inference_request.photograph is not None:
             items = await self._threads.read(photograph_bytes, inference_request.photograph)
         if items is None or not (operation.tiled or len(items) > INLINE_BYTES):
             return replace(job, items=items)
-        key = f"jobs/{job.id}/items"
         try:
             await self._threads.read(self._blobs.put, key, items)
         except OSError as error:
             raise storage_error(error) from error
         return replace(job, items_blob=key)
+
+    async def set_inputs(self, job: Job, inference_request: InferenceRequest) -> None:
+        """Store the fetched inputs of a claimed job, queue it for the workers, and wake a worker.
+
+        `inference_request` is the complete request. Writes nothing if the claim is no longer valid.
+        Raises FullError or OverloadedError if the inputs cannot be stored.
+        """
+        new = replace(
+            job,
+            rows=inference_request.rows,
+            rows_per_image=inference_request.rows_per_image,
+            request={**inference_request.summary, **(job.input_urls or {})},
+            items_blob=None,
+        )
+        new = await self._store_items(new, inference_request, f"jobs/{job.id}/items-{job.token}")
+        if await self.write(lambda job_store: job_store.set_inputs(job.claim, new)):
+            self._batch_sender.wake()
+
+    def notify(self, job_id: str) -> None:
+        """Notify the requests and event streams of this process that a job has changed."""
+        self._updates.notify(job_id)
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:

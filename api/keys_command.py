@@ -10,6 +10,7 @@ from pathlib import Path
 
 from api.auth import DEFAULT_ROLES, LIMITS, NAME, ROLES, KeyFile, KeyRecord, digest_of, new_key
 from core.settings import settings
+from core.webhooks.signature import new_secret
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}
 _UNTIL_REVOKED = "until-revoked"
@@ -97,10 +98,10 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def _add(file: KeyFile, args: argparse.Namespace) -> None:
-    key = new_key()
+    key, secret = new_key(), new_secret()
     expires_at = None if args.expires is None else time.time() + args.expires
-    file.add(KeyRecord(args.name, digest_of(key), args.roles, expires_at, dict(args.limit)))
-    _print_key(key)
+    file.add(KeyRecord(args.name, digest_of(key), args.roles, expires_at, dict(args.limit), secret))
+    _print_key(key, secret)
 
 
 def _list(file: KeyFile, _args: argparse.Namespace) -> None:
@@ -128,15 +129,18 @@ def _revoke(file: KeyFile, args: argparse.Namespace) -> None:
 
 
 def _rotate(file: KeyFile, args: argparse.Namespace) -> None:
-    key, now = new_key(), time.time()
+    key, secret, now = new_key(), new_secret(), time.time()
     until = None if args.keep is None else now + args.keep
-    file.rotate(args.name, digest_of(key), until, now)
-    _print_key(key)
+    file.rotate(args.name, digest_of(key), until, now, secret)
+    _print_key(key, secret)
     end = "they are revoked" if until is None else f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%SZ}"
     sys.stderr.write(f"older keys of {args.name} stay valid until {end}\n")
 
 
-def _print_key(key: str) -> None:
-    """Print the key to standard output, for scripts, and advice to standard error."""
+def _print_key(key: str, secret: str) -> None:
+    """Print the key to standard output, for scripts, and the webhook secret and advice to standard
+    error.
+    """
     sys.stdout.write(f"{key}\n")
     sys.stderr.write("keep it: it is not stored and cannot be shown again\n")
+    sys.stderr.write(f"the secret that signs its webhooks, which is not shown again either: {secret}\n")

@@ -6,7 +6,7 @@ docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from api.permissions import Models
 from api.request_content import FORM
 from api.responses.render import JSON, NPZ, PNG
 from api.schemas.common import Problem
-from api.schemas.datasets import DatasetForm, NamedDatasetBody
+from api.schemas.datasets import DatasetForm, DatasetUrlBody, NamedDatasetBody
 from api.schemas.models import VersionForm
-from api.schemas.operations import RESPONSES, OperationFields, UpscaleFields
+from api.schemas.operations import IMAGE_URL, RESPONSES, OperationFields, UpscaleFields
 from core.catalog.operations import OPERATIONS, Operation
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
@@ -75,13 +75,14 @@ TIMEOUT: Schema = {
 }
 
 
-def upload(form: type[BaseModel], *, json: type[BaseModel] | None = None) -> dict[str, Any]:
+def upload(form: type[BaseModel], *, json: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
     """Return the `openapi_extra` of an upload route: its body is a form with the fields of `form`.
 
-    With `json`, the body may also be JSON with the fields of this model. Such a request starts a
-    job, so the header `Prefer` is described too.
+    With `json`, the body may also be JSON with the fields of one of these models. Such a request
+    starts a job, so the header `Prefer` is described too.
     """
-    content = {FORM: {"schema": reference(form)}, **({JSON: {"schema": reference(json)}} if json else {})}
+    bodies = {JSON: {"schema": {"anyOf": [reference(one) for one in json]}}} if json else {}
+    content = {FORM: {"schema": reference(form)}, **bodies}
     return {"requestBody": {"required": True, "content": content}, **({"parameters": [PREFER]} if json else {})}
 
 
@@ -126,7 +127,7 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     components = schema.setdefault("components", {})
     models: list[Any] = [(model, "serialization") for model in (Problem, *RESPONSES.values())]
-    models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, VersionForm)]
+    models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, DatasetUrlBody, VersionForm)]
     _, definitions = models_json_schema(models, ref_template=_TEMPLATE)
     schemas = components.get("schemas", {}) | definitions["$defs"] | operation_schemas | {"JobResult": _JOB_RESULT}
     for one in schemas.values():  # the default of JSON Schema; stated, it makes generated types vague
@@ -151,7 +152,8 @@ def _links(parameter: str, field: str, *operations: str) -> Schema:
     return {name: {"operationId": name, "parameters": parameters} for name in operations}
 
 
-_JOB_LINKS = _links("job_id", "id", "get_job", "stream_job_events", "get_job_result", "cancel_job", "delete_job")
+_JOB_OPERATIONS = ("get_job", "stream_job_events", "get_job_result", "list_deliveries", "cancel_job", "delete_job")
+_JOB_LINKS = _links("job_id", "id", *_JOB_OPERATIONS)
 # Further links of a response, by operation and status.
 _LINKS: dict[tuple[str, str], Schema] = {
     ("create_training", "202"): _links("job_id", "id", "get_training", "pause_training", "publish_training"),
@@ -231,17 +233,20 @@ class OperationDocs:
                 fields["count"]["description"] = "Results per image: result j of image i is row i·count + j."
         else:
             del fields["count"]
-        images = fields.pop("images")
+        images, image_url = fields.pop("images"), fields.pop("image_url")
         form = dict(fields)
         if operation.images:
+            fields["image_url"] = form["image_url"] = image_url
             del images["default"]
             number = {"minItems": len(operation.images), "maxItems": self._settings.max_images}
             fields["images"] = {**images, **number}
             form["images"] = {"type": "array", "items": BINARY["schema"], **number}
         for shared in operation.shared:
+            url = f"{shared.name}_url"
             fields[shared.name] = {"type": "string", "description": f"{shared.description} As base64 of a file."}
             form[shared.name] = {**BINARY["schema"], "description": shared.description}
-        required = ["model", *(["images"] if operation.images else []), *(shared.name for shared in operation.shared)]
+            fields[url] = form[url] = {"type": "string", "description": f"{shared.description} {IMAGE_URL}"}
+        required = ["model"]
         media = (JSON, NPZ, PNG) if operation.pictures else (JSON, NPZ)
         return {
             "description": self._limits(operation),
@@ -265,7 +270,7 @@ class OperationDocs:
                 f"at most {self._settings.max_upscaled_pixels} pixels. Any option may also be a field of its own."
             ),
             "parameters": _HEADERS,
-            "requestBody": self._bodies(operation, ["image"], fields, form, {"image": picture, "seed": 3}),
+            "requestBody": self._bodies(operation, [], fields, form, {"image": picture, "seed": 3}),
             "responses": _responses(operation, (*MEDIA.values(), JSON), "The picture", _STATUSES),
         }
 
@@ -276,7 +281,7 @@ class OperationDocs:
         `options` allows the options of any of them. Adds a component schema for these options to
         `schemas`.
         """
-        fields = {name: _without_null(rule) for name, rule in body.model_json_schema()["properties"].items()}
+        fields = {name: _without_null(rule) for name, rule in _properties(body).items()}
         fields["model"]["examples"] = [entry.name for entry in entries] or fields["model"].get("examples", [])
         if references := self._options(operation, entries):
             alternatives = references[0] if len(references) == 1 else {"anyOf": references}
@@ -299,16 +304,24 @@ class OperationDocs:
         return [reference(name) for name in dict.fromkeys(names)]
 
     def _bodies(
-        self, operation: Operation, required: list[str], fields: Schema, form: Schema, example: Schema
+        self,
+        operation: Operation,
+        required: list[str],
+        fields: Schema,
+        form: Schema,
+        example: Schema,
     ) -> Schema:
         """Add component schemas for the JSON body and the form; return the OpenAPI request body.
 
         `fields` and `form` are the schemas of their fields, keyed by name; `required` names the
-        required ones.
+        required ones. Of the fields of an image and of its URL one is required, which the schema
+        does not say: generators of clients take `anyOf` for a union of types, and linters reject
+        conditions.
         """
         body, upload = f"{_camel(operation.path)}Body", f"{_camel(operation.path)}Form"
-        self.schemas[body] = {"type": "object", "required": required, "properties": fields}
-        self.schemas[upload] = {"type": "object", "required": required, "properties": form}
+        needed = {"required": required} if required else {}
+        self.schemas[body] = {"type": "object", **needed, "properties": fields}
+        self.schemas[upload] = {"type": "object", **needed, "properties": form}
         content = {JSON: {"schema": reference(body), "example": example}, FORM: {"schema": reference(upload)}}
         return {"required": True, "content": content}
 
@@ -347,10 +360,18 @@ def _responses(
     }
 
 
+def _properties(body: type[BaseModel]) -> dict[str, Schema]:
+    """Return the schemas of a body's fields; those of other models are references."""
+    properties: dict[str, Schema] = body.model_json_schema(ref_template=_TEMPLATE)["properties"]
+    return properties
+
+
 def _without_null(rule: Schema) -> Schema:
     """Return the schema of an optional field without the alternative `null` that pydantic adds."""
     kinds = [kind for kind in rule.get("anyOf", ()) if kind != {"type": "null"}]
-    return {"description": rule["description"], **kinds[0]} if len(kinds) == 1 else dict(rule)
+    if not kinds:
+        return dict(rule)
+    return {"description": rule["description"], **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
 
 
 def _camel(name: str) -> str:

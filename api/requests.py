@@ -23,13 +23,17 @@ from api.request_content import FORM, Content, decode_base64, media_type, option
 from api.request_span import traceparent_of
 from api.responses.upscaled import UpscaleSpec
 from api.schemas.operations import SEED_LIMIT, OperationFields, UpscaleFields
+from api.schemas.webhooks import WebhookBody
+from api.stored_content import IMAGES_URL, store_content
 from core.broker.codec import Items
 from core.catalog.operations import Operation, Shared
 from core.catalog.registry import ModelOperation, ModelVersion
 from core.catalog.validation import InvalidOptionsError
 from core.imaging.pictures import Pixels, UnusableImageError, decode
 from core.imaging.tiling import Photograph
+from core.outbound.addresses import parse_url
 from core.settings import Settings
+from core.webhooks.records import Webhook
 
 Fields = TypeVar("Fields", bound=BaseModel)
 Texts = Mapping[str, str]  # keyed by field name
@@ -66,6 +70,26 @@ class InferenceRequest:
     upscale: UpscaleSpec | None = None
     deadline_at: float | None = None
     traceparent: str = ""
+    webhook_body: WebhookBody | None = None
+    webhook: Webhook | None = None  # the checked `webhook_body`
+    # URLs of images that must be fetched before the request can run, keyed by field.
+    input_urls: dict[str, list[str]] = field(default_factory=dict)
+    output_kind: str = ""  # file format of an upscaled image whose input is a URL
+
+    @property
+    def always_job(self) -> bool:
+        """Whether the request becomes a job even if it is small: it has a webhook or URLs."""
+        return self.webhook_body is not None or bool(self.input_urls)
+
+    def stored_content(self) -> bytes:
+        """Return the body of a request with URLs in the form in which its job keeps it.
+
+        The model's version and the seed are fixed; the URLs and the webhook are left out.
+        """
+        fixed = {"model": self.entry.ref, "seed": self.seed}
+        if self.output_kind:
+            fixed["format"] = self.output_kind
+        return store_content(self.content, fixed, frozenset({"webhook", *self.input_urls}))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -79,7 +103,7 @@ class InferenceRequest:
             summary["images"] = sum(len(self.items[name]) for name in self.operation.images)
         if self.conversions:
             summary["conversions"] = list(self.conversions)
-        return summary
+        return summary | self.input_urls
 
     def pending(self, *, png: bool = False) -> PendingRequest:
         """Return the record of this request for the batch scheduler.
@@ -161,20 +185,65 @@ def _inference_request(content: Content, operation: Operation, models: Models, s
     if entry is None:
         known = ", ".join(active.name for active in models.active()) or "none"
         raise NotFoundError(f"no model {fields.model[:120]!r}; there are: {known}")
+    return inference_request_of(content, fields, operation, entry, settings)
+
+
+def inference_request_of(
+    content: Content, fields: OperationFields, operation: Operation, entry: ModelVersion, settings: Settings
+) -> InferenceRequest:
+    """Validate the fields of a request against a model's card, and decode its images.
+
+    Images are not decoded if others must be fetched by URL first. Raises InvalidError for fields,
+    options, images or URLs that are not valid.
+    """
     model_operation = entry.operations.get(operation.method)
     if model_operation is None:
         able = ", ".join(f"/v1/{one.operation.path}" for one in entry.operations.values())
         raise InvalidError(f"{entry.name} cannot do this; it can do: {able}")
     options = validate_options(model_operation, fields, _field_names(operation), content.texts)
     images: list[bytes | str] = [*content.uploads, *fields.images]
-    rows, rows_per_image = _sizes(operation, fields, len(images), options, settings)
+    urls = _input_urls(operation, fields)
+    rows, rows_per_image = _sizes(operation, fields, len(images) + len(urls.get(IMAGES_URL, ())), options, settings)
     conversions: list[str] = []
-    items = _decode_images(operation, entry, images, conversions)
+    items = {} if urls else _decode_images(operation, entry, images, conversions)
     for shared in operation.shared:
         sent: list[bytes | str] = [*content.named.get(shared.name, ()), *_base64_texts(shared, fields)]
-        items[shared.name] = _decode_shared(shared, entry, sent, conversions)
+        if urls:
+            _check_number(shared, entry, len(sent) + len(urls.get(f"{shared.name}_url", ())))
+        else:
+            items[shared.name] = _decode_shared(shared, entry, sent, conversions)
     seed = seed_or_random(fields.seed)
-    return InferenceRequest(operation, entry, options, seed, rows, content, items, rows_per_image, tuple(conversions))
+    inference_request = InferenceRequest(
+        operation, entry, options, seed, rows, content, items, rows_per_image, tuple(conversions)
+    )
+    inference_request.webhook_body, inference_request.input_urls = fields.webhook, urls
+    return inference_request
+
+
+def _input_urls(operation: Operation, fields: OperationFields) -> dict[str, list[str]]:
+    """Return the URLs of images that a request names, keyed by field; empty without URLs.
+
+    Raises InvalidError if a URL is not valid.
+    """
+    urls: dict[str, list[str]] = {}
+    if fields.image_url:
+        urls[IMAGES_URL] = valid_urls(IMAGES_URL, fields.image_url)
+    for shared in operation.shared:
+        name = f"{shared.name}_url"
+        value = (fields.model_extra or {}).get(name)
+        if value is not None:
+            if not isinstance(value, str):
+                raise InvalidError.in_field(name, "must be one URL, as text")
+            urls[name] = valid_urls(name, value)
+    return urls
+
+
+def valid_urls(field: str, value: str | list[str]) -> list[str]:
+    """Return the URLs of a field, in normal form. Raises InvalidError if one is not valid."""
+    try:
+        return [str(parse_url(text)) for text in ([value] if isinstance(value, str) else value)]
+    except ValueError as error:
+        raise InvalidError.in_field(field, str(error)) from error
 
 
 def seed_or_random(seed: int | None) -> int:
@@ -185,7 +254,8 @@ def seed_or_random(seed: int | None) -> int:
 @cache
 def _field_names(operation: Operation) -> frozenset[str]:
     """Return the names of the body fields of an operation that are not options."""
-    return frozenset(OperationFields.model_fields) | {shared.name for shared in operation.shared}
+    shared = {name for one in operation.shared for name in (one.name, f"{one.name}_url")}
+    return frozenset(OperationFields.model_fields) | shared
 
 
 def validate_fields(model: type[Fields], fields: Any) -> Fields:
@@ -301,11 +371,17 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
     or if it cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
-    if len(sent) != 1:
-        number = f"{len(sent)} were sent" if sent else "missing"
-        detail = f"{number}; send one picture of {width}×{height} pixels. {shared.description}"
-        raise InvalidError.in_field(shared.name, detail)
+    _check_number(shared, entry, len(sent))
     pixels = _decode_image(sent[0], (1, height, width), shared.name, shared.name, conversions)
     if fault := shared.fault(pixels):
         raise InvalidError.in_field(shared.name, fault)
     return np.repeat(pixels[None], channels, axis=1)
+
+
+def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
+    """Raise InvalidError if a request does not have exactly one image of a shared field."""
+    if number != 1:
+        _, height, width = entry.image
+        sent = f"{number} were sent" if number else "missing"
+        detail = f"{sent}; send one picture of {width}×{height} pixels. {shared.description}"
+        raise InvalidError.in_field(shared.name, detail)

@@ -5,7 +5,9 @@ import asyncio
 from starlette.requests import Request
 
 from api.access import caller_of
+from api.auth import Keys
 from api.batching.batch_sender import BatchSender
+from api.input_fetching import InputFetcher
 from api.job_events import StreamLimit
 from api.jobs import JobService
 from api.permissions import Models, Permissions
@@ -13,12 +15,14 @@ from api.quotas import Quotas
 from api.responses.large_responses import LargeResponses
 from api.responses.result_files import ResultFiles
 from api.responses.upscaled import UpscaleService
+from api.webhooks import Webhooks
 from core.blobs import Blobs
 from core.catalog.registry import Registry
 from core.datasets.store import Datasets
 from core.jobs.store import JobStore
 from core.resources import ResourceStore
 from core.settings import Settings, StatePaths
+from core.webhooks.deliveries import Deliveries
 
 MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wait on the disk
 
@@ -40,6 +44,9 @@ class AppState:
         resources = ResourceStore(job_store.engine)
         self.permissions = Permissions(resources, self.registry, self.datasets, self.job_service.has_unfinished)
         self.quotas = Quotas(settings, job_store.engine, blobs, self.permissions)
+        deliveries = Deliveries(job_store.engine, settings.webhook_retry_s, settings.webhook_retry_period_s)
+        self.webhooks = Webhooks(settings, self.job_service, deliveries, Keys(settings.api_keys))
+        self.inputs = InputFetcher(settings, self.job_service, blobs, unfinished)
         self.streams = StreamLimit(settings.max_streams)
         self.responses = LargeResponses(settings.max_inflight_response_bytes, unfinished)
         self.upscales = UpscaleService(unfinished, blobs, self.responses, self.job_service.result_chunks)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 IDLE_S = 60.0  # seconds without data after which an upload is rejected
 _BLOCK_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 200
+_MAX_WEBHOOK_BYTES = 4096
 _CHUNK_OVERHEAD_BYTES = 100  # memory overhead of a buffered chunk; a client can send chunks of one byte
 _ARCHIVES = ("zip", "x-zip-compressed", "gzip", "x-gzip", "x-npz")
 _FILE_TYPES = (RAW, *(f"application/{name}" for name in _ARCHIVES))
@@ -184,8 +185,9 @@ class _FormCallbacks:
             self._upload.add_data(self._name, data[start:end])
             return
         self._text += data[start:end]
-        if len(self._text) > _MAX_FIELD_BYTES:
-            detail = f"longer than {_MAX_FIELD_BYTES} bytes; only `file` and `labels` are files"
+        limit = _MAX_WEBHOOK_BYTES if self._name == "webhook" else _MAX_FIELD_BYTES
+        if len(self._text) > limit:
+            detail = f"longer than {limit} bytes; only `file` and `labels` are files"
             raise InvalidError.in_field(self._name[:60], detail)
 
     def _end_part(self) -> None:

@@ -22,9 +22,12 @@ from core.catalog.recipes import resolve_recipe
 from core.catalog.registry import ModelVersion
 from core.catalog.validation import InvalidOptionsError, canonical
 from core.jobs.records import TRAINING, IdempotencyKey, Job
+from core.webhooks.records import Webhook
 
 
-def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0) -> Job:
+def auxiliary_row(
+    request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0, webhook: Webhook | None = None
+) -> Job:
     """Return the record of a new job of the kind `kind` for the training workers, not yet
     inserted.
     """
@@ -38,6 +41,7 @@ def auxiliary_row(request: Request, kind: str, model: str, body: dict[str, Any],
         seed=seed,
         deadline_at=deadline_of(request.scope),
         traceparent=traceparent_of(request.scope) or None,
+        webhook=webhook.as_dict() if webhook else None,
     )
 
 
@@ -84,11 +88,14 @@ async def check_devices(state: AppState, gpus: int) -> None:
 async def training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
     """Return the record of a new training or dry run, not yet inserted.
 
-    Raises InvalidError if its recipe is not valid, and NotFoundError if there is no such dataset.
+    Raises InvalidError if its recipe or webhook is not valid, and NotFoundError if there is no such
+    dataset.
     """
-    recipe = await asyncio.to_thread(_resolve_recipe, state, caller_of(request.scope), body)
-    stored = {**body.model_dump(exclude={"recipe"}), "recipe": recipe}
-    return auxiliary_row(request, "estimate" if body.dry_run else TRAINING, body.name, stored, seed=recipe["seed"])
+    caller = caller_of(request.scope)
+    webhook = await state.webhooks.check(body.webhook, caller)
+    recipe = await asyncio.to_thread(_resolve_recipe, state, caller, body)
+    stored = {**body.model_dump(exclude={"recipe", "webhook"}), "recipe": recipe}
+    return auxiliary_row(request, "estimate" if body.dry_run else TRAINING, body.name, stored, recipe["seed"], webhook)
 
 
 def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict[str, Any]:
@@ -134,7 +141,8 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
     NotFoundError if the dataset was deleted meanwhile, and GoneError if the key's job was deleted.
     """
     header, key = request.headers.get("idempotency-key"), None
-    fingerprint = hashlib.sha256(orjson.dumps(canonical(body.model_dump()), option=orjson.OPT_SORT_KEYS)).hexdigest()
+    fields = body.model_dump(exclude=None if body.webhook else {"webhook"})
+    fingerprint = hashlib.sha256(orjson.dumps(canonical(fields), option=orjson.OPT_SORT_KEYS)).hexdigest()
     if header is not None:
         ttl_s = state.settings.idempotency_key_ttl_s
         key = IdempotencyKey("POST /v1/trainings", idempotency_key(header), fingerprint, ttl_s)
@@ -170,14 +178,14 @@ async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id:
     return False
 
 
-async def insert_publication(state: AppState, request: Request, training: Job) -> Job:
+async def insert_publication(state: AppState, request: Request, training: Job, webhook: Webhook | None = None) -> Job:
     """Insert a job that publishes the last checkpoint of a training; return it.
 
     An unfinished publication of the same training is returned instead. Raises ConflictError if a
     publication of another training of the model is unfinished.
     """
     body = {**training.request, "training": training.id}
-    row = auxiliary_row(request, "publication", training.model, body, training.seed)
+    row = auxiliary_row(request, "publication", training.model, body, training.seed, webhook)
     caller = caller_of(request.scope)
     await state.permissions.claim("model", training.model, caller, shared=None)
     async with state.quotas.job(caller):

@@ -23,6 +23,7 @@ from core.files import LOCK, in_use
 from core.jobs.records import TERMINAL, TRAINING, JobState
 from core.jobs.store import JobStore
 from core.settings import Settings, StatePaths
+from core.webhooks.deliveries import Deliveries
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Cleanup:
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs
+        self._deliveries = Deliveries(job_store.engine)
         paths = StatePaths(settings.state)
         self._datasets = Datasets(paths.datasets)
         self._versions = Versions(paths.checkpoints)
@@ -83,6 +85,7 @@ class Cleanup:
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
         self._job_store.delete_expired(_ROW_TTL_FACTOR * ttl_s)
+        self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:
         """Remove the oldest results until the blob store is within its quota."""

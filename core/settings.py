@@ -1,13 +1,14 @@
 """Settings of the service, from `REVERIE_…` environment variables, and paths of its state."""
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlparse
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "REVERIE_"
@@ -31,6 +32,13 @@ RENAMED = {
     "REVERIE_TRAINING_FREE_BYTES": "REVERIE_TRAINING_MIN_FREE_DISK_BYTES",
     "REVERIE_DESK_WORKERS": "REVERIE_AUXILIARY_WORKERS",
 }
+
+
+def check_networks(text: str) -> str:
+    """Return the comma-separated list of networks. Raises ValueError if one is not valid CIDR."""
+    for part in filter(None, map(str.strip, text.split(","))):
+        ipaddress.ip_network(part)
+    return text
 
 
 class Settings(BaseSettings):
@@ -139,6 +147,14 @@ class Settings(BaseSettings):
     """Maximum number of pixels of an upscaled picture."""
     max_waiting: int = Field(2048, ge=1)
     """Waiting synchronous requests per API process; beyond it the status is 503."""
+    allowed_networks: Annotated[str, AfterValidator(check_networks)] = ""
+    """Networks (CIDR), separated by commas, that webhooks and URLs of inputs may reach beside public addresses."""
+    webhook_retry_s: float = Field(5.0, gt=0, le=3600)
+    """Delay before the first retry of a webhook; later delays grow up to three hours."""
+    webhook_retry_period_s: float = Field(86_400.0, gt=0)
+    """Time for which a webhook is retried before it is given up."""
+    fetch_timeout_s: float = Field(600.0, gt=0)
+    """Time limit for fetching the inputs of a request by URL."""
     max_streams: int = Field(50, ge=1)
     """Open event streams per API key (without keys: per address) and API process."""
     max_queued_jobs: int = Field(20_000, ge=1)
@@ -284,6 +300,11 @@ class StatePaths:
     def checkpoints(self) -> Path:
         """The folder of model versions made by this service."""
         return self.state / "checkpoints"
+
+    @property
+    def webhook_secret(self) -> Path:
+        """The file with the secret of webhooks, used without API keys."""
+        return self.state / "webhook-secret"
 
     @property
     def families(self) -> Path:

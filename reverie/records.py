@@ -150,6 +150,17 @@ class Job(Record):
         return self.body.get("problem")
 
 
+class Delivery(Record):
+    """A request to the webhook of a job. It is retried for a day."""
+
+    id = Field(str, "The `webhook-id` of every attempt.")
+    event = Field(str, "job.running, job.paused, job.succeeded, job.failed or job.cancelled.")
+    url = Field(str, "Where it is sent.")
+    status = Field(str, "pending, delivered or failed.")
+    attempts = Field(int, "How often it was sent.")
+    error = Field(_text_or_none, "Why the last attempt failed.")
+
+
 class Training(Job):
     """A job that trains a model."""
 

@@ -223,7 +223,7 @@ class Stack:
 
     def log(self, name: str) -> list[dict[str, object]]:
         """JSON lines that a part has logged."""
-        lines = (self.state / f"{name}.log").read_text().splitlines()
+        lines = (self.state / f"{name}.log").read_text().split("\n")  # JSON may have other line separators
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 

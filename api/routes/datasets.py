@@ -17,17 +17,25 @@ from api.errors import ConflictError, FullError, MalformedError, NotFoundError, 
 from api.openapi import PICTURE, bytes_response, no_content, problem_responses, upload
 from api.prefer import Prefer
 from api.request_content import media_type
-from api.requests import validate_fields
+from api.requests import valid_urls, validate_fields
 from api.responses.job_results import accepted
 from api.responses.render import JSON, PNG, JsonRoute, json_response
 from api.routes.jobs import Limit
-from api.schemas.datasets import DatasetChange, DatasetForm, DatasetPage, DatasetResponse, NamedDatasetBody
+from api.schemas.datasets import (
+    DatasetChange,
+    DatasetForm,
+    DatasetPage,
+    DatasetResponse,
+    DatasetUrlBody,
+    NamedDatasetBody,
+)
 from api.schemas.jobs import JobResponse
 from api.state import AppState
 from api.streaming_upload import StreamingUpload
 from api.training_jobs import auxiliary_row, run_auxiliary_job
 from core.datasets.readers.base import DISK_FULL
 from core.datasets.store import Datasets, InUseError, NameTakenError
+from core.jobs.records import Job
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
@@ -43,20 +51,20 @@ _NAMED_BYTES = 70_000 * 28 * 28  # size of each dataset that is known by name
     response_model=DatasetResponse,
     responses={
         200: {"description": "It exists already, with the same content", "model": DatasetResponse},
-        202: {"description": "The job that fetches a dataset known by name", "model": JobResponse},
+        202: {"description": "The job that fetches a dataset by name or URL", "model": JobResponse},
         **problem_responses(400, 403, 408, 409, 413, 415, 422, 429, 507),
     },
-    openapi_extra=upload(DatasetForm, json=NamedDatasetBody),
+    openapi_extra=upload(DatasetForm, json=(NamedDatasetBody, DatasetUrlBody)),
 )
 async def create_dataset(request: Request, state: State, caller: CurrentCaller) -> Response:
-    """Store an uploaded dataset, or start a job that downloads a public one such as MNIST.
+    """Store an uploaded dataset, or start a job that fetches one.
 
-    A JSON body names a public dataset. An upload is a form, or an `application/octet-stream` body
-    with the other fields in the query. If a dataset of that name has the same content, it is
-    returned with status 200.
+    A JSON body names a public dataset such as MNIST, or the URL of a file. An upload is a form, or
+    an `application/octet-stream` body with the other fields in the query. If a dataset of that name
+    has the same content, it is returned with status 200.
     """
     if media_type(request.headers.get("content-type", "")) == JSON:
-        return await _create_named(request, state, caller)
+        return await _create_by_job(request, state, caller)
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
         fields = tuple(DatasetForm.model_fields)
@@ -75,18 +83,20 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
     return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"}, 201 if new else 200)
 
 
-async def _create_named(request: Request, state: AppState, caller: Caller) -> Response:
-    """Return the dataset that the body names, or start a job that fetches it and return 202.
+async def _create_by_job(request: Request, state: AppState, caller: Caller) -> Response:
+    """Start a job that fetches the dataset of a JSON body; return 202, or an existing dataset.
 
-    With `Prefer: wait=N` the job's result is returned, if it ends in time.
+    With `Prefer: wait=N` the new dataset is returned, if the job ends in time.
     """
     try:
         fields = orjson.loads(await _read_small(request))
     except orjson.JSONDecodeError as error:
         raise MalformedError(f'the body is not JSON ({error}); send for example {{"source": "mnist"}}') from error
+    if isinstance(fields, dict) and "source_url" in fields:
+        return await _create_by_url(request, state, caller, validate_fields(DatasetUrlBody, fields))
     body = validate_fields(NamedDatasetBody, fields)
     name = body.name or body.source
-    headers = {"Location": f"{PATH}/{name}"}
+    webhook = await state.webhooks.check(body.webhook, caller)
     if not await state.permissions.exists("dataset", name, caller):
         await state.quotas.check_room(caller, _NAMED_BYTES)
         await state.permissions.claim("dataset", name, caller, shared=body.shared)
@@ -96,15 +106,44 @@ async def _create_named(request: Request, state: AppState, caller: Caller) -> Re
         about = await _find(state, caller, name)
         shares = about.get("split", {}).get("shares", {})
         if (about.get("source"), shares.get("validation")) == (body.source, body.validation):
-            return json_response(_response(state, caller, about), headers)
+            return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"})
+    row = auxiliary_row(request, "dataset", "", {**_stored(body), "name": name}, webhook=webhook)
+    return await _respond_by_job(request, state, caller, row)
+
+
+async def _create_by_url(request: Request, state: AppState, caller: Caller, body: DatasetUrlBody) -> Response:
+    """Start a job that downloads and converts the file at a URL.
+
+    Raises InvalidError if a field, the URL or the webhook is not valid.
+    """
+    body.conversion(state.settings)  # checks `resize`
+    urls = valid_urls("source_url", body.source_url)
+    await state.inputs.check({"source_url": urls})
+    webhook = await state.webhooks.check(body.webhook, caller)
+    if not await state.permissions.exists("dataset", body.name, caller):
+        await state.quotas.check_room(caller, 1)
+        await state.permissions.claim("dataset", body.name, caller, shared=body.shared)
+    elif body.shared is not None:
+        await state.permissions.share("dataset", body.name, caller, shared=body.shared)
+    row = auxiliary_row(request, "dataset", "", {**_stored(body), "source_url": urls[0]}, webhook=webhook)
+    return await _respond_by_job(request, state, caller, row)
+
+
+def _stored(body: NamedDatasetBody | DatasetUrlBody) -> dict[str, Any]:
+    """Return the fields of a body that its job keeps."""
+    return body.model_dump(exclude={"webhook"})
+
+
+async def _respond_by_job(request: Request, state: AppState, caller: Caller, row: Job) -> Response:
+    """Insert a job that makes a dataset; return 202, or 201 with the dataset if it ends in time."""
     state.job_service.check_room()
     prefer = Prefer.of(request, state.settings, 0.0)
-    row = auxiliary_row(request, "dataset", "", {**body.model_dump(), "name": name})
     result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
     if result is None:
         return accepted(job, prefer)
     await state.permissions.refresh()
-    return json_response(_response(state, caller, result), headers | prefer.headers, 201)
+    headers = {"Location": f"{PATH}/{row.request['name']}", **prefer.headers}
+    return json_response(_response(state, caller, result), headers, 201)
 
 
 @router.get("", summary="List datasets, by name", responses=problem_responses(422))

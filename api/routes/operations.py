@@ -5,6 +5,7 @@ model.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -18,18 +19,29 @@ from api.batching.batch_sender import FailedError
 from api.batching.requests import WAIT_S, PendingRequest, StillWaitingError
 from api.batching.scheduler import QueueFullError
 from api.dependencies import check_query_names
-from api.errors import GoneError, InvalidError, ModelFailedError, OverloadedError
+from api.errors import GoneError, InvalidError, ModelFailedError, NotFoundError, OverloadedError
 from api.prefer import Prefer
-from api.requests import InferenceRequest, first_headers, idempotency_key, read_request
+from api.request_content import Content
+from api.requests import (
+    InferenceRequest,
+    first_headers,
+    idempotency_key,
+    inference_request_of,
+    read_request,
+    validate_fields,
+)
 from api.responses.job_results import accepted, whole_result_response
 from api.responses.render import JSON, About, negotiate, render, with_acceptance_rate, write
 from api.row_files import LARGE_BYTES, array_bytes
+from api.schemas.operations import OperationFields
 from api.state import AppState
 from core.broker.codec import Fields
 from core.catalog.operations import OPERATIONS, Operation
 from core.jobs.records import Job
 
 PNG_BY_WORKER = 256  # with more images, a thread of the API encodes the PNGs of a JSON response, not the worker
+
+_DISCONNECT_POLL_S = 1.0  # interval at which a request that waits for a job checks its connection
 
 RouteFunction = Callable[[Request], Awaitable[Response]]
 
@@ -73,7 +85,24 @@ def add_operations(app: FastAPI, state: AppState) -> None:
     """Add the routes of all operations except upscales, which have their own module."""
     for operation in OPERATIONS:
         if not operation.tiled:
+            state.inputs.builders[operation.method] = partial(_build_request, state, operation)
             add_plain_route(app, operation, _operation_route(state, operation))
+
+
+async def _build_request(state: AppState, operation: Operation, job: Job, content: Content) -> InferenceRequest:
+    """Return the complete request of a job whose images have been fetched.
+
+    Raises NotFoundError if its model was deleted, and InvalidError if an image cannot be used.
+    """
+    entry = state.registry.find(f"{job.model}@{job.version}")
+    if entry is None:
+        raise NotFoundError(f"the model {job.model}@{job.version} was deleted before the images were fetched")
+
+    def build() -> InferenceRequest:
+        fields = validate_fields(OperationFields, content.fields)
+        return inference_request_of(content, fields, operation, entry, state.settings)
+
+    return await asyncio.to_thread(build)
 
 
 def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
@@ -90,6 +119,8 @@ def _operation_route(state: AppState, operation: Operation) -> RouteFunction:
         inference_request = await read_request(request, operation, state.models(request), state.settings)
         prefer = Prefer.of(request, state.settings) if b"prefer" in headers else without_preference
         key = headers.get(b"idempotency-key")
+        if inference_request.always_job:
+            return await _respond_by_job(state, request, inference_request, media, key)
         if key is not None:
             return await _respond_once(state, inference_request, media, prefer, key.decode("latin-1"))
         if prefer.wait_s <= 0:
@@ -107,7 +138,59 @@ async def create_job(state: AppState, inference_request: InferenceRequest) -> Jo
     """
     state.job_service.check_room()
     async with state.quotas.job(inference_request.caller):
-        return await state.job_service.create(inference_request)
+        job = await state.job_service.create(inference_request)
+    if inference_request.input_urls:
+        state.inputs.wake()
+    return job
+
+
+async def _respond_by_job(
+    state: AppState, request: Request, inference_request: InferenceRequest, media: str, key: bytes | None
+) -> Response:
+    """Create the job of a request with a webhook or URLs, and return it or its result."""
+    prefer = await check_outbound(state, request, inference_request)
+    if key is not None:
+        return await _respond_once(state, inference_request, media, prefer, key.decode("latin-1"))
+    job = await create_job(state, inference_request)
+    return await _job_response(state, await wait_for_job(state, request, job, prefer.wait_s), media, prefer)
+
+
+async def check_outbound(state: AppState, request: Request, inference_request: InferenceRequest) -> Prefer:
+    """Check the webhook and the hosts of the URLs of a request; return how long its client waits.
+
+    By default a request with a webhook does not wait. Raises InvalidError if the webhook or a host
+    cannot be used.
+    """
+    body = inference_request.webhook_body
+    inference_request.webhook = await state.webhooks.check(body, inference_request.caller)
+    await state.inputs.check(inference_request.input_urls)
+    return Prefer.of(request, state.settings, None if body is None else 0.0)
+
+
+async def wait_for_job(state: AppState, request: Request, job: Job, wait_s: float) -> Job:
+    """Wait until a job has ended, at most `wait_s` seconds, and return it.
+
+    If the client disconnects, a job without a webhook is cancelled, because the client does not know
+    its id. Raises NotFoundError if the job is deleted meanwhile.
+    """
+    deadline = time.monotonic() + wait_s
+    current: Job | None = job
+    try:
+        while current is not None and not current.ended:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            current = await state.job_service.wait(job.id, job.owner, min(left_s, _DISCONNECT_POLL_S))
+            if job.webhook is None and await request.is_disconnected():
+                await state.job_service.cancel(job.id)
+                break
+    except asyncio.CancelledError:
+        if job.webhook is None:
+            await asyncio.shield(state.job_service.cancel(job.id))
+        raise
+    if current is None:
+        raise NotFoundError("the job was deleted before it had ended")
+    return current
 
 
 async def _respond_sync(
@@ -192,7 +275,11 @@ async def _respond_once(
 
     If it has not ended in time, return 202 with the job.
     """
-    job = await insert_job_once(state, inference_request, prefer, header)
+    return await _job_response(state, await insert_job_once(state, inference_request, prefer, header), media, prefer)
+
+
+async def _job_response(state: AppState, job: Job, media: str, prefer: Prefer) -> Response:
+    """Return the result of a job that has ended, otherwise 202 with the job."""
     if not job.ended:
         return accepted(job, prefer)
     headers = {**prefer.headers, "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}
@@ -210,6 +297,8 @@ async def insert_job_once(state: AppState, inference_request: InferenceRequest, 
     route = f"POST /v1/{inference_request.operation.path}"
     async with state.quotas.job(inference_request.caller):
         insertion = await state.job_service.create_once(inference_request, route, key)
+    if inference_request.input_urls:
+        state.inputs.wake()
     if insertion.fingerprint != inference_request.content.fingerprint:
         detail = f"Idempotency-Key {key!r} was used with another body; send the same body or another key"
         raise InvalidError(detail, job_id=insertion.job_id)

@@ -7,6 +7,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
+from api.access import caller_of
 from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
 from api.errors import ConflictError, NotFoundError, OverloadedError
 from api.openapi import EVENTS, PICTURE, SSE, bytes_response, problem_responses
@@ -16,7 +17,7 @@ from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.jobs import After, Limit, ModelName, event_stream, last_event_id, list_jobs_after
 from api.schemas import trainings as schemas
 from api.schemas.jobs import JobResponse, JobStatus
-from api.schemas.trainings import TrainingBody, TrainingResponse
+from api.schemas.trainings import PublicationBody, TrainingBody, TrainingResponse
 from api.state import AppState
 from api.training_jobs import check_devices, insert_publication, insert_training, run_auxiliary_job, training_row
 from core.catalog.families import load_families
@@ -192,7 +193,9 @@ async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed:
     status_code=202,
     responses=problem_responses(404, 409, 503),
 )
-async def publish_training(request: Request, response: Response, state: State, job: CurrentTraining) -> JobResponse:
+async def publish_training(
+    request: Request, response: Response, state: State, job: CurrentTraining, body: PublicationBody | None = None
+) -> JobResponse:
     """Start a job that publishes the last checkpoint of a paused, failed or cancelled training.
 
     The status is 409 for other trainings and without a checkpoint, and 503 if the version is to be
@@ -206,7 +209,8 @@ async def publish_training(request: Request, response: Response, state: State, j
     if job.request.get("serve") != "never" and not state.batch_sender.live_workers():
         detail = "no inference worker is running, which would load the version before it is activated; start one "
         raise OverloadedError(f"{detail}(python -m workers.inference), then publish again", retry_after_s=10)
-    publication = await insert_publication(state, request, job)
+    webhook = await state.webhooks.check(body.webhook if body else None, caller_of(request.scope))
+    publication = await insert_publication(state, request, job, webhook)
     response.headers.update({"Location": f"/v1/jobs/{publication.id}", "Retry-After": "1"})
     return JobResponse.of(publication)
 

@@ -4,8 +4,9 @@ The tiles of the image are the rows that workers process.
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
@@ -16,13 +17,21 @@ from api.permissions import Models
 from api.prefer import Prefer
 from api.request_content import FORM, Content, decode_base64, media_type, parse_body, read_form
 from api.request_span import traceparent_of
-from api.requests import InferenceRequest, seed_or_random, validate_fields, validate_options
+from api.requests import InferenceRequest, seed_or_random, valid_urls, validate_fields, validate_options
 from api.responses.job_results import accepted, check_succeeded
 from api.responses.render import About
 from api.responses.upscaled import OutputFormat, UpscaleSpec, storage_failed
-from api.routes.operations import add_plain_route, compute_or_accept, create_job, insert_job_once
+from api.routes.operations import (
+    add_plain_route,
+    check_outbound,
+    compute_or_accept,
+    create_job,
+    insert_job_once,
+    wait_for_job,
+)
 from api.schemas.operations import UpscaleFields
 from api.state import AppState
+from api.stored_content import IMAGES_URL
 from core.catalog.operations import BY_METHOD
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import FORMATS, format_size_error
@@ -35,7 +44,6 @@ OPERATION = BY_METHOD["upscale"]
 MAX_SYNC_TILES = 64  # a picture with more tiles becomes a job at once
 
 _INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread
-_DISCONNECT_POLL_S = 1.0
 _ACCEPTED = (
     "send multipart/form-data with a file named `image`, the picture itself as image/* with the other fields in the "
     "query, or application/json"
@@ -44,12 +52,16 @@ _ACCEPTED = (
 
 def add_upscales(app: FastAPI, state: AppState) -> None:
     """Add the route `POST /v1/upscales` to the application."""
+    state.inputs.builders[OPERATION.method] = partial(_build_request, state)
 
     async def route(request: Request) -> Response:
         inference_request, output = await _read_request(request, state)
-        prefer = Prefer.of(request, state.settings)
+        by_job = inference_request.always_job
+        prefer = (
+            await check_outbound(state, request, inference_request) if by_job else Prefer.of(request, state.settings)
+        )
         key = request.headers.get("idempotency-key")
-        if key is None and prefer.wait_s > 0 and inference_request.rows <= MAX_SYNC_TILES:
+        if key is None and prefer.wait_s > 0 and inference_request.rows <= MAX_SYNC_TILES and not by_job:
             return await _respond_sync(state, request, inference_request, output, prefer)
         try:
             if key is not None:
@@ -61,7 +73,7 @@ def add_upscales(app: FastAPI, state: AppState) -> None:
             raise storage_failed(error) from error
         del inference_request  # the pixels are in the blob store now
         if key is None and prefer.wait_s > 0:
-            job = await _wait_for_job(state, request, job, prefer.wait_s)
+            job = await wait_for_job(state, request, job, prefer.wait_s)
         return await _job_response(state, request, job, output, prefer)
 
     add_plain_route(app, OPERATION, route)
@@ -85,31 +97,6 @@ async def _respond_sync(
     body = await state.upscales.render(spec, photograph.alpha, fields, about, output)
     headers = {**about.headers({}), **prefer.headers, "Vary": "Accept, Prefer"}
     return state.responses.of_body(body, 200, headers, output.media)
-
-
-async def _wait_for_job(state: AppState, request: Request, job: Job, wait_s: float) -> Job:
-    """Wait until a job has ended, at most `wait_s` seconds, and return it.
-
-    If the client disconnects, the job is cancelled, because the client does not know its id. Raises
-    NotFoundError if the job is deleted meanwhile.
-    """
-    deadline = time.monotonic() + wait_s
-    current: Job | None = job
-    try:
-        while current is not None and not current.ended:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            current = await state.job_service.wait(job.id, job.owner, min(left_s, _DISCONNECT_POLL_S))
-            if await request.is_disconnected():
-                await state.job_service.cancel(job.id)
-                break
-    except asyncio.CancelledError:
-        await asyncio.shield(state.job_service.cancel(job.id))
-        raise
-    if current is None:
-        raise NotFoundError("the job was deleted before it had ended")
-    return current
 
 
 async def _job_response(state: AppState, request: Request, job: Job, output: OutputFormat, prefer: Prefer) -> Response:
@@ -140,19 +127,59 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
     entry = _find_model(fields.model, state.models(request))
     options = validate_options(entry.operations[OPERATION.method], fields, UpscaleFields.model_fields, content.texts)
     output = OutputFormat.read(request.headers.get("accept", ""), [fields.format] if fields.format else FORMATS)
-    photograph = await _read_photograph(state, content, fields.image, output.kind, int(options["scale"]))
+    if fields.image_url is not None:
+        inference_request = _without_image(content, fields, entry, options)
+        inference_request.output_kind = output.kind
+    else:
+        inference_request = await _with_image(state, content, fields, entry, options, output.kind)
+    inference_request.webhook_body = fields.webhook
+    inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
+    inference_request.deadline_at = deadline_of(request.scope)
+    inference_request.traceparent = traceparent_of(request.scope)
+    return inference_request, output
+
+
+def _without_image(
+    content: Content, fields: UpscaleFields, entry: ModelVersion, options: dict[str, Any]
+) -> InferenceRequest:
+    """Return a request whose image must be fetched; its number of tiles is not known yet.
+
+    Raises InvalidError if the URL is not valid, or if an image was sent too.
+    """
+    if content.uploads or fields.image is not None:
+        raise InvalidError.in_field(IMAGES_URL, "send either `image` or `image_url`")
+    urls = {IMAGES_URL: valid_urls(IMAGES_URL, fields.image_url or "")}
+    return InferenceRequest(OPERATION, entry, options, seed_or_random(fields.seed), 1, content, input_urls=urls)
+
+
+async def _build_request(state: AppState, job: Job, content: Content) -> InferenceRequest:
+    """Return the complete request of a job whose image has been fetched.
+
+    Raises NotFoundError if its model was deleted, and InvalidError if the image cannot be used.
+    """
+    entry = state.registry.find(f"{job.model}@{job.version}")
+    if entry is None:
+        raise NotFoundError(f"the model {job.model}@{job.version} was deleted before the picture was fetched")
+    fields = validate_fields(UpscaleFields, content.fields)
+    assert fields.format is not None  # noqa: S101 - stored with the job
+    return await _with_image(state, content, fields, entry, job.options, fields.format)
+
+
+async def _with_image(
+    state: AppState, content: Content, fields: UpscaleFields, entry: ModelVersion, options: dict[str, Any], kind: str
+) -> InferenceRequest:
+    """Decode the image of a request and return the request; `kind` is the format of the result.
+
+    Raises InvalidError if the image cannot be used.
+    """
+    photograph = await _read_photograph(state, content, fields.image, kind, int(options["scale"]))
     tiling = Tiling(*photograph.size, entry.image[1:], entry.margin)
     layout = Layout(tiling, photograph.channels, alpha=photograph.alpha is not None)
     seed = seed_or_random(fields.seed)
     inference_request = InferenceRequest(OPERATION, entry, options, seed, tiling.count, content)
-    inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
-    inference_request.deadline_at, inference_request.traceparent = (
-        deadline_of(request.scope),
-        traceparent_of(request.scope),
-    )
     inference_request.photograph, inference_request.conversions = photograph, photograph.notes
-    inference_request.upscale = UpscaleSpec(layout, int(options["scale"]), output.kind, fields.quality)
-    return inference_request, output
+    inference_request.upscale = UpscaleSpec(layout, int(options["scale"]), kind, fields.quality)
+    return inference_request
 
 
 def _find_model(name: str | None, models: Models) -> ModelVersion:

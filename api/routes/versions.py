@@ -2,9 +2,11 @@
 
 import asyncio
 import filecmp
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
@@ -15,6 +17,7 @@ from api.dependencies import CurrentCaller, State
 from api.errors import ConflictError, InvalidError, NotFoundError
 from api.openapi import BINARY, PICTURE, bytes_response, no_content, problem_responses, upload
 from api.request_content import RAW
+from api.requests import validate_fields
 from api.responses.large_responses import LimitedFileResponse
 from api.responses.render import PNG, JsonRoute, json_response
 from api.routes.models import model_response
@@ -30,6 +33,7 @@ from core.catalog.recipes import NAME
 from core.catalog.registry import ModelVersion
 from core.catalog.versions import FILE
 from core.files import work_folder
+from core.jobs.records import Job
 
 router = APIRouter(prefix="/v1/models/{name}/versions", tags=["models"], route_class=JsonRoute)
 
@@ -134,8 +138,12 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
     row = auxiliary_row(request, "import", name, {"model": name})
     with work_folder(state.paths.auxiliary_job(row.id)) as folder:
         file = folder.path / "file"
-        upload = StreamingUpload(folder.path, ("file",), ("shared",), state.settings.min_free_disk_bytes)
-        shared = _parse_shared(await upload.read(request))
+        upload = StreamingUpload(folder.path, ("file",), ("shared", "webhook"), state.settings.min_free_disk_bytes)
+        fields = await upload.read(request)
+        webhook = fields.pop("webhook", None)
+        shared = _parse_shared(fields)
+        if webhook is not None:
+            row = await _with_webhook(state, caller, row, webhook)
         await state.quotas.check_room(caller, file.stat().st_size)
         if (same := await asyncio.to_thread(_check_import, state, file, name)) is not None:
             return json_response(version_response(state, caller, same))
@@ -149,6 +157,17 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
     audit.describe(request, version=entry.version)
     headers = {"Location": f"/v1/models/{name}/versions/{entry.version}"}
     return json_response(version_response(state, caller, entry), headers, 201)
+
+
+async def _with_webhook(state: AppState, caller: Caller, row: Job, text: str) -> Job:
+    """Return a job with the webhook in a form field. Raises InvalidError if it is not valid."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidError.in_field("webhook", 'send JSON such as {"url": "https://example.com"}') from error
+    form = validate_fields(VersionForm, {"webhook": value})
+    webhook = await state.webhooks.check(form.webhook, caller)
+    return replace(row, webhook=webhook.as_dict() if webhook else None)
 
 
 def _parse_shared(fields: dict[str, str]) -> bool | None:

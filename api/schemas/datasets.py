@@ -6,8 +6,10 @@ from pydantic import Field
 
 from api.errors import InvalidError
 from api.schemas.common import Page, RequestBody, Resource, add_files
+from api.schemas.webhooks import WebhookBody
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import NAME
+from core.outbound.addresses import MAX_URL
 from core.settings import Settings
 
 _MAX_EDGE = 4096
@@ -47,7 +49,7 @@ class DatasetResponse(Resource):
     duplicates: dict[str, int] | None = Field(None, description="Equal pictures, equal names, and overlaps of splits.")
     bytes: int | None = Field(None, description="On the disk.")
     conversions: dict[str, int] | None = None
-    source: str | None = Field(None, description="Of a dataset that was fetched by name.")
+    source: str | None = Field(None, description="Of a dataset that was fetched: its name there, or the URL.")
     owner: str | None = Field(description="Its owner's key; null for those who may not change it.")
     shared: bool
     links: DatasetLinks
@@ -63,8 +65,8 @@ class DatasetChange(RequestBody, json_schema_extra={"example": {"shared": True}}
     shared: bool = Field(description="Whether everybody may use the dataset, or its owner alone.")
 
 
-class DatasetForm(RequestBody, strict=False, json_schema_extra=add_files(file=_FILE, labels=_LABELS)):
-    """The fields of a dataset upload, in the form or, if the file is the body, in the query."""
+class ConversionFields(RequestBody):
+    """How an uploaded or fetched file becomes a dataset."""
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="Of the dataset: letters, digits, `.`, `-`, `_`.")
     format: Literal["idx", "npz", "zip"] | None = Field(None, description="Of the file; detected if left out.")
@@ -96,6 +98,10 @@ class DatasetForm(RequestBody, strict=False, json_schema_extra=add_files(file=_F
         )
 
 
+class DatasetForm(ConversionFields, strict=False, json_schema_extra=add_files(file=_FILE, labels=_LABELS)):
+    """The fields of a dataset upload, in the form or, if the file is the body, in the query."""
+
+
 class NamedDatasetBody(RequestBody, json_schema_extra={"example": {"source": "mnist"}}):
     """A request to fetch a dataset that is known by name."""
 
@@ -103,3 +109,14 @@ class NamedDatasetBody(RequestBody, json_schema_extra={"example": {"source": "mn
     name: str | None = Field(None, pattern=f"^{NAME.pattern}$", description="Of the dataset; by default the source's.")
     validation: float = Field(0.1, ge=0, le=0.5, description="Share of its training split to hold out for validation.")
     shared: bool | None = Field(None, description=_SHARED)
+    webhook: WebhookBody | None = Field(None, description="Sent when the job ends, or at other `events`.")
+
+
+class DatasetUrlBody(
+    ConversionFields,
+    json_schema_extra={"example": {"source_url": "https://example.com/digits.zip", "name": "digits"}},
+):
+    """A request to fetch a dataset's file by URL."""
+
+    source_url: str = Field(max_length=MAX_URL, description="An http or https URL of a public address.")
+    webhook: WebhookBody | None = Field(None, description="Sent when the job ends, or at other `events`.")

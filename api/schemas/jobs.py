@@ -7,6 +7,7 @@ from pydantic import Field
 
 from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import Page, Problem, Resource
+from api.schemas.webhooks import WebhookBody
 from core.jobs.records import Job
 
 JobStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -21,6 +22,7 @@ class JobLinks(Resource):
     result: str
     cancel: str
     preview: str
+    deliveries: str | None = Field(None, description="Of a job with a webhook.")
 
 
 class JobFields(Resource):
@@ -50,6 +52,7 @@ class JobFields(Resource):
     )
     deadline_at: Timestamp | None = Field(None, description="When the job ends as failed (504), by `Request-Timeout`.")
     problem: Problem | None
+    webhook: WebhookBody | None = Field(description="Where requests are sent, and when.")
     links: JobLinks
     created_at: Timestamp
     started_at: Timestamp | None
@@ -75,6 +78,7 @@ def job_fields(job: Job, outlook: Outlook = UNKNOWN) -> dict[str, Any]:
     """Return the fields of a job's response body; `outlook` says how long it may wait."""
     copied = ("id", "kind", "status", "progress", "model", "version", "seed", "request", "request_id", "attempts")
     path = f"/v1/jobs/{job.id}"
+    links = ("events", "result", "cancel", "preview", *(("deliveries",) if job.webhook else ()))
     return {
         **{name: getattr(job, name) for name in copied},
         "position": outlook.position,
@@ -83,7 +87,8 @@ def job_fields(job: Job, outlook: Outlook = UNKNOWN) -> dict[str, Any]:
         "estimated_remaining_s": _rounded(outlook.remaining_s),
         "deadline_at": _timestamp(job.deadline_at),
         "problem": {**job.problem, "request_id": job.request_id} if job.problem else None,
-        "links": {"self": path, **{name: f"{path}/{name}" for name in ("events", "result", "cancel", "preview")}},
+        "webhook": job.webhook,
+        "links": {"self": path, **{name: f"{path}/{name}" for name in links}},
         "created_at": _timestamp(job.created_at),
         "started_at": _timestamp(job.started_at),
         "finished_at": _timestamp(job.finished_at),

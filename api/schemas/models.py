@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from api.schemas.common import Page, RequestBody, Resource, add_files
+from api.schemas.webhooks import WebhookBody
 
 SHARED = "Whether everybody may use the model; by default a new one is its owner's alone."
 
@@ -106,3 +107,4 @@ class VersionForm(RequestBody, strict=False, json_schema_extra=add_files(file="A
     """
 
     shared: bool | None = Field(None, description=SHARED)
+    webhook: WebhookBody | None = Field(None, description="As JSON; sent when the job that imports it ends.")

@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, FailFast, Field
 
 from api.schemas.common import WHOLE, Resource
+from api.schemas.webhooks import WebhookBody
 
 SEED_LIMIT = 2**63
 _WholeSeed = Annotated[int, Field(ge=0, lt=SEED_LIMIT), WHOLE]
 Seed = Annotated[_WholeSeed | None, Field(description="0 ≤ seed < 2^63; drawn and returned if left out.")]
 Options = Annotated[dict[str, Any], Field(description="Options of the operation; the model's card has their schema.")]
 Number = float | None  # null if it is not finite
+IMAGE_URL = "Where to fetch the picture, an http or https URL of a public address; the request becomes a job."
+WEBHOOK = "Sent when the job ends, or at other `events`; a request with a webhook is a job."
 Images = Annotated[list[str], Field(description="PNGs as base64.")]
 
 
@@ -25,7 +28,9 @@ class OperationFields(BaseModel, extra="allow", strict=True):
     count: Annotated[int, WHOLE] = Field(1, description="How many to draw.")
     seed: Seed = None
     images: Annotated[list[str], FailFast()] = Field([], description="PNG, JPEG, WebP, BMP, GIF, TIFF as base64.")
+    image_url: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(None, description=IMAGE_URL)
     options: Options = {}
+    webhook: WebhookBody | None = Field(None, description=WEBHOOK)
 
 
 class UpscaleFields(BaseModel, extra="allow", strict=True):
@@ -37,9 +42,11 @@ class UpscaleFields(BaseModel, extra="allow", strict=True):
     model: str | None = Field(None, description="Name of a model, or name@version; by default the first that can.")
     seed: Seed = None
     image: str | None = Field(None, description="The picture as base64 of a PNG, JPEG or WebP file.")
+    image_url: str | None = Field(None, description=IMAGE_URL)
     format: Literal["png", "jpeg", "webp"] | None = Field(None, description="By default from `Accept`, or PNG.")
     quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(92, description="Of a JPEG or WebP.")
     options: Options = {}
+    webhook: WebhookBody | None = Field(None, description=WEBHOOK)
 
 
 class OperationResponse(Resource):

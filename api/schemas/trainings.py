@@ -8,6 +8,7 @@ from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
 from api.schemas.models import SHARED
+from api.schemas.webhooks import WebhookBody
 from core.catalog.recipes import NAME
 from core.jobs.records import Job
 
@@ -53,6 +54,13 @@ class TrainingBody(RequestBody, json_schema_extra={"example": _EXAMPLE}):
         description="More than one: data-parallel by torchrun; at most the devices of the training workers, "
         "which GET /v1/families lists (`gpus.maximum`).",
     )
+    webhook: WebhookBody | None = Field(None, description="Sent when the training ends, or at other `events`.")
+
+
+class PublicationBody(RequestBody):
+    """Options of a publication."""
+
+    webhook: WebhookBody | None = Field(None, description="Sent when the job ends, or at other `events`.")
 
 
 class TrainingLinks(JobLinks):

@@ -17,6 +17,7 @@ from core.jobs import transitions
 from core.jobs.queries import JobQueries, jobs_of, waiting
 from core.jobs.records import AUXILIARY_KINDS, SMALL_JOB_ROWS, TRAINING, Claim, Event, Job, Problem, SliceReport
 from core.jobs.schema import RUNS_INFERENCE, claim_order, jobs, result_chunks, transaction
+from core.webhooks.outbox import insert_delivery
 
 _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
@@ -68,6 +69,8 @@ class JobClaims(JobQueries):
                 if connection.execute(jobs.update().where(unchanged).values(change)).rowcount:
                     if job.status == "queued":
                         transitions.append_events(connection, job.id, [Event("status", {"status": "running"})])
+                        if job.webhook is not None:
+                            insert_delivery(connection, job.id, "running")
                     claimed.append(replace(job, **change))
             record_claims(connection, queue, (job.owner for job in claimed))
             return claimed

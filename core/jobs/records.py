@@ -79,6 +79,10 @@ class Job:
     blocked_bytes: int | None = None
     traceparent: str | None = None  # of the span of the request that made the job
     deadline_at: float | None = None  # when the job ends as failed, unless it has ended before
+    # `core.webhooks.records.Webhook` as a dictionary; None without a webhook.
+    webhook: dict[str, Any] | None = None
+    # URLs of images that must be fetched before a worker can run the job, keyed by field.
+    input_urls: dict[str, Any] | None = None
 
     @property
     def claim(self) -> Claim:

@@ -74,6 +74,8 @@ jobs = sa.Table(
     sa.Column("blocked_bytes", sa.BigInteger),
     sa.Column("deadline_at", sa.Float),
     sa.Column("traceparent", sa.String(60)),
+    sa.Column("webhook", Json()),
+    sa.Column("input_urls", Json()),
     sa.Index("jobs_status_queued_at", "status", "queued_at"),
     sa.Index("jobs_owner_status_queued_at", "owner", "status", "queued_at"),
     sa.Index("jobs_owner", "owner", "id"),
@@ -98,6 +100,31 @@ events = sa.Table(
     sa.Column("name", sa.String(40), nullable=False),
     sa.Column("data", Json(), nullable=False),
     sa.Column("at", sa.Float, nullable=False),
+)
+
+# Requests to be sent to the webhooks of jobs; see `core.webhooks`.
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("job_id", sa.String(40), nullable=False),
+    sa.Column("owner", sa.String(80), nullable=False),
+    sa.Column("event", sa.String(40), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("attempted_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("response_status", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.Index("webhook_deliveries_job_id", "job_id", "id"),
+    sa.Index("webhook_deliveries_status_due_at", "status", "due_at"),
+    sa.Index("webhook_deliveries_created_at", "created_at"),
 )
 
 idempotency_keys = sa.Table(
@@ -134,8 +161,8 @@ resources = sa.Table(
 # One row: the number of changes to `resources`, so that processes notice one cheaply.
 resource_changes = sa.Table("resource_changes", metadata, sa.Column("count", sa.BigInteger, nullable=False))
 
-# Jobs of inference workers; the others are for training workers.
-RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS))
+# Jobs of inference workers; the others are for training workers, or their inputs must be fetched.
+RUNS_INFERENCE = jobs.c.kind.not_in((TRAINING, *AUXILIARY_KINDS)) & jobs.c.input_urls.is_(None)
 
 
 @contextmanager

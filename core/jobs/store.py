@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from core.jobs import transitions
 from core.jobs.claims import JobClaims, queue_of, register_owners
+from core.jobs.inputs import JobInputs
 from core.jobs.leases import JobLeases
 from core.jobs.queries import overdue
 from core.jobs.records import TERMINAL, TRAINING, Event, IdempotencyKey, Insertion, Job
@@ -21,7 +22,7 @@ from core.jobs.schema import events, idempotency_keys, jobs, result_chunks, tran
 _JOBS_PER_DELETE = 1000
 
 
-class JobStore(JobClaims, JobLeases):
+class JobStore(JobClaims, JobInputs, JobLeases):
     """The jobs of the service, for any number of processes on one database."""
 
     def insert(

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from core.jobs.records import Claim, Event, Problem
 from core.jobs.schema import events, jobs
+from core.webhooks.outbox import insert_delivery
 
 Condition = sa.ColumnElement[bool]  # an SQL condition on rows of `jobs`
 
@@ -38,9 +39,12 @@ def set_status(connection: sa.Connection, where: Condition, job_id: str, data: d
     nothing, if no row matches `where`.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
-    if connection.execute(update).rowcount != 1:
+    changed = connection.execute(update.returning(jobs.c.webhook)).first()
+    if changed is None:
         return False
     append_events(connection, job_id, [Event("status", data)])
+    if changed.webhook is not None:
+        insert_delivery(connection, job_id, data["status"])
     return True
 
 

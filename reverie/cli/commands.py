@@ -3,12 +3,26 @@
 import json
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
-from reverie.cli.context import CommandContext, Deadline, Options, OutputPath, Seed, Shared, output_path, parse_options
+from reverie.cli.context import (
+    CommandContext,
+    Deadline,
+    Options,
+    OutputPath,
+    Seed,
+    Shared,
+    WebhookEvents,
+    WebhookUrl,
+    output_path,
+    parse_options,
+    webhook_option,
+)
 from reverie.cli.jobs import follow_job, print_job
 from reverie.cli.output import ProgressBar, compact_json, format_size
+from reverie.methods.base import is_url
 from reverie.records import Job
 
 app = typer.Typer()
@@ -23,6 +37,8 @@ def sample(
     out: OutputPath = None,
     options: Options = None,
     deadline: Deadline = None,
+    webhook: WebhookUrl = None,
+    webhook_events: WebhookEvents = None,
 ) -> None:
     """Draw samples and save them; the suffix of the file chooses PNG (a grid), NPZ or JSON.
 
@@ -31,6 +47,7 @@ def sample(
     cli = context.obj
     path = out or Path(f"{model.partition('@')[0]}.png")
     fields = {**parse_options(options), "count": count, "deadline_s": deadline}
+    fields |= webhook_option(webhook, webhook_events)
     with output_path(path) as target, ProgressBar(cli.output, model) as bar:
         saved = cli.client.save(target, "samples", model, seed=seed, on_progress=bar.update_from_job, **fields)
     cli.print_saved(path, saved, f"{count} samples of ")
@@ -39,7 +56,7 @@ def sample(
 @app.command()
 def upscale(
     context: CommandContext,
-    picture: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A PNG, JPEG or WebP file of any size.")],
+    picture: Annotated[str, typer.Argument(help="A PNG, JPEG or WebP file of any size, or its URL.")],
     out: OutputPath = None,
     model: Annotated[str | None, typer.Option(help="A model that upscales. [default: the first one]")] = None,
     scale: Annotated[int | None, typer.Option(min=1, help="How many times wider and higher.")] = None,
@@ -47,16 +64,23 @@ def upscale(
     seed: Seed = None,
     options: Options = None,
     deadline: Deadline = None,
+    webhook: WebhookUrl = None,
+    webhook_events: WebhookEvents = None,
 ) -> None:
     """Enlarge a picture and save it; the suffix of the file chooses PNG, JPEG or WebP.
 
     reverie upscale photo.jpg --scale 4 -o large.png
     """
     cli = context.obj
-    path = out or picture.with_name(f"{picture.stem}-large.png")
+    file = Path(urlsplit(picture).path) if is_url(picture) else Path(picture)
+    if not is_url(picture) and not file.is_file():
+        raise typer.BadParameter(f"{picture}: there is no such file", param_hint="PICTURE")
+    large = f"{file.stem or 'picture'}-large.png"
+    path = out or (Path(large) if is_url(picture) else file.with_name(large))
     fields = parse_options(options) | {name: value for name, value in [("scale", scale), ("method", method)] if value}
     fields["deadline_s"] = deadline
-    with output_path(path) as target, ProgressBar(cli.output, picture.name) as bar:
+    fields |= webhook_option(webhook, webhook_events)
+    with output_path(path) as target, ProgressBar(cli.output, file.name) as bar:
         saved = cli.client.upscales(picture, target, model=model, seed=seed, on_progress=bar.update_from_job, **fields)
     cli.print_saved(path, saved, "upscaled by ")
 
@@ -114,6 +138,8 @@ def train(
         bool, typer.Option("--dry-run", help="Estimate memory and time from a few steps; do not train.")
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the training ends.")] = False,
+    webhook: WebhookUrl = None,
+    webhook_events: WebhookEvents = None,
 ) -> None:
     """Train a model. When the training succeeds, the model NAME has a new version.
 
@@ -134,7 +160,7 @@ def train(
         output.print_line(f"time        {estimate['seconds']:.0f} s")
         return
     fields: dict[str, Any] = {"recipe": changes, "serve": serve, "shared": shared, "deadline_s": deadline}
-    job: Job = cli.client.train(family, dataset, model, **fields)
+    job: Job = cli.client.train(family, dataset, model, **fields, **webhook_option(webhook, webhook_events))
     if follow:
         output.print_message(f"{job.id}: Ctrl-C stops watching; the training continues")
         job = follow_job(cli, job)

@@ -76,6 +76,28 @@ Private = Annotated[bool, typer.Option("--private", help="Let only its owner use
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same bytes. [default: random, and printed]")
 ]
+WebhookUrl = Annotated[
+    str | None, typer.Option("--webhook", metavar="URL", help="Send a signed request there when the job ends.")
+]
+WebhookEvents = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--webhook-event", metavar="EVENT", help="Send it at this event, such as job.running; may be repeated."
+    ),
+]
+
+
+def webhook_option(url: str | None, events: Sequence[str] | None) -> dict[str, Any]:
+    """Return the argument `webhook` of the options `--webhook` and `--webhook-event`, if given.
+
+    Raises typer.BadParameter for events without a URL.
+    """
+    if url is None:
+        if events:
+            raise typer.BadParameter("name the URL by --webhook too", param_hint="--webhook-event")
+        return {}
+    return {"webhook": {"url": url} | ({"events": list(events)} if events else {})}
+
 
 Deadline = Annotated[
     float | None, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Stop the work after so many seconds.")

@@ -2,11 +2,22 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
-from reverie.cli.context import CommandContext, OutputPath, Private, Shared, output_path
+from reverie.cli.context import (
+    CommandContext,
+    OutputPath,
+    Private,
+    Shared,
+    WebhookEvents,
+    WebhookUrl,
+    output_path,
+    webhook_option,
+)
 from reverie.cli.output import ProgressBar
+from reverie.methods.base import is_url
 from reverie.records import Dataset
 
 SPLITS = ("train", "validation", "test")
@@ -29,7 +40,7 @@ def _list_datasets(context: CommandContext) -> None:
 @app.command("add")
 def _add_dataset(
     context: CommandContext,
-    source: Annotated[str, typer.Argument(help="An IDX, NPZ or ZIP file, or the name mnist or fashion-mnist.")],
+    source: Annotated[str, typer.Argument(help="An IDX, NPZ or ZIP file or its URL, or mnist or fashion-mnist.")],
     name: Annotated[str | None, typer.Option(help="[default: the file's name]")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels as an IDX file.")] = None,
     kind: Annotated[str | None, typer.Option(help="pictures, or photographs of any size.")] = None,
@@ -37,14 +48,16 @@ def _add_dataset(
     validation: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share of the validation split.")] = None,
     test: Annotated[float | None, typer.Option(min=0, max=0.5, help="Share of the test split.")] = None,
     shared: Shared = None,
+    webhook: WebhookUrl = None,
+    webhook_events: WebhookEvents = None,
 ) -> None:
-    """Upload a dataset, or add one that the service knows by name.
+    """Upload a dataset, or add one that the service fetches by URL or by name.
 
     reverie datasets add digits.zip
     """
     cli = context.obj
     path = Path(source)
-    if path.exists():
+    if path.exists() and not is_url(source):
         total = path.stat().st_size or 1
         with ProgressBar(cli.output, f"{path.name}: uploading") as bar:
             dataset = cli.client.upload_dataset(
@@ -61,8 +74,20 @@ def _add_dataset(
                 ),
             )
     else:
+        if is_url(source) and name is None:
+            name = Path(urlsplit(source).path).name.partition(".")[0]
         with ProgressBar(cli.output, f"{source}: fetching") as bar:
-            dataset = cli.client.fetch_dataset(source, name, shared=shared, on_progress=bar.update_from_job)
+            dataset = cli.client.fetch_dataset(
+                source,
+                name,
+                kind=kind,
+                resize=resize,
+                validation=validation,
+                test=test,
+                shared=shared,
+                on_progress=bar.update_from_job,
+                **webhook_option(webhook, webhook_events),
+            )
     splits = ", ".join(f"{size} {split}" for split, size in zip(SPLITS, _split_sizes(dataset), strict=True))
     cli.print_record(dataset, f"{dataset.name}: {dataset.kind} of {_format_shape(dataset)}; {splits}")
 

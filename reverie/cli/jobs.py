@@ -60,6 +60,18 @@ def _save_result(context: CommandContext, job_id: JobId, out: OutputPath = None)
     cli.print_saved(path, saved, "")
 
 
+@app.command("deliveries")
+def _list_deliveries(
+    context: CommandContext,
+    job_id: JobId,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of deliveries.")] = 20,
+) -> None:
+    """List the requests to a job's webhook, newest first."""
+    found = context.obj.client.deliveries(job_id, limit)
+    rows = [[one.id, one.event, one.status, one.attempts, one.error or "", one["created_at"]] for one in found]
+    context.obj.print_records(found, ["DELIVERY", "EVENT", "STATUS", "ATTEMPTS", "ERROR", "CREATED"], rows)
+
+
 @app.command("cancel")
 def _cancel_job(context: CommandContext, job_id: JobId) -> None:
     """Cancel a job. A training keeps its last checkpoint."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
@@ -29,6 +29,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Steps: TypeAlias = Generator[ApiRequest | Delay, Any, T]
 FilePath: TypeAlias = str | os.PathLike[str]
+
+# A webhook: its URL, or its `url` and the `events` at which it is sent.
+Webhook: TypeAlias = str | Mapping[str, Any]
 
 # Called with the job each time the client has polled it.
 JobProgress: TypeAlias = Callable[[Job], object]
@@ -207,6 +210,16 @@ class BaseMethods:
         headers = {"Accept": request.headers["Accept"]}
         result = ApiRequest("GET", path_of("jobs", job.id, "result"), headers=headers, download=request.download)
         return (yield from self._send(result))
+
+
+def webhook_body(webhook: Webhook) -> dict[str, Any]:
+    """Return a webhook as the service takes it."""
+    return {"url": webhook} if isinstance(webhook, str) else dict(webhook)
+
+
+def is_url(source: object) -> bool:
+    """Return whether a picture or dataset is given by an http or https URL."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def media_type_of(path: FilePath) -> str:

@@ -3,7 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from reverie.methods.base import IMPORT_TIMEOUT_S, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps
+from reverie.methods.base import (
+    IMPORT_TIMEOUT_S,
+    PNG,
+    BaseMethods,
+    ClientMethod,
+    FilePath,
+    JobProgress,
+    Steps,
+    Webhook,
+    is_url,
+    webhook_body,
+)
 from reverie.records import Dataset, SavedFile
 from reverie.requests import ApiRequest, ByteProgress, Upload, path_of
 
@@ -58,16 +69,34 @@ class DatasetMethods(BaseMethods):
         source: str,
         name: str | None = None,
         *,
+        format: str | None = None,  # noqa: A002 - the field's name in the HTTP interface
+        kind: str | None = None,
+        resize: str | None = None,
+        validation: float | None = None,
+        test: float | None = None,
         shared: bool | None = None,
+        webhook: Webhook | None = None,
         on_progress: JobProgress | None = None,
     ) -> Steps[Dataset]:
-        """Create a dataset that the service knows by name: "mnist" or "fashion-mnist".
+        """Create a dataset that the service fetches: "mnist", "fashion-mnist", or a URL of a file.
 
-        `name` is the new dataset's name, by default `source`. A new dataset is private unless
-        `shared`. Waits for the job that fetches it, and calls `on_progress` with the job. Raises
+        `name` is the new dataset's name, by default `source`; a URL needs one. The other arguments
+        are those of `upload_dataset`; of a dataset known by name only `validation` and `shared` can
+        be set. Waits for the job that fetches it, and calls `on_progress` with the job. `webhook`
+        is a URL, or a mapping of `url` and `events`, for a signed request when the job ends. Raises
         JobFailedError if the job fails or is cancelled.
         """
-        fields: dict[str, Any] = {"source": source, "name": name or None, "shared": shared}
+        fields: dict[str, Any] = {
+            "source_url" if is_url(source) else "source": source,
+            "name": name or None,
+            "format": format,
+            "kind": kind,
+            "resize": resize,
+            "validation": validation,
+            "test": test,
+            "shared": shared,
+            "webhook": webhook_body(webhook) if webhook else None,
+        }
         body = {field: value for field, value in fields.items() if value is not None}
         response = yield from self._send(ApiRequest("POST", "/v1/datasets", json=body))
         if response.status_code != 202:

@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from reverie.methods.base import JSON, PNG, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
-from reverie.records import Job, OperationResult, SavedFile, Training
+from reverie.methods.base import (
+    JSON,
+    PNG,
+    BaseMethods,
+    ClientMethod,
+    FilePath,
+    JobProgress,
+    Steps,
+    Webhook,
+    media_type_of,
+    webhook_body,
+)
+from reverie.records import Delivery, Job, OperationResult, SavedFile, Training
 from reverie.requests import ApiRequest, ByteProgress, deadline_after, path_of
 
 
@@ -68,6 +79,13 @@ class JobMethods(BaseMethods):
         return (yield from self._send(ApiRequest("GET", path_of("jobs", job_id, "preview")))).content
 
     @ClientMethod
+    def deliveries(self, job_id: str, limit: int | None = 20) -> Steps[list[Delivery]]:
+        """Return the requests to a job's webhook, newest first, at most `limit`; all with
+        `limit=None`.
+        """
+        return [Delivery(body) for body in (yield from self._list(path_of("jobs", job_id, "deliveries"), limit))]
+
+    @ClientMethod
     def cancel(self, job_id: str) -> Steps[Job]:
         """Cancel a job and return it; a cancelled job is returned unchanged.
 
@@ -109,6 +127,7 @@ class TrainingMethods(BaseMethods):
         gpus: int = 1,
         shared: bool | None = None,
         deadline_s: float | None = None,
+        webhook: Webhook | None = None,
     ) -> Steps[Training]:
         """Start a training and return it without waiting.
 
@@ -117,13 +136,15 @@ class TrainingMethods(BaseMethods):
         `serve` says when the new version becomes active: "if better", "always" or "never".
         `evaluation` has the `count` of test pictures and the number `k` of importance samples per
         picture. `gpus` is the number of devices. A new model is private unless `shared`. After
-        `deadline_s` seconds the training fails; its last checkpoint is kept. Raises InvalidError
-        for an invalid recipe, ConflictError if the name is being trained already.
+        `deadline_s` seconds the training fails; its last checkpoint is kept. `webhook` is a URL, or
+        a mapping of `url` and `events`, for a signed request when it ends. Raises InvalidError for
+        an invalid recipe, ConflictError if the name is being trained already.
         """
         body: dict[str, Any] = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}}
         body |= {"summary": summary, "serve": serve, "gpus": gpus}
         body |= {"evaluation": evaluation} if evaluation else {}
         body |= {} if shared is None else {"shared": shared}
+        body |= {} if webhook is None else {"webhook": webhook_body(webhook)}
         headers, deadline = {"Idempotency-Key": uuid4().hex}, deadline_after(deadline_s)
         return Training((yield from self._post("trainings", json=body, headers=headers, deadline=deadline)))
 

@@ -1,6 +1,7 @@
 """Methods for operations: samples, encodings, upscales and so on."""
 
 import base64
+import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,22 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
 
-from reverie.methods.base import JSON, BaseMethods, ClientMethod, FilePath, JobProgress, Steps, media_type_of
+from reverie.methods.base import (
+    JSON,
+    BaseMethods,
+    ClientMethod,
+    FilePath,
+    JobProgress,
+    Steps,
+    is_url,
+    media_type_of,
+    webhook_body,
+)
 from reverie.records import Caller, Job, OperationResult, SavedFile
 from reverie.requests import ApiRequest, Upload, deadline_after
 
-Picture: TypeAlias = bytes | str | os.PathLike[str]  # the bytes of a picture file, or its path
+# The bytes of a picture file, its path, or an http or https URL from which the service fetches it.
+Picture: TypeAlias = bytes | str | os.PathLike[str]
 
 SEED_LIMIT = 2**63
 
@@ -23,10 +35,11 @@ class OperationMethods(BaseMethods):
 
     Options are keyword arguments; the model's card lists them (`client.model(name).operations`). If
     you give no `seed`, the client draws one. A request that takes long becomes a job, and the
-    method waits for it. All methods take `deadline_s`: after so many seconds the service stops the
-    work, and they raise DeadlineExceededError or, for a job, JobFailedError. They also raise
-    InvalidError for options or images that the model does not accept, NotFoundError for an unknown
-    model, and JobFailedError if the job fails or is cancelled.
+    method waits for it. With `webhook`, a URL or a mapping of `url` and `events`, the service also
+    sends a signed request there when the job ends. All methods take `deadline_s`: after so many
+    seconds the service stops the work, and they raise DeadlineExceededError or, for a job,
+    JobFailedError. They also raise InvalidError for options or images that the model does not
+    accept, NotFoundError for an unknown model, and JobFailedError if the job fails or is cancelled.
     """
 
     @ClientMethod
@@ -102,7 +115,7 @@ class OperationMethods(BaseMethods):
     def upscales(
         self,
         /,
-        image: FilePath,
+        image: Picture,
         path: FilePath,
         *,
         model: str | None = None,
@@ -111,16 +124,25 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Enlarge a picture file; the suffix .png, .jpg or .webp of `path` chooses the format.
+        """Enlarge a picture, a file or a URL; the suffix .png, .jpg or .webp of `path` chooses the format.
 
         Without `model`, the service uses its first model that upscales. Options are `scale`,
         `method` and so on. `on_progress` is called with the job, if the request became one.
         """
         media_type = media_type_of(path)
-        params = {"model": model, "seed": _seed_or_random(seed), **options}
-        upload = Upload({"image": Path(image)})
-        headers, deadline = {"Accept": media_type}, deadline_after(deadline_s)
-        request = ApiRequest("POST", "/v1/upscales", params=params, headers=headers, upload=upload, deadline=deadline)
+        fields = {"model": model, "seed": _seed_or_random(seed), **_with_webhook(options)}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if isinstance(image, bytes) or is_url(image):
+            fields |= {"image": _base64(image)} if isinstance(image, bytes) else {"image_url": image}
+            request = _operation_request("upscales", media_type, fields, deadline_s)
+        else:
+            if "webhook" in fields:
+                fields["webhook"] = json.dumps(fields["webhook"])
+            headers, upload = {"Accept": media_type}, Upload({"image": Path(image)})
+            deadline = deadline_after(deadline_s)
+            request = ApiRequest(
+                "POST", "/v1/upscales", params=fields, headers=headers, upload=upload, deadline=deadline
+            )
         send = partial(self._send_and_wait, on_progress=on_progress)
         return (yield from self._download(request, path, media_type, send=send))
 
@@ -179,7 +201,7 @@ class OperationMethods(BaseMethods):
 
         In the result, completion j of image i is `images[i * count + j]`.
         """
-        fields = {**options, "mask": _base64(mask), "count": count}
+        fields = {**options, **({"mask_url": mask} if is_url(mask) else {"mask": _base64(mask)}), "count": count}
         return (yield from self._run("inpaintings", model, images, seed, fields))
 
     @ClientMethod
@@ -227,8 +249,23 @@ def _seed_or_random(seed: int | None) -> int:
 
 
 def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    body = {"model": model, "seed": _seed_or_random(seed), **options}
+    """Return the JSON body of a request.
+
+    Raises ValueError if some images are URLs and others are not, whose order would be lost.
+    """
+    body = {"model": model, "seed": _seed_or_random(seed), **_with_webhook(options)}
+    urls = [image for image in images if is_url(image)]
+    if urls and len(urls) < len(images):
+        raise ValueError("send all images by URL, or none")
+    if urls:
+        return {**body, "image_url": urls}
     return {**body, "images": [_base64(image) for image in images]} if images else body
+
+
+def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with `webhook`, if it is one of them, as the service takes it."""
+    webhook = options.get("webhook")
+    return {**options, **({"webhook": webhook_body(webhook)} if webhook else {})}
 
 
 def _operation_request(

@@ -37,6 +37,10 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
 ]
+ABOUT_A_TRAINING = {"POST /v1/trainings/{job_id}/publish"}
+"""Requests with a body about a training that does not exist here."""
+
+URL_FIELDS = {"image_url", "mask_url", "webhook"}
 MOST = {"count": 20, "size": 4, "steps": 12, "draws": 20, "k": 50, "seconds": 0.01}
 """What the tests ask for at most of each: more is as good up to the limits, and keeps the worker for long."""
 
@@ -54,9 +58,15 @@ def _smaller(name: str, value: Any) -> Any:
 
 
 def _granted(case: Any, files: dict[str, bytes]) -> None:
-    """Name what is there where the description cannot know it, and leave time for it."""
+    """Name what is there where the description cannot know it, and leave time for it.
+
+    Files replace URLs, which lead nowhere.
+    """
     if case.headers and "Request-Timeout" in case.headers:
         case.headers["Request-Timeout"] = "60"
+    if isinstance(case.body, dict):
+        fields = {name: value for name, value in case.body.items() if name not in URL_FIELDS}
+        case.body = {**_pictures_of(case.operation.path), **fields}
     if case.operation.label == "POST /v1/trainings":
         recipe = {"config": {"hidden": [8], "latents": 2}, "training": {"epochs": 1, "batch_size": 100}}
         case.body = {"family": "vae", "dataset": "for-descriptions", "name": "described", "recipe": recipe}
@@ -72,6 +82,15 @@ def _granted(case: Any, files: dict[str, bytes]) -> None:
         file = (ROOT / "checkpoints" / MODEL / "1" / "model.safetensors").read_bytes()
         form = case.media_type == "multipart/form-data"
         case.path_parameters, case.body = {"name": MODEL}, {"file": file} if form else file
+
+
+def _pictures_of(path: str) -> dict[str, Any]:
+    """Placeholders of the pictures that a route needs, which `_pictured` replaces."""
+    operation = next((one for one in OPERATIONS if path == f"/v1/{one.path}"), None)
+    if operation is None or not operation.images:
+        return {}
+    images: dict[str, Any] = {"image": ""} if operation.tiled else {"images": [""] * len(operation.images)}
+    return images | {one.name: "" for one in operation.shared}
 
 
 def _schema(operation: Any) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def test_every_response_is_one_that_the_description_has(
     for operation in operations:
         with subtests.test(operation.label):
             good = _try(operation, GenerationMode.POSITIVE, 8, files)
-            if operation.body:
+            if operation.body and operation.label not in ABOUT_A_TRAINING:
                 assert good & {200, 201, 202}  # what the description calls good is good
         if operation.body or operation.query:
             with subtests.test(f"{operation.label}, gone wrong"):

@@ -18,6 +18,7 @@ from tests.stack import ROOT, Stack
 
 ELSEWHERE = re.compile(
     r"bihm-mnist|superres|upscales|mixed\.zip|\"source\"|REVERIE_API_KEYS|python -m api|my-digits|trainings"
+    r"|example\.com"
 )
 """Commands of api.md that need another model, another file, the network or a training."""
 

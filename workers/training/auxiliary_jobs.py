@@ -4,13 +4,17 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from core.catalog.versions import FILE
 from core.datasets.readers.base import ConversionOptions
 from core.datasets.store import Datasets, NameTakenError
 from core.jobs.records import Job
+from core.settings import Settings
 from workers.training.child_process import ChildProcesses
 from workers.training.context import JobContext, JobFailedError, message_event
+from workers.training.dataset_download import download_dataset
 from workers.training.publication import VersionPublisher
 from workers.training.run_folder import RECIPE_FILE
 
@@ -69,36 +73,67 @@ class AuxiliaryJobs:
         self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
 
     def fetch_dataset(self, job: Job) -> None:
-        """Download a dataset that is known by name, convert it and store it.
+        """Download a dataset that is known by name or by URL, convert it and store it.
 
         Raises JobFailedError (409) if the name belongs to a dataset with other content. See
         docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
-        request, settings = job.request, self._context.settings
-        source, name, log_file = request["source"], request["name"], self._context.scratch_folder(job) / "log"
+        request = job.request
+        source, name = request.get("source_url") or request["source"], request["name"]
         datasets = Datasets(self._context.paths.datasets)
-        limits = settings.conversion_timeout_s, "set REVERIE_CONVERSION_TIMEOUT_S, or upload the files of the dataset"
         with datasets.scratch_folder() as folder:
             self._context.append_events(job, [message_event(f"fetching {source}")], 0.05)
-            data = ["--data-folder", str(settings.data.resolve())]
-            command = self._children.command("dataset", source, str(folder / "file"), *data)
-            try:
-                self._children.run(job, command, log_file, *limits)
-            except JobFailedError as error:
-                raise error.with_detail("or upload the files of the dataset") from error
+            if "source_url" in request:
+                download_dataset(self._context, job, folder / "file")
+            else:
+                self._fetch_named(job, folder / "file")
             self._context.append_events(job, [message_event(f"converting {source}")], 0.7)
-            options = ConversionOptions(
-                validation=request["validation"],
-                unpacked_bytes=settings.max_unpacked_bytes,
-                reserve_bytes=settings.min_free_disk_bytes,
-            )
-            convert = ["core.datasets.convert", str(folder), json.dumps(asdict(options)), str(os.getpid())]
-            about = json.loads(self._children.run(job, [sys.executable, "-m", *convert], log_file, *limits))
-            if problem := about.get("problem"):
-                raise JobFailedError("Not possible", problem["detail"], problem["status"])
+            about = self._convert(job, folder)
             try:
                 about, _ = datasets.add(folder / "made", name, {**about, "source": source})
             except NameTakenError as error:
                 detail = f"there is a dataset {name} with other content; use another name, or delete that one first"
                 raise JobFailedError("Not in this state", detail, 409) from error
         self._context.complete(job, about)
+
+    def _fetch_named(self, job: Job, file: Path) -> None:
+        """Download a dataset that is known by name, to `file`."""
+        data = ["--data-folder", str(self._context.settings.data.resolve())]
+        command = self._children.command("dataset", job.request["source"], str(file), *data)
+        try:
+            self._children.run(job, command, self._log_file(job), *self._conversion_limits())
+        except JobFailedError as error:
+            raise error.with_detail("or upload the files of the dataset") from error
+
+    def _convert(self, job: Job, folder: Path) -> dict[str, Any]:
+        """Convert the file in a folder as the job's request says; return the description."""
+        options = json.dumps(asdict(_conversion_options(job.request, self._context.settings)))
+        command = [sys.executable, "-m", "core.datasets.convert", str(folder), options, str(os.getpid())]
+        printed = self._children.run(job, command, self._log_file(job), *self._conversion_limits())
+        about: dict[str, Any] = json.loads(printed)
+        if problem := about.get("problem"):
+            raise JobFailedError("Not possible", problem["detail"], problem["status"])
+        return about
+
+    def _log_file(self, job: Job) -> Path:
+        return self._context.scratch_folder(job) / "log"
+
+    def _conversion_limits(self) -> tuple[float, str]:
+        """Return the time limit of a conversion, and what its error advises."""
+        limit_s = self._context.settings.conversion_timeout_s
+        return limit_s, "set REVERIE_CONVERSION_TIMEOUT_S, or upload the files of the dataset"
+
+
+def _conversion_options(request: dict[str, Any], settings: Settings) -> ConversionOptions:
+    """Return the options of a conversion from the request of a job, whose fields were checked."""
+    resize = request.get("resize")
+    height, width = map(int, resize.split("x")) if resize else (0, 0)
+    return ConversionOptions(
+        format=request.get("format") or "",
+        kind="photographs" if request.get("kind") == "photographs" else "",
+        resize=(height, width) if resize else None,
+        validation=request["validation"],
+        test=request.get("test", ConversionOptions.test),
+        unpacked_bytes=settings.max_unpacked_bytes,
+        reserve_bytes=settings.min_free_disk_bytes,
+    )

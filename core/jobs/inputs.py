@@ -1,0 +1,63 @@
+"""Jobs whose images must be fetched by URL before a worker can run them."""
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from core.jobs import transitions
+from core.jobs.claims import next_owner, queue_of, record_claims, register_owners
+from core.jobs.queries import JobQueries, jobs_of, waiting
+from core.jobs.records import Claim, Event, Job
+from core.jobs.schema import jobs, transaction
+
+_QUEUE = "inputs"
+
+
+class JobInputs(JobQueries):
+    """The methods of the job store for the API processes that fetch inputs."""
+
+    def claim_inputs(self, holder: str, lease_s: float, skip_owners: Collection[str] = ()) -> Job | None:
+        """Claim the next job whose inputs must be fetched; return None if there is none.
+
+        `holder` becomes the owner of its lease for `lease_s` seconds. Owners take turns; jobs of
+        `skip_owners` stay in the queue.
+        """
+        claimable = waiting() & jobs.c.input_urls.is_not(None) & jobs.c.owner.not_in(list(skip_owners))
+        with self.engine.connect() as connection:
+            if connection.scalar(sa.select(jobs.c.id).where(claimable).limit(1)) is None:
+                return None
+        with transaction(self.engine) as connection:
+            owner = next_owner(connection, _QUEUE, claimable)
+            oldest = sa.select(jobs).where(claimable, jobs.c.owner == owner).order_by(jobs.c.queued_at).limit(1)
+            found = jobs_of(connection.execute(oldest.with_for_update(skip_locked=True)))
+            if not found:
+                return None
+            job = found[0]
+            change: dict[str, Any] = {
+                "status": "running",
+                "token": job.token + 1,
+                "lease_holder": holder,
+                "lease_until": time.time() + lease_s,
+                "started_at": job.started_at or time.time(),
+            }
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(change))
+            transitions.append_events(connection, job.id, [Event("status", {"status": "running"})])
+            record_claims(connection, _QUEUE, [job.owner])
+            return replace(job, **change)
+
+    def set_inputs(self, claim: Claim, job: Job) -> bool:
+        """Store the fetched inputs of a claimed job, and queue it for the workers.
+
+        The inputs, rows and request are those of `job`. Returns False, and writes nothing, if the
+        claim is no longer valid.
+        """
+        names = ("items", "items_blob", "rows", "rows_per_image", "request")
+        change = {name: getattr(job, name) for name in names} | {"input_urls": None, "attempts": 0}
+        with transaction(self.engine) as connection:
+            register_owners(connection, [(queue_of(job.kind), job.owner)])
+            return transitions.requeue(
+                connection, transitions.held_by(claim), claim.job_id, "its inputs were fetched", **change
+            )

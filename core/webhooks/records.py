@@ -1,0 +1,78 @@
+"""Records of webhooks: what a client asked for, and the deliveries that follow from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# A job's webhook may be sent when the job gets one of these statuses.
+EVENTS = ("job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled")
+END_EVENTS = ("job.succeeded", "job.failed", "job.cancelled")
+
+PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """The URL that gets a request for each of the `events` of a job."""
+
+    url: str
+    events: tuple[str, ...] = END_EVENTS
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Webhook":
+        """Return the webhook that was stored as `stored`, the value of `as_dict`."""
+        return cls(stored["url"], tuple(stored["events"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the webhook as JSON values, for the column of its job."""
+        return {**asdict(self), "events": list(self.events)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A row of the table `webhook_deliveries`. Times are seconds since the epoch.
+
+    `id` is the `webhook-id` of every attempt. `token` is the fencing token of the last claim. A
+    pending delivery can be claimed from `due_at` on, which is the end of the lease while an attempt
+    is made. `response_status` and `error` are of the last attempt; `ended_at` is when it was
+    delivered or given up.
+    """
+
+    id: str
+    job_id: str
+    owner: str
+    event: str
+    url: str
+    host: str
+    body: str
+    status: str = PENDING
+    attempts: int = 0
+    token: int = 0
+    due_at: float
+    created_at: float
+    attempted_at: float | None = None
+    ended_at: float | None = None
+    response_status: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The outcome of an attempt: the status of the response, or the error if there was none.
+
+    `retry_after_s` is the time that the receiver asked to wait.
+    """
+
+    response_status: int | None = None
+    error: str | None = None
+    retry_after_s: float = 0.0
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the receiver has accepted the request (2xx)."""
+        return self.response_status is not None and 200 <= self.response_status < 300
+
+    @property
+    def gone(self) -> bool:
+        """Whether the receiver wants no more requests (410, as Standard Webhooks says)."""
+        return self.response_status == 410

@@ -1,0 +1,134 @@
+"""The Python client and the command line: webhooks, deliveries, pictures and datasets by URL."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.imaging.pictures import png
+from reverie import AsyncClient, Client
+from reverie.cli import main
+from tests.api.helpers import ENLARGE, MODEL, TINY, encode_image
+from tests.stack import Stack
+from tests.waiting import wait_until
+from tests.webhooks.pictures import FileServer
+from tests.webhooks.receiver import Receiver
+from tests.webhooks.test_jobs import verified
+
+
+@pytest.fixture
+def client(hooked: Stack) -> Iterator[Client]:
+    """A client of the service that may reach this machine."""
+    with Client(hooked.url) as connected:
+        yield connected
+
+
+def npz() -> bytes:
+    """Return an NPZ of pictures."""
+    buffer = io.BytesIO()
+    np.savez(buffer, images=np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8))
+    return buffer.getvalue()
+
+
+def test_operations_take_a_webhook_and_list_its_deliveries(hooked: Stack, client: Client, receiver: Receiver) -> None:
+    """By its URL or with events; the method still returns the result."""
+    assert len(client.samples(MODEL, 2, seed=1, webhook=receiver.url).images) == 2
+    webhook = {"url": receiver.url, "events": ["job.running", "job.succeeded"]}
+    job = client.submit("samples", MODEL, seed=2, count=1, webhook=webhook)
+    client.wait(job.id)
+    found = wait_until(lambda: [one for one in client.deliveries(job.id) if one.status == "delivered"][1:], "both")
+    assert found
+    deliveries = client.deliveries(job.id)
+    assert {one.event for one in deliveries} == set(webhook["events"])
+    assert [(one.attempts, one.error, one.url) for one in deliveries] == [(1, None, receiver.url)] * 2
+    wait_until(lambda: len(receiver.requests) == 3, "all have arrived")
+    for request in receiver.requests:
+        verified(hooked, request)
+
+    async def listed() -> int:
+        async with AsyncClient(hooked.url) as connected:
+            return len(await connected.deliveries(job.id, limit=1))
+
+    assert asyncio.run(listed()) == 1
+
+
+def test_pictures_may_be_urls(
+    client: Client, files: FileServer, receiver: Receiver, digit: bytes, tmp_path: Path
+) -> None:
+    """Of all operations; URLs and files are not mixed, because their order would be lost."""
+    half = np.zeros((1, 8, 8), np.uint8)
+    half[:, 4:] = 255
+    small = png(np.full((1, 8, 8), 100, np.uint8))
+    large = encode_image(Image.fromarray(np.full((20, 30, 3), 90, np.uint8)))
+    files.files = {"/digit.png": digit, "/small.png": small, "/mask.png": png(half), "/large.png": large}
+    by_url = client.encodings(MODEL, [f"{files.url}/digit.png"], seed=1)
+    assert by_url.body == client.encodings(MODEL, [digit], seed=1).body
+    by_url = client.inpaintings(TINY, [f"{files.url}/small.png"], f"{files.url}/mask.png", seed=1)
+    assert by_url.images == client.inpaintings(TINY, [small], png(half), seed=1).images
+    (tmp_path / "large.png").write_bytes(large)
+    pictures: tuple[bytes | str | Path, ...] = (f"{files.url}/large.png", tmp_path / "large.png", large)
+    saved = [
+        client.upscales(picture, tmp_path / f"{number}.png", model=ENLARGE, scale=2, seed=1, webhook=receiver.url)
+        for number, picture in enumerate(pictures)
+    ]
+    assert len({one.path.read_bytes() for one in saved}) == 1
+    with pytest.raises(ValueError, match="by URL, or none"):
+        client.encodings(MODEL, [digit, f"{files.url}/digit.png"])
+    wait_until(lambda: len(receiver.requests) == 3, "the webhooks of the upscales have arrived")
+
+
+def test_a_dataset_by_url_and_its_webhook(client: Client, files: FileServer, receiver: Receiver) -> None:
+    """The client waits for the job and returns the dataset."""
+    files.files = {"/some.npz": npz()}
+    dataset = client.fetch_dataset(f"{files.url}/some.npz", "by-url", test=0.2, webhook=receiver.url)
+    assert (dataset.name, dataset.shape, dataset.counts["test"]) == ("by-url", (1, 8, 8), 12)
+    wait_until(lambda: receiver.requests, "the webhook has arrived")
+    body = json.loads(receiver.requests[0]["body"])
+    assert (body["type"], body["data"]["kind"]) == ("job.succeeded", "dataset")
+    client.delete_dataset("by-url")
+
+
+def test_the_command_line_has_them_too(
+    hooked: Stack,
+    client: Client,
+    files: FileServer,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--webhook`, `reverie jobs deliveries`, and URLs of pictures and datasets."""
+    monkeypatch.setenv("REVERIE_URL", hooked.url)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out + captured.err
+
+    files.files = {"/large.png": encode_image(Image.fromarray(np.full((20, 30, 3), 90, np.uint8))), "/d.npz": npz()}
+    hook = ("--webhook", receiver.url, "--webhook-event", "job.succeeded")
+    assert run("sample", MODEL, "-n", "4", "-o", "digits.png", *hook)[0] == 0
+    (job,) = client.jobs(kind="samples", limit=1)
+    wait_until(lambda: receiver.requests, "the webhook has arrived")
+    wait_until(lambda: client.deliveries(job.id)[0].status == "delivered", "its outcome is written")
+    status, output = run("jobs", "deliveries", job.id)
+    assert status == 0
+    assert "job.succeeded" in output
+    assert "delivered" in output
+    assert run("upscale", f"{files.url}/large.png", "--model", ENLARGE, "--scale", "2")[0] == 0
+    assert (tmp_path / "large-large.png").exists()
+    assert run("datasets", "add", f"{files.url}/d.npz")[0] == 0
+    assert client.dataset("d").kind == "pictures"
+    client.delete_dataset("d")
+    assert run("upscale", "nowhere.png")[0] == 2
+    assert run("sample", MODEL, "--webhook-event", "job.failed")[0] == 2
+    assert run("sample", MODEL, "--webhook", "ftp://example.com")[0] == 1
