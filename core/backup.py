@@ -64,19 +64,25 @@ class _Copy:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, source: Path) -> None:
-        """Copy a local file to `name`. Raises FileNotFoundError if it does not exist any more."""
+        """Copy the local file `source` into the backup as `name`.
+
+        Raises FileNotFoundError if `source` does not exist any more.
+        """
         shutil.copyfile(source, self._create_parent(name))
         self.add_written(name)
 
     def add_blob(self, blobs: Blobs, key: str) -> None:
-        """Copy a blob. Raises FileNotFoundError if it does not exist any more."""
+        """Copy a blob into the backup, unless the backup has it already.
+
+        Raises FileNotFoundError if the blob does not exist any more.
+        """
         name = f"{BLOBS}/{key}"
         if name not in self.files:
             blobs.copy_to(key, self._create_parent(name))
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Flush a file that is already in the backup to the disk, and add it to `files`."""
+        """Flush a file of the backup to the disk, and add its size and SHA-256 to `files`."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -98,7 +104,7 @@ class _Copy:
 
 
 def create(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Write a backup into a new or empty folder; return its manifest.
+    """Write a backup into a new or empty folder; return the content of its `backup.json`.
 
     Raises BackupError if the job database is not SQLite or missing, or if the folder is not empty
     or is in the state folder; OSError if a file cannot be read or written.
@@ -162,10 +168,10 @@ def _read_jobs(database: Path) -> list[tuple[str, str, JobState, list[str]]]:
 
 
 def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: _Copy, *, last: bool) -> bool:
-    """Copy the files of the jobs in the copied database; return whether all of them existed.
+    """Copy the files of all jobs in `database`, a copy; return whether all of the files existed.
 
-    Copies of files that no job needs any more are removed. In the last attempt (`last`), jobs whose
-    results do not exist any more are marked as expired.
+    Files that an earlier attempt copied and no job needs any more are removed from the backup. In
+    the `last` attempt, jobs with missing files are marked as expired in `database`.
     """
     gone, wanted = [], set()
     for job_id, kind, state, keys in _read_jobs(database):
@@ -190,9 +196,10 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
 
 def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> set[str]:
-    """Copy the blobs of a job, and its rendered results; return the names of the copies.
+    """Copy the blobs `keys` of a job, and its cached response files; return names in the backup.
 
-    Raises FileNotFoundError if a blob does not exist any more; rendered results may be missing.
+    Raises FileNotFoundError if one of `keys` does not exist any more. Cached files (a result as
+    PNG, ZIP and so on) may be missing, because they can be made again.
     """
     for key in keys:
         copy.add_blob(blobs, key)
@@ -205,7 +212,7 @@ def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> 
 
 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
-    """Copy the run folder of a training, the checkpoint first; return the names of the copies.
+    """Copy the run folder of a training, the checkpoint first; return names in the backup.
 
     The copy is repeated if the training writes another checkpoint meanwhile.
     """
@@ -220,10 +227,10 @@ def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
-    """Copy a folder below `state` without hidden files and locks; return the names of the copies.
+    """Copy the folder `state / below` without hidden files and locks; return names in the backup.
 
-    The file `first` is copied before the others. Raises FileNotFoundError if a file does not exist
-    any more; with `tolerant`, such files are left out.
+    Files called `first` are copied before the others. Raises FileNotFoundError if a file is deleted
+    before it is copied; with `tolerant`, such files are left out.
     """
     names = set()
     root = state / below
@@ -243,10 +250,10 @@ def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolera
 
 
 def _copy_state(state: Path, database: str, copy: _Copy) -> None:
-    """Copy the files of the state folder that belong to no job.
+    """Copy the files of the state folder that belong to no job, except the job database.
 
-    The file of active versions is copied before the versions. Files that are deleted meanwhile are
-    left out.
+    `database` is the name of the database file. The file of active versions is copied before the
+    versions. A dataset or version that is deleted meanwhile is left out.
     """
     pointers = state / "checkpoints" / POINTERS
     with contextlib.suppress(FileNotFoundError):
@@ -273,7 +280,7 @@ def _copy_state(state: Path, database: str, copy: _Copy) -> None:
 
 
 def restore(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Copy a backup into an empty state folder and blob store; return its manifest.
+    """Copy a backup into an empty state folder and blob store; return its `backup.json`.
 
     Jobs that were running are queued again. Raises BackupError if the backup is damaged or of
     another format, or if the state folder or blob store is not empty; OSError if a file cannot be
@@ -319,7 +326,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    """Compare a backup's files with its manifest, and return the manifest.
+    """Compare a backup's files with its `backup.json`, and return the content of the latter.
 
     Raises BackupError if the folder is not a backup, or if a file is missing or damaged.
     """

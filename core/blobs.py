@@ -27,7 +27,7 @@ class Blobs:
 
     @property
     def read_bytes(self) -> int:
-        """How many bytes `get` should read at a time: more from a remote store."""
+        """Number of bytes that a caller should read with one `get`: more from a remote store."""
         return (64 if self._local else 1024) << 10
 
     def _path(self, key: str) -> str:
@@ -79,7 +79,7 @@ class Blobs:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes under `key`: all of them, or the bytes `begin` … `end` − 1.
+        """Return the bytes `begin` … `end` − 1 under `key`, by default from the start and to the end.
 
         Raises FileNotFoundError if there is no such blob.
         """
@@ -118,10 +118,10 @@ class Blobs:
         return sizes
 
     def names(self, prefix: str) -> dict[str, float]:
-        """Return the modification times of the entries below `prefix`, keyed by name.
+        """Return the modification times of the entries directly below `prefix`, keyed by name.
 
         They are in Unix time; 0 if unknown. The modification time of a folder is when an entry was
-        last added or removed.
+        last added to it or removed.
         """
         modified = {}
         if self._local:
@@ -164,7 +164,7 @@ class Blobs:
         return removed
 
     def _files(self, prefix: str) -> list[tuple[str, float]]:
-        """Return the paths of the files below `prefix`, each with its modification time."""
+        """Return path and modification time (Unix time) of each file below `prefix`; "" is all."""
         root = self._path(prefix) if prefix else self._root
         if self._local:
             return [(path, status.st_mtime) for path, status in _walk(root)]

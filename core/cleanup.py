@@ -80,7 +80,7 @@ class Cleanup:
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Remove results that are older than their time to live, and jobs that are much older."""
+        """Remove results older than their time to live, and expired jobs 7 times as old."""
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass
@@ -88,13 +88,13 @@ class Cleanup:
         self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:
-        """Remove the oldest results until the blob store is within its quota."""
+        """Remove the oldest results until the blob store is within its quota or none can be removed."""
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
             if not self._remove_results(self._job_store.kept_results(20)):
                 return
 
     def _remove_results(self, job_ids: list[str]) -> bool:
-        """Remove the results of jobs and mark them as expired; return whether any was removed.
+        """Remove results of jobs and mark the jobs as expired; return whether any was removed.
 
         A result that cannot be removed is left for the next cleanup.
         """
@@ -141,7 +141,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the blobs of jobs that do not exist or have no result, as possible orphans."""
+        """Yield the blobs of jobs that do not exist or do not need them, keyed by a unique name."""
         needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
@@ -153,7 +153,7 @@ class Cleanup:
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
         """Yield the job folders below `STATE/kind` that no job needs and no process uses.
 
-        `needs` returns whether a job in this state needs its folder.
+        Each has a unique name. `needs(state)` returns whether a job needs its folder.
         """
         folder = self._settings.state / kind
         names = [path.name for path in folder.glob("*") if _JOB_ID.fullmatch(path.name)]
@@ -165,7 +165,10 @@ class Cleanup:
             yield from self._path(kind, folder / job_id, is_needed)
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield temporary files of responses and batch plans that no process writes any more."""
+        """Yield temporary files of responses and batch plans that no process writes any more.
+
+        Each has a unique name.
+        """
         for path in (self._settings.state / "unfinished").glob("*"):
             yield from self._path("unfinished", path, partial(in_use, path))
         for path in (self._settings.state / "plans").glob("*"):
@@ -185,9 +188,9 @@ class Cleanup:
             yield f"{kind}/{path.name}@{path}", _Orphan(written_at, is_needed, lambda: remove(path))
 
     def _not_needed(self, job_ids: list[str], needs: Callable[[JobState], bool]) -> list[str]:
-        """Return the ids of the jobs that do not exist, or whose state does not need files.
+        """Return those of the ids whose job does not exist or does not need its files.
 
-        `needs` returns whether a job in this state needs its files.
+        `needs(state)` returns whether a job needs its files.
         """
         states = self._job_store.states(job_ids)
         return [job_id for job_id in job_ids if job_id not in states or not needs(states[job_id])]
@@ -196,7 +199,7 @@ class Cleanup:
         return not self._not_needed([job_id], needs)
 
     def _may_publish(self, model: str) -> bool:
-        """Return whether an unfinished job may publish a version of a model."""
+        """Return whether a model has an unfinished job that may publish a version of it."""
         return bool(self._job_store.unfinished_ids(model=model, kinds=(TRAINING, "import", "publication")))
 
     # --- files whose names show that they are unfinished ---

@@ -1,7 +1,7 @@
 """Histograms of a process, which an API process shows to Prometheus.
 
 Those of a worker are in its heartbeat: it has no HTTP server to be scraped at, and the histograms
-of prometheus_client cannot be sent. An observation takes a tenth of the time that it takes there.
+of prometheus_client cannot be sent. An observation takes a tenth of prometheus_client's time.
 """
 
 from bisect import bisect_left
@@ -24,13 +24,13 @@ BOUNDS: dict[str, tuple[float, ...]] = {
 
 
 class Histograms:
-    """Counts observations of named values, by labels."""
+    """The histograms of a process: counts of observed values, by name and labels."""
 
     def __init__(self, max_series: int = 300) -> None:
         """Start without observations.
 
-        Each histogram has at most `max_series` combinations of labels; those that were not used for
-        the longest time make room.
+        Each histogram has at most `max_series` combinations of labels; for a further one, the least
+        recently used is removed.
         """
         self._max_series = max_series
         self._lock = Lock()
@@ -51,9 +51,10 @@ class Histograms:
             counts[-1] += value
 
     def snapshot(self) -> dict[str, list[Any]]:
-        """Return all series: by name, pairs of labels and counts.
+        """Return a list of [labels, counts] for each histogram with observations, keyed by name.
 
-        The counts are those of each bucket, then of larger values, then the sum of all values.
+        `counts` has the number of values in each bucket (not cumulative), then that of values above
+        the last bound, then the sum of all values.
         """
         with self._lock:
             return {

@@ -58,9 +58,10 @@ def unpack(data: bytes) -> Any:
 class BatchSlice:
     """Rows `first` … `first + rows − 1` of one request, all with the same seed.
 
-    `id` is the id of the pending request or job. `items` has one image per row, or one image (M =
-    1) for all rows. With `png`, images are returned as PNG bytes instead of an array. `request_id`
-    is the id of the HTTP request, for the log, and `traceparent` that of its span, for traces.
+    `id` is the id of the pending request or job. `items` has the images of each input of the model,
+    uint8 (M, C, H, W): one per row (M = `rows`), or one for all rows (M = 1). With `png`, images
+    are returned as PNG bytes instead of an array. `request_id` is the id of the HTTP request, for
+    the log, and `traceparent` identifies its span, for traces; "" if there are none.
     """
 
     id: str
@@ -77,9 +78,10 @@ class BatchSlice:
 class Batch:
     """Slices of requests that share a forward pass: same model version, method and options.
 
-    `reply` is the stream for the completion. `state` is the state of an operation that was
-    interrupted at the end of a time slice. `isolated` means that a worker died while it ran the
-    batch, so it must run alone. `traceparent` is that of the batch's span, if traces are recorded.
+    `reply` is the completion stream of the API process. `state` is that of an operation that
+    continues after a time slice, None at the start. `isolated` means that a worker died while it
+    ran the batch, so it must run alone. `traceparent` identifies the batch's span; "" without
+    traces.
     """
 
     id: str
@@ -122,10 +124,10 @@ class Batch:
 
 # See docs/decisions.md#several-results-per-image-are-rows
 def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items:
-    """Return the input images of rows `first` … `first + rows − 1`, keyed by input.
+    """Return the input images of rows `first` … `first + rows − 1`, keyed by name of the input.
 
-    Each image is for `rows_per_image` consecutive rows; if an input has a single image, it is for
-    all rows and is returned alone.
+    Each image is for `rows_per_image` consecutive rows and is repeated for each of them. A single
+    image is for all rows and is returned once.
     """
     index = np.arange(first, first + rows) // rows_per_image
     return {name: array if len(array) == 1 else array[index] for name, array in items.items()}
@@ -140,7 +142,7 @@ class Outcome:
 
 
 def joined(chunks: list[Fields]) -> Fields:
-    """Join the fields of consecutive rows.
+    """Return the fields of consecutive chunks of rows as those of one chunk.
 
     Arrays and lists are concatenated; other values are taken from the first chunk.
     """

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def connect(settings: Settings, *, training: bool = False) -> redis.Redis:
     """Return a blocking client of the queue server.
 
-    With `training`, of the database that wakes training workers.
+    With `training`, it uses the Redis database by which training workers are woken.
     """
     address = QueueAddress.parse(settings.training_queue if training else settings.queue_url)
     return address.client(socket_timeout=5, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15)
@@ -27,7 +27,10 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the entries in the reply to an XREAD of one stream, by RESP2 or RESP3."""
+    """Return (id, fields) of each entry in redis-py's reply to an XREAD of one stream.
+
+    The reply has different forms with the protocols RESP2 and RESP3.
+    """
     if not reply:
         return []
     streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply]
@@ -42,8 +45,8 @@ def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 class FireAndForgetClient:
     """Sends commands without waiting for their replies. Use it in one thread only.
 
-    The replies are read before the next command. If the connection breaks, its commands are lost,
-    and the next `send` connects again. The caller must repeat commands that it depends on.
+    The replies are read before the next command is sent. If the connection breaks, commands may be
+    lost, and the next `send` connects again. The caller must repeat commands that matter.
     """
 
     def __init__(self, client: redis.Redis) -> None:

@@ -1,9 +1,9 @@
 """A pipelined asyncio connection to the queue server, with a time-out for every command.
 
 redis-py's asyncio client takes about half a millisecond per command, and a small request needs two.
-This class uses only the parser (hiredis). Replies come in the order of the commands. If a reply
-does not come in time, the connection is closed, so that a late reply is not taken for the reply to
-another command.
+`PipelinedConnection` uses hiredis, the parser, only. Replies come in the order of the commands. If
+a reply does not come in time, the connection is closed, so that a late reply is not taken for the
+reply to another command.
 """
 
 import asyncio

@@ -65,7 +65,7 @@ def metrics_from_json(figures: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def is_better(new: Sequence[Metric], old: Sequence[Metric]) -> bool | None:
-    """Return whether the first metric of `new` is better than the first of `old`.
+    """Return whether the first metric of `new` is strictly better than the first of `old`.
 
     None if one list is empty or the two metrics have different names.
     """

@@ -42,9 +42,9 @@ class Operation:
 
     `inputs` are the names of the method's image arguments, in order; `shared` are the inputs that
     have a separate field. `counted`: a request may set `count`. `rows(count, images, options)`
-    returns the number of rows of a request with `images` images. `pictures`: the result has images,
-    so clients can request PNG. `tiled`: a request has one image of any size, and its tiles are the
-    rows.
+    returns the number of rows of a request with this `count` and number of images. `pictures`: the
+    result has images, so clients can request PNG. `tiled`: a request has one image of any size, and
+    its tiles are the rows.
     """
 
     path: str
@@ -74,8 +74,8 @@ class Operation:
     def columns(self, per: int) -> int | None:
         """Return the number of columns of the PNG grid; None for a nearly square grid.
 
-        `per` is the number of results per image. If a request has images and a count, each row of
-        the grid has the results of one image.
+        If the operation has input images and a `count`, each line of the grid has the `per` results
+        of one image; otherwise the grid is nearly square.
         """
         return per if self.counted and self.images else None
 

@@ -22,9 +22,9 @@ def resolve_recipe(
 ) -> dict[str, Any]:
     """Return the complete recipe of a training: the family's defaults with `overrides`.
 
-    The configuration gets the image shape of the dataset. `gpus` is the number of devices that
-    share each batch. Raises InvalidOptionsError if an override is not valid, or if the recipe does
-    not fit the dataset.
+    `name` is the name of the new model, and `dataset` the description of the dataset, whose image
+    shape is set in the configuration. `gpus` is the number of devices that share each batch. Raises
+    InvalidOptionsError if an override is not valid, or if the recipe does not fit the dataset.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
     errors = _schema_errors("config", family.config, config) + _schema_errors("training", family.training, training)
@@ -53,9 +53,9 @@ def resolve_recipe(
 
 
 def _schema_errors(part: str, schema: Schema, values: JsonObject) -> list[FieldError]:
-    """Return the validation errors of `values`, with the valid range of each field.
+    """Return the validation errors of `values`, with the valid range of each invalid field.
 
-    `part` is "config" or "training"; it begins the names of the fields.
+    `part` is "config" or "training"; errors name a field as `recipe.PART.NAME`.
     """
     rules = schema["properties"]
     validator = jsonschema_rs.validator_for(schema)
@@ -67,7 +67,7 @@ def _schema_errors(part: str, schema: Schema, values: JsonObject) -> list[FieldE
 
 
 def _describe_rule(rule: JsonObject) -> str:
-    """Return the valid values of a field in words, such as "an integer in [1, 100000]"."""
+    """Return what a field's JSON Schema allows in words, such as "an integer in [1, 100000]"."""
     if rule.get("type") == "array":
         return f"a list, each {_describe_rule(rule['items'])}"
     if "enum" in rule:
@@ -80,7 +80,11 @@ def _describe_rule(rule: JsonObject) -> str:
 
 
 def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str, Any]) -> list[FieldError]:
-    """Set the dataset's image shape in `config`, in place; return errors if it does not fit."""
+    """Set the dataset's image shape in `config`, in place.
+
+    Returns errors if the family cannot be trained on such images, or if `config` has another shape.
+    For super-resolution, `config` has no shape; only the kind of the dataset is checked.
+    """
     photographs = dataset["kind"] == "photographs"
     if family.data == "photographs":
         detail = f"{dataset['name']} holds {dataset['kind']}; upload photographs for a family that enlarges them"
@@ -103,7 +107,8 @@ def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str,
 def _count_errors(family: FamilyDescription, counts: Mapping[str, int], training: JsonObject) -> list[FieldError]:
     """Return the errors of a recipe that asks for more images than the splits have.
 
-    `counts` are the numbers of images, keyed by split. Also checks the settings of the validation.
+    `counts` are the numbers of images, keyed by split. Also returns errors for validation in an
+    adversarial family, and for a `patience` without validation.
     """
     errors = []
     size = _batch_size(family, training)
@@ -132,14 +137,14 @@ def _batch_size(family: FamilyDescription, training: JsonObject) -> int:
 
 
 def _training_count(counts: Mapping[str, int], training: JsonObject) -> int:
-    """Return the number of images that a recipe uses, including those held back for validation."""
+    """Return how many images of the training split a recipe uses, those for validation included."""
     return min(training.get("pictures") or counts["train"], counts["train"])
 
 
 def _batch_errors(
     family: FamilyDescription, counts: Mapping[str, int], config: JsonObject, training: JsonObject, gpus: int
 ) -> list[FieldError]:
-    """Return an error if the batches are smaller than a training step needs.
+    """Return an error if an optimizer step would have fewer images than it needs, else no error.
 
     Batch normalisation and several devices (`gpus`) need more than one image per step.
     """

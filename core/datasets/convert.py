@@ -103,7 +103,7 @@ def _stage(source: Source, path: Path, count: int) -> _StagedImages:
 
 
 def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, float]:
-    """Return the shares of the splits that the upload does not contain, keyed by split."""
+    """Return the shares (0 to 1) of the held-out splits that the upload lacks, keyed by split."""
     present = {split.split for split in source.splits}
     shares = {"validation": options.validation, "test": options.test}
     return {name: share for name, share in shares.items() if name not in present}
@@ -113,9 +113,10 @@ def _missing_shares(source: Source, options: ConversionOptions) -> dict[str, flo
 def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOptions) -> np.ndarray:
     """Assign each image to a split; return indices of SPLITS, int8 (N,).
 
-    An image stays in its split of the upload. Splits that the upload does not have get their shares
-    of the training images by fingerprint. So the assignment does not depend on the order of the
-    upload, and equal images are in the same split. Raises UploadRejectedError if a split is empty.
+    An image stays in the split that the upload names. Splits that the upload does not have get
+    their shares of the training images in the order of the fingerprints. So the assignment does not
+    depend on the order of the upload, and equal images are in the same split. Raises
+    UploadRejectedError if a split is empty, unless its share is 0.
     """
     names = [split.split or "train" for split in source.splits]
     assignment: np.ndarray = np.array([SPLITS.index(name) for name in names], np.int8)[staged.origins]
@@ -144,9 +145,10 @@ def _assign_splits(source: Source, staged: _StagedImages, options: ConversionOpt
 
 
 def _write_arrays(source: Source, staged: _StagedImages, assignment: np.ndarray, stage: Path, made: Path) -> None:
-    """Write the staged images to `made`: one array per split, and the labels if there are any.
+    """Write the images in the file `stage` to the folder `made`, one array per split.
 
-    The labels are in the order train, validation, test.
+    `assignment` has the index of each image's split in SPLITS. Labels, if there are any, are
+    written to one file, in the order train, validation, test.
     """
     size = math.prod(source.shape)
     factors = np.array(staged.factors, np.uint8)[staged.origins]
@@ -204,7 +206,7 @@ def _describe(
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the concatenated files, as `cat … | sha256sum` prints it."""
+    """Return the SHA-256 of the concatenated files in hexadecimal."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -37,7 +37,7 @@ class Arrays(NamedTuple):
 
 
 def arrays_by_split(names: Iterable[str]) -> Arrays:
-    """Return which arrays are the images and which the labels of each split.
+    """Return which of the arrays `names` are the images and which the labels of each split.
 
     A name consists of a split, of `x`, `images` or `data` (images), of `y` or `labels` (labels), or
     of a split and one of these in either order. Case and separators have no meaning: `x_train`,
@@ -70,10 +70,10 @@ def arrays_by_split(names: Iterable[str]) -> Arrays:
 
 
 def splits_of_paths(paths: Sequence[Sequence[str]]) -> list[str | None]:
-    """Return the split of each image; `paths` are its folders, the outermost first.
+    """Return the split of each image; `paths` has the folders of each, the outermost first.
 
-    None if no folder names a split. A folder that all images share names a split only if no folder
-    below it does, because the ZIP itself may be called `test`.
+    None for an image none of whose folders names a split. A folder that all images share names a
+    split only if no folder below it does, because the ZIP itself may be called `test`.
     """
     common = 0
     while paths and all(len(path) > common and path[common] == paths[0][common] for path in paths):

@@ -175,11 +175,11 @@ class Datasets:
             return True
 
     def release(self, name: str, user: str) -> None:
-        """End the protection of a dataset by a user, if the user protects it."""
+        """End the protection by the job `user`; do nothing if there is none."""
         (self.folder / name / _USES / user).unlink(missing_ok=True)
 
     def users(self, name: str) -> list[str]:
-        """Return the users that protect a dataset from deletion, sorted."""
+        """Return the ids of the jobs that protect a dataset from deletion, sorted."""
         folder = self.folder / name / _USES
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
@@ -188,7 +188,7 @@ class Datasets:
     def preview(self, name: str, split: str, count: int) -> bytes | None:
         """Return a PNG grid of up to `count` images, evenly spaced in the split.
 
-        None if the split has no images.
+        None if the split has no images, or if there is no such dataset.
         """
         try:
             images = np.load(self.folder / name / f"{split}.npy", mmap_mode="r")

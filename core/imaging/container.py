@@ -56,7 +56,7 @@ def part_limit(size_bytes: int) -> int:
 
 
 def too_many(kind: str, parts: str, limit: int) -> UnusableImageError:
-    """Return the error for a file of the format `kind` with more than `limit` of its `parts`."""
+    """Return the error for a file of format `kind` with more than `limit` `parts` ("chunks")."""
     detail = f"the {kind} has more than {limit} {parts}, which no ordinary file of its size has; save it anew"
     return UnusableImageError(detail)
 

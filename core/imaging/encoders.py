@@ -161,7 +161,10 @@ def _scan(block: Pixels, shape: Shape, quality: int, subsampling: int) -> tuple[
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each marker in a JPEG's headers with its offset; the caller must stop at the scan."""
+    """Yield each marker in a JPEG's headers and its offset in bytes.
+
+    The caller must stop at the marker of the scan (SOS), because image data follows.
+    """
     at = 2
     while True:
         yield data[at + 1], at

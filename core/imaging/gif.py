@@ -55,5 +55,5 @@ def _skip_blocks(data: bytes, place: int, left: int) -> tuple[int, int]:
 
 
 def _table(flags: int) -> int:
-    """Return the size of a colour table in bytes, from the flags byte that describes it."""
+    """Return the size of a colour table in bytes by its flags byte; 0 if there is no table."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

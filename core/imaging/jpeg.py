@@ -67,7 +67,7 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _is_needed(data: bytes, segment: _Segment) -> bool:
-    """Return whether decoding needs a segment: it is no metadata, or states the colour coding."""
+    """Return whether decoding needs a segment: not for metadata, except JFIF and Adobe's."""
     if segment.marker == _COM or 0xE0 <= segment.marker <= _LAST_APPLICATION:
         name = {_JFIF: b"JFIF", _ADOBE: b"Adobe"}.get(segment.marker)
         return name is not None and data.startswith(name, segment.begin + 4, segment.end)
@@ -75,7 +75,7 @@ def _is_needed(data: bytes, segment: _Segment) -> bool:
 
 
 def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: bytes) -> list[bytes]:
-    """Return the content of the segments with this marker and the prefix `name`, without it."""
+    """Return the content after the prefix `name` of each segment with this marker and prefix."""
     return [
         data[one.begin + 4 + len(name) : one.end]
         for one in segments
@@ -84,10 +84,10 @@ def _contents(data: bytes, segments: Sequence[_Segment], marker: int, name: byte
 
 
 def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
-    """Join the parts of an ICC profile; return it and notes, if it is too large.
+    """Join the parts of an ICC profile; return the profile and a tuple of notes.
 
     Each part begins with its number and the number of parts, a byte each. The profile is None if
-    there is none or parts are missing.
+    there is none, if parts are missing, or if it is too large; only then there is a note.
     """
     parts = sorted(contents)
     if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):
@@ -126,7 +126,7 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return the offset of the last 0xFF before the next marker.
+    """Return the offset of the last 0xFF before the next marker at or after offset `place`.
 
     Raises UnusableImageError if there is no further marker.
     """
@@ -137,7 +137,7 @@ def _fill_end(data: bytes, place: int) -> int:
 
 
 def _scans(data: bytes, place: int) -> int:
-    """Return the number of scans of the first image, at most one more than `SCAN_LIMIT`.
+    """Count the scans from offset `place` to the end of the image; stop above `SCAN_LIMIT`.
 
     Raises UnusableImageError if there are too many segments.
     """
@@ -158,5 +158,8 @@ def _scans(data: bytes, place: int) -> int:
 
 
 def _whole_scan(data: bytes, start: int, components: int) -> bool:
-    """Return whether the scan at `start` has all components and no scan follows."""
+    """Return whether the scan at offset `start` has all components and is the only one.
+
+    `components` is the number of components (colour channels) of the image.
+    """
     return data[start + 4] == components and data.find(b"\xff\xda", start + 2) < 0

@@ -24,7 +24,11 @@ _PIXEL_TAGS = {
 
 
 class _Layout(NamedTuple):
-    """Byte order and field sizes of a file."""
+    """Byte order and field sizes of a file, as format characters of the module struct.
+
+    `order` is "<" or ">"; `pointer` is the format of an offset, and `amount` that of the number of
+    entries, each with the byte order.
+    """
 
     order: str
     pointer: str
@@ -49,7 +53,11 @@ class _Layout(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An entry of a directory: a tag and its values."""
+    """An entry of a directory: a tag and its values.
+
+    `kind` is TIFF's type code of the values, and `number` their number. `raw` has the values
+    themselves if they fit in, otherwise their offset in the file.
+    """
 
     tag: int
     kind: int
@@ -70,7 +78,7 @@ class _Entry(NamedTuple):
         return data[offset : offset + self.size]
 
     def integer(self, data: bytes) -> int:
-        """Return the single integer value; 0 for several values or another type."""
+        """Return the value, if it is a single integer; 0 for several values or another type."""
         form = _INTEGERS.get(self.kind)
         content = self.content(data)
         if form is None or self.number != 1 or len(content) < _SIZES[self.kind]:
@@ -104,10 +112,10 @@ def read_tiff(data: bytes) -> Container:
 
 
 def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
-    """Read the first directory; return its entries and the offset of the next one (0: none).
+    """Return the entries of the first directory, and the offset of the next one (0: none).
 
-    Of entries with the same tag the first counts. Raises UnusableImageError if there are too many
-    entries.
+    Of entries with the same tag only the first is returned. Raises UnusableImageError if there are
+    too many entries.
     """
     (place,) = struct.unpack_from(layout.pointer, data, layout.first)
     (count,) = struct.unpack_from(layout.amount, data, place)
@@ -128,9 +136,10 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Raise UnusableImageError if tags are larger than the file, or if there are too many strips.
+    """Raise UnusableImageError if the values of `kept` cannot be those of a real file.
 
-    Tiles count as strips.
+    This is so if they have more than `size_bytes`, the size of the file, or if there are too many
+    strips or tiles for an image of `width` × `height` pixels.
     """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")

@@ -78,7 +78,10 @@ def decode_photograph(file: PictureFile) -> Photograph:
 
 
 def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
-    """Return the colours (H, W, 3), with visible ones extended into transparent areas."""
+    """Return the colours, uint8 (H, W, 3), with visible colours extended into transparent areas.
+
+    So an upscaled edge is not mixed with the colour of pixels that nobody sees.
+    """
     blur = ImageFilter.BoxBlur(_SPREAD)
     cover = Image.fromarray(alpha)
     weights = np.asarray(cover.filter(blur))
@@ -100,8 +103,9 @@ def _spread(image: Image.Image, alpha: Pixels) -> Pixels:
 class Tiling:
     """The division of an image of `height` × `width` pixels into tiles.
 
-    A tile has the size `tile` (height, width), with a `margin` on every side. Tiles are numbered
-    row by row. The core of tile (i, j), without margins, starts at (i·core_height, j·core_width).
+    A tile has the size `tile` (height, width), which includes a `margin` on every side; all are in
+    pixels. Tiles are numbered row by row. The core of the tile in row i and column j, without
+    margins, starts at the pixel (i · core height, j · core width).
     """
 
     height: int
@@ -132,8 +136,8 @@ class Tiling:
     def cut(self, read: Callable[[int, int], Pixels], first: int, count: int) -> Pixels:
         """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `read(begin, end)` returns lines of the image, (end − begin, W, C). It is called once per
-        row of tiles.
+        `read(begin, end)` returns the image's lines of pixels `begin` … `end` − 1, uint8
+        (end − begin, W, C). It is called once per row of tiles.
         """
         tiles = np.empty((count, 3, *self.tile), np.uint8)
         at = 0
@@ -165,7 +169,7 @@ class Tiling:
 def _mirrored(begin: int, count: int, size: int) -> np.ndarray[Any, Any]:
     """Return the indices of `count` pixels, from `begin` on, of a line of `size` pixels.
 
-    The line is mirrored at both ends.
+    The line is mirrored at both ends, so `begin` may be negative and the end beyond `size`.
     """
     around = np.arange(begin, begin + count) % (2 * size)
     return np.minimum(around, 2 * size - 1 - around)
@@ -178,7 +182,10 @@ Get = Callable[[int, int], bytes]  # returns the bytes `begin` … `end` − 1 o
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of an image in a blob (pixel lines, then transparency), and its tiles."""
+    """How an image is stored in a blob (lines of pixels, then transparency), and its tiles.
+
+    `channels` is 1 or 3; `alpha` says whether the image has transparency.
+    """
 
     tiling: Tiling
     channels: int
@@ -186,14 +193,14 @@ class Layout:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Layout":
-        """Return the layout that the property `json` has written; other fields are ignored."""
+        """Return the layout from the fields that `json` returned; other fields are ignored."""
         picture, tiles = fields["image"], fields["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])
 
     @property
     def json(self) -> dict[str, Any]:
-        """The layout as a JSON object, for the request of a job."""
+        """The layout as a JSON object, which is stored in the field `request` of a job."""
         tiling = self.tiling
         height, width = tiling.tile
         return {
@@ -206,9 +213,10 @@ class Layout:
         return self.tiling.width * self.channels
 
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
-        """Return tiles `first` … `first + count − 1` of the image, read from its blob by `get`.
+        """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        Only the lines that the tiles need are read.
+        `get(begin, end)` returns bytes of the image's blob; only the lines that the tiles need are
+        read.
         """
 
         def read(begin: int, end: int) -> Pixels:
@@ -218,9 +226,9 @@ class Layout:
         return self.tiling.cut(read, first, count)
 
     def transparency(self, get: Get) -> Pixels | None:
-        """Return the transparency (H, W) of the image, read from its blob by `get`.
+        """Return the transparency of the image, uint8 (H, W), or None if it has none.
 
-        None if the image has no transparency.
+        `get(begin, end)` returns bytes of the image's blob.
         """
         if not self.alpha:
             return None
@@ -243,10 +251,11 @@ _CONTEXT = 3  # pixels beyond a band that bicubic interpolation may read
 def restore_channels(
     bands: Iterator[Pixels], channels: int, alpha: Pixels | None, scale: int, *, opaque: bool
 ) -> Iterator[Pixels]:
-    """Yield bands with the channels of the original image.
+    """Convert the bands of an enlarged image, (lines, W, 3), to the original's kind of channels.
 
-    Grey images become grey again; the transparency `alpha` is enlarged by bicubic interpolation.
-    With `opaque`, for formats without transparency, the image is composed over white.
+    With `channels` 1 they become grey. The original's transparency `alpha` is enlarged by `scale`,
+    with bicubic interpolation, and added as last channel. With `opaque`, for formats without
+    transparency, the image is composed over white instead.
     """
     at = 0
     for band in bands:
@@ -259,7 +268,7 @@ def restore_channels(
 
 
 def _enlarged(alpha: Pixels, begin: int, end: int, scale: int) -> Pixels:
-    """Return lines `begin` … `end` − 1 of the enlarged transparency."""
+    """Return lines `begin` … `end` − 1 of the transparency enlarged by `scale`."""
     above = max(0, begin // scale - _CONTEXT)
     part = Image.fromarray(alpha[above : -(-end // scale) + _CONTEXT])
     # across first, then down: which of them Pillow would do first depends on the band's height

@@ -38,10 +38,10 @@ class JobClaims(JobQueries):
     ) -> list[Job]:
         """Claim the next job of these kinds, and small jobs that can share its forward pass.
 
-        `holder` becomes the owner of their leases for `lease_s` seconds. All `kinds` are of one
+        `holder` becomes the owner of their leases for `lease_s` seconds. All `kinds` must be of one
         queue; without any, inference jobs are claimed. Jobs of `skip_owners` stay in the queue. At
         most `limit` jobs are claimed; `batch_rows(job)` returns how many rows all of them may have
-        together. The list is empty if no job can be claimed.
+        together, by the first of them. The list is empty if no job can be claimed.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -176,7 +176,8 @@ class JobClaims(JobQueries):
 def _lock_oldest(connection: sa.Connection, claimable: transitions.Condition) -> Job | None:
     """Lock and return the claimable job that has waited longest; None if there is none.
 
-    Each status has a separate query, so that the index gives the order.
+    Queued jobs and running ones (between slices) have separate queries, so that each can use the
+    index.
     """
     oldest: list[Job] = []
     for status in ("queued", "running"):
@@ -210,9 +211,9 @@ def _lock_similar(
 
 
 def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, next_row: int) -> None:
-    """Write the result of a slice of a job with `rows` rows, and end or requeue the job.
+    """Write the result of a slice, and end the job or return it to its queue for the next slice.
 
-    `next_row` is the first row whose result was not stored before.
+    `rows` is the number of rows of the job, and `next_row` the first row without a stored result.
     """
     held, job_id = transitions.held_by(report.claim), report.claim.job_id
     if report.problem is not None:
@@ -248,14 +249,17 @@ def _record_slice(connection: sa.Connection, report: SliceReport, rows: int, nex
 
 
 def queue_of(kind: str) -> str:
-    """Return the name of the queue for a kind of jobs. Each queue has its own order of claims."""
+    """Return the queue of a kind of jobs: "training", "auxiliary" or "inference".
+
+    Owners take turns in each queue separately.
+    """
     if kind == TRAINING:
         return "training"
     return "auxiliary" if kind in AUXILIARY_KINDS else "inference"
 
 
 def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add missing pairs of queue and owner to `claim_order`; new owners are next in the order."""
+    """Add missing pairs of queue and owner to the table `claim_order`; new owners are next."""
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
         # imported here, because the import of PostgreSQL's takes 0.1 s
@@ -264,9 +268,9 @@ def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str
 
 
 def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Condition) -> str | None:
-    """Return the owner whose job is claimed next; None if no owner has a claimable job.
+    """Return the owner whose job in `queue` is claimed next; None if there is no claimable job.
 
-    `claimable` is the SQL condition of claimable jobs.
+    `claimable` is the SQL condition of jobs of this queue that can be claimed.
     """
     has_job = sa.select(jobs.c.id).where(jobs.c.owner == claim_order.c.owner, claimable).exists()
     query = sa.select(claim_order.c.owner).where(claim_order.c.queue == queue, has_job)
@@ -279,6 +283,6 @@ def next_owner(connection: sa.Connection, queue: str, claimable: transitions.Con
 
 
 def record_claims(connection: sa.Connection, queue: str, owners: Iterable[str]) -> None:
-    """Record that jobs of these owners were claimed now, so that the other owners are next."""
+    """Record that jobs of these owners in `queue` were claimed now, so that others are next."""
     served = (claim_order.c.queue == queue) & claim_order.c.owner.in_(sorted(set(owners)))
     connection.execute(claim_order.update().where(served).values(claimed_at=time.time()))

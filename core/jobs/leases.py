@@ -50,10 +50,10 @@ class JobLeases(JobQueries):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Test that jobs with an expired lease can be written; return the claims on these jobs.
+        """Write jobs with an expired lease without a change; return the claims on these jobs.
 
-        The test is an update that changes nothing. If it raises an error, the owners of leases
-        cannot renew them either. Without an expired lease nothing is written.
+        So an error shows that the owners of leases cannot renew them either. Without an expired
+        lease nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:
@@ -64,11 +64,11 @@ class JobLeases(JobQueries):
         return [Claim(job_id, token) for job_id, token in rows]
 
     def reap(self, max_attempts: int, job_ids: Sequence[str] | None = None) -> list[str]:
-        """Return jobs with an expired lease to their queues; return the ids of these jobs.
+        """Requeue or fail the jobs with an expired lease; return the ids of these jobs.
 
-        With `job_ids`, only those of them.
-        A job that ran in a batch with others is not charged an attempt, but runs isolated from then
-        on. A job whose worker died `max_attempts` times while running the job alone fails.
+        With `job_ids`, the other jobs are not changed. A job that ran in a batch with others is not
+        charged an attempt, but runs isolated from then on. A job whose worker died `max_attempts`
+        times while running the job alone fails.
         """
         lapsed = _lapsed() if job_ids is None else _lapsed() & jobs.c.id.in_(job_ids)
         with transaction(self.engine) as connection:
@@ -91,13 +91,12 @@ class JobLeases(JobQueries):
 
 
 class LeaseReaper:
-    """Returns the jobs of dead workers and API processes to their queues.
+    """Returns the jobs of dead workers and API processes to their queues, if their leases expired.
 
     While the database cannot be written (full disk, locked, unreachable), live processes cannot
-    renew their leases either. So the reaper first updates the jobs with an expired lease without a
-    change. If this write succeeds, it gives the owner of the lease the time of two heartbeats to
-    renew it; after a failed write, the time of a whole lease. So a full disk is not charged to a
-    job as an attempt.
+    renew their leases either. So the reaper first tests that it can write. If so, it gives the
+    owner of an expired lease the time of two heartbeats to renew it; if not, it does nothing for
+    `lease_s` seconds. So a full disk is not charged to a job as an attempt.
     """
 
     def __init__(self, job_store: JobLeases, lease_s: float, max_attempts: int) -> None:
@@ -109,9 +108,10 @@ class LeaseReaper:
         self._first_seen: dict[Claim, float] = {}
 
     def reap(self) -> list[str]:
-        """Return the jobs of dead processes to their queues; return the ids of these jobs.
+        """Requeue or fail the jobs of dead processes; return the ids of these jobs.
 
-        Does nothing for a lease's time after a failed write. Raises the errors of the database.
+        Raises sqlalchemy.exc.DBAPIError if the database cannot be used; then the calls in the next
+        `lease_s` seconds do nothing.
         """
         now = time.monotonic()
         if now < self._not_before:

@@ -74,7 +74,10 @@ def inference_pace(engine: Engine) -> float | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """How far a running training was at two times since it was last started; times of the epoch."""
+    """How far a running training was at two times since it was last started.
+
+    `first_at` and `last_at` are Unix times; the progress at these times is from 0 to 1.
+    """
 
     first_at: float
     first_progress: float
@@ -82,7 +85,10 @@ class Pace:
     last_progress: float
 
     def remaining_s(self, now: float) -> float | None:
-        """Return the seconds until the training's end at its pace so far; None without progress."""
+        """Return the seconds from `now` (Unix time) to the training's end at its pace so far.
+
+        None if it made no progress between the two times; 0 if it should have ended already.
+        """
         gained, seconds = self.last_progress - self.first_progress, self.last_at - self.first_at
         if gained <= 0 or seconds <= 0:
             return None

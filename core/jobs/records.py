@@ -107,7 +107,7 @@ class Event:
 
 @dataclass(frozen=True)
 class ResultChunk:
-    """A part of a result: the packed fields themselves, or the key of the blob with them."""
+    """The result of some rows of a job: its packed `data`, or the key of the blob with the data."""
 
     data: bytes | None
     blob_key: str | None
@@ -122,7 +122,7 @@ class JobState:
 
     @property
     def needs_blobs(self) -> bool:
-        """Whether the job has not ended, or has succeeded and its result is not removed."""
+        """Whether the job's blobs are needed: it has not ended, or its result is still kept."""
         return self.status not in TERMINAL or (self.status == "succeeded" and not self.expired)
 
 

@@ -155,7 +155,10 @@ def _overdue_problem(allowed_s: float) -> dict[str, Any]:
 
 
 def _first_under(connection: sa.Connection, owner: str, key: IdempotencyKey) -> Insertion | None:
-    """Return the job that an owner inserted under a key, or None; delete expired keys first."""
+    """Return the earlier insertion by this owner under an idempotency key; None if there is none.
+
+    Expired keys are deleted first.
+    """
     keys = idempotency_keys.c
     connection.execute(idempotency_keys.delete().where(keys.created_at < time.time() - key.ttl_s))
     same = (keys.owner == owner) & (keys.route == key.route) & (keys.key == key.key)

@@ -33,10 +33,10 @@ def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[E
 
 
 def set_status(connection: sa.Connection, where: Condition, job_id: str, data: dict[str, Any], **values: Any) -> bool:
-    """Set the status in `data` of the job that matches `where`, end its lease, and add an event.
+    """Set a job's status to `data["status"]`, end its lease, and add an event with `data`.
 
-    `data` is the data of the event. `values` are further columns to set. Returns False, and changes
-    nothing, if no row matches `where`.
+    `where` is the condition for this job to be changed. `values` are further columns to set.
+    Returns False, and changes nothing, if no row matches `where`.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     changed = connection.execute(update.returning(jobs.c.webhook)).first()
@@ -63,8 +63,8 @@ def finish(
 ) -> bool:
     """End a job that matches `where`: set its status, its end time and `problem`, and add an event.
 
-    Also clears the columns that only an unfinished job needs: `continuation`, `items` and why it
-    was blocked. `values` are further columns to set, which take precedence. Returns False, and
+    Also clears the columns that only an unfinished job needs: `continuation`, `items` and
+    `blocked_…`. `values` are further columns to set, which take precedence. Returns False, and
     changes nothing, if no row matches `where`.
     """
     data = {"status": status} | ({"problem": problem} if problem else {})

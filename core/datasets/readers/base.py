@@ -133,31 +133,31 @@ def reject_damage(name: str, field: str = "file") -> Iterator[None]:
 
 
 def check_free_space(folder: Path, size_bytes: int, options: ConversionOptions) -> None:
-    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and the reserve."""
+    """Raise OSError (ENOSPC) if the disk has no space for `size_bytes` and `reserve_bytes`."""
     if shutil.disk_usage(folder).free < size_bytes + options.reserve_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def unpacked_size_error(what: str, options: ConversionOptions) -> UploadRejectedError:
-    """Return the rejection (413) of an upload that would be too large once unpacked.
+    """Return the error (413) for an upload that would be too large once unpacked.
 
-    `what` begins the message: it says what has how many bytes.
+    `what` begins the message and states the size, such as "its members (3) are 9 bytes".
     """
     detail = f"{what} unpacked, more than the {options.unpacked_bytes} that a dataset may have"
     return UploadRejectedError(detail, status=413)
 
 
 def format_image_size(shape: tuple[int, int, int]) -> str:
-    """Return an image shape (C, H, W) in words."""
+    """Return an image shape (C, H, W) in words, such as "3 channels of 32×32"."""
     channels, height, width = shape
     return f"{channels} channel{'s' * (channels > 1)} of {height}×{width}"
 
 
 def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
-    """Return the entries `ignored` and `hidden` of a dataset's description.
+    """Return what a dataset's description says of the skipped members of an archive.
 
-    Each is left out if there were no such members. `ignored` are names of members; `hidden` is a
-    number of members.
+    `ignored` are the names of members that were not used; `hidden` is the number of hidden ones.
+    An entry is left out if there were no such members.
     """
     names = [name[:200] for name in ignored[:MAX_LISTED_NAMES]]
     return {
@@ -170,7 +170,7 @@ def report_skipped(ignored: Sequence[str], hidden: int) -> dict[str, Any]:
 
 
 class ArrayHeader(NamedTuple):
-    """Shape and dtype of an array in a file, and whether it is in Fortran order."""
+    """Shape and dtype of an array of N images in a file, and whether it is in Fortran order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -193,7 +193,7 @@ class ArrayHeader(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Kind of the dataset: vectors or pictures."""
+        """Kind of the dataset: "vectors" for an array (N, D), otherwise "pictures"."""
         return "vectors" if len(self.shape) == 2 else "pictures"
 
     @property
@@ -254,7 +254,7 @@ def to_uint8(array: np.ndarray, header: ArrayHeader, name: str, first: int) -> P
     """Return images as uint8 (n, C, H, W); floats 0 … 1 are scaled to 0 … 255.
 
     Raises UploadRejectedError, which names the array `name` and the first image with a value out of
-    range. `first` is the number of the first image.
+    range. `first` is the index of the first of these images in the file.
     """
     real = array.dtype.kind == "f"
     highest, allowed = (

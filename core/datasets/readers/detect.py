@@ -68,7 +68,10 @@ def _open_zip(folder: Path, options: ConversionOptions) -> Source:
 
 
 def _reject_image_options(options: ConversionOptions, found: str) -> None:
-    """Raise UploadRejectedError for options that are only valid for a ZIP of images."""
+    """Raise UploadRejectedError for options that are only valid for a ZIP of images.
+
+    `found` is the name of the detected format in the message.
+    """
     if options.resize:
         raise UploadRejectedError(f"resize is for a ZIP of pictures; this is {found}", "resize")
     if options.kind:
