@@ -79,7 +79,7 @@ class Blobs:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def get(self, key: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes `begin` … `end` − 1 under `key`, by default from the start and to the end.
+        """Return the bytes `begin` … `end` − 1 under `key`; None means from the start, to the end.
 
         Raises FileNotFoundError if there is no such blob.
         """

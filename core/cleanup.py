@@ -88,7 +88,10 @@ class Cleanup:
         self._deliveries.delete_expired(ttl_s)
 
     def keep_quota(self) -> None:
-        """Remove the oldest results until the blob store is within its quota or none can be removed."""
+        """Remove the oldest results until the blob store is within its quota.
+
+        Stops if none of the oldest can be removed.
+        """
         while self._blobs.usage_bytes() > self._settings.disk_quota_bytes:
             if not self._remove_results(self._job_store.kept_results(20)):
                 return

@@ -1,8 +1,8 @@
 """Owners of datasets and models: a table in the job database.
 
-A dataset or model without a row has no owner. Examples are shipped checkpoints, and everything that
-was created without API keys. It is shared, and only an administrator may change it. A version has
-the owner of its model.
+A dataset or model without a row has no owner: for example shipped checkpoints, and everything that
+was created without API keys. Every API key may use it, and only the role `admin` may change it. A
+version has the owner of its model.
 """
 
 import time
@@ -37,12 +37,15 @@ class ResourceStore:
         self._engine = engine
 
     def change_count(self) -> int:
-        """Return the number of changes of owners so far, to notice changes by other processes."""
+        """Return a counter that increases with each change of an ownership, by any process.
+
+        A process compares it with the previous value to know whether to read `all` again.
+        """
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
-        """Return the ownership of the datasets and models with an owner, keyed by (kind, name)."""
+        """Return the ownership of each dataset and model with an owner, keyed by (kind, name)."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(resources)).all()
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}
@@ -52,9 +55,9 @@ class ResourceStore:
     ) -> Ownership:
         """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
-        If another owner has the name, the ownership is not changed. With `shared` None, a new name
-        is private and an existing one does not change. A row that was created before
-        `vacant_before` (Unix time) is obsolete: its owner is replaced.
+        If it has another owner, their ownership is returned unchanged, unless it was created before
+        `vacant_before` (Unix time): then it is obsolete and is replaced. `shared` says whether
+        every API key may use it; None means no for a new owner, and no change for the present one.
         """
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())
@@ -75,7 +78,7 @@ class ResourceStore:
             return ownership
 
     def share(self, kind: Kind, name: str, *, shared: bool) -> bool:
-        """Set whether every key may use a dataset or model.
+        """Set whether every API key may use a dataset or model.
 
         Returns False, and changes nothing, if it has no owner.
         """

@@ -279,16 +279,16 @@ class StatePaths:
     state: Path
 
     def run(self, job_id: str) -> Path:
-        """Return the folder of a training's run."""
+        """Return the run folder of the training with this id."""
         return self.state / "runs" / job_id
 
     def auxiliary_job(self, job_id: str) -> Path:
-        """Return the folder of an auxiliary job's files; it is removed when the job ends."""
+        """Return the folder of the auxiliary job with this id; it is removed when the job ends."""
         return self.state / "scratch" / job_id
 
     @property
     def unfinished(self) -> Path:
-        """The folder of files that responses are made in."""
+        """The folder of temporary files in which large responses are made."""
         return self.state / "unfinished"
 
     @property

@@ -221,10 +221,11 @@ def _database_name(settings: Settings) -> str:
 
 
 def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
-    """Set this instance's mark in a queue database, and return whether the server is reachable.
+    """Set this instance's mark in a Redis database, and return whether the server is ready.
 
-    `setting` is the name of the setting with the URL. Raises StartupError if the server belongs to
-    another instance or cannot be used.
+    False means that nothing listens there, that the server is still loading its data, or that it
+    has no master. `setting` is the name of the setting with the URL. Raises StartupError if the
+    database belongs to another instance or cannot be used.
     """
     address = queue_address(url, setting)
     place = address.name
@@ -251,7 +252,10 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
 
 
 def _describe_error(error: Exception, place: str, setting: str, password: str | None) -> str:
-    """Return the message for a queue server that is reachable but cannot be used."""
+    """Return the message for a queue server that is reachable but cannot be used.
+
+    `place` is the server's address without credentials, and `setting` the setting with its URL.
+    """
     reason = _first_line(error)
     if isinstance(error, redis.AuthenticationError | AuthorizationError):
         what = "refuses the user name or password it is given" if password else "wants a password"
@@ -264,9 +268,9 @@ def _describe_error(error: Exception, place: str, setting: str, password: str | 
 
 
 def _read_greeting(host: str, port: int) -> str | None:
-    """Return the error that a server sends when a client connects.
+    """Return the error that a server sends at once when a client connects.
 
-    "" means that it sends no error; None that nothing listens at the address.
+    "" if it sends no error; None if the connection fails.
     """
     try:
         with socket.create_connection((host, port), _CONNECT_S) as connection:
@@ -334,7 +338,7 @@ class QueueGuard(threading.Thread):
         self.exit_status = 0
 
     def run(self) -> None:
-        """Check every `GUARD_S` seconds until the process ends or the server is refused."""
+        """Check every `GUARD_S` seconds until the server belongs to another instance."""
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:

@@ -73,10 +73,11 @@ def start(
     started_at: float | None = None,
     attributes: Attributes | None = None,
 ) -> Span | None:
-    """Start a span and return it; None if tracing is off or `parent` is empty.
+    """Start a span and return it; None if tracing is off or there is no parent.
 
-    `parent` is `CURRENT`, `ROOT` or a `traceparent`; `links` are of the latter form. `started_at`
-    is in seconds since the epoch, by default now. The caller ends the span.
+    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`; ""
+    means that there is none. `links` are `traceparent`s. `started_at` is a Unix time, by default
+    now. The caller ends the span.
     """
     if _tracer is None or not parent:
         return None
@@ -127,7 +128,10 @@ def _recorded(started: Span | None) -> Iterator[Span | None]:
 
 
 def make_current(started: Span | None) -> object:
-    """Make a span the current one of this task, and return what `restore_current` needs."""
+    """Make a span the current one of this task; return a token for `restore_current`.
+
+    Does nothing and returns None if there is no span.
+    """
     if started is None:
         return None
     from opentelemetry import context, trace  # noqa: PLC0415
@@ -136,7 +140,7 @@ def make_current(started: Span | None) -> object:
 
 
 def restore_current(token: Any) -> None:
-    """Make the span current that was so before the `make_current` that has returned `token`."""
+    """Undo the call of `make_current` that returned `token`; do nothing for None."""
     if token is not None:
         from opentelemetry import context  # noqa: PLC0415
 
@@ -144,7 +148,10 @@ def restore_current(token: Any) -> None:
 
 
 def record(name: str, parent: str, started_at: float, ended_at: float | None = None, **attributes: Any) -> None:
-    """Record a span that is over: from `started_at` to `ended_at` (default now), since the epoch."""
+    """Record a span that is over, from `started_at` to `ended_at` (Unix times; default now).
+
+    `parent` is as for `start`. `attributes` are those of the span.
+    """
     past = start(name, parent, started_at=started_at, attributes=attributes)
     if past is not None:
         past.end(int((time.time() if ended_at is None else ended_at) * 1e9))

@@ -99,7 +99,7 @@ class JobQueries:
             return connection.execute(sa.select(jobs.c.id).where(overdue()).limit(1)).first() is not None
 
     def count_claimable(self, older_than_s: float) -> int:
-        """Return the number of inference jobs that have been claimable for over `older_than_s` s."""
+        """Return how many claimable inference jobs were queued over `older_than_s` seconds ago."""
         overdue = jobs.c.queued_at < time.time() - older_than_s
         query = sa.select(sa.func.count()).select_from(jobs).where(waiting(), RUNS_INFERENCE, overdue)
         with self.engine.connect() as connection:

@@ -26,7 +26,7 @@ _QUEUE = sa.case(
 
 
 def queue_positions(engine: Engine, job_ids: Collection[str]) -> dict[str, int]:
-    """Return the positions of those of the jobs that wait to be started, keyed by id; 1 is next.
+    """Return the position of each of these jobs that waits to be started, keyed by id; 1 is next.
 
     Owners take turns: the oldest job of each comes first, owners in the order of their last claims,
     then the second oldest of each, and so on. The database ranks all queued jobs, so the cost grows

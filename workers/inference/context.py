@@ -101,9 +101,10 @@ class InferenceContext:
         return result, seconds
 
     def publish_previews(self, slices: Slices, result: SliceResult) -> None:
-        """Store previews of unfinished images on the queue server, for the API processes.
+        """Store a preview of each slice's unfinished images on the queue server.
 
-        At most one per request and `PREVIEW_INTERVAL_S` seconds is stored.
+        API processes read it there. At most one per request and `PREVIEW_INTERVAL_S` seconds is
+        stored.
         """
         now = time.monotonic()
         for index, one in enumerate(slices):

@@ -28,8 +28,8 @@ State = dict[str, Any]  # arrays with one entry per row, by name
 class SliceResult:
     """The state of an operation that is unfinished after its time slice.
 
-    `done` is the finished share, 0 to 1. `preview` has the images so far, uint8 (B, C, H, W), or is
-    None.
+    `state` has arrays with one entry per row, keyed by name. `done` is the finished share, 0 to 1.
+    `preview` has the images so far, uint8 (B, C, H, W), or is None.
     """
 
     state: State
@@ -37,12 +37,12 @@ class SliceResult:
     preview: np.ndarray[Any, Any] | None = None
 
     def of(self, slices: Slices, index: int) -> State:
-        """Return the part of `state` that belongs to the rows of the slice number `index`."""
+        """Return the state of the rows of `slices[index]`; `slices` are all slices of the batch."""
         rows = _rows_of(slices, index)
         return {name: value[rows] for name, value in self.state.items()}
 
     def preview_of(self, slices: Slices, index: int) -> np.ndarray[Any, Any] | None:
-        """Return the preview of the rows of the slice number `index`; None without a preview."""
+        """Return the preview of the rows of `slices[index]`; None if there is no preview."""
         return None if self.preview is None else self.preview[_rows_of(slices, index)]
 
 
@@ -56,9 +56,9 @@ def run(
 ) -> list[Outcome] | SliceResult:
     """Run an operation on all rows; return one outcome per slice, or the state if the time is up.
 
-    `state` is that of the previous time slice, or None. `has_time` is called after each step and
-    returns whether another step may run. If a forward pass raises, the batch is bisected until the
-    failing request is isolated; its outcome is a problem.
+    `method` is the model's method. `state` is that of the previous time slice, or None. `has_time`
+    is called after each step and returns whether another step may run. If a forward pass raises,
+    the batch is bisected until the failing request is isolated; its outcome is a problem.
     """
     try:
         return _run_all(model, method, options, slices, state, has_time)
@@ -86,7 +86,7 @@ def _problem(error: Exception, method: str, failed: BatchSlice) -> dict[str, Any
 class _Rows:
     """The rows of several slices in order.
 
-    `seeds` (B,) and `numbers` (B,) are the seed and the number of each row in its request. `items`
+    `seeds` (B,) and `numbers` (B,) are the seed of each row and its index in its request. `items`
     has the images (B, C, H, W) of each input.
     """
 
@@ -104,7 +104,7 @@ class _Rows:
         )
 
     def batch(self, first: int, count: int, size: int) -> "_Rows":
-        """Return `count` rows from position `first` on; the last is repeated up to `size` rows."""
+        """Return `size` rows: `count` from position `first` on, then copies of the last of them."""
         arrays = (self.seeds, self.numbers, *self.items)
         seeds, numbers, *items = [_pad(array[first : first + count], size) for array in arrays]
         return _Rows(seeds, numbers, items)
@@ -115,7 +115,10 @@ def _one_per_row(items: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]
 
 
 def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Repeat the last row until there are `size` rows; a model may reject invented values."""
+    """Repeat the last row until there are `size` rows.
+
+    Zeros would not do, because a model may reject them as input.
+    """
     if len(array) == size:
         return array
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
@@ -124,7 +127,7 @@ def _pad(array: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 def _run_all(
     model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, has_time: Callable[[], bool]
 ) -> list[Outcome] | SliceResult:
-    """Run an operation on all rows, in several forward passes if a batch cannot have them all.
+    """Run an operation on all rows, in several forward passes if they do not fit in one batch.
 
     Arguments and result are those of `run`; exceptions of the model are not caught.
     """

@@ -98,7 +98,8 @@ class JobRunner:
     def _with_room(self, claimed: list[Job]) -> list[Job]:
         """Return the jobs whose results may fit into the blob store; defer the others.
 
-        Only the size of a result that could not be stored before is known.
+        A job is deferred only if its result was too large before and still is: otherwise the size
+        is unknown.
         """
         kept = []
         for job in claimed:
@@ -111,10 +112,10 @@ class JobRunner:
         return kept
 
     def _defer(self, job: Job, error: OSError, size_bytes: int = 0) -> None:
-        """Return a job to its queue for a later try, because of `error`.
+        """Return a job to its queue for a later try.
 
-        The inputs could not be read, or the result could not be stored. `size_bytes` is the size of
-        the result, 0 if it is unknown.
+        `error` says why its inputs could not be read or its result not stored. `size_bytes` is the
+        size of the result, 0 if it is unknown.
         """
         log.warning("job deferred until the blob store has room", extra={"job": job.id, "reason": str(error)})
         self._unsaved.defer(job.claim, storage_problem(error), size_bytes)
@@ -193,10 +194,10 @@ class JobRunner:
         return BatchSlice(job.id, job.seed, first, rows, items, request_id=job.request_id)
 
     def _store_result(self, job: Job, one: BatchSlice, data: bytes) -> dict[str, Any]:
-        """Store a packed result if necessary; return where it is, as fields of a SliceReport.
+        """Store `data`, the packed result of a slice; return the field of its SliceReport.
 
-        It is in the report itself, or in the blob store if it is large or consists of tiles. Raises
-        OSError if it cannot be stored.
+        This is `blob_key` for a result that is large or consists of tiles, otherwise `data`. Raises
+        OSError if the result cannot be stored.
         """
         if len(data) <= INLINE_BYTES and not BY_METHOD[job.method].tiled:
             return {"data": data}

@@ -83,11 +83,11 @@ class LoadedModel:
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Wrap a loaded model, which `warm` prepares.
+        """Wrap the loaded `model` of the version `entry`; run `warm` before you use it.
 
         `advance` is called after each step of an operation. `threads` is the number of CPU threads;
         0 means one for a small model and all for a large one. On a CPU, the weights of a large
-        model are packed.
+        model are converted to oneDNN's blocked layout.
         """
         self.entry = entry
         self._advance = advance
@@ -119,9 +119,10 @@ class LoadedModel:
     def call(
         self, method: str, options: Any, rows: RowStreams, items: list[Tensor], state: dict[str, Any] | None
     ) -> Any:
-        """Run one step of an operation; return its fields, or a Continuation before the last step.
+        """Run one step of an operation; return the fields of the result if it was the last step.
 
-        `items` are the input tensors. `state` is None in the first step, later the state of the
+        Before the last step, a Continuation is returned. `rows` are the random streams of the rows,
+        and `items` the input tensors. `state` is None in the first step, later the state of the
         previous step's Continuation.
         """
         with torch.inference_mode():
@@ -230,9 +231,9 @@ class LoadedModel:
         return BatchPlan(tuple(sorted([*batch_sizes, *between])), sizes[max([smallest, *within])])
 
     def _has_same_bits(self, method: str, options: Any, size: int, whole: list[Tensor]) -> bool:
-        """Return whether a row's output is bit-identical in a batch of `size` and a larger one.
+        """Return whether rows have bit-identical outputs in batches of `size` and in a larger one.
 
-        `whole` is the output of the larger batch; several rows are compared.
+        `whole` has the output tensors of the larger batch.
         """
         for first in range(0, min(max(_COMPARED_ROWS, size), len(whole[0]) - size + 1), size):
             output, _ = self._probe(method, options, size, first=first)
@@ -242,9 +243,9 @@ class LoadedModel:
 
 
 def _between(batch_sizes: list[int]) -> list[int]:
-    """Return three sizes between each power of two and the next, from `_FINE_FROM` on.
+    """Return three sizes between each of the powers of two `batch_sizes` and the next.
 
-    With them, padding is a fifth of a batch at most, and not half.
+    Those below `_FINE_FROM` are skipped. So at most a fifth of a large batch is padding, not half.
     """
     steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]

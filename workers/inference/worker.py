@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class InferenceWorker:
     """Runs batches and jobs.
 
-    Its state is not needed by another worker that takes over its work after a crash.
+    All its state can be lost in a crash: another worker runs the batches and jobs again.
     """
 
     def __init__(self, settings: Settings) -> None:

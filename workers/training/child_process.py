@@ -147,10 +147,10 @@ class ChildProcesses:
 
 
 def stop(child: subprocess.Popen[bytes]) -> int:
-    """Stop a child process after a checkpoint; return its exit code.
+    """Send SIGTERM to a child process, which writes a checkpoint and exits; return its exit code.
 
-    It is killed after `STOP_S` seconds. The code is `EXIT_INTERRUPTED` also if SIGTERM ended the
-    process.
+    It is killed if it has not exited after `STOP_S` seconds. The code is also `EXIT_INTERRUPTED` if
+    the process was ended by SIGTERM before it handled the signal.
     """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()

@@ -18,8 +18,8 @@ from workers.training.run_folder import describe_checkpoint, last_log_lines, rea
 def check_limits(settings: Settings, folder: Path, pid: int, run_s: float) -> None:
     """Raise JobFailedError if a training exceeds its time, memory or disk limit.
 
-    Also raises it (507) if the disk is full. `folder` is its run folder, `pid` the process group of
-    its child process, and `run_s` the age of this process in seconds.
+    Also raises it (507) if the disk is full. `folder` is the run folder of the training, `pid` the
+    process group of its child process, and `run_s` the age of the child process in seconds.
     """
     seconds = max(run_s, read_json(folder / "progress.json").get("seconds", 0.0))
     if seconds > settings.training_timeout_s:

@@ -25,8 +25,9 @@ MIN_PROGRESS_STEP = 0.002  # least increase of the progress, which is 0 to 1, fo
 class Reported:
     """The progress that the job's events already report, so that nothing is reported twice.
 
-    `epochs` have metrics events. `checkpoint` is the data of the last checkpoint event, and
-    `furthest_step` the largest optimizer step of a checkpoint. `progress` is from 0 to 1.
+    `epochs` is the number of epochs with a metrics event. `checkpoint` is the data of the last
+    checkpoint event, and `furthest_step` the largest optimizer step of a checkpoint. `progress` is
+    from 0 to 1. `preview_time_ns` is the modification time of the last published preview.
     """
 
     epochs: int = 0
@@ -40,7 +41,8 @@ class Reported:
 class _Process:
     """A running child process: when it started, was last checked and last wrote a file.
 
-    Times are of the monotonic clock.
+    These times are of the monotonic clock. `file_times` are the modification times of its files at
+    the last look, in nanoseconds.
     """
 
     child: subprocess.Popen[bytes]
@@ -115,7 +117,7 @@ class TrainingRun:
         raise JobFailedError(title, f"{error}; {describe_checkpoint(self.folder)}", 422)
 
     def restore_reported(self) -> None:
-        """Set `reported` to what the job's events already report."""
+        """Set the attribute `reported` from the events that the job already has."""
         self.reported = reported = Reported(progress=self.job.progress)
         for event in self._context.job_store.events(self.job.id):
             if event.name == "metrics":

@@ -104,8 +104,8 @@ class TrainingWorker:
     def _heartbeat(self) -> None:
         """Renew leases and publish the heartbeat.
 
-        Every `CLEANUP_S` seconds, also requeue jobs with expired leases, and remove the use marks
-        of ended jobs.
+        Every `CLEANUP_S` seconds, also requeue jobs with expired leases, and let the datasets of
+        ended jobs be deleted.
         """
         job_store = self.context.job_store
         if self._running:
@@ -127,7 +127,7 @@ class TrainingWorker:
             self._release_datasets()
 
     def _release_datasets(self) -> None:
-        """Remove the use marks, which protect datasets from deletion, of jobs that have ended."""
+        """End the protection of datasets from deletion by jobs that have ended or do not exist."""
         for folder in self.context.paths.datasets.glob("[!.]*/uses/job_*"):
             job = self.context.job_store.get(folder.name)
             if job is None or job.ended:
@@ -146,7 +146,7 @@ class TrainingWorker:
             self.devices = 1
 
     def _count_devices(self) -> None:
-        """Set `devices` to the number of GPUs, or to 1 without GPUs or if the settings name one."""
+        """Set `devices` to the number of GPUs; to 1 without GPUs or if the settings name one."""
         device = self.context.settings.training_device
         several = device in {"auto", "cuda"} and any(Path(file).exists() for file in GPU_DEVICE_FILES)
         printed = self.children.query("devices") if several else None
@@ -204,10 +204,10 @@ class TrainingWorker:
             return None
 
     def _saturated_owners(self, kinds: tuple[str, ...]) -> list[str]:
-        """Return the owners that already run as many auxiliary jobs as one owner may.
+        """Return the owners that already have as many auxiliary jobs running here as one owner may.
 
         An owner may use all auxiliary threads but two, and at least one. Without API keys all jobs
-        have the owner "", which is not limited. Empty if `kinds` includes trainings.
+        have the owner "", which is not limited. The list is empty if `kinds` includes trainings.
         """
         if TRAINING in kinds:
             return []
