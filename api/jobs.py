@@ -17,10 +17,10 @@ from api.batching.batch_sender import BatchSender
 from api.batching.requests import PendingRequest
 from api.errors import OverloadedError, storage_error
 from api.job_events import JobEvents, JobUpdates
-from api.queue_outlook import QueueOutlook
 from api.requests import InferenceRequest
 from api.row_files import join_rows
 from api.store_threads import StoreThreads
+from api.wait_estimates import WaitEstimator
 from core.blobs import Blobs, remove_tree
 from core.broker.codec import Fields, pack, unpack
 from core.broker.connection import connect_async
@@ -55,7 +55,7 @@ class JobService:
         self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._updates = JobUpdates(job_store, self._threads, self.job_events)
         self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
-        self.outlook = QueueOutlook(
+        self.wait_estimates = WaitEstimator(
             job_store.engine, self._threads.read, lambda: len(batch_sender.live_workers()), self._count_training_workers
         )
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []

@@ -50,7 +50,10 @@ _TRAINING_HISTOGRAMS = {
 def _histograms(
     described: dict[str, tuple[str, list[str], str]], snapshots: dict[str | None, dict[str, Any]]
 ) -> Iterable[Metric]:
-    """Yield histograms, given the snapshots by the value of their label `worker`; None for no such label."""
+    """Yield histograms.
+
+    `snapshots` are keyed by the value of the label `worker`; None for no such label.
+    """
     for key, (name, labels, text) in described.items():
         family = HistogramMetricFamily(name, text, labels=labels if None in snapshots else ["worker", *labels])
         bounds = [*map(floatToGoString, BOUNDS[key]), "+Inf"]

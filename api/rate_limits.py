@@ -20,7 +20,7 @@ class RateLimits:
         """Set how many wrong keys an address may send per minute."""
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._wrong_keys = RateLimitItemPerMinute(wrong_keys_per_minute)
-        # by owner: requests left in its portion, when the window ends, and what the window has left besides
+        # by owner: requests left in its portion, the window's end, and requests left besides
         self._portions: dict[str, tuple[int, float, int]] = {}
 
     def wrong_key(self, address: str) -> int:

@@ -1,4 +1,4 @@
-"""The span of an HTTP request: its parent is the client's `traceparent`, its id is in `traceresponse`."""
+"""The span of an HTTP request: a child of the client's `traceparent`, named in `traceresponse`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ERROR = 500
 
 
 class RequestSpan:
-    """The span of one request, with the attributes of OpenTelemetry's conventions for HTTP servers."""
+    """The span of one request, with the attributes that OpenTelemetry names for HTTP servers."""
 
     def __init__(self, scope: Scope, headers: dict[bytes, bytes], request_id: str) -> None:
         """Start the span, make it current, and store its `traceparent` in the scope.

@@ -38,8 +38,10 @@ async def list_jobs(
     """Return a page of the caller's jobs, newest first."""
     filters = {name: value for name, value in (("status", status), ("kind", kind), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
-    outlooks = await state.job_service.outlook.of(jobs)
-    return JobPage.of([JobResponse.of(job, outlook) for job, outlook in zip(jobs, outlooks, strict=True)], "id", limit)
+    estimates = await state.job_service.wait_estimates.of(jobs)
+    return JobPage.of(
+        [JobResponse.of(job, estimate) for job, estimate in zip(jobs, estimates, strict=True)], "id", limit
+    )
 
 
 async def list_jobs_after(
@@ -60,8 +62,8 @@ async def get_job(response: Response, state: State, job: CurrentJob) -> JobRespo
     """Return a job's status, progress and links, and how long it may wait."""
     if not job.ended:
         response.headers["Retry-After"] = "1"
-    (outlook,) = await state.job_service.outlook.of([job])
-    return JobResponse.of(job, outlook)
+    (estimate,) = await state.job_service.wait_estimates.of([job])
+    return JobResponse.of(job, estimate)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))

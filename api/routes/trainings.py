@@ -75,8 +75,8 @@ async def list_trainings(
     """Return a page of the caller's trainings, newest first."""
     filters = {"kind": TRAINING} | {name: value for name, value in (("status", status), ("model", model)) if value}
     jobs = await list_jobs_after(state, owner, filters, after, limit)
-    outlooks = await state.job_service.outlook.of(jobs)
-    trainings = [TrainingResponse.of(job, outlook) for job, outlook in zip(jobs, outlooks, strict=True)]
+    estimates = await state.job_service.wait_estimates.of(jobs)
+    trainings = [TrainingResponse.of(job, estimate) for job, estimate in zip(jobs, estimates, strict=True)]
     return schemas.TrainingPage.of(trainings, "id", limit)
 
 
@@ -86,8 +86,8 @@ async def get_training(response: Response, state: State, job: CurrentTraining) -
     lines = await _metrics(state, job.id)
     if not job.ended:
         response.headers["Retry-After"] = "1"
-    (outlook,) = await state.job_service.outlook.of([job])
-    return schemas.TrainingDetailResponse.of(job, outlook, metrics=lines[-1] if lines else None)
+    (estimate,) = await state.job_service.wait_estimates.of([job])
+    return schemas.TrainingDetailResponse.of(job, estimate, metrics=lines[-1] if lines else None)
 
 
 @router.get(

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import Page, Problem, Resource
 from api.schemas.webhooks import WebhookBody
+from api.wait_estimates import UNKNOWN, WaitEstimate
 from core.jobs.records import Job
 
 JobStatus = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -65,26 +65,26 @@ class JobResponse(JobFields):
     request: dict[str, Any] = Field(description="What was asked for, without pictures.")
 
     @classmethod
-    def of(cls, job: Job, outlook: Outlook = UNKNOWN) -> Self:
-        """Return the response body of a job; `outlook` says how long it may wait."""
-        return cls.model_validate(job_fields(job, outlook))
+    def of(cls, job: Job, estimate: WaitEstimate = UNKNOWN) -> Self:
+        """Return the response body of a job; `estimate` says how long it may wait."""
+        return cls.model_validate(job_fields(job, estimate))
 
 
 class JobPage(Page[JobResponse]):
     """A page of jobs, newest first."""
 
 
-def job_fields(job: Job, outlook: Outlook = UNKNOWN) -> dict[str, Any]:
-    """Return the fields of a job's response body; `outlook` says how long it may wait."""
+def job_fields(job: Job, estimate: WaitEstimate = UNKNOWN) -> dict[str, Any]:
+    """Return the fields of a job's response body; `estimate` says how long it may wait."""
     copied = ("id", "kind", "status", "progress", "model", "version", "seed", "request", "request_id", "attempts")
     path = f"/v1/jobs/{job.id}"
     links = ("events", "result", "cancel", "preview", *(("deliveries",) if job.webhook else ()))
     return {
         **{name: getattr(job, name) for name in copied},
-        "position": outlook.position,
-        "waiting_reason": outlook.reason or job.blocked_reason,
-        "estimated_start_s": _rounded(outlook.start_s),
-        "estimated_remaining_s": _rounded(outlook.remaining_s),
+        "position": estimate.position,
+        "waiting_reason": estimate.reason or job.blocked_reason,
+        "estimated_start_s": _rounded(estimate.start_s),
+        "estimated_remaining_s": _rounded(estimate.remaining_s),
         "deadline_at": _timestamp(job.deadline_at),
         "problem": {**job.problem, "request_id": job.request_id} if job.problem else None,
         "webhook": job.webhook,

@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from api.queue_outlook import UNKNOWN, Outlook
 from api.schemas.common import WHOLE, Page, RequestBody, Resource
 from api.schemas.jobs import JobFields, JobLinks, job_fields
 from api.schemas.models import SHARED
 from api.schemas.webhooks import WebhookBody
+from api.wait_estimates import UNKNOWN, WaitEstimate
 from core.catalog.recipes import NAME
 from core.jobs.records import Job
 
@@ -98,9 +98,9 @@ class TrainingResponse(JobFields):
     links: TrainingLinks
 
     @classmethod
-    def of(cls, job: Job, outlook: Outlook = UNKNOWN, **more: Any) -> Self:
+    def of(cls, job: Job, estimate: WaitEstimate = UNKNOWN, **more: Any) -> Self:
         """Return the response body of a training; `more` are further fields."""
-        fields = job_fields(job, outlook)
+        fields = job_fields(job, estimate)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"
         links = {name: f"{path}/{name}" for name in ("metrics", "checkpoints", "preview", "pause", "resume", "publish")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from api.queue_outlook import Outlook, QueueOutlook
+from api.wait_estimates import WaitEstimate, WaitEstimator
 from core.jobs.records import TRAINING, Event, Job
 from core.jobs.store import JobStore
 from tests.api.helpers import TINY, create_job, finished_job, job_when
@@ -18,7 +18,7 @@ from tests.core.jobs.test_store import LEASE_S, job
 
 
 class Setting:
-    """A job store, its outlook, and how often it was read."""
+    """A job store, its estimate, and how often it was read."""
 
     def __init__(self, folder: Path, inference: int = 1, training: int = 1) -> None:
         self.job_store = JobStore(f"sqlite:///{folder / 'jobs.sqlite3'}")
@@ -31,26 +31,26 @@ class Setting:
         async def trainers() -> int:
             return training
 
-        self.outlook = QueueOutlook(self.job_store.engine, read, lambda: inference, trainers)
+        self.wait_estimates = WaitEstimator(self.job_store.engine, read, lambda: inference, trainers)
 
-    async def of(self, *jobs: Job) -> list[Outlook]:
-        """The outlook of jobs as they are now."""
+    async def of(self, *jobs: Job) -> list[WaitEstimate]:
+        """The estimate of jobs as they are now."""
         now = [self.job_store.get(one.id) for one in jobs]
-        return await self.outlook.of([one for one in now if one is not None])
+        return await self.wait_estimates.of([one for one in now if one is not None])
 
 
 async def _check_queued(folder: Path) -> None:
     setting = Setting(folder)
     first, second, third = (job(queued_at=time.time() - 10 + number) for number in range(3))
     setting.job_store.insert(first, second, third)
-    outlooks = await setting.of(first, second, third)
-    assert [one.position for one in outlooks] == [1, 2, 3]
-    assert [one.reason for one in outlooks] == [
+    estimates = await setting.of(first, second, third)
+    assert [one.position for one in estimates] == [1, 2, 3]
+    assert [one.reason for one in estimates] == [
         "it is next, when a worker is free",
         "1 other job will be started first",
         "2 other jobs will be started first",
     ]
-    assert all(one.start_s is None and one.remaining_s is None for one in outlooks)  # no pace is known yet
+    assert all(one.start_s is None and one.remaining_s is None for one in estimates)  # no pace is known yet
     now = time.time()
     ended = [job(status="succeeded", started_at=now - 20, finished_at=now - number) for number in range(10)]
     setting.job_store.insert(*ended)
@@ -73,9 +73,9 @@ def test_without_workers_nothing_is_promised(tmp_path: Path) -> None:
         samples, training = job(), job(kind=TRAINING)
         setting.job_store.insert(samples, training)
         setting.job_store.insert(*(job(status="succeeded", finished_at=time.time()) for _ in range(10)))
-        outlooks = await setting.of(samples, training)
-        assert [one.reason for one in outlooks] == ["no inference worker is running", "no training worker is running"]
-        assert [one.start_s for one in outlooks] == [None, None]
+        estimates = await setting.of(samples, training)
+        assert [one.reason for one in estimates] == ["no inference worker is running", "no training worker is running"]
+        assert [one.start_s for one in estimates] == [None, None]
 
     asyncio.run(check())
 
@@ -94,12 +94,12 @@ def test_other_states_have_their_reason(tmp_path: Path) -> None:
         begun = job(status="running", started_at=now - 10, progress=0.001, lease_holder="w", lease_until=now + 60)
         ended = job(status="failed", finished_at=now)
         setting.job_store.insert(paused, blocked, running, begun, ended)
-        outlooks = await setting.of(paused, blocked, running, begun, ended)
-        assert (outlooks[0].position, outlooks[0].reason) == (None, "it is paused; resume it to go on")
-        assert (outlooks[1].position, outlooks[1].reason) == (None, "the disk is full")
-        assert outlooks[2].remaining_s is not None
-        assert abs(outlooks[2].remaining_s - 30) < 2
-        assert outlooks[3:] == [Outlook(), Outlook()]
+        estimates = await setting.of(paused, blocked, running, begun, ended)
+        assert (estimates[0].position, estimates[0].reason) == (None, "it is paused; resume it to go on")
+        assert (estimates[1].position, estimates[1].reason) == (None, "the disk is full")
+        assert estimates[2].remaining_s is not None
+        assert abs(estimates[2].remaining_s - 30) < 2
+        assert estimates[3:] == [WaitEstimate(), WaitEstimate()]
         assert setting.reads == []  # none of them needs the queue
 
     asyncio.run(check())
@@ -118,12 +118,12 @@ def test_the_next_training_starts_when_one_ends(tmp_path: Path) -> None:
         setting.job_store.append_events(claimed.claim, [Event("progress", {"progress": 0.2})], 0.2)
         await asyncio.sleep(1.2)
         setting.job_store.append_events(claimed.claim, [Event("progress", {"progress": 0.4})], 0.4)
-        outlooks = await setting.of(running, following, later)
-        assert outlooks[0].remaining_s is not None
-        assert 2 < outlooks[0].remaining_s < 6  # a fifth took 1.2 s
-        assert outlooks[1].start_s is not None
-        assert abs(outlooks[1].start_s - outlooks[0].remaining_s) < 0.5
-        assert (outlooks[2].position, outlooks[2].start_s) == (2, None)
+        estimates = await setting.of(running, following, later)
+        assert estimates[0].remaining_s is not None
+        assert 2 < estimates[0].remaining_s < 6  # a fifth took 1.2 s
+        assert estimates[1].start_s is not None
+        assert abs(estimates[1].start_s - estimates[0].remaining_s) < 0.5
+        assert (estimates[2].position, estimates[2].start_s) == (2, None)
         assert [one.start_s for one in await free.of(following)] == [None]
 
     asyncio.run(check())
@@ -137,8 +137,8 @@ def test_jobs_asked_for_together_share_a_read(tmp_path: Path) -> None:
         jobs = [job(queued_at=time.time() + number) for number in range(100)]
         setting.job_store.insert(*jobs)
         for _ in range(3):
-            outlooks = await asyncio.gather(*(setting.of(one) for one in jobs))
-            assert [one.position for (one,) in outlooks] == list(range(1, 101))
+            estimates = await asyncio.gather(*(setting.of(one) for one in jobs))
+            assert [one.position for (one,) in estimates] == list(range(1, 101))
         assert setting.reads.count("queue_positions") <= 3
 
     asyncio.run(check())

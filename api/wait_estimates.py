@@ -1,4 +1,4 @@
-"""What a waiting client wants to know about a job: its position, why it waits, and for how long.
+"""Estimates of waiting: a job's position in its queue, why it waits, when it starts and ends.
 
 Jobs that are asked for within a second share one read of the job store, and only queued jobs and
 running trainings cause one, so that polling costs little.
@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.engine import Engine
 
@@ -16,18 +16,16 @@ from core.jobs.claims import queue_of
 from core.jobs.queue_positions import Pace, inference_pace, queue_positions, training_paces
 from core.jobs.records import TRAINING, Job
 
-T = TypeVar("T")
-
 KEEP_S = 1.0  # how long what was read is kept
 _KEEP_FACTOR = 10  # positions are kept so many times as long as it takes to read them
 _LEAST_PROGRESS, _LEAST_S = 0.01, 0.5  # before that the progress of a job says nothing about its end
 
 
 @dataclass(frozen=True)
-class Outlook:
+class WaitEstimate:
     """The position of a queued job (1 is next), why it waits, and estimates in seconds from now.
 
-    A value that cannot be said honestly is None.
+    A value that is not known is None.
     """
 
     position: int | None = None
@@ -36,7 +34,7 @@ class Outlook:
     remaining_s: float | None = None
 
 
-UNKNOWN = Outlook()
+UNKNOWN = WaitEstimate()
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class _Snapshot:
     taken_at: float = float("-inf")
 
 
-class QueueOutlook:
-    """Tells the outlook of jobs."""
+class WaitEstimator:
+    """Estimates for how long jobs wait and run."""
 
     def __init__(
         self,
@@ -73,8 +71,8 @@ class QueueOutlook:
         self._next_read: asyncio.Task[dict[str, int | None]] | None = None
         self._reading = asyncio.Lock()
 
-    async def of(self, jobs: Sequence[Job]) -> list[Outlook]:
-        """Return the outlook of each of these jobs."""
+    async def of(self, jobs: Sequence[Job]) -> list[WaitEstimate]:
+        """Return the estimates of these jobs, in their order."""
         queued = [job for job in jobs if job.status == "queued" and job.blocked_reason is None]
         running = [job for job in jobs if job.status == "running"]
         positions = await self._current_positions([job.id for job in queued]) if queued else {}
@@ -82,27 +80,27 @@ class QueueOutlook:
         if queued or any(job.kind == TRAINING for job in running):
             snapshot = await self._current()
         trainers = await self._training_workers() if any(queue_of(job.kind) != "inference" for job in queued) else 0
-        return [self._outlook(job, positions.get(job.id), snapshot, trainers) for job in jobs]
+        return [self._estimate(job, positions.get(job.id), snapshot, trainers) for job in jobs]
 
-    def _outlook(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> Outlook:
+    def _estimate(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> WaitEstimate:
         if job.blocked_reason is not None:
-            return Outlook(reason=job.blocked_reason)
+            return WaitEstimate(reason=job.blocked_reason)
         if job.status == "queued":
             return self._of_queued(job, position, snapshot, trainers)
         if job.status == "running":
-            return Outlook(remaining_s=_remaining_s(job, snapshot))
-        return Outlook(reason="it is paused; resume it to go on") if job.status == "paused" else UNKNOWN
+            return WaitEstimate(remaining_s=_remaining_s(job, snapshot))
+        return WaitEstimate(reason="it is paused; resume it to go on") if job.status == "paused" else UNKNOWN
 
-    def _of_queued(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> Outlook:
+    def _of_queued(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> WaitEstimate:
         queue = queue_of(job.kind)
         if (self._inference_workers() if queue == "inference" else trainers) == 0:
             name = "inference" if queue == "inference" else "training"
-            return Outlook(position, f"no {name} worker is running")
+            return WaitEstimate(position, f"no {name} worker is running")
         if position is None:
             return UNKNOWN  # it has been claimed meanwhile
         others = f"{position - 1} other job{'s' * (position > 2)} will be started first" if position > 1 else ""
         reason = others or "it is next, when a worker is free"
-        return Outlook(position, reason, _start_s(queue, position, snapshot, trainers))
+        return WaitEstimate(position, reason, _start_s(queue, position, snapshot, trainers))
 
     async def _current_positions(self, job_ids: Sequence[str]) -> dict[str, int | None]:
         """Return the positions of jobs, at most a second old, or ten times as old as a read takes.
