@@ -59,7 +59,7 @@ def _smaller(name: str, value: Any) -> Any:
 
 
 def _granted(case: Any, files: dict[str, bytes]) -> None:
-    """Name what is there where the description cannot know it, and leave time for it.
+    """Name what is there where the description cannot know it.
 
     Files replace URLs, which lead nowhere.
     """
