@@ -1,9 +1,9 @@
 """Removal of expired results and of orphaned files, which requests that failed have left.
 
-Files are removed before the row that names them is marked, so an interrupted cleanup can be
-repeated. A file is removed as an orphan only if it is older than the time between two cleanups and
-two cleanups in a row have found that nothing needs it. So a file that another process has just
-written is never removed.
+Files are removed before their job is marked as expired, so an interrupted cleanup can be repeated.
+A file is removed as an orphan only if it is older than the time between two cleanups and two
+cleanups in a row have found that nothing needs it. So a file that another process has just written
+is never removed.
 """
 
 import fcntl

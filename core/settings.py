@@ -35,7 +35,10 @@ RENAMED = {
 
 
 def check_networks(text: str) -> str:
-    """Return the comma-separated list of networks. Raises ValueError if one is not valid CIDR."""
+    """Return a comma-separated list of CIDR blocks unchanged.
+
+    Raises ValueError if one of them is not valid.
+    """
     for part in filter(None, map(str.strip, text.split(","))):
         ipaddress.ip_network(part)
     return text
@@ -303,7 +306,7 @@ class StatePaths:
 
     @property
     def webhook_secret(self) -> Path:
-        """The file with the secret of webhooks, used without API keys."""
+        """The file with the secret that signs webhooks of jobs without an owner (no API keys)."""
         return self.state / "webhook-secret"
 
     @property

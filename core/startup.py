@@ -172,7 +172,7 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 
 # See docs/decisions.md#an-instance-marks-its-queue-server
 def check_queue(settings: Settings) -> bool:
-    """Mark the queue server as this instance's, and return whether it is reachable.
+    """Mark the queue server as used by this instance; return whether it is reachable.
 
     Raises StartupError if the server belongs to another instance or cannot be used.
     """
@@ -194,9 +194,10 @@ def queue_address(url: str, setting: str) -> QueueAddress:
 
 
 def mark_of(url: str) -> dict[str, Any]:
-    """Return the mark of a queue server; an empty dict if there is none.
+    """Return which instance has marked a queue server as its own; an empty dict if none has.
 
-    Raises RedisError or OSError if the server cannot be reached.
+    The dict has the instance's id, job database, state folder and host. Raises RedisError or
+    OSError if the server cannot be reached.
     """
     with _client(url) as client:
         return _parse_mark(client.get(MARK))
@@ -283,9 +284,9 @@ def _read_greeting(host: str, port: int) -> str | None:
 
 
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
-    """Set this instance's mark if the server has no mark; return the server's mark.
+    """Mark a queue server as this instance's unless it has a mark; return the mark that it has.
 
-    A mark of this instance with the database name of earlier releases is replaced.
+    A mark (see `mark_of`) of this instance with the database name of earlier releases is replaced.
     """
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)

@@ -47,7 +47,10 @@ class ImageShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One of a card's `figures`: a metric of the model, and which direction is better."""
+    """One of a card's `figures`: a metric of the model.
+
+    `better` says whether a lower or a higher value is better, and `detail` how it was measured.
+    """
 
     name: str
     value: float

@@ -205,8 +205,8 @@ class Versions:
 def _without_versions(folder: Path) -> list[Path]:
     """Return the files and folders at or below `folder` that belong to no version.
 
-    This is the folder itself if it contains no version's file; otherwise it is those of its
-    subfolders that contain none, and partial files.
+    If there is no file of a version at or below `folder`, this is `folder` itself. Otherwise it is
+    the partial files in `folder`, and the same for each subfolder.
     """
     entries = list(folder.glob("*"))
     if all(_PARTIAL_FILE.fullmatch(path.name) for path in folder.rglob("*") if not path.is_dir()):

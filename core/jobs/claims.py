@@ -149,8 +149,9 @@ class JobClaims(JobQueries):
         """Return a claimed job to its queue because its result cannot be stored.
 
         The job can be claimed again after a delay that grows up to half a minute; no attempt is
-        charged. After `max_wait_s` seconds it fails with `problem`. `size_bytes` is the size of the
-        result. Returns False, and writes nothing, if the claim is no longer valid.
+        charged. If its result still cannot be stored after `max_wait_s` seconds, it fails with
+        `problem`. `size_bytes` is the size of the result, 0 if it is unknown. Returns False, and
+        writes nothing, if the claim is no longer valid.
         """
         now, held, job_id = time.time(), transitions.held_by(claim), claim.job_id
         with transaction(self.engine) as connection:

@@ -17,10 +17,10 @@ _QUEUE = "inputs"
 
 
 class JobInputs(JobQueries):
-    """The methods of the job store for the API processes that fetch inputs."""
+    """The methods of the job store for the API processes that fetch input images by URL."""
 
     def claim_inputs(self, holder: str, lease_s: float, skip_owners: Collection[str] = ()) -> Job | None:
-        """Claim the next job whose inputs must be fetched; return None if there is none.
+        """Claim the next job whose images must be fetched by URL; return None if there is none.
 
         `holder` becomes the owner of its lease for `lease_s` seconds. Owners take turns; jobs of
         `skip_owners` stay in the queue.
@@ -49,10 +49,10 @@ class JobInputs(JobQueries):
             return replace(job, **change)
 
     def set_inputs(self, claim: Claim, job: Job) -> bool:
-        """Store the fetched inputs of a claimed job, and queue it for the workers.
+        """Store the fetched images of a claimed job, and queue it for the workers.
 
-        The inputs, rows and request are those of `job`. Returns False, and writes nothing, if the
-        claim is no longer valid.
+        `job` is the claimed record with the new inputs, numbers of rows, and request. Returns
+        False, and writes nothing, if the claim is no longer valid.
         """
         names = ("items", "items_blob", "rows", "rows_per_image", "request")
         change = {name: getattr(job, name) for name in names} | {"input_urls": None, "attempts": 0}

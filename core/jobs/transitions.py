@@ -35,8 +35,9 @@ def append_events(connection: sa.Connection, job_id: str, new_events: Sequence[E
 def set_status(connection: sa.Connection, where: Condition, job_id: str, data: dict[str, Any], **values: Any) -> bool:
     """Set a job's status to `data["status"]`, end its lease, and add an event with `data`.
 
-    `where` is the condition for this job to be changed. `values` are further columns to set.
-    Returns False, and changes nothing, if no row matches `where`.
+    Also inserts a delivery for the job's webhook, if there is one. `where` is the condition for
+    this job to be changed. `values` are further columns to set. Returns False, and changes nothing,
+    if no row matches `where`.
     """
     update = jobs.update().where(where).values(status=data["status"], **NO_LEASE, **values)
     changed = connection.execute(update.returning(jobs.c.webhook)).first()

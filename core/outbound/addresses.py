@@ -31,7 +31,10 @@ class BlockedAddressError(OSError):
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Return the networks in a comma-separated list of CIDR. Raises ValueError for others."""
+    """Return the networks in a comma-separated list of CIDR blocks; an empty text has none.
+
+    Raises ValueError if one of them is not valid.
+    """
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
@@ -49,7 +52,8 @@ class AddressPolicy:
     def allows(self, address: str) -> bool:
         """Return whether the service may connect to an IP address, which may have a scope id.
 
-        An IPv6 address that stands for an IPv4 address is allowed only if that address is.
+        An IPv6 address that contains an IPv4 address (mapped, NAT64, tunnel) is allowed if that
+        address is, or if it is itself in one of `networks`.
         """
         ip = ipaddress.ip_address(address.partition("%")[0])
         if any(ip in network for network in self.networks):
@@ -71,7 +75,7 @@ class AddressPolicy:
 
 
 def _embedded(ip: Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address maps, translates or tunnels to; else None."""
+    """Return the IPv4 address that an IPv6 address contains (mapped, NAT64 or tunnel), or None."""
     if isinstance(ip, ipaddress.IPv4Address):
         return None
     if ip in _NAT64:

@@ -36,9 +36,10 @@ async def download(
 ) -> int:
     """Write the file at a URL to `file`; return its size in bytes.
 
-    `on_progress` is called for each MiB and twice a second; what it raises ends the download. Raises
-    DownloadError if the server cannot be reached, does not respond 200, or takes longer than
-    `timeout_s` seconds, and TooLargeDownloadError over `max_bytes`.
+    `on_progress` is called after each MiB or half second, with the bytes received and the total, or
+    None; an exception of it ends the download. Raises DownloadError if the server cannot be
+    reached, responds with another status than 200, or takes longer than `timeout_s` seconds;
+    TooLargeDownloadError if the file has more than `max_bytes`; OSError if it cannot be written.
     """
     try:
         async with asyncio.timeout(timeout_s) as limit:

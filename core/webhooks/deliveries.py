@@ -33,8 +33,8 @@ class Deliveries:
     def __init__(self, engine: sa.Engine, retry_s: float = 5.0, retry_period_s: float = 86_400.0) -> None:
         """Use the job database. `retry_s` is the delay before the first retry.
 
-        Later delays grow by `RETRY_FACTOR` up to `MAX_RETRY_S`, until `retry_period_s` after the
-        event.
+        Each further delay is `RETRY_FACTOR` times as long, at most `MAX_RETRY_S`. A delivery is
+        given up `retry_period_s` seconds after its event. All times are in seconds.
         """
         self._engine = engine
         self._retry_s = retry_s
@@ -48,8 +48,9 @@ class Deliveries:
     def claim(self, lease_s: float, limit: int, in_flight: Mapping[str, int], per_host: int) -> list[Delivery]:
         """Claim at most `limit` due deliveries, first due first, for `lease_s` seconds.
 
-        At most `per_host` deliveries of one host are in flight; `in_flight` has their numbers, keyed
-        by host. So a slow receiver does not delay others.
+        `in_flight` has the numbers of deliveries that the caller is sending already, keyed by host.
+        Together with these, at most `per_host` deliveries go to one host, so that a slow receiver
+        does not delay others.
         """
         hosts = Counter(in_flight)
         full = [host for host, number in hosts.items() if number >= per_host]
@@ -95,7 +96,10 @@ class Deliveries:
             return connection.execute(webhook_deliveries.update().where(held).values(change)).rowcount == 1
 
     def retry_delay_s(self, attempts: int) -> float:
-        """Return the delay after `attempts` failed attempts: exponential, with 20 % of jitter."""
+        """Return the delay in seconds after `attempts` failed attempts.
+
+        It grows exponentially up to `MAX_RETRY_S`, with a random factor from 0.8 to 1.2.
+        """
         delay_s = self._retry_s * RETRY_FACTOR ** min(attempts - 1, 40)
         return min(delay_s, MAX_RETRY_S) * random.uniform(0.8, 1.2)
 
@@ -120,8 +124,9 @@ class Deliveries:
     def delete_expired(self, result_ttl_s: float) -> int:
         """Delete the deliveries of jobs whose results expired more than two days ago.
 
-        All deliveries of a job are kept as long as its last one. Pending ones, and those of
-        unfinished jobs, are kept. Returns the number of deleted rows.
+        `result_ttl_s` is the time to live of results in seconds. All deliveries of a job are kept
+        as long as its last one. Pending deliveries, and those of unfinished jobs, are kept. Returns
+        the number of deleted rows.
         """
         cutoff = time.time() - result_ttl_s - KEPT_AFTER_RESULT_S
         other = webhook_deliveries.alias()

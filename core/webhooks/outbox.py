@@ -17,7 +17,10 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 
 def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None:
-    """Insert the delivery for a job's new status, if its webhook has this event."""
+    """Insert a delivery for a job's new `status`; do nothing if its webhook has no such event.
+
+    The job must have a webhook.
+    """
     columns = [jobs.c[name] for name in (*_COPIED, *_TIMES, "owner", "webhook")]
     job = connection.execute(sa.select(*columns).where(jobs.c.id == job_id)).one()
     webhook, event = Webhook.of(job.webhook), f"job.{status}"
@@ -39,7 +42,10 @@ def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None
 
 
 def _body(event: str, now: float, job: Any) -> dict[str, Any]:
-    """Return the body of a request: the event, its time, and the job without its inputs."""
+    """Return the body of a webhook's request: the event, its time, and the job without inputs.
+
+    `now` is in Unix time, and `job` a row of the table `jobs`.
+    """
     path = f"/v1/jobs/{job.id}"
     data = {name: getattr(job, name) for name in _COPIED}
     data |= {name: _iso(value) if (value := getattr(job, name)) else None for name in _TIMES}

@@ -13,7 +13,7 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 
 @dataclass(frozen=True)
 class Webhook:
-    """The URL that gets a request for each of the `events` of a job."""
+    """The webhook of a job: `url` gets a request for each of its `events`, such as job.failed."""
 
     url: str
     events: tuple[str, ...] = END_EVENTS
@@ -60,7 +60,7 @@ class Delivery:
 class Attempt:
     """The outcome of an attempt: the status of the response, or the error if there was none.
 
-    `retry_after_s` is the time that the receiver asked to wait.
+    `retry_after_s` is the time in seconds that the receiver asked to wait; 0 if it did not ask.
     """
 
     response_status: int | None = None

@@ -16,12 +16,15 @@ _BYTES, _MIN_BYTES, _MAX_BYTES = 32, 24, 64
 
 
 def new_secret() -> str:
-    """Return a new random secret of 256 bits."""
+    """Return a new random secret: `whsec_` and 32 bytes in base64."""
     return PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
 
 
 def decode_secret(secret: str) -> bytes:
-    """Return the bytes of a secret. Raises ValueError if it is not a valid one."""
+    """Return the bytes of a secret: `whsec_` and 24 to 64 bytes in base64.
+
+    Raises ValueError if it has another form.
+    """
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except binascii.Error:
@@ -32,7 +35,10 @@ def decode_secret(secret: str) -> bytes:
 
 
 def signed_headers(webhook_id: str, timestamp: int, body: bytes, secrets_in_use: Iterable[str]) -> dict[str, str]:
-    """Return the headers of an attempt at `timestamp`, in whole seconds since the epoch.
+    """Return the headers of a webhook's request with the content `body`.
+
+    `timestamp` is the time of the attempt, in whole seconds since the epoch. `webhook_id` is the
+    same for all attempts of a delivery.
 
     `webhook-signature` has one signature for each secret, so that receivers can change to a new one
     while the old one is valid.
@@ -50,7 +56,7 @@ def signed_headers(webhook_id: str, timestamp: int, body: bytes, secrets_in_use:
 
 
 def secret_of_file(path: Path) -> str:
-    """Return the secret in a file, which is created (mode 0600) if it is missing.
+    """Return the secret in a file; create the file with a new secret (mode 0600) if it is missing.
 
     Several processes may call this at the same time; they get the same secret.
     """

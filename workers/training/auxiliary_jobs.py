@@ -73,9 +73,9 @@ class AuxiliaryJobs:
         self._publisher.publish(job, job.request, self._context.paths.run(job.request["training"]))
 
     def fetch_dataset(self, job: Job) -> None:
-        """Download a dataset that is known by name or by URL, convert it and store it.
+        """Download a public dataset by its name or a file by its URL, convert it and store it.
 
-        Raises JobFailedError (409) if the name belongs to a dataset with other content. See
+        Raises JobFailedError (409) if there is a dataset of this name with other content. See
         docs/decisions.md#datasets-known-by-name-are-fetched-by-a-job.
         """
         request = job.request
@@ -97,7 +97,7 @@ class AuxiliaryJobs:
         self._context.complete(job, about)
 
     def _fetch_named(self, job: Job, file: Path) -> None:
-        """Download a dataset that is known by name, to `file`."""
+        """Download a public dataset, such as MNIST, to `file`; the job's request has its name."""
         data = ["--data-folder", str(self._context.settings.data.resolve())]
         command = self._children.command("dataset", job.request["source"], str(file), *data)
         try:
@@ -106,7 +106,10 @@ class AuxiliaryJobs:
             raise error.with_detail("or upload the files of the dataset") from error
 
     def _convert(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Convert the file in a folder as the job's request says; return the description."""
+        """Convert FOLDER/file as the job's request says; return the description of the dataset.
+
+        Raises JobFailedError if the file cannot be used as a dataset.
+        """
         options = json.dumps(asdict(_conversion_options(job.request, self._context.settings)))
         command = [sys.executable, "-m", "core.datasets.convert", str(folder), options, str(os.getpid())]
         printed = self._children.run(job, command, self._log_file(job), *self._conversion_limits())
@@ -119,7 +122,7 @@ class AuxiliaryJobs:
         return self._context.scratch_folder(job) / "log"
 
     def _conversion_limits(self) -> tuple[float, str]:
-        """Return the time limit of a conversion, and what its error advises."""
+        """Return the time limit of a conversion in seconds, and the advice in its error message."""
         limit_s = self._context.settings.conversion_timeout_s
         return limit_s, "set REVERIE_CONVERSION_TIMEOUT_S, or upload the files of the dataset"
 

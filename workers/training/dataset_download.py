@@ -23,8 +23,8 @@ def download_dataset(context: JobContext, job: Job, path: Path, resolver: Resolv
     """Download the `source_url` of a job's request to the file `path`, with progress events.
 
     Raises JobFailedError if it cannot be downloaded or is too large, ClaimLostError if the job's
-    claim is lost, WorkerStoppingError if this worker stops, and OSError (ENOSPC) if less than the
-    reserve of the disk is free.
+    claim is lost, WorkerStoppingError if this worker stops, and OSError (ENOSPC) if the disk has
+    less free space than the service must leave.
     """
     with path.open("wb") as file:
         asyncio.run(_download(context, job, file, resolver))

@@ -43,9 +43,9 @@ class VersionPublisher:
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> None:
         """Measure the last checkpoint of the run in `folder` and publish it as a version.
 
-        It is activated as `request["serve"]` says. Completes the job with the version's number and
-        its metrics. After a crash it can be called again: number, metrics and file are kept in the
-        folder.
+        `request["serve"]` is the policy of activation (see `apply_policy`), by default "if better".
+        Completes the job with the version's number and its metrics. After a crash this can be
+        called again: number and metrics are kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)

@@ -89,7 +89,7 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ZipImage:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of a member, at most one more than the directory states.
+    """Decompress a member in bounded memory and return its bytes.
 
     Raises UploadRejectedError if it is too large or damaged.
     """
