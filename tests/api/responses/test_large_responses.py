@@ -120,7 +120,7 @@ def test_a_large_response_is_complete(server: _Server, kind: str) -> None:
             response = client.get(kind)
             assert response.headers["content-length"] == str(len(BODY))
             assert response.content == BODY
-    assert server.responses.held == 0
+            wait_until(lambda: server.responses.held == 0, "nothing is held")
 
 
 @pytest.mark.timing
