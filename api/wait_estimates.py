@@ -92,6 +92,8 @@ class WaitEstimator:
         return WaitEstimate(reason="it is paused; resume it to go on") if job.status == "paused" else UNKNOWN
 
     def _of_queued(self, job: Job, position: int | None, snapshot: _Snapshot, trainers: int) -> WaitEstimate:
+        if job.input_urls:
+            return WaitEstimate(reason="its images are to be fetched by URL")
         queue = queue_of(job.kind)
         if (self._inference_workers() if queue == "inference" else trainers) == 0:
             name = "inference" if queue == "inference" else "training"

@@ -35,7 +35,7 @@ def queue_positions(engine: Engine, job_ids: Collection[str]) -> dict[str, int]:
     turn = sa.func.row_number().over(partition_by=(_QUEUE, jobs.c.owner), order_by=(jobs.c.queued_at, jobs.c.id))
     queued = (
         sa.select(jobs.c.id, jobs.c.owner, _QUEUE.label("queue"), turn.label("turn"))
-        .where(waiting(), jobs.c.status == "queued")
+        .where(waiting(), jobs.c.status == "queued", jobs.c.input_urls.is_(None))
         .subquery()
     )
     claimed_at = sa.func.coalesce(claim_order.c.claimed_at, 0.0)

@@ -93,7 +93,8 @@ def test_other_states_have_their_reason(tmp_path: Path) -> None:
         running = job(status="running", started_at=now - 10, progress=0.25, lease_holder="w", lease_until=now + 60)
         begun = job(status="running", started_at=now - 10, progress=0.001, lease_holder="w", lease_until=now + 60)
         ended = job(status="failed", finished_at=now)
-        setting.job_store.insert(paused, blocked, running, begun, ended)
+        fetched = job(input_urls={"image_url": ["http://x/y.png"]})
+        setting.job_store.insert(paused, blocked, running, begun, ended, fetched)
         estimates = await setting.of(paused, blocked, running, begun, ended)
         assert (estimates[0].position, estimates[0].reason) == (None, "it is paused; resume it to go on")
         assert (estimates[1].position, estimates[1].reason) == (None, "the disk is full")
@@ -101,6 +102,8 @@ def test_other_states_have_their_reason(tmp_path: Path) -> None:
         assert abs(estimates[2].remaining_s - 30) < 2
         assert estimates[3:] == [WaitEstimate(), WaitEstimate()]
         assert setting.reads == []  # none of them needs the queue
+        (estimate,) = await setting.of(fetched)
+        assert (estimate.position, estimate.reason) == (None, "its images are to be fetched by URL")
 
     asyncio.run(check())
 
