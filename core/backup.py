@@ -90,7 +90,7 @@ class _Copy:
         self.files[name] = {"bytes": path.stat().st_size, "sha256": digest}
 
     def drop(self, name: str) -> None:
-        """Delete a file from the backup."""
+        """Delete the file `name` from the backup, if it is there."""
         self.files.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 

@@ -36,9 +36,10 @@ _ROW_TTL_FACTOR = 7  # the row of an expired job is kept this many times as long
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A file or folder that may be an orphan: the Unix time of the last write to it.
+    """A file or folder that may be an orphan.
 
-    `is_needed` returns whether a job or process needs it; `remove` deletes it.
+    `written_at` is the Unix time of the last write to it. `is_needed` returns whether a job or
+    process needs it; `remove` deletes it.
     """
 
     written_at: float
@@ -80,7 +81,7 @@ class Cleanup:
     # --- results after their time ---
 
     def expire(self) -> None:
-        """Remove results older than their time to live, and expired jobs 7 times as old."""
+        """Remove results after their time to live, and expired jobs after 7 times that time."""
         ttl_s = self._settings.result_ttl_s
         while self._remove_results(self._job_store.kept_results(_PAGE, older_than_s=ttl_s)):
             pass

@@ -89,7 +89,7 @@ def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
 
 @dataclass
 class WorkFolder:
-    """A folder of one process, which is removed at the end unless it is `kept`."""
+    """A folder that `work_folder` removes at the end of its block unless it is `kept`."""
 
     path: Path
     kept: bool = False
@@ -101,7 +101,7 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Create a folder, lock it while the block runs, and remove it at the end unless it is `kept`.
+    """Create a folder, lock it while the block runs, and remove it afterwards unless it is `kept`.
 
     The lock marks the folder as in use. Raises OSError if the folder exists or cannot be created.
     """

@@ -43,7 +43,8 @@ def installed() -> bool:
 def set_up(settings: Settings, program: str) -> None:
     """Record the spans of this process, and export them by OTLP over HTTP, if the settings say so.
 
-    The environment variables of OpenTelemetry (`OTEL_…`) configure exporter, sampler and limits.
+    The service name in the spans is `reverie-PROGRAM`. The environment variables of OpenTelemetry
+    (`OTEL_…`) configure exporter, sampler and limits.
     """
     global _tracer  # noqa: PLW0603 - one tracer per process, as OpenTelemetry has
     if not settings.tracing or _tracer is not None:

@@ -117,7 +117,7 @@ class Registry:
     """
 
     def __init__(self, folder: Path, made: Path | None = None) -> None:
-        """Read the cards of all versions in the folders."""
+        """Read the cards of all versions in `folder` and, if it is given, in `made`."""
         self._folder = folder
         self._made = Versions(made) if made is not None else None
         self._entries: dict[str, dict[str, ModelVersion]] = {}
@@ -161,7 +161,8 @@ class Registry:
     def find(self, ref: str) -> ModelVersion | None:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
-        None if there is no such version. The folders may be scanned again first.
+        None if there is no such version. New versions are found: the folders are scanned again if a
+        version was published or activated, or if there seems to be no such version.
         """
         self.refresh()
         entry = self._lookup(ref)

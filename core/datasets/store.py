@@ -31,7 +31,7 @@ _PREVIEW_VALUES = 4 << 20
 
 
 class NameTakenError(ValueError):
-    """Raised if another dataset with other content has this name."""
+    """Raised if there is a dataset of the same name with other content."""
 
 
 class InUseError(ValueError):
@@ -175,7 +175,7 @@ class Datasets:
             return True
 
     def release(self, name: str, user: str) -> None:
-        """End the protection by the job `user`; do nothing if there is none."""
+        """End the protection of a dataset by the job `user`; do nothing if there is none."""
         (self.folder / name / _USES / user).unlink(missing_ok=True)
 
     def users(self, name: str) -> list[str]:

@@ -165,7 +165,7 @@ def open_picture(data: bytes, formats: Collection[str] = FORMATS) -> PictureFile
 
 
 def _layouts(image: Image.Image) -> list[str]:
-    """Return how Pillow describes the pixel layout of an opened TIFF (raw modes)."""
+    """Return Pillow's raw modes, which describe the pixel layout, of an opened TIFF."""
     tiles = getattr(image, "tile", ())  # (decoder, box, offset, raw mode and more)
     return [str(tile[3] if isinstance(tile[3], str) else next(iter(tile[3] or ()), "")) for tile in tiles]
 

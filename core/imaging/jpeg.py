@@ -67,7 +67,7 @@ def read_jpeg(data: bytes) -> Container:
 
 
 def _is_needed(data: bytes, segment: _Segment) -> bool:
-    """Return whether decoding needs a segment: not for metadata, except JFIF and Adobe's."""
+    """Return whether decoding needs a segment: it is no metadata, or is JFIF's or Adobe's."""
     if segment.marker == _COM or 0xE0 <= segment.marker <= _LAST_APPLICATION:
         name = {_JFIF: b"JFIF", _ADOBE: b"Adobe"}.get(segment.marker)
         return name is not None and data.startswith(name, segment.begin + 4, segment.end)

@@ -42,7 +42,7 @@ class _Layout(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Offset of the header's pointer to the first directory."""
+        """Offset in bytes of the header's pointer to the first directory."""
         return struct.calcsize(self.pointer)
 
     @property

@@ -238,7 +238,7 @@ class Layout:
 
 
 def photograph_bytes(photograph: Photograph) -> bytes:
-    """Return the bytes of an image's blob: the lines of pixels, then the transparency."""
+    """Return the bytes of an image's blob: the lines of pixels, then any transparency."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
 

@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A row of the table `jobs`. Times are seconds since the epoch."""
+    """A job: a row of the table `jobs`. Times are seconds since the epoch."""
 
     id: str = field(default_factory=new_id)
     kind: str
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def claim(self) -> Claim:
-        """The claim on this job, if the record was returned by `JobStore.claim`."""
+        """The claim on this job; valid only if `JobStore.claim` returned this record."""
         return Claim(self.id, self.token)
 
     @property

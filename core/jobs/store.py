@@ -103,7 +103,7 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             return transitions.set_status(connection, where, job_id, {"status": status}, **change)
 
     def delete(self, job_id: str) -> None:
-        """Delete the rows of an ended job; the caller removes its blobs."""
+        """Delete an ended job with its events and results; the caller removes its blobs."""
         with transaction(self.engine) as connection:
             for table in (result_chunks, events, idempotency_keys):
                 connection.execute(table.delete().where(table.c.job_id == job_id))

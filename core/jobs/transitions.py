@@ -17,7 +17,7 @@ NOT_BLOCKED = {"not_before": None, "blocked_since": None, "blocked_reason": None
 
 
 def held_by(claim: Claim) -> Condition:
-    """Return the SQL condition that a claim is still valid; each write of a worker has it."""
+    """Return the SQL condition that a claim is still valid; each write of a worker uses it."""
     return (jobs.c.id == claim.job_id) & (jobs.c.token == claim.token) & (jobs.c.status == "running")
 
 

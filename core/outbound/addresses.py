@@ -27,7 +27,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class BlockedAddressError(OSError):
-    """A host has no address that the service may connect to."""
+    """Raised if a host has no address that the service may connect to."""
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -46,7 +46,7 @@ class AddressPolicy:
 
     @classmethod
     def of(cls, allowed_networks: str) -> Self:
-        """Return the policy of the setting `allowed_networks`."""
+        """Return the policy for the setting `allowed_networks`, a list of CIDR blocks."""
         return cls(parse_networks(allowed_networks))
 
     def allows(self, address: str) -> bool:

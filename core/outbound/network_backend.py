@@ -89,7 +89,10 @@ def request_to(
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> AbstractAsyncContextManager[httpcore.Response]:
-    """Send a request; the context manager yields the response, whose body can be read as a stream."""
+    """Return a context manager that sends a request and yields the response.
+
+    The body of the response can be read as a stream.
+    """
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     sent = [(b"Host", url.netloc), *((name.encode(), value.encode()) for name, value in headers.items())]
     timeout = {"connect": CONNECT_TIMEOUT_S, "read": IDLE_TIMEOUT_S, "write": IDLE_TIMEOUT_S}

@@ -28,7 +28,7 @@ _table = webhook_deliveries.c
 
 
 class Deliveries:
-    """The deliveries of the service, for any number of processes on one database."""
+    """The store of webhook deliveries, for any number of processes on one database."""
 
     def __init__(self, engine: sa.Engine, retry_s: float = 5.0, retry_period_s: float = 86_400.0) -> None:
         """Use the job database. `retry_s` is the delay before the first retry.

@@ -18,7 +18,7 @@ DENSE_GAP_S = 0.004
 
 # See docs/decisions.md#a-worker-polls-for-two-milliseconds-after-its-last-message
 class BusyPoll:
-    """A tick callback of kombu's hub, which runs each time before the hub waits for events."""
+    """Polls for messages in `tick`, which kombu's hub calls before it waits for events."""
 
     def __init__(self) -> None:
         """Start without polling, until two messages have come in close succession."""

@@ -77,7 +77,7 @@ class InferenceContext:
     def run(
         self, model: LoadedModel, method: str, options: Options, slices: Slices, state: State | None, *, isolated: bool
     ) -> tuple[list[Outcome] | SliceResult, float]:
-        """Run and count one time slice of an operation; return its result and time in seconds.
+        """Run one time slice of an operation; return its result and time in seconds.
 
         The result is one outcome per slice, or a SliceResult if the operation is unfinished.
         `state` is that of an earlier SliceResult, or None. Interactive batches may interrupt long

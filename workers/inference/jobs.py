@@ -1,6 +1,7 @@
 """Jobs: claimed from the job store, run for one time slice, and recorded there.
 
-Results that cannot be recorded yet, because the job store is full or unavailable, are kept.
+Results that cannot be recorded because the job store is full or unavailable are kept in memory
+until it is writable.
 """
 
 import logging

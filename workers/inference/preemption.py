@@ -25,7 +25,7 @@ CHECK_S = 0.008  # minimum time between two polls of the queue; each takes a rou
 
 
 class _FunctionCalls(TorchFunctionMode):
-    """Calls `act` before each function of torch, while it is entered as a context manager."""
+    """A context manager in which the function `act` is called before each function of torch."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         super().__init__()

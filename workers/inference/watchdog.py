@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#a-faulthandler-timer-ends-a-hung-worker
 class Watchdog:
-    """Limits how long work may run without a call of `advance`."""
+    """Ends the process if work runs longer than a time-out without a call of `advance`."""
 
     def __init__(self, timeout_s: float, file: TextIO = sys.stderr) -> None:
         """Set the time-out in seconds; the first `check` starts the timer.
@@ -41,7 +41,10 @@ class Watchdog:
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """Require progress in this block, which may be nested. `work` names it in the log."""
+        """Require calls of `advance` while the block runs; blocks may be nested.
+
+        `work` names what runs, for the log.
+        """
         before, self._work = self._work, work
         self._steps += 1
         self._busy.set()

@@ -32,7 +32,7 @@ class InferenceWorker:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the stores; no model is loaded before `start`."""
+        """Open the job store and the blob store; no model is loaded before `start`."""
         self.context = InferenceContext(settings)
         self.batches = BatchRunner(self.context)
         self.jobs = JobRunner(self.context)

@@ -43,7 +43,7 @@ class JobFailedError(Exception):
         self.problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
     def with_detail(self, more: str) -> "JobFailedError":
-        """Return the same error with `more` appended to its detail."""
+        """Return a new error that equals this one, with `more` appended to its detail."""
         return JobFailedError(self.title, f"{self}; {more}", self.status)
 
 
@@ -65,7 +65,7 @@ class JobContext:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the stores."""
+        """Open the job store and the stores of versions; the first command connects to Redis."""
         self.settings = settings
         self.paths = StatePaths(settings.state.resolve())
         self.job_store = JobStore(settings.database)

@@ -76,9 +76,9 @@ class VersionPublisher:
         self._context.complete(job, {"model": name, "version": version, "figures": measurement.figures}, version)
 
     def reserve_number(self, name: str, folder: Path) -> str:
-        """Reserve a version number of the model `name`, and store it in the job's folder.
+        """Reserve a version number of the model `name`, and store it in `folder`; return it.
 
-        A second call with this folder returns the same number.
+        A second call with the same folder returns the same number.
         """
         file = folder / "version"
         if not file.exists():

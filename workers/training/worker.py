@@ -56,7 +56,7 @@ class TrainingWorker:
     """A training worker: one thread for trainings, and several for auxiliary jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the stores. `start` starts the threads."""
+        """Open the stores of the worker's jobs; `start` starts the threads."""
         self.context = JobContext(settings)
         self.children = ChildProcesses(self.context)
         self.publisher = VersionPublisher(self.context, self.children)
@@ -136,9 +136,9 @@ class TrainingWorker:
     # --- what this worker can train ---
 
     def discover_devices(self) -> None:
-        """Write the file of extra families, and set `devices`, the number of devices of a training.
+        """Write the file of extra families; set `devices`, how many devices a training can use.
 
-        Errors are ignored: then `devices` is 1.
+        Errors are logged; then `devices` is 1.
         """
         best_effort(self._write_families)
         best_effort(self._count_devices)
