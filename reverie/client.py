@@ -65,9 +65,7 @@ class Client(ApiMethods):
         self._http.close()
 
     def run_steps(self, steps: Steps[T]) -> T:
-        """Execute the requests and delays of a method one after the other; return the method's
-        result.
-        """
+        """Execute the requests and delays that the generator `steps` yields; return its result."""
         outcome: httpx.Response | Exception | None = None
         with contextlib.closing(steps):
             while True:
@@ -141,9 +139,7 @@ class AsyncClient(ApiMethods):
         await self._http.aclose()
 
     async def run_steps(self, steps: Steps[T]) -> T:
-        """Execute the requests and delays of a method one after the other; return the method's
-        result.
-        """
+        """Execute the requests and delays that the generator `steps` yields; return its result."""
         outcome: httpx.Response | Exception | None = None
         with contextlib.closing(steps):
             while True:

@@ -116,12 +116,12 @@ class Job(Record):
 
     @property
     def position(self) -> int | None:
-        """The place of a queued job in the order in which jobs are started; 1 is next, None unknown."""
+        """The place of a queued job in the order of starting: 1 is the next; None if unknown."""
         return self.body.get("position")
 
     @property
     def waiting_reason(self) -> str | None:
-        """Why the job is not run now; None if it is, or if that is unknown."""
+        """Why the job is not run now, as a sentence; None if it is, or if that is unknown."""
         return self.body.get("waiting_reason")
 
     @property

@@ -89,7 +89,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Check a checkpoint's weights and operations against its card."""
+    """Check a checkpoint against its card; raise ValueError if weights or operations differ."""
     card.check(arguments.checkpoint)
 
 

@@ -11,7 +11,7 @@ Report = Callable[[int], None]  # is called with the number of images that are m
 
 
 def no_report(_done: int) -> None:
-    """Report nothing."""
+    """Do nothing; the default of `report`, which is called with the number of images done."""
 
 
 def figure(name: str, value: float, unit: str, better: str, detail: str) -> dict[str, Any]:

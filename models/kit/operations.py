@@ -66,7 +66,7 @@ def options_of(model: nn.Module, operation: str) -> type:
 
 @cache
 def _operations(model: Any) -> dict[str, dict[str, Any]]:
-    """Return the type hints of the methods of the class `model` that are operations, by method."""
+    """Return the operations of the class `model`: each method's type hints, keyed by its name."""
     methods = {name: method for name, method in inspect.getmembers(model, inspect.isfunction) if name[0] != "_"}
     hints = {name: typing.get_type_hints(inspect.unwrap(method)) for name, method in methods.items()}
     return {name: hint for name, hint in hints.items() if hint.get("rows") is RowStreams and "options" in hint}

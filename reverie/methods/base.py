@@ -80,7 +80,7 @@ class ClientMethod(Generic[P, T]):
 
 
 class BaseMethods:
-    """Generators of steps that several methods use."""
+    """Generators of requests and delays that several client methods use."""
 
     def __init__(self, retries: int) -> None:
         """`retries` is the number of times that a request is sent again."""
