@@ -10,6 +10,7 @@ from starlette.types import Scope
 from api import audit, errors
 from api.auth import ANONYMOUS, Caller, Keys
 from api.exposure import HostCheck, OriginCheck, allowed_hosts, allowed_origins, client_address, trusted_proxies
+from api.openai_errors import PREFIX
 from api.rate_limits import RateLimits
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
@@ -50,6 +51,14 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/models/{name}"): Rule(("train",), "delete"),
     ("POST", "/v1/models/{name}/versions"): Rule(("train",), "import"),
     ("DELETE", "/v1/models/{name}/versions/{version}"): Rule(("train",), "delete"),
+    ("POST", f"{PREFIX}/images/generations"): Rule(("run",)),
+    ("POST", f"{PREFIX}/images/edits"): Rule(("run",)),
+    ("POST", f"{PREFIX}/files"): Rule(("train",)),
+    ("DELETE", f"{PREFIX}/files/{{file_id}}"): Rule(("train",), "delete"),
+    ("POST", f"{PREFIX}/fine_tuning/jobs"): Rule(("train",)),
+    ("POST", f"{PREFIX}/fine_tuning/jobs/{{job_id}}/cancel"): Rule(("run", "train"), "cancel"),
+    ("POST", f"{PREFIX}/fine_tuning/jobs/{{job_id}}/pause"): Rule(("train",)),
+    ("POST", f"{PREFIX}/fine_tuning/jobs/{{job_id}}/resume"): Rule(("train",)),
 }
 
 _PATTERNS = [(method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule) for (method, path), rule in RULES.items()]

@@ -12,6 +12,9 @@ CORS_REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
     *("Last-Event-ID", "Prefer", "Range", "Request-Timeout", "X-Request-ID"),
     *("traceparent", "tracestate"),
+    *("OpenAI-Organization", "OpenAI-Project"),  # these and the next are sent by OpenAI's client for JavaScript
+    *(f"X-Stainless-{name}" for name in ("Arch", "Lang", "OS", "Package-Version", "Retry-Count", "Runtime")),
+    *("X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
 )
 CORS_RESPONSE_HEADERS = (
     *("Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After"),

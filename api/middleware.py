@@ -17,6 +17,7 @@ from api.deadline import set_deadline, stop_at
 from api.errors import OverloadedError, ProblemError
 from api.html_headers import add_html_headers
 from api.job_events import OpeningPace
+from api.openai_errors import PREFIX, OpenAIErrorSender
 from api.request_bodies import BodyReader, RequestBodies
 from api.request_span import RequestSpan, traceparent_of
 from core import tracing
@@ -54,31 +55,32 @@ class RequestMiddleware:
         request_id = client_id.decode() if client_id and _PLAIN_ID.fullmatch(client_id) else secrets.token_hex(16)
         sender = _ResponseSender(receive, send, headers, request_id)
         sender.start_span(scope)
-        sender.may_be_html = not scope["path"].startswith("/v1/")
+        sender.may_be_html = not scope["path"].startswith(("/v1/", PREFIX))
+        send = OpenAIErrorSender(sender.send) if scope["path"].startswith(PREFIX) else sender.send
         try:
-            await self._handle(scope, receive, sender)
+            await self._handle(scope, receive, sender, send)
         except ClientDisconnect:
             sender.status = 499  # as nginx logs it
         except ProblemError as error:
-            await error.response(request_id)(scope, receive, sender.send)
+            await error.response(request_id)(scope, receive, send)
         except asyncio.CancelledError:  # the server stops, and the grace period of open requests is over
             if sender.status:
                 raise
             stopping = OverloadedError("the service is stopping; send the request again", retry_after_s=2)
-            await stopping.response(request_id)(scope, receive, sender.send)
+            await stopping.response(request_id)(scope, receive, send)
         except Exception:
             log.exception("internal error", extra={"request_id": request_id})
             if sender.status:
                 raise  # the response has started; uvicorn closes the connection
             internal = ProblemError("an error of the service; it was logged with this request id")
-            await internal.response(request_id)(scope, receive, sender.send)
+            await internal.response(request_id)(scope, receive, send)
         finally:
             if sender.body is not None:
                 sender.body.release()
             _record(scope, sender, time.perf_counter() - started_at)
 
-    async def _handle(self, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
-        """Check a request and pass it to the application.
+    async def _handle(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
+        """Check a request and pass it to the application, which responds by `send`.
 
         Raises a ProblemError if the access control, the rate of event streams or a limit of bodies
         rejects it, and DeadlineExceededError if no response has started at its deadline.
@@ -92,13 +94,13 @@ class RequestMiddleware:
             async with stop_at(set_deadline(scope, sender.headers[DEADLINE_HEADER])) as timeout:
                 sender.timeout = timeout
                 try:
-                    await self._pass_on(scope, receive, sender)
+                    await self._pass_on(scope, receive, sender, send)
                 finally:
                     sender.timeout = None
         else:
-            await self._pass_on(scope, receive, sender)
+            await self._pass_on(scope, receive, sender, send)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender") -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
         """Read the body within its limits, and pass the request to the application."""
         if scope["path"].endswith("/events"):
             await asyncio.sleep(self._openings.delay_s())
@@ -106,7 +108,7 @@ class RequestMiddleware:
         if body.decoded:
             scope["headers"] = [field for field in scope["headers"] if field[0] not in _ENCODED_HEADERS]
         receive = body if scope["method"] in _BODILESS else await body.ahead()
-        await self._app(scope, receive, sender.send)
+        await self._app(scope, receive, send)
 
 
 class _ResponseSender:

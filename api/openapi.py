@@ -17,12 +17,14 @@ from starlette.responses import Response
 from api.access import OPEN_PATHS, SAFE_METHODS
 from api.deadline import MAX_TIMEOUT_S
 from api.errors import MEDIA_TYPE, TITLES
+from api.openai_errors import PREFIX, openai_status
 from api.permissions import Models
 from api.request_content import FORM
 from api.responses.render import JSON, NPZ, PNG
 from api.schemas.common import Problem
 from api.schemas.datasets import DatasetForm, DatasetUrlBody, NamedDatasetBody
 from api.schemas.models import VersionForm
+from api.schemas.openai import ImageEditForm, OpenAIError, OpenAIFileForm
 from api.schemas.operations import IMAGE_URL, RESPONSES, OperationFields, UpscaleFields
 from core.catalog.operations import OPERATIONS, Operation
 from core.catalog.registry import ModelVersion
@@ -46,6 +48,13 @@ def problem_responses(*statuses: int) -> dict[int | str, Schema]:
     """Return the OpenAPI descriptions of problem responses, keyed by status."""
     content = {MEDIA_TYPE: {"schema": reference(Problem)}}
     return {str(status): {"description": TITLES[status], "content": content} for status in statuses}
+
+
+def openai_responses(*statuses: int) -> dict[int | str, Schema]:
+    """Return the OpenAPI descriptions of error responses in OpenAI's form, keyed by status."""
+    content = {JSON: {"schema": reference(OpenAIError)}}
+    described = {str(openai_status(status)): TITLES[status] for status in statuses}
+    return {status: {"description": title, "content": content} for status, title in described.items()}
 
 
 def bytes_response(described: dict[int | str, Schema], *statuses: int) -> dict[str, Any]:
@@ -113,6 +122,7 @@ _TAGS = [
     {"name": "trainings", "description": "Trainings: start, watch, pause, resume and publish."},
     {"name": "datasets", "description": "Pictures to train on."},
     {"name": "access", "description": "The API key of a request: its roles, limits and use."},
+    {"name": "openai", "description": "What clients of OpenAI's API call; errors have its form."},
     {"name": "health", "description": "For probes and for Prometheus."},
 ]
 _FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})  # FastAPI's own schemas of a 422
@@ -126,8 +136,9 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     """
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     components = schema.setdefault("components", {})
-    models: list[Any] = [(model, "serialization") for model in (Problem, *RESPONSES.values())]
-    models += [(model, "validation") for model in (DatasetForm, NamedDatasetBody, DatasetUrlBody, VersionForm)]
+    models: list[Any] = [(model, "serialization") for model in (Problem, OpenAIError, *RESPONSES.values())]
+    forms = (DatasetForm, NamedDatasetBody, DatasetUrlBody, VersionForm, ImageEditForm, OpenAIFileForm)
+    models += [(model, "validation") for model in forms]
     _, definitions = models_json_schema(models, ref_template=_TEMPLATE)
     schemas = components.get("schemas", {}) | definitions["$defs"] | operation_schemas | {"JobResult": _JOB_RESULT}
     for one in schemas.values():  # the default of JSON Schema; stated, it makes generated types vague
@@ -174,16 +185,17 @@ def _complete_operation(path: str, method: str, described: Schema, *, keys: bool
     for (operation, status), links in _LINKS.items():
         if described.get("operationId") == operation:
             responses[status]["links"] = responses[status].get("links", {}) | links
-    responses |= problem_responses(421)
-    if path.startswith("/v1/"):
-        responses |= problem_responses(422)  # for unknown query parameters
+    errors = openai_responses if path.startswith(PREFIX) else problem_responses
+    responses |= errors(421)
+    if path.startswith(("/v1/", PREFIX)):
+        responses |= errors(422)  # for unknown query parameters
     if "requestBody" in described:  # see api/request_bodies.py
-        responses |= problem_responses(400, 408, 413, 415, 503)
+        responses |= errors(400, 408, 413, 415, 503)
     if keys:
         described["security"] = [{"key": []}]
-        responses |= problem_responses(401, 403, 429)
+        responses |= errors(401, 403, 429)
     elif method.upper() not in SAFE_METHODS:
-        responses |= problem_responses(403)
+        responses |= errors(403)
 
 
 # --- operations ---

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive
 
 from api import malloc
 from api.errors import MalformedError, OverloadedError, StalledError, TooLargeError, UnsupportedMediaError
+from api.openai_errors import PREFIX
 from core.catalog.operations import OPERATIONS
 from core.settings import Settings
 
@@ -83,9 +84,11 @@ class RequestBodies:
     def __init__(self, settings: Settings) -> None:
         """Set the rule of each route from the settings."""
         images = BodyRule(settings.max_body_bytes, in_memory=True)
+        dataset = BodyRule(settings.max_dataset_bytes, in_memory=False)
         self._rules = {
-            ("POST", "/v1/datasets"): BodyRule(settings.max_dataset_bytes, in_memory=False),
+            **{("POST", path): dataset for path in ("/v1/datasets", f"{PREFIX}/files")},
             **{("POST", f"/v1/{operation.path}"): images for operation in OPERATIONS},
+            ("POST", f"{PREFIX}/images/edits"): images,
         }
         self._control = BodyRule(settings.max_control_body_bytes, in_memory=True, small=True)
         self._version = BodyRule(settings.max_version_bytes, in_memory=False)

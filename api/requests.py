@@ -150,13 +150,23 @@ async def read_request(request: Request, operation: Operation, models: Models, s
         content = form or parse_body(body, media, request, _ACCEPTED)
         if b"idempotency-key" in headers:
             content.fingerprint  # noqa: B018 - computed here, in a thread for large bodies, and cached
-        inference_request = _inference_request(content, operation, models, settings)
-        inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
-        inference_request.deadline_at = deadline_of(request.scope)
-        inference_request.traceparent = traceparent_of(request.scope)
-        return inference_request
+        return inference_request_of(request, content, operation, models, settings)
 
     return resolve() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(resolve)
+
+
+def inference_request_of(
+    request: Request, content: Content, operation: Operation, models: Models, settings: Settings
+) -> InferenceRequest:
+    """Validate the content of an HTTP request against the model's card; return it for its caller.
+
+    Raises the errors of `read_request`.
+    """
+    inference_request = _inference_request(content, operation, models, settings)
+    inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)
+    inference_request.deadline_at = deadline_of(request.scope)
+    inference_request.traceparent = traceparent_of(request.scope)
+    return inference_request
 
 
 def first_headers(request: Request) -> dict[bytes, bytes]:

@@ -44,6 +44,7 @@ class StreamingUpload:
         self._buffer: list[tuple[str, bytes]] = []
         self._buffered_bytes = 0
         self.fields: dict[str, str] = {}
+        self.filenames: dict[str, str] = {}  # the client's names of the files, keyed by field
 
     async def read(self, request: Request) -> dict[str, str]:
         """Read the body, write its files to the folder, and return its other fields, keyed by name.
@@ -174,6 +175,7 @@ class _FormCallbacks:
         self._opened = self._is_file and bool(options.get(b"filename"))
         if self._opened:
             self._upload.open_file(self._name)
+            self._upload.filenames[self._name] = options[b"filename"].decode("utf-8", "replace")[:_MAX_FIELD_BYTES]
         if not self._is_file and b"filename" in options:
             raise InvalidError(f"no file field {self._name[:60]!r}; the files' fields are `file` and `labels`")
 

@@ -85,7 +85,18 @@ async def check_devices(state: AppState, gpus: int) -> None:
         raise errors.InvalidError.in_field("gpus", detail)
 
 
-async def training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
+async def prepare_training(state: AppState, request: Request, body: TrainingBody) -> Job:
+    """Return the record of a new training or dry run, not yet inserted.
+
+    Raises the errors of `check_room`, `check_devices`, `check_new` and `_training_row`.
+    """
+    state.job_service.check_room()
+    await check_devices(state, body.gpus)
+    await state.permissions.check_new("model", body.name, caller_of(request.scope))
+    return await _training_row(state, request, body)
+
+
+async def _training_row(state: AppState, request: Request, body: TrainingBody) -> Job:
     """Return the record of a new training or dry run, not yet inserted.
 
     Raises InvalidError if its recipe or webhook is not valid, and NotFoundError if there is no such
@@ -136,10 +147,12 @@ def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
 async def insert_training(state: AppState, request: Request, body: TrainingBody, row: Job) -> Job:
     """Insert a training and wake the training workers; return its job.
 
-    A repeated Idempotency-Key returns the first request's job. Raises ConflictError if another
-    training of the model is unfinished, InvalidError if the key was used with another body,
-    NotFoundError if the dataset was deleted meanwhile, and GoneError if the key's job was deleted.
+    The caller becomes the owner of the model's name. A repeated Idempotency-Key returns the first
+    request's job. Raises ConflictError if another training of the model is unfinished, InvalidError
+    if the key was used with another body, NotFoundError if the dataset was deleted meanwhile, and
+    GoneError if the key's job was deleted.
     """
+    await state.permissions.claim("model", body.name, caller_of(request.scope), shared=body.shared)
     header, key = request.headers.get("idempotency-key"), None
     fields = body.model_dump(exclude=None if body.webhook else {"webhook"})
     fingerprint = hashlib.sha256(orjson.dumps(canonical(fields), option=orjson.OPT_SORT_KEYS)).hexdigest()

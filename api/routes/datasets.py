@@ -65,22 +65,40 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
     """
     if media_type(request.headers.get("content-type", "")) == JSON:
         return await _create_by_job(request, state, caller)
+    about, new = await store_upload(request, state, caller, DatasetForm)
+    headers = {"Location": f"{PATH}/{about['name']}"}
+    return json_response(_response(state, caller, about), headers, 201 if new else 200)
+
+
+async def store_upload(
+    request: Request, state: AppState, caller: Caller, form_type: type[DatasetForm], *, keep_filename: bool = False
+) -> tuple[dict[str, Any], bool]:
+    """Convert an uploaded file and store it as a dataset; return its description, and whether it is
+    new.
+
+    The other fields of the upload are those of `form_type`. `keep_filename`: the description gets
+    the client's name of the file, as `filename`. Raises the errors of `StreamingUpload.read` and
+    `convert`, TooManyRequestsError if the caller has no room for it, and ConflictError if the name
+    is taken by other content.
+    """
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
-        fields = tuple(DatasetForm.model_fields)
+        fields = tuple(form_type.model_fields)
         upload = StreamingUpload(folder, ("file", "labels"), fields, state.settings.min_free_disk_bytes)
-        form = validate_fields(DatasetForm, await upload.read(request))
+        form = validate_fields(form_type, await upload.read(request))
         name, options = form.name, form.conversion(state.settings)
         await state.permissions.exists("dataset", name, caller)
         async with state.conversions:
             about = await convert(request, folder, options, state.settings)
+        if keep_filename and "file" in upload.filenames:
+            about["filename"] = upload.filenames["file"]
         if not await state.permissions.exists("dataset", name, caller):
             await state.quotas.check_room(caller, int(about.get("bytes", 0)))
             await state.permissions.claim("dataset", name, caller, shared=form.shared)
         about, new = await asyncio.to_thread(_add, state.datasets, folder / "made", name, about)
         if not new and form.shared is not None:
             await state.permissions.share("dataset", name, caller, shared=form.shared)
-    return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"}, 201 if new else 200)
+    return about, new
 
 
 async def _create_by_job(request: Request, state: AppState, caller: Caller) -> Response:
@@ -103,7 +121,7 @@ async def _create_by_job(request: Request, state: AppState, caller: Caller) -> R
     else:
         if body.shared is not None:
             await state.permissions.share("dataset", name, caller, shared=body.shared)
-        about = await _find(state, caller, name)
+        about = await find_dataset(state, caller, name)
         shares = about.get("split", {}).get("shares", {})
         if (about.get("source"), shares.get("validation")) == (body.source, body.validation):
             return json_response(_response(state, caller, about), {"Location": f"{PATH}/{name}"})
@@ -163,7 +181,7 @@ async def list_datasets(
 @router.get("/{name}", summary="A dataset", responses=problem_responses(404))
 async def get_dataset(state: State, caller: CurrentCaller, name: str) -> DatasetResponse:
     """Return the description of a dataset."""
-    return _response(state, caller, await _find(state, caller, name))
+    return _response(state, caller, await find_dataset(state, caller, name))
 
 
 @router.get("/{name}/preview", summary="Some of a dataset's pictures as a grid", **bytes_response(PICTURE, 404, 422))
@@ -175,7 +193,7 @@ async def get_dataset_preview(
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
     """Return a PNG with a grid of `count` pictures of a split, evenly spaced over it."""
-    await _find(state, caller, name)
+    await find_dataset(state, caller, name)
     picture = await asyncio.to_thread(state.datasets.preview, name, split, count)
     if picture is None:
         raise NotFoundError(f"the dataset {name} has no pictures in its {split} split")
@@ -188,7 +206,7 @@ async def update_dataset(
 ) -> DatasetResponse:
     """Set whether everybody may use a dataset, or only its owner."""
     audit.describe(request, shared=change.shared)
-    about = await _find(state, caller, name)
+    about = await find_dataset(state, caller, name)
     await state.permissions.share("dataset", name, caller, shared=change.shared)
     return _response(state, caller, about)
 
@@ -196,7 +214,7 @@ async def update_dataset(
 @router.delete("/{name}", summary="Delete a dataset that is not in use", **no_content(403, 404, 409))
 async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None:
     """Delete a dataset. The status is 409 if an unfinished training uses it."""
-    await _find(state, caller, name)
+    await find_dataset(state, caller, name)
     state.permissions.check_change("dataset", name, caller)
     try:
         await asyncio.to_thread(state.datasets.delete, name)
@@ -206,7 +224,7 @@ async def delete_dataset(state: State, caller: CurrentCaller, name: str) -> None
     await state.permissions.release("dataset", name)
 
 
-async def _find(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
+async def find_dataset(state: AppState, caller: Caller, name: str) -> dict[str, Any]:
     """Return the description of a dataset that the caller may use.
 
     Raises NotFoundError if there is no such dataset.

@@ -19,7 +19,7 @@ from api.schemas import trainings as schemas
 from api.schemas.jobs import JobResponse, JobStatus
 from api.schemas.trainings import PublicationBody, TrainingBody, TrainingResponse
 from api.state import AppState
-from api.training_jobs import check_devices, insert_publication, insert_training, run_auxiliary_job, training_row
+from api.training_jobs import insert_publication, insert_training, prepare_training, run_auxiliary_job
 from core.catalog.families import load_families
 from core.jobs.records import TRAINING, Job
 
@@ -42,10 +42,7 @@ _ESTIMATE_TIMEOUT_S = 30.0  # for a request without `Prefer`; a dry run takes so
 )
 async def create_training(request: Request, state: State, caller: CurrentCaller, body: TrainingBody) -> Response:
     """Start a training or, with `dry_run`, estimate its memory and time."""
-    state.job_service.check_room()
-    await check_devices(state, body.gpus)
-    await state.permissions.check_new("model", body.name, caller)
-    row = await training_row(state, request, body)
+    row = await prepare_training(state, request, body)
     if body.dry_run:
         prefer = Prefer.of(request, state.settings, _ESTIMATE_TIMEOUT_S)
         result, job = await run_auxiliary_job(state, caller, row, prefer.wait_s)
@@ -54,7 +51,6 @@ async def create_training(request: Request, state: State, caller: CurrentCaller,
             return json_response(schemas.EstimateResponse.model_validate(estimate), prefer.headers)
         headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers}
         return json_response(TrainingResponse.of(job), headers, 202)
-    await state.permissions.claim("model", body.name, caller, shared=body.shared)
     job = await insert_training(state, request, body, row)
     headers = {"Location": f"/v1/jobs/{job.id}", "Content-Location": f"/v1/trainings/{job.id}"}
     return json_response(TrainingResponse.of(job), {**headers, "Retry-After": "1"}, 202)

@@ -1,0 +1,9 @@
+"""OpenAI-compatible routes: they translate requests and responses for the services of `/v1`."""
+
+from fastapi import APIRouter
+
+from api.routes.openai import files, fine_tuning, images, models
+
+router = APIRouter()
+for module in (models, images, files, fine_tuning):
+    router.include_router(module.router)

@@ -1,0 +1,168 @@
+"""OpenAI-compatible files: datasets. The id of a file is the dataset's name."""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from api.dependencies import CurrentCaller, State, check_cursor
+from api.openai_errors import PREFIX
+from api.openapi import BINARY, openai_responses, upload
+from api.responses.render import NPZ, JsonRoute
+from api.routes.datasets import delete_dataset, find_dataset, store_upload
+from api.routes.openai.models import unix_time
+from api.schemas.openai import OpenAIDeleted, OpenAIFile, OpenAIFileForm, OpenAIFileList
+
+router = APIRouter(prefix=f"{PREFIX}/files", tags=["openai"], route_class=JsonRoute)
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+_SPLITS = ("train", "validation", "test")
+_CHUNK_BYTES = 1 << 20
+
+
+@router.post(
+    "",
+    summary="Upload a dataset",
+    responses=openai_responses(400, 403, 408, 409, 413, 415, 429, 507),
+    openapi_extra=upload(OpenAIFileForm),
+)
+async def create_openai_file(request: Request, state: State, caller: CurrentCaller) -> OpenAIFile:
+    """Convert an uploaded file to a dataset, and return it when it is converted."""
+    about, _ = await store_upload(request, state, caller, OpenAIFileForm, keep_filename=True)
+    return _openai_file(about)
+
+
+@router.get("", summary="List datasets", responses=openai_responses(400))
+async def list_openai_files(
+    state: State,
+    caller: CurrentCaller,
+    purpose: Purpose | None = None,
+    after: Annotated[str, Query(max_length=64)] = "",
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> OpenAIFileList:
+    """Return a page of the datasets that the caller may use, sorted by the time of their creation."""
+    await state.permissions.refresh()
+    datasets = await asyncio.to_thread(
+        lambda: state.datasets.listing(
+            limit=1_000_000, visible=lambda name: state.permissions.can_use("dataset", name, caller)
+        )
+    )
+    files = [_openai_file(about) for about in datasets] if purpose in {None, "fine-tune"} else []
+    files.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
+    ids = [file.id for file in files]
+    check_cursor(after, known=after in ids)
+    first = ids.index(after) + 1 if after else 0
+    page = files[first : first + limit]
+    return OpenAIFileList(
+        object="list",
+        data=page,
+        has_more=len(files) > first + limit,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+    )
+
+
+@router.get("/{file_id}", summary="A dataset", responses=openai_responses(404))
+async def get_openai_file(state: State, caller: CurrentCaller, file_id: str) -> OpenAIFile:
+    """Return the description of a dataset."""
+    return _openai_file(await find_dataset(state, caller, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="A dataset's arrays",
+    response_class=Response,
+    responses={200: {"description": "An NPZ", "content": {NPZ: BINARY}}, **openai_responses(404)},
+)
+async def get_openai_file_content(state: State, caller: CurrentCaller, file_id: str) -> Response:
+    """Return the splits of a dataset as an NPZ, which can be uploaded again."""
+    about = await find_dataset(state, caller, file_id)
+    chunks = _npz_chunks(state.datasets.path(file_id), [about["counts"][split] for split in _SPLITS])
+    name = f'attachment; filename="{file_id}.npz"'
+    return StreamingResponse(chunks, 200, {"Content-Disposition": name, "Cache-Control": "no-store"}, NPZ)
+
+
+@router.delete("/{file_id}", summary="Delete a dataset", responses=openai_responses(403, 404, 409))
+async def delete_openai_file(state: State, caller: CurrentCaller, file_id: str) -> OpenAIDeleted:
+    """Delete a dataset. The status is 409 if an unfinished training uses it."""
+    await delete_dataset(state, caller, file_id)
+    return OpenAIDeleted(id=file_id, object="file", deleted=True)
+
+
+def _openai_file(about: dict[str, Any]) -> OpenAIFile:
+    """Return the file for the description of a dataset."""
+    return OpenAIFile(
+        id=about["name"],
+        object="file",
+        bytes=int(about.get("bytes", 0)),
+        created_at=unix_time(about["created_at"]),
+        filename=about.get("filename") or f"{about['name']}.{about['format']}",
+        purpose="fine-tune",
+        status="processed",
+        expires_at=None,
+        status_details=None,
+    )
+
+
+class _Buffer:
+    """A file that keeps what is written until it is taken."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> int:
+        """Append data."""
+        self._data += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing; `zipfile` calls it."""
+
+    def take(self) -> bytes:
+        """Return and remove what was written."""
+        data, self._data = bytes(self._data), bytearray()
+        return data
+
+
+def _npz_chunks(folder: Path, counts: Sequence[int]) -> Iterator[bytes]:
+    """Yield an NPZ with the splits of a dataset that have pictures, and their labels.
+
+    `counts` are the numbers of pictures of the splits. The files are opened before the first chunk,
+    so that a deletion meanwhile does no harm.
+    """
+    buffer = _Buffer()
+    with ExitStack() as stack:
+        sources: list[tuple[str, IO[bytes]]] = [
+            (f"{split}.npy", stack.enter_context((folder / f"{split}.npy").open("rb")))
+            for split, count in zip(_SPLITS, counts, strict=True)
+            if count
+        ]
+        if (folder / "labels.npy").exists():
+            parts = np.split(np.load(folder / "labels.npy"), np.cumsum(counts)[:-1])
+            sources += [
+                (f"y_{split}.npy", _npy(labels)) for split, labels in zip(_SPLITS, parts, strict=True) if len(labels)
+            ]
+        archive = stack.enter_context(zipfile.ZipFile(buffer, "w"))  # type: ignore[call-overload]
+        for name, source in sources:
+            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    target.write(chunk)
+                    yield buffer.take()
+        archive.close()
+        yield buffer.take()
+
+
+def _npy(array: np.ndarray[Any, Any]) -> IO[bytes]:
+    """Return an array as an open NPY file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    file.seek(0)
+    return file
