@@ -22,7 +22,7 @@ ELSEWHERE = re.compile(
 )
 """Commands of api.md that need another model, another file, the network or a training."""
 
-PROBLEM = re.compile(r'"status":([45]\d\d)\b')
+PROBLEM = re.compile(r'"status":([45]\d\d)\b|"code":"(\w+)"')
 
 
 def commands(page: str) -> list[tuple[str, str]]:
@@ -111,6 +111,18 @@ def test_the_commands_of_the_tour_work(stack: Stack, tmp_path: Path) -> None:
         assert check(shell, blocks) >= 15
     finally:
         shell.run("curl -s -X DELETE $U/v1/datasets/digits")  # other tests use the name
+
+
+def test_the_example_of_the_openai_client_works(stack: Stack, tmp_path: Path) -> None:
+    """docs/api.md: models, images, a file and a fine-tuning job by OpenAI's Python client."""
+    write_files(tmp_path)
+    page = (ROOT / "docs" / "api.md").read_text()
+    (example,) = re.findall(r"```python\n(from openai.*?)```", page, re.DOTALL)
+    (tmp_path / "example.py").write_text(example.replace("http://127.0.0.1:8000", stack.url))
+    output = Shell(stack.url, tmp_path).run("python -W error -W ignore::ResourceWarning example.py")
+    assert "vae-mnist-2d" in output
+    assert "280x280 The prompt was not used" in output
+    assert "status: queued" in output
 
 
 @pytest.mark.slow
