@@ -1,6 +1,7 @@
 """Images of the OpenAI-compatible routes: their size, their files, and masks of edits."""
 
 import io
+import math
 import re
 from dataclasses import dataclass
 from typing import Self
@@ -81,6 +82,13 @@ def check_pixels(n: int, output: ImageOutput, image: ImageShape) -> None:
     if n > most:
         detail = f"{n} images of {width}×{height} pixels are too many for one response; ask for {most}, or smaller ones"
         raise InvalidError.in_field("n", detail)
+
+
+def check_factor(output: ImageOutput, pixels: Pixels) -> None:
+    """Raise InvalidError if the enlarged image, uint8 (C, H, W), has too many pixels."""
+    if pixels[0].size * output.factor**2 > MAX_PIXELS:
+        most = math.isqrt(MAX_PIXELS // pixels[0].size)
+        raise InvalidError.in_field("factor", f"{output.factor} is too large for this image; at most {most}")
 
 
 def describe_images(work: str, parameters: ImageParameters, output: ImageOutput, image: ImageShape) -> str:

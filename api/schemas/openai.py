@@ -3,12 +3,14 @@
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from api.schemas.common import WHOLE, Resource
 from api.schemas.datasets import DatasetForm
 from api.schemas.operations import Options, Seed
 from api.schemas.trainings import Evaluation, RecipeOverrides
+from core.catalog.numbers import whole
 from core.datasets.store import NAME
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -173,30 +175,64 @@ class OpenAIDeleted(Resource):
 # --- fine-tuning ---
 
 
-class Hyperparameters(BaseModel):
-    """Hyperparameters of a training. `auto` means the default of the family."""
+def _auto_or_number(value: Any) -> Any:
+    """Return a number as it is, or "auto". Raises PydanticCustomError for anything else."""
+    value = whole(value)
+    if value in {None, "auto"} or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise PydanticCustomError("number", "must be a positive number, or `auto`")
+
+
+def _unavailable(reason: str) -> BeforeValidator:
+    """Return a validator that accepts only null or an empty list; other values raise an error with
+    the `reason`.
+    """
+
+    def validate(value: Any) -> Any:
+        if value in (None, []):
+            return value
+        raise PydanticCustomError("unavailable", reason)  # type: ignore[arg-type]
+
+    return BeforeValidator(validate)
+
+
+class _Parameters(BaseModel):
+    """Nested parameters. The error for an unknown one lists those that there are."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    n_epochs: Literal["auto"] | Annotated[int, WHOLE] | None = Field(None, description="`training.epochs`")
-    batch_size: Literal["auto"] | Annotated[int, WHOLE] | None = Field(None, description="`training.batch_size`")
-    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=1e6, strict=False)] | None = Field(
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, fields: Any) -> Any:
+        unknown = [name[:60] for name in fields if name not in cls.model_fields] if isinstance(fields, dict) else []
+        if unknown:
+            names = {"unknown": ", ".join(unknown[:10]), "known": ", ".join(cls.model_fields)}
+            raise PydanticCustomError("unknown_parameter", "no such parameter: {unknown}; there are: {known}", names)
+        return fields
+
+
+class Hyperparameters(_Parameters):
+    """Hyperparameters of a training. `auto` means the default of the family."""
+
+    n_epochs: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_auto_or_number)] = Field(
+        None, description="`training.epochs`"
+    )
+    batch_size: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_auto_or_number)] = Field(
+        None, description="`training.batch_size`"
+    )
+    learning_rate_multiplier: Annotated[int | float | Literal["auto"] | None, BeforeValidator(_auto_or_number)] = Field(
         None, description="Times the learning rate of the family's recipe."
     )
 
 
-class SupervisedMethod(BaseModel):
+class SupervisedMethod(_Parameters):
     """Options of the supervised method."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(BaseModel):
+class Method(_Parameters):
     """The method of a training. The data and the family decide it; `supervised` means no other."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["supervised"]
     supervised: SupervisedMethod | None = None
@@ -217,7 +253,9 @@ class FineTuningBody(BaseModel):
         description="A family, or a served model whose family and configuration the new model gets.",
     )
     training_file: str = Field(max_length=80, description="The id of a file: the name of a dataset.")
-    validation_file: None = Field(None, description="A file has its own validation split.")
+    validation_file: Annotated[
+        None, _unavailable("a file has its own validation split; leave validation_file out, or set it to null")
+    ] = Field(None, description="A file has its own validation split.")
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     suffix: str | None = Field(
@@ -226,7 +264,9 @@ class FineTuningBody(BaseModel):
         description="The new model is ft-MODEL-SUFFIX; a training with the same suffix makes its next version.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**62), WHOLE] | None = Field(None, description="Drawn if left out.")
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="There are none.")
+    integrations: Annotated[list[None] | None, _unavailable("there are no integrations; leave them out")] = Field(
+        None, max_length=0, description="There are none."
+    )
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Returned with the job.")
     recipe: RecipeOverrides | None = Field(None, description="Further changes to the family's recipe.")
     evaluation: Evaluation | None = None

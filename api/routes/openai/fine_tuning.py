@@ -174,14 +174,16 @@ def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> Traini
     Raises NotFoundError for an unknown model, and InvalidError if a hyperparameter is given twice.
     """
     family, base, config = _base(state, caller, body.model)
-    recipe = body.recipe or RecipeOverrides(config={}, training={}, seed=0)
+    recipe = body.recipe or RecipeOverrides.model_validate({})
     training = {**recipe.training}
     for name, value in _training_options(_hyperparameters(body), load_families(state.settings)[family]).items():
         if name in training:
             field = _NAMES[f"recipe.training.{name}"]
             raise InvalidError.in_field(field, f"given twice, also as recipe.training.{name}; send it once")
         training[name] = value
-    seed = body.seed if body.seed is not None else recipe.seed if body.recipe else secrets.randbelow(2**31)
+    seed = body.seed
+    if seed is None:
+        seed = recipe.seed if "seed" in recipe.model_fields_set else secrets.randbelow(2**31)
     given = {
         name: value for name in ("evaluation", "serve", "shared", "gpus") if (value := getattr(body, name)) is not None
     }
@@ -243,6 +245,8 @@ def _renamed(error: InvalidError) -> InvalidError:
     for one in error.more.get("errors", ()):
         name = _NAMES.get(one["field"], one["field"])
         detail = detail.replace(one["field"], name)
+        if name.endswith("multiplier"):
+            detail += "; these are learning rates: the multiplier times that of the family's recipe"
         errors.append({**one, "field": name})
     return InvalidError(detail, headers=error.headers, errors=errors)
 

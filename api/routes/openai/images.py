@@ -18,7 +18,7 @@ from api.prefer import Prefer
 from api.request_content import FORM, Content, media_type, read_form, unsupported
 from api.requests import InferenceRequest, inference_request_of, validate_fields
 from api.responses.job_results import check_succeeded
-from api.responses.openai_images import MAX_SIDE, ImageOutput, check_pixels, describe_images, prepare_edit
+from api.responses.openai_images import MAX_SIDE, ImageOutput, check_factor, check_pixels, describe_images, prepare_edit
 from api.responses.render import JSON, JsonRoute
 from api.routes.openai.parameters import known_only
 from api.routes.operations import compute_or_accept, create_job
@@ -115,6 +115,8 @@ async def get_openai_image(
             fields = await state.job_service.result(job)
         except LookupError as error:
             raise GoneError(GONE) from error
+        first = fields["images"][index]
+        check_factor(output, unpng(first) if isinstance(first, bytes) else first)
         return (await asyncio.to_thread(_encode, fields, output, [index]))[0], {}
 
     name = f"{index}.{factor}.{quality}.{output_format}"
