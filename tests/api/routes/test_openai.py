@@ -407,7 +407,7 @@ def ended(api: OpenAI, job_id: str) -> Any:
         (
             {"hyperparameters": {"learning_rate_multiplier": 0}},
             "hyperparameters.learning_rate_multiplier",
-            ["greater than"],
+            ["minimum"],
         ),
         ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs", ["`auto`"]),
         ({"hyperparameters": {"n_epochs": 1.5}}, "hyperparameters.n_epochs", ["integer"]),
