@@ -222,8 +222,10 @@ class OperationDocs:
         Also adds the size limits of uploads to the descriptions of their routes.
         """
         settings = self._settings
+        dataset = f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked"
         limits = {
-            "/v1/datasets": f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked",
+            "/v1/datasets": dataset,
+            f"{PREFIX}/files": dataset,
             "/v1/models/{name}/versions": f"{settings.max_version_bytes} bytes",
         }
         for path, limit in limits.items():

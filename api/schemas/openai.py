@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.schemas.common import WHOLE, Resource
+from api.schemas.common import WHOLE, Resource, add_files
 from api.schemas.datasets import DatasetForm
 from api.schemas.operations import Options, Seed
 from api.schemas.trainings import Evaluation, RecipeOverrides
@@ -89,13 +89,9 @@ class ImageEditForm(ImageParameters):
     """A request to fill in the transparent part of an image."""
 
     model_config = ConfigDict(
-        json_schema_extra=lambda schema: schema["properties"].update(
-            image={"type": "string", "format": "binary", "description": "Of the model's size, or a whole multiple."},
-            mask={
-                "type": "string",
-                "format": "binary",
-                "description": "A PNG whose transparent pixels are filled in; by default those of the image.",
-            },
+        json_schema_extra=add_files(
+            image="Of the model's size, or a whole multiple of it.",
+            mask="A PNG whose transparent pixels are filled in; by default those of the image.",
         )
     )
 
