@@ -187,7 +187,7 @@ def _unavailable(reason: str) -> BeforeValidator:
     def validate(value: Any) -> Any:
         if value in (None, []):
             return value
-        raise PydanticCustomError("unavailable", reason)  # type: ignore[arg-type]
+        raise PydanticCustomError("unavailable", reason)
 
     return BeforeValidator(validate)
 
