@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.schemas.common import WHOLE, Resource, add_files
+from api.schemas.common import WHOLE, Page, Resource, add_files
 from api.schemas.datasets import DatasetForm
 from api.schemas.operations import Options, Seed
 from api.schemas.trainings import Evaluation, RecipeOverrides
-from core.catalog.numbers import whole
+from core.catalog.validation import whole
 from core.datasets.store import NAME
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -51,10 +51,8 @@ class OpenAIModelList(Resource):
 # --- images ---
 
 
-class ImageParameters(BaseModel):
+class ImageParameters(BaseModel, extra="allow", strict=True):
     """The parameters of images, apart from files. Any other field is an option of the model."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     prompt: str = Field("", max_length=32_000, description="Accepted and not used: the models have no text input.")
     model: str | None = Field(None, description="NAME or NAME@VERSION; by default the first that can.")
@@ -150,14 +148,8 @@ class OpenAIFile(Resource):
     status_details: str | None
 
 
-class OpenAIFileList(Resource):
+class OpenAIFileList(Page[OpenAIFile]):
     """A page of files."""
-
-    object: Literal["list"]
-    data: list[OpenAIFile]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class OpenAIDeleted(Resource):
@@ -192,10 +184,8 @@ def _unavailable(reason: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-class _Parameters(BaseModel):
+class _Parameters(BaseModel, extra="forbid", strict=True):
     """Nested parameters. The error for an unknown one lists those that there are."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -312,14 +302,8 @@ class FineTuningJob(Resource):
     metadata: dict[str, str] | None
 
 
-class FineTuningJobList(Resource):
+class FineTuningJobList(Page[FineTuningJob]):
     """A page of trainings, newest first."""
-
-    object: Literal["list"]
-    data: list[FineTuningJob]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class FineTuningEvent(Resource):
@@ -334,14 +318,8 @@ class FineTuningEvent(Resource):
     data: dict[str, Any] | None
 
 
-class FineTuningEventList(Resource):
+class FineTuningEventList(Page[FineTuningEvent]):
     """A page of events, newest first."""
-
-    object: Literal["list"]
-    data: list[FineTuningEvent]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class FineTuningMetrics(Resource):
@@ -366,11 +344,5 @@ class FineTuningCheckpoint(Resource):
     step_number: int
 
 
-class FineTuningCheckpointList(Resource):
+class FineTuningCheckpointList(Page[FineTuningCheckpoint]):
     """A page of checkpoints, newest first."""
-
-    object: Literal["list"]
-    data: list[FineTuningCheckpoint]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None

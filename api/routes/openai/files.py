@@ -12,12 +12,13 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from api.dependencies import CurrentCaller, State, check_cursor
+from api.dependencies import CurrentCaller, State
 from api.openai_errors import PREFIX
 from api.openapi import BINARY, openai_responses, upload
 from api.responses.render import NPZ, JsonRoute
 from api.routes.datasets import delete_dataset, find_dataset, store_upload
 from api.routes.openai.models import unix_time
+from api.routes.openai.parameters import following
 from api.schemas.openai import OpenAIDeleted, OpenAIFile, OpenAIFileForm, OpenAIFileList
 
 router = APIRouter(prefix=f"{PREFIX}/files", tags=["openai"], route_class=JsonRoute)
@@ -57,17 +58,7 @@ async def list_openai_files(
     )
     files = [_openai_file(about) for about in datasets] if purpose in {None, "fine-tune"} else []
     files.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
-    ids = [file.id for file in files]
-    check_cursor(after, known=after in ids)
-    first = ids.index(after) + 1 if after else 0
-    page = files[first : first + limit]
-    return OpenAIFileList(
-        object="list",
-        data=page,
-        has_more=len(files) > first + limit,
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-    )
+    return OpenAIFileList.of(following(files, after), "id", limit)
 
 
 @router.get("/{file_id}", summary="A dataset", responses=openai_responses(404))

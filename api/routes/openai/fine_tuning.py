@@ -2,33 +2,21 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 
-from api.dependencies import CurrentCaller, CurrentTraining, Owner, State, check_cursor
+from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
 from api.errors import InvalidError, NotFoundError
 from api.openai_errors import PREFIX
 from api.openapi import openai_responses
 from api.responses.render import JsonRoute
 from api.routes.jobs import After, Limit, cancel_job, list_jobs_after
-from api.routes.openai.parameters import known_only
+from api.routes.openai.parameters import following, known_only
 from api.routes.trainings import list_training_checkpoints, pause_training, resume_training
-from api.schemas.openai import (
-    FineTuningBody,
-    FineTuningCheckpoint,
-    FineTuningCheckpointList,
-    FineTuningError,
-    FineTuningEvent,
-    FineTuningEventList,
-    FineTuningHyperparameters,
-    FineTuningJob,
-    FineTuningJobList,
-    FineTuningMetrics,
-    Hyperparameters,
-)
+from api.schemas import openai as schemas
+from api.schemas.openai import FineTuningBody, FineTuningJob, Hyperparameters
 from api.schemas.trainings import RecipeOverrides, TrainingBody
 from api.state import AppState
 from api.training_jobs import insert_training, prepare_training
@@ -82,10 +70,10 @@ async def create_fine_tuning_job(
 @router.get("", summary="List trainings, newest first", responses=openai_responses(400))
 async def list_fine_tuning_jobs(
     state: State, owner: Owner, after: After = None, limit: Limit = 20
-) -> FineTuningJobList:
+) -> schemas.FineTuningJobList:
     """Return a page of the caller's trainings, newest first."""
     jobs = await list_jobs_after(state, owner, {"kind": TRAINING}, after, limit)
-    return FineTuningJobList(**_page([fine_tuning_job(job) for job in jobs], limit))
+    return schemas.FineTuningJobList.of([fine_tuning_job(job) for job in jobs], "id", limit)
 
 
 @router.get("/{job_id}", summary="A training", responses=openai_responses(404))
@@ -118,11 +106,11 @@ async def resume_fine_tuning_job(state: State, owner: Owner, job: CurrentTrainin
 @router.get("/{job_id}/events", summary="A training's events, newest first", responses=openai_responses(400, 404))
 async def list_fine_tuning_events(
     state: State, job: CurrentTraining, after: ItemAfter = "", limit: PageLimit = 20
-) -> FineTuningEventList:
+) -> schemas.FineTuningEventList:
     """Return a page of a training's events: messages, changes of its status, metrics, checkpoints."""
     stored = await state.job_service.events(job.id)
     events = [_event(job, event) for event in reversed(stored) if event.name != "progress"]
-    return FineTuningEventList(**_page(_following(events, after, limit), limit))
+    return schemas.FineTuningEventList.of(following(events, after), "id", limit)
 
 
 @router.get(
@@ -130,7 +118,7 @@ async def list_fine_tuning_events(
 )
 async def list_fine_tuning_checkpoints(
     state: State, job: CurrentTraining, after: ItemAfter = "", limit: PageLimit = 10
-) -> FineTuningCheckpointList:
+) -> schemas.FineTuningCheckpointList:
     """Return a page of the checkpoints that a training has written, newest first."""
     written = (await list_training_checkpoints(state, job)).data
     times = [int(event.at) for event in await state.job_service.events(job.id) if event.name == "checkpoint"]
@@ -139,13 +127,13 @@ async def list_fine_tuning_checkpoints(
         last = number == len(written) - 1 and job.version
         step = checkpoint.step_number
         checkpoints.append(
-            FineTuningCheckpoint(
+            schemas.FineTuningCheckpoint(
                 id=f"ftckpt-{job.id}-{step}",
                 object="fine_tuning.job.checkpoint",
                 created_at=at,
                 fine_tuned_model_checkpoint=f"{job.model}@{job.version}" if last else f"{job.model}:ckpt-step-{step}",
                 fine_tuning_job_id=job.id,
-                metrics=FineTuningMetrics(
+                metrics=schemas.FineTuningMetrics(
                     step=step,
                     train_loss=checkpoint.metrics.get("train_loss"),
                     valid_loss=checkpoint.metrics.get("validation_loss"),
@@ -153,7 +141,7 @@ async def list_fine_tuning_checkpoints(
                 step_number=step,
             )
         )
-    return FineTuningCheckpointList(**_page(_following(checkpoints[::-1], after, limit), limit))
+    return schemas.FineTuningCheckpointList.of(following(checkpoints[::-1], after), "id", limit)
 
 
 # --- requests ---
@@ -258,7 +246,7 @@ def fine_tuning_job(job: Job) -> FineTuningJob:
     """Return the response for a training."""
     original = job.request.get(_REQUEST, {})
     training = job.request["recipe"]["training"]
-    hyperparameters = FineTuningHyperparameters(
+    hyperparameters = schemas.FineTuningHyperparameters(
         n_epochs=training.get("epochs", "auto"),
         batch_size=training.get("batch_size", "auto"),
         learning_rate_multiplier=original.get("learning_rate_multiplier") or "auto",
@@ -283,13 +271,15 @@ def fine_tuning_job(job: Job) -> FineTuningJob:
         trained_tokens=None,
         hyperparameters=hyperparameters,
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters.model_dump()}},
-        error=FineTuningError(code="training_failed", message=problem["detail"], param=None) if problem else None,
+        error=schemas.FineTuningError(code="training_failed", message=problem["detail"], param=None)
+        if problem
+        else None,
         integrations=[],
         metadata=original.get("metadata"),
     )
 
 
-def _event(job: Job, event: Event) -> FineTuningEvent:
+def _event(job: Job, event: Event) -> schemas.FineTuningEvent:
     """Return the response for an event of a training."""
     level: Literal["info", "warn", "error"] = "info"
     kind: Literal["message", "metrics"] = "metrics" if event.name == "metrics" else "message"
@@ -303,7 +293,7 @@ def _event(job: Job, event: Event) -> FineTuningEvent:
         text = f"checkpoint at step {data['step_number']}"
     else:
         text = str(data.get("message", event.name))
-    return FineTuningEvent(
+    return schemas.FineTuningEvent(
         id=f"ftevent-{job.id}-{event.seq}",
         object="fine_tuning.job.event",
         created_at=int(event.at),
@@ -312,27 +302,3 @@ def _event(job: Job, event: Event) -> FineTuningEvent:
         type=kind,
         data=data,
     )
-
-
-def _following(items: Sequence[Any], after: str, limit: int) -> Sequence[Any]:
-    """Return up to `limit + 1` of the items after the one with the id `after`.
-
-    Raises InvalidError if there is no such item.
-    """
-    ids = [item.id for item in items]
-    check_cursor(after, known=after in ids)
-    first = ids.index(after) + 1 if after else 0
-    return items[first : first + limit + 1]
-
-
-def _page(items: Sequence[Any], limit: int) -> dict[str, Any]:
-    """Return the fields of a page with the first `limit` items; more items mean another page."""
-    data = list(items[:limit])
-    ids = [item.id for item in data] or [None]
-    return {
-        "object": "list",
-        "data": data,
-        "has_more": len(items) > limit,
-        "first_id": ids[0],
-        "last_id": ids[-1],
-    }

@@ -1,10 +1,13 @@
-"""Parameters that OpenAI-compatible routes check themselves."""
+"""Parameters and pages of the OpenAI-compatible routes."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from api.dependencies import check_cursor
 from api.errors import InvalidError
 from api.openai_errors import UNKNOWN_PARAMETER
+
+Item = TypeVar("Item")
 
 
 def known_only(extra: Mapping[str, Any] | None, known: Iterable[str], more: str = "") -> dict[str, Any]:
@@ -20,3 +23,13 @@ def known_only(extra: Mapping[str, Any] | None, known: Iterable[str], more: str 
         errors = [{"field": name, "detail": "no such parameter"} for name in unknown]
         raise InvalidError(detail, errors=errors, code=UNKNOWN_PARAMETER)
     return given
+
+
+def following(items: Sequence[Item], after: str) -> Sequence[Item]:
+    """Return the items after the one with the id `after`; all of them for an empty `after`.
+
+    Raises InvalidError if there is no such item.
+    """
+    ids = [getattr(item, "id") for item in items]  # noqa: B009 - of any record with an id
+    check_cursor(after, known=after in ids)
+    return items[ids.index(after) + 1 :] if after else items
