@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2  # the HTTP library of openai
 import numpy as np
 import openai
 import pytest
@@ -487,10 +488,11 @@ def test_keys_roles_and_limits(tmp_path: Path) -> None:
     async def call() -> None:
         settings = app_settings(tmp_path, api_keys=keys, key_requests_per_second=3)
         async with application(settings, "reader") as (reader,):
-            transport = reader._transport
+            assert isinstance(reader._transport, httpx.ASGITransport)
+            app: Any = reader._transport.app
 
             def named(key: str) -> AsyncOpenAI:
-                http = DefaultAsyncHttpxClient(transport=transport)  # type: ignore[arg-type]
+                http = DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app))
                 return AsyncOpenAI(
                     base_url="http://x/openai/v1",
                     api_key=key,
