@@ -135,14 +135,14 @@ def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
     _, height, width = shape
     try:
         file = open_picture(data)
-        factor = max(1, file.width // width)
+        factor = max(1, file.size[0] // width)
         fits = file.size == (width * factor, height * factor) and max(file.size) <= MAX_SIDE
         colours = file.colours() if fits and not file.deep else None
     except UnusableImageError as error:
         raise InvalidError.in_field(field, str(error)) from error
     if not fits:
         detail = (
-            f"it has {file.width}×{file.height} pixels; the model takes {width}×{height}, or a whole multiple of it"
+            f"it has {file.size[0]}×{file.size[1]} pixels; the model takes {width}×{height}, or a whole multiple of it"
         )
         raise InvalidError.in_field(field, f"{detail} up to {MAX_SIDE} a side")
     if colours is None:

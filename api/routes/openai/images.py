@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Annotated, Any, BinaryIO
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -18,17 +19,20 @@ from api.prefer import Prefer
 from api.request_content import FORM, Content, media_type, read_form, unsupported
 from api.requests import InferenceRequest, inference_request_of, validate_fields
 from api.responses.job_results import check_succeeded
+from api.responses.large_responses import written_bytes
 from api.responses.openai_images import MAX_SIDE, ImageOutput, check_factor, check_pixels, describe_images, prepare_edit
 from api.responses.render import JSON, JsonRoute
+from api.responses.result_files import Rendering
 from api.routes.openai.parameters import known_only
-from api.routes.operations import compute_or_accept, create_job
+from api.routes.operations import PNG_BY_WORKER, compute_or_accept, create_job
+from api.row_files import LARGE_BYTES
 from api.schemas.openai import ImageEditForm, ImageFormat, ImageGenerationBody, ImageParameters, OpenAIImages
 from api.state import AppState
 from core.broker.codec import Fields
 from core.catalog.operations import BY_METHOD, Operation
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
-from core.imaging.pictures import unpng
+from core.imaging.pictures import Pixels, unpng
 from core.jobs.records import Job
 
 router = APIRouter(prefix=f"{PREFIX}/images", tags=["openai"], route_class=JsonRoute)
@@ -110,14 +114,14 @@ async def get_openai_image(
     check_succeeded(job)
     output = ImageOutput(output_format, quality, factor)
 
-    async def render() -> tuple[bytes, dict[str, str]]:
+    async def render() -> Rendering:
         try:
             fields = await state.job_service.result(job)
         except LookupError as error:
             raise GoneError(GONE) from error
-        first = fields["images"][index]
-        check_factor(output, unpng(first) if isinstance(first, bytes) else first)
-        return (await asyncio.to_thread(_encode, fields, output, [index]))[0], {}
+        image = fields["images"][index]
+        check_factor(output, unpng(image) if isinstance(image, bytes) else image)
+        return Rendering(lambda out: out.write(_file(image, output)), 0, {})
 
     name = f"{index}.{factor}.{quality}.{output_format}"
     return await state.results.respond(request, job.id, name, output.media, render)
@@ -191,18 +195,17 @@ async def _respond(
     output = ImageOutput.of(parameters, entry.image)
     check_pixels(n, output, entry.image)
     work = _inference_request(state, request, parameters, operation, entry, content)
+    describe: Callable[[Any], dict[str, str]]
+    images: Iterable[Any]
     if parameters.response_format == "url":
         job = await _finished_job(state, work)
-        images = [{"url": _link(request, job, index, output)} for index in range(n)]
+        describe, images = partial(_link, request, job, output), range(n)
     else:
-        fields = await _compute(state, request, work, output)
-        files = await asyncio.to_thread(_encode, fields, output, range(n))
-        images = [{"b64_json": base64.b64encode(file).decode()} for file in files]
-    text = describe_images(_work_text(operation, entry, work.seed), parameters, output, entry.image)
+        describe, images = partial(_data, output), (await _compute(state, request, work, output))["images"]
     width, height = output.size(entry.image)
+    text = describe_images(_work_text(operation, entry, work.seed), parameters, output, entry.image)
     body = {
         "created": int(time.time()),
-        "data": [{**image, "revised_prompt": text} for image in images],
         "output_format": output.format,
         "size": f"{width}x{height}",
         "background": "opaque",
@@ -210,7 +213,22 @@ async def _respond(
         "seed": work.seed,
         **({"conversions": list(work.conversions)} if work.conversions else {}),
     }
-    return state.responses.response(orjson.dumps(body), {"Cache-Control": "no-store"}, JSON)
+    write = partial(
+        _write, body=body, images=images, describe=lambda image: {**describe(image), "revised_prompt": text}
+    )
+    headers = {"Cache-Control": "no-store"}
+    if n * width * height > LARGE_BYTES:
+        return await state.responses.written(write, headers, JSON)
+    return state.responses.of_body(await asyncio.to_thread(written_bytes, write), 200, headers, JSON)
+
+
+def _write(
+    out: BinaryIO, body: dict[str, Any], images: Iterable[Any], describe: Callable[[Any], dict[str, str]]
+) -> None:
+    """Write the JSON of a response; `describe` returns the entry of one of the `images`."""
+    out.write(orjson.dumps(body)[:-1] + b',"data":[')
+    out.writelines((b"," if index else b"") + orjson.dumps(describe(image)) for index, image in enumerate(images))
+    out.write(b"]}")
 
 
 def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
@@ -220,7 +238,8 @@ def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
 
 async def _compute(state: AppState, request: Request, work: InferenceRequest, output: ImageOutput) -> Fields:
     """Return the result of the operation. Raises OverloadedError after `WAIT_S` seconds."""
-    png = output == ImageOutput()  # then the worker's files can be returned as they are
+    # the worker's files are returned as they are
+    png = output == ImageOutput() and work.rows <= PNG_BY_WORKER
     fields = await compute_or_accept(state, request, work, Prefer(WAIT_S, ""), png=png)
     if isinstance(fields, Response):
         raise _too_slow(fields.headers["location"])
@@ -245,19 +264,21 @@ def _too_slow(path: str) -> OverloadedError:
     return OverloadedError(detail, headers={"X-Should-Retry": "false"})
 
 
-def _link(request: Request, job: Job, index: int, output: ImageOutput) -> str:
-    """Return the URL of an image of a job; defaults are left out of the query."""
+def _data(output: ImageOutput, image: Pixels | bytes) -> dict[str, str]:
+    """Return the entry of an image in a response: its file as base64."""
+    return {"b64_json": base64.b64encode(_file(image, output)).decode()}
+
+
+def _link(request: Request, job: Job, output: ImageOutput, index: int) -> dict[str, str]:
+    """Return the entry of an image of a job: its URL, without the defaults in the query."""
     options = {"output_format": output.format, "quality": output.quality, "factor": output.factor}
     default = {"output_format": "png", "quality": 100, "factor": 1}
     chosen = {name: value for name, value in options.items() if value != default[name]}
-    return str(request.url_for("get_openai_image", job_id=job.id, index=index).include_query_params(**chosen))
+    return {"url": str(request.url_for("get_openai_image", job_id=job.id, index=index).include_query_params(**chosen))}
 
 
-def _encode(fields: Fields, output: ImageOutput, indices: Sequence[int]) -> list[bytes]:
-    """Return the files of the images with these indices. Blocks: call it in a thread."""
-    images = fields["images"]
-    if not isinstance(images, list):
-        return [output.encode(images[index]) for index in indices]
-    if output == ImageOutput():
-        return [images[index] for index in indices]
-    return [output.encode(unpng(images[index])) for index in indices]
+def _file(image: Pixels | bytes, output: ImageOutput) -> bytes:
+    """Return the file of an image of a result: pixels, or a PNG that the worker has made."""
+    if not isinstance(image, bytes):
+        return output.encode(image)
+    return image if output == ImageOutput() else output.encode(unpng(image))
