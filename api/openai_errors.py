@@ -32,6 +32,7 @@ _CODES = {
     429: "rate_limit_exceeded",
     500: "server_error",
     503: "overloaded",
+    504: "deadline_exceeded",
     507: "insufficient_storage",
 }
 _PLACE = re.compile(r"^(body|query|path|options)\.")

@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from api.dependencies import CurrentCaller, CurrentTraining, Owner, State
 from api.errors import InvalidError, NotFoundError
 from api.openai_errors import PREFIX
-from api.openapi import openai_responses
+from api.openapi import TIMEOUT, openai_responses
 from api.responses.render import JsonRoute
 from api.routes.jobs import After, Limit, cancel_job, list_jobs_after
 from api.routes.openai.parameters import following, known_only
@@ -38,7 +40,12 @@ PageLimit = Annotated[int, Query(ge=1, le=1000)]
 ItemAfter = Annotated[str, Query(max_length=120)]
 
 
-@router.post("", summary="Train a model", responses=openai_responses(400, 403, 404, 409, 410, 429, 500, 503))
+@router.post(
+    "",
+    summary="Train a model",
+    responses=openai_responses(400, 403, 404, 409, 410, 429, 500, 503, 504),
+    openapi_extra={"parameters": [TIMEOUT]},
+)
 async def create_fine_tuning_job(
     request: Request, state: State, caller: CurrentCaller, body: FineTuningBody
 ) -> FineTuningJob:
@@ -64,7 +71,7 @@ async def create_fine_tuning_job(
         "learning_rate_multiplier": hyperparameters.learning_rate_multiplier,
     }
     row = replace(row, request={**row.request, _REQUEST: original})
-    return fine_tuning_job(await insert_training(state, request, training, row))
+    return await _response(state, await insert_training(state, request, training, row))
 
 
 @router.get("", summary="List trainings, newest first", responses=openai_responses(400))
@@ -73,34 +80,34 @@ async def list_fine_tuning_jobs(
 ) -> schemas.FineTuningJobList:
     """Return a page of the caller's trainings, newest first."""
     jobs = await list_jobs_after(state, owner, {"kind": TRAINING}, after, limit)
-    return schemas.FineTuningJobList.of([fine_tuning_job(job) for job in jobs], "id", limit)
+    return schemas.FineTuningJobList.of(await _responses(state, jobs), "id", limit)
 
 
 @router.get("/{job_id}", summary="A training", responses=openai_responses(404))
-async def get_fine_tuning_job(job: CurrentTraining) -> FineTuningJob:
+async def get_fine_tuning_job(state: State, job: CurrentTraining) -> FineTuningJob:
     """Return a training."""
-    return fine_tuning_job(job)
+    return await _response(state, job)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a training", responses=openai_responses(404, 409))
 async def cancel_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
     """Cancel a training. The status is 409 if it has succeeded or failed."""
     await cancel_job(state, owner, job)
-    return fine_tuning_job(await state.job_service.get(job.id, owner) or job)
+    return await _response(state, await state.job_service.get(job.id, owner) or job)
 
 
 @router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=openai_responses(404, 409))
 async def pause_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
     """Pause a queued or running training. The status is 409 for one that has ended."""
     await pause_training(state, owner, job)
-    return fine_tuning_job(await state.job_service.get(job.id, owner) or job)
+    return await _response(state, await state.job_service.get(job.id, owner) or job)
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=openai_responses(404, 409))
 async def resume_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
     """Resume a paused training. The status is 409 for one that has ended."""
     await resume_training(state, owner, job)
-    return fine_tuning_job(await state.job_service.get(job.id, owner) or job)
+    return await _response(state, await state.job_service.get(job.id, owner) or job)
 
 
 @router.get("/{job_id}/events", summary="A training's events, newest first", responses=openai_responses(400, 404))
@@ -242,8 +249,19 @@ def _renamed(error: InvalidError) -> InvalidError:
 # --- responses ---
 
 
-def fine_tuning_job(job: Job) -> FineTuningJob:
+async def _responses(state: AppState, jobs: Sequence[Job]) -> list[FineTuningJob]:
+    """Return the responses for trainings."""
+    outlooks = await state.job_service.outlook.of(jobs)
+    return [fine_tuning_job(job, outlook.remaining_s) for job, outlook in zip(jobs, outlooks, strict=True)]
+
+
+async def _response(state: AppState, job: Job) -> FineTuningJob:
     """Return the response for a training."""
+    return (await _responses(state, [job]))[0]
+
+
+def fine_tuning_job(job: Job, remaining_s: float | None = None) -> FineTuningJob:
+    """Return the response for a training; `remaining_s` is the estimated time until its end."""
     original = job.request.get(_REQUEST, {})
     training = job.request["recipe"]["training"]
     hyperparameters = schemas.FineTuningHyperparameters(
@@ -258,7 +276,7 @@ def fine_tuning_job(job: Job) -> FineTuningJob:
         object="fine_tuning.job",
         created_at=int(job.created_at),
         finished_at=int(job.finished_at) if job.finished_at else None,
-        estimated_finish=None,
+        estimated_finish=None if remaining_s is None else int(time.time() + remaining_s),
         model=original.get("model", job.request["family"]),
         fine_tuned_model=f"{job.model}@{job.version}" if job.version else None,
         organization_id=job.owner,

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from api.dependencies import CurrentJob, State
 from api.errors import GONE, ConflictError, GoneError, InvalidError, NotFoundError, OverloadedError
 from api.openai_errors import PREFIX
-from api.openapi import BINARY, openai_responses, upload
+from api.openapi import BINARY, TIMEOUT, openai_responses, upload
 from api.permissions import Models
 from api.prefer import Prefer
 from api.request_content import FORM, Content, media_type, read_form, unsupported
@@ -46,7 +46,8 @@ _JSON_FIELDS = ("n", "output_compression", "seed", "stream", "options")  # of a 
     "/generations",
     summary="Draw images",
     response_model=OpenAIImages,
-    responses=openai_responses(400, 404, 429, 500, 503, 507),
+    responses=openai_responses(400, 404, 429, 500, 503, 504, 507),
+    openapi_extra={"parameters": [TIMEOUT]},
 )
 async def create_openai_images(request: Request, state: State, body: ImageGenerationBody) -> Response:
     """Draw `n` samples of a model. The prompt is not used."""
@@ -58,8 +59,8 @@ async def create_openai_images(request: Request, state: State, body: ImageGenera
     "/edits",
     summary="Fill in the transparent part of an image",
     response_model=OpenAIImages,
-    responses=openai_responses(400, 404, 429, 500, 503, 507),
-    openapi_extra=upload(ImageEditForm),
+    responses=openai_responses(400, 404, 429, 500, 503, 504, 507),
+    openapi_extra={**upload(ImageEditForm), "parameters": [TIMEOUT]},
 )
 async def edit_openai_image(request: Request, state: State) -> Response:
     """Return `n` ways to fill in the transparent pixels of `mask`, or of the image without one."""
