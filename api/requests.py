@@ -150,12 +150,12 @@ async def read_request(request: Request, operation: Operation, models: Models, s
         content = form or parse_body(body, media, request, _ACCEPTED)
         if b"idempotency-key" in headers:
             content.fingerprint  # noqa: B018 - computed here, in a thread for large bodies, and cached
-        return inference_request_of(request, content, operation, models, settings)
+        return request_of_content(request, content, operation, models, settings)
 
     return resolve() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(resolve)
 
 
-def inference_request_of(
+def request_of_content(
     request: Request, content: Content, operation: Operation, models: Models, settings: Settings
 ) -> InferenceRequest:
     """Validate the content of an HTTP request against the model's card; return it for its caller.

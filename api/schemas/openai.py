@@ -10,6 +10,7 @@ from api.schemas.common import WHOLE, Page, Resource, add_files
 from api.schemas.datasets import DatasetForm
 from api.schemas.operations import Options, Seed
 from api.schemas.trainings import Evaluation, RecipeOverrides
+from api.schemas.webhooks import WebhookBody
 from core.catalog.validation import whole
 from core.datasets.store import NAME
 
@@ -259,6 +260,7 @@ class FineTuningBody(BaseModel):
     serve: Literal["if better", "always", "never"] | None = Field(None, description="As in `POST /v1/trainings`.")
     shared: bool | None = None
     gpus: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
+    webhook: WebhookBody | None = Field(None, description="Sent when the training ends, or at other `events`.")
 
 
 class FineTuningHyperparameters(Resource):

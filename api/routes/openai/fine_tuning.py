@@ -180,7 +180,9 @@ def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> Traini
     if seed is None:
         seed = recipe.seed if "seed" in recipe.model_fields_set else secrets.randbelow(2**31)
     given = {
-        name: value for name in ("evaluation", "serve", "shared", "gpus") if (value := getattr(body, name)) is not None
+        name: value
+        for name in ("evaluation", "serve", "shared", "gpus", "webhook")
+        if (value := getattr(body, name)) is not None
     }
     return TrainingBody(
         family=family,

@@ -17,14 +17,14 @@ from api.openapi import BINARY, TIMEOUT, openai_responses, upload
 from api.permissions import Models
 from api.prefer import Prefer
 from api.request_content import FORM, Content, media_type, read_form, unsupported
-from api.requests import InferenceRequest, inference_request_of, validate_fields
+from api.requests import InferenceRequest, request_of_content, validate_fields
 from api.responses.job_results import check_succeeded
 from api.responses.large_responses import written_bytes
 from api.responses.openai_images import MAX_SIDE, ImageOutput, check_factor, check_pixels, describe_images, prepare_edit
 from api.responses.render import JSON, JsonRoute
 from api.responses.result_files import Rendering
 from api.routes.openai.parameters import known_only
-from api.routes.operations import PNG_BY_WORKER, compute_or_accept, create_job
+from api.routes.operations import PNG_BY_WORKER, compute_or_accept, create_job, wait_for_job
 from api.row_files import LARGE_BYTES
 from api.schemas.openai import ImageEditForm, ImageFormat, ImageGenerationBody, ImageParameters, OpenAIImages
 from api.state import AppState
@@ -175,7 +175,7 @@ def _inference_request(
         fields["seed"] = parameters.seed
     texts = {name: text for name, text in content.texts.items() if name in chosen}
     content = Content(fields, content.uploads, content.named, texts)
-    return inference_request_of(request, content, operation, state.models(request), state.settings)
+    return request_of_content(request, content, operation, state.models(request), state.settings)
 
 
 # --- responses ---
@@ -199,7 +199,7 @@ async def _respond(
     describe: Callable[[Any], dict[str, str]]
     images: Iterable[Any]
     if parameters.response_format == "url":
-        job = await _finished_job(state, work)
+        job = await _finished_job(state, request, work)
         describe, images = partial(_link, request, job, output), range(n)
     else:
         describe, images = partial(_data, output), (await _compute(state, request, work, output))["images"]
@@ -247,14 +247,14 @@ async def _compute(state: AppState, request: Request, work: InferenceRequest, ou
     return fields
 
 
-async def _finished_job(state: AppState, work: InferenceRequest) -> Job:
+async def _finished_job(state: AppState, request: Request, work: InferenceRequest) -> Job:
     """Run the operation as a job; return it when it has succeeded.
 
     Raises the errors of `check_succeeded`, and OverloadedError after `WAIT_S` seconds.
     """
     created = await create_job(state, work)
-    job = await state.job_service.wait(created.id, work.caller.name, WAIT_S)
-    if job is None or not job.ended:
+    job = await wait_for_job(state, request, created, WAIT_S)
+    if not job.ended:
         raise _too_slow(f"/v1/jobs/{created.id}")
     check_succeeded(job)
     return job
