@@ -179,11 +179,8 @@ def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> Traini
     seed = body.seed
     if seed is None:
         seed = recipe.seed if "seed" in recipe.model_fields_set else secrets.randbelow(2**31)
-    given = {
-        name: value
-        for name in ("evaluation", "serve", "shared", "gpus", "webhook")
-        if (value := getattr(body, name)) is not None
-    }
+    names = ("evaluation", "serve", "shared", "gpus", "webhook")
+    given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return TrainingBody(
         family=family,
         dataset=body.training_file,
