@@ -29,6 +29,7 @@ LONGEST = (
     "service/test_backup.py",
     "clients/test_clients.py",
     "api/routes/test_trainings.py",
+    "api/routes/test_openai.py",
     "service/test_schemathesis.py",
     "service/test_no_worker.py",
     "workers/inference/test_engine.py",

@@ -1,4 +1,7 @@
-"""The OpenAI-compatible routes, called by the official client, which validates each response."""
+"""The OpenAI-compatible routes, called by the official client, which validates each response.
+
+One module, although it is long, so that all tests share one service.
+"""
 
 from __future__ import annotations
 
