@@ -250,8 +250,8 @@ def _renamed(error: InvalidError) -> InvalidError:
 
 async def _responses(state: AppState, jobs: Sequence[Job]) -> list[FineTuningJob]:
     """Return the responses for trainings."""
-    outlooks = await state.job_service.outlook.of(jobs)
-    return [fine_tuning_job(job, outlook.remaining_s) for job, outlook in zip(jobs, outlooks, strict=True)]
+    estimates = await state.job_service.wait_estimates.of(jobs)
+    return [fine_tuning_job(job, estimate.remaining_s) for job, estimate in zip(jobs, estimates, strict=True)]
 
 
 async def _response(state: AppState, job: Job) -> FineTuningJob:
