@@ -279,7 +279,7 @@ class AutoEncoder(nn.Module):
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """Return the energies D(x), in float32 also under autocast, and the codes before dropout.
 
-        `rows` and `stream` give the dropout of `Encoder.forward`.
+        Dropout is drawn from the streams of `rows` from `stream` on; without `rows` there is none.
         """
         code, kept = self.encoder(x, rows, stream)
         return energy(x, self.decode(kept)), code
@@ -300,8 +300,8 @@ class Critic(nn.Module):
     def forward(self, x: Images, rows: RowStreams | None = None, stream: int = FIRST_FREE) -> tuple[PerImage, Code]:
         """Return the logits, in float32 also under autocast, and the last hidden layer.
 
-        `rows` and `stream` give the dropout of `Encoder.forward`; the layer is returned before its
-        own dropout.
+        Dropout is drawn from the streams of `rows` from `stream` on; without `rows` there is none.
+        The layer is returned before its own dropout.
         """
         code, kept = self.encoder(x, rows, stream)
         logits: Tensor = self.logit(kept).float()[:, 0]

@@ -112,7 +112,7 @@ class ProblemError(ReverieError):
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
-    """Return the body as a JSON object; an empty one if it is anything else."""
+    """Return the JSON object in the body; an empty dictionary if the body is anything else."""
     try:
         body = response.json()
     except ValueError:

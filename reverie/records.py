@@ -151,7 +151,7 @@ class Job(Record):
 
 
 class Delivery(Record):
-    """A request to the webhook of a job. It is retried for a day."""
+    """A request to the webhook of a job. While it fails, it is retried for a day."""
 
     id = Field(str, "The `webhook-id` of every attempt.")
     event = Field(str, "job.running, job.paused, job.succeeded, job.failed or job.cancelled.")

@@ -157,7 +157,7 @@ class ApiRequest:
     deadline: float | None = None
 
     def open_files(self) -> AbstractContextManager[FormFiles | None]:
-        """Open the files to upload, for one attempt; None if there are none."""
+        """Return a context manager that opens the files to upload, or gives None without files."""
         return self.upload.open() if self.upload else nullcontext()
 
     def build(self, http: httpx.Client | httpx.AsyncClient, files: FormFiles | None = None) -> httpx.Request:

@@ -79,7 +79,7 @@ class Run(Trainer):
     def _run_epoch(self) -> str:
         """Run the remaining steps of the epoch, with checkpoints and progress when due.
 
-        Returns why the training ends before the epoch does, or "".
+        Returns why the training ends before the epoch does (a `reason` of `Outcome`), or "".
         """
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
@@ -113,7 +113,7 @@ class Run(Trainer):
         """Finish an epoch: validate, and write metrics, checkpoint and preview when due.
 
         `report` is called with the metrics, for the last epoch only after its checkpoint is
-        written. Returns why the training ends here, or "".
+        written. Returns why the training ends here (a `reason` of `Outcome`), or "".
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()

@@ -25,7 +25,7 @@ from models.kit.shapes import Bool, Float, Float64, Int, Int64, Tensor
 
 
 def exponential(uniform: Float[Tensor, "*B"], rate: float) -> Float[Tensor, "*B"]:
-    """Return draws from the exponential distribution of rate λ: −ln(1 − u)/λ.
+    """Return draws from the exponential distribution of rate λ: −ln(1 − u)/λ with u = `uniform`.
 
     That is h⁻¹(u) for its cumulative distribution h(y) = 1 − e^(−λy).
     """
@@ -60,7 +60,8 @@ def accept(
 ) -> Bool[Tensor, "*B"]:
     """Return which proposals z ~ q to accept: those with u < p̃(z)/(k q(z)).
 
-    If k q ≥ p̃ everywhere, the accepted proposals are draws from p.
+    `log_p`, `log_q` and `log_k` are the logarithms of p̃(z), q(z) and k; u is `uniform`. If k q ≥
+    p̃ everywhere, the accepted proposals are draws from p.
 
     P(accept) = ∫p̃ / k. If k is too small, accepted proposals are draws from min(p̃, kq) instead,
     and only `envelope_excess` shows it. The inequality is strict because u may be 0: a z with p̃(z)
@@ -128,8 +129,8 @@ def log_mean_error(log_w: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
 def resample(log_w: Float[Tensor, "B K"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Draw one index per row with probability wₖ / Σₘ wₘ: inf {k: Σ_{m ≤ k} wₘ > u Σₘ wₘ}.
 
-    An index of weight 0 is never drawn, except that a row with only zero weights gets the last
-    index.
+    u is `uniform`. An index of weight 0 is never drawn, except that a row with only zero weights
+    gets the last index.
     """
     total = normalised_weights(log_w.double()).cumsum(dim=1)
     threshold = uniform.double().clamp(max=1.0 - 2.0**-53) * total[:, -1]

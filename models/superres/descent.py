@@ -35,9 +35,10 @@ class Descent:
 
 
 def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -> Descent:
-    """Return the state at the residual image `detail`.
+    """Return the state of a descent that starts at the residual image `detail`.
 
-    The first step will change an image by half a grey level (root mean square).
+    `energy_of` returns the energies (B,) of residual images. The first step will change an image by
+    half a grey level (root mean square).
     """
     value, gradient = value_and_gradient(energy_of, detail)
     size = gradient.square().mean((1, 2, 3)).sqrt().clamp_min(1e-20)
@@ -48,9 +49,9 @@ def start_descent(energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]) -
 def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
     """Take `steps` gradient steps of each image; return the new state.
 
-    A step that does not lower the energy enough (Armijo's condition) is rejected. The next step
-    size is Barzilai and Borwein's after an accepted step, and a third of the last after a rejected
-    one.
+    `energy_of` returns the energies (B,) of residual images. A step that does not lower the energy
+    enough (Armijo's condition) is rejected. The next step size is Barzilai and Borwein's after an
+    accepted step, and a third of the last after a rejected one.
     """
     for _ in range(steps):
         trial = descent.detail - descent.step[:, None, None, None] * descent.slope
@@ -75,7 +76,7 @@ def descend(descent: Descent, energy_of: EnergyFunction, steps: int) -> Descent:
 def value_and_gradient(
     energy_of: EnergyFunction, detail: Float[Tensor, "B 1 H W"]
 ) -> tuple[PerImage, Float[Tensor, "B 1 H W"]]:
-    """Return the energy of each image and its gradient with respect to the residual image `detail`.
+    """Return the energy `energy_of(detail)` of each image and its gradient by the residual image.
 
     It works inside `torch.no_grad` and inference mode, too.
     """

@@ -48,8 +48,8 @@ def squared_error(estimate: Images, high: Images) -> PerImage:
 def absolute_error(estimate: Images, high: Images) -> PerImage:
     """Return the absolute error (B,) of `estimate`, in grey levels.
 
-    It is ‖Φ(x, Θ) − y‖₁ as a mean over pixels and channels. Early in a training it gives sharper
-    images than the squared error.
+    It is ‖Φ(x, Θ) − y‖₁ as a mean over pixels and channels, with Φ(x, Θ) = `estimate`, y = `high`.
+    Early in a training it gives sharper images than the squared error.
     """
     return (estimate - high).mul(LEVELS).abs().mean(dim=(1, 2, 3))
 

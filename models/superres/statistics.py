@@ -57,8 +57,9 @@ def energy(predicted: Statistics, actual: Statistics, std: ChannelStds) -> PerIm
 def contrastive_loss(predicted: Statistics, real: Statistics, sampled: Statistics, std: ChannelStds) -> PerImage:
     """Return E(y, x) − E(y', x) of the true image y and a sample y' ~ p(·|x), (B,).
 
-    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'), and `std` is that of
-    `energy`. The gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ (Bruna et al., §4).
+    `predicted`, `real` and `sampled` are the statistics Φ(x), Ψ(y) and Ψ(y'); each channel is
+    divided by its `std`. The gradient with respect to Ψ estimates −∂ log p(y|x)/∂Ψ (Bruna et al.,
+    §4).
     """
     return energy(predicted, real, std) - energy(predicted, sampled, std)
 

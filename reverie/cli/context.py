@@ -88,9 +88,10 @@ WebhookEvents = Annotated[
 
 
 def webhook_option(url: str | None, events: Sequence[str] | None) -> dict[str, Any]:
-    """Return the argument `webhook` of the options `--webhook` and `--webhook-event`, if given.
+    """Return the keyword argument `webhook` of client methods; an empty dictionary without `url`.
 
-    Raises typer.BadParameter for events without a URL.
+    `url` and `events` are the options `--webhook` and `--webhook-event`. Raises typer.BadParameter
+    for events without a URL.
     """
     if url is None:
         if events:

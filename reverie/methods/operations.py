@@ -124,10 +124,11 @@ class OperationMethods(BaseMethods):
         on_progress: JobProgress | None = None,
         **options: Any,
     ) -> Steps[SavedFile]:
-        """Enlarge a picture, a file or a URL; the suffix .png, .jpg or .webp of `path` chooses the format.
+        """Enlarge a picture; the suffix .png, .jpg or .webp of `path` chooses the format.
 
-        Without `model`, the service uses its first model that upscales. Options are `scale`,
-        `method` and so on. `on_progress` is called with the job, if the request became one.
+        `image` is a file, the bytes of one, or a URL. Without `model`, the service uses its first
+        model that upscales. Options are `scale`, `method` and so on. `on_progress` is called with
+        the job, if the request became one.
         """
         media_type = media_type_of(path)
         fields = {"model": model, "seed": _seed_or_random(seed), **_with_webhook(options)}
@@ -249,7 +250,7 @@ def _seed_or_random(seed: int | None) -> int:
 
 
 def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON body of a request.
+    """Return the JSON body of a request; without a `seed` it has a random one.
 
     Raises ValueError if some images are URLs and others are not, whose order would be lost.
     """
@@ -263,7 +264,7 @@ def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapp
 
 
 def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with `webhook`, if it is one of them, as the service takes it."""
+    """Return the options; the option `webhook`, if it is set, is converted by `webhook_body`."""
     webhook = options.get("webhook")
     return {**options, **({"webhook": webhook_body(webhook)} if webhook else {})}
 
