@@ -213,7 +213,7 @@ class BaseMethods:
 
 
 def webhook_body(webhook: Webhook) -> dict[str, Any]:
-    """Return the JSON of a webhook, which is given as a URL or as a mapping of `url` and `events`."""
+    """Return the JSON of a webhook, given as a URL or as a mapping of `url` and `events`."""
     return {"url": webhook} if isinstance(webhook, str) else dict(webhook)
 
 
