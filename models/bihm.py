@@ -303,7 +303,7 @@ class Model(nn.Module):
         return bernoulli_from_int16(uniform16[..., first:], probability), h[::-1], probability
 
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return a = log p(x, h) − log q(h|x) of importance samples, in nats.
+        """Return a = log p(x, h) − log q(h|x) of importance samples h ~ q(h|x), in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
         """

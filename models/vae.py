@@ -473,7 +473,7 @@ class Model(nn.Module):
         }
 
     def log_weights(self, x: Pixels, rows: RowStreams, first: int, count: int) -> PerSample:
-        """Return log w = log p(x, z) − log q(z|x) of importance samples, in nats.
+        """Return log w = log p(x, z) − log q(z|x) of importance samples z ~ q(z|x), in nats.
 
         They are the samples `first` … `first + count − 1` of each row.
         """

@@ -124,7 +124,7 @@ class AsyncClient(ApiMethods):
     def __init__(
         self, url: str | None = None, key: str | None = None, *, timeout_s: float = 60.0, retries: int = 5
     ) -> None:
-        """Take the same arguments as `Client`."""
+        """Connect to the service; the arguments are those of `Client`."""
         super().__init__(retries)
         self._http = httpx.AsyncClient(**_http_settings(url, key, timeout_s))
 

@@ -31,8 +31,8 @@ REQUIRED = ("format", "name", "version", "family", "summary", "created_at", *_ST
 def save(path: Path, model: nn.Module, card: dict[str, Any], preview: bytes | None = None) -> None:
     """Write weights, card and an optional PNG preview atomically as one file.
 
-    Raises ValueError if the card lacks a field, or if card and preview are too large for the
-    header.
+    Raises ValueError if the card lacks a required field, or if card and preview are too large for
+    the header.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 - reading a card needs no torch
 

@@ -27,9 +27,9 @@ def draw_by_scale(
 ) -> tuple[Float[Tensor, "B C h w"], dict[int, Float[Tensor, "_n C _H _W"]], dict[int, Int64[Tensor, "_n"]]]:
     """Draw a scale and a crop for each image.
 
-    Returns the low resolutions of all images, which have one size, H / max(scales), and by scale
-    the crops at high resolution and the indices of their images. A scale that no image draws has
-    indices, but no crops.
+    Returns the low resolutions of all images, which have one size, H / max(scales); the crops at
+    high resolution, keyed by scale; and the indices of their images, keyed by scale. A scale that
+    no image draws has no crops, and an empty tensor of indices.
     """
     images, uniform = _draw_symmetry(images, rows)
     if config.shuffle_channels:

@@ -32,7 +32,7 @@ class JobMethods(BaseMethods):
     ) -> Steps[list[Job]]:
         """Return your jobs, newest first, at most `limit`; all of them with `limit=None`.
 
-        `status`, `kind` and `model` select jobs.
+        `status`, `kind` and `model` select jobs; None selects all.
         """
         return [Job(body) for body in (yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model))]
 
@@ -167,7 +167,7 @@ class TrainingMethods(BaseMethods):
     ) -> Steps[list[Training]]:
         """Return your trainings, newest first, at most `limit`; all of them with `limit=None`.
 
-        `status` and `model` select trainings.
+        `status` and `model` select trainings; None selects all.
         """
         return [Training(body) for body in (yield from self._list("/v1/trainings", limit, status=status, model=model))]
 
