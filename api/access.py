@@ -65,7 +65,10 @@ _PATTERNS = [(method, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), rule) for (
 
 
 def rule_of(method: str, path: str) -> Rule:
-    """Return the access rule for a request's method and path; see `RULES`."""
+    """Return the access rule for a request's method and path.
+
+    GET and HEAD need the role `read`; routes that `RULES` does not list need `train`.
+    """
     if method in SAFE_METHODS:
         return _READ
     rule = RULES.get((method, path))
@@ -76,7 +79,7 @@ def rule_of(method: str, path: str) -> Rule:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Return the caller that `AccessControl.refusal` has stored in the scope."""
+    """Return the caller that `AccessControl.refusal` has stored in the scope; anonymous if none."""
     caller: Caller = scope.get("reverie_caller", ANONYMOUS)
     return caller
 
@@ -160,7 +163,7 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> errors.TooManyRequestsError:
-    """Return the error (429) for a request that exceeds the limit named `limit` of its caller."""
+    """Return the error (429) for a caller over its limit `limit`, such as "unfinished_jobs"."""
     detail += "; GET /v1/me shows your limits and what you use"
     return errors.TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
 

@@ -31,7 +31,7 @@ _RETRY_S = 0.5
 
 @dataclass(eq=False)
 class AdoptedJobs:
-    """The adopted jobs of one API process, which is the owner of their leases.
+    """The adopted jobs of one API process, which holds their leases.
 
     If the process dies, the leases expire and workers run the jobs. `notify` is called with the id
     of a job that has ended. `pending` has the pending requests, keyed by job id. `holder` is the
@@ -52,9 +52,10 @@ class AdoptedJobs:
         return [job_id for job_id, pending in self.pending.items() if pending.deadline_at and pending.deadline_at < now]
 
     async def complete(self, job: Job, pending: PendingRequest) -> None:
-        """Wait for the result of a pending request, store it, and end the job.
+        """Wait until a pending request ends, and store its result or its error as that of the job.
 
-        If the disk has no room for the result, the job is requeued for the workers.
+        If the disk has no room for the result, the job is requeued for the workers. If the request
+        was dropped, the job is left as it is.
         """
         reports: list[SliceReport] = []
         size_bytes = 0
@@ -84,9 +85,10 @@ class AdoptedJobs:
         self.notify(job.id)
 
     def _store(self, job: Job, fields: Fields, rows: int) -> list[SliceReport]:
-        """Return the reports of a result; put a large one into the blob store in pieces.
+        """Return the records that insert a job's result, `fields`, into the job store.
 
-        Raises OSError if it cannot be stored; then none of its blobs is left.
+        A large result is put into the blob store in slices of its `rows`; the records have the
+        keys. Raises OSError if it cannot be stored; then none of its blobs is left.
         """
         size_bytes = array_bytes(fields)
         if size_bytes <= INLINE_BYTES and len(data := pack(fields)) <= INLINE_BYTES:

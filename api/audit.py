@@ -18,7 +18,11 @@ def record(action: str, *, owner: str, resource: str, status: int, request_id: s
 
 
 def outcome(status: int) -> str:
-    """Return the word for a response's status in the audit log, such as "done" or "refused"."""
+    """Return the word for an HTTP status in the audit log.
+
+    202: "accepted", 499: "client disconnected", other 4xx: "refused", 5xx: "failed", all others:
+    "done".
+    """
     if status == 499:
         return "client disconnected"
     if status == 202:

@@ -294,7 +294,8 @@ class Keys:
     def caller(self, authorization: bytes) -> Caller | None:
         """Check the API key in an Authorization header and return its caller.
 
-        Return None if the key is missing, unknown or expired.
+        Returns None if the key is missing, unknown or expired. Without a key file, returns the
+        anonymous caller, whatever the header.
         """
         if self._path is None:
             return ANONYMOUS

@@ -27,7 +27,10 @@ class ProblemCORSMiddleware(CORSMiddleware):
     """Starlette's CORS middleware, with errors as `application/problem+json`."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return the response to a preflight request; an error names the setting to change."""
+        """Return the response to a preflight request.
+
+        For an origin that is not allowed, the error names the setting that allows it.
+        """
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

@@ -170,8 +170,8 @@ class OriginCheck:
 def client_address(peer: str, headers: Mapping[bytes, bytes], proxies: tuple[Network, ...]) -> str:
     """Return the IP address of the client; for an IPv6 address, its /64 network.
 
-    If the peer is a trusted proxy, the client is the last address in X-Forwarded-For that is not a
-    trusted proxy.
+    This is `peer`, the address of the connection. If it is a trusted proxy, the client is the last
+    address in X-Forwarded-For that is not a trusted proxy.
     """
     address = _parsed(peer)
     for word in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):

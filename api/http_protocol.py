@@ -86,7 +86,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Count the write buffer; abort connections if all buffers are too large together."""
+        """Count the write buffer; abort the slowest connections while all buffers exceed their
+        limit.
+        """
         super().pause_writing()
         for transport in self.stalled_writes.add(self.transport):
             log.info("client reads too slowly", extra={"unsent_bytes": transport.get_write_buffer_size()})
@@ -328,7 +330,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- too many connections ---
 
     def _evict_connections(self) -> None:
-        """Close the connections with the smallest ranks, to make room for this new one.
+        """Close the connections with the smallest `_eviction_rank`, to make room for this new one.
 
         If none can be closed, reject this one (503).
         """
@@ -344,7 +346,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _eviction_rank(self) -> tuple[int, float] | None:
         """Return the rank for eviction, a pair; connections with smaller ranks are closed first.
 
-        None means that the connection must stay: it makes progress, or its response is being sent.
+        None means that the connection must stay: its body arrives fast enough, its request is being
+        processed, or its response is being sent.
         """
         if self._rejected and self._idle:
             return 0, 0.0

@@ -83,8 +83,8 @@ class Update:
     """What has changed in a job since the last update for a listener.
 
     `events` are the new events. `preview` says whether there is a new preview, and `exists` whether
-    the job still exists. After `KEEP_ALIVE_S` seconds without events, an update without events keeps the connection
-    alive.
+    the job still exists. After `KEEP_ALIVE_S` seconds without events, an update without events
+    keeps the connection alive.
     """
 
     events: list[JobEvent]

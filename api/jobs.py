@@ -135,8 +135,9 @@ class JobService:
                         committed.set_result(None)
 
     async def create_once(self, inference_request: InferenceRequest, route: str, key: str) -> Insertion:
-        """Create a job with the idempotency key `key` of a route, or find the job that has the key.
+        """Create a job with an idempotency key, or find the job that has it.
 
+        `route` is the route of the request, such as `POST /v1/samples`: each has its own keys.
         Returns an Insertion with the id of the job and the fingerprint of its request.
         """
         job = await self._new_job(inference_request)
@@ -167,9 +168,7 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add a new job to `counts`, which is otherwise read from the job store about once a
-        second.
-        """
+        """Add 1 to `counts` for a new job, until the next read of the job store replaces them."""
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
@@ -240,7 +239,8 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
-        """Commit a job in this block; delete its stored inputs if the commit fails.
+        """Delete the stored inputs of a job if the block, which commits the job, raises an
+        exception.
 
         A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
         deleted again and OverloadedError is raised, so that the client retries.
@@ -303,7 +303,7 @@ class JobService:
     async def wait(self, job_id: str, owner: str, timeout_s: float) -> Job | None:
         """Wait at most `timeout_s` seconds until a job has ended; return it, ended or not.
 
-        Returns None if the job was deleted.
+        Returns None if the owner has no such job, or if it was deleted meanwhile.
         """
         until = time.monotonic() + timeout_s
         while True:
@@ -322,7 +322,10 @@ class JobService:
         return bool(await self._threads.read(self._job_store.last_event_numbers, [job_id]))
 
     async def preview(self, job_id: str) -> bytes | None:
-        """Return the newest preview of a running job as PNG; None if there is no recent one."""
+        """Return the newest preview of a running job as PNG.
+
+        Returns None if there is none, if it has expired, or if the queue server is unreachable.
+        """
         pending = self._adopted.pending.get(job_id)
         try:
             png: Any = await self._redis.get(preview_key(pending.id if pending else job_id))

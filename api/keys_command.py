@@ -138,8 +138,9 @@ def _rotate(file: KeyFile, args: argparse.Namespace) -> None:
 
 
 def _print_key(key: str, secret: str) -> None:
-    """Print the key to standard output, for scripts, and the webhook secret and advice to standard
-    error.
+    """Print a new key to standard output, and its webhook secret to standard error.
+
+    Also prints, to standard error, that neither can be shown again.
     """
     sys.stdout.write(f"{key}\n")
     sys.stderr.write("keep it: it is not stored and cannot be shown again\n")

@@ -50,9 +50,10 @@ _TRAINING_HISTOGRAMS = {
 def _histograms(
     described: dict[str, tuple[str, list[str], str]], snapshots: dict[str | None, dict[str, Any]]
 ) -> Iterable[Metric]:
-    """Yield histograms.
+    """Yield Prometheus histograms with the names, labels and help texts in `described`.
 
-    `snapshots` are keyed by the value of the label `worker`; None for no such label.
+    `snapshots` has the counts, keyed by worker id: this becomes the label `worker`. The key None
+    stands for this process, whose histograms have no such label.
     """
     for key, (name, labels, text) in described.items():
         family = HistogramMetricFamily(name, text, labels=labels if None in snapshots else ["worker", *labels])
@@ -68,7 +69,10 @@ def _histograms(
 def _heartbeat_histograms(
     described: dict[str, tuple[str, list[str], str]], workers: dict[str, dict[str, Any]]
 ) -> Iterable[Metric]:
-    """Yield the histograms in the heartbeats of `workers`, keyed by worker id."""
+    """Yield the histograms that `workers`, heartbeats keyed by worker id, report.
+
+    `described` has their names, labels and help texts.
+    """
     return _histograms(described, {name: one.get("histograms", {}) for name, one in workers.items()})
 
 

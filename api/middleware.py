@@ -101,7 +101,10 @@ class RequestMiddleware:
             await self._pass_on(scope, receive, sender, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
-        """Read the body within its limits, and pass the request to the application."""
+        """Read the body within its limits, and pass the request to the application.
+
+        Requests for event streams first wait for the time that `OpeningPace` gives them.
+        """
         if scope["path"].endswith("/events"):
             await asyncio.sleep(self._openings.delay_s())
         body = sender.body = self._bodies.reader(scope["method"], scope["path"], scope["headers"], receive)
@@ -131,7 +134,7 @@ class _ResponseSender:
         self.timeout: asyncio.Timeout | None = None  # ends with the start of the response
 
     def start_span(self, scope: Scope) -> None:
-        """Start the request's span, which the response names, if traces are recorded."""
+        """Start the span of the request if traces are recorded; the response header names it."""
         if tracing.is_on():
             self.span = RequestSpan(scope, self.headers, self.request_id)
             self.fields.append((b"traceresponse", self.span.traceparent.encode()))

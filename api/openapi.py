@@ -1,6 +1,6 @@
 """Completes the OpenAPI description with what FastAPI cannot derive from the routes.
 
-This is bytes, event streams, forms, problems, API keys, and the operations, whose options come from
+It adds bytes, event streams, forms, problems, API keys, and the operations, whose options come from
 the cards of the models; see
 docs/decisions.md#openapi-describes-json-and-forms-raw-pictures-are-described-in-prose.
 """
@@ -238,7 +238,7 @@ class OperationDocs:
     def _operation(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
         """Return the description of an operation on images of the model's size (all but upscales).
 
-        Adds component schemas to `schemas`.
+        `entries` are the models that have the operation. Adds component schemas to `schemas`.
         """
         fields = self._fields(OperationFields, operation, entries)
         if operation.counted:
@@ -272,7 +272,7 @@ class OperationDocs:
     def _upscales(self, operation: Operation, entries: list[ModelVersion]) -> Schema:
         """Return the description of upscales, which take one image of any size.
 
-        Adds component schemas to `schemas`.
+        `entries` are the models that have the operation. Adds component schemas to `schemas`.
         """
         fields = self._fields(UpscaleFields, operation, entries)
         form = {**fields, "image": {**BINARY["schema"], "description": "A PNG, JPEG or WebP file."}}

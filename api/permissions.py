@@ -34,7 +34,9 @@ class VisibleModels:
         self._visible = visible
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the model `name` or `name@version`; None if the caller may not use it."""
+        """Return the model `name` or `name@version`; None if the caller may not use it or none
+        exists.
+        """
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def active(self) -> list[ModelVersion]:
@@ -42,7 +44,9 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, oldest first; an empty list if the caller may not use it."""
+        """Return a model's versions, oldest first; empty if the caller may not use it or none
+        exists.
+        """
         return self._registry.versions(name) if self._visible(name) else []
 
 
@@ -88,7 +92,10 @@ class Permissions:
     # --- what a caller may do ---
 
     def ownership(self, kind: Kind, name: str) -> Ownership:
-        """Return a resource's owner (None if it has no owner) and whether it is shared."""
+        """Return a resource's owner and whether it is shared.
+
+        A resource that nobody has claimed has no owner (None) and is shared.
+        """
         return self._owned.get((kind, name), UNOWNED)
 
     def owned_by(self, kind: Kind, owner: str) -> list[str]:
@@ -114,7 +121,10 @@ class Permissions:
         return VisibleModels(self._registry, lambda name: self.can_use("model", name, caller))
 
     def check_change(self, kind: Kind, name: str, caller: Caller) -> None:
-        """Raise ForbiddenError if a caller may use a resource, but not change it."""
+        """Raise ForbiddenError unless a caller may change or delete a resource.
+
+        Call it only if the caller may use the resource: the error says that the resource exists.
+        """
         if self.can_change(kind, name, caller):
             return
         if self.ownership(kind, name).owner is None:
@@ -183,7 +193,10 @@ class Permissions:
         await self.refresh()
 
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
-        """Raise InvalidError if `shared` is false and the resource has no owner."""
+        """Raise InvalidError if `shared` is false and the resource has no owner: it stays shared.
+
+        The message depends on whether the caller has a name.
+        """
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)
 

@@ -128,7 +128,8 @@ class Quotas:
     async def _count(self, *, fresh: bool = False) -> None:
         """Update `_counts` from the database, at most once per `COUNT_S / 10` seconds.
 
-        If it was updated less than that ago, return at once or, with `fresh`, wait and count again.
+        If the last update is more recent, return at once or, with `fresh`, wait until an update is
+        due.
         """
         start = time.monotonic()
         async with self._counting:
@@ -164,7 +165,7 @@ class Quotas:
     async def stored_bytes(self, owner: str) -> int:
         """Return the bytes that an owner stores: datasets, versions, results and runs.
 
-        Results and runs count with their size at the last `measure`.
+        Results and runs count with their size at the last `measure`. 0 for the empty owner.
         """
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 

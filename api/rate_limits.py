@@ -55,9 +55,9 @@ class RateLimits:
         return False
 
     def headers(self, owner: str, per_second: int) -> list[tuple[bytes, bytes]]:
-        """Return the fields `RateLimit` and `RateLimit-Policy` for an owner after its request.
+        """Return the header fields `RateLimit` and `RateLimit-Policy` for an owner's response.
 
-        They are those of draft-ietf-httpapi-ratelimit-headers; empty without a limit.
+        See draft-ietf-httpapi-ratelimit-headers. Empty if `per_second` is 0, which means no limit.
         """
         if not per_second:
             return []

@@ -70,7 +70,7 @@ class SharedMemory:
         self._peak = max(self._peak, self.held)
 
     def release(self, size: int) -> None:
-        """Count `size` bytes less. After a peak, make malloc return free memory to the system."""
+        """Count `size` bytes less; if few are left of a peak, return free memory to the system."""
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
@@ -310,7 +310,7 @@ class DecodedReceive:
         return self._decoder is not None and bool(self._decoder.eof)
 
     def _next_block(self) -> bytes:
-        """Decode the input to at most one block of output."""
+        """Return at most one block of decoded output; empty if all input so far is decoded."""
         if not self._input and self._decoder is None:
             return b""
         if self._decoder is None or self._complete:

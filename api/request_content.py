@@ -186,9 +186,10 @@ def _json_value(text: str) -> Any:
 
 
 def option_value(text: str, rule: Mapping[str, Any]) -> Any:
-    """Return the value of a form or query field for an option with this JSON Schema.
+    """Return the value of an option from the text of its form or query field.
 
-    Booleans may also be written as `on`, `yes`, `1` or `True`, and so on.
+    `rule` is the option's JSON Schema. A text that is not JSON is a string. Booleans may also be
+    written as `on`, `off`, `yes`, `no`, `1`, `0`, in lower or upper case.
     """
     kind = rule.get("type", ())
     kinds = {kind} if isinstance(kind, str) else set(kind)

@@ -362,9 +362,10 @@ def _decode_image(
 
 
 def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
-    """Return the base64 texts in the field of a shared image, empty without the field.
+    """Return the base64 texts in the request field of a shared image; empty without the field.
 
-    Raises InvalidError if a value is not a text.
+    `shared` describes this image, one for all rows, such as a mask. Raises InvalidError if a value
+    is not a text.
     """
     value = (fields.model_extra or {}).get(shared.name, [])
     texts = value if isinstance(value, list) else [value]
@@ -374,11 +375,11 @@ def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
 
 
 def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str], conversions: list[str]) -> Pixels:
-    """Decode the one image of a shared field; return its pixels (1, C, H, W).
+    """Decode a shared image, one for all rows such as a mask; return its pixels (1, C, H, W).
 
-    It is decoded as grey and repeated for each channel of the model. Adds a message to
-    `conversions` if the image was converted. Raises InvalidError if there is not exactly one image,
-    or if it cannot be decoded or is not suitable.
+    `sent` must have exactly one image, as a file or as base64. It is decoded as grey and repeated
+    for each channel of the model. Adds a message to `conversions` if it was converted. Raises
+    InvalidError if there is not exactly one, or if it cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
     _check_number(shared, entry, len(sent))

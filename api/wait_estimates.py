@@ -1,7 +1,7 @@
-"""Estimates of waiting: a job's position in its queue, why it waits, when it starts and ends.
+"""Queue positions of jobs, why they wait, and estimates of when they start and end.
 
-Jobs that are asked for within a second share one read of the job store, and only queued jobs and
-running trainings cause one, so that polling costs little.
+Requests within a second share one read of the job store, and only queued jobs and running trainings
+cause one, so that polling costs little.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ _LEAST_PROGRESS, _LEAST_S = 0.01, 0.5  # before that the progress of a job says 
 class WaitEstimate:
     """The position of a queued job (1 is next), why it waits, and estimates in seconds from now.
 
-    A value that is not known is None.
+    `start_s` is until a queued job starts, `remaining_s` until a running job ends. A value that is
+    unknown, or does not apply to the job, is None.
     """
 
     position: int | None = None
@@ -39,7 +40,11 @@ UNKNOWN = WaitEstimate()
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What all jobs share: the pace of inference jobs and those of running trainings."""
+    """What was read at the time `taken_at` (monotonic, seconds) for the estimates of all jobs.
+
+    `pace` is the number of inference jobs that end per second, and `trainings` the progress of
+    running trainings, keyed by job id; None if unknown.
+    """
 
     pace: float | None = None
     trainings: dict[str, Pace | None] | None = None
@@ -105,9 +110,10 @@ class WaitEstimator:
         return WaitEstimate(position, reason, _start_s(queue, position, snapshot, trainers))
 
     async def _current_positions(self, job_ids: Sequence[str]) -> dict[str, int | None]:
-        """Return the positions of jobs, at most a second old, or ten times as old as a read takes.
+        """Return the queue positions of jobs, keyed by id; None for a job that is no longer queued.
 
-        Calls that come while the job store is read share the next read.
+        They are cached for a second, or for ten times the time that it takes to read them, if that
+        is longer. Calls during a read share the next one.
         """
         self._asked.update(job_ids)
         if time.monotonic() < self._positions_until and self._positions.keys() >= set(job_ids):
@@ -135,7 +141,10 @@ class WaitEstimator:
 
 
 def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
-    """Return the seconds until a running job ends, at its pace so far; None if that is unknown."""
+    """Return the seconds until a running job ends if it goes on as fast as so far.
+
+    None if that is unknown, for example because it has just started.
+    """
     now = time.time()
     if job.kind == TRAINING:
         pace = (snapshot.trainings or {}).get(job.id)
@@ -149,8 +158,9 @@ def _remaining_s(job: Job, snapshot: _Snapshot) -> float | None:
 def _start_s(queue: str, position: int, snapshot: _Snapshot, trainers: int) -> float | None:
     """Return the seconds until a queued job starts; None if that is unknown.
 
-    An inference job starts when, at the present pace, the jobs before it have ended; the next
-    training when the first running one ends, if each worker runs one.
+    `position` is its position in `queue`, and `trainers` the number of live training workers. An
+    inference job starts when the jobs before it have ended. The next training starts when the first
+    of the running ones ends, if all training workers are busy.
     """
     if queue == "inference":
         return None if snapshot.pace is None else position / snapshot.pace

@@ -113,7 +113,7 @@ class BatchSender:
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers `waiting_requests` and `waiting_rows` of an owner."""
+        """Return the numbers of an owner's `waiting_requests` and `waiting_rows` (bulk queue)."""
         return self._scheduler.usage(owner)
 
     def live_workers(self) -> dict[str, dict[str, Any]]:
@@ -123,7 +123,7 @@ class BatchSender:
     def submit(self, request: PendingRequest) -> None:
         """Queue a request and set its future `result`; `wait` returns the result.
 
-        Raises QueueFullError at a limit on waiting requests.
+        Raises QueueFullError if a limit on waiting requests is reached.
         """
         self._scheduler.submit(request)
         request.result = self._loop.create_future()
@@ -157,7 +157,7 @@ class BatchSender:
             self._finish(batch)
 
     def wake(self) -> None:
-        """Wake an inference worker for a queued job.
+        """Send a message that wakes an inference worker, so that it claims a queued job.
 
         The message may be lost; the job service then sends another.
         """
@@ -288,7 +288,10 @@ class BatchSender:
 
     @staticmethod
     def _observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
-        """Record how long the requests whose first slice has run waited before it ran."""
+        """Record the queue time of each request whose first rows ran in a batch.
+
+        `took_s` is how long the batch has run, in seconds; the queue time ended before that.
+        """
         if batch.progress:
             return
         now, labels = time.monotonic(), (batch.key[0], batch.key[2])
@@ -349,16 +352,19 @@ class BatchSender:
                 log.exception("watching the workers")
 
     def _forget_late_batches(self) -> None:
-        """Forget the late batches whose requests have ended; they would keep the results in memory."""
+        """Delete resent batches whose requests have all ended, to free the memory of results.
+
+        They are kept because their first sending may still complete.
+        """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
                 del self._late[batch.id]
 
     async def _check_in_flight(self, lengths: dict[QueueName, int]) -> None:
-        """Resend the batches that no live worker runs and that are not on a queue.
+        """Resend the batches that were lost: no live worker runs them, and they are not on a queue.
 
         `lengths` has the number of messages on each queue. A batch that no worker has reported
-        within the heartbeat time-out is resent if its worker died, or if it is missing in two
+        within the heartbeat time-out is resent at once if its worker died, otherwise after two such
         checks.
         """
         now = time.monotonic()
@@ -384,9 +390,10 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
-        """Resend a batch whose worker died (`died`) or that was lost.
+        """Resend a batch that was lost, with `died` because its worker died.
 
-        A request that is alone in its batch fails after `max_attempts` workers died.
+        If the batch is a single slice and `max_attempts` workers have died with it, its request
+        fails.
         """
         log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1

@@ -7,10 +7,11 @@ from core import tracing
 
 
 def batch_sent(batch: InFlightBatch) -> str:
-    """Record that a batch is being sent; return the `traceparent` for its message, or "".
+    """Start the spans of a batch that is being sent; return the `traceparent` for its message.
 
-    Each traced request gets a span `queue`, which is over, and a span `batch`. The worker's spans
-    are children of the first request's; those of the others have a link to it.
+    Each traced request gets an ended span `queue`, which is its time in the queue, and an open span
+    `batch`. The returned `traceparent` is that of the first traced request's span `batch`, to which
+    the `batch` spans of the other requests link. Empty if no request is traced.
     """
     if not tracing.is_on():
         return ""

@@ -23,9 +23,10 @@ class LargeResults:
         self._writer = ThreadPoolExecutor(1, "row-files")  # all completions wait for it, so it has no other work
 
     async def move_to_disk(self, part: RequestSlice, fields: Fields) -> Fields:
-        """Write the arrays of a slice of a large result to the request's file; return the rest.
+        """Write the arrays of a slice to its request's file if the complete result will be large.
 
-        Returns the fields unchanged if the result is small or the disk is full.
+        Returns the fields to keep in memory: those that are no arrays or, if the result is small or
+        the disk is full, `fields` unchanged.
         """
         request = part.request
         large = array_bytes(fields) * request.rows > LARGE_BYTES * part.rows
@@ -46,7 +47,10 @@ class LargeResults:
 
 
 def take_result(request: PendingRequest) -> Callable[[], Fields]:
-    """Remove the chunks of a complete result from its request; return the function that joins them."""
+    """Remove a complete result from its request; return a function that joins its chunks.
+
+    The function needs no event loop, so a large result can be joined in a thread.
+    """
     chunks = [request.chunks[first] for first in sorted(request.chunks)]
     join = joined if request.row_file is None else request.row_file.join
     discard_rows(request)
@@ -54,6 +58,6 @@ def take_result(request: PendingRequest) -> Callable[[], Fields]:
 
 
 def discard_rows(request: PendingRequest) -> None:
-    """Release the rows of a request that have arrived."""
+    """Delete the results of a request's slices, from memory and from the disk."""
     request.chunks.clear()
     request.row_file = None

@@ -28,15 +28,16 @@ WAIT_S = 1.0
 class PendingRequest:
     """One request for rows of a model, and the results so far.
 
-    `items` are the input images, each for `per` consecutive rows. `owner` is the name of the API
-    key, empty without keys; `limits` are the limits of this key that differ from the settings.
-    `deadline_at` is in seconds since the epoch, and `traceparent` that of the request's span.
-    `chunks` has the results of finished slices, keyed by the number of their first row; the arrays
-    of a large result are in `row_file`, unless `keep_in_memory` says that the disk is full.
-    `result` is a future for the complete result; when a wait of one second ends without a result, a
-    new future replaces it. `rows_done` includes fractions of rows that run in time slices,
-    `rows_left` counts the rows without a result, and `next_row` is the first row that was never
-    sent. `retries` are the slices to be sent again.
+    `method` is the model's name for the operation. `items` are the input images, each for `per`
+    consecutive rows. `png`: workers return images as PNG files. `owner` is the name of the API key,
+    empty without keys; `limits` are the limits of this key that differ from the settings.
+    `deadline_at` is in seconds since the epoch, `arrived` in monotonic seconds; `traceparent` is
+    that of the request's span. `chunks` has the results of finished slices, keyed by the number of
+    their first row; the arrays of a large result are in `row_file`, unless `keep_in_memory` says
+    that the disk is full. `result` is a future for the complete result; when a wait of one second
+    ends without a result, a new future replaces it. `rows_done` includes fractions of rows that run
+    in time slices, `rows_left` counts the rows without a result, and `next_row` is the first row
+    that was never sent. `retries` are the slices to be sent again.
     """
 
     entry: ModelVersion

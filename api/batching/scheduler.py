@@ -79,7 +79,7 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return the time until which the next batch waits if it has fewer rows than the last one.
+        """Return the latest time (monotonic, seconds) at which the group's next batch is sent.
 
         `last` is the time at which the newest row of the next batch arrived.
         """
@@ -113,17 +113,17 @@ class BatchScheduler:
     # --- requests ---
 
     def __len__(self) -> int:
-        """Return the number of requests that wait."""
+        """Return the number of requests without a complete result, also those in flight."""
         return len(self._waiting)
 
     def __contains__(self, request: object) -> bool:
-        """Return whether a request still waits."""
+        """Return whether a request still waits for its result, on a queue or in flight."""
         return request in self._waiting
 
     def submit(self, request: PendingRequest) -> None:
         """Queue a request, and set its `queue`, `key` and `arrived`.
 
-        Raises QueueFullError at a limit on waiting requests.
+        Raises QueueFullError if a limit on waiting requests is reached.
         """
         _, slice_rows = self.capacity.get((request.entry.ref, request.method), UNKNOWN_CAPACITY)
         request.queue = "interactive" if request.rows <= slice_rows else "bulk"
@@ -151,7 +151,7 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers `waiting_requests` and `waiting_rows` of an owner."""
+        """Return the numbers of an owner's `waiting_requests` and `waiting_rows` (bulk queue)."""
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:
@@ -174,9 +174,9 @@ class BatchScheduler:
             batch.waiting -= 1
 
     def add_chunk(self, batch: InFlightBatch, part: RequestSlice, fields: Fields) -> bool:
-        """Record the fields of a finished slice; return whether its request is complete now.
+        """Record the result `fields` of a slice; return whether its request is complete now.
 
-        Further results of the same slice, or for a request that has ended, are ignored.
+        A second result of a slice, or one for a request that has ended, is ignored.
         """
         request = part.request
         if request not in self._waiting or part.first in request.chunks:
@@ -332,11 +332,10 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Record the duration `took`, in seconds, of a batch's forward pass as the timing of its
-        group.
+        """Record `took`, a forward pass's seconds, as the timing of its group if it was slow.
 
-        The timing is kept only if the pass was slow; a fast pass deletes it. `multithreaded` passes
-        count as slow sooner.
+        A faster pass deletes the timing. A `multithreaded` pass is slow from
+        `_LONG_MULTITHREADED_S` seconds on, others from `_LONG_S`.
         """
         key = batch.key
         if batch.progress or batch.queue == "bulk":
@@ -367,10 +366,7 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Remove an owner's queue from a group if the queue is empty, and the owner's turn for it.
-
-        A group without queues is removed too.
-        """
+        """Remove the queue and turn of an owner in a group if the queue is empty, and empty groups."""
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return

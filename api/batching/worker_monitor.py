@@ -1,4 +1,4 @@
-"""Tracks the inference workers by their heartbeats, and the capacity that they report."""
+"""Tracks the live inference workers, and how many rows they can process, by their heartbeats."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,10 @@ class WorkerMonitor:
         self._heartbeats: dict[str, Heartbeat] = {}
 
     def update(self, packed: Mapping[Any, Any]) -> None:
-        """Replace the heartbeats by those on the queue server, `packed`, keyed by worker id."""
+        """Replace the heartbeats by those on the queue server.
+
+        `packed` has them as it stores them: MessagePack, keyed by worker id.
+        """
         now = time.monotonic()
         heartbeats = {}
         for raw, data in packed.items():
@@ -54,8 +57,10 @@ class WorkerMonitor:
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
     def capacity(self) -> dict[tuple[str, str], Capacity]:
-        """Return the smallest capacity that any live worker reports, keyed by (`name@version`,
-        method).
+        """Return how many rows every live worker can process, keyed by (`name@version`, method).
+
+        The values are the rows of the largest forward pass, and the rows that take about one time
+        slice; of several workers, the smallest numbers.
         """
         least: dict[tuple[str, str], Capacity] = {}
         for payload in self.live().values():
