@@ -86,9 +86,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Count the write buffer; abort the slowest connections while all buffers exceed their
-        limit.
-        """
+        """Count the write buffer; abort the slowest connections if all buffers exceed their limit."""
         super().pause_writing()
         for transport in self.stalled_writes.add(self.transport):
             log.info("client reads too slowly", extra={"unsent_bytes": transport.get_write_buffer_size()})

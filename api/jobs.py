@@ -239,8 +239,7 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _keeping_inputs(self, job: Job) -> AsyncIterator[None]:
-        """Delete the stored inputs of a job if the block, which commits the job, raises an
-        exception.
+        """Delete the stored inputs of a job if the block, which commits the job, fails.
 
         A cleanup that ran before the commit may have deleted the inputs as orphans. Then the job is
         deleted again and OverloadedError is raised, so that the client retries.

@@ -34,9 +34,7 @@ class VisibleModels:
         self._visible = visible
 
     def find(self, ref: str) -> ModelVersion | None:
-        """Return the model `name` or `name@version`; None if the caller may not use it or none
-        exists.
-        """
+        """Return the model `name` or `name@version`; None if there is none that the caller may use."""
         return self._registry.find(ref) if self._visible(ref.partition("@")[0]) else None
 
     def active(self) -> list[ModelVersion]:
@@ -44,9 +42,7 @@ class VisibleModels:
         return [entry for entry in self._registry.active() if self._visible(entry.name)]
 
     def versions(self, name: str) -> list[str]:
-        """Return a model's versions, oldest first; empty if the caller may not use it or none
-        exists.
-        """
+        """Return a model's versions, oldest first; empty if there are none that the caller may use."""
         return self._registry.versions(name) if self._visible(name) else []
 
 

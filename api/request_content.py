@@ -188,8 +188,9 @@ def _json_value(text: str) -> Any:
 def option_value(text: str, rule: Mapping[str, Any]) -> Any:
     """Return the value of an option from the text of its form or query field.
 
-    `rule` is the option's JSON Schema. A text that is not JSON is a string. Booleans may also be
-    written as `on`, `off`, `yes`, `no`, `1`, `0`, in lower or upper case.
+    The text is parsed as JSON, and is a string if it is not JSON or if `rule`, the option's JSON
+    Schema, allows only strings. Booleans may also be written as `on`, `off`, `yes`, `no`, `1`, `0`,
+    in any case.
     """
     kind = rule.get("type", ())
     kinds = {kind} if isinstance(kind, str) else set(kind)

@@ -21,7 +21,7 @@ LARGE_BYTES = 1 << 20  # arrays of more bytes than this, all rows together, are 
 
 @dataclass(frozen=True)
 class _Column:
-    """Where the rows of one array are in the file."""
+    """The place of one array in the file: it begins at byte `begin`; a row has the shape `shape`."""
 
     begin: int
     dtype: np.dtype[np.generic]
@@ -91,7 +91,10 @@ class RowFile:
         return joined(chunks) | self.arrays()
 
     def restore(self, chunks: dict[int, Fields]) -> None:
-        """Put the arrays back into the chunks that were written, which are keyed by first row."""
+        """Add the arrays to `chunks`, the fields that `write` returned, keyed by first row.
+
+        This undoes the writes, if the rest of the result is kept in memory.
+        """
         arrays = self.arrays()
         for first, rows in self._slices.items():
             chunks[first] |= {name: array[first : first + rows] for name, array in arrays.items()}
@@ -111,16 +114,16 @@ def array_bytes(fields: Fields) -> int:
 
 
 def cut_rows(fields: Fields, first: int, rows: int) -> Fields:
-    """Return the fields of rows `first` … `first + rows − 1`; values for all rows stay."""
+    """Return the fields of rows `first` … `first + rows − 1`; per-model values are kept."""
     end = first + rows
     return {name: value[first:end] if isinstance(value, np.ndarray | list) else value for name, value in fields.items()}
 
 
 def join_rows(chunks: Iterable[Fields], rows: int, folder: Path) -> Fields:
-    """Join the fields of consecutive rows, `rows` together; blocks.
+    """Return the joined fields of chunks of consecutive rows. Blocks.
 
-    The arrays of a large result are in a temporary file in `folder`, unless the disk is full. The
-    fields are empty if there are no chunks.
+    `rows` is the number of rows of all chunks. The arrays of a large result are in a temporary file
+    in `folder`, unless the disk is full. Without chunks the fields are empty.
     """
     held: dict[int, Fields] = {}
     file: RowFile | None = None

@@ -111,7 +111,7 @@ class StreamingUpload:
         self.fields[name] = value
 
     def add_data(self, name: str, data: bytes) -> None:
-        """Buffer data of the file `name`, to be written to the disk later."""
+        """Add data of the file `name` to the buffer, which `_flush` writes to the disk."""
         self._buffer.append((name, data))
         self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
 

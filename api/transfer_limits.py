@@ -50,10 +50,10 @@ class StalledWrites:
         self.held = 0
 
     def add(self, transport: asyncio.Transport) -> list[asyncio.Transport]:
-        """Count the buffer of a connection that is above the mark now.
+        """Count the write buffer of a connection that has exceeded the high-water mark.
 
-        Returns the connections to abort, so that the limit holds again: those that are above it
-        for the longest time.
+        Returns the connections to abort, so that the limit holds again: those that have been
+        counted for the longest time.
         """
         self.remove(transport)
         self._sizes[transport] = size = transport.get_write_buffer_size()
@@ -66,5 +66,5 @@ class StalledWrites:
         return excess
 
     def remove(self, transport: asyncio.Transport) -> None:
-        """Count a connection no longer, because its client has read most of the buffer or left."""
+        """Stop counting a connection, because its client has read most of the buffer or has left."""
         self.held -= self._sizes.pop(transport, 0)

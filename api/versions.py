@@ -140,9 +140,9 @@ async def prune_versions(state: AppState) -> None:
 
 
 async def prune_versions_once(state: AppState) -> None:
-    """Delete old inactive versions of each model, except shipped ones and those in use.
+    """Delete all inactive versions of each model but the newest `keep_versions`.
 
-    The newest `keep_versions` inactive versions are kept.
+    Shipped versions, and those that an unfinished job uses, are kept too.
     """
     for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]

@@ -41,7 +41,7 @@ def check_succeeded(job: Job) -> None:
 
 
 def _check_ended(job: Job) -> None:
-    """Raise ConflictError for a job that has not ended, or that has failed."""
+    """Raise ConflictError if a job has not ended, or has failed and so has no result."""
     if not job.ended:
         raise ConflictError(f"the job is {job.status}; wait for its end", job_status=job.status, retry_after_s=1)
     if job.status == "failed":
@@ -83,7 +83,7 @@ async def whole_result_response(state: AppState, job: Job, media: str, headers: 
 
 
 async def _render(state: AppState, job: Job, media: str) -> Rendering:
-    """Return how to make the body of a succeeded job's result, and its headers.
+    """Return the rendering of a succeeded job's result in the media type `media`.
 
     Raises GoneError if the result was deleted.
     """

@@ -30,8 +30,8 @@ Read = Callable[[int, int], bytes]
 class LargeResponses:
     """Makes large responses, and limits the memory that they hold while they are sent.
 
-    `held` is the number of bytes that they hold now. A response beyond the limit is rejected when
-    it is sent, before its status.
+    `held` is the number of bytes that they hold now. A response that would exceed the limit raises
+    OverloadedError before it sends its status.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -42,7 +42,7 @@ class LargeResponses:
         self.held = 0
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function that makes a large body in a thread; return its result.
+        """Call a function that makes a large body, in a thread; return its result.
 
         There are few threads, because each such function takes memory.
         """
@@ -64,7 +64,7 @@ class LargeResponses:
             self.held -= size_bytes
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether a body of this size can be held besides the responses that are sent."""
+        """Return whether at most half of the limit is held, with `size_bytes` bytes more."""
         return self.held + size_bytes <= self._limit // 2
 
     # --- responses ---
@@ -113,9 +113,10 @@ class LargeResponses:
         return _PiecesResponse(self, pieces, held, end - begin, status, headers, media)
 
     def write_file(self, write: Write) -> "bytes | BodyFile":
-        """Call `write` with a temporary file; return what it wrote. Blocks.
+        """Call `write` with a temporary file; return the written body. Blocks.
 
-        A small body is returned as bytes. Raises OSError if the disk is full.
+        A small body is returned as bytes, a large one as a BodyFile. Raises OSError if the disk is
+        full.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._folder) as file:
@@ -225,7 +226,8 @@ class _BodyResponse(_PiecesResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response.
 
-        Raises OverloadedError at the limit, and FullError if the disk is full.
+        Raises OverloadedError if the limit on held bytes is reached, and FullError if the disk is
+        full.
         """
         size = len(self._bodies[0])
         if not self._memory.fits(size):
@@ -244,25 +246,28 @@ class _BodyResponse(_PiecesResponse):
 
 
 async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
-    """Yield the only body of a list in pieces."""
+    """Yield the only item of `bodies` in pieces, then remove it to free its memory."""
     for at in range(0, len(bodies[0]), PIECE_BYTES):
         yield bodies[0][at : at + PIECE_BYTES]
     bodies.clear()
 
 
 class LimitedFileResponse(FileResponse):
-    """A response with a file, whose memory is counted while it is sent."""
+    """A response with a file; the memory that it takes counts against the limit of LargeResponses."""
 
     chunk_size = PIECE_BYTES
 
     def __init__(
         self, memory: LargeResponses, path: Path, headers: Mapping[str, str], media: str, filename: str
     ) -> None:
-        """Send the file at `path`, or the parts of it that `Range` asks for, as `filename`."""
+        """Send the file at `path`, or the parts of it that `Range` asks for, as `filename`.
+
+        `memory` counts the bytes that are held, and has their limit.
+        """
         super().__init__(path, headers=headers, media_type=media, filename=filename)
         self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response. Raises OverloadedError at the limit."""
+        """Send the response. Raises OverloadedError if the limit on held bytes is reached."""
         with self._memory.reserve(SENDING_BYTES):
             await super().__call__(scope, receive, send)

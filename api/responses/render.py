@@ -72,10 +72,10 @@ class About:
 
 
 def with_acceptance_rate(fields: Fields) -> Fields:
-    """Return the fields, with `acceptance_rate` added if the rows were drawn by rejection sampling.
+    """Return the fields with `acceptance_rate` added; unchanged without `accepted` and `proposals`.
 
-    It is the sum of `accepted` (whether a row's last proposal was accepted) over the sum of
-    `proposals`.
+    Rejection sampling returns these per row: whether the last proposal was accepted, and the number
+    of proposals. The rate is the sum of `accepted` over the sum of `proposals`.
     """
     if not {"accepted", "proposals"} <= fields.keys():
         return fields
@@ -111,7 +111,10 @@ def choose(accept: str, offers: Sequence[str]) -> str:
 
 
 def _parse_pattern(entry: str) -> tuple[str, float]:
-    """Return the media range and quality of an entry of `Accept` (by default 1; 0 if invalid)."""
+    """Return the media range and the quality (`q`) of one entry of an `Accept` header.
+
+    The quality is 1 if the entry has none, and 0 if it is not valid.
+    """
     pattern, _, parameters = entry.strip().lower().partition(";")
     match = re.search(r"(?:^|;)\s*q\s*=\s*([^;\s]*)", parameters)
     quality = match.group(1) if match else "1"
@@ -158,7 +161,7 @@ def _json_body(fields: Fields, about: About) -> bytes:
 
 
 def _join_numbered(fields: Fields) -> Fields:
-    """Return the fields; `name.0`, `name.1`, … are joined to a list `name`."""
+    """Return the fields with `name.0`, `name.1`, … replaced by one list `name`, in this order."""
     numbered: dict[str, dict[int, Any]] = {}
     joined: Fields = {}
     for name, value in fields.items():

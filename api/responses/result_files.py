@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rendering:
-    """How to make a body: `write` writes it to a seekable file.
+    """A body that is not made yet: `write` writes it to a seekable file.
 
-    `size_bytes` is about the size of the body; a large one is written to the disk.
+    `size_bytes` is an estimate of its size; a large body is written to the disk, not to memory.
+    `headers` are those of the response.
     """
 
     write: Write
@@ -97,9 +98,9 @@ class ResultFiles:
     ) -> Response:
         """Return the rendered result of a job, the requested range of it, or 304.
 
-        `render` is called if the result is not stored under `name`. Raises GoneError if the job or
-        its stored result was deleted, and RangeError if the requested range lies outside the
-        result.
+        `name` is the name of the rendering in the blob store; `render` is called if there is none.
+        `more_headers` are added to those of the rendering. Raises GoneError if the job or its
+        stored result was deleted, and RangeError if the requested range lies outside the result.
         """
         return await self.send(request, await self.file(job_id, name, render), media, more_headers)
 
@@ -162,9 +163,10 @@ class ResultFiles:
             return None
 
     def _store(self, key: str, rendering: Rendering) -> ResultFile:
-        """Make a body and store it, unless it is small or the disk is full. Blocks.
+        """Make the body of a rendering and store it in the blob store under `key`. Blocks.
 
-        Raises FileNotFoundError if what the body is made of was deleted.
+        A small body, or one that the full disk has no room for, is kept in memory. Raises
+        FileNotFoundError if the job's result was deleted.
         """
         if rendering.size_bytes < STORED_BYTES:
             return self._store_bytes(key, written_bytes(rendering.write), rendering.headers)

@@ -68,9 +68,7 @@ class UpscaleSpec:
         return cls(Layout.read(summary), summary["scale"], summary["format"], summary["quality"])
 
     def conversions_to(self, kind: str) -> tuple[str, ...]:
-        """Return messages about conversions for a file format: that of transparency to white, for
-        JPEG.
-        """
+        """Return messages about what a file format changes: JPEG puts transparency over white."""
         return ("transparency over white",) if self.layout.alpha and kind == JPEG else ()
 
     def shape(self, kind: str) -> Shape:
@@ -83,20 +81,17 @@ class UpscaleSpec:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """The format of a response: the image's file format, and whether the file is sent
-    inside JSON.
-    """
+    """The format of a response: the image's file format, and whether the file is inside JSON."""
 
     kind: str
     json: bool
 
     @classmethod
     def read(cls, accept: str, kinds: Iterable[str]) -> "OutputFormat":
-        """Return the file format that the header `accept` prefers, and whether it is sent inside
-        JSON.
+        """Return the file format that the header `accept` prefers, and whether it is sent in JSON.
 
-        `kinds` are the offered formats, the default first. Raises NotAcceptableError if the header
-        allows none of them and not JSON.
+        `kinds` are the offered formats, the default first; JSON contains the default. Raises
+        NotAcceptableError if the header allows neither JSON nor any of them.
         """
         offered = {MEDIA[kind]: kind for kind in kinds}
         media = choose(accept, [*offered, JSON])
@@ -301,7 +296,11 @@ def _body(file: bytes, spec: UpscaleSpec, about: About, output: OutputFormat, co
 def _write_json(
     pieces: Iterable[bytes], spec: UpscaleSpec, about: About, output: OutputFormat, constants: Fields, out: BinaryIO
 ) -> None:
-    """Write the JSON with an image file; the sizes of all pieces but the last are multiples of 3."""
+    """Write JSON with an image file as base64 to `out`, a piece at a time.
+
+    `constants` are the result's per-model values. The sizes of all pieces but the last are
+    multiples of 3, so that base64 needs no padding between them.
+    """
     height, width = spec.size
     body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}
     body |= {"width": width, "height": height, "format": output.kind}
@@ -319,5 +318,5 @@ def _constants(fields: Fields) -> Fields:
 
 
 def kinds_of(first: str) -> list[str]:
-    """Return all file formats of upscaled images, `first` as the first."""
+    """Return the names of all file formats of upscaled images, `first` before the others."""
     return [first, *(kind for kind in FORMATS if kind != first)]

@@ -192,7 +192,10 @@ async def get_dataset_preview(
     split: Literal["train", "validation", "test"] = "train",
     count: Annotated[int, Query(ge=1, le=400)] = 64,
 ) -> Response:
-    """Return a PNG with a grid of `count` pictures of a split, evenly spaced over it."""
+    """Return a PNG with a grid of `count` pictures of a split, evenly spaced over it.
+
+    The status is 404 if the split has no pictures.
+    """
     await find_dataset(state, caller, name)
     picture = await asyncio.to_thread(state.datasets.preview, name, split, count)
     if picture is None:

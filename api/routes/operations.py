@@ -287,10 +287,11 @@ async def _job_response(state: AppState, job: Job, media: str, prefer: Prefer) -
 
 
 async def insert_job_once(state: AppState, inference_request: InferenceRequest, prefer: Prefer, header: str) -> Job:
-    """Insert a job, or find the job that has this Idempotency-Key; wait for it and return it.
+    """Insert a job, or find the job that has this Idempotency-Key, and return it.
 
-    Raises InvalidError if the key was used with another body, GoneError if its job was deleted, and
-    OverloadedError or TooManyRequestsError if there are too many jobs.
+    Waits until the job has ended, at most `prefer.wait_s` seconds. Raises InvalidError if the key
+    was used with another body, GoneError if its job was deleted, and OverloadedError or
+    TooManyRequestsError if there are too many jobs.
     """
     key = idempotency_key(header)
     state.job_service.check_room()

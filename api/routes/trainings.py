@@ -129,7 +129,10 @@ async def list_training_checkpoints(state: State, job: CurrentTraining) -> schem
 
 @router.get("/{job_id}/curves.png", summary="A training's losses as a picture", **bytes_response(PICTURE, 404))
 async def get_training_curves(state: State, job: CurrentTraining) -> Response:
-    """Return a PNG that plots the training and validation losses over the epochs."""
+    """Return a PNG that plots the training and validation losses over the epochs.
+
+    The axes are empty before the end of the first epoch.
+    """
     lines = [line.model_dump() for line in await _metrics(state, job.id)]
     picture = await asyncio.to_thread(curves, f"{job.model}: loss per image", lines)
     return Response(picture, 200, {"Cache-Control": "no-store"}, PNG)
@@ -158,23 +161,29 @@ async def _metrics(state: AppState, job_id: str) -> list[schemas.EpochMetrics]:
 
 @router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=problem_responses(404, 409))
 async def pause_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
-    """Pause a queued or running training. The status is 409 for one that has ended."""
+    """Pause a queued or running training; a paused one stays paused.
+
+    The status is 409 for one that has ended.
+    """
     paused = job.status == "paused" or await state.job_service.write(lambda job_store: job_store.pause(job.id))
     return await _changed(state, owner, job, "a queued or running one can be paused", changed=paused)
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=problem_responses(404, 409))
 async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> TrainingResponse:
-    """Resume a paused training. The status is 409 for one that has ended."""
+    """Resume a paused training; a queued or running one is left as it is.
+
+    The status is 409 for one that has ended.
+    """
     active = job.status in {"queued", "running"}
     resumed = active or await state.job_service.write(lambda job_store: job_store.resume(job.id))
     return await _changed(state, owner, job, "a paused one can be resumed", changed=resumed)
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Wake the training workers and return the training as it is now.
+    """Wake the training workers and return the training, if it was `changed`.
 
-    Raises ConflictError, which explains the `rule`, if the training was not `changed`.
+    Otherwise raises ConflictError; its detail ends with `rule`, which says what can be changed.
     """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:
@@ -195,7 +204,7 @@ async def publish_training(
     """Start a job that publishes the last checkpoint of a paused, failed or cancelled training.
 
     The status is 409 for other trainings and without a checkpoint, and 503 if the version is to be
-    activated and no worker can load it.
+    activated and no inference worker is running.
     """
     if job.status not in {"failed", "cancelled", "paused"}:
         rule = "a paused, failed or cancelled one can be published"
