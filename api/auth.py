@@ -192,13 +192,12 @@ class KeyFile:
     def rotate(
         self, name: str, digest: str, old_valid_until: float | None, now: float, webhook_secret: str = ""
     ) -> KeyRecord:
-        """Add a key with the roles and limits of the newest valid key of a name, and return its
-        record.
+        """Add a key with the roles and limits of a name's newest valid key; return its record.
 
-        `digest` is the SHA-256 of the new key, `webhook_secret` its secret. Older keys expire at
-        `old_valid_until`, in seconds since the epoch; None leaves them valid until they are revoked.
-        Keys that have expired at `now` are removed. Raises LookupError if the name has no valid
-        key.
+        `digest` is the SHA-256 of the new key; `webhook_secret` signs its owner's webhooks. Older
+        keys expire at `old_valid_until`, in seconds since the epoch; None leaves them valid until
+        they are revoked. Keys that have expired at `now` are removed. Raises LookupError if the
+        name has no valid key.
         """
         with self.edit() as lines:
             current: KeyRecord | None = None

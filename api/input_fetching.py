@@ -54,7 +54,11 @@ class _ClaimLostError(Exception):
 
 
 class InputFetcher:
-    """Fetches the inputs of jobs, for one API process. `builders` are keyed by method."""
+    """Fetches the inputs of jobs, for one API process.
+
+    `builders` are the functions that make a complete request of a job and its files, keyed by the
+    job's method.
+    """
 
     def __init__(
         self, settings: Settings, job_service: JobService, blobs: Blobs, folder: Path, resolver: Resolver = resolve
@@ -89,7 +93,7 @@ class InputFetcher:
             raise InvalidError.in_field(field, str(error)) from error
 
     def wake(self) -> None:
-        """Look for a new job at once."""
+        """Make the loop look for a new job at once."""
         self._wakeup.set()
 
     async def run(self) -> None:
@@ -162,7 +166,10 @@ class InputFetcher:
         self._jobs.notify(job.id)
 
     async def _end(self, job: Job, error: ProblemError, wait_s: float = 0.0) -> None:
-        """End a job as failed, or queue it again until `wait_s` seconds have passed."""
+        """End a job as failed with `error`, or queue it again if `wait_s` is above 0.
+
+        A requeued job fails with `error` when it has been retried for `wait_s` seconds.
+        """
         reported = problem(error.status, error.title, error.detail, error.type, **error.more)
 
         def end(job_store: JobStore) -> None:
@@ -204,7 +211,11 @@ class InputFetcher:
     async def _download(
         self, job: Job, urls: Mapping[str, list[str]], files: dict[str, list[IO[bytes]]], stack: ExitStack
     ) -> None:
-        """Download all images of a job, one after the other, to files that `stack` closes."""
+        """Download all images of a job, one after the other, to temporary files.
+
+        The files are appended to `files`, keyed by field as `urls` is; `stack` closes them. Raises
+        InvalidError if an image cannot be downloaded.
+        """
         if self._pool is None:
             self._pool = guarded_pool(self._policy, self._resolver)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -197,9 +197,10 @@ class JobService:
         return await self._store_items(job, inference_request, f"jobs/{job.id}/items")
 
     async def _store_items(self, job: Job, inference_request: InferenceRequest, key: str) -> Job:
-        """Return the job with the inputs of a request, or the request itself if it has URLs.
+        """Return the job with the inputs of its request, packed.
 
-        Large ones are put into the blob `key`. Raises FullError or OverloadedError if they cannot be
+        If images must be fetched by URL first, the body of the request is kept instead. Large
+        inputs are put into the blob `key`. Raises FullError or OverloadedError if they cannot be
         stored.
         """
         operation = inference_request.operation

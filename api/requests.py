@@ -50,9 +50,10 @@ class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
     `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows.
-    `conversions` are messages about conversions of the images. `deadline_at` is in seconds since
-    the epoch; `traceparent` is that of the request's span. A request of `POST /v1/upscales` has
-    no items at first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
+    While images must be fetched first, their `input_urls`, keyed by field, are set and `items` is
+    empty. `conversions` are messages about conversions of the images. `deadline_at` is in seconds
+    since the epoch; `traceparent` is that of the request's span. A request of `POST /v1/upscales`
+    has no items at first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -82,9 +83,10 @@ class InferenceRequest:
         return self.webhook_body is not None or bool(self.input_urls)
 
     def stored_content(self) -> bytes:
-        """Return the body of a request with URLs in the form in which its job keeps it.
+        """Return the packed body of a request with URLs, for its job until the images are fetched.
 
-        The model's version and the seed are fixed; the URLs and the webhook are left out.
+        The fields of the model and the seed name the version and the seed that were chosen. The
+        URLs and the webhook are left out: the job has them already.
         """
         fixed = {"model": self.entry.ref, "seed": self.seed}
         if self.output_kind:
@@ -158,9 +160,10 @@ async def read_request(request: Request, operation: Operation, models: Models, s
 def request_of_content(
     request: Request, content: Content, operation: Operation, models: Models, settings: Settings
 ) -> InferenceRequest:
-    """Validate the content of an HTTP request against the model's card; return it for its caller.
+    """Return the validated request of an HTTP request whose body was parsed to `content`.
 
-    Raises the errors of `read_request`.
+    It has the caller, id, deadline and trace of the HTTP request. Raises NotFoundError for an
+    unknown model, and InvalidError for fields, options or images that are not valid.
     """
     inference_request = _inference_request(content, operation, models, settings)
     inference_request.caller, inference_request.request_id = caller_of(request.scope), request_id_of(request)

@@ -12,7 +12,10 @@ _URL_SUFFIX = "_url"
 
 
 def store_content(content: Content, fixed: Mapping[str, Any], left_out: frozenset[str]) -> bytes:
-    """Pack the content of a request, without the fields `left_out`; `fixed` replace fields."""
+    """Pack the content of a request, so that `restore_content` can read it.
+
+    The fields `left_out` are not packed; those in `fixed` replace the values that were sent.
+    """
     fields = {name: value for name, value in content.fields.items() if name not in left_out} | dict(fixed)
     texts = {name: text for name, text in content.texts.items() if name in fields}
     named = {name: list(sent) for name, sent in content.named.items()}

@@ -86,9 +86,11 @@ async def check_devices(state: AppState, gpus: int) -> None:
 
 
 async def prepare_training(state: AppState, request: Request, body: TrainingBody) -> Job:
-    """Return the record of a new training or dry run, not yet inserted.
+    """Check that a training may be created; return its record, not yet inserted.
 
-    Raises the errors of `check_room`, `check_devices`, `check_new` and `_training_row`.
+    Raises OverloadedError if there are too many jobs, InvalidError for a recipe, webhook or number
+    of devices that is not valid, NotFoundError if there is no such dataset, and ConflictError or
+    ForbiddenError if the caller may not use the model's name.
     """
     state.job_service.check_room()
     await check_devices(state, body.gpus)

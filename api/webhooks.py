@@ -84,7 +84,7 @@ class Webhooks:
     # --- deliveries ---
 
     async def run(self) -> None:
-        """Send due deliveries until cancelled; then wait a moment for the attempts in flight."""
+        """Send due deliveries until cancelled; then wait up to `STOP_S` seconds for open attempts."""
         try:
             while True:
                 try:

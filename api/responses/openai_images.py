@@ -131,7 +131,11 @@ def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[b
 
 
 def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
-    """Decode an image file; return its colours and how many times larger than the model's it is."""
+    """Decode an image file; return its colours, and its size as a multiple of the model's size.
+
+    `field` is the field's name in errors, `shape` the shape of the model's images. Raises
+    InvalidError if the file cannot be used.
+    """
     _, height, width = shape
     try:
         file = open_picture(data)

@@ -147,7 +147,10 @@ async def create_job(state: AppState, inference_request: InferenceRequest) -> Jo
 async def _respond_by_job(
     state: AppState, request: Request, inference_request: InferenceRequest, media: str, key: bytes | None
 ) -> Response:
-    """Create the job of a request with a webhook or URLs, and return it or its result."""
+    """Create the job of a request with a webhook or URLs; return its result, or 202 with the job.
+
+    `key` is the value of the Idempotency-Key header; None without the header.
+    """
     prefer = await check_outbound(state, request, inference_request)
     if key is not None:
         return await _respond_once(state, inference_request, media, prefer, key.decode("latin-1"))

@@ -160,7 +160,10 @@ async def import_version(request: Request, state: State, caller: CurrentCaller, 
 
 
 async def _with_webhook(state: AppState, caller: Caller, row: Job, text: str) -> Job:
-    """Return a job with the webhook in a form field. Raises InvalidError if it is not valid."""
+    """Return the job with the webhook that `text`, a form field with JSON, describes.
+
+    Raises InvalidError if the webhook is not valid.
+    """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:

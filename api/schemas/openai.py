@@ -219,7 +219,10 @@ class SupervisedMethod(_Parameters):
 
 
 class Method(_Parameters):
-    """The method of a training. The data and the family decide it; `supervised` means no other."""
+    """The method of a training: `supervised` or none.
+
+    The data and the family decide how a model is trained, so other methods are rejected.
+    """
 
     type: Literal["supervised"]
     supervised: SupervisedMethod | None = None
@@ -264,7 +267,7 @@ class FineTuningBody(BaseModel):
 
 
 class FineTuningHyperparameters(Resource):
-    """The hyperparameters in force."""
+    """The hyperparameters of a training. `auto` means the default of the family."""
 
     n_epochs: int | Literal["auto"]
     batch_size: int | Literal["auto"]

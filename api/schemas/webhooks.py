@@ -13,7 +13,7 @@ EventName = Literal["job.running", "job.paused", "job.succeeded", "job.failed", 
 
 
 class WebhookBody(RequestBody, json_schema_extra={"example": {"url": "https://example.com/hooks"}}):
-    """Where to send a signed request when the job gets a status."""
+    """Where to send signed requests about a job, and for which events."""
 
     url: Annotated[str, Field(max_length=MAX_URL, description="An http or https URL of a public address.")]
     events: Annotated[list[EventName], Field(min_length=1, max_length=20)] = Field(

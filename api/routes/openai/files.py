@@ -104,7 +104,7 @@ def _openai_file(about: dict[str, Any]) -> OpenAIFile:
 
 
 class _Buffer:
-    """A file that keeps what is written until it is taken."""
+    """A writable file in memory; `take` returns and removes what was written."""
 
     def __init__(self) -> None:
         self._data = bytearray()

@@ -98,14 +98,20 @@ async def cancel_fine_tuning_job(state: State, owner: Owner, job: CurrentTrainin
 
 @router.post("/{job_id}/pause", summary="Pause a training with a checkpoint", responses=openai_responses(404, 409))
 async def pause_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
-    """Pause a queued or running training. The status is 409 for one that has ended."""
+    """Pause a queued or running training; a paused one stays paused.
+
+    The status is 409 for one that has ended.
+    """
     await pause_training(state, owner, job)
     return await _response(state, await state.job_service.get(job.id, owner) or job)
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused training", responses=openai_responses(404, 409))
 async def resume_fine_tuning_job(state: State, owner: Owner, job: CurrentTraining) -> FineTuningJob:
-    """Resume a paused training. The status is 409 for one that has ended."""
+    """Resume a paused training; a queued or running one is left as it is.
+
+    The status is 409 for one that has ended.
+    """
     await resume_training(state, owner, job)
     return await _response(state, await state.job_service.get(job.id, owner) or job)
 
@@ -213,7 +219,10 @@ def _base(state: AppState, caller: Any, model: str) -> tuple[str, str, dict[str,
 
 
 def _training_options(hyperparameters: Hyperparameters, family: FamilyDescription) -> dict[str, Any]:
-    """Return the options of a family's training for hyperparameters; none for `auto`."""
+    """Return hyperparameters as options of a family's training, such as `epochs`.
+
+    Those that are `auto` or missing are left out.
+    """
     rate = hyperparameters.learning_rate_multiplier
     values = {"epochs": hyperparameters.n_epochs, "batch_size": hyperparameters.batch_size}
     options: dict[str, Any] = {name: value for name, value in values.items() if value not in {None, "auto"}}
@@ -234,7 +243,7 @@ def _model_name(base: str, suffix: str | None) -> str:
 
 
 def _renamed(error: InvalidError) -> InvalidError:
-    """Return the error with the names that fields have here."""
+    """Return an error of a training with OpenAI's names for the fields, such as `n_epochs`."""
     detail, errors = error.detail, []
     for one in error.more.get("errors", ()):
         name = _NAMES.get(one["field"], one["field"])

@@ -132,9 +132,11 @@ async def get_openai_image(
 
 
 def _find_model(models: Models, ref: str | None, operation: Operation) -> ModelVersion:
-    """Return the model `ref`, or the first model with the operation and images of several lines.
+    """Return the model `ref`; if it is None, the first active model that fits.
 
-    Raises NotFoundError if there is no such model, and InvalidError if it lacks the operation.
+    A model fits if it has the operation and its images are higher than one pixel. Raises
+    NotFoundError if there is no model `ref`, and InvalidError if it lacks the operation or no model
+    fits.
     """
     able = [entry for entry in models.active() if operation.method in entry.operations]
     names = ", ".join(entry.name for entry in able) or "none"
@@ -238,7 +240,7 @@ def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
 
 
 async def _compute(state: AppState, request: Request, work: InferenceRequest, output: ImageOutput) -> Fields:
-    """Return the result of the operation. Raises OverloadedError after `WAIT_S` seconds."""
+    """Return the result of the operation. Raises OverloadedError if it takes over `WAIT_S` seconds."""
     # the worker's files are returned as they are
     png = output == ImageOutput() and work.rows <= PNG_BY_WORKER
     fields = await compute_or_accept(state, request, work, Prefer(WAIT_S, ""), png=png)
@@ -271,7 +273,10 @@ def _data(output: ImageOutput, image: Pixels | bytes) -> dict[str, str]:
 
 
 def _link(request: Request, job: Job, output: ImageOutput, index: int) -> dict[str, str]:
-    """Return the entry of an image of a job: its URL, without the defaults in the query."""
+    """Return the response's entry for an image of a job: its URL.
+
+    The query of the URL has the settings of `output` that differ from the defaults.
+    """
     options = {"output_format": output.format, "quality": output.quality, "factor": output.factor}
     default = {"output_format": "png", "quality": 100, "factor": 1}
     chosen = {name: value for name, value in options.items() if value != default[name]}
