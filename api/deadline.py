@@ -42,7 +42,8 @@ def read_deadline(header: bytes) -> float:
 def set_deadline(scope: MutableMapping[str, Any], header: bytes) -> float:
     """Read the header of a request and store its deadline in the scope; return the deadline.
 
-    Raises the errors of `read_deadline`.
+    It is in seconds since the epoch. Raises MalformedError if the header is no number, and
+    InvalidError if it is out of range.
     """
     deadline_at = read_deadline(header)
     scope[_SCOPE_KEY] = deadline_at

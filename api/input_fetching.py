@@ -63,7 +63,10 @@ class InputFetcher:
     def __init__(
         self, settings: Settings, job_service: JobService, blobs: Blobs, folder: Path, resolver: Resolver = resolve
     ) -> None:
-        """Write downloads to unnamed files in `folder`; `run` starts the loop."""
+        """Set the services; `run` starts the loop.
+
+        Downloads go to unnamed files in `folder`. `resolver` looks up the addresses of hosts.
+        """
         self._settings = settings
         self._jobs = job_service
         self._blobs = blobs
@@ -78,7 +81,7 @@ class InputFetcher:
         self.builders: dict[str, Builder] = {}
 
     async def check(self, urls: Mapping[str, Sequence[str]]) -> None:
-        """Check the hosts of a request's URLs early.
+        """Check the hosts of a request's URLs, keyed by field, before its job is created.
 
         Raises InvalidError if a host does not exist or is not a public address.
         """

@@ -142,7 +142,8 @@ class BodyReader:
     async def __call__(self) -> Message:
         """Return the next message of the body, and count its bytes.
 
-        Raises TooLargeError, OverloadedError or StalledError at a limit; see the class.
+        Raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
+        large together, and StalledError after the time-out.
         """
         message = await (self.receive() if self._deadline is None else self._in_time(self._deadline))
         if message["type"] != "http.request":
@@ -277,8 +278,8 @@ class DecodedReceive:
     async def __call__(self) -> Message:
         """Return the next message, decoded.
 
-        Raises MalformedError (see the class), and ClientDisconnect if the client disconnects before
-        the body is complete.
+        Raises MalformedError if the body cannot be decoded, and ClientDisconnect if the client
+        disconnects before the body is complete.
         """
         while not self._ended:
             if not self._input and self._more_input:

@@ -49,11 +49,11 @@ _ACCEPTED = (
 class InferenceRequest:
     """A validated request for an operation, with decoded images.
 
-    `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows.
-    While images must be fetched first, their `input_urls`, keyed by field, are set and `items` is
-    empty. `conversions` are messages about conversions of the images. `deadline_at` is in seconds
-    since the epoch; `traceparent` is that of the request's span. A request of `POST /v1/upscales`
-    has no items at first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
+    `items` are the input images keyed by argument, each for `rows_per_image` consecutive rows;
+    empty while the images of `input_urls`, keyed by field, must be fetched. `conversions` are
+    messages about conversions of the images. `deadline_at` is in seconds since the epoch;
+    `traceparent` is that of the request's span. A request of `POST /v1/upscales` has no items at
+    first, but the complete image (`photograph`) and how to enlarge it (`upscale`).
     """
 
     operation: Operation
@@ -367,8 +367,7 @@ def _decode_image(
 def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
     """Return the base64 texts in the request field of a shared image; empty without the field.
 
-    `shared` describes this image, one for all rows, such as a mask. Raises InvalidError if a value
-    is not a text.
+    A shared image is one for all rows, such as a mask. Raises InvalidError if a value is no text.
     """
     value = (fields.model_extra or {}).get(shared.name, [])
     texts = value if isinstance(value, list) else [value]
@@ -380,9 +379,9 @@ def _base64_texts(shared: Shared, fields: OperationFields) -> Sequence[str]:
 def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | str], conversions: list[str]) -> Pixels:
     """Decode a shared image, one for all rows such as a mask; return its pixels (1, C, H, W).
 
-    `sent` must have exactly one image, as a file or as base64. It is decoded as grey and repeated
-    for each channel of the model. Adds a message to `conversions` if it was converted. Raises
-    InvalidError if there is not exactly one, or if it cannot be decoded or is not suitable.
+    It is decoded as grey and repeated for each channel of the model. Adds a message to
+    `conversions` if it was converted. Raises InvalidError if `sent` has not exactly one image, or
+    if the image cannot be decoded or is not suitable.
     """
     channels, height, width = entry.image
     _check_number(shared, entry, len(sent))

@@ -47,7 +47,10 @@ class Webhooks:
         keys: Keys,
         resolver: Resolver = resolve,
     ) -> None:
-        """Use the threads of the job service and the secrets of the keys; `run` starts the loop."""
+        """Set the services; `run` starts the loop that sends `deliveries`.
+
+        `keys` has the secrets that sign them, and `resolver` looks up the addresses of hosts.
+        """
         self.deliveries = deliveries
         self._job_service = job_service
         self._keys = keys

@@ -18,7 +18,7 @@ class LargeResults:
     """Writes the rows of large results to a file per request."""
 
     def __init__(self, folder: Path) -> None:
-        """Create the files in `folder`."""
+        """Set the folder in which the files of results will be created."""
         self._folder = folder
         self._writer = ThreadPoolExecutor(1, "row-files")  # all completions wait for it, so it has no other work
 

@@ -75,7 +75,8 @@ async def result_response(state: AppState, request: Request, job: Job) -> Respon
 async def whole_result_response(state: AppState, job: Job, media: str, headers: dict[str, str]) -> Response:
     """Return the complete result of a job that has ended, with `headers` added.
 
-    Raises the errors of `check_succeeded`, and GoneError if the result was deleted.
+    Raises ModelFailedError if the job failed, ConflictError if it was cancelled, and GoneError if
+    its result has expired or was deleted.
     """
     check_succeeded(job)
     make = partial(_render, state, job, media)

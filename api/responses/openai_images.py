@@ -85,7 +85,7 @@ def check_pixels(n: int, output: ImageOutput, image: ImageShape) -> None:
 
 
 def check_factor(output: ImageOutput, pixels: Pixels) -> None:
-    """Raise InvalidError if the enlarged image, uint8 (C, H, W), has too many pixels."""
+    """Raise InvalidError if `pixels`, uint8 (C, H, W), would have too many pixels when enlarged."""
     if pixels[0].size * output.factor**2 > MAX_PIXELS:
         most = math.isqrt(MAX_PIXELS // pixels[0].size)
         raise InvalidError.in_field("factor", f"{output.factor} is too large for this image; at most {most}")
@@ -155,7 +155,7 @@ def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
 
 
 def _reduce(colours: Colours, factor: int) -> bytes:
-    """Return a PNG of the centre of each block of `factor`² pixels."""
+    """Return a PNG of the middle pixel of each block of `factor` × `factor` pixels."""
     picture = colours.image.convert("L" if colours.image.mode in {"1", "L"} else "RGB")
     if colours.alpha is not None:
         picture.putalpha(Image.fromarray(colours.alpha))

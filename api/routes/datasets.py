@@ -73,13 +73,13 @@ async def create_dataset(request: Request, state: State, caller: CurrentCaller) 
 async def store_upload(
     request: Request, state: AppState, caller: Caller, form_type: type[DatasetForm], *, keep_filename: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """Convert an uploaded file and store it as a dataset; return its description, and whether it is
-    new.
+    """Convert an uploaded file and store it as a dataset.
 
-    The other fields of the upload are those of `form_type`. `keep_filename`: the description gets
-    the client's name of the file, as `filename`. Raises the errors of `StreamingUpload.read` and
-    `convert`, TooManyRequestsError if the caller has no room for it, and ConflictError if the name
-    is taken by other content.
+    Returns its description, and whether it is new. The other fields of the upload are those of
+    `form_type`. `keep_filename`: the description gets the client's name of the file, as `filename`.
+    Raises a ProblemError if the upload is not valid, cannot be converted, or is too large for the
+    disk or the caller's limits; ConflictError if the name is taken by other content; and
+    ClientDisconnect.
     """
     await state.quotas.check_room(caller, 1)
     async with _work_folder(state.datasets) as folder:
@@ -284,7 +284,7 @@ async def _read_small(request: Request) -> bytes:
 
 
 def _add(datasets: Datasets, converted: Path, name: str, about: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Store a converted dataset; return its description and whether it is new.
+    """Store the dataset in the folder `converted`; return its description and whether it is new.
 
     Raises ConflictError if a dataset with this name has other content.
     """

@@ -197,10 +197,10 @@ def _training_body(state: AppState, caller: Any, body: FineTuningBody) -> Traini
 
 
 def _base(state: AppState, caller: Any, model: str) -> tuple[str, str, dict[str, Any]]:
-    """Return the family that `model` names, its name without a version, and its configuration.
+    """Return a family, and the name and the configuration of the model that a training is based on.
 
-    The configuration of a family is empty. Raises NotFoundError if it is neither a family nor a
-    model that the caller may use.
+    If `model` names a family, the name is that of the family and the configuration is empty. Raises
+    NotFoundError if it is neither a family nor a model that the caller may use.
     """
     families = load_families(state.settings)
     if model in families:

@@ -252,7 +252,8 @@ async def _compute(state: AppState, request: Request, work: InferenceRequest, ou
 async def _finished_job(state: AppState, request: Request, work: InferenceRequest) -> Job:
     """Run the operation as a job; return it when it has succeeded.
 
-    Raises the errors of `check_succeeded`, and OverloadedError after `WAIT_S` seconds.
+    Raises ModelFailedError, ConflictError or GoneError if the job has no result, and
+    OverloadedError after `WAIT_S` seconds.
     """
     created = await create_job(state, work)
     job = await wait_for_job(state, request, created, WAIT_S)
