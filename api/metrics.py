@@ -77,7 +77,7 @@ def _heartbeat_histograms(
 
 
 class ServiceCollector(Collector):
-    """Reads the metrics of the services at each scrape; prometheus_client does not count them."""
+    """Reads metrics from the services at each scrape, such as numbers of workers and jobs."""
 
     def __init__(
         self, state: AppState, queue_lengths: dict[QueueName, int], training_workers: dict[str, dict[str, Any]]

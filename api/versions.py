@@ -90,7 +90,7 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
     """Delete versions; with `model`, delete the whole model.
 
-    The versions are first hidden from new requests; then the check for unfinished jobs is repeated.
+    The versions are hidden from new requests between two checks that no unfinished job uses them.
     Raises ConflictError if a version is active (without `model`), is being activated, or is used by
     an unfinished job; then nothing is deleted.
     """

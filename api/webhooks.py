@@ -129,9 +129,9 @@ class Webhooks:
                 await self._pool.aclose()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Make an attempt and write its outcome; errors of the database are only logged.
+        """Make an attempt and write its outcome to the database.
 
-        The lease then ends, and the delivery is sent again.
+        If that fails, the error is logged; the lease ends, and the delivery is sent again.
         """
         try:
             attempt = await self._attempt(delivery)

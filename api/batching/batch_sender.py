@@ -113,7 +113,10 @@ class BatchSender:
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers of an owner's `waiting_requests` and `waiting_rows` (bulk queue)."""
+        """Return the numbers of an owner's waiting requests and of the rows of its bulk requests.
+
+        The keys are `waiting_requests` and `waiting_rows`.
+        """
         return self._scheduler.usage(owner)
 
     def live_workers(self) -> dict[str, dict[str, Any]]:

@@ -151,7 +151,10 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers of an owner's `waiting_requests` and `waiting_rows` (bulk queue)."""
+        """Return the numbers of an owner's waiting requests and of the rows of its bulk requests.
+
+        The keys are `waiting_requests` and `waiting_rows`.
+        """
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
     def cancel(self, request: PendingRequest) -> list[InFlightBatch]:

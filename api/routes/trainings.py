@@ -181,9 +181,9 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> T
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Wake the training workers and return the training, if it was `changed`.
+    """Raise ConflictError if a training was not `changed`; else wake the training workers.
 
-    Otherwise raises ConflictError; its detail ends with `rule`, which says what can be changed.
+    Returns the training as it is now. `rule` ends the error's detail: what can be changed.
     """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:

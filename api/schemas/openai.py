@@ -283,7 +283,7 @@ class FineTuningError(Resource):
 
 
 class FineTuningJob(Resource):
-    """A training."""
+    """A training, in the form of OpenAI's fine-tuning job."""
 
     id: str
     object: Literal["fine_tuning.job"]

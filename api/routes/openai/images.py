@@ -228,7 +228,10 @@ async def _respond(
 def _write(
     out: BinaryIO, body: dict[str, Any], images: Iterable[Any], describe: Callable[[Any], dict[str, str]]
 ) -> None:
-    """Write the JSON of a response; `describe` returns the entry of one of the `images`."""
+    """Write the JSON of a response: the fields of `body`, and the list `data` of images.
+
+    `describe` returns the entry of one of the `images`.
+    """
     out.write(orjson.dumps(body)[:-1] + b',"data":[')
     out.writelines((b"," if index else b"") + orjson.dumps(describe(image)) for index, image in enumerate(images))
     out.write(b"]}")

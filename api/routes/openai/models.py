@@ -1,4 +1,4 @@
-"""OpenAI-compatible models: the served models."""
+"""OpenAI-compatible models: lists and gets the models that have an active version."""
 
 from datetime import datetime
 
