@@ -26,6 +26,8 @@ from api.schemas.datasets import DatasetForm, DatasetUrlBody, NamedDatasetBody
 from api.schemas.models import VersionForm
 from api.schemas.openai import ImageEditForm, OpenAIError, OpenAIFileForm
 from api.schemas.operations import IMAGE_URL, RESPONSES, OperationFields, UpscaleFields
+from api.schemas.webhooks import WebhookEvent
+from api.webhook_description import JOB_EVENT
 from core.catalog.operations import OPERATIONS, Operation
 from core.catalog.registry import ModelVersion
 from core.imaging.encoders import MEDIA
@@ -135,8 +137,11 @@ def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool
     problem responses of each route and, with `keys`, the API key.
     """
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
+    schema["webhooks"] = {"job": {"post": JOB_EVENT}}
     components = schema.setdefault("components", {})
-    models: list[Any] = [(model, "serialization") for model in (Problem, OpenAIError, *RESPONSES.values())]
+    models: list[Any] = [
+        (model, "serialization") for model in (Problem, WebhookEvent, OpenAIError, *RESPONSES.values())
+    ]
     forms = (DatasetForm, NamedDatasetBody, DatasetUrlBody, VersionForm, ImageEditForm, OpenAIFileForm)
     models += [(model, "validation") for model in forms]
     _, definitions = models_json_schema(models, ref_template=_TEMPLATE)
@@ -318,12 +323,7 @@ class OperationDocs:
         return [reference(name) for name in dict.fromkeys(names)]
 
     def _bodies(
-        self,
-        operation: Operation,
-        required: list[str],
-        fields: Schema,
-        form: Schema,
-        example: Schema,
+        self, operation: Operation, required: list[str], fields: Schema, form: Schema, example: Schema
     ) -> Schema:
         """Add component schemas for the JSON body and the form; return the OpenAPI request body.
 

@@ -1,7 +1,7 @@
 """Request and response bodies of webhooks and their deliveries."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -20,6 +20,40 @@ class WebhookBody(RequestBody, json_schema_extra={"example": {"url": "https://ex
         ["job.succeeded", "job.failed", "job.cancelled"],
         description="When to send one; by default when the job has ended.",
     )
+
+
+class EventLinks(Resource):
+    """URL paths of the job of an event."""
+
+    self: str
+    result: str
+    deliveries: str
+
+
+class EventJob(Resource):
+    """A job at the time of an event."""
+
+    id: str
+    kind: str
+    status: Literal["running", "paused", "succeeded", "failed", "cancelled"]
+    progress: float
+    model: str
+    version: str
+    seed: int
+    request_id: str
+    problem: dict[str, Any] | None = Field(description="Why it failed (RFC 9457).")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    links: EventLinks
+
+
+class WebhookEvent(Resource):
+    """The body of a request to a webhook."""
+
+    type: EventName
+    timestamp: str = Field(description="When it happened.")
+    data: EventJob
 
 
 class DeliveryResponse(Resource):

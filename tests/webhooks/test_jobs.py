@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import standardwebhooks
 
+from api.schemas.webhooks import WebhookEvent
 from tests.api.helpers import FAULTY, MODEL, finished_job
 from tests.datasets import digits
 from tests.families.faulty import RAISES
@@ -22,8 +23,11 @@ def secret_of(stack: Stack) -> str:
 
 
 def verified(stack: Stack, request: dict[str, Any]) -> dict[str, Any]:
-    """Check the signature of a request, and return its body."""
+    """Check the signature of a request, and that its body is as described; return the body."""
     body: dict[str, Any] = standardwebhooks.Webhook(secret_of(stack)).verify(request["body"], request["headers"])
+    event = WebhookEvent.model_validate(body)
+    assert event.model_dump() == body
+    assert not event.data.model_extra
     return body
 
 
