@@ -137,8 +137,9 @@ class Blobs:
         return modified
 
     def keys(self, prefix: str) -> list[str]:
-        """Return all keys at or below `prefix`, sorted, without partial files; "" is the whole
-        store.
+        """Return all keys at or below `prefix`, sorted; "" means the whole store.
+
+        Partial files are left out.
         """
         path = self._path(prefix) if prefix else self._root
         paths = self._fs.find(path)
@@ -149,8 +150,7 @@ class Blobs:
         return size_of(Path(self._root)) if self._local else int(self._fs.du(self._root, total=True))
 
     def sweep(self, prefix: str, older_than_s: float, *, partial: bool = False) -> int:
-        """Remove the blobs below `prefix` that are older than `older_than_s` seconds; return their
-        number.
+        """Remove blobs below `prefix` older than `older_than_s` seconds; return their number.
 
         With `partial`, remove only partial files, which writers that were killed leave in a local
         store.

@@ -78,8 +78,9 @@ class QueueAddress:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """Host and port of the server, or of the first Sentinel. They have no meaning for Unix
-        sockets.
+        """Host and port of the server, or of the first Sentinel.
+
+        They have no meaning for Unix sockets.
         """
         if self.sentinels:
             return self.sentinels[0]

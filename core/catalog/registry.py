@@ -33,10 +33,10 @@ class ModelOperation:
     validator: Any
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a request: the defaults updated with `given`; whole numbers are
-        ints.
+        """Return the options of a request: the defaults updated with `given`.
 
-        Raises InvalidOptionsError if the schema rejects an option.
+        Where the schema requires an integer, 4.0 is returned as 4. Raises InvalidOptionsError if
+        the schema rejects an option.
         """
         if not given and self._valid_without:
             return {**self.defaults}

@@ -97,11 +97,10 @@ class Datasets:
         return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Make the finished folder `made` the dataset `name`; return its description and whether it
-        is new.
+        """Make the finished folder `made` the dataset `name`.
 
-        If a dataset of this name has the same arrays, its description is returned instead. Raises
-        NameTakenError if its arrays differ.
+        Returns the dataset's description, and whether it is new. A dataset of this name with the
+        same arrays is kept and is not new. Raises NameTakenError if its arrays differ.
         """
         with self._locked():
             existing = self.get(name)
@@ -134,8 +133,7 @@ class Datasets:
     def listing(
         self, after: str = "", limit: int = 20, visible: Callable[[str], bool] = lambda _name: True
     ) -> list[dict[str, Any]]:
-        """Return the descriptions of at most `limit` datasets after the name `after`, sorted by
-        name.
+        """Return the descriptions of at most `limit` datasets with names after `after`, sorted.
 
         `visible(name)` returns whether a dataset is listed.
         """

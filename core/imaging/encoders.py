@@ -68,10 +68,10 @@ def format_size_error(kind: str, height: int, width: int) -> str | None:
 
 # See docs/decisions.md#large-pictures-are-encoded-in-bands-by-our-own-encoders
 def write(kind: str, bands: Iterator[Pixels], shape: Shape, quality: int, out: BinaryIO) -> None:
-    """Write an image in the format `kind` to `out`, from bands of lines, uint8 (lines, width,
-    channels).
+    """Write an image in the format `kind` to `out`.
 
-    `quality` is 1 … 100; PNG ignores it.
+    `bands` are successive lines of the image, uint8 (lines, width, channels). `quality` is 1 … 100;
+    PNG ignores it.
     """
     {PNG: _png, JPEG: _jpeg, WEBP: _webp}[kind](bands, shape, quality, out)
 

@@ -66,9 +66,9 @@ def upgrade(connection: sa.Connection) -> None:
 
 
 def existing_file(database: Path) -> Path:
-    """Return the existing file of a SQLite database.
+    """Return the path of a SQLite database, which earlier releases called `ledger.sqlite3`.
 
-    Earlier releases called it `ledger.sqlite3`. If neither file exists, return `database`.
+    This is the old path if only that file exists, otherwise `database`.
     """
     old = database.with_name("ledger.sqlite3")
     return old if database.name == "jobs.sqlite3" and not database.exists() and old.exists() else database

@@ -1,8 +1,9 @@
 """The job store: jobs, results, events and idempotency keys in one SQL database.
 
 A job is committed here before its 202 is sent, and ends exactly once. The interface has several
-parts: `queries` (reads), `claims` (workers), `leases` (recovery from dead processes), and here
-requests of clients and expiry. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and PostgreSQL.
+parts: `queries` (reads), `claims` (workers), `inputs` (images by URL), `leases` (recovery from dead
+processes), and here requests of clients and expiry. It works on SQLite (WAL, `BEGIN IMMEDIATE`) and
+PostgreSQL.
 """
 
 import time
@@ -28,11 +29,11 @@ class JobStore(JobClaims, JobInputs, JobLeases):
     def insert(
         self, *new_jobs: Job, exclusive: bool = False, idempotency_key: IdempotencyKey | None = None
     ) -> Insertion:
-        """Insert jobs, each with its first event, in one transaction; return the first's outcome.
+        """Insert jobs, each with its first event; return the outcome for the first job.
 
-        `exclusive` and `idempotency_key` are for a single job. The job is not inserted if another
-        job has been inserted under this key, or if it is `exclusive` and an unfinished job of its
-        kind and model exists.
+        All are inserted in one transaction, or none. `exclusive` and `idempotency_key` are for a
+        single job. The job is not inserted if another job has been inserted under this key, or if
+        it is `exclusive` and an unfinished job of its kind and model exists.
         """
         job = new_jobs[0]
         with transaction(self.engine) as connection:
@@ -64,10 +65,9 @@ class JobStore(JobClaims, JobInputs, JobLeases):
             return transitions.finish(connection, unfinished, job_id, "cancelled")
 
     def end_overdue(self) -> list[str]:
-        """End the jobs whose deadline has passed as failed (504), and invalidate the claims on
-        them.
+        """End the jobs whose deadline has passed as failed (504); return their ids.
 
-        Returns the ids of these jobs.
+        The claims on these jobs are no longer valid.
         """
         late = overdue()
         with transaction(self.engine) as connection:

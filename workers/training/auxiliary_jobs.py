@@ -47,8 +47,8 @@ class AuxiliaryJobs:
     def import_file(self, job: Job) -> None:
         """Check an uploaded checkpoint against its card and publish it as a version.
 
-        The version is activated if the model has no active version. It can be called again after a
-        crash.
+        The version is activated if the model has no active version. After a crash this can be
+        called again for the same job.
         """
         name, versions = job.model, self._context.versions
         folder = self._context.scratch_folder(job)

@@ -60,7 +60,7 @@ class ChildProcesses:
         return [*options, "--device", settings.training_device] if device else options
 
     def query(self, command: str) -> bytes | None:
-        """Run the command `command` without arguments and return its standard output.
+        """Run `python -m models COMMAND` without arguments and return its standard output.
 
         If it fails or takes longer than `QUERY_TIMEOUT_S`, log an error and return None.
         """
@@ -100,10 +100,11 @@ class ChildProcesses:
     ) -> bytes:
         """Run a command to its end and return its standard output.
 
-        Raises JobFailedError if the command fails, uses more than a training's memory, or takes
-        longer than `timeout_s` seconds (by default `evaluation_timeout_s`); the error for a
-        time-out ends with `remedy`. Raises ClaimLostError if the job's claim is lost, and
-        WorkerStoppingError if this worker stops. In each case the command has been stopped.
+        Raises JobFailedError if the command fails, uses more memory than a training may, or takes
+        longer than `timeout_s` seconds (by default the setting `evaluation_timeout_s`). `remedy` is
+        the advice at the end of the error for a time-out. Raises ClaimLostError if the job's claim
+        is lost, and WorkerStoppingError if this worker stops. In each case the command has been
+        stopped.
         """
         settings, stopping = self._context.settings, self._context.stopping
         limit_s = timeout_s or settings.evaluation_timeout_s

@@ -145,8 +145,8 @@ class TrainingRun:
     def _run_process(self) -> tuple[int, str]:
         """Run the child process until it exits; return its exit code and its error message, or "".
 
-        It is stopped if this worker stops, and killed if it makes no progress for
-        `training_stall_s`.
+        The process is stopped if this worker stops, and killed if it makes no progress for
+        `training_stall_s` seconds.
         """
         stall_s = self._context.settings.training_stall_s
         with self._children.start(self._command(), self.folder / "log") as child:

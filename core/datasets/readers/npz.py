@@ -86,7 +86,7 @@ def _checked_header(folder: Path, info: zipfile.ZipInfo, options: ConversionOpti
 def _read_header(file: IO[bytes], info: zipfile.ZipInfo) -> ArrayHeader:
     """Return the header of a .npy file.
 
-    Raises UploadRejectedError if it is damaged, or for pickled objects and records.
+    Raises UploadRejectedError if it is damaged, or if it is an array of Python objects or records.
     """
     try:
         with base.reject_damage(info.filename):
