@@ -107,9 +107,7 @@ class AdoptedJobs:
         return reports
 
     async def _write_until_done(self, job_id: str, function: Callable[..., object], *args: object) -> None:
-        """Call a function that writes to the job store; retry while the database cannot be
-        written.
-        """
+        """Call a function that writes to the job store; retry until the database can be written."""
         while True:
             try:
                 await self.threads.write(function, *args)

@@ -146,9 +146,7 @@ class ModelFailedError(ProblemError, status=500, title="Model failed"):
 
     @classmethod
     def of(cls, reported: dict[str, Any]) -> Self:
-        """Return the error for a problem that a worker reported, with the problem's status and
-        title.
-        """
+        """Return the error for a problem that a worker reported, with its status and title."""
         status = reported["status"]
         retry_after_s = 2 if status == OverloadedError.status else None
         return cls(reported["detail"], retry_after_s=retry_after_s, status=status, title=reported["title"])

@@ -117,8 +117,9 @@ class HostCheck:
     """Checks the Host header of requests against the allowed hosts. Prevents DNS rebinding."""
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
-        """Allow these hosts, or all hosts if `hosts` is empty. `*.example.com` stands for its
-        subdomains.
+        """Allow these hosts, or all hosts if `hosts` is empty.
+
+        `*.example.com` stands for the subdomains of `example.com`.
         """
         self._any = not hosts or "*" in hosts
         self._names = frozenset(host for host in hosts if not host.startswith("*"))

@@ -267,7 +267,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- the watchdog ---
 
     def _check(self) -> None:
-        """Check all time-outs of the connection, act on those that have passed, and set the next
+        """Check all time-outs of the connection, act on those that have passed, and restart the
         timer.
         """
         now = self.loop.time()

@@ -267,9 +267,7 @@ class JobService:
                 await pipeline.execute()
 
     async def training_devices(self) -> int | None:
-        """Return the largest number of devices that a live training worker reports; None if none
-        reports it.
-        """
+        """Return the largest number of devices of a live training worker; None if none reports it."""
         live = (await self.training_workers()).values()
         return max((heartbeat["devices"] for heartbeat in live if heartbeat.get("devices")), default=None)
 
@@ -370,8 +368,8 @@ class JobService:
         return cancelled
 
     async def _end_overdue(self) -> None:
-        """End the jobs whose deadline has passed, of all processes, and drop this process's
-        requests for them.
+        """End the jobs of all processes whose deadline has passed; drop the requests of adopted
+        ones.
         """
         for job_id in self._adopted.overdue():
             self._batch_sender.drop(self._adopted.pending.pop(job_id))
@@ -393,8 +391,9 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Until cancelled: renew leases, requeue jobs of dead processes, end overdue jobs, update
-        `counts`, wake workers.
+        """Until cancelled: renew leases, requeue jobs of dead processes, and end overdue jobs.
+
+        Also updates `counts` and wakes workers for queued jobs.
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))
@@ -415,9 +414,7 @@ class JobService:
                 log.exception("maintaining the job store")
 
     async def _clean_up(self) -> None:
-        """Until cancelled: delete expired results, results over the disk quota, and
-        orphaned files.
-        """
+        """Until cancelled: delete expired results, results over the disk quota, and orphaned files."""
         while True:
             await asyncio.sleep(self._settings.sweep_s)
             try:

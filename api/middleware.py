@@ -146,8 +146,7 @@ class _ResponseSender:
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def send(self, message: Message) -> None:
-        """Send a message of the application to the client, with the request id and security
-        headers.
+        """Send a message of the application to the client; add the request id and security headers.
 
         After the last message of an error response, read the rest of an upload.
         """

@@ -1,5 +1,4 @@
-"""Permissions on datasets and models: callers may use their own and shared ones, admins may use
-all.
+"""Permissions on datasets and models: callers may use their own and shared ones, admins all.
 
 Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second,
 so that a request for a small sample needs no database query.

@@ -173,8 +173,7 @@ def request_of_content(
 
 
 def first_headers(request: Request) -> dict[bytes, bytes]:
-    """Return the headers of a request, keyed by lower-case name; of several with one name, the
-    first.
+    """Return the headers of a request, keyed by lower-case name; the first of those with one name.
 
     This is faster than `request.headers`, which searches all headers at each look-up.
     """

@@ -116,8 +116,7 @@ class StreamingUpload:
         self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
 
     async def _flush(self) -> None:
-        """Write the buffered data to its files, in a thread, so that a busy disk blocks no other
-        request.
+        """Write the buffered data to its files, in a thread, so that other requests do not wait.
 
         Raises OSError (ENOSPC) if less than the reserve of the disk is free.
         """

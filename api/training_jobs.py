@@ -28,8 +28,9 @@ from core.webhooks.records import Webhook
 def auxiliary_row(
     request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0, webhook: Webhook | None = None
 ) -> Job:
-    """Return the record of a new job of the kind `kind` for the training workers, not yet
-    inserted.
+    """Return the record of a new job for the training workers, not yet inserted.
+
+    `body` is the job's request.
     """
     return Job(
         kind=kind,
@@ -51,7 +52,7 @@ async def run_auxiliary_job(
     """Insert an auxiliary job, wait at most `wait_s` seconds, and return its result and the job.
 
     The result is None if the job has not ended in time. `committed` is called when the job is
-    committed, before the wait. Raises TooManyRequestsError at a limit of the caller, and
+    committed, before the wait. Raises TooManyRequestsError if the caller has reached a limit, and
     InvalidError or ModelFailedError if the job failed.
     """
     async with state.quotas.job(caller):

@@ -112,9 +112,7 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
 
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
-    """Raise ConflictError if an unfinished job uses one of the versions; with `model`, any
-    version.
-    """
+    """Raise ConflictError if an unfinished job uses one of the versions or, with `model`, any."""
     for version in ("",) if model else versions:
         if ids := await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version)):
             ref = f"{name}@{version}" if version else name
@@ -125,8 +123,9 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
 
 
 async def prune_versions(state: AppState) -> None:
-    """Until cancelled: delete old versions and finish interrupted deletions every `PRUNE_S`
-    seconds.
+    """Every `PRUNE_S` seconds, delete old versions and finish interrupted deletions.
+
+    Runs until it is cancelled.
     """
     store = Versions(state.paths.checkpoints)
     while True:

@@ -145,10 +145,9 @@ class BatchSender:
         return await self._waits.wait(request)
 
     def drop(self, request: PendingRequest) -> None:
-        """Cancel a request: its unsent rows are not sent, and a long operation ends at its next
-        slice.
+        """Cancel a request; do nothing if it has ended.
 
-        Does nothing if the request has ended.
+        Its unsent rows are not sent, and a long operation ends after the present time slice.
         """
         if request not in self._scheduler:
             return

@@ -1,6 +1,4 @@
-"""The records of the batch scheduler: pending requests, their slices, queues and waits, and batches
-in flight.
-"""
+"""The records of the batch scheduler: requests, slices, queues, waits, and batches in flight."""
 
 import asyncio
 import secrets

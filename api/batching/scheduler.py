@@ -271,9 +271,7 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch from `in_flight`, because it has completed, is dropped, or will be
-        retried.
-        """
+        """Remove a batch from `in_flight`: it has completed, is dropped, or will be retried."""
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -295,8 +293,7 @@ class BatchScheduler:
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Remove a batch from `in_flight`, and queue its slices before other requests of their
-        owners.
+        """Remove a batch from `in_flight`, and queue its slices first among those of their owners.
 
         With `isolate`, each slice runs in a batch of its own. Slices that have a result, or whose
         request has ended, are left out.

@@ -116,8 +116,7 @@ class ResultFiles:
         return await self._response(file, begin, end, status, headers, media)
 
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
-        """Return a 200 response with the complete result; Range and conditional headers are
-        ignored.
+        """Return a 200 response with the complete result, whatever range the request asks for.
 
         `render` is called if the result is not stored under `name`; `headers` are added to those
         that it returned. Raises GoneError if the job or its stored result was deleted meanwhile.

@@ -68,8 +68,9 @@ async def get_job(response: Response, state: State, job: CurrentJob) -> JobRespo
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problem_responses(404, 409))
 async def cancel_job(state: State, owner: Owner, job: CurrentJob) -> JobResponse:
-    """Cancel a job. The status is 409 if it has succeeded or failed; a cancelled job stays
-    cancelled.
+    """Cancel a job; a cancelled job stays cancelled.
+
+    The status is 409 if it has succeeded or failed.
     """
     ended = not await state.job_service.cancel(job.id) and job.status != "cancelled"
     job = await state.job_service.get(job.id, owner) or job

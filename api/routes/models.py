@@ -54,8 +54,9 @@ async def get_model(state: State, caller: CurrentCaller, name: str) -> ModelResp
 async def update_model(
     request: Request, state: State, caller: CurrentCaller, name: str, change: ModelChange
 ) -> ModelResponse:
-    """Activate a version when all workers have loaded it, and set whether everybody may use the
-    model.
+    """Activate a version of a model, or set whether everybody may use the model, or both.
+
+    The version is activated when all workers have loaded it.
     """
     audit.describe(request, **change.model_dump(exclude_none=True))
     await find_version(state, caller, name)

@@ -173,9 +173,7 @@ def _auto_or_number(value: Any) -> Any:
 
 
 def _unavailable(reason: str) -> BeforeValidator:
-    """Return a validator that accepts only null or an empty list; other values raise an error with
-    the `reason`.
-    """
+    """Return a validator that accepts only null or an empty list; its error has the `reason`."""
 
     def validate(value: Any) -> Any:
         if value in (None, []):
