@@ -368,9 +368,7 @@ class JobService:
         return cancelled
 
     async def _end_overdue(self) -> None:
-        """End the jobs of all processes whose deadline has passed; drop the requests of adopted
-        ones.
-        """
+        """End all jobs whose deadline has passed, and drop the pending requests of adopted ones."""
         for job_id in self._adopted.overdue():
             self._batch_sender.drop(self._adopted.pending.pop(job_id))
         if await self._threads.read(self._job_store.has_overdue):

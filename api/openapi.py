@@ -221,8 +221,7 @@ class OperationDocs:
         self.schemas: dict[str, Schema] = {}
 
     def describe(self, paths: dict[str, Any]) -> None:
-        """Complete the operations in `paths`, which are those of the description, and fill
-        `schemas`.
+        """Complete the operations in `paths`, those of the description, and fill `schemas`.
 
         Also adds the size limits of uploads to the descriptions of their routes.
         """
