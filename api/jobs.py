@@ -20,13 +20,12 @@ from api.job_events import JobEvents, JobUpdates
 from api.requests import InferenceRequest
 from api.row_files import join_rows
 from api.store_threads import StoreThreads
+from api.training_workers import TrainingWorkers
 from api.wait_estimates import WaitEstimator
 from core.blobs import Blobs, remove_tree
 from core.broker.codec import Fields, pack, unpack
 from core.broker.connection import connect_async
 from core.broker.keys import preview_key
-from core.broker.publisher import wake_training_workers
-from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 from core.cleanup import Cleanup
 from core.imaging.tiling import photograph_bytes
 from core.jobs.leases import LeaseReaper
@@ -55,8 +54,9 @@ class JobService:
         self.job_events = JobEvents(self.events, self.exists, self.preview)
         self._updates = JobUpdates(job_store, self._threads, self.job_events)
         self._adopted = AdoptedJobs(settings, job_store, blobs, self._threads, self._updates.notify)
+        self.training_workers = TrainingWorkers(settings.training_queue)
         self.wait_estimates = WaitEstimator(
-            job_store.engine, self._threads.read, lambda: len(batch_sender.live_workers()), self._count_training_workers
+            job_store.engine, self._threads.read, lambda: len(batch_sender.live_workers()), self.training_workers.count
         )
         self._uncommitted: list[tuple[Job, asyncio.Future[None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,8 +65,7 @@ class JobService:
     async def start(self) -> None:
         """Connect to the queue servers and start the background loops."""
         self._redis = connect_async(self._settings)
-        url = self._settings.training_queue
-        self._training_redis = redis.asyncio.Redis.from_url(url, socket_timeout=15, socket_connect_timeout=2)
+        self.training_workers.start()
         for loop in (self._maintain(), self._updates.listen(self._redis), self._updates.poll(), self._clean_up()):
             self._run(loop)
 
@@ -80,7 +79,7 @@ class JobService:
             await self._adopted.release()
         self._threads.shutdown()
         await self._redis.aclose()
-        await self._training_redis.aclose()
+        await self.training_workers.stop()
 
     def _run(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -255,36 +254,10 @@ class JobService:
             await self._threads.write(self._job_store.delete, job.id)
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
-    # --- training workers ---
-
     async def wake_training_workers(self, job_id: str) -> None:
         """Notify training workers, and requests that wait for the job, that a job has changed."""
         self._updates.notify(job_id)
-        with contextlib.suppress(redis.RedisError, OSError):  # without a message they poll the job store
-            async with self._training_redis.pipeline() as pipeline:
-                for command in wake_training_workers():
-                    pipeline.execute_command(*command)
-                await pipeline.execute()
-
-    async def training_devices(self) -> int | None:
-        """Return the largest number of devices of a live training worker; None if none reports it."""
-        live = (await self.training_workers()).values()
-        return max((heartbeat["devices"] for heartbeat in live if heartbeat.get("devices")), default=None)
-
-    async def training_workers(self) -> dict[str, dict[str, Any]]:
-        """Return the heartbeats of live training workers, keyed by worker id.
-
-        Empty while the queue server is unreachable.
-        """
-        try:
-            hashes: Any = await self._training_redis.hgetall(TRAINING_WORKERS)
-        except (redis.RedisError, OSError):
-            return {}
-        heartbeats = {name.decode(): unpack(data) for name, data in hashes.items()}
-        return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < TRAINER_TIMEOUT_S}
-
-    async def _count_training_workers(self) -> int:
-        return len(await self.training_workers())
+        await self.training_workers.wake()
 
     # --- reading jobs ---
 

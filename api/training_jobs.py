@@ -77,7 +77,7 @@ async def check_devices(state: AppState, gpus: int) -> None:
     """
     if gpus == 1:
         return  # accepted even if no training worker is alive yet
-    devices = await state.job_service.training_devices()
+    devices = await state.job_service.training_workers.devices()
     if devices is None:
         detail = "no training worker is running that says how many devices it has; start one "
         raise errors.OverloadedError(f"{detail}(python -m workers.training), or leave `gpus` at 1", retry_after_s=10)

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import redis
 
-from api.batching.batch_spans import batch_ended, batch_sent
+from api.batching.batch_spans import batch_ended, batch_sent, observe_queue_time
 from api.batching.large_results import LargeResults, discard_rows, take_result
 from api.batching.requests import InFlightBatch, PendingRequest, RequestSlice, ResultWaits
 from api.batching.scheduler import BatchScheduler, Limits
@@ -28,7 +28,6 @@ from core.broker.connection import connect_async
 from core.broker.keys import QUEUES, WORKERS, QueueName, dropped_key, new_completion_stream, queue_key, started_key
 from core.broker.pipelined_connection import PipelinedConnection
 from core.broker.publisher import Command, publish_batch, wake_inference_workers
-from core.histograms import HISTOGRAMS
 from core.settings import HEARTBEAT_S, Settings, StatePaths
 
 log = logging.getLogger(__name__)
@@ -61,8 +60,7 @@ class BatchSender:
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
         """Create the queues. `start` connects to the queue server."""
-        self._settings = settings
-        self._blobs = blobs
+        self._settings, self._blobs = settings, blobs
         self._large_results = LargeResults(StatePaths(settings.state).unfinished)
         self._stream = new_completion_stream()
         limits = Limits(settings.max_waiting, settings.key_waiting_requests, settings.key_waiting_rows)
@@ -70,8 +68,7 @@ class BatchSender:
         self._monitor = WorkerMonitor(settings.heartbeat_timeout_s)
         self._late: OrderedDict[str, InFlightBatch] = OrderedDict()
         self._paused_until = 0.0
-        self._read_bytes = 0
-        self._read_until = ""
+        self._read_bytes, self._read_until = 0, ""
         self._wakeup: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching: set[QueueName] = set()
@@ -275,7 +272,7 @@ class BatchSender:
         if batch is None:
             return
         batch.last_seen, batch.worker, batch.missed_checks = time.monotonic(), completion["worker"], 0
-        self._observe_queue_time(batch, completion.get("took", 0.0))
+        observe_queue_time(batch, completion.get("took", 0.0))
         if completion["kind"] == "progress":
             self._scheduler.record_progress(batch, completion["done"])
             self._dispatch("interactive")
@@ -287,19 +284,6 @@ class BatchSender:
                     outcome["fields"] = await self._large_results.move_to_disk(part, outcome["fields"])
                 self._complete(part, batch, outcome)
             self._finish(batch)
-
-    @staticmethod
-    def _observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
-        """Record the queue time of each request whose first rows ran in a batch.
-
-        `took_s` is how long the batch has run, in seconds; the queue time ended before that.
-        """
-        if batch.progress:
-            return
-        now, labels = time.monotonic(), (batch.key[0], batch.key[2])
-        for part in batch.slices:
-            if part.first == 0 and not part.request.chunks:
-                HISTOGRAMS.observe("queue_seconds", labels, max(0.0, now - part.request.arrived - took_s))
 
     def _complete(self, part: RequestSlice, batch: InFlightBatch, outcome: dict[str, Any]) -> None:
         request = part.request
@@ -405,8 +389,7 @@ class BatchSender:
             if part.attempts >= self._settings.max_attempts:
                 detail = f"the process that ran this request died or fell silent {part.attempts} times"
                 problem = {"type": "about:blank", "title": "Worker lost", "status": 500, "detail": detail}
-                self._scheduler.finish_batch(batch)
-                batch_ended(batch)
+                self._finish(batch)
                 self._fail(part.request, problem)
                 return
         self._requeue(batch, isolate=died)

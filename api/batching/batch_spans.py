@@ -4,6 +4,7 @@ import time
 
 from api.batching.requests import InFlightBatch
 from core import tracing
+from core.histograms import HISTOGRAMS
 
 
 def batch_sent(batch: InFlightBatch) -> str:
@@ -38,3 +39,16 @@ def batch_ended(batch: InFlightBatch) -> None:
     for span in batch.spans:
         span.end()
     batch.spans.clear()
+
+
+def observe_queue_time(batch: InFlightBatch, took_s: float) -> None:
+    """Record the queue time of each request whose first rows ran in a batch.
+
+    `took_s` is how long the batch has run, in seconds; the queue time ended before that.
+    """
+    if batch.progress:
+        return
+    now, labels = time.monotonic(), (batch.key[0], batch.key[2])
+    for part in batch.slices:
+        if part.first == 0 and not part.request.chunks:
+            HISTOGRAMS.observe("queue_seconds", labels, max(0.0, now - part.request.arrived - took_s))

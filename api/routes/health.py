@@ -50,6 +50,6 @@ async def get_metrics(request: Request, state: State) -> Response:
     lengths: dict[QueueName, int] = {}
     with contextlib.suppress(Exception):  # without the queue server the other metrics still count
         lengths = await state.batch_sender.queue_lengths()
-    collector = ServiceCollector(state, lengths, await state.job_service.training_workers())
+    collector = ServiceCollector(state, lengths, await state.job_service.training_workers.live())
     page, media = exposition(request.headers.get("accept", ""), collector)
     return Response(page, headers={"Content-Type": media})

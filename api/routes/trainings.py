@@ -227,7 +227,8 @@ async def publish_training(
 async def list_families(state: State) -> schemas.FamilyPage:
     """Return the families with their recipes and the JSON Schemas of their options."""
     known = await asyncio.to_thread(load_families, state.settings)
-    gpus = {"type": "integer", "minimum": 1, "maximum": await state.job_service.training_devices() or 1, "default": 1}
+    devices = await state.job_service.training_workers.devices() or 1
+    gpus = {"type": "integer", "minimum": 1, "maximum": devices, "default": 1}
     data = [
         schemas.FamilyResponse(name=name, **family.model_dump(), gpus=gpus) for name, family in sorted(known.items())
     ]

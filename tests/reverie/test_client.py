@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import inspect
 import json
 import struct
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -16,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -24,7 +21,6 @@ from core.imaging.pictures import png
 from reverie.client import AsyncClient, Client
 from reverie.errors import (
     ConflictError,
-    DeadlineExceededError,
     InternalServerError,
     InvalidError,
     JobFailedError,
@@ -34,8 +30,6 @@ from reverie.errors import (
 )
 from reverie.methods import ApiMethods
 from reverie.methods.base import ClientMethod
-from reverie.records import Job
-from reverie.requests import ApiRequest
 from tests.api.helpers import FAULTY, MODEL, TINY, decode_image
 from tests.reverie.faulty_proxy import FaultyProxy
 from tests.stack import ROOT, Stack
@@ -325,55 +319,6 @@ def test_families_list_their_options(client: Client) -> None:
     assert {"vae", "bihm", "ebgan", "superres"} <= families.keys()
     assert families["vae"]["training"]["properties"]["epochs"]["minimum"] == 1
     assert families["vae"]["recipe"]["training"]["epochs"] > 1
-
-
-# --- deadlines and waiting ---
-
-
-def test_the_service_stops_at_the_deadline(client: Client, tmp_path: Path) -> None:
-    """A synchronous request raises, and is not sent again; a job fails; trainings and upscales take a deadline, too."""
-    slow: dict[str, Any] = {"steps": 500, "seconds": 0.1}
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceededError) as late:
-        client.samples(TINY, deadline_s=0.5, **slow)
-    assert (late.value.code, late.value.title) == (504, "Deadline exceeded")
-    with pytest.raises(DeadlineExceededError):
-        client.save(tmp_path / "late.png", "samples", TINY, deadline_s=0.5, **slow)
-    assert time.monotonic() - started < 10
-    job = client.wait(client.submit("samples", TINY, deadline_s=1.5, **slow).id, 60)
-    assert job.status == "failed"
-    assert (job.problem or {})["status"] == 504
-    with pytest.raises(ValueError, match="deadline_s"):
-        client.samples(TINY, deadline_s=0)
-    assert client.samples(TINY, deadline_s=60).model == TINY
-
-
-def test_a_retry_has_what_is_left_of_the_time(proxied: Client, proxy: FaultyProxy) -> None:
-    """The deadline is that of the call, not of each attempt."""
-    proxied.samples(TINY, deadline_s=60)
-    first = float(proxy.seen[-1].headers["request-timeout"])
-    assert 55 < first <= 60
-    request = ApiRequest("GET", "/v1/models", deadline=time.monotonic() + 0.2)
-    assert request.may_retry(httpx.ConnectError(""))
-    time.sleep(0.25)
-    assert not request.may_retry(httpx.ConnectError(""))
-
-
-def test_a_queued_job_says_where_it_stands(client: Client) -> None:
-    """Its position, and why it waits; they are gone once it runs."""
-    slow = [client.submit("samples", TINY, steps=20, seconds=0.1, count=40 + number) for number in range(3)]
-    queued = [client.submit("samples", TINY, steps=1, seconds=0.1, count=50 + number) for number in range(3)]
-    seen: list[Job] = []
-    client.wait(queued[-1].id, 120, seen.append)
-    waiting = [job for job in seen if job.status == "queued" and job.position is not None]
-    assert waiting
-    assert all(job.position and job.position >= 1 and job.waiting_reason for job in waiting)
-    positions = [job.position or 0 for job in waiting]
-    assert positions == sorted(positions, reverse=True)
-    assert seen[-1].position is None
-    for job in slow:
-        with contextlib.suppress(ConflictError):
-            client.cancel(job.id)
 
 
 # --- errors ---

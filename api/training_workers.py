@@ -1,0 +1,57 @@
+"""The training workers as an API process sees them: their heartbeats, and messages that wake them."""
+
+import contextlib
+import time
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from core.broker.codec import unpack
+from core.broker.publisher import wake_training_workers
+from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
+
+
+class TrainingWorkers:
+    """Reads the heartbeats of training workers and wakes them, by their Redis database."""
+
+    def __init__(self, url: str) -> None:
+        """Set the URL of the database; `start` connects."""
+        self._url = url
+
+    def start(self) -> None:
+        """Create the connection; the first command connects."""
+        self._redis = redis.asyncio.Redis.from_url(self._url, socket_timeout=15, socket_connect_timeout=2)
+
+    async def stop(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+    async def wake(self) -> None:
+        """Tell idle training workers to look for a job; without the message they poll the job store."""
+        with contextlib.suppress(redis.RedisError, OSError):
+            async with self._redis.pipeline() as pipeline:
+                for command in wake_training_workers():
+                    pipeline.execute_command(*command)
+                await pipeline.execute()
+
+    async def live(self) -> dict[str, dict[str, Any]]:
+        """Return the heartbeats of live training workers, keyed by worker id.
+
+        Empty while the queue server is unreachable.
+        """
+        try:
+            hashes: Any = await self._redis.hgetall(TRAINING_WORKERS)
+        except (redis.RedisError, OSError):
+            return {}
+        heartbeats = {name.decode(): unpack(data) for name, data in hashes.items()}
+        return {name: one for name, one in heartbeats.items() if time.time() - one["at"] < TRAINER_TIMEOUT_S}
+
+    async def count(self) -> int:
+        """Return how many training workers are alive."""
+        return len(await self.live())
+
+    async def devices(self) -> int | None:
+        """Return the largest number of devices of a live training worker; None if none reports it."""
+        heartbeats = (await self.live()).values()
+        return max((one["devices"] for one in heartbeats if one.get("devices")), default=None)
