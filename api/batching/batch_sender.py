@@ -64,15 +64,13 @@ class BatchSender:
         self._large_results = LargeResults(StatePaths(settings.state).unfinished)
         self._stream = new_completion_stream()
         limits = Limits(settings.max_waiting, settings.key_waiting_requests, settings.key_waiting_rows)
-        self._scheduler = BatchScheduler(limits)
-        self._monitor = WorkerMonitor(settings.heartbeat_timeout_s)
+        self._scheduler, self._monitor = BatchScheduler(limits), WorkerMonitor(settings.heartbeat_timeout_s)
         self._late: OrderedDict[str, InFlightBatch] = OrderedDict()
-        self._paused_until = 0.0
         self._read_bytes, self._read_until = 0, ""
         self._wakeup: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatching: set[QueueName] = set()
-        self.resent = 0
+        self._paused_until, self.resent = 0.0, 0
 
     # --- start and stop ---
 
@@ -80,8 +78,7 @@ class BatchSender:
         """Connect to the queue server, and start to send batches and to receive completions."""
         self._loop = asyncio.get_running_loop()
         self._redis = connect_async(self._settings)
-        self._sending = PipelinedConnection(self._settings.queue_url)
-        self._receiving = PipelinedConnection(self._settings.queue_url)
+        self._sending, self._receiving = (PipelinedConnection(self._settings.queue_url) for _ in range(2))
         self._waits = ResultWaits(self._loop)
         self._tasks = {asyncio.create_task(self._read()), asyncio.create_task(self._watch())}
 
@@ -353,8 +350,7 @@ class BatchSender:
         within the heartbeat time-out is resent at once if its worker died, otherwise after two such
         checks.
         """
-        now = time.monotonic()
-        live = self._monitor.live()
+        now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
         for batch in list(self._scheduler.in_flight.values()):
             if batch.id in running:
