@@ -167,7 +167,11 @@ class OpenAIDeleted(Resource):
 def _auto_or_number(value: Any) -> Any:
     """Return a number as it is, or "auto". Raises PydanticCustomError for anything else."""
     value = whole(value)
-    if value in {None, "auto"} or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
+    if (
+        value is None
+        or value == "auto"
+        or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0)
+    ):
         return value
     raise PydanticCustomError("number", "must be a positive number, or `auto`")
 

@@ -18,7 +18,7 @@ from tests.stack import Stack
 def row(model: str, kind: str, status: str, owner: str = "", **request: Any) -> Job:
     """A row of the job store which no worker takes: it is held, or has ended."""
     held: dict[str, Any] = {"lease_holder": "a-test", "lease_until": time.time() + 600}
-    fields = {"family": "vae", "dataset": "digits", "name": model, **request}
+    fields = {"family": "vae", "dataset": "digits", "name": model, "recipe": {}, **request}
     job = Job(kind=kind, owner=owner, status=status, model=model, method=kind, request=fields)
     return replace(job, **held) if status == "running" else job
 

@@ -61,7 +61,10 @@ class Exchange:
             return "a fault of the service"
         if self.url.partition("?")[0].endswith("/readyz"):
             return ""  # whose body says what is missing
-        reasoned = self.content_type.startswith("application/problem+json") and json.loads(self.received)["detail"]
+        if "/openai/v1/" in self.url:
+            reasoned = json.loads(self.received)["error"]["message"]
+        else:
+            reasoned = self.content_type.startswith("application/problem+json") and json.loads(self.received)["detail"]
         return "" if reasoned else "no reason"
 
 

@@ -415,6 +415,7 @@ def ended(api: OpenAI, job_id: str) -> Any:
         ),
         ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs", ["`auto`"]),
         ({"hyperparameters": {"n_epochs": 1.5}}, "hyperparameters.n_epochs", ["integer"]),
+        ({"hyperparameters": {"n_epochs": [1]}}, "hyperparameters.n_epochs", ["`auto`"]),
         ({"hyperparameters": {"beta": 1}}, "hyperparameters", ["no such parameter: beta", "n_epochs"]),
         ({"method": {"type": "dpo"}}, "method.type", ["supervised"]),
         ({"validation_file": "file-1"}, "validation_file", ["its own"]),
