@@ -58,7 +58,7 @@ class BackupError(Exception):
 
 @dataclass
 class _Copy:
-    """A backup that is being written: the size and SHA-256 of its files, keyed by file name."""
+    """A backup that is being written to `folder`, and the size and SHA-256 of each file in it."""
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class _Copy:
             self.add_written(name)
 
     def add_written(self, name: str) -> None:
-        """Flush a file of the backup to the disk, and add its size and SHA-256 to `files`."""
+        """Flush a file that was written into the backup to the disk; record size and SHA-256."""
         path = self.folder / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -196,10 +196,11 @@ def _copy_files_of_jobs(settings: Settings, blobs: Blobs, database: Path, copy: 
 
 
 def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> set[str]:
-    """Copy the blobs `keys` of a job, and its cached response files; return names in the backup.
+    """Copy the blobs `keys` of a job, and its cached response files, into the backup.
 
-    Raises FileNotFoundError if one of `keys` does not exist any more. Cached files (a result as
-    PNG, ZIP and so on) may be missing, because they can be made again.
+    Returns the names of the copies in the backup. Raises FileNotFoundError if one of `keys` does
+    not exist any more. Cached files (a result as PNG, ZIP and so on) may be missing, because they
+    can be made again.
     """
     for key in keys:
         copy.add_blob(blobs, key)
@@ -212,9 +213,10 @@ def _copy_blobs(blobs: Blobs, job_id: str, keys: Sequence[str], copy: _Copy) -> 
 
 
 def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
-    """Copy the run folder of a training, the checkpoint first; return names in the backup.
+    """Copy the run folder of a training into the backup, the checkpoint first.
 
-    The copy is repeated if the training writes another checkpoint meanwhile.
+    The copy is repeated if the training writes another checkpoint meanwhile. Returns the names of
+    the copies in the backup.
     """
     run = Path("runs") / job_id
     for _ in range(_TRIES):
@@ -227,10 +229,11 @@ def _copy_run(state: Path, job_id: str, copy: _Copy) -> set[str]:
 
 
 def _copy_tree(state: Path, below: Path, copy: _Copy, first: str = "", *, tolerant: bool = False) -> set[str]:
-    """Copy the folder `state / below` without hidden files and locks; return names in the backup.
+    """Copy the folder `state / below` into the backup, without hidden files and locks.
 
-    Files called `first` are copied before the others. Raises FileNotFoundError if a file is deleted
-    before it is copied; with `tolerant`, such files are left out.
+    Files with the name `first` are copied before the others. Returns the names of the copies in the
+    backup. Raises FileNotFoundError if a file is deleted before it is copied; with `tolerant`, such
+    files are left out.
     """
     names = set()
     root = state / below

@@ -216,7 +216,7 @@ def _written_at(info: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise OSError for any error in the block.
+    """Convert any error that the block raises to OSError.
 
     The libraries of remote stores have error classes of their own.
     """

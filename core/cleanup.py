@@ -1,4 +1,4 @@
-"""Removal of expired results and of orphaned files, which requests that failed have left.
+"""Remove expired results, and orphaned files that failed requests or dead processes have left.
 
 Files are removed before their job is marked as expired, so an interrupted cleanup can be repeated.
 A file is removed as an orphan only if it is older than the time between two cleanups and two

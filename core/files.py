@@ -1,4 +1,4 @@
-"""Files that several processes use: durable writes, modification times, locks, and work folders."""
+"""Write files durably, and lock files and work folders that several processes use."""
 
 import fcntl
 import io

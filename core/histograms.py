@@ -1,4 +1,4 @@
-"""Histograms of a process, which an API process shows to Prometheus.
+"""Count observed values in histograms, which an API process exports to Prometheus.
 
 Those of a worker are in its heartbeat: it has no HTTP server to be scraped at, and the histograms
 of prometheus_client cannot be sent. An observation takes a tenth of prometheus_client's time.

@@ -1,1 +1,1 @@
-"""The queue server: messages, keys and connections."""
+"""Build the messages of the queue server, name its keys, and connect to it."""

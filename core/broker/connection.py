@@ -1,4 +1,4 @@
-"""Clients of the queue server."""
+"""Create clients of the queue server, read its streams, and send commands without waiting."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""Messages to workers: the Redis commands that publish batches and wake-ups.
+"""Build the Redis commands that publish batches and wake-up messages to workers.
 
 Celery's `send_task` blocks. In a thread beside a busy event loop it waits for the interpreter lock
 at every step, which took most of a small request's time (docs/decisions.md). So this module builds

@@ -1,1 +1,1 @@
-"""Operations, models, versions and their options."""
+"""Describe the operations of models, read the cards of their versions, and validate options."""

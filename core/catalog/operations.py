@@ -74,8 +74,8 @@ class Operation:
     def columns(self, per: int) -> int | None:
         """Return the number of columns of the PNG grid; None for a nearly square grid.
 
-        If the operation has input images and a `count`, each line of the grid has the `per` results
-        of one image; otherwise the grid is nearly square.
+        If the operation has input images and a `count`, each line of the grid has the results of
+        one image, and `per`, the number of results per image, is returned.
         """
         return per if self.counted and self.images else None
 

@@ -105,10 +105,10 @@ def _set_shape(family: FamilyDescription, dataset: JsonObject, config: dict[str,
 
 
 def _count_errors(family: FamilyDescription, counts: Mapping[str, int], training: JsonObject) -> list[FieldError]:
-    """Return the errors of a recipe that asks for more images than the splits have.
+    """Return an error for each number in a recipe that the family or the splits do not allow.
 
-    `counts` are the numbers of images, keyed by split. Also returns errors for validation in an
-    adversarial family, and for a `patience` without validation.
+    `counts` are the numbers of images, keyed by split. It is an error to ask for more images than a
+    split has, for validation in an adversarial family, or for a `patience` without validation.
     """
     errors = []
     size = _batch_size(family, training)

@@ -1,4 +1,4 @@
-"""Rollout of a version: whether the inference workers have loaded it.
+"""Tell whether the inference workers have loaded a version that is to become active.
 
 The functions take the heartbeats of live workers, keyed by worker id, and a reference
 `name@version`.
@@ -20,7 +20,7 @@ def is_loaded(heartbeats: Heartbeats, ref: str) -> bool:
 
 
 def missing_workers(heartbeats: Heartbeats, ref: str) -> str:
-    """Return a sentence for people that says why a version is not loaded yet."""
+    """Return a sentence for error messages that says why a version is not loaded yet."""
     if not heartbeats:
         return "no inference worker is running"
     ready = _ready(heartbeats)

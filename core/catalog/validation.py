@@ -1,4 +1,4 @@
-"""Validation of a client's values against a JSON Schema, and conversion of whole numbers.
+"""Validate a client's values against a JSON Schema, and convert whole numbers to int.
 
 JSON Schema accepts 4.0 as an integer; Python reads it as a float.
 """

@@ -1,1 +1,1 @@
-"""Datasets: store, readers, conversion."""
+"""Read uploaded datasets in several formats, convert them to arrays, and store them."""

@@ -66,11 +66,12 @@ def convert(folder: Path, options: ConversionOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _StagedImages:
-    """All images of the upload in one file, and arrays with one value per image.
+    """What is known of the images of an upload after all were written to one file.
 
     `fingerprints` has the hash of each image; for a patch it is the hash of all patches of its
-    photograph. `origins` has the index of each image's split in the source. `factors` has, for each
-    of these splits, the factor that scales its pixel values to 0 … 255.
+    photograph. `origins` has, for each image, the index of the split of the upload that it came
+    from. `factors` has, for each split of the upload, the factor that scales its pixel values to 0
+    … 255.
     """
 
     fingerprints: np.ndarray
@@ -79,10 +80,10 @@ class _StagedImages:
 
 
 def _stage(source: Source, path: Path, count: int) -> _StagedImages:
-    """Write all `count` images of an upload to the file `path`.
+    """Write all `count` images of an upload to the file `path`; return what was found in them.
 
-    Return the hash and source split of each image, and for each source split the factor that brings
-    its pixel values to 0 … 255.
+    That is the hash of each image, the index of its split in the upload, and for each of these
+    splits the factor that brings its pixel values to 0 … 255.
     """
     fingerprints = np.zeros(count, np.uint64)
     origins = np.zeros(count, np.int8)

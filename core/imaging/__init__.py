@@ -1,1 +1,1 @@
-"""Image files, tiles and encoders."""
+"""Check, decode and encode image files, and divide photographs into tiles."""

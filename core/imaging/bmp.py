@@ -1,4 +1,4 @@
-"""BMP (Windows bitmap): header, palette and lines of pixels, optionally run-length encoded."""
+"""Check the header and the run-length encoded data of BMP files (Windows bitmap)."""
 
 import struct
 

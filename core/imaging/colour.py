@@ -1,4 +1,4 @@
-"""Colours of decoded images: separate transparency, convert ICC profiles to sRGB."""
+"""Separate the transparency of decoded images, and convert colours by ICC profile to sRGB."""
 
 import io
 from functools import lru_cache

@@ -171,10 +171,10 @@ def _layouts(image: Image.Image) -> list[str]:
 
 
 def _check_finished(container: Container, image: Image.Image) -> None:
-    """Raise UnusableImageError for a JPEG that lacks pixels besides its end marker.
+    """Raise UnusableImageError if a JPEG without end marker (EOI) lacks pixels, too.
 
-    libjpeg replaces missing data by zeros. If other data at that place changes the pixels, some
-    were missing.
+    libjpeg decodes missing data as zeros. So the file is decoded again with other data appended: if
+    that changes the pixels, some were missing.
     """
     pixels = np.asarray(image)
     for probe in _PROBES:

@@ -1,4 +1,4 @@
-"""GIF (version 89a): a screen, extensions and frames, in sub-blocks of up to 255 bytes."""
+"""Check the blocks of GIF files (version 89a): a screen, extensions, and frames."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81): segments that begin with a marker, then the scans.
+"""Check the segments and scans of JPEG files (ITU-T T.81), and remove their metadata.
 
 Further images behind the first (CIPA DC-007, "MPO": previews, gain maps, stereo) are not read.
 """
@@ -87,7 +87,7 @@ def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
     """Join the parts of an ICC profile; return the profile and a tuple of notes.
 
     Each part begins with its number and the number of parts, a byte each. The profile is None if
-    there is none, if parts are missing, or if it is too large; only then there is a note.
+    there is none or if parts are missing, both without a note, or if it is too large, with a note.
     """
     parts = sorted(contents)
     if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):
@@ -126,9 +126,10 @@ def _header(data: bytes) -> tuple[list[_Segment], int, bool]:
 
 
 def _fill_end(data: bytes, place: int) -> int:
-    """Return the offset of the last 0xFF before the next marker at or after offset `place`.
+    """Return the offset of the 0xFF byte that begins the next marker, from offset `place` on.
 
-    Raises UnusableImageError if there is no further marker.
+    Any number of further 0xFF bytes may precede it as padding. Raises UnusableImageError if there
+    is no further marker.
     """
     match = _FILL.search(data, place)
     if match is None or match.end() >= len(data):

@@ -1,4 +1,4 @@
-"""Images of the size of a model's images: PNG encoding, and decoding of uploads."""
+"""Encode images of a model's size as PNG, and decode uploads of this size."""
 
 import io
 import math
@@ -49,7 +49,11 @@ def grid(pixels: Pixels, columns: int | None = None) -> bytes:
 
 
 def write_grid(out: BinaryIO, pixels: Pixels, columns: int | None = None) -> None:
-    """Write the PNG of `grid` to `out`, a seekable file, one row of images at a time."""
+    """Write a PNG with a grid of images, uint8 (B, C, H, W), to `out`, a seekable file.
+
+    The images are placed row by row, and one row of images at a time is encoded. Without `columns`
+    the grid is nearly square.
+    """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

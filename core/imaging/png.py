@@ -1,4 +1,4 @@
-"""PNG (ISO/IEC 15948): chunks with a length, a name and a checksum."""
+"""Check the chunks of PNG files (ISO/IEC 15948), and remove their metadata."""
 
 import re
 import struct
@@ -81,9 +81,10 @@ def _walk(data: bytes) -> tuple[list[tuple[bytes, int, int]], dict[bytes, bytes]
 
 
 def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
-    """Store a metadata chunk in `metadata` under its name.
+    """Store the content of a metadata chunk in `metadata`, keyed by the name of the chunk.
 
-    Text is stored under its keyword, and only if it may contain an orientation.
+    A text chunk is stored under its keyword and with its chunk name in front, still compressed, and
+    only if it may contain an orientation; other text is dropped.
     """
     if name not in {b"tEXt", b"zTXt", b"iTXt"}:
         metadata[name] = content
@@ -94,7 +95,10 @@ def _keep(metadata: dict[bytes, bytes], name: bytes, content: bytes) -> None:
 
 
 def _text(stored: bytes) -> bytes:
-    """Return the text of a chunk that `_keep` stored, unpacked; empty if it is too large."""
+    """Return the decompressed text of a stored text chunk; empty if it is damaged or too large.
+
+    `stored` is the name of the chunk (tEXt, zTXt or iTXt), then its content after the keyword.
+    """
     name, rest = stored[:4], stored[4:]
     if name == b"tEXt":
         return rest
@@ -107,7 +111,7 @@ def _text(stored: bytes) -> bytes:
 def _animated(metadata: Mapping[bytes, bytes]) -> bool:
     """Return whether a PNG is animated (APNG) with several frames.
 
-    The default image may be one frame more than the animation control chunk counts.
+    The default image counts as a frame even if it is not part of the animation.
     """
     control = metadata.get(b"acTL", b"")
     if len(control) < 8:

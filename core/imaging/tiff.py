@@ -1,4 +1,4 @@
-"""TIFF (revision 6.0, and BigTIFF): a directory of tags that point to values and pixels."""
+"""Check the first directory of TIFF files (revision 6.0, and BigTIFF), and remove other tags."""
 
 import struct
 from typing import NamedTuple

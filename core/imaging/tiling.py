@@ -1,4 +1,4 @@
-"""Photographs of any size: decoding, division into tiles, and joining of enlarged tiles.
+"""Decode photographs of any size, divide them into tiles, and join the enlarged tiles.
 
 All tiles have the same size and overlap by a margin on every side. Beyond its edges the image is
 mirrored. The enlarged tiles, without their margins, fit together without seams.
@@ -193,7 +193,7 @@ class Layout:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Layout":
-        """Return the layout from the fields that `json` returned; other fields are ignored."""
+        """Return the layout stored in a job's `request` as JSON; other fields are ignored."""
         picture, tiles = fields["image"], fields["tiles"]
         tiling = Tiling(picture["height"], picture["width"], (tiles["height"], tiles["width"]), tiles["margin"])
         return cls(tiling, picture["channels"], picture["alpha"])

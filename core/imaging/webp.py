@@ -1,4 +1,4 @@
-"""WebP (RFC 9649): chunks in a RIFF file."""
+"""Check the chunks of WebP files (RFC 9649)."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Records, limits and helper functions that all readers share, and arrays in IDX and NPZ files."""
+"""Define the records and limits that all readers share, and read arrays of IDX and NPZ files."""
 
 import errno
 import json
@@ -73,10 +73,11 @@ class ConversionOptions:
 class SourceSplit:
     """The images of one split of an upload, read in batches by `read_batches()`.
 
-    `split` is None if the upload does not name splits. With `scaled`, pixel values are in 0 … 255;
-    otherwise they are taken as 0 … 1 if no unscaled split has a value above 1. With `grouped`, each
-    batch has all patches of one photograph, and they are assigned to the same split. `labels` has
-    one label per image.
+    `split` is None if the upload does not name splits. With `scaled`, pixel values are in 0 … 255.
+    Without it the upload decides: if the splits that are not `scaled` have no value above 1, their
+    values are in 0 … 1 and are scaled, otherwise they are kept. With `grouped`, each batch has all
+    patches of one photograph, and they are assigned to the same split. `labels` has one label per
+    image.
     """
 
     split: str | None
@@ -92,7 +93,8 @@ class Source:
     """The content of an upload.
 
     `shape` is (C, H, W) of each image. `report` is added to the dataset's description.
-    `conversions` counts conversions of images while they are read.
+    `conversions` has the number of images that were converted, keyed by the name of the conversion;
+    it grows while images are read.
     """
 
     format: str

@@ -1,4 +1,4 @@
-"""IDX files (the format of MNIST), gzipped or not: images and labels."""
+"""Read images and labels in IDX files (the format of MNIST), gzipped or not."""
 
 import gzip
 import struct

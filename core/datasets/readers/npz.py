@@ -1,4 +1,4 @@
-"""NPZ files: arrays of images and labels, which are found by name.
+"""Read NPZ files, in which arrays of images and labels are found by name.
 
 Pickled objects are never loaded.
 """

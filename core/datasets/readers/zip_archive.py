@@ -1,4 +1,4 @@
-"""ZIP archives from untrusted clients.
+"""Open ZIP archives from untrusted clients.
 
 The central directory is compared with the file before a member is read.
 """

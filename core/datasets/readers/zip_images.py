@@ -1,4 +1,4 @@
-"""ZIP files of images: pictures of one size, and photographs, which are divided into patches."""
+"""Read ZIP files of images: pictures of one size, or photographs, which are cut into patches."""
 
 import math
 import zipfile
