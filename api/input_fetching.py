@@ -50,20 +50,20 @@ _CHECKED_HOSTS = 16
 
 
 class _ClaimLostError(Exception):
-    """The job was cancelled, or claimed by another process."""
+    """Raised during downloads if the job was cancelled or claimed by another process."""
 
 
 class InputFetcher:
-    """Fetches the inputs of jobs, for one API process.
+    """Downloads the images that jobs name by URL, and queues these jobs, in one API process.
 
-    `builders` are the functions that make a complete request of a job and its files, keyed by the
-    job's method.
+    `builders` has a function for each job method; it makes the complete request of a job from the
+    stored body and the downloaded files.
     """
 
     def __init__(
         self, settings: Settings, job_service: JobService, blobs: Blobs, folder: Path, resolver: Resolver = resolve
     ) -> None:
-        """Set the services; `run` starts the loop.
+        """Store the services; nothing is downloaded before `run` is called.
 
         Downloads go to unnamed files in `folder`. `resolver` looks up the addresses of hosts.
         """
@@ -96,7 +96,7 @@ class InputFetcher:
             raise InvalidError.in_field(field, str(error)) from error
 
     def wake(self) -> None:
-        """Make the loop look for a new job at once."""
+        """Look for a job with images to download now, not only at the next poll."""
         self._wakeup.set()
 
     async def run(self) -> None:
@@ -119,7 +119,11 @@ class InputFetcher:
                 await self._pool.aclose()
 
     async def _start_next(self) -> bool:
-        """Claim a job and start to fetch its inputs; return whether there was one."""
+        """Claim a job with images to download, and start to download them in a task.
+
+        Returns whether a job was claimed: False if there is none, if as many jobs as allowed are
+        being processed, or if the job store fails.
+        """
         if len(self._running) >= MAX_FETCHES:
             return False
         owners = Counter(self._running.values())
@@ -169,9 +173,10 @@ class InputFetcher:
         self._jobs.notify(job.id)
 
     async def _end(self, job: Job, error: ProblemError, wait_s: float = 0.0) -> None:
-        """End a job as failed with `error`, or queue it again if `wait_s` is above 0.
+        """End a claimed job as failed with `error` or, if `wait_s` is above 0, requeue it.
 
-        A requeued job fails with `error` when it has been retried for `wait_s` seconds.
+        A requeued job is claimed again after a delay. It fails with `error` if it still cannot be
+        done `wait_s` seconds after the first such error.
         """
         reported = problem(error.status, error.title, error.detail, error.type, **error.more)
 
@@ -249,7 +254,7 @@ class InputFetcher:
 
 
 class _Progress:
-    """Writes the progress of a job's downloads as events, at most one a second."""
+    """Writes messages about a job's downloads to the job's events, at most one a second."""
 
     def __init__(self, jobs: JobService, job: Job, count: int) -> None:
         self._jobs, self._job, self._count = jobs, job, count
@@ -257,14 +262,15 @@ class _Progress:
         self._written_at = 0.0
 
     async def start_file(self, url: str) -> None:
-        """Report that the next file is being fetched."""
+        """Count the next file, at `url`, as the current one, and write a message about it."""
         self._number += 1
         self._host = httpx.URL(url).host
         await self.report(0, None)
 
     async def report(self, received: int, total: int | None) -> None:
-        """Report the bytes received of the current file.
+        """Write a message with the bytes of the current file: `received` of `total`.
 
+        `total` None means that it is unknown. Writes nothing within a second of the last message.
         Raises _ClaimLostError if the job was cancelled or claimed by another process.
         """
         if time.monotonic() - self._written_at < _PROGRESS_S:

@@ -1,4 +1,4 @@
-"""Changes and server-sent events of jobs; each job is read once for all clients that wait for it."""
+"""Sends the changes of jobs to waiting requests and event streams; reads each job once for all."""
 
 import asyncio
 import contextlib
@@ -74,7 +74,7 @@ class _Feed:
     preview_at: float = 0.0
 
     def after(self, seq: int) -> list[JobEvent]:
-        """Return the events after number `seq`; they are numbered from 1 without gaps."""
+        """Return the events with numbers above `seq`; a job's first event has number 1."""
         return self.events[max(0, seq) :]
 
 
@@ -94,11 +94,11 @@ class Update:
 
 @dataclass(eq=False)
 class JobEvents:
-    """The events of all jobs that have listeners.
+    """Reads the events of jobs that have listeners, once for all listeners of a job.
 
-    It reads a job with functions that get the id of the job. `read` also gets an event number and
-    returns the events after it; `exists` returns whether the job exists; `preview` returns its
-    preview as PNG, or None. `feeds` is keyed by job id.
+    The functions `read`, `exists` and `preview` get the id of a job. `read` also gets an event
+    number and returns the events after it; `exists` returns whether the job exists; `preview`
+    returns its preview as PNG, or None. `feeds` has what was read, keyed by job id.
     """
 
     read: Callable[[str, int], Awaitable[list[Event]]]
@@ -184,13 +184,13 @@ class JobEvents:
 
 # See docs/decisions.md#one-database-poll-serves-all-event-streams
 class JobUpdates:
-    """Wakes the requests of one API process that wait for jobs.
+    """Wakes the requests and event streams of one API process when the jobs they wait for change.
 
-    A message of a worker, or a new event in the job store, wakes them.
+    Changes are known from the workers' messages, and from polling the job store for new events.
     """
 
     def __init__(self, job_store: JobStore, threads: StoreThreads, job_events: JobEvents) -> None:
-        """Start without waiting requests. `notify` also wakes the listeners of `job_events`."""
+        """Start with no request waiting; changes of jobs also wake `job_events`' listeners."""
         self._job_store = job_store
         self._threads = threads
         self._job_events = job_events
@@ -203,7 +203,7 @@ class JobUpdates:
             waiter.set()
 
     async def wait(self, job_id: str, timeout_s: float) -> None:
-        """Wait until a job changes, for at most `timeout_s` seconds."""
+        """Wait until a job changes, or return after `timeout_s` seconds if it does not."""
         waiter = asyncio.Event()
         waiters = self._waiters.setdefault(job_id, set())
         waiters.add(waiter)
@@ -217,9 +217,9 @@ class JobUpdates:
                 del self._waiters[job_id]
 
     async def listen(self, connection: redis.asyncio.Redis) -> None:
-        """Read the workers' messages and notify of the jobs they name, until cancelled.
+        """Read the workers' messages, and wake what waits for the jobs that they name.
 
-        Messages can be lost; `poll` finds these changes.
+        Runs until cancelled. A change whose message is lost is found by polling the job store.
         """
         last: bytes | str = "$"
         while True:
@@ -282,7 +282,7 @@ class OpeningPace:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start without openings; `clock` returns seconds and is monotonic."""
+        """Start with no opening time reserved; `clock` returns monotonic seconds."""
         self._clock = clock
         self._next_at = float("-inf")
 

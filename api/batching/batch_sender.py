@@ -59,7 +59,7 @@ class BatchSender:
     """
 
     def __init__(self, settings: Settings, blobs: Blobs) -> None:
-        """Create the queues. `start` connects to the queue server."""
+        """Create empty queues of requests. Nothing is sent before `start` is called."""
         self._settings, self._blobs = settings, blobs
         self._large_results = LargeResults(StatePaths(settings.state).unfinished)
         self._stream = new_completion_stream()
@@ -103,13 +103,15 @@ class BatchSender:
 
     @property
     def waiting(self) -> int:
-        """Number of requests without a result."""
+        """Number of requests without a complete result, including those in flight."""
         return len(self._scheduler)
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers of an owner's waiting requests and of the rows of its bulk requests.
+        """Return how many requests of an owner have no complete result yet, and their bulk rows.
 
-        The keys are `waiting_requests` and `waiting_rows`.
+        The keys are `waiting_requests`, which counts all of these requests, and `waiting_rows`,
+        which sums the rows of those for the bulk queue. All rows of such a request count until it
+        ends, also rows that are in flight or have a result.
         """
         return self._scheduler.usage(owner)
 
@@ -118,7 +120,7 @@ class BatchSender:
         return self._monitor.live()
 
     def submit(self, request: PendingRequest) -> None:
-        """Queue a request and set its future `result`; `wait` returns the result.
+        """Queue a request for the next batches, and give it a new future, `request.result`.
 
         Raises QueueFullError if a limit on waiting requests is reached.
         """
@@ -131,10 +133,10 @@ class BatchSender:
             self._loop.call_soon(self._dispatch, request.queue)
 
     async def wait(self, request: PendingRequest) -> Fields:
-        """Return the result of a request, keyed by field.
+        """Wait at most a second for the complete result of a request; return it, keyed by field.
 
-        Raises FailedError if the model or its worker failed, and StillWaitingError after a second
-        without a result.
+        Raises FailedError if the model or its worker failed, and StillWaitingError if there is no
+        result after that second; the request goes on, and the caller may wait again.
         """
         return await self._waits.wait(request)
 
@@ -335,9 +337,9 @@ class BatchSender:
                 log.exception("watching the workers")
 
     def _forget_late_batches(self) -> None:
-        """Delete resent batches whose requests have all ended, to free the memory of results.
+        """Delete the records of resent batches whose requests have all ended, to free their memory.
 
-        They are kept because their first sending may still complete.
+        Such a record is kept until then because the batch's first sending may still complete.
         """
         for batch in list(self._late.values()):
             if not any(part.request in self._scheduler for part in batch.slices):
@@ -347,8 +349,8 @@ class BatchSender:
         """Resend the batches that were lost: no live worker runs them, and they are not on a queue.
 
         `lengths` has the number of messages on each queue. A batch that no worker has reported
-        within the heartbeat time-out is resent at once if its worker died, otherwise after two such
-        checks.
+        within the heartbeat time-out is lost if its worker is dead, or if its queue is empty at two
+        calls of this function.
         """
         now, live = time.monotonic(), self._monitor.live()
         running = {batch_id: name for name, payload in live.items() for batch_id in payload["running"]}
@@ -372,10 +374,10 @@ class BatchSender:
                 self._resend(batch, died=died)
 
     def _resend(self, batch: InFlightBatch, *, died: bool) -> None:
-        """Resend a batch that was lost, with `died` because its worker died.
+        """Queue the slices of a lost batch again; `died` says whether its worker died.
 
-        If the batch is a single slice and `max_attempts` workers have died with it, its request
-        fails.
+        With `died`, each slice is then sent in a batch of its own. If the batch is a single slice
+        and `max_attempts` workers have died with it, its request fails instead.
         """
         log.warning("batch sent again", extra={"batch": batch.id, "slices": len(batch.slices), "worker_died": died})
         self.resent += 1
@@ -391,7 +393,7 @@ class BatchSender:
         self._requeue(batch, isolate=died)
 
     def _later(self, act: Any) -> None:
-        """Run the awaitable `act` in the background; connection errors are ignored."""
+        """Start a task that awaits `act`. Connection errors in it are ignored."""
 
         async def best_effort() -> None:
             with contextlib.suppress(redis.RedisError, OSError):

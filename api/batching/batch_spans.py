@@ -35,7 +35,7 @@ def batch_sent(batch: InFlightBatch) -> str:
 
 
 def batch_ended(batch: InFlightBatch) -> None:
-    """End the spans of a batch that is completed, dropped or given up."""
+    """End the spans of a batch that has completed, will be resent, or is needed by no request."""
     for span in batch.spans:
         span.end()
     batch.spans.clear()

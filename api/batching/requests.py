@@ -104,12 +104,13 @@ class RequestSlice:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that was sent to the workers.
+    """A batch that was sent to the workers and has not completed.
 
     `last_seen` is the time (monotonic, seconds) at which a worker last reported the batch, and
     `worker` the id of this worker. `waiting` counts the slices whose request still waits; at 0 no
-    client needs the batch any more. `missed_checks` counts the checks that have not found it.
-    `spans` are its open spans, if traces are recorded.
+    client needs the batch any more. `missed_checks` counts the checks for lost batches since then
+    that found it neither on a queue nor at a worker. `spans` are its open spans, if traces are
+    recorded.
     """
 
     id: str
@@ -130,16 +131,17 @@ class InFlightBatch:
 
     @property
     def sent_to(self) -> QueueName:
-        """The queue to which the batch is sent: an isolated batch goes to the bulk queue.
+        """The queue to which the batch is sent: `bulk` if it is isolated, else `queue`.
 
-        An interactive batch may interrupt other work, which would be lost if it crashed the worker.
+        An isolated batch may crash its worker; on the interactive queue it could interrupt other
+        work, which would then be lost.
         """
         return "bulk" if self.isolated else self.queue
 
 
 @dataclass(eq=False, slots=True)
 class OwnerQueue:
-    """The waiting requests of one owner in one group, oldest first.
+    """The requests of one owner in one group that have unsent rows, oldest first.
 
     Requests of at most `SMALL_ROWS` rows are in `small`, all others in `large`.
     """
@@ -172,7 +174,7 @@ class OwnerQueue:
         return True
 
     def oldest(self) -> PendingRequest:
-        """Return the request that has waited longest."""
+        """Return the request that arrived first. The queue must not be empty."""
         if not self.large:
             return next(iter(self.small))
         large = next(iter(self.large))
@@ -199,10 +201,10 @@ class OwnerQueue:
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """Waiting requests that may share a batch.
+    """The requests with unsent rows that may share a batch.
 
-    `queues` is keyed by owner. `rows` is the number of rows that are in no batch yet, and
-    `last_arrival` the time at which the newest request arrived.
+    `queues` has them, keyed by owner. `rows` is the number of their rows that are in no batch yet,
+    and `last_arrival` the time (monotonic, seconds) at which the newest request arrived.
     """
 
     queues: dict[str, OwnerQueue] = field(default_factory=lambda: defaultdict(OwnerQueue))
@@ -221,7 +223,7 @@ class ResultWaits:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start without waits and without a timer."""
+        """Start with no request waiting; the first wait starts a timer on the event loop `loop`."""
         self._loop = loop
         self._due: dict[PendingRequest, float] = {}  # the earliest first, as all last equally long
         self._timer: asyncio.TimerHandle | None = None
@@ -241,12 +243,16 @@ class ResultWaits:
             self._due.pop(request, None)
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Cancel the timer; waits that are open then end only when their requests have results."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _end_waits(self) -> None:
-        """End the waits that are due with StillWaitingError, and give their requests new futures."""
+        """Raise StillWaitingError in the waits that have lasted `WAIT_S` seconds.
+
+        The timer calls this. The requests go on, with new futures for their results. The timer is
+        set to the end of the next wait, if there is one.
+        """
         now, self._timer = self._loop.time(), None
         for request, due in list(self._due.items()):
             if due > now:

@@ -69,9 +69,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """The last slow forward pass of a group.
+    """The last slow forward pass of a group; after it, the group's next batch waits for more rows.
 
-    `rows` are its rows, `took` its seconds, and `ended` the time at which it ended.
+    `rows` is how many rows the next batch waits for: those of the pass and those that arrived
+    during it, at most a full batch. `took` is the pass's duration in seconds, and `ended` the time
+    (monotonic, seconds) at which it ended.
     """
 
     rows: int
@@ -79,18 +81,20 @@ class PassTiming:
     ended: float
 
     def until(self, last: float) -> float:
-        """Return the latest time (monotonic, seconds) at which the group's next batch is sent.
+        """Return when the group's next batch is sent at the latest, in monotonic seconds.
 
-        `last` is the time at which the newest row of the next batch arrived.
+        `last` is the time at which the newest row of that batch arrived. The batch is sent when no
+        row has arrived for 15 % of the pass's duration, and at most half of that duration after the
+        pass.
         """
         return min(max(self.ended, last) + self.took * _QUIET, self.ended + self.took * _HOLD)
 
 
 class BatchScheduler:
-    """The queues of waiting requests, and the batches in flight."""
+    """Holds the requests without a complete result, in groups, and the batches in flight."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start without requests; `clock` returns seconds and is monotonic."""
+        """Start without requests; `clock` returns the present time, in monotonic seconds."""
         self._limits = limits
         self._clock = clock
         self._groups: dict[QueueName, dict[GroupKey, Group]] = {queue: defaultdict(Group) for queue in QUEUES}
@@ -121,7 +125,7 @@ class BatchScheduler:
         return request in self._waiting
 
     def submit(self, request: PendingRequest) -> None:
-        """Queue a request, and set its `queue`, `key` and `arrived`.
+        """Add a request to its group's queue, and set its `queue`, `key` (the group) and `arrived`.
 
         Raises QueueFullError if a limit on waiting requests is reached.
         """
@@ -151,9 +155,11 @@ class BatchScheduler:
             raise QueueFullError(detail, "waiting_rows", own=bool(owner))
 
     def usage(self, owner: str) -> dict[str, int]:
-        """Return the numbers of an owner's waiting requests and of the rows of its bulk requests.
+        """Return how many requests of an owner have no complete result yet, and their bulk rows.
 
-        The keys are `waiting_requests` and `waiting_rows`.
+        The keys are `waiting_requests`, which counts all of these requests, and `waiting_rows`,
+        which sums the rows of those for the bulk queue. All rows of such a request count until it
+        ends, also rows that are in flight or have a result.
         """
         return {"waiting_requests": self._requests[owner], "waiting_rows": self._rows[owner]}
 
@@ -271,7 +277,11 @@ class BatchScheduler:
         return part
 
     def finish_batch(self, batch: InFlightBatch) -> None:
-        """Remove a batch from `in_flight`: it has completed, is dropped, or will be retried."""
+        """Remove a batch from `in_flight`; do nothing if it is not there.
+
+        Call it when the batch has completed, will be sent again, or is needed by no request any
+        more.
+        """
         if self.in_flight.pop(batch.id, None) is None:
             return
         self._queue_count[batch.queue] -= 1
@@ -293,10 +303,10 @@ class BatchScheduler:
         batch.queue = "bulk"
 
     def requeue(self, batch: InFlightBatch, *, isolate: bool) -> None:
-        """Remove a batch from `in_flight`, and queue its slices first among those of their owners.
+        """Remove a batch from `in_flight`, and queue its slices before their owners' other rows.
 
-        With `isolate`, each slice runs in a batch of its own. Slices that have a result, or whose
-        request has ended, are left out.
+        With `isolate`, each slice is sent in a batch of its own. Slices that have a result, or
+        whose request has ended, are not queued.
         """
         self.finish_batch(batch)
         for part in reversed(batch.slices):
@@ -311,11 +321,12 @@ class BatchScheduler:
 
     # See docs/decisions.md#after-a-slow-pass-the-next-batch-waits-for-returning-clients
     def _should_wait(self, key: GroupKey, group: Group, owner: str, workers: int) -> bool:
-        """Return whether a group should wait for more rows, which it does only after a slow pass.
+        """Return whether a group's next batch should wait for more rows, after a slow pass.
 
-        While a slow pass runs on each worker, the next batch grows. After the pass its clients send
-        their next requests at almost the same time: the next batch waits for them, but not longer
-        than `PassTiming.until`. Sets `wakeup_at` to that time.
+        It waits while `workers` batches of the group are in flight. After the slow pass, clients
+        send their next requests at almost the same time, so it waits for these too, but for at most
+        half of the pass's duration; `wakeup_at` is set to the end of that second wait. Groups
+        without a slow pass do not wait.
         """
         timing = self._timings.get(key)
         if timing is None:
@@ -332,10 +343,11 @@ class BatchScheduler:
         return True
 
     def record_duration(self, batch: InFlightBatch, took: float, *, multithreaded: bool) -> None:
-        """Record `took`, a forward pass's seconds, as the timing of its group if it was slow.
+        """Record that a forward pass of a batch took `took` seconds, if that is slow for its group.
 
-        A faster pass deletes the timing. A `multithreaded` pass is slow from
-        `_LONG_MULTITHREADED_S` seconds on, others from `_LONG_S`.
+        From then on the group's next batch waits for more rows, until a faster pass deletes the
+        record. A pass that is `multithreaded` is slow from `_LONG_MULTITHREADED_S` seconds on,
+        others from `_LONG_S`. Batches of the bulk queue are ignored.
         """
         key = batch.key
         if batch.progress or batch.queue == "bulk":
@@ -366,7 +378,10 @@ class BatchScheduler:
             keys.move_to_end(key, last=False)
 
     def _remove_empty(self, queue: QueueName, key: GroupKey, group: Group, owner: str) -> None:
-        """Remove the queue and turn of an owner in a group if the queue is empty, and empty groups."""
+        """Delete an owner's queue in a group, and the owner's turn for the group, if it is empty.
+
+        A group without queues, and an owner without turns, are deleted too.
+        """
         owner_queue = group.queues.get(owner)
         if owner_queue is None or owner_queue:
             return

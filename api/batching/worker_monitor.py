@@ -26,7 +26,7 @@ class WorkerMonitor:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        """Start without workers."""
+        """Start without heartbeats; one that has not changed for `timeout_s` seconds is dead."""
         self._timeout_s = timeout_s
         self._heartbeats: dict[str, Heartbeat] = {}
 
@@ -52,15 +52,18 @@ class WorkerMonitor:
         return {name: heartbeat.payload for name, heartbeat in self._heartbeats.items() if heartbeat.changed > oldest}
 
     def silent(self) -> list[str]:
-        """Return the ids of workers whose heartbeat has not changed for `FORGET_S` seconds."""
+        """Return the ids of workers whose heartbeat has not changed for `FORGET_S` seconds.
+
+        Their heartbeats can be deleted from the queue server.
+        """
         oldest = time.monotonic() - FORGET_S
         return [name for name, heartbeat in self._heartbeats.items() if heartbeat.changed < oldest]
 
     def capacity(self) -> dict[tuple[str, str], Capacity]:
-        """Return how many rows every live worker can process, keyed by (`name@version`, method).
+        """Return how many rows a batch may have, keyed by (`name@version`, method).
 
-        The values are the rows of the largest forward pass, and the rows that take about one time
-        slice; of several workers, the smallest numbers.
+        A value is a pair: the rows of the largest forward pass, and the rows that take about one
+        time slice. Where live workers report different numbers, the smallest counts.
         """
         least: dict[tuple[str, str], Capacity] = {}
         for payload in self.live().values():
