@@ -155,7 +155,7 @@ _INNER = option(8, minimum=0, maximum=256, description="samples behind p̃*(x) o
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`."""
+    """Options of `sample`: the distribution, the method, and the number of sweeps and draws."""
 
     source: str = option(
         "p_star",
@@ -171,7 +171,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """Options of `inpaint`."""
+    """Options of `inpaint`: binarization, Gibbs sweeps, and the draws of p to start from."""
 
     binarization: str = _BINARIZATION
     output: str = _OUTPUT
@@ -186,7 +186,7 @@ GibbsOptions = SampleOptions | InpaintOptions
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options of `encode`."""
+    """Options of `encode`: how images are binarized, and how many samples are averaged."""
 
     binarization: str = _BINARIZATION
     draws: int = option(16, minimum=1, maximum=1000, description="samples of the layers below averaged over")
@@ -194,7 +194,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, −log p̃*(x)."""
+    """Options of `energy`, which returns −log p̃*(x): binarization and number of samples."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -203,7 +203,10 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`; a standard error needs at least two samples."""
+    """Options of `log_likelihood`: binarization and number of samples.
+
+    There are at least two samples, because a standard error needs them.
+    """
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -253,7 +256,7 @@ class Model(nn.Module):
         self.top.data.fill_(self.config.bias)
 
     def operations(self) -> dict[str, Any]:
-        """Return the descriptions of the operations, as the card lists them; see `describe`."""
+        """Return the description of each operation, keyed by its name, as the card lists them."""
         return describe(self)
 
     # The two directions
@@ -289,7 +292,9 @@ class Model(nn.Module):
         return torch.stack([log_bernoulli(upper, layer(lower).float()) for layer, lower, upper in pairs]).sum(0)
 
     def ancestral(self, uniform16: RandomIntegers) -> tuple[Float[Tensor, "B K D"], Layers, Float[Tensor, "B K D"]]:
-        """Draw (x, h) ~ p, layer by layer from the top, by a uniform 16-bit integer for each unit.
+        """Draw (x, h) ~ p, layer by layer from the top.
+
+        `uniform16` has a uniform 16-bit integer for each unit of the hidden layers and of x.
 
         Return x (B, K, D), the list h, and the probabilities of x's pixels (B, K, D).
         """
@@ -404,8 +409,8 @@ class Model(nn.Module):
     def encode(self, images: Images, rows: RowStreams, options: EncodeOptions) -> dict[str, Any]:
         """Estimate q(hₗ = 1|x) of the units of each hidden layer, as the mean over `draws` samples.
 
-        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). Each sample draws the
-        layers below hₗ from q, of which the probability of hₗ is a function.
+        Returns the fields `layers.0`, `layers.1`, … of the shape (B, nₗ). For each sample the
+        layers below hₗ are drawn from q; they determine the probability of hₗ.
         """
         x = rows.binarize(images.flatten(1), options.binarization)[:, None]
         h, _ = self.infer(x, rows.uniform_int16(sum(self.config.hidden), 0, options.draws, HIDDEN))
@@ -571,8 +576,8 @@ class Model(nn.Module):
         """Return proposals for x (the current x is the first) and their log weights.
 
         Proposals are drawn from p(x|h₁); their weights are √(p̃*(x) q(h₁|x)/p(x|h₁)), with p̃*(x)
-        estimated by `inner` samples (0: left out). `number` is the number of the sweep. If `hidden`
-        is given, the proposals keep the known pixels.
+        estimated by `inner` samples; if `inner` is 0, the factor √p̃*(x) is left out. `number` is
+        the number of the sweep. If `hidden` is given, the proposals keep the known pixels.
         """
         count, n = uniform16.shape[1], self.sizes[0]
         logits = self.p[0](chain[1])[:, None]
@@ -640,7 +645,10 @@ class Model(nn.Module):
         return {"images": self._to_images(self._output_pixels(chain, options.output)), "effective_sample_size": size}
 
     def _choice(self, rows: RowStreams, number: int) -> PerImage:
-        """Return the uniform random number `number` of each row, (B,)."""
+        """Return number `number` of each row's uniform random numbers in [0, 1), (B,).
+
+        They choose which draws importance resampling keeps.
+        """
         return _uniform(rows.uniform_int16(2, number, 1, CHOICE)[:, 0])
 
     def _continuation(self, chain: Layers, done: int, steps: int) -> Continuation:

@@ -364,9 +364,10 @@ class Model(nn.Module):
         return "norm" if self.config.objective == "ebgan" else "nats"
 
     def smallest_batch(self) -> int:
-        """Return the minimum batch size: 2 if a layer is normalised over the batch only, else 1.
+        """Return the minimum batch size of a training step: 2 or 1.
 
-        Such a layer has one value per image, so that one image has no variance.
+        It is 2 if batch normalisation applies to a layer with a single value per image and channel:
+        the variance of such a layer needs two images.
         """
         config = self.config
         conv = config.architecture == "conv"
@@ -426,8 +427,9 @@ class Model(nn.Module):
     def _initial_state(self, rows: RowStreams) -> dict[str, Tensor]:
         """Return the state of `sample` before the first candidate, with one row per sample.
 
-        The fields "images" and "energies" are those of the best candidate so far, "accepted" and
-        "proposals" are those that `sample` returns, and "done" is the number of candidates so far.
+        "images" and "energies" will have the best candidate so far of each row, "accepted" whether
+        one was accepted, "proposals" the number of candidates up to that one (or of all, if none
+        was accepted), and "done" the number of candidates that were tried.
         """
         zeros = torch.zeros_like(rows.row)
         shape = (len(rows), self.config.channels, self.config.height, self.config.width)
@@ -501,7 +503,8 @@ class Model(nn.Module):
     def percentile(self, energies: PerImage) -> PerImage:
         """Return the percentage (B,) of training images with lower energy.
 
-        It is interpolated between the quantiles that `finalize` has stored.
+        It is interpolated between the quantiles of the training images' energies, which are stored
+        with the weights at the end of a training.
         """
         above = torch.searchsorted(self.quantiles, energies.contiguous(), right=True).clamp(1, QUANTILES - 1)
         low, high = self.quantiles[above - 1], self.quantiles[above]

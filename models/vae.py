@@ -263,7 +263,7 @@ _OUTPUT = option("means", choices=("means", "draws"), description="the mean of e
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of `sample`."""
+    """Options of `sample`: temperature and truncation of the prior, and the kind of output."""
 
     output: str = _OUTPUT
     temperature: float = option(1.0, above=0.0, maximum=2.0, description="standard deviation of the prior")
@@ -274,21 +274,21 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class ManifoldOptions:
-    """Options of `manifold`."""
+    """Options of `manifold`: the size of the grid."""
 
     size: int = option(20, minimum=1, maximum=64, description="cells a side; row i of the answer is cell i, row-major")
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Options of `encode`."""
+    """Options of `encode`: how images are binarized."""
 
     binarization: str = _BINARIZATION
 
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Options of `reconstruct`."""
+    """Options of `reconstruct`: whether input, code and output are random draws."""
 
     binarization: str = _BINARIZATION
     code: str = option("mean", choices=("mean", "draw"), description="decode the mean of q(z|x), or a seeded draw")
@@ -297,7 +297,10 @@ class ReconstructOptions:
 
 @dataclass(frozen=True)
 class InterpolateOptions:
-    """Options of `interpolate`: row i is frame i of `steps`, and frame 0 is the first image."""
+    """Options of `interpolate`: binarization, and `steps`, the number of frames.
+
+    Row i is frame i: frame 0 decodes the first image, frame `steps` − 1 the second.
+    """
 
     binarization: str = _BINARIZATION
     steps: int = option(8, minimum=2, maximum=256, description="frames, both ends included")
@@ -305,7 +308,7 @@ class InterpolateOptions:
 
 @dataclass(frozen=True)
 class EnergyOptions:
-    """Options of `energy`, minus the lower bound (SGVB B)."""
+    """Options of `energy`, which returns minus the lower bound (SGVB B)."""
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -314,7 +317,10 @@ class EnergyOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Options of `log_likelihood`; a standard error needs at least two samples."""
+    """Options of `log_likelihood`: binarization and number of samples.
+
+    There are at least two samples, because a standard error needs them.
+    """
 
     UNIT: ClassVar[str] = "nats"
     binarization: str = _BINARIZATION
@@ -383,8 +389,9 @@ class Model(nn.Module):
     def manifold(self, rows: RowStreams, options: ManifoldOptions) -> dict[str, Any]:
         """Return `images`, the means of p(x|z) on a grid of the latent plane (AEVB appendix A).
 
-        Row i is cell i of the grid; z₁ varies along a row of the grid. Raises ValueError if the
-        model has not two latent dimensions, or for a row outside the grid.
+        Row i of the request is cell i of the grid, counted line by line: z₁ varies within a line,
+        z₂ from line to line. Raises ValueError if the model does not have two latent dimensions, or
+        if a row's number is not below the number of cells.
         """
         if self.config.latents != 2:
             raise ValueError(f"manifold needs 2 latents, this model has {self.config.latents}")
@@ -413,9 +420,9 @@ class Model(nn.Module):
     ) -> dict[str, Any]:
         """Decode points on the straight line between the encodings of two images; return `images`.
 
-        Row i is frame i, at the fraction i/(steps − 1). Both images are binarized with the numbers
-        of row 0, so that all frames lie on one line. Raises ValueError for a row that is not a
-        frame.
+        Row i of the request is frame i, at the fraction i/(steps − 1) of the way from the first
+        image to the second. Both images are binarized with the numbers of row 0, so that all frames
+        lie on one line. Raises ValueError if a row's number is not below `steps`.
         """
         if len(rows) and int(rows.row.max()) >= options.steps:
             raise ValueError(f"a path of {options.steps} steps has no frame {int(rows.row.max())}")

@@ -255,9 +255,10 @@ class JobEventStream:
 
 
 def _next_step(steps: Steps[T], outcome: httpx.Response | Exception | None) -> ApiRequest | Delay:
-    """Continue a method with the outcome of its last step, None at the start; return its next step.
+    """Resume the generator `steps` with the outcome of its last step; return its next step.
 
-    Raises StopIteration, whose value is the method's result, at the end of the method.
+    `outcome` is a response, an exception, or None at the start and after a delay. Raises
+    StopIteration, whose value is the result of the client method, when the generator returns.
     """
     return steps.throw(outcome) if isinstance(outcome, Exception) else steps.send(outcome)
 

@@ -28,7 +28,10 @@ FormFiles: TypeAlias = dict[str, tuple[str, IO[bytes], str]]
 
 @dataclass(frozen=True)
 class Upload:
-    """Files to send as a multipart form: field name → path."""
+    """Files to send as a multipart form, by the name of their form field.
+
+    `on_progress`, if it is set, is called with the number of bytes read so far.
+    """
 
     files: Mapping[str, Path]
     on_progress: ByteProgress | None = None
@@ -56,7 +59,7 @@ class Upload:
 
 
 class _CountingReader(io.BufferedReader):
-    """A file that reports the size of each chunk that is read from it."""
+    """A file that calls `count` with the size of each chunk that is read from it."""
 
     def __init__(self, path: Path, count: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path))

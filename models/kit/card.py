@@ -131,9 +131,10 @@ def warm_start(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check(path: Path) -> None:
-    """Check the weights and operations of a checkpoint against its card; the model does not run.
+    """Check that a checkpoint fits the model that its card describes; the model does not run.
 
-    Raises ValueError if they differ from those of the family's model, or if the file is damaged.
+    Raises ValueError if the names, shapes or data types of the weights differ from the model's, if
+    the card lists other operations than the model has, or if the file is damaged.
     """
     import torch  # noqa: PLC0415
 

@@ -102,7 +102,7 @@ def _dataset(arguments: argparse.Namespace) -> None:
 
 
 def _devices(_arguments: argparse.Namespace) -> None:
-    """Print how many devices a training can use: the GPUs, or one CPU."""
+    """Print how many devices a training can use: the number of GPUs, or 1 without a GPU."""
     _print_json({"devices": max(1, torch.cuda.device_count())})
 
 

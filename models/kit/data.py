@@ -139,7 +139,8 @@ def binarize(images: UInt8[Tensor, "B C H W"], rows: RowStreams) -> Images:
 def static_binarization(images: ByteImages, *, test: bool = False) -> tuple[ByteImages, str]:
     """Return the fixed binarization of images (0 or 255), and its SHA-256 in hex.
 
-    It is always the same draw; with `test`, a draw by another seed for test images.
+    The draw has a fixed seed, so that the result depends on the images alone. With `test` it has
+    another fixed seed, for test images.
     """
     drawn = torch.empty_like(images)
     for first in range(0, len(images), 1000):

@@ -21,9 +21,10 @@ Losses = Callable[[Int[Tensor, "B"], Int[Tensor, "B"]], Float[Tensor, "B"]]
 class GraphedLoss:
     """A CUDA graph of the losses of batches of one size, and of the gradients of their mean.
 
-    `losses(index, rows)` gets the images' indices and the numbers of their random rows, on the
-    device. It must do the same work for every batch, without waiting for the device. The graph is
-    captured with the batch `index` and replayed for others. A replay uses the current weights and
+    `losses(index, rows)` returns the loss of each image (B,); it gets the images' indices and the
+    numbers of their random rows, both on the device. It must do the same work for every batch,
+    without waiting for the device. The graph is captured with the batch `index` and replayed for
+    other batches. A replay uses the current weights and
     overwrites the gradients of the replay before.
     """
 

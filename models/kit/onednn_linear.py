@@ -42,7 +42,7 @@ class Linear(nn.Linear):
 
 
 class _OnednnLinear(torch.autograd.Function):
-    """Autograd for `onednn_linear`: each matrix's gradient is one more product."""
+    """Autograd function of x Wᵀ + b by oneDNN; the gradients of x and W are oneDNN products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -38,7 +38,10 @@ def _round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Te
 
 @lru_cache(maxsize=16)
 def _cached_round_constants(device: torch.device) -> tuple[Int64[Tensor, "2"], Int64[Tensor, "rounds 2"]]:
-    """Return the cached result of `_round_constants`, usable inside and outside inference mode."""
+    """Return Philox's constants from the cache, usable inside and outside inference mode.
+
+    They are the two multipliers and the key increment of each round.
+    """
     with torch.inference_mode(mode=False):
         return _round_constants(device)
 
@@ -114,8 +117,9 @@ class RowStreams:
         return self._word_blocks(blocks, stream, first).permute(1, 2, 0).reshape(len(self), 4 * blocks)
 
     def _word_blocks(self, blocks: int, stream: int, first: int = 0) -> Int64[Tensor, "4 B blocks"]:
-        """Return the words of `words` in the memory order of Philox: by word, then row,
-        then block.
+        """Return the 32-bit words of the blocks `first` … `first + blocks − 1` of a stream.
+
+        They are in the order in which Philox computes them: by word of a block, row, block.
         """
         block = torch.arange(first, first + blocks, device=self.row.device)
         counter = block.new_empty((4, len(self), blocks))

@@ -77,9 +77,10 @@ class Run(Trainer):
         return Outcome("finished", self.epoch, self.seconds)
 
     def _run_epoch(self) -> str:
-        """Run the remaining steps of the epoch, with checkpoints and progress when due.
+        """Run the remaining steps of the current epoch; write checkpoints and progress when due.
 
-        Returns why the training ends before the epoch does (a `reason` of `Outcome`), or "".
+        Returns "" after the last step, or why the training ends before it (a `reason` of
+        `Outcome`).
         """
         batches = self.batches(self.epoch)
         losses: list[Tensor] = []  # of the last steps, still on the device: reading one waits for its step
@@ -113,7 +114,8 @@ class Run(Trainer):
         """Finish an epoch: validate, and write metrics, checkpoint and preview when due.
 
         `report` is called with the metrics, for the last epoch only after its checkpoint is
-        written. Returns why the training ends here (a `reason` of `Outcome`), or "".
+        written. Returns why the training ends here (a `reason` of `Outcome`), or "" if it does
+        not.
         """
         self.process_group.broadcast_buffers(self.model)
         line = self._end_epoch()
@@ -258,8 +260,9 @@ class Run(Trainer):
     def restore(self) -> None:
         """Continue from `state.pt`: load weights, averages, optimizers and counters.
 
-        Removes the metrics of later epochs. Raises ValueError if this recipe may not continue the
-        recipe that wrote `state.pt`; see `RunFolder.check_recipe`.
+        Removes the metrics of epochs after this checkpoint. Raises ValueError if the recipe differs
+        from the one in `state.pt`; `save_every_s` may differ and, while the learning rate is
+        constant, so may the number of epochs and the decay.
         """
         state = self.folder.load_state(self.device)
         self.folder.check_recipe(state, self.recipe)

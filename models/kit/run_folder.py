@@ -69,11 +69,11 @@ class RunFolder:
         return state
 
     def check_recipe(self, state: dict[str, Any], recipe: Recipe) -> None:
-        """Raise ValueError if `recipe` differs from the recipe in `state`, with which the training
-        began.
+        """Raise ValueError if a training cannot continue with `recipe`.
 
-        `save_every_s` may differ; epochs and decay may differ while the learning rate has been
-        constant.
+        `state` has the recipe with which the training began, and both must be equal. Only
+        `save_every_s` may always differ, and the number of epochs and the decay of the learning
+        rate may differ if both recipes have a constant rate in all epochs begun so far.
         """
         # a field that did not exist when the training began has its default
         original = Recipe.from_json(json.loads(state["recipe"]))
@@ -109,5 +109,5 @@ def _epoch_of(line: str) -> float:
 
 
 def _without(recipe: dict[str, Any], fields: set[str]) -> dict[str, Any]:
-    """Return a recipe's JSON without the fields `fields` of its training."""
+    """Return a recipe's JSON without those fields of its part `training` that `fields` names."""
     return {**recipe, "training": {name: value for name, value in recipe["training"].items() if name not in fields}}

@@ -202,18 +202,18 @@ class ImportanceWeights:
 
     @property
     def log_mean(self) -> Float64[Tensor, "B"]:
-        """`log_mean_exp` of all weights, in nats."""
+        """Logarithm of the mean weight of each row, in nats."""
         return self.log_sum - self.count.double().log()
 
     @property
     def effective_sample_size(self) -> Float64[Tensor, "B"]:
-        """(Σw)² / Σw², between 1 and the count; 0 if all weights are 0."""
+        """(Σw)² / Σw² of each row, between 1 and the number of weights; 0 if all weights are 0."""
         size = (2.0 * self.log_sum - self.log_square_sum).exp().clamp_min(1.0).minimum(self.count.double())
         return size.masked_fill(self.log_sum == -math.inf, 0.0)
 
     @property
     def standard_error(self) -> Float64[Tensor, "B"]:
-        """`log_mean_error` of all weights, in nats."""
+        """Standard error of `log_mean` by the delta method, in nats; needs two weights per row."""
         return ((self.count / self.effective_sample_size - 1.0).clamp_min(0.0) / (self.count - 1)).sqrt()
 
 

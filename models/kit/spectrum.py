@@ -28,12 +28,11 @@ def power_spectrum(textures: Float[Tensor, "B H H"]) -> Float[Tensor, "H H"]:
 def matching_filter(
     source: Float[Tensor, "H H"], target: Float[Tensor, "H H"], radius: int
 ) -> Float[Tensor, "taps taps"]:
-    """Return a filter that moves a texture's spectrum from `source` toward `target`.
+    """Return a filter that changes a texture with the power spectrum `source` toward `target`.
 
-    It has (2·`radius` + 1)² taps.
-
-    The goal is the geometric mean of a flat spectrum and `target`, of which only the shape matters;
-    the power stays. Both spectra are first smoothed to the resolution of so few taps.
+    It has (2·`radius` + 1)² taps. The filtered texture's spectrum approximates the geometric mean
+    of a flat spectrum and `target`, scaled to the power of `source`. Both spectra are first
+    smoothed to the resolution of so few taps.
     """
     source, target = (_smooth(one / one.mean(), radius) for one in (source, target))
     gain = (target.clamp_min(MIN_TARGET).sqrt() / source.clamp_min(MIN_SOURCE)).sqrt().clamp_max(MAX_GAIN)

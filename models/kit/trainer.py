@@ -86,7 +86,7 @@ class Trainer:
 
     @property
     def images_seen(self) -> int:
-        """Number of images of this epoch that were trained on."""
+        """Number of images that the steps of the current epoch have used so far."""
         whole = self.step == self.batch_count
         return self.count if whole else min(self.step * self.training.batch_size, self.count)
 

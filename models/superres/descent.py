@@ -23,8 +23,8 @@ SUFFICIENT_DECREASE = 1e-4  # Armijo's constant
 class Descent:
     """The state of a gradient descent, per image.
 
-    `detail` is the residual image, `slope` the gradient and `energy` the energy there, `first` the
-    energy at the start, and `step` the next step size.
+    `detail` is the current residual image, `energy` and `slope` are its energy and the gradient of
+    the energy, `first` is the energy at the start of the descent, and `step` the next step size.
     """
 
     detail: Float[Tensor, "B 1 H W"]

@@ -193,8 +193,8 @@ class Model(nn.Module):
     def _generate(self, low: Images, estimate: HighResolution, scale: int, share: float = 1.0) -> HighResolution:
         """Return the regression's `estimate` plus `share` of the generator's residual image.
 
-        The residual image is filtered by the filter of `finalize`, and the sum is projected onto
-        the images whose downsampling is `low`.
+        The residual image is filtered, if the config has a filter, by the one computed at the end
+        of the training. The sum is projected onto the images whose downsampling is `low`.
         """
         detail = self._generator_detail(low, estimate, scale)
         if self.config.detail_radius:
@@ -204,7 +204,7 @@ class Model(nn.Module):
     def _generator_detail(self, low: Images, estimate: HighResolution, scale: int) -> HighResolution:
         """Return the residual image that the generator adds to the regression's `estimate`.
 
-        Its grid pattern is removed; the filter of `finalize` is not applied.
+        Its grid pattern is removed. The filter computed at the end of the training is not applied.
         """
         return statistics.remove_grid_pattern(self.generator(low, scale) - estimate, scale)
 
@@ -244,7 +244,10 @@ class Model(nn.Module):
         return self
 
     def residual_stds(self) -> ChannelStds:
-        """Return the running means of `residual_std` in the training: (C,) for each feature map."""
+        """Return the standard deviation of each channel's residual: (C,) for each feature map.
+
+        The residual is Ψ(y) − Ψ(R(x)); its deviation is a running mean over the training's steps.
+        """
         return list(torch.split(self.spread, list(self.widths)))
 
     def predict(self, estimate: Images, own: Statistics, scale: int) -> Statistics:
@@ -305,8 +308,8 @@ class Model(nn.Module):
 
         Half of the generator's loss uses the prediction Φ(x) as the target, half Ψ(y), whose mean Φ
         estimates: once Φ has converged both gradients have the same mean. The first row draws the
-        scale and whether the scattering is trained in this step. Updates the running mean of
-        `residual_std`.
+        scale and whether the scattering is trained in this step. Updates the running means of
+        the standard deviations by which the energy divides each channel.
         """
         self.load_feature_network()
         low, high, scale = patches.draw_pair(images, rows, self.config)
@@ -365,10 +368,10 @@ class Model(nn.Module):
     def _negative_samples(
         self, low: Images, estimate: HighResolution, target: Statistics, scale: int
     ) -> HighResolution:
-        """Sample high-resolution images for the negative phase (Bruna et al., §4).
+        """Return one high-resolution image per row for the negative phase (Bruna et al., §4).
 
-        They are some steps of a descent of the scattering's energy toward `target`, from
-        `estimate`.
+        It is the end point of `config.negative_steps` gradient steps from `estimate`, without its
+        grid pattern. The steps lower the distance of its scattering from the statistics `target`.
         """
         energy_of = self.energy_function(low, estimate, scale, target)
         with torch.autocast(low.device.type, enabled=False):

@@ -9,10 +9,11 @@ from models.superres.config import Config
 def draw_pair(
     images: Images, rows: RowStreams, config: Config
 ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C sh sw"], int]:
-    """Return low resolution, high resolution and scale of random crops of the images.
+    """Draw a crop of each image; return them at low and at high resolution, and their scale.
 
-    The first row draws the scale of the batch. The sides of the low resolution are `config.edge`
-    or, with smaller images, the largest multiple of four that fits every scale.
+    The first row draws the scale, which is the same for the whole batch. The low resolution is
+    square: its side is the largest multiple of four that is at most `config.edge` and, at every
+    scale, fits into an image.
     """
     images, uniform = _draw_symmetry(images, rows)
     first = rows.uniform(1, CHOICE)[:1, 0]

@@ -120,7 +120,7 @@ class Predictor(nn.Module):
         """Return the predicted statistics Φ(x), with as many feature maps as `own`.
 
         `estimate` is the regression's estimate, whose sides are multiples of four, `own` are its
-        statistics, and `std` is the `residual_std` of each channel.
+        statistics, and `std` is the standard deviation of each channel's residual.
         """
         pixels = functional.pixel_unshuffle(estimate - 0.5, 4)
         h = self.head(torch.cat((pixels, own[0] / std[0][:, None, None]), 1)) + self.scales[str(scale)][:, None, None]

@@ -58,7 +58,7 @@ class ClientMethod(Generic[P, T]):
     """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
-        """`steps` is the generator function; its signature and docstring become the method's."""
+        """Wrap the generator function `steps`; the method gets its signature and docstring."""
         self.__doc__ = steps.__doc__
         self.__wrapped__ = steps
 
@@ -83,7 +83,7 @@ class BaseMethods:
     """Generators of requests and delays that several client methods use."""
 
     def __init__(self, retries: int) -> None:
-        """`retries` is the number of times that a request is sent again."""
+        """Set how many times at most a request is sent again."""
         self._retries = retries
 
     def _send(self, request: ApiRequest) -> Steps[httpx.Response]:

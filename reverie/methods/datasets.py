@@ -49,12 +49,12 @@ class DatasetMethods(BaseMethods):
     ) -> Steps[Dataset]:
         """Create a dataset from an IDX or NPZ file, or a ZIP of pictures; `labels` is an IDX file.
 
-        `format` is "idx", "npz" or "zip"; by default it is detected. `kind="photographs"` divides
-        pictures of any size into patches. `resize` is HEIGHTxWIDTH. `validation` and `test` are the
-        shares held back, from 0 to 0.5. A new dataset is private unless `shared`. `on_progress` is
-        called with the number of bytes sent. The same content under the same name returns the
-        existing dataset. Raises InvalidError for a file that cannot be read, ConflictError if the
-        name is taken.
+        `format` is "idx", "npz" or "zip"; by default it is detected. `kind` is "pictures" (one
+        image each, the default) or "photographs" (of any size, divided into patches). `resize` is
+        HEIGHTxWIDTH. `validation` and `test` are the shares held back, from 0 to 0.5. A new dataset
+        is private unless `shared`. `on_progress` is called with the number of bytes sent. The same
+        content under the same name returns the existing dataset. Raises InvalidError for a file
+        that cannot be read, ConflictError if the name is taken.
         """
         files = {"file": Path(file), **({"labels": Path(labels)} if labels is not None else {})}
         params = {"name": name, "format": format, "kind": kind, "resize": resize, "shared": shared}

@@ -32,7 +32,8 @@ class JobMethods(BaseMethods):
     ) -> Steps[list[Job]]:
         """Return your jobs, newest first, at most `limit`; all of them with `limit=None`.
 
-        `status`, `kind` and `model` select jobs; None selects all.
+        `status` (such as "running"), `kind` (an operation such as "samples", or "training" and so
+        on) and `model` select jobs; None selects all.
         """
         return [Job(body) for body in (yield from self._list("/v1/jobs", limit, status=status, kind=kind, model=model))]
 
