@@ -1,4 +1,4 @@
-"""Processes that must not outlive the process that started them."""
+"""Make the kernel end a process when the process that started it ends."""
 
 import ctypes
 import os

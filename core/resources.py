@@ -1,4 +1,4 @@
-"""Owners of datasets and models: a table in the job database.
+"""Store the owners of datasets and models in a table of the job database.
 
 A dataset or model without a row has no owner: for example shipped checkpoints, and everything that
 was created without API keys. Every API key may use it, and only the role `admin` may change it. A
@@ -18,7 +18,11 @@ Kind = Literal["dataset", "model"]
 
 @dataclass(frozen=True)
 class Ownership:
-    """The owner of a dataset or model (None without one), and whether every API key may use it."""
+    """The owner of a dataset or model (None without one), and whether it is shared.
+
+    Every API key may use a `shared` one; otherwise only its owner and the role `admin` may.
+    `created_at` is the time of the row in Unix time.
+    """
 
     owner: str | None
     shared: bool
@@ -39,7 +43,7 @@ class ResourceStore:
     def change_count(self) -> int:
         """Return a counter that increases with each change of an ownership, by any process.
 
-        A process compares it with the previous value to know whether to read `all` again.
+        As long as it has not changed, a process can use the ownerships that it read before.
         """
         with self._engine.connect() as connection:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
@@ -56,8 +60,9 @@ class ResourceStore:
         """Make `owner` the owner of a dataset or model that has none; return its ownership.
 
         If it has another owner, their ownership is returned unchanged, unless it was created before
-        `vacant_before` (Unix time): then it is obsolete and is replaced. `shared` says whether
-        every API key may use it; None means no for a new owner, and no change for the present one.
+        `vacant_before` (Unix time): then the resource was never made or was deleted, and `owner`
+        replaces the other one. `shared` says whether every API key may use it; None means no for a
+        new owner, and no change if `owner` is its owner already.
         """
         resource = _is_resource(kind, name)
         ownership = Ownership(owner, bool(shared), time.time())

@@ -152,9 +152,10 @@ def check_database(settings: Settings) -> None:
 
 
 def bound_socket(host: str, port: int, setting: str) -> socket.socket:
-    """Return a socket that is bound to an address and not listening yet.
+    """Return a TCP socket that is bound to an address and not listening yet.
 
-    Raises StartupError, which names `setting`, if the address cannot be used.
+    Raises StartupError if the address cannot be used; its advice is "set" and then `setting`, such
+    as "REVERIE_PORT to another one".
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -174,7 +175,8 @@ def bound_socket(host: str, port: int, setting: str) -> socket.socket:
 def check_queue(settings: Settings) -> bool:
     """Mark the queue server as used by this instance; return whether it is reachable.
 
-    Raises StartupError if the server belongs to another instance or cannot be used.
+    Raises StartupError if another instance of the service has marked the server before, or if it
+    cannot be used.
     """
     own_mark = _own_mark(settings)
     # the training workers' database too: it may be what another instance has as its queue
@@ -185,7 +187,8 @@ def check_queue(settings: Settings) -> bool:
 def queue_address(url: str, setting: str) -> QueueAddress:
     """Parse the URL of a queue server.
 
-    Raises StartupError, which names `setting`, if the URL is not valid.
+    Raises StartupError if the URL is not valid; the message names `setting`, the environment
+    variable with the URL.
     """
     try:
         return QueueAddress.parse(url)
@@ -225,8 +228,8 @@ def _claim_queue(url: str, setting: str, own_mark: dict[str, Any]) -> bool:
     """Set this instance's mark in a Redis database, and return whether the server is ready.
 
     False means that nothing listens there, that the server is still loading its data, or that it
-    has no master. `setting` is the name of the setting with the URL. Raises StartupError if the
-    database belongs to another instance or cannot be used.
+    has no master. `setting` is the name of the setting with the URL. Raises StartupError if another
+    instance of the service has marked the database before, or if it cannot be used.
     """
     address = queue_address(url, setting)
     place = address.name
@@ -286,7 +289,7 @@ def _read_greeting(host: str, port: int) -> str | None:
 def _set_mark(url: str, own_mark: dict[str, Any]) -> dict[str, Any]:
     """Mark a queue server as this instance's unless it has a mark; return the mark that it has.
 
-    A mark (see `mark_of`) of this instance with the database name of earlier releases is replaced.
+    A mark of this instance that has the name of the job database of earlier releases is replaced.
     """
     with _client(url) as client:
         client.set(MARK, orjson.dumps(own_mark), nx=True)
@@ -328,8 +331,9 @@ def _error_text(error: OSError) -> str:
 class QueueGuard(threading.Thread):
     """Checks the queue server periodically, because it may start later or be replaced.
 
-    If the server belongs to another instance, the error is written to standard error, `exit_status`
-    becomes 1 and `stop` is called. The program should then exit with `exit_status`.
+    If another instance of the service has marked the server as its own, the error is written to
+    standard error, `exit_status` becomes 1 and `stop` is called. The program should then exit with
+    `exit_status`.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], object]) -> None:
@@ -339,7 +343,7 @@ class QueueGuard(threading.Thread):
         self.exit_status = 0
 
     def run(self) -> None:
-        """Check every `GUARD_S` seconds until the server belongs to another instance."""
+        """Check every `GUARD_S` seconds until another instance has marked the server as its own."""
         pause = threading.Event()
         while not pause.wait(GUARD_S):
             try:

@@ -1,4 +1,4 @@
-"""Storage errors: how to recognise a full disk, and the problem details for clients."""
+"""Recognise storage errors such as a full disk, and describe them to clients as problems."""
 
 import errno
 import sqlite3

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: one from an HTTP request through batch, queue, forward pass and encoding.
+"""Record OpenTelemetry traces: from an HTTP request through batch, queue and forward pass.
 
 Nothing is recorded, and nothing of OpenTelemetry imported here, unless `set_up` was called with the
 setting `tracing`. A span's context travels as the text of its `traceparent` (W3C Trace Context), in

@@ -20,9 +20,9 @@ Schema = dict[str, Any]  # a JSON Schema of an object
 
 
 class SmallestBatch(BaseModel):
-    """The minimum batch size for the configurations that match the JSON Schema `when`.
+    """The least images per optimizer step for configurations that the JSON Schema `when` accepts.
 
-    `pictures` is the minimum number of images of an optimizer step.
+    `pictures` is this number of images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Tell whether the inference workers have loaded a version that is to become active.
+"""Check whether the inference workers have loaded a version that is to become active.
 
 The functions take the heartbeats of live workers, keyed by worker id, and a reference
 `name@version`.

@@ -38,9 +38,10 @@ def option_errors(
 ) -> list[FieldError]:
     """Return the validation errors of `values`, at most eight, each with `field` and `detail`.
 
-    The names of fields begin with `part`. `properties` are those of the schema that `validator` (of
-    jsonschema_rs) checks. `noun` is what messages call a property. `hint(name)` is appended to the
-    message of a property.
+    If `values` has names that are not in `properties`, only these are reported; otherwise the
+    errors are those of `validator`, of jsonschema_rs, whose schema has these `properties`. The
+    names of fields begin with `part` and a dot. `noun` is the word for a property in messages, such
+    as "option". `hint(name)` is appended to the message of a property.
     """
     unknown = list(islice((name for name in values if name not in properties), _MAX_ERRORS))
     if unknown:

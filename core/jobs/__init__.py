@@ -1,1 +1,1 @@
-"""Jobs: records and their store."""
+"""Store jobs, their results and events in SQL, and let workers claim them."""

@@ -1,4 +1,4 @@
-"""Claims on jobs, and the writes of workers that own a claim.
+"""Let workers claim jobs, and write what they report if their claim is still valid.
 
 A claim is a compare-and-set: it increases the job's fencing token and takes a lease. Each later
 write gives the token, and changes nothing if the job has been claimed again, paused or ended. After
@@ -24,7 +24,7 @@ _MAX_DEFERRAL_S = 30.0  # longest time between two attempts to store a result
 
 # See docs/decisions.md#all-jobs-use-the-bulk-queue-and-are-claimed-in-turn
 class JobClaims(JobQueries):
-    """The methods of the job store that workers use."""
+    """The part of the job store with which workers claim jobs and write progress and results."""
 
     def claim(
         self,
@@ -40,8 +40,9 @@ class JobClaims(JobQueries):
 
         `holder` becomes the owner of their leases for `lease_s` seconds. All `kinds` must be of one
         queue; without any, inference jobs are claimed. Jobs of `skip_owners` stay in the queue. At
-        most `limit` jobs are claimed; `batch_rows(job)` returns how many rows all of them may have
-        together, by the first of them. The list is empty if no job can be claimed.
+        most `limit` jobs are claimed, and all of them together have at most `batch_rows(first)`
+        rows, where `first` is the next job. Returns the claimed jobs, the next job first; an empty
+        list if no job can be claimed.
         """
         claimable = waiting() & (jobs.c.kind.in_(kinds) if kinds else RUNS_INFERENCE)
         if skip_owners:
@@ -146,7 +147,7 @@ class JobClaims(JobQueries):
             transitions.requeue(connection, transitions.held_by(claim), claim.job_id, reason)
 
     def defer(self, claim: Claim, problem: Problem, max_wait_s: float, size_bytes: int = 0) -> bool:
-        """Return a claimed job to its queue because its result cannot be stored.
+        """Return a claimed job to its queue because its result cannot be stored now.
 
         The job can be claimed again after a delay that grows up to half a minute; no attempt is
         charged. If its result still cannot be stored after `max_wait_s` seconds, it fails with
@@ -260,7 +261,10 @@ def queue_of(kind: str) -> str:
 
 
 def register_owners(connection: sa.Connection, queues_owners: Iterable[tuple[str, str]]) -> None:
-    """Add missing pairs of queue and owner to the table `claim_order`; new owners are next."""
+    """Add missing pairs of queue and owner to the table `claim_order`.
+
+    The jobs of an owner that is new to a queue are claimed before those of the others.
+    """
     rows = [{"queue": queue, "owner": owner, "claimed_at": 0.0} for queue, owner in queues_owners]
     if rows:
         # imported here, because the import of PostgreSQL's takes 0.1 s

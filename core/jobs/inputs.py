@@ -1,4 +1,4 @@
-"""Jobs whose images must be fetched by URL before a worker can run them."""
+"""Claim jobs whose input images are given by URL, and store the images that were fetched."""
 
 import time
 from collections.abc import Collection
@@ -17,7 +17,7 @@ _QUEUE = "inputs"
 
 
 class JobInputs(JobQueries):
-    """The methods of the job store for the API processes that fetch input images by URL."""
+    """The part of the job store with which API processes fetch the input images of jobs by URL."""
 
     def claim_inputs(self, holder: str, lease_s: float, skip_owners: Collection[str] = ()) -> Job | None:
         """Claim the next job whose images must be fetched by URL; return None if there is none.

@@ -1,4 +1,4 @@
-"""Leases on jobs: renewal by their owners, and recovery of the jobs of lease owners that died."""
+"""Renew the leases of jobs, and return the jobs of processes that died to their queues."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def _lapsed() -> sa.ColumnElement[bool]:
 
 
 class JobLeases(JobQueries):
-    """The methods of the job store for leases."""
+    """The part of the job store that renews leases and handles those that have expired."""
 
     def renew_leases(self, holder: str, lease_s: float) -> None:
         """Extend all leases that `holder` owns to `lease_s` seconds from now."""
@@ -50,10 +50,10 @@ class JobLeases(JobQueries):
                 transitions.requeue(connection, held & (jobs.c.id == job_id), job_id, reason)
 
     def touch_lapsed(self) -> list[Claim]:
-        """Write jobs with an expired lease without a change; return the claims on these jobs.
+        """Test that the job store is writable; return the claims on jobs whose lease has expired.
 
-        So an error shows that the owners of leases cannot renew them either. Without an expired
-        lease nothing is written.
+        The test writes the leases of these jobs unchanged. If it raises an error, live processes
+        cannot renew their leases either. If no lease has expired, nothing is written.
         """
         lapsed = _lapsed()
         with self.engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""The open database of the job store, and its queries."""
+"""Open the database of the job store, and read jobs, results and events from it."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator

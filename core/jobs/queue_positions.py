@@ -1,4 +1,4 @@
-"""Where jobs stand in their queues, and how fast jobs progress. All are reads of the job store."""
+"""Compute the positions of queued jobs and the pace of jobs, by reads of the job store."""
 
 import time
 from collections.abc import Collection

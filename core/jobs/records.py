@@ -1,4 +1,4 @@
-"""Records of the job store: jobs, claims, events, results and their states."""
+"""Define the records of the job store: jobs, claims, events, results and their states."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Tables of the job database, and its write transactions.
+"""Define the tables of the job database, and open write transactions on it.
 
 A change of a table needs a migration in `migrations/versions`.
 """

@@ -1,4 +1,4 @@
-"""Changes of a job's status, each with its event, in the caller's transaction."""
+"""Change the status of a job and add the event that reports it, in the caller's transaction."""
 
 import time
 from collections.abc import Sequence

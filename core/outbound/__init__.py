@@ -1,1 +1,1 @@
-"""HTTP requests of the service to URLs that clients give, guarded against internal addresses."""
+"""Send HTTP requests to URLs that clients give, but never to internal addresses."""

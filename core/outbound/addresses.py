@@ -1,7 +1,7 @@
-"""Which addresses the service may connect to for a client: public ones, and allowed networks.
+"""Decide which addresses the service may connect to for a client: public and allowed ones.
 
 This prevents server-side request forgery (SSRF): a client's URL must not reach services that only
-this machine can reach.
+this machine can reach. A setting lists networks that are allowed although they are not public.
 """
 
 import asyncio

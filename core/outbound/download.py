@@ -1,4 +1,4 @@
-"""Downloads of clients' URLs into files, with limits of size and time."""
+"""Download clients' URLs into files, with limits of size and time."""
 
 import asyncio
 import time

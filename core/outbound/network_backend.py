@@ -1,4 +1,4 @@
-"""The network backend of all requests to clients' URLs: it resolves, checks, and connects.
+"""Connect to the hosts of clients' URLs, after their addresses have been checked.
 
 The name is resolved once for each connection, and the connection is made to an address that was
 checked. So a name whose addresses change between the check and the connection reaches nothing else.

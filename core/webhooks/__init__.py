@@ -1,1 +1,1 @@
-"""Webhooks of jobs: signed requests to a client's URL, stored in SQL until they are delivered."""
+"""Store the webhook requests of jobs in SQL until they are delivered, and sign them."""

@@ -1,7 +1,7 @@
-"""The store of webhook deliveries: claims under a lease, outcomes, lists and expiry.
+"""Claim webhook deliveries under a lease, record the outcomes, and list and delete deliveries.
 
-Several API processes share it. A claim sets `due_at` to the end of its lease and increases the
-fencing token; the outcome of an attempt is written only with the token of its claim. So no two
+Several API processes share the table. A claim sets `due_at` to the end of its lease and increases
+the fencing token; the outcome of an attempt is written only with the token of its claim. So no two
 processes send a delivery at the same time, and one whose process died is sent again.
 """
 
@@ -49,8 +49,8 @@ class Deliveries:
         """Claim at most `limit` due deliveries, first due first, for `lease_s` seconds.
 
         `in_flight` has the numbers of deliveries that the caller is sending already, keyed by host.
-        Together with these, at most `per_host` deliveries go to one host, so that a slow receiver
-        does not delay others.
+        Together with these, at most `per_host` deliveries go to one host; further ones stay due, so
+        that a slow receiver does not delay others.
         """
         hosts = Counter(in_flight)
         full = [host for host, number in hosts.items() if number >= per_host]

@@ -1,4 +1,4 @@
-"""Inserts deliveries in the transaction that changes a job's status, so that none is lost."""
+"""Insert webhook deliveries in the transaction that changes a job's status, so none is lost."""
 
 import time
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Signatures by Standard Webhooks 1.0.0: HMAC-SHA256 over the id, the timestamp and the body."""
+"""Sign webhooks by Standard Webhooks 1.0.0: HMAC-SHA256 over id, timestamp and body."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""Batches that an API process waits for: one time slice of a batch, and its completion."""
+"""Run one time slice of a batch that an API process waits for, and send it the completion."""
 
 import logging
 from typing import Any
@@ -21,22 +21,23 @@ _STARTED_TTL_S = 600
 
 
 class BatchRunner:
-    """Runs batches.
+    """Runs the batches that API processes send.
 
-    `running` has the ids of the current batch and of a batch that interrupts it, for the heartbeat.
+    `running` has the ids of the batches that run now: the current one, and one that interrupts it,
+    if any. They are in the heartbeat.
     """
 
     def __init__(self, context: InferenceContext) -> None:
-        """Run nothing yet; the context has the models and connections of the worker."""
+        """Use the models and connections of a worker; nothing runs yet."""
         self._context = context
         self.running: list[str] = []
 
     def run(self, data: bytes) -> None:
-        """Run one time slice of a packed batch.
+        """Run one time slice of a packed batch, and report it to the API process that waits.
 
-        When the batch is finished, its completion is sent to the API process that sent it;
-        otherwise it is queued again at the end of the bulk queue. Long work for which no request
-        waits any more is dropped.
+        A finished batch is reported with its results. An unfinished one is reported with its
+        progress and queued again, with its state, at the end of the bulk queue. Long work for which
+        no request waits any more is dropped without a report.
         """
         batch = Batch.unpack(data)
         long = batch.state is not None or BY_METHOD[batch.method].tiled

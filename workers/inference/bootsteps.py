@@ -58,7 +58,8 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
     def stop(self, parent: Any) -> None:
         """Stop the worker's threads.
 
-        Set exit status 1 if the queue server belongs to another instance.
+        Sets exit status 1 if another instance of the service has marked the queue server as its
+        own.
         """
         if _workers:
             self._worker.stop()

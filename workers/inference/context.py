@@ -1,4 +1,4 @@
-"""The settings, stores, models and counters of an inference worker, for its batches and jobs."""
+"""Give the batches and jobs of an inference worker its settings, stores, models and counters."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Runs the slices of a batch: stacks and pads their rows, runs the model and splits the results."""
+"""Run the slices of a batch: stack and pad their rows, run the model and split the results."""
 
 import logging
 from collections.abc import Callable
@@ -129,7 +129,8 @@ def _run_all(
 ) -> list[Outcome] | SliceResult:
     """Run an operation on all rows, in several forward passes if they do not fit in one batch.
 
-    Arguments and result are those of `run`; exceptions of the model are not caught.
+    Returns one outcome per slice, or the state if `has_time()` is False before the last step.
+    `state` is that of the previous time slice, or None. Exceptions of the model are not caught.
     """
     plan, model_options = model.plans[method], model.options(method, options)
     rows = _Rows.stack(slices, BY_METHOD[method].inputs)

@@ -1,4 +1,4 @@
-"""Jobs: claimed from the job store, run for one time slice, and recorded there.
+"""Claim jobs from the job store, run them for one time slice, and record the results there.
 
 Results that cannot be recorded because the job store is full or unavailable are kept in memory
 until it is writable.
@@ -34,10 +34,10 @@ CLAIM_LIMIT = 32  # most small jobs that share a forward pass
 
 
 class JobRunner:
-    """Runs time slices of jobs."""
+    """Claims jobs and runs one time slice of them at a time."""
 
     def __init__(self, context: InferenceContext) -> None:
-        """Claim nothing yet; the context has the stores and models of the worker."""
+        """Use the stores and models of a worker; no job is claimed yet."""
         self._context = context
         self._unsaved = UnsavedReports(context.job_store, context.settings.storage_wait_s)
         self._running = False
@@ -97,10 +97,10 @@ class JobRunner:
     # --- storage that may be full ---
 
     def _with_room(self, claimed: list[Job]) -> list[Job]:
-        """Return the jobs whose results may fit into the blob store; defer the others.
+        """Return the claimed jobs whose results may fit into the blob store.
 
-        A job is deferred only if its result was too large before and still is: otherwise the size
-        is unknown.
+        A job whose result did not fit before, and still would not, is left out and returned to its
+        queue for a later try. The size of the other results is unknown.
         """
         kept = []
         for job in claimed:
@@ -126,8 +126,8 @@ class JobRunner:
     def _run_slice(self, claimed: list[Job]) -> list[SliceReport]:
         """Run one time slice of jobs that share model, method and options; return a report per job.
 
-        Jobs whose inputs cannot be read, or whose results cannot be stored, are deferred and have
-        no report.
+        Jobs whose inputs cannot be read, or whose results cannot be stored, have no report and are
+        returned to their queue for a later try.
         """
         if not claimed:
             return []
@@ -167,9 +167,10 @@ class JobRunner:
         return reports
 
     def _read_inputs(self, claimed: list[Job], most_rows: int) -> tuple[list[Job], list[BatchSlice]]:
-        """Return the jobs whose inputs are readable, and their next slices; defer the others.
+        """Return the jobs whose inputs can be read, and the next slice of each.
 
-        A slice has at most `most_rows` rows. Raises FileNotFoundError if an input was deleted.
+        A slice has at most `most_rows` rows. Jobs whose inputs cannot be read now are left out and
+        returned to their queue for a later try. Raises FileNotFoundError if an input was deleted.
         """
         jobs, slices = [], []
         for job in claimed:
@@ -208,12 +209,12 @@ class JobRunner:
 
 
 class UnsavedReports:
-    """Keeps reports and deferrals of jobs until the job store is writable.
+    """Keeps results of jobs, and jobs to be returned to their queues, until they can be recorded.
 
-    Until then their jobs stay claimed, their leases are renewed, and the worker claims no more.
-    Nothing is computed a second time and no attempt is charged. After `wait_s` seconds the reports
-    are replaced by failures (507 or 503 with the reason), which are small writes that may still
-    succeed.
+    Until the job store is writable these jobs stay claimed, their leases are renewed, and the
+    worker claims no more. Nothing is computed a second time and no attempt is charged. After
+    `wait_s` seconds the results are replaced by failures (507 or 503 with the reason), which are
+    small writes that may still succeed.
     """
 
     def __init__(self, job_store: JobStore, wait_s: float) -> None:
@@ -226,18 +227,22 @@ class UnsavedReports:
 
     @property
     def waiting(self) -> bool:
-        """Whether a report or deferral is not recorded yet."""
+        """Whether a result, or the return of a job to its queue, is not recorded yet."""
         return bool(self._reports or self._deferred)
 
     def defer(self, claim: Claim, problem: dict[str, Any], size_bytes: int) -> None:
-        """Keep a deferral, which the next `add` or `save` records: the job waits for disk space."""
+        """Keep the request to return a job to its queue, for the next write to the job store.
+
+        The job store is not written yet. `problem` is the error of the job if it waits too long,
+        and `size_bytes` the size of its result, 0 if unknown.
+        """
         with self._lock:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record these reports and all kept ones; return the ids of the jobs that were written.
+        """Record these reports and everything kept; return the ids of the jobs that were written.
 
-        They are kept if the job store is not writable.
+        What cannot be recorded, because the job store is not writable, is kept.
         """
         with self._lock:
             self._reports.extend(reports)
@@ -245,9 +250,10 @@ class UnsavedReports:
         return self.save()
 
     def save(self) -> list[str]:
-        """Record the kept reports and deferrals; return the ids of the jobs that were written.
+        """Record all kept reports and returns to queues; return the ids of the jobs written.
 
-        They stay kept while the job store is not writable.
+        A job whose claim is no longer valid is left out. If the job store is not writable, the rest
+        is kept.
         """
         with self._lock:
             written: list[str] = []

@@ -1,4 +1,4 @@
-"""Models in memory, and the batch sizes that each of their operations runs in."""
+"""Load models, keep them in memory, and measure in which batch sizes each operation runs."""
 
 import hashlib
 import importlib

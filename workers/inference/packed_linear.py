@@ -1,4 +1,4 @@
-"""Wide linear layers on a CPU, with their weights in oneDNN's blocked layout."""
+"""Replace wide linear layers on a CPU by ones that store weights in oneDNN's blocked layout."""
 
 from typing import TypeGuard
 
@@ -19,7 +19,7 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """Convert a float32 layer on the CPU; its bias is shared."""
+        """Convert the weight of a float32 layer on the CPU; the layer's bias is used as it is."""
         super().__init__()
         self.bias = layer.bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001 - inductor's own way

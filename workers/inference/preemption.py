@@ -1,4 +1,4 @@
-"""Preemption: small batches run between the layers of long work.
+"""Interrupt long work between the layers of a model to run small batches.
 
 A forward pass takes from a millisecond to a second. While a long one runs, the worker polls the
 interactive queue before a layer, and runs the batch that it finds at once. The interrupted pass

@@ -1,4 +1,4 @@
-"""The Celery tasks. A Celery worker imports this module (`include` in `core.broker.celery_app`)."""
+"""Define the Celery tasks; a Celery worker imports this module (`core.broker.celery_app`)."""
 
 from core.broker.celery_app import RUN_BATCH, RUN_JOBS, app
 from workers.inference.bootsteps import current_worker

@@ -1,4 +1,4 @@
-"""Ends a worker that makes no progress, for example because a forward pass hangs in native code.
+"""End a worker that makes no progress, for example because a forward pass hangs in native code.
 
 The timer is faulthandler's: a thread in C that needs no interpreter lock, so it also ends a process
 whose hanging code has that lock. The heartbeat thread restarts the timer while the worker is idle
@@ -36,14 +36,14 @@ class Watchdog:
         self._warned = False
 
     def advance(self) -> None:
-        """Record that a step of the work is done."""
+        """Record that a step of the work is done, so that the time-out begins anew."""
         self._steps += 1
 
     @contextmanager
     def working(self, *work: str) -> Iterator[None]:
-        """Require calls of `advance` while the block runs; blocks may be nested.
+        """Require progress while the block runs: a call of `advance` within each time-out.
 
-        `work` names what runs, for the log.
+        Blocks may be nested. `work` names what runs, for the log.
         """
         before, self._work = self._work, work
         self._steps += 1

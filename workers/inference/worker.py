@@ -1,4 +1,4 @@
-"""One inference worker: one process on one device, with models in memory and a heartbeat."""
+"""Run an inference worker: one process on one device, with models in memory and a heartbeat."""
 
 import gc
 import logging
@@ -103,9 +103,9 @@ class InferenceWorker:
 
 
 class CandidateLoader:
-    """Loads the versions that are to become active.
+    """Loads candidates, the versions that are to become active, while the worker runs.
 
-    `refused` says why versions could not be loaded, keyed by `name@version`.
+    `refused` has the errors of candidates that could not be loaded, keyed by `name@version`.
     """
 
     def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:
@@ -119,10 +119,10 @@ class CandidateLoader:
         self.refused: dict[str, str] = {}
 
     def load_step(self) -> None:
-        """Take one step in loading a candidate, if there is one.
+        """Take one step in loading a candidate, or do nothing if all candidates are loaded.
 
-        Messages are received between the steps. A version that cannot be loaded is added to
-        `refused`.
+        Messages are received between the steps. The error of a version that cannot be loaded is
+        stored in `refused`, and the version is not tried again.
         """
         if self._loading is None and (candidate := self._next_candidate()) is not None:
             self._loading = (candidate, self._context.model_cache.loading(candidate))

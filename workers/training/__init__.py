@@ -1,1 +1,1 @@
-"""Training workers: they run trainings in child processes."""
+"""Run trainings in child processes, and the auxiliary jobs that go with them."""

@@ -1,4 +1,4 @@
-"""`python -m workers.training`: one training worker."""
+"""Run a training worker: `python -m workers.training`."""
 
 from core.startup import check, errors_end_the_program, load_settings
 

@@ -1,4 +1,4 @@
-"""Auxiliary jobs: dry runs, imports, publications, fetches of datasets."""
+"""Run auxiliary jobs: dry runs, imports, publications, and fetches of datasets."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from workers.training.run_folder import RECIPE_FILE
 
 
 class AuxiliaryJobs:
-    """Runs auxiliary jobs.
+    """Runs the auxiliary jobs of a training worker, with a method for each kind of job.
 
-    Its methods raise JobFailedError if a job cannot be completed, ClaimLostError if its claim is
+    The methods raise JobFailedError if a job cannot be completed, ClaimLostError if its claim is
     lost, and WorkerStoppingError if this worker stops.
     """
 

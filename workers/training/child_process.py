@@ -1,4 +1,7 @@
-"""Child processes of the training worker: `python -m models COMMAND`. Only they import torch."""
+"""Run child processes of the training worker: `python -m models COMMAND`.
+
+Only they import torch.
+"""
 
 import contextlib
 import logging
@@ -36,7 +39,7 @@ class ChildProcesses:
     """Builds the commands of child processes and runs them."""
 
     def __init__(self, context: JobContext) -> None:
-        """Start nothing yet; the context has the settings of the worker."""
+        """Use the settings of a worker; no child process is started yet."""
         self._context = context
 
     def command(self, *words: str) -> list[str]:
@@ -150,8 +153,8 @@ class ChildProcesses:
 def stop(child: subprocess.Popen[bytes]) -> int:
     """Send SIGTERM to a child process, which writes a checkpoint and exits; return its exit code.
 
-    It is killed if it has not exited after `STOP_S` seconds. The code is also `EXIT_INTERRUPTED` if
-    the process was ended by SIGTERM before it handled the signal.
+    It is killed if it has not exited after `STOP_S` seconds. If SIGTERM ended the process before it
+    could handle the signal, `EXIT_INTERRUPTED` is returned, as after a normal stop.
     """
     with contextlib.suppress(ProcessLookupError):
         child.terminate()

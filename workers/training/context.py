@@ -1,4 +1,4 @@
-"""The settings and stores of a training worker, writes to its jobs, and their errors."""
+"""Give jobs of a training worker its settings and stores; write their events and results."""
 
 import contextlib
 import logging
@@ -82,8 +82,9 @@ class JobContext:
     def append_events(self, job: Job, events: Sequence[Event], progress: float, **attempts: bool) -> None:
         """Write events of a job and its progress, 0 to 1, and notify the API processes.
 
-        `attempts` are `reset_attempts` and `charge_attempt` of `JobStore.append_events`. Raises
-        ClaimLostError if the claim on the job is lost.
+        With `reset_attempts=True` in `attempts`, the number of failed attempts of the job becomes
+        0; with `charge_attempt=True` it increases by one. Raises ClaimLostError if the claim on the
+        job is lost.
         """
         if not self.job_store.append_events(job.claim, events, progress, **attempts):
             raise ClaimLostError
@@ -105,9 +106,10 @@ class JobContext:
         self._retry(lambda: self.job_store.finish(job.claim, problem=error.problem))
 
     def defer(self, job: Job, problem: dict[str, Any]) -> None:
-        """Requeue a job until the disk has room.
+        """Return a job to its queue for a later try, because a disk or database is not writable.
 
-        After `storage_wait_s` seconds it fails with `problem`.
+        If that is still so `storage_wait_s` seconds after the first time, the job fails with
+        `problem`.
         """
         log.warning("job deferred until the disk has room", extra={"job": job.id, "reason": problem["detail"]})
         self._retry(lambda: self.job_store.defer(job.claim, problem, self.settings.storage_wait_s))

@@ -1,4 +1,4 @@
-"""Downloads the file of a dataset from a client's URL, in a job of the training worker."""
+"""Download the file of a dataset from a client's URL, in a job of the training worker."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Checks of a training's limits: run time, memory, size of its folder, free disk space."""
+"""Check the limits of a training: run time, memory, size of its folder, free disk space."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Publishes model versions: measures them on the test split, stores and activates them."""
+"""Publish model versions: measure them on the test split, store and activate them."""
 
 import contextlib
 import time
@@ -43,9 +43,9 @@ class VersionPublisher:
     def publish(self, job: Job, request: dict[str, Any], folder: Path) -> None:
         """Measure the last checkpoint of the run in `folder` and publish it as a version.
 
-        `request["serve"]` is the policy of activation (see `apply_policy`), by default "if better".
-        Completes the job with the version's number and its metrics. After a crash this can be
-        called again: number and metrics are kept in the folder.
+        `request["serve"]` says when the version is activated: "always", "never" or, by default, "if
+        better" than the active version. Completes the job with the version's number and its
+        metrics. After a crash this can be called again: number and metrics are kept in the folder.
         """
         name, scratch = job.model, folder / job.id
         scratch.mkdir(exist_ok=True)

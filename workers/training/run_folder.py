@@ -81,7 +81,7 @@ def checkpoint_step(folder: Path) -> int | None:
 
 
 def describe_checkpoint(folder: Path) -> str:
-    """Return a clause for error messages: which checkpoint a failed training has left, if any."""
+    """Return a clause for error messages: the kept checkpoint's step, or that there is none."""
     step = checkpoint_step(folder)
     return "it left no checkpoint" if step is None else f"its checkpoint of step {step} is kept and can be published"
 

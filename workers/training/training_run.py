@@ -1,4 +1,4 @@
-"""Runs one training: starts its child process, enforces limits, and appends events to its job."""
+"""Run one training: start its child process, enforce limits, and append events to its job."""
 
 import contextlib
 import json
@@ -39,10 +39,10 @@ class Reported:
 
 @dataclass
 class _Process:
-    """A running child process: when it started, was last checked and last wrote a file.
+    """A running child process: when it started, was last checked for limits and last wrote a file.
 
-    These times are of the monotonic clock. `file_times` are the modification times of its files at
-    the last look, in nanoseconds.
+    These times are of the monotonic clock. `file_times` are the modification times of its files
+    when they were last compared, in nanoseconds.
     """
 
     child: subprocess.Popen[bytes]

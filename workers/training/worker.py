@@ -1,4 +1,4 @@
-"""The training worker, `python -m workers.training`: claims jobs from the job store and runs them.
+"""Claim trainings and auxiliary jobs from the job store and run them.
 
 One thread runs trainings, the others run auxiliary jobs, which are short. Jobs are only in the job
 store; a message on a Redis list wakes an idle worker. The state of a training is in its run folder,
@@ -193,7 +193,8 @@ class TrainingWorker:
     def _claim(self, kinds: tuple[str, ...]) -> Job | None:
         """Claim the next job of these kinds; return None if there is none.
 
-        Threads claim one after the other, so that each sees the jobs of the others in `_running`.
+        Threads claim one after the other, so that the limit of an owner's running auxiliary jobs is
+        checked against all jobs of this worker.
         """
         with self._claim_lock:
             lease_s = self.context.settings.job_lease_s
@@ -226,10 +227,10 @@ class TrainingWorker:
             self.context.stopping.wait(1.0)
 
     def run_job(self, job: Job) -> None:
-        """Run a claimed job, then complete, fail, defer or requeue it.
+        """Run a claimed job, then record that it succeeded or failed, or return it to its queue.
 
-        It is deferred if the disk is full or the database not available, and requeued if this
-        worker stops.
+        It returns to its queue for a later try if the disk is full or the database not available,
+        and at once if this worker stops. If the claim is lost, nothing is recorded.
         """
         run: dict[str, Any] = {
             TRAINING: self.train,
