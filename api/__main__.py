@@ -12,7 +12,7 @@ from core.startup import bound_socket, check, errors_end_the_program, load_setti
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT, or run a subcommand."""
+    """Serve HTTP until SIGTERM or SIGINT, or run the subcommand `keys`."""
     if sys.argv[1:2] == ["keys"]:
         sys.exit(keys_command.main(sys.argv[2:]))
     with errors_end_the_program():

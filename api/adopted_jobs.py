@@ -1,4 +1,4 @@
-"""Adopted jobs: synchronous requests that became jobs after their time-out."""
+"""Finishes adopted jobs: synchronous requests that became jobs after their time-out."""
 
 import asyncio
 import logging
@@ -31,11 +31,11 @@ _RETRY_S = 0.5
 
 @dataclass(eq=False)
 class AdoptedJobs:
-    """The adopted jobs of one API process, which holds their leases.
+    """Holds the leases of one API process's adopted jobs, and stores their results.
 
     If the process dies, the leases expire and workers run the jobs. `notify` is called with the id
-    of a job that has ended. `pending` has the pending requests, keyed by job id. `holder` is the
-    name of this process in the leases.
+    of each job that has ended. `pending` has the requests without a result, keyed by job id.
+    `holder` is the name of this process in the leases.
     """
 
     settings: Settings
@@ -85,10 +85,11 @@ class AdoptedJobs:
         self.notify(job.id)
 
     def _store(self, job: Job, fields: Fields, rows: int) -> list[SliceReport]:
-        """Return the records that insert a job's result, `fields`, into the job store.
+        """Return the records of a job's result, to be inserted into the job store.
 
-        A large result is put into the blob store in slices of its `rows`; the records have the
-        keys. Raises OSError if it cannot be stored; then none of its blobs is left.
+        `fields` is the result, of `rows` rows. A small result is in one record; a large one is
+        first put into the blob store in slices, one record per slice, with its blob's key. Raises
+        OSError if a blob cannot be stored; then those that were stored are deleted.
         """
         size_bytes = array_bytes(fields)
         if size_bytes <= INLINE_BYTES and len(data := pack(fields)) <= INLINE_BYTES:

@@ -1,8 +1,8 @@
-"""The deadline of a request: `Request-Timeout: SECONDS`, counted from when its headers arrive.
+"""Reads and enforces the deadline of a request, sent as `Request-Timeout: SECONDS`.
 
-After the deadline the work stops: a synchronous request gets 504, and a job ends as failed with a
-problem of status 504. The header is relative, as those of gRPC, fal and Portkey are, because the
-clocks of clients and service differ.
+The seconds count from the arrival of the header. After the deadline the work stops: a synchronous
+request gets 504, and a job ends as failed with a problem of status 504. The header is relative, as
+those of gRPC, fal and Portkey are, because the clocks of clients and service differ.
 """
 
 import asyncio

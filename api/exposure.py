@@ -1,4 +1,4 @@
-"""Network exposure: allowed hosts and origins, trusted proxies, and where the service may listen.
+"""Checks network exposure: allowed hosts and origins, trusted proxies, and the listening address.
 
 `python -m api.exposure` checks the settings and does nothing else.
 """
@@ -78,10 +78,11 @@ def exit_if_refused(settings: Settings) -> None:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """Return the hosts that a request may name, in lower case; empty if it may name any.
+    """Return the hosts that a Host header may name, in lower case; empty if it may name any.
 
-    Without the setting, a service that listens on loopback only allows the names of loopback.
-    Raises ValueError if the setting contains something that is not a host.
+    They are those of the setting `allowed_hosts`. If it is empty, a service that listens on
+    loopback allows only loopback's names, and any other service all hosts. Raises ValueError if the
+    setting contains something that is not a host.
     """
     hosts = tuple(word.lower() for word in words(settings.allowed_hosts))
     for host in hosts:
@@ -91,9 +92,9 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def allowed_origins(settings: Settings) -> tuple[str, ...]:
-    """Return the allowed cross origins, such as https://example.com.
+    """Return the other origins that may send requests, such as https://example.com.
 
-    Raises ValueError if the setting contains something that is not an origin.
+    Raises ValueError if the setting `allowed_origins` contains something that is not an origin.
     """
     origins = tuple(word.lower().rstrip("/") for word in words(settings.allowed_origins))
     for origin in origins:
@@ -103,9 +104,9 @@ def allowed_origins(settings: Settings) -> tuple[str, ...]:
 
 
 def trusted_proxies(settings: Settings) -> tuple[Network, ...]:
-    """Return the IP networks of trusted proxies.
+    """Return the IP networks whose X-Forwarded-For header is believed.
 
-    Raises ValueError if the setting contains something that is not an IP network.
+    Raises ValueError if the setting `trusted_proxies` contains something that is not an IP network.
     """
     try:
         return tuple(ipaddress.ip_network(word, strict=False) for word in words(settings.trusted_proxies))

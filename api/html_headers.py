@@ -1,6 +1,6 @@
-"""Security headers of HTML responses.
+"""Adds security headers to HTML responses.
 
-Pages load files of this service only, and cannot be framed.
+With them, pages load files of this service only, and cannot be framed.
 """
 
 import base64

@@ -40,7 +40,10 @@ class _RejectedError(Exception):
 
 # See docs/decisions.md#connection-limits-are-in-a-subclass-of-uvicorns-protocol
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with limits. `limited_protocol` returns the subclass to use."""
+    """uvicorn's protocol with limits on header bytes, time, transfer rates and connections.
+
+    This class has no values for its limits; each server uses a subclass that sets them.
+    """
 
     limits: ClassVar[Settings]
     stalled_writes: ClassVar[StalledWrites]
@@ -49,7 +52,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- opening and closing ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the watchdog.
+        """Start the timer that checks the connection's time-outs.
 
         The head of the first request must be complete within the header time-out.
         """
@@ -78,7 +81,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._evict_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the watchdog."""
+        """Stop the timer that checks the connection's time-outs."""
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -86,14 +89,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Count the write buffer; abort the slowest connections if all buffers exceed their limit."""
+        """Count this connection's write buffer, which has exceeded its high-water mark.
+
+        If the counted buffers of all connections exceed their limit together, abort the connections
+        that have been counted for the longest time.
+        """
         super().pause_writing()
         for transport in self.stalled_writes.add(self.transport):
             log.info("client reads too slowly", extra={"unsent_bytes": transport.get_write_buffer_size()})
             transport.abort()
 
     def resume_writing(self) -> None:
-        """Record that the client has read most of the write buffer."""
+        """Stop counting this connection's write buffer: the client has read most of it."""
         self._writes_resumed += 1
         self.stalled_writes.remove(self.transport)
         super().resume_writing()
@@ -205,7 +212,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def on_last_message_complete(self) -> None:
-        """Complete the last request of a connection; ignore all data that arrives after it."""
+        """Complete a request after which the connection is closed; drop data that follows it."""
         self.on_message_complete()
         self._rejected = True
 
@@ -326,9 +333,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- too many connections ---
 
     def _evict_connections(self) -> None:
-        """Close the connections with the smallest `_eviction_rank`, to make room for this new one.
+        """Abort the connections that are needed least, to make room for this new one.
 
-        If none can be closed, reject this one (503).
+        Rejected and slowly starting connections go first, then idle ones, then those with slow
+        uploads. If all others must stay, reject this one (503).
         """
         others = [cast("LimitedHttpProtocol", other) for other in self.connections if other is not self]
         ranked = [(rank, number) for number, other in enumerate(others) if (rank := other._eviction_rank()) is not None]  # noqa: SLF001
@@ -340,7 +348,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._reject(503, f"{self.limits.max_connections} connections are open; try again in a moment")
 
     def _eviction_rank(self) -> tuple[int, float] | None:
-        """Return the rank for eviction, a pair; connections with smaller ranks are closed first.
+        """Return a pair by which connections are ordered for eviction; the smallest go first.
 
         None means that the connection must stay: its body arrives fast enough, its request is being
         processed, or its response is being sent.
@@ -357,7 +365,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class _BodyCallbacks:
-    """The callbacks of the second parser of an upgrade request (see `_decline_upgrade`)."""
+    """Callbacks of the parser for the body of a request with an ignored `Upgrade` header."""
 
     def __init__(self, protocol: LimitedHttpProtocol) -> None:
         self.on_body = protocol.on_body
@@ -366,7 +374,10 @@ class _BodyCallbacks:
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the header line Transfer-Encoding or Content-Length; None if there is no body."""
+    """Return the header line that frames a body: Transfer-Encoding or Content-Length.
+
+    None if there is neither, or if the length is 0.
+    """
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 ")):
             return name + b": " + value

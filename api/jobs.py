@@ -118,7 +118,11 @@ class JobService:
         return job
 
     async def _commit(self) -> None:
-        """Insert the jobs of `_uncommitted`. Jobs created during a transaction share the next one."""
+        """Insert the jobs that wait to be committed, and notify the requests that created them.
+
+        Jobs that are created during a transaction share the next one. If a transaction fails, its
+        error is raised in each of its requests.
+        """
         while self._uncommitted:
             batch, self._uncommitted[:] = list(self._uncommitted), []
             try:
@@ -167,7 +171,10 @@ class JobService:
         return job
 
     def _count(self, status: str) -> None:
-        """Add 1 to `counts` for a new job, until the next read of the job store replaces them."""
+        """Add 1 to the number of jobs with this status, for a new job.
+
+        Once a second or more often, the numbers are replaced by those in the database.
+        """
         self.counts[status] = self.counts.get(status, 0) + 1
 
     async def _new_job(self, inference_request: InferenceRequest) -> Job:
@@ -196,11 +203,10 @@ class JobService:
         return await self._store_items(job, inference_request, f"jobs/{job.id}/items")
 
     async def _store_items(self, job: Job, inference_request: InferenceRequest, key: str) -> Job:
-        """Return the job with the inputs of its request, packed.
+        """Return the job with its packed inputs; large ones are put into the blob `key`.
 
-        If images must be fetched by URL first, the body of the request is kept instead. Large
-        inputs are put into the blob `key`. Raises FullError or OverloadedError if they cannot be
-        stored.
+        If images must be fetched by URL first, the body of the request is kept instead. Raises
+        FullError or OverloadedError if the inputs cannot be stored.
         """
         operation = inference_request.operation
         items = pack(inference_request.items) if inference_request.items and not operation.tiled else None
@@ -234,7 +240,7 @@ class JobService:
             self._batch_sender.wake()
 
     def notify(self, job_id: str) -> None:
-        """Notify the requests and event streams of this process that a job has changed."""
+        """Wake the requests and event streams of this process that wait for a job to change."""
         self._updates.notify(job_id)
 
     @contextlib.asynccontextmanager
@@ -255,7 +261,10 @@ class JobService:
             raise OverloadedError("the request was stored too slowly; send it again", retry_after_s=2)
 
     async def wake_training_workers(self, job_id: str) -> None:
-        """Notify training workers, and requests that wait for the job, that a job has changed."""
+        """Make training workers look for jobs now, and wake the requests that wait for the job.
+
+        Call it after a training or auxiliary job was created or changed.
+        """
         self._updates.notify(job_id)
         await self.training_workers.wake()
 
@@ -362,9 +371,10 @@ class JobService:
     # --- background loops ---
 
     async def _maintain(self) -> None:
-        """Until cancelled: renew leases, requeue jobs of dead processes, and end overdue jobs.
+        """Renew leases, requeue jobs of dead processes, and end overdue jobs, until cancelled.
 
-        Also updates `counts` and wakes workers for queued jobs.
+        Also counts the jobs of each status, and wakes inference workers that do not claim queued
+        jobs.
         """
         while True:
             await asyncio.sleep(min(1.0, self._settings.job_lease_s / 3))

@@ -27,8 +27,8 @@ _COMMA, _COLON, _BACKSLASH, _LETTER_U, _OPENING = (np.uint8(ord(character)) for 
 def loads(text: bytes) -> Any:
     """Parse JSON.
 
-    Raises CostlyJsonError if it would be costly to parse (see `scan`), and orjson.JSONDecodeError
-    if it is not JSON.
+    Raises CostlyJsonError if the text is large and has too many values, characters that are not
+    ASCII, or too many escapes; and orjson.JSONDecodeError if it is not JSON.
     """
     scan([text])
     return orjson.loads(text)
@@ -37,8 +37,9 @@ def loads(text: bytes) -> Any:
 def scan(texts: Iterable[bytes]) -> None:
     """Raise CostlyJsonError if the texts together are large and would be costly to parse.
 
-    Large texts must be ASCII with few escapes, as base64 is, because a single wide character makes
-    a Python string take four bytes per character.
+    Texts of more than `SCAN_BYTES` bytes may have at most `MAX_VALUES` values, and must be ASCII
+    with few escapes, as base64 is: a single wide character makes a Python string take four bytes
+    per character.
     """
     texts = list(texts)
     size = sum(map(len, texts))

@@ -1,4 +1,4 @@
-"""glibc's malloc: freed memory is returned to the system. Does nothing with other C libraries."""
+"""Makes glibc's malloc return freed memory to the system; does nothing with other C libraries."""
 
 import ctypes
 

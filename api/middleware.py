@@ -103,7 +103,8 @@ class RequestMiddleware:
     async def _pass_on(self, scope: Scope, receive: Receive, sender: "_ResponseSender", send: Send) -> None:
         """Read the body within its limits, and pass the request to the application.
 
-        Requests for event streams first wait for the time that `OpeningPace` gives them.
+        Requests for event streams are delayed first, so that many do not open at the same time.
+        Raises OverloadedError if that delay would be too long.
         """
         if scope["path"].endswith("/events"):
             await asyncio.sleep(self._openings.delay_s())
@@ -115,7 +116,7 @@ class RequestMiddleware:
 
 
 class _ResponseSender:
-    """The `send` of a request: adds headers to the response.
+    """Sends a request's response to the client, with the request id and security headers.
 
     Before the end of an error response it reads the rest of the upload, so that the client can read
     the response before the connection closes.

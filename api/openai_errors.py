@@ -1,7 +1,7 @@
-"""Errors of the OpenAI-compatible routes: problems become OpenAI's error objects.
+"""Turns problems into OpenAI's error objects, for the OpenAI-compatible routes.
 
-Routes and middleware raise the same errors everywhere. Below `PREFIX` the response to an error has
-the form that OpenAI's clients read.
+Routes and middleware raise the same errors everywhere. Only below `/openai/v1` does the response to
+an error have the form that OpenAI's clients read.
 """
 
 import re
@@ -64,13 +64,13 @@ class OpenAIErrorSender:
     """An ASGI `send` that replaces problem responses by OpenAI's error objects."""
 
     def __init__(self, send: Send) -> None:
-        """Send messages by `send`."""
+        """Wrap the ASGI `send` of a request; all messages are sent by it."""
         self._send = send
         self._start: Message | None = None
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
-        """Send a message; those of a problem are held until its body is complete."""
+        """Send a message at once; hold those of a problem until its body is complete."""
         if message["type"] == "http.response.start":
             if dict(message["headers"]).get(b"content-type") == MEDIA_TYPE.encode():
                 self._start = message

@@ -133,8 +133,8 @@ _FASTAPI_PROBLEMS = frozenset({"HTTPValidationError", "ValidationError"})  # Fas
 def complete(schema: Schema, operation_schemas: dict[str, Schema], *, keys: bool) -> None:
     """Complete FastAPI's description `schema` in place.
 
-    Adds `operation_schemas` (see `OperationDocs`), the schemas of responses and problems, the
-    problem responses of each route and, with `keys`, the API key.
+    Adds `operation_schemas`, the component schemas of the operations keyed by name; the schemas of
+    responses and problems; the problem responses of each route; and, with `keys`, the API key.
     """
     schema |= {"servers": [{"url": "/", "description": "This service"}], "tags": _TAGS}
     schema["webhooks"] = {"job": {"post": JOB_EVENT}}
@@ -215,15 +215,16 @@ class OperationDocs:
     """Describes the routes of operations, from the cards of the active versions of models."""
 
     def __init__(self, models: Models, settings: Settings) -> None:
-        """Read the cards. `describe` fills `schemas`, the component schemas keyed by name."""
+        """Read the cards of the active versions; no component schemas are made yet."""
         self._entries = models.active()
         self._settings = settings
         self.schemas: dict[str, Schema] = {}
 
     def describe(self, paths: dict[str, Any]) -> None:
-        """Complete the operations in `paths`, those of the description, and fill `schemas`.
+        """Complete the operations' routes in `paths`, and fill `schemas` with their components.
 
-        Also adds the size limits of uploads to the descriptions of their routes.
+        `paths` is that member of the OpenAPI description. Also adds the size limits of uploads to
+        the descriptions of their routes.
         """
         settings = self._settings
         dataset = f"{settings.max_dataset_bytes} bytes, and {settings.max_unpacked_bytes} unpacked"

@@ -1,4 +1,4 @@
-"""Permissions on datasets and models: callers may use their own and shared ones, admins all.
+"""Checks what callers may do with datasets and models: use own and shared ones; admins use all.
 
 Owners are stored in SQL. Each process caches them in memory and polls for changes twice a second,
 so that a request for a small sample needs no database query.
@@ -49,12 +49,19 @@ Models = Registry | VisibleModels
 
 
 class Permissions:
-    """The owners of datasets and models, and what callers may do with them."""
+    """Knows the owners of datasets and models, and what callers may do with them.
+
+    In the methods, `kind` is "dataset" or "model", and `name` the name of such a resource.
+    """
 
     def __init__(
         self, store: ResourceStore, registry: Registry, datasets: Datasets, busy: Callable[[str], Awaitable[bool]]
     ) -> None:
-        """Read all owners. `busy` returns whether an unfinished job uses a model."""
+        """Read all owners from `store`.
+
+        `busy` returns whether an unfinished job uses the model of a name; then the name is not
+        free.
+        """
         self._store = store
         self._registry = registry
         self._datasets = datasets
@@ -89,7 +96,7 @@ class Permissions:
     def ownership(self, kind: Kind, name: str) -> Ownership:
         """Return a resource's owner and whether it is shared.
 
-        A resource that nobody has claimed has no owner (None) and is shared.
+        A resource that is not in the database has no owner (None) and is shared.
         """
         return self._owned.get((kind, name), UNOWNED)
 
@@ -138,9 +145,9 @@ class Permissions:
     # --- new names ---
 
     async def exists(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Return whether there is a resource with this name.
+        """Return whether a dataset or model with this name exists and the caller may use it.
 
-        Raises ConflictError if the name is taken by a resource that the caller may not see.
+        Raises ConflictError if it exists but the caller may not use it: the name is taken.
         """
         await self.refresh()
         if kind == "model":
@@ -152,10 +159,10 @@ class Permissions:
         return exists
 
     async def check_new(self, kind: Kind, name: str, caller: Caller) -> bool:
-        """Check that a caller may use a name for a resource; return whether the resource exists.
+        """Check that a caller may store a resource under a name; return whether it exists already.
 
-        Raises ConflictError if the name is taken by a resource that the caller may not see, and
-        ForbiddenError if the caller may use the resource but not change it.
+        Raises ConflictError if the caller may not use the existing resource, and ForbiddenError if
+        it may use but not change it.
         """
         exists = await self.exists(kind, name, caller)
         if exists:
@@ -163,11 +170,11 @@ class Permissions:
         return exists
 
     async def claim(self, kind: Kind, name: str, caller: Caller, *, shared: bool | None) -> None:
-        """Make a caller the owner of a new resource, before it is stored, and set `shared`.
+        """Make the caller the owner of a new resource, before it is stored, and set `shared`.
 
         For an existing resource only `shared` is set; None leaves it as it is. Raises ConflictError
-        if the name is taken, ForbiddenError if the caller may use the resource but not change it,
-        and InvalidError if `shared` is False for a resource without an owner.
+        if the name is taken by a resource that the caller may not use, ForbiddenError if it may use
+        but not change it, and InvalidError if `shared` is False for a resource without an owner.
         """
         exists = await self.check_new(kind, name, caller)
         own = self.ownership(kind, name)
@@ -190,7 +197,7 @@ class Permissions:
     def check_share(self, kind: Kind, name: str, caller: Caller, *, shared: bool) -> None:
         """Raise InvalidError if `shared` is false and the resource has no owner: it stays shared.
 
-        The message depends on whether the caller has a name.
+        The message says why it has none: nobody owns this one or, without API keys, any.
         """
         if not shared and self.ownership(kind, name).owner is None:
             raise _always_shared(kind, name, caller)

@@ -1,4 +1,4 @@
-"""The `Prefer` request header (RFC 7240): how long a client waits for a synchronous response."""
+"""Reads how long a client waits for a result, from the `Prefer` request header (RFC 7240)."""
 
 import re
 from dataclasses import dataclass
@@ -41,16 +41,19 @@ class Prefer:
 
     @classmethod
     def of(cls, request: Request, settings: Settings, default_s: float | None = None) -> "Prefer":
-        """Return the preference in a request's `Prefer` headers; see `read` for `default_s`."""
+        """Return the preference in a request's `Prefer` headers, which count as one list.
+
+        Without a preference, wait `default_s` seconds; None means the setting `sync_timeout_s`.
+        """
         return cls.read(",".join(request.headers.getlist("prefer")), settings, default_s)
 
     @classmethod
     def read(cls, header: str, settings: Settings, default_s: float | None = None) -> "Prefer":
         """Return the preference in a header; without a preference, wait `default_s` seconds.
 
-        `default_s` None means `sync_timeout_s`. `wait=N` is in whole seconds and is limited by
-        `max_sync_timeout_s`. It takes precedence over `respond-async`, which makes the request a
-        job at once. As RFC 7240 says, values that are not valid are ignored.
+        `default_s` None means the setting `sync_timeout_s`. `wait=N` is in whole seconds and is
+        limited by `max_sync_timeout_s`. It takes precedence over `respond-async`, which makes the
+        request a job at once. As RFC 7240 says, values that are not valid are ignored.
         """
         default = cls(settings.sync_timeout_s if default_s is None else default_s, "")
         if not header:

@@ -1,4 +1,4 @@
-"""Quotas of each owner: unfinished jobs, trainings and stored bytes.
+"""Checks the limits on unfinished jobs, trainings and stored bytes of each owner.
 
 Jobs are counted in the database twice a second. This process adds the jobs that it has created
 since. With several API processes, owners can exceed a limit by the jobs that the other processes
@@ -37,7 +37,7 @@ class Quotas:
     """Counts what each owner uses, and checks it against the limits of callers."""
 
     def __init__(self, settings: Settings, engine: Engine, blobs: Blobs, permissions: Permissions) -> None:
-        """Start without counts; `watch` updates them."""
+        """Start with all counts at 0; nothing is counted before `watch` or a check is called."""
         self._settings = settings
         self._engine = engine
         self._blobs = blobs
@@ -85,10 +85,11 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def job(self, caller: Caller, *, training: bool = False) -> AsyncIterator[None]:
-        """Count a job of the caller that is inserted in this block.
+        """Count a job, which the block inserts, against the caller's limits.
 
         Raises TooManyRequestsError, before the block runs, if the caller has reached its limit of
-        unfinished jobs, of stored bytes or, with `training`, of trainings.
+        unfinished jobs, of stored bytes or, with `training`, of trainings. If the block raises, the
+        job does not count.
         """
         if not caller.name:
             yield
@@ -126,10 +127,10 @@ class Quotas:
         return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]
 
     async def _count(self, *, fresh: bool = False) -> None:
-        """Update `_counts` from the database, at most once per `COUNT_S / 10` seconds.
+        """Count the unfinished jobs of all owners in the database, unless the last count is recent.
 
-        If the last update is more recent, return at once or, with `fresh`, wait until an update is
-        due.
+        It is recent for `COUNT_S / 10` seconds. Then return at once or, with `fresh`, wait that
+        long and count again.
         """
         start = time.monotonic()
         async with self._counting:
@@ -165,7 +166,8 @@ class Quotas:
     async def stored_bytes(self, owner: str) -> int:
         """Return the bytes that an owner stores: datasets, versions, results and runs.
 
-        Results and runs count with their size at the last `measure`. 0 for the empty owner.
+        Results and runs are measured periodically, and count with their last size. Returns 0 for
+        the empty owner.
         """
         return self._kept_bytes[owner] + await asyncio.to_thread(self._lasting_bytes, owner) if owner else 0
 
@@ -179,7 +181,7 @@ class Quotas:
         return total
 
     async def measure(self) -> None:
-        """Measure the bytes of the results and runs of each owner, which `stored_bytes` includes."""
+        """Measure the results and runs of each owner in bytes, and store the sums for checks."""
         self._kept_bytes = await asyncio.to_thread(self._measured)
 
     def _measured(self) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Spans of batches: a request's time in the queue, and its batch from sending to completion."""
+"""Records spans of batches: a request's time in the queue, and its batch until completion."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Large results of synchronous requests: their rows go to the disk as they arrive."""
+"""Writes large results of synchronous requests to the disk, slice by slice as they arrive."""
 
 import asyncio
 import logging
