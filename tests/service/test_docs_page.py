@@ -131,9 +131,11 @@ def visit(browser: Browser, url: str, screenshot: Path) -> Iterator[Visit]:
 
 def test_every_operation_is_shown(browser: Browser, stack: Stack, tmp_path: Path) -> None:
     """Each operation of `/openapi.json` has its block; a service without keys has no "Authorize"."""
-    paths = httpx.get(f"{stack.url}/openapi.json").json()["paths"].values()
-    operations = [described for methods in paths for described in methods.values()]
+    description = httpx.get(f"{stack.url}/openapi.json").json()
+    operations = [described for methods in description["paths"].values() for described in methods.values()]
     expected = {f"operations-{described['tags'][0]}-{described['operationId']}" for described in operations}
+    webhooks = [described for methods in description["webhooks"].values() for described in methods.values()]
+    expected |= {f"operations-webhooks-{described['operationId']}" for described in webhooks}
     with visit(browser, stack.url, tmp_path / "docs.png") as visited:
         blocks = visited.page.locator(".opblock").all()
         assert sorted(block.get_attribute("id") or "" for block in blocks) == sorted(expected)

@@ -19,9 +19,12 @@ export default {
     output: {
       baseUrl: { runtime: "process.env.REVERIE_URL" },
       client: "fetch",
-      headers: true,
       mode: "single",
-      override: { splitByContentType: true },
+      override: {
+        // its own code for forms does not type-check where a field is one of several objects, as `options` is
+        formData: { path: "./form-data.ts", name: "toFormData" },
+        splitByContentType: true,
+      },
       target: "generated.ts",
     },
   },
