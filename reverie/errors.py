@@ -45,9 +45,9 @@ class UnexpectedContentError(ReverieError):
     """A response does not have the content type that was requested. No file was written."""
 
     def __init__(self, path: Path, media_type: str, response: httpx.Response | None) -> None:
-        """Describe `response`, or None if none was received, and the requested `media_type`.
+        """Set the message: `path` was not written, because `response` is not of `media_type`.
 
-        `path` is the file that was not written.
+        `response` is None if none was received.
         """
         received = "nothing"
         if response is not None:
@@ -60,7 +60,7 @@ class JobFailedError(ReverieError):
     """A job ended without a result: it failed (`job.problem` has the reason) or was cancelled."""
 
     def __init__(self, job: Job) -> None:
-        """Describe the ended job, which is kept in `job`."""
+        """Set the message from the ended job, and keep the job in the attribute `job`."""
         reason = (job.problem or {}).get("detail") or "it has no result"
         super().__init__(f"{job.id} {job.status}: {reason}")
         self.job = job
@@ -70,7 +70,7 @@ class StillRunningError(ReverieError):
     """A job has not ended within the given time. It continues to run."""
 
     def __init__(self, job: Job) -> None:
-        """Describe the last known state of the job, which is kept in `job`."""
+        """Set the message from the last known state of the job; keep it in the attribute `job`."""
         super().__init__(f"{job.id} is {job.status} at {job.progress:.0%} and has not ended yet")
         self.job = job
 
@@ -86,7 +86,7 @@ class ProblemError(ReverieError):
     status: ClassVar[int | None] = None
 
     def __init_subclass__(cls, status: int) -> None:
-        """Set the HTTP status of the responses for which a class is raised."""
+        """Make the subclass `cls` the error for responses of the HTTP status `status`."""
         super().__init_subclass__()
         cls.status = status
 

@@ -92,7 +92,10 @@ class Download:
         self._on_progress = on_progress
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of the next request, which asks for the missing bytes only."""
+        """Return the headers of the next request.
+
+        After a broken connection they ask for the missing bytes only, if the file is unchanged.
+        """
         headers = {"Accept-Encoding": "identity"}
         if self.size_bytes and self._etag:
             headers |= {"Range": f"bytes={self.size_bytes}-", "If-Range": self._etag}

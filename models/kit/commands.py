@@ -81,7 +81,10 @@ def _publish(arguments: argparse.Namespace) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
-    """Time a few steps of a recipe; print what the whole run would take. No file is written."""
+    """Time a few steps of a recipe; print the memory and time of the whole training as JSON.
+
+    No file is written.
+    """
     recipe = _read_recipe(arguments)
     pictures, held_back = _load_training_data(recipe, arguments.data_folder)
     held_back_images = held_back.images if held_back else None

@@ -52,9 +52,9 @@ def estimate(
 
 
 def _time_step_s(run: Run, epoch: int, seconds: float) -> float:
-    """Train steps of an epoch for about `seconds`; return the median of their seconds.
+    """Train steps of an epoch for about `seconds`; return the median seconds per step.
 
-    The first step, which also initialises, does not count.
+    The first step is not timed, because it also initialises.
     """
     run.epoch = epoch
     batches = run.batches(epoch)

@@ -1,4 +1,4 @@
-"""Metrics of a model, in the format of the `figures` of its card."""
+"""Build the metrics of a model in the format of the `figures` of its card."""
 
 import math
 from collections.abc import Callable

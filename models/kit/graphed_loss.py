@@ -1,6 +1,6 @@
-"""Losses and gradients of a batch as one CUDA graph.
+"""Compute the losses of a batch and their gradients by one CUDA graph.
 
-A step of a small network is thousands of kernel launches; a graph is one.
+A step of a small network launches thousands of kernels; replaying a graph is one launch.
 """
 
 from collections.abc import Callable

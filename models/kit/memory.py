@@ -1,4 +1,4 @@
-"""Memory of a training: a lower bound from its recipe, a limit for the process, and malloc."""
+"""Compute a lower bound of a training's memory, limit a process's memory, and tune malloc."""
 
 import ctypes
 import resource

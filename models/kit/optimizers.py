@@ -1,4 +1,4 @@
-"""Optimizers of a training and the schedule of their learning rate."""
+"""Build the optimizers of a training, and compute the learning rate of each step."""
 
 import math
 from collections.abc import Mapping

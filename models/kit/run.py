@@ -1,4 +1,4 @@
-"""One training in its folder: epochs, validation, checkpoints and progress."""
+"""Run a training in a folder: train epochs, validate, write checkpoints, metrics and progress."""
 
 import copy
 import json
@@ -30,10 +30,10 @@ COUNTERS = ("best_loss", "best_epoch", "epoch", "step", "steps", "loss_sum", "fi
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended.
+    """How a training ended: the reason, the number of finished epochs, and the seconds of training.
 
-    `reason` is "finished", "early stop", "interrupted" (by a signal; it can be resumed), or "not a
-    number" or "diverged" (of the loss).
+    `reason` is "finished", "early stop", "interrupted" (by a signal; it can be resumed), "not a
+    number" (the loss or a weight is not finite) or "diverged" (the loss is `DIVERGED` times the first).
     """
 
     reason: str
@@ -160,9 +160,10 @@ class Run(Trainer):
         return line
 
     def failure(self, *, check_weights: bool) -> str:
-        """Return "not a number" or "diverged" if the training must not continue, else "".
+        """Return why the training must not continue, "not a number" or "diverged"; else "".
 
-        With `check_weights` all weights must be finite, not only the loss.
+        "not a number": the mean loss of the epoch so far is not finite or, with `check_weights`, a
+        weight is not. "diverged": that mean is more than `DIVERGED` times the first step's loss.
         """
         if not math.isfinite(self.loss_sum):
             return "not a number"
@@ -195,7 +196,7 @@ class Run(Trainer):
     # Files
 
     def write_progress(self) -> None:
-        """Write `progress.json`: the position of the training, and the step of its last checkpoint.
+        """Write `progress.json`: the training's epoch and step, its loss, and its last checkpoint.
 
         Also draw the progress bar.
         """

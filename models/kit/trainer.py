@@ -115,7 +115,8 @@ class Trainer:
         """Return whether a batch of `size` images is trained by a CUDA graph.
 
         False without a GPU, for families with several optimizers or with a loss that a graph cannot
-        express, for compiled, distributed or short trainings, and for a last batch of another size.
+        express, for compiled or distributed trainings, for epochs of fewer than `MIN_STEPS` steps,
+        and for a last batch of another size.
         """
         return (
             self.device.type == "cuda"

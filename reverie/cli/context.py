@@ -1,4 +1,4 @@
-"""The client, the output and the common options of all commands."""
+"""What all commands share: the context with client and output, and common options."""
 
 import json
 import shutil

@@ -155,8 +155,8 @@ class TrainingMethods(BaseMethods):
     ) -> Steps[Mapping[str, Any]]:
         """Estimate a training from a few timed steps (a dry run), without training.
 
-        The result has the number of `parameters`, the `memory_bytes` and `seconds` that the whole
-        training would take, and so on. Raises InvalidError for an invalid recipe.
+        The result has, among others, the number of `parameters`, and the `memory_bytes` and
+        `seconds` that the whole training would take. Raises InvalidError for an invalid recipe.
         """
         body = {"family": family, "dataset": dataset, "name": name, "recipe": recipe or {}, "dry_run": True}
         request = ApiRequest("POST", "/v1/trainings", json=body, headers={"Accept": JSON})
