@@ -50,7 +50,10 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Return the value that `pack` packed. Raises ValueError if an array in it is damaged."""
+    """Unpack bytes of the wire format; return the tree of values, with arrays as NumPy arrays.
+
+    Raises ValueError if an array in it is damaged.
+    """
     return msgpack.unpackb(data, ext_hook=_ext, strict_map_key=False)
 
 
@@ -116,7 +119,7 @@ class Batch:
 
     @classmethod
     def unpack(cls, data: bytes) -> "Batch":
-        """Return the batch that `pack` has packed into `data`."""
+        """Return the batch that was packed in the wire format as `data`."""
         tree = unpack(data)
         slices = [BatchSlice(part.pop("call"), **part) for part in tree.pop("parts")]
         return cls(**tree, slices=slices)
@@ -135,7 +138,7 @@ def cut_items(items: Items, rows_per_image: int, first: int, rows: int) -> Items
 
 @dataclass
 class Outcome:
-    """The result of a slice: its `fields`, or the `problem` (RFC 9457) if it failed."""
+    """The result of a slice: its `fields` by name, or a `problem` (RFC 9457) if it failed."""
 
     fields: Fields | None = None
     problem: dict[str, Any] | None = None

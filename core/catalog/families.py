@@ -1,9 +1,7 @@
-"""Descriptions of the model families that can be trained.
+"""Read the descriptions of the model families that can be trained.
 
-`python -m models families` writes them.
-
-`families.json` beside this file describes the families of `models/`; a test compares it with their
-code.
+`families.json` beside this file describes the families of `models/`; `python -m models families`
+writes it, and a test compares it with their code.
 """
 
 from collections.abc import Mapping
