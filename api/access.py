@@ -163,7 +163,10 @@ class AccessControl:
 
 
 def quota_exceeded(limit: str, detail: str, retry_after_s: int = 1) -> errors.TooManyRequestsError:
-    """Return the error (429) for a caller over its limit `limit`, such as "unfinished_jobs"."""
+    """Return the error (429) for a caller over a limit; `limit` is its name.
+
+    `detail` says what happened; a hint at `GET /v1/me` is added to it.
+    """
     detail += "; GET /v1/me shows your limits and what you use"
     return errors.TooManyRequestsError(detail, retry_after_s=retry_after_s, limit=limit)
 

@@ -1,4 +1,7 @@
-"""Rate limits of one API process, with the library `limits`."""
+"""Limits the request rate of owners and the wrong keys of addresses, in one API process.
+
+It counts with the library `limits`.
+"""
 
 import math
 import time

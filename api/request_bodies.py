@@ -1,4 +1,4 @@
-"""Limits of request bodies (size by route, time, memory of all bodies), and their decoding.
+"""Enforces limits of request bodies (size by route, time, memory of all bodies), and decodes them.
 
 Bodies with `Content-Encoding: gzip` or `deflate` are decoded as they arrive.
 """
@@ -51,7 +51,7 @@ class SharedMemory:
     """Counts the bytes of all request bodies that are in memory."""
 
     def __init__(self, limit: int) -> None:
-        """Allow at most `limit` bytes."""
+        """Allow all request bodies of this process together at most `limit` bytes."""
         self._limit = limit
         self._peak = 0
         self.held = 0
@@ -70,7 +70,11 @@ class SharedMemory:
         self._peak = max(self._peak, self.held)
 
     def release(self, size: int) -> None:
-        """Count `size` bytes less; if few are left of a peak, return free memory to the system."""
+        """Count `size` bytes less.
+
+        When at most a quarter of a large peak is left, malloc returns free memory to the system
+        soon after.
+        """
         self.held -= size
         if self._peak >= TRIMMED_PEAK_BYTES and self.held <= self._peak // 4:
             self._peak = self.held
@@ -121,12 +125,12 @@ class RequestBodies:
 
 @dataclass(eq=False, slots=True)
 class BodyReader:
-    """An ASGI `receive` that enforces the limits of a body; it reads its messages from `receive`.
+    """An ASGI `receive` that reads a body's messages from another one and enforces its limits.
 
     It raises TooLargeError over the size limit, OverloadedError if the bodies in memory are too
     large together, and StalledError after the time-out. `release` must be called when the request
-    has ended. `decoded`: the body had a content encoding. `unread`: the body may have more than was
-    read.
+    has ended. `decoded`: the body had a content encoding. `unread`: the client may still send a
+    part of the body.
     """
 
     receive: Receive
@@ -159,9 +163,10 @@ class BodyReader:
         return message
 
     def _count(self, read: int) -> None:
-        """Count `read`, the bytes read so far, in the shared memory.
+        """Count the body's bytes that are in memory, after `read` bytes of it have been read.
 
-        Raises TooLargeError over the route's limit, and OverloadedError if the memory is used up.
+        Raises TooLargeError over the route's limit, and OverloadedError if the memory for all
+        bodies is used up.
         """
         if read > self.rule.limit:
             self.unread = True  # of a decoded body, the client may still be sending encoded bytes
@@ -192,11 +197,11 @@ class BodyReader:
             self._held = 0
 
     async def ahead(self) -> Receive:
-        """Read the whole body now if the route's rule is `small`; return a `receive` with the body.
+        """Read the whole body now if the route's bodies are `small`; return a `receive` for it.
 
-        For other routes, return this reader. Reading before the route runs keeps the errors of this reader,
-        which FastAPI would replace by its own. Raises ClientDisconnect if the client disconnects
-        before the body is complete.
+        For other routes, return this reader unread. An error that is raised here becomes the
+        response; FastAPI would replace one that is raised while the route runs. Raises
+        ClientDisconnect if the client disconnects before the body is complete.
         """
         if not self.rule.small:
             return self
@@ -257,14 +262,18 @@ def content_encoding(headers: list[tuple[bytes, bytes]]) -> str:
 
 
 class DecodedReceive:
-    """An ASGI `receive` that decodes the body; its messages have at most one block of output.
+    """An ASGI `receive` that decodes the messages of another one, and returns them in blocks.
 
     Raises MalformedError if the body cannot be decoded, ends early, or has very many small gzip
     members.
     """
 
     def __init__(self, receive: Receive, encoding: str, limit: int) -> None:
-        """Allow `limit` encoded bytes. The number of decoded bytes is not limited here."""
+        """Read from `receive`; `encoding` is "gzip" or "deflate".
+
+        A body of more than `limit` bytes before decoding is rejected; the decoded bytes are not
+        limited here.
+        """
         self._receive = receive
         self._encoding = encoding
         self._limit = limit

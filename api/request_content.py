@@ -35,11 +35,12 @@ _BOOLEANS: Mapping[str, bool] = {
 
 @dataclass
 class Content:
-    """The content of a body of any type.
+    """The parsed content of a JSON body, a form, or a single image with a query.
 
     `fields` has the parsed fields keyed by name, `uploads` the uploaded images, and `named` the
-    files of other file fields keyed by field name. `texts` has the text of each form or query
-    field: the schema of an option says how to parse it.
+    files of other file fields keyed by field name. `texts` has the unparsed text of each form or
+    query field, because only an option's schema says whether a text such as `1` is a number or a
+    string.
     """
 
     fields: dict[str, Any]

@@ -37,7 +37,7 @@ class RequestSpan:
         scope[_SCOPE_KEY] = self.traceparent = tracing.traceparent(self.span)
 
     def end(self, route: str, status: int, owner: str) -> None:
-        """Name the span after the route, and end it; the span before it is current again.
+        """Name the span after the route, and end it; its parent becomes the current span again.
 
         `route` and `owner` may be empty; `status` is the HTTP status of the response.
         """

@@ -83,10 +83,10 @@ class InferenceRequest:
         return self.webhook_body is not None or bool(self.input_urls)
 
     def stored_content(self) -> bytes:
-        """Return the packed body of a request with URLs, for its job until the images are fetched.
+        """Return the packed body of a request with URLs, for its job until they are fetched.
 
-        The fields of the model and the seed name the version and the seed that were chosen. The
-        URLs and the webhook are left out: the job has them already.
+        The model's version and the seed that were chosen replace those in the body. The URLs and
+        the webhook are left out: the job has them already.
         """
         fixed = {"model": self.entry.ref, "seed": self.seed}
         if self.output_kind:
@@ -173,7 +173,7 @@ def request_of_content(
 
 
 def first_headers(request: Request) -> dict[bytes, bytes]:
-    """Return the headers of a request, keyed by lower-case name; the first of those with one name.
+    """Return the headers of a request, keyed by lower-case name; of repeated ones, the first.
 
     This is faster than `request.headers`, which searches all headers at each look-up.
     """
@@ -391,7 +391,10 @@ def _decode_shared(shared: Shared, entry: ModelVersion, sent: Sequence[bytes | s
 
 
 def _check_number(shared: Shared, entry: ModelVersion, number: int) -> None:
-    """Raise InvalidError if a request does not have exactly one image of a shared field."""
+    """Raise InvalidError unless `number`, the images sent for a field that takes one, is 1.
+
+    `shared` is such a field, whose image applies to all rows, such as a mask.
+    """
     if number != 1:
         _, height, width = entry.image
         sent = f"{number} were sent" if number else "missing"

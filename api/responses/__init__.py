@@ -1,1 +1,1 @@
-"""Bodies of responses, and how they are sent."""
+"""Makes the bodies of responses, and sends them."""

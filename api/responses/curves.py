@@ -1,4 +1,4 @@
-"""A plot of a training's losses: one line for the training split, one for the validation split."""
+"""Plots a training's losses: one line for the training split, one for the validation split."""
 
 import io
 import math
@@ -70,7 +70,10 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers between the limits."""
+    """Return the multiples of a round step (1, 2 or 5 times a power of 10) from `low` to `high`.
+
+    The step is chosen so that there are about five.
+    """
     rough = (high - low) / _TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)

@@ -1,4 +1,4 @@
-"""Responses about jobs: 202, results of jobs that have ended, and errors of jobs without result."""
+"""Makes responses about jobs: 202, results of ended jobs, and errors of jobs without a result."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ _FILE_NAMES = {JSON: "json", PNG: "png", NPZ: "npz"}
 
 
 def accepted(job: Job, prefer: Prefer) -> Response:
-    """Return the 202 response for a job, with its location."""
+    """Return the 202 response for a job: the job as its body, its URL as `Location`."""
     headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1", **prefer.headers, "Vary": "Prefer"}
     return json_response(JobResponse.of(job), headers, 202)
 
@@ -41,7 +41,7 @@ def check_succeeded(job: Job) -> None:
 
 
 def _check_ended(job: Job) -> None:
-    """Raise ConflictError if a job has not ended, or has failed and so has no result."""
+    """Raise ConflictError if a job has not ended or has failed; other jobs pass."""
     if not job.ended:
         raise ConflictError(f"the job is {job.status}; wait for its end", job_status=job.status, retry_after_s=1)
     if job.status == "failed":
@@ -84,7 +84,7 @@ async def whole_result_response(state: AppState, job: Job, media: str, headers: 
 
 
 async def _render(state: AppState, job: Job, media: str) -> Rendering:
-    """Return the rendering of a succeeded job's result in the media type `media`.
+    """Return how to write a succeeded job's result in the media type `media`.
 
     Raises GoneError if the result was deleted.
     """

@@ -1,4 +1,4 @@
-"""Large responses: made in temporary files, and sent in small pieces as their clients read them."""
+"""Makes large responses in temporary files, and sends them in small pieces as clients read them."""
 
 import asyncio
 import contextlib
@@ -42,9 +42,9 @@ class LargeResponses:
         self.held = 0
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function that makes a large body, in a thread; return its result.
+        """Call a function that makes a large body, in one of two threads; return its result.
 
-        There are few threads, because each such function takes memory.
+        Further calls wait for a free thread, because each such function takes memory.
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
@@ -64,7 +64,7 @@ class LargeResponses:
             self.held -= size_bytes
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether at most half of the limit is held, with `size_bytes` bytes more."""
+        """Return whether at most half of the limit would be held after `size_bytes` bytes more."""
         return self.held + size_bytes <= self._limit // 2
 
     # --- responses ---
@@ -72,7 +72,8 @@ class LargeResponses:
     def of_body(self, body: bytes, status: int, headers: Mapping[str, str], media: str) -> Response:
         """Return a response with a body that is in memory.
 
-        While other responses hold much memory, a large body is moved to a file when it is sent.
+        If more than half of the limit would be held when it is sent, a large body is moved to a
+        file first.
         """
         if len(body) <= LARGE_BYTES:
             return Response(body, status, headers, media)
@@ -103,10 +104,11 @@ class LargeResponses:
         first: bytes = b"",
         read_bytes: int = PIECE_BYTES,
     ) -> Response:
-        """Return a response with bytes `begin` … `end` − 1 of what `read` reads.
+        """Return a response with the bytes `begin` … `end` − 1 of a stored body.
 
-        `read` is called in a thread for at most `read_bytes` bytes, when the client has read the
-        piece before. `first` are bytes that were already read.
+        `read(begin, end)` returns bytes of it. It is called in a thread for at most `read_bytes`
+        bytes, when the client has read the piece before. `first` are the bytes from `begin` on that
+        were already read.
         """
         pieces = _pieces(read, begin, end, [first] if first else [], read_bytes)
         held = SENDING_BYTES + max(0, read_bytes - PIECE_BYTES)
@@ -130,7 +132,7 @@ class LargeResponses:
 
 
 def written_bytes(write: Write) -> bytes:
-    """Return the bytes that `write` writes to a file."""
+    """Call `write` with a file in memory; return the bytes that it has written."""
     file = io.BytesIO()
     write(file)
     return file.getvalue()
@@ -140,7 +142,7 @@ class BodyFile:
     """A body in a file without a name, which is closed when this object is released."""
 
     def __init__(self, file: int, size: int) -> None:
-        """Set the file descriptor and the size in bytes."""
+        """Own `file`, the descriptor of an open file with `size` bytes."""
         self._file = file
         self.size = size
         weakref.finalize(self, os.close, file)
@@ -253,7 +255,7 @@ async def _body_pieces(bodies: list[bytes]) -> AsyncGenerator[bytes]:
 
 
 class LimitedFileResponse(FileResponse):
-    """A response with a file; the memory that it takes counts against the limit of LargeResponses."""
+    """A response with a file; the memory that sends it counts against a limit."""
 
     chunk_size = PIECE_BYTES
 

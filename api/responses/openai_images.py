@@ -1,4 +1,4 @@
-"""Images of the OpenAI-compatible routes: their size, their files, and masks of edits."""
+"""Prepares images for the OpenAI-compatible routes: their size, their files, and masks of edits."""
 
 import io
 import math
@@ -31,9 +31,10 @@ class ImageOutput:
 
     @classmethod
     def of(cls, parameters: ImageParameters, image: ImageShape) -> Self:
-        """Return the output that a request asks for, of a model with images of the shape `image`.
+        """Return the file format, quality and enlargement that a request asks for.
 
-        Raises InvalidError if `size` is too large.
+        `image` is the shape of the model's images. Raises InvalidError if `size` is not
+        WIDTHxHEIGHT or "auto", or is too large.
         """
         quality = 100 if parameters.output_compression is None else parameters.output_compression
         return cls(parameters.output_format or "png", quality, nearest_factor(parameters.size, image))
@@ -92,7 +93,10 @@ def check_factor(output: ImageOutput, pixels: Pixels) -> None:
 
 
 def describe_images(work: str, parameters: ImageParameters, output: ImageOutput, image: ImageShape) -> str:
-    """Return the text of `revised_prompt`: the `work` that was done, and how images were enlarged."""
+    """Return the text of `revised_prompt`: what was done, and how the images were enlarged.
+
+    `work` is the sentence about what was done, without its full stop.
+    """
     text = f"The prompt was not used, as the model has no text input. {work}."
     width, height = output.size(image)
     size = parameters.size or "auto"
@@ -109,9 +113,10 @@ def describe_images(work: str, parameters: ImageParameters, output: ImageOutput,
 def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[bytes, bytes]:
     """Return the image and the mask of an inpainting as files of the model's size.
 
-    The transparent pixels of `mask`, or of the image without one, become white, the others black.
-    A file whose size is a whole multiple of the model's is reduced to the centres of its blocks.
-    Raises InvalidError if a file cannot be used.
+    Fully transparent pixels of `mask`, or of the image if `mask` is None, become white in the mask,
+    the others black. Of a file that is f times as large as the model's images, only the middle
+    pixel of each f × f block is used. Raises InvalidError if a file cannot be used, or if none or
+    all of the pixels are transparent.
     """
     colours, factor = _open("image", image, shape)
     if factor > 1:
@@ -131,10 +136,11 @@ def prepare_edit(image: bytes, mask: bytes | None, shape: ImageShape) -> tuple[b
 
 
 def _open(field: str, data: bytes, shape: ImageShape) -> tuple[Colours, int]:
-    """Decode an image file; return its colours, and its size as a multiple of the model's size.
+    """Decode an image file; return its colours, and how many times as large as the model's it is.
 
     `field` is the field's name in errors, `shape` the shape of the model's images. Raises
-    InvalidError if the file cannot be used.
+    InvalidError if the file cannot be used, for example because it is not a whole number of times
+    as large.
     """
     _, height, width = shape
     try:

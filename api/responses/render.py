@@ -1,4 +1,4 @@
-"""Response bodies: content negotiation, JSON, PNG and NPZ, entity tags, byte ranges."""
+"""Makes response bodies (JSON, PNG, NPZ) and evaluates `Accept`, entity tags and byte ranges."""
 
 import base64
 import io
@@ -178,7 +178,10 @@ def _pixels(images: Pixels | list[bytes]) -> Pixels:
 
 
 def write(out: BinaryIO, fields: Fields, about: About, media: str) -> None:
-    """Write the body that `render` returns to `out`, a seekable file, in bounded memory."""
+    """Write the body of the result `fields` to `out`, a seekable file, in bounded memory.
+
+    It is in the media type `media`, and has the metadata `about`.
+    """
     with tracing.span("encode", attributes={"reverie.media_type": media}):
         if media == PNG:
             pixels = _pixels(fields["images"])
@@ -223,10 +226,11 @@ def _write_npz(out: BinaryIO, fields: Fields, about: About) -> None:
 
 
 def window(request: Request, size: int, digest: str, headers: dict[str, str]) -> tuple[int, int, int, dict[str, str]]:
-    """Evaluate the conditional and range headers of a request for a stored result of `size` bytes.
+    """Evaluate the conditional and range headers of a request for a result of `size` bytes.
 
-    Returns the status (200, 206 or 304), the bytes to send as [begin, end), and the response
-    headers. The entity tag is made of `digest`. Raises RangeError for a range outside the result.
+    Returns the status (200, 206 or 304), the first byte to send and the one after the last, and
+    `headers` with those for caching and ranges added. `digest` is the result's SHA-256 in hex, from
+    which the entity tag is made. Raises RangeError for a range outside the result.
     """
     tag = f'"{digest[:32]}"'
     cache = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable", "Vary": "Accept"}

@@ -1,4 +1,4 @@
-"""Rendered results of jobs: a large one is rendered once and kept in the blob store."""
+"""Renders results of jobs; a large one is rendered once and kept in the blob store."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rendering:
-    """A body that is not made yet: `write` writes it to a seekable file.
+    """How to make a response's body: `write` writes it to a seekable file.
 
     `size_bytes` is an estimate of its size; a large body is written to the disk, not to memory.
     `headers` are those of the response.
@@ -98,9 +98,10 @@ class ResultFiles:
     ) -> Response:
         """Return the rendered result of a job, the requested range of it, or 304.
 
-        `name` is the name of the rendering in the blob store; `render` is called if there is none.
-        `more_headers` are added to those of the rendering. Raises GoneError if the job or its
-        stored result was deleted, and RangeError if the requested range lies outside the result.
+        The result is stored under `name`, which stands for its format; `render` makes it if it is
+        not stored. `more_headers` are added to those of the rendering. Raises GoneError if the job
+        or its stored result was deleted, and RangeError if the requested range lies outside the
+        result.
         """
         return await self.send(request, await self.file(job_id, name, render), media, more_headers)
 
@@ -118,17 +119,18 @@ class ResultFiles:
     async def whole(self, job_id: str, name: str, media: str, render: Render, headers: dict[str, str]) -> Response:
         """Return a 200 response with the complete result, whatever range the request asks for.
 
-        `render` is called if the result is not stored under `name`; `headers` are added to those
-        that it returned. Raises GoneError if the job or its stored result was deleted meanwhile.
+        The result is stored under `name`, which stands for its format; `render` makes it if it is
+        not stored. `headers` are added to those of the rendering. Raises GoneError if the job or
+        its stored result was deleted meanwhile.
         """
         file = await self.file(job_id, name, render)
         return await self._response(file, 0, file.size, 200, {**file.headers, **headers}, media)
 
     async def file(self, job_id: str, name: str, render: Render) -> ResultFile:
-        """Return the result of a job rendered under `name`: cached, stored, or made by `render`.
+        """Return a job's result in one format; `name` stands for the format in the blob store.
 
-        Concurrent calls for one result share one rendering. Raises GoneError if the job was deleted
-        meanwhile.
+        If the result is not stored in this format, `render` makes it. Concurrent calls for one
+        result share one rendering. Raises GoneError if the job was deleted meanwhile.
         """
         key = f"jobs/{job_id}/rendered.{name}"
         cached = self._cache.get(key)

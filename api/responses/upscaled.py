@@ -57,7 +57,7 @@ class UpscaleSpec:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The specification as fields of a job's request; `read` is the inverse."""
+        """The specification as JSON values, as a job's request stores it."""
         height, width = self.size
         result = {"width": width, "height": height, "format": self.kind, "quality": self.quality}
         return {**self.layout.json, **result, "scale": self.scale}
@@ -105,7 +105,10 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class StoredPicture(ResultFile):
-    """An encoded image in the blob store; `constants` are the result's per-model values."""
+    """An encoded image in the blob store, with the values of its result that are not per row.
+
+    They are in `constants`, keyed by name, for JSON responses.
+    """
 
     constants: Fields = field(default_factory=dict)
 
@@ -141,7 +144,7 @@ class UpscaleService:
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
         """Call a function for an image of `pixels` pixels in a thread; return its result.
 
-        Large images share `_THREADS` threads, to limit memory.
+        For large images, at most `_THREADS` calls run at the same time, to limit memory.
         """
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)
@@ -269,9 +272,10 @@ class _HashedFile:
 
 
 def _tiles(chunks: Iterator[Fields], constants: Fields) -> Iterator[Pixels]:
-    """Yield the tiles of a result, and add its per-model values to `constants`.
+    """Yield the tiles in a result's chunks, in order.
 
-    Raises LookupError if more tiles are requested than there are.
+    The result's numbers and strings, which are not per row, are added to `constants`. Raises
+    LookupError after the last tile, because the caller takes only as many as the image has.
     """
     for chunk in chunks:
         constants |= _constants(chunk)
@@ -298,8 +302,8 @@ def _write_json(
 ) -> None:
     """Write JSON with an image file as base64 to `out`, a piece at a time.
 
-    `constants` are the result's per-model values. The sizes of all pieces but the last are
-    multiples of 3, so that base64 needs no padding between them.
+    `pieces` are the bytes of the file. The sizes of all but the last must be multiples of 3, so
+    that base64 needs no padding between them. `constants` are more fields of the body.
     """
     height, width = spec.size
     body = {"model": about.model, "version": about.version, "seed": about.seed, "scale": spec.scale, **constants}
