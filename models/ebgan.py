@@ -329,7 +329,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of `energy`, `encode` and `reconstruct`: none."""
+    """Empty record: the operations `energy`, `encode` and `reconstruct` have no options."""
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------

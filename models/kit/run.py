@@ -33,7 +33,7 @@ class Outcome:
     """How a training ended: the reason, the number of finished epochs, and the seconds of training.
 
     `reason` is "finished", "early stop", "interrupted" (by a signal; it can be resumed), "not a
-    number" (the loss or a weight is not finite) or "diverged" (the loss is `DIVERGED` times the first).
+    number" (the loss or a weight is not finite) or "diverged" (the loss is far above the first).
     """
 
     reason: str

@@ -149,7 +149,8 @@ class Model(nn.Module):
     def _upscale_by_descent(self, low: Images, options: UpscaleOptions, state: State) -> Result:
         """Take one step of the descent of the energy, which starts from the regression's estimate.
 
-        The first call (`state` None) only computes the start; the last call returns `images`.
+        The first call (`state` None) only computes the start. The last call returns `images`, all
+        calls before it a `Continuation`.
         """
         scale = options.scale
         if state is None:

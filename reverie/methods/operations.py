@@ -264,7 +264,10 @@ def _body(model: str, images: Sequence[Picture], seed: int | None, options: Mapp
 
 
 def _with_webhook(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options; the option `webhook`, if it is set, is converted by `webhook_body`."""
+    """Return the options for a request's body.
+
+    The option `webhook`, if it is set, becomes a JSON object with `url` and, if given, `events`.
+    """
     webhook = options.get("webhook")
     return {**options, **({"webhook": webhook_body(webhook)} if webhook else {})}
 
