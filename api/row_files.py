@@ -1,4 +1,4 @@
-"""Large results on the disk: their rows are joined in a temporary file, not in memory.
+"""Joins the rows of large results in a temporary file, not in memory.
 
 The file has no name, so nothing is left of it when the process ends.
 """
@@ -34,10 +34,10 @@ class _Column:
 
 # See docs/decisions.md#large-results-are-on-the-disk-until-the-client-has-read-them
 class RowFile:
-    """The arrays of a result in a temporary file; slices of rows are written in any order.
+    """Collects the rows of a large result in a temporary file; its slices come in any order.
 
-    `arrays` maps the file into memory, read-only: the kernel can drop its pages at any time, and
-    releases them when the arrays are released.
+    The complete arrays are mapped into memory, read-only: the kernel can drop their pages at any
+    time, and releases them when the arrays are released.
     """
 
     def __init__(self, folder: Path, rows: int) -> None:
@@ -52,10 +52,10 @@ class RowFile:
         self._slices: dict[int, int] = {}
 
     def write(self, first: int, fields: Fields) -> Fields:
-        """Write the arrays of the rows from `first` on; return the other fields.
+        """Write the arrays of the rows from number `first` on to the file.
 
-        In the returned fields an array without rows stands for each array. Raises OSError if the
-        disk is full.
+        Returns `fields` with an array of no rows in place of each array. Raises OSError if the disk
+        is full.
         """
         rest: Fields = {}
         rows = 0
@@ -87,13 +87,17 @@ class RowFile:
         }
 
     def join(self, chunks: list[Fields]) -> Fields:
-        """Return the complete result; `chunks` are what `write` returned, in the order of rows."""
+        """Return the complete result: the arrays from the file, and the other values from `chunks`.
+
+        `chunks` are the fields of all slices in the order of their rows, without the written
+        arrays.
+        """
         return joined(chunks) | self.arrays()
 
     def restore(self, chunks: dict[int, Fields]) -> None:
-        """Add the arrays to `chunks`, the fields that `write` returned, keyed by first row.
+        """Put the written arrays back into `chunks`, the fields of slices keyed by their first row.
 
-        This undoes the writes, if the rest of the result is kept in memory.
+        Call it when the disk is full, so that the whole result is kept in memory.
         """
         arrays = self.arrays()
         for first, rows in self._slices.items():
@@ -109,12 +113,12 @@ def _write(file: int, array: np.ndarray[Any, Any], begin: int) -> None:
 
 
 def array_bytes(fields: Fields) -> int:
-    """Return the size of all arrays in bytes."""
+    """Return the size of all arrays in `fields` together, in bytes."""
     return sum(value.nbytes for value in fields.values() if isinstance(value, np.ndarray))
 
 
 def cut_rows(fields: Fields, first: int, rows: int) -> Fields:
-    """Return the fields of rows `first` … `first + rows − 1`; per-model values are kept."""
+    """Return the rows `first` … `first + rows − 1` of arrays and lists; other values stay whole."""
     end = first + rows
     return {name: value[first:end] if isinstance(value, np.ndarray | list) else value for name, value in fields.items()}
 

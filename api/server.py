@@ -32,7 +32,10 @@ class Server(uvicorn.Server):
     """A uvicorn server that reports "not ready" (`/readyz`) while it stops."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM or SIGINT: report "not ready", finish the open requests, then exit."""
+        """Handle SIGTERM or SIGINT: report "not ready", finish the open requests, then exit.
+
+        A second SIGINT ends the wait for open requests.
+        """
         self._drain()
         super().handle_exit(sig, frame)
 
@@ -62,7 +65,8 @@ class Server(uvicorn.Server):
 def allow_files(connections: int) -> int:
     """Raise the process's limit on open files so that it allows `connections` connections.
 
-    Returns how many connections the limit allows now, at most `connections`.
+    Returns the number of connections that the new limit allows, at most `connections`; it is
+    smaller where the system does not allow a limit so high.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES

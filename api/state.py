@@ -1,4 +1,4 @@
-"""The services of one API process, which routes use."""
+"""Creates the services of one API process, which routes use."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ MAX_CONVERSIONS = 2  # most conversions of datasets at a time; other uploads wai
 
 
 class AppState:
-    """The services of one API process."""
+    """Holds the services of one API process, such as the job service and the registry of models."""
 
     def __init__(self, settings: Settings) -> None:
         """Create the services. The application's lifespan starts them."""

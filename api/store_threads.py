@@ -1,4 +1,4 @@
-"""Threads in which the event loop calls the job store."""
+"""Runs calls of the job store in threads, so that the event loop does not wait for the database."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class StoreThreads:
-    """Four threads for reads, and one for writes, because SQLite has one writer at a time."""
+    """Runs reads in four threads and writes in one, because SQLite has one writer at a time."""
 
     def __init__(self) -> None:
-        """Create the thread pools; the first call starts a thread."""
+        """Create both thread pools; a pool starts its threads when they are first needed."""
         self._writer = ThreadPoolExecutor(1, "job-store-writer")
         self._readers = ThreadPoolExecutor(4, "job-store-reader")
 

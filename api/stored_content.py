@@ -1,4 +1,4 @@
-"""The body of a request as its job keeps it until its images have been fetched."""
+"""Packs the body of a request for its job, and restores it when its images have been fetched."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ _URL_SUFFIX = "_url"
 
 
 def store_content(content: Content, fixed: Mapping[str, Any], left_out: frozenset[str]) -> bytes:
-    """Pack the content of a request, so that `restore_content` can read it.
+    """Return the content of a request packed as bytes, to be stored with its job.
 
-    The fields `left_out` are not packed; those in `fixed` replace the values that were sent.
+    The fields in `left_out` are not packed; the values in `fixed` replace those that were sent.
     """
     fields = {name: value for name, value in content.fields.items() if name not in left_out} | dict(fixed)
     texts = {name: text for name, text in content.texts.items() if name in fields}
@@ -23,9 +23,10 @@ def store_content(content: Content, fixed: Mapping[str, Any], left_out: frozense
 
 
 def restore_content(packed: bytes, downloads: Mapping[str, Sequence[bytes]]) -> Content:
-    """Return the content of a request, with the files that were downloaded for each URL field.
+    """Return the content that was packed for a job, with its downloaded files as uploaded images.
 
-    Images by URL follow those that were sent.
+    `downloads` has the files of each URL field. They follow the images that were sent in the
+    request.
     """
     stored: dict[str, Any] = unpack(packed)
     uploads, named = list(stored["uploads"]), {name: list(sent) for name, sent in stored["named"].items()}

@@ -1,4 +1,4 @@
-"""Uploads: bodies whose files are written to the disk as they arrive, in bounded memory."""
+"""Reads uploads: writes their files to the disk as they arrive, in bounded memory."""
 
 import asyncio
 import errno
@@ -111,14 +111,14 @@ class StreamingUpload:
         self.fields[name] = value
 
     def add_data(self, name: str, data: bytes) -> None:
-        """Add data of the file `name` to the buffer, which `_flush` writes to the disk."""
+        """Add data of the file `name` to a buffer in memory, which is later written to the disk."""
         self._buffer.append((name, data))
         self._buffered_bytes += len(data) + _CHUNK_OVERHEAD_BYTES
 
     async def _flush(self) -> None:
         """Write the buffered data to its files, in a thread, so that other requests do not wait.
 
-        Raises OSError (ENOSPC) if less than the reserve of the disk is free.
+        Raises OSError (ENOSPC) if fewer than `reserve_bytes` bytes of the disk are free.
         """
         chunks, self._buffer, self._buffered_bytes = self._buffer, [], 0
         await asyncio.to_thread(self._write, chunks)

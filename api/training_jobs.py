@@ -1,4 +1,4 @@
-"""Jobs for the training workers: trainings, and auxiliary jobs, which are short."""
+"""Creates jobs for the training workers: trainings, and auxiliary jobs, which are short."""
 
 import asyncio
 import hashlib
@@ -28,9 +28,10 @@ from core.webhooks.records import Webhook
 def auxiliary_row(
     request: Request, kind: str, model: str, body: dict[str, Any], seed: int = 0, webhook: Webhook | None = None
 ) -> Job:
-    """Return the record of a new job for the training workers, not yet inserted.
+    """Return the record of a new auxiliary job, not yet inserted.
 
-    `body` is the job's request.
+    `kind` is the job's kind, such as "publication", `model` the model that it makes or changes, and
+    `body` its request.
     """
     return Job(
         kind=kind,
@@ -137,7 +138,10 @@ def _resolve_recipe(state: AppState, caller: Caller, body: TrainingBody) -> dict
 
 
 def _mismatch(active: ModelVersion, family: str, config: dict[str, Any]) -> str:
-    """Return why a model of this family and config does not fit the active version, or ""."""
+    """Return why a training does not fit the active version of its model's name; "" if it does.
+
+    It fits if its family is that of the version, and its `config` has the same image size.
+    """
     if active.card.family != family:
         return f"{active.name} is of the family {active.card.family}"
     shape = tuple(config.get(side, getattr(active.image, side)) for side in ("channels", "height", "width"))
@@ -181,9 +185,9 @@ async def insert_training(state: AppState, request: Request, body: TrainingBody,
 
 
 async def _hold_dataset(state: AppState, request: Request, dataset: str, job_id: str) -> bool:
-    """Protect a dataset from deletion while the job `job_id` uses it.
+    """Record that the job `job_id` uses a dataset, so that the dataset cannot be deleted.
 
-    Returns False if the dataset was deleted or the caller may not use it.
+    Returns False, and records nothing, if the dataset was deleted or the caller may not use it.
     """
     if not await asyncio.to_thread(state.datasets.use, dataset, job_id):
         return False
@@ -217,9 +221,9 @@ async def insert_publication(state: AppState, request: Request, training: Job, w
 
 
 async def _conflict_with(state: AppState, owner: str, job_id: str, detail: str, field: str) -> errors.ConflictError:
-    """Return the error for a conflict with the job `job_id`.
+    """Return the error (409) for a request that conflicts with the unfinished job `job_id`.
 
-    If the job is the owner's, its id is in the member `field` of the problem.
+    `detail` says why. If the job is the owner's, its id is in the member `field` of the problem.
     """
     other = await state.job_service.get(job_id, owner)
     more: dict[str, Any] = {field: other.id} if other else {}

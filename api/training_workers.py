@@ -13,10 +13,10 @@ from core.catalog.recipes import TRAINER_TIMEOUT_S, TRAINING_WORKERS
 
 
 class TrainingWorkers:
-    """Reads the heartbeats of training workers and wakes them, by their Redis database."""
+    """Reads the heartbeats of training workers, and wakes them, by the Redis database at `url`."""
 
     def __init__(self, url: str) -> None:
-        """Set the URL of the database; `start` connects."""
+        """Set the URL of the Redis database that training workers use; `start` connects."""
         self._url = url
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Limits of transfers over HTTP connections: a minimum rate, and the memory of write buffers."""
+"""Limits transfers over HTTP connections: a minimum rate, and the memory of write buffers."""
 
 import asyncio
 
@@ -52,8 +52,8 @@ class StalledWrites:
     def add(self, transport: asyncio.Transport) -> list[asyncio.Transport]:
         """Count the write buffer of a connection that has exceeded the high-water mark.
 
-        Returns the connections to abort, so that the limit holds again: those that have been
-        counted for the longest time.
+        Returns the connections to abort so that the limit holds again: those that were counted
+        first. They are not counted any more.
         """
         self.remove(transport)
         self._sizes[transport] = size = transport.get_write_buffer_size()

@@ -1,4 +1,4 @@
-"""Versions of models: finds, activates and deletes them, and deletes old ones periodically."""
+"""Finds, activates and deletes versions of models, and deletes old versions periodically."""
 
 import asyncio
 import logging
@@ -82,7 +82,10 @@ async def _wait_until_loaded(state: AppState, entry: ModelVersion) -> None:
 
 
 def is_created_here(state: AppState, name: str, version: str) -> bool:
-    """Return whether a version is in the state folder; other versions are files of the operator."""
+    """Return whether a version was made or imported by this service.
+
+    Its file is then in the state folder. Other versions are files of the operator.
+    """
     entry = state.registry.find(f"{name}@{version}")
     return entry is not None and entry.path.is_relative_to(state.paths.checkpoints)
 
@@ -112,7 +115,10 @@ async def remove_versions(state: AppState, name: str, versions: Sequence[str], *
 
 
 async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, model: bool) -> None:
-    """Raise ConflictError if an unfinished job uses one of the versions or, with `model`, any."""
+    """Raise ConflictError if an unfinished job uses one of these versions of the model `name`.
+
+    With `model`, raise it if an unfinished job uses any version of the model.
+    """
     for version in ("",) if model else versions:
         if ids := await state.job_service.read(methodcaller("unfinished_ids", model=name, version=version)):
             ref = f"{name}@{version}" if version else name
@@ -123,9 +129,9 @@ async def _check_unused(state: AppState, name: str, versions: Sequence[str], *, 
 
 
 async def prune_versions(state: AppState) -> None:
-    """Every `PRUNE_S` seconds, delete old versions and finish interrupted deletions.
+    """Delete old versions every `PRUNE_S` seconds, until cancelled.
 
-    Runs until it is cancelled.
+    Also finishes deletions that another process began and did not end.
     """
     store = Versions(state.paths.checkpoints)
     while True:
@@ -139,9 +145,9 @@ async def prune_versions(state: AppState) -> None:
 
 
 async def prune_versions_once(state: AppState) -> None:
-    """Delete all inactive versions of each model but the newest `keep_versions`.
+    """Delete the inactive versions of each model, except its newest `keep_versions` inactive ones.
 
-    Shipped versions, and those that an unfinished job uses, are kept too.
+    Versions that an unfinished job uses, and those that are files of the operator, are kept too.
     """
     for entry in await asyncio.to_thread(state.registry.active):
         created = [one for one in state.registry.versions(entry.name) if is_created_here(state, entry.name, one)]

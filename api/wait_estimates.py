@@ -1,4 +1,4 @@
-"""Queue positions of jobs, why they wait, and estimates of when they start and end.
+"""Estimates when jobs start and end; reads their queue positions, and why they wait.
 
 Requests within a second share one read of the job store, and only queued jobs and running trainings
 cause one, so that polling costs little.
@@ -40,10 +40,10 @@ UNKNOWN = WaitEstimate()
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What was read at the time `taken_at` (monotonic, seconds) for the estimates of all jobs.
+    """Speeds of all jobs, read from the job store at `taken_at` (monotonic, seconds).
 
-    `pace` is the number of inference jobs that end per second, and `trainings` the progress of
-    running trainings, keyed by job id; None if unknown.
+    `pace` is the number of inference jobs that end per second. `trainings` has the progress of
+    running trainings, keyed by job id. None means unknown.
     """
 
     pace: float | None = None
@@ -52,7 +52,7 @@ class _Snapshot:
 
 
 class WaitEstimator:
-    """Estimates for how long jobs wait and run."""
+    """Estimates how long queued jobs wait until they start, and running jobs until they end."""
 
     def __init__(
         self,
@@ -61,9 +61,10 @@ class WaitEstimator:
         inference_workers: Callable[[], int],
         training_workers: Callable[[], Awaitable[int]],
     ) -> None:
-        """Set the job store's engine and how to read it: `read(function, *args)`, in a thread.
+        """Set the job store's `engine`, and how to call functions that read it.
 
-        `inference_workers` and `training_workers` return how many of them are alive.
+        `read(function, *args)` calls `function` in a thread. `inference_workers` and
+        `training_workers` return the number of live workers of that type.
         """
         self._engine = engine
         self._read = read
@@ -112,8 +113,9 @@ class WaitEstimator:
     async def _current_positions(self, job_ids: Sequence[str]) -> dict[str, int | None]:
         """Return the queue positions of jobs, keyed by id; None for a job that is no longer queued.
 
-        They are cached for a second, or for ten times the time that it takes to read them, if that
-        is longer. Calls during a read share the next one.
+        Other jobs may be contained too. The positions are cached for a second, or for ten times as
+        long as they took to read, if that is longer. All calls that come during a read share the
+        next one.
         """
         self._asked.update(job_ids)
         if time.monotonic() < self._positions_until and self._positions.keys() >= set(job_ids):

@@ -1,4 +1,4 @@
-"""Webhooks in the API: checks of the requests that have one, and the loop that sends deliveries."""
+"""Checks the webhooks of requests, and sends deliveries in the background."""
 
 import asyncio
 import contextlib
@@ -47,9 +47,9 @@ class Webhooks:
         keys: Keys,
         resolver: Resolver = resolve,
     ) -> None:
-        """Set the services; `run` starts the loop that sends `deliveries`.
+        """Set the services; nothing is sent before `run` is called.
 
-        `keys` has the secrets that sign them, and `resolver` looks up the addresses of hosts.
+        `keys` has the secrets that sign deliveries, and `resolver` looks up the addresses of hosts.
         """
         self.deliveries = deliveries
         self._job_service = job_service
@@ -87,7 +87,10 @@ class Webhooks:
     # --- deliveries ---
 
     async def run(self) -> None:
-        """Send due deliveries until cancelled; then wait up to `STOP_S` seconds for open attempts."""
+        """Send deliveries when they are due, until cancelled.
+
+        Then wait up to `STOP_S` seconds for the deliveries that are being sent.
+        """
         try:
             while True:
                 try:
@@ -104,7 +107,7 @@ class Webhooks:
             await self._stop()
 
     async def _send_due(self) -> int:
-        """Claim due deliveries and start to send them; return their number."""
+        """Claim the deliveries that are due, and start to send them; return their number."""
         free = MAX_IN_FLIGHT - len(self._attempts)
         if free <= 0 or not await self._job_service.read(lambda _: self.deliveries.any_due()):
             return 0
@@ -118,7 +121,10 @@ class Webhooks:
         return len(claimed)
 
     async def _stop(self) -> None:
-        """Let the attempts in flight end, at most `STOP_S` seconds; others are sent again later."""
+        """Wait up to `STOP_S` seconds until the deliveries that are being sent have ended.
+
+        The others are cancelled; they are sent again when their leases have expired.
+        """
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=STOP_S)
         for task in list(self._attempts):
@@ -129,9 +135,10 @@ class Webhooks:
                 await self._pool.aclose()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Make an attempt and write its outcome to the database.
+        """Send a claimed delivery once, and write the outcome to the database.
 
-        If that fails, the error is logged; the lease ends, and the delivery is sent again.
+        If it cannot be written, the error is logged; the delivery is sent again when its lease has
+        expired.
         """
         try:
             attempt = await self._attempt(delivery)
@@ -147,7 +154,10 @@ class Webhooks:
                 del self._in_flight[delivery.host]
 
     async def _attempt(self, delivery: Delivery) -> Attempt:
-        """Send a delivery once, signed with all secrets of its owner that are in use."""
+        """Send a delivery once, signed with the secret of each valid API key of its owner.
+
+        Returns the outcome, also if the secrets cannot be read or the receiver cannot be reached.
+        """
         try:
             secrets = await asyncio.to_thread(self._secrets, delivery.owner)
         except OSError as error:
@@ -186,7 +196,7 @@ class Webhooks:
 
 
 async def _discard(response: httpcore.Response) -> None:
-    """Read a short response to its end; stop at the limit of a long one."""
+    """Read and drop a response's body, until its end or `_MAX_RESPONSE_BYTES` bytes."""
     read = 0
     async for chunk in response.aiter_stream():
         read += len(chunk)

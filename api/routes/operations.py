@@ -274,15 +274,19 @@ async def _wait_for_result(state: AppState, request: Request, pending: PendingRe
 async def _respond_once(
     state: AppState, inference_request: InferenceRequest, media: str, prefer: Prefer, header: str
 ) -> Response:
-    """Return the result of the job that has this Idempotency-Key header; create the job if needed.
+    """Return the result of the job that has this Idempotency-Key, creating it if there is none.
 
-    If it has not ended in time, return 202 with the job.
+    `header` is the value of the Idempotency-Key header. If the job does not end in time, return 202
+    with the job.
     """
     return await _job_response(state, await insert_job_once(state, inference_request, prefer, header), media, prefer)
 
 
 async def _job_response(state: AppState, job: Job, media: str, prefer: Prefer) -> Response:
-    """Return the result of a job that has ended, otherwise 202 with the job."""
+    """Return the result of an ended job in the media type `media`; otherwise 202 with the job.
+
+    Raises ModelFailedError, ConflictError or GoneError if the job has ended without a result.
+    """
     if not job.ended:
         return accepted(job, prefer)
     headers = {**prefer.headers, "Content-Location": f"/v1/jobs/{job.id}/result", "Vary": "Accept, Prefer"}

@@ -181,9 +181,10 @@ async def resume_training(state: State, owner: Owner, job: CurrentTraining) -> T
 
 
 async def _changed(state: AppState, owner: str, job: Job, rule: str, *, changed: bool) -> TrainingResponse:
-    """Raise ConflictError if a training was not `changed`; else wake the training workers.
+    """Wake the training workers after a training was changed; return the training as it is now.
 
-    Returns the training as it is now. `rule` ends the error's detail: what can be changed.
+    Raises ConflictError if it was not `changed`, because its status does not allow the change;
+    `rule`, the end of the error's detail, says which trainings can be changed.
     """
     current = await state.job_service.get(job.id, owner) or job
     if not changed:

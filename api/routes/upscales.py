@@ -142,9 +142,10 @@ async def _read_request(request: Request, state: AppState) -> tuple[InferenceReq
 def _without_image(
     content: Content, fields: UpscaleFields, entry: ModelVersion, options: dict[str, Any]
 ) -> InferenceRequest:
-    """Return a request whose image must be fetched; its number of tiles is not known yet.
+    """Return the request for a job whose image must first be downloaded.
 
-    Raises InvalidError if the URL is not valid, or if an image was sent too.
+    Its number of rows (tiles) is not known before that. Raises InvalidError if the URL is not
+    valid, or if an image was sent too.
     """
     if content.uploads or fields.image is not None:
         raise InvalidError.in_field(IMAGES_URL, "send either `image` or `image_url`")

@@ -1,4 +1,4 @@
-"""OpenAI-compatible routes: they translate requests and responses for the services of `/v1`."""
+"""Routes below `/openai/v1`: requests and responses of OpenAI's API, for the services of `/v1`."""
 
 from fastapi import APIRouter
 

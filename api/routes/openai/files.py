@@ -104,7 +104,7 @@ def _openai_file(about: dict[str, Any]) -> OpenAIFile:
 
 
 class _Buffer:
-    """A writable file in memory; `take` returns and removes what was written."""
+    """A writable file in memory, from which what was written is removed piece by piece."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -124,10 +124,10 @@ class _Buffer:
 
 
 def _npz_chunks(folder: Path, counts: Sequence[int]) -> Iterator[bytes]:
-    """Yield an NPZ with the splits of a dataset that have pictures, and their labels.
+    """Yield an NPZ file with the pictures and labels of a dataset's splits, except empty splits.
 
-    `counts` are the numbers of pictures of the splits. The files are opened before the first chunk,
-    so that a deletion meanwhile does no harm.
+    `folder` is the dataset's folder, and `counts` are the numbers of pictures of the splits. The
+    files are opened before the first chunk, so that a deletion meanwhile does no harm.
     """
     buffer = _Buffer()
     with ExitStack() as stack:

@@ -232,7 +232,7 @@ def _training_options(hyperparameters: Hyperparameters, family: FamilyDescriptio
 
 
 def _default(family: FamilyDescription, name: str) -> Any:
-    """Return the default of an option of a family's training."""
+    """Return what a training of a family uses for an option that the request does not set."""
     return family.recipe["training"].get(name, family.training["properties"][name]["default"])
 
 
@@ -243,7 +243,7 @@ def _model_name(base: str, suffix: str | None) -> str:
 
 
 def _renamed(error: InvalidError) -> InvalidError:
-    """Return an error of a training with OpenAI's names for the fields, such as `n_epochs`."""
+    """Return the error of a training with its fields renamed to OpenAI's, such as `n_epochs`."""
     detail, errors = error.detail, []
     for one in error.more.get("errors", ()):
         name = _NAMES.get(one["field"], one["field"])

@@ -191,7 +191,10 @@ async def _respond(
     entry: ModelVersion,
     content: Content,
 ) -> Response:
-    """Draw the images and return the response."""
+    """Draw the images of a request for generations or edits; return OpenAI's response with them.
+
+    Raises InvalidError if `n` is too large or an option is not valid.
+    """
     n = parameters.n or 1
     if n > state.settings.max_count:
         raise InvalidError.in_field("n", f"{n} is more than the {state.settings.max_count} of one request")
@@ -243,7 +246,10 @@ def _work_text(operation: Operation, entry: ModelVersion, seed: int) -> str:
 
 
 async def _compute(state: AppState, request: Request, work: InferenceRequest, output: ImageOutput) -> Fields:
-    """Return the result of the operation. Raises OverloadedError if it takes over `WAIT_S` seconds."""
+    """Return the result of the operation, with its images in the field `images`.
+
+    Raises OverloadedError after `WAIT_S` seconds; a job then goes on with the work.
+    """
     # the worker's files are returned as they are
     png = output == ImageOutput() and work.rows <= PNG_BY_WORKER
     fields = await compute_or_accept(state, request, work, Prefer(WAIT_S, ""), png=png)
@@ -253,10 +259,10 @@ async def _compute(state: AppState, request: Request, work: InferenceRequest, ou
 
 
 async def _finished_job(state: AppState, request: Request, work: InferenceRequest) -> Job:
-    """Run the operation as a job; return it when it has succeeded.
+    """Run the operation as a job; return the job when it has succeeded.
 
-    Raises ModelFailedError, ConflictError or GoneError if the job has no result, and
-    OverloadedError after `WAIT_S` seconds.
+    Raises ModelFailedError, ConflictError or GoneError if it has ended without a result, and
+    OverloadedError if it has not ended after `WAIT_S` seconds; then it goes on.
     """
     created = await create_job(state, work)
     job = await wait_for_job(state, request, created, WAIT_S)
@@ -277,9 +283,10 @@ def _data(output: ImageOutput, image: Pixels | bytes) -> dict[str, str]:
 
 
 def _link(request: Request, job: Job, output: ImageOutput, index: int) -> dict[str, str]:
-    """Return the response's entry for an image of a job: its URL.
+    """Return a response's entry for image number `index` of a job: the URL of its file.
 
-    The query of the URL has the settings of `output` that differ from the defaults.
+    The query of the URL has the format, quality and factor of `output` that differ from the
+    defaults.
     """
     options = {"output_format": output.format, "quality": output.quality, "factor": output.factor}
     default = {"output_format": "png", "quality": 100, "factor": 1}
@@ -288,7 +295,7 @@ def _link(request: Request, job: Job, output: ImageOutput, index: int) -> dict[s
 
 
 def _file(image: Pixels | bytes, output: ImageOutput) -> bytes:
-    """Return the file of an image of a result: pixels, or a PNG that the worker has made."""
+    """Return the image file in the format of `output`, from pixels or from the worker's PNG."""
     if not isinstance(image, bytes):
         return output.encode(image)
     return image if output == ImageOutput() else output.encode(unpng(image))
