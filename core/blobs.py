@@ -1,4 +1,4 @@
-"""The blob store: bytes by key, in a folder by default, or in any fsspec store by URL."""
+"""Store blobs, which are bytes by key, in a folder or in any fsspec store by URL."""
 
 import contextlib
 import errno

@@ -145,7 +145,7 @@ class Cleanup:
             yield from self._path("checkpoints", path, lambda: False, self._versions.remove)
 
     def _job_blobs(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the blobs of jobs that do not exist or do not need them, keyed by a unique name."""
+        """Yield (unique name, orphan) for the blobs of each job that is gone or needs none."""
         needs_blobs = attrgetter("needs_blobs")
         names = {name: at for name, at in self._blobs.names("jobs").items() if _JOB_ID.fullmatch(name)}
         for job_id in self._not_needed(list(names), needs_blobs):
@@ -155,9 +155,10 @@ class Cleanup:
             yield f"jobs/{job_id}", _Orphan(written_at, is_needed, partial(self._blobs.delete, f"jobs/{job_id}"))
 
     def _job_folders(self, kind: str, needs: Callable[[JobState], bool]) -> Iterator[tuple[str, _Orphan]]:
-        """Yield the job folders below `STATE/kind` that no job needs and no process uses.
+        """Yield (unique name, orphan) for each job folder that no job needs and no process uses.
 
-        Each has a unique name. `needs(state)` returns whether a job needs its folder.
+        Only folders below `STATE/kind` are looked at. `needs(state)` returns whether a job needs
+        its folder.
         """
         folder = self._settings.state / kind
         names = [path.name for path in folder.glob("*") if _JOB_ID.fullmatch(path.name)]
@@ -169,9 +170,9 @@ class Cleanup:
             yield from self._path(kind, folder / job_id, is_needed)
 
     def _unfinished_files(self) -> Iterator[tuple[str, _Orphan]]:
-        """Yield temporary files of responses and batch plans that no process writes any more.
+        """Yield (unique name, orphan) for each temporary file that no process writes any more.
 
-        Each has a unique name.
+        These are temporary files of responses and of batch plans.
         """
         for path in (self._settings.state / "unfinished").glob("*"):
             yield from self._path("unfinished", path, partial(in_use, path))

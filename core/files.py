@@ -89,7 +89,7 @@ def unfinished_file(folder: Path) -> Iterator[io.BufferedRandom]:
 
 @dataclass
 class WorkFolder:
-    """A folder that `work_folder` removes at the end of its block unless it is `kept`."""
+    """A folder that is removed at the end of the block that created it, unless `kept` is set."""
 
     path: Path
     kept: bool = False
@@ -101,9 +101,10 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(path: Path) -> Iterator[WorkFolder]:
-    """Create a folder, lock it while the block runs, and remove it afterwards unless it is `kept`.
+    """Create a folder, lock it while the block runs, and remove it at the end of the block.
 
-    The lock marks the folder as in use. Raises OSError if the folder exists or cannot be created.
+    The lock marks the folder as in use. If the block sets `kept` of the yielded record, the folder
+    stays. Raises OSError if the folder exists or cannot be created.
     """
     folder = WorkFolder(path)
     try:

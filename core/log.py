@@ -1,4 +1,4 @@
-"""Logging: one JSON object per line on standard error, from structlog and from `logging`."""
+"""Configure logging: one JSON object per line on standard error, also from `logging`."""
 
 import logging
 import sys

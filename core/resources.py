@@ -49,7 +49,10 @@ class ResourceStore:
             return int(connection.scalar(sa.select(resource_changes.c.count)) or 0)
 
     def all(self) -> dict[tuple[str, str], Ownership]:
-        """Return the ownership of each dataset and model with an owner, keyed by (kind, name)."""
+        """Return the ownership of each dataset and model with an owner, keyed by (kind, name).
+
+        The kind is "dataset" or "model".
+        """
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(resources)).all()
         return {(row.kind, row.name): Ownership(row.owner, row.shared, row.created_at) for row in rows}

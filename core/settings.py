@@ -1,4 +1,4 @@
-"""Settings of the service, from `REVERIE_…` environment variables, and paths of its state."""
+"""Read the service's settings from `REVERIE_…` environment variables; name paths of its state."""
 
 import ipaddress
 import os

@@ -1,4 +1,4 @@
-"""Checks that every program of the service does before it starts.
+"""Check settings, state folder, job database and queue server before a program starts.
 
 A failed check raises StartupError, whose message is one sentence for the operator. An instance
 marks its queue server: a key there has the name of the job database and an id that is also in the
@@ -73,10 +73,10 @@ def load_settings() -> Settings:
 
 
 def check(settings: Settings) -> bool:
-    """Check the state folder, the job database, the queue server and, with tracing, its packages.
+    """Check the state folder, the job database and the queue server before a program starts.
 
-    Returns whether the queue server is reachable. Raises StartupError if one of them cannot be
-    used.
+    With tracing, also check that its packages are installed. Returns whether the queue server is
+    reachable. Raises StartupError if one of them cannot be used.
     """
     if settings.tracing and not tracing.installed():
         raise StartupError(f"REVERIE_TRACING needs packages that are not installed: {tracing.REMEDY}")

@@ -110,7 +110,9 @@ def span(
 ) -> AbstractContextManager[Span | None]:
     """Return a context manager that records its block as a span, which is current in the block.
 
-    The arguments are those of `start`. The block gets None if there is no span.
+    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`; ""
+    means that there is none. `links` are `traceparent`s. If tracing is off or there is no parent,
+    nothing is recorded and the block gets None.
     """
     if _tracer is None or not parent:
         return _OFF
@@ -151,7 +153,8 @@ def restore_current(token: Any) -> None:
 def record(name: str, parent: str, started_at: float, ended_at: float | None = None, **attributes: Any) -> None:
     """Record a span that is over, from `started_at` to `ended_at` (Unix times; default now).
 
-    `parent` is as for `start`. `attributes` are those of the span.
+    `parent` is `CURRENT` (the current span), `ROOT` (no parent: a new trace) or a `traceparent`;
+    without a parent ("") nothing is recorded. `attributes` are those of the span.
     """
     past = start(name, parent, started_at=started_at, attributes=attributes)
     if past is not None:

@@ -1,4 +1,4 @@
-"""The Celery application, which API processes and inference workers share.
+"""Configure the Celery application, which API processes and inference workers share.
 
     celery -A core.broker.celery_app worker -P solo --without-gossip --without-mingle --without-heartbeat
 

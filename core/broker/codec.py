@@ -1,4 +1,4 @@
-"""The wire format between API processes and workers: msgpack, never pickle.
+"""Pack and unpack the messages between API processes and workers: msgpack, never pickle.
 
 Arrays are an extension type with (dtype, shape, bytes).
 """
@@ -81,10 +81,10 @@ class BatchSlice:
 class Batch:
     """Slices of requests that share a forward pass: same model version, method and options.
 
-    `reply` is the completion stream of the API process. `state` is that of an operation that
-    continues after a time slice, None at the start. `isolated` means that a worker died while it
-    ran the batch, so it must run alone. `traceparent` identifies the batch's span; "" without
-    traces.
+    `reply` is the completion stream of the API process. `state` has the arrays from which an
+    operation that used up its time slice continues; None at its start. `isolated` means that a
+    worker died while it ran the batch, so it must run alone. `traceparent` identifies the batch's
+    span; "" without traces.
     """
 
     id: str
@@ -145,7 +145,7 @@ class Outcome:
 
 
 def joined(chunks: list[Fields]) -> Fields:
-    """Return the fields of consecutive chunks of rows as those of one chunk.
+    """Concatenate the fields of consecutive chunks of rows, and return them as those of one chunk.
 
     Arrays and lists are concatenated; other values are taken from the first chunk.
     """

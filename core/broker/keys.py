@@ -1,4 +1,4 @@
-"""Names of queues, streams and keys on the queue server.
+"""Define the names of queues, streams and keys on the queue server.
 
 API processes and workers of adjacent releases use them together, so they change only with a
 migration.
@@ -24,7 +24,7 @@ STREAM_LENGTH = 10_000
 
 
 def queue_key(queue: QueueName) -> str:
-    """Return the key of the Redis list of a queue."""
+    """Return the key of the Redis list that holds the messages of a queue."""
     return f"reverie-{queue}"
 
 

@@ -35,7 +35,7 @@ class _MessageChannel(virtual.Channel):
 
 
 class _MessageTransport(virtual.Transport):
-    """A transport without I/O, for `_MessageChannel`."""
+    """A transport of kombu without I/O: its channel only returns the messages that it builds."""
 
     Channel = _MessageChannel
 

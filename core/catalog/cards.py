@@ -1,4 +1,4 @@
-"""Cards, which describe the models in checkpoint files, as typed records.
+"""Parse and check the cards, which describe the models in checkpoint files.
 
 Imported files come from untrusted clients, and their cards are shown in lists. So a card must be
 small, and every field is checked against limits.

@@ -1,4 +1,4 @@
-"""Checkpoint files: safetensors with a card and a preview in the metadata.
+"""Read the card and the preview in the metadata of checkpoint files (safetensors).
 
 They are read without torch.
 """

@@ -1,4 +1,4 @@
-"""The operations of models, which the API and the workers share.
+"""Define the operations of models, such as samples, for the API and the workers.
 
 A model has an operation if its card lists the method. A new family needs no change here; a new kind
 of operation is a new entry of `OPERATIONS`.

@@ -1,4 +1,4 @@
-"""Training recipes: validate a client's overrides, and merge them with the defaults."""
+"""Validate the recipe that a client sends for a training, and merge it with the defaults."""
 
 import re
 from collections.abc import Mapping

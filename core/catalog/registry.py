@@ -1,4 +1,4 @@
-"""The registry of models and versions, which reads the cards in checkpoint files."""
+"""Find models and their versions, and read the cards in their checkpoint files."""
 
 import logging
 import time

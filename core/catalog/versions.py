@@ -1,4 +1,4 @@
-"""The folder of versions made by this service, which all processes share.
+"""Store the versions made by this service, in a folder that all processes share.
 
 NAME/VERSION/model.safetensors is a version; it never changes. `serving.json` has the pointers of
 each model: the active version (`serves`) and the candidate (`next`), which workers load before it
@@ -44,7 +44,11 @@ class Versions:
         return modified_at_ns(self.folder / POINTERS)
 
     def pointers(self) -> dict[str, dict[str, str]]:
-        """Return the pointers `serves` and `next` of each model, if set, keyed by model name."""
+        """Return each model's active version (`serves`) and candidate (`next`), keyed by model.
+
+        A pointer that is not set is left out; then the newest version is active, or there is no
+        candidate.
+        """
         try:
             pointers: dict[str, dict[str, str]] = json.loads((self.folder / POINTERS).read_bytes())
         except FileNotFoundError:
@@ -83,8 +87,10 @@ class Versions:
     def hide(self, name: str, versions: Sequence[str], *, model: bool = False) -> dict[str, str]:
         """Hide versions from new requests before they are deleted; return the model's pointers.
 
-        With `model`, the pointers are removed, too. Raises VersionActiveError for the candidate,
-        and for the active version unless `model` is set.
+        These are its active version (`serves`) and candidate (`next`), as they were before the
+        call. With `model`, the whole model is to be deleted, and its pointers are removed, too.
+        Raises VersionActiveError if the candidate is one of `versions`, or the active version
+        without `model`.
         """
         with self._update() as pointers:
             pointer = dict(pointers.get(name, {}))
@@ -98,7 +104,11 @@ class Versions:
         return pointer
 
     def unhide(self, name: str, versions: Sequence[str], pointer: Mapping[str, str]) -> None:
-        """Undo `hide`; `pointer` is the return value of that call."""
+        """Make hidden versions available again, because they are not deleted after all.
+
+        `pointer` has the pointers that the model had before its versions were hidden; they are
+        restored if the model has none now.
+        """
         with self._update() as pointers:
             if pointer:
                 pointers.setdefault(name, dict(pointer))

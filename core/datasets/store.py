@@ -1,8 +1,8 @@
-"""The store of datasets, one folder each; a dataset never changes.
+"""Store datasets, in one folder each; a dataset never changes.
 
-STATE/datasets/NAME/ has `dataset.json` and `train.npy`, `validation.npy`, `test.npy`: uint8
-(N, C, H, W), 0 … 255. `labels.npy`, if labels were uploaded, has the labels of the three in this
-order. A folder whose name begins with a dot is a scratch folder.
+STATE/datasets/NAME/ has `dataset.json` and `train.npy`, `validation.npy`, `test.npy`: uint8 (N, C,
+H, W), 0 … 255. `labels.npy`, if labels were uploaded, has the labels of the three in this order. A
+folder whose name begins with a dot is a scratch folder.
 """
 
 import fcntl
@@ -144,7 +144,7 @@ class Datasets:
     def delete(self, name: str) -> bool:
         """Delete a dataset; return False if it does not exist.
 
-        Raises InUseError if it is protected (see `use`).
+        Raises InUseError if a job protects it from deletion.
         """
         with self._locked():
             if self.get(name) is None:
@@ -162,9 +162,10 @@ class Datasets:
     # --- protection from deletion while in use ---
 
     def use(self, name: str, user: str) -> bool:
-        """Protect a dataset from deletion until `release`; return False if it does not exist.
+        """Protect a dataset from deletion while a job uses it; return False if it does not exist.
 
-        `user` is the id of the job that uses it. A second call with the same user changes nothing.
+        `user` is the id of the job. The protection lasts until it is released for this id. A second
+        call with the same id changes nothing.
         """
         with self._locked():
             if self.get(name) is None:

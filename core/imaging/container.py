@@ -1,4 +1,4 @@
-"""Records, limits and metadata that the readers of all image formats share.
+"""Define what the readers of all image formats share: records, limits, reading of metadata.
 
 A reader walks over the chunks or segments of a file without decoding pixels, and counts them
 against a limit. It reads orientation, ICC profile and transparent colour, and returns the file

@@ -1,4 +1,4 @@
-"""Encoders of large images, which write bands of lines.
+"""Encode large images as PNG, JPEG or WebP, band by band of their lines.
 
 So memory grows with the width, not the area; Pillow's encoders need the complete image in memory,
 four bytes per pixel. A PNG is one zlib stream of lines. A JPEG consists of pieces that Pillow

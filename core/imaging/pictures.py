@@ -34,7 +34,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def unpng(data: bytes) -> Pixels:
-    """Decode a PNG that `png` wrote; return its pixels (C, H, W)."""
+    """Decode a PNG of one of this service's images; return its pixels, uint8 (C, H, W)."""
     return _pixels(Image.open(io.BytesIO(data)))
 
 

@@ -1,4 +1,4 @@
-"""Check the first directory of TIFF files (revision 6.0, and BigTIFF), and remove other tags."""
+"""Check TIFF files (revision 6.0, and BigTIFF), and remove tags that decoding does not need."""
 
 import struct
 from typing import NamedTuple

@@ -215,8 +215,8 @@ class Layout:
     def tiles(self, get: Get, first: int, count: int) -> Pixels:
         """Return tiles `first` … `first + count − 1`, uint8 (count, 3, tile height, tile width).
 
-        `get(begin, end)` returns bytes of the image's blob; only the lines that the tiles need are
-        read.
+        `get(begin, end)` returns the bytes `begin` … `end` − 1 of the image's blob; only the lines
+        that the tiles need are read.
         """
 
         def read(begin: int, end: int) -> Pixels:
@@ -228,7 +228,7 @@ class Layout:
     def transparency(self, get: Get) -> Pixels | None:
         """Return the transparency of the image, uint8 (H, W), or None if it has none.
 
-        `get(begin, end)` returns bytes of the image's blob.
+        `get(begin, end)` returns the bytes `begin` … `end` − 1 of the image's blob.
         """
         if not self.alpha:
             return None
@@ -238,7 +238,7 @@ class Layout:
 
 
 def photograph_bytes(photograph: Photograph) -> bytes:
-    """Return the bytes of an image's blob: the lines of pixels, then any transparency."""
+    """Return the bytes of an image's blob: its lines of pixels, then its transparency, if any."""
     alpha = b"" if photograph.alpha is None else photograph.alpha.tobytes()
     return photograph.pixels.tobytes() + alpha
 

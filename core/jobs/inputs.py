@@ -51,8 +51,9 @@ class JobInputs(JobQueries):
     def set_inputs(self, claim: Claim, job: Job) -> bool:
         """Store the fetched images of a claimed job, and queue it for the workers.
 
-        `job` is the claimed record with the new inputs, numbers of rows, and request. Returns
-        False, and writes nothing, if the claim is no longer valid.
+        `job` is the claimed record with the images (`items` or `items_blob`), the number of rows,
+        the rows per image, and the request; these columns are written. Returns False, and writes
+        nothing, if the claim is no longer valid.
         """
         names = ("items", "items_blob", "rows", "rows_per_image", "request")
         change = {name: getattr(job, name) for name in names} | {"input_urls": None, "attempts": 0}

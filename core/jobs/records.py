@@ -86,7 +86,7 @@ class Job:
 
     @property
     def claim(self) -> Claim:
-        """The claim on this job; valid only if `JobStore.claim` returned this record."""
+        """The claim with the job's id and token; valid only if a claim returned this record."""
         return Claim(self.id, self.token)
 
     @property

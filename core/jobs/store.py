@@ -1,4 +1,4 @@
-"""The job store: jobs, results, events and idempotency keys in one SQL database.
+"""Store jobs, results, events and idempotency keys in one SQL database.
 
 A job is committed here before its 202 is sent, and ends exactly once. The interface has several
 parts: `queries` (reads), `claims` (workers), `inputs` (images by URL), `leases` (recovery from dead

@@ -97,9 +97,10 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 def parse_url(text: str) -> httpx.URL:
-    """Return an absolute http or https URL. Raises ValueError, which says what is wrong, for others.
+    """Return an absolute http or https URL.
 
-    A user name, which would be sent as credentials, is rejected. A fragment is removed.
+    Raises ValueError, which says what is wrong, for any other text and for a URL with a user name,
+    which would be sent as credentials. A fragment is removed.
     """
     if len(text) > MAX_URL:
         raise ValueError(f"a URL has at most {MAX_URL} characters")
@@ -119,9 +120,9 @@ def parse_url(text: str) -> httpx.URL:
 
 
 async def check_host(url: httpx.URL, policy: AddressPolicy, timeout_s: float, resolver: Resolver = resolve) -> None:
-    """Check the host of a URL early, so that a client learns about a mistake at once.
+    """Check the host of a URL when it is received, so that a client learns about a mistake at once.
 
-    The check that counts is made again by `GuardedBackend` for each connection. Raises
+    The addresses are checked again for each connection, because they may change. Raises
     BlockedAddressError if the host has no allowed address, and ValueError if it does not exist. A
     resolver that fails or is slow is no error.
     """

@@ -1,4 +1,4 @@
-"""Records of webhooks: what a client asked for, and the deliveries that follow from it."""
+"""Define the records of webhooks: what a client asked for, and the deliveries that follow."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +20,11 @@ class Webhook:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Webhook":
-        """Return the webhook that was stored as `stored`, the value of `as_dict`."""
+        """Return the webhook that a job's column stores as the JSON object `stored`."""
         return cls(stored["url"], tuple(stored["events"]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the webhook as JSON values, for the column of its job."""
+        """Return the webhook as a JSON object, for the column of its job."""
         return {**asdict(self), "events": list(self.events)}
 
 

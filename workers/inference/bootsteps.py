@@ -1,4 +1,4 @@
-"""Bootsteps and signal handlers that an inference worker adds to Celery's worker.
+"""Add bootsteps and signal handlers of an inference worker to Celery's worker.
 
 Celery starts the worker's steps in the order of what they require, the consumer last: models are
 loaded before the first message is received.
@@ -68,7 +68,10 @@ class InferenceStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery is 
 
 
 class EventLoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Adds loading of candidates, busy polling and preemption to the event loop of a connection."""
+    """Lets the event loop load candidates, poll before it sleeps, and interrupt long work.
+
+    Celery has an event loop for each connection to the queue server.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 

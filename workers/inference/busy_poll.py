@@ -1,4 +1,4 @@
-"""Polling for the next message for a moment before the worker's event loop sleeps.
+"""Poll for the next message for a moment before the worker's event loop sleeps.
 
 A client that sends its next request as soon as it has a response is back within a millisecond or
 two. Waking a sleeping processor for that message takes a good part of such a gap. So after a

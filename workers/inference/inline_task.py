@@ -1,4 +1,4 @@
-"""The base class of this service's Celery tasks: they run where their message is received."""
+"""Run this service's Celery tasks where their message is received, without Celery's pool."""
 
 import logging
 from collections.abc import Callable

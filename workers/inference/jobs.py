@@ -100,7 +100,8 @@ class JobRunner:
         """Return the claimed jobs whose results may fit into the blob store.
 
         A job whose result did not fit before, and still would not, is left out and returned to its
-        queue for a later try. The size of the other results is unknown.
+        queue for a later try. All other jobs are returned, because the size of their results is
+        unknown.
         """
         kept = []
         for job in claimed:

@@ -130,7 +130,13 @@ class ChildProcesses:
         return printed
 
     def run_json(self, job: Job, command: list[str], log_file: Path, timeout_s: float | None = None) -> dict[str, Any]:
-        """Run a command as `run` does; return the JSON object in the last line of its output."""
+        """Run a command to its end; return the JSON object in the last line of its standard output.
+
+        Raises JobFailedError if the command fails, uses more memory than a training may, or takes
+        longer than `timeout_s` seconds (by default the setting `evaluation_timeout_s`);
+        ClaimLostError if the job's claim is lost; and WorkerStoppingError if this worker stops. In
+        each case the command has been stopped.
+        """
         return dict(orjson.loads(self.run(job, command, log_file, timeout_s).splitlines()[-1]))
 
     def _raise_failure(self, job: Job, code: int, log_file: Path) -> None:

@@ -215,7 +215,7 @@ class ArrayHeader(NamedTuple):
 
 
 def check_header(header: ArrayHeader, name: str, options: ConversionOptions) -> None:
-    """Raise UploadRejectedError if an array's type or shape is not that of images.
+    """Raise UploadRejectedError if an array's dtype or shape cannot be that of images or vectors.
 
     Also raises it (413) if the array is too large. `name` is the array's name in the message.
     """
