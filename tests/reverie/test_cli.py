@@ -262,7 +262,7 @@ def test_a_training_continues_after_ctrl_c(run: Run, dataset: str, stack: Stack)
     ) as watcher:
         assert watcher.stderr
         training = watcher.stderr.readline().partition(":")[0]
-        while (line := watcher.stderr.readline()).startswith("queued, position"):
+        while (line := watcher.stderr.readline()).startswith("queued"):
             pass
         assert "training begins" in line
         watcher.send_signal(signal.SIGINT)
