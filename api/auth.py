@@ -90,7 +90,11 @@ class KeyRecord:
 
 
 def _attributes(text: str) -> tuple[float | None, dict[str, int], str]:
-    """Return the expiry, the limits and the webhook secret in the attributes of a key's line."""
+    """Parse the attributes in a key's line; return the expiry, the limits and the webhook secret.
+
+    The expiry is in seconds since the epoch, or None. `limits` is keyed by name. The secret is
+    empty if there is none. Raises ValueError for an unknown or invalid attribute.
+    """
     expires_at: float | None = None
     webhook_secret = ""
     limits: dict[str, int] = {}
@@ -308,7 +312,10 @@ class Keys:
         return caller
 
     def webhook_secrets(self, name: str) -> list[str]:
-        """Return the webhook secrets of the valid keys of a name, without duplicates."""
+        """Return the webhook secrets of an owner's keys that have not expired, without duplicates.
+
+        `name` is the owner's name.
+        """
         if self._path is None:
             return []
         self._reload_if_changed(self._path)

@@ -95,7 +95,7 @@ class GoneError(ProblemError, status=410, title="Expired"):
 
 
 class TooLargeError(ProblemError, status=413, title="Body too large"):
-    """The body is larger than the limit."""
+    """The body is larger than its route accepts."""
 
 
 class UnsupportedMediaError(ProblemError, status=415, title="Unsupported content type"):
@@ -198,7 +198,10 @@ def request_id_of(request: Request) -> str:
 
 
 async def handle_problem(request: Request, error: ProblemError) -> Response:
-    """Return the response of a ProblemError; release the memory that its traceback refers to."""
+    """Return the response of a ProblemError.
+
+    Also clears the local variables in its traceback, which may hold megabytes of a body.
+    """
     traceback.clear_frames(error.__traceback__)  # they may hold megabytes of a body while the response is being sent
     return error.response(request_id_of(request))
 
@@ -250,7 +253,7 @@ async def handle_database(request: Request, error: sqlalchemy.exc.OperationalErr
 
 
 async def handle_os_error(request: Request, error: OSError) -> Response:
-    """Return the response 507 if the disk is full; raise any other OSError again."""
+    """Return the response 507 for an OSError if the disk is full; raise all others again."""
     if not lacks_space(error):
         raise error
     log.error("disk full", extra={"request_id": request_id_of(request), "reason": reason_of(error)})

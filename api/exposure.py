@@ -69,7 +69,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def exit_if_refused(settings: Settings) -> None:
-    """Check the settings; if they are not safe, print why and exit with status 1."""
+    """Check the settings; if they would expose the service unsafely, print why and exit with 1."""
     try:
         check_settings(settings)
     except ValueError as error:

@@ -108,7 +108,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # --- parsing ---
 
     def data_received(self, data: bytes) -> None:
-        """Feed received bytes to the parser in pieces, so that no head exceeds the limit."""
+        """Feed received bytes to the parser in pieces, so that no head exceeds `max_header_bytes`.
+
+        After a rejection, drop them.
+        """
         if self._rejected:
             return  # further input is dropped until the connection is closed
         at = 0

@@ -253,7 +253,7 @@ class StreamLimit:
     """Limits the number of open event streams of each caller."""
 
     def __init__(self, limit: int) -> None:
-        """Allow `limit` streams per caller."""
+        """Allow each caller at most `limit` event streams that are open at the same time."""
         self._limit = limit
         self._open: Counter[str] = Counter()
 

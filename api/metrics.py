@@ -82,9 +82,10 @@ class ServiceCollector(Collector):
     def __init__(
         self, state: AppState, queue_lengths: dict[QueueName, int], training_workers: dict[str, dict[str, Any]]
     ) -> None:
-        """Set the services to read; `queue_lengths` has the number of messages on each queue.
+        """Set the services to read, and what cannot be read in a synchronous call.
 
-        `training_workers` are the heartbeats of live training workers, keyed by worker id.
+        `queue_lengths` has the number of messages on each queue, and `training_workers` the
+        heartbeats of live training workers, keyed by worker id.
         """
         self._sender, self._jobs, self._queue_lengths = state.batch_sender, state.job_service.counts, queue_lengths
         self._training_workers = training_workers

@@ -119,9 +119,10 @@ class Quotas:
                 raise quota_exceeded(name, f"you have {limit} {what}, as many as you may; wait until one has ended")
 
     def _used(self, owner: str, name: str) -> int:
-        """Return how many jobs of an owner count against the limit `name`.
+        """Return how many of an owner's jobs count against the limit with this name.
 
-        The number includes the jobs that this process has created since the last count.
+        That is the number at the last count in the database, and the jobs that this process has
+        created since.
         """
         added = sum(entry[1:] == (owner, name) for entry in self._added)
         return self._counts.get(owner, Counter())[name] + added + self._adding[owner, name]

@@ -29,7 +29,8 @@ class RateLimits:
     def wrong_key(self, address: str) -> int:
         """Count a wrong key from an address.
 
-        Returns 0, or the seconds to wait if the address is over the limit.
+        Returns 0, or the seconds to wait if the address has sent too many wrong keys in this
+        minute.
         """
         if self._limiter.hit(self._wrong_keys, "wrong key", address):
             return 0
@@ -37,9 +38,9 @@ class RateLimits:
         return max(1, math.ceil(reset - time.time()))
 
     def request(self, owner: str, per_second: int) -> bool:
-        """Count a request of an owner; return whether the owner is within the limit.
+        """Count a request of an owner; return whether it is one of the allowed ones in this second.
 
-        `per_second` is the limit; 0 means no limit.
+        `per_second` is the number of allowed requests; 0 means no limit.
         """
         if not per_second:
             return True

@@ -57,7 +57,7 @@ class SharedMemory:
         self.held = 0
 
     def check(self, size: int) -> None:
-        """Raise OverloadedError if `size` more bytes exceed the limit."""
+        """Raise OverloadedError if `size` bytes more would exceed the limit for all bodies."""
         if self.held + size > self._limit:
             detail = f"{self.held} bytes of request bodies are being read or worked on, of {self._limit} at a time"
             close = {"Connection": "close"}

@@ -4,7 +4,7 @@ import asyncio
 
 
 class ProgressCredit:
-    """Measures whether a transfer keeps to a minimum rate: it fails when `left_s` reaches 0.
+    """Checks that a transfer keeps to a minimum rate: it does not when `left_s` reaches 0.
 
     `left_s`, in seconds, starts at the time-out. It decreases with time, and increases with the
     transferred bytes, up to the time-out. So a transfer may stop for a while, but its average rate

@@ -91,7 +91,7 @@ def is_created_here(state: AppState, name: str, version: str) -> bool:
 
 
 async def remove_versions(state: AppState, name: str, versions: Sequence[str], *, model: bool = False) -> None:
-    """Delete versions; with `model`, delete the whole model.
+    """Delete versions of the model `name`; with `model`, delete the whole model.
 
     The versions are hidden from new requests between two checks that no unfinished job uses them.
     Raises ConflictError if a version is active (without `model`), is being activated, or is used by

@@ -196,7 +196,10 @@ class Webhooks:
 
 
 async def _discard(response: httpcore.Response) -> None:
-    """Read and drop a response's body, until its end or `_MAX_RESPONSE_BYTES` bytes."""
+    """Read and drop the body of a response; stop early if it is long.
+
+    A response that was read to its end leaves its connection open for the next request.
+    """
     read = 0
     async for chunk in response.aiter_stream():
         read += len(chunk)

@@ -25,8 +25,8 @@ class LargeResults:
     async def move_to_disk(self, part: RequestSlice, fields: Fields) -> Fields:
         """Write the arrays of a slice to its request's file if the complete result will be large.
 
-        Returns the fields to keep in memory: those that are no arrays or, if the result is small or
-        the disk is full, `fields` unchanged.
+        Returns the fields to keep in memory: arrays without rows in place of those that were
+        written. If the result is small or the disk is full, returns `fields` unchanged.
         """
         request = part.request
         large = array_bytes(fields) * request.rows > LARGE_BYTES * part.rows

@@ -75,7 +75,7 @@ class PendingRequest:
 
     @property
     def unsent_rows(self) -> int:
-        """Number of rows that are in no batch, including slices to be retried."""
+        """Number of rows to be sent: those never sent, and those of slices to be retried."""
         return self.rows - self.next_row + sum(retry.rows for retry in self.retries)
 
 

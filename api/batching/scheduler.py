@@ -58,8 +58,8 @@ class Limits:
     """Limits on waiting requests; 0 means no limit.
 
     `requests` limits the requests of all owners, `waiting_requests` those of one owner, and
-    `waiting_rows` the rows of one owner's large requests. The `limits` of a request override the
-    latter two.
+    `waiting_rows` the rows of one owner's requests for the bulk queue. The `limits` of a request
+    override the latter two.
     """
 
     requests: int

@@ -28,14 +28,17 @@ Read = Callable[[int, int], bytes]
 
 
 class LargeResponses:
-    """Makes large responses, and limits the memory that they hold while they are sent.
+    """Makes large responses, and limits the memory that all of them hold while they are sent.
 
     `held` is the number of bytes that they hold now. A response that would exceed the limit raises
     OverloadedError before it sends its status.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
-        """Hold at most `limit` bytes. Bodies are written to files without names in `folder`."""
+        """Let responses hold at most `limit` bytes of memory together.
+
+        Bodies are written to unnamed files in `folder`.
+        """
         self._limit = limit
         self._folder = folder
         self._threads = ThreadPoolExecutor(_THREADS, "responses")
@@ -50,9 +53,9 @@ class LargeResponses:
 
     @contextlib.contextmanager
     def reserve(self, size_bytes: int) -> Iterator[None]:
-        """Count bytes that are held during the block.
+        """Count `size_bytes` as held by a response while the block runs.
 
-        Raises OverloadedError if the limit does not allow them.
+        Raises OverloadedError if all responses together would hold more than the limit.
         """
         if self.held + size_bytes > self._limit:
             detail = f"large responses hold {self.held} bytes of {self._limit} until their clients read them"
@@ -64,7 +67,7 @@ class LargeResponses:
             self.held -= size_bytes
 
     def fits(self, size_bytes: int) -> bool:
-        """Return whether at most half of the limit would be held after `size_bytes` bytes more."""
+        """Return whether responses would hold at most half of the limit with `size_bytes` more."""
         return self.held + size_bytes <= self._limit // 2
 
     # --- responses ---
@@ -226,10 +229,10 @@ class _BodyResponse(_PiecesResponse):
         super().__init__(memory, _body_pieces(self._bodies), len(body), len(body), status, headers, media)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response.
+        """Send the response, from a file if the bodies in memory are too large together.
 
-        Raises OverloadedError if the limit on held bytes is reached, and FullError if the disk is
-        full.
+        Raises OverloadedError if all responses together would hold more bytes than the limit, and
+        FullError if the disk is full.
         """
         size = len(self._bodies[0])
         if not self._memory.fits(size):
@@ -270,6 +273,9 @@ class LimitedFileResponse(FileResponse):
         self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response. Raises OverloadedError if the limit on held bytes is reached."""
+        """Send the file, or the requested part of it.
+
+        Raises OverloadedError if all large responses together would hold more bytes than the limit.
+        """
         with self._memory.reserve(SENDING_BYTES):
             await super().__call__(scope, receive, send)

@@ -144,7 +144,7 @@ class UpscaleService:
     async def _run(self, pixels: int, act: Callable[..., T], *args: Any) -> T:
         """Call a function for an image of `pixels` pixels in a thread; return its result.
 
-        For large images, at most `_THREADS` calls run at the same time, to limit memory.
+        For large images, only a few calls run at the same time, to limit memory.
         """
         threads = self._threads if pixels > _LARGE_PIXELS else None
         return await asyncio.get_running_loop().run_in_executor(threads, act, *args)

@@ -240,7 +240,7 @@ async def find_dataset(state: AppState, caller: Caller, name: str) -> dict[str, 
 
 
 def _response(state: AppState, caller: Caller, about: dict[str, Any]) -> DatasetResponse:
-    """Return the response body for the description of a dataset."""
+    """Return the response body for a dataset: its description `about`, its owner, and its links."""
     path = f"{PATH}/{about['name']}"
     ownership = state.permissions.describe("dataset", about["name"], caller)
     links = {"self": path, "preview": f"{path}/preview"}
@@ -270,10 +270,9 @@ async def _work_folder(datasets: Datasets) -> AsyncIterator[Path]:
 
 
 async def _read_small(request: Request) -> bytes:
-    """Return a JSON body.
+    """Return a JSON body, whose size this function limits because its route accepts large uploads.
 
-    Raises TooLargeError if it has more than `_MAX_JSON_BYTES`, because this route allows larger
-    uploads.
+    Raises TooLargeError if it has more than `_MAX_JSON_BYTES` bytes.
     """
     body = b""
     async for chunk in request.stream():

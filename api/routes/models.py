@@ -18,7 +18,10 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 
 def model_response(state: AppState, caller: Caller, entry: ModelVersion) -> ModelResponse:
-    """Return the response body for a version of a model, as the caller may see it."""
+    """Return the response body for a version of a model: its card, versions, owner and links.
+
+    The owner is None for callers that may not change the model.
+    """
     card = entry.card.json
     operations = {BY_METHOD[method].path: spec for method, spec in card["operations"].items() if method in BY_METHOD}
     links = {"self": f"/v1/models/{entry.name}", **{path: f"/v1/{path}" for path in operations}}

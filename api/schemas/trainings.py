@@ -99,7 +99,10 @@ class TrainingResponse(JobFields):
 
     @classmethod
     def of(cls, job: Job, estimate: WaitEstimate = UNKNOWN, **more: Any) -> Self:
-        """Return the response body of a training; `more` are further fields."""
+        """Return the response body of a training; `estimate` says how long it may wait or run.
+
+        `more` are further fields of the body.
+        """
         fields = job_fields(job, estimate)
         request = fields.pop("request")
         path = f"/v1/trainings/{job.id}"

@@ -258,18 +258,21 @@ def _renamed(error: InvalidError) -> InvalidError:
 
 
 async def _responses(state: AppState, jobs: Sequence[Job]) -> list[FineTuningJob]:
-    """Return the responses for trainings."""
+    """Return trainings as OpenAI's fine-tuning jobs, each with an estimate of when it ends."""
     estimates = await state.job_service.wait_estimates.of(jobs)
     return [fine_tuning_job(job, estimate.remaining_s) for job, estimate in zip(jobs, estimates, strict=True)]
 
 
 async def _response(state: AppState, job: Job) -> FineTuningJob:
-    """Return the response for a training."""
+    """Return a training as OpenAI's fine-tuning job, with an estimate of when it ends."""
     return (await _responses(state, [job]))[0]
 
 
 def fine_tuning_job(job: Job, remaining_s: float | None = None) -> FineTuningJob:
-    """Return the response for a training; `remaining_s` is the estimated time until its end."""
+    """Return a training as OpenAI's fine-tuning job.
+
+    `remaining_s` is the estimated time until its end in seconds; None if it is unknown.
+    """
     original = job.request.get(_REQUEST, {})
     training = job.request["recipe"]["training"]
     hyperparameters = schemas.FineTuningHyperparameters(
@@ -306,7 +309,7 @@ def fine_tuning_job(job: Job, remaining_s: float | None = None) -> FineTuningJob
 
 
 def _event(job: Job, event: Event) -> schemas.FineTuningEvent:
-    """Return the response for an event of a training."""
+    """Return an event of a training as OpenAI's fine-tuning event."""
     level: Literal["info", "warn", "error"] = "info"
     kind: Literal["message", "metrics"] = "metrics" if event.name == "metrics" else "message"
     data = event.data
