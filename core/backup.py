@@ -329,7 +329,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    """Compare a backup's files with its `backup.json`, and return the content of the latter.
+    """Compare a backup's files with its `backup.json`; return the content of `backup.json`.
 
     Raises BackupError if the folder is not a backup, or if a file is missing or damaged.
     """

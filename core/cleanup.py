@@ -51,7 +51,7 @@ class Cleanup:
     """Removes expired results and orphaned files of the whole service."""
 
     def __init__(self, settings: Settings, job_store: JobStore, blobs: Blobs) -> None:
-        """Use the stores of this process; `run` does the cleanup."""
+        """Use the stores of this process; nothing is removed yet."""
         self._settings = settings
         self._job_store = job_store
         self._blobs = blobs

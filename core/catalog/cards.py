@@ -138,8 +138,8 @@ class CardError(ValueError):
 def parse_card(text: str) -> Card:
     """Parse a card and check the type and the limits of every field.
 
-    Only `image` and `operations` are required. Raises CardError for the first field that is not
-    valid.
+    Only `image` and `operations` are required. Raises CardError for the first field that is
+    missing, of a wrong type or beyond a limit.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > CARD_LIMIT_BYTES:

@@ -32,9 +32,9 @@ class SmallestBatch(BaseModel):
 class FamilyDescription(BaseModel):
     """How a family can be trained.
 
-    `config` and `training` are JSON Schemas, and `recipe` has the defaults. `data` is "photographs"
-    for super-resolution, otherwise "pictures". `players` are the names of the separately optimized
-    networks of an adversarial family, such as "generator".
+    `config` and `training` are the JSON Schemas of these parts of a recipe, and `recipe` has the
+    defaults. `data` is "photographs" for super-resolution, otherwise "pictures". `players` are the
+    names of the separately optimized networks of an adversarial family, such as "generator".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

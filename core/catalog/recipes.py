@@ -24,7 +24,8 @@ def resolve_recipe(
 
     `name` is the name of the new model, and `dataset` the description of the dataset, whose image
     shape is set in the configuration. `gpus` is the number of devices that share each batch. Raises
-    InvalidOptionsError if an override is not valid, or if the recipe does not fit the dataset.
+    InvalidOptionsError if the schema of the family rejects an override, or if the recipe does not
+    fit the dataset.
     """
     config, training = dict(overrides.get("config", {})), dict(overrides.get("training", {}))
     errors = _schema_errors("config", family.config, config) + _schema_errors("training", family.training, training)

@@ -127,7 +127,10 @@ class Registry:
         self.scan()
 
     def scan(self) -> None:
-        """Read the folders again; cards already read are kept, and damaged files are skipped."""
+        """Read the folders of versions again; read only the cards of new files.
+
+        Damaged files are skipped.
+        """
         versions: dict[str, dict[str, ModelVersion]] = {}
         folders = [self._folder, *([self._made.folder] if self._made else [])]
         if self._made:
@@ -161,8 +164,8 @@ class Registry:
     def find(self, ref: str) -> ModelVersion | None:
         """Return the version of a reference: `name@version`, or `name` for the active version.
 
-        None if there is no such version. New versions are found: the folders are scanned again if a
-        version was published or activated, or if there seems to be no such version.
+        Returns None if it does not exist. The folders are read again first if a version was
+        published or activated, and before None is returned, unless they were read a moment ago.
         """
         self.refresh()
         entry = self._lookup(ref)

@@ -97,10 +97,11 @@ class Datasets:
         return locked(self.folder / ".lock")
 
     def add(self, made: Path, name: str, description: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Make the finished folder `made` the dataset `name`.
+        """Store the finished folder `made` as the dataset `name`.
 
-        Returns the dataset's description, and whether it is new. A dataset of this name with the
-        same arrays is kept and is not new. Raises NameTakenError if its arrays differ.
+        Returns the dataset's description, and whether the dataset is new. If a dataset of this name
+        has the same arrays, it is not replaced, and False is returned. Raises NameTakenError if its
+        arrays differ.
         """
         with self._locked():
             existing = self.get(name)

@@ -87,7 +87,8 @@ def _profile(contents: list[bytes]) -> tuple[bytes | None, tuple[str, ...]]:
     """Join the parts of an ICC profile; return the profile and a tuple of notes.
 
     Each part begins with its number and the number of parts, a byte each. The profile is None if
-    there is none or if parts are missing, both without a note, or if it is too large, with a note.
+    there is no part, if parts are missing, or if it is too large. Only a profile that is too large
+    has a note.
     """
     parts = sorted(contents)
     if not parts or len(parts[0]) < 2 or parts[0][1] != len(parts):

@@ -123,7 +123,7 @@ def _animated(metadata: Mapping[bytes, bytes]) -> bool:
 def _profile(content: bytes) -> tuple[bytes | None, tuple[str, ...]]:
     """Decompress the ICC profile in the content of an iCCP chunk; return it and a tuple of notes.
 
-    The profile is None if it is damaged or too large; in the latter case there is a note.
+    A damaged profile is None, without a note; one that is too large is None, with a note.
     """
     _, _, rest = content.partition(b"\0")
     if rest[:1] != b"\0":

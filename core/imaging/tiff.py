@@ -136,10 +136,10 @@ def _directory(data: bytes, layout: _Layout) -> tuple[list[_Entry], int]:
 
 
 def _check(kept: list[_Entry], width: int, height: int, size_bytes: int) -> None:
-    """Raise UnusableImageError if the values of `kept` cannot be those of a real file.
+    """Raise UnusableImageError if the entries `kept` have more values than a real file would have.
 
-    This is so if they have more than `size_bytes`, the size of the file, or if there are too many
-    strips or tiles for an image of `width` × `height` pixels.
+    This is so if their values have more than `size_bytes`, the size of the file, or if there are
+    too many strips or tiles for an image of `width` × `height` pixels.
     """
     if sum(entry.size for entry in kept) > size_bytes:
         raise UnusableImageError("the TIFF is truncated or damaged: its tags are larger than the file; save it anew")

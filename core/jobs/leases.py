@@ -13,7 +13,7 @@ from core.settings import HEARTBEAT_S
 
 
 def _lapsed() -> sa.ColumnElement[bool]:
-    """Return the SQL condition of running jobs whose lease has expired."""
+    """Return the SQL condition of running jobs whose lease has expired and was not renewed."""
     return (jobs.c.status == "running") & jobs.c.lease_holder.is_not(None) & (jobs.c.lease_until < time.time())
 
 

@@ -46,7 +46,7 @@ class AddressPolicy:
 
     @classmethod
     def of(cls, allowed_networks: str) -> Self:
-        """Return the policy for the setting `allowed_networks`, a list of CIDR blocks."""
+        """Return a policy that also allows the networks in a comma-separated list of CIDRs."""
         return cls(parse_networks(allowed_networks))
 
     def allows(self, address: str) -> bool:

@@ -23,7 +23,7 @@ class DownloadError(Exception):
 
 
 class TooLargeDownloadError(DownloadError):
-    """The file at a URL is larger than the limit."""
+    """The file at a URL is larger than the caller allows."""
 
 
 async def download(

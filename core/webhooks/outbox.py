@@ -17,9 +17,9 @@ _TIMES = ("created_at", "started_at", "finished_at")
 
 
 def insert_delivery(connection: sa.Connection, job_id: str, status: str) -> None:
-    """Insert a delivery for a job's new `status`; do nothing if its webhook has no such event.
+    """Insert a delivery that reports a job's new `status` to its webhook.
 
-    The job must have a webhook.
+    Does nothing if the client did not ask for events of this status. The job must have a webhook.
     """
     columns = [jobs.c[name] for name in (*_COPIED, *_TIMES, "owner", "webhook")]
     job = connection.execute(sa.select(*columns).where(jobs.c.id == job_id)).one()

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#workers-run-messages-inline-without-acknowledgements
 class InlineTask(Task):  # type: ignore[misc] # celery is not typed
-    """A task without Celery's request object, of which this service would use nothing.
+    """A Celery task that runs where its message is received, without Celery's request object.
 
     Celery's default strategy builds a `Request` for each message and runs it through the pool and a
     tracer. That gives retries, ETA and expiry, revocation, rate and time limits, acknowledgements,

@@ -241,9 +241,9 @@ class UnsavedReports:
             self._deferred.append((claim, problem, size_bytes))
 
     def add(self, reports: Sequence[SliceReport]) -> list[str]:
-        """Record these reports and everything kept; return the ids of the jobs that were written.
+        """Record these reports and all that wait for it; return the ids of the jobs written.
 
-        What cannot be recorded, because the job store is not writable, is kept.
+        If the job store is not writable, all of them wait for the next call.
         """
         with self._lock:
             self._reports.extend(reports)

@@ -83,7 +83,7 @@ class LoadedModel:
     def __init__(
         self, entry: ModelVersion, model: Any, device: torch.device, threads: int, advance: Callable[[], object]
     ) -> None:
-        """Wrap the loaded `model` of the version `entry`; run `warm` before you use it.
+        """Wrap the loaded `model` of the version `entry`; batch plans must still be made.
 
         `advance` is called after each step of an operation. `threads` is the number of CPU threads;
         0 means one for a small model and all for a large one. On a CPU, the weights of a large
@@ -243,9 +243,9 @@ class LoadedModel:
 
 
 def _between(batch_sizes: list[int]) -> list[int]:
-    """Return three sizes between each of the powers of two `batch_sizes` and the next.
+    """Return three sizes between each size in `batch_sizes`, powers of two, and the next one.
 
-    Those below `_FINE_FROM` are skipped. So at most a fifth of a large batch is padding, not half.
+    Sizes below `_FINE_FROM` are left out. So at most a fifth of a large batch is padding, not half.
     """
     steps = [(low, low // 4) for low in batch_sizes[:-1] if low >= _FINE_FROM]
     return [low + times * step for low, step in steps for times in (1, 2, 3)]

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # See docs/decisions.md#a-faulthandler-timer-ends-a-hung-worker
 class Watchdog:
-    """Ends the process if work runs longer than a time-out without a call of `advance`."""
+    """Ends the process if work makes no progress for the time-out, a number of seconds."""
 
     def __init__(self, timeout_s: float, file: TextIO = sys.stderr) -> None:
         """Set the time-out in seconds; the first `check` starts the timer.

@@ -109,9 +109,9 @@ class CandidateLoader:
     """
 
     def __init__(self, context: InferenceContext, publish_heartbeat: Callable[[], None]) -> None:
-        """Use the registry and the models of a worker.
+        """Use the registry and the models of a worker; nothing is loaded yet.
 
-        `publish_heartbeat` is called when a version is loaded or refused.
+        `publish_heartbeat` is called when a version was loaded or could not be loaded.
         """
         self._context = context
         self._publish_heartbeat = publish_heartbeat

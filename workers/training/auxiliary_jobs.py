@@ -27,7 +27,7 @@ class AuxiliaryJobs:
     """
 
     def __init__(self, context: JobContext, children: ChildProcesses, publisher: VersionPublisher) -> None:
-        """Use the context, child processes and publisher of a worker."""
+        """Use the context, child processes and publisher of a training worker; nothing runs yet."""
         self._context = context
         self._children = children
         self._publisher = publisher

@@ -36,7 +36,7 @@ class VersionPublisher:
     """Publishes the checkpoints of trainings as versions, and activates them."""
 
     def __init__(self, context: JobContext, children: ChildProcesses) -> None:
-        """Use the context and child processes of a worker."""
+        """Use the context and child processes of a training worker; nothing is published yet."""
         self._context = context
         self._children = children
 

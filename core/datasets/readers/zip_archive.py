@@ -145,7 +145,10 @@ def _read_end_record(tail: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _check_entries(file: IO[bytes], count: int, length: int) -> None:
-    """Raise UploadRejectedError unless the directory has `count` entries and `length` bytes."""
+    """Raise UploadRejectedError unless the central directory has `count` entries.
+
+    They must have `length` bytes together. `file` is at the start of the directory.
+    """
     directory = file.read(length)
     position = 0
     for _ in range(count):

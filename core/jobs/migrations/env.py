@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the migrations on the connection of `core.jobs.migrate`."""
+"""Run the migrations on the connection that the job store has opened, as Alembic's environment."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Revision 0002: tables, columns and indexes under the names that the code uses."""
+"""Revision 0002: give tables, columns and indexes the names that the code uses."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Revision 0003: the deadline of a job, and the trace that it belongs to."""
+"""Revision 0003: add columns for the deadline of a job and for the trace of its request."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Revision 0004: webhooks of jobs, their deliveries, and images that are fetched by URL."""
+"""Revision 0004: add webhooks of jobs, their deliveries, and URLs of images to be fetched."""
 
 import sqlalchemy as sa
 from alembic import op
