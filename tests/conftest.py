@@ -28,6 +28,7 @@ LONGEST = (
     "reverie/test_cli.py",
     "service/test_backup.py",
     "clients/test_clients.py",
+    "service/test_docs_page.py",
     "api/routes/test_trainings.py",
     "api/routes/test_openai.py",
     "service/test_schemathesis.py",

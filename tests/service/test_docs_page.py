@@ -149,6 +149,7 @@ def test_try_it_out(browser: Browser, stack: Stack, tmp_path: Path) -> None:
         response = visited.try_out("operations", "create_samples")
         expect(response.locator(".response-col_status").first).to_have_text(re.compile("^200"))
         expect(response).to_contain_text('"images": [')
+        response.scroll_into_view_if_needed()
         assert visited.errors == []
 
 
@@ -166,4 +167,5 @@ def test_authorize(browser: Browser, keyed: Stack, tmp_path: Path) -> None:
         visited.try_out("operations", "create_samples")
         expect(status).to_have_text(re.compile("^200"))
         expect(response).to_contain_text('"images": [')
+        response.scroll_into_view_if_needed()
         assert visited.errors == []
